@@ -1,0 +1,37 @@
+"""What a method is told about the run it takes part in, and how it reports back."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+class Progress:
+    """Receives progress; this base ignores it, the command line draws bars.
+
+    A phase is named by its first report and ends when ``done == total``.
+    """
+
+    def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
+        """``done`` of ``total`` units of ``phase`` are finished; ``figures`` (loss=0.12) are shown beside the bar."""
+
+
+@dataclass
+class Context:
+    """The surroundings of one fit or one scoring pass.
+
+    Attributes:
+        device: a torch device string, resolved by the caller ("cpu", "cuda", "cuda:1"). Methods use this and nothing else.
+        seed: every random draw derives from it (see :func:`adbench.seeds.derive`).
+        workdir: a folder of this fit alone, kept between interruptions: checkpoints go here. None: keep nothing on disk.
+        progress: receives progress.
+        logger: for messages a user may want to read later.
+    """
+
+    device: str = "cpu"
+    seed: int = 0
+    workdir: Path | None = None
+    progress: Progress = field(default_factory=Progress)
+    logger: logging.Logger = field(default_factory=lambda: logging.getLogger("adbench"))

@@ -1,0 +1,1 @@
+"""Datasets behind one interface, :class:`adbench.datasets.base.Dataset`, and the slice store they are prepared into."""

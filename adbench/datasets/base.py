@@ -1,0 +1,124 @@
+"""The contract between adbench and a dataset on disk.
+
+A dataset finds its cases (:meth:`Dataset.discover`, cheap, nothing decoded) and loads one case at a time as a stack of
+axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.prepare` calls both, once, and writes the slice store.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from adbench.params import ParamSet
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What a user must know about a dataset.
+
+    Attributes:
+        name: what the user types.
+        version: version of the adapter; raised when the prepared arrays may change.
+        modalities: sequences it can have, upper case ("T1", "T2", "FLAIR").
+        licence: of the data.
+        obtain: how to get it.
+        layout: what is expected below the data root.
+        protocol: name of the protocol used when none is given.
+        needs_root: False for a dataset that is generated.
+    """
+
+    name: str
+    version: str
+    modalities: tuple[str, ...]
+    licence: str
+    obtain: str
+    layout: str
+    protocol: str
+    needs_root: bool = True
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject (and session) of one split, as found on disk.
+
+    Attributes:
+        subject: identity that splits must keep together.
+        split: the role the dataset gives it.
+        files: every source file of the case; their names, sizes and times decide whether a store is still valid.
+        session: "" when there is one session.
+        site: scanner or centre, "" when unknown.
+        flags: known remarks ("artefact").
+        extra: whatever :meth:`Dataset.load` needs to find the pixels.
+    """
+
+    subject: str
+    split: Split
+    files: tuple[Path, ...] = ()
+    session: str = ""
+    site: str = ""
+    flags: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Subject and session in one word."""
+        return f"{self.subject}_{self.session}" if self.session else self.subject
+
+
+@dataclass
+class Stack:
+    """The prepared slices of one case, before they enter the store; S slices on the dataset's common grid.
+
+    Attributes:
+        image: (S, H, W) float32 in [0, 1], 0 outside the brain.
+        brain: (S, H, W) bool.
+        lesion: (S, H, W) bool, or None when the case has no lesion mask.
+        slices: S slice indices, ascending, unique within the case.
+        remarks: what was left out and why ("slice 12: no brain").
+    """
+
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray | None
+    slices: Sequence[int]
+    remarks: list[str] = field(default_factory=list)
+
+
+class Dataset(ABC):
+    """A dataset as its provider distributes it."""
+
+    info: ClassVar[DatasetInfo]
+    Params: ClassVar[type[ParamSet]] = ParamSet
+
+    def __init__(self, params: ParamSet, root: Path | None) -> None:
+        self.params = params
+        self.root = root
+
+    @abstractmethod
+    def discover(self, modality: str) -> list[Case]:
+        """The cases that have ``modality``, in a stable order, without decoding images.
+
+        Raises:
+            UserError: the root is missing, empty, or of another layout (says what is expected and where to get it),
+                or the modality is not there (says which are).
+        """
+
+    @abstractmethod
+    def load(self, case: Case, modality: str) -> Stack:
+        """Decode one case. Every case of one dataset gives the same H and W.
+
+        Raises:
+            UserError: an unreadable file, an image and mask of different size, NaN or Inf: names the file.
+        """
+
+    def recipe(self) -> dict[str, Any]:
+        """Every step and parameter that shapes the pixels, for the manifest and its hash."""
+        return {"dataset": self.info.name, "version": self.info.version, "params": self.params.model_dump(mode="json")}

@@ -1,0 +1,129 @@
+"""Views of a slice store: what a method may see (:class:`SliceSet`) and what the evaluation sees (:class:`LabelledSet`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adbench.hashing import digest
+
+if TYPE_CHECKING:
+    import torch
+
+    from adbench.datasets.store import SliceStore
+
+
+@dataclass(frozen=True)
+class SliceBatch:
+    """A batch of slices as a method sees it.
+
+    Attributes:
+        image: (B, 1, H, W) float32 in [0, 1], 0 outside the brain.
+        brain: (B, 1, H, W) bool.
+        subjects: B subject ids. With ``slices`` they identify a slice (for per-slice seeds), nothing more.
+        slices: B slice indices.
+        modality: e.g. "FLAIR".
+    """
+
+    image: torch.Tensor
+    brain: torch.Tensor
+    subjects: tuple[str, ...]
+    slices: tuple[int, ...]
+    modality: str
+
+    def __len__(self) -> int:
+        return self.image.shape[0]
+
+    def to(self, device: str) -> SliceBatch:
+        """The same batch with its tensors on ``device``."""
+        return replace(self, image=self.image.to(device), brain=self.brain.to(device))
+
+
+class SliceSet:
+    """Rows of a store in a fixed order, without lesion masks.
+
+    Args:
+        store: the open store.
+        rows: row numbers of the store, ascending.
+    """
+
+    def __init__(self, store: SliceStore, rows: np.ndarray) -> None:
+        self._store = store
+        self.rows = np.asarray(rows, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def modality(self) -> str:
+        return self._store.modality
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(H, W) of every slice."""
+        return self._store.shape
+
+    @cached_property
+    def subjects(self) -> list[str]:
+        """The distinct subjects, in store order."""
+        return list(dict.fromkeys(self._store.subject_of(row) for row in self.rows))
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of what a method can see here: ids, pixels, brain masks. Independent of paths and of lesions."""
+        return digest(self._store.describe_rows(self.rows, lesions=False))
+
+    def images(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(n, H, W) float16 in [0, 1]: the pixels of the given positions of this set."""
+        return self._store.images[self.rows[positions]]
+
+    def brains(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(n, H, W) bool: the brain masks of the given positions of this set."""
+        return self._store.brains[self.rows[positions]]
+
+    def batch(self, positions: np.ndarray | slice) -> SliceBatch:
+        """The given positions as one batch on the CPU."""
+        import torch
+
+        rows = self.rows[positions]
+        return SliceBatch(
+            image=torch.from_numpy(self._store.images[rows].astype(np.float32))[:, None],
+            brain=torch.from_numpy(np.ascontiguousarray(self._store.brains[rows]))[:, None],
+            subjects=tuple(self._store.subject_of(row) for row in rows),
+            slices=tuple(self._store.slice_of(row) for row in rows),
+            modality=self.modality,
+        )
+
+    def batches(self, size: int) -> Iterator[SliceBatch]:
+        """The whole set in order, ``size`` slices at a time."""
+        for start in range(0, len(self), size):
+            yield self.batch(slice(start, start + size))
+
+    def limited(self, count: int) -> SliceSet:
+        """The first ``count`` slices of an even spread over the set (all of it when it is smaller)."""
+        if count >= len(self):
+            return self
+        return SliceSet(self._store, self.rows[np.linspace(0, len(self) - 1, count).astype(np.int64)])
+
+
+class LabelledSet(SliceSet):
+    """Rows with their lesion masks; for the evaluation only, never handed to a method."""
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of images, brain masks and lesion masks."""
+        return digest(self._store.describe_rows(self.rows, lesions=True))
+
+    def lesions(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(n, H, W) bool lesion masks."""
+        return self._store.lesions[self.rows[positions]]
+
+    def by_subject(self) -> Iterator[tuple[str, np.ndarray]]:
+        """(subject, its positions in this set), in store order."""
+        names = np.array([self._store.subject_of(row) for row in self.rows])
+        for subject in self.subjects:
+            yield subject, np.flatnonzero(names == subject)

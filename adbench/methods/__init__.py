@@ -1,0 +1,1 @@
+"""Anomaly-detection methods behind one interface, :class:`adbench.methods.base.Method`."""

@@ -1,0 +1,178 @@
+"""The contract between adbench and an anomaly-detection method.
+
+A method learns from healthy slices (:meth:`Method.fit`) and gives each slice an anomaly map (:meth:`Method.score`).
+It never sees a lesion mask: no object it is handed carries one.
+
+This module imports no torch, and a method's module should import it inside functions only: parameters are read,
+listed and hashed without it.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from adbench.context import Context
+from adbench.errors import UserError, unknown
+from adbench.files import replacing, write_json
+from adbench.params import ParamSet, build
+
+if TYPE_CHECKING:
+    import torch
+
+    from adbench.datasets.slices import SliceBatch, SliceSet
+
+WEIGHTS = "model.safetensors"
+CARD = "method.json"
+
+
+@dataclass
+class FitReport:
+    """What happened while fitting; stored in the record.
+
+    Attributes:
+        steps: optimiser steps taken, over all stages.
+        parameters: trainable and frozen parameters of the fitted model.
+        best: figures of the checkpoint kept, e.g. {"unet.step": 900, "unet.val_loss": 0.12}.
+        curves: per stage, the logged points, e.g. {"unet": [{"step": 50, "loss": .3, "val_loss": .2}, ...]}.
+    """
+
+    steps: int = 0
+    parameters: int = 0
+    best: dict[str, float] = field(default_factory=dict)
+    curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one run of a method asks of a machine: CPU cores, and GPU memory in GiB (0: no GPU)."""
+
+    cpus: float = 1.0
+    gpu_memory_gb: float = 0.0
+
+
+class Method(ABC):
+    """An unsupervised anomaly-detection method.
+
+    Class attributes:
+        name: what the user types; equal to the entry point's name.
+        version: raised by hand when the numbers may change.
+        Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`.
+        presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[str] = "1"
+    Params: ClassVar[type[ParamSet]] = ParamSet
+    presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
+
+    def __init__(self, params: ParamSet, ctx: Context) -> None:
+        self.params = params
+        self.ctx = ctx
+
+    @abstractmethod
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        """Learn from healthy slices. Called once; if the process is killed, called again with the same workdir.
+
+        Args:
+            train: healthy slices, in [0, 1], background 0.
+            val: healthy slices of other subjects for choosing a checkpoint, or None.
+        """
+
+    @abstractmethod
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        """Anomaly maps, shape (B, 1, H, W), float, on the batch's grid and device; higher is more anomalous.
+
+        Must depend on nothing but the fitted model, the seed and each slice itself (not on its batch).
+        """
+
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
+        """Pseudo-healthy images in [0, 1], shape (B, 1, H, W), or None for a method that makes none."""
+        return None
+
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Both at once; override it when one forward pass gives both."""
+        return self.score(batch), self.reconstruct(batch)
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """The tensors that :meth:`load_state` needs; empty for a method with nothing to learn."""
+        return {}
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        """Take back what :meth:`state` gave."""
+        if state:
+            raise UserError(
+                f"The checkpoint of {self.name} holds tensors that {self.name} does not expect: {', '.join(state)}."
+            )
+
+    def save(self, folder: Path) -> None:
+        """Write the fitted method into ``folder``: tensors as safetensors, the rest as JSON. No pickle."""
+        from safetensors.torch import save_file
+
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        tensors = {key: value.detach().cpu().contiguous() for key, value in self.state().items()}
+        with replacing(folder / WEIGHTS) as temporary:
+            save_file(tensors, temporary)
+        write_json(
+            folder / CARD, {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
+        )
+
+    @classmethod
+    def load(cls, folder: Path, ctx: Context) -> Self:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            UserError: the folder holds another method, another version, or damaged files.
+        """
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        folder = Path(folder)
+        try:
+            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
+            found = (card["method"], card["version"])
+            if found != (cls.name, cls.version):
+                raise UserError(
+                    f"{folder} holds {found[0]} version {found[1]}, not {cls.name} version {cls.version}: fit it again or name the right folder."
+                )
+            params = build(cls.Params, f"method {cls.name}", card["params"])
+            tensors = load_file(folder / WEIGHTS)
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} is not a saved {cls.name}: {Path(error.filename).name} is missing.") from None
+        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+            raise UserError(
+                f"The saved {cls.name} in {folder} is damaged ({error}): delete it and fit again."
+            ) from None
+        method = cls(params, ctx)
+        try:
+            method.load_state(tensors)
+        except RuntimeError as error:  # torch reports missing keys and wrong shapes this way
+            raise UserError(
+                f"The weights in {folder} do not fit {cls.name} with its stored parameters: {error}"
+            ) from None
+        return method
+
+    @classmethod
+    def resources(cls, params: ParamSet) -> Resources:
+        """What one run with ``params`` asks for."""
+        return Resources()
+
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        """Parameters worth searching, e.g. {"lr": {"low": 1e-5, "high": 1e-3, "log": True}}; empty: none."""
+        return {}
+
+    @classmethod
+    def resolve(cls, preset: str, overrides: dict[str, Any]) -> ParamSet:
+        """The parameters of ``preset`` with ``overrides`` on top, validated.
+
+        Raises:
+            UserError: unknown preset, unknown parameter, or a value out of range.
+        """
+        if preset not in cls.presets:
+            raise unknown(f"preset of {cls.name}", preset, cls.presets)
+        return build(cls.Params, f"method {cls.name}", {**cls.presets[preset], **overrides})

@@ -1,0 +1,47 @@
+"""Documented, validated, immutable parameters shared by methods and datasets."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from adbench.errors import UserError, unknown
+
+
+class ParamSet(BaseModel):
+    """Base of every parameter set: frozen, unknown names are errors, every field is documented."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def param(default: Any, doc: str, *, unit: str = "", source: str = "", **constraints: Any) -> Any:
+    """A documented field of a :class:`ParamSet`.
+
+    Args:
+        default: value used when the user gives none.
+        doc: what the parameter does, one sentence.
+        unit: physical or counting unit ("px", "steps"); empty for a pure number or a choice.
+        source: where the default comes from (paper and equation, or "adbench").
+        **constraints: passed to ``pydantic.Field`` (``ge``, ``le``, ``gt``, ``lt``, ...).
+    """
+    return Field(default, description=doc, json_schema_extra={"unit": unit, "source": source}, **constraints)
+
+
+def build(cls: type[ParamSet], owner: str, values: dict[str, Any]) -> ParamSet:
+    """Validate ``values`` into ``cls``; a wrong name or type becomes one clear :class:`UserError`.
+
+    Args:
+        cls: the parameter model.
+        owner: whose parameters these are, for the message ("method madad").
+        values: the merged values, by field name.
+    """
+    for name in values:
+        if name not in cls.model_fields:
+            raise unknown(f"parameter of {owner}", name, cls.model_fields)
+    try:
+        return cls(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "parameters"
+        raise UserError(f"{owner}: {where} = {first.get('input')!r} is not valid: {first['msg']}.") from None
