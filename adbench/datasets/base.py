@@ -102,6 +102,10 @@ class Dataset(ABC):
         self.params = params
         self.root = root
 
+    def available(self) -> tuple[str, ...]:
+        """The modalities that are really there, the default one first."""
+        return self.info.modalities
+
     @abstractmethod
     def discover(self, modality: str) -> list[Case]:
         """The cases that have ``modality``, in a stable order, without decoding images.

@@ -58,7 +58,8 @@ class StoredCase:
 
     @classmethod
     def from_json(cls, case: dict[str, Any]) -> Self:
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in case.items()})
+        fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in case.items()}
+        return cls(**fields)
 
     @property
     def rows(self) -> np.ndarray:
