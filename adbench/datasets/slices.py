@@ -122,8 +122,13 @@ class LabelledSet(SliceSet):
         """(n, H, W) bool lesion masks."""
         return self._store.lesions[self.rows[positions]]
 
-    def by_subject(self) -> Iterator[tuple[str, np.ndarray]]:
-        """(subject, its positions in this set), in store order."""
-        names = np.array([self._store.subject_of(row) for row in self.rows])
-        for subject in self.subjects:
-            yield subject, np.flatnonzero(names == subject)
+    @cached_property
+    def subject_index(self) -> np.ndarray:
+        """(n,) index into :attr:`subjects` of each position; rows of one subject stand together."""
+        number = {subject: index for index, subject in enumerate(self.subjects)}
+        return np.array([number[self._store.subject_of(row)] for row in self.rows], dtype=np.int64)
+
+    @cached_property
+    def lesion_voxels(self) -> np.ndarray:
+        """(n,) lesion voxels of each position, from the manifest."""
+        return np.array([self._store.lesion_voxels_of(row) for row in self.rows], dtype=np.int64)

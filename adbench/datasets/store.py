@@ -148,6 +148,10 @@ class SliceStore:
         case = self.cases[self._case_of_row[row]]
         return case.slices[row - case.start]
 
+    def lesion_voxels_of(self, row: int) -> int:
+        case = self.cases[self._case_of_row[row]]
+        return case.lesion_voxels[row - case.start]
+
     def rows(self, split: Split, *, healthy_only: bool = False) -> np.ndarray:
         """Row numbers of ``split``; with ``healthy_only`` those whose lesion mask, where there is one, is empty."""
         chosen = [np.empty(0, np.int64)]
@@ -251,7 +255,8 @@ def prepare(dataset: Dataset, modality: str, cache: Path, progress: Progress | N
         UserError: from the dataset (nothing there, unreadable file, ...) or from a damaged store.
     """
     progress = progress or Progress()
-    cases = dataset.discover(modality)
+    # Sorted, so that the slices of one subject stand together.
+    cases = sorted(dataset.discover(modality), key=lambda case: (case.split, case.subject, case.session))
     key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
     folder = Path(cache) / "stores" / f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
     if folder.exists():

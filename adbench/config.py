@@ -1,0 +1,248 @@
+"""From what the user wrote to cells: defaults < preset < YAML file < ``--set``. Every name is checked, nothing is ignored."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from adbench import protocols, registry
+from adbench.errors import UserError, unknown
+from adbench.params import build
+from adbench.spec import CellSpec, Source
+
+DATA_VARIABLE = "ADBENCH_DATA"
+CACHE_VARIABLE = "ADBENCH_CACHE"
+
+
+def default_cache() -> Path:
+    """``$ADBENCH_CACHE``, else ``adbench`` in the user's cache folder."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adbench"
+
+
+class RunConfig(BaseModel):
+    """What ``adbench run`` does; the same names in YAML and on the command line.
+
+    Attributes:
+        method: one or more methods.
+        dataset: one or more datasets to test on (each gives train, val and test unless ``train_on`` is set).
+        modality: one or more sequences; empty: the first that each dataset has.
+        protocol: name; None: the dataset's own.
+        seed: one or more seeds.
+        preset: "tiny", "base" or "paper"; None: "tiny" on the CPU, "base" on a GPU.
+        data_root: where the dataset lies; None: ``$ADBENCH_DATA/<dataset>``.
+        train_on: another dataset to learn from; its ``train`` and healthy ``val`` slices are used.
+        train_root: where that one lies.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        out: folder of runs and fits.
+        cache: folder of prepared slice stores; None: ``$ADBENCH_CACHE`` or the user's cache folder.
+        set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
+            of one method.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    modality: tuple[str, ...] = ()
+    protocol: str | None = None
+    seed: tuple[int, ...] = (0,)
+    preset: str | None = None
+    data_root: str | None = None
+    train_on: str | None = None
+    train_root: str | None = None
+    device: str = "auto"
+    out: str = "runs"
+    cache: str | None = None
+    set: dict[str, dict[str, Any]] = {}
+
+    @field_validator("method", "dataset", "modality", "seed", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return (value,) if isinstance(value, int) else value
+
+
+def parse_assignment(text: str) -> tuple[str, str, Any]:
+    """``scope.key=value`` as (scope, key, value); the value is read as YAML, so ``500``, ``true`` and ``[1, 2]`` work.
+
+    Raises:
+        UserError: not of that form.
+    """
+    left, equals, right = text.partition("=")
+    scope, dot, key = left.strip().rpartition(".")
+    if not (equals and dot and scope and key):
+        raise UserError(
+            f"--set {text!r} is not of the form scope.key=value, e.g. method.steps=500 or dataset.size=128."
+        )
+    try:
+        value = yaml.safe_load(right)
+    except yaml.YAMLError:
+        raise UserError(f"--set {text!r}: {right!r} is not a valid YAML value.") from None
+    return scope, key, value
+
+
+def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
+    """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
+
+    Args:
+        path: the file, or None.
+        flags: values given on the command line; None and empty ones are not given.
+        assignments: texts of ``--set``.
+
+    Raises:
+        UserError: unreadable file, unknown key (the nearest is given), ill-typed value.
+    """
+    merged: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"The config file {path} cannot be read: {error.strerror}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        if not isinstance(content or {}, dict):
+            raise UserError(f"The config file {path} must hold a mapping such as `method: madad`.")
+        merged.update(content or {})
+    for name in merged:
+        if name not in RunConfig.model_fields:
+            raise unknown(f"key in {path}", str(name), RunConfig.model_fields)
+    merged.update({name: value for name, value in flags.items() if value not in (None, (), [])})
+    scopes = merged.get("set") or {}
+    if not isinstance(scopes, dict) or not all(isinstance(value, dict) for value in scopes.values()):
+        raise UserError(f"In {path}, `set` must map scopes to parameters, e.g. set: {{method: {{steps: 500}}}}.")
+    merged["set"] = {scope: dict(values) for scope, values in scopes.items()}
+    for text in assignments:
+        scope, key, value = parse_assignment(text)
+        merged["set"].setdefault(scope, {})[key] = value
+    try:
+        return RunConfig(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where} = {first.get('input')!r} is not valid: {first['msg']}.") from None
+
+
+def resolve_device(device: str) -> str:
+    """A torch device string for "auto" and friends, checked to exist.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if device == "cpu":
+        return device  # torch need not be imported to know that
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"Device {device!r} is not one of auto, cpu, cuda, cuda:N.") from None
+    if wanted.type != "cuda":
+        raise UserError(f"Device {device!r} is not supported: use auto, cpu, cuda or cuda:N.")
+    if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"Device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. `adbench doctor` tells more."
+        )
+    return device
+
+
+def _source(name: str, root: str | None, params: dict[str, Any], flag: str) -> tuple[Source, type[Any]]:
+    cls = registry.load("datasets", name)
+    resolved = build(cls.Params, f"dataset {name}", params).model_dump(mode="json")
+    if not cls.info.needs_root:
+        if root is not None:
+            raise UserError(f"The dataset {name} is generated and takes no {flag}.")
+        return Source(dataset=name, root=None, params=resolved), cls
+    if root is None and os.environ.get(DATA_VARIABLE):
+        root = str(Path(os.environ[DATA_VARIABLE]) / name)
+    if root is None:
+        raise UserError(
+            f"The dataset {name} needs its folder: give {flag} DIR or set {DATA_VARIABLE} to the folder that holds {name}/. "
+            f"Expected there: {cls.info.layout} {cls.info.obtain}"
+        )
+    if not Path(root).is_dir():
+        raise UserError(
+            f"There is no folder {root} for the dataset {name}. Expected there: {cls.info.layout} {cls.info.obtain}"
+        )
+    return Source(dataset=name, root=str(Path(root).resolve()), params=resolved), cls
+
+
+def _modalities(config: RunConfig, source: Source, cls: type[Any]) -> tuple[str, ...]:
+    there = cls(build(cls.Params, cls.info.name, source.params), Path(source.root) if source.root else None).available()
+    if not config.modality:
+        return there[:1]
+    by_upper = {name.upper(): name for name in there}
+    for name in config.modality:
+        if name.upper() not in by_upper:
+            raise unknown(f"modality of {source.dataset}{f' in {source.root}' if source.root else ''}", name, there)
+    return tuple(by_upper[name.upper()] for name in config.modality)
+
+
+def _check_scopes(config: RunConfig) -> None:
+    allowed = ["method", "dataset", "train", *config.method]
+    for scope in config.set:
+        if scope not in allowed:
+            near = difflib.get_close_matches(scope, allowed, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise UserError(
+                f"Unknown scope {scope!r} in --set. {hint}Scopes here: method (every method), dataset, train"
+                f"{', ' if config.method else ''}{', '.join(config.method)}."
+            )
+    if "train" in config.set and config.train_on is None:
+        raise UserError("--set train.… sets the training source, but --train-on names none.")
+
+
+def cells(config: RunConfig) -> Iterator[CellSpec]:
+    """Every cell of ``config``: datasets × modalities × methods × seeds, resolved and checked.
+
+    Raises:
+        UserError: anything unknown, missing or out of range, before anything runs.
+    """
+    if not config.method:
+        raise UserError(
+            "Name a method: --method madad (several: --method madad,ae). `adbench list methods` shows them."
+        )
+    if not config.dataset:
+        raise UserError("Name a dataset: --dataset phantom. `adbench list datasets` shows them.")
+    _check_scopes(config)
+    device = resolve_device(config.device)
+    preset = config.preset or ("base" if device.startswith("cuda") else "tiny")
+    methods = {}
+    for name in dict.fromkeys(config.method):
+        cls = registry.load("methods", name)
+        overrides = {**config.set.get("method", {}), **config.set.get(name, {})}
+        methods[name] = cls.resolve(preset, overrides).model_dump(mode="json")
+    train = None
+    if config.train_on is not None:
+        train, _ = _source(config.train_on, config.train_root, config.set.get("train", {}), "--train-root")
+    elif config.train_root is not None:
+        raise UserError(
+            "--train-root says where the training source lies; name it with --train-on (for a folder of PNGs: --train-on folder)."
+        )
+    for dataset in dict.fromkeys(config.dataset):
+        source, cls = _source(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
+        protocol = protocols.get(config.protocol or cls.info.protocol)
+        for modality, (name, params), seed in product(
+            _modalities(config, source, cls), methods.items(), dict.fromkeys(config.seed)
+        ):
+            yield CellSpec(
+                method=name,
+                preset=preset,
+                params=params,
+                test=source,
+                train=train,
+                modality=modality,
+                protocol=protocol.name,
+                seed=seed,
+                device=device,
+            )

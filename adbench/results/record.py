@@ -1,0 +1,110 @@
+"""The record of one run: the one place that says what is stored and what each field means."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from adbench.errors import UserError
+from adbench.files import write_json
+
+SCHEMA = 1
+RECORD = "record.json"
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Number(_Part):
+    """A metric with its bootstrap interval over test subjects."""
+
+    value: float | None  # None: undefined, see reason
+    low: float | None  # 2.5th percentile of the bootstrap
+    high: float | None  # 97.5th percentile of the bootstrap
+    n: int  # subjects that enter the number
+    oracle: bool = False  # True: a threshold was chosen on the test split
+    reason: str = ""  # why value is None
+
+
+class MethodPart(_Part):
+    name: str
+    version: str
+    origin: str  # "built-in", or the distribution that provides it
+    source: str  # hash of the method's source files
+    preset: str
+    params: dict[str, Any]  # every parameter, defaults included
+    parameters: int  # number of weights
+
+
+class DataPart(_Part):
+    name: str
+    modality: str
+    digest: str  # hash of ids, pixels and masks that were used
+    subjects: int
+    slices: int
+    lesion_subjects: int | None = None  # None: no lesion mask was looked at (training)
+    params: dict[str, Any] = {}
+    grid: tuple[int, int]  # (H, W) in pixels
+    store_remarks: int = 0  # number of remarks in the store's manifest (slices left out, and why)
+
+
+class Record(_Part):
+    """The result of one run. Written last, atomically: a run without it did not happen."""
+
+    schema_version: int = SCHEMA
+    run_key: str  # hash of identity
+    fit_key: str  # hash of the part of identity that decides the fit
+    identity: dict[str, Any]  # everything that decides the numbers
+    created: str  # UTC, ISO 8601
+    method: MethodPart
+    train: DataPart  # healthy slices learned from
+    val: DataPart | None  # healthy slices that chose the checkpoint
+    threshold: DataPart  # labelled validation slices that chose the threshold
+    test: DataPart
+    protocol: dict[str, Any]
+    seed: int
+    metrics: dict[str, Number]
+    prevalence: float  # share of lesion voxels among the test brain voxels: the chance level of auprc
+    thresholds: dict[str, float]  # by rule ("val", "best", ...), in units of the map
+    subjects: list[dict[str, Any]]  # one row a test subject
+    notes: list[str]  # remarks of the evaluation
+    fit: dict[str, Any]  # steps, best checkpoint, loss curves
+    timing: dict[str, float]  # seconds by phase; score_per_slice
+    memory: dict[str, float]  # peak in GiB: host, gpu
+    provenance: dict[str, Any]  # versions, platform, device, git revision
+    files: dict[str, str]  # files beside the record -> SHA-256
+
+
+def write(record: Record, folder: Path) -> None:
+    """Write ``record`` into ``folder`` atomically."""
+    write_json(folder / RECORD, record.model_dump(mode="json"))
+
+
+def read(path: Path, max_bytes: int = 64 << 20) -> Record:
+    """Read a record. Records may come from strangers: size, schema and every type are checked.
+
+    Raises:
+        UserError: not a record, of another schema, damaged, or larger than ``max_bytes``.
+    """
+    path = Path(path)
+    path = path / RECORD if path.is_dir() else path
+    try:
+        if path.stat().st_size > max_bytes:
+            raise UserError(f"{path} has {path.stat().st_size} bytes; a record has at most {max_bytes}.")
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
+            found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
+            raise UserError(f"{path} has record schema {found!r}; this adbench reads schema {SCHEMA}.")
+        return Record(**content)
+    except FileNotFoundError:
+        raise UserError(f"There is no record at {path}.") from None
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(f"{path} is not a readable record ({error}).") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path} is not a valid record: {where}: {first['msg']}.") from None

@@ -1,0 +1,94 @@
+"""Where runs and fits live below the output folder, and which of them are complete.
+
+::
+
+    OUT/<protocol>/<dataset>-<modality>/<method>-<preset>-seed<seed>-<run key>/
+        record.json      written last: the run is complete when it is there and its key matches
+        failure.json     the last failed attempt, with its traceback; removed by a success
+        config.yaml  histograms.npz  val_histograms.npz  samples.png  pr.png
+    OUT/fits/<method>-<fit key>/
+        fit.json         written last: the fit is complete
+        model.safetensors  method.json  <stage>/ checkpoints
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import traceback
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from adbench.errors import UserError
+from adbench.files import write_json
+from adbench.results.record import RECORD, Record, read
+
+FIT = "fit.json"
+FAILURE = "failure.json"
+_SAFE = re.compile(r"[^A-Za-z0-9._-]+")
+
+
+def _safe(text: str) -> str:
+    return _SAFE.sub("_", text)
+
+
+def run_folder(
+    out: Path, protocol: str, dataset: str, modality: str, method: str, preset: str, seed: int, key: str
+) -> Path:
+    """The folder of the run with ``key``."""
+    name = f"{_safe(method)}-{_safe(preset)}-seed{seed}-{key[:10]}"
+    return Path(out) / _safe(protocol) / _safe(f"{dataset}-{modality.lower()}") / name
+
+
+def fit_folder(out: Path, method: str, key: str) -> Path:
+    """The folder of the fit with ``key``."""
+    return Path(out) / "fits" / f"{_safe(method)}-{key[:16]}"
+
+
+def complete(folder: Path, key: str) -> Record | None:
+    """The record in ``folder`` if it is there and belongs to ``key``."""
+    if not (folder / RECORD).exists():
+        return None
+    record = read(folder)
+    return record if record.run_key == key else None
+
+
+def fitted(folder: Path, key: str) -> dict[str, Any] | None:
+    """What ``fit.json`` says if the fit in ``folder`` is complete and belongs to ``key``."""
+    try:
+        content = json.loads((folder / FIT).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{folder / FIT} is damaged ({error}): delete {folder} and run again.") from None
+    return content if content.get("fit_key") == key else None
+
+
+def write_failure(folder: Path, error: BaseException, phase: str) -> None:
+    """Record a failed attempt; it never counts as done."""
+    write_json(
+        folder / FAILURE,
+        {
+            "phase": phase,
+            "error": type(error).__name__,
+            "message": str(error),
+            "traceback": "".join(traceback.format_exception(error)),
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def records(folder: Path) -> Iterator[tuple[Path, Record]]:
+    """Every record below ``folder`` with its path, in path order.
+
+    Raises:
+        UserError: the folder does not exist, or holds an unreadable record.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(
+            f"There is no folder {folder}. Name the one that `adbench run --out` wrote, or run something first."
+        )
+    for path in sorted(Path(folder).rglob(RECORD)):
+        yield path, read(path)

@@ -1,0 +1,102 @@
+"""Running a fitted method over labelled slices, one subject at a time, in batches that do not care about subjects."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adbench.context import Context
+from adbench.errors import UserError
+
+if TYPE_CHECKING:
+    from adbench.datasets.slices import LabelledSet, SliceBatch
+    from adbench.methods.base import Method
+
+
+@dataclass
+class ScoredSubject:
+    """Every slice of one subject, S of them, on the prepared grid.
+
+    Attributes:
+        positions: (S,) positions in the set that was scored.
+        maps: (S, H, W) float32, higher is more anomalous.
+        reconstructions: (S, H, W) float32 in [0, 1], or None.
+    """
+
+    subject: str
+    positions: np.ndarray
+    maps: np.ndarray
+    reconstructions: np.ndarray | None
+
+
+def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np.ndarray | None]:
+    import torch
+
+    moved = batch.to(device)
+    with torch.inference_mode():
+        maps, recon = method.score_and_reconstruct(moved)
+    expected = tuple(batch.image.shape)
+    for what, tensor in (("score", maps), ("reconstruct", recon)):
+        if tensor is not None and (not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected):
+            found = tuple(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
+            raise UserError(f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}.")
+    out = maps.float().cpu().numpy()[:, 0]
+    return out, None if recon is None else recon.float().cpu().numpy()[:, 0]
+
+
+def _batches(method: Method, data: LabelledSet, size: int, device: str) -> Iterator[tuple[np.ndarray, Any, Any]]:
+    """Scored batches; when the device runs out of memory the batch is halved and tried again."""
+    import torch
+
+    start = 0
+    while start < len(data):
+        positions = np.arange(start, min(start + size, len(data)))
+        try:
+            maps, recon = _run(method, data.batch(positions), device)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise UserError(f"One slice of {data.shape} is more than {device} has memory for with {method.name}.") from None
+            size = max(1, size // 2)
+            torch.cuda.empty_cache()
+            continue
+        yield positions, maps, recon
+        start += len(positions)
+
+
+def score_subjects(method: Method, data: LabelledSet, ctx: Context, phase: str, batch_size: int = 32) -> Iterator[ScoredSubject]:
+    """Score every slice of ``data`` and yield its subjects one after the other, in store order.
+
+    Memory holds one subject and one batch, however large the set.
+
+    Raises:
+        UserError: the method returns a wrong shape, or NaN or infinite scores inside the brain (names the subject).
+    """
+    owners = data.subject_index
+    pending: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
+    waiting: str | None = None
+    for positions, maps, recon in _batches(method, data, batch_size, ctx.device):
+        cuts = np.flatnonzero(np.diff(owners[positions])) + 1
+        bounds = [0, *cuts.tolist(), len(positions)]
+        for low, high in zip(bounds, bounds[1:], strict=False):
+            subject = data.subjects[owners[positions[low]]]
+            if waiting is not None and subject != waiting:
+                yield _join(waiting, pending)
+                pending = []
+            waiting = subject
+            pending.append((positions[low:high], maps[low:high], None if recon is None else recon[low:high]))
+        ctx.progress.update(phase, int(positions[-1]) + 1, len(data))
+    if waiting is not None:
+        yield _join(waiting, pending)
+
+
+def _join(subject: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> ScoredSubject:
+    recons = [part[2] for part in parts if part[2] is not None]
+    return ScoredSubject(
+        subject,
+        np.concatenate([part[0] for part in parts]),
+        np.concatenate([part[1] for part in parts]),
+        np.concatenate(recons) if len(recons) == len(parts) else None,
+    )

@@ -1,0 +1,104 @@
+"""One cell of the grid, and the keys that say whether a fit or a result can be used again.
+
+A key is the hash of an *identity*: a plain dictionary of everything that may change the numbers, and of nothing else
+(no device, path, worker or executor). The identity is stored in the record, so two keys can be compared field by field.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from adbench import registry
+from adbench.hashing import digest, digest_file
+from adbench.protocols import Protocol
+
+if TYPE_CHECKING:
+    from adbench.datasets.slices import LabelledSet, SliceSet
+
+METRICS_VERSION = "1"  # raised when the definition or computation of any stored number changes
+
+
+class Source(BaseModel):
+    """A dataset, where it lies, and its parameters (resolved: every field present)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    dataset: str
+    root: str | None
+    params: dict[str, Any]
+
+
+class CellSpec(BaseModel):
+    """Everything that one run needs to know; plain data, so it travels to a worker as it is.
+
+    Attributes:
+        params: the method's parameters, resolved: every field present.
+        test: the dataset that is scored and that gives the validation split for the threshold.
+        train: the training source when it is another one, else None.
+        device: a torch device string; part of no key.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: str
+    preset: str
+    params: dict[str, Any]
+    test: Source
+    train: Source | None
+    modality: str
+    protocol: str
+    seed: int
+    device: str
+
+    @property
+    def label(self) -> str:
+        """A short name for progress bars and messages."""
+        return f"{self.method} [{self.preset}] {self.test.dataset} {self.modality} seed {self.seed}"
+
+
+@cache
+def source_digest(kind: registry.Kind, name: str) -> str:
+    """Hash of the source of the class called ``name``: its module, or its whole package when it lives in one of its own.
+
+    The files that every method shares (the contract and the training loop) count too.
+    """
+    cls = registry.load(kind, name)
+    spec = importlib.util.find_spec(cls.__module__)
+    assert spec is not None
+    assert spec.origin is not None
+    module = Path(spec.origin)
+    shared = Path(__file__).parent / "methods"
+    own_package = (module.parent / "__init__.py").exists() and module.parent != shared
+    files = sorted(module.parent.rglob("*.py")) if own_package else [module]
+    files += [path for path in (shared / "base.py", shared / "training.py") if path not in files]
+    return digest([[path.name, digest_file(path)] for path in files])
+
+
+def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[str, Any]:
+    """What decides the outcome of fitting ``spec.method``."""
+    cls = registry.load("methods", spec.method)
+    return {
+        "method": spec.method,
+        "method_version": cls.version,
+        "method_source": source_digest("methods", spec.method),
+        "preset": spec.preset,
+        "params": spec.params,
+        "seed": spec.seed,
+        "modality": spec.modality,
+        "train_slices": train.digest,
+        "val_slices": val.digest if val is not None else None,
+    }
+
+
+def run_identity(fit: dict[str, Any], protocol: Protocol, threshold: LabelledSet, test: LabelledSet) -> dict[str, Any]:
+    """What decides the numbers: the fit, the protocol, and the slices that choose the threshold and that are scored."""
+    return {
+        **fit,
+        "protocol": protocol.as_dict(),
+        "metrics_version": METRICS_VERSION,
+        "threshold_slices": threshold.digest,
+        "test_slices": test.digest,
+    }
