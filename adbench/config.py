@@ -70,6 +70,50 @@ class RunConfig(BaseModel):
             return tuple(part.strip() for part in value.split(",") if part.strip())
         return (value,) if isinstance(value, int) else value
 
+    def to_yaml(self) -> str:
+        """As a file that ``adbench run --config`` takes."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def from_spec(spec: CellSpec) -> RunConfig:
+    """The configuration whose only cell is ``spec``, with every parameter spelled out."""
+    scopes = {"method": spec.params, "dataset": spec.test.params}
+    if spec.train is not None:
+        scopes["train"] = spec.train.params
+    return RunConfig(
+        method=(spec.method,),
+        dataset=(spec.test.dataset,),
+        modality=(spec.modality,),
+        protocol=spec.protocol,
+        seed=(spec.seed,),
+        preset=spec.preset,
+        data_root=spec.test.root,
+        train_on=spec.train.dataset if spec.train else None,
+        train_root=spec.train.root if spec.train else None,
+        device=spec.device,
+        set=scopes,
+    )
+
+
+def resolved(specs: list[CellSpec], config: RunConfig) -> RunConfig:
+    """``config`` with every default filled in, so that the whole run is on one page."""
+    first = specs[0]
+    return config.model_copy(
+        update={
+            "modality": tuple(dict.fromkeys(spec.modality for spec in specs)),
+            "protocol": config.protocol or first.protocol,
+            "preset": first.preset,
+            "data_root": first.test.root,
+            "train_root": first.train.root if first.train else None,
+            "device": first.device,
+            "set": {
+                **{spec.method: spec.params for spec in specs},
+                "dataset": first.test.params,
+                **({"train": first.train.params} if first.train else {}),
+            },
+        }
+    )
+
 
 def parse_assignment(text: str) -> tuple[str, str, Any]:
     """``scope.key=value`` as (scope, key, value); the value is read as YAML, so ``500``, ``true`` and ``[1, 2]`` work.

@@ -60,7 +60,7 @@ def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float
     figure = Figure(figsize=(2.1 * len(columns), 2.1 * len(samples) + 0.7), dpi=110, layout="constrained")
     axes = figure.subplots(len(samples), len(columns), squeeze=False)
     inside = np.concatenate([sample.map[sample.brain] for sample in samples])
-    low, high = (np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0))
+    low, high = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
     for row, sample in zip(axes, samples, strict=True):
         frame = _bounds(sample.brain)
         image, lesion, found_map = sample.image[frame], sample.lesion[frame], sample.map[frame]

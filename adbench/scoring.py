@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,7 +43,9 @@ def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np
     for what, tensor in (("score", maps), ("reconstruct", recon)):
         if tensor is not None and (not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected):
             found = tuple(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
-            raise UserError(f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}.")
+            raise UserError(
+                f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}."
+            )
     out = maps.float().cpu().numpy()[:, 0]
     return out, None if recon is None else recon.float().cpu().numpy()[:, 0]
 
@@ -58,7 +61,9 @@ def _batches(method: Method, data: LabelledSet, size: int, device: str) -> Itera
             maps, recon = _run(method, data.batch(positions), device)
         except torch.OutOfMemoryError:
             if size == 1:
-                raise UserError(f"One slice of {data.shape} is more than {device} has memory for with {method.name}.") from None
+                raise UserError(
+                    f"One slice of {data.shape} is more than {device} has memory for with {method.name}."
+                ) from None
             size = max(1, size // 2)
             torch.cuda.empty_cache()
             continue
@@ -66,7 +71,9 @@ def _batches(method: Method, data: LabelledSet, size: int, device: str) -> Itera
         start += len(positions)
 
 
-def score_subjects(method: Method, data: LabelledSet, ctx: Context, phase: str, batch_size: int = 32) -> Iterator[ScoredSubject]:
+def score_subjects(
+    method: Method, data: LabelledSet, ctx: Context, phase: str, batch_size: int = 32
+) -> Iterator[ScoredSubject]:
     """Score every slice of ``data`` and yield its subjects one after the other, in store order.
 
     Memory holds one subject and one batch, however large the set.
@@ -80,7 +87,7 @@ def score_subjects(method: Method, data: LabelledSet, ctx: Context, phase: str, 
     for positions, maps, recon in _batches(method, data, batch_size, ctx.device):
         cuts = np.flatnonzero(np.diff(owners[positions])) + 1
         bounds = [0, *cuts.tolist(), len(positions)]
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in pairwise(bounds):
             subject = data.subjects[owners[positions[low]]]
             if waiting is not None and subject != waiting:
                 yield _join(waiting, pending)

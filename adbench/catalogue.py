@@ -1,0 +1,110 @@
+"""What there is and what it takes: the content of ``adbench list`` and ``adbench describe``, as plain data."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any, cast
+
+from adbench import registry
+from adbench.errors import UserError, unknown
+from adbench.params import ParamSet
+from adbench.protocols import PROTOCOLS
+
+KINDS = ("methods", "datasets", "protocols", "metrics")
+
+
+def listing(kind: str) -> list[dict[str, str]]:
+    """Everything of ``kind``: name, summary, origin, and the problem that makes it unavailable ("" when none)."""
+    if kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
+    if kind == "protocols":
+        return [{"name": p.name, "summary": p.summary, "origin": "built-in", "problem": ""} for p in PROTOCOLS.values()]
+    return [
+        {
+            "name": entry.name,
+            "summary": registry.summary(entry),
+            "origin": entry.origin,
+            "problem": registry.status(entry),
+        }
+        for entry in registry.entries(cast(registry.Kind, kind)).values()
+    ]
+
+
+def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
+    schema = cls.model_json_schema().get("properties", {})
+    rows = []
+    for name, field in cls.model_fields.items():
+        extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
+        annotation = field.annotation
+        kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
+        limits = [f"{sign} {schema.get(name, {})[key]}" for key, sign in _LIMITS.items() if key in schema.get(name, {})]
+        rows.append(
+            {
+                "name": name,
+                "type": " ".join([kind.replace("typing.", ""), ", ".join(limits)]).strip(),
+                "default": field.get_default(call_default_factory=True),
+                "unit": str(extra.get("unit", "")),
+                "doc": field.description or "",
+                "source": str(extra.get("source", "")),
+            }
+        )
+    return rows
+
+
+_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+
+
+def description(name: str) -> dict[str, Any]:
+    """Everything about the method, dataset, metric or protocol called ``name``.
+
+    Returns:
+        kind, name, doc, facts, params (name, type, default, unit, doc, source), presets, scope (for ``--set``).
+
+    Raises:
+        UserError: nothing has that name.
+    """
+    if name in PROTOCOLS and name not in registry.entries("datasets"):
+        return _protocol(name)
+    for kind in ("methods", "datasets", "metrics"):
+        entry = registry.entries(kind).get(name)  # type: ignore[arg-type]
+        if entry is None:
+            continue
+        cls = registry.load(kind, name)  # type: ignore[arg-type]
+        facts: dict[str, Any] = {"from": entry.origin, "defined in": entry.target}
+        presets: dict[str, Any] = {}
+        scope = name
+        if kind == "methods":
+            facts["version"] = cls.version
+            presets = cls.presets
+        elif kind == "datasets":
+            info = cls.info
+            facts |= {
+                "version": info.version,
+                "modalities": ", ".join(info.modalities),
+                "licence": info.licence,
+                "how to get it": info.obtain,
+                "expected layout": info.layout,
+                "default protocol": info.protocol,
+            }
+            scope = "dataset"
+        params = _params(cls.Params) if hasattr(cls, "Params") else []
+        doc = inspect.cleandoc(cls.__doc__ or "")
+        return {
+            "kind": kind[:-1],
+            "name": name,
+            "doc": doc,
+            "facts": facts,
+            "params": params,
+            "presets": presets,
+            "scope": scope,
+        }
+    known = [n for kind in ("methods", "datasets", "metrics") for n in registry.entries(kind)]  # type: ignore[arg-type]
+    error: UserError = unknown("name", name, [*known, *PROTOCOLS])
+    raise error
+
+
+def _protocol(name: str) -> dict[str, Any]:
+    fields = PROTOCOLS[name].as_dict()
+    doc = fields.pop("summary")
+    fields.pop("name")
+    return {"kind": "protocol", "name": name, "doc": doc, "facts": fields, "params": [], "presets": {}, "scope": ""}

@@ -1,0 +1,125 @@
+"""What a person sees: progress bars, tables, messages. Tables and JSON go to standard output, all else to standard error."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from adbench.context import Progress
+
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+
+def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = "") -> None:
+    """Print a table; every text is escaped.
+
+    Args:
+        title: heading.
+        columns: (heading, justification) pairs.
+        rows: texts.
+        caption: a line below.
+    """
+    grid = Table(title=escape(title), title_justify="left", title_style="bold", caption=escape(caption) or None)
+    grid.caption_justify = "left"
+    for heading, justify in columns:
+        grid.add_column(escape(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
+    for row in rows:
+        grid.add_row(*(escape(text) for text in row))
+    # Redirected output must not be cut to 80 columns.
+    wide = out if out.is_terminal else Console(highlight=False, width=max(out.width, 160))
+    wide.print(grid)
+
+
+def print_json(value: Any) -> None:
+    """Print ``value`` as JSON and nothing else."""
+    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def say(text: str) -> None:
+    """A message for the user, on standard error."""
+    err.print(escape(text), soft_wrap=True)
+
+
+def complain(text: str) -> None:
+    """One clear sentence about what went wrong, on standard error."""
+    err.print(f"[bold red]adbench:[/] {escape(text)}", soft_wrap=True)
+
+
+def _figures(figures: dict[str, Any]) -> str:
+    parts = []
+    for name, value in figures.items():
+        parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
+    return "  ".join(parts)
+
+
+class LiveProgress(Progress):
+    """Bars with loss and time left on a terminal; elsewhere a plain line now and then."""
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._quiet = quiet
+        self._bars: Any = None
+        self._tasks: dict[str, Any] = {}
+        self._said: dict[str, float] = {}
+        self._begun: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if not self._quiet and err.is_terminal:
+            from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+            from rich.progress import Progress as Bars
+
+            self._bars = Bars(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=28),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[figures]}"),
+                console=err,
+                transient=False,
+            )
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.reset()
+        if self._bars is not None:
+            self._bars.stop()
+
+    def reset(self) -> None:
+        """Forget finished phases; called between cells."""
+        if self._bars is not None:
+            for task in self._tasks.values():
+                self._bars.stop_task(task)
+        self._tasks.clear()
+        self._said.clear()
+        self._begun.clear()
+
+    def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
+        if self._quiet:
+            return
+        if self._bars is not None:
+            if phase not in self._tasks:
+                self._tasks[phase] = self._bars.add_task(escape(phase), total=total, figures="")
+            self._bars.update(self._tasks[phase], completed=done, total=total, figures=escape(_figures(figures)))
+            return
+        now = time.monotonic()
+        begun = self._begun.setdefault(phase, now)
+        if done < total and now - self._said.get(phase, begun) < 10:
+            return
+        self._said[phase] = now
+        left = (now - begun) / max(done, 1) * (total - done)
+        tail = f", {left:.0f} s left" if done < total else f" in {now - begun:.1f} s"
+        shown = _figures(figures)
+        say(f"  {phase}: {done}/{total}{tail}{f'  {shown}' if shown else ''}")

@@ -1,0 +1,1 @@
+"""Records into ranked tables. Imports nothing heavy: anyone can read a leaderboard."""

@@ -1,0 +1,135 @@
+"""From a cell to a plan: prepare the data, hold it against the rules, derive the keys. Nothing is trained here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adbench import protocols, registry
+from adbench import spec as specs
+from adbench.context import Progress
+from adbench.datasets.slices import LabelledSet, SliceSet
+from adbench.datasets.store import SliceStore, prepare
+from adbench.errors import UserError
+from adbench.hashing import digest
+from adbench.params import build
+from adbench.protocols import Protocol
+from adbench.results import rundir
+from adbench.results.record import Record
+from adbench.spec import CellSpec, Source
+
+
+@dataclass(frozen=True)
+class Data:
+    """The slices of one cell, by role; shared by every cell on the same data.
+
+    Attributes:
+        train: healthy slices to learn from.
+        val: healthy slices to choose a checkpoint with; None when there are none.
+        threshold: labelled validation slices of the test dataset (may be empty).
+        test: labelled test slices.
+    """
+
+    train: SliceSet
+    val: SliceSet | None
+    threshold: LabelledSet
+    test: LabelledSet
+    train_store: SliceStore
+    test_store: SliceStore
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A cell whose data is prepared and whose keys are known."""
+
+    spec: CellSpec
+    protocol: Protocol
+    data: Data
+    identity: dict[str, Any]
+    fit_key: str
+    run_key: str
+    fit_folder: Path
+    run_folder: Path
+
+    @property
+    def train_source(self) -> Source:
+        """Where the training slices come from."""
+        return self.spec.train or self.spec.test
+
+    def record(self) -> Record | None:
+        """The complete record of this cell, if there is one."""
+        return rundir.complete(self.run_folder, self.run_key)
+
+
+def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
+    """The slice store of ``source``, prepared if need be."""
+    cls = registry.load("datasets", source.dataset)
+    params = build(cls.Params, f"dataset {source.dataset}", source.params)
+    return prepare(cls(params, Path(source.root) if source.root else None), modality, cache, progress)
+
+
+def gather(test: Source, train: Source | None, modality: str, cache: Path, progress: Progress) -> Data:
+    """Prepare the stores and pick the slices of every role.
+
+    Raises:
+        UserError: no healthy slice to train on, no labelled slice to test on, training and test on different grids,
+            or a subject on both sides.
+    """
+    test_store = open_store(test, modality, cache, progress)
+    train_store = open_store(train, modality, cache, progress) if train else test_store
+    learn, val = train_store.healthy("train"), train_store.healthy("val")
+    threshold, scored = test_store.labelled("val"), test_store.labelled("test")
+    learn_from, scored_from = (source.root or source.dataset for source in (train or test, test))
+    if not len(learn):
+        raise UserError(
+            f"There is no healthy {modality} slice to train on in {learn_from}: its split `train` is empty. "
+            "Learn from another folder with --train-on folder --train-root DIR."
+        )
+    if not len(scored):
+        raise UserError(f"There is no {modality} slice with a lesion mask in the split `test` of {scored_from}.")
+    if learn.shape != scored.shape:
+        raise UserError(
+            f"Training slices are {learn.shape[0]}x{learn.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "
+            "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
+        )
+    seen, unseen = set(learn.subjects) | set(val.subjects), set(scored.subjects)
+    overlap = seen & unseen | set(learn.subjects) & set(threshold.subjects) | set(threshold.subjects) & unseen
+    if overlap:
+        raise UserError(
+            f"{len(overlap)} subjects have two roles among training, validation and test, e.g. {min(overlap)!r}: "
+            "split by subject, or rename them if they are different people."
+        )
+    return Data(learn, val if len(val) else None, threshold, scored, train_store, test_store)
+
+
+def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
+    """Plan every cell; data that several cells share is opened and hashed once.
+
+    Args:
+        cells: from :func:`adbench.config.cells`.
+        out: folder of runs and fits.
+        cache: folder of slice stores.
+        progress: receives the progress of preparation.
+
+    Raises:
+        UserError: from :func:`gather`, or a method or protocol that does not exist.
+    """
+    shared: dict[str, Data] = {}
+    plans = []
+    for spec in cells:
+        protocol = protocols.get(spec.protocol)
+        which = digest([spec.test.model_dump(), spec.train and spec.train.model_dump(), spec.modality])
+        if which not in shared:
+            shared[which] = gather(spec.test, spec.train, spec.modality, cache, progress or Progress())
+        data = shared[which]
+        fit = specs.fit_identity(spec, data.train, data.val)
+        identity = specs.run_identity(fit, protocol, data.threshold, data.test)
+        fit_key, run_key = digest(fit), digest(identity)
+        folder = rundir.run_folder(
+            out, protocol.name, spec.test.dataset, spec.modality, spec.method, spec.preset, spec.seed, run_key
+        )
+        fits = rundir.fit_folder(out, spec.method, fit_key)
+        plans.append(Plan(spec, protocol, data, identity, fit_key, run_key, fits, folder))
+    return plans

@@ -1,0 +1,229 @@
+"""One cell of the grid: prepare, fit, score, evaluate, record. ``run_cell(spec) -> Record``, and nothing else knows how."""
+
+from __future__ import annotations
+
+import logging
+import random
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from adbench import config, pictures, registry, seeds
+from adbench.context import Context, Progress
+from adbench.datasets.slices import LabelledSet, SliceSet
+from adbench.datasets.store import SliceStore
+from adbench.files import write_json, write_text
+from adbench.hashing import digest_file
+from adbench.methods.base import Method
+from adbench.metrics.evaluate import Evaluation, evaluate
+from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.plots import pr_plot
+from adbench.params import build
+from adbench.planning import Plan
+from adbench.results import provenance, rundir
+from adbench.results.record import DataPart, MethodPart, Number, Record, write
+from adbench.scoring import score_subjects
+from adbench.spec import Source
+
+log = logging.getLogger("adbench")
+
+
+@dataclass
+class Clock:
+    """Seconds by phase."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Time what happens inside and add it to ``name``."""
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+
+
+def run_cell(cell: Plan, progress: Progress | None = None, *, force: bool = False) -> Record:
+    """The record of ``cell``: the stored one when it is complete, else made now.
+
+    Interrupted anywhere and called again, it goes on where it stopped and ends with the same numbers.
+
+    Args:
+        cell: from :func:`adbench.planning.plan`.
+        progress: receives progress.
+        force: score again although a record is there (the fit is kept).
+
+    Raises:
+        Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
+    """
+    done = None if force else cell.record()
+    if done is not None:
+        return done
+    cell.run_folder.mkdir(parents=True, exist_ok=True)
+    write_text(cell.run_folder / "config.yaml", config.from_spec(cell.spec).to_yaml())
+    phase = "fit"
+    clock = Clock()
+    try:
+        ctx = Context(cell.spec.device, cell.spec.seed, cell.fit_folder, progress or Progress(), log)
+        method, fit = _fit(cell, ctx)
+        phase = "score"
+        scored = _score(cell, method, ctx, clock)
+        phase = "evaluate"
+        with clock.phase("evaluate"):
+            evaluation = evaluate(
+                scored.test, scored.threshold, replicates=cell.protocol.replicates, level=cell.protocol.level
+            )
+        phase = "record"
+        record = _record(cell, fit, scored, evaluation, clock)
+        write(record, cell.run_folder)
+    except BaseException as error:
+        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            with suppress(OSError):  # on a full disk the error itself still reaches the user
+                rundir.write_failure(cell.run_folder, error, phase)
+        raise
+    (cell.run_folder / rundir.FAILURE).unlink(missing_ok=True)
+    return record
+
+
+def _seed_everything(seed: int) -> None:
+    """Seed the global generators too, for plugins that use them."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what a stranger's code may use
+    torch.manual_seed(seed)
+
+
+def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
+    """The fitted method, always as loaded from its folder: a resumed run then scores with the very same weights."""
+    cls = registry.load("methods", cell.spec.method)
+    stored = rundir.fitted(cell.fit_folder, cell.fit_key)
+    if stored is None:
+        cell.fit_folder.mkdir(parents=True, exist_ok=True)
+        _seed_everything(seeds.derive(cell.spec.seed, "fit"))
+        method = cls(build(cls.Params, f"method {cell.spec.method}", cell.spec.params), ctx)
+        start = time.perf_counter()
+        report = method.fit(cell.data.train, cell.data.val)
+        seconds = time.perf_counter() - start
+        method.save(cell.fit_folder)
+        stored = {"fit_key": cell.fit_key, "seconds": seconds, "memory": _peak_memory(ctx.device), **asdict(report)}
+        write_json(cell.fit_folder / rundir.FIT, stored)
+    return cls.load(cell.fit_folder, ctx), stored
+
+
+@dataclass
+class Scored:
+    """Histograms of both labelled splits, and the slices to show."""
+
+    threshold: SubjectHistograms | None
+    test: SubjectHistograms
+    samples: list[pictures.Sample]
+
+
+def _score(cell: Plan, method: Method, ctx: Context, clock: Clock) -> Scored:
+    _seed_everything(seeds.derive(cell.spec.seed, "score"))
+    threshold = None
+    if len(cell.data.threshold):
+        threshold = SubjectHistograms()
+        for scored in score_subjects(method, cell.data.threshold, ctx, "score validation"):
+            brain = cell.data.threshold.brains(scored.positions)
+            threshold.update(scored.subject, scored.maps[brain], cell.data.threshold.lesions(scored.positions)[brain])
+    test = SubjectHistograms()
+    shown = pictures.choose_positions(cell.data.test)
+    samples: dict[int, pictures.Sample] = {}
+    with clock.phase("score"):
+        for scored in score_subjects(method, cell.data.test, ctx, "score test"):
+            brain, lesion = cell.data.test.brains(scored.positions), cell.data.test.lesions(scored.positions)
+            test.update(scored.subject, scored.maps[brain], lesion[brain])
+            for index, position in enumerate(scored.positions):
+                if position in shown:
+                    recon = None if scored.reconstructions is None else scored.reconstructions[index]
+                    image = cell.data.test.images(scored.positions[index : index + 1])[0].astype("float32")
+                    samples[int(position)] = pictures.Sample(
+                        scored.subject, image, brain[index], lesion[index], scored.maps[index], recon
+                    )
+    return Scored(threshold, test, [samples[position] for position in shown])
+
+
+def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluation, clock: Clock) -> Record:
+    folder = cell.run_folder
+    title = f"{cell.spec.label} · {cell.protocol.name}"
+    with clock.phase("pictures"):
+        threshold = evaluation.thresholds.get("val")
+        pictures.sample_sheet(scored.samples, folder / "samples.png", title, threshold)
+        pr_plot(scored.test, evaluation, folder / "pr.png", title=title)
+    scored.test.to_npz(folder / "histograms.npz")
+    if scored.threshold is not None:
+        scored.threshold.to_npz(folder / "val_histograms.npz")
+    files = sorted(path for path in folder.iterdir() if path.suffix in {".npz", ".png"})
+    cls = registry.load("methods", cell.spec.method)
+    return Record(
+        run_key=cell.run_key,
+        fit_key=cell.fit_key,
+        identity=cell.identity,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        method=MethodPart(
+            name=cell.spec.method,
+            version=cls.version,
+            origin=registry.entries("methods")[cell.spec.method].origin,
+            source=cell.identity["method_source"],
+            preset=cell.spec.preset,
+            params=cell.spec.params,
+            parameters=fit["parameters"],
+        ),
+        train=_data_part(cell.data.train, cell.data.train_store, cell.spec.train or cell.spec.test),
+        val=_data_part(cell.data.val, cell.data.train_store, cell.spec.train or cell.spec.test)
+        if cell.data.val
+        else None,
+        threshold=_data_part(cell.data.threshold, cell.data.test_store, cell.spec.test),
+        test=_data_part(cell.data.test, cell.data.test_store, cell.spec.test),
+        protocol=cell.protocol.as_dict(),
+        seed=cell.spec.seed,
+        metrics={name: Number(**asdict(estimate)) for name, estimate in evaluation.metrics.items()},
+        prevalence=evaluation.prevalence,
+        thresholds=evaluation.thresholds,
+        subjects=evaluation.subjects,
+        notes=evaluation.notes,
+        fit={name: fit[name] for name in ("steps", "best", "curves")},
+        timing={
+            "fit": fit["seconds"],
+            "score_per_slice": clock.seconds["score"] / len(cell.data.test),
+            **clock.seconds,
+        },
+        memory={"score_host": _peak_memory("cpu")["host"], **{f"fit_{k}": v for k, v in fit["memory"].items()}},
+        provenance=provenance.collect(cell.spec.device),
+        files={path.name: digest_file(path) for path in files},
+    )
+
+
+def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
+    with_lesion = None
+    if isinstance(data, LabelledSet):
+        with_lesion = len(set(data.subject_index[data.lesion_voxels > 0].tolist()))
+    return DataPart(
+        name=source.dataset,
+        modality=data.modality,
+        digest=data.digest,
+        subjects=len(data.subjects),
+        slices=len(data),
+        lesion_subjects=with_lesion,
+        params=source.params,
+        grid=data.shape,
+        store_remarks=len(store.manifest["remarks"]),
+    )
+
+
+def _peak_memory(device: str) -> dict[str, float]:
+    """Peak GiB of this process so far: host memory, and GPU memory when ``device`` is one."""
+    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30}
+    if device.startswith("cuda"):
+        import torch
+
+        peak["gpu"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return peak

@@ -1,0 +1,74 @@
+"""Fixtures shared by the whole suite."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Stores of the tests never mix with the user's."""
+    os.environ["ADBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ.pop("ADBENCH_DATA", None)
+
+
+def write_slices(root: Path, *, train: int = 6, val: int = 4, test: int = 6, size: int = 32, modality: str = "FLAIR") -> Path:
+    """A small slice folder in the MAD-AD layout: discs of tissue; half of val and all of test have a bright square."""
+    rng = np.random.default_rng(7)
+    rows, columns = np.mgrid[:size, :size]
+    brain = (rows - size / 2) ** 2 + (columns - size / 2) ** 2 < (0.42 * size) ** 2
+    for split, count in (("train", train), ("val", val), ("test", test)):
+        (root / split).mkdir(parents=True, exist_ok=True)
+        for number in range(count):
+            image = np.where(brain, 90 + 25 * np.sin(columns / 4 + number) + rng.normal(0, 6, brain.shape), 0)
+            lesion = np.zeros(brain.shape, bool)
+            if split == "test" or (split == "val" and number % 2):
+                top, left = rng.integers(size // 3, size // 2, 2)
+                lesion[top : top + size // 6, left : left + size // 6] = True
+                image = np.where(lesion & brain, image + 70, image)
+                lesion &= brain
+            stem = root / split / f"{split}{number:02d}-slice_10"
+            _png(stem, modality, np.clip(image, 0, 255))
+            _png(stem, "brainmask", brain * 255)
+            if split != "train":
+                _png(stem, "segmentation", lesion * 255)
+    return root
+
+
+def _png(stem: Path, kind: str, pixels: np.ndarray) -> None:
+    Image.fromarray(pixels.astype(np.uint8)).save(stem.with_name(f"{stem.name}-{kind}.png"))
+
+
+@pytest.fixture
+def slices(tmp_path: Path) -> Path:
+    """A small slice folder."""
+    return write_slices(tmp_path / "my slices")
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run the command line in this process: ``code, out, err = cli("run", "--method", ...)``."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        from adbench import cli as module
+
+        monkeypatch.setattr("sys.argv", ["adbench", *map(str, arguments)])
+        monkeypatch.delenv("ADBENCH_DEBUG", raising=False)
+        capsys.readouterr()
+        code = 0
+        try:
+            module.main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
