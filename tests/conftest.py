@@ -20,7 +20,9 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ.pop("ADBENCH_DATA", None)
 
 
-def write_slices(root: Path, *, train: int = 6, val: int = 4, test: int = 6, size: int = 32, modality: str = "FLAIR") -> Path:
+def write_slices(
+    root: Path, *, train: int = 6, val: int = 4, test: int = 6, size: int = 32, modality: str = "FLAIR"
+) -> Path:
     """A small slice folder in the MAD-AD layout: discs of tissue; half of val and all of test have a bright square."""
     rng = np.random.default_rng(7)
     rows, columns = np.mgrid[:size, :size]

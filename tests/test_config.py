@@ -1,0 +1,103 @@
+"""Configuration: precedence, strictness, and one clear sentence for each mistake."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from adbench import config
+from adbench.errors import UserError
+
+
+def load(
+    text: str | None, tmp_path: Path, flags: dict | None = None, sets: list[str] | None = None
+) -> config.RunConfig:
+    path = None
+    if text is not None:
+        path = tmp_path / "run.yaml"
+        path.write_text(text)
+    return config.load(path, flags or {}, sets or [])
+
+
+def one_cell(settings: config.RunConfig) -> config.CellSpec:
+    (cell,) = config.cells(settings)
+    return cell
+
+
+def test_precedence_default_preset_file_set(tmp_path: Path) -> None:
+    base = "method: histeq\ndataset: phantom\ndevice: cpu\n"
+    default = one_cell(load(base, tmp_path)).params["sigma"]
+    from_file = load(base + "set: {method: {sigma: 1.5}}", tmp_path)
+    from_set = load(base + "set: {method: {sigma: 1.5}}", tmp_path, sets=["method.sigma=2.5"])
+    assert default not in (1.5, 2.5)
+    assert one_cell(from_file).params["sigma"] == 1.5
+    assert one_cell(from_set).params["sigma"] == 2.5
+
+
+def test_flags_win_over_the_file_and_lists_expand(tmp_path: Path) -> None:
+    settings = load(
+        "method: [histeq, constant]\ndataset: phantom\nseed: [0, 1]\ndevice: cpu", tmp_path, {"seed": ("3", "4", "5")}
+    )
+    cells = list(config.cells(settings))
+    assert [(c.method, c.seed) for c in cells] == [(m, s) for m in ("histeq", "constant") for s in (3, 4, 5)]
+
+
+def test_a_methods_own_scope_touches_only_that_method(tmp_path: Path) -> None:
+    settings = load("method: [histeq, zscore]\ndataset: phantom\ndevice: cpu", tmp_path, sets=["zscore.sigma=9"])
+    by_name = {cell.method: cell.params["sigma"] for cell in config.cells(settings)}
+    assert by_name["zscore"] == 9
+    assert by_name["histeq"] != 9
+
+
+def test_resolved_config_round_trips_to_the_same_cell(tmp_path: Path) -> None:
+    cell = one_cell(load("method: histeq\ndataset: phantom\ndevice: cpu\nset: {dataset: {seed: 5}}", tmp_path))
+    again = one_cell(load(config.from_spec(cell).to_yaml(), tmp_path))
+    assert again == cell
+
+
+@pytest.mark.parametrize(
+    ("text", "sets", "message"),
+    [
+        ("method: madda\ndataset: phantom", [], "Unknown method 'madda'. Did you mean 'madad'?"),
+        ("method: madad\ndataset: phantm", [], "Unknown dataset 'phantm'. Did you mean 'phantom'?"),
+        ("methud: madad", [], "Did you mean 'method'?"),
+        ("method: histeq\ndataset: phantom\nmodality: FLAR", [], "Did you mean 'FLAIR'?"),
+        (
+            "method: histeq\ndataset: phantom\nprotocol: fantom",
+            [],
+            "Unknown protocol 'fantom'. Did you mean 'phantom'?",
+        ),
+        ("method: histeq\ndataset: phantom\npreset: tinny", [], "Did you mean 'tiny'?"),
+        ("method: histeq\ndataset: phantom", ["method.sigmma=1"], "Did you mean 'sigma'?"),
+        ("method: histeq\ndataset: phantom", ["method.sigma=-1"], "sigma = -1 is not valid"),
+        ("method: histeq\ndataset: phantom", ["method.sigma=wide"], "sigma = 'wide' is not valid"),
+        ("method: histeq\ndataset: phantom", ["histek.sigma=1"], "Did you mean 'histeq'?"),
+        ("method: histeq\ndataset: phantom", ["sigma=1"], "not of the form scope.key=value"),
+        ("method: histeq\ndataset: phantom", ["train.size=1"], "--train-on names none"),
+        ("method: histeq\ndataset: phantom\ntrain_root: x", [], "name it with --train-on"),
+        ("method: histeq\ndataset: phantom\nseed: one", [], "seed.0 = 'one' is not valid"),
+        ("method: histeq\ndataset: phantom\ndata_root: /tmp", [], "is generated and takes no --data-root"),
+        ("method: histeq\ndataset: phantom\ndevice: gpu", [], "not one of auto, cpu, cuda, cuda:N"),
+        ("method: histeq\ndataset: folder", [], "needs its folder: give --data-root DIR or set ADBENCH_DATA"),
+        ("method: histeq\ndataset: folder\ndata_root: /nowhere/at/all", [], "There is no folder /nowhere/at/all"),
+        ("dataset: phantom", [], "Name a method"),
+        ("method: histeq", [], "Name a dataset"),
+        ("method: [unclosed", [], "not valid YAML"),
+        ("just text", [], "must hold a mapping"),
+        ("method: histeq\nset: 3", [], "`set` must map scopes to parameters"),
+    ],
+)
+def test_mistakes_are_one_clear_sentence(text: str, sets: list[str], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        list(config.cells(load(text, tmp_path, sets=sets)))
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_data_variable_names_the_parent_folder(tmp_path: Path, slices: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slices.rename(tmp_path / "folder")
+    monkeypatch.setenv("ADBENCH_DATA", str(tmp_path))
+    cell = one_cell(load("method: histeq\ndataset: folder\ndevice: cpu", tmp_path))
+    assert cell.test.root == str(tmp_path / "folder")
+    assert cell.modality == "FLAIR"

@@ -1,0 +1,105 @@
+"""The registry: built-ins, plugins from entry points, and plugins that misbehave."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from adbench import registry
+from adbench.errors import UserError
+
+Install = Callable[..., None]
+
+
+@pytest.fixture
+def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Install]:
+    """Put a distribution with one entry point on the path, as pip would."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def put(distribution: str, name: str, target: str, source: str = "", group: str = "adbench.methods") -> None:
+        info = tmp_path / f"{distribution}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {target}\n")
+        if source:
+            (tmp_path / f"{target.split(':')[0]}.py").write_text(source)
+        registry.entries.cache_clear()
+
+    yield put
+    registry.entries.cache_clear()
+
+
+GOOD = '''
+from adbench.methods.base import Method, FitReport
+class Mine(Method):
+    """Mine alone."""
+    name = "mine"
+    def fit(self, train, val): return FitReport()
+    def score(self, batch): return batch.image
+'''
+
+
+def test_every_builtin_loads_and_keeps_its_name() -> None:
+    for kind in ("methods", "datasets"):
+        for name, entry in registry.entries(kind).items():
+            cls = registry.load(kind, name)
+            assert entry.origin == "built-in"
+            assert (cls.name if kind == "methods" else cls.info.name) == name
+
+
+def test_plugin_is_found_and_summarised(install: Install) -> None:
+    install("mine-dist", "mine", "mine_module:Mine", GOOD)
+    entry = registry.entries("methods")["mine"]
+    assert entry.origin == "mine-dist 1.0"
+    assert registry.status(entry) == ""
+    assert registry.summary(entry) == "Mine alone."
+    assert registry.load("methods", "mine").name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise RuntimeError('no licence server')", "RuntimeError: no licence server"),
+        ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import a_module_nobody_has", "No module named 'a_module_nobody_has'"),
+        ("Mine = 3", "is not a subclass of adbench.methods.base.Method"),
+        ("from adbench.methods.base import Method\nclass Mine(Method): name = 'mine'", "does not define fit, score"),
+        ("x = 1", "has no attribute 'Mine'"),
+    ],
+)
+def test_broken_plugin_is_unavailable_with_its_reason(install: Install, source: str, reason: str) -> None:
+    module = f"broken_{abs(hash(source))}"
+    install("broken-dist", "mine", f"{module}:Mine", source)
+    entry = registry.entries("methods")["mine"]
+    assert reason in registry.status(entry)
+    assert "broken-dist 1.0" in registry.status(entry)
+    assert registry.load("methods", "histeq").name == "histeq"  # the others go on working
+
+
+def test_builtin_cannot_be_shadowed(install: Install) -> None:
+    install("evil-dist", "madad", "mine_shadow:Mine", GOOD)
+    assert registry.entries("methods")["madad"].origin == "built-in"
+    (shadow,) = [e for e in registry.entries("methods").values() if e.problem]
+    assert "evil-dist 1.0 may not replace the built-in 'madad'" in shadow.problem
+
+
+def test_name_claimed_twice_is_usable_by_neither(install: Install) -> None:
+    install("first-dist", "mine", "mine_first:Mine", GOOD)
+    install("second-dist", "mine", "mine_second:Mine", GOOD)
+    with pytest.raises(UserError, match=r"claimed by first-dist 1\.0 and second-dist 1\.0"):
+        registry.load("methods", "mine")
+
+
+def test_listing_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from adbench.catalogue import listing; listing('methods'); listing('datasets'); listing('protocols');"
+        "from adbench.catalogue import description; description('madad'); description('phantom');"
+        "heavy = {'torch', 'monai', 'diffusers', 'pandas', 'ray', 'scipy', 'matplotlib', 'nilearn'} & set(sys.modules);"
+        "sys.exit(f'imported {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

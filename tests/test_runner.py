@@ -1,0 +1,148 @@
+"""The runner's promises: honest roles, keys that change with what matters, failures that are never cached."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from adbench import config, executors, planning, registry, runner
+from adbench.errors import UserError
+from adbench.methods.base import FitReport, Method
+from adbench.results import record, rundir
+
+
+def plans(
+    slices: Path, out: Path, *, method: str = "histeq", seed: int = 0, sets: dict | None = None
+) -> list[planning.Plan]:
+    settings = config.RunConfig(
+        method=method, dataset="folder", data_root=str(slices), device="cpu", seed=seed, set=sets or {}
+    )  # type: ignore[arg-type]
+    return planning.plan(config.cells(settings), out, out / "cache")
+
+
+class Spy(Method):
+    """Remembers what it was shown and does as it is told."""
+
+    name = "spy"
+    seen: list
+    behaviour = "good"
+
+    def fit(self, train, val):
+        type(self).seen = [train, val]
+        if self.behaviour == "raises":
+            raise ValueError("fit went wrong")
+        return FitReport()
+
+    def score(self, batch):
+        if self.behaviour == "nan":
+            return batch.image * float("nan")
+        if self.behaviour == "shape":
+            return batch.image[:, 0]
+        return batch.image
+
+
+@pytest.fixture
+def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
+    entry = registry.Entry("methods", "spy", f"{__name__}:Spy", "a spy", "built-in")
+    known = {**registry.entries("methods"), "spy": entry}
+    monkeypatch.setattr(registry, "entries", lambda kind: known if kind == "methods" else {})
+    original = registry.load
+    table = {"folder": original("datasets", "folder")}
+    monkeypatch.setattr(
+        registry, "load", lambda kind, name: Spy if name == "spy" else table.get(name) or original(kind, name)
+    )
+    Spy.behaviour = "good"
+    return Spy
+
+
+def test_training_gets_healthy_slices_without_masks(spy: type[Spy], slices: Path, tmp_path: Path) -> None:
+    (plan,) = plans(slices, tmp_path, method="spy")
+    runner.run_cell(plan)
+    train, val = spy.seen
+    assert len(train) == 6
+    assert {subject[:3] for subject in val.subjects} == {"val"}
+    assert len(val) == 2  # the two of four validation slices without a lesion
+    for handed in (train, val):
+        assert not hasattr(handed, "lesions")
+        assert not hasattr(handed.batch(slice(0, 1)), "lesion")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "message"),
+    [("raises", "fit went wrong"), ("nan", "test0"), ("shape", "the contract asks for a tensor (6, 1, 32, 32)")],
+)
+def test_failure_is_recorded_retried_and_never_counts(
+    spy: type[Spy], slices: Path, tmp_path: Path, behaviour: str, message: str
+) -> None:
+    spy.behaviour = behaviour
+    if behaviour == "nan":
+        message = "val0"  # the validation split is scored first
+    if behaviour == "shape":
+        message = "the contract asks for a tensor (4, 1, 32, 32)"
+    (plan,) = plans(slices, tmp_path, method="spy")
+    (outcome,) = executors.serial([plan])
+    assert message in str(outcome.error)
+    failure = json.loads((plan.run_folder / rundir.FAILURE).read_text())
+    assert "Traceback" in failure["traceback"]
+    assert plan.record() is None
+    spy.behaviour = "good"
+    (outcome,) = executors.serial([plan])
+    assert outcome.record is not None
+    assert not outcome.reused
+    assert not (plan.run_folder / rundir.FAILURE).exists()
+
+
+def test_one_failing_cell_does_not_stop_the_others(spy: type[Spy], slices: Path, tmp_path: Path) -> None:
+    spy.behaviour = "raises"
+    both = [*plans(slices, tmp_path, method="spy"), *plans(slices, tmp_path, method="histeq")]
+    outcomes = executors.serial(both)
+    assert [outcome.record is None for outcome in outcomes] == [True, False]
+
+
+def test_keys_change_with_what_matters_and_with_nothing_else(slices: Path, tmp_path: Path) -> None:
+    (base,) = plans(slices, tmp_path)
+    (seed,) = plans(slices, tmp_path, seed=1)
+    (sigma,) = plans(slices, tmp_path, sets={"method": {"sigma": 1.0}})
+    assert len({base.fit_key, seed.fit_key, sigma.fit_key}) == 3
+    moved = slices.rename(tmp_path / "elsewhere")
+    (same,) = plans(moved, tmp_path / "other out")
+    assert (same.fit_key, same.run_key) == (base.fit_key, base.run_key)
+    # A changed test mask changes the result's key and leaves the fit alone.
+    mask = next((moved / "test").glob("*-segmentation.png"))
+    other = next(p for p in sorted((moved / "test").glob("*-segmentation.png")) if p.read_bytes() != mask.read_bytes())
+    mask.write_bytes(other.read_bytes())
+    (relabelled,) = plans(moved, tmp_path)
+    assert relabelled.fit_key == base.fit_key
+    assert relabelled.run_key != base.run_key
+
+
+def test_one_fit_serves_a_second_run(slices: Path, tmp_path: Path) -> None:
+    (plan,) = plans(slices, tmp_path, method="zscore")
+    first = runner.run_cell(plan)
+    stamp = (plan.fit_folder / rundir.FIT).stat().st_mtime_ns
+    again = runner.run_cell(plan, force=True)
+    assert (plan.fit_folder / rundir.FIT).stat().st_mtime_ns == stamp
+    assert again.metrics == first.metrics
+
+
+def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_path: Path) -> None:
+    (plan,) = plans(slices, tmp_path)
+    written = runner.run_cell(plan)
+    path = plan.run_folder / record.RECORD
+    assert record.read(path) == written
+    assert str(tmp_path) not in path.read_text()  # no path of this machine leaves with a record
+    content = json.loads(path.read_text())
+    for damage, message in (
+        ({**content, "schema_version": 99}, "schema 99"),
+        ({**content, "prevalence": "high"}, "prevalence"),
+        ({**content, "extra": 1}, "extra"),
+        ([], "schema 'list'"),
+    ):
+        path.write_text(json.dumps(damage))
+        with pytest.raises(UserError, match=message):
+            record.read(path)
+    path.write_text(json.dumps(content)[:-40])
+    with pytest.raises(UserError, match="not a readable record"):
+        record.read(path)
