@@ -1,0 +1,90 @@
+"""The scan: tissue contrast of a modality, coil bias, Rician noise, and the shared intensity normalisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from adbench.datasets.phantom.anatomy import Anatomy
+from adbench.datasets.phantom.lesions import Pathology
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """How bright things are in one modality, in units of normal white matter on T1; plausible values, not measured ones.
+
+    Attributes:
+        gm, wm, csf: mean of the tissue.
+        water: of tissue full of water: what a lesion tends to.
+        detail: how much myelin and iron (:attr:`Anatomy.detail`) show.
+        spread: relative standard deviation of the tissue means between subjects.
+        csf_spread: the same for CSF (inversion time, flow).
+        noise: (low, high) Rician noise.
+    """
+
+    gm: float
+    wm: float
+    csf: float
+    water: float
+    detail: float
+    spread: float
+    csf_spread: float
+    noise: tuple[float, float]
+
+
+CONTRASTS = {
+    "FLAIR": Contrast(0.60, 0.50, 0.14, 1.12, -0.55, 0.05, 0.35, (0.018, 0.040)),
+    "T1": Contrast(0.66, 0.98, 0.26, 0.46, 1.0, 0.04, 0.12, (0.018, 0.040)),
+    "T2": Contrast(0.58, 0.44, 1.15, 1.00, -0.5, 0.05, 0.08, (0.018, 0.040)),
+}
+REGIONAL = 0.03  # relative variation of a tissue over the brain
+BIAS = (0.03, 0.10)  # standard deviation of the coil's log sensitivity
+COARSE, COIL = 24.0, 75.0  # mm
+
+
+def tissue_signal(rng: np.random.Generator, anatomy: Anatomy, pathology: Pathology, modality: str) -> np.ndarray:
+    """Noise-free signal of one subject.
+
+    Args:
+        rng: source of every draw: the same one for every part of a volume.
+        anatomy: the tissues.
+        pathology: what differs from them.
+        modality: one of :data:`CONTRASTS`.
+
+    Returns:
+        (P,) float32, at least 0.
+    """
+    c = CONTRASTS[modality]
+    gm, wm, water = (mean * rng.normal(1, c.spread) for mean in (c.gm, c.wm, c.water))
+    csf = c.csf * max(rng.normal(1, c.csf_spread), 0.3)
+    regional = 1 + np.float32(REGIONAL) * anatomy.field(rng, COARSE)
+    tissue = anatomy.gm * gm * regional + anatomy.wm * wm * (2 - regional) + c.detail * anatomy.detail
+    signal = tissue * (1 - pathology.water) + (1 - anatomy.csf) * pathology.water * water + anatomy.csf * csf
+    signal = signal * (1 - pathology.fluid) + pathology.fluid * csf
+    bias = np.exp(np.float32(rng.uniform(*BIAS)) * anatomy.field(rng, COIL))
+    return np.clip(signal * bias, 0, None).astype(np.float32)
+
+
+def add_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
+    """Magnitude of ``signal`` with complex Gaussian noise: Rician (Gudbjartsson & Patz 1995, eq. 1).
+
+    Args:
+        signal: any shape, at least 0.
+        sigma: standard deviation in each channel, in units of the signal.
+        rng: source of the noise.
+    """
+    real, imaginary = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(sigma)
+    return np.sqrt((signal + real) ** 2 + imaginary**2)
+
+
+def normalise(volume: np.ndarray, brain: np.ndarray) -> np.ndarray:
+    """The shared recipe: clip to the 0.5-99.5 percentile inside the brain, scale to [0, 1], background 0.
+
+    Args:
+        volume: any shape.
+        brain: the same shape, bool.
+    """
+    low, high = np.percentile(volume[brain], (0.5, 99.5))
+    scaled = (volume - np.float32(low)) / np.float32(max(high - low, 1e-6))
+    return (np.clip(scaled, 0, 1) * brain).astype(np.float32)

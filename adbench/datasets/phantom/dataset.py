@@ -1,0 +1,94 @@
+"""The phantom as a dataset: who is in which split, and which axial slices are kept."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import numpy as np
+
+from adbench.datasets import grid
+from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
+from adbench.datasets.phantom.subject import Subject
+from adbench.datasets.phantom.template import Frame, template_digest
+from adbench.errors import unknown
+from adbench.params import ParamSet, param
+
+LOWEST, HIGHEST = -2.0, 56.0  # mm above the anterior commissure: basal ganglia to high convexity
+
+
+class PhantomParams(ParamSet):
+    """How many synthetic subjects, how large, how ill."""
+
+    n_train: int = param(24, "healthy training subjects", unit="subjects", source="adbench", ge=1)
+    n_val: int = param(12, "validation subjects, half of them healthy", unit="subjects", source="adbench", ge=2)
+    n_test: int = param(20, "test subjects, a fifth of them healthy", unit="subjects", source="adbench", ge=1)
+    slices: int = param(10, "axial slices per subject, evenly spaced", unit="slices", source="adbench", ge=1, le=60)
+    resolution: float = param(2.0, "voxel size, isotropic", unit="mm", source="adbench", ge=0.5, le=4.0)
+    kinds: tuple[str, ...] = param(
+        ("stroke", "tumour", "ms"), "lesion kinds, taken in turn: stroke, tumour, ms", source="adbench", min_length=1
+    )
+    seed: int = param(0, "seed of every subject", source="adbench", ge=0)
+
+
+class Phantom(Dataset):
+    """Deformed MNI152 anatomy with synthetic lesions; needs no download.
+
+    Each subject is the ICBM 2009a symmetric template (Fonov et al. 2011, as it ships with nilearn) under a random
+    invertible deformation, with contrast, bias field and noise of its own, and in part with strokes, a tumour with mass
+    effect, or multiple sclerosis. Healthy subjects of every split have unlabelled age-related changes. Left is at low x.
+    """
+
+    info: ClassVar[DatasetInfo] = DatasetInfo(
+        name="phantom",
+        version="1",
+        modalities=("FLAIR", "T1", "T2"),
+        licence="generated; the template is the ICBM 2009a one, free to use and redistribute with its copyright notice",
+        obtain="nothing to obtain: it is generated",
+        layout="none",
+        protocol="phantom",
+        needs_root=False,
+    )
+    Params: ClassVar[type[ParamSet]] = PhantomParams
+    params: PhantomParams
+
+    def discover(self, modality: str) -> list[Case]:
+        """Every subject; healthy ones first within a split. The kind of lesion is a flag."""
+        if modality not in self.info.modalities:
+            raise unknown("modality of phantom", modality, self.info.modalities)
+        cases = []
+        for split, healthy, ill in self._counts():
+            for index in range(healthy + ill):
+                kind = "" if index < healthy else self.params.kinds[(index - healthy) % len(self.params.kinds)]
+                flags = (kind,) if kind else ()
+                cases.append(Case(subject=f"phantom-{split}-{index:03d}", split=split, flags=flags))
+        return cases
+
+    def _counts(self) -> list[tuple[Split, int, int]]:
+        p = self.params
+        ill_val, well_test = p.n_val // 2, p.n_test // 5
+        return [("train", p.n_train, 0), ("val", p.n_val - ill_val, ill_val), ("test", well_test, p.n_test - well_test)]
+
+    def subject(self, case: Case) -> Subject:
+        """The generator behind ``case``, for whole volumes."""
+        return Subject(self.params.seed, case.subject, case.flags[0] if case.flags else None)  # type: ignore[arg-type]
+
+    def planes(self) -> tuple[int, ...]:
+        """Axial voxel indices of the slices, evenly spaced through the supratentorial brain."""
+        z = Frame(self.params.resolution).axes[2]
+        wanted = np.linspace(LOWEST, HIGHEST, self.params.slices + 2)[1:-1]
+        return tuple(sorted({int(np.abs(z - height).argmin()) for height in wanted}))
+
+    def load(self, case: Case, modality: str) -> Stack:
+        """Generate one subject: (S, H, W) with anterior at the top, padded to a square."""
+        planes = self.planes()
+        volume = self.subject(case).scan(modality, Frame(self.params.resolution, planes))
+        side = grid.square_side([volume.image.shape[:2]], grid.MULTIPLE)
+        image, brain, lesion = (
+            grid.pad_square(np.ascontiguousarray(v.transpose(2, 1, 0)[:, ::-1]), side)
+            for v in (volume.image, volume.brain, volume.lesion)
+        )
+        return Stack(image, brain, lesion, planes)
+
+    def recipe(self) -> dict[str, Any]:
+        """The parameters and the template the anatomy comes from."""
+        return {**super().recipe(), "template": template_digest()}
