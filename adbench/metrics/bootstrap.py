@@ -1,0 +1,157 @@
+"""Uncertainty over subjects: one set of multinomial weights, every number recomputed under each of them.
+
+A replicate draws as many subjects as there are, with replacement, and is a vector of how often each was drawn. Counts
+are linear in it, so pooled metrics need one matrix product of weights and per-subject histograms, taken block by block
+of bins from the highest score down: memory does not grow with the number of bins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from adbench.errors import UserError
+from adbench.metrics.histogram import SubjectHistograms
+
+_BLOCK = 384  # bins at a time: a block of 1000 replicates stays in a processor cache
+
+
+def weights(n: int, replicates: int, seed: int) -> np.ndarray:
+    """(replicates, n) float64: how often each of ``n`` subjects is drawn; every row sums to ``n``.
+
+    The same arguments give the same draws, so two methods scored on the same subjects are compared on the same ones.
+    """
+    if n < 1 or replicates < 1:
+        raise UserError(f"A bootstrap of {replicates} replicates over {n} subjects is not possible.")
+    draws = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=replicates)
+    return draws.astype(np.float64)
+
+
+def blocks(histograms: SubjectHistograms, size: int = _BLOCK) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The occupied bins of all subjects in descending score, ``size`` at a time.
+
+    Yields:
+        (b,) int32 keys descending, (n, b) float64 lesion voxels, (n, b) float64 background voxels.
+    """
+    counts = [histogram.counts() for _, histogram in histograms.items()]
+    union = _union([c[0] for c in counts])
+    for stop in range(len(union), 0, -size):
+        start = max(0, stop - size)
+        keys = union[start:stop]
+        positive = np.zeros((len(counts), len(keys)))
+        negative = np.zeros((len(counts), len(keys)))
+        for row, (own, lesion, background) in enumerate(counts):
+            first, last = np.searchsorted(own, (keys[0], keys[-1] + 1))
+            place = np.searchsorted(keys, own[first:last])
+            positive[row, place] = lesion[first:last]
+            negative[row, place] = background[first:last]
+        yield keys[::-1], positive[:, ::-1], negative[:, ::-1]
+
+
+def _union(keys: Sequence[np.ndarray]) -> np.ndarray:
+    union = np.zeros(0, np.int32)
+    for start in range(0, len(keys), 16):
+        union = np.unique(np.concatenate([union, *keys[start : start + 16]]))
+    return union
+
+
+def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Pooled metrics under each replicate.
+
+    Args:
+        histograms: n subjects.
+        draws: (R, n) weights.
+
+    Returns:
+        ``auprc``, ``auroc``, ``dice_pooled@best`` and ``dice@best`` (whose oracle thresholds are chosen anew in each
+        replicate), each (R,), NaN where a replicate has no lesion voxel (or, for ``auroc``, no background voxel).
+    """
+    positives = np.array([histogram.n_positive for _, histogram in histograms.items()], np.float64)
+    negatives = np.array([histogram.n_negative for _, histogram in histograms.items()], np.float64)
+    total_positive, total_negative = draws @ positives, draws @ negatives
+    bearing = (positives > 0).astype(np.float64)
+    replicates = len(draws)
+    precision_sum, pair_sum = np.zeros(replicates), np.zeros(replicates)
+    best, best_mean = np.zeros(replicates), np.zeros(replicates)
+    tp, fp = np.zeros(replicates), np.zeros(replicates)
+    own_tp, own_fp = np.zeros(len(positives)), np.zeros(len(positives))
+    floor = np.maximum(positives, 1)
+    for _, positive, negative in blocks(histograms):
+        steps = draws @ positive
+        here_tp = np.cumsum(steps, axis=1)
+        here_tp += tp[:, None]
+        steps_fp = draws @ negative
+        here_fp = np.cumsum(steps_fp, axis=1)
+        here_fp += fp[:, None]
+        tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()
+        pair_sum += np.einsum("rb,rb->r", steps_fp, here_tp) - 0.5 * np.einsum("rb,rb->r", steps_fp, steps)
+        here_fp += here_tp  # predicted voxels
+        share = np.divide(here_tp, np.maximum(here_fp, 1, out=steps_fp), out=steps_fp)
+        precision_sum += np.einsum("rb,rb->r", steps, share)
+        here_fp += np.maximum(total_positive, 1)[:, None]
+        here_tp /= here_fp
+        np.maximum(best, 2 * here_tp.max(axis=1), out=best)
+        cumulative_tp = np.cumsum(positive, axis=1) + own_tp[:, None]
+        cumulative_fp = np.cumsum(negative, axis=1) + own_fp[:, None]
+        own_tp, own_fp = cumulative_tp[:, -1].copy(), cumulative_fp[:, -1].copy()
+        dice = 2 * cumulative_tp / (cumulative_tp + cumulative_fp + floor[:, None])
+        np.maximum(best_mean, (draws @ dice).max(axis=1), out=best_mean)
+    return {
+        "auprc": _over(precision_sum, total_positive),
+        "auroc": _over(pair_sum, total_positive * total_negative),
+        "dice_pooled@best": np.where(total_positive > 0, best, np.nan),
+        "dice@best": _over(best_mean, draws @ bearing),
+    }
+
+
+def mean_dice(histograms: SubjectHistograms) -> tuple[np.ndarray, np.ndarray]:
+    """Mean per-volume Dice of the lesion-bearing subjects at every threshold.
+
+    Returns:
+        (K,) int32 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
+    """
+    bearing = histograms.subset([s for s, histogram in histograms.items() if histogram.n_positive])
+    positives = np.array([histogram.n_positive for _, histogram in bearing.items()], np.float64)
+    keys, means = [np.zeros(0, np.int32)], [np.zeros(0)]
+    tp, fp = np.zeros(len(bearing)), np.zeros(len(bearing))
+    for block, positive, negative in blocks(bearing):
+        here_tp, here_fp = np.cumsum(positive, axis=1) + tp[:, None], np.cumsum(negative, axis=1) + fp[:, None]
+        tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()
+        keys.append(block)
+        means.append(np.mean(2 * here_tp / (here_tp + here_fp + positives[:, None]), axis=0))
+    return np.concatenate(keys), np.concatenate(means)
+
+
+def ratio(above: np.ndarray, below: np.ndarray, draws: np.ndarray) -> np.ndarray:
+    """(R,) ``sum(w * above) / sum(w * below)`` under each replicate; NaN where the denominator is 0.
+
+    Args:
+        above: (n,) one value a subject. For a mean over some subjects: the value there, 0 elsewhere.
+        below: (n,) its denominator. For a mean: 1 where the value counts, 0 elsewhere.
+        draws: (R, n) weights.
+    """
+    return _over(draws @ np.asarray(above, np.float64), draws @ np.asarray(below, np.float64))
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
+    """(low, high) percentile interval of the defined replicates.
+
+    Args:
+        values: (R,) replicates, NaN where undefined.
+        level: probability inside, (0, 1).
+
+    Returns:
+        None when fewer than half of the replicates are defined.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"level = {level!r} is not valid: give a probability between 0 and 1, such as 0.95.")
+    defined = values[~np.isnan(values)]
+    if len(defined) < len(values) / 2 or not len(defined):
+        return None
+    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)

@@ -1,0 +1,207 @@
+"""ROC, PR and Dice at every threshold of one histogram: cumulative sums over its bins, from the highest score down."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from adbench.errors import UserError
+from adbench.metrics import keys as _keys
+from adbench.metrics.histogram import ScoreHistogram
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """What happens at one threshold.
+
+    Attributes:
+        threshold: a voxel is positive when its float32 score is ``>= threshold``.
+        recall: share of lesion voxels found, [0, 1]; NaN without lesion voxels.
+        fpr: share of background voxels predicted, [0, 1]; NaN without background voxels.
+        precision: share of predicted voxels that are lesion, [0, 1]; 1 when nothing is predicted.
+    """
+
+    threshold: float
+    recall: float
+    fpr: float
+    precision: float
+
+
+class Curve:
+    """Counts at every threshold of a histogram, K occupied bins in descending score.
+
+    Voxels of one bin are tied: they are predicted together, as scikit-learn treats equal scores.
+
+    Args:
+        histogram: of one subject or of a pool.
+
+    Attributes:
+        thresholds: (K,) float32, lower edges of the bins, descending.
+        tp: (K,) int64, lesion voxels with ``score >= threshold``.
+        fp: (K,) int64, background voxels with ``score >= threshold``.
+        n_positive: lesion voxels in all.
+        n_negative: background voxels in all.
+    """
+
+    def __init__(self, histogram: ScoreHistogram) -> None:
+        keys, positive, negative = histogram.counts()
+        self._bits = histogram.mantissa_bits
+        self._keys = keys[::-1]
+        self._positive, self._negative = positive[::-1], negative[::-1]
+        self.tp, self.fp = np.cumsum(self._positive), np.cumsum(self._negative)
+        self.n_positive, self.n_negative = int(positive.sum()), int(negative.sum())
+
+    @cached_property
+    def thresholds(self) -> np.ndarray:
+        return _keys.edges(self._keys, self._bits)
+
+    @property
+    def recall(self) -> np.ndarray:
+        """(K,) share of lesion voxels found."""
+        self._need(positive=True)
+        return self.tp / self.n_positive
+
+    @property
+    def fpr(self) -> np.ndarray:
+        """(K,) share of background voxels predicted."""
+        self._need(negative=True)
+        return self.fp / self.n_negative
+
+    @property
+    def precision(self) -> np.ndarray:
+        """(K,) share of predicted voxels that are lesion."""
+        return self.tp / (self.tp + self.fp)
+
+    @property
+    def dice(self) -> np.ndarray:
+        """(K,) ``2 tp / (tp + fp + n_positive)``: the Dice coefficient, which is also F1."""
+        self._need(positive=True)
+        return 2 * self.tp / (self.tp + self.fp + self.n_positive)
+
+    @property
+    def prevalence(self) -> float:
+        """Share of lesion among all voxels: the average precision of chance."""
+        return self.n_positive / (self.n_positive + self.n_negative)
+
+    def average_precision(self, max_recall: float = 1.0) -> float:
+        """Step sum of precision over recall, up to ``max_recall`` and divided by it, in [0, 1].
+
+        Args:
+            max_recall: (0, 1]; 1 is the average precision of scikit-learn.
+        """
+        self._need(positive=True)
+        _check_share("max_recall", max_recall)
+        ends = np.minimum(self.tp, max_recall * self.n_positive)
+        steps = np.diff(ends, prepend=0)
+        return float(np.sum(steps * self.precision) / (max_recall * self.n_positive))
+
+    def auroc(self, max_fpr: float = 1.0) -> float:
+        """Area under the ROC curve for false-positive rates up to ``max_fpr``, divided by it, in [0, 1].
+
+        Ties are joined by a straight line, so a bin counts half. Chance is ``max_fpr / 2``; the standardised value of
+        McClish (1989, Med Decis Making 9:190) is ``(1 + (area - chance) / (1 - chance)) / 2``.
+
+        Args:
+            max_fpr: (0, 1].
+        """
+        self._need(positive=True, negative=True)
+        _check_share("max_fpr", max_fpr)
+        x, y = np.r_[0.0, self.fp], np.r_[0.0, self.tp]
+        limit = max_fpr * self.n_negative
+        if max_fpr < 1:
+            kept = x < limit
+            at_limit = np.interp(limit, x, y) if not kept.all() else y[-1]
+            x, y = np.r_[x[kept], limit], np.r_[y[kept], at_limit]
+        return float(np.trapezoid(y, x) / (limit * self.n_positive))
+
+    def best_dice(self) -> tuple[float, float]:
+        """(highest Dice, its threshold); among equal Dice the highest threshold."""
+        dice = self.dice
+        best = int(np.argmax(dice))
+        return float(dice[best]), float(self.thresholds[best])
+
+    def at_fpr(self, rate: float) -> OperatingPoint:
+        """The lowest observed threshold with at most ``rate`` false positives among background voxels.
+
+        When even the highest bin exceeds ``rate``, the threshold lies just above it and nothing is predicted.
+        """
+        self._need(negative=True)
+        _check_share("rate", rate)
+        return self._point(int(np.searchsorted(self.fp, rate * self.n_negative, side="right")) - 1)
+
+    def at_recall(self, share: float) -> OperatingPoint:
+        """The highest observed threshold that finds at least ``share`` of the lesion voxels."""
+        self._need(positive=True)
+        _check_share("share", share)
+        needed = np.ceil(share * self.n_positive - 1e-9 * self.n_positive)
+        return self._point(int(np.searchsorted(self.tp, needed, side="left")))
+
+    def at_precision(self, share: float) -> OperatingPoint | None:
+        """The lowest observed threshold of at least this precision (the most recall); None when no threshold has it."""
+        self._need(positive=True)
+        _check_share("share", share)
+        reached = np.flatnonzero(self.precision >= share)
+        return self._point(int(reached[-1])) if len(reached) else None
+
+    def average_precision_bracket(self) -> tuple[float, float]:
+        """Between these lies the average precision of the scores before they were binned.
+
+        Lowest: within each bin the background comes first and lesion voxels follow one by one. Highest: the lesion
+        voxels come first, all tied. Any order and any ties of the raw scores fall between: a lesion voxel's precision
+        is taken at the end of its tied block, which holds at least its own rank of the bin's lesion voxels and at most
+        all of its background (lowest), at most all of its lesion voxels and at least none of its background (highest).
+        """
+        self._need(positive=True)
+        from scipy.special import digamma
+
+        before_tp, before_fp = self.tp - self._positive, self.fp - self._negative
+        highest = np.sum(self._positive * _ratio(self.tp, self.tp + before_fp))
+        lesion = self._positive > 0
+        p, before, fp = self._positive[lesion], before_tp[lesion], self.fp[lesion]
+        # sum over j of (before + j) / (before + j + fp) = p - fp * sum over j of 1 / (before + fp + j)
+        lowest = np.sum(p - fp * (digamma(before + fp + p + 1.0) - digamma(before + fp + 1.0)))
+        return float(lowest / self.n_positive), float(highest / self.n_positive)
+
+    def auroc_bracket(self) -> tuple[float, float]:
+        """Between these lies the area of the scores before they were binned: background or lesion first in each bin."""
+        self._need(positive=True, negative=True)
+        pairs = float(self.n_positive) * self.n_negative
+        lowest = np.sum(self._negative.astype(np.float64) * (self.tp - self._positive)) / pairs
+        highest = np.sum(self._negative.astype(np.float64) * self.tp) / pairs
+        return float(lowest), float(highest)
+
+    def best_dice_bracket(self) -> tuple[float, float]:
+        """Between these lies the highest Dice of the scores before they were binned."""
+        self._need(positive=True)
+        before_fp = self.fp - self._negative
+        return self.best_dice()[0], float(np.max(2 * self.tp / (self.tp + before_fp + self.n_positive)))
+
+    def _point(self, index: int) -> OperatingPoint:
+        tp, fp = (int(self.tp[index]), int(self.fp[index])) if index >= 0 else (0, 0)
+        if index >= 0:
+            threshold = float(self.thresholds[index])
+        else:
+            threshold = float(_keys.edges(self._keys[:1] + 1, self._bits)[0])
+        return OperatingPoint(
+            threshold=threshold,
+            recall=tp / self.n_positive if self.n_positive else float("nan"),
+            fpr=fp / self.n_negative if self.n_negative else float("nan"),
+            precision=tp / (tp + fp) if tp + fp else 1.0,
+        )
+
+    def _need(self, *, positive: bool = False, negative: bool = False) -> None:
+        if positive and not self.n_positive:
+            raise UserError("There is no lesion voxel here: precision, recall, Dice and their areas are undefined.")
+        if negative and not self.n_negative:
+            raise UserError("There is no background voxel here: false-positive rates and ROC areas are undefined.")
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0 < value <= 1:
+        raise UserError(f"{name} = {value!r} is not valid: give a share above 0, up to 1.")

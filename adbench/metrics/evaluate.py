@@ -1,0 +1,308 @@
+"""From per-subject histograms to numbers with intervals: the one place where a metric gets its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from adbench.errors import UserError
+from adbench.metrics import bootstrap
+from adbench.metrics import keys as _keys
+from adbench.metrics.curves import Curve
+from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+
+ORACLE = frozenset({"dice@best", "dice_pooled@best", "dice@subject_best"})
+_POOLED = ("auprc", "auroc", "dice_pooled@best")
+_AT = {"dice@val": "val", "dice@fpr1": "fpr1", "dice@fpr5": "fpr5"}
+_MEANS = {"auprc_subject": "auprc", **{name: name for name in _AT}, "dice@subject_best": "dice@subject_best"}
+NAMES = ("auprc", "auroc", "auprc_subject", *_AT, "dice@best", "dice_pooled@best", "dice@subject_best")
+NO_LESION = "no lesion voxel in the whole test split"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One number with its interval.
+
+    Attributes:
+        value: the metric on the test split; None when undefined.
+        low: lower end of the percentile interval; None when undefined.
+        high: upper end.
+        n: subjects that the number is taken over (lesion-bearing ones for the means).
+        oracle: whether a threshold was chosen on the test split itself.
+        reason: why ``value`` or the interval is undefined; empty otherwise.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    oracle: bool = False
+    reason: str = ""
+
+
+@dataclass
+class Evaluation:
+    """All numbers of one method on one test split. Plain values only: ``asdict`` gives JSON.
+
+    Attributes:
+        metrics: name -> estimate, names as in ``docs/metrics.md``.
+        thresholds: rule -> threshold (``val``, ``fpr1``, ``fpr5``; oracles ``best``, ``pooled_best``). A voxel is
+            positive when its float32 score is ``>=`` it. A rule without a threshold is absent.
+        subjects: one row a test subject: id, voxels, and its own metrics (None where undefined).
+        prevalence: share of lesion among the test voxels, the chance level of ``auprc``.
+        notes: what a reader must know beside the numbers.
+        brackets: name -> (low, high) between which the pooled number of the unbinned scores provably lies; empty when
+            the histograms are exact.
+        strata: grouping -> group -> name -> estimate; see ``groups`` of :func:`evaluate`.
+    """
+
+    metrics: dict[str, Estimate]
+    thresholds: dict[str, float]
+    subjects: list[dict[str, Any]]
+    prevalence: float
+    notes: list[str]
+    brackets: dict[str, tuple[float, float]] = field(default_factory=dict)
+    strata: dict[str, dict[str, dict[str, Estimate]]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values (no NaN, no NumPy types)."""
+        return asdict(self)
+
+
+def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], dict[str, str]]:
+    """Thresholds that may be used on a test split: chosen without it.
+
+    ``val`` maximises the pooled Dice over all validation voxels (the highest threshold among equals); ``fpr1`` and
+    ``fpr5`` are the lowest observed scores with at most 1 % and 5 % of the voxels of lesion-free validation subjects
+    at or above them.
+
+    Args:
+        val: validation subjects, or None.
+
+    Returns:
+        (rule -> threshold, rule -> why there is none).
+    """
+    if val is None or not len(val):
+        return {}, dict.fromkeys(("val", "fpr1", "fpr5"), "no validation split was given")
+    chosen, missing = {}, {}
+    pool = val.pooled()
+    if pool.n_positive:
+        chosen["val"] = Curve(pool).best_dice()[1]
+    else:
+        missing["val"] = "the validation split has no lesion, so no threshold maximises its Dice"
+    healthy = val.subset([subject for subject, histogram in val.items() if not histogram.n_positive]).pooled()
+    for rule, rate in (("fpr1", 0.01), ("fpr5", 0.05)):
+        if healthy.n_negative:
+            chosen[rule] = Curve(healthy).at_fpr(rate).threshold
+        else:
+            missing[rule] = "the validation split has no lesion-free subject to set a false-positive rate on"
+    return chosen, missing
+
+
+def evaluate(
+    test: SubjectHistograms,
+    val: SubjectHistograms | None = None,
+    *,
+    replicates: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Evaluation:
+    """Every histogram metric of one test split, with intervals over subjects.
+
+    Args:
+        test: brain voxels of the test subjects. One map a subject and voxel: stack modalities elsewhere.
+        val: validation subjects, from which ``val``, ``fpr1`` and ``fpr5`` are chosen; they stay fixed in the bootstrap,
+            oracle thresholds are chosen anew in every replicate.
+        replicates: bootstrap replicates over subjects; 0 gives values without intervals.
+        level: probability inside the percentile interval.
+        seed: of the resamples; the same seed and subjects give the same resamples for every method.
+
+    Raises:
+        UserError: no test subject, a subject without brain voxels, a subject in both splits, or unequal mantissa bits.
+    """
+    _check(test, val)
+    thresholds, missing = choose_thresholds(val)
+    points, rows, counts = _points(test, thresholds)
+    thresholds |= counts.pop("oracles")
+    bearing = sum(row["lesion_voxels"] > 0 for row in rows)
+    prevalence = sum(row["lesion_voxels"] for row in rows) / sum(row["brain_voxels"] for row in rows)
+    draws = bootstrap.weights(len(test), replicates, seed) if replicates else None
+    samples = sample(test, rows, draws) if draws is not None else {}
+    metrics = {}
+    for name in NAMES:
+        reason = _why_undefined(name, test, bearing, missing)
+        n = len(test) if name in _POOLED else bearing
+        metrics[name] = estimate(points.get(name), samples.get(name), n, level, name in ORACLE, reason)
+    result = Evaluation(metrics, thresholds, rows, prevalence, _notes(test, rows, metrics, missing))
+    _bracket(test, result)
+    return result
+
+
+def sample(test: SubjectHistograms, rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, np.ndarray]:
+    """Every histogram metric under each replicate.
+
+    Args:
+        test: n subjects.
+        rows: their rows as in :attr:`Evaluation.subjects`, which hold the per-subject values at fixed thresholds.
+        draws: (R, n) weights of :func:`adbench.metrics.bootstrap.weights`.
+
+    Returns:
+        name -> (R,) values, NaN where a replicate leaves it undefined.
+    """
+    result = bootstrap.pooled(test, draws)
+    for name, column in _MEANS.items():
+        values = [row[column] if row["lesion_voxels"] else None for row in rows]
+        above = np.array([0.0 if value is None else value for value in values])
+        below = np.array([float(value is not None) for value in values])
+        result[name] = bootstrap.ratio(above, below, draws)
+    return result
+
+
+def estimate(
+    value: float | None, samples: np.ndarray | None, n: int, level: float, oracle: bool = False, reason: str = ""
+) -> Estimate:
+    """An :class:`Estimate` from a value and its replicates (None: no interval was asked for).
+
+    Args:
+        value: on the sample itself; None when undefined.
+        samples: (R,) replicates, NaN where undefined.
+        n: subjects that the number is taken over.
+        level: probability inside the interval.
+        oracle: whether a threshold was chosen on the test split.
+        reason: why ``value`` is None.
+    """
+    if value is None:
+        return Estimate(None, None, None, n, oracle, reason)
+    if samples is None:
+        return Estimate(float(value), None, None, n, oracle, "no bootstrap was asked for")
+    if n < 2:
+        return Estimate(float(value), None, None, n, oracle, "an interval needs at least 2 subjects")
+    ends = bootstrap.interval(samples, level)
+    if ends is None:
+        return Estimate(float(value), None, None, n, oracle, "undefined in more than half of the replicates")
+    return Estimate(float(value), ends[0], ends[1], n, oracle)
+
+
+def dice_at(histogram: ScoreHistogram, threshold: float) -> float:
+    """Dice of one volume whose voxels with ``score >= threshold`` are predicted; the volume bears a lesion."""
+    tp, fp = histogram.positives_at(threshold)
+    return 2 * tp / (tp + fp + histogram.n_positive)
+
+
+def _points(
+    test: SubjectHistograms, thresholds: dict[str, float]
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, dict[str, float]]]:
+    pool = Curve(test.pooled())
+    points: dict[str, float] = {}
+    oracles: dict[str, float] = {}
+    if pool.n_positive:
+        points["auprc"] = pool.average_precision()
+        points["dice_pooled@best"], oracles["pooled_best"] = pool.best_dice()
+        keys, means = bootstrap.mean_dice(test)
+        best = int(np.argmax(means))
+        points["dice@best"] = float(means[best])
+        oracles["best"] = float(_keys.edges(keys[best : best + 1], test.mantissa_bits)[0])
+        if pool.n_negative:
+            points["auroc"] = pool.auroc()
+    rows = [_row(subject, histogram, thresholds, oracles.get("best")) for subject, histogram in test.items()]
+    for name, column in _MEANS.items():
+        values = [row[column] for row in rows if row[column] is not None]
+        if values:
+            points[name] = float(np.mean(values))
+    return points, rows, {"oracles": oracles}
+
+
+def _row(subject: str, histogram: ScoreHistogram, thresholds: dict[str, float], best: float | None) -> dict[str, Any]:
+    curve = Curve(histogram)
+    row: dict[str, Any] = {
+        "subject": subject,
+        "brain_voxels": curve.n_positive + curve.n_negative,
+        "lesion_voxels": curve.n_positive,
+        "auprc": None,
+        "auroc": None,
+        **dict.fromkeys(_AT),
+        "dice@best": None,
+        "dice@subject_best": None,
+    }
+    if not curve.n_positive:
+        return row
+    row["auprc"] = curve.average_precision()
+    row["dice@subject_best"] = curve.best_dice()[0]
+    if curve.n_negative:
+        row["auroc"] = curve.auroc()
+    for name, rule in _AT.items():
+        if rule in thresholds:
+            row[name] = dice_at(histogram, thresholds[rule])
+    if best is not None:
+        row["dice@best"] = dice_at(histogram, best)
+    return row
+
+
+def _why_undefined(name: str, test: SubjectHistograms, bearing: int, missing: dict[str, str]) -> str:
+    if not bearing:
+        return NO_LESION
+    if name == "auroc" and not any(histogram.n_negative for _, histogram in test.items()):
+        return "no background voxel in the whole test split"
+    return missing.get(_AT.get(name, ""), "")
+
+
+def _check(test: SubjectHistograms, val: SubjectHistograms | None) -> None:
+    if not len(test):
+        raise UserError("The test split has no subject: there is nothing to evaluate.")
+    for split, histograms in (("test", test), ("validation", val)):
+        for subject, histogram in histograms.items() if histograms is not None else ():
+            if not len(histogram.counts()[0]):
+                raise UserError(
+                    f"Subject {subject!r} of the {split} split has no brain voxel: its brain mask is empty. "
+                    "Correct the mask or leave the subject out of the split."
+                )
+    if val is None:
+        return
+    if val.mantissa_bits != test.mantissa_bits:
+        raise UserError(
+            f"The test histograms have {test.mantissa_bits} mantissa bits and the validation histograms "
+            f"{val.mantissa_bits}: a threshold of one would not be a bin edge of the other."
+        )
+    both = [subject for subject in test if subject in val]
+    if both:
+        raise UserError(
+            f"{len(both)} subject(s) are in the validation and in the test split: {', '.join(both[:5])}"
+            f"{', ...' if len(both) > 5 else ''}. A threshold chosen on them would be an oracle."
+        )
+
+
+def _notes(
+    test: SubjectHistograms, rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: dict[str, str]
+) -> list[str]:
+    notes = []
+    free = sum(not row["lesion_voxels"] for row in rows)
+    if free == len(rows):
+        undefined = ", ".join(name for name, metric in metrics.items() if metric.value is None)
+        notes.append(f"Undefined, because there is {NO_LESION}: {undefined}.")
+    elif free:
+        notes.append(f"{free} of {len(rows)} test subjects bear no lesion and are not in the per-volume means.")
+    for why in dict.fromkeys(missing.values()):
+        rules = [rule for rule, reason in missing.items() if reason == why]
+        notes.append(f"No {' or '.join(rules)} threshold: {why}.")
+    return notes
+
+
+def _bracket(test: SubjectHistograms, result: Evaluation) -> None:
+    pool = test.pooled()
+    if pool.exact or not pool.n_positive:
+        return
+    curve = Curve(pool)
+    ways: dict[str, Callable[[], tuple[float, float]]] = {
+        "auprc": curve.average_precision_bracket,
+        "dice_pooled@best": curve.best_dice_bracket,
+    }
+    if pool.n_negative:
+        ways["auroc"] = curve.auroc_bracket
+    result.brackets = {name: way() for name, way in ways.items()}
+    shown = ", ".join(f"{name} [{low:.6f}, {high:.6f}]" for name, (low, high) in result.brackets.items())
+    result.notes.append(
+        f"Scores were binned to {test.mantissa_bits} mantissa bits; the numbers of the unbinned scores lie in {shown}."
+    )

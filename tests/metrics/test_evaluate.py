@@ -1,0 +1,215 @@
+"""Every histogram metric against its definition computed from raw voxels, and what is said when one is undefined."""
+
+import json
+
+import numpy as np
+import pytest
+import sklearn.metrics as sk
+import torch
+
+from adbench.errors import UserError
+from adbench.metrics import bootstrap
+from adbench.metrics.evaluate import NAMES, choose_thresholds, evaluate, sample
+from adbench.metrics.histogram import SubjectHistograms
+
+
+def split(seed, subjects, healthy=0, shift=1.5, prefix="t"):
+    """{subject: (float16 scores, labels)} with ties."""
+    rng = np.random.default_rng(seed)
+    data = {}
+    for i in range(subjects):
+        size = int(rng.integers(200, 400))
+        labels = (rng.random(size) < rng.uniform(0.02, 0.2)) & (i >= healthy)
+        labels[0] = i >= healthy
+        data[f"{prefix}{i}"] = (np.round(rng.standard_normal(size) + shift * labels, 1).astype(np.float16), labels)
+    return data
+
+
+def histograms(data):
+    result = SubjectHistograms()
+    for subject, (scores, labels) in data.items():
+        result.update(subject, scores, labels)
+    return result
+
+
+def dice(predicted, labels):
+    return 2 * (predicted & labels).sum() / (predicted.sum() + labels.sum())
+
+
+def definitions(test, val):
+    """The table of the documentation, literally, from raw voxels."""
+    pooled = [np.concatenate(part) for part in zip(*test.values(), strict=True)]
+    bearing = {s: v for s, v in test.items() if v[1].any()}
+    every = sorted({float(x) for scores, _ in test.values() for x in scores}, reverse=True)
+    of_val = [np.concatenate(part) for part in zip(*val.values(), strict=True)]
+    val_thresholds = sorted({float(x) for x in of_val[0]}, reverse=True)
+    healthy = np.concatenate([scores for scores, labels in val.values() if not labels.any()])
+    thresholds = {
+        "val": max(val_thresholds, key=lambda t: dice(of_val[0] >= t, of_val[1])),
+        "fpr1": min(t for t in val_thresholds if t in healthy and (healthy >= t).mean() <= 0.01),
+        "fpr5": min(t for t in val_thresholds if t in healthy and (healthy >= t).mean() <= 0.05),
+    }
+
+    def mean_at(t):
+        return np.mean([dice(s >= t, y) for s, y in bearing.values()])
+
+    return thresholds, {
+        "auprc": sk.average_precision_score(pooled[1], pooled[0]),
+        "auroc": sk.roc_auc_score(pooled[1], pooled[0]),
+        "auprc_subject": np.mean([sk.average_precision_score(y, s) for s, y in bearing.values()]),
+        "dice@val": mean_at(thresholds["val"]),
+        "dice@fpr1": mean_at(thresholds["fpr1"]),
+        "dice@fpr5": mean_at(thresholds["fpr5"]),
+        "dice@best": max(mean_at(t) for t in every),
+        "dice_pooled@best": max(dice(pooled[0] >= t, pooled[1]) for t in every),
+        "dice@subject_best": np.mean([max(dice(s >= t, y) for t in every) for s, y in bearing.values()]),
+    }
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_values_equal_their_definitions(seed):
+    test, val = split(seed, 5, healthy=1), split(seed + 50, 6, healthy=2, prefix="v")
+    result = evaluate(histograms(test), histograms(val), replicates=50)
+    thresholds, expected = definitions(test, val)
+    assert {rule: result.thresholds[rule] for rule in thresholds} == thresholds
+    assert tuple(result.metrics) == NAMES
+    for name, value in expected.items():
+        assert result.metrics[name].value == pytest.approx(value, abs=1e-9), name
+        assert result.metrics[name].n == (5 if name in ("auprc", "auroc", "dice_pooled@best") else 4)
+        assert result.metrics[name].oracle == ("best" in name)
+        assert result.metrics[name].low <= result.metrics[name].high
+    assert result.brackets == {}
+    assert result.notes == ["1 of 5 test subjects bear no lesion and are not in the per-volume means."]
+    json.dumps(result.as_dict(), allow_nan=False)
+
+
+def test_rows_hold_each_subject():
+    test, val = split(3, 4, healthy=1), split(53, 6, healthy=2, prefix="v")
+    result = evaluate(histograms(test), histograms(val), replicates=0)
+    free, row = result.subjects[0], result.subjects[1]
+    scores, labels = test["t1"]
+    assert (row["subject"], row["brain_voxels"], row["lesion_voxels"]) == ("t1", len(scores), labels.sum())
+    assert row["auroc"] == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9)
+    assert row["dice@best"] == pytest.approx(dice(scores >= result.thresholds["best"], labels), abs=1e-12)
+    assert (free["lesion_voxels"], free["auprc"], free["dice@val"]) == (0, None, None)
+    assert result.prevalence == pytest.approx(
+        sum(y.sum() for _, y in test.values()) / sum(len(y) for _, y in test.values())
+    )
+    assert result.metrics["auprc"].reason == "no bootstrap was asked for"
+
+
+def test_dice_equals_monai():
+    from monai.metrics import DiceMetric
+
+    test, val = split(7, 4), split(8, 3, healthy=1, prefix="v")
+    result = evaluate(histograms(test), histograms(val), replicates=0)
+    metric = DiceMetric(include_background=True, reduction="mean")
+    for scores, labels in test.values():
+        predicted = scores >= result.thresholds["val"]
+        metric(
+            torch.from_numpy(predicted).reshape(1, 1, 1, -1).float(),
+            torch.from_numpy(labels).reshape(1, 1, 1, -1).float(),
+        )
+    assert result.metrics["dice@val"].value == pytest.approx(float(metric.aggregate()), abs=1e-6)
+
+
+def test_replicates_equal_evaluating_the_drawn_subjects():
+    data = split(5, 5, healthy=1)
+    test, val = histograms(data), histograms(split(55, 6, healthy=2, prefix="v"))
+    result = evaluate(test, val, replicates=0)
+    draws = np.array([[1, 1, 1, 1, 1], [0, 3, 1, 1, 0], [4, 1, 0, 0, 0], [5, 0, 0, 0, 0]], float)
+    values = sample(test, result.subjects, draws)
+    for row, draw in enumerate(draws):
+        drawn = {f"{s}#{k}": v for (s, v), times in zip(data.items(), draw, strict=True) for k in range(int(times))}
+        expected = evaluate(histograms(drawn), val, replicates=0)
+        for name in NAMES:
+            if expected.metrics[name].value is None:
+                assert np.isnan(values[name][row]), name
+            else:
+                assert values[name][row] == pytest.approx(expected.metrics[name].value, abs=1e-9), name
+    assert np.isnan(values["auprc"][3])
+
+
+def test_blocks_of_bins_do_not_change_replicates(monkeypatch):
+    test = histograms(split(5, 5, healthy=1))
+    draws = bootstrap.weights(5, 20, 0)
+    whole = bootstrap.pooled(test, draws)
+    small = {name: [] for name in whole}
+    original = bootstrap.blocks
+    monkeypatch.setattr(bootstrap, "blocks", lambda h, size=3: original(h, 3))
+    small = bootstrap.pooled(test, draws)
+    for name in whole:
+        np.testing.assert_allclose(small[name], whole[name], atol=1e-12)
+
+
+def test_same_seed_same_interval_and_other_order_same_bits():
+    data, val = split(1, 6), histograms(split(2, 4, healthy=1, prefix="v"))
+    forward = evaluate(histograms(data), val, replicates=200, seed=3)
+    backward = evaluate(histograms(dict(reversed(data.items()))), val, replicates=200, seed=3)
+    assert forward == backward
+    assert evaluate(histograms(data), val, replicates=200, seed=4).metrics != forward.metrics
+
+
+def test_a_chosen_threshold_reproduces_on_raw_float32_scores():
+    rng = np.random.default_rng(0)
+    raw = {f"t{i}": (rng.standard_normal(500).astype(np.float32), rng.random(500) < 0.1) for i in range(3)}
+    val = {f"v{i}": (rng.standard_normal(500).astype(np.float32), rng.random(500) < 0.1) for i in range(3)}
+    result = evaluate(histograms(raw), histograms(val), replicates=0)
+    expected = np.mean([dice(s >= np.float32(result.thresholds["val"]), y) for s, y in raw.values()])
+    assert result.metrics["dice@val"].value == pytest.approx(expected, abs=1e-12)
+    low, high = result.brackets["auprc"]
+    pooled = [np.concatenate(part) for part in zip(*raw.values(), strict=True)]
+    assert low <= sk.average_precision_score(pooled[1], pooled[0]) <= high
+    assert "Scores were binned to 10 mantissa bits" in result.notes[-1]
+
+
+def test_no_lesion_anywhere_says_what_is_undefined():
+    result = evaluate(histograms(split(0, 3, healthy=3)), histograms(split(1, 3, healthy=1, prefix="v")), replicates=20)
+    for name in NAMES:
+        assert result.metrics[name].value is None
+        assert result.metrics[name].reason == "no lesion voxel in the whole test split"
+    assert result.notes == [f"Undefined, because there is no lesion voxel in the whole test split: {', '.join(NAMES)}."]
+    assert result.prevalence == 0
+
+
+def test_missing_rules_say_why():
+    test = histograms(split(0, 3))
+    alone = evaluate(test, None, replicates=20)
+    assert alone.metrics["dice@val"].reason == "no validation split was given"
+    assert alone.metrics["dice@val"].value is None
+    assert alone.metrics["dice@best"].value is not None
+    assert alone.notes == ["No val or fpr1 or fpr5 threshold: no validation split was given."]
+    healthy = evaluate(test, histograms(split(1, 2, healthy=2, prefix="v")), replicates=20)
+    assert "validation split has no lesion, so no threshold maximises its Dice" in healthy.metrics["dice@val"].reason
+    assert healthy.metrics["dice@fpr1"].value is not None
+    sick = evaluate(test, histograms(split(1, 2, prefix="v")), replicates=20)
+    assert "no lesion-free subject to set a false-positive rate on" in sick.metrics["dice@fpr5"].reason
+    assert choose_thresholds(None)[0] == {}
+
+
+def test_one_subject_has_no_interval():
+    only = evaluate(histograms(split(0, 1)), replicates=20).metrics["auprc"]
+    assert only.value is not None
+    assert (only.low, only.high, only.reason) == (None, None, "an interval needs at least 2 subjects")
+
+
+def test_all_lesion_has_no_roc():
+    test = histograms({"a": (np.float16([1, 2]), np.array([1, 1])), "b": (np.float16([1, 3]), np.array([1, 1]))})
+    result = evaluate(test, replicates=20)
+    assert result.metrics["auroc"].reason == "no background voxel in the whole test split"
+    assert result.metrics["auprc"].value == 1
+
+
+def test_bad_splits_are_refused():
+    test = histograms(split(0, 3))
+    with pytest.raises(UserError, match=r"1 subject\(s\) are in the validation and in the test split: t0"):
+        evaluate(test, histograms(split(1, 1)))
+    with pytest.raises(UserError, match="The test split has no subject"):
+        evaluate(SubjectHistograms())
+    test.update("hollow", [], [])
+    with pytest.raises(
+        UserError, match=r"Subject 'hollow' of the test split has no brain voxel: its brain mask is empty"
+    ):
+        evaluate(test)
+    with pytest.raises(UserError, match="10 mantissa bits and the validation histograms 12"):
+        evaluate(histograms(split(0, 1)), SubjectHistograms(12))
