@@ -1,0 +1,202 @@
+"""Autoencoder with a dense bottleneck (methods.md §4; Baur et al. 2021, Med. Image Anal. 69, 101952)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from adbench.methods.base import FitReport, Method, Resources
+from adbench.params import ParamSet, param
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from adbench.datasets.slices import SliceBatch, SliceSet
+
+
+class AEParams(ParamSet):
+    image_size: int = param(
+        128,
+        "Side of the network's square grid; slices are resized to it.",
+        unit="px",
+        source="Baur 2021",
+        ge=32,
+        le=512,
+    )
+    channels: tuple[int, ...] = param(
+        (32, 64, 128, 128, 128),
+        "Channels of the stride-2 blocks, one entry a block.",
+        source="Baur 2021, UPD",
+        min_length=1,
+        max_length=7,
+    )
+    latent: int = param(
+        128, "Length of the dense latent; a spatial latent would copy the lesion.", source="Baur 2021", ge=1, le=4096
+    )
+    steps: int = param(20_000, "Optimiser steps.", unit="steps", source="adbench", ge=1)
+    batch: int = param(32, "Slices a step.", unit="slices", source="adbench", ge=1, le=4096)
+    lr: float = param(1e-4, "Peak learning rate of Adam.", source="Baur 2021", gt=0, le=1)
+    warmup: int = param(0, "Linear warm-up.", unit="steps", source="adbench", ge=0)
+    schedule: Literal["constant", "cosine"] = param("constant", "Learning rate after warm-up.", source="Baur 2021")
+    ema: float = param(0.0, "Decay of the averaged weights, 0: none.", source="adbench", ge=0, lt=1)
+    clip: float = param(1.0, "Largest gradient norm, 0: not clipped.", source="adbench", ge=0)
+    augment: bool = param(False, "Rotate, shift, brighten and contrast training slices.", source="methods.md §1")
+    sigma: float = param(
+        0.0,
+        "Gaussian smoothing of the residual, 0: none.",
+        unit="px of the network's grid",
+        source="adbench",
+        ge=0,
+        le=50,
+    )
+
+    @model_validator(mode="after")
+    def _halves_evenly(self) -> Self:
+        if self.image_size % 2 ** len(self.channels) or any(c < 8 or c % 8 for c in self.channels):
+            raise ValueError(
+                f"image_size must be a multiple of {2 ** len(self.channels)} (one halving a block) and channels multiples of 8"
+            )
+        return self
+
+
+def build_network(params: AEParams) -> nn.Sequential:
+    """Encoder, dense latent, decoder: (B, 1, S, S) in [0, 1] -> (B, 1, S, S), unbounded.
+
+    A block is a 4x4 stride-2 convolution (transposed in the decoder), GroupNorm with 8 groups and LeakyReLU.
+    """
+    from torch import nn
+
+    def active(channels: int) -> list[nn.Module]:
+        return [nn.GroupNorm(8, channels), nn.LeakyReLU(0.2, inplace=True)]
+
+    side = params.image_size // 2 ** len(params.channels)
+    last = params.channels[-1]
+    layers: list[nn.Module] = []
+    before = 1
+    for channels in params.channels:
+        layers += [nn.Conv2d(before, channels, 4, stride=2, padding=1), *active(channels)]
+        before = channels
+    layers += [nn.Flatten(), nn.Linear(last * side * side, params.latent)]
+    layers += [nn.Linear(params.latent, last * side * side), nn.Unflatten(1, (last, side, side)), *active(last)]
+    for channels in reversed(params.channels[:-1]):
+        layers += [nn.ConvTranspose2d(before, channels, 4, stride=2, padding=1), *active(channels)]
+        before = channels
+    return nn.Sequential(*layers, nn.ConvTranspose2d(before, 1, 4, stride=2, padding=1))
+
+
+class AE(Method):
+    """A plain autoencoder: healthy anatomy passes a dense bottleneck, lesions do not; the map is ``|x - AE(x)|``.
+
+    Trained with L1. Input and reconstruction are compared on the network's grid, inside the brain; the residual is smoothed
+    there and brought back to the grid of the slice.
+    """
+
+    name = "ae"
+    Params = AEParams
+    params: AEParams
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {
+            "channels": (16, 32, 64, 64, 64),
+            "steps": 500,
+            "batch": 16,
+            "lr": 1e-3,
+            "warmup": 20,
+            "schedule": "cosine",
+            "sigma": 3.0,
+        },
+        "base": {},
+        "paper": {},
+    }
+    _network: nn.Sequential
+
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        import torch
+
+        from adbench.methods import imaging, training
+
+        p = self.params
+        size = (p.image_size, p.image_size)
+        pictures = training.Pictures(train, size, self.ctx.device)
+        healthy = training.Pictures(val.limited(512), size, self.ctx.device) if val is not None and len(val) else None
+        with training.seeded(self.ctx.seed, self.name, "init"):
+            network = build_network(p)
+
+        def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
+            image, brain = pictures.get(indices)
+            return {"image": imaging.augment(image, brain, generator)[0] if p.augment else image}
+
+        def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+            return (module(batch["image"]) - batch["image"]).abs().mean()
+
+        def validate(module: nn.Module) -> float:
+            assert healthy is not None
+            total = 0.0
+            for start in range(0, len(healthy), 64):
+                image, _ = healthy.get(torch.arange(start, min(start + 64, len(healthy))))
+                total += float((module(image) - image).abs().mean()) * len(image)
+            return total / len(healthy)
+
+        stage = training.Stage(
+            name="autoencoder",
+            module=network,
+            samples=len(pictures),
+            draw=draw,
+            loss=loss,
+            validate=validate if healthy else None,
+            plan=training.Plan(
+                steps=p.steps,
+                batch=p.batch,
+                lr=p.lr,
+                optimizer="adam",
+                schedule=p.schedule,
+                warmup=p.warmup,
+                clip=p.clip,
+                ema=p.ema,
+            ),
+            identity={"params": p.model_dump(mode="json"), "train": train.digest, "val": val.digest if val else None},
+        )
+        result = training.train_stage(stage, self.ctx)
+        self._network = network
+        return training.report([("autoencoder", result)], [network])
+
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        from adbench.methods import imaging
+
+        grid = (batch.image.shape[-2], batch.image.shape[-1])
+        size = (self.params.image_size, self.params.image_size)
+        with torch.inference_mode():
+            image = imaging.shrink(batch.image, size)
+            brain = imaging.shrink_mask(batch.brain, size)
+            recon = self._network(image).clamp(0, 1) * brain
+            residual = imaging.gaussian_blur((image - recon).abs() * brain, self.params.sigma)
+            return imaging.stretch(residual, grid), imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[0]
+
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[1]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self._network.state_dict())
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        network = build_network(self.params)
+        network.load_state_dict(state)
+        self._network = network.eval().to(self.ctx.device)
+
+    @classmethod
+    def resources(cls, params: ParamSet) -> Resources:
+        return Resources(cpus=2.0, gpu_memory_gb=2.0)
+
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        return {
+            "lr": {"low": 3e-5, "high": 3e-3, "log": True},
+            "latent": {"choices": [32, 64, 128, 256]},
+            "sigma": {"low": 0.0, "high": 6.0},
+        }

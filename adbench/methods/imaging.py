@@ -1,0 +1,104 @@
+"""Image operations that several methods share: resizing between grids, smoothing, augmentation.
+
+Everything works on (B, C, H, W) tensors on their own device. The module imports torch; methods import it inside functions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+
+def shrink(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """``image`` (B, C, H, W) on the grid ``size``: bilinear, area-antialiased where it gets smaller, no padding."""
+    if tuple(image.shape[-2:]) == tuple(size):
+        return image
+    return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
+
+
+def stretch(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Maps or reconstructions (B, C, h, w) back on a slice grid ``size``, bilinear."""
+    return shrink(maps, size)
+
+
+def shrink_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A bool mask (B, 1, H, W) on the grid ``size``: true where at least half of the area was."""
+    if tuple(mask.shape[-2:]) == tuple(size):
+        return mask
+    return shrink(mask.float(), size) >= 0.5
+
+
+def gaussian_kernel(sigma: float, truncate: float = 4.0) -> torch.Tensor:
+    """Sampled Gaussian of standard deviation ``sigma`` px with unit sum, cut at ``truncate`` standard deviations."""
+    radius = max(1, int(truncate * sigma + 0.5))
+    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    kernel = torch.exp(-0.5 * (x / sigma) ** 2)
+    return (kernel / kernel.sum()).float()
+
+
+def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
+    """``image`` (B, C, H, W) convolved with a Gaussian of ``sigma`` px, zero outside the picture; unchanged for 0.
+
+    Equals ``scipy.ndimage.gaussian_filter(..., mode="constant")`` on each picture.
+    """
+    if sigma <= 0:
+        return image
+    kernel = gaussian_kernel(sigma).to(image)
+    radius = len(kernel) // 2
+    flat = image.reshape(-1, 1, *image.shape[-2:])
+    flat = F.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+    flat = F.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, radius))
+    return flat.reshape(image.shape)
+
+
+def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
+    """Uniform float32 draws in [low, high) on the CPU, so that they do not depend on the device of the model."""
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def augment(
+    image: torch.Tensor,
+    brain: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float = 5.0,
+    shift: float = 8.0 / 256.0,
+    intensity: float = 0.1,
+    probability: float = 0.5,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Randomly rotated, shifted, brightened and contrasted slices (methods.md §1, step 5).
+
+    Args:
+        image: (B, 1, H, W) in [0, 1].
+        brain: (B, 1, H, W) bool; it moves with the image and masks the background afterwards.
+        generator: a CPU generator; every draw comes from it.
+        degrees: largest rotation, either way.
+        shift: largest shift as a share of the side (8 px of 256).
+        intensity: largest change of brightness (added) and of contrast (factor about the mean of the brain).
+        probability: of each of the four changes, independently, per slice.
+
+    Returns:
+        The changed image in [0, 1], background 0, and the moved mask.
+    """
+    count = image.shape[0]
+    happens = (torch.rand((count, 4), generator=generator) < probability).float()
+    angle = uniform((count,), -degrees, degrees, generator) * happens[:, 0] * (math.pi / 180)
+    offset = uniform((count, 2), -shift, shift, generator) * happens[:, 1:2] * 2  # the grid spans 2
+    bright = uniform((count,), -intensity, intensity, generator) * happens[:, 2]
+    contrast = 1 + uniform((count,), -intensity, intensity, generator) * happens[:, 3]
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    ratio = image.shape[-2] / image.shape[-1]
+    affine = torch.stack(
+        [torch.stack([cos, -sin * ratio, offset[:, 0]], 1), torch.stack([sin / ratio, cos, offset[:, 1]], 1)], 1
+    ).to(image.device)
+    grid = F.affine_grid(affine, list(image.shape), align_corners=False)
+    both = torch.cat([image, brain.to(image.dtype)], 1)
+    moved = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+    mask = moved[:, 1:2] >= 0.5
+    area = mask.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
+    mean = (moved[:, :1] * mask).sum(dim=(1, 2, 3), keepdim=True) / area
+    scale = contrast.to(image.device).view(-1, 1, 1, 1)
+    out = (moved[:, :1] - mean) * scale + mean + bright.to(image.device).view(-1, 1, 1, 1)
+    return out.clamp(0, 1) * mask, mask
