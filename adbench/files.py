@@ -35,5 +35,5 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Atomically write ``value`` as indented JSON; NaN and infinities are refused (they are not JSON)."""
-    write_text(path, json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    """Atomically write ``value`` as indented JSON in its own order; NaN and infinities are refused (they are not JSON)."""
+    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")

@@ -157,7 +157,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
     with clock.phase("pictures"):
         threshold = evaluation.thresholds.get("val")
         pictures.sample_sheet(scored.samples, folder / "samples.png", title, threshold)
-        pr_plot(scored.test, evaluation, folder / "pr.png", title=title)
+        pr_plot(scored.test, evaluation, folder / "pr.png")
     scored.test.to_npz(folder / "histograms.npz")
     if scored.threshold is not None:
         scored.threshold.to_npz(folder / "val_histograms.npz")

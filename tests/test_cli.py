@@ -167,7 +167,11 @@ def test_full_disk_is_one_sentence_and_the_next_run_completes(
 
 
 def test_subject_in_two_roles_is_refused(cli: Cli, slices: Path, tmp_path: Path) -> None:
-    code, _, err = run(cli, slices, tmp_path / "runs", "--train-on", "folder", "--train-root", slices / "test")
+    flat = tmp_path / "healthy"
+    flat.mkdir()
+    for path in (slices / "test").glob("*-FLAIR.png"):
+        shutil.copy(path, flat)
+    code, _, err = run(cli, slices, tmp_path / "runs", "--train-on", "folder", "--train-root", flat)
     assert code == 2
     assert "two roles" in err
 
