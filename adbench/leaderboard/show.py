@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from adbench.console import print_json, table
+from adbench.console import out, print_json, say, table
 from adbench.leaderboard.table import Board, cell, row
+from adbench.results.record import Record
 
 CAPTION = (
     "AUPRC and AUROC over all test brain voxels; Dice per volume; [95 % bootstrap interval over subjects]. "
@@ -40,39 +41,30 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
         )
         return
     for board in found:
-        several_seeds = len({record.seed for record in board.records}) > 1
-        columns = [("#", "right"), ("method", "left"), ("trained on", "left")]
-        columns += [("seed", "right")] if several_seeds else []
-        columns += [
-            ("AUPRC", "right"),
-            ("AUROC", "right"),
-            ("dice@val", "right"),
-            ("dice@best (oracle)", "right"),
-            ("prevalence", "right"),
-            ("train s", "right"),
-            ("ms/slice", "right"),
-        ]
-        rows = []
-        for rank, record in enumerate(board.records, 1):
-            texts = [
-                str(rank),
-                f"{record.method.name} [{record.method.preset}]",
-                f"{record.train.name} ({record.train.slices})",
-            ]
-            texts += [str(record.seed)] if several_seeds else []
-            texts += [
-                cell(record, "auprc", interval=True),
-                cell(record, "auroc", interval=True),
-                cell(record, "dice@val", interval=True),
-                cell(record, "dice@best", interval=False),
-                f"{record.prevalence:.4f}",
-                f"{record.timing['fit']:.0f}",
-                f"{1000 * record.timing['score_per_slice']:.0f}",
-            ]
-            rows.append(texts)
+        columns, rows = _columns(board, wide=out.width >= 110 or not out.is_terminal)
         table(board.title, columns, rows, caption=CAPTION)
         reasons = {n.reason for record in board.records for n in record.metrics.values() if n.reason}
         for reason in sorted(reasons):
-            from adbench.console import say
-
             say(f"Undefined: {reason}")
+
+
+def _columns(board: Board, wide: bool) -> tuple[list[tuple[str, str]], list[list[str]]]:
+    """Headings with their justification, and the texts of every row; a narrow terminal gets the headline columns."""
+    shown: list[tuple[str, str, Callable[[Record], str]]] = [
+        ("method", "left", lambda r: f"{r.method.name} [{r.method.preset}]"),
+        ("AUPRC [95 %]", "right", lambda r: cell(r, "auprc", interval=True)),
+        ("dice@val [95 %]", "right", lambda r: cell(r, "dice@val", interval=True)),
+        ("dice@best (oracle)", "right", lambda r: cell(r, "dice@best", interval=False)),
+        ("prevalence", "right", lambda r: f"{r.prevalence:.4f}"),
+    ]
+    if len({record.seed for record in board.records}) > 1:
+        shown.insert(1, ("seed", "right", lambda r: str(r.seed)))
+    if wide:
+        shown.insert(1, ("trained on", "left", lambda r: f"{r.train.name} ({r.train.slices} slices)"))
+        shown += [
+            ("AUROC", "right", lambda r: cell(r, "auroc", interval=False)),
+            ("train s", "right", lambda r: f"{r.timing['fit']:.0f}"),
+            ("ms/slice", "right", lambda r: f"{1000 * r.timing['score_per_slice']:.0f}"),
+        ]
+    rows = [[str(rank), *(text(record) for _, _, text in shown)] for rank, record in enumerate(board.records, 1)]
+    return [("#", "right"), *((heading, justify) for heading, justify, _ in shown)], rows
