@@ -121,6 +121,9 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Score again although a record is there; fits are kept.")
     ] = False,
+    checkpoint_seconds: Annotated[
+        float, typer.Option(min=0, help="Save a training in progress at least this often.")
+    ] = 60.0,
     json_: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -163,7 +166,7 @@ def run(
                 if not quiet:
                     say(f"[{number}/{len(plans)}] {cell.spec.label}")
 
-            outcomes = serial(plans, progress, force=force, before=announce)
+            outcomes = serial(plans, progress, force=force, checkpoint_seconds=checkpoint_seconds, before=announce)
     except KeyboardInterrupt:
         say("Interrupted. Run the same command again: it goes on where it stopped.")
         raise typer.Exit(130) from None

@@ -26,6 +26,7 @@ class Context:
         device: a torch device string, resolved by the caller ("cpu", "cuda", "cuda:1"). Methods use this and nothing else.
         seed: every random draw derives from it (see :func:`adbench.seeds.derive`).
         workdir: a folder of this fit alone, kept between interruptions: checkpoints go here. None: keep nothing on disk.
+        checkpoint_seconds: a training in progress is saved at least this often.
         progress: receives progress.
         logger: for messages a user may want to read later.
     """
@@ -33,5 +34,6 @@ class Context:
     device: str = "cpu"
     seed: int = 0
     workdir: Path | None = None
+    checkpoint_seconds: float = 60.0
     progress: Progress = field(default_factory=Progress)
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("adbench"))

@@ -30,6 +30,7 @@ def serial(
     progress: Progress | None = None,
     *,
     force: bool = False,
+    checkpoint_seconds: float = 60.0,
     before: Callable[[int, Plan], None] = lambda number, plan: None,
 ) -> list[Outcome]:
     """Run the cells one after the other in this process; a failing cell does not stop the others.
@@ -38,6 +39,7 @@ def serial(
         plans: from :func:`adbench.runner.plan`.
         progress: receives progress.
         force: score again although records are there.
+        checkpoint_seconds: a training in progress is saved at least this often.
         before: called with the number (from 1) and the plan of each cell that really runs.
     """
     outcomes = []
@@ -46,7 +48,7 @@ def serial(
             stored = None if force else plan.record()
             if stored is None:
                 before(number, plan)
-            record = stored or run_cell(plan, progress, force=force)
+            record = stored or run_cell(plan, progress, force=force, checkpoint_seconds=checkpoint_seconds)
             outcomes.append(Outcome(plan, record, reused=stored is not None))
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
             outcomes.append(Outcome(plan, None, error))

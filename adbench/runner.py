@@ -48,7 +48,9 @@ class Clock:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
 
-def run_cell(cell: Plan, progress: Progress | None = None, *, force: bool = False) -> Record:
+def run_cell(
+    cell: Plan, progress: Progress | None = None, *, force: bool = False, checkpoint_seconds: float = 60.0
+) -> Record:
     """The record of ``cell``: the stored one when it is complete, else made now.
 
     Interrupted anywhere and called again, it goes on where it stopped and ends with the same numbers.
@@ -57,6 +59,7 @@ def run_cell(cell: Plan, progress: Progress | None = None, *, force: bool = Fals
         cell: from :func:`adbench.planning.plan`.
         progress: receives progress.
         force: score again although a record is there (the fit is kept).
+        checkpoint_seconds: a training in progress is saved at least this often.
 
     Raises:
         Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
@@ -69,7 +72,14 @@ def run_cell(cell: Plan, progress: Progress | None = None, *, force: bool = Fals
     phase = "fit"
     clock = Clock()
     try:
-        ctx = Context(cell.spec.device, cell.spec.seed, cell.fit_folder, progress or Progress(), log)
+        ctx = Context(
+            device=cell.spec.device,
+            seed=cell.spec.seed,
+            workdir=cell.fit_folder,
+            checkpoint_seconds=checkpoint_seconds,
+            progress=progress or Progress(),
+            logger=log,
+        )
         method, fit = _fit(cell, ctx)
         phase = "score"
         scored = _score(cell, method, ctx, clock)

@@ -1,0 +1,61 @@
+"""kill -9 in mid-training, the same command again: the same numbers as a run that was never disturbed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+BUDGET = {
+    "ae": (
+        "--set",
+        "ae.steps=600",
+        "--set",
+        "ae.batch=8",
+        "--set",
+        "ae.channels=[8,8,16]",
+        "--set",
+        "ae.image_size=32",
+    ),
+}
+
+
+def command(method: str, slices: Path, out: Path) -> list[str]:
+    return [
+        sys.executable, "-m", "adbench.cli", "run", "--method", method, "--dataset", "folder", "--data-root", str(slices),
+        "--device", "cpu", "--out", str(out), "--checkpoint-seconds", "0", "--json", *BUDGET[method],
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", sorted(BUDGET))
+def test_killed_training_goes_on_to_the_same_numbers(method: str, slices: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    whole = subprocess.run(
+        command(method, slices, tmp_path / "whole"), env=environment, capture_output=True, text=True, check=True
+    )
+
+    killed = tmp_path / "killed"
+    process = subprocess.Popen(
+        command(method, slices, killed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 120
+    while not list(killed.rglob("checkpoint.json")):
+        assert process.poll() is None, "the run ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    checkpoint = json.loads(next(killed.rglob("checkpoint.json")).read_text())
+    assert 0 < checkpoint["figures"]["step"] < 600  # it stopped in the middle
+    assert list(killed.rglob("record.json")) == []
+
+    again = subprocess.run(command(method, slices, killed), env=environment, capture_output=True, text=True, check=True)
+    rows = [json.loads(done.stdout)["boards"][0]["rows"][0] for done in (whole, again)]
+    assert rows[0]["metrics"] == rows[1]["metrics"]
+    assert rows[0]["run_key"] == rows[1]["run_key"]
