@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from adbench.datasets.phantom import fields
-from adbench.datasets.phantom.template import Frame, template
+from adbench.datasets.phantom.template import ORIGIN, Frame, template
 
 # Choi & Lee (2000), "Injectivity conditions of 2D and 3D uniform cubic B-spline functions": a displacement whose
 # coefficients stay below spacing / 2.48 along each axis is injective. The bound is one on first derivatives, so shares
 # of it add up over levels; the rest is left to the ventricles and the affine part.
 INJECTIVE = 1 / 2.479472335
 LEVELS = ((56.0, 0.30, 3.5), (26.0, 0.32, 1.6))  # spacing mm, share of the bound, standard deviation mm
+VENTRICLES = (-1.0, 4.0)  # mm by which the walls of the lateral ventricles move; the template's are a young adult's
 CORTEX = 5.0  # mm, size of the folds by which subjects differ
 
 
@@ -52,6 +53,7 @@ class Anatomy:
         gm, wm, csf: (P,) float32 fractions that sum to 1.
         detail: (P,) float32 myelin and iron beyond the three tissues, in units of the white matter's T1 intensity.
         ventricle: (P,) float32 distance to the lateral ventricles, mm (up to 63).
+        rim: (P,) float32 in (0.5, 1], how much of the voxel is brain and not the empty outside.
     """
 
     frame: Frame
@@ -62,6 +64,7 @@ class Anatomy:
     csf: np.ndarray
     detail: np.ndarray
     ventricle: np.ndarray
+    rim: np.ndarray
 
     def field(self, rng: np.random.Generator, spacing: float) -> np.ndarray:
         """(P,) smooth random field of unit variance with features of ``spacing`` mm."""
@@ -89,9 +92,8 @@ def deformation(rng: np.random.Generator, frame: Frame) -> np.ndarray:
     """
     grid = np.stack(np.meshgrid(*frame.axes, indexing="ij"))
     moved = _affine(rng, grid)
-    ventricles = np.clip(rng.normal(0.25, 0.55), -0.6, 1.3)  # > 0: larger than the template's
-    pull = template().pull
-    moved += _on_grid(pull, frame) * np.float32(3.0 * ventricles)
+    ventricles = np.clip(rng.normal(1.4, 1.6), *VENTRICLES)
+    moved += _on_grid(template().pull, frame) * np.float32(ventricles)
     for spacing, share, deviation in LEVELS:
         limit = share * INJECTIVE * spacing
         shape = (3, *fields.control_shape(spacing, frame.bounds))
@@ -114,7 +116,7 @@ def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
     """A (3, ...) map of the 4 mm lattice on the subject's grid, by separable linear interpolation."""
     result = lattice
     for axis, positions in enumerate(frame.axes):
-        index = (positions - frame.bounds[axis][0]) / 4
+        index = (positions - ORIGIN[axis]) / 4
         count = lattice.shape[axis + 1]
         weights = np.clip(1 - np.abs(index[:, None] - np.arange(count)), 0, 1).astype(np.float32)
         weights[index > count - 1, -1] = 1
@@ -134,16 +136,17 @@ def build(rng: np.random.Generator, frame: Frame, mass: MassEffect | None = None
     coordinates = deformation(rng, frame)
     flat = coordinates.reshape(3, -1)
     tissue = flat if mass is None else mass.apply(flat)
-    brain = maps.sample("brain", tissue) > 127
-    points, tissue = flat[:, brain], tissue[:, brain]
+    inside = maps.sample("brain", tissue) / 255
+    brain = inside > 0.5
+    points, tissue, rim = flat[:, brain], tissue[:, brain], inside[brain]
     brain = brain.reshape(frame.shape)
     gm, wm = (maps.sample(name, tissue) / 255 for name in ("gm", "wm"))
     # The template is a mean of many brains: sharpen its fractions, and let each subject fold its own cortex.
-    atrophy = rng.normal(0.15, 0.25)
+    atrophy = rng.normal(0.5, 0.45)
     logits = []
     for fraction, lean in ((gm, 0.0), (wm, 0.0), (1 - gm - wm, atrophy)):
         field = fields.random_field(rng, frame.axes, CORTEX, frame.bounds)[brain]
-        logits.append(1.8 * np.log(fraction.clip(0, 1) + 0.02) + 0.55 * field + lean)
+        logits.append(1.8 * np.log(fraction.clip(0, 1) + 0.02) + 0.42 * field + lean)
     weights = np.exp(np.stack(logits))
     gm, wm, csf = weights / weights.sum(axis=0)
     return Anatomy(
@@ -155,4 +158,5 @@ def build(rng: np.random.Generator, frame: Frame, mass: MassEffect | None = None
         csf=csf,
         detail=(maps.sample("detail", tissue) - 128) / 255,
         ventricle=maps.sample("ventricle", tissue) / 4,
+        rim=rim,
     )

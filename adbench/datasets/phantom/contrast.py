@@ -34,12 +34,12 @@ class Contrast:
 
 
 CONTRASTS = {
-    "FLAIR": Contrast(0.60, 0.50, 0.14, 1.12, -0.55, 0.05, 0.35, (0.018, 0.040)),
-    "T1": Contrast(0.66, 0.98, 0.26, 0.46, 1.0, 0.04, 0.12, (0.018, 0.040)),
-    "T2": Contrast(0.58, 0.44, 1.15, 1.00, -0.5, 0.05, 0.08, (0.018, 0.040)),
+    "FLAIR": Contrast(0.59, 0.52, 0.13, 0.95, -0.5, 0.03, 0.35, (0.012, 0.026)),
+    "T1": Contrast(0.66, 0.98, 0.26, 0.46, 1.0, 0.03, 0.12, (0.014, 0.032)),
+    "T2": Contrast(0.62, 0.50, 1.15, 1.02, -0.5, 0.03, 0.08, (0.014, 0.032)),
 }
 REGIONAL = 0.03  # relative variation of a tissue over the brain
-BIAS = (0.03, 0.10)  # standard deviation of the coil's log sensitivity
+BIAS = (0.02, 0.08)  # standard deviation of the coil's log sensitivity
 COARSE, COIL = 24.0, 75.0  # mm
 
 
@@ -63,7 +63,7 @@ def tissue_signal(rng: np.random.Generator, anatomy: Anatomy, pathology: Patholo
     signal = tissue * (1 - pathology.water) + (1 - anatomy.csf) * pathology.water * water + anatomy.csf * csf
     signal = signal * (1 - pathology.fluid) + pathology.fluid * csf
     bias = np.exp(np.float32(rng.uniform(*BIAS)) * anatomy.field(rng, COIL))
-    return np.clip(signal * bias, 0, None).astype(np.float32)
+    return np.clip(signal * bias * (2 * anatomy.rim - 1) ** 0.7, 0, None).astype(np.float32)
 
 
 def add_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:

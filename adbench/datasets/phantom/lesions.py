@@ -60,7 +60,7 @@ class Tumour:
 
     def mass(self, strength: float) -> MassEffect:
         """The displacement by the core."""
-        return MassEffect(self.centre, 1.5 * self.core, strength)
+        return MassEffect(self.centre, 1.8 * self.core, strength)
 
 
 def _edge(inside: np.ndarray, softness: float = SOFT) -> np.ndarray:
@@ -91,9 +91,9 @@ def plan_tumour(rng: np.random.Generator) -> tuple[Tumour, MassEffect]:
         & (z < REACH[1])
     )
     centre = _place(rng, deep)
-    core = rng.uniform(7, 17)
-    tumour = Tumour((float(centre[0]), float(centre[1]), float(centre[2])), core, core + rng.uniform(4, 14))
-    return tumour, tumour.mass(rng.uniform(0.3, 0.65))
+    core = rng.uniform(10, 20)
+    tumour = Tumour((float(centre[0]), float(centre[1]), float(centre[2])), core, core + rng.uniform(5, 15))
+    return tumour, tumour.mass(rng.uniform(0.4, 0.7))
 
 
 def grow_tumour(rng: np.random.Generator, anatomy: Anatomy, tumour: Tumour) -> Pathology:
@@ -101,10 +101,11 @@ def grow_tumour(rng: np.random.Generator, anatomy: Anatomy, tumour: Tumour) -> P
     _, r = _distances(anatomy, np.asarray(tumour.centre))
     coarse, fine = anatomy.field(rng, 16.0), anatomy.field(rng, 7.0)
     core = _edge(tumour.core + 0.14 * tumour.core * coarse + 0.8 * fine - r)
-    spread = tumour.oedema * (0.72 + 0.4 * anatomy.wm - 0.35 * anatomy.gm) + 3.0 * coarse + 1.5 * fine - r
+    spread = tumour.oedema * (0.72 + 0.4 * anatomy.wm - 0.35 * anatomy.gm) + 3.0 * coarse + 1.0 * fine - r
+    spread -= 2.5 * np.clip(-np.sign(tumour.centre[0]) * anatomy.points[0], 0, None)  # the falx holds it back
     oedema = np.maximum(_edge(spread, 1.6) * (1 - anatomy.csf), core)
     necrosis = _edge(tumour.core * rng.uniform(0.0, 0.75) + 1.5 * fine - r, 2.0) * (rng.random() < 0.6)
-    strength, core_strength = rng.uniform(0.25, 0.62), rng.uniform(0.35, 0.8)
+    strength, core_strength = rng.uniform(0.3, 0.65), rng.uniform(0.35, 0.75)
     texture = (1 + 0.18 * fine).clip(0.4, 1.5)
     water = (oedema * (1 - core) * strength + core * core_strength * texture).clip(0, 1)
     return Pathology(water, core * necrosis * rng.uniform(0.5, 0.9), oedema > 0.5)
@@ -117,15 +118,15 @@ def _wedge(rng: np.random.Generator, anatomy: Anatomy) -> np.ndarray:
     surface = (maps.at("brain") > 200) & (maps.depth < 9) & (np.abs(x) > 22) & (z > REACH[0]) & (z < REACH[1])
     cortex = _place(rng, surface)
     apex = np.array(
-        [np.sign(cortex[0]) * rng.uniform(18, 30), 0.45 * cortex[1] + rng.normal(0, 6), 0.6 * cortex[2] + 6]
+        [np.sign(cortex[0]) * rng.uniform(14, 28), 0.45 * cortex[1] + rng.normal(0, 6), 0.6 * cortex[2] + 6]
     )
     axis = cortex - apex
     axis /= np.linalg.norm(axis)
     offset, r = _distances(anatomy, apex)
     along = (offset * axis.astype(np.float32)[:, None]).sum(axis=0)
     across = np.sqrt(np.clip(r**2 - along**2, 0, None))
-    opening = np.tan(np.deg2rad(rng.uniform(16, 38)))
-    start = rng.uniform(2, 16)
+    opening = np.tan(np.deg2rad(rng.uniform(26, 50)))
+    start = rng.uniform(0, 12)
     wobble = 3.2 * anatomy.field(rng, 16.0) + 1.6 * anatomy.field(rng, 7.0)
     side = (along * opening + 2 - across) / np.sqrt(1 + opening**2)
     return _edge(np.minimum(side, along - start) + wobble)
@@ -141,19 +142,19 @@ def _patch(rng: np.random.Generator, anatomy: Anatomy) -> np.ndarray:
     solid = maps.at("gm").astype(np.int32) + maps.at("wm") > 225
     _, r = _distances(anatomy, _place(rng, inside & shallow & solid))
     radius = rng.uniform(8, 15) if cortical else rng.uniform(6, 10)
-    return _edge(radius + 2.0 * anatomy.field(rng, 9.0) - r)
+    return _edge(radius + 2.6 * anatomy.field(rng, 9.0) - r)
 
 
 def stroke(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """One large or one to three small infarcts, at any age: the older, the more of it is a cavity with a bright rim."""
-    if rng.random() < 0.55:
+    if rng.random() < 0.75:
         occupancy = _wedge(rng, anatomy)
     else:
         occupancy = np.max([_patch(rng, anatomy) for _ in range(rng.integers(1, 4))], axis=0)
     occupancy = occupancy * _edge((0.5 - anatomy.csf) * 6)  # fluid around the brain stays fluid
     texture = anatomy.field(rng, 8.0)
     old = rng.random() < 0.35
-    strength = rng.uniform(0.22, 0.75)
+    strength = rng.uniform(0.3, 0.75)
     water = occupancy * (strength * (1 + 0.22 * texture)).clip(0, 1)
     cavity = _edge(2.5 * texture - rng.uniform(0.0, 2.0), 2.0) * occupancy**3 if old else np.zeros_like(water)
     return Pathology(water, cavity * rng.uniform(0.4, 0.85) if old else cavity, occupancy > 0.5)
@@ -199,10 +200,16 @@ def ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """What healthy people have: caps and bands at the ventricles, a few spots and wide perivascular spaces. No mask."""
     maps = template()
     count = anatomy.points.shape[1]
-    severity = np.clip(rng.lognormal(-0.9, 0.75), 0.05, 2.2)
-    reach = 1.5 + 2.6 * severity  # mm
-    cap = np.exp(-anatomy.ventricle / np.float32(reach)) + 0.22 * anatomy.field(rng, 9.0) * (anatomy.ventricle < 14)
-    water = _edge((cap - 0.55) * 5) * anatomy.wm * np.float32(min(0.12 + 0.24 * severity, 0.6))
+    severity = np.clip(rng.lognormal(-0.55, 0.6), 0.15, 1.6)
+    horns = (0.55 + np.abs(anatomy.points[1] + 12) / 45).clip(
+        0, 1.25
+    )  # caps are thickest at the ends of the ventricles
+    reach = (1.8 + 2.6 * severity) * horns  # mm
+    cap = np.exp(-anatomy.ventricle / reach) + 0.2 * anatomy.field(rng, 9.0) * (anatomy.ventricle < 16)
+    solid = 1 - anatomy.csf
+    water = _edge((cap - 0.5) * 5) * solid * np.float32(min(0.25 + 0.3 * severity, 0.7))
+    lining = np.float32(rng.uniform(0.5, 0.75)) * np.exp(-((anatomy.ventricle / np.float32(2.2)) ** 2)) * solid
+    water = np.maximum(water, lining)
     white = (maps.at("wm") > 200) & (maps.depth > 10)
     wobble = 0.5 * anatomy.field(rng, 6.0)
     for _ in range(rng.poisson(5 * severity)):

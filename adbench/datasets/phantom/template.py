@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from adbench.hashing import digest_file
 
 SHAPE = (197, 233, 189)  # voxels of 1 mm
 ORIGIN = (-98.0, -134.0, -72.0)  # mm, RAS
+FIELD = ((-98.0, 98.0), (-121.5, 82.0), (-72.0, 116.0))  # mm, what a phantom volume shows: the head fits with a margin
 FILES = {name: f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")}
 
 
@@ -21,9 +22,12 @@ def template_files() -> dict[str, Path]:
     """Where the installed nilearn keeps the three maps.
 
     Raises:
-        UserError: this nilearn does not ship them.
+        UserError: nilearn is missing or does not ship them.
     """
-    folder = Path(str(resources.files("nilearn"))) / "datasets" / "data"
+    package = find_spec("nilearn")  # located, not imported: that would take a second
+    if package is None or package.origin is None:
+        raise UserError("The phantom needs nilearn, which ships the MNI152 template: pip install nilearn.")
+    folder = Path(package.origin).parent / "datasets" / "data"
     files = {name: folder / file for name, file in FILES.items()}
     for file in files.values():
         if not file.is_file():
@@ -39,7 +43,7 @@ def template_digest() -> str:
 
 @dataclass(frozen=True)
 class Frame:
-    """The grid of a phantom volume: the template's field of view, in RAS, at ``resolution`` mm.
+    """The grid of a phantom volume: the template's brain with a margin, in RAS, at ``resolution`` mm.
 
     Attributes:
         resolution: voxel size, mm, isotropic.
@@ -52,7 +56,7 @@ class Frame:
     @property
     def bounds(self) -> tuple[tuple[float, float], ...]:
         """(low, high) in mm along each axis; does not depend on the resolution."""
-        return tuple((low, low + size - 1) for low, size in zip(ORIGIN, SHAPE, strict=True))
+        return FIELD
 
     @cached_property
     def axes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -75,7 +79,7 @@ class Frame:
     def affine(self) -> np.ndarray:
         """(4, 4) voxel of the whole volume to mm."""
         affine = np.diag([self.resolution] * 3 + [1.0])
-        affine[:3, 3] = ORIGIN
+        affine[:3, 3] = [low for low, _ in FIELD]
         return affine
 
 
@@ -114,7 +118,7 @@ class Template:
             .astype(np.uint8),
         }
         # Outward unit-height pull towards the ventricles, for their size; 4 mm lattice, smooth.
-        blurred = ndimage.gaussian_filter(ventricles.astype(np.float32), 3.0)[::2, ::2, ::2]
+        blurred = ndimage.gaussian_filter(ventricles.astype(np.float32), 3.5)[::2, ::2, ::2]
         pull = np.stack(np.gradient(blurred, 4.0))
         self.pull = (pull / np.sqrt((pull**2).sum(0)).max()).astype(np.float32)
         self.depth = depth[::4, ::4, ::4]
