@@ -111,9 +111,9 @@ class Curve:
         x, y = np.r_[0.0, self.fp], np.r_[0.0, self.tp]
         limit = max_fpr * self.n_negative
         if max_fpr < 1:
-            kept = x < limit
-            at_limit = np.interp(limit, x, y) if not kept.all() else y[-1]
-            x, y = np.r_[x[kept], limit], np.r_[y[kept], at_limit]
+            end = int(np.searchsorted(x, limit))  # the first point at or beyond the limit: x[end - 1] < limit <= x[end]
+            slope = (y[end] - y[end - 1]) / (x[end] - x[end - 1])
+            x, y = np.r_[x[:end], limit], np.r_[y[:end], y[end - 1] + slope * (limit - x[end - 1])]
         return float(np.trapezoid(y, x) / (limit * self.n_positive))
 
     def best_dice(self) -> tuple[float, float]:

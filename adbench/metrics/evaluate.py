@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap
 from adbench.metrics import keys as _keys
+from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+
+if TYPE_CHECKING:
+    from adbench.metrics.spatial import SpatialAccumulator
 
 ORACLE = frozenset({"dice@best", "dice_pooled@best", "dice@subject_best"})
 _POOLED = ("auprc", "auroc", "dice_pooled@best")
@@ -109,8 +113,12 @@ def evaluate(
     replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
+    spatial: SpatialAccumulator | None = None,
+    metrics: Sequence[Metric] = (),
+    groups: Mapping[str, Mapping[str, str]] | None = None,
+    strata: bool = False,
 ) -> Evaluation:
-    """Every histogram metric of one test split, with intervals over subjects.
+    """Every metric of one test split, with intervals over subjects.
 
     Args:
         test: brain voxels of the test subjects. One map a subject and voxel: stack modalities elsewhere.
@@ -119,26 +127,123 @@ def evaluate(
         replicates: bootstrap replicates over subjects; 0 gives values without intervals.
         level: probability inside the percentile interval.
         seed: of the resamples; the same seed and subjects give the same resamples for every method.
+        spatial: counts of the same subjects' maps, streamed with :func:`choose_thresholds` of the same ``val``; adds
+            the metrics of :data:`adbench.metrics.spatial.NAMES` and its plug-in metrics.
+        metrics: plug-in metrics. One that needs maps is measured while ``spatial`` is streamed.
+        groups: grouping -> subject -> group, e.g. ``{"site": {"sub-1": "A"}}``; joined with those of ``spatial``.
+        strata: whether to repeat every metric by lesion size (``small``, ``medium``, ``large``: up to the 25th, up to
+            the 75th percentile of lesion voxels over lesion-bearing subjects, above) and by every grouping.
 
     Raises:
-        UserError: no test subject, a subject without brain voxels, a subject in both splits, or unequal mantissa bits.
+        UserError: no test subject, a subject without brain voxels, a subject in both splits, unequal mantissa bits,
+            or ``spatial`` of other subjects or of another threshold.
     """
+    from adbench.metrics.spatial import NAMES as SPATIAL_NAMES
+
     _check(test, val)
+    check_names(metrics, (*NAMES, *SPATIAL_NAMES))
     thresholds, missing = choose_thresholds(val)
-    points, rows, counts = _points(test, thresholds)
-    thresholds |= counts.pop("oracles")
+    if spatial is not None:
+        _check_spatial(test, thresholds, spatial)
+    run = _Run(thresholds, missing, replicates, level, seed, tuple(metrics))
+    result = _measure(test, spatial, run)
+    result.notes = _notes(result.subjects, result.metrics, missing)
+    _bracket(test, result)
+    if strata:
+        groupings: dict[str, dict[str, str]] = {"lesion_size": lesion_size_groups(test)}
+        for row in spatial.rows if spatial is not None else ():
+            for grouping, group in row.groups.items():
+                groupings.setdefault(grouping, {})[row.subject] = group
+        for grouping, members in (groups or {}).items():
+            groupings.setdefault(grouping, {}).update({s: group for s, group in members.items() if s in test})
+        for grouping, members in groupings.items():
+            result.strata[grouping] = {}
+            for group in dict.fromkeys(members.values()):
+                chosen = [subject for subject in test if members.get(subject) == group]
+                part = None if spatial is None else spatial.subset(chosen)
+                result.strata[grouping][group] = _measure(test.subset(chosen), part, run).metrics
+    return result
+
+
+def lesion_size_groups(test: SubjectHistograms) -> dict[str, str]:
+    """Lesion-bearing subject -> ``small``, ``medium`` or ``large`` by the 25th and 75th percentile of lesion voxels."""
+    sizes = {subject: histogram.n_positive for subject, histogram in test.items() if histogram.n_positive}
+    if not sizes:
+        return {}
+    low, high = np.percentile(list(sizes.values()), [25, 75])
+    names = {s: "small" if n <= low else "medium" if n <= high else "large" for s, n in sizes.items()}
+    return dict(sorted(names.items(), key=lambda item: ("small", "medium", "large").index(item[1])))
+
+
+@dataclass(frozen=True)
+class _Run:
+    thresholds: dict[str, float]
+    missing: dict[str, str]
+    replicates: int
+    level: float
+    seed: int
+    metrics: tuple[Metric, ...]
+
+
+def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run) -> Evaluation:
+    points, rows, oracles = _points(test, run.thresholds)
     bearing = sum(row["lesion_voxels"] > 0 for row in rows)
     prevalence = sum(row["lesion_voxels"] for row in rows) / sum(row["brain_voxels"] for row in rows)
-    draws = bootstrap.weights(len(test), replicates, seed) if replicates else None
+    draws = bootstrap.weights(len(test), run.replicates, run.seed) if run.replicates else None
     samples = sample(test, rows, draws) if draws is not None else {}
     metrics = {}
     for name in NAMES:
-        reason = _why_undefined(name, test, bearing, missing)
+        reason = _why_undefined(name, test, bearing, run.missing)
         n = len(test) if name in _POOLED else bearing
-        metrics[name] = estimate(points.get(name), samples.get(name), n, level, name in ORACLE, reason)
-    result = Evaluation(metrics, thresholds, rows, prevalence, _notes(test, rows, metrics, missing))
-    _bracket(test, result)
+        metrics[name] = estimate(points.get(name), samples.get(name), n, run.level, name in ORACLE, reason)
+    metrics |= _plugins(test, spatial, run, draws)
+    if spatial is not None:
+        from adbench.metrics.spatial import sample_spatial
+
+        oracle = {metric.name for metric in spatial.metrics if metric.oracle}
+        for name, one in sample_spatial(spatial, draws).items():
+            metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, one.reason)
+        for row, extra in zip(rows, spatial.rows, strict=True):
+            row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}
+    return Evaluation(metrics, run.thresholds | oracles, rows, prevalence, [])
+
+
+def _plugins(
+    test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run, draws: np.ndarray | None
+) -> dict[str, Estimate]:
+    streamed = {metric.name for metric in spatial.metrics} if spatial is not None else set()
+    result = {}
+    for metric in run.metrics:
+        if metric.name in streamed:
+            continue
+        if metric.needs_maps:
+            result[metric.name] = Estimate(None, None, None, 0, metric.oracle, "it needs maps, and none were streamed")
+            continue
+        pairs = [measured(metric, Subject(s, histogram, run.thresholds)) for s, histogram in test.items()]
+        above, below = np.array([pair or (0.0, 0.0) for pair in pairs]).T
+        value = bootstrap.ratio(above, below, np.ones((1, len(pairs))))[0]
+        result[metric.name] = estimate(
+            None if np.isnan(value) else float(value),
+            bootstrap.ratio(above, below, draws) if draws is not None else None,
+            sum(pair is not None for pair in pairs),
+            run.level,
+            metric.oracle,
+            "no subject has it" if np.isnan(value) else "",
+        )
     return result
+
+
+def _check_spatial(test: SubjectHistograms, thresholds: dict[str, float], spatial: SpatialAccumulator) -> None:
+    own = {row.subject for row in spatial.rows}
+    odd = sorted(own.symmetric_difference(test))
+    if odd:
+        side = "histograms" if odd[0] in test else "spatial counts"
+        raise UserError(f"Subject {odd[0]!r} ({len(odd)} in all) has only {side}: stream the same subjects into both.")
+    if spatial.thresholds.get("val") != thresholds.get("val"):
+        raise UserError(
+            f"The maps were streamed with the val threshold {spatial.thresholds.get('val')} but the validation "
+            f"histograms give {thresholds.get('val')}: stream them again."
+        )
 
 
 def sample(test: SubjectHistograms, rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, np.ndarray]:
@@ -194,7 +299,7 @@ def dice_at(histogram: ScoreHistogram, threshold: float) -> float:
 
 def _points(
     test: SubjectHistograms, thresholds: dict[str, float]
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, dict[str, float]]]:
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float]]:
     pool = Curve(test.pooled())
     points: dict[str, float] = {}
     oracles: dict[str, float] = {}
@@ -212,7 +317,7 @@ def _points(
         values = [row[column] for row in rows if row[column] is not None]
         if values:
             points[name] = float(np.mean(values))
-    return points, rows, {"oracles": oracles}
+    return points, rows, oracles
 
 
 def _row(subject: str, histogram: ScoreHistogram, thresholds: dict[str, float], best: float | None) -> dict[str, Any]:
@@ -274,13 +379,11 @@ def _check(test: SubjectHistograms, val: SubjectHistograms | None) -> None:
         )
 
 
-def _notes(
-    test: SubjectHistograms, rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: dict[str, str]
-) -> list[str]:
+def _notes(rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: dict[str, str]) -> list[str]:
     notes = []
     free = sum(not row["lesion_voxels"] for row in rows)
     if free == len(rows):
-        undefined = ", ".join(name for name, metric in metrics.items() if metric.value is None)
+        undefined = ", ".join(name for name in NAMES if metrics[name].value is None)
         notes.append(f"Undefined, because there is {NO_LESION}: {undefined}.")
     elif free:
         notes.append(f"{free} of {len(rows)} test subjects bear no lesion and are not in the per-volume means.")

@@ -1,0 +1,111 @@
+"""The contract of a metric that somebody else brings: entry-point group ``adbench.metrics``."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from adbench.errors import UserError
+from adbench.metrics.histogram import ScoreHistogram
+
+
+@dataclass(frozen=True)
+class Volume:
+    """The stacked slices of one subject, S of them on the prepared grid.
+
+    Attributes:
+        maps: (S, H, W) float32 scores, higher is more anomalous, finite inside the brain.
+        lesion: (S, H, W) bool, inside the brain.
+        brain: (S, H, W) bool.
+        slices: (S,) int64 slice indices, ascending.
+        recon: (S, H, W) float32 pseudo-healthy image in [0, 1], or None.
+        image: (S, H, W) float32 input image in [0, 1], or None.
+    """
+
+    maps: np.ndarray
+    lesion: np.ndarray
+    brain: np.ndarray
+    slices: np.ndarray
+    recon: np.ndarray | None = None
+    image: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a metric is given of one subject.
+
+    Attributes:
+        subject: its id.
+        histogram: counts of its brain voxels by score.
+        thresholds: rule -> threshold chosen on validation (``val``, ``fpr1``, ``fpr5``, where defined).
+        volume: its stacked maps; None unless the metric sets ``needs_maps``.
+    """
+
+    subject: str
+    histogram: ScoreHistogram
+    thresholds: Mapping[str, float]
+    volume: Volume | None = None
+
+
+class Metric(ABC):
+    """A number that is a ratio of sums over subjects, so that its bootstrap interval needs no second pass.
+
+    The first line of a subclass's docstring is its summary in lists.
+
+    Attributes:
+        name: key in records and tables, such as ``lesion_volume_error``.
+        oracle: whether it looks at the test split to choose something.
+        needs_maps: whether :meth:`measure` needs :attr:`Subject.volume`; otherwise stored histograms are enough.
+    """
+
+    name: ClassVar[str]
+    oracle: ClassVar[bool] = False
+    needs_maps: ClassVar[bool] = False
+
+    @abstractmethod
+    def measure(self, subject: Subject) -> tuple[float, float] | None:
+        """``(above, below)`` of one subject; the metric is ``sum(above) / sum(below)`` over subjects.
+
+        For a mean over subjects return ``(value, 1.0)``. None leaves the subject out.
+        """
+
+
+def measured(metric: Metric, subject: Subject) -> tuple[float, float] | None:
+    """``metric.measure(subject)``, checked.
+
+    Raises:
+        UserError: the result is not None or two finite numbers; names the metric and the subject.
+    """
+    found = metric.measure(subject)
+    if found is None:
+        return None
+    try:
+        above, below = (float(part) for part in found)
+    except (TypeError, ValueError):
+        above = below = float("nan")
+    if not np.isfinite([above, below]).all() or below < 0:
+        raise UserError(
+            f"Metric {metric.name!r} measured {found!r} on subject {subject.subject!r}: "
+            "it must return None or two finite numbers, the second not negative."
+        )
+    return above, below
+
+
+def check_names(metrics: Iterable[Metric], taken: Iterable[str]) -> None:
+    """Every metric has a name that is free.
+
+    Raises:
+        UserError: a metric has no name, or one that a built-in metric or another one uses.
+    """
+    used = set(taken)
+    for metric in metrics:
+        name = getattr(metric, "name", None)
+        if not isinstance(name, str) or not name:
+            raise UserError(f"The metric {type(metric).__name__} has no name: set its class attribute `name`.")
+        if name in used:
+            raise UserError(f"The metric name {name!r} of {type(metric).__name__} is taken: choose another.")
+        used.add(name)
