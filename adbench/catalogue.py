@@ -1,14 +1,18 @@
-"""What there is and what it takes: the content of ``adbench list`` and ``adbench describe``, as plain data."""
+"""What there is, what it takes and whether it keeps its contract: ``adbench list``, ``describe`` and ``test`` as plain data."""
 
 from __future__ import annotations
 
 import inspect
-from typing import Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 from adbench import registry
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet
 from adbench.protocols import PROTOCOLS
+
+if TYPE_CHECKING:
+    from adbench.testing import Finding
 
 KINDS = ("methods", "datasets", "protocols", "metrics")
 
@@ -108,3 +112,29 @@ def _protocol(name: str) -> dict[str, Any]:
     doc = fields.pop("summary")
     fields.pop("name")
     return {"kind": "protocol", "name": name, "doc": doc, "facts": fields, "params": [], "presets": {}, "scope": ""}
+
+
+def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:
+    """What the conformance checks find about the method or dataset called ``name``.
+
+    Args:
+        name: a method or dataset.
+        assignments: texts of the form ``key=value``, parameters of it.
+        root: where the dataset lies.
+        device: where a method runs.
+
+    Raises:
+        UserError: nothing has that name, or its parameters are wrong.
+    """
+    from adbench import config
+    from adbench.params import build
+    from adbench.testing import check_dataset, check_method
+
+    values = {key: value for _, key, value in (config.parse_assignment(f"it.{text}") for text in assignments)}
+    if name in registry.entries("methods"):
+        return check_method(registry.load("methods", name), overrides=values, device=config.resolve_device(device))
+    if name in registry.entries("datasets"):
+        source, cls = config.locate(name, str(root) if root else None, values, "--data-root")
+        params = build(cls.Params, f"dataset {name}", source.params)
+        return check_dataset(cls(params, Path(source.root) if source.root else None))
+    raise unknown("method or dataset", name, [*registry.entries("methods"), *registry.entries("datasets")])

@@ -276,6 +276,36 @@ def doctor(json_: Json = False) -> None:
         raise typer.Exit(1)
 
 
+@app.command(name="test", epilog="Examples:\n\n  adbench test histeq\n\n  adbench test my_method --set steps=20")
+def test_(
+    name: Annotated[str, typer.Argument(help="A method or dataset, yours included.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    json_: Json = False,
+) -> None:
+    """Hold a method or dataset against its contract, rule by rule; exit 1 when one is broken."""
+    from dataclasses import asdict
+
+    from adbench.catalogue import conformance
+
+    findings = conformance(name, set_ or [], data_root, device)
+    if json_:
+        from adbench.console import print_json
+
+        print_json([asdict(finding) for finding in findings])
+    else:
+        from adbench.console import err, table
+
+        rows = [(f.rule, f"broken: {f.problem}" if f.problem else "holds", f.asks) for f in findings]
+        table(f"contract of {name}", [("rule", "left"), ("verdict", "left"), ("it asks", "left")], rows)
+        for finding in findings:
+            if finding.trace:
+                err.print(f"\n{finding.rule}:\n{finding.trace}", markup=False)
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(1)
+
+
 @board.command("show", epilog="Example:  adbench leaderboard show --out runs")
 def leaderboard_show(
     out: Out = Path("runs"),

@@ -200,7 +200,12 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def _source(name: str, root: str | None, params: dict[str, Any], flag: str) -> tuple[Source, type[Any]]:
+def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> tuple[Source, type[Any]]:
+    """The dataset called ``name`` with its root and resolved parameters, and its class.
+
+    Raises:
+        UserError: unknown dataset or parameter; no root given, or none there (says what is expected and where to get it).
+    """
     cls = registry.load("datasets", name)
     resolved = build(cls.Params, f"dataset {name}", params).model_dump(mode="json")
     if not cls.info.needs_root:
@@ -268,13 +273,13 @@ def cells(config: RunConfig) -> Iterator[CellSpec]:
         methods[name] = cls.resolve(preset, overrides).model_dump(mode="json")
     train = None
     if config.train_on is not None:
-        train, _ = _source(config.train_on, config.train_root, config.set.get("train", {}), "--train-root")
+        train, _ = locate(config.train_on, config.train_root, config.set.get("train", {}), "--train-root")
     elif config.train_root is not None:
         raise UserError(
             "--train-root says where the training source lies; name it with --train-on (for a folder of PNGs: --train-on folder)."
         )
     for dataset in dict.fromkeys(config.dataset):
-        source, cls = _source(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
+        source, cls = locate(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
         protocol = protocols.get(config.protocol or cls.info.protocol)
         for modality, (name, params), seed in product(
             _modalities(config, source, cls), methods.items(), dict.fromkeys(config.seed)

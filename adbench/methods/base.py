@@ -62,12 +62,14 @@ class Method(ABC):
         version: raised by hand when the numbers may change.
         Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`.
         presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
+        smoke: parameter values on top of "tiny" with which a fit takes a second or two; for the conformance checks.
     """
 
     name: ClassVar[str]
     version: ClassVar[str] = "1"
     Params: ClassVar[type[ParamSet]] = ParamSet
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
+    smoke: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
         self.params = params
@@ -160,6 +162,11 @@ class Method(ABC):
     def resources(cls, params: ParamSet) -> Resources:
         """What one run with ``params`` asks for."""
         return Resources()
+
+    @classmethod
+    def budget(cls, params: ParamSet) -> int | None:
+        """Optimiser steps that a fit with ``params`` takes at most; None when it is not counted in steps."""
+        return getattr(params, "steps", None)
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

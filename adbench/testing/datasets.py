@@ -1,0 +1,118 @@
+"""The contract of a dataset, rule by rule."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from adbench.datasets.base import Case, Dataset
+from adbench.datasets.store import SliceStore, prepare
+from adbench.errors import UserError
+from adbench.hashing import digest
+from adbench.testing.rules import Finding, apply, require
+
+
+@dataclass
+class Trial:
+    """A dataset on its way through the rules."""
+
+    dataset: Dataset
+    folder: Path
+
+    @property
+    def modality(self) -> str:
+        return self.dataset.available()[0]
+
+    @cached_property
+    def cases(self) -> list[Case]:
+        return self.dataset.discover(self.modality)
+
+    @cached_property
+    def store(self) -> SliceStore:
+        return prepare(self.dataset, self.modality, self.folder)
+
+
+def rule_says_what_it_is(trial: Trial) -> None:
+    """info names the licence, how to get the data and the expected layout; parameters are documented."""
+    info = trial.dataset.info
+    for field in ("name", "version", "licence", "obtain", "layout", "protocol"):
+        require(getattr(info, field), f"info.{field} is empty")
+    for name, parameter in trial.dataset.Params.model_fields.items():
+        require(parameter.description, f"parameter {name} has no description: make it with adbench.params.param")
+
+
+def rule_offers_known_modalities(trial: Trial) -> None:
+    """available() is a non-empty part of info.modalities, and an unknown modality is a UserError."""
+    there = trial.dataset.available()
+    require(there, "available() is empty")
+    strange = set(there) - set(trial.dataset.info.modalities)
+    require(not strange, f"available() gives {sorted(strange)}, which info.modalities does not list")
+    try:
+        trial.dataset.discover("NO-SUCH-SEQUENCE")
+    except UserError:
+        return
+    require(False, "discover accepted a modality that does not exist")
+
+
+def rule_finds_unique_cases(trial: Trial) -> None:
+    """discover gives the same cases each time; no case twice, no subject in two splits."""
+    ids = [(case.id, case.split) for case in trial.cases]
+    require(ids, "discover found no case")
+    require(ids == [(case.id, case.split) for case in trial.dataset.discover(trial.modality)], "two calls differ")
+    require(len(set(ids)) == len(ids), "a case appears twice")
+    splits: dict[str, str] = {}
+    for case in trial.cases:
+        require(case.split in ("train", "val", "test"), f"case {case.id} has split {case.split!r}")
+        other = splits.setdefault(case.subject, case.split)
+        require(other == case.split, f"subject {case.subject} is in {other} and in {case.split}")
+
+
+def rule_loads_every_case(trial: Trial) -> None:
+    """Every case loads into stacks of the contract's shapes, types and range, on one grid, background 0."""
+    store = trial.store
+    require(len(store), "no slice was prepared")
+    for case in store.cases[:: max(1, len(store.cases) // 8)]:
+        outside = store.images[case.rows][~store.brains[case.rows]]
+        require(not outside.any(), f"case {case.subject}: the image is not 0 outside the brain")
+        beyond = store.lesions[case.rows] & ~store.brains[case.rows]
+        share = beyond.sum() / max(1, store.lesions[case.rows].sum())
+        require(share < 0.5, f"case {case.subject}: {share:.0%} of the lesion lies outside the brain")
+
+
+def rule_gives_identical_bytes(trial: Trial) -> None:
+    """Preparing twice gives the same bytes."""
+    with tempfile.TemporaryDirectory() as name:
+        again = prepare(trial.dataset, trial.modality, Path(name))
+        same = digest([c.digests for c in again.cases]) == digest([c.digests for c in trial.store.cases])
+    require(same, "two preparations differ")
+
+
+def rule_trains_on_healthy_slices(trial: Trial) -> None:
+    """The training slices exist and none of them holds a lesion voxel."""
+    rows = trial.store.healthy("train").rows
+    require(len(rows), "there is no healthy training slice")
+    require(not np.asarray(trial.store.lesions[rows]).any(), "a training slice holds lesion voxels")
+
+
+RULES = (
+    rule_says_what_it_is,
+    rule_offers_known_modalities,
+    rule_finds_unique_cases,
+    rule_loads_every_case,
+    rule_gives_identical_bytes,
+    rule_trains_on_healthy_slices,
+)
+
+
+def check_dataset(dataset: Dataset) -> list[Finding]:
+    """Hold ``dataset`` (with its root and parameters) against every rule.
+
+    Returns:
+        One finding a rule, in order; ``problem`` is empty where the rule holds.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        return apply(RULES, Trial(dataset, Path(name)))

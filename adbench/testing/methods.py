@@ -1,0 +1,249 @@
+"""The contract of a method, rule by rule."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adbench.context import Context, Progress
+from adbench.datasets.slices import SliceBatch, SliceSet
+from adbench.errors import UserError
+from adbench.methods.base import FitReport, Method
+from adbench.params import ParamSet
+from adbench.testing.data import small_sets
+from adbench.testing.rules import Finding, apply, require
+
+SEED = 3
+
+
+class _Interrupted(KeyboardInterrupt):
+    """Stands for a user's Ctrl-C in the middle of training."""
+
+
+class _InterruptAt(Progress):
+    def __init__(self, update: int) -> None:
+        self.left = update
+
+    def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise _Interrupted
+
+
+class _Count(Progress):
+    def __init__(self) -> None:
+        self.updates = 0
+
+    def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
+        self.updates += 1
+
+
+@dataclass
+class Trial:
+    """A method class on its way through the rules; what one rule fitted, the next ones reuse."""
+
+    cls: type[Method]
+    params: ParamSet
+    train: SliceSet
+    val: SliceSet
+    test: SliceSet
+    folder: Path
+    device: str
+    progress: _Count = field(default_factory=_Count)
+    fitted: Method | None = None
+    report: FitReport | None = None
+
+    def context(self, name: str, progress: Progress | None = None) -> Context:
+        folder = self.folder / name
+        folder.mkdir(parents=True, exist_ok=True)
+        return Context(self.device, SEED, folder, checkpoint_seconds=0, progress=progress or Progress())
+
+    def fit(self, name: str, progress: Progress | None = None) -> Method:
+        method = self.cls(self.params, self.context(name, progress))
+        self.report = method.fit(self.train, self.val)
+        return method
+
+    @property
+    def method(self) -> Method:
+        if self.fitted is None:
+            self.fitted = self.fit("first", self.progress)
+        return self.fitted
+
+    @property
+    def batch(self) -> SliceBatch:
+        return self.test.batch(slice(0, len(self.test))).to(self.device)
+
+    def score(self, method: Method, batch: SliceBatch | None = None) -> Any:
+        import torch
+
+        with torch.inference_mode():
+            return method.score(batch or self.batch)
+
+
+def _largest_difference(first: Any, second: Any) -> float:
+    """Largest difference as a share of the range of ``first``."""
+    span = float((first.max() - first.min()).clamp_min(1e-12))
+    return float((first.float() - second.float()).abs().max()) / span
+
+
+def rule_is_documented(trial: Trial) -> None:
+    """The class has a docstring, a name, and parameters that each say what they do and where their default is from."""
+    cls = trial.cls
+    require((cls.__doc__ or "").strip(), "the class has no docstring")
+    require(isinstance(getattr(cls, "name", None), str) and cls.name, "the class has no `name`")
+    for name, parameter in cls.Params.model_fields.items():
+        extra = parameter.json_schema_extra
+        require(parameter.description, f"parameter {name} has no description: make it with adbench.params.param")
+        require(
+            isinstance(extra, dict) and extra.get("source"), f"parameter {name} does not say the source of its default"
+        )
+
+
+def rule_presets_resolve(trial: Trial) -> None:
+    """The presets tiny, base and paper exist and hold valid parameters; an unknown parameter is refused."""
+    for preset in ("tiny", "base", "paper"):
+        trial.cls.resolve(preset, {})
+    try:
+        trial.cls.resolve("tiny", {"no_such_parameter": 1})
+    except UserError:
+        return
+    require(False, "an unknown parameter was accepted (Params must forbid extra fields)")
+
+
+def rule_never_reads_a_label(trial: Trial) -> None:
+    """Fitting opens no lesion mask."""
+    require(isinstance(trial.method, trial.cls), "fit did not leave a method")
+    require(isinstance(trial.report, FitReport), f"fit returned {type(trial.report).__name__}, not a FitReport")
+
+
+def rule_honours_the_budget(trial: Trial) -> None:
+    """The fit takes no more optimiser steps than Method.budget allows."""
+    _ = trial.method
+    assert trial.report is not None
+    allowed = trial.cls.budget(trial.params)
+    if allowed is not None:
+        require(trial.report.steps <= allowed, f"took {trial.report.steps} steps, its parameters allow {allowed}")
+
+
+def rule_map_has_the_shape_of_the_slice(trial: Trial) -> None:
+    """score gives floating-point maps (B, 1, H, W) on the grid and device of the batch."""
+    maps, batch = trial.score(trial.method), trial.batch
+    require(
+        tuple(maps.shape) == tuple(batch.image.shape), f"maps {tuple(maps.shape)}, slices {tuple(batch.image.shape)}"
+    )
+    require(maps.dtype.is_floating_point, f"maps are {maps.dtype}")
+    require(maps.device == batch.image.device, f"maps are on {maps.device}, the batch is on {batch.image.device}")
+
+
+def rule_map_is_finite(trial: Trial) -> None:
+    """No NaN and no infinity, on ordinary slices and on one without any contrast."""
+    from dataclasses import replace
+
+    batch = trial.batch
+    require(bool(trial.score(trial.method).isfinite().all()), "the maps hold NaN or infinite values")
+    flat = replace(batch, image=batch.brain.float() * 0.5)
+    require(
+        bool(trial.score(trial.method, flat).isfinite().all()), "a slice without contrast gives NaN or infinite values"
+    )
+
+
+def rule_leaves_its_input_alone(trial: Trial) -> None:
+    """score does not write into the batch it is given."""
+    batch = trial.batch
+    before = batch.image.clone()
+    trial.score(trial.method, batch)
+    require(bool((batch.image == before).all()), "score changed batch.image in place")
+
+
+def rule_reconstruction_is_an_image(trial: Trial) -> None:
+    """reconstruct gives None or images in [0, 1] of the shape of the slices."""
+    import torch
+
+    with torch.inference_mode():
+        recon = trial.method.reconstruct(trial.batch)
+    if recon is None:
+        return
+    require(tuple(recon.shape) == tuple(trial.batch.image.shape), f"reconstructions {tuple(recon.shape)}")
+    low, high = float(recon.min()), float(recon.max())
+    require(low >= -1e-6 and high <= 1 + 1e-6, f"reconstructions from {low:g} to {high:g}, expected [0, 1]")
+
+
+def rule_does_not_depend_on_the_batch(trial: Trial) -> None:
+    """A slice gets the same map alone, in pairs and among others (to 1e-3 of the range)."""
+    import torch
+
+    whole = trial.score(trial.method)
+    for size in (1, 2):
+        parts = [trial.score(trial.method, part.to(trial.device)) for part in trial.test.batches(size)]
+        difference = _largest_difference(whole, torch.cat(parts))
+        require(difference < 1e-3, f"maps differ by {difference:.2g} of their range in batches of {size}")
+
+
+def rule_is_deterministic(trial: Trial) -> None:
+    """The same seed gives the same maps, fitted anew and scored anew."""
+    first = trial.score(trial.method)
+    require(bool((trial.score(trial.method) == first).all()), "scoring twice gave different maps: seed every draw")
+    difference = _largest_difference(first, trial.score(trial.fit("second")))
+    require(
+        difference < 1e-5, f"fitting twice gave maps that differ by {difference:.2g} of their range: seed every draw"
+    )
+
+
+def rule_survives_saving(trial: Trial) -> None:
+    """A saved and loaded method gives equal maps, and the folder holds safetensors and JSON only."""
+    folder = trial.folder / "saved"
+    trial.method.save(folder)
+    others = sorted(p.name for p in folder.rglob("*") if p.is_file() and p.suffix not in {".safetensors", ".json"})
+    require(not others, f"save wrote {', '.join(others)}: only safetensors and JSON are read from strangers")
+    loaded = trial.cls.load(folder, trial.context("loaded"))
+    difference = _largest_difference(trial.score(trial.method), trial.score(loaded))
+    require(difference < 1e-6, f"maps differ by {difference:.2g} of their range after saving and loading")
+
+
+def rule_resumes_to_equal_numbers(trial: Trial) -> None:
+    """A fit that is interrupted in the middle and called again ends with the same maps."""
+    expected = trial.score(trial.method)
+    if trial.progress.updates < 2:
+        return  # nothing to interrupt: the fit reports no intermediate progress
+    try:
+        trial.fit("resumed", _InterruptAt(max(1, trial.progress.updates // 2)))
+    except _Interrupted:
+        difference = _largest_difference(expected, trial.score(trial.fit("resumed")))
+        require(difference < 1e-5, f"maps differ by {difference:.2g} of their range after an interruption")
+        return
+    require(False, "the fit swallowed KeyboardInterrupt: a user could not stop it")
+
+
+RULES = (
+    rule_is_documented,
+    rule_presets_resolve,
+    rule_never_reads_a_label,
+    rule_honours_the_budget,
+    rule_map_has_the_shape_of_the_slice,
+    rule_map_is_finite,
+    rule_leaves_its_input_alone,
+    rule_reconstruction_is_an_image,
+    rule_does_not_depend_on_the_batch,
+    rule_is_deterministic,
+    rule_survives_saving,
+    rule_resumes_to_equal_numbers,
+)
+
+
+def check_method(cls: type[Method], *, overrides: dict[str, Any] | None = None, device: str = "cpu") -> list[Finding]:
+    """Hold ``cls`` against every rule, on a few slices of 64x64 pixels.
+
+    Args:
+        cls: the method.
+        overrides: parameters on top of the preset ``tiny`` and of ``cls.smoke``; choose them so that a fit takes seconds.
+        device: where to run.
+
+    Returns:
+        One finding a rule, in order; ``problem`` is empty where the rule holds.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        params = cls.resolve("tiny", {**cls.smoke, **(overrides or {})})
+        return apply(RULES, Trial(cls, params, *small_sets(folder), folder, device))
