@@ -277,7 +277,7 @@ def doctor(json_: Json = False) -> None:
 
 
 @app.command(name="test", epilog="Examples:\n\n  adbench test histeq\n\n  adbench test my_method --set steps=20")
-def test_(
+def conformance(
     name: Annotated[str, typer.Argument(help="A method or dataset, yours included.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
@@ -287,9 +287,9 @@ def test_(
     """Hold a method or dataset against its contract, rule by rule; exit 1 when one is broken."""
     from dataclasses import asdict
 
-    from adbench.catalogue import conformance
+    from adbench.catalogue import conformance as check
 
-    findings = conformance(name, set_ or [], data_root, device)
+    findings = check(name, set_ or [], data_root, device)
     if json_:
         from adbench.console import print_json
 
