@@ -1,0 +1,327 @@
+"""Papers' own evaluation rules, to the letter, so that their numbers can be set beside ours. None is a headline.
+
+A preset reads whole slices, background included, and none of them gives intervals: use :mod:`adbench.metrics.evaluate`
+for results. What each counts, and why it differs, is in its function's docstring and in ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from adbench.errors import UserError, unknown
+from adbench.metrics.curves import Curve
+from adbench.metrics.histogram import ScoreHistogram
+from adbench.metrics.lesion import components
+
+
+@dataclass(frozen=True)
+class Case:
+    """One subject as a preset sees it.
+
+    Attributes:
+        subject: its id.
+        maps: (S, H, W) float32 scores, finite everywhere.
+        lesion: (S, H, W) bool, anywhere in the image.
+        brain: (S, H, W) bool.
+    """
+
+    subject: str
+    maps: np.ndarray
+    lesion: np.ndarray
+    brain: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, array in (("lesion mask", self.lesion), ("brain mask", self.brain)):
+            if array.shape != self.maps.shape or array.dtype != np.bool_:
+                raise UserError(
+                    f"Case {self.subject!r} has maps {self.maps.shape} but its {name} is {array.dtype} {array.shape}."
+                )
+        if self.maps.ndim != 3 or not np.isfinite(self.maps).all():
+            raise UserError(
+                f"Case {self.subject!r}: a preset needs slices x height x width of finite scores, background included."
+            )
+
+
+@dataclass
+class PresetResult:
+    """What a preset gives.
+
+    Attributes:
+        name: of the preset.
+        values: number -> value, None where the paper's rule leaves it undefined.
+        thresholds: those that were chosen.
+        notes: what a reader must know.
+    """
+
+    name: str
+    values: dict[str, float | None]
+    thresholds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+_ON_TEST = "The threshold is chosen on the test split itself."
+
+
+def official_madad(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+    """MAD-AD (Beizaee et al. 2025, arXiv:2502.16943), evaluation script of its repository.
+
+    ``dice``: for each of 201 thresholds from 0 to 1, the mean over **slices** of ``2 tp / (predicted + lesion + 1e-6)``;
+    a slice without lesion scores 1 when nothing is predicted there and 0 otherwise; the highest of the 201 means. A
+    pixel is predicted when its score is above the threshold, or at least 1 whatever the threshold. ``f1max``, ``auroc``
+    and ``ap`` are pooled over all pixels. Background pixels count.
+
+    It differs from ``dice@val`` in that the threshold is chosen on the test split, that slices and not volumes are
+    averaged, and that empty slices with empty predictions score 1, which dominates when lesions are rare.
+    """
+    thresholds = np.linspace(0, 1, 201)
+    levels, total, slices, pool = _UnitLevels(thresholds), np.zeros(201), 0, ScoreHistogram()
+    for case in _again(cases):
+        for score, lesion in zip(case.maps, case.lesion, strict=True):
+            every, own = levels.above(score, lesion)
+            if own is not None:
+                total += 2 * own / (every + int(np.count_nonzero(lesion)) + 1e-6)
+            else:
+                total += every == 0
+        slices += len(case.maps)
+        pool.update(case.maps, case.lesion, case.subject)
+    if not slices:
+        raise UserError("There is no case to evaluate.")
+    best = int(np.argmax(total))
+    curve, values = Curve(pool), dict.fromkeys(("f1max", "auroc", "ap"))
+    result = PresetResult("official-madad", {"dice": float(total[best] / slices), **values}, notes=[_ON_TEST])
+    result.thresholds["dice"] = float(thresholds[best])
+    if pool.n_positive:
+        result.values |= {"f1max": curve.best_dice()[0], "ap": curve.average_precision()}
+        result.values["auroc"] = curve.auroc() if pool.n_negative else None
+        result.notes += _binned(pool, curve)
+    return result
+
+
+THOR_EDGES = (3, 71, 570, 10_000)
+
+
+def thor(
+    cases: Iterable[Case], val: Iterable[Case] | None = None, *, edges: Sequence[int] = THOR_EDGES
+) -> PresetResult:
+    """THOR (Bercea et al. 2024, arXiv:2403.08464), stroke localisation of its repository.
+
+    Slices are binned by their lesion pixels: above one edge, up to the next (3, 71, 570 and 10,000 pixels of a
+    128 x 128 slice in the paper; 71 and 570 are the 25th and 75th percentile there). In each bin all pixels of all
+    slices are pooled, background included: ``dice_*`` is the highest of 101 thresholds from 0 to 1 of
+    ``2 tp / (predicted + lesion + 1e-6)``, ``ap_*`` the average precision. A pixel is predicted when its score is above
+    the threshold, or at least 1. Slices outside all bins, those without lesion among them, are not counted.
+
+    It differs from the strata of ``dice_pooled@best`` in that slices and not subjects are binned, and that no slice
+    without lesion counts, so false alarms there cost nothing.
+    """
+    thresholds = np.linspace(0, 1, 101)
+    levels = _UnitLevels(thresholds)
+    bins = [(name, low, high) for name, low, high in zip(("small", "medium", "large"), edges, edges[1:], strict=False)]
+    if len(edges) != 4 or sorted(set(edges)) != list(edges):
+        raise UserError(f"edges = {list(edges)!r} are not valid: give four ascending lesion sizes in pixels.")
+    predicted, found = np.zeros((3, 101)), np.zeros((3, 101))
+    pools, count = [ScoreHistogram() for _ in bins], [0, 0, 0]
+    for case in _again(cases):
+        for score, lesion in zip(case.maps, case.lesion, strict=True):
+            size = int(np.count_nonzero(lesion))
+            for i, (_, low, high) in enumerate(bins):
+                if low < size <= high:
+                    every, own = levels.above(score, lesion)
+                    predicted[i] += every
+                    found[i] += own if own is not None else 0
+                    pools[i].update(score, lesion, case.subject)
+                    count[i] += 1
+    result = PresetResult("thor", {}, notes=[_ON_TEST])
+    for i, (name, low, high) in enumerate(bins):
+        result.values |= {f"dice_{name}": None, f"ap_{name}": None}
+        result.notes.append(f"{name}: {count[i]} slices of {low + 1} to {high} lesion pixels.")
+        if count[i]:
+            dice = 2 * found[i] / (predicted[i] + pools[i].n_positive + 1e-6)
+            best, curve = int(np.argmax(dice)), Curve(pools[i])
+            result.values |= {f"dice_{name}": float(dice[best]), f"ap_{name}": curve.average_precision()}
+            result.thresholds[f"dice_{name}"] = float(thresholds[best])
+            result.notes += _binned(pools[i], curve)
+    return result
+
+
+def cddpm(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+    """Conditioned DDPM (Behrendt et al. 2023, arXiv:2312.04215), evaluation of its repository.
+
+    Each volume's map is multiplied by the brain mask, eroded in each slice by a cross, ``width // 25`` times, and
+    filtered by a 5 x 5 x 5 median. The threshold is searched on **validation volumes with lesions**, all voxels pooled:
+    ten times the interval from 0 to the highest score is halved towards the quarter point of higher Dice, and the best
+    point seen is taken. On test volumes scores above it are predicted, 26-connected components of at most 7 voxels are
+    removed, and ``dice`` is the mean over volumes (one with neither lesion nor prediction is left out). ``auprc`` is
+    the mean of per-volume average precision of the filtered maps, over volumes with lesion. Background voxels count.
+
+    It differs from ``dice@val`` by the post-processing, the greedy threshold search, and in that a volume without
+    lesion scores 0 when anything is predicted in it.
+    """
+    if val is None:
+        raise UserError("The preset 'cddpm' chooses its threshold on validation volumes with lesions: give some.")
+    chosen = [(_cddpm_filtered(case), case.lesion) for case in _again(val) if case.lesion.any()]
+    if not chosen:
+        raise UserError("The preset 'cddpm' chooses its threshold on validation volumes with lesions: none has one.")
+    scores = np.concatenate([filtered.ravel() for filtered, _ in chosen])
+    threshold = _cddpm_search(scores, np.concatenate([lesion.ravel() for _, lesion in chosen]))
+    dice: list[float] = []
+    precision: list[float] = []
+    for case in _again(cases):
+        filtered = _cddpm_filtered(case)
+        predicted = _without_small(filtered > threshold, 7)
+        total = int(np.count_nonzero(predicted)) + int(np.count_nonzero(case.lesion))
+        if total:
+            dice.append(2 * np.count_nonzero(predicted & case.lesion) / total)
+        if case.lesion.any():
+            own = ScoreHistogram()
+            own.update(filtered, case.lesion, case.subject)
+            precision.append(Curve(own).average_precision())
+    values = {"dice": _mean(dice), "auprc": _mean(precision)}
+    return PresetResult("cddpm", values, {"dice": threshold}, [f"The mean Dice is over {len(dice)} volumes."])
+
+
+def upd(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+    """UPD study (Lagogiannis et al. 2024, IEEE TMI 43:241), metrics of its repository.
+
+    Scores outside the brain are set to 0, all pixels are pooled, background included. ``ap`` is the average precision;
+    ``dice`` the highest of 100 thresholds in equal steps from the highest to the lowest score, a pixel being predicted
+    when its score is above the threshold.
+
+    It differs from ``auprc`` and ``dice_pooled@best`` in that background pixels count (which changes ``ap`` only where
+    lesion pixels score as low as the background), and by its grid of thresholds, which a single outlier stretches.
+    """
+    cases = _again(cases)
+    low, high, empty = np.inf, -np.inf, True
+    for case in cases:
+        inside = case.maps * case.brain
+        low, high, empty = min(low, float(inside.min())), max(high, float(inside.max())), False
+    if empty:
+        raise UserError("There is no case to evaluate.")
+    thresholds = np.linspace(low, high, 100)
+    predicted, found, pool = np.zeros(100), np.zeros(100), ScoreHistogram()
+    for case in cases:
+        inside = case.maps * case.brain
+        for counts, scores in ((predicted, inside.ravel()), (found, inside[case.lesion])):
+            above = np.bincount(np.searchsorted(thresholds, scores.astype(np.float64)), minlength=101)
+            counts += np.cumsum(above[::-1])[::-1][1:]
+        pool.update(inside, case.lesion, case.subject)
+    if not pool.n_positive:
+        return PresetResult("upd", {"ap": None, "dice": None}, notes=["There is no lesion: nothing is defined."])
+    dice, curve = 2 * found / (predicted + pool.n_positive), Curve(pool)
+    best = int(np.argmax(dice))
+    result = PresetResult("upd", {"ap": curve.average_precision(), "dice": float(dice[best])}, notes=[_ON_TEST])
+    result.thresholds["dice"] = float(thresholds[best])
+    result.notes += _binned(pool, curve)
+    return result
+
+
+PRESETS: dict[str, Callable[..., PresetResult]] = {
+    "official-madad": official_madad,
+    "thor": thor,
+    "cddpm": cddpm,
+    "upd": upd,
+}
+
+
+def evaluate_preset(name: str, cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+    """Run a preset by name.
+
+    Args:
+        name: ``official-madad``, ``thor``, ``cddpm`` or ``upd``.
+        cases: test cases; iterated more than once, so a list or an object that starts anew, not a generator.
+        val: validation cases, for presets that choose a threshold there.
+    """
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name](cases, val)
+
+
+class _UnitLevels:
+    """Counts of pixels above each of n equally spaced thresholds from 0 to 1, or at least 1; exact for float32 scores.
+
+    A pixel's level is how many thresholds it is predicted at. It is guessed by a multiplication, slightly too low so
+    that the guess is never too high, and looked up exactly where the guess is near the next level.
+    """
+
+    def __init__(self, thresholds: np.ndarray) -> None:
+        self._steps = len(thresholds) - 1
+        first = thresholds.astype(np.float32)  # the lowest float32 above each threshold
+        self._first = np.where(first > thresholds, first, np.nextafter(first, np.float32(2)))
+        self._first[-1] = 1
+
+    def above(self, scores: np.ndarray, lesion: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """((n,) predicted pixels, (n,) predicted lesion pixels or None without lesion) at each threshold."""
+        flat = np.ascontiguousarray(scores, dtype=np.float32).ravel()
+        if flat.min() < 0 or flat.max() > 1:
+            flat = np.clip(flat, 0, 1)
+        scaled = flat * np.float32(self._steps * (1 - 1e-6))
+        guess = scaled.astype(np.int16)
+        near = np.flatnonzero((scaled - guess) > np.float32(0.9997))
+        level = guess.astype(np.intp)  # one less than the level, except for zeros, which are taken off below
+        if len(near):
+            level[near] = np.searchsorted(self._first, flat[near], side="right") - 1
+        every = self._cumulative(level, flat)
+        if not lesion.any():
+            return every, None
+        inside = np.flatnonzero(lesion)
+        return every, self._cumulative(level[inside], flat[inside])
+
+    def _cumulative(self, level: np.ndarray, flat: np.ndarray) -> np.ndarray:
+        counts = np.bincount(level, minlength=self._steps + 1)
+        counts[0] -= len(flat) - int(np.count_nonzero(flat))
+        return np.cumsum(counts[::-1])[::-1]
+
+
+def _cddpm_filtered(case: Case) -> np.ndarray:
+    from scipy.ndimage import binary_erosion, median_filter
+
+    times = case.maps.shape[2] // 25
+    if not times:
+        raise UserError(
+            f"The preset 'cddpm' erodes by width // 25 pixels: case {case.subject!r} is {case.maps.shape[2]} pixels wide."
+        )
+    cross = np.zeros((3, 3, 3), bool)
+    cross[1, 1, :] = cross[1, :, 1] = True  # within the slice
+    return median_filter(case.maps * binary_erosion(case.brain, cross, iterations=times), 5)
+
+
+def _cddpm_search(scores: np.ndarray, lesion: np.ndarray) -> float:
+    low, high = 0.0, float(scores.max()) or 1.0
+    best, point = 0.0, 0.0
+    size, own = int(np.count_nonzero(lesion)), scores[lesion]
+    for _ in range(10):
+        quarters = (low + (high - low) * 0.25, low + (high - low) * 0.75)
+        dice = [2 * np.count_nonzero(own > q) / (np.count_nonzero(scores > q) + size) for q in quarters]
+        side = int(dice[0] < dice[1])
+        if dice[side] >= best:
+            best, point = dice[side], quarters[side]
+        middle = low + (high - low) * 0.5
+        low, high = (low, middle) if side == 0 else (middle, high)
+    return point
+
+
+def _without_small(mask: np.ndarray, at_most: int) -> np.ndarray:
+    labels, count = components(mask)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return (sizes > at_most)[labels]
+
+
+def _again(cases: Iterable[Case]) -> Iterable[Case]:
+    if iter(cases) is cases:
+        raise UserError("A preset reads its cases more than once: give a list, not a generator.")
+    return cases
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _binned(pool: ScoreHistogram, curve: Curve) -> list[str]:
+    if pool.exact:
+        return []
+    low, high = curve.average_precision_bracket()
+    return [f"Scores were binned; the average precision of the unbinned scores lies in [{low:.6f}, {high:.6f}]."]
