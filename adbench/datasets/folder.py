@@ -265,7 +265,7 @@ def _check_names(files: list[_File]) -> None:
         if not file.kind:
             raise UserError(
                 f"The name of {file.path} does not end with a modality ({', '.join(MODALITIES)}), {BRAIN} or {LESION}: "
-                f"rename it as in sub-01-slice_68-FLAIR.png, or set the parameter modality of the dataset."
+                f"rename it as in sub-01-slice_68-FLAIR.png, or give their modality with --set dataset.modality=FLAIR."
             )
         other = seen.setdefault((file.slice, file.kind), file.path)
         if other != file.path:

@@ -11,10 +11,13 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
+from uuid import uuid4
 
 import numpy as np
 from numpy.lib import format as npy
@@ -227,7 +230,6 @@ class _Writer:
         self.shape = block.shape[1:]
         self.file.write(block.data)
         self.rows += len(block)
-
         return hashlib.sha256(block.data).hexdigest()
 
     def _header(self, shape: tuple[int, ...]) -> None:
@@ -261,8 +263,8 @@ def prepare(dataset: Dataset, modality: str, cache: Path, progress: Progress | N
     folder = Path(cache) / "stores" / f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
     if folder.exists():
         return SliceStore.open(folder)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    _sweep(folder)
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}.partial")  # two threads may prepare one store
     partial.mkdir(parents=True)
     try:
         _write(dataset, modality, cases, partial, progress)
@@ -274,6 +276,14 @@ def prepare(dataset: Dataset, modality: str, cache: Path, progress: Progress | N
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return SliceStore.open(folder)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what a killed preparation of the store ``folder`` left behind, once nothing was written to it for a day."""
+    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
+        with suppress(OSError):  # another process sweeps too
+            if max(item.stat().st_mtime for item in (partial, *partial.iterdir())) < time.time() - 86400:
+                shutil.rmtree(partial, ignore_errors=True)
 
 
 def _write(dataset: Dataset, modality: str, cases: list[Case], folder: Path, progress: Progress) -> None:
@@ -307,7 +317,8 @@ def _write(dataset: Dataset, modality: str, cases: list[Case], folder: Path, pro
             writer.close()
     finally:
         for writer in writers.values():
-            writer.file.close()
+            with suppress(OSError):  # a full disk: the first error is the one to report
+                writer.file.close()
     files = {}
     for name in ARRAYS:
         path = folder / f"{name}.npy"

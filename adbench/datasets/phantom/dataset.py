@@ -8,6 +8,7 @@ import numpy as np
 
 from adbench.datasets import grid
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
+from adbench.datasets.phantom.lesions import KINDS, Kind
 from adbench.datasets.phantom.subject import Subject
 from adbench.datasets.phantom.template import Frame, template_digest
 from adbench.errors import unknown
@@ -24,8 +25,8 @@ class PhantomParams(ParamSet):
     n_test: int = param(20, "test subjects, a fifth of them healthy", unit="subjects", source="adbench", ge=1)
     slices: int = param(10, "axial slices per subject, evenly spaced", unit="slices", source="adbench", ge=1, le=60)
     resolution: float = param(1.6, "voxel size, isotropic", unit="mm", source="adbench", ge=0.5, le=4.0)
-    kinds: tuple[str, ...] = param(
-        ("stroke", "tumour", "ms"), "lesion kinds, taken in turn: stroke, tumour, ms", source="adbench", min_length=1
+    kinds: tuple[Kind, ...] = param(
+        KINDS, "lesion kinds, taken in turn: stroke, tumour, ms", source="adbench", min_length=1
     )
     seed: int = param(0, "seed of every subject", source="adbench", ge=0)
 

@@ -8,7 +8,7 @@ demyelination: long T2) and ``fluid`` (cavities and necrosis: like CSF).
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -220,8 +220,3 @@ def ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
 
 
 DRAW: dict[Kind, Callable[[np.random.Generator, Anatomy], Pathology]] = {"stroke": stroke, "ms": multiple_sclerosis}
-
-
-def restricted(pathology: Pathology, where: np.ndarray) -> Pathology:
-    """``pathology`` with its mask cut to ``where`` (P,)."""
-    return replace(pathology, mask=pathology.mask & where)
