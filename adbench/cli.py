@@ -118,6 +118,9 @@ def run(
     cache: Annotated[
         Path | None, typer.Option(help="Folder of prepared slice stores; default: $ADBENCH_CACHE or ~/.cache/adbench.")
     ] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metrics", help="Plug-in metrics to measure too; `adbench list metrics`.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Score again although a record is there; fits are kept.")
     ] = False,
@@ -140,6 +143,7 @@ def run(
         "modality": _split(modality),
         "protocol": protocol,
         "seed": _split(seed),
+        "metrics": _split(metrics),
         "preset": preset,
         "data_root": str(data_root) if data_root else None,
         "train_on": train_on,

@@ -44,6 +44,7 @@ class RunConfig(BaseModel):
         device: "auto", "cpu", "cuda", "cuda:1".
         out: folder of runs and fits.
         cache: folder of prepared slice stores; None: ``$ADBENCH_CACHE`` or the user's cache folder.
+        metrics: plug-in metrics to measure beside the built-in ones.
         set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
             of one method.
     """
@@ -61,9 +62,10 @@ class RunConfig(BaseModel):
     device: str = "auto"
     out: str = "runs"
     cache: str | None = None
+    metrics: tuple[str, ...] = ()
     set: dict[str, dict[str, Any]] = {}
 
-    @field_validator("method", "dataset", "modality", "seed", mode="before")
+    @field_validator("method", "dataset", "modality", "seed", "metrics", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -91,6 +93,7 @@ def from_spec(spec: CellSpec) -> RunConfig:
         train_on=spec.train.dataset if spec.train else None,
         train_root=spec.train.root if spec.train else None,
         device=spec.device,
+        metrics=spec.metrics,
         set=scopes,
     )
 
@@ -271,6 +274,9 @@ def cells(config: RunConfig) -> Iterator[CellSpec]:
         cls = registry.load("methods", name)
         overrides = {**config.set.get("method", {}), **config.set.get(name, {})}
         methods[name] = cls.resolve(preset, overrides).model_dump(mode="json")
+    metrics = tuple(sorted(set(config.metrics)))
+    for name in metrics:
+        registry.load("metrics", name)
     train = None
     if config.train_on is not None:
         train, _ = locate(config.train_on, config.train_root, config.set.get("train", {}), "--train-root")
@@ -294,4 +300,5 @@ def cells(config: RunConfig) -> Iterator[CellSpec]:
                 protocol=protocol.name,
                 seed=seed,
                 device=device,
+                metrics=metrics,
             )

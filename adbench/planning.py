@@ -125,7 +125,7 @@ def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress |
             shared[which] = gather(spec.test, spec.train, spec.modality, cache, progress or Progress())
         data = shared[which]
         fit = specs.fit_identity(spec, data.train, data.val)
-        identity = specs.run_identity(fit, protocol, data.threshold, data.test)
+        identity = specs.run_identity(fit, spec, protocol, data.threshold, data.test)
         fit_key, run_key = digest(fit), digest(identity)
         folder = rundir.run_folder(
             out, protocol.name, spec.test.dataset, spec.modality, spec.method, spec.preset, spec.seed, run_key

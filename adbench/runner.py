@@ -6,22 +6,26 @@ import logging
 import random
 import resource
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, field
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+import numpy as np
+
 from adbench import config, pictures, registry, seeds
+from adbench.clock import Clock
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore
 from adbench.files import write_json, write_text
 from adbench.hashing import digest_file
 from adbench.methods.base import Method
-from adbench.metrics.evaluate import Evaluation, evaluate
+from adbench.metrics.base import Metric
+from adbench.metrics.evaluate import Estimate, Evaluation, choose_thresholds, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.plots import pr_plot
+from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.params import build
 from adbench.planning import Plan
 from adbench.results import provenance, rundir
@@ -30,22 +34,7 @@ from adbench.scoring import score_subjects
 from adbench.spec import Source
 
 log = logging.getLogger("adbench")
-
-
-@dataclass
-class Clock:
-    """Seconds by phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what happens inside and add it to ``name``."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
+OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json", "samples.png", "pr.png"}
 
 
 def run_cell(
@@ -82,11 +71,18 @@ def run_cell(
         )
         method, fit = _fit(cell, ctx)
         phase = "score"
-        scored = _score(cell, method, ctx, clock)
+        metrics = [registry.load("metrics", name)() for name in cell.spec.metrics]
+        scored = _score(cell, method, ctx, clock, metrics)
         phase = "evaluate"
         with clock.phase("evaluate"):
             evaluation = evaluate(
-                scored.test, scored.threshold, replicates=cell.protocol.replicates, level=cell.protocol.level
+                scored.test,
+                scored.threshold,
+                replicates=cell.protocol.replicates,
+                level=cell.protocol.level,
+                spatial=scored.spatial,
+                metrics=metrics,
+                strata=True,
             )
         phase = "record"
         record = _record(cell, fit, scored, evaluation, clock)
@@ -102,7 +98,6 @@ def run_cell(
 
 def _seed_everything(seed: int) -> None:
     """Seed the global generators too, for plugins that use them."""
-    import numpy as np
     import torch
 
     random.seed(seed)
@@ -129,36 +124,55 @@ def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
 
 @dataclass
 class Scored:
-    """Histograms of both labelled splits, and the slices to show."""
+    """What scoring leaves: histograms of both labelled splits, counts that needed the maps, and the slices to show."""
 
     threshold: SubjectHistograms | None
     test: SubjectHistograms
+    spatial: SpatialAccumulator
     samples: list[pictures.Sample]
 
 
-def _score(cell: Plan, method: Method, ctx: Context, clock: Clock) -> Scored:
+def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list[Metric]) -> Scored:
     _seed_everything(seeds.derive(cell.spec.seed, "score"))
+    data = cell.data
     threshold = None
-    if len(cell.data.threshold):
+    if len(data.threshold):
         threshold = SubjectHistograms()
-        for scored in score_subjects(method, cell.data.threshold, ctx, "score validation"):
-            brain = cell.data.threshold.brains(scored.positions)
-            threshold.update(scored.subject, scored.maps[brain], cell.data.threshold.lesions(scored.positions)[brain])
+        for scored in score_subjects(method, data.threshold, ctx, "score validation"):
+            brain = data.threshold.brains(scored.positions)
+            threshold.update(scored.subject, scored.maps[brain], data.threshold.lesions(scored.positions)[brain])
+    # The thresholds are known before the first test map, so every map is looked at once and dropped.
+    spatial = SpatialAccumulator(
+        choose_thresholds(threshold)[0],
+        froc_thresholds(threshold) if threshold is not None else (),
+        metrics=[metric for metric in metrics if metric.needs_maps],
+        step=data.test.slice_step,
+    )
     test = SubjectHistograms()
-    shown = pictures.choose_positions(cell.data.test)
+    shown = pictures.choose_positions(data.test)
     samples: dict[int, pictures.Sample] = {}
-    with clock.phase("score"):
-        for scored in score_subjects(method, cell.data.test, ctx, "score test"):
-            brain, lesion = cell.data.test.brains(scored.positions), cell.data.test.lesions(scored.positions)
+    for scored in score_subjects(method, data.test, ctx, "score test", clock=clock):
+        brain, lesion = data.test.brains(scored.positions), data.test.lesions(scored.positions)
+        image = data.test.images(scored.positions).astype(np.float32)
+        with clock.phase("measure"):
             test.update(scored.subject, scored.maps[brain], lesion[brain])
-            for index, position in enumerate(scored.positions):
-                if position in shown:
-                    recon = None if scored.reconstructions is None else scored.reconstructions[index]
-                    image = cell.data.test.images(scored.positions[index : index + 1])[0].astype("float32")
-                    samples[int(position)] = pictures.Sample(
-                        scored.subject, image, brain[index], lesion[index], scored.maps[index], recon
-                    )
-    return Scored(threshold, test, [samples[position] for position in shown])
+            spatial.add_subject(
+                scored.subject,
+                scored.maps,
+                lesion & brain,
+                brain,
+                data.test.slice_numbers[scored.positions],
+                recon=scored.reconstructions,
+                image=image,
+                site=data.test.site_of(scored.subject),
+            )
+        for index, position in enumerate(scored.positions.tolist()):
+            if position in shown:
+                recon = None if scored.reconstructions is None else scored.reconstructions[index]
+                samples[position] = pictures.Sample(
+                    scored.subject, image[index], brain[index], lesion[index], scored.maps[index], recon
+                )
+    return Scored(threshold, test, spatial, [samples[position] for position in shown])
 
 
 def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluation, clock: Clock) -> Record:
@@ -169,9 +183,10 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         pictures.sample_sheet(scored.samples, folder / "samples.png", title, threshold)
         pr_plot(scored.test, evaluation, folder / "pr.png")
     scored.test.to_npz(folder / "histograms.npz")
+    scored.spatial.to_json(folder / "spatial.json")
     if scored.threshold is not None:
         scored.threshold.to_npz(folder / "val_histograms.npz")
-    files = sorted(path for path in folder.iterdir() if path.suffix in {".npz", ".png"})
+    files = sorted(path for path in folder.iterdir() if path.name in OUTPUTS)
     cls = registry.load("methods", cell.spec.method)
     return Record(
         run_key=cell.run_key,
@@ -195,7 +210,11 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         test=_data_part(cell.data.test, cell.data.test_store, cell.spec.test),
         protocol=cell.protocol.as_dict(),
         seed=cell.spec.seed,
-        metrics={name: Number(**asdict(estimate)) for name, estimate in evaluation.metrics.items()},
+        metrics=_numbers(evaluation.metrics),
+        strata={
+            grouping: {group: _numbers(metrics) for group, metrics in groups.items()}
+            for grouping, groups in evaluation.strata.items()
+        },
         prevalence=evaluation.prevalence,
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
@@ -210,6 +229,10 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         provenance=provenance.collect(cell.spec.device),
         files={path.name: digest_file(path) for path in files},
     )
+
+
+def _numbers(metrics: dict[str, Estimate]) -> dict[str, Number]:
+    return {name: Number(**asdict(estimate)) for name, estimate in metrics.items()}
 
 
 def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adbench.clock import Clock
 from adbench.context import Context
 from adbench.errors import UserError
 
@@ -50,7 +51,9 @@ def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np
     return out, None if recon is None else recon.float().cpu().numpy()[:, 0]
 
 
-def _batches(method: Method, data: LabelledSet, size: int, device: str) -> Iterator[tuple[np.ndarray, Any, Any]]:
+def _batches(
+    method: Method, data: LabelledSet, size: int, device: str, clock: Clock
+) -> Iterator[tuple[np.ndarray, Any, Any]]:
     """Scored batches; when the device runs out of memory the batch is halved and tried again."""
     import torch
 
@@ -58,7 +61,8 @@ def _batches(method: Method, data: LabelledSet, size: int, device: str) -> Itera
     while start < len(data):
         positions = np.arange(start, min(start + size, len(data)))
         try:
-            maps, recon = _run(method, data.batch(positions), device)
+            with clock.phase("score"):
+                maps, recon = _run(method, data.batch(positions), device)
         except torch.OutOfMemoryError:
             if size == 1:
                 raise UserError(
@@ -72,11 +76,19 @@ def _batches(method: Method, data: LabelledSet, size: int, device: str) -> Itera
 
 
 def score_subjects(
-    method: Method, data: LabelledSet, ctx: Context, phase: str, batch_size: int = 32
+    method: Method, data: LabelledSet, ctx: Context, phase: str, batch_size: int = 32, clock: Clock | None = None
 ) -> Iterator[ScoredSubject]:
     """Score every slice of ``data`` and yield its subjects one after the other, in store order.
 
     Memory holds one subject and one batch, however large the set.
+
+    Args:
+        method: fitted.
+        data: what is scored.
+        ctx: device and progress.
+        phase: names the pass in the progress.
+        batch_size: slices at a time; halved when the device runs out of memory.
+        clock: receives the seconds spent in the method, as "score".
 
     Raises:
         UserError: the method returns a wrong shape, or NaN or infinite scores inside the brain (names the subject).
@@ -84,7 +96,7 @@ def score_subjects(
     owners = data.subject_index
     pending: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
     waiting: str | None = None
-    for positions, maps, recon in _batches(method, data, batch_size, ctx.device):
+    for positions, maps, recon in _batches(method, data, batch_size, ctx.device, clock or Clock()):
         cuts = np.flatnonzero(np.diff(owners[positions])) + 1
         bounds = [0, *cuts.tolist(), len(positions)]
         for low, high in pairwise(bounds):

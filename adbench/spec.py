@@ -40,6 +40,7 @@ class CellSpec(BaseModel):
         test: the dataset that is scored and that gives the validation split for the threshold.
         train: the training source when it is another one, else None.
         device: a torch device string; part of no key.
+        metrics: plug-in metrics that are measured beside the built-in ones.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +53,7 @@ class CellSpec(BaseModel):
     protocol: str
     seed: int
     device: str
+    metrics: tuple[str, ...] = ()
 
     @property
     def label(self) -> str:
@@ -93,12 +95,15 @@ def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[
     }
 
 
-def run_identity(fit: dict[str, Any], protocol: Protocol, threshold: LabelledSet, test: LabelledSet) -> dict[str, Any]:
+def run_identity(
+    fit: dict[str, Any], spec: CellSpec, protocol: Protocol, threshold: LabelledSet, test: LabelledSet
+) -> dict[str, Any]:
     """What decides the numbers: the fit, the protocol, and the slices that choose the threshold and that are scored."""
     return {
         **fit,
         "protocol": protocol.as_dict(),
         "metrics_version": METRICS_VERSION,
+        "plugin_metrics": {name: source_digest("metrics", name) for name in sorted(spec.metrics)},
         "threshold_slices": threshold.digest,
         "test_slices": test.digest,
     }

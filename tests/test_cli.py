@@ -16,6 +16,7 @@ import yaml
 from PIL import Image
 
 from adbench import files
+from adbench.runner import OUTPUTS
 
 Cli = Callable[..., tuple[int, str, str]]
 FAST = ("--method", "histeq,constant", "--dataset", "folder", "--device", "cpu", "--quiet")
@@ -35,7 +36,7 @@ def test_run_prints_a_ranked_table_and_leaves_everything(cli: Cli, slices: Path,
     assert len(folders) == 2
     for folder in folders:
         names = {path.name for path in folder.iterdir()}
-        assert names == {"record.json", "config.yaml", "histograms.npz", "val_histograms.npz", "samples.png", "pr.png"}
+        assert names == {"record.json", "config.yaml", *OUTPUTS}
         assert Image.open(folder / "samples.png").size[0] > 400
 
 

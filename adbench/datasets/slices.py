@@ -132,3 +132,18 @@ class LabelledSet(SliceSet):
     def lesion_voxels(self) -> np.ndarray:
         """(n,) lesion voxels of each position, from the manifest."""
         return np.array([self._store.lesion_voxels_of(row) for row in self.rows], dtype=np.int64)
+
+    @cached_property
+    def slice_numbers(self) -> np.ndarray:
+        """(n,) slice index of each position."""
+        return np.array([self._store.slice_of(row) for row in self.rows], dtype=np.int64)
+
+    @property
+    def slice_step(self) -> int:
+        """Smallest distance between two slices of a subject: neighbours on the prepared grid. 1 for single slices."""
+        gaps = np.diff(self.slice_numbers)[np.diff(self.subject_index) == 0]
+        return int(gaps[gaps > 0].min()) if (gaps > 0).any() else 1
+
+    def site_of(self, subject: str) -> str | None:
+        """Scanner or centre of ``subject``, or None when it is unknown."""
+        return self._store.site_of(subject)

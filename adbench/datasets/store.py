@@ -151,6 +151,9 @@ class SliceStore:
         case = self.cases[self._case_of_row[row]]
         return case.slices[row - case.start]
 
+    def site_of(self, subject: str) -> str | None:
+        return next((case.site for case in self.cases if case.subject == subject), "") or None
+
     def lesion_voxels_of(self, row: int) -> int:
         case = self.cases[self._case_of_row[row]]
         return case.lesion_voxels[row - case.start]

@@ -68,6 +68,7 @@ class Record(_Part):
     protocol: dict[str, Any]
     seed: int
     metrics: dict[str, Number]
+    strata: dict[str, dict[str, dict[str, Number]]]  # grouping (lesion_size, site) -> group -> metrics of its subjects
     prevalence: float  # share of lesion voxels among the test brain voxels: the chance level of auprc
     thresholds: dict[str, float]  # by rule ("val", "best", ...), in units of the map
     subjects: list[dict[str, Any]]  # one row a test subject
