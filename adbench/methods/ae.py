@@ -115,11 +115,12 @@ class AE(Method):
         import torch
 
         from adbench.methods import imaging, training
+        from adbench.methods.resident import Pictures
 
         p = self.params
         size = (p.image_size, p.image_size)
-        pictures = training.Pictures(train, size, self.ctx.device)
-        healthy = training.Pictures(val.limited(512), size, self.ctx.device) if val is not None and len(val) else None
+        pictures = Pictures(train, size, self.ctx.device)
+        healthy = Pictures(val.limited(512), size, self.ctx.device) if val is not None and len(val) else None
         with training.seeded(self.ctx.seed, self.name, "init"):
             network = build_network(p)
 

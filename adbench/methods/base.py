@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from adbench.datasets.slices import SliceBatch, SliceSet
 
+# Files of this folder that any method may use: they count into every fit's key.
+SHARED = ("base.py", "checkpoints.py", "imaging.py", "resident.py", "training.py")
 WEIGHTS = "model.safetensors"
 CARD = "method.json"
 
@@ -110,6 +112,13 @@ class Method(ABC):
                 f"The checkpoint of {self.name} holds tensors that {self.name} does not expect: {', '.join(state)}."
             )
 
+    def notes(self) -> dict[str, Any]:
+        """JSON values that :meth:`load_state` needs besides the parameters, e.g. the shape of a network read from elsewhere."""
+        return {}
+
+    def load_notes(self, notes: dict[str, Any]) -> None:  # noqa: B027
+        """Take back what :meth:`notes` gave; called before :meth:`load_state`."""
+
     def save(self, folder: Path) -> None:
         """Write the fitted method into ``folder``: tensors as safetensors, the rest as JSON. No pickle."""
         from safetensors.torch import save_file
@@ -119,9 +128,8 @@ class Method(ABC):
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state().items()}
         with replacing(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary)
-        write_json(
-            folder / CARD, {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
-        )
+        card = {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
+        write_json(folder / CARD, card | ({"notes": notes} if (notes := self.notes()) else {}))
 
     @classmethod
     def load(cls, folder: Path, ctx: Context) -> Self:
@@ -151,8 +159,9 @@ class Method(ABC):
             ) from None
         method = cls(params, ctx)
         try:
+            method.load_notes(card.get("notes", {}))
             method.load_state(tensors)
-        except RuntimeError as error:  # torch reports missing keys and wrong shapes this way
+        except (RuntimeError, KeyError, TypeError) as error:  # torch reports missing keys and wrong shapes this way
             raise UserError(
                 f"The weights in {folder} do not fit {cls.name} with its stored parameters: {error}"
             ) from None

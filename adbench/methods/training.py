@@ -17,19 +17,16 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from adbench.errors import UserError
-from adbench.methods import imaging
 from adbench.methods.base import FitReport
 from adbench.methods.checkpoints import StageFolder
 from adbench.seeds import derive
 
 if TYPE_CHECKING:
     from adbench.context import Context
-    from adbench.datasets.slices import SliceSet
 
 Batch = dict[str, torch.Tensor]
 
@@ -51,8 +48,6 @@ class Plan:
         ema: decay of the exponential moving average of the weights; 0 keeps none.
         accumulate: micro-batches a step, to save memory; doubled by itself when a CUDA device runs out.
         validate_every: steps between validations; 0 means about ten in all.
-        checkpoint_seconds: time between checkpoints.
-        checkpoint_steps: also a checkpoint every so many steps; 0 leaves it to the time.
     """
 
     steps: int
@@ -67,8 +62,6 @@ class Plan:
     ema: float = 0.0
     accumulate: int = 1
     validate_every: int = 0
-    checkpoint_seconds: float = 60.0
-    checkpoint_steps: int = 0
 
     def lr_at(self, step: int) -> float:
         """Learning rate of optimiser step ``step`` (0-based)."""
@@ -172,47 +165,6 @@ def batch_indices(seed: int, stage: str, step: int, batch: int, samples: int) ->
     return torch.cat(chosen)
 
 
-class Pictures:
-    """Training slices on the method's grid, on the device when they fit, otherwise read from the memory map batch by batch.
-
-    Both ways give the same numbers: pixels are kept as float16, the store's own precision.
-
-    Args:
-        data: the slices.
-        size: (h, w) of the method's grid.
-        device: where batches are wanted.
-        budget: bytes that may stay resident; None takes 30 % of the free memory of a CUDA device, 2 GiB elsewhere.
-    """
-
-    def __init__(self, data: SliceSet, size: tuple[int, int], device: str, budget: int | None = None) -> None:
-        if not len(data):
-            raise UserError("There are no healthy training slices to learn from.")
-        self.data, self.size, self.device = data, size, torch.device(device)
-        if budget is None:
-            on_cuda = self.device.type == "cuda"
-            budget = int(0.3 * torch.cuda.mem_get_info(self.device)[0]) if on_cuda else 2 << 30
-        self._held: tuple[torch.Tensor, torch.Tensor] | None = None
-        if len(data) * size[0] * size[1] * 3 <= budget:
-            parts = [self._read(np.arange(i, min(i + 64, len(data)))) for i in range(0, len(data), 64)]
-            self._held = (torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def _read(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        image = torch.from_numpy(self.data.images(positions).astype(np.float32))[:, None].to(self.device)
-        brain = torch.from_numpy(np.ascontiguousarray(self.data.brains(positions)))[:, None].to(self.device)
-        return imaging.shrink(image, self.size).half(), imaging.shrink_mask(brain, self.size)
-
-    def get(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 1, h, w) float32 images in [0, 1] and bool brain masks of the given positions, on the device."""
-        if self._held is not None:
-            where = indices.to(self.device)
-            return self._held[0][where].float(), self._held[1][where]
-        image, brain = self._read(indices.cpu().numpy())
-        return image.float(), brain
-
-
 def make_accelerator(device: str) -> Any:
     """An accelerate handle for ``device``: bf16 on CUDA devices that have it, float32 elsewhere.
 
@@ -268,7 +220,8 @@ class _Run:
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] | None = None
         self.best_step, self.best_loss = 0, None if stage.validate is None else math.inf
-        self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # loss and gradient norm, not yet looked at
+        self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # loss and gradient norm, still on the device
+        self.losses: list[float] = []  # since the last point of the curve
         self.folder = StageFolder(
             ctx.workdir / stage.name if ctx.workdir is not None else None,
             {"seed": ctx.seed, "samples": stage.samples, **stage.identity, "plan": self._plan_identity()},
@@ -276,8 +229,7 @@ class _Run:
         )
 
     def _plan_identity(self) -> dict[str, Any]:
-        free = {"accumulate", "checkpoint_seconds", "checkpoint_steps"}  # change no number
-        return {key: value for key, value in asdict(self.plan).items() if key not in free}
+        return {key: value for key, value in asdict(self.plan).items() if key != "accumulate"}  # changes no number
 
     # Checkpoints
 
@@ -300,6 +252,7 @@ class _Run:
             "step": self.step,
             "finished": finished,
             "curve": self.curve,
+            "losses": self.losses,
             "best_step": self.best_step,
             "best_loss": None if self.best_loss == math.inf else self.best_loss,
         }
@@ -312,6 +265,7 @@ class _Run:
             return False
         figures, state, best = found
         self.step, self.curve, self.best_step = figures["step"], figures["curve"], figures["best_step"]
+        self.losses = figures["losses"]
         if self.stage.validate is not None:
             self.best_loss = math.inf if figures["best_loss"] is None else figures["best_loss"]
         self.best = best or None
@@ -392,24 +346,27 @@ class _Run:
         self.pending.append((loss, norm.detach()))
         self.step += 1
 
-    def check(self) -> float:
-        """Mean loss since the last check; the losses come off the device here, not every step.
+    def check(self) -> None:
+        """Take the losses off the device and look at them; done now and then, because it waits for the device.
 
         Raises:
             UserError: a loss or gradient was not finite.
         """
+        if not self.pending:
+            return
         losses = torch.stack([pair[0] for pair in self.pending]).cpu()
-        norms = torch.stack([pair[1].to(losses.dtype) for pair in self.pending]).cpu()
+        norms = torch.stack([pair[1].to(losses) for pair in self.pending])
         bad = (~(losses.isfinite() & norms.isfinite())).nonzero().flatten()
         if len(bad):
             at = self.step - len(self.pending) + int(bad[0])
             what = "loss" if not losses[bad[0]].isfinite() else "gradient"
             kept = f" The last checkpoint in {self.folder.folder} is kept." if self.folder.folder else ""
             raise UserError(
-                f"{self.stage.name}: the {what} was not finite at step {at} with learning rate {self.plan.lr_at(at):.3g}: lower the learning rate or lengthen the warm-up.{kept}"
+                f"{self.stage.name}: the {what} was not finite at step {at} with learning rate {self.plan.lr_at(at):.3g}: "
+                f"lower the learning rate or lengthen the warm-up.{kept}"
             )
         self.pending.clear()
-        return float(losses.mean())
+        self.losses += losses.tolist()
 
     def validate(self) -> float | None:
         """Figure of the averaged weights, which are kept when it is the best so far."""
@@ -478,27 +435,32 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
 def _loop(run: _Run) -> None:
     plan, progress, name = run.plan, run.ctx.progress, run.stage.name
     interval = plan.validation_interval
-    log_every = max(1, min(interval, plan.steps // 20))
-    saved = time.monotonic()
+    log_every = max(1, min(interval, plan.steps // 20, 100))
+    saved = shown = time.monotonic()
+    shown -= 1.0
     val: dict[str, float] = {}
     while run.step < plan.steps:
         run.take_step()
         validates = run.step % interval == 0 or run.step == plan.steps
+        now = time.monotonic()
+        saves = now - saved >= run.ctx.checkpoint_seconds and run.step < plan.steps
         # Points of the curve lie at fixed steps, so that a continued run logs the same ones.
         logs = validates or run.step % log_every == 0
-        if not logs:
+        if not (logs or saves or now - shown >= 1.0):
             continue
+        run.check()
         lr = plan.lr_at(run.step - 1)
-        point = {"step": run.step, "loss": run.check(), "lr": lr}
-        if validates and (value := run.validate()) is not None:
-            point["val_loss"] = value
-            val = {"val": value}
-        run.curve.append(point)
-        progress.update(name, run.step, plan.steps, loss=point["loss"], lr=lr, **val)
-        every = plan.checkpoint_steps
-        if run.step < plan.steps and (
-            time.monotonic() - saved >= plan.checkpoint_seconds or (every and run.step % every == 0)
-        ):
+        recent = sum(run.losses) / max(1, len(run.losses))
+        if logs:
+            point = {"step": run.step, "loss": recent, "lr": lr}
+            if validates and (value := run.validate()) is not None:
+                point["val_loss"] = value
+                val = {"val": value}
+            run.curve.append(point)
+            run.losses = []
+        progress.update(name, run.step, plan.steps, loss=recent, lr=lr, **val)
+        shown = time.monotonic()
+        if saves:
             run.save()
             saved = time.monotonic()
 

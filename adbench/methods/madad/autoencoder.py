@@ -1,0 +1,126 @@
+"""The KL autoencoder of MAD-AD: built here or read from a diffusers-format folder or hub id."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL
+from torch import nn
+
+from adbench.errors import UserError
+
+
+class LatentCodec(nn.Module):
+    """diffusers ``AutoencoderKL`` for one-channel pictures in [-1, 1], with an optional space-to-depth step in front.
+
+    Args:
+        config: keyword arguments of ``AutoencoderKL``.
+        patch: side of the pixel blocks that become channels before the autoencoder; 1 leaves the picture as it is.
+    """
+
+    def __init__(self, config: dict[str, Any], patch: int = 1) -> None:
+        super().__init__()
+        self.patch = patch
+        self.config = {key: value for key, value in config.items() if not key.startswith("_")}
+        self.vae: Any = AutoencoderKL(**self.config)
+
+    @property
+    def factor(self) -> int:
+        """Picture pixels per latent cell, along one side."""
+        return self.patch * 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return int(self.vae.config.latent_channels)
+
+    def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and standard deviation (B, C, H/f, W/f) of the posterior of pictures (B, 1, H, W) in [-1, 1]."""
+        posterior = self.vae.encode(nn.functional.pixel_unshuffle(image, self.patch)).latent_dist
+        return posterior.mean, posterior.std
+
+    def decode(self, latent: torch.Tensor) -> torch.Tensor:
+        """Pictures (B, 1, H, W), about [-1, 1], of unscaled latents."""
+        return nn.functional.pixel_shuffle(self.vae.decode(latent).sample, self.patch)
+
+    def forward(self, image: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Reconstruction from a posterior sample made with ``noise``, and the posterior's mean and standard deviation."""
+        mean, std = self.encode(image)
+        return self.decode(mean + std * noise), mean, std
+
+
+def new_codec(
+    channels: Sequence[int], layers: int, latent_channels: int, attention: bool, patch: int = 1
+) -> LatentCodec:
+    """An untrained codec. (128, 256, 512, 512), 2 layers, 4 latent channels, attention: KL-f8, 83.65 M parameters."""
+    return LatentCodec(
+        {
+            "in_channels": patch**2,
+            "out_channels": patch**2,
+            "latent_channels": latent_channels,
+            "block_out_channels": list(channels),
+            "layers_per_block": layers,
+            "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+            "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+            "norm_num_groups": min(32, min(channels) // 2),
+            "mid_block_add_attention": attention,
+        },
+        patch,
+    )
+
+
+def grey(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a three-channel autoencoder turned into those of a one-channel one.
+
+    Equals feeding the grey picture to all three inputs (their filters are added) and averaging the three outputs.
+    """
+    out = dict(state)
+    out["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].sum(dim=1, keepdim=True)
+    out["decoder.conv_out.weight"] = state["decoder.conv_out.weight"].mean(dim=0, keepdim=True)
+    out["decoder.conv_out.bias"] = state["decoder.conv_out.bias"].mean(dim=0, keepdim=True)
+    return out
+
+
+def pretrained_codec(source: str) -> tuple[LatentCodec, float]:
+    """The autoencoder in a diffusers-format folder (or its ``vae`` subfolder) or hub id, for one channel, and its scale.
+
+    Raises:
+        UserError: nothing there, not an AutoencoderKL, unreadable, or offline and not in the local cache.
+    """
+    folder = Path(source).expanduser()
+    subfolder = "vae" if (folder / "vae" / "config.json").exists() else ""
+    if (folder.exists() or source.startswith((".", "/", "~"))) and not (folder / subfolder / "config.json").exists():
+        raise UserError(
+            f"autoencoder = {source!r}: no config.json there; expected a folder in diffusers format with an AutoencoderKL "
+            "(config.json and diffusion_pytorch_model.safetensors)."
+        )
+    try:
+        found: Any = AutoencoderKL.from_pretrained(
+            str(folder) if folder.exists() else source, subfolder=subfolder or None, use_safetensors=True
+        )
+    except Exception as error:  # the hub client raises many unrelated types
+        first = str(error).strip().split("\n")[0][:200]
+        raise UserError(
+            f"autoencoder = {source!r} cannot be loaded ({type(error).__name__}: {first}). Give a folder in diffusers format, "
+            'a hub id that can be reached or is in the local cache, or autoencoder = "train" to train one here.'
+        ) from None
+    config, state = dict(found.config), found.state_dict()
+    if (config["in_channels"], config["out_channels"]) == (3, 3):
+        state = grey(state)
+        config |= {"in_channels": 1, "out_channels": 1}
+    if (config["in_channels"], config["out_channels"]) != (1, 1):
+        raise UserError(
+            f"autoencoder = {source!r} has {config['in_channels']} input channels; only 1 or 3 can be used."
+        )
+    codec = LatentCodec(config)
+    codec.vae.load_state_dict(state)
+    return codec, float(found.config.scaling_factor)
+
+
+def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """KL from N(mean, std²) to N(0, 1), summed over the latent, averaged over the batch."""
+    each = 0.5 * (mean**2 + std**2 - 1 - 2 * std.clamp(min=1e-12).log())
+    return each.sum(dim=(1, 2, 3)).mean()

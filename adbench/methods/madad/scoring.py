@@ -1,0 +1,70 @@
+"""Scoring with MAD-AD: encode, repair in latent space, decode, compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from adbench.methods import imaging, training
+from adbench.methods.madad import diffusion
+
+if TYPE_CHECKING:
+    from adbench.context import Context
+    from adbench.datasets.slices import SliceBatch
+    from adbench.methods.madad.autoencoder import LatentCodec
+    from adbench.methods.madad.method import MADADParams
+    from adbench.methods.madad.network import TwoHeadUNet
+
+
+def sampler_noise(batch: SliceBatch, shape: tuple[int, ...], seed: int) -> torch.Tensor:
+    """(B, *shape) standard normal; each slice has its own stream, so the draw does not depend on the batch."""
+    slices = zip(batch.subjects, batch.slices, strict=True)
+    draws = [torch.randn(shape, generator=training.generator(seed, "score", *each)) for each in slices]
+    return torch.stack(draws)
+
+
+def anomaly_map(
+    repaired: torch.Tensor, reference: torch.Tensor, difference: str, gamma: float, sigma: float
+) -> torch.Tensor:
+    """``G_σ * min(d, γ)/γ`` for pictures (B, 1, H, W) in [-1, 1]; in [0, 1]."""
+    d = (repaired - reference).abs()
+    if difference == "squared":
+        d = d**2
+    return imaging.gaussian_blur(d.clamp(max=gamma) / gamma, sigma)
+
+
+def repair(
+    p: MADADParams, codec: LatentCodec, unet: TwoHeadUNet, scale: float, batch: SliceBatch, ctx: Context
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Anomaly maps and pseudo-healthy pictures of a batch, both (B, 1, H, W) on the grid of its slices."""
+    grid = (batch.image.shape[-2], batch.image.shape[-1])
+    device = batch.image.device
+    alphas = diffusion.alphas_cumprod()
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
+        image = imaging.shrink(batch.image, (p.image_size, p.image_size)) * 2 - 1
+        mean = codec.encode(image)[0].float()
+
+        def network(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            clean, logit = unet(z, t)
+            return clean.float(), logit.float().sigmoid()
+
+        noise = None
+        if p.eta > 0:
+            noise = sampler_noise(batch, (len(alphas) - 2, *mean.shape[1:]), ctx.seed).to(device)
+        latent, _ = diffusion.masked_ddim(
+            network,
+            mean * scale,
+            alphas,
+            eta=p.eta,
+            noise=noise,
+            threshold=p.threshold,
+            restore=p.unflagged == "restore",
+        )
+        if p.compare_with == "decoded":
+            repaired, reference = codec.decode(torch.cat([latent / scale, mean])).float().chunk(2)
+        else:
+            repaired, reference = codec.decode(latent / scale).float(), image
+        maps = imaging.stretch(anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma), grid)
+        recon = (imaging.stretch(repaired, grid) * 0.5 + 0.5).clamp(0, 1)
+    return maps, recon

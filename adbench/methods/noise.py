@@ -1,0 +1,147 @@
+"""Noise that the diffusion and denoising methods share: white Gaussian, multi-octave simplex, coarse Gaussian.
+
+Random numbers are drawn on the CPU, from the generator of a training step or from one generator a slice, so they depend
+neither on the device nor on the batch; fields are evaluated on the device, all slices and octaves at once. The module
+imports torch; methods import it inside functions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+TABLE = 256  # cells after which the lattice of gradients repeats; power of two
+SIMPLEX_STD = 0.3993  # standard deviation of one octave of 2-D simplex noise as scaled here, from 10^8 samples
+
+
+@dataclass(frozen=True)
+class Simplex:
+    """Shape of simplex noise (methods.md §2).
+
+    Attributes:
+        octaves: fields summed; each has twice the spatial frequency of the one before.
+        persistence: amplitude of an octave relative to the one before.
+        wavelength: side of a lattice cell of the first octave, in px of the grid (the papers' "frequency" 64).
+    """
+
+    octaves: int = 6
+    persistence: float = 0.8
+    wavelength: float = 64.0
+
+    @property
+    def std(self) -> float:
+        """Standard deviation of the sum of independent octaves of amplitude ``persistence**k``."""
+        return SIMPLEX_STD * math.sqrt(sum(self.persistence ** (2 * k) for k in range(self.octaves)))
+
+
+def per_slice(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One CPU generator a slice."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def gaussian(count: int, size: tuple[int, int], generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
+    """White noise (count, 1, h, w), mean 0 and variance 1, on the CPU.
+
+    Args:
+        count: slices.
+        size: (h, w).
+        generator: one for all, or one a slice.
+    """
+    if isinstance(generator, list):
+        return torch.cat([torch.randn((1, 1, *size), generator=one) for one in generator])
+    return torch.randn((count, 1, *size), generator=generator)
+
+
+def _tables(count: int, octaves: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Permutation (count, TABLE), gradient angles (count, TABLE) and octave offsets (count, octaves, 2)."""
+    order = torch.rand((count, TABLE), generator=generator, dtype=torch.float64).argsort(dim=1)
+    angle = torch.rand((count, TABLE), generator=generator) * (2 * math.pi)
+    offset = torch.rand((count, octaves, 2), generator=generator) * TABLE
+    return order, angle, offset
+
+
+def _lattice(x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, angle: torch.Tensor) -> torch.Tensor:
+    """2-D simplex noise (Perlin 2001; Gustavson 2005) at ``x``, ``y`` (B, n), in about [-1, 1]; tables are (B, TABLE)."""
+    skew, unskew = (math.sqrt(3) - 1) / 2, (3 - math.sqrt(3)) / 6
+    shift = (x + y) * skew
+    i, j = torch.floor(x + shift), torch.floor(y + shift)
+    back = (i + j) * unskew
+    x0, y0 = x - (i - back), y - (j - back)
+    right = (x0 > y0).to(x.dtype)  # which of the two triangles of the cell
+    total = torch.zeros_like(x)
+    for di, dj, steps in ((0.0, 0.0, 0), (right, 1 - right, 1), (1.0, 1.0, 2)):
+        dx, dy = x0 - di + steps * unskew, y0 - dj + steps * unskew
+        inner = order.gather(1, (j + dj).long() & (TABLE - 1))
+        phi = angle.gather(1, order.gather(1, ((i + di).long() + inner) & (TABLE - 1)))
+        falloff = (0.5 - dx * dx - dy * dy).clamp(min=0) ** 4
+        total = total + falloff * (torch.cos(phi) * dx + torch.sin(phi) * dy)
+    return 99.2 * total  # unit gradients: the largest possible value is then 1
+
+
+def simplex(
+    count: int,
+    size: tuple[int, int],
+    generator: torch.Generator | list[torch.Generator],
+    shape: Simplex | None = None,
+    device: torch.device | str = "cpu",
+    *,
+    unit: bool = True,
+) -> torch.Tensor:
+    """Multi-octave simplex noise (count, 1, h, w) on ``device``: ``sum_k persistence^k S_k(2^k r / wavelength)``.
+
+    Every slice has gradients of its own, every octave an offset of its own.
+
+    Args:
+        count: slices.
+        size: (h, w).
+        generator: one for all, or one a slice.
+        shape: octaves, persistence and wavelength.
+        device: where the field is evaluated and returned.
+        unit: divide by the field's standard deviation, as the forward process of a diffusion model assumes.
+    """
+    shape = shape or Simplex()
+    if isinstance(generator, list):
+        drawn = [_tables(1, shape.octaves, one) for one in generator]
+        order, angle, offset = (torch.cat([part[k] for part in drawn]).to(device) for k in range(3))
+    else:
+        order, angle, offset = (part.to(device) for part in _tables(count, shape.octaves, generator))
+    rows = torch.arange(size[0], device=device, dtype=torch.float32)
+    columns = torch.arange(size[1], device=device, dtype=torch.float32)
+    out = torch.zeros((len(order), size[0] * size[1]), device=device)
+    for octave in range(shape.octaves):
+        scale = 2.0**octave / shape.wavelength
+        y = (rows * scale)[:, None].expand(size).reshape(1, -1) + offset[:, octave, :1]
+        x = (columns * scale)[None].expand(size).reshape(1, -1) + offset[:, octave, 1:]
+        out += shape.persistence**octave * _lattice(x, y, order, angle)
+    return out.view(-1, 1, *size) / (shape.std if unit else 1.0)
+
+
+def coarse(
+    count: int, size: tuple[int, int], generator: torch.Generator, *, cells: int = 16, std: float = 0.2
+) -> torch.Tensor:
+    """Low-resolution Gaussian noise stretched bilinearly (count, 1, h, w), on the CPU (Kascenas et al. 2022, §2.1).
+
+    ``cells`` x ``cells`` independent values of standard deviation ``std`` cover the picture; the lattice lies at a random
+    place, different in each slice. Bilinear interpolation leaves (2/3) ``std`` averaged over the picture.
+
+    Args:
+        count: slices.
+        size: (h, w).
+        generator: a CPU generator.
+        cells: lattice points along a side.
+        std: standard deviation of the values at the lattice points.
+    """
+    coarse_values = torch.randn((count, 1, cells + 1, cells + 1), generator=generator) * std
+    place = torch.rand((count, 2), generator=generator)
+    axes = [
+        (torch.arange(side) * cells / side)[None] + place[:, k : k + 1]  # in lattice units, [0, cells + 1)
+        for k, side in enumerate(size)
+    ]
+    # Lattice units to the [-1, 1] of grid_sample with align_corners; at most one px reads past the last point: clamped.
+    y, x = (axis.clamp(max=cells) * (2 / cells) - 1 for axis in axes)
+    grid = torch.stack([x[:, None].expand(-1, size[0], -1), y[:, :, None].expand(-1, -1, size[1])], dim=-1)
+    return F.grid_sample(coarse_values, grid, mode="bilinear", padding_mode="border", align_corners=True)
