@@ -124,6 +124,9 @@ def run(
     force: Annotated[
         bool, typer.Option("--force", help="Score again although a record is there; fits are kept.")
     ] = False,
+    save_maps: Annotated[
+        bool, typer.Option("--save-maps", help="Keep every anomaly map, for `adbench eval` with other rules later.")
+    ] = False,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Save a training in progress at least this often.")
     ] = 60.0,
@@ -170,7 +173,14 @@ def run(
                 if not quiet:
                     say(f"[{number}/{len(plans)}] {cell.spec.label}")
 
-            outcomes = serial(plans, progress, force=force, checkpoint_seconds=checkpoint_seconds, before=announce)
+            outcomes = serial(
+                plans,
+                progress,
+                force=force,
+                checkpoint_seconds=checkpoint_seconds,
+                save_maps=save_maps,
+                before=announce,
+            )
     except KeyboardInterrupt:
         say("Interrupted. Run the same command again: it goes on where it stopped.")
         raise typer.Exit(130) from None
@@ -204,6 +214,54 @@ def _report(outcomes: list[Any], as_json: bool) -> None:
             say(f"Records and pictures: {folder}")
     if failed:
         raise typer.Exit(1)
+
+
+@app.command(
+    name="eval",
+    epilog="Examples:\n\n"
+    "  adbench eval runs/phantom/phantom-flair/madad-tiny-seed0-1a2b3c4d5e\n\n"
+    "  adbench eval RUN --protocol official-madad      (a run made with --save-maps)\n\n"
+    "  adbench eval --maps my_maps --masks my_masks --brain my_brains --out scores",
+)
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="A run's folder. Leave it out to score your own maps.")] = None,
+    maps: Annotated[Path | None, typer.Option(help="Folder of anomaly maps, NIfTI or PNG, no method needed.")] = None,
+    masks: Annotated[Path | None, typer.Option(help="Folder of lesion masks on the same grid.")] = None,
+    brain: Annotated[Path | None, typer.Option(help="Folder of brain masks; without it every voxel counts.")] = None,
+    val_maps: Annotated[Path | None, typer.Option(help="Maps of other cases, to choose thresholds on.")] = None,
+    val_masks: Annotated[Path | None, typer.Option(help="Their lesion masks.")] = None,
+    val_brain: Annotated[Path | None, typer.Option(help="Their brain masks.")] = None,
+    labels: Annotated[str | None, typer.Option(help="Mask values that are lesion, e.g. 1,2,4; default 1.")] = None,
+    metrics: Annotated[list[str] | None, typer.Option("--metrics", help="Plug-in metrics to add.")] = None,
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="A paper's own rule: official-madad, thor, cddpm or upd.")
+    ] = None,
+    replicates: Annotated[int | None, typer.Option(min=0, help="Bootstrap replicates; default 1000.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for the JSON and plots of your own maps.")] = Path("eval"),
+    json_: Json = False,
+) -> None:
+    """Evaluate a finished run again, or anyone's maps against their masks, without running a model."""
+    from adbench.evaluation import print_evaluation, reevaluate, score_folders
+
+    if (run is None) == (maps is None):
+        raise UserError("Name a run, or your own maps with --maps DIR --masks DIR; not both.")
+    if run is not None:
+        results = reevaluate(run, _split(metrics), _split(protocol), replicates)
+    else:
+        if maps is None or masks is None:
+            raise UserError("--maps needs --masks DIR: the lesion masks that the maps are held against.")
+        folders = {"brain": brain, "val_maps": val_maps, "val_masks": val_masks, "val_brain": val_brain}
+        results = score_folders(
+            maps,
+            masks,
+            folders,
+            labels,
+            _split(metrics),
+            _split(protocol),
+            1000 if replicates is None else replicates,
+            out,
+        )
+    print_evaluation(results, json_)
 
 
 @app.command(name="list", epilog="Example:  adbench list methods")

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from adbench.context import Progress
 from adbench.planning import Plan
 from adbench.results.record import Record
+from adbench.results.rundir import MAPS
 from adbench.runner import run_cell
 
 
@@ -31,6 +32,7 @@ def serial(
     *,
     force: bool = False,
     checkpoint_seconds: float = 60.0,
+    save_maps: bool = False,
     before: Callable[[int, Plan], None] = lambda number, plan: None,
 ) -> list[Outcome]:
     """Run the cells one after the other in this process; a failing cell does not stop the others.
@@ -40,16 +42,19 @@ def serial(
         progress: receives progress.
         force: score again although records are there.
         checkpoint_seconds: a training in progress is saved at least this often.
+        save_maps: keep every anomaly map beside its record.
         before: called with the number (from 1) and the plan of each cell that really runs.
     """
     outcomes = []
     for number, plan in enumerate(plans, 1):
         try:
             stored = None if force else plan.record()
-            if stored is None:
-                before(number, plan)
-            record = stored or run_cell(plan, progress, force=force, checkpoint_seconds=checkpoint_seconds)
-            outcomes.append(Outcome(plan, record, reused=stored is not None))
+            if stored is not None and (MAPS in stored.files or not save_maps):
+                outcomes.append(Outcome(plan, stored, reused=True))
+                continue
+            before(number, plan)
+            record = run_cell(plan, progress, force=True, checkpoint_seconds=checkpoint_seconds, save_maps=save_maps)
+            outcomes.append(Outcome(plan, record))
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
             outcomes.append(Outcome(plan, None, error))
     return outcomes

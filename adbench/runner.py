@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,7 +31,7 @@ from adbench.params import build
 from adbench.planning import Plan
 from adbench.results import provenance, rundir
 from adbench.results.record import DataPart, MethodPart, Number, Record, write
-from adbench.scoring import score_subjects
+from adbench.scoring import ScoredSubject, score_subjects
 from adbench.spec import Source
 
 log = logging.getLogger("adbench")
@@ -38,7 +39,12 @@ OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json", "samples.png"
 
 
 def run_cell(
-    cell: Plan, progress: Progress | None = None, *, force: bool = False, checkpoint_seconds: float = 60.0
+    cell: Plan,
+    progress: Progress | None = None,
+    *,
+    force: bool = False,
+    checkpoint_seconds: float = 60.0,
+    save_maps: bool = False,
 ) -> Record:
     """The record of ``cell``: the stored one when it is complete, else made now.
 
@@ -49,6 +55,7 @@ def run_cell(
         progress: receives progress.
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
+        save_maps: keep every anomaly map beside the record (N x H x W float32), for metrics that are invented later.
 
     Raises:
         Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
@@ -72,7 +79,7 @@ def run_cell(
         method, fit = _fit(cell, ctx)
         phase = "score"
         metrics = [registry.load("metrics", name)() for name in cell.spec.metrics]
-        scored = _score(cell, method, ctx, clock, metrics)
+        scored = _score(cell, method, ctx, clock, metrics, save_maps)
         phase = "evaluate"
         with clock.phase("evaluate"):
             evaluation = evaluate(
@@ -132,13 +139,34 @@ class Scored:
     samples: list[pictures.Sample]
 
 
-def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list[Metric]) -> Scored:
+class _MapFile:
+    """Maps of a set in its order, written as they come and renamed into place when all are there."""
+
+    def __init__(self, path: Path, data: LabelledSet) -> None:
+        self._path, self._partial = path, path.with_name(f".{path.stem}.partial.npy")
+        self._maps = np.lib.format.open_memmap(self._partial, "w+", np.float32, (len(data), *data.shape))
+
+    def write(self, scored: ScoredSubject) -> None:
+        self._maps[scored.positions] = scored.maps
+
+    def close(self) -> None:
+        self._maps.flush()
+        self._partial.replace(self._path)
+
+
+def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list[Metric], save_maps: bool) -> Scored:
     _seed_everything(seeds.derive(cell.spec.seed, "score"))
     data = cell.data
+    keep = _MapFile(cell.run_folder / rundir.MAPS, data.test) if save_maps else None
+    keep_val = (
+        _MapFile(cell.run_folder / rundir.VAL_MAPS, data.threshold) if save_maps and len(data.threshold) else None
+    )
     threshold = None
     if len(data.threshold):
         threshold = SubjectHistograms()
         for scored in score_subjects(method, data.threshold, ctx, "score validation"):
+            if keep_val:
+                keep_val.write(scored)
             brain = data.threshold.brains(scored.positions)
             threshold.update(scored.subject, scored.maps[brain], data.threshold.lesions(scored.positions)[brain])
     # The thresholds are known before the first test map, so every map is looked at once and dropped.
@@ -152,6 +180,8 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     shown = pictures.choose_positions(data.test)
     samples: dict[int, pictures.Sample] = {}
     for scored in score_subjects(method, data.test, ctx, "score test", clock=clock):
+        if keep:
+            keep.write(scored)
         brain, lesion = data.test.brains(scored.positions), data.test.lesions(scored.positions)
         image = data.test.images(scored.positions).astype(np.float32)
         with clock.phase("measure"):
@@ -172,6 +202,9 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
                 samples[position] = pictures.Sample(
                     scored.subject, image[index], brain[index], lesion[index], scored.maps[index], recon
                 )
+    for file in (keep, keep_val):
+        if file:
+            file.close()
     return Scored(threshold, test, spatial, [samples[position] for position in shown])
 
 
@@ -186,7 +219,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
     scored.spatial.to_json(folder / "spatial.json")
     if scored.threshold is not None:
         scored.threshold.to_npz(folder / "val_histograms.npz")
-    files = sorted(path for path in folder.iterdir() if path.name in OUTPUTS)
+    files = sorted(path for path in folder.iterdir() if path.name in (OUTPUTS | {rundir.MAPS, rundir.VAL_MAPS}))
     cls = registry.load("methods", cell.spec.method)
     return Record(
         run_key=cell.run_key,

@@ -27,6 +27,7 @@ from adbench.results.record import RECORD, Record, read
 
 FIT = "fit.json"
 FAILURE = "failure.json"
+MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 

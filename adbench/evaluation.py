@@ -1,0 +1,218 @@
+"""``adbench eval``: numbers without running a model, from an old run or from anyone's maps.
+
+A run is evaluated from its histograms, or from its maps where a metric or a paper's own rule needs them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from adbench import config, registry
+from adbench.context import Progress
+from adbench.datasets.slices import LabelledSet
+from adbench.errors import UserError
+from adbench.hashing import digest_file
+from adbench.metrics.base import Metric
+from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
+from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
+from adbench.metrics.spatial import SpatialAccumulator
+from adbench.planning import gather
+from adbench.results import record as records
+from adbench.results.record import Record
+from adbench.results.rundir import MAPS, VAL_MAPS
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """Cases of a run whose maps were saved: iterates anew each time, one subject in memory."""
+
+    maps: np.ndarray
+    data: LabelledSet
+
+    def __iter__(self) -> Iterator[Case]:
+        for index, subject in enumerate(self.data.subjects):
+            where = np.flatnonzero(self.data.subject_index == index)
+            yield Case(subject, np.asarray(self.maps[where]), self.data.lesions(where), self.data.brains(where))
+
+
+def evaluate_run(
+    run: Path,
+    *,
+    metrics: Sequence[str] = (),
+    preset: str | None = None,
+    replicates: int | None = None,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Evaluation | PresetResult:
+    """Evaluate a finished run again.
+
+    Args:
+        run: its folder, or its ``record.json``.
+        metrics: plug-in metrics to add, by name.
+        preset: a paper's own rule instead of the headline metrics; needs maps.
+        replicates: bootstrap replicates; None takes those of the run's protocol.
+        cache: folder of slice stores, for the masks that maps are held against.
+        progress: receives the progress of preparing the store, if that is needed.
+
+    Raises:
+        UserError: no such run; files that differ from their hashes in the record; maps are needed and were not saved.
+    """
+    folder = Path(run) if Path(run).is_dir() else Path(run).parent
+    record = records.read(run)
+    chosen: list[Metric] = [registry.load("metrics", name)() for name in metrics]
+    if preset is not None:
+        if preset not in PRESETS:
+            evaluate_preset(preset, [])  # raises the error that lists them
+        test, val = _stored(folder, record, cache or config.default_cache(), progress or Progress())
+        return evaluate_preset(preset, test, val)
+    _check_files(folder, record)
+    histograms = SubjectHistograms.from_npz(folder / "histograms.npz")
+    val_path = folder / "val_histograms.npz"
+    val_histograms = SubjectHistograms.from_npz(val_path) if val_path.name in record.files else None
+    counted = SpatialAccumulator.from_json(folder / "spatial.json")
+    needing = [metric for metric in chosen if metric.needs_maps]
+    if needing:
+        test, _ = _stored(folder, record, cache or config.default_cache(), progress or Progress())
+        thresholds = choose_thresholds(val_histograms)[0]
+        counted = SpatialAccumulator(thresholds, counted.froc, metrics=needing, step=counted.step)
+        numbers = test.data.slice_numbers
+        for index, case in enumerate(test):
+            slices = numbers[test.data.subject_index == index]
+            lesion = case.lesion & case.brain
+            counted.add_subject(
+                case.subject, case.maps, lesion, case.brain, slices, site=test.data.site_of(case.subject)
+            )
+    return evaluate(
+        histograms,
+        val_histograms,
+        replicates=replicates if replicates is not None else int(record.protocol["replicates"]),
+        level=float(record.protocol["level"]),
+        spatial=counted,
+        metrics=chosen,
+        strata=True,
+    )
+
+
+def _check_files(folder: Path, record: Record) -> None:
+    for name, expected in record.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.")
+        if digest_file(path) != expected:
+            raise UserError(f"{path} is not the file that the record describes (its hash differs).")
+
+
+def _stored(folder: Path, record: Record, cache: Path, progress: Progress) -> tuple[_Stored, _Stored | None]:
+    """The saved maps of the run with the masks of its dataset, test and validation."""
+    if MAPS not in record.files:
+        raise UserError(f"{folder} has no maps, only histograms: run it again with --save-maps --force.")
+    _check_files(folder, record)
+    (cell,) = config.cells(config.load(folder / "config.yaml", {}, []))
+    data = gather(cell.test, cell.train, cell.modality, cache, progress)
+    if data.test.digest != record.test.digest:
+        raise UserError(f"The {record.test.name} data are not those of the run any more (their hash differs).")
+    test = _Stored(np.load(folder / MAPS, mmap_mode="r"), data.test)
+    if VAL_MAPS not in record.files:
+        return test, None
+    return test, _Stored(np.load(folder / VAL_MAPS, mmap_mode="r"), data.threshold)
+
+
+@dataclass(frozen=True)
+class Results:
+    """What ``adbench eval`` found: an evaluation, results of presets, and the folder of what was written, if any."""
+
+    evaluation: Evaluation | None
+    presets: list[PresetResult]
+    folder: Path | None = None
+
+
+def reevaluate(run: Path, metrics: Sequence[str], rules: Sequence[str], replicates: int | None) -> Results:
+    """The headline metrics of ``run``, or the ``rules`` of papers where some are named."""
+    if not rules:
+        result = evaluate_run(run, metrics=metrics, replicates=replicates)
+        assert isinstance(result, Evaluation)
+        return Results(result, [])
+    found = [evaluate_run(run, preset=rule) for rule in rules]
+    return Results(None, [result for result in found if isinstance(result, PresetResult)])
+
+
+def score_folders(
+    maps: Path,
+    masks: Path,
+    others: Mapping[str, Path | None],
+    labels: str | None,
+    metrics: Sequence[str],
+    rules: Sequence[str],
+    replicates: int,
+    out: Path,
+) -> Results:
+    """Anyone's maps against their masks; writes JSON, histograms and plots into ``out``.
+
+    Args:
+        maps: folder of anomaly maps.
+        masks: folder of lesion masks.
+        others: brain, val_maps, val_masks, val_brain: folders or None.
+        labels: mask values that are lesion, separated by commas; None for 1.
+        metrics: plug-in metrics, by name.
+        rules: presets of papers to add.
+        replicates: of the bootstrap.
+        out: folder.
+
+    Raises:
+        UserError: see :func:`adbench.metrics.external.evaluate_folders`.
+    """
+    from adbench.metrics.external import evaluate_folders
+
+    try:
+        values = None if labels is None else [int(value) for value in labels.split(",")]
+    except ValueError:
+        raise UserError(f"--labels {labels!r} must be whole numbers separated by commas, e.g. 1,2,4.") from None
+    result = evaluate_folders(
+        maps,
+        masks,
+        others["brain"],
+        out=out,
+        labels=values,
+        val_maps=others["val_maps"],
+        val_masks=others["val_masks"],
+        val_brain=others["val_brain"],
+        replicates=replicates,
+        metrics=[registry.load("metrics", name)() for name in metrics],
+        presets=rules,
+    )
+    stored = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["presets"]
+    return Results(result, [PresetResult(**preset) for preset in stored], out)
+
+
+def print_evaluation(results: Results, as_json: bool) -> None:
+    """Print ``results`` as tables, or as one JSON document."""
+    from adbench.console import print_json, say, table
+
+    if as_json:
+        evaluation = results.evaluation.as_dict() if results.evaluation else None
+        print_json({"evaluation": evaluation, "presets": [asdict(preset) for preset in results.presets]})
+        return
+    if results.evaluation is not None:
+        rows = []
+        for name, metric in results.evaluation.metrics.items():
+            ends = "" if metric.low is None or metric.high is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
+            value = "—" if metric.value is None else f"{metric.value:.4f}"
+            rows.append([name, value, ends, str(metric.n), "oracle" if metric.oracle else "", metric.reason])
+        columns = [("metric", "left"), ("value", "right"), ("95 % interval", "left"), ("subjects", "right")]
+        prevalence = f"lesion prevalence {results.evaluation.prevalence:.6f}: the chance level of auprc"
+        table("evaluation", [*columns, ("", "left"), ("remark", "left")], rows, caption=prevalence)
+        for note in results.evaluation.notes:
+            say(note)
+    for preset in results.presets:
+        rows = [[name, "—" if value is None else f"{value:.4f}"] for name, value in preset.values.items()]
+        table(f"as published: {preset.name}", [("number", "left"), ("value", "right")], rows)
+        for note in preset.notes:
+            say(note)
+    if results.folder is not None:
+        say(f"JSON, histograms and plots: {results.folder}")

@@ -1,0 +1,90 @@
+"""adbench eval: old runs and strangers' maps, without a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from adbench.results import record
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(cli: Cli, slices: Path, tmp_path: Path) -> Path:
+    code, _, err = cli(
+        "run", "--method", "histeq", "--dataset", "folder", "--data-root", slices, "--device", "cpu",
+        "--out", tmp_path / "runs", "--save-maps", "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    return next((tmp_path / "runs").rglob("record.json")).parent
+
+
+def test_histograms_give_the_numbers_of_the_record_again(cli: Cli, run: Path) -> None:
+    code, out, _ = cli("eval", run, "--json")
+    assert code == 0
+    stored = record.read(run)
+    again = json.loads(out)["evaluation"]
+    assert again["metrics"] == {
+        name: number.model_dump() for name, number in stored.metrics.items() if name in again["metrics"]
+    }
+    assert set(again["metrics"]) == set(stored.metrics)
+    assert again["thresholds"] == stored.thresholds
+
+
+def test_saved_maps_are_what_was_measured(run: Path, slices: Path) -> None:
+    from PIL import Image
+
+    maps = np.load(run / "maps.npy")
+    scores, truth = [], []
+    for pixels, path in zip(maps, sorted((slices / "test").glob("*-segmentation.png")), strict=True):
+        brain = np.asarray(Image.open(str(path).replace("segmentation", "brainmask"))) > 0
+        lesion = np.asarray(Image.open(path)) > 0
+        scores.append(pixels[: brain.shape[0], : brain.shape[1]][brain])
+        truth.append(lesion[brain])
+    expected = average_precision_score(np.concatenate(truth), np.concatenate(scores))
+    assert record.read(run).metrics["auprc"].value == pytest.approx(expected, abs=2e-3)
+
+
+def test_papers_rules_read_the_maps(cli: Cli, run: Path) -> None:
+    code, out, _ = cli("eval", run, "--protocol", "official-madad", "--protocol", "upd", "--json")
+    assert code == 0
+    assert [preset["name"] for preset in json.loads(out)["presets"]] == ["official-madad", "upd"]
+
+
+def test_mistakes(cli: Cli, run: Path, slices: Path, tmp_path: Path) -> None:
+    assert "not both" in cli("eval")[2]
+    assert "Did you mean 'official-madad'?" in cli("eval", run, "--protocol", "oficial-madad")[2]
+    assert "There is no record" in cli("eval", tmp_path)[2]
+    (run / "histograms.npz").write_bytes(b"not the file")
+    code, _, err = cli("eval", run)
+    assert code == 2
+    assert "is not the file that the record describes" in err
+    (run / "histograms.npz").unlink()
+    assert "is missing" in cli("eval", run)[2]
+
+
+def test_run_without_maps_says_how_to_get_them(cli: Cli, slices: Path, tmp_path: Path) -> None:
+    arguments = (
+        "run",
+        "--method",
+        "constant",
+        "--dataset",
+        "folder",
+        "--data-root",
+        slices,
+        "--device",
+        "cpu",
+        "--quiet",
+    )
+    cli(*arguments, "--out", tmp_path / "runs")
+    folder = next((tmp_path / "runs").rglob("record.json")).parent
+    assert "--save-maps" in cli("eval", folder, "--protocol", "upd")[2]
+    cli(*arguments, "--out", tmp_path / "runs", "--save-maps")  # the record is there, the maps are not: they are made
+    assert (folder / "maps.npy").exists()
+    assert cli("eval", folder, "--protocol", "upd")[0] == 0
