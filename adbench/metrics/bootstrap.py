@@ -8,6 +8,7 @@ of bins from the highest score down: memory does not grow with the number of bin
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -121,6 +122,54 @@ def mean_dice(histograms: SubjectHistograms) -> tuple[np.ndarray, np.ndarray]:
         keys.append(block)
         means.append(np.mean(2 * here_tp / (here_tp + here_fp + positives[:, None]), axis=0))
     return np.concatenate(keys), np.concatenate(means)
+
+
+def curves(histograms: SubjectHistograms, draws: np.ndarray, points: int = 2000) -> Curves:
+    """Pooled counts and mean Dice along the thresholds, under each replicate; for bands in plots.
+
+    Args:
+        histograms: n subjects.
+        draws: (R, n) weights.
+        points: thresholds at most, evenly spread over the occupied bins.
+    """
+    positives = np.array([histogram.n_positive for _, histogram in histograms.items()], np.float64)
+    bearing = positives > 0
+    total = len(_union([histogram.counts()[0] for _, histogram in histograms.items()]))
+    kept = np.unique(np.linspace(0, total - 1, min(points, total)).astype(np.int64))
+    own_tp, own_fp = np.zeros((len(positives), 1)), np.zeros((len(positives), 1))
+    keys, tp, fp, dice, start = [], [], [], [], 0
+    for block, positive, negative in blocks(histograms):
+        here_tp, here_fp = np.cumsum(positive, axis=1) + own_tp, np.cumsum(negative, axis=1) + own_fp
+        own_tp, own_fp = here_tp[:, -1:].copy(), here_fp[:, -1:].copy()
+        columns = kept[(kept >= start) & (kept < start + len(block))] - start
+        start += len(block)
+        here_tp, here_fp = here_tp[:, columns], here_fp[:, columns]
+        volume = 2 * here_tp[bearing] / (here_tp[bearing] + here_fp[bearing] + positives[bearing, None])
+        keys.append(block[columns])
+        tp.append(draws @ here_tp)
+        fp.append(draws @ here_fp)
+        dice.append(draws[:, bearing] @ volume)
+    weight = draws @ bearing
+    mean = np.concatenate(dice, axis=1)
+    mean = np.divide(mean, weight[:, None], out=np.full(mean.shape, np.nan), where=weight[:, None] > 0)
+    return Curves(np.concatenate(keys), np.concatenate(tp, axis=1), np.concatenate(fp, axis=1), mean)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """P thresholds under R replicates.
+
+    Attributes:
+        keys: (P,) int32 bins, descending.
+        tp: (R, P) pooled true positives.
+        fp: (R, P) pooled false positives.
+        dice: (R, P) mean per-volume Dice; NaN where no lesion was drawn.
+    """
+
+    keys: np.ndarray
+    tp: np.ndarray
+    fp: np.ndarray
+    dice: np.ndarray
 
 
 def ratio(above: np.ndarray, below: np.ndarray, draws: np.ndarray) -> np.ndarray:

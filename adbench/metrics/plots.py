@@ -9,40 +9,201 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.files import replacing
+from adbench.metrics import bootstrap
 from adbench.metrics.curves import Curve
 from adbench.metrics.evaluate import NO_LESION, Evaluation
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.keys import edges
+from adbench.metrics.spatial import FROC_RATES, SpatialAccumulator, froc_curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 _MARKS = {"val": ("o", "chosen on validation"), "pooled_best": ("*", "oracle, chosen on test")}
+_GRID = np.linspace(0, 1, 201)
+_BAND = 200  # replicates behind a band
 
 
-def pr_plot(test: SubjectHistograms, evaluation: Evaluation, path: str | Path) -> None:
-    """Pooled precision against recall, with the chance level and the chosen and oracle thresholds.
+def all_plots(
+    test: SubjectHistograms,
+    evaluation: Evaluation,
+    folder: str | Path,
+    *,
+    spatial: SpatialAccumulator | None = None,
+    seed: int = 0,
+) -> list[str]:
+    """Draw every plot that is defined into ``folder``; why one is not drawn comes back as a note.
+
+    Args:
+        test: the subjects that were evaluated.
+        evaluation: their numbers.
+        folder: receives ``pr.png``, ``roc.png``, ``dice.png`` and, with ``spatial``, ``lesion_recall.png``, ``froc.png``.
+        spatial: their spatial counts, or None.
+        seed: of the resamples behind the bands.
+    """
+    folder = Path(folder)
+    if not Curve(test.pooled()).n_positive:
+        return [f"No plot was drawn: {NO_LESION}."]
+    notes = []
+    pr_plot(test, evaluation, folder / "pr.png", seed=seed)
+    dice_plot(test, evaluation, folder / "dice.png", seed=seed)
+    if evaluation.metrics["auroc"].value is None:
+        notes.append(f"No ROC plot was drawn: {evaluation.metrics['auroc'].reason}.")
+    else:
+        roc_plot(test, evaluation, folder / "roc.png", seed=seed)
+    if spatial is not None:
+        for draw, name in ((lesion_recall_plot, "lesion_recall"), (froc_plot, "froc")):
+            try:
+                draw(spatial, folder / f"{name}.png", seed=seed)
+            except UserError as error:
+                notes.append(str(error))
+    return notes
+
+
+def pr_plot(test: SubjectHistograms, evaluation: Evaluation, path: str | Path, *, seed: int = 0) -> None:
+    """Pooled precision against recall, 95 % band over subjects, chance level, chosen and oracle thresholds.
 
     Args:
         test: the subjects that were evaluated.
         evaluation: their numbers.
         path: image to write (``.png``, ``.svg`` or ``.pdf``).
+        seed: of the resamples behind the band.
 
     Raises:
         UserError: there is no lesion, so there is no curve.
     """
     curve = _curve(test)
     figure, axes = _canvas("recall", "precision")
+    sampled = _sampled(test, seed)
+    if sampled is not None:
+        recall = sampled.tp / np.maximum(sampled.tp[:, -1:], 1)
+        precision = sampled.tp / np.maximum(sampled.tp + sampled.fp, 1)
+        place = [np.minimum(np.searchsorted(row, _GRID), len(row) - 1) for row in recall]
+        _band(axes, _GRID, np.stack([row[i] for row, i in zip(precision, place, strict=True)]))
     axes.plot(np.r_[0, curve.recall], np.r_[curve.precision[0], curve.precision], drawstyle="steps-pre", color="C0")
     axes.axhline(evaluation.prevalence, color="0.6", linestyle=":", label=f"chance {evaluation.prevalence:.3g}")
+    for index, marker, label in _marked(curve, evaluation):
+        axes.plot(curve.recall[index], curve.precision[index], marker, color="C3", label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), title=_title("auprc", evaluation))
+    _save(figure, axes, path)
+
+
+def roc_plot(test: SubjectHistograms, evaluation: Evaluation, path: str | Path, *, seed: int = 0) -> None:
+    """Pooled true-positive against false-positive rate; arguments as in :func:`pr_plot`."""
+    curve = _curve(test)
+    figure, axes = _canvas("false-positive rate", "true-positive rate")
+    sampled = _sampled(test, seed)
+    if sampled is not None:
+        recall = sampled.tp / np.maximum(sampled.tp[:, -1:], 1)
+        fpr = sampled.fp / np.maximum(sampled.fp[:, -1:], 1)
+        rows = [np.interp(_GRID, np.r_[0, x], np.r_[0, y]) for x, y in zip(fpr, recall, strict=True)]
+        _band(axes, _GRID, np.stack(rows))
+    axes.plot(np.r_[0, curve.fpr], np.r_[0, curve.recall], color="C0")
+    axes.plot([0, 1], [0, 1], color="0.6", linestyle=":", label="chance")
+    for index, marker, label in _marked(curve, evaluation):
+        axes.plot(curve.fpr[index], curve.recall[index], marker, color="C3", label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), title=_title("auroc", evaluation))
+    _save(figure, axes, path)
+
+
+def dice_plot(test: SubjectHistograms, evaluation: Evaluation, path: str | Path, *, seed: int = 0) -> None:
+    """Mean per-volume Dice against the threshold, chosen and oracle thresholds marked; see :func:`pr_plot`."""
+    _curve(test)
+    keys, means = bootstrap.mean_dice(test)
+    thresholds = edges(keys, test.mantissa_bits)
+    figure, axes = _canvas("threshold", "mean per-volume Dice")
+    sampled = _sampled(test, seed)
+    if sampled is not None:
+        _band(axes, edges(sampled.keys, test.mantissa_bits), sampled.dice)
+    axes.plot(thresholds, means, color="C0")
+    rules = {"val": ("-", "chosen on validation", "dice@val"), "best": ("--", "oracle, chosen on test", "dice@best")}
+    for rule, (style, label, name) in rules.items():
+        if rule in evaluation.thresholds:
+            value, metric = evaluation.thresholds[rule], evaluation.metrics[name].value
+            axes.axvline(value, color="C3", linestyle=style, label=f"{label}: {value:.4g}, Dice {metric or 0:.3f}")
+    axes.set(ylim=(0, 1.02), title=_title("dice@val", evaluation))
+    _save(figure, axes, path)
+
+
+def lesion_recall_plot(spatial: SpatialAccumulator, path: str | Path, *, seed: int = 0) -> None:
+    """Share of lesions found at the val threshold by lesion size, factors of four, 95 % interval over subjects.
+
+    Raises:
+        UserError: there is no val threshold or no lesion.
+    """
+    rows = spatial.rows
+    largest = max((size for row in rows for size in row.lesion_sizes), default=0)
+    if "val" not in spatial.thresholds or not largest:
+        why = "no lesion" if not largest else "no threshold was chosen on validation"
+        raise UserError(f"No plot of lesion recall by size was drawn: {why}.")
+    limit = np.float32(spatial.thresholds["val"])
+    draws = bootstrap.weights(len(rows), _BAND, seed)
+    figure, axes = _canvas("lesion size (voxels)", "lesion recall at the val threshold")
+    names = []
+    for low in (4**k for k in range(int(np.log(largest) / np.log(4) + 1e-9) + 1)):
+        inside = [
+            [(low <= n < 4 * low, s >= limit) for n, s in zip(r.lesion_sizes, r.lesion_scores, strict=True)]
+            for r in rows
+        ]
+        found = np.array([sum(a and b for a, b in one) for one in inside], float)
+        count = np.array([sum(a for a, _ in one) for one in inside], float)
+        names.append(f"{low}-{4 * low - 1}\nn={int(count.sum())}")
+        if not count.any():
+            continue
+        share = found.sum() / count.sum()
+        ends = bootstrap.interval(bootstrap.ratio(found, count, draws)) if len(rows) > 1 else None
+        error = None if ends is None else [[max(0.0, share - ends[0])], [max(0.0, ends[1] - share)]]
+        axes.bar(len(names) - 1, share, yerr=error, color="C0", alpha=0.8, capsize=3)
+    axes.set_xticks(range(len(names)), names, fontsize="small")
+    axes.set(ylim=(0, 1.05), title="lesion recall by size")
+    _save(figure, axes, path)
+
+
+def froc_plot(spatial: SpatialAccumulator, path: str | Path, *, seed: int = 0) -> None:
+    """Lesion recall against false components a volume, 95 % interval of recall at each threshold.
+
+    Raises:
+        UserError: there are no FROC thresholds or no lesion.
+    """
+    rows = spatial.rows
+    if not spatial.froc or not any(row.lesion_sizes for row in rows):
+        raise UserError(f"No FROC plot was drawn: {'no lesion' if spatial.froc else 'no FROC thresholds were given'}.")
+    recall, false = froc_curve(spatial, np.ones((1, len(rows))))
+    figure, axes = _canvas("false components a volume", "lesion recall")
+    if len(rows) > 1:
+        sampled = froc_curve(spatial, bootstrap.weights(len(rows), _BAND, seed))[0]
+        low, high = np.nanquantile(sampled, [0.025, 0.975], axis=0)
+        axes.fill_between(false[0], low, high, color="C0", alpha=0.2, linewidth=0, label="95 % over subjects")
+    axes.plot(false[0], recall[0], ".-", color="C0")
+    for rate in FROC_RATES:
+        axes.axvline(rate, color="0.6", linestyle=":")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set(xlim=(0, None), ylim=(0, 1.02), title="FROC")
+    _save(figure, axes, path)
+
+
+def _sampled(test: SubjectHistograms, seed: int) -> bootstrap.Curves | None:
+    if len(test) < 2:
+        return None
+    sampled = bootstrap.curves(test, bootstrap.weights(len(test), _BAND, seed))
+    drawn = sampled.tp[:, -1] > 0
+    return bootstrap.Curves(sampled.keys, sampled.tp[drawn], sampled.fp[drawn], sampled.dice[drawn])
+
+
+def _band(axes: Axes, x: np.ndarray, rows: np.ndarray) -> None:
+    low, high = np.quantile(rows, [0.025, 0.975], axis=0)
+    axes.fill_between(x, low, high, color="C0", alpha=0.2, linewidth=0, label="95 % over subjects")
+
+
+def _marked(curve: Curve, evaluation: Evaluation) -> list[tuple[int, str, str]]:
+    found = []
     for rule, (marker, label) in _MARKS.items():
         if rule in evaluation.thresholds:
             index = int(np.searchsorted(-curve.thresholds, -evaluation.thresholds[rule], side="right")) - 1
             if index >= 0:
-                where = (curve.recall[index], curve.precision[index])
-                axes.plot(*where, marker, color="C3", label=f"{label}: {evaluation.thresholds[rule]:.4g}")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), title=_title("auprc", evaluation))
-    _save(figure, axes, path)
+                found.append((index, marker, f"{label}: {evaluation.thresholds[rule]:.4g}"))
+    return found
 
 
 def _curve(test: SubjectHistograms) -> Curve:

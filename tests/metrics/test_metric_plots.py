@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from adbench.errors import UserError
-from adbench.metrics import plots
-from adbench.metrics.evaluate import evaluate
-from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics import bootstrap, keys, plots
+from adbench.metrics.evaluate import dice_at, evaluate
+from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+from adbench.metrics.spatial import SpatialAccumulator
 
 
 def histograms(prefix, lesion=0.1, subjects=4):
@@ -36,3 +37,41 @@ def test_a_curve_needs_a_lesion_and_a_known_ending(tmp_path):
     with pytest.raises(UserError, match="no lesion voxel in the whole test split"):
         plots.pr_plot(histograms("h", lesion=0), result, tmp_path / "pr.png")
     assert not list(tmp_path.iterdir())
+
+
+def test_bands_hold_the_curves_of_their_replicates():
+    test = histograms("t")
+    draws = np.array([[1, 1, 1, 1], [0, 2, 2, 0]], float)
+    sampled = bootstrap.curves(test, draws, points=10**6)
+    for row, draw in enumerate(draws):
+        pool, means = ScoreHistogram(), []
+        for (_, histogram), times in zip(test.items(), draw, strict=True):
+            for _ in range(int(times)):
+                pool.merge(histogram)
+                means.append(histogram)
+        for key, tp, fp, dice in zip(sampled.keys, sampled.tp[row], sampled.fp[row], sampled.dice[row], strict=True):
+            threshold = float(keys.edges(np.array([key]), 10)[0])
+            assert pool.positives_at(threshold) == (tp, fp)
+            assert dice == pytest.approx(np.mean([dice_at(h, threshold) for h in means]), abs=1e-12)
+    thinned = bootstrap.curves(test, draws, points=7)
+    assert len(thinned.keys) == 7
+    place = [sampled.keys.tolist().index(key) for key in thinned.keys]
+    np.testing.assert_array_equal(thinned.tp, sampled.tp[:, place])
+    assert thinned.keys[-1] == sampled.keys[-1]
+
+
+def test_one_subject_has_no_band_and_plots_anyway(tmp_path):
+    test = histograms("t", subjects=1)
+    assert plots.all_plots(test, evaluate(test), tmp_path) == []
+    assert {path.name for path in tmp_path.iterdir()} == {"pr.png", "roc.png", "dice.png"}
+
+
+def test_what_is_not_drawn_is_said(tmp_path):
+    only = SubjectHistograms()
+    only.update("a", [1.0, 2.0], [1, 1])
+    notes = plots.all_plots(only, evaluate(only), tmp_path, spatial=SpatialAccumulator({}))
+    assert notes == [
+        "No ROC plot was drawn: no background voxel in the whole test split.",
+        "No plot of lesion recall by size was drawn: no lesion.",
+        "No FROC plot was drawn: no FROC thresholds were given.",
+    ]
