@@ -235,7 +235,7 @@ def test_no_usable_slice(tmp_path):
             nothing = np.zeros((0, 8, 6))
             return Stack(nothing, nothing.astype(bool), None, [], ["slice 3: left out, no brain in it"])
 
-    with pytest.raises(UserError, match="No usable slice of T1 in toy: [a-e]: slice 3: left out"):
+    with pytest.raises(UserError, match=r"No usable slice of T1 in toy: [a-e]: slice 3: left out"):
         prepare(Empty(ToyParams(), None), "T1", tmp_path)
     assert leftovers(tmp_path) == []
 

@@ -1,0 +1,405 @@
+"""The folder adapter: both layouts, and one clear sentence for everything that can be wrong with a folder."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adbench.datasets.folder import Folder
+from adbench.datasets.store import prepare
+from adbench.errors import UserError
+from adbench.params import build
+
+DATA = Path(os.environ.get("ADBENCH_TEST_DATA") or Path(__file__).parents[3] / "shared" / "data")
+
+
+def folder(root: Path | None, **params: object) -> Folder:
+    return Folder(build(Folder.Params, "dataset folder", params), root)
+
+
+def save(path: Path, pixels: np.ndarray, **options: object) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path, **options)
+    return path
+
+
+def add(
+    root: Path, split: str, stem: str, *, shape=(20, 14), lesion: bool | None = False, brain=True, modality="T1"
+) -> Path:
+    """One slice with its masks; returns the image's path."""
+    inside = np.zeros(shape, np.uint8)
+    inside[3:-3, 2:-2] = 255
+    rows = np.arange(shape[0], dtype=np.uint8)[:, None] + np.uint8(100)
+    image = np.broadcast_to(rows, shape).copy()
+    if brain:
+        save(root / split / f"{stem}-brainmask.png", inside)
+    if lesion is not None:
+        mask = np.zeros(shape, np.uint8)
+        mask[8:10, 6:8] = 255 * lesion
+        save(root / split / f"{stem}-segmentation.png", mask)
+    return save(root / split / f"{stem}-{modality}.png", image)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "Meine Schnitte é"
+    for k in (3, 10, 4):
+        add(root, "train", f"s1-slice_{k}", lesion=None)
+        add(root, "val", f"s2-slice_{k}", lesion=k == 4)
+        add(root, "test", f"s-3-slice_{k}", lesion=k == 10)
+    add(root, "test", "s4-slice_3", lesion=None, modality="FLAIR")
+    add(root, "test", "s4-slice_3", lesion=None)
+    return root
+
+
+def refused(root: Path | None, modality: str = "T1", **params: object) -> str:
+    """The message with which preparing ``root`` fails."""
+    dataset = folder(root, **params)
+    with pytest.raises(UserError) as caught:
+        _ = [dataset.load(case, modality) for case in dataset.discover(modality)]
+    message = str(caught.value)
+    assert "\n" not in message
+    return message
+
+
+def test_the_layout_with_splits(root):
+    dataset = folder(root)
+    assert dataset.available() == ("T1", "FLAIR")
+    cases = dataset.discover("T1")
+    assert [(c.split, c.subject, c.session) for c in cases] == [
+        ("train", "s1", ""),
+        ("val", "s2", ""),
+        ("test", "s-3", ""),
+        ("test", "s4", ""),
+    ]
+    stack = dataset.load(cases[2], "T1")
+    assert stack.slices == [3, 4, 10]  # by number, not by text
+    assert stack.image.shape == (3, 32, 32)
+    assert stack.image.dtype == np.float32
+    np.testing.assert_array_equal(stack.image > 0, stack.brain)  # 0 outside the brain mask
+    assert stack.brain[0].sum() == 14 * 10
+    assert stack.lesion is not None
+    assert stack.lesion.sum(axis=(1, 2)).tolist() == [0, 0, 4]
+    np.testing.assert_allclose(np.unique(stack.image[0])[1:], np.arange(103, 117) / 255, rtol=1e-6)
+    assert dataset.load(cases[0], "T1").lesion is None
+    assert dataset.load(cases[3], "T1").lesion is None
+    assert len(cases[2].files) == 9
+
+
+def test_prepared_training_holds_no_lesion_slice(root, tmp_path):
+    for k in (3, 4, 10):
+        Image.fromarray(np.full((20, 14), 255 * (k == 4), np.uint8)).save(
+            root / "train" / f"s1-slice_{k}-segmentation.png"
+        )
+    store = prepare(folder(root), "T1", tmp_path / "cache")
+    train = store.healthy("train")
+    assert [store.slice_of(row) for row in train.rows] == [3, 10]
+    assert store.labelled("test").subjects == ["s-3"]
+    assert store.shape == (32, 32)
+    assert "s1: slice 4: 140 of 280 lesion pixels lie outside the brain" in store.manifest["remarks"]
+
+
+def test_all_grids_are_padded_to_the_largest(root):
+    add(root, "test", "s5-slice_1", shape=(30, 34), lesion=None)
+    dataset = folder(root)
+    assert {dataset.load(case, "T1").image.shape[1:] for case in dataset.discover("T1")} == {(64, 64)}
+
+
+def test_resizing(root):
+    dataset = folder(root, size=16)
+    for case in dataset.discover("T1"):
+        stack = dataset.load(case, "T1")
+        assert stack.image.shape[1:] == stack.brain.shape[1:] == (16, 16)
+        assert not stack.image[~stack.brain].any()
+        assert 0 <= stack.image.min() <= stack.image.max() <= 1
+    assert folder(root, size=16).recipe() != folder(root).recipe()
+
+
+def test_a_lesion_lost_in_resizing_is_a_remark(root):
+    path = root / "test" / "s-3-slice_3-segmentation.png"
+    mask = np.zeros((20, 14), np.uint8)
+    mask[9, 7] = 255
+    found = []
+    for shift in range(2):  # one of two neighbouring pixels falls between the samples
+        Image.fromarray(np.roll(mask, shift, 0)).save(path)
+        dataset = folder(root, size=16)
+        stack = dataset.load(dataset.discover("T1")[2], "T1")
+        kept = bool(stack.lesion is not None and stack.lesion[0].any())
+        lost = [remark for remark in stack.remarks if "lost in resizing" in remark]
+        assert bool(lost) != kept
+        found += lost
+    big = add(root, "test", "s6-slice_1", shape=(64, 64))
+    tiny = np.zeros((64, 64), np.uint8)
+    tiny[31, 31] = 1
+    save(big.with_name("s6-slice_1-segmentation.png"), tiny)
+    dataset = folder(root, size=16)
+    case = next(c for c in dataset.discover("T1") if c.subject == "s6")
+    assert dataset.load(case, "T1").remarks == ["slice 1: its lesion (1 pixels) was lost in resizing"]
+
+
+def test_masks_of_any_kind_and_16_bit_images(tmp_path):
+    image = np.full((8, 8), 6553, np.uint16)
+    save(tmp_path / "test" / "a_slice_1_T1.png", image)
+    save(tmp_path / "test" / "a_slice_1_brainmask.png", np.eye(8, dtype=np.uint8))  # 0 and 1
+    save(tmp_path / "test" / "a_slice_1_segmentation.png", (np.eye(8) * 300).astype(np.uint16))
+    dataset = folder(tmp_path)
+    stack = dataset.load(dataset.discover("T1")[0], "T1")
+    assert stack.brain.sum() == 8
+    assert stack.lesion is not None
+    np.testing.assert_array_equal(stack.lesion, stack.brain)
+    np.testing.assert_allclose(stack.image[stack.brain], 6553 / 65535)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
+def test_colour_with_equal_channels_is_grey(root, mode):
+    path = root / "test" / "s-3-slice_3-T1.png"
+    before = np.asarray(Image.open(path))
+    Image.open(path).convert(mode).save(path)
+    dataset = folder(root)
+    stack = dataset.load(dataset.discover("T1")[2], "T1")
+    np.testing.assert_allclose(stack.image[0][stack.brain[0]] * 255, before[3:-3, 2:-2].ravel(), rtol=1e-6)
+
+
+def test_slices_without_brain_are_left_out_with_a_remark(root):
+    Image.fromarray(np.zeros((20, 14), np.uint8)).save(root / "test" / "s-3-slice_4-brainmask.png")
+    dataset = folder(root)
+    stack = dataset.load(dataset.discover("T1")[2], "T1")
+    assert stack.slices == [3, 10]
+    assert "slice 4: left out, no brain in it" in stack.remarks
+
+
+def test_a_segmentation_without_its_image_is_a_remark(root):
+    (root / "test" / "s-3-slice_4-T1.png").rename(root / "test" / "s-3-slice_4-FLAIR.png")
+    dataset = folder(root)
+    stack = dataset.load(dataset.discover("T1")[2], "T1")
+    assert stack.remarks == ["slice 4: it has a segmentation and no T1 image"]
+
+
+# ---- flat and healthy
+
+
+@pytest.fixture
+def flat(tmp_path: Path) -> Path:
+    root = tmp_path / "flat"
+    for number in range(60):
+        add(root, "", f"IXI{number:03d}-slice_95", brain=False, lesion=None)
+    return root
+
+
+def test_flat_split_is_deterministic_disjoint_and_seeded(flat):
+    def roles(**params):
+        return {case.subject: case.split for case in folder(flat, **params).discover("T1")}
+
+    first = roles()
+    assert first == roles()
+    assert set(first.values()) == {"train", "val"}
+    assert len(first) == 60
+    assert first != roles(split_seed=1)
+    many = sum(split == "val" for split in roles(val_share=0.3).values())
+    assert 9 <= many <= 27
+    assert set(roles(val_share=0).values()) == {"train"}
+    (flat / "IXI059-slice_95-T1.png").unlink()
+    assert roles() == {subject: split for subject, split in first.items() if subject != "IXI059"}
+
+
+def test_flat_role_is_the_same_in_every_modality(flat):
+    for path in sorted(flat.glob("*-T1.png"))[::3]:
+        shutil.copy(path, path.with_name(path.name.replace("-T1", "-T2")))
+    dataset = folder(flat)
+    t1, t2 = ({c.subject: c.split for c in dataset.discover(m)} for m in ("T1", "T2"))
+    assert t2.items() <= t1.items()
+
+
+def test_a_flat_folder_of_two_still_has_both_splits(tmp_path):
+    for name in ("one", "two"):
+        add(tmp_path, "", f"{name}-slice_1", brain=False, lesion=None)
+    assert {case.split for case in folder(tmp_path).discover("T1")} == {"train", "val"}
+
+
+def test_flat_brain_is_where_the_image_is_not_zero_and_it_says_so(flat):
+    dataset = folder(flat)
+    stack = dataset.load(dataset.discover("T1")[0], "T1")
+    np.testing.assert_array_equal(stack.brain, stack.image > 0)
+    assert stack.lesion is None
+    assert stack.remarks == ["no brainmask, brain = image > 0 (slice 95)"]
+    assert "brain: brainmask > 0, else image > 0" in dataset.recipe()["steps"]
+
+
+def test_ixi_numbers_are_one_subject(flat):
+    for site in ("Guys-0828", "HH-1603"):
+        add(flat, "", f"IXI219-{site}-slice_90", brain=False, lesion=None)
+    cases = [case for case in folder(flat).discover("T1") if case.subject == "IXI219"]
+    assert [case.session for case in cases] == ["Guys-0828", "HH-1603"]
+    assert len({case.split for case in cases}) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "subject", "index"),
+    [("sub-01_slice_7_FLAIR", "sub-01", 7), ("sub-01-FLAIR", "sub-01", 0), ("a-b-slice_003-FLAIR", "a-b", 3)],
+)
+def test_names(tmp_path, name, subject, index):
+    save(tmp_path / f"{name}.png", np.full((4, 4), 9, np.uint8))
+    (case,) = folder(tmp_path, val_share=0).discover("FLAIR")
+    assert (case.subject, case.extra["slices"][0][0]) == (subject, index)
+
+
+def test_modality_given_for_names_without_one(tmp_path):
+    save(tmp_path / "brain 12.png", np.full((4, 4), 9, np.uint8))
+    dataset = folder(tmp_path, modality="t2", val_share=0)
+    assert dataset.available() == ("T2",)
+    assert dataset.discover("T2")[0].subject == "brain 12"
+
+
+# ---- bad input: the sentence names the thing, the place and the way out
+
+
+def test_no_root():
+    assert re.match(r"The dataset folder needs a data root\. Expected there: \{train\|val\|test\}", refused(None))
+
+
+def test_missing_root(tmp_path):
+    assert refused(tmp_path / "nowhere").startswith(f"The data root {tmp_path / 'nowhere'} is missing. Expected there:")
+
+
+def test_root_is_a_file(tmp_path):
+    path = save(tmp_path / "a.png", np.zeros((4, 4), np.uint8))
+    assert f"{path} is not a folder" in refused(path)
+
+
+def test_empty_root(tmp_path):
+    assert f"No PNG slices in {tmp_path}, which holds nothing. Expected there:" in refused(tmp_path)
+
+
+def test_wrong_layout(tmp_path):
+    for number in range(7):
+        (tmp_path / f"BraTS2021_0000{number}").mkdir()
+    (tmp_path / "train").mkdir()
+    message = refused(tmp_path)
+    assert "holds only BraTS2021_00000, BraTS2021_00001" in message
+    assert "brainmask.png" in message
+
+
+def test_split_folders_and_loose_files(root):
+    shutil.copy(root / "train" / "s1-slice_3-T1.png", root / "extra-T1.png")
+    assert "both split folders and PNG files of its own, such as extra-T1.png" in refused(root)
+
+
+def test_modality_not_there(root):
+    assert "No T2 slice in" in refused(root, "T2")
+    assert "there is T1, FLAIR" in refused(root, "T2")
+
+
+def test_name_without_modality(root):
+    path = save(root / "test" / "s9-slice_1.png", np.zeros((20, 14), np.uint8))
+    message = refused(root)
+    assert str(path) in message
+    assert "--set dataset.modality=FLAIR" in message
+
+
+def test_two_names_for_one_slice(root):
+    shutil.copy(root / "test" / "s-3-slice_3-T1.png", root / "test" / "s-3-slice_03-T1.png")
+    assert "s-3-slice_03-T1.png and s-3-slice_3-T1.png" in refused(root)
+
+
+def test_subject_in_two_splits_even_by_another_modality(root):
+    add(root, "val", "s1-slice_50", lesion=None, modality="FLAIR")
+    message = refused(root)
+    assert "The subject s1 is in two splits, train (s1-slice_" in message
+    assert "and val (s1-slice_50" in message
+
+
+def test_mask_without_image(root):
+    path = save(root / "test" / "s-3-slice_77-segmentation.png", np.zeros((20, 14), np.uint8))
+    assert f"{path} has no image beside it" in refused(root)
+
+
+@pytest.mark.parametrize("kind", ["T1", "brainmask", "segmentation"])
+@pytest.mark.parametrize("damage", ["truncated", "empty", "no image"])
+def test_unreadable_file(root, kind, damage):
+    path = root / "test" / f"s-3-slice_4-{kind}.png"
+    content = path.read_bytes()
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b"", "no image": b"hello" * 40}[damage])
+    message = refused(root)
+    assert f"{path} cannot be read as a PNG image" in message
+    assert "Replace or remove the file." in message
+    assert damage != "empty" or "it is empty" in message
+
+
+def test_damage_inside_the_pixels_is_found(root):
+    path = root / "test" / "s-3-slice_4-T1.png"
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 8] ^= 0xFF
+    path.write_bytes(content)
+    assert f"{path} cannot be read as a PNG image" in refused(root)
+
+
+@pytest.mark.parametrize("kind", ["brainmask", "segmentation"])
+def test_mask_of_another_size(root, kind):
+    path = save(root / "test" / f"s-3-slice_4-{kind}.png", np.zeros((14, 20), np.uint8))
+    message = refused(root)
+    assert f"{path} is 14x20 and its image s-3-slice_4-T1.png is 20x14" in message
+
+
+def test_colour(root):
+    path = root / "test" / "s-3-slice_4-T1.png"
+    pixels = np.zeros((20, 14, 3), np.uint8)
+    pixels[5, 5] = (9, 8, 9)
+    save(path, pixels)
+    assert f"{path} is a colour image, expected grey" in refused(root)
+
+
+def test_segmentation_missing_for_one_slice(root):
+    path = root / "test" / "s-3-slice_4-segmentation.png"
+    path.unlink()
+    message = refused(root)
+    assert "s-3-slice_4-T1.png" in message
+    assert f"add {path.name}" in message
+
+
+def test_bad_input_leaves_no_store(root, tmp_path):
+    path = root / "val" / "s2-slice_10-T1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match="cannot be read"):
+        prepare(folder(root), "T1", tmp_path / "cache")
+    assert list((tmp_path / "cache" / "stores").iterdir()) == []
+
+
+@pytest.mark.parametrize("params", [{"size": 3}, {"val_share": 0.9}, {"sice": 64}])
+def test_bad_parameters(root, params):
+    with pytest.raises(UserError, match="dataset folder"):
+        folder(root, **params)
+
+
+def test_other_files_are_no_obstacle(root):
+    (root / "README.txt").write_text("mine")
+    (root / "test" / "Thumbs.db").write_bytes(b"x")
+    (root / "test" / "._s-3-slice_3-T1.png").write_bytes(b"resource fork")
+    assert len(folder(root).discover("T1")) == 4
+
+
+# ---- real data
+
+
+@pytest.mark.skipif(not (DATA / "soop_flair").is_dir(), reason="real FLAIR slices are not here (ADBENCH_TEST_DATA)")
+def test_real_strokes(tmp_path):
+    store = prepare(folder(DATA / "soop_flair"), "FLAIR", tmp_path)
+    assert store.shape == (192, 192)
+    assert [len(store.healthy("train")), len(store.labelled("val")), len(store.labelled("test"))] == [165, 123, 365]
+    test = store.labelled("test")
+    brain = test.brains()
+    assert (test.lesions() & brain).sum() / brain.sum() == pytest.approx(0.048, abs=0.0005)
+
+
+@pytest.mark.skipif(not (DATA / "ixi_t1").is_dir(), reason="real IXI slices are not here (ADBENCH_TEST_DATA)")
+def test_real_healthy_flat_folder():
+    dataset = folder(DATA / "ixi_t1", size=64)
+    cases = dataset.discover("T1")
+    assert len(cases) == len({case.subject for case in cases}) == 473
+    assert 0.06 < np.mean([case.split == "val" for case in cases]) < 0.14
+    assert dataset.load(cases[0], "T1").image.shape == (1, 64, 64)
