@@ -134,6 +134,13 @@ def test_a_plane_alone_is_the_plane_of_the_volume(kind):
         np.testing.assert_allclose(results[0][i][:, :, planes], results[1][i], atol=2e-4, err_msg=name)
 
 
+def test_no_head_is_cut_off():
+    frame = Frame(4.0, tuple(range(18, 34)))
+    for index in range(30):
+        brain = anatomy.build(np.random.default_rng(index), frame).brain
+        assert not (brain[0].any() or brain[-1].any() or brain[:, 0].any() or brain[:, -1].any())
+
+
 def test_tissues_are_fractions():
     body = anatomy.build(np.random.default_rng(0), COARSE)
     np.testing.assert_allclose(body.gm + body.wm + body.csf, 1, atol=1e-5)
@@ -267,7 +274,7 @@ def test_slices_are_evenly_spaced_and_in_the_head():
     planes = np.array(dataset.planes())
     assert len(planes) == 10
     assert np.ptp(np.diff(planes)) <= 1
-    heights = Frame(1.6).axes[2][planes]
+    heights = Frame(1.7).axes[2][planes]
     assert heights.min() > 0
     assert heights.max() < 56
 

@@ -24,7 +24,7 @@ class PhantomParams(ParamSet):
     n_val: int = param(12, "validation subjects, half of them healthy", unit="subjects", source="adbench", ge=2)
     n_test: int = param(20, "test subjects, a fifth of them healthy", unit="subjects", source="adbench", ge=1)
     slices: int = param(10, "axial slices per subject, evenly spaced", unit="slices", source="adbench", ge=1, le=60)
-    resolution: float = param(1.6, "voxel size, isotropic", unit="mm", source="adbench", ge=0.5, le=4.0)
+    resolution: float = param(1.7, "voxel size, isotropic", unit="mm", source="adbench", ge=0.5, le=4.0)
     kinds: tuple[Kind, ...] = param(
         KINDS, "lesion kinds, taken in turn: stroke, tumour, ms", source="adbench", min_length=1
     )

@@ -14,7 +14,7 @@ from adbench.hashing import digest_file
 
 SHAPE = (197, 233, 189)  # voxels of 1 mm
 ORIGIN = (-98.0, -134.0, -72.0)  # mm, RAS
-FIELD = ((-98.0, 98.0), (-121.5, 82.0), (-72.0, 116.0))  # mm, what a phantom volume shows: the head fits with a margin
+FIELD = ((-98.0, 98.0), (-128.0, 87.5), (-72.0, 116.0))  # mm, what a phantom volume shows: any head fits with a margin
 FILES = {name: f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")}
 
 
