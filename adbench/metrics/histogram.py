@@ -90,7 +90,7 @@ class ScoreHistogram:
         if highest - lowest < max(4 * keys.size, 1 << 14):
             width = highest - lowest + 1
             every = np.bincount(np.subtract(keys, lowest, dtype=np.intp), minlength=width)
-            found = np.flatnonzero(every)
+            found = np.flatnonzero(every > 0)  # far faster than on the counts
             lesion = np.bincount(np.subtract(positive, lowest, dtype=np.intp), minlength=width)[found]
             self._push((found + lowest).astype(np.int32), lesion, every[found] - lesion)
         else:

@@ -82,8 +82,10 @@ def key_of(threshold: float, mantissa_bits: int) -> int:
     value = np.float32(threshold)
     if np.isnan(value):
         raise UserError("A threshold is NaN.")
-    shift = 23 - mantissa_bits
-    return int(-((-int(ordered(value.reshape(1))[0])) >> shift))
+    whole = int(ordered(value.reshape(1))[0])
+    if whole <= 1 - _INFINITY:
+        whole = -_INFINITY  # the lower edge of the lowest bin is written as the lowest finite score
+    return -((-whole) >> (23 - mantissa_bits))
 
 
 def predict(scores: Any, threshold: float) -> Any:

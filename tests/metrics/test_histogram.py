@@ -6,7 +6,7 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -50,6 +50,8 @@ def test_every_float16_score_is_its_own_edge(scores):
 
 
 @given(hnp.arrays(np.float32, st.integers(1, 60), elements=finite32), st.integers(0, 23), st.integers(0, 2**32 - 1))
+@example(np.float32([-1.701412e38]), 0, 0)
+@example(np.float32([-3.4028235e38, 3.4028235e38]), 10, 0)
 def test_histogram_thresholds_reproduce_on_raw_scores(scores, bits, seed):
     labels = np.random.default_rng(seed).random(len(scores)) < 0.5
     histogram = of(scores, labels, bits)

@@ -1,0 +1,259 @@
+"""Metrics against scikit-learn and a literal loop: speed and peak memory, each side in its own process.
+
+    python benchmarks/metrics.py                 # the table of docs/metrics.md: 100 M and 1 G voxels, about 5 minutes
+    python benchmarks/metrics.py --scale 0.01    # the same in a few seconds, sizes divided by 100
+
+Data are made outside the timed parts. Peak memory is the high-water mark of the resident set of the process,
+interpreter and libraries included; on the scikit-learn side it holds the pooled arrays that scikit-learn needs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+SUBJECTS, VAL_SUBJECTS, CHUNK = 250, 25, 400_000
+MADAD_SLICES, LITERAL_SLICES, VOLUME, SIDE = 2000, 20, 20, 256
+
+
+def voxels(
+    total: int, subjects: int, prefix: str, lesion: float = 0.01
+) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    """(subject, float32 scores, bool labels) in chunks of at most ``CHUNK``: half-normal scores, lesions one higher."""
+    rng = np.random.default_rng(len(prefix))
+    for i in range(subjects):
+        left = total // subjects
+        while left > 0:
+            size = min(left, CHUNK)
+            left -= size
+            labels = rng.random(size, dtype=np.float32) < lesion
+            scores = np.abs(rng.standard_normal(size, dtype=np.float32)) * np.float32(0.1)
+            scores[labels] += np.float32(0.1)
+            yield f"{prefix}{i:03d}", scores, labels
+
+
+def side_sklearn(total: int) -> dict[str, float]:
+    from sklearn.metrics import average_precision_score, roc_auc_score
+
+    scores, labels = np.empty(total, np.float32), np.empty(total, bool)
+    start = 0
+    for _, score, label in voxels(total, SUBJECTS, "t"):
+        scores[start : start + len(score)], labels[start : start + len(label)] = score, label
+        start += len(score)
+    clock = time.perf_counter()
+    precision, area = (
+        average_precision_score(labels[:start], scores[:start]),
+        roc_auc_score(labels[:start], scores[:start]),
+    )
+    return {"seconds": time.perf_counter() - clock, "auprc": float(precision), "auroc": float(area)}
+
+
+def side_adbench(total: int) -> dict[str, float]:
+    from adbench.metrics import bootstrap
+    from adbench.metrics.evaluate import evaluate, sample
+    from adbench.metrics.histogram import SubjectHistograms
+
+    test, val, update = SubjectHistograms(), SubjectHistograms(), 0.0
+    for subject, scores, labels in voxels(total // 10, VAL_SUBJECTS, "val"):
+        val.update(subject, scores, labels)
+    for subject, scores, labels in voxels(total, SUBJECTS, "t"):
+        clock = time.perf_counter()
+        test.update(subject, scores, labels)
+        update += time.perf_counter() - clock
+    first = test.subset(test.subjects[:2])
+    sample(first, evaluate(first, val, replicates=0).subjects, bootstrap.weights(2, 3, 0))  # warm-up: imports
+    clock = time.perf_counter()
+    result = evaluate(test, val, replicates=0)
+    numbers = time.perf_counter() - clock
+    before = _peak()
+    clock = time.perf_counter()
+    sample(test, result.subjects, bootstrap.weights(len(test), 1000, 0))
+    replicates = time.perf_counter() - clock
+    low, high = result.brackets["auprc"]
+    return {
+        "update": update,
+        "numbers": numbers,
+        "seconds": update + numbers,
+        "bootstrap": replicates,
+        "peak_before_bootstrap": before,
+        "auprc": result.metrics["auprc"].value or 0,
+        "auroc": result.metrics["auroc"].value or 0,
+        "auprc_low": low,
+        "auprc_high": high,
+    }
+
+
+def side_stream(total: int) -> dict[str, float]:
+    from adbench.metrics.evaluate import evaluate
+    from adbench.metrics.histogram import SubjectHistograms
+
+    test = SubjectHistograms()
+    clock = time.perf_counter()
+    for subject, scores, labels in voxels(total, SUBJECTS, "t"):
+        test.update(subject, scores, labels)
+    evaluate(test, replicates=0)
+    return {"seconds": time.perf_counter() - clock}
+
+
+def slices(count: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """(float32 map, bool mask) of 256 x 256: scores in [0, 1] in an ellipse, 0 outside; two of three have a lesion."""
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:SIDE, :SIDE] / SIDE - 0.5
+    brain = (y / 0.43) ** 2 + (x / 0.35) ** 2 < 1
+    for i in range(count):
+        lesion = ((y - 0.1) ** 2 + (x - 0.1) ** 2 < 0.05**2) & bool(i % 3)
+        score = np.clip(rng.random((SIDE, SIDE), dtype=np.float32) * 0.7 + 0.3 * lesion, 0, 1) * brain
+        yield score.astype(np.float32), lesion
+
+
+def side_literal(count: int) -> dict[str, float]:
+    """201 thresholds, one slice after the other, copies set to 0 and 1 in place, NumPy sums: as the rule reads."""
+    data = [(score, lesion.astype(np.float32)) for score, lesion in slices(count)]
+
+    def dice(predicted: np.ndarray, lesion: np.ndarray, threshold: float) -> float:
+        predicted[predicted > threshold] = 1
+        predicted[predicted < 1] = 0
+        if np.sum(lesion) == 0:
+            return float(np.sum(predicted) == 0)
+        overlap = (predicted.flatten() * lesion.flatten()).sum(dtype=np.float64)
+        return 2 * overlap / (predicted.sum(dtype=np.float64) + lesion.sum(dtype=np.float64) + 1e-6)
+
+    clock = time.perf_counter()
+    best = 0.0
+    for threshold in np.linspace(0, 1, 201):
+        best = max(best, float(np.mean([dice(score.copy(), lesion.copy(), threshold) for score, lesion in data])))
+    return {"seconds": time.perf_counter() - clock, "dice": best}
+
+
+def side_madad(count: int) -> dict[str, float]:
+    from adbench.metrics.presets import Case, official_madad
+
+    data = list(slices(min(count, 200)))
+    cases = []
+    for start in range(0, count, VOLUME):
+        chosen = [data[i % len(data)] for i in range(start, min(start + VOLUME, count))]
+        maps, lesion = (np.stack([pair[k] for pair in chosen]) for k in range(2))
+        cases.append(Case(str(start), maps, lesion, np.broadcast_to(True, maps.shape)))
+    official_madad(cases[:1])  # warm-up: imports
+    clock = time.perf_counter()
+    result = official_madad(cases)
+    return {"seconds": time.perf_counter() - clock, "dice": result.values["dice"] or 0}
+
+
+def side_cuda(total: int) -> dict[str, float]:
+    import torch
+
+    if not torch.cuda.is_available():
+        return {"seconds": 0}
+    from adbench.metrics.histogram import ScoreHistogram
+
+    scores = torch.rand(32, 256, 256, device="cuda").abs()
+    labels = torch.rand(32, 256, 256, device="cuda") < 0.01
+    histogram = ScoreHistogram()
+    histogram.update(scores, labels)
+    torch.cuda.synchronize()
+    batches = max(1, total // scores.numel())
+    clock = time.perf_counter()
+    for _ in range(batches):
+        histogram.update(scores, labels)
+    torch.cuda.synchronize()
+    return {"seconds": time.perf_counter() - clock, "slices": 32 * batches}
+
+
+SIDES = {
+    "sklearn": side_sklearn,
+    "adbench": side_adbench,
+    "stream": side_stream,
+    "literal": side_literal,
+    "madad": side_madad,
+    "cuda": side_cuda,
+}
+
+
+def _peak() -> float:
+    scale = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale / 1e6
+
+
+def measure(side: str, size: int) -> dict[str, float]:
+    """Run one side in a process of its own; its numbers and its peak memory in MB."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).resolve()), "--side", side, "--size", str(size)],
+        stdout=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(scale: float) -> str:
+    """Measure everything; the table as Markdown."""
+    total = int(100e6 * scale)
+    peer, own = measure("sklearn", total), measure("adbench", total)
+    flat = {size: measure("stream", size)["peak"] for size in (total // 10, total, 10 * total)}
+    count, few = max(LITERAL_SLICES, int(MADAD_SLICES * scale)), LITERAL_SLICES
+    literal, fast, same = measure("literal", few), measure("madad", count), measure("madad", few)
+    slow_slice, fast_slice = literal["seconds"] / few, fast["seconds"] / count
+    cuda = measure("cuda", total)
+    rows = [
+        ("AP and AUROC, scikit-learn", f"{peer['seconds']:.1f} s", f"{peer['peak']:.0f} MB", "1"),
+        (
+            "every pooled and per-subject metric, adbench",
+            f"{own['seconds']:.2f} s ({own['update']:.2f} counting, {own['numbers']:.2f} numbers)",
+            f"{own['peak_before_bootstrap']:.0f} MB",
+            f"{peer['seconds'] / own['seconds']:.0f} x faster, {peer['peak'] / own['peak_before_bootstrap']:.0f} x less memory",
+        ),
+        ("1000-replicate bootstrap of all of them, adbench", f"{own['bootstrap']:.2f} s", f"{own['peak']:.0f} MB", ""),
+        ("official-madad rule, literal loop", f"{1e3 * slow_slice:.1f} ms a slice", f"{literal['peak']:.0f} MB", "1"),
+        (
+            f"official-madad, adbench, {count} slices (with pooled AP, AUROC, F1)",
+            f"{1e3 * fast_slice:.2f} ms a slice",
+            f"{fast['peak']:.0f} MB",
+            f"{slow_slice / fast_slice:.0f} x faster",
+        ),
+    ]
+    lines = [
+        f"{total / 1e6:g} M brain voxels, {SUBJECTS} subjects, float32 scores; "
+        f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}, NumPy {np.__version__}.",
+        "",
+        "| what | time | peak memory | ratio |",
+        "|---|---|---|---|",
+        *("| " + " | ".join(row) + " |" for row in rows),
+        "",
+        "Peak memory, streamed: "
+        + ", ".join(f"{size / 1e6:g} M voxels {peak:.0f} MB" for size, peak in flat.items())
+        + ".",
+        f"AP {own['auprc']:.6f} against {peer['auprc']:.6f} (stated bracket [{own['auprc_low']:.6f}, {own['auprc_high']:.6f}]); "
+        f"AUROC {own['auroc']:.6f} against {peer['auroc']:.6f}; "
+        f"official-madad on {few} slices differs from the loop by {abs(same['dice'] - literal['dice']):.1e}.",
+        f"CUDA update: {cuda['slices'] / cuda['seconds']:.0f} slices of 256 x 256 a second."
+        if cuda["seconds"]
+        else "CUDA update: not measured, there is no GPU here.",
+    ]
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--scale", type=float, default=1.0, help="share of the full size (1.0: 100 M voxels)")
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.side:
+        print(json.dumps({**SIDES[given.side](given.size), "peak": _peak()}))
+    else:
+        print(report(given.scale))
+
+
+if __name__ == "__main__":
+    main()
