@@ -115,8 +115,8 @@ def _affine(rng: np.random.Generator, grid: np.ndarray) -> np.ndarray:
 def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
     """A (3, ...) map of the 4 mm lattice on the subject's grid, by separable linear interpolation."""
     result = lattice
-    for axis, positions in enumerate(frame.axes):
-        index = (positions - ORIGIN[axis]) / 4
+    for axis in (2, 1, 0):
+        index = (frame.axes[axis] - ORIGIN[axis]) / 4
         count = lattice.shape[axis + 1]
         weights = np.clip(1 - np.abs(index[:, None] - np.arange(count)), 0, 1).astype(np.float32)
         weights[index > count - 1, -1] = 1
