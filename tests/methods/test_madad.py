@@ -1,0 +1,381 @@
+"""MAD-AD against plain NumPy, closed forms and published figures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from memory_sets import SMALL, make_set
+
+from adbench.context import Context
+from adbench.datasets.slices import SliceSet
+from adbench.errors import UserError
+from adbench.methods.madad import diffusion, masking
+from adbench.methods.madad.method import MADAD, UNET_SIZES, MADADParams
+
+ALPHAS = diffusion.alphas_cumprod()
+
+
+def test_schedule_is_the_published_one() -> None:
+    listed = [1, 0.972, 0.899, 0.787, 0.647, 0.494, 0.341, 0.203, 0.094, 0.024, 2e-5]
+    assert ALPHAS.tolist() == pytest.approx(listed, abs=6e-4)
+    assert float(ALPHAS[-1]) == pytest.approx(2e-5, rel=0.3)
+
+
+def test_q_sample_noises_where_the_mask_is_one() -> None:
+    rng = np.random.default_rng(0)
+    z0, noise = rng.normal(size=(2, 3, 2, 4, 4)).astype(np.float32)
+    mask = (rng.random((3, 1, 4, 4)) < 0.5).astype(np.float32)
+    t = np.array([1, 5, 10])
+    a = ALPHAS.numpy()[t][:, None, None, None]
+    expected = np.where(mask > 0, np.sqrt(a) * z0 + np.sqrt(1 - a) * noise, z0)
+    found = diffusion.q_sample(*map(torch.from_numpy, (z0, mask, noise, t)), ALPHAS)
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_array_equal(
+        found.numpy()[np.broadcast_to(mask == 0, z0.shape)], z0[np.broadcast_to(mask == 0, z0.shape)]
+    )
+
+
+@pytest.mark.parametrize("flip", ["nothing", "forward mask", "head", "gate of the loss"])
+def test_polarity_gating_and_heads_together(flip: str) -> None:
+    """An oracle that knows z0 and M repairs exactly the noised cells; turning any polarity round breaks it."""
+    from adbench.methods.madad.network import diffusion_loss
+
+    generator = torch.Generator().manual_seed(0)
+    z0 = torch.randn((2, 4, 8, 8), generator=generator)
+    mask = (torch.rand((2, 1, 8, 8), generator=generator) < 0.3).float()
+    noise = torch.randn(z0.shape, generator=generator)
+    forward = 1 - mask if flip == "forward mask" else mask
+    z_t = diffusion.q_sample(z0, forward, noise, torch.tensor([10, 10]), ALPHAS)
+    untouched = z_t.clone()
+
+    def oracle(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Its clean head is wrong on clean cells: only the gate keeps them as they are.
+        return torch.where(mask > 0, z0, torch.full_like(z0, 9.0)), 1 - mask if flip == "head" else mask
+
+    eta_noise = torch.randn((2, 9, 4, 8, 8), generator=generator)
+    out, flagged = diffusion.masked_ddim(oracle, z_t, ALPHAS, eta=0.5, noise=eta_noise)
+    clean = (mask == 0).expand_as(z0)
+    repaired = torch.allclose(out[~clean], z0[~clean], atol=1e-5)
+    kept = torch.equal(out[clean], untouched[clean])
+    restored = torch.allclose(out, z0, atol=1e-5)
+    logit = (2 * (1 - mask if flip == "gate of the loss" else mask) - 1) * 20
+    perfect = float(diffusion_loss(z0, logit, z0, mask, "bce", 1.0)) < 1e-6
+    assert (repaired and kept and restored and perfect and torch.equal(flagged, mask)) == (flip == "nothing")
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5])
+@pytest.mark.parametrize("restore", [False, True])
+def test_masked_ddim_against_numpy(eta: float, restore: bool) -> None:
+    rng = np.random.default_rng(1)
+    start = rng.normal(size=(2, 3, 4, 4))
+    noise = rng.normal(size=(2, 9, 3, 4, 4))
+    bias = rng.normal(size=(2, 1, 4, 4))
+
+    def heads(z: np.ndarray, t: int) -> tuple[np.ndarray, np.ndarray]:
+        return 0.3 * z + 0.1 * t, 1 / (1 + np.exp(-(bias + np.sin(z.sum(axis=1, keepdims=True) + t))))
+
+    abar = np.cos((np.arange(11) / 10 + 0.008) / 1.008 * np.pi / 2) ** 2
+    beta = np.minimum(1 - abar[1:] / abar[:-1], 0.999)
+    abar = np.concatenate([[1.0], np.cumprod(1 - beta)])
+    z = start.copy()
+    for t in range(10, 0, -1):
+        clean, probability = heads(z, t)
+        gate = probability > 0.5
+        estimate = (z - np.sqrt(abar[t]) * clean) / np.sqrt(1 - abar[t])
+        sigma = eta * np.sqrt((1 - abar[t - 1]) / (1 - abar[t])) * np.sqrt(1 - abar[t] / abar[t - 1])
+        step = np.sqrt(abar[t - 1]) * clean + np.sqrt(1 - abar[t - 1] - sigma**2) * estimate
+        if t > 1:
+            step = step + sigma * noise[:, 10 - t]
+        z = np.where(gate, step, z)
+    if restore:
+        z = np.where(gate, z, start)
+
+    def network(x: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        clean, probability = heads(x.numpy(), int(t[0]))
+        return torch.from_numpy(clean), torch.from_numpy(probability)
+
+    found, flagged = diffusion.masked_ddim(
+        network, torch.from_numpy(start), ALPHAS, eta=eta, noise=torch.from_numpy(noise), restore=restore
+    )
+    np.testing.assert_allclose(found, z, atol=2e-4)
+    np.testing.assert_array_equal(flagged.numpy() > 0, gate)
+
+
+def test_training_masks_have_the_stated_share_and_sizes() -> None:
+    allowed = torch.ones((4000, 1, 32, 32), dtype=torch.bool)
+    masks = masking.random_masks(allowed, torch.Generator().manual_seed(0))
+    share = masks.mean(dim=(1, 2, 3))
+    assert float(share.mean()) == pytest.approx(0.2, abs=0.01)  # U(0, .4)
+    assert float(share.std()) == pytest.approx(0.4 / 12**0.5, abs=0.01)
+    assert float(share.max()) <= 0.4 + 0.04  # the nearest whole rectangle of 16
+    assert set(masks.unique().tolist()) == {0.0, 1.0}
+    # Of masks with exactly one size, the rectangles have that size.
+    for sides in ((1, 1), (8, 8), (4, 4)):
+        one = masking.random_masks(
+            allowed[:50], torch.Generator().manual_seed(1), sizes=(sides[0],), probabilities=(1.0,)
+        )
+        tiles = one.view(50, 32 // sides[0], sides[0], 32 // sides[1], sides[1])
+        assert torch.equal(tiles.amax(dim=(2, 4)), tiles.amin(dim=(2, 4)))
+    # Height and width are drawn apart with the stated probabilities: count by the shortest run along each axis.
+    heights = [_shortest(mask[0]) for mask in masks[share > 0.1][:1500]]
+    widths = [_shortest(mask[0].T) for mask in masks[share > 0.1][:1500]]
+    for runs in (heights, widths):
+        found = [np.mean(np.array(runs) == size) for size in (1, 2, 4, 8)]
+        np.testing.assert_allclose(found, [0.2, 0.3, 0.3, 0.2], atol=0.05)
+    assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.1
+    same = masking.random_masks(
+        allowed[:64], torch.Generator().manual_seed(3), sizes=(1, 8), probabilities=(0.5, 0.5), per_batch=True
+    )
+    assert len({_shortest(mask[0]) for mask in same if float(mask.mean()) > 0.1}) == 1
+
+
+def _shortest(mask: torch.Tensor) -> int:
+    """Length of the shortest run of ones or zeros down the columns."""
+    changes = np.diff(mask.numpy().astype(int), axis=0) != 0
+    lengths = [32]
+    for column in changes.T:
+        edges = np.concatenate([[0], np.flatnonzero(column) + 1, [32]])
+        lengths.append(int(np.diff(edges).min()))
+    return min(lengths)
+
+
+def test_background_is_never_noised() -> None:
+    brain = torch.zeros((6, 1, 128, 128), dtype=torch.bool)
+    brain[:, :, 30:100, 30:100] = True
+    allowed = masking.allowed_cells(brain, (32, 32))
+    blocks = brain.float().view(6, 1, 8, 16, 8, 16).mean(dim=(3, 5)) >= 0.9
+    assert torch.equal(allowed, blocks.repeat_interleave(4, 2).repeat_interleave(4, 3))
+    assert 0 < int(allowed[0].sum()) < 1024
+    masks = masking.random_masks(allowed, torch.Generator().manual_seed(0), largest_share=1.0)
+    assert float(masks[~allowed].sum()) == 0
+    assert float(masks.sum()) > 0
+
+
+@pytest.mark.parametrize("kind", ["mse", "bce"])
+def test_loss_against_numpy(kind: str) -> None:
+    from adbench.methods.madad.network import diffusion_loss
+
+    rng = np.random.default_rng(2)
+    clean, z0 = rng.normal(size=(2, 2, 3, 4, 4)).astype(np.float32)
+    logit = rng.normal(size=(2, 1, 4, 4)).astype(np.float32)
+    mask = (rng.random((2, 1, 4, 4)) < 0.4).astype(np.float32)
+    p = 1 / (1 + np.exp(-logit))
+    second = np.mean((p - mask) ** 2) if kind == "mse" else -np.mean(mask * np.log(p) + (1 - mask) * np.log(1 - p))
+    found = diffusion_loss(*map(torch.from_numpy, (clean, logit, z0, mask)), kind, 0.01)
+    assert float(found) == pytest.approx(np.mean((clean - z0) ** 2) + 0.01 * second, rel=1e-5)
+
+
+@pytest.mark.parametrize(("difference", "gamma"), [("absolute", 0.25), ("squared", 0.0625)])
+def test_map_against_scipy(difference: str, gamma: float) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    from adbench.methods.madad.scoring import anomaly_map
+
+    rng = np.random.default_rng(3)
+    one, other = rng.uniform(-1, 1, (2, 2, 1, 40, 32))
+    d = np.abs(one - other) if difference == "absolute" else (one - other) ** 2
+    expected = [gaussian_filter(np.minimum(x[0], gamma) / gamma, 2.0, mode="constant") for x in d]
+    found = anomaly_map(torch.from_numpy(one).float(), torch.from_numpy(other).float(), difference, gamma, 2.0)
+    np.testing.assert_allclose(found[:, 0], expected, atol=1e-5)
+    assert float(found.max()) <= 1 + 1e-6
+
+
+@pytest.mark.parametrize(("size", "millions"), [("XS", 16.1), ("S", 64.5), ("M", 145.0), ("L", 257.7), ("XL", 402.7)])
+def test_unet_has_the_published_size(size: str, millions: float) -> None:
+    from adbench.methods.madad.fitting import new_unet
+
+    params = MADAD.resolve("paper", {"unet_size": size})
+    assert isinstance(params, MADADParams)
+    with torch.device("meta"):
+        unet = new_unet(params, 4)
+    trunk = sum(p.numel() for p in unet.parameters()) - sum(p.numel() for p in unet.mask_head.parameters())
+    assert trunk / 1e6 == pytest.approx(millions, abs=0.06)
+    width, heads = UNET_SIZES[size]
+    assert width % heads == 0
+    assert sum(p.numel() for p in unet.mask_head.parameters()) == 2 * width + 9 * width + 1
+
+
+def test_paper_autoencoder_has_the_published_size_and_grid() -> None:
+    from adbench.methods.madad.autoencoder import new_codec
+
+    p = MADAD.resolve("paper", {})
+    assert isinstance(p, MADADParams)
+    with torch.device("meta"):
+        codec = new_codec(p.ae_channels, p.ae_layers, p.latent_channels, p.ae_attention, p.ae_patch)
+    assert sum(x.numel() for x in codec.parameters()) / 1e6 == pytest.approx(83.65, abs=0.01)
+    assert (codec.factor, p.check_latent(codec.factor), codec.channels) == (8, 32, 4)
+
+
+def test_mask_head_starts_undecided_and_heads_are_set() -> None:
+    from diffusers.models.attention_processor import Attention
+
+    from adbench.methods.madad.network import TwoHeadUNet
+
+    unet = TwoHeadUNet(4, 32, heads=4, residual=True).eval()
+    z = torch.randn(2, 4, 8, 8)
+    clean, logit = unet(z, torch.tensor([1, 10]))
+    assert torch.equal(logit, torch.zeros(2, 1, 8, 8))
+    assert torch.equal(clean, z)
+    assert {m.heads for m in unet.modules() if isinstance(m, Attention)} == {4}
+
+
+def _tiny_vae(channels: int, folder: Path) -> Path:
+    from diffusers import AutoencoderKL
+
+    torch.manual_seed(0)
+    AutoencoderKL(
+        in_channels=channels, out_channels=channels, block_out_channels=(8, 16), norm_num_groups=4,
+        down_block_types=("DownEncoderBlock2D",) * 2, up_block_types=("UpDecoderBlock2D",) * 2, scaling_factor=0.18215,
+    ).save_pretrained(folder)  # fmt: skip
+    return folder
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_three_channels_become_one(tmp_path: Path, nested: bool) -> None:
+    """The grey codec equals the colour one fed with three copies and averaged."""
+    from diffusers import AutoencoderKL
+
+    from adbench.methods.madad.autoencoder import pretrained_codec
+
+    _tiny_vae(3, tmp_path / "vae" if nested else tmp_path)
+    codec, scale = pretrained_codec(str(tmp_path))
+    colour = AutoencoderKL.from_pretrained(tmp_path / "vae" if nested else tmp_path)
+    image = torch.rand(2, 1, 16, 16) * 2 - 1
+    with torch.no_grad():
+        expected = colour.encode(image.expand(-1, 3, -1, -1)).latent_dist
+        mean, std = codec.encode(image)
+        assert torch.allclose(mean, expected.mean, atol=1e-5)
+        assert torch.allclose(std, expected.std, atol=1e-5)
+        assert torch.allclose(codec.decode(mean), colour.decode(mean).sample.mean(1, keepdim=True), atol=1e-5)
+    assert scale == 0.18215
+
+
+def test_pretrained_autoencoder_is_used_saved_and_loaded(tmp_path: Path, train: SliceSet, val: SliceSet) -> None:
+    _tiny_vae(1, tmp_path / "vae")
+    params = MADAD.resolve("tiny", {**SMALL, "autoencoder": str(tmp_path / "vae"), "ae_steps": 0})
+    method = MADAD(params, Context())
+    report = method.fit(train, None)
+    assert method._scale == 0.18215
+    assert report.steps == 8
+    method.save(tmp_path / "fit")
+    for path in (tmp_path / "vae").iterdir():
+        path.unlink()  # the saved method stands on its own
+    loaded = MADAD.load(tmp_path / "fit", Context())
+    batch = val.batch(slice(None))
+    assert torch.equal(method.score(batch), loaded.score(batch))
+
+
+@pytest.mark.parametrize("source", ["some-owner/some-vae", "./no-such-folder"])
+def test_missing_autoencoder_is_one_clear_sentence(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    from adbench.methods.madad.autoencoder import pretrained_codec
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=f"autoencoder = '{source}'.*(AutoencoderKL|diffusers format)"):
+        pretrained_codec(source)
+
+
+@pytest.fixture(scope="module")
+def fitted() -> MADAD:
+    method = MADAD(MADAD.resolve("tiny", SMALL), Context(seed=4))
+    method.fit(make_set(12), make_set(5, seed=1, name="v"))
+    method.params = MADAD.resolve("tiny", {**SMALL, "threshold": 0.0})
+    return method
+
+
+def test_maps_do_not_depend_on_the_batch(fitted: MADAD) -> None:
+    data = make_set(7, seed=5, name="t")
+    whole = fitted.score(data.batch(slice(None)))
+    for size in (1, 3):
+        parts = torch.cat([fitted.score(batch) for batch in data.batches(size)])
+        assert torch.allclose(whole, parts, atol=1e-4)
+    assert float(whole.std()) > 1e-3
+    backwards = fitted.score(data.batch(np.arange(7)[::-1].copy()))
+    assert torch.allclose(whole, backwards.flip(0), atol=1e-4)
+
+
+def test_maps_and_reconstructions_keep_the_contract(fitted: MADAD, tmp_path: Path) -> None:
+    batch = make_set(3, seed=6, name="t").batch(slice(None))
+    maps, recon = fitted.score_and_reconstruct(batch)
+    for out in (maps, recon):
+        assert out.shape == batch.image.shape
+        assert out.dtype == torch.float32
+        assert bool(out.isfinite().all())
+    assert float(recon.min()) >= 0
+    assert float(recon.max()) <= 1
+    assert torch.equal(maps, fitted.score(batch))
+    fitted.save(tmp_path)
+    assert torch.equal(MADAD.load(tmp_path, Context(seed=4)).score(batch), maps)
+    assert not torch.equal(MADAD.load(tmp_path, Context(seed=5)).score(batch), maps)  # the sampler follows the seed
+
+
+def test_fit_is_decided_by_the_seed(train: SliceSet, val: SliceSet) -> None:
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(states))
+        method = MADAD(MADAD.resolve("tiny", {**SMALL, "ae_steps": 2, "steps": 2}), Context(seed=seed))
+        report = method.fit(train, val)
+        states.append(method.state())
+    assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
+    assert any(not torch.equal(value, states[2][key]) for key, value in states[0].items())
+    assert {"autoencoder.val_loss", "unet.val_loss", "unet.step"} <= set(report.best)
+    assert report.parameters == sum(value.numel() for value in states[0].values())
+    json.dumps([report.best, report.curves], allow_nan=False)
+
+
+def test_discriminator_joins_the_autoencoder(train: SliceSet) -> None:
+    """The patch-GAN changes the result once it has started."""
+    states = []
+    for start in (4, 100):
+        over = {**SMALL, "gan_weight": 0.5, "gan_start": start, "steps": 1}
+        method = MADAD(MADAD.resolve("tiny", over), Context())
+        method.fit(train, None)
+        states.append(method.state())
+    assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0] if key.startswith("autoencoder"))
+
+
+def test_variants_set_their_knobs_and_can_be_overridden() -> None:
+    official, paper = MADAD.resolve("paper", {}), MADAD.resolve("paper", {"variant": "paper", "eta": 0.2})
+    assert isinstance(official, MADADParams)
+    assert isinstance(paper, MADADParams)
+    knobs = ("mask_loss", "mask_weight", "eta", "difference", "compare_with", "gamma", "sigma")
+    assert [getattr(official, k) for k in knobs] == ["mse", 0.001, 0.5, "absolute", "decoded", 0.25, 5.0]
+    assert [getattr(paper, k) for k in knobs] == ["bce", 0.001, 0.2, "squared", "input", 0.0625, 5.0]
+    assert MADAD.resolve("paper", paper.model_dump(mode="json")) == paper
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"eta": 1.5}, "eta = 1.5 is not valid"),
+        ({"lr": 0}, "lr = 0 is not valid"),
+        ({"gama": 1}, "Did you mean 'gamma'"),
+        ({"image_size": 100}, "must be a multiple of 32"),
+        ({"patch_probabilities": (0.5, 0.5)}, "one entry for each of patch_sizes"),
+        ({"unet_attention": (True,)}, "one entry a level"),
+        ({"variant": "other"}, "variant = 'other' is not valid"),
+        ({"ae_steps": 0}, "ae_steps must be at least 1"),
+    ],
+)
+def test_wrong_parameters_are_one_clear_sentence(values: dict[str, object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        MADAD.resolve("paper", values)
+
+
+def test_parameters_are_read_without_torch() -> None:
+    code = (
+        "import sys; from adbench.methods.madad.method import MADAD; from adbench.methods.ae import AE; "
+        "from adbench.methods.simple import HistEq; MADAD.resolve('paper', {}); AE.resolve('tiny', {}); "
+        "assert not {'torch', 'diffusers', 'monai'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,286 @@
+"""The training loop against closed forms, and its behaviour when things go wrong."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+import torch
+from memory_sets import make_set
+from torch import nn
+
+from adbench.context import Context, Progress
+from adbench.errors import UserError
+from adbench.methods import training
+from adbench.methods.resident import Pictures
+
+X = torch.linspace(-1, 1, 32)[:, None]
+
+
+def stage(plan: training.Plan, *, validate: bool = True, bad_step: int = -1, dropout: float = 0.1) -> training.Stage:
+    with training.seeded(0, "net"):
+        net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Dropout(dropout), nn.Linear(8, 1))
+
+    def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
+        x = X[indices]
+        return {"x": x + 0.01 * torch.randn(x.shape, generator=generator), "y": x**2}
+
+    def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        return ((module(batch["x"]) - batch["y"]) ** 2).mean() * (float("nan") if step == bad_step else 1.0)
+
+    def figure(module: nn.Module) -> float:
+        return float(((module(X) - X**2) ** 2).mean())
+
+    return training.Stage("toy", net, len(X), draw, loss, plan, figure if validate else None)
+
+
+PLAN = training.Plan(steps=40, batch=8, lr=1e-2, warmup=5, ema=0.9, validate_every=4)
+
+
+def test_learning_rate_warms_up_from_above_zero_and_follows_the_cosine() -> None:
+    plan = training.Plan(steps=110, batch=1, lr=1.0, warmup=10, final_lr=0.1)
+    assert [plan.lr_at(step) for step in (0, 4, 9, 10)] == pytest.approx([0.1, 0.5, 1.0, 1.0])
+    assert plan.lr_at(60) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert plan.lr_at(109) == pytest.approx(0.1, abs=1e-3)
+    assert training.Plan(steps=5, batch=1, lr=0.3).lr_at(0) == 0.3
+    assert training.Plan(steps=9, batch=1, lr=0.3, schedule="constant").lr_at(8) == 0.3
+
+
+def test_batches_are_shuffled_passes_and_a_function_of_the_step() -> None:
+    steps = [training.batch_indices(3, "a", step, 6, 10) for step in range(5)]
+    seen = torch.cat(steps)
+    for epoch in seen.split(10):
+        assert sorted(epoch.tolist()) == list(range(10))
+    assert torch.equal(training.batch_indices(3, "a", 4, 6, 10), steps[4])
+    assert not torch.equal(training.batch_indices(4, "a", 0, 6, 10), steps[0])
+    assert len(training.batch_indices(0, "a", 0, 25, 10)) == 25  # a batch may be larger than the data
+
+
+def test_average_of_weights_is_the_closed_form() -> None:
+    """d_k = min(decay, (1+k)/(10+k)) for update k = 1, 2, ... as diffusers warms it up; SGD-free check on recorded weights."""
+    one = stage(training.Plan(steps=12, batch=8, lr=1e-2, ema=0.5), validate=False)
+    weights = [one.module[0].weight.detach().clone()]  # type: ignore[index]
+    run = training._Run(one, Context())
+    for _ in range(12):
+        run.take_step()
+        weights.append(one.module[0].weight.detach().clone())  # type: ignore[index]
+    expected = weights[0]
+    for k, weight in enumerate(weights[1:], 1):
+        # diffusers' first update has decay 0; later ones see k - 1 finished updates
+        decay = min(0.5, k / (9 + k)) if k > 1 else 0.0
+        expected = decay * expected + (1 - decay) * weight
+    assert run.ema is not None
+    assert torch.allclose(run.ema.shadow_params[0], expected, atol=1e-6)
+
+
+def test_one_adamw_step_with_clipping_is_the_closed_form() -> None:
+    plan = training.Plan(steps=1, batch=32, lr=0.1, weight_decay=0.01, clip=1e-3, warmup=2)
+    one = stage(plan, validate=False, dropout=0.0)
+    before = one.module[3].bias.detach().clone()  # type: ignore[index]
+    training.train_stage(one, Context())
+    lr = 0.05  # warm-up: half of the peak at the first of two steps
+    moved = one.module[3].bias.detach() - before * (1 - lr * 0.01)  # type: ignore[index]
+    assert abs(float(moved)) == pytest.approx(
+        lr, rel=1e-3
+    )  # Adam's first step is lr·sign(g) whatever the gradient's length
+
+
+def test_micro_batches_give_the_same_step() -> None:
+    results = []
+    for parts in (1, 4):
+        one = stage(training.Plan(steps=5, batch=8, lr=1e-2, accumulate=parts), validate=False, dropout=0.0)
+        training.train_stage(one, Context())
+        results.append(one.module[0].weight.detach())  # type: ignore[index]
+    assert torch.allclose(*results, atol=1e-6)
+
+
+def test_out_of_memory_halves_the_micro_batch() -> None:
+    one = stage(training.Plan(steps=3, batch=8, lr=1e-2), validate=False, dropout=0.0)
+    plain = stage(training.Plan(steps=3, batch=8, lr=1e-2), validate=False, dropout=0.0)
+    inner = one.loss
+
+    def small(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        if len(batch["x"]) > 3:
+            raise torch.OutOfMemoryError("too large")
+        return inner(module, batch, step)
+
+    one.loss = small
+    training.train_stage(one, Context())
+    training.train_stage(plain, Context())
+    assert torch.allclose(one.module[0].weight, plain.module[0].weight, atol=1e-6)  # type: ignore[index]
+
+    def never(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        raise torch.OutOfMemoryError("too large")
+
+    one = stage(training.Plan(steps=3, batch=8, lr=1e-2))
+    one.loss = never
+    with pytest.raises(UserError, match="one sample is more than cpu has memory for"):
+        training.train_stage(one, Context())
+
+
+def test_best_weights_are_kept() -> None:
+    one = stage(PLAN)
+    figures = iter([3.0, 1.0, 2.0] + [5.0] * 7)
+    kept: list[torch.Tensor] = []
+
+    def validate(module: nn.Module) -> float:
+        kept.append(module[0].weight.detach().clone())  # type: ignore[index]
+        return next(figures)
+
+    one.validate = validate
+    result = training.train_stage(one, Context())
+    assert (result.best_step, result.best_loss) == (8, 1.0)
+    assert torch.equal(one.module[0].weight, kept[1])  # type: ignore[index]
+    assert [point["val_loss"] for point in result.curve if "val_loss" in point][:3] == [3.0, 1.0, 2.0]
+
+
+def test_non_finite_loss_names_step_and_rate_and_keeps_the_checkpoint(tmp_path: Path) -> None:
+    one = stage(PLAN, bad_step=17)
+    ctx = Context(workdir=tmp_path, checkpoint_seconds=0)
+    with pytest.raises(
+        UserError, match=r"loss was not finite at step 17 with learning rate 0\.00.*checkpoint.*is kept"
+    ):
+        training.train_stage(one, ctx)
+    assert (tmp_path / "toy" / "checkpoint.json").exists()
+    assert (tmp_path / "toy" / "state-17.safetensors").exists()
+
+
+class _Stop(Progress):
+    """Raises after so many reports."""
+
+    def __init__(self, after: int) -> None:
+        self.left = after
+
+    def update(self, phase: str, done: int, total: int, **figures: object) -> None:
+        self.left -= 1
+        if not self.left:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("after", [1, 7, 20, 39])
+def test_interrupted_and_continued_equals_uninterrupted(tmp_path: Path, after: int) -> None:
+    whole = stage(PLAN)
+    expected = training.train_stage(whole, Context())
+    with pytest.raises(KeyboardInterrupt):
+        training.train_stage(stage(PLAN), Context(workdir=tmp_path, progress=_Stop(after), checkpoint_seconds=0))
+    again = stage(PLAN)
+    torch.manual_seed(99)  # the state of the global generator must not matter
+    result = training.train_stage(again, Context(workdir=tmp_path, checkpoint_seconds=0))
+    assert result.curve == expected.curve
+    assert result.best_step == expected.best_step
+    for key, value in whole.module.state_dict().items():
+        assert torch.equal(value, again.module.state_dict()[key]), key
+    # A finished stage is remembered, and only its weights are left on disk.
+    third = stage(PLAN)
+    assert training.train_stage(third, Context(workdir=tmp_path, progress=_Stop(1))).curve == expected.curve
+    assert torch.equal(third.module[0].weight, whole.module[0].weight)  # type: ignore[index]
+    assert [p.suffix for p in sorted((tmp_path / "toy").iterdir())] == [".safetensors", ".json"]
+
+
+def test_checkpoint_of_other_parameters_or_damaged_is_not_continued(tmp_path: Path) -> None:
+    ctx = Context(workdir=tmp_path)
+    training.train_stage(stage(PLAN), ctx)
+    other = training.Plan(steps=5, batch=8, lr=1e-2)
+    assert training.train_stage(stage(other), ctx).steps == 5
+    for path in (tmp_path / "toy").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes()[:50])
+    assert training.train_stage(stage(other), ctx).steps == 5
+
+
+def test_no_workdir_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    training.train_stage(stage(PLAN), Context(checkpoint_seconds=0))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_training_leaves_the_global_generator_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    training.train_stage(stage(PLAN), Context())
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_full_disk_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("adbench.methods.checkpoints.save_file", full)
+    with pytest.raises(UserError, match="No space left for a checkpoint in"):
+        training.train_stage(stage(PLAN), Context(workdir=tmp_path))
+
+
+def test_pictures_resident_or_read_piecewise_are_equal() -> None:
+    data = make_set(7)
+    held, read = Pictures(data, (32, 32), "cpu"), Pictures(data, (32, 32), "cpu", budget=0)
+    assert held._held is not None
+    assert read._held is None
+    where = torch.tensor([4, 0, 4])
+    for one, other in zip(held.get(where), read.get(where), strict=True):
+        assert torch.equal(one, other)
+    with pytest.raises(UserError, match="no healthy training slices"):
+        Pictures(make_set(0), (32, 32), "cpu")
+
+
+KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    import torch
+    torch.set_num_threads(1)
+    from adbench.context import Context, Progress
+    from adbench.methods.madad.method import MADAD
+    from memory_sets import make_set
+    from memory_sets import SMALL
+
+    class Kill(Progress):
+        seen = 0
+        def update(self, phase, done, total, **figures):
+            Kill.seen += 1
+            if phase == sys.argv[2] and done >= int(sys.argv[3]):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    ctx = Context(workdir=Path(sys.argv[1]), progress=Kill(), checkpoint_seconds=0)
+    method = MADAD(MADAD.resolve("tiny", SMALL), ctx)
+    method.fit(make_set(12), make_set(5, seed=1, name="v"))
+"""
+
+
+class _Phases(Progress):
+    """The first step that each phase reported."""
+
+    def __init__(self) -> None:
+        self.seen: dict[str, int] = {}
+
+    def update(self, phase: str, done: int, total: int, **figures: object) -> None:
+        self.seen.setdefault(phase, done)
+
+
+def test_killed_fits_end_in_the_numbers_of_an_uninterrupted_one(tmp_path: Path) -> None:
+    """kill -9 in the autoencoder, then in the UNet, then a run to the end."""
+    from memory_sets import SMALL
+
+    from adbench.methods.madad.method import MADAD
+
+    root = Path(__file__).parents[2]
+    env = {**os.environ, "PYTHONPATH": f"{root}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
+    codes = []
+    for phase, done in (("autoencoder", 3), ("unet", 4)):
+        command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "fit"), phase, str(done)]
+        codes.append(subprocess.run(command, env=env, cwd=root, check=False, capture_output=True).returncode)
+    assert codes == [-signal.SIGKILL, -signal.SIGKILL]
+    phases = _Phases()
+    killed = MADAD(MADAD.resolve("tiny", SMALL), Context(workdir=tmp_path / "fit", progress=phases))
+    killed.fit(make_set(12), make_set(5, seed=1, name="v"))
+    assert "autoencoder" not in phases.seen  # finished, so not trained again
+    assert phases.seen["unet"] > 1  # continued, not begun anew
+    whole = MADAD(MADAD.resolve("tiny", SMALL), Context())
+    whole.fit(make_set(12), make_set(5, seed=1, name="v"))
+    for key, value in whole.state().items():
+        assert torch.equal(value, killed.state()[key]), key
+    batch = make_set(4, seed=3, name="t").batch(slice(None))
+    assert torch.equal(whole.score(batch), killed.score(batch))
