@@ -42,6 +42,11 @@ class AEParams(ParamSet):
     schedule: Literal["constant", "cosine"] = param("constant", "Learning rate after warm-up.", source="Baur 2021")
     ema: float = param(0.0, "Decay of the averaged weights, 0: none.", source="adbench", ge=0, lt=1)
     clip: float = param(1.0, "Largest gradient norm, 0: not clipped.", source="adbench", ge=0)
+    standardise: bool = param(
+        False,
+        "Put each slice on one intensity scale first: median of the brain at 0.4, interquartile range 0.15 (undone in the reconstruction).",
+        source="adbench",
+    )
     augment: bool = param(False, "Rotate, shift, brighten and contrast training slices.", source="methods.md §1")
     sigma: float = param(
         0.0,
@@ -105,6 +110,7 @@ class AE(Method):
             "warmup": 20,
             "schedule": "cosine",
             "sigma": 3.0,
+            "standardise": True,
         },
         "base": {},
         "paper": {},
@@ -119,8 +125,12 @@ class AE(Method):
 
         p = self.params
         size = (p.image_size, p.image_size)
-        pictures = Pictures(train, size, self.ctx.device)
-        healthy = Pictures(val.limited(512), size, self.ctx.device) if val is not None and len(val) else None
+        pictures = Pictures(train, size, self.ctx.device, standardise=p.standardise)
+        healthy = (
+            Pictures(val.limited(512), size, self.ctx.device, standardise=p.standardise)
+            if val is not None and len(val)
+            else None
+        )
         with training.seeded(self.ctx.seed, self.name, "init"):
             network = build_network(p)
 
@@ -172,8 +182,12 @@ class AE(Method):
         with torch.inference_mode():
             image = imaging.shrink(batch.image, size)
             brain = imaging.shrink_mask(batch.brain, size)
+            if self.params.standardise:
+                image, figures = imaging.standardise(image, brain)
             recon = self._network(image).clamp(0, 1) * brain
             residual = imaging.gaussian_blur((image - recon).abs() * brain, self.params.sigma)
+            if self.params.standardise:
+                recon = imaging.unstandardise(recon, brain, figures)
             return imaging.stretch(residual, grid), imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
 
     def score(self, batch: SliceBatch) -> torch.Tensor:

@@ -53,6 +53,38 @@ def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
     return flat.reshape(image.shape)
 
 
+CENTRE, SPREAD = 0.4, 0.15  # where the median and one interquartile range of a standardised slice lie in [0, 1]
+
+
+def standardise(image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slices on one intensity scale: the median of the brain at 0.4, its interquartile range 0.15 wide, clipped to [0, 1].
+
+    Args:
+        image: (B, 1, H, W) in [0, 1].
+        brain: (B, 1, H, W) bool.
+
+    Returns:
+        The slices, 0 outside the brain, and (B, 2) median and interquartile range for :func:`unstandardise`. A slice without
+        brain becomes 0.
+    """
+    levels = torch.tensor([0.25, 0.5, 0.75], device=image.device)
+    figures = torch.zeros((len(image), 2), device=image.device)
+    figures[:, 1] = 1.0
+    for index, (one, inside) in enumerate(zip(image, brain, strict=True)):
+        values = one[inside].float()
+        if len(values):
+            low, middle, high = torch.quantile(values, levels)
+            figures[index] = torch.stack([middle, (high - low).clamp(min=0.01)])
+    middle, width = figures[:, 0].view(-1, 1, 1, 1), figures[:, 1].view(-1, 1, 1, 1)
+    return ((image - middle) / width * SPREAD + CENTRE).clamp(0, 1) * brain, figures
+
+
+def unstandardise(image: torch.Tensor, brain: torch.Tensor, figures: torch.Tensor) -> torch.Tensor:
+    """The inverse of :func:`standardise` but for what was clipped: back to [0, 1], 0 outside the brain."""
+    middle, width = figures[:, 0].view(-1, 1, 1, 1), figures[:, 1].view(-1, 1, 1, 1)
+    return ((image - CENTRE) / SPREAD * width + middle).clamp(0, 1) * brain
+
+
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     """Uniform float32 draws in [low, high) on the CPU, so that they do not depend on the device of the model."""
     return torch.rand(shape, generator=generator) * (high - low) + low

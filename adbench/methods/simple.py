@@ -96,8 +96,8 @@ class ZScore(Method):
 
     # Real FLAIR strokes, validation split, AUPRC / oracle Dice at sigma 3. |z|: raw .179/.285; standardised by mean and std
     # .324/.396, by median and interquartile range .395/.453; absolute value after smoothing z .432/.476, smoothing before z
-    # .451/.485. The floor matters little (.1: .433, .5: .451, 1: .435). sign="positive" with standardise=False is the
-    # plainest recipe and gives .404/.488 on the test split.
+    # .458/.487. The floor matters little (.1: .433, .5: .451, 1: .435). The plainest recipe is sign="positive" with
+    # standardise=False: .411/.464 (test split: .435/.481, and .402/.489 without the floor and with zeros counted as brain).
 
     name = "zscore"
     Params = ZScoreParams

@@ -253,8 +253,12 @@ def fit(
 ) -> tuple[LatentCodec, TwoHeadUNet, float, FitReport]:
     """Train (or load, or fine-tune) the autoencoder, freeze it, cache the latents and train the UNet."""
     size = (p.image_size, p.image_size)
-    pictures = Pictures(train, size, ctx.device)
-    healthy = Pictures(val.limited(VALIDATION_SLICES), size, ctx.device) if val is not None and len(val) else None
+    pictures = Pictures(train, size, ctx.device, standardise=p.standardise)
+    healthy = (
+        Pictures(val.limited(VALIDATION_SLICES), size, ctx.device, standardise=p.standardise)
+        if val is not None and len(val)
+        else None
+    )
     identity = {
         "params": p.model_dump(mode="json"),
         "train": train.digest,

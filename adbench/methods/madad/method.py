@@ -56,6 +56,11 @@ class MADADParams(ParamSet):
         256, "Side of the model's square grid; slices are resized to it.", unit="px", source=PAPER, ge=32, le=1024
     )
 
+    standardise: bool = param(
+        False,
+        "Put each slice on one intensity scale first: median of the brain at 0.4, interquartile range 0.15 (undone in the reconstruction).",
+        source="adbench",
+    )
     autoencoder: str = param(
         "train",
         'KL autoencoder: "train" trains one here; else a diffusers-format folder or hub id to start from.',

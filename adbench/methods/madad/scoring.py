@@ -42,7 +42,11 @@ def repair(
     device = batch.image.device
     alphas = diffusion.alphas_cumprod()
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-        image = imaging.shrink(batch.image, (p.image_size, p.image_size)) * 2 - 1
+        size = (p.image_size, p.image_size)
+        image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
+        if p.standardise:
+            image, figures = imaging.standardise(image, brain)
+        image = image * 2 - 1
         mean = codec.encode(image)[0].float()
 
         def network(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -66,5 +70,8 @@ def repair(
         else:
             repaired, reference = codec.decode(latent / scale).float(), image
         maps = imaging.stretch(anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma), grid)
-        recon = (imaging.stretch(repaired, grid) * 0.5 + 0.5).clamp(0, 1)
+        picture = (repaired * 0.5 + 0.5).clamp(0, 1)
+        if p.standardise:
+            picture = imaging.unstandardise(picture, brain, figures)
+        recon = imaging.stretch(picture, grid).clamp(0, 1)
     return maps, recon
