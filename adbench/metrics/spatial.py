@@ -37,7 +37,7 @@ _NO_VAL = "no val threshold was known while the maps were streamed"
 _NO_LESION = "no lesion in the test split"
 
 
-def froc_thresholds(histograms: SubjectHistograms, count: int = 16) -> list[float]:
+def froc_thresholds(histograms: SubjectHistograms, count: int = 32) -> list[float]:
     """Thresholds of a FROC curve, descending: their shares of background voxels run from 1e-6 to 0.05 in equal ratios.
 
     Args:

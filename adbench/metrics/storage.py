@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from adbench.metrics.histogram import SubjectHistograms
 
 FORMAT = 1
-_MAX_BYTES = 4 << 30  # more than this, unpacked, is not a histogram file of this package
+_MAX_BYTES = 1 << 30  # more than this, unpacked, is not a histogram file of this package
 _MEMBERS = {  # name: (dtype kinds, dimensions)
     "header": ("i", 1),  # format, mantissa_bits
     "subjects": ("u", 1),  # UTF-8, ids separated by a zero byte

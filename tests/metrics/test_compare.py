@@ -131,7 +131,7 @@ LABELS = np.arange(200) < 40
 
 
 def test_intervals_cover_between_92_and_98_percent():
-    """A known model: the truth is the value in a population of 20,000 subjects; 500 studies of 60 subjects each."""
+    """A known model: the truth is the value in a population of 20,000 subjects; 400 studies of 60 subjects each."""
     rng = np.random.default_rng(2026)
     names = ("auprc", "auroc", "auprc_subject", "dice@val")
     val = SubjectHistograms()
@@ -145,12 +145,12 @@ def test_intervals_cover_between_92_and_98_percent():
     singles = [evaluate_mean(many[start : start + 2000], val) for start in range(0, 20_000, 2000)]
     truth |= {name: float(np.mean([one[name] for one in singles])) for name in ("auprc_subject", "dice@val")}
     covered = dict.fromkeys(names, 0)
-    studies = 500
+    studies = 400
     for study in range(studies):
         test = SubjectHistograms()
         for i, scores in enumerate(population(rng, 60)):
             test.update(f"t{i}", scores, LABELS)
-        result = evaluate(test, val, replicates=300, seed=study)
+        result = evaluate(test, val, replicates=200, seed=study)
         for name in names:
             metric = result.metrics[name]
             covered[name] += metric.low <= truth[name] <= metric.high
