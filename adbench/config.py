@@ -220,11 +220,11 @@ def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> tu
     if root is None:
         raise UserError(
             f"The dataset {name} needs its folder: give {flag} DIR or set {DATA_VARIABLE} to the folder that holds {name}/. "
-            f"Expected there: {cls.info.layout} {cls.info.obtain}"
+            f"Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
         )
     if not Path(root).is_dir():
         raise UserError(
-            f"There is no folder {root} for the dataset {name}. Expected there: {cls.info.layout} {cls.info.obtain}"
+            f"There is no folder {root} for the dataset {name}. Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
         )
     return Source(dataset=name, root=str(Path(root).resolve()), params=resolved), cls
 

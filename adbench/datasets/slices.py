@@ -24,7 +24,8 @@ class SliceBatch:
     Attributes:
         image: (B, 1, H, W) float32 in [0, 1], 0 outside the brain.
         brain: (B, 1, H, W) bool.
-        subjects: B subject ids. With ``slices`` they identify a slice (for per-slice seeds), nothing more.
+        subjects: B case ids (subject, and session where there are several). With ``slices`` they identify a slice (for
+            per-slice seeds), nothing more.
         slices: B slice indices.
         modality: e.g. "FLAIR".
     """
@@ -93,7 +94,7 @@ class SliceSet:
         return SliceBatch(
             image=torch.from_numpy(self._store.images[rows].astype(np.float32))[:, None],
             brain=torch.from_numpy(np.ascontiguousarray(self._store.brains[rows]))[:, None],
-            subjects=tuple(self._store.subject_of(row) for row in rows),
+            subjects=tuple(self._store.case_id_of(row) for row in rows),
             slices=tuple(self._store.slice_of(row) for row in rows),
             modality=self.modality,
         )

@@ -147,6 +147,10 @@ class SliceStore:
     def subject_of(self, row: int) -> str:
         return self.cases[self._case_of_row[row]].subject
 
+    def case_id_of(self, row: int) -> str:
+        case = self.cases[self._case_of_row[row]]
+        return f"{case.subject}_{case.session}" if case.session else case.subject
+
     def slice_of(self, row: int) -> int:
         case = self.cases[self._case_of_row[row]]
         return case.slices[row - case.start]
