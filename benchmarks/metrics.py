@@ -139,12 +139,11 @@ def side_literal(count: int) -> dict[str, float]:
 def side_madad(count: int) -> dict[str, float]:
     from adbench.metrics.presets import Case, official_madad
 
-    data = list(slices(min(count, 200)))
-    cases = []
-    for start in range(0, count, VOLUME):
-        chosen = [data[i % len(data)] for i in range(start, min(start + VOLUME, count))]
-        maps, lesion = (np.stack([pair[k] for pair in chosen]) for k in range(2))
-        cases.append(Case(str(start), maps, lesion, np.broadcast_to(True, maps.shape)))
+    data, volumes = list(slices(min(count, 200))), []
+    for start in range(0, len(data), VOLUME):
+        maps, lesion = (np.stack([pair[k] for pair in data[start : start + VOLUME]]) for k in range(2))
+        volumes.append(Case(str(start), maps, lesion, np.broadcast_to(True, maps.shape)))
+    cases = [volumes[i % len(volumes)] for i in range(count // VOLUME)]  # repeated: what is measured is the counting
     official_madad(cases[:1])  # warm-up: imports
     clock = time.process_time()
     result = official_madad(cases)
@@ -202,7 +201,7 @@ def report(scale: float) -> str:
     total = int(100e6 * scale)
     peer, own = measure("sklearn", total), measure("adbench", total)
     flat = {size: measure("stream", size)["peak"] for size in (total // 10, total, 10 * total)}
-    count, few = max(LITERAL_SLICES, int(MADAD_SLICES * scale)), LITERAL_SLICES
+    count, few = VOLUME * max(1, int(MADAD_SLICES * scale) // VOLUME), LITERAL_SLICES
     literal, fast, same = measure("literal", few), measure("madad", count), measure("madad", few)
     slow_slice, fast_slice = literal["seconds"] / few, fast["seconds"] / count
     cuda = measure("cuda", total)

@@ -16,6 +16,7 @@ from adbench.metrics import bootstrap, lesion
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+from adbench.metrics.keys import edges, key_of
 from adbench.metrics.lesion import VolumeRow
 
 FROC_RATES = (1, 2, 4, 8)
@@ -38,17 +39,23 @@ _NO_LESION = "no lesion in the test split"
 
 
 def froc_thresholds(histograms: SubjectHistograms, count: int = 32) -> list[float]:
-    """Thresholds of a FROC curve, descending: their shares of background voxels run from 1e-6 to 0.05 in equal ratios.
+    """Thresholds of a FROC curve, descending.
+
+    Their shares of background voxels run from 1e-6 to 0.05 in equal ratios. Eight more lie above, a quarter of an
+    octave apart, because test scores may exceed every validation score.
 
     Args:
         histograms: validation subjects (or any others whose scores are on the same scale).
-        count: thresholds at most; equal ones are merged.
+        count: thresholds within the range of scores at most; equal ones are merged.
     """
     pool = histograms.pooled()
     if not pool.n_negative:
         return []
     curve = Curve(pool)
     found = {curve.at_fpr(float(rate)).threshold for rate in np.geomspace(1e-6, 0.05, count)}
+    bits = pool.mantissa_bits
+    above = key_of(max(found), bits) + np.arange(1, 9) * max(1, 2**bits // 4)
+    found |= {float(edge) for edge in edges(above, bits) if np.isfinite(edge)}
     return sorted(found, reverse=True)
 
 

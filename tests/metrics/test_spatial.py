@@ -196,6 +196,18 @@ def test_merging_shards_and_files_change_nothing(tmp_path):
             SpatialAccumulator.from_json(tmp_path / "s.json")
 
 
+def test_froc_thresholds_are_spaced_by_background_and_reach_above_it():
+    val, data = both(range(100, 106), "v")
+    background = np.concatenate([maps[brain & ~mask] for maps, mask, brain in data.values()])
+    thresholds = froc_thresholds(val, count=16)
+    assert thresholds == sorted(set(thresholds), reverse=True)
+    inside = [t for t in thresholds if t <= background.max()]
+    assert len(thresholds) - len(inside) >= 8
+    assert np.mean(background >= inside[-1]) == pytest.approx(0.05, abs=0.005)
+    assert thresholds[0] == pytest.approx(4 * thresholds[8], rel=0.2), "eight quarters of an octave"
+    assert froc_thresholds(SubjectHistograms()) == []
+
+
 # ----------------------------------------------------------------------------------------------- together with evaluate
 
 
