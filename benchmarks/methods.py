@@ -15,37 +15,40 @@ import json
 import resource
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
+from adbench.datasets.store import prepare
+from adbench.params import ParamSet, param
+
 METHODS = ("madad", "ae", "histeq", "zscore", "constant")
 
 
-class Discs:
-    """The interface of a slice store over generated slices."""
+class DiscParams(ParamSet):
+    side: int = param(128, "side of the square slices", unit="px")
 
-    modality = "FLAIR"
 
-    def __init__(self, count: int, side: int) -> None:
-        rng = np.random.default_rng(0)
+class Discs(Dataset):
+    """64 generated slices."""
+
+    info = DatasetInfo("discs", "1", ("FLAIR",), "CC0", "generated", "nothing on disk", "phantom", needs_root=False)
+    params: DiscParams
+
+    def discover(self, modality: str) -> list[Case]:
+        return [Case("discs", "train")]
+
+    def load(self, case: Case, modality: str) -> Stack:
+        side, rng = self.params.side, np.random.default_rng(0)
         rows, columns = np.mgrid[:side, :side]
         brain = (rows - side / 2) ** 2 + (columns - side / 2) ** 2 < (0.42 * side) ** 2
-        phases = rng.uniform(0, 6, (count, 2, 1, 1))
+        phases = rng.uniform(0, 6, (64, 2, 1, 1))
         waves = 0.5 + 0.3 * np.sin(rows / 9 + phases[:, 0]) * np.cos(columns / 7 + phases[:, 1])
-        self.images = (waves * brain).astype(np.float16)
-        self.brains = np.repeat(brain[None], count, 0)
-        self.shape = (side, side)
-
-    def subject_of(self, row: int) -> str:
-        return f"s{row}"
-
-    def slice_of(self, row: int) -> int:
-        return 0
-
-    def describe_rows(self, rows: np.ndarray, *, lesions: bool) -> list[Any]:
-        return [len(rows)]
+        return Stack((waves * brain).astype(np.float32), np.repeat(brain[None], 64, 0), None, range(64))
 
 
 def _peak_gb(device: str) -> float:
@@ -87,13 +90,13 @@ def measure(name: str, preset: str, device: str, seconds: float, naive: bool) ->
 
     from adbench import registry
     from adbench.context import Context
-    from adbench.datasets.slices import SliceSet
     from adbench.methods import training
 
     cls = registry.load("methods", name)
     params = cls.resolve(preset, {})
     side = getattr(params, "image_size", 128)
-    data = SliceSet(Discs(64, side), np.arange(64))  # type: ignore[arg-type]
+    cache = tempfile.TemporaryDirectory(prefix="adbench-benchmark-")
+    data = prepare(Discs(DiscParams(side=side), None), "FLAIR", Path(cache.name)).healthy("train")
     ctx = Context(device=device)
     rows: list[dict[str, Any]] = []
     inner = training.train_stage
