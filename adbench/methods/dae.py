@@ -126,24 +126,6 @@ def build_network(channels: tuple[int, ...], stem: int = 1) -> nn.Module:
     return UNet()
 
 
-def standardised(image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Slices whose brain has median 0.5 and interquartile range 0.15, background 0; and each slice's scale and shift.
-
-    ``out = image * scale + shift`` inside the brain; a slice without brain is left as it is.
-    """
-    import torch
-
-    scale, shift = torch.ones(len(image), 1, 1, 1).to(image), torch.zeros(len(image), 1, 1, 1).to(image)
-    quantiles = torch.tensor([0.25, 0.5, 0.75]).to(image)
-    for k in range(len(image)):
-        values = image[k][brain[k]]
-        if len(values):
-            low, middle, high = torch.quantile(values, quantiles)
-            scale[k] = 0.15 / (high - low).clamp(min=1e-3)
-            shift[k] = 0.5 - middle * scale[k]
-    return (image * scale + shift) * brain, scale, shift
-
-
 class DAE(Method):
     """A UNet learns to take coarse noise away from healthy slices; at test it takes away what looks like it: lesions.
 
@@ -181,7 +163,7 @@ class DAE(Method):
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         import torch
 
-        from adbench.methods import imaging, noise, training
+        from adbench.methods import imaging, noise, slicewise, training
         from adbench.methods.resident import Pictures
 
         p = self.params
@@ -195,11 +177,14 @@ class DAE(Method):
             image, brain = source.get(indices)
             if vary and p.flip:
                 mirrored = (torch.rand((len(image), 1, 1, 1), generator=generator) < 0.5).to(image.device)
-                image, brain = torch.where(mirrored, image.flip(-1), image), torch.where(mirrored, brain.flip(-1), brain)
+                image, brain = (
+                    torch.where(mirrored, image.flip(-1), image),
+                    torch.where(mirrored, brain.flip(-1), brain),
+                )
             if vary and p.augment:
                 image, brain = imaging.augment(image, brain, generator)
             if p.standardise:
-                image = standardised(image, brain)[0]
+                image = slicewise.standardise(image, brain)[0]
             added = noise.coarse(len(image), size, generator, cells=p.cells, std=p.noise_std).to(image.device)
             return {"noisy": image + added * brain, "image": image, "brain": brain}
 
@@ -246,7 +231,7 @@ class DAE(Method):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import imaging
+        from adbench.methods import imaging, slicewise
 
         p = self.params
         grid = (batch.image.shape[-2], batch.image.shape[-1])
@@ -255,11 +240,11 @@ class DAE(Method):
             image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
             scale, shift = torch.ones_like(image[:, :1, :1, :1]), torch.zeros_like(image[:, :1, :1, :1])
             if p.standardise:
-                image, scale, shift = standardised(image, brain)
+                image, scale, shift = slicewise.standardise(image, brain)
             recon = self._network(image) * brain
             residual = imaging.stretch((image - recon) * brain, grid) * batch.brain
             recon = imaging.stretch((recon - shift) / scale * brain, grid).clamp(0, 1) * batch.brain
-            return signed_map(residual, p.sign, p.sigma, p.smooth), recon
+            return slicewise.signed_map(residual, p.sign, p.sigma, p.smooth), recon
 
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]
@@ -287,13 +272,3 @@ class DAE(Method):
             "noise_std": {"low": 0.1, "high": 0.6},
             "sigma": {"low": 0.0, "high": 8.0},
         }
-
-
-def signed_map(residual: torch.Tensor, sign: str, sigma: float, smooth: str) -> torch.Tensor:
-    """The map of a signed residual (B, 1, H, W): its chosen part, smoothed before or after the choice."""
-    from adbench.methods.imaging import gaussian_blur
-
-    def part(r: torch.Tensor) -> torch.Tensor:
-        return {"abs": r.abs, "positive": lambda: r.clamp(min=0), "negative": lambda: (-r).clamp(min=0)}[sign]()
-
-    return part(gaussian_blur(residual, sigma)) if smooth == "signed" else gaussian_blur(part(residual), sigma)

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 TABLE = 256  # cells after which the lattice of gradients repeats; power of two
-SIMPLEX_STD = 0.3993  # standard deviation of one octave of 2-D simplex noise as scaled here, from 10^8 samples
+SIMPLEX_STD = 0.539  # standard deviation of one octave as scaled here, measured over 800 fields of 128 x 128
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,13 @@ def _lattice(x: torch.Tensor, y: torch.Tensor, order: torch.Tensor, angle: torch
     x0, y0 = x - (i - back), y - (j - back)
     right = (x0 > y0).to(x.dtype)  # which of the two triangles of the cell
     total = torch.zeros_like(x)
+    cos, sin = torch.cos(angle), torch.sin(angle)
     for di, dj, steps in ((0.0, 0.0, 0), (right, 1 - right, 1), (1.0, 1.0, 2)):
         dx, dy = x0 - di + steps * unskew, y0 - dj + steps * unskew
         inner = order.gather(1, (j + dj).long() & (TABLE - 1))
-        phi = angle.gather(1, order.gather(1, ((i + di).long() + inner) & (TABLE - 1)))
+        which = order.gather(1, ((i + di).long() + inner) & (TABLE - 1))
         falloff = (0.5 - dx * dx - dy * dy).clamp(min=0) ** 4
-        total = total + falloff * (torch.cos(phi) * dx + torch.sin(phi) * dy)
+        total = total + falloff * (cos.gather(1, which) * dx + sin.gather(1, which) * dy)
     return 99.2 * total  # unit gradients: the largest possible value is then 1
 
 

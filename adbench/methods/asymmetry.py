@@ -1,0 +1,144 @@
+"""Left-right asymmetry: no training (methods.md §5)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal
+
+from adbench.methods.base import FitReport, Method
+from adbench.params import ParamSet, param
+
+if TYPE_CHECKING:
+    import torch
+
+    from adbench.datasets.slices import SliceBatch, SliceSet
+
+GRID = 64  # px; the midline is searched on masks of this side
+
+
+class AsymmetryParams(ParamSet):
+    presmooth: float = param(
+        2.0,
+        "Gaussian smoothing of the slice within the brain before it is mirrored, which forgives folds that do not match.",
+        unit="px of the slice",
+        source="adbench",
+        ge=0,
+        le=50,
+    )
+    sigma: float = param(
+        3.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50
+    )
+    sign: Literal["abs", "positive", "negative"] = param(
+        "abs", "Which differences count: both, brighter than the other side, darker.", source="methods.md §8"
+    )
+    standardise: bool = param(
+        True, "Divide by the interquartile range of the slice's brain, to compare slices.", source="adbench"
+    )
+    max_tilt: float = param(
+        10.0,
+        "Largest tilt of the midline that is tried, in steps of 1°.",
+        unit="degrees",
+        source="adbench",
+        ge=0,
+        le=45,
+    )
+
+
+def midline(brain: torch.Tensor, max_tilt: float = 10.0) -> torch.Tensor:
+    """The mirror line of each brain mask (B, 1, H, W): (B, 3) of tilt in radians and a point (x, y) of it in px.
+
+    A line runs top to bottom when the tilt is 0. Starting from the centroid, tilts of up to ``max_tilt`` degrees and sideways
+    shifts of up to 4 px (of 64) are tried; the line across which the mask overlaps its mirror image best is taken, the
+    least tilted and shifted among equals.
+    """
+    import torch
+    import torch.nn.functional as F
+
+    from adbench.methods.imaging import shrink
+
+    height, width = brain.shape[-2:]
+    small = shrink(brain.float(), (GRID, GRID))
+    y, x = torch.meshgrid(*(torch.arange(n, device=brain.device) + 0.5 for n in (GRID, GRID)), indexing="ij")
+    mass = small.sum(dim=(1, 2, 3)).clamp(min=1e-6)
+    cx, cy = ((small[:, 0] * axis).sum(dim=(1, 2)) / mass for axis in (x, y))
+    tilts = torch.arange(-int(max_tilt), int(max_tilt) + 1, device=brain.device) * (torch.pi / 180)
+    shifts = torch.arange(-4, 4.5, 0.5, device=brain.device)
+    best = torch.full((len(brain),), -1.0, device=brain.device)
+    found = torch.stack([torch.zeros_like(cx), cx, cy], dim=1)
+    # Nearest to the upright line through the centroid first; a later line must be better, not equal.
+    pairs = sorted(
+        ((float(a), float(s)) for a in tilts for s in shifts), key=lambda pair: (abs(pair[0]) * 20 + abs(pair[1]), pair)
+    )
+    for tilt, shift in pairs:
+        line = torch.stack([torch.full_like(cx, tilt), cx + shift, cy], dim=1)
+        other = F.grid_sample(small, _mirror_grid(line, (GRID, GRID)), padding_mode="zeros", align_corners=False)
+        overlap = (other * small).sum(dim=(1, 2, 3)) / mass
+        better = overlap > best + 1e-6
+        best = torch.where(better, overlap, best)
+        found = torch.where(better[:, None], line, found)
+    scale = torch.tensor([1.0, width / GRID, height / GRID], device=brain.device)
+    return found * scale
+
+
+def _mirror_grid(line: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """For ``grid_sample``: where each pixel's mirror image lies, (B, h, w, 2) in [-1, 1]; ``line`` in px of this grid."""
+    import torch
+
+    height, width = size
+    y, x = torch.meshgrid(
+        torch.arange(height, device=line.device) + 0.5, torch.arange(width, device=line.device) + 0.5, indexing="ij"
+    )
+    tilt, px, py = (line[:, k].view(-1, 1, 1) for k in range(3))
+    distance = (x - px) * torch.cos(tilt) + (y - py) * torch.sin(tilt)  # from the line, along its normal
+    mirrored = torch.stack([x - 2 * distance * torch.cos(tilt), y - 2 * distance * torch.sin(tilt)], dim=-1)
+    return mirrored / torch.tensor([width / 2, height / 2], device=line.device) - 1
+
+
+def mirrored(image: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
+    """``image`` (B, C, H, W) reflected across each slice's ``line`` of :func:`midline`, 0 from outside the picture."""
+    import torch.nn.functional as F
+
+    grid = _mirror_grid(line.to(image), (image.shape[-2], image.shape[-1]))
+    return F.grid_sample(image, grid, padding_mode="zeros", align_corners=False)
+
+
+class Asymmetry(Method):
+    """A healthy brain is nearly symmetric: the map is a slice's difference from its own mirror image.
+
+    ``|x - S(x)|`` where both sides are brain, 0 elsewhere; ``S`` reflects across the line that maps the brain mask best onto
+    itself. The slice is smoothed first, the map afterwards. There is nothing to train. It cannot see symmetric disease, and
+    without a sign it marks the healthy side as well as the ill one.
+
+    Variants: ``sign``. Published range: none; a row that a credible table carries (methods.md §5).
+    """
+
+    name = "asymmetry"
+    Params = AsymmetryParams
+    params: AsymmetryParams
+
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        return FitReport()
+
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        import torch
+
+        from adbench.methods import slicewise
+        from adbench.methods.imaging import gaussian_blur
+
+        p = self.params
+        with torch.inference_mode():
+            inside = batch.brain.to(batch.image.dtype)
+            image = batch.image * inside
+            if p.standardise:
+                image = slicewise.standardise(image, batch.brain)[0]
+            smooth = gaussian_blur(image, p.presmooth) / gaussian_blur(inside, p.presmooth).clamp(min=1e-6) * inside
+            line = midline(batch.brain, p.max_tilt)
+            both = inside * (mirrored(inside, line) > 0.99)
+            residual = (smooth - mirrored(smooth, line)) * both
+            return slicewise.signed_map(residual, p.sign, p.sigma), None
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[0]
+
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        return {"presmooth": {"low": 0.0, "high": 6.0}, "sigma": {"low": 0.0, "high": 6.0}}

@@ -1,0 +1,252 @@
+"""What the pixel-space diffusion methods share: parameters, the UNet, training, per-slice noise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import model_validator
+
+from adbench.methods.base import FitReport, Method
+from adbench.params import ParamSet, param
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from adbench.datasets.slices import SliceBatch, SliceSet
+
+
+class DiffusionParams(ParamSet):
+    image_size: int = param(
+        128, "Side of the network's square grid; slices are resized to it.", unit="px", source="THOR", ge=32, le=512
+    )
+    channels: tuple[int, ...] = param(
+        (128, 256, 256), "Channels by level; each level halves the grid.", source="THOR", min_length=1, max_length=6
+    )
+    attention: tuple[bool, ...] = param((False, True, True), "Levels with self-attention.", source="THOR", max_length=6)
+    head_channels: int = param(256, "Channels of an attention head.", source="THOR", ge=8)
+    res_blocks: int = param(1, "Residual blocks a level.", source="THOR", ge=1, le=4)
+    stem: int = param(
+        1,
+        "The network sees squares of so many px folded into channels: 2 quarters the cost.",
+        unit="px",
+        source="adbench",
+        ge=1,
+        le=4,
+    )
+    timesteps: int = param(1000, "Length T of the noise schedule.", unit="steps", source="Ho 2020", ge=2, le=10_000)
+    schedule: Literal["linear", "cosine"] = param("linear", "How the noise grows.", source="THOR")
+    target: Literal["x0", "epsilon"] = param(
+        "epsilon", "What the network predicts: the clean slice (trained with L1) or the noise (L2).", source="THOR"
+    )
+    noise: Literal["gaussian", "simplex"] = param("gaussian", "Kind of noise, training and test.", source="THOR")
+    octaves: int = param(6, "Octaves of the simplex noise.", source="AnoDDPM, THOR", ge=1, le=10)
+    persistence: float = param(
+        0.8, "Amplitude of a simplex octave relative to the one before.", source="AnoDDPM, THOR", gt=0, le=1
+    )
+    frequency: float = param(
+        64.0,
+        "Cell of the first simplex octave on a grid of 128 px; scaled with image_size.",
+        unit="px",
+        source="AnoDDPM, THOR",
+        ge=2,
+        le=512,
+    )
+    standardise: bool = param(
+        False,
+        "Shift and scale each slice so that its brain has median 0.5 and interquartile range 0.15.",
+        source="adbench",
+    )
+    steps: int = param(50_000, "Optimiser steps.", unit="steps", source="adbench", ge=1)
+    batch: int = param(16, "Slices a step.", unit="slices", source="THOR", ge=1, le=4096)
+    lr: float = param(1e-4, "Peak learning rate of Adam.", source="THOR", gt=0, le=1)
+    warmup: int = param(100, "Linear warm-up.", unit="steps", source="adbench", ge=0)
+    decay: Literal["constant", "cosine"] = param("constant", "Learning rate after warm-up.", source="adbench")
+    ema: float = param(0.999, "Decay of the averaged weights, 0: none.", source="Ho 2020 (.9999)", ge=0, lt=1)
+    clip: float = param(1.0, "Largest gradient norm, 0: not clipped.", source="adbench", ge=0)
+    augment: bool = param(True, "Rotate ±10°, shift ±10 %, scale .9-1.1 and mirror training slices.", source="THOR")
+    sigma: float = param(
+        0.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50
+    )
+
+    @model_validator(mode="after")
+    def _network_fits(self) -> Self:
+        unit = self.stem * 2 ** (len(self.channels) - 1)
+        if self.image_size % unit:
+            raise ValueError(f"image_size must be a multiple of {unit} (stem, and one halving a level)")
+        if len(self.attention) != len(self.channels):
+            raise ValueError("attention needs one entry a level of channels")
+        if any(c % 32 for c in self.channels):
+            raise ValueError("channels must be multiples of 32 (group normalisation)")
+        pairs = zip(self.channels, (*self.attention[:-1], True), strict=True)  # the middle block always attends
+        if any(attends and c % self.head_channels for c, attends in pairs):
+            raise ValueError("head_channels must divide the channels of every level with attention and of the last one")
+        return self
+
+
+def build_unet(params: DiffusionParams) -> nn.Module:
+    """MONAI's ``DiffusionModelUNet``: ((B, 1, S, S), steps (B,)) -> (B, 1, S, S), with the pixels folded by ``stem``."""
+    import torch.nn.functional as F
+    from monai.networks.nets import DiffusionModelUNet
+    from torch import nn
+
+    stem = params.stem
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.unet = DiffusionModelUNet(
+                spatial_dims=2,
+                in_channels=stem * stem,
+                out_channels=stem * stem,
+                channels=params.channels,
+                attention_levels=params.attention,
+                num_res_blocks=params.res_blocks,
+                num_head_channels=params.head_channels,
+            )
+
+        def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, stem), t), stem)
+
+    return Network()
+
+
+class DiffusionMethod(Method):
+    """Trains a diffusion UNet on healthy slices; subclasses say how a slice is scored with it.
+
+    The network sees intensities in [-1, 1] (background -1). With ``target="epsilon"`` the loss is the mean square of
+    ``f(x_t, t) - eps``, with ``"x0"`` the mean absolute value of ``f(x_t, t) - x_0``; t is uniform over the T steps.
+    """
+
+    params: DiffusionParams
+    _network: nn.Module
+
+    def _draw_noise(self, count: int, generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
+        """Noise (count, 1, S, S) of the chosen kind on the run's device."""
+        from adbench.methods import noise
+
+        p = self.params
+        size = (p.image_size, p.image_size)
+        if p.noise == "gaussian":
+            return noise.gaussian(count, size, generator).to(self.ctx.device)
+        shape = noise.Simplex(p.octaves, p.persistence, p.frequency * p.image_size / 128)
+        return noise.simplex(count, size, generator, shape, self.ctx.device)
+
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        import torch
+
+        from adbench.methods import sampling, slicewise, training
+        from adbench.methods.resident import Pictures
+
+        p = self.params
+        size = (p.image_size, p.image_size)
+        schedule = sampling.Schedule(p.schedule, p.timesteps)
+        pictures = Pictures(train, size, self.ctx.device)
+        healthy = Pictures(val.limited(256), size, self.ctx.device) if val is not None and len(val) else None
+        with training.seeded(self.ctx.seed, self.name, "init"):
+            network = build_unet(p)
+
+        def noised(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
+            image, brain = source.get(indices)
+            if vary and p.augment:
+                image, brain = slicewise.mirror(*slicewise.move(image, brain, generator), generator)
+            if p.standardise:
+                image = slicewise.standardise(image, brain)[0]
+            clean = 2 * image - 1
+            added = self._draw_noise(len(image), generator).to(image.device)
+            t = torch.randint(p.timesteps, (len(image),), generator=generator)
+            if not vary:  # validation: an even spread over time, so that its figure is steady
+                t = torch.arange(len(image)) * p.timesteps // len(image)
+            wanted = added if p.target == "epsilon" else clean
+            return {"x": schedule.noised(clean, added, t), "t": t.to(image.device), "wanted": wanted}
+
+        def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
+            return noised(pictures, indices, generator, vary=True)
+
+        def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+            error = module(batch["x"], batch["t"]) - batch["wanted"]
+            return error.square().mean() if p.target == "epsilon" else error.abs().mean()
+
+        def validate(module: nn.Module) -> float:
+            assert healthy is not None
+            total = 0.0
+            for start in range(0, len(healthy), 32):
+                indices = torch.arange(start, min(start + 32, len(healthy)))
+                generator = training.generator(self.ctx.seed, self.name, "validate", start)
+                total += float(loss(module, noised(healthy, indices, generator, vary=False), 0)) * len(indices)
+            return total / len(healthy)
+
+        stage = training.Stage(
+            name="unet",
+            module=network,
+            samples=len(pictures),
+            draw=draw,
+            loss=loss,
+            validate=validate if healthy else None,
+            plan=training.Plan(
+                steps=p.steps,
+                batch=p.batch,
+                lr=p.lr,
+                optimizer="adam",
+                schedule=p.decay,
+                warmup=p.warmup,
+                clip=p.clip,
+                ema=p.ema,
+            ),
+            identity={"params": p.model_dump(mode="json"), "train": train.digest, "val": val.digest if val else None},
+        )
+        result = training.train_stage(stage, self.ctx)
+        self._network = network
+        return training.report([("unet", result)], [network])
+
+    def _generators(self, batch: SliceBatch) -> list[torch.Generator]:
+        """A generator for each slice, seeded by its subject and index: maps do not depend on the batch."""
+        from adbench.methods import noise
+        from adbench.seeds import derive
+
+        pairs = zip(batch.subjects, batch.slices, strict=True)
+        return noise.per_slice([derive(self.ctx.seed, "score", subject, index) for subject, index in pairs])
+
+    def _predict_clean(self, x: torch.Tensor, t: int) -> torch.Tensor:
+        """x_0 in [-1, 1] (clipped, as in Ho 2020) that the network sees in ``x`` at step ``t``."""
+        import torch
+
+        from adbench.methods.sampling import Schedule
+
+        if not hasattr(self, "_schedule"):
+            self._schedule = Schedule(self.params.schedule, self.params.timesteps)
+        out = self._network(x, torch.full((len(x),), t, device=x.device))
+        clean = out if self.params.target == "x0" else self._schedule.clean(x, out, t)
+        return clean.clamp(-1, 1)
+
+    def _enter(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Slices and brains on the network's grid, and scale and shift of their intensities (B, 1, 1, 1)."""
+        import torch
+
+        from adbench.methods import imaging, slicewise
+
+        size = (self.params.image_size, self.params.image_size)
+        image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
+        if self.params.standardise:
+            image, scale, shift = slicewise.standardise(image, brain)
+        else:
+            scale, shift = torch.ones_like(image[:, :, :1, :1]), torch.zeros_like(image[:, :, :1, :1])
+        return image, brain, scale, shift
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[0]
+
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
+        return self.score_and_reconstruct(batch)[1]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self._network.state_dict())
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        network = build_unet(self.params)
+        network.load_state_dict(state)
+        self._network = network.eval().to(self.ctx.device)
+
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        return {"lr": {"low": 3e-5, "high": 1e-3, "log": True}, "sigma": {"low": 0.0, "high": 6.0}}

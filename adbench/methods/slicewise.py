@@ -1,0 +1,81 @@
+"""Operations on single slices that several methods share: standardising, mirroring, affine augmentation, signed maps.
+
+Everything works on (B, 1, H, W) tensors on their own device and treats each slice by itself. The module imports torch;
+methods import it inside functions.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+
+from adbench.methods.imaging import gaussian_blur, uniform
+
+MEDIAN, SPREAD = 0.5, 0.15
+
+
+def standardise(image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Slices whose brain has median 0.5 and interquartile range 0.15, background 0, not clipped.
+
+    Scanners give arbitrary intensities; robust statistics of the slice itself make residuals of two scanners comparable.
+
+    Returns:
+        The slices, and scale and shift (B, 1, 1, 1) with ``out = image * scale + shift`` inside the brain. A slice without
+        brain is left as it is.
+    """
+    scale, shift = torch.ones_like(image[:, :, :1, :1]), torch.zeros_like(image[:, :, :1, :1])
+    quantiles = torch.tensor([0.25, 0.5, 0.75], device=image.device, dtype=image.dtype)
+    for k in range(len(image)):
+        values = image[k][brain[k]]
+        if len(values):
+            low, middle, high = torch.quantile(values, quantiles)
+            scale[k] = SPREAD / (high - low).clamp(min=1e-3)
+            shift[k] = MEDIAN - middle * scale[k]
+    return (image * scale + shift) * brain, scale, shift
+
+
+def mirror(
+    image: torch.Tensor, brain: torch.Tensor, generator: torch.Generator, probability: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each slice mirrored left-right with ``probability``."""
+    happens = (torch.rand((len(image), 1, 1, 1), generator=generator) < probability).to(image.device)
+    return torch.where(happens, image.flip(-1), image), torch.where(happens, brain.flip(-1), brain)
+
+
+def move(
+    image: torch.Tensor,
+    brain: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float = 10.0,
+    shift: float = 0.1,
+    scale: float = 0.1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slices rotated by up to ``degrees``, shifted by up to ``shift`` of the side, scaled by up to ``1 ± scale``."""
+    count = len(image)
+    angle = uniform((count,), -degrees, degrees, generator) * (math.pi / 180)
+    offset = uniform((count, 2), -shift, shift, generator) * 2  # the grid spans 2
+    zoom = 1 / uniform((count,), 1 - scale, 1 + scale, generator)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    affine = torch.stack([torch.stack([cos, -sin, offset[:, 0]], 1), torch.stack([sin, cos, offset[:, 1]], 1)], 1)
+    grid = F.affine_grid(affine.to(image.device), list(image.shape), align_corners=False)
+    both = F.grid_sample(torch.cat([image, brain.to(image.dtype)], 1), grid, padding_mode="zeros", align_corners=False)
+    mask = both[:, 1:] >= 0.5
+    return both[:, :1] * mask, mask
+
+
+def signed_map(residual: torch.Tensor, sign: str, sigma: float, smooth: str = "magnitude") -> torch.Tensor:
+    """The anomaly map of a signed residual ``x - x_healthy``.
+
+    Args:
+        residual: (B, 1, H, W), 0 outside the brain.
+        sign: "abs", "positive" (brighter than healthy) or "negative".
+        sigma: Gaussian smoothing in px, 0: none.
+        smooth: "magnitude" smooths the chosen part of the residual, "signed" smooths the residual before the choice.
+    """
+    if smooth == "signed":
+        residual = gaussian_blur(residual, sigma)
+    part = {"abs": residual.abs(), "positive": residual.clamp(min=0), "negative": (-residual).clamp(min=0)}[sign]
+    return part if smooth == "signed" else gaussian_blur(part, sigma)

@@ -1,0 +1,287 @@
+"""Variational autoencoder with a dense latent (methods.md §4; Baur et al. 2021, Med. Image Anal. 69, 101952)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from pydantic import model_validator
+
+from adbench.methods.base import FitReport, Method, Resources
+from adbench.params import ParamSet, param
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from adbench.datasets.slices import SliceBatch, SliceSet
+
+
+class VAEParams(ParamSet):
+    image_size: int = param(
+        128,
+        "Side of the network's square grid; slices are resized to it.",
+        unit="px",
+        source="Baur 2021",
+        ge=32,
+        le=512,
+    )
+    channels: tuple[int, ...] = param(
+        (32, 64, 128, 128, 128),
+        "Channels of the stride-2 blocks, one entry a block.",
+        source="Baur 2021, UPD",
+        min_length=1,
+        max_length=7,
+    )
+    latent: int = param(128, "Length of the dense latent.", source="Baur 2021", ge=1, le=4096)
+    kl_weight: float = param(
+        1e-3,
+        "Weight of the divergence (mean over the latent) beside the reconstruction error (mean over the pixels).",
+        source="methods.md §4",
+        ge=0,
+        le=10,
+    )
+    scoring: Literal["reconstruction", "restoration"] = param(
+        "reconstruction",
+        "Compare with the decoded mean, or with the decoded latent that gradient descent on the latent's ELBO reaches.",
+        source="Baur 2021, Chen 2020",
+    )
+    restoration_steps: int = param(
+        50, "Gradient steps of the restoration.", unit="steps", source="adbench", ge=1, le=10_000
+    )
+    restoration_lr: float = param(0.1, "Step size (Adam) of the restoration.", source="adbench", gt=0, le=10)
+    prior_weight: float = param(
+        1e-3,
+        "Weight of the mean of z²/2 beside the L1 error in the restoration; larger stays nearer the healthy mean.",
+        source="adbench (kl_weight)",
+        ge=0,
+        le=10,
+    )
+    residual: Literal["abs", "ssim"] = param(
+        "abs", "Map: absolute difference, or (1 - SSIM)/2 with an 11 px window of sigma 1.5 px.", source="methods.md §4"
+    )
+    standardise: bool = param(
+        False,
+        "Shift and scale each slice so that its brain has median 0.5 and interquartile range 0.15.",
+        source="adbench",
+    )
+    steps: int = param(20_000, "Optimiser steps.", unit="steps", source="adbench", ge=1)
+    batch: int = param(32, "Slices a step.", unit="slices", source="adbench", ge=1, le=4096)
+    lr: float = param(1e-4, "Peak learning rate of Adam.", source="Baur 2021", gt=0, le=1)
+    warmup: int = param(0, "Linear warm-up.", unit="steps", source="adbench", ge=0)
+    schedule: Literal["constant", "cosine"] = param("constant", "Learning rate after warm-up.", source="Baur 2021")
+    ema: float = param(0.0, "Decay of the averaged weights, 0: none.", source="adbench", ge=0, lt=1)
+    clip: float = param(1.0, "Largest gradient norm, 0: not clipped.", source="adbench", ge=0)
+    augment: bool = param(False, "Rotate, shift, brighten and contrast training slices.", source="methods.md §1")
+    sigma: float = param(
+        0.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50
+    )
+
+    @model_validator(mode="after")
+    def _halves_evenly(self) -> Self:
+        if self.image_size % 2 ** len(self.channels) or any(c < 8 or c % 8 for c in self.channels):
+            raise ValueError(
+                f"image_size must be a multiple of {2 ** len(self.channels)} (one halving a block) and channels multiples of 8"
+            )
+        return self
+
+
+def build_network(params: VAEParams) -> nn.Module:
+    """((B, 1, S, S), unit normal (B, latent) or None) -> (reconstruction, mean, log-variance); ``decode`` takes latents.
+
+    A block is a 4x4 stride-2 convolution (transposed in the decoder), GroupNorm with 8 groups and LeakyReLU.
+    """
+    from torch import nn
+
+    def active(channels: int) -> list[nn.Module]:
+        return [nn.GroupNorm(8, channels), nn.LeakyReLU(0.2, inplace=True)]
+
+    side, last = params.image_size // 2 ** len(params.channels), params.channels[-1]
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            layers: list[nn.Module] = []
+            before = 1
+            for channels in params.channels:
+                layers += [nn.Conv2d(before, channels, 4, stride=2, padding=1), *active(channels)]
+                before = channels
+            self.encoder = nn.Sequential(*layers, nn.Flatten(), nn.Linear(last * side * side, 2 * params.latent))
+            layers = [nn.Linear(params.latent, last * side * side), nn.Unflatten(1, (last, side, side)), *active(last)]
+            for channels in reversed(params.channels[:-1]):
+                layers += [nn.ConvTranspose2d(before, channels, 4, stride=2, padding=1), *active(channels)]
+                before = channels
+            self.decoder = nn.Sequential(*layers, nn.ConvTranspose2d(before, 1, 4, stride=2, padding=1))
+
+        def forward(
+            self, image: torch.Tensor, draw: torch.Tensor | None = None
+        ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+            mean, logvar = self.encoder(image).chunk(2, dim=1)
+            logvar = logvar.clamp(-20, 10)
+            latent = mean if draw is None else mean + (0.5 * logvar).exp() * draw
+            return self.decoder(latent), mean, logvar
+
+        def decode(self, latent: torch.Tensor) -> torch.Tensor:
+            return self.decoder(latent)
+
+    return Network()
+
+
+def divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
+    """KL(N(mean, exp(logvar)) || N(0, 1)) in nats, averaged over the latent and the batch."""
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+
+
+class VAE(Method):
+    """An autoencoder whose latent is drawn towards a unit normal; lesions have no place in it, the map is the residual.
+
+    Training: ``min mean|x - D(z)| + w KL(q(z|x) || N(0, 1))``, z sampled, w = 1e-3 on the scale of per-pixel means.
+    Test, ``reconstruction``: map ``|x - D(mu(x))|``. ``restoration``: ``z* = argmin mean|x - D(z)| + v mean(z²)/2`` by
+    gradient descent from mu(x), map ``|x - D(z*)|``: the most probable healthy slice near x, in the encoder's stead.
+
+    Variants: ``scoring``, ``residual`` abs | ssim, ``standardise``.
+    Deviations: the restoration descends on the latent, not on the pixels (Chen 2020 adds a total-variation term there).
+    Published: per-volume Dice .15-.33 on BraTS T2, trained on IXI.
+    """
+
+    name = "vae"
+    Params = VAEParams
+    params: VAEParams
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {
+            "image_size": 96,
+            "channels": (16, 32, 64, 64, 64),
+            "steps": 400,
+            "batch": 16,
+            "lr": 2e-3,
+            "warmup": 20,
+            "schedule": "cosine",
+            "standardise": True,
+            "sigma": 5.0,
+        },
+        "base": {"standardise": True, "sigma": 3.0},
+        "paper": {},
+    }
+    _network: nn.Module
+
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        import torch
+
+        from adbench.methods import imaging, slicewise, training
+        from adbench.methods.resident import Pictures
+
+        p = self.params
+        size = (p.image_size, p.image_size)
+        pictures = Pictures(train, size, self.ctx.device)
+        healthy = Pictures(val.limited(512), size, self.ctx.device) if val is not None and len(val) else None
+        with training.seeded(self.ctx.seed, self.name, "init"):
+            network = build_network(p)
+
+        def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
+            image, brain = pictures.get(indices)
+            if p.augment:
+                image, brain = imaging.augment(image, brain, generator)
+            if p.standardise:
+                image = slicewise.standardise(image, brain)[0]
+            return {"image": image, "draw": torch.randn((len(image), p.latent), generator=generator).to(image.device)}
+
+        def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+            recon, mean, logvar = module(batch["image"], batch["draw"])
+            return (recon - batch["image"]).abs().mean() + p.kl_weight * divergence(mean.float(), logvar.float())
+
+        def validate(module: nn.Module) -> float:
+            assert healthy is not None
+            total = 0.0
+            for start in range(0, len(healthy), 64):
+                image, brain = healthy.get(torch.arange(start, min(start + 64, len(healthy))))
+                if p.standardise:
+                    image = slicewise.standardise(image, brain)[0]
+                recon, mean, logvar = module(image)
+                value = (recon - image).abs().mean() + p.kl_weight * divergence(mean.float(), logvar.float())
+                total += float(value) * len(image)
+            return total / len(healthy)
+
+        stage = training.Stage(
+            name="vae",
+            module=network,
+            samples=len(pictures),
+            draw=draw,
+            loss=loss,
+            validate=validate if healthy else None,
+            plan=training.Plan(
+                steps=p.steps,
+                batch=p.batch,
+                lr=p.lr,
+                optimizer="adam",
+                schedule=p.schedule,
+                warmup=p.warmup,
+                clip=p.clip,
+                ema=p.ema,
+            ),
+            identity={"params": p.model_dump(mode="json"), "train": train.digest, "val": val.digest if val else None},
+        )
+        result = training.train_stage(stage, self.ctx)
+        self._network = network
+        return training.report([("vae", result)], [network])
+
+    def _restored(self, image: torch.Tensor) -> torch.Tensor:
+        """The decoded latents that descend on ``mean|x - D(z)| + v mean(z²)/2``, each slice for itself."""
+        import torch
+
+        p, network = self.params, self._network
+        with torch.inference_mode(False), torch.enable_grad():
+            picture = image.clone()  # made in inference mode, it could not take part in a gradient
+            latent = network(picture)[1].detach().requires_grad_()
+            optimizer = torch.optim.Adam([latent], lr=p.restoration_lr)
+            for _ in range(p.restoration_steps):
+                error = (network.decode(latent) - picture).abs().mean(dim=(1, 2, 3))
+                energy = error + p.prior_weight * 0.5 * latent.square().mean(dim=1)
+                (latent.grad,) = torch.autograd.grad(energy.sum(), latent)
+                optimizer.step()
+            return network.decode(latent).detach()
+
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        import torch
+
+        from adbench.methods import imaging, perceptual, slicewise
+
+        p = self.params
+        grid = (batch.image.shape[-2], batch.image.shape[-1])
+        size = (p.image_size, p.image_size)
+        with torch.inference_mode():
+            image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
+            scale, shift = torch.ones_like(image[:, :, :1, :1]), torch.zeros_like(image[:, :, :1, :1])
+            if p.standardise:
+                image, scale, shift = slicewise.standardise(image, brain)
+            recon = self._restored(image) if p.scoring == "restoration" else self._network(image)[0]
+            recon = recon * brain
+            residual = (image - recon).abs() if p.residual == "abs" else perceptual.ssim(recon, image)
+            maps = imaging.stretch(residual * brain, grid) * batch.brain
+            recon = imaging.stretch((recon - shift) / scale * brain, grid).clamp(0, 1) * batch.brain
+            return imaging.gaussian_blur(maps, p.sigma), recon
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[0]
+
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[1]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self._network.state_dict())
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        network = build_network(self.params)
+        network.load_state_dict(state)
+        self._network = network.eval().to(self.ctx.device)
+
+    @classmethod
+    def resources(cls, params: ParamSet) -> Resources:
+        return Resources(cpus=2.0, gpu_memory_gb=2.0)
+
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        return {
+            "lr": {"low": 3e-5, "high": 3e-3, "log": True},
+            "latent": {"choices": [32, 64, 128, 256]},
+            "kl_weight": {"low": 1e-5, "high": 1e-1, "log": True},
+            "sigma": {"low": 0.0, "high": 6.0},
+        }
