@@ -121,7 +121,7 @@ class Asymmetry(Method):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         import torch
 
-        from adbench.methods import slicewise
+        from adbench.methods import imaging, slicewise
         from adbench.methods.imaging import gaussian_blur
 
         p = self.params
@@ -129,7 +129,7 @@ class Asymmetry(Method):
             inside = batch.brain.to(batch.image.dtype)
             image = batch.image * inside
             if p.standardise:
-                image = slicewise.standardise(image, batch.brain)[0]
+                image, _ = imaging.standardise(image, batch.brain)
             smooth = gaussian_blur(image, p.presmooth) / gaussian_blur(inside, p.presmooth).clamp(min=1e-6) * inside
             line = midline(batch.brain, p.max_tilt)
             both = inside * (mirrored(inside, line) > 0.99)

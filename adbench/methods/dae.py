@@ -28,7 +28,11 @@ class DAEParams(ParamSet):
         le=512,
     )
     channels: tuple[int, ...] = param(
-        (64, 128, 256, 512), "Channels by level; each level halves the grid.", min_length=2, max_length=6
+        (64, 128, 256, 512),
+        "Channels by level; each level halves the grid.",
+        source="Kascenas 2022",
+        min_length=2,
+        max_length=6,
     )
     stem: int = param(
         1,
@@ -51,7 +55,7 @@ class DAEParams(ParamSet):
     )
     standardise: bool = param(
         False,
-        "Shift and scale each slice so that its brain has median 0.5 and interquartile range 0.15.",
+        "Every slice on one intensity scale: its brain's median at 0.4, its interquartile range 0.15 wide.",
         source="adbench",
     )
     loss: Literal["l1", "l2"] = param("l2", "Distance to the clean slice, inside the brain.", source="Kascenas 2022")
@@ -158,6 +162,14 @@ class DAE(Method):
         "base": {"steps": 20_000, "lr": 3e-4, "ema": 0.999, "standardise": True, "flip": True, "sigma": 5.0},
         "paper": {},
     }
+    smoke: ClassVar[dict[str, Any]] = {
+        "image_size": 32,
+        "channels": (8, 16),
+        "stem": 1,
+        "steps": 6,
+        "batch": 4,
+        "cells": 8,
+    }
     _network: nn.Module
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
@@ -168,23 +180,19 @@ class DAE(Method):
 
         p = self.params
         size = (p.image_size, p.image_size)
-        pictures = Pictures(train, size, self.ctx.device)
-        healthy = Pictures(val.limited(512), size, self.ctx.device) if val is not None and len(val) else None
+        pictures = Pictures(train, size, self.ctx.device, standardise=p.standardise)
+        healthy = None
+        if val is not None and len(val):
+            healthy = Pictures(val.limited(512), size, self.ctx.device, standardise=p.standardise)
         with training.seeded(self.ctx.seed, self.name, "init"):
             network = build_network(p.channels, p.stem)
 
         def noisy(indices: torch.Tensor, source: Pictures, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
             if vary and p.flip:
-                mirrored = (torch.rand((len(image), 1, 1, 1), generator=generator) < 0.5).to(image.device)
-                image, brain = (
-                    torch.where(mirrored, image.flip(-1), image),
-                    torch.where(mirrored, brain.flip(-1), brain),
-                )
+                image, brain = slicewise.mirror(image, brain, generator)
             if vary and p.augment:
                 image, brain = imaging.augment(image, brain, generator)
-            if p.standardise:
-                image = slicewise.standardise(image, brain)[0]
             added = noise.coarse(len(image), size, generator, cells=p.cells, std=p.noise_std).to(image.device)
             return {"noisy": image + added * brain, "image": image, "brain": brain}
 
@@ -238,12 +246,14 @@ class DAE(Method):
         size = (p.image_size, p.image_size)
         with torch.inference_mode():
             image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
-            scale, shift = torch.ones_like(image[:, :1, :1, :1]), torch.zeros_like(image[:, :1, :1, :1])
+            figures = None
             if p.standardise:
-                image, scale, shift = slicewise.standardise(image, brain)
+                image, figures = imaging.standardise(image, brain)
             recon = self._network(image) * brain
             residual = imaging.stretch((image - recon) * brain, grid) * batch.brain
-            recon = imaging.stretch((recon - shift) / scale * brain, grid).clamp(0, 1) * batch.brain
+            if figures is not None:
+                recon = imaging.unstandardise(recon, brain, figures)
+            recon = imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
             return slicewise.signed_map(residual, p.sign, p.sigma, p.smooth), recon
 
     def score(self, batch: SliceBatch) -> torch.Tensor:

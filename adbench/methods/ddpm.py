@@ -52,7 +52,7 @@ class DDPMParams(DiffusionParams):
     def _start_in_schedule(self) -> Self:
         if self.start is not None and self.start >= self.timesteps:
             raise ValueError(f"start must be below timesteps ({self.timesteps})")
-        if self.sampler_steps > self.first + 1:
+        if self.sampler == "ddim" and self.sampler_steps > self.first + 1:
             raise ValueError(f"sampler_steps may not exceed the {self.first + 1} steps from start to 0")
         return self
 
@@ -86,8 +86,8 @@ class DDPM(DiffusionMethod):
             "channels": (32, 64, 96),
             "attention": (False, False, False),
             "head_channels": 32,
-            "stem": 2,
-            "steps": 300,
+            "stem": 3,
+            "steps": 400,
             "lr": 1e-3,
             "warmup": 20,
             "decay": "cosine",
@@ -99,6 +99,14 @@ class DDPM(DiffusionMethod):
         "base": {"image_size": 96, "channels": (64, 128, 128), "steps": 30_000, "decay": "cosine", "sigma": 3.0},
         "paper": {"image_size": 96, "attention": (False, False, True), "steps": 100_000},
     }
+    smoke: ClassVar[dict[str, Any]] = {
+        "image_size": 32,
+        "channels": (32, 32),
+        "attention": (False, False),
+        "stem": 2,
+        "steps": 6,
+        "batch": 4,
+    }
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
@@ -108,7 +116,7 @@ class DDPM(DiffusionMethod):
         p = self.params
         grid = (batch.image.shape[-2], batch.image.shape[-1])
         with torch.inference_mode():
-            image, brain, scale, shift = self._enter(batch)
+            image, brain, figures = self._enter(batch)
             schedule = sampling.Schedule(p.schedule, p.timesteps)
             generators = self._generators(batch)
 
@@ -128,8 +136,7 @@ class DDPM(DiffusionMethod):
                 clean = sampling.denoise(schedule, x, times, self._predict_clean)
             recon = (clean + 1) / 2 * brain
             residual = imaging.stretch((image - recon) * brain, grid) * batch.brain
-            recon = imaging.stretch((recon - shift) / scale * brain, grid).clamp(0, 1) * batch.brain
-            return slicewise.signed_map(residual, p.sign, p.sigma), recon
+            return slicewise.signed_map(residual, p.sign, p.sigma), self._leave(recon, batch, brain, figures)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

@@ -54,7 +54,7 @@ class DiffusionParams(ParamSet):
     )
     standardise: bool = param(
         False,
-        "Shift and scale each slice so that its brain has median 0.5 and interquartile range 0.15.",
+        "Every slice on one intensity scale: its brain's median at 0.4, its interquartile range 0.15 wide.",
         source="adbench",
     )
     steps: int = param(50_000, "Optimiser steps.", unit="steps", source="adbench", ge=1)
@@ -141,8 +141,10 @@ class DiffusionMethod(Method):
         p = self.params
         size = (p.image_size, p.image_size)
         schedule = sampling.Schedule(p.schedule, p.timesteps)
-        pictures = Pictures(train, size, self.ctx.device)
-        healthy = Pictures(val.limited(256), size, self.ctx.device) if val is not None and len(val) else None
+        pictures = Pictures(train, size, self.ctx.device, standardise=p.standardise)
+        healthy = None
+        if val is not None and len(val):
+            healthy = Pictures(val.limited(256), size, self.ctx.device, standardise=p.standardise)
         with training.seeded(self.ctx.seed, self.name, "init"):
             network = build_unet(p)
 
@@ -150,8 +152,6 @@ class DiffusionMethod(Method):
             image, brain = source.get(indices)
             if vary and p.augment:
                 image, brain = slicewise.mirror(*slicewise.move(image, brain, generator), generator)
-            if p.standardise:
-                image = slicewise.standardise(image, brain)[0]
             clean = 2 * image - 1
             added = self._draw_noise(len(image), generator).to(image.device)
             t = torch.randint(p.timesteps, (len(image),), generator=generator)
@@ -219,19 +219,28 @@ class DiffusionMethod(Method):
         clean = out if self.params.target == "x0" else self._schedule.clean(x, out, t)
         return clean.clamp(-1, 1)
 
-    def _enter(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Slices and brains on the network's grid, and scale and shift of their intensities (B, 1, 1, 1)."""
-        import torch
-
-        from adbench.methods import imaging, slicewise
+    def _enter(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Slices and brains on the network's grid, and the figures that undo the standardisation (None: there was none)."""
+        from adbench.methods import imaging
 
         size = (self.params.image_size, self.params.image_size)
         image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
         if self.params.standardise:
-            image, scale, shift = slicewise.standardise(image, brain)
-        else:
-            scale, shift = torch.ones_like(image[:, :, :1, :1]), torch.zeros_like(image[:, :, :1, :1])
-        return image, brain, scale, shift
+            image, figures = imaging.standardise(image, brain)
+            return image, brain, figures
+        return image, brain, None
+
+    @staticmethod
+    def _leave(
+        recon: torch.Tensor, batch: SliceBatch, brain: torch.Tensor, figures: torch.Tensor | None
+    ) -> torch.Tensor:
+        """A reconstruction on the network's grid brought back to the grid and intensities of ``batch``."""
+        from adbench.methods import imaging
+
+        if figures is not None:
+            recon = imaging.unstandardise(recon, brain, figures)
+        grid = (batch.image.shape[-2], batch.image.shape[-1])
+        return imaging.stretch(recon * brain, grid).clamp(0, 1) * batch.brain
 
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]

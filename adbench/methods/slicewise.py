@@ -1,4 +1,4 @@
-"""Operations on single slices that several methods share: standardising, mirroring, affine augmentation, signed maps.
+"""Operations on single slices that several methods share: mirroring, affine augmentation, signed maps.
 
 Everything works on (B, 1, H, W) tensors on their own device and treats each slice by itself. The module imports torch;
 methods import it inside functions.
@@ -12,28 +12,6 @@ import torch
 import torch.nn.functional as F
 
 from adbench.methods.imaging import gaussian_blur, uniform
-
-MEDIAN, SPREAD = 0.5, 0.15
-
-
-def standardise(image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Slices whose brain has median 0.5 and interquartile range 0.15, background 0, not clipped.
-
-    Scanners give arbitrary intensities; robust statistics of the slice itself make residuals of two scanners comparable.
-
-    Returns:
-        The slices, and scale and shift (B, 1, 1, 1) with ``out = image * scale + shift`` inside the brain. A slice without
-        brain is left as it is.
-    """
-    scale, shift = torch.ones_like(image[:, :, :1, :1]), torch.zeros_like(image[:, :, :1, :1])
-    quantiles = torch.tensor([0.25, 0.5, 0.75], device=image.device, dtype=image.dtype)
-    for k in range(len(image)):
-        values = image[k][brain[k]]
-        if len(values):
-            low, middle, high = torch.quantile(values, quantiles)
-            scale[k] = SPREAD / (high - low).clamp(min=1e-3)
-            shift[k] = MEDIAN - middle * scale[k]
-    return (image * scale + shift) * brain, scale, shift
 
 
 def mirror(

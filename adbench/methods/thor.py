@@ -12,7 +12,6 @@ from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from adbench.datasets.slices import SliceBatch, SliceSet
 
@@ -123,8 +122,8 @@ class THOR(DiffusionMethod):
             "channels": (32, 64, 96),
             "attention": (False, False, False),
             "head_channels": 32,
-            "stem": 2,
-            "steps": 300,
+            "stem": 3,
+            "steps": 400,
             "lr": 1e-3,
             "warmup": 20,
             "decay": "cosine",
@@ -137,6 +136,15 @@ class THOR(DiffusionMethod):
         },
         "base": {"steps": 30_000, "decay": "cosine", "normalise": False, "sigma": 3.0},
         "paper": {"steps": 200_000},
+    }
+    smoke: ClassVar[dict[str, Any]] = {
+        "image_size": 32,
+        "channels": (32, 32),
+        "attention": (False, False),
+        "stem": 2,
+        "steps": 6,
+        "batch": 4,
+        "stride": 50,
     }
     _difference: Any = None
 
@@ -170,11 +178,10 @@ class THOR(DiffusionMethod):
 
         grid = (batch.image.shape[-2], batch.image.shape[-1])
         with torch.inference_mode():
-            image, brain, scale, shift = self._enter(batch)
+            image, brain, figures = self._enter(batch)
             maps, clean = self._walk(image, brain, self._generators(batch))
             maps = imaging.stretch(maps, grid) * batch.brain
-            recon = imaging.stretch((clean - shift) / scale * brain, grid).clamp(0, 1) * batch.brain
-            return imaging.gaussian_blur(maps, self.params.sigma), recon
+            return imaging.gaussian_blur(maps, self.params.sigma), self._leave(clean, batch, brain, figures)
 
     def _walk(
         self, image: torch.Tensor, brain: torch.Tensor, generators: list[torch.Generator]
