@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from adbench import registry
 from adbench.errors import UserError, unknown
+from adbench.metrics.definitions import DEFINITIONS
 from adbench.params import ParamSet
 from adbench.protocols import PROTOCOLS
 
@@ -23,7 +24,8 @@ def listing(kind: str) -> list[dict[str, str]]:
         raise unknown("kind", kind, KINDS)
     if kind == "protocols":
         return [{"name": p.name, "summary": p.summary, "origin": "built-in", "problem": ""} for p in PROTOCOLS.values()]
-    return [
+    built_in = DEFINITIONS.items() if kind == "metrics" else ()
+    return [{"name": name, "summary": line, "origin": "built-in", "problem": ""} for name, line in built_in] + [
         {
             "name": entry.name,
             "summary": registry.summary(entry),
@@ -102,8 +104,20 @@ def description(name: str) -> dict[str, Any]:
             "presets": presets,
             "scope": scope,
         }
+    if name in DEFINITIONS:
+        where = "docs/metrics.md has the formula"
+        doc = DEFINITIONS[name]
+        return {
+            "kind": "metric",
+            "name": name,
+            "doc": doc,
+            "facts": {"formula": where},
+            "params": [],
+            "presets": {},
+            "scope": "",
+        }
     known = [n for kind in ("methods", "datasets", "metrics") for n in registry.entries(kind)]  # type: ignore[arg-type]
-    error: UserError = unknown("name", name, [*known, *PROTOCOLS])
+    error: UserError = unknown("name", name, [*known, *PROTOCOLS, *DEFINITIONS])
     raise error
 
 

@@ -25,7 +25,7 @@ from adbench.methods.base import Method
 from adbench.metrics.base import Metric
 from adbench.metrics.evaluate import Estimate, Evaluation, choose_thresholds, evaluate
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.plots import pr_plot
+from adbench.metrics.plots import all_plots
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.params import build
 from adbench.planning import Plan
@@ -35,7 +35,8 @@ from adbench.scoring import ScoredSubject, score_subjects
 from adbench.spec import Source
 
 log = logging.getLogger("adbench")
-OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json", "samples.png", "pr.png"}
+PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
+OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json"} | PLOTS
 
 
 def run_cell(
@@ -214,7 +215,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
     with clock.phase("pictures"):
         threshold = evaluation.thresholds.get("val")
         pictures.sample_sheet(scored.samples, folder / "samples.png", title, threshold)
-        pr_plot(scored.test, evaluation, folder / "pr.png")
+        not_drawn = all_plots(scored.test, evaluation, folder, spatial=scored.spatial)
     scored.test.to_npz(folder / "histograms.npz")
     scored.spatial.to_json(folder / "spatial.json")
     if scored.threshold is not None:
@@ -251,7 +252,8 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         prevalence=evaluation.prevalence,
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
-        notes=evaluation.notes,
+        brackets=evaluation.brackets,
+        notes=evaluation.notes + not_drawn,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],

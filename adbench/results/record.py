@@ -70,6 +70,7 @@ class Record(_Part):
     metrics: dict[str, Number]
     strata: dict[str, dict[str, dict[str, Number]]]  # grouping (lesion_size, site) -> group -> metrics of its subjects
     prevalence: float  # share of lesion voxels among the test brain voxels: the chance level of auprc
+    brackets: dict[str, tuple[float, float]]  # where the number of the unbinned scores provably lies
     thresholds: dict[str, float]  # by rule ("val", "best", ...), in units of the map
     subjects: list[dict[str, Any]]  # one row a test subject
     notes: list[str]  # remarks of the evaluation

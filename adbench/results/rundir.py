@@ -5,7 +5,8 @@
     OUT/<protocol>/<dataset>-<modality>/<method>-<preset>-seed<seed>-<run key>/
         record.json      written last: the run is complete when it is there and its key matches
         failure.json     the last failed attempt, with its traceback; removed by a success
-        config.yaml  histograms.npz  val_histograms.npz  spatial.json  samples.png  pr.png
+        config.yaml  histograms.npz  val_histograms.npz  spatial.json
+        samples.png  pr.png  roc.png  dice.png  lesion_recall.png  froc.png
     OUT/fits/<method>-<fit key>/
         fit.json         written last: the fit is complete
         model.safetensors  method.json  <stage>/ checkpoints
