@@ -88,3 +88,45 @@ def test_run_without_maps_says_how_to_get_them(cli: Cli, slices: Path, tmp_path:
     cli(*arguments, "--out", tmp_path / "runs", "--save-maps")  # the record is there, the maps are not: they are made
     assert (folder / "maps.npy").exists()
     assert cli("eval", folder, "--protocol", "upd")[0] == 0
+
+
+def nifti_cases(root: Path, names: list[str], seed: int) -> None:
+    import nibabel as nib
+
+    rng = np.random.default_rng(seed)
+    affine = np.diag([1.0, 1.0, 2.0, 1.0])
+    for name in names:
+        brain = np.zeros((20, 22, 8), np.uint8)
+        brain[3:17, 3:19, 1:7] = 1
+        lesion = np.zeros_like(brain)
+        top, left = rng.integers(5, 11, 2)
+        lesion[top : top + 4, left : left + 4, 2:5] = 1
+        maps = rng.normal(0, 1, brain.shape) + 2.0 * lesion
+        for kind, array in (("maps", maps.astype(np.float32)), ("masks", lesion), ("brain", brain)):
+            (root / kind).mkdir(parents=True, exist_ok=True)
+            nib.save(nib.Nifti1Image(array, affine), root / kind / f"{name}.nii.gz")
+
+
+def test_a_strangers_nifti_maps_give_table_json_and_plots(cli: Cli, tmp_path: Path) -> None:
+    nifti_cases(tmp_path / "test", [f"sub-{n}" for n in range(6)], 0)
+    nifti_cases(tmp_path / "val", [f"sub-{n}" for n in range(10, 14)], 1)
+    arguments = [
+        "eval", "--maps", tmp_path / "test/maps", "--masks", tmp_path / "test/masks", "--brain", tmp_path / "test/brain",
+        "--val-maps", tmp_path / "val/maps", "--val-masks", tmp_path / "val/masks", "--val-brain", tmp_path / "val/brain",
+        "--out", tmp_path / "scores",
+    ]  # fmt: skip
+    code, out, _ = cli(*arguments, "--protocol", "upd")
+    assert code == 0
+    for words in ("auprc", "dice@val", "oracle", "as published: upd"):
+        assert words in out
+    names = {path.name for path in (tmp_path / "scores").iterdir()}
+    assert {"metrics.json", "histograms.npz", "pr.png", "roc.png", "dice.png", "froc.png"} <= names
+    shown = json.loads(cli(*arguments, "--json")[1])
+    assert 0.3 < shown["evaluation"]["metrics"]["auprc"]["value"] < 0.95
+    assert shown["evaluation"]["metrics"]["dice@val"]["n"] == 6
+
+    (tmp_path / "test/masks/sub-3.nii.gz").unlink()
+    code, _, err = cli(*arguments)
+    assert code == 2
+    assert "sub-3" in err
+    assert "--labels 'x'" in cli(*arguments, "--labels", "x")[2]
