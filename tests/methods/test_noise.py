@@ -1,0 +1,107 @@
+"""Noise fields: statistics, determinism, and a NumPy simplex to compare with."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from adbench.methods import noise
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def correlation(field: torch.Tensor, lag: int) -> float:
+    """Correlation of pixels ``lag`` px apart along a row."""
+    a, b = field[..., :-lag].flatten(), field[..., lag:].flatten()
+    return float((a * b).mean() / (field**2).mean())
+
+
+def numpy_simplex(x: float, y: float, order: np.ndarray, angle: np.ndarray) -> float:
+    """2-D simplex noise at one point, from its textbook description: three corners, radial kernel, gradient ramp."""
+    f, g = 0.5 * (math.sqrt(3) - 1), (3 - math.sqrt(3)) / 6
+    i, j = math.floor(x + (x + y) * f), math.floor(y + (x + y) * f)
+    inside = x - i > y - j
+    total = 0.0
+    for a, b in [(0, 0), (1, 0) if inside else (0, 1), (1, 1)]:
+        corner = np.array([i + a, j + b], float)
+        corner -= corner.sum() * g  # back to the plane
+        dx, dy = x - corner[0], y - corner[1]
+        phi = angle[order[(i + a + order[(j + b) % 256]) % 256]]
+        total += max(0.0, 0.5 - dx * dx - dy * dy) ** 4 * (math.cos(phi) * dx + math.sin(phi) * dy)
+    return 99.2 * total
+
+
+def test_simplex_equals_numpy_point_by_point() -> None:
+    shape = noise.Simplex(octaves=3, persistence=0.7, wavelength=9.0)
+    field = noise.simplex(1, (12, 10), generator(4), shape, unit=False)[0, 0]
+    draws = generator(4)
+    order = torch.rand((1, 256), generator=draws, dtype=torch.float64).argsort(dim=1)[0].numpy()
+    angle = (torch.rand((1, 256), generator=draws) * 2 * math.pi)[0].numpy()
+    offset = (torch.rand((1, 3, 2), generator=draws) * 256)[0].numpy()
+    for row, column in [(0, 0), (3, 7), (11, 9), (6, 2)]:
+        expected = sum(
+            0.7**k * numpy_simplex(column * 2**k / 9 + offset[k, 1], row * 2**k / 9 + offset[k, 0], order, angle)
+            for k in range(3)
+        )
+        assert float(field[row, column]) == pytest.approx(expected, abs=2e-3)  # float32 at coordinates up to 256
+
+
+def test_simplex_statistics() -> None:
+    one = noise.simplex(60, (64, 64), generator(), noise.Simplex(octaves=1, wavelength=8.0), unit=False)
+    assert float(one.abs().max()) <= 1.0
+    assert float(one.abs().max()) > 0.95
+    assert abs(float(one.mean())) < 0.01
+    assert float(one.std()) == pytest.approx(noise.SIMPLEX_STD, rel=0.03)
+    unit = noise.simplex(200, (64, 64), generator(1), noise.Simplex(wavelength=32.0))
+    assert float(unit.std()) == pytest.approx(1.0, rel=0.06)
+
+
+def test_simplex_correlation_follows_the_wavelength() -> None:
+    def half_width(wavelength: float) -> int:
+        field = noise.simplex(100, (16, 96), generator(2), noise.Simplex(octaves=1, wavelength=wavelength))
+        return next(lag for lag in range(1, 90) if correlation(field, lag) < 0.5)
+
+    short, long = half_width(12.0), half_width(36.0)
+    assert long / short == pytest.approx(3.0, rel=0.25)
+    white = noise.gaussian(50, (32, 32), generator(3))
+    assert abs(correlation(white, 1)) < 0.02
+
+
+def test_octaves_add_fine_structure() -> None:
+    coarse = noise.simplex(40, (64, 64), generator(5), noise.Simplex(octaves=1, wavelength=32.0))
+    fine = noise.simplex(40, (64, 64), generator(5), noise.Simplex(octaves=5, wavelength=32.0))
+    assert correlation(coarse, 2) > 0.9 > correlation(fine, 2) > 0.2
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "simplex"])
+def test_a_slice_has_its_own_noise_in_any_batch(kind: str) -> None:
+    draw = noise.gaussian if kind == "gaussian" else noise.simplex
+    pair = draw(2, (16, 16), noise.per_slice([11, 12]))
+    alone = draw(1, (16, 16), noise.per_slice([12]))
+    assert torch.equal(pair[1:], alone)
+    assert not torch.equal(pair[:1], alone)
+
+
+def test_coarse_noise_statistics() -> None:
+    field = noise.coarse(600, (48, 48), generator(), cells=12, std=0.3)
+    assert field.shape == (600, 1, 48, 48)
+    assert abs(float(field.mean())) < 0.005
+    # Bilinear interpolation at a uniform place: E[(1-u)² + u²] = 2/3 of the variance along each axis.
+    assert float(field.std()) == pytest.approx(0.3 * 2 / 3, rel=0.03)
+    per_pixel = field.std(dim=0)
+    assert float(per_pixel.min()) > 0.85 * 0.2  # the lattice is not tied to the picture
+    # Autocorrelation at lag d (in cells, d < 1) of the stretched noise is the cubic B-spline 1 - 3d²/2 + 3d³/4.
+    for lag in (1, 2, 3):
+        d = lag / 4
+        assert correlation(field, lag) == pytest.approx(1 - 1.5 * d**2 + 0.75 * d**3, abs=0.03)
+
+
+def test_coarse_noise_is_deterministic_and_differs_between_slices() -> None:
+    first, second = noise.coarse(2, (32, 32), generator(7)), noise.coarse(2, (32, 32), generator(7))
+    assert torch.equal(first, second)
+    assert not torch.equal(first[0], first[1])
