@@ -379,3 +379,31 @@ def test_parameters_are_read_without_torch() -> None:
         "assert not {'torch', 'diffusers', 'monai'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_codec_with_a_base_starts_as_averaging_and_interpolation() -> None:
+    from adbench.methods.madad.autoencoder import new_codec
+
+    codec = new_codec((16, 16), 1, 2, False, patch=2, base=True).eval()
+    image = torch.rand(2, 1, 16, 16) * 2 - 1
+    with torch.no_grad():
+        mean, _ = codec.encode(image)
+        assert mean.shape == (2, 2, 4, 4)
+        assert torch.equal(mean[:, :1], torch.nn.functional.avg_pool2d(image, 4))
+        smooth = torch.nn.functional.interpolate(mean[:, :1], scale_factor=4, mode="bilinear")
+        assert torch.allclose(codec.decode(mean), smooth, atol=1e-6)
+
+
+def test_standardised_slices_ignore_gain_and_are_undone() -> None:
+    from adbench.methods import imaging
+
+    batch = make_set(4).batch(slice(None))
+    one, figures = imaging.standardise(batch.image, batch.brain)
+    other, _ = imaging.standardise((batch.image * 0.5 + 0.2) * batch.brain, batch.brain)
+    assert torch.allclose(one, other, atol=1e-3)
+    assert torch.allclose(imaging.unstandardise(one, batch.brain, figures), batch.image, atol=0.02)
+    values = one[0][batch.brain[0]]
+    assert float(values.median()) == pytest.approx(0.4, abs=0.01)
+    assert float(values.quantile(0.75) - values.quantile(0.25)) == pytest.approx(0.15, abs=0.01)
+    empty, _ = imaging.standardise(batch.image, torch.zeros_like(batch.brain))
+    assert float(empty.abs().max()) == 0

@@ -19,11 +19,13 @@ class LatentCodec(nn.Module):
     Args:
         config: keyword arguments of ``AutoencoderKL``.
         patch: side of the pixel blocks that become channels before the autoencoder; 1 leaves the picture as it is.
+        base: the first latent channel is the mean of the cell's pixels, and the decoder adds to its interpolation; the
+            autoencoder learns the rest. Without it no channel has a fixed meaning.
     """
 
-    def __init__(self, config: dict[str, Any], patch: int = 1) -> None:
+    def __init__(self, config: dict[str, Any], patch: int = 1, base: bool = False) -> None:
         super().__init__()
-        self.patch = patch
+        self.patch, self.base = patch, base
         self.config = {key: value for key, value in config.items() if not key.startswith("_")}
         self.vae: Any = AutoencoderKL(**self.config)
 
@@ -40,11 +42,17 @@ class LatentCodec(nn.Module):
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean and standard deviation (B, C, H/f, W/f) of the posterior of pictures (B, 1, H, W) in [-1, 1]."""
         posterior = self.vae.encode(nn.functional.pixel_unshuffle(image, self.patch)).latent_dist
-        return posterior.mean, posterior.std
+        if not self.base:
+            return posterior.mean, posterior.std
+        means = nn.functional.avg_pool2d(image, self.factor).to(posterior.mean.dtype)
+        return torch.cat([means, posterior.mean[:, 1:]], dim=1), posterior.std
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
         """Pictures (B, 1, H, W), about [-1, 1], of unscaled latents."""
-        return nn.functional.pixel_shuffle(self.vae.decode(latent).sample, self.patch)
+        picture = nn.functional.pixel_shuffle(self.vae.decode(latent).sample, self.patch)
+        if not self.base:
+            return picture
+        return picture + nn.functional.interpolate(latent[:, :1], scale_factor=self.factor, mode="bilinear")
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstruction from a posterior sample made with ``noise``, and the posterior's mean and standard deviation."""
@@ -53,10 +61,10 @@ class LatentCodec(nn.Module):
 
 
 def new_codec(
-    channels: Sequence[int], layers: int, latent_channels: int, attention: bool, patch: int = 1
+    channels: Sequence[int], layers: int, latent_channels: int, attention: bool, patch: int = 1, base: bool = False
 ) -> LatentCodec:
     """An untrained codec. (128, 256, 512, 512), 2 layers, 4 latent channels, attention: KL-f8, 83.65 M parameters."""
-    return LatentCodec(
+    codec = LatentCodec(
         {
             "in_channels": patch**2,
             "out_channels": patch**2,
@@ -69,7 +77,12 @@ def new_codec(
             "mid_block_add_attention": attention,
         },
         patch,
+        base,
     )
+    if base:  # start as plain averaging and interpolation
+        nn.init.zeros_(codec.vae.decoder.conv_out.weight)
+        nn.init.zeros_(codec.vae.decoder.conv_out.bias)
+    return codec
 
 
 def grey(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -267,7 +267,7 @@ def fit(
     scale = None
     if p.autoencoder == "train":
         with training.seeded(ctx.seed, "madad", "autoencoder"):
-            codec = new_codec(p.ae_channels, p.ae_layers, p.latent_channels, p.ae_attention, p.ae_patch)
+            codec = new_codec(p.ae_channels, p.ae_layers, p.latent_channels, p.ae_attention, p.ae_patch, p.ae_base)
     else:
         codec, scale = pretrained_codec(p.autoencoder)
         try:
