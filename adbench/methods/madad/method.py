@@ -220,7 +220,7 @@ class MADAD(Method):
         #     its latent is an arbitrary code, and noise in it looks like nothing that a lesion does.
         #   standardised slices, f8, 1 channel: .14; the same with KL weight .3: .08.
         #   the same with ae_base (the channel is the brightness of its cell): .474; with threshold .3 .486; the phantom's
-        #     validation split has .793 and .777. On the test splits, looked at once: strokes .421, phantom .651.
+        #     validation split has .793 and .777. On the test splits, which decided nothing: strokes .421, phantom .651.
         #   restoring unflagged cells: .706 for .777 on the phantom; λ was not searched beyond BCE with .01.
         "tiny": {
             "image_size": 128,
