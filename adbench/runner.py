@@ -123,7 +123,7 @@ def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
         method = cls(build(cls.Params, f"method {cell.spec.method}", cell.spec.params), ctx)
         start = time.perf_counter()
         report = method.fit(cell.data.train, cell.data.val)
-        seconds = time.perf_counter() - start
+        seconds = report.earlier_seconds + time.perf_counter() - start
         method.save(cell.fit_folder)
         stored = {"fit_key": cell.fit_key, "seconds": seconds, "memory": _peak_memory(ctx.device), **asdict(report)}
         write_json(cell.fit_folder / rundir.FIT, stored)

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adbench import registry
 from adbench.hashing import digest, digest_file
+from adbench.methods.base import SHARED
 from adbench.protocols import Protocol
 
 if TYPE_CHECKING:
@@ -65,17 +66,18 @@ class CellSpec(BaseModel):
 def source_digest(kind: registry.Kind, name: str) -> str:
     """Hash of the source of the class called ``name``: its module, or its whole package when it lives in one of its own.
 
-    The files that every method shares (the contract and the training loop) count too.
+    The files that every method shares (:data:`adbench.methods.base.SHARED`) count too.
     """
     cls = registry.load(kind, name)
     spec = importlib.util.find_spec(cls.__module__)
     assert spec is not None
     assert spec.origin is not None
     module = Path(spec.origin)
-    shared = Path(__file__).parent / "methods"
-    own_package = (module.parent / "__init__.py").exists() and module.parent != shared
+    methods = Path(__file__).parent / "methods"
+    own_package = (module.parent / "__init__.py").exists() and module.parent != methods
     files = sorted(module.parent.rglob("*.py")) if own_package else [module]
-    files += [path for path in (shared / "base.py", shared / "training.py") if path not in files]
+    if kind == "methods":
+        files += [path for path in (methods / shared for shared in SHARED) if path not in files]
     return digest([[path.name, digest_file(path)] for path in files])
 
 
@@ -88,6 +90,7 @@ def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[
         "method_source": source_digest("methods", spec.method),
         "preset": spec.preset,
         "params": spec.params,
+        "files": [digest_file(path) for path in cls.files(cls.resolve(spec.preset, spec.params))],
         "seed": spec.seed,
         "modality": spec.modality,
         "train_slices": train.digest,

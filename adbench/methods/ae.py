@@ -116,6 +116,7 @@ class AE(Method):
         "base": {},
         "paper": {},
     }
+    smoke: ClassVar[dict[str, Any]] = {"image_size": 64, "channels": (8, 16, 16), "steps": 6}
     _network: nn.Sequential
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:

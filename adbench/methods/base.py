@@ -40,12 +40,14 @@ class FitReport:
         parameters: trainable and frozen parameters of the fitted model.
         best: figures of the checkpoint kept, e.g. {"unet.step": 900, "unet.val_loss": 0.12}.
         curves: per stage, the logged points, e.g. {"unet": [{"step": 50, "loss": .3, "val_loss": .2}, ...]}.
+        earlier_seconds: training time of interrupted attempts that this fit went on from.
     """
 
     steps: int = 0
     parameters: int = 0
     best: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    earlier_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,11 @@ class Method(ABC):
     def resources(cls, params: ParamSet) -> Resources:
         """What one run with ``params`` asks for."""
         return Resources()
+
+    @classmethod
+    def files(cls, params: ParamSet) -> list[Path]:
+        """Files that ``params`` name and that decide the fit (pre-trained weights); their content enters its key."""
+        return []
 
     @classmethod
     def budget(cls, params: ParamSet) -> int | None:

@@ -131,14 +131,14 @@ class StageResult:
         curve: logged points: step, loss (mean since the last point), lr, and val_loss where it was taken.
         best_step: optimiser steps done when the kept weights were taken.
         best_loss: their validation figure; None without validation.
-        seconds: time spent in this process, for the throughput.
+        earlier_seconds: time spent on the stage by interrupted attempts that it went on from.
     """
 
     steps: int
     curve: list[dict[str, float]]
     best_step: int
     best_loss: float | None
-    seconds: float
+    earlier_seconds: float
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
@@ -223,6 +223,7 @@ class _Run:
                 torch.optim.Adam(stage.opponent.module.parameters(), lr=stage.opponent.lr, betas=(0.5, 0.9)),
             )
         self.step = 0
+        self.begin, self.earlier_seconds = time.perf_counter(), 0.0
         self.parts = self.plan.accumulate
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] | None = None
@@ -262,6 +263,7 @@ class _Run:
             "losses": self.losses,
             "best_step": self.best_step,
             "best_loss": None if self.best_loss == math.inf else self.best_loss,
+            "seconds": self.earlier_seconds + time.perf_counter() - self.begin,
         }
         self.folder.write(self.step, figures, None if finished else self._state(), self.best, self.best_step)
 
@@ -276,6 +278,7 @@ class _Run:
         if self.stage.validate is not None:
             self.best_loss = math.inf if figures["best_loss"] is None else figures["best_loss"]
         self.best = best or None
+        self.earlier_seconds = float(figures["seconds"])
         if figures["finished"]:
             self.stage.module.load_state_dict(best)
             return True
@@ -418,7 +421,6 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
     Raises:
         UserError: a loss that is not finite (with step and learning rate), a full disk, a device too small for one sample.
     """
-    begin = time.perf_counter()
     with forked():
         run = _Run(stage, ctx)
         first = 0
@@ -435,8 +437,7 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
             stage.module.load_state_dict(run.best)
     ctx.logger.debug("%s: steps %d to %d.", stage.name, first, run.step)
     stage.module.eval()
-    seconds = time.perf_counter() - begin
-    return StageResult(run.step, run.curve, run.best_step, run.best_loss, seconds)
+    return StageResult(run.step, run.curve, run.best_step, run.best_loss, run.earlier_seconds)
 
 
 def _loop(run: _Run) -> None:
@@ -484,4 +485,5 @@ def report(stages: list[tuple[str, StageResult]], modules: list[nn.Module]) -> F
         parameters=sum(p.numel() for module in modules for p in module.parameters()),
         best=best,
         curves={name: result.curve for name, result in stages},
+        earlier_seconds=sum(result.earlier_seconds for _, result in stages),
     )

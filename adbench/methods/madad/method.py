@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
@@ -260,6 +261,7 @@ class MADAD(Method):
         },
         "paper": {},
     }
+    smoke: ClassVar[dict[str, Any]] = {"image_size": 64, "ae_channels": (16, 16), "ae_steps": 4, "steps": 4, "batch": 4}
     _codec: LatentCodec
     _unet: TwoHeadUNet
     _scale: float
@@ -309,6 +311,16 @@ class MADAD(Method):
             module.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
             module.eval().requires_grad_(False).to(self.ctx.device)
         self._unet = unet
+
+    @classmethod
+    def budget(cls, params: ParamSet) -> int | None:
+        return params.ae_steps + params.steps if isinstance(params, MADADParams) else None
+
+    @classmethod
+    def files(cls, params: ParamSet) -> list[Path]:
+        if not isinstance(params, MADADParams) or params.autoencoder == "train":
+            return []
+        return sorted(path for path in Path(params.autoencoder).rglob("*") if path.is_file())
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:
