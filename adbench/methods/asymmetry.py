@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from adbench.methods.base import FitReport, Method
@@ -17,7 +18,7 @@ GRID = 64  # px; the midline is searched on masks of this side
 
 class AsymmetryParams(ParamSet):
     presmooth: float = param(
-        2.0,
+        6.0,
         "Gaussian smoothing of the slice within the brain before it is mirrored, which forgives folds that do not match.",
         unit="px of the slice",
         source="adbench",
@@ -25,7 +26,7 @@ class AsymmetryParams(ParamSet):
         le=50,
     )
     sigma: float = param(
-        3.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50
+        5.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50
     )
     sign: Literal["abs", "positive", "negative"] = param(
         "abs", "Which differences count: both, brighter than the other side, darker.", source="methods.md §8"
@@ -35,7 +36,7 @@ class AsymmetryParams(ParamSet):
     )
     max_tilt: float = param(
         10.0,
-        "Largest tilt of the midline that is tried, in steps of 1°.",
+        "Largest tilt of the midline that is tried, in steps of 3°, then 1°.",
         unit="degrees",
         source="adbench",
         ge=0,
@@ -60,21 +61,25 @@ def midline(brain: torch.Tensor, max_tilt: float = 10.0) -> torch.Tensor:
     y, x = torch.meshgrid(*(torch.arange(n, device=brain.device) + 0.5 for n in (GRID, GRID)), indexing="ij")
     mass = small.sum(dim=(1, 2, 3)).clamp(min=1e-6)
     cx, cy = ((small[:, 0] * axis).sum(dim=(1, 2)) / mass for axis in (x, y))
-    tilts = torch.arange(-int(max_tilt), int(max_tilt) + 1, device=brain.device) * (torch.pi / 180)
-    shifts = torch.arange(-4, 4.5, 0.5, device=brain.device)
     best = torch.full((len(brain),), -1.0, device=brain.device)
     found = torch.stack([torch.zeros_like(cx), cx, cy], dim=1)
-    # Nearest to the upright line through the centroid first; a later line must be better, not equal.
-    pairs = sorted(
-        ((float(a), float(s)) for a in tilts for s in shifts), key=lambda pair: (abs(pair[0]) * 20 + abs(pair[1]), pair)
-    )
-    for tilt, shift in pairs:
-        line = torch.stack([torch.full_like(cx, tilt), cx + shift, cy], dim=1)
-        other = F.grid_sample(small, _mirror_grid(line, (GRID, GRID)), padding_mode="zeros", align_corners=False)
-        overlap = (other * small).sum(dim=(1, 2, 3)) / mass
-        better = overlap > best + 1e-6
-        best = torch.where(better, overlap, best)
-        found = torch.where(better[:, None], line, found)
+
+    def attempt(steps: list[tuple[float, float]]) -> None:
+        """Tries lines that differ from the best ones so far by (tilt in degrees, shift in px)."""
+        nonlocal best, found
+        origin = found
+        # Small changes first: a later line must be better, not equal.
+        for tilt, shift in sorted(steps, key=lambda step: (abs(step[0]) / 3 + abs(step[1]), step)):
+            line = origin + torch.tensor([math.radians(tilt), shift, 0.0], device=brain.device)
+            other = F.grid_sample(small, _mirror_grid(line, (GRID, GRID)), padding_mode="zeros", align_corners=False)
+            overlap = (other * small).sum(dim=(1, 2, 3)) / mass
+            better = overlap > best + 1e-6
+            best = torch.where(better, overlap, best)
+            found = torch.where(better[:, None], line, found)
+
+    widest = int(max_tilt) // 3 * 3
+    attempt([(tilt, shift) for tilt in range(-widest, widest + 1, 3) for shift in range(-4, 5)])
+    attempt([(tilt, shift / 2) for tilt in (-1, 0, 1) for shift in (-1, 0, 1)])
     scale = torch.tensor([1.0, width / GRID, height / GRID], device=brain.device)
     return found * scale
 
@@ -108,7 +113,8 @@ class Asymmetry(Method):
     itself. The slice is smoothed first, the map afterwards. There is nothing to train. It cannot see symmetric disease, and
     without a sign it marks the healthy side as well as the ill one.
 
-    Variants: ``sign``. Published range: none; a row that a credible table carries (methods.md §5).
+    Variants: ``sign``. On real FLAIR strokes (validation AUPRC): .25 at presmooth 2 and sigma 3, .33 at 6 and 5, .62 there with
+    ``sign="positive"``. Published range: none; a row that a credible table carries (methods.md §5).
     """
 
     name = "asymmetry"

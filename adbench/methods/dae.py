@@ -152,6 +152,8 @@ class DAE(Method):
             "image_size": 96,
             "channels": (32, 64, 128),
             "stem": 2,
+            "cells": 8,
+            "noise_std": 0.1,
             "steps": 400,
             "lr": 2e-3,
             "warmup": 20,

@@ -52,6 +52,8 @@ class DDPMParams(DiffusionParams):
     def _start_in_schedule(self) -> Self:
         if self.start is not None and self.start >= self.timesteps:
             raise ValueError(f"start must be below timesteps ({self.timesteps})")
+        if self.first >= self.trained_steps:
+            raise ValueError(f"start must be below t_max ({self.t_max}): the network never sees later steps")
         if self.sampler == "ddim" and self.sampler_steps > self.first + 1:
             raise ValueError(f"sampler_steps may not exceed the {self.first + 1} steps from start to 0")
         return self
@@ -72,6 +74,8 @@ class DDPM(DiffusionMethod):
 
     Variants: ``target`` x0 | epsilon, ``schedule`` linear | cosine, ``noise`` gaussian | simplex (AnoDDPM), ``sampler``
     one_shot | ancestral | ddim, ``sign``.
+    ``tiny`` is simplex, one_shot from 150, trained on the steps below 300 alone, in standardised intensities: on real FLAIR
+    strokes (validation AUPRC) .51 against .46 when it is trained on all steps, .32 with Gaussian noise from 500.
     Deviations: simplex noise is 2-D, with unit variance, as the forward process assumes (AnoDDPM samples planes of an
     unscaled 3-D field); pDDPM's patches and cDDPM's conditioning are other methods.
     Published: on BraTS'21 T2 the same name reaches per-volume Dice 0.23 to 0.41, depending on who ran it.
@@ -94,6 +98,9 @@ class DDPM(DiffusionMethod):
             "ema": 0.98,
             "augment": False,
             "standardise": True,
+            "noise": "simplex",
+            "t_max": 300,
+            "start": 150,
             "sigma": 5.0,
         },
         "base": {"image_size": 96, "channels": (64, 128, 128), "steps": 30_000, "decay": "cosine", "sigma": 3.0},

@@ -35,6 +35,13 @@ class DiffusionParams(ParamSet):
         le=4,
     )
     timesteps: int = param(1000, "Length T of the noise schedule.", unit="steps", source="Ho 2020", ge=2, le=10_000)
+    t_max: int | None = param(
+        None,
+        "Training draws steps below it; none: all T. Steps above the start are never visited at test.",
+        unit="steps",
+        source="adbench",
+        ge=1,
+    )
     schedule: Literal["linear", "cosine"] = param("linear", "How the noise grows.", source="THOR")
     target: Literal["x0", "epsilon"] = param(
         "epsilon", "What the network predicts: the clean slice (trained with L1) or the noise (L2).", source="THOR"
@@ -74,6 +81,8 @@ class DiffusionParams(ParamSet):
         unit = self.stem * 2 ** (len(self.channels) - 1)
         if self.image_size % unit:
             raise ValueError(f"image_size must be a multiple of {unit} (stem, and one halving a level)")
+        if self.t_max is not None and self.t_max > self.timesteps:
+            raise ValueError(f"t_max may not exceed timesteps ({self.timesteps})")
         if len(self.attention) != len(self.channels):
             raise ValueError("attention needs one entry a level of channels")
         if any(c % 32 for c in self.channels):
@@ -82,6 +91,11 @@ class DiffusionParams(ParamSet):
         if any(attends and c % self.head_channels for c, attends in pairs):
             raise ValueError("head_channels must divide the channels of every level with attention and of the last one")
         return self
+
+    @property
+    def trained_steps(self) -> int:
+        """Training draws t from [0, trained_steps)."""
+        return self.t_max if self.t_max is not None else self.timesteps
 
 
 def build_unet(params: DiffusionParams) -> nn.Module:
@@ -115,7 +129,8 @@ class DiffusionMethod(Method):
     """Trains a diffusion UNet on healthy slices; subclasses say how a slice is scored with it.
 
     The network sees intensities in [-1, 1] (background -1). With ``target="epsilon"`` the loss is the mean square of
-    ``f(x_t, t) - eps``, with ``"x0"`` the mean absolute value of ``f(x_t, t) - x_0``; t is uniform over the T steps.
+    ``f(x_t, t) - eps``, with ``"x0"`` the mean absolute value of ``f(x_t, t) - x_0``; t is uniform over the T steps (or
+    those below ``t_max``).
     """
 
     params: DiffusionParams
@@ -154,9 +169,9 @@ class DiffusionMethod(Method):
                 image, brain = slicewise.mirror(*slicewise.move(image, brain, generator), generator)
             clean = 2 * image - 1
             added = self._draw_noise(len(image), generator).to(image.device)
-            t = torch.randint(p.timesteps, (len(image),), generator=generator)
+            t = torch.randint(p.trained_steps, (len(image),), generator=generator)
             if not vary:  # validation: an even spread over time, so that its figure is steady
-                t = torch.arange(len(image)) * p.timesteps // len(image)
+                t = torch.arange(len(image)) * p.trained_steps // len(image)
             wanted = added if p.target == "epsilon" else clean
             return {"x": schedule.noised(clean, added, t), "t": t.to(image.device), "wanted": wanted}
 

@@ -57,6 +57,8 @@ class THORParams(DiffusionParams):
     def _steps_in_order(self) -> Self:
         if self.first >= self.timesteps:
             raise ValueError(f"start must be below timesteps ({self.timesteps})")
+        if self.first >= self.trained_steps:
+            raise ValueError(f"start must be below t_max ({self.t_max}): the network never sees later steps")
         if any(not 0 <= t < self.first for t in self.marks):
             raise ValueError(f"every step of harmonise must lie in [0, start = {self.first})")
         if self.stride > self.first:

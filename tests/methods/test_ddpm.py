@@ -17,7 +17,15 @@ from adbench.methods.ddpm import DDPM
 from adbench.methods.diffusion import build_unet
 from adbench.testing import check_method
 
-SMALL: dict[str, Any] = {**DDPM.smoke, "steps": 2, "sigma": 0.0, "standardise": False}
+SMALL: dict[str, Any] = {
+    **DDPM.smoke,
+    "steps": 2,
+    "sigma": 0.0,
+    "standardise": False,
+    "noise": "gaussian",
+    "t_max": None,
+    "start": None,
+}
 
 
 def method(**overrides: Any) -> DDPM:
@@ -184,6 +192,8 @@ def test_small_batches_give_equal_maps_with_every_noise(train: SliceSet) -> None
     ("overrides", "words"),
     [
         ({"start": 1000}, "below timesteps"),
+        ({"start": 400, "t_max": 300}, "below t_max"),
+        ({"t_max": 2000}, "may not exceed timesteps"),
         ({"sampler": "ddim", "start": 5, "sampler_steps": 9}, "sampler_steps"),
         ({"image_size": 33}, "multiple of 4"),
         ({"channels": (20, 32)}, "multiples of 32"),
