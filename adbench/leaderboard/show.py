@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from adbench.console import out, print_json, say, table
-from adbench.leaderboard.table import Board, cell, row
+from adbench.leaderboard.table import SHOWN, Board, cell, row
 from adbench.results.record import Record
 
 CAPTION = (
@@ -43,7 +43,7 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
     for board in found:
         columns, rows = _columns(board, wide=out.width >= 110 or not out.is_terminal)
         table(board.title, columns, rows, caption=CAPTION)
-        reasons = {n.reason for record in board.records for n in record.metrics.values() if n.reason}
+        reasons = {r.metrics[name].reason for r in board.records for name in SHOWN if name in r.metrics} - {""}
         for reason in sorted(reasons):
             say(f"Undefined: {reason}")
 
