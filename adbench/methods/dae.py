@@ -30,7 +30,7 @@ class DAEParams(ParamSet):
     channels: tuple[int, ...] = param(
         (64, 128, 256, 512),
         "Channels by level; each level halves the grid.",
-        source="Kascenas 2022",
+        source="adbench (after Kascenas 2022)",
         min_length=2,
         max_length=6,
     )
@@ -59,11 +59,13 @@ class DAEParams(ParamSet):
         source="adbench",
     )
     loss: Literal["l1", "l2"] = param("l2", "Distance to the clean slice, inside the brain.", source="Kascenas 2022")
-    steps: int = param(67_200, "Optimiser steps.", unit="steps", source="Kascenas 2022", ge=1)
+    steps: int = param(67_200, "Optimiser steps.", unit="steps", source="adbench (after Kascenas 2022)", ge=1)
     batch: int = param(16, "Slices a step.", unit="slices", source="Kascenas 2022", ge=1, le=4096)
-    lr: float = param(1e-4, "Peak learning rate of Adam.", source="Kascenas 2022", gt=0, le=1)
+    lr: float = param(1e-4, "Peak learning rate of Adam.", source="adbench (after Kascenas 2022)", gt=0, le=1)
     warmup: int = param(100, "Linear warm-up.", unit="steps", source="adbench", ge=0)
-    schedule: Literal["constant", "cosine"] = param("cosine", "Learning rate after warm-up.", source="Kascenas 2022")
+    schedule: Literal["constant", "cosine"] = param(
+        "cosine", "Learning rate after warm-up.", source="adbench (after Kascenas 2022)"
+    )
     ema: float = param(0.0, "Decay of the averaged weights, 0: none.", source="adbench", ge=0, lt=1)
     clip: float = param(1.0, "Largest gradient norm, 0: not clipped.", source="adbench", ge=0)
     augment: bool = param(False, "Rotate, shift, brighten and contrast training slices.", source="methods.md §1")
@@ -140,8 +142,11 @@ class DAE(Method):
     Variants: ``sign`` (absolute, bright or dark residual), ``standardise``, ``loss``, ``cells`` and ``noise_std``.
     Deviations: one modality instead of four; no weight standardisation and Adam without AMSGrad (same role, fewer parts);
     no median filter here (shared post-processing); loss inside the brain, where the maps are compared.
-    Published: whole-volume Dice with a chosen threshold .77 on BraTS'20 with four modalities (Kascenas 2022); with one
-    modality and other training data far less.
+    ``tiny`` on real FLAIR strokes (validation AUPRC, abs / positive): noise .2 on 16 points .50 / .55 (150 steps), on 8 points
+    .54 / .58 (200 steps), .60 / .62 (400); noise .1 on 8 points .62 / .64 (400), noise .06 .61 / .63. The other side of the
+    brain as a second input did not help (.61 / .63).
+    Published: better than VAEs and other reconstruction methods on BraTS tumours with four modalities (Kascenas 2022); no
+    number for one modality and another training set is known to us.
     """
 
     name = "dae"

@@ -63,7 +63,8 @@ def batch_with_lesion(value: float | None) -> tuple[SliceBatch, np.ndarray]:
 
 
 def score(batch: SliceBatch, **overrides: Any) -> np.ndarray:
-    return Asymmetry(Asymmetry.resolve("tiny", overrides), Context()).score(batch)[0, 0].numpy()
+    params = Asymmetry.resolve("tiny", {"presmooth": 2.0, "sigma": 3.0, **overrides})
+    return Asymmetry(params, Context()).score(batch)[0, 0].numpy()
 
 
 def test_symmetric_brain_scores_low_and_a_lesion_high() -> None:

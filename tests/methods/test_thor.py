@@ -17,7 +17,16 @@ from adbench.methods.diffusion import build_unet
 from adbench.methods.thor import PAPER_PARAMETERS, THOR, harmonic_mean, region_mask
 from adbench.testing import check_method
 
-SMALL: dict[str, Any] = {**THOR.smoke, "steps": 2, "sigma": 0.0, "standardise": False}
+SMALL: dict[str, Any] = {
+    **THOR.smoke,
+    "steps": 2,
+    "sigma": 0.0,
+    "standardise": False,
+    "target": "epsilon",
+    "noise": "gaussian",
+    "t_max": None,
+    "perceptual": "gms",
+}
 
 
 def method(**overrides: Any) -> THOR:
@@ -124,7 +133,10 @@ def test_harmonisation_leads_back_to_the_slice_outside_the_region() -> None:
     np.testing.assert_allclose(seen[200][1].numpy(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("overrides", [{}, {"noise": "simplex", "perceptual": "ssim", "normalise": True}])
+@pytest.mark.parametrize(
+    "overrides",
+    [{}, {"noise": "gaussian", "target": "epsilon", "t_max": None, "perceptual": "ssim", "normalise": True}],
+)
 def test_contract(overrides: dict[str, Any]) -> None:
     assert not [finding for finding in check_method(THOR, overrides=overrides) if finding.problem]
 
@@ -135,6 +147,7 @@ def test_contract(overrides: dict[str, Any]) -> None:
         ({"harmonise": (400,)}, "harmonise must lie"),
         ({"start": 1000}, "below timesteps"),
         ({"stride": 600}, "stride"),
+        ({"t_max": 300}, "below t_max"),
         ({"perceptual": "vgg"}, "perceptual"),
         ({"image_size": 34}, "multiple of 4"),
     ],
