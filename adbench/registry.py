@@ -22,6 +22,17 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "Masked latent diffusion that finds and repairs its own anomalies",
         ),
         "ae": ("adbench.methods.ae:AE", "Autoencoder with a dense bottleneck; residual of the reconstruction"),
+        "vae": (
+            "adbench.methods.vae:VAE",
+            "Variational autoencoder; residual of the reconstruction or of the restoration",
+        ),
+        "dae": ("adbench.methods.dae:DAE", "Denoising autoencoder trained on coarse noise; one pass"),
+        "ddpm": ("adbench.methods.ddpm:DDPM", "Denoising diffusion: noise the slice, walk back, take the residual"),
+        "thor": ("adbench.methods.thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
+        "asymmetry": (
+            "adbench.methods.asymmetry:Asymmetry",
+            "Difference to the mirrored half of the brain, no training",
+        ),
         "histeq": ("adbench.methods.simple:HistEq", "Histogram-equalised intensity, no training"),
         "zscore": ("adbench.methods.simple:ZScore", "Voxel-wise |z| against the healthy training slices"),
         "constant": ("adbench.methods.simple:Constant", "The same score everywhere: the floor of every metric"),
