@@ -1,4 +1,4 @@
-"""Autoencoder with a dense bottleneck (methods.md §4; Baur et al. 2021, Med. Image Anal. 69, 101952)."""
+"""Autoencoder with a dense bottleneck (Baur et al. 2021, Med. Image Anal. 69, 101952)."""
 
 from __future__ import annotations
 
@@ -47,7 +47,9 @@ class AEParams(ParamSet):
         "Put each slice on one intensity scale first: median of the brain at 0.4, interquartile range 0.15 (undone in the reconstruction).",
         source="adbench",
     )
-    augment: bool = param(False, "Rotate, shift, brighten and contrast training slices.", source="methods.md §1")
+    augment: bool = param(
+        False, "Rotate, shift, brighten and contrast training slices.", source="arXiv 2502.16943, official code"
+    )
     sigma: float = param(
         0.0,
         "Gaussian smoothing of the residual, 0: none.",

@@ -1,4 +1,4 @@
-"""Left-right asymmetry: no training (methods.md §5)."""
+"""Left-right asymmetry: no training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class AsymmetryParams(ParamSet):
         5.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50
     )
     sign: Literal["abs", "positive", "negative"] = param(
-        "abs", "Which differences count: both, brighter than the other side, darker.", source="methods.md §8"
+        "abs", "Which differences count: both, brighter than the other side, darker.", source="adbench"
     )
     standardise: bool = param(
         True, "Divide by the interquartile range of the slice's brain, to compare slices.", source="adbench"
@@ -114,7 +114,7 @@ class Asymmetry(Method):
     without a sign it marks the healthy side as well as the ill one.
 
     Variants: ``sign``. On real FLAIR strokes (validation AUPRC): .25 at presmooth 2 and sigma 3, .33 at 6 and 5, .62 there with
-    ``sign="positive"``. Published range: none; a row that a credible table carries (methods.md §5).
+    ``sign="positive"``. Published range: none; a row that a credible table carries.
     """
 
     name = "asymmetry"

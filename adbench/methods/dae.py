@@ -1,4 +1,4 @@
-"""Denoising autoencoder with coarse noise (methods.md §6; Kascenas et al. 2022, MIDL, PMLR 172, 653-664)."""
+"""Denoising autoencoder with coarse noise (Kascenas et al. 2022, MIDL, PMLR 172, 653-664)."""
 
 from __future__ import annotations
 
@@ -68,12 +68,14 @@ class DAEParams(ParamSet):
     )
     ema: float = param(0.0, "Decay of the averaged weights, 0: none.", source="adbench", ge=0, lt=1)
     clip: float = param(1.0, "Largest gradient norm, 0: not clipped.", source="adbench", ge=0)
-    augment: bool = param(False, "Rotate, shift, brighten and contrast training slices.", source="methods.md §1")
+    augment: bool = param(
+        False, "Rotate, shift, brighten and contrast training slices.", source="arXiv 2502.16943, official code"
+    )
     flip: bool = param(False, "Mirror training slices left-right, p = .5.", source="adbench")
     sign: Literal["abs", "positive", "negative"] = param(
         "abs",
         "Which residuals count: both, brighter than the reconstruction, darker (a prior on the contrast of lesions).",
-        source="methods.md §8",
+        source="adbench",
     )
     sigma: float = param(
         0.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50

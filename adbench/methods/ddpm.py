@@ -1,4 +1,4 @@
-"""Denoising diffusion as a reconstruction baseline (methods.md §3; AnoDDPM, pDDPM and cDDPM lines)."""
+"""Denoising diffusion as a reconstruction baseline (the AnoDDPM, pDDPM and cDDPM lines)."""
 
 from __future__ import annotations
 
@@ -38,14 +38,14 @@ class DDPMParams(DiffusionParams):
         None,
         "Step the slice is noised to; none: 500 of 1000 for one_shot, 250 of 1000 for the others, in proportion to T.",
         unit="steps",
-        source="methods.md §3",
+        source="pDDPM, cDDPM; AnoDDPM",
         ge=0,
     )
     sampler_steps: int = param(10, "Predictions that ddim makes.", unit="steps", source="adbench", ge=1, le=1000)
     sign: Literal["abs", "positive", "negative"] = param(
         "abs",
         "Which residuals count: both, brighter than the reconstruction, darker (a prior on the contrast of lesions).",
-        source="methods.md §8",
+        source="adbench",
     )
 
     @model_validator(mode="after")

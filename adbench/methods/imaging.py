@@ -100,7 +100,7 @@ def augment(
     intensity: float = 0.1,
     probability: float = 0.5,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Randomly rotated, shifted, brightened and contrasted slices (methods.md §1, step 5).
+    """Randomly rotated, shifted, brightened and contrasted slices (as in the official code of MAD-AD).
 
     Args:
         image: (B, 1, H, W) in [0, 1].

@@ -20,7 +20,7 @@ SIMPLEX_STD = 0.539  # standard deviation of one octave as scaled here, measured
 
 @dataclass(frozen=True)
 class Simplex:
-    """Shape of simplex noise (methods.md §2).
+    """Shape of simplex noise (THOR, arXiv 2403.08464).
 
     Attributes:
         octaves: fields summed; each has twice the spatial frequency of the one before.

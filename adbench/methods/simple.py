@@ -1,4 +1,4 @@
-"""Rows that need no network and that a credible table must carry (methods.md §5): ``histeq``, ``zscore``, ``constant``."""
+"""Rows that need no network and that a credible table must carry: ``histeq``, ``zscore``, ``constant``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""THOR: temporal harmonisation for optimal restoration (methods.md §2; Bercea et al. 2024, MICCAI, arXiv 2403.08464)."""
+"""THOR: temporal harmonisation for optimal restoration (Bercea et al. 2024, MICCAI, arXiv 2403.08464)."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class THORParams(DiffusionParams):
     perceptual: Literal["gms", "ssim", "stlpips", "lpips", "none"] = param(
         "gms",
         "Perceptual map beside the residual; stlpips and lpips need weights (the paper: lpips, SqueezeNet).",
-        source="methods.md §2",
+        source="THOR",
     )
     window: int = param(
         13, "Side of the square closing and dilation of the region mask.", unit="px of 128", source="THOR", ge=1, le=65

@@ -1,4 +1,4 @@
-"""Variational autoencoder with a dense latent (methods.md §4; Baur et al. 2021, Med. Image Anal. 69, 101952)."""
+"""Variational autoencoder with a dense latent (Baur et al. 2021, Med. Image Anal. 69, 101952)."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VAEParams(ParamSet):
     kl_weight: float = param(
         1e-3,
         "Weight of the divergence (mean over the latent) beside the reconstruction error (mean over the pixels).",
-        source="methods.md §4",
+        source="Baur 2021",
         ge=0,
         le=10,
     )
@@ -57,7 +57,7 @@ class VAEParams(ParamSet):
         le=10,
     )
     residual: Literal["abs", "ssim"] = param(
-        "abs", "Map: absolute difference, or (1 - SSIM)/2 with an 11 px window of sigma 1.5 px.", source="methods.md §4"
+        "abs", "Map: absolute difference, or (1 - SSIM)/2 with an 11 px window of sigma 1.5 px.", source="Baur 2021"
     )
     standardise: bool = param(
         False,
@@ -71,7 +71,9 @@ class VAEParams(ParamSet):
     schedule: Literal["constant", "cosine"] = param("constant", "Learning rate after warm-up.", source="Baur 2021")
     ema: float = param(0.0, "Decay of the averaged weights, 0: none.", source="adbench", ge=0, lt=1)
     clip: float = param(1.0, "Largest gradient norm, 0: not clipped.", source="adbench", ge=0)
-    augment: bool = param(False, "Rotate, shift, brighten and contrast training slices.", source="methods.md §1")
+    augment: bool = param(
+        False, "Rotate, shift, brighten and contrast training slices.", source="arXiv 2502.16943, official code"
+    )
     sigma: float = param(
         0.0, "Gaussian smoothing of the map, 0: none.", unit="px of the slice", source="adbench", ge=0, le=50
     )

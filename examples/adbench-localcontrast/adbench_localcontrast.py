@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class Params(ParamSet):
     """Parameters of :class:`LocalContrast`."""
 
-    size: int = param(25, "Side of the square that a pixel is compared with.", unit="px", source="example", ge=3, le=255)
+    size: int = param(
+        25, "Side of the square that a pixel is compared with.", unit="px", source="example", ge=3, le=255
+    )
 
 
 class LocalContrast(Method):

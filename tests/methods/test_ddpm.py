@@ -54,7 +54,7 @@ def test_cosine_schedule_is_its_closed_form_and_that_of_madad() -> None:
 
     bar = sampling.Schedule("cosine", 1000).bar.numpy()
     np.testing.assert_allclose(bar[:990], [f((t + 1) / 1000) / f(0) for t in range(990)], rtol=1e-9)
-    published = [0.972, 0.899, 0.787, 0.647, 0.494, 0.341, 0.203, 0.094, 0.024, 2e-5]  # methods.md §1, T = 10
+    published = [0.972, 0.899, 0.787, 0.647, 0.494, 0.341, 0.203, 0.094, 0.024, 2e-5]  # of T = 10
     np.testing.assert_allclose(sampling.Schedule("cosine", 10).bar.numpy(), published, atol=6e-4)
 
 

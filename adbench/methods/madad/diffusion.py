@@ -1,4 +1,4 @@
-"""The masked forward process and the masked DDIM sampler (methods.md §1, steps 3 and "Test")."""
+"""The masked forward process and the masked DDIM sampler (arXiv 2502.16943)."""
 
 from __future__ import annotations
 

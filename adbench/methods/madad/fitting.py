@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from adbench.methods.madad.method import MADADParams
 
 VALIDATION_SLICES = 512
-VALIDATION_SHARE = 0.3  # methods.md §1, step 2
+VALIDATION_SHARE = 0.3  # largest noised share in validation, arXiv 2502.16943
 VALIDATION_PROBABILITIES = (0.3, 0.3, 0.2, 0.2)
 
 

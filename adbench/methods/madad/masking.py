@@ -10,7 +10,7 @@ from adbench.methods.imaging import shrink
 
 
 def allowed_cells(brain: torch.Tensor, grid: tuple[int, int], block: int = 16, share: float = 0.9) -> torch.Tensor:
-    """Latent cells that may be noised: those of picture blocks that are nearly all brain (methods.md §1, step 2).
+    """Latent cells that may be noised: those of picture blocks that are nearly all brain (official code of MAD-AD).
 
     Args:
         brain: (B, 1, H, W) bool on the grid of the autoencoder's input.

@@ -1,4 +1,4 @@
-"""The two-headed UNet: clean latent and mask probability from one trunk (methods.md §1, step 4)."""
+"""The two-headed UNet: clean latent and mask probability from one trunk (arXiv 2502.16943)."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ def mask_loss(logit: torch.Tensor, mask: torch.Tensor, kind: str) -> torch.Tenso
 def diffusion_loss(
     clean: torch.Tensor, logit: torch.Tensor, z0: torch.Tensor, mask: torch.Tensor, kind: str, weight: float
 ) -> torch.Tensor:
-    """``mean (z0 - f_z0)² + λ L_mask`` over all cells (methods.md §1, step 5).
+    """``mean (z0 - f_z0)² + λ L_mask`` over all cells (arXiv 2502.16943).
 
     Args:
         clean: (B, C, h, w) predicted clean latent.
