@@ -51,8 +51,6 @@ def _options(
 
 def main() -> None:
     """Entry point: errors a user can mend become one sentence and exit code 2."""
-    # Threads that spin while they wait make torch several times slower on a CPU that is shared with anything else.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as error:

@@ -26,7 +26,18 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
 
 # Files of this folder that any method may use: they count into every fit's key.
-SHARED = ("base.py", "checkpoints.py", "imaging.py", "resident.py", "training.py")
+SHARED = (
+    "base.py",
+    "checkpoints.py",
+    "diffusion.py",
+    "imaging.py",
+    "noise.py",
+    "perceptual.py",
+    "resident.py",
+    "sampling.py",
+    "slicewise.py",
+    "training.py",
+)
 WEIGHTS = "model.safetensors"
 CARD = "method.json"
 
