@@ -122,59 +122,23 @@ class AE(Method):
     _network: nn.Sequential
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
-        import torch
-
-        from adbench.methods import imaging, training
+        from adbench.methods import imaging, single, training
         from adbench.methods.resident import Pictures
 
         p = self.params
-        size = (p.image_size, p.image_size)
-        pictures = Pictures(train, size, self.ctx.device, standardise=p.standardise)
-        healthy = (
-            Pictures(val.limited(512), size, self.ctx.device, standardise=p.standardise)
-            if val is not None and len(val)
-            else None
-        )
         with training.seeded(self.ctx.seed, self.name, "init"):
-            network = build_network(p)
+            self._network = build_network(p)
 
-        def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
-            image, brain = pictures.get(indices)
-            return {"image": imaging.augment(image, brain, generator)[0] if p.augment else image}
+        def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
+            image, brain = source.get(indices)
+            return {"image": imaging.augment(image, brain, generator)[0] if vary and p.augment else image}
 
-        def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        def loss(module: nn.Module, batch: training.Batch) -> torch.Tensor:
             return (module(batch["image"]) - batch["image"]).abs().mean()
 
-        def validate(module: nn.Module) -> float:
-            assert healthy is not None
-            total = 0.0
-            for start in range(0, len(healthy), 64):
-                image, _ = healthy.get(torch.arange(start, min(start + 64, len(healthy))))
-                total += float((module(image) - image).abs().mean()) * len(image)
-            return total / len(healthy)
-
-        stage = training.Stage(
-            name="autoencoder",
-            module=network,
-            samples=len(pictures),
-            draw=draw,
-            loss=loss,
-            validate=validate if healthy else None,
-            plan=training.Plan(
-                steps=p.steps,
-                batch=p.batch,
-                lr=p.lr,
-                optimizer="adam",
-                schedule=p.schedule,
-                warmup=p.warmup,
-                clip=p.clip,
-                ema=p.ema,
-            ),
-            identity={"params": p.model_dump(mode="json"), "train": train.digest, "val": val.digest if val else None},
+        return single.fit_network(
+            "autoencoder", self.name, self._network, make, loss, p, (train, val), self.ctx, schedule=p.schedule
         )
-        result = training.train_stage(stage, self.ctx)
-        self._network = network
-        return training.report([("autoencoder", result)], [network])
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

@@ -35,6 +35,7 @@ SHARED = (
     "perceptual.py",
     "resident.py",
     "sampling.py",
+    "single.py",
     "slicewise.py",
     "training.py",
 )

@@ -191,21 +191,15 @@ class DAE(Method):
     _network: nn.Module
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
-        import torch
-
-        from adbench.methods import imaging, noise, slicewise, training
+        from adbench.methods import imaging, noise, single, slicewise, training
         from adbench.methods.resident import Pictures
 
         p = self.params
         size = (p.image_size, p.image_size)
-        pictures = Pictures(train, size, self.ctx.device, standardise=p.standardise)
-        healthy = None
-        if val is not None and len(val):
-            healthy = Pictures(val.limited(512), size, self.ctx.device, standardise=p.standardise)
         with training.seeded(self.ctx.seed, self.name, "init"):
-            network = build_network(p.channels, p.stem)
+            self._network = build_network(p.channels, p.stem)
 
-        def noisy(indices: torch.Tensor, source: Pictures, generator: torch.Generator, vary: bool) -> training.Batch:
+        def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
             if vary and p.flip:
                 image, brain = slicewise.mirror(image, brain, generator)
@@ -214,45 +208,14 @@ class DAE(Method):
             added = noise.coarse(len(image), size, generator, cells=p.cells, std=p.noise_std).to(image.device)
             return {"noisy": image + added * brain, "image": image, "brain": brain}
 
-        def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
-            return noisy(indices, pictures, generator, vary=True)
-
-        def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        def loss(module: nn.Module, batch: training.Batch) -> torch.Tensor:
             error = module(batch["noisy"]) - batch["image"]
             distance = error.abs() if p.loss == "l1" else error.square()
             return distance[batch["brain"]].sum() / batch["brain"].sum().clamp(min=1)
 
-        def validate(module: nn.Module) -> float:
-            assert healthy is not None
-            total = 0.0
-            for start in range(0, len(healthy), 64):
-                indices = torch.arange(start, min(start + 64, len(healthy)))
-                generator = training.generator(self.ctx.seed, self.name, "validate", start)
-                total += float(loss(module, noisy(indices, healthy, generator, vary=False), 0)) * len(indices)
-            return total / len(healthy)
-
-        stage = training.Stage(
-            name="denoiser",
-            module=network,
-            samples=len(pictures),
-            draw=draw,
-            loss=loss,
-            validate=validate if healthy else None,
-            plan=training.Plan(
-                steps=p.steps,
-                batch=p.batch,
-                lr=p.lr,
-                optimizer="adam",
-                schedule=p.schedule,
-                warmup=p.warmup,
-                clip=p.clip,
-                ema=p.ema,
-            ),
-            identity={"params": p.model_dump(mode="json"), "train": train.digest, "val": val.digest if val else None},
+        return single.fit_network(
+            "denoiser", self.name, self._network, make, loss, p, (train, val), self.ctx, schedule=p.schedule
         )
-        result = training.train_stage(stage, self.ctx)
-        self._network = network
-        return training.report([("denoiser", result)], [network])
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

@@ -150,20 +150,15 @@ class DiffusionMethod(Method):
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         import torch
 
-        from adbench.methods import sampling, slicewise, training
+        from adbench.methods import sampling, single, slicewise, training
         from adbench.methods.resident import Pictures
 
         p = self.params
-        size = (p.image_size, p.image_size)
         schedule = sampling.Schedule(p.schedule, p.timesteps)
-        pictures = Pictures(train, size, self.ctx.device, standardise=p.standardise)
-        healthy = None
-        if val is not None and len(val):
-            healthy = Pictures(val.limited(256), size, self.ctx.device, standardise=p.standardise)
         with training.seeded(self.ctx.seed, self.name, "init"):
-            network = build_unet(p)
+            self._network = build_unet(p)
 
-        def noised(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
+        def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
             if vary and p.augment:
                 image, brain = slicewise.mirror(*slicewise.move(image, brain, generator), generator)
@@ -175,44 +170,14 @@ class DiffusionMethod(Method):
             wanted = added if p.target == "epsilon" else clean
             return {"x": schedule.noised(clean, added, t), "t": t.to(image.device), "wanted": wanted}
 
-        def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
-            return noised(pictures, indices, generator, vary=True)
-
-        def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        def loss(module: nn.Module, batch: training.Batch) -> torch.Tensor:
             error = module(batch["x"], batch["t"]) - batch["wanted"]
             return error.square().mean() if p.target == "epsilon" else error.abs().mean()
 
-        def validate(module: nn.Module) -> float:
-            assert healthy is not None
-            total = 0.0
-            for start in range(0, len(healthy), 32):
-                indices = torch.arange(start, min(start + 32, len(healthy)))
-                generator = training.generator(self.ctx.seed, self.name, "validate", start)
-                total += float(loss(module, noised(healthy, indices, generator, vary=False), 0)) * len(indices)
-            return total / len(healthy)
-
-        stage = training.Stage(
-            name="unet",
-            module=network,
-            samples=len(pictures),
-            draw=draw,
-            loss=loss,
-            validate=validate if healthy else None,
-            plan=training.Plan(
-                steps=p.steps,
-                batch=p.batch,
-                lr=p.lr,
-                optimizer="adam",
-                schedule=p.decay,
-                warmup=p.warmup,
-                clip=p.clip,
-                ema=p.ema,
-            ),
-            identity={"params": p.model_dump(mode="json"), "train": train.digest, "val": val.digest if val else None},
-        )
-        result = training.train_stage(stage, self.ctx)
-        self._network = network
-        return training.report([("unet", result)], [network])
+        return single.fit_network(
+            "unet", self.name, self._network, make, loss, p, (train, val), self.ctx,
+            schedule=p.decay, val_slices=256, val_batch=32,
+        )  # fmt: skip
 
     def _generators(self, batch: SliceBatch) -> list[torch.Generator]:
         """A generator for each slice, seeded by its subject and index: maps do not depend on the batch."""

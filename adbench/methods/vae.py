@@ -169,60 +169,28 @@ class VAE(Method):
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         import torch
 
-        from adbench.methods import imaging, training
+        from adbench.methods import imaging, single, training
         from adbench.methods.resident import Pictures
 
         p = self.params
-        size = (p.image_size, p.image_size)
-        pictures = Pictures(train, size, self.ctx.device, standardise=p.standardise)
-        healthy = None
-        if val is not None and len(val):
-            healthy = Pictures(val.limited(512), size, self.ctx.device, standardise=p.standardise)
         with training.seeded(self.ctx.seed, self.name, "init"):
-            network = build_network(p)
+            self._network = build_network(p)
 
-        def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
-            image, brain = pictures.get(indices)
+        def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
+            image, brain = source.get(indices)
+            if not vary:  # the mean of the posterior
+                return {"image": image, "draw": torch.zeros((len(image), p.latent), device=image.device)}
             if p.augment:
                 image, brain = imaging.augment(image, brain, generator)
             return {"image": image, "draw": torch.randn((len(image), p.latent), generator=generator).to(image.device)}
 
-        def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        def loss(module: nn.Module, batch: training.Batch) -> torch.Tensor:
             recon, mean, logvar = module(batch["image"], batch["draw"])
             return (recon - batch["image"]).abs().mean() + p.kl_weight * divergence(mean.float(), logvar.float())
 
-        def validate(module: nn.Module) -> float:
-            assert healthy is not None
-            total = 0.0
-            for start in range(0, len(healthy), 64):
-                image, _ = healthy.get(torch.arange(start, min(start + 64, len(healthy))))
-                recon, mean, logvar = module(image)
-                value = (recon - image).abs().mean() + p.kl_weight * divergence(mean.float(), logvar.float())
-                total += float(value) * len(image)
-            return total / len(healthy)
-
-        stage = training.Stage(
-            name="vae",
-            module=network,
-            samples=len(pictures),
-            draw=draw,
-            loss=loss,
-            validate=validate if healthy else None,
-            plan=training.Plan(
-                steps=p.steps,
-                batch=p.batch,
-                lr=p.lr,
-                optimizer="adam",
-                schedule=p.schedule,
-                warmup=p.warmup,
-                clip=p.clip,
-                ema=p.ema,
-            ),
-            identity={"params": p.model_dump(mode="json"), "train": train.digest, "val": val.digest if val else None},
+        return single.fit_network(
+            "vae", self.name, self._network, make, loss, p, (train, val), self.ctx, schedule=p.schedule
         )
-        result = training.train_stage(stage, self.ctx)
-        self._network = network
-        return training.report([("vae", result)], [network])
 
     def _restored(self, image: torch.Tensor) -> torch.Tensor:
         """The decoded latents that descend on ``mean|x - D(z)| + v mean(z²)/2``, each slice for itself."""
