@@ -30,7 +30,7 @@ from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.params import build
 from adbench.planning import Plan
 from adbench.results import provenance, rundir
-from adbench.results.record import DataPart, MethodPart, Number, Record, write
+from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
 from adbench.scoring import ScoredSubject, score_subjects
 from adbench.spec import Source
 
@@ -65,6 +65,9 @@ def run_cell(
     if done is not None:
         return done
     cell.run_folder.mkdir(parents=True, exist_ok=True)
+    (cell.run_folder / RECORD).unlink(
+        missing_ok=True
+    )  # complete means: the record is there, and it is the last to come
     write_text(cell.run_folder / "config.yaml", config.from_spec(cell.spec).to_yaml())
     phase = "fit"
     clock = Clock()
