@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from adbench.methods.base import FitReport, Method, Resources
+from adbench.methods.base import FitReport, NetworkMethod, Resources
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -93,7 +93,7 @@ def build_network(params: AEParams) -> nn.Sequential:
     return nn.Sequential(*layers, nn.ConvTranspose2d(before, 1, 4, stride=2, padding=1))
 
 
-class AE(Method):
+class AE(NetworkMethod):
     """A plain autoencoder: healthy anatomy passes a dense bottleneck, lesions do not; the map is ``|x - AE(x)|``.
 
     Trained with L1. Input and reconstruction are compared on the network's grid, inside the brain; the residual is smoothed
@@ -119,7 +119,9 @@ class AE(Method):
         "paper": {},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 64, "channels": (8, 16, 16), "steps": 6}
-    _network: nn.Sequential
+
+    def build(self) -> nn.Module:
+        return build_network(self.params)
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         from adbench.methods import imaging, single, training
@@ -127,7 +129,7 @@ class AE(Method):
 
         p = self.params
         with training.seeded(self.ctx.seed, self.name, "init"):
-            self._network = build_network(p)
+            self._network = self.build()
 
         def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
@@ -157,20 +159,6 @@ class AE(Method):
             if self.params.standardise:
                 recon = imaging.unstandardise(recon, brain, figures)
             return imaging.stretch(residual, grid), imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
-
-    def score(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[0]
-
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[1]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return dict(self._network.state_dict())
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        network = build_network(self.params)
-        network.load_state_dict(state)
-        self._network = network.eval().to(self.ctx.device)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

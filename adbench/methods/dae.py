@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from adbench.methods.base import FitReport, Method, Resources
+from adbench.methods.base import FitReport, NetworkMethod, Resources
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -134,7 +134,7 @@ def build_network(channels: tuple[int, ...], stem: int = 1) -> nn.Module:
     return UNet()
 
 
-class DAE(Method):
+class DAE(NetworkMethod):
     """A UNet learns to take coarse noise away from healthy slices; at test it takes away what looks like it: lesions.
 
     Training: ``min |f(x + n) - x|^2`` inside the brain, ``n`` Gaussian on a 16 x 16 lattice stretched bilinearly, at a random
@@ -188,7 +188,9 @@ class DAE(Method):
         "batch": 4,
         "cells": 8,
     }
-    _network: nn.Module
+
+    def build(self) -> nn.Module:
+        return build_network(self.params.channels, self.params.stem)
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         from adbench.methods import imaging, noise, single, slicewise, training
@@ -197,7 +199,7 @@ class DAE(Method):
         p = self.params
         size = (p.image_size, p.image_size)
         with training.seeded(self.ctx.seed, self.name, "init"):
-            self._network = build_network(p.channels, p.stem)
+            self._network = self.build()
 
         def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
@@ -236,20 +238,6 @@ class DAE(Method):
                 recon = imaging.unstandardise(recon, brain, figures)
             recon = imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
             return slicewise.signed_map(residual, p.sign, p.sigma, p.smooth), recon
-
-    def score(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[0]
-
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[1]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return dict(self._network.state_dict())
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        network = build_network(self.params.channels, self.params.stem)
-        network.load_state_dict(state)
-        self._network = network.eval().to(self.ctx.device)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import model_validator
 
-from adbench.methods.base import FitReport, Method
+from adbench.methods.base import FitReport, NetworkMethod
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -125,7 +125,7 @@ def build_unet(params: DiffusionParams) -> nn.Module:
     return Network()
 
 
-class DiffusionMethod(Method):
+class DiffusionMethod(NetworkMethod):
     """Trains a diffusion UNet on healthy slices; subclasses say how a slice is scored with it.
 
     The network sees intensities in [-1, 1] (background -1). With ``target="epsilon"`` the loss is the mean square of
@@ -134,7 +134,9 @@ class DiffusionMethod(Method):
     """
 
     params: DiffusionParams
-    _network: nn.Module
+
+    def build(self) -> nn.Module:
+        return build_unet(self.params)
 
     def _draw_noise(self, count: int, generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
         """Noise (count, 1, S, S) of the chosen kind on the run's device."""
@@ -156,7 +158,7 @@ class DiffusionMethod(Method):
         p = self.params
         schedule = sampling.Schedule(p.schedule, p.timesteps)
         with training.seeded(self.ctx.seed, self.name, "init"):
-            self._network = build_unet(p)
+            self._network = self.build()
 
         def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
@@ -221,20 +223,6 @@ class DiffusionMethod(Method):
             recon = imaging.unstandardise(recon, brain, figures)
         grid = (batch.image.shape[-2], batch.image.shape[-1])
         return imaging.stretch(recon * brain, grid).clamp(0, 1) * batch.brain
-
-    def score(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[0]
-
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
-        return self.score_and_reconstruct(batch)[1]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return dict(self._network.state_dict())
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        network = build_unet(self.params)
-        network.load_state_dict(state)
-        self._network = network.eval().to(self.ctx.device)
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from adbench.methods.base import FitReport, Method, Resources
+from adbench.methods.base import FitReport, NetworkMethod, Resources
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ def divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
 
 
-class VAE(Method):
+class VAE(NetworkMethod):
     """An autoencoder whose latent is drawn towards a unit normal; lesions have no place in it, the map is the residual.
 
     Training: ``min mean|x - D(z)| + w KL(q(z|x) || N(0, 1))``, z sampled, w = 1e-3 on the scale of per-pixel means.
@@ -164,7 +164,9 @@ class VAE(Method):
         "paper": {},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 32, "channels": (8, 16), "latent": 8, "steps": 6, "batch": 4}
-    _network: nn.Module
+
+    def build(self) -> nn.Module:
+        return build_network(self.params)
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         import torch
@@ -174,7 +176,7 @@ class VAE(Method):
 
         p = self.params
         with training.seeded(self.ctx.seed, self.name, "init"):
-            self._network = build_network(p)
+            self._network = self.build()
 
         def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
@@ -230,20 +232,6 @@ class VAE(Method):
                 recon = imaging.unstandardise(recon, brain, figures)
             recon = imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
             return imaging.gaussian_blur(maps, p.sigma), recon
-
-    def score(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[0]
-
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[1]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return dict(self._network.state_dict())
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        network = build_network(self.params)
-        network.load_state_dict(state)
-        self._network = network.eval().to(self.ctx.device)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:
