@@ -1,0 +1,11 @@
+"""The command line: parse, build a typed configuration, call the same Python API that a notebook calls.
+
+One module a verb or group of verbs; importing it adds them to the application. Nothing heavy is imported before a verb
+needs it: ``adbench --help`` must answer at once.
+"""
+
+from adbench.cli import run  # isort: skip - the first verb in --help
+from adbench.cli import catalogue, evaluate, leaderboard
+from adbench.cli.app import main
+
+__all__ = ["catalogue", "evaluate", "leaderboard", "main", "run"]

@@ -1,0 +1,5 @@
+"""``python -m adbench.cli``."""
+
+from adbench.cli import main
+
+main()

@@ -1,0 +1,77 @@
+"""The application all verbs join, what their options share, and how errors end it."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adbench import __version__
+from adbench.errors import UserError
+
+app = typer.Typer(
+    name="adbench",
+    help="Benchmark harness for unsupervised anomaly detection on brain MRI.",
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    epilog="Try it without data: [bold]adbench run --method histeq,constant --dataset phantom[/]",
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON (stable keys, unrounded numbers) and nothing else.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder of runs and fits.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"adbench {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    if debug:
+        os.environ["ADBENCH_DEBUG"] = "1"
+
+
+def split(values: list[str] | None) -> tuple[str, ...]:
+    return tuple(part.strip() for value in values or [] for part in value.split(",") if part.strip())
+
+
+def main() -> None:
+    """Entry point: errors a user can mend become one sentence and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), error)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            _fail(
+                f"No space left on the disk of {error.filename or 'the output or cache folder'}: free some and run again.",
+                error,
+            )
+        if isinstance(error, PermissionError):
+            _fail(
+                f"Not allowed to write or read {error.filename}: choose another --out or --cache, or mend its permissions.",
+                error,
+            )
+        raise
+
+
+def _fail(message: str, error: BaseException) -> None:
+    from adbench.console import complain
+
+    if os.environ.get("ADBENCH_DEBUG"):
+        raise error
+    complain(message)
+    sys.exit(2)

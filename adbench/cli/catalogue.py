@@ -1,0 +1,114 @@
+"""What there is and whether it works: ``adbench list``, ``describe``, ``doctor``, ``test``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adbench.cli.app import Json, app
+
+
+@app.command(name="list", epilog="Example:  adbench list methods")
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, datasets, protocols or metrics.")],
+    json_: Json = False,
+) -> None:
+    """List what there is, plugins included; a plugin that cannot be loaded is shown with the reason."""
+    from adbench.catalogue import listing
+
+    rows = listing(kind)
+    if json_:
+        from adbench.console import print_json
+
+        print_json(rows)
+        return
+    from adbench.console import table
+
+    table(
+        kind,
+        [("name", "left"), ("what it is", "left"), ("from", "left"), ("status", "left")],
+        ((row["name"], row["summary"], row["origin"], row["problem"] or "available") for row in rows),
+        caption="More about one: adbench describe NAME",
+    )
+
+
+@app.command(epilog="Examples:\n\n  adbench describe madad\n\n  adbench describe phantom")
+def describe(
+    name: Annotated[str, typer.Argument(help="A method, dataset, metric or protocol.")],
+    json_: Json = False,
+) -> None:
+    """Describe one method, dataset, metric or protocol: parameters with types, defaults, units and sources."""
+    from adbench.catalogue import description
+
+    what = description(name)
+    if json_:
+        from adbench.console import print_json
+
+        print_json(what)
+        return
+    from adbench.console import out, table
+
+    out.print(f"{what['kind']} {what['name']}", style="bold")
+    out.print(what["doc"], markup=False)
+    for key, value in what["facts"].items():
+        out.print(f"{key}: {value}", markup=False, soft_wrap=True)
+    if what["params"]:
+        presets = list(what["presets"])
+        columns = [("parameter", "left"), ("type", "left"), ("default", "right"), *((p, "right") for p in presets)]
+        columns += [("unit", "left"), ("meaning", "left"), ("source", "left")]
+        rows = []
+        for p in what["params"]:
+            special = [str(what["presets"][q].get(p["name"], "")) for q in presets]
+            rows.append([p["name"], p["type"], str(p["default"]), *special, p["unit"], p["doc"], p["source"]])
+        table("parameters", columns, rows, caption="Set one with --set " + what["scope"] + ".NAME=VALUE")
+
+
+@app.command(epilog="Example:  adbench doctor")
+def doctor(json_: Json = False) -> None:
+    """Check the installation: versions, device, data roots, plugins, and a foreign package called adbench."""
+    from adbench.doctor import examine
+
+    report = examine()
+    if json_:
+        from adbench.console import print_json
+
+        print_json(report)
+    else:
+        from adbench.console import table
+
+        rows = [(f["what"], f["found"], f["verdict"]) for f in report["findings"]]
+        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], rows)
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command(name="test", epilog="Examples:\n\n  adbench test histeq\n\n  adbench test my_method --set steps=20")
+def conformance(
+    name: Annotated[str, typer.Argument(help="A method or dataset, yours included.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    json_: Json = False,
+) -> None:
+    """Hold a method or dataset against its contract, rule by rule; exit 1 when one is broken."""
+    from dataclasses import asdict
+
+    from adbench.catalogue import conformance as check
+
+    findings = check(name, set_ or [], data_root, device)
+    if json_:
+        from adbench.console import print_json
+
+        print_json([asdict(finding) for finding in findings])
+    else:
+        from adbench.console import err, table
+
+        rows = [(f.rule, f"broken: {f.problem}" if f.problem else "holds", f.asks) for f in findings]
+        table(f"contract of {name}", [("rule", "left"), ("verdict", "left"), ("it asks", "left")], rows)
+        for finding in findings:
+            if finding.trace:
+                err.print(f"\n{finding.rule}:\n{finding.trace}", markup=False)
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(1)
