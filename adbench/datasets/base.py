@@ -17,6 +17,8 @@ from adbench.params import ParamSet
 if TYPE_CHECKING:
     import numpy as np
 
+    from adbench.datasets.geometry import Geometry
+
 Split = Literal["train", "val", "test"]
 
 
@@ -83,6 +85,8 @@ class Stack:
         lesion: (S, H, W) bool, or None when the case has no lesion mask.
         slices: S slice indices, ascending, unique within the case.
         remarks: what was left out and why ("slice 12: no brain").
+        geometry: where the slices lie in the original volume; None when there was none (single slices, a phantom).
+        quality: figures about the preparation of this case (brain volume in ml, ...), finite numbers by name.
     """
 
     image: np.ndarray
@@ -90,13 +94,23 @@ class Stack:
     lesion: np.ndarray | None
     slices: Sequence[int]
     remarks: list[str] = field(default_factory=list)
+    geometry: Geometry | None = None
+    quality: dict[str, float] = field(default_factory=dict)
 
 
 class Dataset(ABC):
-    """A dataset as its provider distributes it."""
+    """A dataset as its provider distributes it.
+
+    Attributes:
+        parallel: whether cases are worth a process each (seconds of work) and the dataset is the same object when built
+            again from ``params`` and ``root``.
+        products: folder where :meth:`load` may keep what is slow to make (a brain mask, a registration); None: nowhere.
+    """
 
     info: ClassVar[DatasetInfo]
     Params: ClassVar[type[ParamSet]] = ParamSet
+    parallel: ClassVar[bool] = False
+    products: Path | None = None
 
     def __init__(self, params: ParamSet, root: Path | None) -> None:
         self.params = params

@@ -1,0 +1,111 @@
+"""Where a prepared slice lies in its patient: every grid between the provider's file and the store, and the way back.
+
+Three grids, each an array shape and an affine to world millimetres (RAS+):
+
+* *original*: the file as its provider ships it;
+* *registered*: a RAS volume, either the file's own voxels reoriented or the template's grid after registration;
+* *prepared*: the stored slices: columns run left to right, rows from anterior to posterior, slices upwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import numpy as np
+
+Matrix = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the prepared slices of one case were cut.
+
+    Attributes:
+        original_shape: voxels of the provider's image.
+        original_affine: its voxels to its world, mm.
+        registered_shape: voxels of the RAS volume that was cut into slices.
+        registered_affine: its voxels to its world, mm.
+        to_original_world: registered world to original world, mm; the identity without registration.
+        registration: "none", "rigid" or "affine".
+        corner: column and row of the square's first pixel in the registered volume, as voxel indices along x and (from
+            the anterior end) along y; negative where the square reaches beyond the volume.
+        side: of the square, voxels of the registered volume.
+        size: of a prepared slice, px.
+        step: distance of neighbouring prepared slices, voxels.
+    """
+
+    original_shape: tuple[int, ...]
+    original_affine: Matrix
+    registered_shape: tuple[int, ...]
+    registered_affine: Matrix
+    to_original_world: Matrix
+    registration: str
+    corner: tuple[int, int]
+    side: int
+    size: int
+    step: int = 1
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain lists and numbers; :meth:`from_json` gives the same geometry back, bit for bit."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Self:
+        """The geometry that :meth:`to_json` wrote."""
+        return cls(**{key: _tuples(item) for key, item in value.items()})
+
+    def prepared_to_registered(self) -> np.ndarray:
+        """(4, 4): prepared (column, row, plane), plane being the slice index, to registered voxel indices (x, y, z)."""
+        scale = self.side / self.size
+        offset = (scale - 1) / 2  # pixel centres, not corners
+        matrix = np.diag([scale, -scale, 1.0, 1.0])
+        matrix[0, 3] = self.corner[0] + offset
+        matrix[1, 3] = self.registered_shape[1] - 1 - (self.corner[1] + offset)
+        return matrix
+
+    def prepared_affine(self) -> np.ndarray:
+        """(4, 4): prepared (column, row, plane) to registered world, mm."""
+        return np.asarray(self.registered_affine) @ self.prepared_to_registered()
+
+    def original_to_registered(self) -> np.ndarray:
+        """(4, 4): original voxel indices to registered voxel indices."""
+        to_world = np.linalg.inv(np.asarray(self.to_original_world)) @ np.asarray(self.original_affine)
+        return clean(np.linalg.inv(np.asarray(self.registered_affine)) @ to_world)
+
+    def original_to_prepared(self) -> np.ndarray:
+        """(4, 4): original voxel indices to prepared (column, row, plane)."""
+        return clean(np.linalg.inv(self.prepared_to_registered()) @ self.original_to_registered())
+
+    @property
+    def registered_voxel_ml(self) -> float:
+        """Volume of one registered voxel, ml."""
+        return float(abs(np.linalg.det(np.asarray(self.registered_affine)[:3, :3])) / 1000)
+
+    @property
+    def prepared_voxel_ml(self) -> float:
+        """Volume one prepared voxel stands for in the registered world, ml; skipped slices count to their neighbours."""
+        return self.registered_voxel_ml * (self.side / self.size) ** 2 * self.step
+
+    @property
+    def volume_scale(self) -> float:
+        """Original volume per registered volume: a prepared volume times this is the patient's."""
+        return float(abs(np.linalg.det(np.asarray(self.to_original_world)[:3, :3])))
+
+
+def matrix(values: np.ndarray) -> Matrix:
+    """A (4, 4) array as nested tuples of Python floats."""
+    return tuple(tuple(float(v) for v in row) for row in np.asarray(values, np.float64))
+
+
+def clean(transform: np.ndarray, tolerance: float = 1e-6) -> np.ndarray:
+    """``transform`` with entries that are whole numbers but for round-off made whole, so that a copy stays a copy."""
+    whole = np.round(transform)
+    return np.where(np.abs(transform - whole) < tolerance, whole, transform)
+
+
+def _tuples(value: Any) -> Any:
+    return (
+        tuple(_tuples(item) for item in value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+    )
