@@ -17,6 +17,7 @@ from adbench.params import ParamSet
 if TYPE_CHECKING:
     import numpy as np
 
+    from adbench.datasets.archive import File
     from adbench.datasets.geometry import Geometry
 
 Split = Literal["train", "val", "test"]
@@ -54,7 +55,8 @@ class Case:
     Attributes:
         subject: identity that splits must keep together.
         split: the role the dataset gives it.
-        files: every source file of the case; their names, sizes and times decide whether a store is still valid.
+        files: every source file of the case, on disk or in a tar; their names, sizes and times decide whether a store is
+            still valid.
         session: "" when there is one session.
         site: scanner or centre, "" when unknown.
         flags: known remarks ("artefact").
@@ -63,7 +65,7 @@ class Case:
 
     subject: str
     split: Split
-    files: tuple[Path, ...] = ()
+    files: tuple[File, ...] = ()
     session: str = ""
     site: str = ""
     flags: tuple[str, ...] = ()

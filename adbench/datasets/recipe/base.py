@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adbench.datasets.base import Case, Dataset, Stack
@@ -17,6 +16,8 @@ from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from adbench.datasets.archive import File
 
 RECIPE_VERSION = "1"  # raised when any step may give other pixels
 EXTRA = 'pip install "adbench-mri[prepare]"'
@@ -84,7 +85,7 @@ class RawVolume:
     modality: str
     image: np.ndarray
     affine: np.ndarray
-    source: Path | None = None
+    source: File | None = None
     brain: np.ndarray | None = None
     lesion: np.ndarray | None = None
     lesion_labels: tuple[int, ...] | None = None
