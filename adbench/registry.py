@@ -42,7 +42,13 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "adbench.datasets.phantom.dataset:Phantom",
             "Deformed MNI152 anatomy with synthetic lesions; needs no download",
         ),
-        "folder": ("adbench.datasets.folder:Folder", "Your own PNG slices, in the MAD-AD layout or flat and healthy"),
+        "ixi": ("adbench.datasets.ixi:IXI", "IXI as distributed: healthy T1, T2 and PD with skull, three scanners"),
+        "atlas": ("adbench.datasets.atlas:Atlas", "ATLAS v2.0 as distributed: stroke, T1 with skull on the MNI grid"),
+        "brats21": ("adbench.datasets.brats:BraTS21", "BraTS'21 as distributed: glioma, FLAIR, T1, T1CE and T2"),
+        "folder": (
+            "adbench.datasets.folder:Folder",
+            "Your own NIfTI volumes (BIDS derivatives too) or PNG slices, with or without masks",
+        ),
     },
     "metrics": {},
 }

@@ -139,6 +139,10 @@ class Dataset(ABC):
             UserError: an unreadable file, an image and mask of different size, NaN or Inf: names the file.
         """
 
+    def exclusions(self, modality: str) -> list[str]:
+        """What :meth:`discover` found and left out, and why; one line each, for the manifest."""
+        return []
+
     def recipe(self) -> dict[str, Any]:
         """Every step and parameter that shapes the pixels, for the manifest and its hash."""
         return {"dataset": self.info.name, "version": self.info.version, "params": self.params.model_dump(mode="json")}

@@ -1,0 +1,38 @@
+"""Who trains, who validates, who is tested: by subject, in proportion within every site, the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from adbench.datasets.base import Split
+from adbench.seeds import derive
+
+ROLES: tuple[Split, ...] = ("train", "val", "test")
+
+
+def assign(sites: Mapping[str, str], val: float, test: float, seed: int, name: str) -> dict[str, Split]:
+    """A role for every subject.
+
+    Sites are gone through in turn, the subjects of each in an order drawn from the seed; each subject takes the role
+    that is farthest behind its share. So the counts follow the shares to within one or two subjects, and every site is
+    divided in nearly the same proportion. The order in which subjects are given does not matter. Every role with a
+    share has a subject when there are enough of them, for a handful of cases train before test before val.
+
+    Args:
+        sites: subject -> site ("" when unknown).
+        val: share of the subjects that validate.
+        test: share of the subjects that are tested; the rest train.
+        seed: of the draw.
+        name: of the dataset, so that equal ids of two datasets are drawn independently.
+    """
+    shares: dict[Split, float] = {"train": 1 - val - test, "val": val, "test": test}
+    wanted = [role for role in ROLES if shares[role] > 1e-9]
+    order = sorted(sites, key=lambda subject: (sites[subject], derive(seed, "split", name, subject), subject))
+    members: dict[Split, list[str]] = {role: [] for role in wanted}
+    for number, subject in enumerate(order, 1):
+        members[max(wanted, key=lambda role: shares[role] * number - len(members[role]))].append(subject)
+    for role in ("train", "test", "val"):
+        largest = max(wanted, key=lambda other: len(members[other]))
+        if role in wanted and not members[role] and len(members[largest]) > 1:
+            members[role].append(members[largest].pop())
+    return {subject: role for role, subjects in members.items() for subject in subjects}
