@@ -31,7 +31,7 @@ class Geometry:
         registration: "none", "rigid" or "affine".
         corner: column and row of the square's first pixel in the registered volume, as voxel indices along x and (from
             the anterior end) along y; negative where the square reaches beyond the volume.
-        side: of the square, voxels of the registered volume.
+        side: of the square, voxels of the registered volume along x and y; they differ where its pixels are not square.
         size: of a prepared slice, px.
         step: distance of neighbouring prepared slices, voxels.
     """
@@ -43,7 +43,7 @@ class Geometry:
     to_original_world: Matrix
     registration: str
     corner: tuple[int, int]
-    side: int
+    side: tuple[int, int]
     size: int
     step: int = 1
 
@@ -58,12 +58,12 @@ class Geometry:
 
     def prepared_to_registered(self) -> np.ndarray:
         """(4, 4): prepared (column, row, plane), plane being the slice index, to registered voxel indices (x, y, z)."""
-        scale = self.side / self.size
-        offset = (scale - 1) / 2  # pixel centres, not corners
-        matrix = np.diag([scale, -scale, 1.0, 1.0])
-        matrix[0, 3] = self.corner[0] + offset
-        matrix[1, 3] = self.registered_shape[1] - 1 - (self.corner[1] + offset)
-        return matrix
+        across, down = (side / self.size for side in self.side)
+        transform = np.diag([across, -down, 1.0, 1.0])
+        # The half pixels: grids agree in their edges, affines speak of voxel centres.
+        transform[0, 3] = self.corner[0] + (across - 1) / 2
+        transform[1, 3] = self.registered_shape[1] - 1 - (self.corner[1] + (down - 1) / 2)
+        return transform
 
     def prepared_affine(self) -> np.ndarray:
         """(4, 4): prepared (column, row, plane) to registered world, mm."""
@@ -86,7 +86,7 @@ class Geometry:
     @property
     def prepared_voxel_ml(self) -> float:
         """Volume one prepared voxel stands for in the registered world, ml; skipped slices count to their neighbours."""
-        return self.registered_voxel_ml * (self.side / self.size) ** 2 * self.step
+        return self.registered_voxel_ml * self.side[0] * self.side[1] / self.size**2 * self.step
 
     @property
     def volume_scale(self) -> float:

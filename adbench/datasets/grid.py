@@ -37,10 +37,10 @@ def pad_square(stack: np.ndarray, side: int) -> np.ndarray:
 
 
 def resize_image(stack: np.ndarray, side: int) -> np.ndarray:
-    """Resize square slices: bilinear, with anti-aliasing when they shrink.
+    """Resize slices to squares: bilinear, with anti-aliasing when they shrink.
 
     Args:
-        stack: (S, N, N) float.
+        stack: (S, H, W) float.
         side: new side, px.
 
     Returns:
@@ -49,25 +49,24 @@ def resize_image(stack: np.ndarray, side: int) -> np.ndarray:
     from PIL import Image
 
     stack = np.asarray(stack, np.float32)
-    if stack.shape[-1] == side:
+    if stack.shape[-2:] == (side, side):
         return stack
     resized = [Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR) for image in stack]
     return np.stack([np.asarray(image, np.float32) for image in resized]) if resized else _none(side, np.float32)
 
 
 def resize_mask(stack: np.ndarray, side: int) -> np.ndarray:
-    """Resize square masks by nearest neighbour: never a value that was not there.
+    """Resize masks to squares by nearest neighbour: never a value that was not there.
 
     Args:
-        stack: (S, N, N) bool.
+        stack: (S, H, W), any type.
         side: new side, px.
 
     Returns:
-        (S, side, side) bool. A region smaller than the sampling step can vanish: see :func:`lost`.
+        (S, side, side) of the same type. A region smaller than the sampling step can vanish: see :func:`lost`.
     """
-    size = stack.shape[-1]
-    nearest = ((np.arange(side) + 0.5) * size / side).astype(np.int64)
-    return stack[:, nearest[:, None], nearest[None, :]]
+    rows, columns = (((np.arange(side) + 0.5) * size / side).astype(np.int64) for size in stack.shape[-2:])
+    return stack[:, rows[:, None], columns[None, :]]
 
 
 def lost(before: np.ndarray, after: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class RecipeParams(ParamSet):
         "correct the bias field inside the brain (N4)",
         source="Tustison et al. 2010, doi:10.1109/TMI.2010.2046908",
     )
-    register: Literal["none", "rigid", "affine"] = param(
+    registration: Literal["none", "rigid", "affine"] = param(
         "none", "how the volume is brought onto the MNI152 2009a 1 mm grid", source="adbench"
     )
     clip_low: float = param(0.5, "percentile inside the brain that becomes 0", unit="%", source="adbench", ge=0, lt=50)
