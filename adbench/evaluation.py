@@ -22,10 +22,11 @@ from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.planning import gather
+from adbench.planning import Data, gather
 from adbench.results import record as records
 from adbench.results.record import Record
 from adbench.results.rundir import MAPS, VAL_MAPS
+from adbench.spec import CellSpec
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,44 @@ def evaluate_run(
 
 
 def _check_files(folder: Path, record: Record) -> None:
-    for name, expected in record.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.")
-        if digest_file(path) != expected:
-            raise UserError(f"{path} is not the file that the record describes (its hash differs).")
+    for name in record.files:
+        checked_file(folder, record, name)
+
+
+def checked_file(folder: Path, record: Record, name: str) -> Path:
+    """The path of ``name`` beside the record, which lists it.
+
+    Raises:
+        UserError: it is missing, or not the file that the record describes.
+    """
+    path = folder / name
+    if not path.is_file():
+        raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.")
+    if digest_file(path) != record.files[name]:
+        raise UserError(f"{path} is not the file that the record describes (its hash differs).")
+    return path
+
+
+def stored_cell(folder: Path) -> CellSpec:
+    """The cell that made the run in ``folder``, on whatever device is there now.
+
+    Raises:
+        UserError: its ``config.yaml`` is missing, or names what is not there any more.
+    """
+    (cell,) = config.cells(config.load(folder / "config.yaml", {"device": "auto"}, []))
+    return cell
+
+
+def stored_data(cell: CellSpec, record: Record, cache: Path, progress: Progress) -> Data:
+    """The data of a finished run, prepared again if need be.
+
+    Raises:
+        UserError: the data are gone, or are not those of the run any more.
+    """
+    data = gather(cell.test, cell.train, cell.modality, cache, progress)
+    if data.test.digest != record.test.digest:
+        raise UserError(f"The {record.test.name} data are not those of the run any more (their hash differs).")
+    return data
 
 
 def _stored(folder: Path, record: Record, cache: Path, progress: Progress) -> tuple[_Stored, _Stored | None]:
@@ -113,10 +146,7 @@ def _stored(folder: Path, record: Record, cache: Path, progress: Progress) -> tu
     if MAPS not in record.files:
         raise UserError(f"{folder} has no maps, only histograms: run it again with --save-maps --force.")
     _check_files(folder, record)
-    (cell,) = config.cells(config.load(folder / "config.yaml", {}, []))
-    data = gather(cell.test, cell.train, cell.modality, cache, progress)
-    if data.test.digest != record.test.digest:
-        raise UserError(f"The {record.test.name} data are not those of the run any more (their hash differs).")
+    data = stored_data(stored_cell(folder), record, cache, progress)
     test = _Stored(np.load(folder / MAPS, mmap_mode="r"), data.test)
     if VAL_MAPS not in record.files:
         return test, None

@@ -62,7 +62,7 @@ def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float
     inside = np.concatenate([sample.map[sample.brain] for sample in samples])
     low, high = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
     for row, sample in zip(axes, samples, strict=True):
-        frame = _bounds(sample.brain)
+        frame = brain_box(sample.brain)
         image, lesion, found_map = sample.image[frame], sample.lesion[frame], sample.map[frame]
         row[0].imshow(image, cmap="gray", vmin=0, vmax=1)
         if sample.reconstruction is None:
@@ -90,7 +90,7 @@ def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float
         figure.savefig(temporary, format="png", metadata={"Software": None})
 
 
-def _bounds(brain: np.ndarray, margin: int = 4) -> tuple[slice, slice]:
+def brain_box(brain: np.ndarray, margin: int = 4) -> tuple[slice, slice]:
     """The box around the brain, so that the page is spent on tissue."""
     if not brain.any():
         return slice(None), slice(None)
