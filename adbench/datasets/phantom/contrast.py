@@ -21,6 +21,7 @@ class Contrast:
         spread: relative standard deviation of the tissue means between subjects.
         csf_spread: the same for CSF (inversion time, flow).
         noise: (low, high) Rician noise.
+        agent: how much tissue that takes up contrast agent gains.
     """
 
     gm: float
@@ -31,12 +32,15 @@ class Contrast:
     spread: float
     csf_spread: float
     noise: tuple[float, float]
+    agent: float = 0.0
 
 
 CONTRASTS = {
     "FLAIR": Contrast(0.59, 0.52, 0.13, 0.95, -0.5, 0.03, 0.35, (0.012, 0.026)),
     "T1": Contrast(0.66, 0.98, 0.26, 0.46, 1.0, 0.03, 0.12, (0.014, 0.032)),
     "T2": Contrast(0.62, 0.50, 1.15, 1.02, -0.5, 0.03, 0.08, (0.014, 0.032)),
+    "T1CE": Contrast(0.68, 0.98, 0.26, 0.46, 1.0, 0.03, 0.12, (0.014, 0.032), agent=0.95),
+    "PD": Contrast(0.92, 0.76, 0.88, 1.05, -0.3, 0.03, 0.05, (0.014, 0.032)),
 }
 REGIONAL = 0.03  # relative variation of a tissue over the brain
 BIAS = (0.02, 0.08)  # standard deviation of the coil's log sensitivity
@@ -62,6 +66,8 @@ def tissue_signal(rng: np.random.Generator, anatomy: Anatomy, pathology: Patholo
     tissue = anatomy.gm * gm * regional + anatomy.wm * wm * (2 - regional) + c.detail * anatomy.detail
     signal = tissue * (1 - pathology.water) + (1 - anatomy.csf) * pathology.water * water + anatomy.csf * csf
     signal = signal * (1 - pathology.fluid) + pathology.fluid * csf
+    if c.agent and pathology.enhancing is not None:
+        signal = signal + c.agent * pathology.enhancing
     bias = np.exp(np.float32(rng.uniform(*BIAS)) * anatomy.field(rng, COIL))
     return np.clip(signal * bias * (2 * anatomy.rim - 1) ** 0.7, 0, None).astype(np.float32)
 

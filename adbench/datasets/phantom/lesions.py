@@ -30,18 +30,24 @@ class Pathology:
         water: (P,) float32 in [0, 1], share of the voxel with long T2.
         fluid: (P,) float32 in [0, 1], share of the voxel that is like CSF.
         mask: (P,) bool, the lesion; what merely looks like one is not in it.
+        enhancing: (P,) float32 in [0, 1], share of the voxel that takes up contrast agent; None: nowhere.
+        necrotic: (P,) bool, dead parts of a tumour's core; None: nowhere.
     """
 
     water: np.ndarray
     fluid: np.ndarray
     mask: np.ndarray
+    enhancing: np.ndarray | None = None
+    necrotic: np.ndarray | None = None
 
     def joined(self, other: Pathology) -> Pathology:
-        """Both together: shares combine as independent events, masks as a union."""
+        """Both together: shares combine as independent events, masks as a union. At most one of them is a tumour."""
         return Pathology(
             1 - (1 - self.water) * (1 - other.water),
             1 - (1 - self.fluid) * (1 - other.fluid),
             self.mask | other.mask,
+            other.enhancing if self.enhancing is None else self.enhancing,
+            other.necrotic if self.necrotic is None else self.necrotic,
         )
 
 
@@ -108,7 +114,8 @@ def grow_tumour(rng: np.random.Generator, anatomy: Anatomy, tumour: Tumour) -> P
     strength, core_strength = rng.uniform(0.3, 0.65), rng.uniform(0.35, 0.75)
     texture = (1 + 0.18 * fine).clip(0.4, 1.5)
     water = (oedema * (1 - core) * strength + core * core_strength * texture).clip(0, 1)
-    return Pathology(water, core * necrosis * rng.uniform(0.5, 0.9), oedema > 0.5)
+    fluid = core * necrosis * rng.uniform(0.5, 0.9)
+    return Pathology(water, fluid, oedema > 0.5, core * (1 - necrosis), (core > 0.5) & (necrosis > 0.5))
 
 
 def _wedge(rng: np.random.Generator, anatomy: Anatomy) -> np.ndarray:
