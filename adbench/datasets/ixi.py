@@ -14,8 +14,13 @@ NO_T2 = ("IXI116", "IXI182", "IXI309", "IXI500")
 class IXIParams(VolumeParams):
     """The recipe for whole heads, and how subjects are divided."""
 
-    register: Literal["none", "rigid", "affine"] = param(
+    registration: Literal["none", "rigid", "affine"] = param(
         "affine", "how the volume is brought onto the MNI152 2009a 1 mm grid", source="adbench"
+    )
+    n4: bool = param(
+        True,
+        "correct the bias field inside the brain (N4)",
+        source="Tustison et al. 2010, doi:10.1109/TMI.2010.2046908",
     )
     test_share: float = param(
         0.1, "share of the subjects that are tested (for false alarms)", source="adbench", ge=0.0, le=1.0

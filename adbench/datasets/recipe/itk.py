@@ -63,8 +63,8 @@ def bias_field(image: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> np.n
     steps = _steps(image.shape, affine)
     few = tuple(slice(None, None, step) for step in steps)
     spacing = zooms(affine) * steps
-    coarse = _image(np.maximum(image[few], 0).astype(np.float32), spacing)
-    inside = _image(brain[few].astype(np.uint8), spacing)
+    coarse = _image(np.maximum(image[few], 0), spacing)
+    inside = _image(brain[few], spacing)
     filter_ = sitk.N4BiasFieldCorrectionImageFilter()
     filter_.SetNumberOfThreads(1)
     filter_.SetMaximumNumberOfIterations([50, 50, 30, 20])
@@ -121,7 +121,7 @@ def register(
     to_moving = moving_affine @ np.diag([*(1 / zooms(moving_affine)), 1.0])
     start = np.linalg.inv(to_moving) @ initial @ to_fixed
     target, subject = _image(fixed, zooms(fixed_affine)), _image(moving, zooms(moving_affine))
-    where = _image(fixed_mask.astype(np.uint8), zooms(fixed_affine))
+    where = _image(fixed_mask, zooms(fixed_affine))
     centre = (np.argwhere(fixed_mask[::4, ::4, ::4]).mean(axis=0) * 4 * zooms(fixed_affine)).tolist()
     rigid = sitk.Euler3DTransform()
     rigid.SetCenter(centre)
@@ -172,7 +172,7 @@ def _homogeneous(transform: Any) -> np.ndarray:
 def _image(array: np.ndarray, spacing: np.ndarray) -> Any:
     import SimpleITK
 
-    kind = np.uint8 if array.dtype == np.uint8 else np.float32
+    kind = np.uint8 if array.dtype == np.bool_ else np.float32
     image = SimpleITK.GetImageFromArray(np.ascontiguousarray(array.transpose(2, 1, 0), dtype=kind))
     image.SetSpacing([float(s) for s in spacing])
     return image
