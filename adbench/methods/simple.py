@@ -171,6 +171,7 @@ class ZScore(Method):
         import torch
 
         from adbench.methods.imaging import stretch
+        from adbench.methods.slicewise import one_sided
 
         device = batch.image.device
         heights = self._tensors["heights"]
@@ -178,7 +179,7 @@ class ZScore(Method):
         mean, std = (self._tensors[key][nearest][:, None].to(device) for key in ("mean", "std"))
         size = (batch.image.shape[-2], batch.image.shape[-1])
         z = (self._standardised(batch) - stretch(mean, size)) / stretch(std, size) * batch.brain
-        return {"abs": z.abs(), "positive": z.clamp(min=0), "negative": (-z).clamp(min=0)}[self.params.sign]
+        return one_sided(z, self.params.sign)
 
     def state(self) -> dict[str, torch.Tensor]:
         return self._tensors

@@ -44,6 +44,13 @@ def move(
     return both[:, :1] * mask, mask
 
 
+def one_sided(residual: torch.Tensor, sign: str) -> torch.Tensor:
+    """What counts of a signed residual: "abs" both sides, "positive" (brighter than healthy) or "negative"; not negative."""
+    if sign == "positive":
+        return residual.clamp(min=0)
+    return residual.abs() if sign == "abs" else (-residual).clamp(min=0)
+
+
 def signed_map(residual: torch.Tensor, sign: str, sigma: float, smooth: str = "magnitude") -> torch.Tensor:
     """The anomaly map of a signed residual ``x - x_healthy``.
 
@@ -55,5 +62,5 @@ def signed_map(residual: torch.Tensor, sign: str, sigma: float, smooth: str = "m
     """
     if smooth == "signed":
         residual = gaussian_blur(residual, sigma)
-    part = {"abs": residual.abs(), "positive": residual.clamp(min=0), "negative": (-residual).clamp(min=0)}[sign]
+    part = one_sided(residual, sign)
     return part if smooth == "signed" else gaussian_blur(part, sigma)

@@ -8,6 +8,7 @@ import torch
 
 from adbench.methods import imaging, training
 from adbench.methods.madad import diffusion
+from adbench.methods.slicewise import one_sided
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -25,10 +26,10 @@ def sampler_noise(batch: SliceBatch, shape: tuple[int, ...], seed: int) -> torch
 
 
 def anomaly_map(
-    repaired: torch.Tensor, reference: torch.Tensor, difference: str, gamma: float, sigma: float
+    repaired: torch.Tensor, reference: torch.Tensor, difference: str, gamma: float, sigma: float, sign: str = "abs"
 ) -> torch.Tensor:
-    """``G_σ * min(d, γ)/γ`` for pictures (B, 1, H, W) in [-1, 1]; in [0, 1]."""
-    d = (repaired - reference).abs()
+    """``G_σ * min(d, γ)/γ`` for pictures (B, 1, H, W) in [-1, 1]; in [0, 1]. ``sign`` as in ``slicewise.one_sided``."""
+    d = one_sided(reference - repaired, sign)
     if difference == "squared":
         d = d**2
     return imaging.gaussian_blur(d.clamp(max=gamma) / gamma, sigma)
@@ -69,7 +70,7 @@ def repair(
             repaired, reference = codec.decode(torch.cat([latent / scale, mean])).float().chunk(2)
         else:
             repaired, reference = codec.decode(latent / scale).float(), image
-        maps = imaging.stretch(anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma), grid)
+        maps = imaging.stretch(anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma, p.sign), grid)
         picture = (repaired * 0.5 + 0.5).clamp(0, 1)
         if p.standardise:
             picture = imaging.unstandardise(picture, brain, figures)
