@@ -126,8 +126,14 @@ def dice_plot(test: SubjectHistograms, evaluation: Evaluation, path: str | Path,
     _save(figure, axes, path)
 
 
-def lesion_recall_plot(spatial: SpatialAccumulator, path: str | Path, *, seed: int = 0) -> None:
-    """Share of lesions found at the val threshold by lesion size, factors of four, 95 % interval over subjects.
+def recall_by_size(
+    spatial: SpatialAccumulator, seed: int = 0
+) -> list[tuple[str, int, float, tuple[float, float] | None]]:
+    """Share of lesions found at the val threshold by lesion size, in factors of four.
+
+    Returns:
+        For each size up to the largest: its voxels as text, how many lesions it has, the share found (NaN without any)
+        and the 95 % interval over subjects (None without one).
 
     Raises:
         UserError: there is no val threshold or no lesion.
@@ -139,8 +145,7 @@ def lesion_recall_plot(spatial: SpatialAccumulator, path: str | Path, *, seed: i
         raise UserError(f"No plot of lesion recall by size was drawn: {why}.")
     limit = np.float32(spatial.thresholds["val"])
     draws = bootstrap.weights(len(rows), _BAND, seed)
-    figure, axes = _canvas("lesion size (voxels)", "lesion recall at the val threshold")
-    names = []
+    bins: list[tuple[str, int, float, tuple[float, float] | None]] = []
     for low in (4**k for k in range(int(np.log(largest) / np.log(4) + 1e-9) + 1)):
         inside = [
             [(low <= n < 4 * low, s >= limit) for n, s in zip(r.lesion_sizes, r.lesion_scores, strict=True)]
@@ -148,14 +153,22 @@ def lesion_recall_plot(spatial: SpatialAccumulator, path: str | Path, *, seed: i
         ]
         found = np.array([sum(a and b for a, b in one) for one in inside], float)
         count = np.array([sum(a for a, _ in one) for one in inside], float)
-        names.append(f"{low}-{4 * low - 1}\nn={int(count.sum())}")
-        if not count.any():
-            continue
-        share = found.sum() / count.sum()
-        ends = bootstrap.interval(bootstrap.ratio(found, count, draws)) if len(rows) > 1 else None
-        error = None if ends is None else [[max(0.0, share - ends[0])], [max(0.0, ends[1] - share)]]
-        axes.bar(len(names) - 1, share, yerr=error, color="C0", alpha=0.8, capsize=3)
-    axes.set_xticks(range(len(names)), names, fontsize="small")
+        share = float(found.sum() / count.sum()) if count.any() else float("nan")
+        some = count.any() and len(rows) > 1
+        ends = bootstrap.interval(bootstrap.ratio(found, count, draws)) if some else None
+        bins.append((f"{low}-{4 * low - 1}", int(count.sum()), share, ends))
+    return bins
+
+
+def lesion_recall_plot(spatial: SpatialAccumulator, path: str | Path, *, seed: int = 0) -> None:
+    """Share of lesions found at the val threshold by lesion size; see :func:`recall_by_size`."""
+    bins = recall_by_size(spatial, seed)
+    figure, axes = _canvas("lesion size (voxels)", "lesion recall at the val threshold")
+    for place, (_, count, share, ends) in enumerate(bins):
+        if count:
+            error = None if ends is None else [[max(0.0, share - ends[0])], [max(0.0, ends[1] - share)]]
+            axes.bar(place, share, yerr=error, color="C0", alpha=0.8, capsize=3)
+    axes.set_xticks(range(len(bins)), [f"{size}\nn={count}" for size, count, _, _ in bins], fontsize="small")
     axes.set(ylim=(0, 1.05), title="lesion recall by size")
     _save(figure, axes, path)
 

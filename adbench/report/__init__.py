@@ -1,0 +1,1 @@
+"""One self-contained page about one or several runs: numbers, curves, pictures, and what they were made from."""
