@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,9 @@ class Context:
         seed: every random draw derives from it (see :func:`adbench.seeds.derive`).
         workdir: a folder of this fit alone, kept between interruptions: checkpoints go here. None: keep nothing on disk.
         checkpoint_seconds: a training in progress is saved at least this often.
+        tensorboard: write loss curves for TensorBoard beside the checkpoints.
+        watch: a training loop calls it after a validation with the share (0 to 1) of the training that is done, while the
+            method can already score; None when nobody wants to know.
         progress: receives progress.
         logger: for messages a user may want to read later.
     """
@@ -35,5 +39,7 @@ class Context:
     seed: int = 0
     workdir: Path | None = None
     checkpoint_seconds: float = 60.0
+    tensorboard: bool = False
+    watch: Callable[[float], None] | None = None
     progress: Progress = field(default_factory=Progress)
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("adbench"))

@@ -6,9 +6,11 @@ import logging
 import random
 import resource
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ from adbench.planning import Plan
 from adbench.results import provenance, rundir
 from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
 from adbench.scoring import ScoredSubject, score_subjects
-from adbench.spec import Source
+from adbench.spec import CellSpec, Source
 
 log = logging.getLogger("adbench")
 PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
@@ -107,7 +109,7 @@ def run_cell(
     return record
 
 
-def _seed_everything(seed: int) -> None:
+def seed_everything(seed: int) -> None:
     """Seed the global generators too, for plugins that use them."""
     import torch
 
@@ -117,20 +119,46 @@ def _seed_everything(seed: int) -> None:
 
 
 def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
-    """The fitted method, always as loaded from its folder: a resumed run then scores with the very same weights."""
-    cls = registry.load("methods", cell.spec.method)
-    stored = rundir.fitted(cell.fit_folder, cell.fit_key)
+    return fit_method(cell.spec, cell.data.train, cell.data.val, cell.fit_folder, cell.fit_key, ctx)
+
+
+def fit_method(
+    spec: CellSpec,
+    train: SliceSet,
+    val: SliceSet | None,
+    folder: Path,
+    key: str,
+    ctx: Context,
+    watch: Callable[[Method, float], None] | None = None,
+) -> tuple[Method, dict[str, Any]]:
+    """The fitted method, always as loaded from its folder: a resumed run then scores with the very same weights.
+
+    Args:
+        spec: method, parameters, seed.
+        train: healthy slices to learn from.
+        val: healthy slices to choose a checkpoint with, or None.
+        folder: of the fit.
+        key: of the fit; a complete one with this key is not made again.
+        ctx: surroundings.
+        watch: called now and then with the half-trained method and the share of its training that is done.
+
+    Returns:
+        The method, and the content of ``fit.json``.
+    """
+    cls = registry.load("methods", spec.method)
+    stored = rundir.fitted(folder, key)
     if stored is None:
-        cell.fit_folder.mkdir(parents=True, exist_ok=True)
-        _seed_everything(seeds.derive(cell.spec.seed, "fit"))
-        method = cls(build(cls.Params, f"method {cell.spec.method}", cell.spec.params), ctx)
+        folder.mkdir(parents=True, exist_ok=True)
+        seed_everything(seeds.derive(spec.seed, "fit"))
+        method = cls(build(cls.Params, f"method {spec.method}", spec.params), ctx)
+        ctx.watch = partial(watch, method) if watch else None
         start = time.perf_counter()
-        report = method.fit(cell.data.train, cell.data.val)
+        report = method.fit(train, val)
         seconds = report.earlier_seconds + time.perf_counter() - start
-        method.save(cell.fit_folder)
-        stored = {"fit_key": cell.fit_key, "seconds": seconds, "memory": _peak_memory(ctx.device), **asdict(report)}
-        write_json(cell.fit_folder / rundir.FIT, stored)
-    return cls.load(cell.fit_folder, ctx), stored
+        method.save(folder)
+        stored = {"fit_key": key, "seconds": seconds, "memory": _peak_memory(ctx.device), **asdict(report)}
+        write_json(folder / rundir.FIT, stored)
+    return cls.load(folder, ctx), stored
 
 
 @dataclass
@@ -159,7 +187,7 @@ class _MapFile:
 
 
 def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list[Metric], save_maps: bool) -> Scored:
-    _seed_everything(seeds.derive(cell.spec.seed, "score"))
+    seed_everything(seeds.derive(cell.spec.seed, "score"))
     data = cell.data
     keep = _MapFile(cell.run_folder / rundir.MAPS, data.test) if save_maps else None
     keep_val = (
