@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from adbench import protocols, registry
 from adbench.errors import UserError, unknown
 from adbench.params import build
+from adbench.results.record import TunedFrom
 from adbench.spec import CellSpec, Source
 
 DATA_VARIABLE = "ADBENCH_DATA"
@@ -47,6 +48,7 @@ class RunConfig(BaseModel):
         metrics: plug-in metrics to measure beside the built-in ones.
         set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
             of one method.
+        tuned_from: written by ``adbench tune``: the search that chose the parameters of a method; goes into its records.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,6 +66,7 @@ class RunConfig(BaseModel):
     cache: str | None = None
     metrics: tuple[str, ...] = ()
     set: dict[str, dict[str, Any]] = {}
+    tuned_from: TunedFrom | None = None
 
     @field_validator("method", "dataset", "modality", "seed", "metrics", mode="before")
     @classmethod
@@ -95,6 +98,7 @@ def from_spec(spec: CellSpec) -> RunConfig:
         device=spec.device,
         metrics=spec.metrics,
         set=scopes,
+        tuned_from=spec.tuned_from,
     )
 
 
@@ -222,7 +226,7 @@ def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> tu
             f"The dataset {name} needs its folder: give {flag} DIR or set {DATA_VARIABLE} to the folder that holds {name}/. "
             f"Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
         )
-    if not Path(root).is_dir():
+    if not Path(root).exists():
         raise UserError(
             f"There is no folder {root} for the dataset {name}. Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
         )
@@ -252,6 +256,14 @@ def _check_scopes(config: RunConfig) -> None:
             )
     if "train" in config.set and config.train_on is None:
         raise UserError("--set train.… sets the training source, but --train-on names none.")
+
+
+def _tuned(search: TunedFrom | None, method: str, params: dict[str, Any]) -> TunedFrom | None:
+    """What the record of ``method`` with ``params`` says about ``search``."""
+    if search is None or search.method != method:
+        return None
+    changed = tuple(name for name, value in search.params.items() if params.get(name) != value)
+    return search.model_copy(update={"changed": changed})
 
 
 def cells(config: RunConfig) -> Iterator[CellSpec]:
@@ -301,4 +313,5 @@ def cells(config: RunConfig) -> Iterator[CellSpec]:
                 seed=seed,
                 device=device,
                 metrics=metrics,
+                tuned_from=_tuned(config.tuned_from, name, params),
             )

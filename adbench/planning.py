@@ -17,7 +17,7 @@ from adbench.hashing import digest
 from adbench.params import build
 from adbench.protocols import Protocol
 from adbench.results import rundir
-from adbench.results.record import Record
+from adbench.results.record import Record, write
 from adbench.spec import CellSpec, Source
 
 
@@ -59,8 +59,15 @@ class Plan:
         return self.spec.train or self.spec.test
 
     def record(self) -> Record | None:
-        """The complete record of this cell, if there is one."""
-        return rundir.complete(self.run_folder, self.run_key)
+        """The complete record of this cell, if there is one.
+
+        The same parameters may have been run before a search chose them: the record then learns where they come from.
+        """
+        record = rundir.complete(self.run_folder, self.run_key)
+        if record is not None and self.spec.tuned_from not in (None, record.tuned_from):
+            record = record.model_copy(update={"tuned_from": self.spec.tuned_from})
+            write(record, self.run_folder)
+        return record
 
 
 def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:

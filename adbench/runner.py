@@ -294,6 +294,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         memory={"score_host": _peak_memory("cpu")["host"], **{f"fit_{k}": v for k, v in fit["memory"].items()}},
         provenance=provenance.collect(cell.spec.device),
         files={path.name: digest_file(path) for path in files},
+        tuned_from=cell.spec.tuned_from,
     )
 
 

@@ -17,6 +17,7 @@ from adbench import registry
 from adbench.hashing import digest, digest_file
 from adbench.methods.base import SHARED
 from adbench.protocols import Protocol
+from adbench.results.record import TunedFrom
 
 if TYPE_CHECKING:
     from adbench.datasets.slices import LabelledSet, SliceSet
@@ -42,6 +43,7 @@ class CellSpec(BaseModel):
         train: the training source when it is another one, else None.
         device: a torch device string; part of no key.
         metrics: plug-in metrics that are measured beside the built-in ones.
+        tuned_from: the search that chose ``params``; part of no key.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,6 +57,7 @@ class CellSpec(BaseModel):
     seed: int
     device: str
     metrics: tuple[str, ...] = ()
+    tuned_from: TunedFrom | None = None
 
     @property
     def label(self) -> str:

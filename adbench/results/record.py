@@ -52,6 +52,28 @@ class DataPart(_Part):
     store_remarks: int = 0  # number of remarks in the store's manifest (slices left out, and why)
 
 
+class TunedFrom(_Part):
+    """The search that chose a method's parameters. No part of any key: where a value comes from changes no number."""
+
+    search: str  # its name
+    method: str
+    objective: str  # val_auprc, pseudo or recon
+    value: float  # of the objective, on validation slices, with the chosen parameters
+    default: float | None  # the same with the method as it came (trial 0)
+    params: dict[str, Any]  # the parameters it chose
+    changed: tuple[str, ...] = ()  # those of them that the run sets to something else
+    trials: int
+    complete: int
+    stopped: int  # early, by successive halving
+    failed: int
+    cpu_hours: float  # of cores held by all trials
+    gpu_hours: float
+    seed: int
+    slices: str  # digest of the validation slices it chose on
+    identity: str  # hash of all that decides the search: method, parameters, space, data, objective, seed
+    table: str  # hash of its trials
+
+
 class Record(_Part):
     """The result of one run. Written last, atomically: a run without it did not happen."""
 
@@ -79,6 +101,7 @@ class Record(_Part):
     memory: dict[str, float]  # peak in GiB: host, gpu
     provenance: dict[str, Any]  # versions, platform, device, git revision
     files: dict[str, str]  # files beside the record -> SHA-256
+    tuned_from: TunedFrom | None = None  # the search that chose method.params, if one did
 
 
 def write(record: Record, folder: Path) -> None:
