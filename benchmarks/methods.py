@@ -71,7 +71,7 @@ def _speed(stage: Any, ctx: Any, device: str, seconds: float) -> float:
     """Optimiser steps a second of ``stage`` after warm-up."""
     from adbench.methods import training
 
-    run = training._Run(stage, ctx)
+    run = training.Run(stage, ctx)
     stage.module.train()
     for _ in range(3):
         run.take_step()

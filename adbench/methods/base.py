@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Files of this folder that any method may use: they count into every fit's key.
 SHARED = (
     "base.py",
+    "budget.py",
     "checkpoints.py",
     "diffusion.py",
     "imaging.py",
@@ -38,7 +39,7 @@ SHARED = (
     "sampling.py",
     "single.py",
     "slicewise.py",
-    "training.py",
+    *(f"training/{part}.py" for part in ("__init__", "devices", "draws", "loop", "plan", "run", "stage")),
 )
 WEIGHTS = "model.safetensors"
 CARD = "method.json"
@@ -54,6 +55,7 @@ class FitReport:
         best: figures of the checkpoint kept, e.g. {"unet.step": 900, "unet.val_loss": 0.12}.
         curves: per stage, the logged points, e.g. {"unet": [{"step": 50, "loss": .3, "val_loss": .2}, ...]}.
         earlier_seconds: training time of interrupted attempts that this fit went on from.
+        notes: what a reader of the numbers must know.
     """
 
     steps: int = 0
@@ -61,6 +63,7 @@ class FitReport:
     best: dict[str, float] = field(default_factory=dict)
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     earlier_seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ class Method(ABC):
     @classmethod
     def budget(cls, params: ParamSet) -> int | None:
         """Optimiser steps that a fit with ``params`` takes at most; None when it is not counted in steps."""
-        return getattr(params, "steps", None)
+        return getattr(params, "steps", None) if getattr(params, "counted", True) else None
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, NetworkMethod
-from adbench.params import ParamSet, param
+from adbench.methods.budget import TrainedParams
+from adbench.params import param
 
 if TYPE_CHECKING:
     import torch
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
 
 
-class DiffusionParams(ParamSet):
+class DiffusionParams(TrainedParams):
     image_size: int = param(
         128, "Side of the network's square grid; slices are resized to it.", unit="px", source="THOR", ge=32, le=512
     )

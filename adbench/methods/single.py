@@ -42,7 +42,7 @@ def fit_network(
         network: trained in place.
         make: makes batches.
         loss: scalar mean over the samples of a batch, for training and validation.
-        params: the method's parameters: image_size, standardise, steps, batch, lr, warmup, clip, ema.
+        params: the method's parameters: image_size, standardise, steps, epochs, minutes, batch, lr, warmup, clip, ema.
         data: training slices, and validation slices or None.
         ctx: device, seed, workdir, progress.
         schedule: of the learning rate, "constant" or "cosine".
@@ -74,7 +74,8 @@ def fit_network(
             loss=lambda module, batch, step: loss(module, batch),
             validate=validate if healthy else None,
             plan=training.Plan(
-                steps=params.steps,
+                steps=params.length(len(pictures), params.steps, params.batch),
+                seconds=params.seconds(),
                 batch=params.batch,
                 lr=params.lr,
                 optimizer="adam",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, NetworkMethod, Resources
+from adbench.methods.budget import TrainedParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
 
 
-class VAEParams(ParamSet):
+class VAEParams(TrainedParams):
     image_size: int = param(
         128,
         "Side of the network's square grid; slices are resized to it.",

@@ -65,7 +65,7 @@ def test_average_of_weights_is_the_closed_form() -> None:
     """d_k = min(decay, (1+k)/(10+k)) for update k = 1, 2, ... as diffusers warms it up; SGD-free check on recorded weights."""
     one = stage(training.Plan(steps=12, batch=8, lr=1e-2, ema=0.5), validate=False)
     weights = [one.module[0].weight.detach().clone()]  # type: ignore[index]
-    run = training._Run(one, Context())
+    run = training.Run(one, Context())
     for _ in range(12):
         run.take_step()
         weights.append(one.module[0].weight.detach().clone())  # type: ignore[index]

@@ -109,11 +109,13 @@ def _fit_autoencoder(
             total += float(value) * len(where)
         return total / len(healthy)
 
+    steps = p.length(len(pictures), p.ae_steps, p.ae_batch)
     plan = training.Plan(
-        steps=p.ae_steps,
+        steps=steps,
+        seconds=p.seconds(p.ae_steps / (p.ae_steps + p.steps)),
         batch=p.ae_batch,
         lr=p.ae_lr,
-        warmup=min(p.warmup, p.ae_steps // 10),
+        warmup=min(p.warmup, steps // 10),
         clip=p.clip,
         ema=p.ema,
         accumulate=p.accumulate,
@@ -228,12 +230,14 @@ def _fit_unet(
                 total += float(loss(module, {key: value.to(device) for key, value in batch.items()})) * len(where) / 3
         return total / number
 
+    steps = p.length(count, p.steps, p.batch)
     plan = training.Plan(
-        steps=p.steps,
+        steps=steps,
+        seconds=p.seconds(p.steps / (p.ae_steps + p.steps)),
         batch=p.batch,
         lr=p.lr,
         weight_decay=p.weight_decay,
-        warmup=min(p.warmup, p.steps // 10),
+        warmup=min(p.warmup, steps // 10),
         clip=p.clip,
         ema=p.ema,
         accumulate=p.accumulate,

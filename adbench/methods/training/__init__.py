@@ -1,0 +1,36 @@
+"""The one training loop of every torch method.
+
+A method describes a stage (:class:`Stage`): the module to train, how many samples there are, how a step's random draws are
+made, the loss, and how it is validated. :func:`train_stage` does the rest: device, mixed precision and several processes
+(accelerate), AdamW or Adam, per-step warm-up and cosine schedule, clipping, accumulation, EMA, validation, the best weights,
+checkpoints, TensorBoard.
+
+Every random number of step ``s`` comes from ``derive(seed, stage, ..., s)``, never from the state of a generator that
+lives across steps. A run that was killed and continued therefore ends in the same bits as one that was not.
+
+Launched as several processes, each computes its share of every batch and the gradients are added up: the numbers are those
+of one process up to rounding, but for dropout and batch normalisation, which see their own share only.
+"""
+
+from __future__ import annotations
+
+from adbench.methods.training.draws import batch_indices, forked, generator, seeded
+from adbench.methods.training.loop import train_stage
+from adbench.methods.training.plan import Plan
+from adbench.methods.training.run import Run
+from adbench.methods.training.stage import Batch, Opponent, Stage, StageResult, report
+
+__all__ = [
+    "Batch",
+    "Opponent",
+    "Plan",
+    "Run",
+    "Stage",
+    "StageResult",
+    "batch_indices",
+    "forked",
+    "generator",
+    "report",
+    "seeded",
+    "train_stage",
+]

@@ -1,0 +1,280 @@
+"""The state of one stage while it is trained: a step, a validation, a checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from adbench import ranks
+from adbench.errors import UserError
+from adbench.methods.checkpoints import StageFolder
+from adbench.methods.training.devices import add_up, make_accelerator, micro_batches, of_first
+from adbench.methods.training.draws import batch_indices, generator
+from adbench.methods.training.stage import Batch, Stage
+from adbench.seeds import derive
+
+if TYPE_CHECKING:
+    from adbench.context import Context
+
+
+class Run:
+    """One stage on its way; :func:`adbench.methods.training.train_stage` drives it."""
+
+    def __init__(self, stage: Stage, ctx: Context) -> None:
+        from diffusers.training_utils import EMAModel
+
+        self.stage, self.ctx, self.plan = stage, ctx, stage.plan
+        if self.plan.batch < ranks.world():
+            raise UserError(
+                f"{stage.name}: a batch of {self.plan.batch} cannot be shared by {ranks.world()} processes."
+            )
+        self.accelerator = make_accelerator(ctx.device)
+        self.device = self.accelerator.device
+        # Convolutions in bf16 are fastest with channels last; on a CPU the plain layout is.
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        self.module = stage.module.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.plan.optimizer]
+        self.optimizer = kind(self.parameters, lr=self.plan.lr, weight_decay=self.plan.weight_decay)
+        self.ema = EMAModel(self.parameters, decay=self.plan.ema, foreach=True) if self.plan.ema > 0 else None
+        self.rival: tuple[nn.Module, torch.optim.Optimizer] | None = None
+        if stage.opponent is not None:
+            adversary = stage.opponent.module.to(self.device)
+            betas = (0.5, 0.9)
+            self.rival = (adversary, torch.optim.Adam(adversary.parameters(), lr=stage.opponent.lr, betas=betas))
+        self.step, self.lr, self.spent = 0, self.plan.lr_at(0), 0.0
+        self.begin, self.earlier_seconds = time.perf_counter(), 0.0
+        self.parts = self.plan.accumulate
+        self.curve: list[dict[str, float]] = []
+        self.best: dict[str, torch.Tensor] | None = None
+        self.best_step, self.best_loss = 0, None if stage.validate is None else math.inf
+        self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # loss and gradient norm, still on the device
+        self.losses: list[float] = []  # since the last point of the curve
+        self.folder = StageFolder(
+            ctx.workdir / stage.name if ctx.workdir is not None else None,
+            {"seed": ctx.seed, "samples": stage.samples, **stage.identity, "plan": self._plan_identity()},
+            ctx.logger,
+        )
+
+    def _plan_identity(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self.plan).items() if key != "accumulate"}  # changes no number
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds spent on the stage, earlier attempts included."""
+        return self.earlier_seconds + time.perf_counter() - self.begin
+
+    def done(self, finished: bool) -> tuple[int, int]:
+        """How much of how much is done, for progress: steps, or seconds of a wall-clock budget."""
+        if self.plan.seconds is None:
+            return self.step, self.plan.steps
+        total = max(1, round(self.plan.seconds))
+        return total if finished else min(total - 1, int(self.spent * total)), total
+
+    # Checkpoints
+
+    def _state(self) -> dict[str, torch.Tensor]:
+        tensors = {f"model.{key}": value for key, value in self.stage.module.state_dict().items()}
+        for index, values in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+        if self.ema is not None:
+            tensors |= {f"ema.{index}": value for index, value in enumerate(self.ema.shadow_params)}
+        if self.rival is not None:
+            tensors |= {f"rival.{key}": value for key, value in self.rival[0].state_dict().items()}
+            for index, values in self.rival[1].state_dict()["state"].items():
+                tensors |= {f"rival_optimizer.{index}.{key}": value for key, value in values.items()}
+        return tensors
+
+    def save(self, *, finished: bool = False) -> None:
+        if ranks.rank() > 0:
+            return
+        figures = {
+            "step": self.step,
+            "finished": finished,
+            "curve": self.curve,
+            "losses": self.losses,
+            "best_step": self.best_step,
+            "best_loss": None if self.best_loss == math.inf else self.best_loss,
+            "seconds": self.elapsed,
+        }
+        self.folder.write(self.step, figures, None if finished else self._state(), self.best, self.best_step)
+
+    def restore(self) -> bool:
+        """Continue from the checkpoint, if there is one; True when the stage had been finished."""
+        found = self.folder.read()
+        ranks.wait()  # nobody writes before everybody has read
+        if found is None:
+            return False
+        figures, state, best = found
+        self.step, self.curve, self.best_step = figures["step"], figures["curve"], figures["best_step"]
+        self.losses = figures["losses"]
+        if self.stage.validate is not None:
+            self.best_loss = math.inf if figures["best_loss"] is None else figures["best_loss"]
+        self.best = best or None
+        self.earlier_seconds = float(figures["seconds"])
+        if figures["finished"]:
+            self.stage.module.load_state_dict(best)
+            return True
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+        self.stage.module.load_state_dict(part("model."))
+        _load_optimizer(self.optimizer, part("optimizer."))
+        if self.ema is not None:
+            for index, shadow in enumerate(self.ema.shadow_params):
+                shadow.copy_(state[f"ema.{index}"])
+            self.ema.optimization_step = self.step
+        if self.rival is not None:
+            self.rival[0].load_state_dict(part("rival."))
+            _load_optimizer(self.rival[1], part("rival_optimizer."))
+        self._look_at_clock()
+        of = f" of {self.plan.steps}" if self.plan.seconds is None else ""
+        self.ctx.logger.info("%s continues at step %d%s.", self.stage.name, self.step, of)
+        return False
+
+    # One step
+
+    def _seed(self, what: str, number: int) -> None:
+        """Seed dropout and the like; every process of a launch has draws of its own."""
+        share = (ranks.rank(),) if ranks.rank() else ()
+        torch.manual_seed(derive(self.ctx.seed, self.stage.name, what, self.step, number, *share))
+
+    def _backward(self, batch: Batch) -> torch.Tensor:
+        """Gradients of the mean loss over the step's samples; halves the micro-batch when a CUDA device runs out of memory."""
+        while True:
+            try:
+                self.optimizer.zero_grad(set_to_none=True)
+                total = torch.zeros((), device=self.device)
+                for number, (piece, share) in enumerate(micro_batches(batch, self.parts, self.plan.batch)):
+                    self._seed("dropout", number)
+                    with self.accelerator.autocast():
+                        loss = self.stage.loss(self.module, piece, self.step)
+                    self.accelerator.backward(loss * share)
+                    total += loss.detach().float() * share
+                break
+            except torch.OutOfMemoryError:
+                if self.parts >= len(next(iter(batch.values()))):
+                    raise UserError(
+                        f"{self.stage.name}: one sample is more than {self.ctx.device} has memory for: choose a smaller preset or image size."
+                    ) from None
+                self.parts *= 2
+                self.optimizer.zero_grad(set_to_none=True)
+                torch.cuda.empty_cache()
+                self.ctx.logger.warning(
+                    "%s: out of memory, going on with %d micro-batches a step.", self.stage.name, self.parts
+                )
+        add_up([*(p.grad for p in self.parameters), total])
+        return total
+
+    def _train_rival(self, batch: Batch) -> None:
+        opponent = self.stage.opponent
+        if opponent is None or self.rival is None or self.step < opponent.start:
+            return
+        module, optimizer = self.rival
+        optimizer.zero_grad(set_to_none=True)
+        for number, (piece, share) in enumerate(micro_batches(batch, self.parts, self.plan.batch)):
+            self._seed("rival", number)
+            with self.accelerator.autocast():
+                loss = opponent.loss(self.module, module, piece)
+            self.accelerator.backward(loss * share)
+        add_up(p.grad for p in module.parameters())
+        optimizer.step()
+
+    def _look_at_clock(self) -> None:
+        if self.plan.seconds is not None:
+            self.spent = of_first(self.elapsed / self.plan.seconds, self.device)
+
+    def take_step(self) -> None:
+        plan, name = self.plan, self.stage.name
+        indices = batch_indices(self.ctx.seed, name, self.step, plan.batch, self.stage.samples)
+        with torch.no_grad():
+            batch = self.stage.draw(indices, generator(self.ctx.seed, name, "draw", self.step))
+        batch = {key: value[ranks.rank() :: ranks.world()].to(self.device) for key, value in batch.items()}
+        self.lr = plan.lr_at(self.step, self.spent)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        loss = self._backward(batch)
+        norm = nn.utils.clip_grad_norm_(self.parameters, plan.clip or math.inf)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.step(self.parameters)
+        self._train_rival(batch)
+        self.pending.append((loss, norm.detach()))
+        self.step += 1
+        self._look_at_clock()
+
+    def check(self) -> None:
+        """Take the losses off the device and look at them; done now and then, because it waits for the device.
+
+        Raises:
+            UserError: a loss or gradient was not finite.
+        """
+        if not self.pending:
+            return
+        losses = torch.stack([pair[0] for pair in self.pending]).cpu()
+        norms = torch.stack([pair[1].to(losses) for pair in self.pending])
+        bad = (~(losses.isfinite() & norms.isfinite())).nonzero().flatten()
+        if len(bad):
+            at = self.step - len(self.pending) + int(bad[0])
+            what = "loss" if not losses[bad[0]].isfinite() else "gradient"
+            rate = self.lr if self.plan.seconds is not None else self.plan.lr_at(at)
+            kept = f" The last checkpoint in {self.folder.folder} is kept." if self.folder.folder else ""
+            raise UserError(
+                f"{self.stage.name}: the {what} was not finite at step {at} with learning rate {rate:.3g}: "
+                f"lower the learning rate or lengthen the warm-up.{kept}"
+            )
+        self.pending.clear()
+        self.losses += losses.tolist()
+
+    # What is kept
+
+    def validate(self) -> float | None:
+        """Figure of the averaged weights, which are kept when it is the best so far."""
+        if self.stage.validate is None:
+            return None
+        with self._averaged(), torch.no_grad(), self.accelerator.autocast():
+            self.stage.module.eval()
+            value = of_first(float(self.stage.validate(self.stage.module)), self.device)
+            self.stage.module.train()
+            if self.best_loss is None or value < self.best_loss:
+                self.best_loss, self.best_step = value, self.step
+                self.best = self._weights()
+        return value
+
+    def keep_last(self) -> None:
+        """Keep the averaged weights as they are now, unless a validation has chosen some."""
+        if self.stage.validate is None or self.best is None:
+            with self._averaged():
+                self.best = self._weights()
+            self.best_step = self.step
+
+    def _weights(self) -> dict[str, torch.Tensor]:
+        return {key: value.detach().cpu().clone() for key, value in self.stage.module.state_dict().items()}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        if self.ema is None:
+            yield
+            return
+        self.ema.store(self.parameters)
+        self.ema.copy_to(self.parameters)
+        try:
+            yield
+        finally:
+            self.ema.restore(self.parameters)
+
+
+def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

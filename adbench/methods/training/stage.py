@@ -1,0 +1,98 @@
+"""What a method hands to the training loop, and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from adbench.methods.base import FitReport
+from adbench.methods.training.plan import Plan
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass
+class Opponent:
+    """A second network trained in turn with the first (the discriminator of a GAN).
+
+    Attributes:
+        module: its network.
+        loss: (module, opponent, batch) -> scalar, minimised over the opponent alone.
+        start: first step at which it learns.
+        lr: its learning rate, constant.
+    """
+
+    module: nn.Module
+    loss: Callable[[nn.Module, nn.Module, Batch], torch.Tensor]
+    start: int
+    lr: float
+
+
+@dataclass
+class Stage:
+    """What is trained.
+
+    Attributes:
+        name: names the stage in progress, curves, seeds and the checkpoint folder.
+        module: trained in place.
+        samples: training samples to draw from.
+        draw: (indices (B,), generator) -> tensors with first axis B. Every random draw of the step is made here, from the
+            CPU generator, for the whole batch at once: what is drawn does not depend on micro-batches, device or processes.
+        loss: (module, batch, step) -> scalar mean over the samples of ``batch``, which may be a part of a step's batch.
+        validate: (module in evaluation mode with the averaged weights) -> figure to minimise, or None: keep the last weights.
+        plan: how.
+        identity: whatever else the numbers depend on; a checkpoint with another identity is not continued.
+        opponent: see :class:`Opponent`.
+    """
+
+    name: str
+    module: nn.Module
+    samples: int
+    draw: Callable[[torch.Tensor, torch.Generator], Batch]
+    loss: Callable[[nn.Module, Batch, int], torch.Tensor]
+    plan: Plan
+    validate: Callable[[nn.Module], float] | None = None
+    identity: Mapping[str, Any] = field(default_factory=dict)
+    opponent: Opponent | None = None
+
+
+@dataclass
+class StageResult:
+    """What came out of a stage; the module holds the weights that were kept.
+
+    Attributes:
+        steps: optimiser steps.
+        curve: logged points: step, loss (mean since the last point), lr, and val_loss where it was taken.
+        best_step: optimiser steps done when the kept weights were taken.
+        best_loss: their validation figure; None without validation.
+        earlier_seconds: time spent on the stage by interrupted attempts that it went on from.
+        note: what a reader of its numbers must know; "" when there is nothing.
+    """
+
+    steps: int
+    curve: list[dict[str, float]]
+    best_step: int
+    best_loss: float | None
+    earlier_seconds: float
+    note: str = ""
+
+
+def report(stages: list[tuple[str, StageResult]], modules: list[nn.Module]) -> FitReport:
+    """The :class:`~adbench.methods.base.FitReport` of a method trained in ``stages`` that consists of ``modules``."""
+    best: dict[str, float] = {}
+    for name, result in stages:
+        best[f"{name}.step"] = result.best_step
+        if result.best_loss is not None:
+            best[f"{name}.val_loss"] = result.best_loss
+    return FitReport(
+        steps=sum(result.steps for _, result in stages),
+        parameters=sum(p.numel() for module in modules for p in module.parameters()),
+        best=best,
+        curves={name: result.curve for name, result in stages},
+        earlier_seconds=sum(result.earlier_seconds for _, result in stages),
+        notes=[result.note for _, result in stages if result.note],
+    )

@@ -1,0 +1,63 @@
+"""The processes of one distributed launch (``accelerate launch``, ``torchrun``): who this one is, and meeting the others.
+
+Launched plainly there is one process, rank 0 of 1, and nothing here does anything. The launcher says who is who in the
+environment, so asking imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+from adbench.errors import UserError
+
+PATIENCE = timedelta(hours=24)  # the others wait while rank 0 scores and evaluates
+
+
+def world() -> int:
+    """Number of processes."""
+    return int(os.environ.get("WORLD_SIZE") or 1)
+
+
+def rank() -> int:
+    """Number of this process, from 0; only 0 writes and reports."""
+    return int(os.environ.get("RANK") or 0) if world() > 1 else 0
+
+
+def join(device: str) -> None:
+    """Connect to the other processes, each on a device of its own; at once when there are none.
+
+    Raises:
+        UserError: ``device`` names one GPU, which the processes would have to share.
+    """
+    if world() == 1:
+        return
+    if device not in ("cpu", "cuda"):
+        raise UserError(
+            f"Under a launcher of {world()} processes each takes a GPU of its own: --device cuda, not {device}."
+        )
+    from accelerate.state import PartialState
+
+    PartialState(cpu=device == "cpu", timeout=PATIENCE)
+
+
+def wait() -> None:
+    """Return when every process has come here."""
+    if world() > 1:
+        import torch
+
+        torch.distributed.barrier()
+
+
+@contextmanager
+def first() -> Iterator[None]:
+    """Rank 0 runs the block before the others do; they then find what it left on disk."""
+    if rank() > 0:
+        wait()
+    try:
+        yield
+    finally:
+        if rank() == 0:
+            wait()
