@@ -4,16 +4,40 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adbench.cli.app import app
+from adbench.cli.app import Json, app
+
+if TYPE_CHECKING:
+    from adbench.datasets.base import Dataset
 
 data = typer.Typer(help="Look at datasets: find, check, prepare, show; write synthetic ones.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
+SHOWN = 5  # findings of one kind that are printed
+
+DatasetName = Annotated[
+    str, typer.Option("--dataset", "-d", help="ixi, atlas, brats21, folder, phantom or a plug-in's.")
+]
+Root = Annotated[Path | None, typer.Option("--data-root", help="Where it lies; default: $ADBENCH_DATA/<dataset>.")]
+Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the dataset.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Cases at a time; 0: one a CPU core.")]
+
+
+def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
+    """The dataset called ``name`` with its root and the parameters of ``--set`` (``size=128`` or ``dataset.size=128``)."""
+    from adbench import config
+    from adbench.params import build
+
+    texts = [
+        text if text.partition("=")[0].strip().startswith("dataset.") else f"dataset.{text}" for text in assignments
+    ]
+    values = {key: value for _, key, value in map(config.parse_assignment, texts)}
+    source, cls = config.locate(name, str(root) if root else None, values, "--data-root")
+    params = build(cls.Params, f"dataset {name}", source.params)
+    return cls(params, Path(source.root) if source.root else None)
 
 
 def cores(workers: int) -> int:
@@ -48,3 +72,112 @@ def synth(
         say(
             f"{len(files)} files, {size:.0f} MB in {out}. Look at them: adbench data check --dataset {layout} --data-root {out}"
         )
+
+
+@data.command(
+    epilog="Examples:\n\n"
+    "  adbench data info --dataset ixi --data-root data/ixi\n\n"
+    "  adbench data info --dataset brats21 --splits brats21-splits.json"
+)
+def info(
+    dataset: DatasetName,
+    data_root: Root = None,
+    set_: Set = None,
+    splits: Annotated[Path | None, typer.Option(help="Write the id lists of every role to this JSON file.")] = None,
+    json_: Json = False,
+) -> None:
+    """Say what a dataset holds: modalities, subjects by role, sites, flags, what is left out and why."""
+    from adbench.datasets.overview import overview
+
+    what = overview(located(dataset, data_root, set_ or []))
+    if splits is not None:
+        from adbench.files import write_json
+
+        write_json(splits, {name: found["subjects"] for name, found in what["modalities"].items()})
+    if json_:
+        from adbench.console import print_json
+
+        print_json(what)
+        return
+    from adbench.console import out, say, table
+
+    out.print(f"{what['dataset']} in {what['root'] or 'memory'}", style="bold", markup=False, soft_wrap=True)
+    out.print(f"licence: {what['licence']}", markup=False, soft_wrap=True)
+    rows = []
+    for name, found in what["modalities"].items():
+        roles = [str(len(found["subjects"][role])) for role in ("train", "val", "test")]
+        rows.append([name, str(found["cases"]), *roles, str(len(found["left_out"])), f"{found['bytes'] / 1e9:.2f}"])
+    columns = [("modality", "left"), *((h, "right") for h in ("cases", "train", "val", "test", "left out", "GB"))]
+    table("subjects by role", columns, rows, caption="Who is left out and why: --json. Id lists: --splits FILE")
+    if set(what["sites"]) - {""}:
+        rows = [[site or "unknown", *map(str, counts.values())] for site, counts in what["sites"].items()]
+        table("sites", [("site", "left"), *((h, "right") for h in ("train", "val", "test"))], rows)
+    for flag, subjects in what["flags"].items():
+        out.print(f"{flag}: {', '.join(subjects)}", markup=False)
+    if splits is not None:
+        say(f"Id lists: {splits}")
+
+
+@data.command(
+    epilog="Examples:\n\n"
+    "  adbench data check --dataset brats21 --data-root data/brats21\n\n"
+    "  adbench data check --dataset ixi --deep --report ixi-check.json"
+)
+def check(
+    dataset: DatasetName,
+    data_root: Root = None,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every voxel, not headers alone.")] = False,
+    set_: Set = None,
+    workers: Workers = 0,
+    report: Annotated[Path | None, typer.Option(help="Write every finding to this JSON file.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every finding, not the first few of a kind.")] = False,
+    json_: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """List what is wrong with the files of a dataset, with file and value. Exit 0: nothing but information; 1: warnings;
+    2: errors."""
+    from adbench.console import LiveProgress, out, print_json, say
+    from adbench.datasets.check import check as examine
+    from adbench.datasets.findings import by_code
+
+    chosen = located(dataset, data_root, set_ or [])
+    with LiveProgress(quiet or json_) as progress:
+        found = examine(chosen, deep=deep, workers=cores(workers), progress=progress)
+    if report is not None:
+        from adbench.files import write_json
+
+        write_json(report, found.as_dict())
+    if json_:
+        print_json(found.as_dict())
+        raise typer.Exit(found.exit_code)
+    colours = {"error": "bold red", "warning": "yellow", "info": "dim"}
+    for (severity, code), findings in by_code(found.findings).items():
+        out.print(f"{severity} {code} ({len(findings)})", style=colours[severity], markup=False)
+        shown = findings if every else findings[:SHOWN]
+        for finding in shown:
+            out.print(f"  {finding.message}", markup=False, soft_wrap=True)
+        if len(shown) < len(findings):
+            out.print(f"  ... and {len(findings) - len(shown)} more (--all, or --report FILE)", markup=False)
+    counts = ", ".join(f"{n} {severity}{'s' * (n != 1 and severity != 'info')}" for severity, n in found.counts.items())
+    out.print(f"{found.cases} cases, {found.files} files: {counts}", style="bold", markup=False)
+    if report is not None:
+        say(f"Report: {report}")
+    raise typer.Exit(found.exit_code)
+
+
+@data.command(epilog="Example:  adbench data unpack BraTS2021_Training_Data.tar --out data/brats21")
+def unpack(
+    archive: Annotated[Path, typer.Argument(help="A tar (also compressed) or zip archive.")],
+    out: Annotated[Path, typer.Option(help="Folder to unpack into.")],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Unpack an archive: whole files only, nothing outside the folder; interrupted, it goes on where it stopped."""
+    from adbench.console import LiveProgress, say
+    from adbench.datasets.unpack import unpack as extract
+
+    with LiveProgress(quiet) as progress:
+        count, nested = extract(archive, out, progress)
+    if not quiet:
+        say(f"{count} files in {out}.")
+        for inner in nested:
+            say(f"{inner} is an archive too: a plain .tar is read in place, another one needs `adbench data unpack`.")

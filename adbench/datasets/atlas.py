@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import PurePath
 from typing import ClassVar
 
 from adbench.datasets.base import DatasetInfo
@@ -81,6 +82,10 @@ class Atlas(IndexedVolumes):
     def flags_of(self, subject: str) -> tuple[str, ...]:
         """``artefact`` for the subjects of the public lists."""
         return ("artefact",) if subject in FLAGGED else ()
+
+    def unmasked_by_design(self, scan: Scan) -> bool:
+        """Whether it lies in the folder ``Testing`` (or ``test``)."""
+        return any(part.lower() in ("testing", "test") for part in PurePath(str(scan.files["T1"])).parts)
 
     def _why_not(self, scan: Scan, modality: str) -> str:
         if self.params.exclude_flagged and scan.flags:

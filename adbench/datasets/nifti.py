@@ -23,6 +23,17 @@ _LONGEST = 540  # bytes of a NIfTI-2 header; one of NIfTI-1 has 348
 AGAIN = "Copy or download it again."
 
 
+class NiftiError(UserError):
+    """A file that is not what it should be; ``kind`` sorts it: unreadable, truncated, dtype, axes or nonfinite."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+    def __reduce__(self) -> tuple[type[NiftiError], tuple[str, str]]:
+        return type(self), (self.kind, str(self))  # it may come back from a worker process
+
+
 @dataclass(frozen=True)
 class Header:
     """What a NIfTI header says.
@@ -96,8 +107,9 @@ def read(file: File) -> Volume:
     bad = nonfinite(volume.data)
     if bad is not None:
         count, first = bad
-        raise UserError(
-            f"{file} holds {count} NaN or infinite voxels, the first at {first}. Repair the volume or remove it."
+        raise NiftiError(
+            "nonfinite",
+            f"{file} holds {count} NaN or infinite voxels, the first at {first}. Repair the volume or remove it.",
         )
     return volume
 
@@ -106,14 +118,19 @@ def decode(file: File) -> Volume:
     """As :func:`read`, but NaN and infinite voxels pass: for whoever wants to count them."""
     content = read_bytes(file)
     if not content:
-        raise UserError(f"{file} is empty. {AGAIN}")
+        raise NiftiError("unreadable", f"{file} is empty. {AGAIN}")
     if content[:2] == b"\x1f\x8b":
         content = _inflated(content, file)
     header = parse_header(content[:_LONGEST], file)
     if len(header.shape) != 3:
-        raise UserError(f"{file} has {len(header.shape)} axes of {header.shape} voxels, expected a 3-D volume.")
+        raise NiftiError(
+            "axes", f"{file} has {len(header.shape)} axes of {header.shape} voxels, expected a 3-D volume."
+        )
     if len(content) < header.bytes:
-        raise UserError(f"{file} is truncated: {len(content)} bytes where its header announces {header.bytes}. {AGAIN}")
+        raise NiftiError(
+            "unreadable",
+            f"{file} is truncated: {len(content)} bytes where its header announces {header.bytes}. {AGAIN}",
+        )
     voxels = np.frombuffer(content, header.dtype, count=int(np.prod(header.shape)), offset=header.offset)
     data = voxels.reshape(header.shape, order="F")
     if (header.slope, header.inter) != (1.0, 0.0):
@@ -181,7 +198,7 @@ def parse_header(first: bytes, file: File) -> Header:
 
     kind = {348: Nifti1Header, 540: Nifti2Header}.get(_header_length(first))
     if kind is None or len(first) < (348 if kind is Nifti1Header else 540):
-        raise UserError(f"{file} is not a NIfTI file: it begins with {first[:8]!r}. {AGAIN}")
+        raise NiftiError("unreadable", f"{file} is not a NIfTI file: it begins with {first[:8]!r}. {AGAIN}")
     try:
         raw = kind.from_fileobj(io.BytesIO(first), check=False)
         shape = tuple(int(n) for n in raw.get_data_shape())
@@ -191,15 +208,17 @@ def parse_header(first: bytes, file: File) -> Header:
         affine = np.asarray(raw.get_best_affine(), np.float64)
         offset = int(raw.get_data_offset()) or (352 if kind is Nifti1Header else 544)
     except (HeaderDataError, ValueError, TypeError, KeyError) as error:
-        raise UserError(f"The header of {file} is damaged ({error}). {AGAIN}") from None
+        raise NiftiError("unreadable", f"The header of {file} is damaged ({error}). {AGAIN}") from None
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if dtype.kind not in "iufb":
-        raise UserError(
-            f"{file} stores {_type_name(dtype)} voxels, expected real numbers: convert it to a scalar volume."
+        raise NiftiError(
+            "dtype", f"{file} stores {_type_name(dtype)} voxels, expected real numbers: convert it to a scalar volume."
         )
     if not shape or min(shape) < 1 or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise UserError(f"The header of {file} is damaged (shape {shape}, affine {affine[:3].tolist()}). {AGAIN}")
+        raise NiftiError(
+            "unreadable", f"The header of {file} is damaged (shape {shape}, affine {affine[:3].tolist()}). {AGAIN}"
+        )
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
     apart = 0.0
     if sform[1] and qform[1] and sform[0] is not None and qform[0] is not None:
@@ -239,7 +258,7 @@ def _first_bytes(file: File) -> bytes:
     """The first uncompressed bytes, enough for a header."""
     first = read_bytes(file, 0, _FIRST)
     if not first:
-        raise UserError(f"{file} is empty. {AGAIN}")
+        raise NiftiError("unreadable", f"{file} is empty. {AGAIN}")
     if first[:2] != b"\x1f\x8b":
         return first[:_LONGEST]
     from isal import isal_zlib
@@ -256,12 +275,13 @@ def _inflated(content: bytes, file: File) -> bytes:
     try:
         return igzip.decompress(content)
     except EOFError:
-        raise UserError(
-            f"{file} is truncated: the gzip stream ends before its end mark, after {len(content)} bytes. {AGAIN}"
+        raise NiftiError(
+            "truncated",
+            f"{file} is truncated: the gzip stream ends before its end mark, after {len(content)} bytes. {AGAIN}",
         ) from None
     except (isal_zlib.IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]
         raise _damaged(file, error) from None
 
 
-def _damaged(file: File, error: Exception) -> UserError:
-    return UserError(f"{file} is damaged: its gzip stream cannot be decoded ({error}). {AGAIN}")
+def _damaged(file: File, error: Exception) -> NiftiError:
+    return NiftiError("unreadable", f"{file} is damaged: its gzip stream cannot be decoded ({error}). {AGAIN}")

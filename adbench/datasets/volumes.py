@@ -139,6 +139,10 @@ class IndexedVolumes(VolumeDataset):
             return "it has no lesion mask, so it can neither teach what is healthy nor be scored"
         return ""
 
+    def unmasked_by_design(self, scan: Scan) -> bool:
+        """Whether the distribution gives no mask for ``scan``."""
+        return False
+
     @abstractmethod
     def companion_of(self, modality: str) -> str:
         """The modality whose brain mask and registration serve ``modality`` ("" when it has its own)."""

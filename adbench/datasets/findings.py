@@ -1,0 +1,69 @@
+"""One thing that a check found, and the words for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+Severity = Literal["error", "warning", "info"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
+
+CODES = {
+    "unreadable": "a file that is empty, damaged, no NIfTI or not permitted",
+    "truncated": "a file that ends before its voxels do",
+    "dtype": "voxels of a type that is no real number, or another one than distributed",
+    "axes": "a volume that is not 3-D",
+    "nonfinite": "NaN or infinite voxels (deep)",
+    "constant": "an image whose voxels are all equal (deep)",
+    "off-grid": "a mask or sequence on another grid than the first image of its case",
+    "shape": "a shape other than the distribution's",
+    "voxel-size": "a voxel size other than the distribution's, or an implausible one",
+    "orientation": "stored axes that point elsewhere than the distribution's, or a header that does not say where",
+    "affine-conflict": "an sform and a qform that disagree",
+    "label": "a mask value that is not allowed, or no whole number (deep)",
+    "empty-mask": "a lesion mask without a lesion (deep)",
+    "outside-brain": "lesion voxels outside the brain (deep)",
+    "background": "a skull-stripped image whose corners are not 0 (deep)",
+    "missing-sequence": "a case without a sequence that other cases have",
+    "missing-mask": "a case without lesion mask",
+    "missing-image": "a mask without image",
+    "known-missing": "a sequence that the distribution itself lacks",
+    "duplicate-file": "the same file twice below the root",
+    "duplicate-subject": "two subjects with the same volume",
+    "duplicate-volume": "the same volume twice in one subject",
+    "several-scans": "a subject with more than one scan",
+    "flagged": "a subject that public lists name",
+    "unused-file": "a file that is not used",
+    "unopened-archive": "an archive that is not read in place",
+    "unfinished-download": "a download in progress",
+    "broken-link": "a link that leads nowhere",
+    "remark": "what loading a case remarked",
+}
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a check found.
+
+    Attributes:
+        severity: "error", "warning" or "info".
+        code: key of :data:`CODES`.
+        case: id of the case, "" when it concerns none.
+        file: path.
+        message: one sentence with the file and the value.
+    """
+
+    severity: Severity
+    code: str
+    case: str
+    file: str
+    message: str
+
+
+def by_code(findings: Iterable[Finding]) -> dict[tuple[Severity, str], list[Finding]]:
+    """Findings by severity and code, errors first."""
+    groups: dict[tuple[Severity, str], list[Finding]] = {}
+    for finding in sorted(findings, key=lambda f: (SEVERITIES.index(f.severity), f.code)):
+        groups.setdefault((finding.severity, finding.code), []).append(finding)
+    return groups

@@ -1,0 +1,56 @@
+"""What a dataset on disk holds and who has which role: ``adbench data info``, and the id lists beside a run."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+from adbench.datasets.base import Case, Dataset
+from adbench.datasets.splits import ROLES
+
+
+def id_lists(cases: Iterable[Case]) -> dict[str, list[str]]:
+    """Subjects by role, sorted."""
+    lists: dict[str, set[str]] = {role: set() for role in ROLES}
+    for case in cases:
+        lists[case.split].add(case.subject)
+    return {role: sorted(subjects) for role, subjects in lists.items()}
+
+
+def overview(dataset: Dataset) -> dict[str, Any]:
+    """Counts, sites, flags, exclusions and id lists, as plain JSON values; nothing is decoded.
+
+    Args:
+        dataset: with its root and parameters.
+
+    Raises:
+        UserError: from the dataset.
+    """
+    info = dataset.info
+    modalities: dict[str, Any] = {}
+    sites: dict[str, dict[str, set[str]]] = defaultdict(lambda: {role: set() for role in ROLES})
+    flags: dict[str, set[str]] = defaultdict(set)
+    for modality in dataset.available():
+        cases = dataset.discover(modality)
+        modalities[modality] = {
+            "cases": len(cases),
+            "bytes": sum(file.stat().st_size for file in {f for case in cases for f in case.files}),
+            "subjects": id_lists(cases),
+            "left_out": dataset.exclusions(modality),
+        }
+        for case in cases:
+            sites[case.site][case.split].add(case.subject)
+            for flag in case.flags:
+                flags[flag].add(case.subject)
+    return {
+        "dataset": info.name,
+        "version": info.version,
+        "root": str(dataset.root) if dataset.root else None,
+        "licence": info.licence,
+        "protocol": info.protocol,
+        "params": dataset.params.model_dump(mode="json"),
+        "modalities": modalities,
+        "sites": {site: {role: len(ids) for role, ids in sites[site].items()} for site in sorted(sites)},
+        "flags": {flag: sorted(subjects) for flag, subjects in sorted(flags.items())},
+    }
