@@ -107,12 +107,16 @@ class Dataset(ABC):
         parallel: whether cases are worth a process each (seconds of work) and the dataset is the same object when built
             again from ``params`` and ``root``.
         products: folder where :meth:`load` may keep what is slow to make (a brain mask, a registration); None: nowhere.
+        disk_per_case: bytes that the prepared slices of one case and modality take, roughly; 0: little.
+        memory_per_worker: bytes that one process needs to prepare a case, roughly; 0: little.
     """
 
     info: ClassVar[DatasetInfo]
     Params: ClassVar[type[ParamSet]] = ParamSet
     parallel: ClassVar[bool] = False
     products: Path | None = None
+    disk_per_case: int = 0
+    memory_per_worker: int = 0
 
     def __init__(self, params: ParamSet, root: Path | None) -> None:
         self.params = params

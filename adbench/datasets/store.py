@@ -1,38 +1,33 @@
 """The slice store: one dataset and modality, prepared once, memory-mapped, hashed.
 
 A store is a folder with ``images.npy`` (N, H, W) float16 in [0, 1], ``brains.npy`` and ``lesions.npy`` (N, H, W) bool and
-``manifest.json``: the recipe, every case with its rows, digests and lesion sizes, every source file with its size, and
-what was left out. It is written beside its final place and renamed, so a store is whole or absent.
+``manifest.json``: the recipe, every case with its rows, digests, geometry and quality figures, every source file with its
+size and hash, and what was left out. :mod:`adbench.datasets.building` writes it.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
-import time
-from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
-from uuid import uuid4
 
 import numpy as np
 from numpy.lib import format as npy
 
 from adbench.context import Progress
-from adbench.datasets.base import Case, Dataset, Split, Stack
+from adbench.datasets.base import Dataset, Split
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.errors import UserError
-from adbench.files import write_json
+from adbench.errors import UserError, unknown
 from adbench.hashing import digest, digest_file
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-STORE_VERSION = 1
+    from adbench.datasets.geometry import Geometry
+
+STORE_VERSION = 2
 MANIFEST = "manifest.json"
 ARRAYS: dict[str, DTypeLike] = {"images": np.float16, "brains": np.bool_, "lesions": np.bool_}
 
@@ -45,6 +40,8 @@ class StoredCase:
         digests: SHA-256 of the case's bytes in each array.
         lesion_voxels: per slice.
         masked: False when the case came without a lesion mask (its rows then hold no lesion).
+        geometry: as :meth:`adbench.datasets.geometry.Geometry.to_json` gives it; None for slices without a volume.
+        quality: figures about the preparation, by name.
     """
 
     subject: str
@@ -58,11 +55,18 @@ class StoredCase:
     brain_voxels: tuple[int, ...]
     masked: bool
     digests: dict[str, str]
+    geometry: dict[str, Any] | None = None
+    quality: dict[str, float] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, case: dict[str, Any]) -> Self:
         fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in case.items()}
         return cls(**fields)
+
+    @property
+    def id(self) -> str:
+        """Subject and session in one word, as :attr:`adbench.datasets.base.Case.id`."""
+        return f"{self.subject}_{self.session}" if self.session else self.subject
 
     @property
     def rows(self) -> np.ndarray:
@@ -144,12 +148,35 @@ class SliceStore:
         """(N, H, W) bool, memory-mapped; opened on first use."""
         return self._map("lesions")
 
+    def case(self, case_id: str) -> StoredCase:
+        """The case called ``case_id``.
+
+        Raises:
+            UserError: there is none (the nearest is given).
+        """
+        for case in self.cases:
+            if case.id == case_id:
+                return case
+        raise unknown(f"case of {self.manifest['dataset']} {self.modality}", case_id, (case.id for case in self.cases))
+
+    def geometry(self, case_id: str) -> Geometry:
+        """Where the slices of ``case_id`` lie in its original volume.
+
+        Raises:
+            UserError: no such case, or its slices never were part of a volume.
+        """
+        from adbench.datasets.geometry import Geometry
+
+        stored = self.case(case_id).geometry
+        if stored is None:
+            raise UserError(f"The slices of {case_id} come from no volume, so they have no place in one.")
+        return Geometry.from_json(stored)
+
     def subject_of(self, row: int) -> str:
         return self.cases[self._case_of_row[row]].subject
 
     def case_id_of(self, row: int) -> str:
-        case = self.cases[self._case_of_row[row]]
-        return f"{case.subject}_{case.session}" if case.session else case.subject
+        return self.cases[self._case_of_row[row]].id
 
     def slice_of(self, row: int) -> int:
         case = self.cases[self._case_of_row[row]]
@@ -192,52 +219,29 @@ class SliceStore:
         return described
 
 
-def _source_state(cases: Iterable[Case]) -> str:
-    """Hash of every source file's path, size and time: cheap to take, and different when a source was touched."""
-    seen = []
-    for case in cases:
-        for file in case.files:
-            state = file.stat()
-            seen.append([str(file), state.st_size, state.st_mtime_ns])
-        seen.append([case.id, case.split])
-    return digest(seen)
-
-
-def _check(stack: Stack, case: Case, shape: tuple[int, int] | None) -> None:
-    """Hold what an adapter (possibly a stranger's) gave against its contract."""
-    where = f"case {case.id} ({case.files[0] if case.files else 'generated'})"
-    count = len(stack.slices)
-    if stack.image.ndim != 3 or stack.image.shape[0] != count or (shape and stack.image.shape[1:] != shape):
-        raise UserError(
-            f"{where}: image stack of shape {stack.image.shape}, expected ({count}, {shape or ('H', 'W')})."
-        )
-    for name, mask in (("brain", stack.brain), ("lesion", stack.lesion)):
-        if mask is not None and (mask.shape != stack.image.shape or mask.dtype != np.bool_):
-            raise UserError(f"{where}: {name} mask {mask.shape} {mask.dtype}, expected {stack.image.shape} bool.")
-    if not np.isfinite(stack.image).all():
-        raise UserError(f"{where}: the image holds NaN or infinite values. Repair or remove the file.")
-    if count and (stack.image.min() < 0 or stack.image.max() > 1):
-        raise UserError(f"{where}: image values from {stack.image.min():g} to {stack.image.max():g}, expected [0, 1].")
-    if list(stack.slices) != sorted(set(stack.slices)):
-        raise UserError(f"{where}: slice indices must ascend and be unique, got {list(stack.slices)[:8]}.")
-
-
 class _Writer:
-    """Streams one array to a ``.npy`` file; the row count enters the header at the end."""
+    """Streams one array to a ``.npy`` file, from its beginning or from a row on; the row count enters the header at the end."""
 
     def __init__(self, path: Path, dtype: DTypeLike) -> None:
         self.dtype = np.dtype(dtype)
-        self.file: BinaryIO = open(path, "wb")
+        self.file: BinaryIO = open(path, "r+b" if path.exists() else "w+b")
         self.rows = 0
+        self.shape: tuple[int, ...] = ()
 
-    def append(self, block: np.ndarray) -> str:
+    def append(self, block: np.ndarray) -> None:
+        if not self.shape:
+            self.resume(0, block.shape[1:])
         block = np.ascontiguousarray(block, dtype=self.dtype)
-        if self.rows == 0 and self.file.tell() == 0:
-            self._header((0, *block.shape[1:]))
-        self.shape = block.shape[1:]
         self.file.write(block.data)
         self.rows += len(block)
-        return hashlib.sha256(block.data).hexdigest()
+
+    def resume(self, rows: int, shape: tuple[int, ...]) -> None:
+        """Keep the first ``rows`` rows and go on behind them."""
+        self.file.seek(0)
+        self._header((rows, *shape))
+        self.file.truncate(self.file.tell() + rows * int(np.prod(shape)) * self.dtype.itemsize)
+        self.file.seek(0, os.SEEK_END)
+        self.rows, self.shape = rows, shape
 
     def _header(self, shape: tuple[int, ...]) -> None:
         # NumPy pads the header so that the first axis can grow in place.
@@ -246,105 +250,33 @@ class _Writer:
         )
 
     def close(self) -> None:
-        start = self.file.tell()
         self.file.seek(0)
         self._header((self.rows, *self.shape))
-        self.file.seek(start)
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
 
 
-def prepare(dataset: Dataset, modality: str, cache: Path, progress: Progress | None = None) -> SliceStore:
+def prepare(
+    dataset: Dataset, modality: str, cache: Path, progress: Progress | None = None, *, workers: int | None = None
+) -> SliceStore:
     """The store of ``dataset`` and ``modality`` below ``cache``, prepared first unless a valid one is there.
 
-    A store is found by recipe and by the paths, sizes and times of its sources; touched sources give a new store.
+    A store is found by recipe and by the paths, sizes and times of its sources; touched sources give a new store, which
+    takes over the cases that did not change. What was interrupted goes on where it stopped.
+
+    Args:
+        dataset: with its root and parameters.
+        modality: sequence.
+        cache: folder of all stores.
+        progress: receives progress.
+        workers: cases at a time; None: as many as the machine has cores and memory for, one for a dataset whose cases
+            take no time.
 
     Raises:
-        UserError: from the dataset (nothing there, unreadable file, ...) or from a damaged store.
+        UserError: from the dataset (nothing there, unreadable file, ...), cases that cannot be prepared (the others are
+            kept for the next attempt), no room on the disk, or a damaged store.
     """
-    progress = progress or Progress()
-    # Sorted, so that the slices of one subject stand together.
-    cases = sorted(dataset.discover(modality), key=lambda case: (case.split, case.subject, case.session))
-    key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
-    folder = Path(cache) / "stores" / f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
-    if folder.exists():
-        return SliceStore.open(folder)
-    _sweep(folder)
-    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}.partial")  # two threads may prepare one store
-    partial.mkdir(parents=True)
-    try:
-        _write(dataset, modality, cases, partial, progress)
-        try:
-            os.rename(partial, folder)
-        except OSError:
-            if not folder.exists():  # otherwise another process was faster: use its store
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return SliceStore.open(folder)
+    from adbench.datasets.building import prepare_all
 
-
-def _sweep(folder: Path) -> None:
-    """Remove what a killed preparation of the store ``folder`` left behind, once nothing was written to it for a day."""
-    for partial in folder.parent.glob(f".{folder.name}.*.partial"):
-        with suppress(OSError):  # another process sweeps too
-            if max(item.stat().st_mtime for item in (partial, *partial.iterdir())) < time.time() - 86400:
-                shutil.rmtree(partial, ignore_errors=True)
-
-
-def _write(dataset: Dataset, modality: str, cases: list[Case], folder: Path, progress: Progress) -> None:
-    writers = {name: _Writer(folder / f"{name}.npy", dtype) for name, dtype in ARRAYS.items()}
-    try:
-        stored, remarks, shape, start = [], [], None, 0
-        for done, case in enumerate(cases, 1):
-            stack = dataset.load(case, modality)
-            _check(stack, case, shape)
-            remarks += [f"{case.id}: {remark}" for remark in stack.remarks]
-            if not len(stack.slices):
-                remarks.append(f"{case.id}: no slice left")
-            else:
-                shape = stack.image.shape[1:]
-                lesion = np.zeros_like(stack.brain) if stack.lesion is None else stack.lesion
-                blocks = {"images": stack.image, "brains": stack.brain, "lesions": lesion}
-                stored.append({
-                    "subject": case.subject, "session": case.session, "split": case.split, "site": case.site,
-                    "flags": list(case.flags), "start": start, "slices": [int(s) for s in stack.slices],
-                    "lesion_voxels": lesion.sum(axis=(1, 2)).tolist(), "brain_voxels": stack.brain.sum(axis=(1, 2)).tolist(),
-                    "masked": stack.lesion is not None,
-                    "digests": {name: writers[name].append(block) for name, block in blocks.items()},
-                })  # fmt: skip
-                start += len(stack.slices)
-            progress.update(f"prepare {dataset.info.name} {modality}", done, len(cases))
-        if shape is None:
-            raise UserError(
-                f"No usable slice of {modality} in {dataset.root or dataset.info.name}: {'; '.join(remarks[:5])}."
-            )
-        for writer in writers.values():
-            writer.close()
-    finally:
-        for writer in writers.values():
-            with suppress(OSError):  # a full disk: the first error is the one to report
-                writer.file.close()
-    files = {}
-    for name in ARRAYS:
-        path = folder / f"{name}.npy"
-        state = path.stat()
-        files[path.name] = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest_file(path)}
-    write_json(
-        folder / MANIFEST,
-        {
-            "store_version": STORE_VERSION,
-            "dataset": dataset.info.name,
-            "licence": dataset.info.licence,
-            "modality": modality,
-            "recipe": dataset.recipe(),
-            "shape": list(shape),
-            "rows": start,
-            "cases": stored,
-            "cases_digest": digest(stored),
-            "sources": [{"file": str(file), "bytes": file.stat().st_size} for case in cases for file in case.files],
-            "remarks": remarks,
-            "files": files,
-        },
-    )
+    return prepare_all(dataset, (modality,), cache, progress, workers=workers)[modality]

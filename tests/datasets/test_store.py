@@ -305,20 +305,16 @@ def test_concurrent_preparation_gives_one_store(tmp_path):
     assert len({store.healthy("train").digest for store in found}) == 1
 
 
-def test_leftovers_of_a_killed_preparation_go_after_a_day(tmp_path):
-    folder = prepare(toy(), "T1", tmp_path).folder
-    for name, age in (("dead", 2 * 86400), ("alive", 60)):
-        partial = folder.with_name(f".{folder.name}.{name}.partial")
-        partial.mkdir()
+def test_what_nobody_took_up_for_a_month_goes(tmp_path):
+    for name, age in (("dead", 40 * 86400), ("alive", 86400)):
+        partial = tmp_path / "partial" / f"other-t1-{name}"
+        partial.mkdir(parents=True)
         (partial / "images.npy").write_bytes(b"half")
         then = time.time() - age
         for path in (partial / "images.npy", partial):
             os.utime(path, (then, then))
-    for path in folder.iterdir():
-        path.unlink()
-    folder.rmdir()
     prepare(toy(), "T1", tmp_path)
-    assert leftovers(tmp_path) == sorted([folder.name, f".{folder.name}.alive.partial"])
+    assert [path.name for path in (tmp_path / "partial").iterdir() if path.is_dir()] == ["other-t1-alive"]
 
 
 def test_preparing_twice_gives_the_same_bytes(tmp_path):
