@@ -29,7 +29,7 @@ class AtlasParams(VolumeParams):
     """The recipe for whole heads on the MNI grid, and how subjects are divided."""
 
     val_share: float = param(
-        0.2, "share of the subjects that choose the threshold, drawn within each site", source="adbench", ge=0.0, le=0.9
+        0.2, "share of the subjects that choose the threshold, drawn within each site", source="adbench", ge=0.0, le=0.5
     )
     test_share: float = param(
         0.8, "share of the subjects that are tested, drawn within each site", source="adbench", ge=0.0, le=1.0
@@ -62,7 +62,7 @@ class Atlas(IndexedVolumes):
     Params: ClassVar[type[ParamSet]] = AtlasParams
     params: AtlasParams
     family: ClassVar[str] = "atlas"
-    expected: ClassVar[Expected] = Expected(
+    distributed: ClassVar[Expected] = Expected(
         sequences=("T1",),
         lesion=True,
         labels=(0, 1),

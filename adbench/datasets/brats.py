@@ -30,7 +30,7 @@ class BraTS21(IndexedVolumes):
     Params: ClassVar[type[ParamSet]] = VolumeParams
     family: ClassVar[str] = "brats21"
     tars: ClassVar[bool] = True
-    expected: ClassVar[Expected] = Expected(
+    distributed: ClassVar[Expected] = Expected(
         sequences=("T1", "T1CE", "T2", "FLAIR"),
         lesion=True,
         labels=(0, 1, 2, 4),

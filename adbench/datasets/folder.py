@@ -1,4 +1,4 @@
-"""PNG slices that a user prepared: the layout the MAD-AD authors' tools read, or a flat folder of healthy slices."""
+"""Data of your own: PNG slices in the layout the MAD-AD authors' tools read or flat and healthy, or NIfTI volumes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ import numpy as np
 
 from adbench.datasets import grid
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
+from adbench.datasets.folder_volumes import SLICE_FIELDS, FolderParams, FolderVolumes, holds_volumes
 from adbench.errors import UserError
-from adbench.params import ParamSet, param
+from adbench.params import ParamSet
 from adbench.seeds import derive
 
 if TYPE_CHECKING:
@@ -29,24 +30,6 @@ BRAIN, LESION = "brainmask", "segmentation"
 _SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
 _TOKEN = re.compile(r"^(?P<rest>.+)[-_](?P<token>[A-Za-z0-9]+)$")
 _IXI = re.compile(r"^(?P<subject>IXI\d{3})(?:[-_](?P<session>.+))?$")
-
-
-class FolderParams(ParamSet):
-    """How the PNG slices become a store."""
-
-    size: int | None = param(
-        None,
-        "side of the prepared square slices; none: pad the largest slice to a multiple of 32, without resampling",
-        unit="px",
-        source="adbench",
-        ge=16,
-        le=2048,
-    )
-    val_share: float = param(
-        0.1, "share of the subjects of a flat folder that validate", source="adbench", ge=0.0, le=0.5
-    )
-    split_seed: int = param(0, "seed of the split of a flat folder", source="adbench", ge=0)
-    modality: str = param("", "the modality of files whose names do not end with one", source="adbench")
 
 
 @dataclass(frozen=True)
@@ -66,9 +49,10 @@ class _File:
 
 
 class Folder(Dataset):
-    """Your own PNG slices, in the MAD-AD layout or flat and healthy.
+    """Your own NIfTI volumes, or PNG slices in the MAD-AD layout or flat and healthy.
 
-    The layout with splits is ``{train|val|test}/{id}-slice_{k}-{MODALITY}.png`` with ``{id}-slice_{k}-brainmask.png``
+    A root with NIfTI files and no PNG slices is read as volumes
+    (:class:`~adbench.datasets.folder_volumes.FolderVolumes`). The layout with splits is ``{train|val|test}/{id}-slice_{k}-{MODALITY}.png`` with ``{id}-slice_{k}-brainmask.png``
     and ``{id}-slice_{k}-segmentation.png`` beside it. A folder with PNG files directly inside is taken as healthy: its
     subjects are split into train and val by a seeded hash of their id, so a subject has the same role in every
     modality. IXI subjects are told apart by their IXI number alone.
@@ -83,15 +67,26 @@ class Folder(Dataset):
         version="1",
         modalities=MODALITIES,
         licence="that of your data",
-        obtain="prepare PNG slices yourself and give their folder as the data root",
+        obtain="give the folder of your own volumes or PNG slices as the data root",
         layout=(
-            "{train|val|test}/{id}-slice_{k}-{FLAIR|T1|T2|T1CE|PD}.png with ...-brainmask.png and ...-segmentation.png "
-            "beside it, or one flat folder of healthy {id}-slice_{k}-{modality}.png"
+            "NIfTI volumes {subject}_{modality}.nii.gz with {subject}_seg.nii.gz, BIDS derivatives, or any names by "
+            "dataset.image_pattern; or PNG slices {train|val|test}/{id}-slice_{k}-{FLAIR|T1|T2|T1CE|PD}.png with "
+            "...-brainmask.png and ...-segmentation.png beside it, or one flat folder of healthy "
+            "{id}-slice_{k}-{modality}.png"
         ),
         protocol="folder",
     )
     Params: ClassVar[type[ParamSet]] = FolderParams
     params: FolderParams
+
+    def __new__(cls, params: ParamSet, root: Path | None) -> Folder:
+        """Whichever of the two kinds lies at ``root``."""
+        if root is not None and root.is_dir() and holds_volumes(root):
+            slices = next((found[0] for found in (_pngs(root / name) for name in ("", *SPLITS)) if found), None)
+            if slices is None:
+                return FolderVolumes(params, root)  # type: ignore[return-value]
+            raise UserError(f"{root} holds NIfTI volumes and PNG slices such as {slices}: keep one kind in it.")
+        return super().__new__(cls)
 
     def available(self) -> tuple[str, ...]:
         """The modalities found, the one with most files first."""
@@ -184,18 +179,22 @@ class Folder(Dataset):
             "pad to a centred square",
             "resize: bilinear with anti-aliasing (image), nearest (masks)",
         ]
-        return {**super().recipe(), "steps": steps if self.params.size else steps[:-1]}
+        params = self.params.model_dump(mode="json", include=set(SLICE_FIELDS))
+        return {**super().recipe(), "params": params, "steps": steps if self.params.size else steps[:-1]}
 
     @cached_property
     def _index(self) -> list[_File]:
         """Every PNG by its name, checked for the mistakes that names can show."""
         root = self.root
+        for name, field in FolderParams.model_fields.items():
+            if name not in SLICE_FIELDS and getattr(self.params, name) != field.default:
+                raise UserError(f"dataset.{name} is for NIfTI volumes, and {root} holds none.")
         expected = f"Expected there: {self.info.layout}."
         if root is None:
             raise UserError(f"The dataset folder needs a data root. {expected}")
         if not root.is_dir():
             raise UserError(f"The data root {root} {'is not a folder' if root.exists() else 'is missing'}. {expected}")
-        found = {split: _pngs(root / split) for split in SPLITS if (root / split).is_dir()}
+        found = {split: _pngs(root / split) for split in SPLITS}
         loose = _pngs(root)
         if any(found.values()) and loose:
             raise UserError(
@@ -239,6 +238,8 @@ class Folder(Dataset):
 
 
 def _pngs(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        return []
     return sorted(p for p in folder.iterdir() if p.suffix.lower() == ".png" and p.name[0] != "." and p.is_file())
 
 

@@ -47,7 +47,7 @@ class IXI(IndexedVolumes):
     Params: ClassVar[type[ParamSet]] = IXIParams
     family: ClassVar[str] = "ixi"
     tars: ClassVar[bool] = True
-    expected: ClassVar[Expected] = Expected(
+    distributed: ClassVar[Expected] = Expected(
         sequences=("T1", "T2", "PD"),
         lesion=False,
         one_grid=False,

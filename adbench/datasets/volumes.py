@@ -32,7 +32,7 @@ class VolumeParams(RecipeParams):
     """The recipe, and how subjects are divided."""
 
     val_share: float = param(
-        0.1, "share of the subjects that validate, drawn within each site", source="adbench", ge=0.0, le=0.9
+        0.1, "share of the subjects that validate, drawn within each site", source="adbench", ge=0.0, le=0.5
     )
     test_share: float = param(
         0.2, "share of the subjects that are tested, drawn within each site", source="adbench", ge=0.0, le=1.0
@@ -75,7 +75,6 @@ class Scan:
 
     Attributes:
         session: as the file names give it.
-        split: where the folders say it, else None.
         files: modality, ``lesion`` or ``brain`` -> file.
         flags: known remarks ("artefact").
     """
@@ -83,7 +82,6 @@ class Scan:
     subject: str
     session: str = ""
     site: str = ""
-    split: Split | None = None
     files: Mapping[str, File] = field(default_factory=dict)
     flags: tuple[str, ...] = ()
 
@@ -120,14 +118,24 @@ class IndexedVolumes(VolumeDataset):
 
     family: ClassVar[str] = ""
     tars: ClassVar[bool] = False
-    expected: ClassVar[Expected]
+    distributed: ClassVar[Expected]
     Params: ClassVar[type[ParamSet]] = VolumeParams
     params: VolumeParams
+
+    @property
+    def expected(self) -> Expected:
+        """What the volumes should be like."""
+        return self.distributed
 
     def named(self, path: str) -> Named | None:
         """What a path below the root says about its file; None when it is not of this dataset."""
         found = recognise(path)
         return found if found is not None and found.family == self.family else None
+
+    @property
+    def lesion_labels(self) -> tuple[int, ...] | None:
+        """Values of a lesion mask that count; None: every value but 0."""
+        return None
 
     def flags_of(self, subject: str) -> tuple[str, ...]:
         """Known remarks on ``subject``."""
@@ -193,13 +201,8 @@ class IndexedVolumes(VolumeDataset):
                     _refuse_different(first, file)
                     duplicates.append((first, file))
             site = next((name.site for name, _ in found if name.site), "")
-            split = self.split_of(found)
-            scans.append(Scan(subject, session, site, split, files, self.flags_of(subject)))
+            scans.append(Scan(subject, session, site, files, self.flags_of(subject)))
         return Index(scans, duplicates, unused, below)
-
-    def split_of(self, found: list[tuple[Named, File]]) -> Split | None:
-        """The role that the folders of a case's files give it, if they do."""
-        return None
 
     def _root(self) -> Path:
         expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
@@ -255,14 +258,19 @@ class IndexedVolumes(VolumeDataset):
     def roles(self) -> dict[str, Split]:
         """The role of every usable subject; the same for every modality, whatever is excluded."""
         usable = [scan for scan in self.index.scans if not self.left_out(scan)]
-        given = {scan.subject: scan.split for scan in usable if scan.split is not None}
-        drawn = {scan.subject: scan.site for scan in usable if scan.subject not in given}
         p = self.params
         if p.val_share + p.test_share > 1:
             raise UserError(
                 f"val_share {p.val_share:g} and test_share {p.test_share:g} of {self.info.name} add up to more than 1."
             )
-        return {**splits.assign(drawn, p.val_share, p.test_share, p.split_seed, self.info.name), **given}
+        return self._roles(usable)
+
+    def _roles(self, usable: list[Scan]) -> dict[str, Split]:
+        return self._drawn(usable, self.params.val_share, self.params.test_share)
+
+    def _drawn(self, scans: list[Scan], val: float, test: float) -> dict[str, Split]:
+        sites = {scan.subject: scan.site for scan in scans}
+        return splits.assign(sites, val, test, self.params.split_seed, self.info.name)
 
     def discover(self, modality: str) -> list[Case]:
         """The usable cases that have ``modality``, sorted by subject and session."""
@@ -329,6 +337,7 @@ class IndexedVolumes(VolumeDataset):
             source=files[modality],
             brain=self._mask(files.get(BRAIN), image, files[modality]),
             lesion=self._mask(files.get(LESION), image, files[modality]),
+            lesion_labels=self.lesion_labels,
             skull=self.skull,
         )
         companion = self.companion_of(modality)
@@ -383,6 +392,9 @@ def _by(shape: tuple[int, ...]) -> str:
 
 def _refuse_different(one: File, other: File) -> None:
     """Refuse two files of one meaning whose contents differ."""
+    plain, plain_other = (file.name.lower().removesuffix(".gz") for file in (one, other))
+    if plain != plain_other:
+        raise UserError(f"{one} and {other} mean the same scan and sequence: remove one.")
     if one.name == other.name and one.stat().st_size != other.stat().st_size:
         raise UserError(
             f"{one} and {other} have the same name and different sizes ({one.stat().st_size} and "

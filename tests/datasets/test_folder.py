@@ -260,7 +260,7 @@ def test_modality_given_for_names_without_one(tmp_path):
 
 
 def test_no_root():
-    assert re.match(r"The dataset folder needs a data root\. Expected there: \{train\|val\|test\}", refused(None))
+    assert re.match(r"The dataset folder needs a data root\. Expected there: NIfTI volumes", refused(None))
 
 
 def test_missing_root(tmp_path):
