@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Sample:
-    """One slice to show; arrays (H, W)."""
+    """One slice to show; arrays (H, W). A threshold or window (lowest, highest score shown) of its own wins over the sheet's."""
 
     title: str
     image: np.ndarray
@@ -24,6 +24,8 @@ class Sample:
     lesion: np.ndarray
     map: np.ndarray
     reconstruction: np.ndarray | None
+    threshold: float | None = None
+    window: tuple[float, float] | None = None
 
 
 def choose_positions(data: LabelledSet, count: int = 6) -> list[int]:
@@ -60,8 +62,10 @@ def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float
     figure = Figure(figsize=(2.1 * len(columns), 2.1 * len(samples) + 0.7), dpi=110, layout="constrained")
     axes = figure.subplots(len(samples), len(columns), squeeze=False)
     inside = np.concatenate([sample.map[sample.brain] for sample in samples])
-    low, high = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
+    common = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
     for row, sample in zip(axes, samples, strict=True):
+        low, high = sample.window or common
+        limit = threshold if sample.threshold is None else sample.threshold
         frame = brain_box(sample.brain)
         image, lesion, found_map = sample.image[frame], sample.lesion[frame], sample.map[frame]
         row[0].imshow(image, cmap="gray", vmin=0, vmax=1)
@@ -74,7 +78,7 @@ def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float
         row[3].imshow(image, cmap="gray", vmin=0, vmax=1)
         if lesion.any():
             row[3].contour(lesion, levels=[0.5], colors="red", linewidths=1)
-        found = (found_map >= threshold) & sample.brain[frame] if threshold is not None else np.zeros_like(lesion)
+        found = (found_map >= limit) & sample.brain[frame] if limit is not None else np.zeros_like(lesion)
         if found.any() and not found.all():
             row[3].contour(found, levels=[0.5], colors="cyan", linewidths=0.8)
         row[0].set_ylabel(sample.title, fontsize=7)

@@ -24,7 +24,7 @@ BAND = 200  # bootstrap replicates behind a band
 DRIFT = 0.01  # maps made again may differ by this much before the reader is told
 
 
-@dataclass
+@dataclass(eq=False)
 class Part:
     """One run of the report.
 

@@ -32,7 +32,7 @@ MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
-def _safe(text: str) -> str:
+def safe(text: str) -> str:
     return _SAFE.sub("_", text)
 
 
@@ -40,13 +40,13 @@ def run_folder(
     out: Path, protocol: str, dataset: str, modality: str, method: str, preset: str, seed: int, key: str
 ) -> Path:
     """The folder of the run with ``key``."""
-    name = f"{_safe(method)}-{_safe(preset)}-seed{seed}-{key[:10]}"
-    return Path(out) / _safe(protocol) / _safe(f"{dataset}-{modality.lower()}") / name
+    name = f"{safe(method)}-{safe(preset)}-seed{seed}-{key[:10]}"
+    return Path(out) / safe(protocol) / safe(f"{dataset}-{modality.lower()}") / name
 
 
 def fit_folder(out: Path, method: str, key: str) -> Path:
     """The folder of the fit with ``key``."""
-    return Path(out) / "fits" / f"{_safe(method)}-{key[:16]}"
+    return Path(out) / "fits" / f"{safe(method)}-{key[:16]}"
 
 
 def complete(folder: Path, key: str) -> Record | None:

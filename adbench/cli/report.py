@@ -1,0 +1,92 @@
+"""``adbench report``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adbench.cli.app import Json, app, split
+from adbench.errors import UserError
+
+
+class Grid(StrEnum):
+    """The grid of exported NIfTI files."""
+
+    prepared = "prepared"
+    original = "original"
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  adbench report runs/phantom/phantom-flair/madad-tiny-seed0-1a2b3c4d5e\n\n"
+    "  adbench report runs/phantom/phantom-flair --out report      (all runs below, side by side)\n\n"
+    "  adbench report RUN --nifti original --nifti-all"
+)
+def report(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders with runs below.")],
+    out: Annotated[Path, typer.Option(help="Folder for index.html, figures/ and nifti/.")] = Path("report"),
+    count: Annotated[int, typer.Option(min=0, help="How many best, median, worst and random subjects each.")] = 2,
+    slices: Annotated[int, typer.Option(min=1, help="Slices shown of each subject.")] = 3,
+    subject: Annotated[list[str] | None, typer.Option("--subject", help="Show this test subject too; repeat.")] = None,
+    nifti: Annotated[
+        Grid | None, typer.Option(help="Also export maps and reconstructions of the subjects shown as NIfTI.")
+    ] = None,
+    nifti_all: Annotated[bool, typer.Option("--nifti-all", help="Export every test subject.")] = False,
+    cache: Annotated[
+        Path | None, typer.Option(help="Folder of prepared slice stores; default: $ADBENCH_CACHE or ~/.cache/adbench.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where maps that were not saved are made again.")] = "auto",
+    json_: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """One self-contained HTML page about one or several runs of a test set, with PNGs beside it.
+
+    Curves with bands, strata, per-subject numbers, pictures of chosen subjects, training curves, configuration and
+    provenance. Maps come from the run (--save-maps) or are made again from its saved fit.
+    """
+    from adbench.api import load
+    from adbench.console import LiveProgress, print_json, say
+    from adbench.report.collect import collect
+    from adbench.report.render import write_report
+
+    if nifti_all and nifti is None:
+        raise UserError("--nifti-all needs --nifti prepared or --nifti original: the grid of the files.")
+    command = " ".join(["adbench", *map(shlex.quote, sys.argv[1:])])
+    with LiveProgress(quiet or json_) as progress:
+        found = load(*runs, cache=cache, device=device, progress=progress)
+        exporter: Any = None
+        if nifti is not None:
+            from adbench.report.volumes import Exporter
+
+            exporter = Exporter(out / "nifti", str(nifti))
+        gathered = collect(
+            found,
+            count=count,
+            slices=slices,
+            subjects=split(subject),
+            visit=exporter,
+            visit_all=nifti_all,
+            progress=progress,
+        )
+        files = write_report(gathered, out, command, progress)
+    volumes = exporter.files if exporter else []
+    if json_:
+        print_json(
+            {
+                "page": str(files[0]),
+                "figures": [str(f) for f in files[1:]],
+                "nifti": [str(f) for f in volumes],
+                "notes": gathered.notes,
+            }
+        )
+        return
+    for note in gathered.notes:
+        say(note)
+    say(f"Page: {files[0]} ({files[0].stat().st_size / 2**20:.1f} MiB), {len(files) - 1} PNGs in {out / 'figures'}")
+    if exporter:
+        say(f"{len(volumes)} NIfTI files below {out / 'nifti'}")

@@ -1,0 +1,168 @@
+"""How charts of a report look: colours, panels, legends, and how they leave as PNG or as SVG that follows the page's theme."""
+
+from __future__ import annotations
+
+import functools
+import io
+import re
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adbench.files import replacing
+from adbench.report.collect import Report
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dde2e8", "#fefefe"
+SERIES = ("#2463c8", "#d0480b", "#2b8541", "#9534b0", "#c0265a", "#0b7d90", "#84600a", "#5f3ec2", "#4d5966", "#a33b2f")
+# What the page calls each colour; report.css gives them a value in light and in dark.
+VARIABLES = {INK: "ink", MUTED: "muted", GRID: "grid", PAPER: "paper"} | {c: f"s{i}" for i, c in enumerate(SERIES)}
+STYLE: dict[Any, Any] = {
+    "axes.edgecolor": MUTED,
+    "axes.facecolor": "none",
+    "axes.grid": True,
+    "axes.labelcolor": INK,
+    "axes.labelsize": 10,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.unicode_minus": False,
+    "font.family": ["DejaVu Sans"],
+    "grid.color": GRID,
+    "grid.linewidth": 0.8,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",
+    "text.color": INK,
+    "text.parse_math": False,  # names may hold a $
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+}
+STROKES = ("-", "--", ":", "-.")
+Draw = Callable[[Report], "Figure | None"]
+
+
+def colour(index: int) -> str:
+    """The colour of the part at ``index``."""
+    return SERIES[index % len(SERIES)]
+
+
+def stroke(index: int) -> str:
+    """Its line style: more parts than colours differ in their dashes."""
+    return STROKES[index // len(SERIES) % len(STROKES)]
+
+
+def styled(draw: Draw) -> Draw:
+    @functools.wraps(draw)
+    def inner(report: Report) -> Figure | None:
+        import matplotlib as mpl
+
+        with mpl.rc_context(STYLE):
+            return draw(report)
+
+    return inner
+
+
+def svg(figure: Figure, name: str, label: str) -> str:
+    """``figure`` as inline SVG whose colours are the page's variables.
+
+    Args:
+        figure: drawn with :data:`STYLE`.
+        name: unique on the page.
+        label: what it shows, for those who cannot see it.
+    """
+    import matplotlib as mpl
+
+    text = io.StringIO()
+    with mpl.rc_context({**STYLE, "svg.hashsalt": f"adbench-{name}"}):
+        figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    body = text.getvalue()
+    body = body[body.index("<svg") :]
+    body = re.sub(r"<metadata>.*?</metadata>", "", body, flags=re.DOTALL)
+    body = re.sub(r'<g id="[^"]*"', "<g", body)
+    body = re.sub(r"font: ([\d.]+px) 'DejaVu Sans'", r"font-size: \1", body)
+    body = re.sub(r"#[0-9a-f]{6}\b", lambda m: f"var(--{VARIABLES[m[0]]})" if m[0] in VARIABLES else m[0], body)
+    head, rest = body.split(">", 1)
+    view = re.search(r'viewBox="[^"]*"', head)
+    assert view is not None
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {view[0]} role="img" aria-label="{escape(label)}">{rest.strip()}'
+
+
+def png(figure: Figure, path: Path) -> None:
+    """Write ``figure`` on white."""
+    import matplotlib as mpl
+
+    with mpl.rc_context(STYLE), replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+
+
+def plain(axis: Axis) -> None:
+    """Write the numbers of a logarithmic axis without powers of ten."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def line(index: int) -> dict[str, Any]:
+    return {"color": colour(index), "linestyle": stroke(index)}
+
+
+def mark(index: int) -> dict[str, Any]:
+    return {"color": colour(index), "markersize": 8, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 4}
+
+
+def shade(axes: Axes, x: np.ndarray, rows: np.ndarray, index: int, crowd: int) -> None:
+    low, high = np.nanquantile(rows, [0.025, 0.975], axis=0)
+    alpha = 0.18 if crowd <= 2 else 0.1 if crowd <= 4 else 0.05
+    axes.fill_between(x, low, high, color=colour(index), alpha=alpha, linewidth=0)
+
+
+def one(x: str, y: str) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.6, 4.4), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set(xlabel=x, ylabel=y)
+    return figure, axes
+
+
+def grid_of(count: int, x: str, y: str, *, columns: int = 3, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    columns = min(columns, max(2, count))
+    rows = -(-count // columns)
+    figure = Figure(figsize=(11.2, 3.5 * rows if columns > 2 else 4.0 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
+    flat = list(grid.flat)
+    for axes in flat[count:]:
+        axes.remove()
+    for place, axes in enumerate(flat[:count]):
+        axes.set_xlabel(x)
+        if place % columns == 0:
+            axes.set_ylabel(y)
+    return figure, flat[:count]
+
+
+def tilt(count: int) -> dict[str, Any]:
+    return {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if count > 4 else {}
+
+
+def legend(axes: Axes, place: Any = "best") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    if handles and len(labels) <= 12:
+        axes.legend(loc=place)
