@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from adbench import ranks
 from adbench.context import Progress
 from adbench.planning import Plan
 from adbench.results.record import Record
@@ -33,6 +34,7 @@ def serial(
     force: bool = False,
     checkpoint_seconds: float = 60.0,
     save_maps: bool = False,
+    tensorboard: bool = False,
     before: Callable[[int, Plan], None] = lambda number, plan: None,
 ) -> list[Outcome]:
     """Run the cells one after the other in this process; a failing cell does not stop the others.
@@ -43,6 +45,7 @@ def serial(
         force: score again although records are there.
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside its record.
+        tensorboard: write loss curves for TensorBoard into the folders of the fits.
         before: called with the number (from 1) and the plan of each cell that really runs.
     """
     outcomes = []
@@ -53,8 +56,17 @@ def serial(
                 outcomes.append(Outcome(plan, stored, reused=True))
                 continue
             before(number, plan)
-            record = run_cell(plan, progress, force=True, checkpoint_seconds=checkpoint_seconds, save_maps=save_maps)
+            record = run_cell(
+                plan,
+                progress,
+                force=True,
+                checkpoint_seconds=checkpoint_seconds,
+                save_maps=save_maps,
+                tensorboard=tensorboard,
+            )
             outcomes.append(Outcome(plan, record))
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
+            if ranks.world() > 1:
+                raise  # the other processes would wait for this one: the launcher ends them all
             outcomes.append(Outcome(plan, None, error))
     return outcomes

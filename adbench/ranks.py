@@ -6,6 +6,7 @@ environment, so asking imports no torch.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -40,7 +41,8 @@ def join(device: str) -> None:
         )
     from accelerate.state import PartialState
 
-    PartialState(cpu=device == "cpu", timeout=PATIENCE)
+    if not PartialState._shared_state:
+        atexit.register(PartialState(cpu=device == "cpu", timeout=PATIENCE).destroy_process_group)
 
 
 def wait() -> None:

@@ -16,11 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from adbench import config, pictures, registry, seeds
+from adbench import config, pictures, ranks, registry, seeds
 from adbench.clock import Clock
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore
+from adbench.errors import UserError
 from adbench.files import write_json, write_text
 from adbench.hashing import digest_file
 from adbench.methods.base import Method
@@ -48,6 +49,7 @@ def run_cell(
     force: bool = False,
     checkpoint_seconds: float = 60.0,
     save_maps: bool = False,
+    tensorboard: bool = False,
 ) -> Record:
     """The record of ``cell``: the stored one when it is complete, else made now.
 
@@ -59,6 +61,7 @@ def run_cell(
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside the record (N x H x W float32), for metrics that are invented later.
+        tensorboard: write loss curves for TensorBoard into the folder of the fit.
 
     Raises:
         Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
@@ -66,6 +69,17 @@ def run_cell(
     done = None if force else cell.record()
     if done is not None:
         return done
+    ctx = Context(
+        device=cell.spec.device,
+        seed=cell.spec.seed,
+        workdir=cell.fit_folder,
+        checkpoint_seconds=checkpoint_seconds,
+        tensorboard=tensorboard,
+        progress=progress or Progress(),
+        logger=log,
+    )
+    if ranks.rank() > 0:
+        return _assist(cell, ctx)
     cell.run_folder.mkdir(parents=True, exist_ok=True)
     (cell.run_folder / RECORD).unlink(
         missing_ok=True
@@ -74,14 +88,6 @@ def run_cell(
     phase = "fit"
     clock = Clock()
     try:
-        ctx = Context(
-            device=cell.spec.device,
-            seed=cell.spec.seed,
-            workdir=cell.fit_folder,
-            checkpoint_seconds=checkpoint_seconds,
-            progress=progress or Progress(),
-            logger=log,
-        )
         method, fit = _fit(cell, ctx)
         phase = "score"
         metrics = [registry.load("metrics", name)() for name in cell.spec.metrics]
@@ -106,6 +112,19 @@ def run_cell(
                 rundir.write_failure(cell.run_folder, error, phase)
         raise
     (cell.run_folder / rundir.FAILURE).unlink(missing_ok=True)
+    ranks.wait()
+    return record
+
+
+def _assist(cell: Plan, ctx: Context) -> Record:
+    """What the other processes of a launch do: train together with the first one, then wait for the record it writes."""
+    _fit(cell, ctx)
+    ranks.wait()
+    record = cell.record()
+    if record is None:
+        raise UserError(
+            f"{cell.spec.label}: the first process of the launch wrote no record; its own message says why."
+        )
     return record
 
 
@@ -146,7 +165,9 @@ def fit_method(
         The method, and the content of ``fit.json``.
     """
     cls = registry.load("methods", spec.method)
+    ranks.join(ctx.device)
     stored = rundir.fitted(folder, key)
+    ranks.wait()  # every process of a launch has looked before one of them writes
     if stored is None:
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(seeds.derive(spec.seed, "fit"))
@@ -155,9 +176,12 @@ def fit_method(
         start = time.perf_counter()
         report = method.fit(train, val)
         seconds = report.earlier_seconds + time.perf_counter() - start
-        method.save(folder)
+        if ranks.rank() == 0:
+            method.save(folder)
         stored = {"fit_key": key, "seconds": seconds, "memory": _peak_memory(ctx.device), **asdict(report)}
-        write_json(folder / rundir.FIT, stored)
+        if ranks.rank() == 0:
+            write_json(folder / rundir.FIT, stored)
+        ranks.wait()
     return cls.load(folder, ctx), stored
 
 
@@ -284,7 +308,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
-        notes=evaluation.notes + not_drawn,
+        notes=fit.get("notes", []) + evaluation.notes + not_drawn,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],

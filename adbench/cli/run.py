@@ -14,7 +14,9 @@ from adbench.cli.app import Json, app, split
     epilog="Examples:\n\n"
     "  adbench run --method madad --dataset phantom\n\n"
     "  adbench run --method madad,ae,histeq --dataset folder --data-root my_slices --modality FLAIR\n\n"
-    "  adbench run --method madad --dataset phantom --seed 0,1,2 --set madad.steps=300"
+    "  adbench run --method madad --dataset phantom --seed 0,1,2 --set madad.steps=300\n\n"
+    "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --tensorboard\n\n"
+    "  torchrun --nproc-per-node 4 -m adbench.cli run --method madad --dataset phantom      (one fit on four GPUs)"
 )
 def run(
     method: Annotated[
@@ -62,6 +64,10 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Save a training in progress at least this often.")
     ] = 60.0,
+    tensorboard: Annotated[
+        bool,
+        typer.Option("--tensorboard", help="Write loss curves for TensorBoard beside the checkpoints of each fit."),
+    ] = False,
     json_: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
@@ -70,6 +76,7 @@ def run(
     Interrupted runs go on where they stopped; finished ones are answered from their records.
     """
     from adbench import config as configs
+    from adbench import ranks
     from adbench.console import LiveProgress, say
 
     flags: dict[str, Any] = {
@@ -89,6 +96,8 @@ def run(
     }
     settings = configs.load(config, flags, set_ or [])
     cells = list(configs.cells(settings))
+    ranks.join(cells[0].device)
+    quiet = quiet or ranks.rank() > 0
     if not quiet:
         say(configs.resolved(cells, settings).to_yaml().rstrip())
     from adbench.executors import serial
@@ -98,7 +107,8 @@ def run(
     stores = Path(settings.cache) if settings.cache else configs.default_cache()
     try:
         with LiveProgress(quiet) as progress:
-            plans = plan(cells, target, stores, progress)
+            with ranks.first():
+                plans = plan(cells, target, stores, progress)
 
             def announce(number: int, cell: Any) -> None:
                 progress.reset()
@@ -111,12 +121,14 @@ def run(
                 force=force,
                 checkpoint_seconds=checkpoint_seconds,
                 save_maps=save_maps,
+                tensorboard=tensorboard,
                 before=announce,
             )
     except KeyboardInterrupt:
         say("Interrupted. Run the same command again: it goes on where it stopped.")
         raise typer.Exit(130) from None
-    _report(outcomes, json_)
+    if ranks.rank() == 0:
+        _report(outcomes, json_)
 
 
 def _report(outcomes: list[Any], as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -121,7 +122,7 @@ def _fit_autoencoder(
         accumulate=p.accumulate,
     )
     stage = training.Stage(
-        "autoencoder", codec, len(pictures), draw, loss, plan, validate if healthy else None, identity, opponent
+        "autoencoder", codec, len(pictures), draw, loss, plan, validate if healthy else None, identity, opponent, None
     )
     return training.train_stage(stage, ctx)
 
@@ -231,9 +232,10 @@ def _fit_unet(
         return total / number
 
     steps = p.length(count, p.steps, p.batch)
+    before = p.ae_steps / (p.ae_steps + p.steps)
     plan = training.Plan(
         steps=steps,
-        seconds=p.seconds(p.steps / (p.ae_steps + p.steps)),
+        seconds=p.seconds(1 - before),
         batch=p.batch,
         lr=p.lr,
         weight_decay=p.weight_decay,
@@ -242,7 +244,9 @@ def _fit_unet(
         ema=p.ema,
         accumulate=p.accumulate,
     )
-    stage = training.Stage("unet", unet, count, draw, loss, plan, validate if healthy else None, identity)
+    stage = training.Stage(
+        "unet", unet, count, draw, loss, plan, validate if healthy else None, identity, watched_from=before
+    )
     return training.train_stage(stage, ctx)
 
 
@@ -253,9 +257,16 @@ def latent_scale(latents: Latents) -> float:
 
 
 def fit(
-    p: MADADParams, train: SliceSet, val: SliceSet | None, ctx: Context
-) -> tuple[LatentCodec, TwoHeadUNet, float, FitReport]:
-    """Train (or load, or fine-tune) the autoencoder, freeze it, cache the latents and train the UNet."""
+    p: MADADParams,
+    train: SliceSet,
+    val: SliceSet | None,
+    ctx: Context,
+    ready: Callable[[LatentCodec, TwoHeadUNet, float], None],
+) -> FitReport:
+    """Train (or load, or fine-tune) the autoencoder, freeze it, cache the latents and train the UNet.
+
+    ``ready`` is given the codec, the UNet and the scale of the latents before the UNet is trained in place.
+    """
     size = (p.image_size, p.image_size)
     pictures = Pictures(train, size, ctx.device, standardise=p.standardise)
     healthy = (
@@ -287,6 +298,7 @@ def fit(
     scale = scale or latent_scale(latents)
     with training.seeded(ctx.seed, "madad", "unet"):
         unet = new_unet(p, codec.channels)
+    ready(codec, unet, scale)
     stages.append(("unet", _fit_unet(p, unet, latents, checked, scale, identity, ctx)))
     unet.eval().requires_grad_(False)
-    return codec, unet, scale, training.report(stages, [codec, unet])
+    return training.report(stages, [codec, unet])

@@ -279,8 +279,10 @@ class MADAD(Method):
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         from adbench.methods.madad.fitting import fit
 
-        self._codec, self._unet, self._scale, report = fit(self.params, train, val, self.ctx)
-        return report
+        def ready(codec: LatentCodec, unet: TwoHeadUNet, scale: float) -> None:
+            self._codec, self._unet, self._scale = codec, unet, scale
+
+        return fit(self.params, train, val, self.ctx, ready)
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         from adbench.methods.madad.scoring import repair

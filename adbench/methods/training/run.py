@@ -238,16 +238,28 @@ class Run:
 
     def validate(self) -> float | None:
         """Figure of the averaged weights, which are kept when it is the best so far."""
-        if self.stage.validate is None:
-            return None
-        with self._averaged(), torch.no_grad(), self.accelerator.autocast():
+        value = None
+        with self._averaged(), torch.no_grad():
             self.stage.module.eval()
-            value = of_first(float(self.stage.validate(self.stage.module)), self.device)
+            if self.stage.validate is not None:
+                with self.accelerator.autocast():
+                    value = of_first(float(self.stage.validate(self.stage.module)), self.device)
+                if self.best_loss is None or value < self.best_loss:
+                    self.best_loss, self.best_step = value, self.step
+                    self.best = self._weights()
+            self._show()
             self.stage.module.train()
-            if self.best_loss is None or value < self.best_loss:
-                self.best_loss, self.best_step = value, self.step
-                self.best = self._weights()
         return value
+
+    def _show(self) -> None:
+        """Let whoever watches score with the weights as they are; the clock of a wall-clock budget stands still."""
+        before = self.stage.watched_from
+        if self.ctx.watch is None or before is None or ranks.rank() > 0:
+            return
+        start = time.perf_counter()
+        done = self.step / self.plan.steps if self.plan.seconds is None else min(1.0, self.spent)
+        self.ctx.watch(before + (1 - before) * done)
+        self.begin += time.perf_counter() - start
 
     def keep_last(self) -> None:
         """Keep the averaged weights as they are now, unless a validation has chosen some."""

@@ -47,6 +47,8 @@ class Stage:
         plan: how.
         identity: whatever else the numbers depend on; a checkpoint with another identity is not continued.
         opponent: see :class:`Opponent`.
+        watched_from: share of the whole training that was done before this stage, for those who watch a method learn; None:
+            the method cannot score yet while the stage runs.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Stage:
     validate: Callable[[nn.Module], float] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     opponent: Opponent | None = None
+    watched_from: float | None = 0.0
 
 
 @dataclass
