@@ -65,6 +65,8 @@ def resize_mask(stack: np.ndarray, side: int) -> np.ndarray:
     Returns:
         (S, side, side) of the same type. A region smaller than the sampling step can vanish: see :func:`lost`.
     """
+    if stack.shape[-2:] == (side, side):
+        return stack
     rows, columns = (((np.arange(side) + 0.5) * size / side).astype(np.int64) for size in stack.shape[-2:])
     return stack[:, rows[:, None], columns[None, :]]
 

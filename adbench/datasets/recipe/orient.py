@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from adbench.datasets.geometry import clean
+
 
 def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The volume with its axes nearest to right, anterior, superior.
@@ -48,5 +50,8 @@ def resample(array: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...], *,
     else:
         source = array.view(np.uint8) if array.dtype == np.bool_ else array
         kind = source.dtype.type
-    moved = ndimage.affine_transform(source, to_voxel[:3, :3], to_voxel[:3, 3], shape, order=int(linear), output=kind)
+    to_voxel = clean(to_voxel)  # where grids agree, a copy is a copy
+    moved = ndimage.affine_transform(
+        source, to_voxel[:3, :3], to_voxel[:3, 3], shape, order=int(linear), output=kind, mode="grid-constant"
+    )
     return moved.view(np.bool_) if array.dtype == np.bool_ else moved
