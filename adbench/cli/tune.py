@@ -1,0 +1,181 @@
+"""``adbench tune``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adbench.cli.app import Json, app, split
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  adbench tune --method madad --dataset brats21 --trials 50 --budget 8h\n\n"
+    "  adbench tune --method madad --dataset brats21 --trials 80 --resume\n\n"
+    "  adbench tune --method dae --dataset phantom --objective pseudo --space space.yaml --set method.steps=300\n\n"
+    "  adbench run --config runs/searches/NAME/best.yaml      (what it found, on the test split)"
+)
+def tune(
+    method: Annotated[str | None, typer.Option("--method", "-m", help="The method.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option("--dataset", "-d", help="The dataset whose test split stays shut.")
+    ] = None,
+    objective: Annotated[
+        str,
+        typer.Option(
+            help="val_auprc: lesions of the validation split; pseudo: synthetic lesions in healthy validation slices; "
+            "recon: error of their reconstruction."
+        ),
+    ] = "val_auprc",
+    trials: Annotated[int, typer.Option(min=1, help="Trials in all, those of earlier sessions included.")] = 20,
+    budget: Annotated[
+        str | None, typer.Option(help="Time this call may take, e.g. 90m or 8h; default: until all trials are done.")
+    ] = None,
+    space: Annotated[
+        Path | None, typer.Option(help="YAML that narrows or replaces the method's own search space.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the search; default: method-preset-dataset-modality-objective.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search of this name.")] = False,
+    search_seed: Annotated[int, typer.Option(min=0, help="Seed of the proposals.")] = 0,
+    val_slices: Annotated[
+        int, typer.Option(min=1, help="Validation slices the objective looks at, at most, evenly spread.")
+    ] = 512,
+    stop_early: Annotated[
+        bool, typer.Option("--stop-early/--no-stop-early", help="Stop trials that fall behind at 10 % and 30 %.")
+    ] = True,
+    modality: Annotated[
+        str | None, typer.Option(help="Sequence (T1, FLAIR, ...); default: the dataset's first.")
+    ] = None,
+    protocol: Annotated[str | None, typer.Option(help="Protocol; default: the dataset's own.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of every fit.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="tiny, base or paper; default: tiny on the CPU, base on a GPU.")
+    ] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Where the dataset lies; default: $ADBENCH_DATA/<dataset>.")
+    ] = None,
+    train_on: Annotated[str | None, typer.Option(help="Learn from another dataset.")] = None,
+    train_root: Annotated[Path | None, typer.Option(help="Where the training source lies.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="SCOPE.KEY=VALUE",
+            help="Parameter of the method, dataset, train or pseudo (the synthetic lesions); what is set is not searched.",
+        ),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file as for adbench run; flags win over it.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of runs, fits and searches; default: runs.")] = None,
+    cache: Annotated[Path | None, typer.Option(help="Folder of prepared slice stores.")] = None,
+    cpus_per_run: Annotated[
+        float | None, typer.Option(min=0.01, help="CPU cores of a trial; default: what the method asks for.")
+    ] = None,
+    gpus_per_run: Annotated[str, typer.Option(help="Share of a GPU of a trial: auto, 0.25, 1.")] = "auto",
+    max_concurrent: Annotated[
+        int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster; default: $RAY_ADDRESS, else this machine.")
+    ] = None,
+    json_: Json = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+) -> None:
+    """Search for good parameters of a method on validation slices; the test split is never opened.
+
+    Leaves the best configuration as YAML, a table of the trials and plots. A search that was killed goes on with --resume.
+    """
+    from adbench import config as configs
+    from adbench.console import LiveProgress, print_json, say
+    from adbench.tune.report import summary
+    from adbench.tune.search import Options, search, seconds
+
+    flags: dict[str, Any] = {
+        "method": split([method] if method else None),
+        "dataset": split([dataset] if dataset else None),
+        "modality": split([modality] if modality else None),
+        "protocol": protocol,
+        "seed": None if seed is None else (seed,),
+        "preset": preset,
+        "data_root": str(data_root) if data_root else None,
+        "train_on": train_on,
+        "train_root": str(train_root) if train_root else None,
+        "device": device,
+        "out": str(out) if out else None,
+        "cache": str(cache) if cache else None,
+    }
+    settings = configs.load(config, flags, set_ or [])
+    options = Options(
+        objective=objective,
+        trials=trials,
+        budget=None if budget is None else seconds(budget),
+        space=space,
+        name=name,
+        resume=resume,
+        seed=search_seed,
+        slices=val_slices,
+        halving=stop_early,
+        cpus=cpus_per_run,
+        gpus=gpus_per_run,
+        max_concurrent=max_concurrent,
+        address=address,
+    )
+    try:
+        with LiveProgress(quiet) as progress:
+            result = search(settings, options, progress, (lambda text: None) if quiet else say)
+    except KeyboardInterrupt:
+        say("Interrupted. Run the same command with --resume: it goes on where it stopped.")
+        raise typer.Exit(130) from None
+    if json_:
+        print_json(summary(result.task, result.table, result.folder, result.config))
+    else:
+        _print(result)
+    if result.config is None:
+        raise typer.Exit(1)
+
+
+def _print(result: Any) -> None:
+    """The ten best trials, what was gained, and what to do next."""
+    from adbench.console import say, table
+    from adbench.tune.objective import OBJECTIVES
+    from adbench.tune.report import shown
+
+    task, trials = result.task, result.table
+    names = list(task.space)
+    sign = -1 if task.mode == "max" else 1
+    complete = sorted(trials.in_state("complete"), key=lambda trial: (sign * trial.value, trial.number))
+    rows = [
+        [
+            str(trial.number),
+            f"{trial.value:.4f}",
+            f"{trial.seconds:.0f}",
+            *(shown(trial.params[name]) for name in names),
+        ]
+        for trial in complete[:10]
+    ]
+    counts = ", ".join(
+        f"{len(trials.in_state(state))} {words}"
+        for state, words in (
+            ("complete", "complete"),
+            ("stopped", "stopped early"),
+            ("failed", "failed"),
+            ("waiting", "waiting"),
+            ("running", "waiting"),
+        )
+        if trials.in_state(state)
+    )
+    table(
+        f"{task.cell.label}: {task.objective}, {OBJECTIVES[task.objective][1]}",
+        [("trial", "right"), (task.objective, "right"), ("seconds", "right"), *((name, "right") for name in names)],
+        rows,
+        caption=f"{counts}; {trials.cpu_hours:.2f} CPU-hours, {trials.gpu_hours:.2f} GPU-hours. Trial 0 is the method as it comes.",
+    )
+    if result.best is None:
+        say(f"No trial is complete yet. Go on with the same command and --resume. Trials: {result.folder}")
+        return
+    say(f"Table and plots: {result.folder}")
+    say(f"Next: adbench run --config {result.config}")

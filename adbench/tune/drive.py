@@ -1,0 +1,208 @@
+"""Ray Tune runs the trials; what to try next and what to stop is decided by the table.
+
+Ray's own record of the experiment is written to a folder that is new for every session and removed after it: a name used
+twice would overwrite the state of the first search, and reading that state back would mean to unpickle it.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from adbench import registry
+from adbench.context import Progress
+from adbench.errors import UserError
+from adbench.methods.base import Resources
+from adbench.params import build
+from adbench.tune.halving import falls_short
+from adbench.tune.search import Options, _left, keep_best
+from adbench.tune.table import FULL, Table, Trial, defaults, propose
+from adbench.tune.task import Task
+
+HOPELESS = 5  # trials that fail before the first success; more of them would fail too
+LABELS = {"complete": "done", "stopped": "stopped early", "failed": "failed"}
+
+
+class Course:
+    """The search while it runs: the only writer of the table."""
+
+    def __init__(
+        self,
+        folder: Path,
+        task: Task,
+        table: Table,
+        trials: int,
+        held: tuple[float, float],
+        progress: Progress,
+        say: Callable[[str], None],
+    ) -> None:
+        self.folder, self.task, self.table, self.wanted, self.held = folder, task, table, trials, held
+        self.progress, self.say = progress, say
+
+    def next(self) -> Trial | None:
+        """The trial to run now: an interrupted one, the method as it comes, or a new proposal; None: no more."""
+        table = self.table
+        waiting = table.in_state("waiting")
+        failed = table.in_state("failed")
+        if len(failed) >= HOPELESS and len(failed) == len(table.trials):
+            return None
+        if waiting:
+            trial = waiting[0]
+        elif len(table.trials) >= self.wanted:
+            return None
+        else:
+            number = len(table.trials)
+            task = self.task
+            params = (
+                propose(task.space, task.mode, task.seed, number, table.trials)
+                if number
+                else defaults(task.space, task.cell.params)
+            )
+            trial = Trial(number, params)
+            table.trials.append(trial)
+        trial.state, (trial.cpus, trial.gpus) = "running", self.held
+        table.save()
+        return trial
+
+    def reported(self, number: int, result: dict[str, Any]) -> bool:
+        """Take in a report; True when the trial is to be stopped."""
+        trial = self.table.trials[number]
+        if trial.state != "running":  # Ray repeats the last report of a trial when it ends
+            return False
+        trial.seconds = trial.earlier + result["seconds"]
+        if result.get("error"):
+            trial.state, trial.error = "failed", str(result["error"])
+        else:
+            trial.reports[float(result["share"])] = float(result["value"])
+            if result["share"] >= FULL:
+                trial.state = "complete"
+            elif self.task.halving and falls_short(self.table, trial):
+                trial.state = "stopped"
+        self.table.save()
+        return trial.state == "stopped"
+
+    def ended(self, number: int, crashed: bool) -> None:
+        """The trial's worker is gone."""
+        trial = self.table.trials[number]
+        if crashed and trial.state == "running":
+            trial.state = "failed"
+            trial.error = "its worker process died, for example because the machine ran out of memory"
+        self.table.save()
+        if trial.state not in LABELS:
+            return  # the time is up: it waits for the next session
+        keep_best(self.folder, self.table)
+        best = self.table.best
+        ended = len(self.table.in_state("complete", "stopped", "failed"))
+        what = trial.error if trial.state == "failed" else f"{self.task.objective} {trial.value:.4f}"
+        at = f" at {max(trial.reports):.0f} %" if trial.state == "stopped" else ""
+        leader = f"; best {best.value:.4f} (trial {best.number})" if best is not None and best is not trial else ""
+        self.say(
+            f"  trial {number} {LABELS[trial.state]}{at}: {what}{leader}{' (best so far)' if best is trial else ''}"
+        )
+        self.progress.update("trials", ended, max(self.wanted, len(self.table.trials)))
+
+
+def _environment() -> None:
+    """What Ray Tune reads when it is imported or started; a value the user has set stays."""
+    for name, value in {
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the table is ours; Ray's get_dataframe() would be empty and is not used
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths among the parameters mean what they meant
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search at once; the table is always up to date
+        "TUNE_MAX_PENDING_TRIALS_PG": "1",
+        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _ray(address: str | None) -> Iterator[dict[str, float]]:
+    """A connection to Ray; yields what the cluster has."""
+    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    import ray
+
+    ray.init(
+        address=address,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        configure_logging=False,
+    )
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def _share(wants: Resources, device: str, options: Options, capacity: dict[str, float]) -> tuple[float, float]:
+    """CPU cores and share of a GPU that one trial holds."""
+    cpus = options.cpus or min(wants.cpus, capacity.get("CPU", 1))
+    return cpus, 0.0
+
+
+def _slots(held: tuple[float, float], capacity: dict[str, float]) -> int:
+    """How many trials fit at a time."""
+    fit = [capacity.get(name, 0) / share for name, share in zip(("CPU", "GPU"), held, strict=True) if share]
+    return max(1, int(min(fit)))
+
+
+def drive(
+    folder: Path,
+    task: Task,
+    table: Table,
+    options: Options,
+    progress: Progress,
+    say: Callable[[str], None],
+) -> None:
+    """Run what is left of the search.
+
+    Raises:
+        UserError: no Ray, an address that does not answer, more than the machine has.
+    """
+    _environment()
+    try:
+        from ray import tune
+        from ray.tune import TuneConfig, Tuner
+    except ImportError:
+        raise UserError("Searching needs Ray and Optuna: pip install 'adbench-mri[ray]'.") from None
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
+    from adbench.tune.steering import Proposals, Stops
+    from adbench.tune.worker import trial as work
+
+    cls = registry.load("methods", task.cell.method)
+    wants = cls.resources(build(cls.Params, f"method {task.cell.method}", task.cell.params))
+    with _ray(options.address) as capacity:
+        held = _share(wants, task.cell.device, options, capacity)
+        course = Course(folder, task, table, options.trials, held, progress, say)
+        slots = _slots(held, capacity)
+        session = f"session-{uuid4().hex[:8]}"
+        tuner = Tuner(
+            tune.with_resources(work, {"cpu": held[0], "gpu": held[1]}),
+            tune_config=TuneConfig(
+                metric="value",
+                mode=task.mode,
+                search_alg=Proposals(course),
+                scheduler=Stops(course),
+                num_samples=_left(table, options.trials),
+                max_concurrent_trials=min(options.max_concurrent or slots, slots),
+                time_budget_s=options.budget,
+                trial_name_creator=lambda trial: f"trial-{trial.config['number']}",
+                trial_dirname_creator=lambda trial: f"trial-{trial.config['number']}-{trial.trial_id}",
+            ),
+            run_config=tune.RunConfig(name=session, storage_path=str(folder / "ray"), verbose=0),
+        )
+        try:
+            tuner.fit()
+        finally:
+            shutil.rmtree(folder / "ray", ignore_errors=True)
+    failed = table.in_state("failed")
+    if len(failed) >= HOPELESS and len(failed) == len(table.trials):
+        raise UserError(
+            f"The first {len(failed)} trials all failed, so the search was given up. The last one: {failed[-1].error} "
+            f"(tracebacks below {folder / 'trials'})."
+        )

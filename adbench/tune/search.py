@@ -1,0 +1,308 @@
+"""One search from its definition to its result: begin or resume, let Ray run the trials, keep the best."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from adbench import config as configs
+from adbench import registry
+from adbench import spec as specs
+from adbench.config import RunConfig
+from adbench.context import Progress
+from adbench.datasets.pseudo import VERSION as PSEUDO_VERSION
+from adbench.datasets.pseudo import PseudoParams
+from adbench.errors import UserError
+from adbench.files import write_text
+from adbench.hashing import digest
+from adbench.params import build
+from adbench.planning import Data, plan
+from adbench.results import rundir
+from adbench.results.record import TunedFrom
+from adbench.spec import CellSpec
+from adbench.tune import halving, objective, space
+from adbench.tune.data import Role, spread
+from adbench.tune.table import STARTUP, Table, Trial
+from adbench.tune.task import TASK, Task, difference
+from adbench.tune.worker import fit_folder
+
+BEST = "best.yaml"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a search is done.
+
+    Attributes:
+        objective: "val_auprc", "pseudo" or "recon".
+        trials: how many in all, over every resumption.
+        budget: seconds that this call may take; None: as long as it needs.
+        space: YAML file, see :mod:`adbench.tune.space`.
+        name: of the search; None: made of method, preset, dataset, modality and objective.
+        resume: go on with the search of this name.
+        seed: of the proposals.
+        slices: validation slices that the objective looks at, at most, evenly spread.
+        halving: stop trials early.
+        cpus: cores of a trial; None: what the method asks for.
+        gpus: share of a GPU of a trial, "auto": from the memory that the method asks for.
+        max_concurrent: trials at a time; None: as many as fit.
+        address: of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
+    """
+
+    objective: str = "val_auprc"
+    trials: int = 20
+    budget: float | None = None
+    space: Path | None = None
+    name: str | None = None
+    resume: bool = False
+    seed: int = 0
+    slices: int = 512
+    halving: bool = True
+    cpus: float | None = None
+    gpus: str = "auto"
+    max_concurrent: int | None = None
+    address: str | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a search found so far.
+
+    Attributes:
+        folder: of the search.
+        best: None while no trial is complete.
+        config: the YAML file that ``adbench run --config`` takes; None while no trial is complete.
+    """
+
+    folder: Path
+    task: Task
+    table: Table
+    best: Trial | None
+    config: Path | None
+
+
+def seconds(text: str) -> float:
+    """Seconds of a duration such as 8h, 90m, 1.5h or 45s.
+
+    Raises:
+        UserError: not of that form.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
+    if found is None or float(found[1]) == 0:
+        raise UserError(f"{text!r} is not a duration: write a number and s, m, h or d, e.g. 90m or 8h.")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
+
+
+def search(
+    config: RunConfig,
+    options: Options,
+    progress: Progress | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Search, or go on searching.
+
+    Args:
+        config: one method on one dataset, modality and seed; what it sets is not searched.
+        options: how.
+        progress: receives the progress of preparation and of the trials.
+        say: told about every trial that ends.
+
+    Raises:
+        UserError: anything unknown or missing; a search of this name that is another one, or is running; no Ray.
+    """
+    progress = progress or Progress()
+    if options.trials < 1:
+        raise UserError("--trials must be at least 1.")
+    task, data = _define(config, options, progress)
+    folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
+    _begin(folder, task, options)
+    with _alone(folder):
+        task.write(folder)
+        table = Table.read(folder, task.mode)
+        try:
+            if _left(table, options.trials):
+                from adbench.tune.drive import drive
+
+                drive(folder, task, table, options, progress, say)
+        finally:
+            result = _conclude(folder, task, table, config, data)
+    return result
+
+
+def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Task, Data]:
+    """The search that ``config`` and ``options`` ask for, and its data."""
+    mode = objective.mode_of(options.objective)
+    scopes = dict(config.set)
+    pseudo = build(PseudoParams, "synthetic lesions (scope pseudo)", scopes.pop("pseudo", {})).model_dump(mode="json")
+    cells = list(configs.cells(config.model_copy(update={"set": scopes, "tuned_from": None})))
+    if len(cells) != 1:
+        raise UserError(
+            f"A search tunes one method on one dataset, modality and seed; this asks for {len(cells)}: "
+            f"{', '.join(cell.label for cell in cells[:3])}…"
+        )
+    (cell,) = cells
+    cls = registry.load("methods", cell.method)
+    fixed = {**config.set.get("method", {}), **config.set.get(cell.method, {})}
+    wanted, values = space.build(cls, cell.params, fixed, options.space)
+    params = cls.resolve(cell.preset, {**cell.params, **values}).model_dump(mode="json")
+    cell = cell.model_copy(update={"params": params})
+    stores = Path(config.cache) if config.cache else configs.default_cache()
+    (planned,) = plan([cell], Path(config.out), stores, progress)
+    data = planned.data
+    chosen = objective.slices_for(options.objective, data)
+    select = spread(chosen, options.slices)
+    fit = specs.fit_identity(cell, data.train, data.val)
+    identity = {
+        **fit,
+        "protocol": planned.protocol.as_dict(),
+        "objective": options.objective,
+        "select_slices": select.digest,
+        "pseudo": {**pseudo, "version": PSEUDO_VERSION} if options.objective == "pseudo" else {},
+        "space": wanted,
+        "search_seed": options.seed,
+        "startup": STARTUP,
+        "halving": {"rungs": list(halving.RUNGS), "factor": halving.FACTOR} if options.halving else {},
+    }
+    task = Task(
+        identity=identity,
+        cell=cell,
+        objective=options.objective,
+        mode=mode,
+        space=wanted,
+        pseudo=pseudo,
+        seed=options.seed,
+        halving=options.halving,
+        train=Role.of(data.train),
+        val=Role.of(data.val) if data.val is not None else None,
+        select=Role.of(select),
+    )
+    return task, data
+
+
+def _name(task: Task) -> str:
+    cell = task.cell
+    parts = (cell.method, cell.preset, cell.test.dataset, cell.modality.lower(), task.objective)
+    return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
+
+
+def _begin(folder: Path, task: Task, options: Options) -> None:
+    """Hold the wanted search against the one that lies in ``folder``.
+
+    Raises:
+        UserError: it is there and not resumed, or not there and resumed, or another one.
+    """
+    there = (folder / TASK).exists()
+    if options.resume and not there:
+        raise UserError(f"There is no search to resume in {folder}: leave out --resume, or give the --name it has.")
+    if there and not options.resume:
+        raise UserError(
+            f"The search {folder.name} is there already ({folder}): go on with it by --resume, or start another with --name."
+        )
+    if there:
+        changed = difference(Task.read(folder).identity, json.loads(json.dumps(task.identity)))  # both as JSON has them
+        if changed:
+            raise UserError(
+                f"The search {folder.name} was begun otherwise ({changed}): resume it as it was, or start another with --name."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    with open(folder / ".lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(
+                f"The search {folder.name} is running in another process: wait for it, or stop it."
+            ) from None
+        yield
+
+
+def _left(table: Table, trials: int) -> int:
+    """How many trials are still to be run."""
+    return max(trials - len(table.trials), 0) + len(table.in_state("waiting"))
+
+
+def keep_best(folder: Path, table: Table) -> None:
+    """Remove the fits of ended trials but the best one's, and of failed ones all but the traceback."""
+    best = table.best
+    for trial in table.in_state("complete", "stopped", "failed"):
+        home = fit_folder(folder, trial.number)
+        if trial is best or not home.exists():
+            continue
+        if trial.state == "failed" and (home / rundir.FAILURE).exists():
+            for item in home.iterdir():
+                if item.is_dir():
+                    shutil.rmtree(item, ignore_errors=True)
+                elif item.name != rundir.FAILURE:
+                    item.unlink(missing_ok=True)
+        else:
+            shutil.rmtree(home, ignore_errors=True)
+
+
+def chosen_cell(task: Task, trial: Trial) -> CellSpec:
+    """The cell with the parameters of ``trial``."""
+    cls = registry.load("methods", task.cell.method)
+    params = cls.resolve(task.cell.preset, {**task.cell.params, **trial.params}).model_dump(mode="json")
+    return task.cell.model_copy(update={"params": params})
+
+
+def origin(name: str, task: Task, table: Table, best: Trial) -> TunedFrom:
+    """What a record says about this search."""
+    assert best.value is not None
+    first = table.trials[0]
+    return TunedFrom(
+        search=name,
+        method=task.cell.method,
+        objective=task.objective,
+        value=best.value,
+        default=first.value if first.state == "complete" else None,
+        params=best.params,
+        trials=len(table.trials),
+        complete=len(table.in_state("complete")),
+        stopped=len(table.in_state("stopped")),
+        failed=len(table.in_state("failed")),
+        cpu_hours=table.cpu_hours,
+        gpu_hours=table.gpu_hours,
+        seed=task.seed,
+        slices=task.identity["select_slices"],
+        identity=task.name,
+        table=digest([[t.number, t.params, t.state, list(t.reports.items())] for t in table.trials]),
+    )
+
+
+def _conclude(folder: Path, task: Task, table: Table, config: RunConfig, data: Data) -> Result:
+    """Write the best configuration and the report; hand the best fit to ``adbench run``."""
+    from adbench.tune.report import write_report
+
+    keep_best(folder, table)
+    best, path = table.best, None
+    if best is not None:
+        cell = chosen_cell(task, best).model_copy(update={"tuned_from": origin(folder.name, task, table, best)})
+        found = configs.from_spec(cell)
+        path = folder / BEST
+        # Where it runs is no matter of the choice.
+        out = found.model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
+        write_text(path, out.to_yaml())
+        _hand_over(fit_folder(folder, best.number), cell, data, Path(config.out))
+    write_report(folder, task, table)
+    return Result(folder, task, table, best, path)
+
+
+def _hand_over(home: Path, cell: CellSpec, data: Data, out: Path) -> None:
+    """Copy the best fit to where ``adbench run`` looks for it, so that it is not trained a second time."""
+    key = digest(specs.fit_identity(cell, data.train, data.val))
+    target = rundir.fit_folder(out, cell.method, key)
+    if rundir.fitted(home, key) is None or target.exists():
+        return
+    partial = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(home, partial, ignore=shutil.ignore_patterns(".lock"))
+    partial.rename(target)

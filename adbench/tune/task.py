@@ -1,0 +1,95 @@
+"""What is searched: one JSON file beside the table, read by every worker. Small, so that nothing large travels with a trial."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from adbench.errors import UserError
+from adbench.files import write_json
+from adbench.hashing import digest
+from adbench.spec import CellSpec
+from adbench.tune.data import Role
+from adbench.tune.space import Space
+from adbench.tune.table import Mode
+
+TASK = "search.json"
+
+
+class Task(BaseModel):
+    """A search.
+
+    Attributes:
+        identity: everything that its outcome depends on; a search is resumed only with the same.
+        cell: the cell that is tuned, with the parameters of trial 0.
+        objective: what is optimised.
+        mode: "max" or "min".
+        space: what is searched.
+        pseudo: parameters of the synthetic lesions.
+        seed: of the search.
+        halving: whether trials may be stopped early.
+        train: healthy slices to learn from.
+        val: healthy slices that choose the checkpoint, or None.
+        select: slices that the objective looks at.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    version: int = 1
+    identity: dict[str, Any]
+    cell: CellSpec
+    objective: str
+    mode: Mode
+    space: Space
+    pseudo: dict[str, Any]
+    seed: int
+    halving: bool
+    train: Role
+    val: Role | None
+    select: Role
+
+    def write(self, folder: Path) -> None:
+        """Write the file into ``folder``."""
+        write_json(Path(folder) / TASK, self.model_dump(mode="json"))
+
+    @classmethod
+    def read(cls, folder: Path) -> Task:
+        """What :meth:`write` wrote.
+
+        Raises:
+            UserError: not there, or damaged.
+        """
+        path = Path(folder) / TASK
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except OSError as error:
+            raise UserError(
+                f"A worker cannot read {path} ({error.strerror}): give --out a folder that every node sees."
+            ) from None
+        except (ValueError, TypeError, ValidationError) as error:
+            raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): delete its folder.") from None
+
+    @property
+    def name(self) -> str:
+        """Short hash of the identity."""
+        return digest(self.identity)
+
+
+def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """The first field in which two identities differ, and how, in words; "" when they are equal."""
+    for field in dict.fromkeys([*before, *now]):
+        old, new = before.get(field), now.get(field)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            inner = next(key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key))
+            return f"{field}: {inner} was {old.get(inner)!r}, now {new.get(inner)!r}"
+        return f"{field} was {_short(old)}, now {_short(new)}"
+    return ""
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"{text[:16]}…"
