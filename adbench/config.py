@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from adbench import protocols, registry
 from adbench.errors import UserError, unknown
 from adbench.params import build
+from adbench.protocols import Protocol
 from adbench.results.record import TunedFrom
 from adbench.spec import CellSpec, Source
 
@@ -40,8 +41,8 @@ class RunConfig(BaseModel):
         seed: one or more seeds.
         preset: "tiny", "base" or "paper"; None: "tiny" on the CPU, "base" on a GPU.
         data_root: where the dataset lies; None: ``$ADBENCH_DATA/<dataset>``.
-        train_on: another dataset to learn from; its ``train`` and healthy ``val`` slices are used.
-        train_root: where that one lies.
+        train_on: another dataset to learn from; its ``train`` and healthy ``val`` slices are used. None: the protocol's.
+        train_root: where that one lies; None: ``$ADBENCH_DATA/<train_on>``.
         device: "auto", "cpu", "cuda", "cuda:1".
         out: folder of runs and fits.
         cache: folder of prepared slice stores; None: ``$ADBENCH_CACHE`` or the user's cache folder.
@@ -233,8 +234,16 @@ def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> tu
     return Source(dataset=name, root=str(Path(root).resolve()), params=resolved), cls
 
 
-def _modalities(config: RunConfig, source: Source, cls: type[Any]) -> tuple[str, ...]:
+def _modalities(config: RunConfig, source: Source, cls: type[Any], protocol: Protocol) -> tuple[str, ...]:
     there = cls(build(cls.Params, cls.info.name, source.params), Path(source.root) if source.root else None).available()
+    if protocol.modalities:
+        unfit = [name for name in config.modality if name.upper() not in protocol.modalities]
+        if unfit or not set(protocol.modalities) & set(there):
+            raise UserError(
+                f"The protocol {protocol.name} is for {' and '.join(protocol.modalities)}, not for "
+                f"{', '.join(unfit or there)}."
+            )
+        there = tuple(name for name in protocol.modalities if name in there)
     if not config.modality:
         return there[:1]
     by_upper = {name.upper(): name for name in there}
@@ -254,8 +263,30 @@ def _check_scopes(config: RunConfig) -> None:
                 f"Unknown scope {scope!r} in --set. {hint}Scopes here: method (every method), dataset, train"
                 f"{', ' if config.method else ''}{', '.join(config.method)}."
             )
-    if "train" in config.set and config.train_on is None:
-        raise UserError("--set train.… sets the training source, but --train-on names none.")
+
+
+def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Source | None:
+    """The training source, where it is another one than the test dataset.
+
+    Raises:
+        UserError: it is not there, or parameters are given for one that nothing names.
+    """
+    name = config.train_on or protocol.train_on
+    if not name or dataset == protocol.train_on:
+        if config.train_root is not None:
+            raise UserError(
+                "--train-root says where the training source lies; name it with --train-on "
+                "(for a folder of your own: --train-on folder)."
+            )
+        if "train" in config.set:
+            raise UserError("--set train.… sets the training source, but --train-on names none.")
+        return None
+    try:
+        return locate(name, config.train_root, config.set.get("train", {}), "--train-root")[0]
+    except UserError as error:
+        if config.train_on is not None:
+            raise
+        raise UserError(f"The protocol {protocol.name} learns from {name}. {error}") from None
 
 
 def _tuned(search: TunedFrom | None, method: str, params: dict[str, Any]) -> TunedFrom | None:
@@ -286,21 +317,15 @@ def cells(config: RunConfig) -> Iterator[CellSpec]:
         cls = registry.load("methods", name)
         overrides = {**config.set.get("method", {}), **config.set.get(name, {})}
         methods[name] = cls.resolve(preset, overrides).model_dump(mode="json")
-    metrics = tuple(sorted(set(config.metrics)))
-    for name in metrics:
+    for name in config.metrics:
         registry.load("metrics", name)
-    train = None
-    if config.train_on is not None:
-        train, _ = locate(config.train_on, config.train_root, config.set.get("train", {}), "--train-root")
-    elif config.train_root is not None:
-        raise UserError(
-            "--train-root says where the training source lies; name it with --train-on (for a folder of PNGs: --train-on folder)."
-        )
     for dataset in dict.fromkeys(config.dataset):
         source, cls = locate(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
-        protocol = protocols.get(config.protocol or cls.info.protocol)
+        protocol = protocols.choose(config.protocol, dataset, cls.info.protocol, config.train_on)
+        train = _train(config, dataset, protocol)
+        metrics = tuple(sorted({*config.metrics, *protocol.metrics}))
         for modality, (name, params), seed in product(
-            _modalities(config, source, cls), methods.items(), dict.fromkeys(config.seed)
+            _modalities(config, source, cls, protocol), methods.items(), dict.fromkeys(config.seed)
         ):
             yield CellSpec(
                 method=name,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adbench import config, registry
+from adbench import config, protocols, registry
 from adbench.context import Progress
 from adbench.datasets.slices import LabelledSet
 from adbench.errors import UserError
@@ -135,7 +135,7 @@ def stored_data(cell: CellSpec, record: Record, cache: Path, progress: Progress)
     Raises:
         UserError: the data are gone, or are not those of the run any more.
     """
-    data = gather(cell.test, cell.train, cell.modality, cache, progress)
+    data = gather(cell.test, cell.train, cell.modality, protocols.get(cell.protocol), cache, progress)
     if data.test.digest != record.test.digest:
         raise UserError(f"The {record.test.name} data are not those of the run any more (their hash differs).")
     return data

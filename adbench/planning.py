@@ -10,6 +10,8 @@ from typing import Any
 from adbench import protocols, registry
 from adbench import spec as specs
 from adbench.context import Progress
+from adbench.datasets import selection
+from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore, prepare
 from adbench.errors import UserError
@@ -77,7 +79,9 @@ def open_store(source: Source, modality: str, cache: Path, progress: Progress) -
     return prepare(cls(params, Path(source.root) if source.root else None), modality, cache, progress)
 
 
-def gather(test: Source, train: Source | None, modality: str, cache: Path, progress: Progress) -> Data:
+def gather(
+    test: Source, train: Source | None, modality: str, protocol: Protocol, cache: Path, progress: Progress
+) -> Data:
     """Prepare the stores and pick the slices of every role.
 
     Raises:
@@ -87,7 +91,9 @@ def gather(test: Source, train: Source | None, modality: str, cache: Path, progr
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
     learn, val = train_store.healthy("train"), train_store.healthy("val")
-    threshold, scored = test_store.labelled("val"), test_store.labelled("test")
+    kind = {"healthy": protocol.healthy, "inserted": protocol.inserted}
+    threshold = selection.scored(test_store, "val", protocol.slices, **kind)
+    scored = selection.scored(test_store, "test", protocol.slices, **kind)
     learn_from, scored_from = (source.root or source.dataset for source in (train or test, test))
     if not len(learn):
         raise UserError(
@@ -95,20 +101,39 @@ def gather(test: Source, train: Source | None, modality: str, cache: Path, progr
             "Learn from another folder with --train-on folder --train-root DIR."
         )
     if not len(scored):
-        raise UserError(f"There is no {modality} slice with a lesion mask in the split `test` of {scored_from}.")
+        which = "" if protocol.healthy else " with a lesion mask"
+        raise UserError(f"There is no {modality} slice{which} in the split `test` of {scored_from}.")
     if learn.shape != scored.shape:
         raise UserError(
             f"Training slices are {learn.shape[0]}x{learn.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
-    seen, unseen = set(learn.subjects) | set(val.subjects), set(scored.subjects)
-    overlap = seen & unseen | set(learn.subjects) & set(threshold.subjects) | set(threshold.subjects) & unseen
-    if overlap:
-        raise UserError(
-            f"{len(overlap)} subjects have two roles among training, validation and test, e.g. {min(overlap)!r}: "
-            "split by subject, or rename them if they are different people."
-        )
+    _check_roles(learn, val, threshold, scored)
     return Data(learn, val if len(val) else None, threshold, scored, train_store, test_store)
+
+
+def _check_roles(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet) -> None:
+    """No person has two roles, under whatever name a release knows them.
+
+    Raises:
+        UserError: somebody has, or two releases meet that share patients under names that do not tell.
+    """
+    teach, choose, tested = ({person(s): s for s in data.subjects} for data in (learn, threshold, scored))
+    seen = {person(s): s for s in val.subjects} | teach
+    twice = sorted(seen.keys() & tested.keys() | teach.keys() & choose.keys() | choose.keys() & tested.keys())
+    if twice:
+        first = twice[0]
+        names = sorted({role[first] for role in (seen, choose, tested) if first in role})
+        raise UserError(
+            f"{len(twice)} subjects have two roles among training, validation and test, e.g. "
+            f"{' and '.join(map(repr, names))}: split by subject, or rename them if they are different people."
+        )
+    both = shared_patients(set(seen.values()), set(tested.values()) | set(choose.values()))
+    if both:
+        raise UserError(
+            f"Training has subjects of {both[0]} and the test dataset of {both[1]}: they share patients under different "
+            "names. Use one of the two."
+        )
 
 
 def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
@@ -127,9 +152,9 @@ def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress |
     plans = []
     for spec in cells:
         protocol = protocols.get(spec.protocol)
-        which = digest([spec.test.model_dump(), spec.train and spec.train.model_dump(), spec.modality])
+        which = digest([spec.test.model_dump(), spec.train and spec.train.model_dump(), spec.modality, protocol.name])
         if which not in shared:
-            shared[which] = gather(spec.test, spec.train, spec.modality, cache, progress or Progress())
+            shared[which] = gather(spec.test, spec.train, spec.modality, protocol, cache, progress or Progress())
         data = shared[which]
         fit = specs.fit_identity(spec, data.train, data.val)
         identity = specs.run_identity(fit, spec, protocol, data.threshold, data.test)

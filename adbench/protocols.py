@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, fields, replace
+from typing import TYPE_CHECKING, Any
 
-from adbench.errors import unknown
+from adbench.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    from adbench.datasets.selection import Rule
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,13 @@ class Protocol:
         domain: voxels that count ("brain").
         replicates: bootstrap replicates over test subjects.
         level: level of the percentile interval.
+        train_on: dataset that trains; "": whatever ``--train-on`` names, else the test dataset itself.
+        datasets: test datasets it is made for; empty: any.
+        modalities: sequences it is made for, the default one first; empty: any.
+        slices: which of a test subject's slices are scored, see :func:`adbench.datasets.selection.scored`.
+        healthy: whether the test subjects are healthy.
+        inserted: whether synthetic lesions are put into them.
+        metrics: plug-in or additional metrics that it always measures.
     """
 
     name: str
@@ -33,29 +43,130 @@ class Protocol:
     domain: str = "brain"
     replicates: int = 1000
     level: float = 0.95
+    train_on: str = ""
+    datasets: tuple[str, ...] = ()
+    modalities: tuple[str, ...] = ()
+    slices: Rule = "all"
+    healthy: bool = False
+    inserted: bool = False
+    metrics: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """Every field, for keys and records."""
-        return asdict(self)
+        """Every field, for keys and records; an optional one only where it says something, so that keys outlive new ones."""
+        optional = {"train_on", "datasets", "modalities", "slices", "healthy", "inserted", "metrics"}
+        defaults = {field.name: field.default for field in fields(self)}
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+            if name not in optional or value != defaults[name]
+        }
 
 
 _LESION_FREE = "all lesion-free slices of the split `train` of the training source; lesion-free slices of its `val` to choose a checkpoint"
 _ALL_TEST = "all slices of every subject of the split `test` that has a lesion mask (an empty mask counts)"
 _VAL = "the threshold that maximises pooled Dice over the split `val` of the test dataset"
+_IXI = "all slices of the IXI subjects of the split `train`; those of its `val` to choose a checkpoint"
+_TUMOUR_FREE = (
+    "tumour-free slices of the BraTS'21 subjects of the split `train`, which are not healthy anatomy (mass effect); "
+    "those of its `val` to choose a checkpoint"
+)
+_HEALTHY = "no threshold maximises Dice without a lesion; `fpr1` and `fpr5` come from the healthy subjects of `val`"
+
+_BASES = (
+    Protocol("phantom", "1", "Healthy phantoms train, phantoms with lesions test", _LESION_FREE, _ALL_TEST, _VAL),
+    Protocol(
+        "folder",
+        "1",
+        "Your slice folder: train/ trains, val/ chooses the threshold, test/ is scored",
+        _LESION_FREE,
+        _ALL_TEST,
+        _VAL,
+    ),
+    Protocol(
+        "ixi",
+        "1",
+        "Healthy IXI subjects train, others are scored for false alarms",
+        _IXI,
+        "all slices of every IXI subject of the split `test`, all of them healthy",
+        _HEALTHY,
+        train_on="ixi",
+        datasets=("ixi",),
+        healthy=True,
+        metrics=("alarms@fpr1", "alarms@fpr5"),
+    ),
+    Protocol(
+        "ixi-inserted",
+        "1",
+        "Healthy IXI subjects train; others get synthetic lesions: it tells methods apart, it does not measure them",
+        _IXI,
+        "16 evenly spread slices of every IXI subject of the split `test`, synthetic lesions in half of them",
+        "the threshold that maximises pooled Dice over slices of the split `val`, made the same way",
+        train_on="ixi",
+        datasets=("ixi",),
+        slices="spread",
+        healthy=True,
+        inserted=True,
+    ),
+)
+_COMPARED = (
+    Protocol(
+        "ixi->atlas",
+        "1",
+        "Healthy IXI subjects train, ATLAS v2.0 strokes test (T1)",
+        _IXI,
+        _ALL_TEST,
+        _VAL,
+        train_on="ixi",
+        datasets=("atlas",),
+        modalities=("T1",),
+    ),
+    Protocol(
+        "brats21",
+        "1",
+        "Tumour-free slices of BraTS'21 subjects train, other subjects test",
+        _TUMOUR_FREE,
+        _ALL_TEST,
+        _VAL,
+        train_on="brats21",
+        datasets=("brats21",),
+    ),
+    Protocol(
+        "ixi->brats21",
+        "1",
+        "Healthy IXI subjects train, BraTS'21 tumours test (T2, T1)",
+        _IXI,
+        _ALL_TEST,
+        _VAL,
+        train_on="ixi",
+        datasets=("brats21",),
+        modalities=("T2", "T1"),
+    ),
+)
+
+
+def _variants(base: Protocol) -> tuple[Protocol, Protocol]:
+    """One slice a subject, as several papers score: easier than all slices, and not comparable with them."""
+    central = replace(
+        base,
+        name=f"{base.name}-central-slice",
+        summary=f"{base.summary}; the middle slice of each subject alone, to compare with papers",
+        test="the middle slice of every subject of the split `test` that has a lesion mask",
+        threshold=f"{base.threshold}, its middle slices alone",
+        slices="central",
+    )
+    largest = replace(
+        base,
+        name=f"{base.name}-largest-lesion",
+        summary=f"{base.summary}; the slice with the largest lesion of each subject alone, to compare with papers",
+        test="the slice with most lesion voxels of every subject of the split `test` that has a lesion: chosen by its mask",
+        threshold=f"{base.threshold}, the slice with most lesion voxels of each subject alone",
+        slices="largest-lesion",
+    )
+    return central, largest
+
 
 PROTOCOLS: dict[str, Protocol] = {
-    p.name: p
-    for p in (
-        Protocol("phantom", "1", "Healthy phantoms train, phantoms with lesions test", _LESION_FREE, _ALL_TEST, _VAL),
-        Protocol(
-            "folder",
-            "1",
-            "Your slice folder: train/ trains, val/ chooses the threshold, test/ is scored",
-            _LESION_FREE,
-            _ALL_TEST,
-            _VAL,
-        ),
-    )
+    p.name: p for p in (*_BASES, *(q for base in _COMPARED for q in (base, *_variants(base))))
 }
 
 
@@ -64,3 +175,33 @@ def get(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
+
+
+def choose(name: str | None, dataset: str, own: str, train_on: str | None) -> Protocol:
+    """The protocol of a run.
+
+    Args:
+        name: what the user asked for, or None.
+        dataset: that is tested on.
+        own: that dataset's own protocol.
+        train_on: the training source the user named, or None.
+
+    Returns:
+        The one asked for; else the one made for this training source and dataset; else the dataset's own.
+
+    Raises:
+        UserError: it is not for this dataset, or trains on another source.
+    """
+    fitting = (p.name for p in PROTOCOLS.values() if train_on and p.train_on == train_on and dataset in p.datasets)
+    protocol = get(name or next(fitting, own))
+    if protocol.datasets and dataset not in protocol.datasets:
+        raise UserError(
+            f"The protocol {protocol.name} tests on {' or '.join(protocol.datasets)}, not on {dataset}: "
+            "`adbench list protocols` shows which there are."
+        )
+    if protocol.train_on and train_on not in (None, protocol.train_on):
+        raise UserError(
+            f"The protocol {protocol.name} learns from {protocol.train_on}, not from {train_on}: leave --train-on out, or "
+            "name another protocol such as --protocol folder, which learns from whatever --train-on names."
+        )
+    return protocol

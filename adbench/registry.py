@@ -50,7 +50,16 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "Your own NIfTI volumes (BIDS derivatives too) or PNG slices, with or without masks",
         ),
     },
-    "metrics": {},
+    "metrics": {
+        "alarms@fpr1": (
+            "adbench.metrics.alarms:FalseAlarms1",
+            "Share of lesion-free test voxels above the threshold that 1 % of healthy validation voxels exceed",
+        ),
+        "alarms@fpr5": (
+            "adbench.metrics.alarms:FalseAlarms5",
+            "Share of lesion-free test voxels above the threshold that 5 % of healthy validation voxels exceed",
+        ),
+    },
 }
 
 

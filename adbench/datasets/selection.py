@@ -1,0 +1,106 @@
+"""Which labelled slices a protocol scores. The store holds them all; a protocol picks rows, so stores are shared."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from adbench.datasets.slices import LabelledSet, SliceBatch
+from adbench.errors import UserError
+from adbench.hashing import digest
+
+if TYPE_CHECKING:
+    from adbench.datasets.base import Split
+    from adbench.datasets.store import SliceStore
+
+Rule = Literal["all", "central", "largest-lesion", "spread"]
+SPREAD = 16  # slices a subject
+INSERTED = 0.5  # share of the slices that get a synthetic lesion; the others stay healthy
+
+
+def scored(
+    store: SliceStore, split: Split, rule: Rule, *, healthy: bool = False, inserted: bool = False
+) -> LabelledSet:
+    """The slices of ``split`` that are scored.
+
+    Args:
+        store: of the test dataset.
+        split: "test", or "val" for the slices that choose a threshold.
+        rule: ``all``; ``central``, the middle one of every subject's slices; ``largest-lesion``, the one with most lesion
+            voxels of every subject that has a lesion (the lowest among equals); ``spread``, 16 evenly spread.
+        healthy: take the subjects as healthy: they need no lesion mask.
+        inserted: put synthetic lesions into half of the slices (:mod:`adbench.datasets.pseudo`).
+
+    Raises:
+        UserError: ``healthy``, and a slice has a lesion.
+    """
+    data = LabelledSet(store, store.rows(split)) if healthy else store.labelled(split)
+    if healthy and data.lesion_voxels.any():
+        ill = data.subjects[data.subject_index[int(data.lesion_voxels.argmax())]]
+        raise UserError(
+            f"The protocol takes the {split} subjects for healthy, and {ill} has a lesion mask: choose another protocol."
+        )
+    rows = data.rows[_positions(data, rule)]
+    return InsertedSet(store, rows) if inserted else LabelledSet(store, rows)
+
+
+def _positions(data: LabelledSet, rule: Rule) -> np.ndarray:
+    if rule == "all":
+        return np.arange(len(data))
+    chosen: list[int] = []
+    for number in range(len(data.subjects)):
+        own = np.flatnonzero(data.subject_index == number)
+        if rule == "central":
+            chosen.append(int(own[len(own) // 2]))
+        elif rule == "spread":
+            chosen += sorted(set(own[np.linspace(0, len(own) - 1, min(SPREAD, len(own))).round().astype(int)].tolist()))
+        elif data.lesion_voxels[own].any():
+            chosen.append(int(own[data.lesion_voxels[own].argmax()]))
+    return np.array(chosen, dtype=np.int64)
+
+
+class InsertedSet(LabelledSet):
+    """Healthy slices with synthetic lesions in some of them; made when pixels are first asked for, held in memory."""
+
+    @cached_property
+    def _made(self) -> Any:
+        from adbench.datasets.pseudo import insert
+
+        ids = [(self._store.case_id_of(row), self._store.slice_of(row)) for row in self.rows]
+        return insert(self._store.images[self.rows], self._store.brains[self.rows], ids, _parameters())
+
+    @cached_property
+    def digest(self) -> str:
+        """Hash of the healthy slices and of what is put into them."""
+        from adbench.datasets.pseudo import VERSION
+
+        return digest([super().digest, VERSION, _parameters().model_dump(mode="json")])
+
+    @cached_property
+    def lesion_voxels(self) -> np.ndarray:
+        """(n,) voxels of the synthetic lesions."""
+        return self._made.lesions.sum(axis=(1, 2))
+
+    def images(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(n, H, W) float16 in [0, 1], lesions included."""
+        return self._made.images[positions].astype(np.float16)
+
+    def lesions(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(n, H, W) bool."""
+        return self._made.lesions[positions]
+
+    def batch(self, positions: np.ndarray | slice) -> SliceBatch:
+        """The given positions as one batch on the CPU."""
+        import torch
+
+        whole = super().batch(positions)
+        image = torch.from_numpy(self.images(positions).astype(np.float32))[:, None]
+        return SliceBatch(image, whole.brain, whole.subjects, whole.slices, whole.modality)
+
+
+def _parameters() -> Any:
+    from adbench.datasets.pseudo import PseudoParams
+
+    return PseudoParams(share=INSERTED)
