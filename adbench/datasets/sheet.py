@@ -70,12 +70,13 @@ def contact_sheet(
     from matplotlib.figure import Figure
 
     cases = choose(store, subjects, count)
+    down, across = _frame(store, cases)
     figure = Figure(figsize=(1.35 * slices, 1.62 * len(cases) + 0.5), dpi=120, layout="constrained")
     axes = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
     odd = {(found["case"], found["figure"]) for found in store.manifest.get("outliers", [])}
     for axis, case in zip(axes, cases, strict=True):
         rows = case.start + np.array(planes(case, slices))
-        image, brain, lesion = (np.asarray(a[rows]) for a in (store.images, store.brains, store.lesions))
+        image, brain, lesion = (np.asarray(a[rows])[:, down, across] for a in (store.images, store.brains, store.lesions))
         axis.imshow(_row(image.astype(np.float32)), cmap="gray", vmin=0, vmax=1)
         for mask, colour, width in ((brain, "cyan", 0.5), (lesion, "red", 0.9)):
             whole = _row(mask)
@@ -96,6 +97,18 @@ def contact_sheet(
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
     return len(cases)
+
+
+def _frame(store: SliceStore, cases: Sequence[StoredCase], margin: int = 4) -> tuple[slice, slice]:
+    """The box around all brains shown (by every fifth slice), so that the page is spent on tissue."""
+    seen = np.zeros(store.shape, bool)
+    for case in cases:
+        seen |= np.asarray(store.brains[case.rows[::5]]).any(axis=0)
+    cuts = []
+    for axis in (1, 0):
+        where = np.flatnonzero(seen.any(axis=axis))
+        cuts.append(slice(max(0, int(where[0]) - margin), int(where[-1]) + 1 + margin) if len(where) else slice(None))
+    return cuts[0], cuts[1]
 
 
 def _row(stack: np.ndarray) -> np.ndarray:

@@ -1,0 +1,301 @@
+"""Stores that grow in parallel, are interrupted, meet bad files and full disks, and always end as the same store."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import small_brats
+
+from adbench.datasets import building, room, work
+from adbench.datasets.building import prepare_all
+from adbench.datasets.store import ARRAYS, SliceStore, _Writer, prepare
+from adbench.errors import UserError
+
+BOTH = ("FLAIR", "T1")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    return small_brats.write(tmp_path / "Läsionen of Zoë")
+
+
+def content(store: SliceStore) -> dict[str, object]:
+    """Everything a store says, without the times of its files."""
+    manifest = {key: value for key, value in store.manifest.items() if key != "files"}
+    return {"manifest": manifest, **{name: (store.folder / f"{name}.npy").read_bytes() for name in ARRAYS}}
+
+
+def test_serial_parallel_and_one_by_one_give_the_same_store(root: Path, tmp_path: Path) -> None:
+    dataset = small_brats.dataset(root)
+    serial = prepare_all(dataset, BOTH, tmp_path / "a", workers=1)
+    parallel = prepare_all(dataset, BOTH, tmp_path / "b", workers=2)
+    single = prepare(dataset, "FLAIR", tmp_path / "c", workers=1)
+    assert content(serial["FLAIR"]) == content(parallel["FLAIR"]) == content(single)
+    assert content(serial["T1"]) == content(parallel["T1"])
+    assert not list((tmp_path / "b" / "partial").glob("*/"))
+    assert len(serial["FLAIR"].cases) == 6
+
+
+def test_a_mask_is_decoded_once_for_all_sequences(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adbench.datasets import nifti, volumes
+
+    read = []
+    monkeypatch.setattr(
+        volumes.nifti, "read", lambda file, original=nifti.read: read.append(file.name) or original(file)
+    )
+    prepare_all(small_brats.dataset(root), BOTH, tmp_path, workers=1)
+    assert len(read) == len(set(read)) == 6 * 3
+
+
+def test_the_manifest_knows_its_sources(root: Path, tmp_path: Path) -> None:
+    import hashlib
+
+    store = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    assert len(store.manifest["sources"]) == 12
+    for source in store.manifest["sources"]:
+        file = Path(source["file"])
+        assert source["sha256"] == hashlib.sha256(file.read_bytes()).hexdigest()
+        assert source["bytes"] == file.stat().st_size
+    steps = [step["step"] for step in store.manifest["recipe"]["steps"]]
+    assert steps == ["orient", "brain", "intensity", "slices", "square", "resize", "version"]
+
+
+def test_killed_in_the_middle_it_goes_on_to_the_same_store(root: Path, tmp_path: Path) -> None:
+    whole = prepare(small_brats.dataset(root), "FLAIR", tmp_path / "whole", workers=1)
+    killed = tmp_path / "killed"
+    script = (
+        "import os, signal, sys; from pathlib import Path; import small_brats\n"
+        "from adbench.context import Progress; from adbench.datasets.store import prepare\n"
+        "class Die(Progress):\n"
+        "    def update(self, phase, done, total, **figures):\n"
+        "        if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "prepare(small_brats.dataset(Path(sys.argv[1])), 'FLAIR', Path(sys.argv[2]), Die(), workers=1)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    done = subprocess.run([sys.executable, "-c", script, str(root), str(killed)], env=environment, check=False)
+    assert done.returncode == -signal.SIGKILL
+    (partial,) = (killed / "partial").glob("*/")
+    assert len((partial / "journal.jsonl").read_text().splitlines()) == 3
+    loaded = []
+    dataset = small_brats.dataset(root)
+    dataset.load = lambda case, modality, original=dataset.load: loaded.append(case.id) or original(case, modality)  # type: ignore[method-assign]
+    assert content(prepare(dataset, "FLAIR", killed, workers=1)) == content(whole)
+    assert loaded == [case.id for case in whole.cases[3:]]
+
+
+def test_workers_of_a_killed_preparation_end_and_their_cases_are_kept(root: Path, tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; import small_brats\n"
+        "from adbench.context import Progress; from adbench.datasets.building import prepare_all\n"
+        "class Die(Progress):\n"
+        "    def update(self, phase, done, total, **figures):\n"
+        "        if done == 3: os.kill(os.getpid(), 9)\n"
+        "if __name__ == '__main__':\n"
+        "    prepare_all(small_brats.dataset(Path(sys.argv[1])), ('FLAIR', 'T1'), Path(sys.argv[2]), Die(), workers=2)\n"
+    )
+    path = tmp_path / "script.py"
+    path.write_text(script)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen([sys.executable, str(path), str(root), str(tmp_path / "cache")], env=environment, start_new_session=True)  # fmt: skip
+    assert process.wait(120) == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:  # the session is empty once the workers have noticed
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            break
+        time.sleep(0.1)
+    else:
+        pytest.fail("workers outlived their parent")
+    stores = prepare_all(small_brats.dataset(root), BOTH, tmp_path / "cache", workers=1)
+    whole = prepare_all(small_brats.dataset(root), BOTH, tmp_path / "whole", workers=1)
+    assert {name: content(store) for name, store in stores.items()} == {name: content(store) for name, store in whole.items()}  # fmt: skip
+
+
+def test_one_changed_byte_prepares_that_case_alone(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    image = next(root.glob("*00002/*flair*"))
+    other = small_brats.write(tmp_path / "other", 4) / "BraTS2021_00003" / "BraTS2021_00003_flair.nii.gz"
+    image.write_bytes(other.read_bytes())
+    for untouched in root.glob("*00001/*"):  # a new time and the same bytes is no change
+        os.utime(untouched)
+    loaded = []
+    load = small_brats.BraTS21.load
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda self, case, modality: loaded.append(case.id) or load(self, case, modality))  # fmt: skip
+    second = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    assert loaded == ["BraTS2021_00002"]
+    fresh = prepare(small_brats.dataset(root), "FLAIR", tmp_path / "fresh", workers=1)
+    assert content(second) == content(fresh)
+    assert second.folder != first.folder
+    changed = [a.id for a, b in zip(first.cases, second.cases, strict=True) if a.digests != b.digests]
+    assert changed == ["BraTS2021_00002"]
+
+
+def test_another_split_copies_every_case(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it decoded again"))
+    again = prepare(small_brats.dataset(root, split_seed=5, exclude=("BraTS2021_00001",)), "FLAIR", tmp_path, workers=1)
+    assert len(again.cases) == 5
+
+
+def test_a_failing_case_is_reported_and_the_rest_goes_on(root: Path, tmp_path: Path) -> None:
+    broken = next(root.glob("*00003/*flair*"))
+    good = broken.read_bytes()
+    broken.write_bytes(good[: len(good) // 2])
+    with pytest.raises(
+        UserError, match=r"1 of 6 cases of brats21 could not be prepared: .*00003_flair.*truncated"
+    ) as caught:
+        prepare_all(small_brats.dataset(root), BOTH, tmp_path, workers=2)
+    assert "The other 5 are kept" in str(caught.value)
+    assert "--set dataset.exclude=[BraTS2021_00003]" in str(caught.value)
+    failures = json.loads(next((tmp_path / "partial").rglob("failures.json")).read_text())
+    assert failures[0]["case"] == "BraTS2021_00003"
+    assert "Traceback" in failures[0]["trace"]
+    left_out = prepare(small_brats.dataset(root, exclude=("BraTS2021_00003",)), "FLAIR", tmp_path, workers=1)
+    assert len(left_out.cases) == 5
+    assert any("dataset.exclude" in remark for remark in left_out.manifest["remarks"])
+    broken.write_bytes(good)
+    mended = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    assert len(mended.cases) == 6
+
+
+def test_a_failure_keeps_what_comes_after_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also without a change on disk: the case may have failed for lack of memory."""
+    whole = prepare(small_brats.dataset(root), "FLAIR", tmp_path / "whole", workers=1)
+    load = small_brats.BraTS21.load
+
+    def hungry(self, case, modality):
+        if case.id == whole.cases[1].id:
+            raise MemoryError
+        return load(self, case, modality)
+
+    monkeypatch.setattr(small_brats.BraTS21, "load", hungry)
+    with pytest.raises(
+        UserError, match=r"case BraTS2021_\d+: out of memory; prepare fewer cases at a time with --workers 1"
+    ):
+        prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)
+    loaded = []
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda self, case, modality: loaded.append(case.id) or load(self, case, modality))  # fmt: skip
+    assert content(prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)) == content(whole)
+    assert loaded == [whole.cases[1].id]
+
+
+def test_a_full_disk_stops_and_the_next_attempt_goes_on(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    append, calls = _Writer.append, []
+
+    def full(self, block):
+        calls.append(1)
+        if len(calls) == 8:  # the second array of the third case
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(self, block)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Writer, "append", full)
+        with pytest.raises(OSError, match="No space left"):
+            prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)
+    loaded = []
+    dataset = small_brats.dataset(root)
+    dataset.load = lambda case, modality, original=dataset.load: loaded.append(case.id) or original(case, modality)  # type: ignore[method-assign]
+    store = prepare(dataset, "FLAIR", tmp_path / "c", workers=1)
+    assert len(loaded) == 4
+    assert content(store) == content(prepare(small_brats.dataset(root), "FLAIR", tmp_path / "whole", workers=1))
+
+
+def test_a_full_disk_in_a_worker_ends_everything(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(work, "write_part", full)
+    dataset = small_brats.dataset(root)
+    case = dataset.discover("FLAIR")[0]
+    with pytest.raises(OSError, match="No space left"):
+        work.run(dataset, work.Task((("FLAIR", case, tmp_path),)), spill=True)
+
+
+def test_bytes_that_a_power_failure_lost_are_prepared_again(root: Path, tmp_path: Path) -> None:
+    whole = prepare(small_brats.dataset(root), "FLAIR", tmp_path / "whole", workers=1)
+
+    class Stop(building.Progress):
+        def update(self, phase, done, total, **figures):
+            if done == 4:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", Stop(), workers=1)
+    (images,) = (tmp_path / "c" / "partial").glob("*/images.npy")
+    lost = whole.cases[2].start
+    with open(images, "r+b") as file:
+        file.seek(-(images.stat().st_size - 128 - lost * 32 * 32 * 2), os.SEEK_END)
+        file.write(bytes(4096))
+    assert content(prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)) == content(whole)
+
+
+def test_a_damaged_older_store_gives_nothing_away(root: Path, tmp_path: Path) -> None:
+    first = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    with open(first.folder / "images.npy", "r+b") as file:
+        file.seek(-5000, os.SEEK_END)  # in the last case
+        file.write(b"\xff" * 100)
+    again = prepare(small_brats.dataset(root, split_seed=9), "FLAIR", tmp_path, workers=1)
+    fresh = prepare(small_brats.dataset(root, split_seed=9), "FLAIR", tmp_path / "fresh", workers=1)
+    assert content(again) == content(fresh)
+
+
+def test_disk_space_is_asked_for_before_anything_is_prepared(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it began"))
+    needed = 2 * 6 * 150 * 32 * 32 * 4 / 1e9
+    with pytest.raises(UserError, match=rf"needs about {needed:.1f} GB more in .*0\.0 GB are free.*dataset\.size=128"):
+        prepare_all(small_brats.dataset(root), BOTH, tmp_path)
+
+
+def test_memory_limits_the_workers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = room.Room(small_brats.dataset(root), tmp_path, 6)
+    monkeypatch.setattr(room, "cores", lambda: 64)
+    monkeypatch.setattr(room, "free_memory", lambda: 5_000_000_000)
+    assert asked.workers(None, 100) == 3
+    assert asked.workers(None, 2) == 2
+    assert asked.workers(7, 100) == 7
+    monkeypatch.setattr(room, "free_memory", lambda: 10)
+    assert asked.workers(None, 100) == 1
+    monkeypatch.undo()
+    assert room.free_memory() > 0
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_cache_that_may_not_be_written(root: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    cache.mkdir(mode=0o500)
+    with pytest.raises(PermissionError):
+        prepare(small_brats.dataset(root), "FLAIR", cache, workers=1)
+
+
+def test_cases_on_other_grids_are_brought_to_one_size(root: Path, tmp_path: Path) -> None:
+    from adbench.datasets import nifti
+
+    name = "BraTS2021_00009"
+    image = np.zeros((20, 24, 18), np.int16)
+    image[3:-3, 3:-3, 2:-2] = np.arange(14 * 18 * 14).reshape(14, 18, 14) + 100
+    affine = np.diag([12.0, 10.0, 8.0, 1.0])
+    for kind in ("flair", "seg"):
+        nifti.write(
+            root / name / f"{name}_{kind}.nii.gz", image if kind == "flair" else (image > 2000).astype(np.uint8), affine
+        )
+    store = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    assert store.shape == (32, 32)
+    quality = store.case(name).quality
+    assert quality["lesion_ml"] == pytest.approx(quality["lesion_ml_source"], rel=0.05)
