@@ -24,7 +24,7 @@ from adbench.datasets.walk import Walk, walk
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
-CHOOSING = ("exclude", "val_share", "test_share", "split_seed")  # parameters that choose cases and leave pixels alone
+CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed")
 GRID_TOLERANCE = 0.5  # voxels by which an image and its mask may lie apart: rounding in headers, not another grid
 
 

@@ -102,6 +102,7 @@ class VolumeDataset(Dataset):
     Params: ClassVar[type[ParamSet]] = RecipeParams
     params: RecipeParams
     parallel: ClassVar[bool] = True
+    choosing: ClassVar[tuple[str, ...]] = ("exclude",)  # parameters that choose cases and leave pixels alone
     memory_per_worker = 1_500_000_000
 
     @property
@@ -137,9 +138,10 @@ class VolumeDataset(Dataset):
         return run_recipe(self.read(case, modality), self.params, on_template=self.on_template, products=self.products)
 
     def recipe(self) -> dict[str, Any]:
-        """Parameters without ``exclude`` (it chooses cases, not pixels), and every step with the version of its tool."""
+        """The parameters that shape pixels, and every step with the version of its tool."""
         from adbench.datasets.recipe.pipeline import steps
 
         described = super().recipe()
-        described["params"].pop("exclude", None)
+        for name in self.choosing:
+            described["params"].pop(name, None)
         return {**described, "steps": steps(self.params, skull=self.skull, on_template=self.on_template)}
