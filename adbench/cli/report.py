@@ -63,7 +63,7 @@ def report(
         if nifti is not None:
             from adbench.report.volumes import Exporter
 
-            exporter = Exporter(out / "nifti", str(nifti))
+            exporter = Exporter(out / "nifti", str(nifti), found)
         gathered = collect(
             found,
             count=count,

@@ -111,9 +111,12 @@ def png(figure: Figure, path: Path) -> None:
 
 
 def plain(axis: Axis) -> None:
-    """Write the numbers of a logarithmic axis without powers of ten."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    """Write the numbers of a logarithmic axis in full, and enough of them."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+    low, high = axis.get_view_interval()
+    if 0 < low < high < 300 * low:  # a few decades: powers of ten alone would be too few
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -122,8 +125,9 @@ def line(index: int) -> dict[str, Any]:
     return {"color": colour(index), "linestyle": stroke(index)}
 
 
-def mark(index: int) -> dict[str, Any]:
-    return {"color": colour(index), "markersize": 8, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 4}
+def mark(index: int, marker: str) -> dict[str, Any]:
+    size = 13 if marker == "*" else 8  # a star of one size with a dot looks smaller
+    return {"color": colour(index), "markersize": size, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 4}
 
 
 def shade(axes: Axes, x: np.ndarray, rows: np.ndarray, index: int, crowd: int) -> None:
@@ -141,12 +145,14 @@ def one(x: str, y: str) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def grid_of(count: int, x: str, y: str, *, columns: int = 3, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+def grid_of(count: int, x: str, y: str, *, columns: int = 4, share_y: bool = False) -> tuple[Figure, list[Axes]]:
     from matplotlib.figure import Figure
 
-    columns = min(columns, max(2, count))
+    columns = 3 if columns > 3 and count in (3, 5, 6, 9) else min(columns, count)
     rows = -(-count // columns)
-    figure = Figure(figsize=(11.2, 3.5 * rows if columns > 2 else 4.0 * rows), layout="constrained")
+    figure = Figure(
+        figsize=(5.6 if columns == 1 else 11.2, {1: 4.4, 2: 4.0, 3: 3.5, 4: 3.1}[columns] * rows), layout="constrained"
+    )
     grid = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     flat = list(grid.flat)
     for axes in flat[count:]:

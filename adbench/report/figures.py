@@ -57,7 +57,7 @@ def pr(report: Report) -> Figure | None:
         at = np.minimum(np.searchsorted(curve.recall, _RECALL), len(curve.recall) - 1)
         axes.plot(_RECALL, curve.precision[at], **line(index), label=_named(part, "auprc"))
         for place, marker in _marks(part):
-            axes.plot(curve.recall[place], curve.precision[place], marker, **mark(index))
+            axes.plot(curve.recall[place], curve.precision[place], marker, **mark(index, marker))
     chance = parts[0].evaluation.prevalence
     axes.axhline(chance, color=MUTED, linestyle=":", linewidth=1.2, label=f"chance {chance:.3g}")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, all test voxels")
@@ -81,7 +81,7 @@ def roc(report: Report) -> Figure | None:
         rate = np.interp(_RECALL, np.r_[0, curve.fpr], np.r_[0, curve.recall])
         axes.plot(_RECALL, rate, **line(index), label=_named(part, "auroc"))
         for place, marker in _marks(part):
-            axes.plot(curve.fpr[place], curve.recall[place], marker, **mark(index))
+            axes.plot(curve.fpr[place], curve.recall[place], marker, **mark(index, marker))
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1.2, label="chance")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), title="ROC, all test voxels")
     legend(axes)
@@ -279,7 +279,7 @@ def cost(report: Report) -> Figure | None:
     axes.set_xscale("log")
     plain(axes.xaxis)
     axes.set(ylim=(0, 1.02), title="What it costs")
-    legend(axes)
+    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
 

@@ -42,7 +42,6 @@ CHART_SECTIONS = (
     ("subjects", "Subjects", ("subjects",)),
     ("training", "Training and cost", ("losses", "cost")),
 )
-NARROW = {"pr", "roc", "cost"}
 MANY = 3  # from so many runs on, they stand side by side as columns
 
 
@@ -67,7 +66,11 @@ def write_report(report: Report, out: Path, command: str, progress: Progress | N
         if figure is not None:
             files.append(out / "figures" / f"{name}.png")
             drawing.png(figure, files[-1])
-            charts[name] = {"svg": drawing.svg(figure, name, caption), "caption": caption, "wide": name not in NARROW}
+            charts[name] = {
+                "svg": drawing.svg(figure, name, caption),
+                "caption": caption,
+                "wide": figure.get_figwidth() > 6,
+            }
         progress.update("pages and pictures", done, total)
     for done, portrait in enumerate(report.portraits, len(figures.CHARTS) + 1):
         number = done - len(figures.CHARTS)
@@ -184,7 +187,7 @@ def _cell(number: Number | None, scale: float | None, oracle: bool) -> dict[str,
     bar = None
     if scale and known:
         bar = [round(min(1.0, max(0.0, (end or 0.0) / scale)), 4) for end in (number.low, number.value, number.high)]
-    ends = f"{number.low:.3f}, {number.high:.3f}" if known and not oracle else ""
+    ends = f"{number.low:.3f}, {number.high:.3f}" if known else ""
     return {"value": number.value, "text": f"{number.value:.3f}", "ends": ends, "bar": bar, "oracle": oracle}
 
 
@@ -350,6 +353,8 @@ def _value(value: float | None) -> str:
 def _short(seconds: float | None) -> str:
     if seconds is None:
         return "—"
+    if 0 < seconds < 0.001:
+        return "< 0.001"
     return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"
 
 
