@@ -13,6 +13,7 @@ from adbench.hashing import digest
 
 if TYPE_CHECKING:
     from adbench.datasets.base import Split
+    from adbench.datasets.pseudo import PseudoParams
     from adbench.datasets.store import SliceStore
 
 Rule = Literal["all", "central", "largest-lesion", "spread"]
@@ -62,21 +63,33 @@ def _positions(data: LabelledSet, rule: Rule) -> np.ndarray:
 
 
 class InsertedSet(LabelledSet):
-    """Healthy slices with synthetic lesions in some of them; made when pixels are first asked for, held in memory."""
+    """Healthy slices with synthetic lesions in them; made when pixels are first asked for, held in memory.
+
+    Args:
+        store: the open store.
+        rows: row numbers of the store, ascending.
+        params: what is put in; None: lesions in half of the slices.
+    """
+
+    def __init__(self, store: SliceStore, rows: np.ndarray, params: PseudoParams | None = None) -> None:
+        from adbench.datasets.pseudo import PseudoParams
+
+        super().__init__(store, rows)
+        self.params = params or PseudoParams(share=INSERTED)
 
     @cached_property
     def _made(self) -> Any:
         from adbench.datasets.pseudo import insert
 
         ids = [(self._store.case_id_of(row), self._store.slice_of(row)) for row in self.rows]
-        return insert(self._store.images[self.rows], self._store.brains[self.rows], ids, _parameters())
+        return insert(self._store.images[self.rows], self._store.brains[self.rows], ids, self.params)
 
     @cached_property
     def digest(self) -> str:
         """Hash of the healthy slices and of what is put into them."""
         from adbench.datasets.pseudo import VERSION
 
-        return digest([super().digest, VERSION, _parameters().model_dump(mode="json")])
+        return digest([super().digest, VERSION, self.params.model_dump(mode="json")])
 
     @cached_property
     def lesion_voxels(self) -> np.ndarray:
@@ -98,9 +111,3 @@ class InsertedSet(LabelledSet):
         whole = super().batch(positions)
         image = torch.from_numpy(self.images(positions).astype(np.float32))[:, None]
         return SliceBatch(image, whole.brain, whole.subjects, whole.slices, whole.modality)
-
-
-def _parameters() -> Any:
-    from adbench.datasets.pseudo import PseudoParams
-
-    return PseudoParams(share=INSERTED)

@@ -11,11 +11,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.lib import format as npy
 
+from adbench.datasets.pseudo import PseudoParams
+from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import MANIFEST, SliceStore
 from adbench.errors import UserError
@@ -104,19 +106,24 @@ class Role:
         store: folder of the whole store.
         cases: digest of its case list; another one means that it was prepared anew.
         rows: which rows.
-        labelled: whether lesion masks are looked at.
+        kind: "healthy" slices without masks, "labelled" ones, or healthy ones with "inserted" lesions.
+        lesions: parameters of inserted lesions.
     """
 
     store: str
     cases: str
     rows: Runs
-    labelled: bool
+    kind: Literal["healthy", "labelled", "inserted"]
+    lesions: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, data: SliceSet) -> Role:
         """The role that ``data`` has."""
         store = data._store
-        return cls(str(store.folder), store.manifest["cases_digest"], runs(data.rows), isinstance(data, LabelledSet))
+        where = str(store.folder), store.manifest["cases_digest"], runs(data.rows)
+        if isinstance(data, InsertedSet):
+            return cls(*where, "inserted", data.params.model_dump(mode="json"))
+        return cls(*where, "labelled" if isinstance(data, LabelledSet) else "healthy")
 
     def open(self) -> SliceSet:
         """The slices; nothing but their rows is mapped.
@@ -135,39 +142,14 @@ class Role:
             raise UserError(f"The store {self.store} was prepared anew while the search ran: start the search again.")
         store = OpenStore(Path(self.store), manifest, [(int(low), int(high)) for low, high in self.rows])
         rows = np.concatenate([np.arange(low, high) for low, high in self.rows])
-        return (LabelledSet if self.labelled else SliceSet)(store, rows)
+        if self.kind == "inserted":
+            return InsertedSet(store, rows, PseudoParams(**self.lesions or {}))
+        return LabelledSet(store, rows) if self.kind == "labelled" else SliceSet(store, rows)
 
 
 def spread(data: SliceSet, count: int) -> SliceSet:
     """``count`` slices evenly spread over ``data``, of the same kind; all of it when it is smaller."""
-    return type(data)(data._store, data.limited(count).rows)
-
-
-class InMemory(SliceStore):
-    """The rows of a set with other images and lesions, as a store of its own.
-
-    Args:
-        data: healthy slices.
-        images: (n, H, W), their new pixels.
-        lesions: (n, H, W) bool.
-    """
-
-    def __init__(self, data: SliceSet, images: np.ndarray, lesions: np.ndarray) -> None:
-        whole = data._store
-        numbers = whole._case_of_row[data.rows]
-        cases: list[dict[str, Any]] = []
-        for number in dict.fromkeys(numbers.tolist()):
-            mine, case = numbers == number, whole.cases[number]
-            cases.append({
-                "subject": case.subject, "session": case.session, "split": case.split, "site": case.site,
-                "flags": list(case.flags), "start": int(np.flatnonzero(mine)[0]),
-                "slices": [whole.slice_of(row) for row in data.rows[mine]],
-                "lesion_voxels": lesions[mine].sum(axis=(1, 2)).tolist(), "brain_voxels": [0] * int(mine.sum()),
-                "masked": True, "digests": {},
-            })  # fmt: skip
-        super().__init__(whole.folder, {"modality": data.modality, "shape": data.shape, "cases": cases})
-        self._maps = {"images": images.astype(np.float16), "brains": data.brains(), "lesions": lesions}
-
-    def labelled_set(self) -> LabelledSet:
-        """Every row."""
-        return LabelledSet(self, np.arange(len(self._case_of_row)))
+    rows = data.limited(count).rows
+    if isinstance(data, InsertedSet):
+        return InsertedSet(data._store, rows, data.params)
+    return type(data)(data._store, rows)

@@ -114,8 +114,7 @@ def _environment() -> None:
         "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the table is ours; Ray's get_dataframe() would be empty and is not used
         "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths among the parameters mean what they meant
         "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search at once; the table is always up to date
-        "TUNE_MAX_PENDING_TRIALS_PG": "1",
-        "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",  # with it verbose=0 still prints a table
     }.items():
         os.environ.setdefault(name, value)
 

@@ -7,17 +7,17 @@ detector from a bad one.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adbench.datasets.pseudo import PseudoParams, insert
+from adbench.datasets.pseudo import PseudoParams
+from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.errors import UserError, unknown
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.scoring import score_subjects
-from adbench.tune.data import InMemory
 from adbench.tune.table import Mode
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ def mode_of(objective: str) -> Mode:
     return OBJECTIVES[objective][0]
 
 
-def slices_for(objective: str, data: Data) -> SliceSet:
-    """The validation slices that ``objective`` looks at.
+def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:
+    """The validation slices that ``objective`` looks at; for ``pseudo`` with ``lesions`` in them.
 
     Raises:
         UserError: there are none, or none with a lesion.
@@ -58,16 +58,7 @@ def slices_for(objective: str, data: Data) -> SliceSet:
         return data.threshold
     if data.val is None:
         raise UserError(f"--objective {objective} needs healthy validation slices, and the training source has none.")
-    return data.val
-
-
-def ready(objective: str, slices: SliceSet, pseudo: dict[str, Any]) -> SliceSet:
-    """``slices`` as :func:`measure` wants them: for ``pseudo``, with lesions of the parameters ``pseudo`` in them."""
-    if objective != "pseudo":
-        return slices
-    ids = [(slices._store.case_id_of(row), slices._store.slice_of(row)) for row in slices.rows]
-    made = insert(slices.images(), slices.brains(), ids, PseudoParams(**pseudo))
-    return InMemory(slices, made.images, made.lesions).labelled_set()
+    return InsertedSet(data.val._store, data.val.rows, lesions) if objective == "pseudo" else data.val
 
 
 def measure(objective: str, method: Method, slices: SliceSet, ctx: Context) -> float:

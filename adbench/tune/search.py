@@ -16,7 +16,6 @@ from adbench import registry
 from adbench import spec as specs
 from adbench.config import RunConfig
 from adbench.context import Progress
-from adbench.datasets.pseudo import VERSION as PSEUDO_VERSION
 from adbench.datasets.pseudo import PseudoParams
 from adbench.errors import UserError
 from adbench.files import write_text
@@ -139,7 +138,12 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
     """The search that ``config`` and ``options`` ask for, and its data."""
     mode = objective.mode_of(options.objective)
     scopes = dict(config.set)
-    pseudo = build(PseudoParams, "synthetic lesions (scope pseudo)", scopes.pop("pseudo", {})).model_dump(mode="json")
+    lesions = build(PseudoParams, "pseudo (the synthetic lesions)", scopes.pop("pseudo", {}))
+    assert isinstance(lesions, PseudoParams)
+    if "pseudo" in config.set and options.objective != "pseudo":
+        raise UserError(
+            "--set pseudo.… sets the synthetic lesions of --objective pseudo, and this objective is another."
+        )
     cells = list(configs.cells(config.model_copy(update={"set": scopes, "tuned_from": None})))
     if len(cells) != 1:
         raise UserError(
@@ -155,15 +159,13 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
     stores = Path(config.cache) if config.cache else configs.default_cache()
     (planned,) = plan([cell], Path(config.out), stores, progress)
     data = planned.data
-    chosen = objective.slices_for(options.objective, data)
-    select = spread(chosen, options.slices)
+    select = spread(objective.slices_for(options.objective, data, lesions), options.slices)
     fit = specs.fit_identity(cell, data.train, data.val)
     identity = {
         **fit,
         "protocol": planned.protocol.as_dict(),
         "objective": options.objective,
         "select_slices": select.digest,
-        "pseudo": {**pseudo, "version": PSEUDO_VERSION} if options.objective == "pseudo" else {},
         "space": wanted,
         "search_seed": options.seed,
         "startup": STARTUP,
@@ -175,7 +177,6 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
         objective=options.objective,
         mode=mode,
         space=wanted,
-        pseudo=pseudo,
         seed=options.seed,
         halving=options.halving,
         train=Role.of(data.train),

@@ -22,7 +22,7 @@ class Proposals(Searcher):
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
         trial = self._course.next()
         if trial is None:
-            return Searcher.FINISHED  # type: ignore[return-value] - a text, which Ray's own annotation forgets
+            return Searcher.FINISHED  # type: ignore[return-value]
         self._number[trial_id] = trial.number
         return {
             "folder": str(self._course.folder),

@@ -28,7 +28,6 @@ class Task(BaseModel):
         objective: what is optimised.
         mode: "max" or "min".
         space: what is searched.
-        pseudo: parameters of the synthetic lesions.
         seed: of the search.
         halving: whether trials may be stopped early.
         train: healthy slices to learn from.
@@ -43,7 +42,6 @@ class Task(BaseModel):
     objective: str
     mode: Mode
     space: Space
-    pseudo: dict[str, Any]
     seed: int
     halving: bool
     train: Role

@@ -82,7 +82,7 @@ def _fit_and_measure(
     spec = task.cell.model_copy(update={"params": resolved})
     train = task.train.open()
     val = task.val.open() if task.val else None
-    select = objective.ready(task.objective, task.select.open(), task.pseudo)
+    select = task.select.open()
     ctx = Context(device=spec.device, seed=spec.seed, workdir=home)
     due = [rung for rung in RUNGS if rung > max(reported, default=0.0)] if task.halving else []
 
