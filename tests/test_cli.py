@@ -184,7 +184,13 @@ def test_leaderboard_of_an_empty_folder(cli: Cli, tmp_path: Path) -> None:
 
 def test_list_describe_and_doctor(cli: Cli) -> None:
     assert "histeq" in cli("list", "methods")[1]
-    assert {row["name"] for row in json.loads(cli("list", "datasets", "--json")[1])} == {"phantom", "folder"}
+    assert {row["name"] for row in json.loads(cli("list", "datasets", "--json")[1])} == {
+        "phantom",
+        "folder",
+        "ixi",
+        "atlas",
+        "brats21",
+    }
     assert cli("list", "method")[0] == 2
     described = json.loads(cli("describe", "madad", "--json")[1])
     assert all(parameter["doc"] and parameter["source"] for parameter in described["params"])
