@@ -41,6 +41,11 @@ class Data:
     train_store: SliceStore
     test_store: SliceStore
 
+    def id_lists(self) -> dict[str, list[str]]:
+        """Subjects by role, sorted."""
+        roles = {"train": self.train, "val": self.val, "threshold": self.threshold, "test": self.test}
+        return {role: sorted(data.subjects) if data is not None else [] for role, data in roles.items()}
+
 
 @dataclass(frozen=True)
 class Plan:

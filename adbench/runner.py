@@ -39,7 +39,7 @@ from adbench.spec import CellSpec, Source
 
 log = logging.getLogger("adbench")
 PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
-OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json"} | PLOTS
+OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json", rundir.SPLITS} | PLOTS
 
 
 def run_cell(
@@ -85,6 +85,7 @@ def run_cell(
         missing_ok=True
     )  # complete means: the record is there, and it is the last to come
     write_text(cell.run_folder / "config.yaml", config.from_spec(cell.spec).to_yaml())
+    write_json(cell.run_folder / rundir.SPLITS, cell.data.id_lists())
     phase = "fit"
     clock = Clock()
     try:

@@ -5,7 +5,7 @@
     OUT/<protocol>/<dataset>-<modality>/<method>-<preset>-seed<seed>-<run key>/
         record.json      written last: the run is complete when it is there and its key matches
         failure.json     the last failed attempt, with its traceback; removed by a success
-        config.yaml  histograms.npz  val_histograms.npz  spatial.json
+        config.yaml  splits.json  histograms.npz  val_histograms.npz  spatial.json
         samples.png  pr.png  roc.png  dice.png  lesion_recall.png  froc.png
     OUT/fits/<method>-<fit key>/
         fit.json         written last: the fit is complete
@@ -28,6 +28,7 @@ from adbench.results.record import RECORD, Record, read
 
 FIT = "fit.json"
 FAILURE = "failure.json"
+SPLITS = "splits.json"  # subjects by role
 MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
