@@ -9,10 +9,10 @@ import numpy as np
 
 FAR = 4.0  # robust standard deviations
 FEWEST = 8  # cases below which "unlike the others" means nothing
-ABSOLUTE = {"brain_ml": (500.0, 2600.0), "registration_correlation": (0.3, 1.0)}  # whatever the others are like
+ABSOLUTE = {"brain_ml": (500.0, 2600.0), "registration_overlap": (0.85, 1.0)}  # whatever the others are like
 KEPT = 0.05  # share of a lesion that may get lost or grow
 SMALL = 0.1  # ml; a smaller lesion may lose more by the size of one voxel
-COMPARED = ("brain_ml", "clipped_share", "registration_correlation")
+COMPARED = ("brain_ml", "clipped_share", "registration_correlation", "registration_overlap")
 
 
 def outliers(cases: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -76,7 +76,9 @@ def contact_sheet(
     odd = {(found["case"], found["figure"]) for found in store.manifest.get("outliers", [])}
     for axis, case in zip(axes, cases, strict=True):
         rows = case.start + np.array(planes(case, slices))
-        image, brain, lesion = (np.asarray(a[rows])[:, down, across] for a in (store.images, store.brains, store.lesions))
+        image, brain, lesion = (
+            np.asarray(a[rows])[:, down, across] for a in (store.images, store.brains, store.lesions)
+        )
         axis.imshow(_row(image.astype(np.float32)), cmap="gray", vmin=0, vmax=1)
         for mask, colour, width in ((brain, "cyan", 0.5), (lesion, "red", 0.9)):
             whole = _row(mask)
@@ -118,7 +120,7 @@ def _row(stack: np.ndarray) -> np.ndarray:
 _FIGURES = {
     "brain_ml": "brain {:.0f} ml",
     "lesion_ml": "lesion {:.2f} ml",
-    "registration_correlation": "correlation {:.2f}",
+    "registration_overlap": "overlap with the template {:.2f}",
 }
 
 

@@ -118,6 +118,7 @@ class IndexedVolumes(VolumeDataset):
 
     family: ClassVar[str] = ""
     tars: ClassVar[bool] = False
+    choosing: ClassVar[tuple[str, ...]] = CHOOSING
     distributed: ClassVar[Expected]
     Params: ClassVar[type[ParamSet]] = VolumeParams
     params: VolumeParams

@@ -28,7 +28,7 @@ def steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[
         UserError: an unknown tool, or one that is not installed.
     """
     tool = _tool(params, skull)
-    brain: dict[str, Any] = {"step": "brain", "rule": params.brain}
+    brain: dict[str, Any] = {"step": "brain", "rule": params.brain, "without a mask": tool}
     if tool not in brains.RULES:
         chosen = brains.tool(tool)
         if not chosen.installed:
@@ -76,7 +76,8 @@ def run_recipe(
     Returns:
         The slices with their geometry and quality figures: ``brain_ml`` and ``lesion_ml_source`` (in the file),
         ``lesion_ml`` (in the prepared slices, in the patient's size), ``lesion_outside_brain_ml``, ``clipped_share``,
-        ``intensity_low`` and ``intensity_high``, and ``registration_correlation`` with the template.
+        ``intensity_low`` and ``intensity_high``, and on the template's grid ``registration_correlation`` of the
+        intensities and ``registration_overlap`` (Dice) of the brains, which also holds for sequences other than T1.
 
     Raises:
         UserError: masks on another grid, no brain, a constant image, a missing tool; names the case and the file.
@@ -249,6 +250,7 @@ class _Head:
         if self.kind != "none" or self.at_home:
             core = template.mask(0.0)
             quality["registration_correlation"] = float(np.corrcoef(image[core], template.brain()[core])[0, 1])
+            quality["registration_overlap"] = float(2 * (inside & core).sum() / (inside.sum() + core.sum()))
         chosen = slicing.cut(inside, affine, params)
         geometry = Geometry(
             original_shape=tuple(int(n) for n in raw.image.shape),
