@@ -92,7 +92,8 @@ def tune(
     from adbench import config as configs
     from adbench.console import LiveProgress, print_json, say
     from adbench.tune.report import summary
-    from adbench.tune.search import Options, search, seconds
+    from adbench.tune.search import search, seconds
+    from adbench.tune.task import Options
 
     flags: dict[str, Any] = {
         "method": split([method] if method else None),

@@ -12,7 +12,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from adbench import registry
@@ -20,92 +19,9 @@ from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.methods.base import Resources
 from adbench.params import build
-from adbench.tune.halving import falls_short
-from adbench.tune.search import Options, _left, keep_best
-from adbench.tune.table import FULL, Table, Trial, defaults, propose
-from adbench.tune.task import Task
-
-HOPELESS = 5  # trials that fail before the first success; more of them would fail too
-LABELS = {"complete": "done", "stopped": "stopped early", "failed": "failed"}
-
-
-class Course:
-    """The search while it runs: the only writer of the table."""
-
-    def __init__(
-        self,
-        folder: Path,
-        task: Task,
-        table: Table,
-        trials: int,
-        held: tuple[float, float],
-        progress: Progress,
-        say: Callable[[str], None],
-    ) -> None:
-        self.folder, self.task, self.table, self.wanted, self.held = folder, task, table, trials, held
-        self.progress, self.say = progress, say
-
-    def next(self) -> Trial | None:
-        """The trial to run now: an interrupted one, the method as it comes, or a new proposal; None: no more."""
-        table = self.table
-        waiting = table.in_state("waiting")
-        failed = table.in_state("failed")
-        if len(failed) >= HOPELESS and len(failed) == len(table.trials):
-            return None
-        if waiting:
-            trial = waiting[0]
-        elif len(table.trials) >= self.wanted:
-            return None
-        else:
-            number = len(table.trials)
-            task = self.task
-            params = (
-                propose(task.space, task.mode, task.seed, number, table.trials)
-                if number
-                else defaults(task.space, task.cell.params)
-            )
-            trial = Trial(number, params)
-            table.trials.append(trial)
-        trial.state, (trial.cpus, trial.gpus) = "running", self.held
-        table.save()
-        return trial
-
-    def reported(self, number: int, result: dict[str, Any]) -> bool:
-        """Take in a report; True when the trial is to be stopped."""
-        trial = self.table.trials[number]
-        if trial.state != "running":  # Ray repeats the last report of a trial when it ends
-            return False
-        trial.seconds = trial.earlier + result["seconds"]
-        if result.get("error"):
-            trial.state, trial.error = "failed", str(result["error"])
-        else:
-            trial.reports[float(result["share"])] = float(result["value"])
-            if result["share"] >= FULL:
-                trial.state = "complete"
-            elif self.task.halving and falls_short(self.table, trial):
-                trial.state = "stopped"
-        self.table.save()
-        return trial.state == "stopped"
-
-    def ended(self, number: int, crashed: bool) -> None:
-        """The trial's worker is gone."""
-        trial = self.table.trials[number]
-        if crashed and trial.state == "running":
-            trial.state = "failed"
-            trial.error = "its worker process died, for example because the machine ran out of memory"
-        self.table.save()
-        if trial.state not in LABELS:
-            return  # the time is up: it waits for the next session
-        keep_best(self.folder, self.table)
-        best = self.table.best
-        ended = len(self.table.in_state("complete", "stopped", "failed"))
-        what = trial.error if trial.state == "failed" else f"{self.task.objective} {trial.value:.4f}"
-        at = f" at {max(trial.reports):.0f} %" if trial.state == "stopped" else ""
-        leader = f"; best {best.value:.4f} (trial {best.number})" if best is not None and best is not trial else ""
-        self.say(
-            f"  trial {number} {LABELS[trial.state]}{at}: {what}{leader}{' (best so far)' if best is trial else ''}"
-        )
-        self.progress.update("trials", ended, max(self.wanted, len(self.table.trials)))
+from adbench.tune.course import Course
+from adbench.tune.table import Table
+from adbench.tune.task import Options, Task
 
 
 def _environment() -> None:
@@ -187,7 +103,7 @@ def drive(
                 mode=task.mode,
                 search_alg=Proposals(course),
                 scheduler=Stops(course),
-                num_samples=_left(table, options.trials),
+                num_samples=course.left,
                 max_concurrent_trials=min(options.max_concurrent or slots, slots),
                 time_budget_s=options.budget,
                 trial_name_creator=lambda trial: f"trial-{trial.config['number']}",
@@ -199,8 +115,8 @@ def drive(
             tuner.fit()
         finally:
             shutil.rmtree(folder / "ray", ignore_errors=True)
-    failed = table.in_state("failed")
-    if len(failed) >= HOPELESS and len(failed) == len(table.trials):
+    if course.hopeless:
+        failed = table.in_state("failed")
         raise UserError(
             f"The first {len(failed)} trials all failed, so the search was given up. The last one: {failed[-1].error} "
             f"(tracebacks below {folder / 'trials'})."

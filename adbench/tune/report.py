@@ -23,7 +23,8 @@ if TYPE_CHECKING:
     from adbench.tune.task import Task
 
 TABLE, PARALLEL, IMPORTANCE = "trials.csv", "parallel.png", "importance.png"
-ENOUGH = 4  # complete trials below which importance is not estimated
+WHITE = {"facecolor": "white", "edgecolor": "none", "alpha": 0.7, "pad": 0.6}
+ENOUGH = 5  # complete trials below which importance is not estimated
 
 
 def write_report(folder: Path, task: Task, table: Table) -> None:
@@ -139,7 +140,7 @@ def _parallel(axes: Axes, task: Task, table: Table) -> bool:
     for at, name in enumerate(names):
         axes.axvline(at, color="0.4", linewidth=0.8, zorder=0)
         for height, text in _ticks(task.space[name]):
-            axes.text(at + 0.03, height, text, fontsize=7, color="0.25", va="center", zorder=5)
+            axes.text(at + 0.03, height, text, fontsize=7, color="0.25", va="center", zorder=5, bbox=WHITE)
     axes.set_xticks(range(len(names)), names)
     axes.set_xlim(-0.15, len(names) - 1 + 0.45)
     axes.set_ylim(-0.06, 1.06)

@@ -26,47 +26,13 @@ from adbench.results import rundir
 from adbench.results.record import TunedFrom
 from adbench.spec import CellSpec
 from adbench.tune import halving, objective, space
+from adbench.tune.course import keep_best, left
 from adbench.tune.data import Role, spread
 from adbench.tune.table import STARTUP, Table, Trial
-from adbench.tune.task import TASK, Task, difference
+from adbench.tune.task import TASK, Options, Task, difference
 from adbench.tune.worker import fit_folder
 
 BEST = "best.yaml"
-
-
-@dataclass(frozen=True)
-class Options:
-    """How a search is done.
-
-    Attributes:
-        objective: "val_auprc", "pseudo" or "recon".
-        trials: how many in all, over every resumption.
-        budget: seconds that this call may take; None: as long as it needs.
-        space: YAML file, see :mod:`adbench.tune.space`.
-        name: of the search; None: made of method, preset, dataset, modality and objective.
-        resume: go on with the search of this name.
-        seed: of the proposals.
-        slices: validation slices that the objective looks at, at most, evenly spread.
-        halving: stop trials early.
-        cpus: cores of a trial; None: what the method asks for.
-        gpus: share of a GPU of a trial, "auto": from the memory that the method asks for.
-        max_concurrent: trials at a time; None: as many as fit.
-        address: of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
-    """
-
-    objective: str = "val_auprc"
-    trials: int = 20
-    budget: float | None = None
-    space: Path | None = None
-    name: str | None = None
-    resume: bool = False
-    seed: int = 0
-    slices: int = 512
-    halving: bool = True
-    cpus: float | None = None
-    gpus: str = "auto"
-    max_concurrent: int | None = None
-    address: str | None = None
 
 
 @dataclass(frozen=True)
@@ -125,7 +91,7 @@ def search(
         task.write(folder)
         table = Table.read(folder, task.mode)
         try:
-            if _left(table, options.trials):
+            if left(table, options.trials):
                 from adbench.tune.drive import drive
 
                 drive(folder, task, table, options, progress, say)
@@ -224,28 +190,6 @@ def _alone(folder: Path) -> Iterator[None]:
                 f"The search {folder.name} is running in another process: wait for it, or stop it."
             ) from None
         yield
-
-
-def _left(table: Table, trials: int) -> int:
-    """How many trials are still to be run."""
-    return max(trials - len(table.trials), 0) + len(table.in_state("waiting"))
-
-
-def keep_best(folder: Path, table: Table) -> None:
-    """Remove the fits of ended trials but the best one's, and of failed ones all but the traceback."""
-    best = table.best
-    for trial in table.in_state("complete", "stopped", "failed"):
-        home = fit_folder(folder, trial.number)
-        if trial is best or not home.exists():
-            continue
-        if trial.state == "failed" and (home / rundir.FAILURE).exists():
-            for item in home.iterdir():
-                if item.is_dir():
-                    shutil.rmtree(item, ignore_errors=True)
-                elif item.name != rundir.FAILURE:
-                    item.unlink(missing_ok=True)
-        else:
-            shutil.rmtree(home, ignore_errors=True)
 
 
 def chosen_cell(task: Task, trial: Trial) -> CellSpec:

@@ -1,4 +1,4 @@
-"""Two small objects through which Ray Tune asks the :class:`~adbench.tune.drive.Course` what to do."""
+"""Two small objects through which Ray Tune asks the :class:`~adbench.tune.course.Course` what to do."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 
 if TYPE_CHECKING:
-    from adbench.tune.drive import Course
+    from adbench.tune.course import Course
 
 
 class Proposals(Searcher):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,41 @@ from adbench.tune.space import Space
 from adbench.tune.table import Mode
 
 TASK = "search.json"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a search is done.
+
+    Attributes:
+        objective: "val_auprc", "pseudo" or "recon".
+        trials: how many in all, over every resumption.
+        budget: seconds that this call may take; None: as long as it needs.
+        space: YAML file, see :mod:`adbench.tune.space`.
+        name: of the search; None: made of method, preset, dataset, modality and objective.
+        resume: go on with the search of this name.
+        seed: of the proposals.
+        slices: validation slices that the objective looks at, at most, evenly spread.
+        halving: stop trials early.
+        cpus: cores of a trial; None: what the method asks for.
+        gpus: share of a GPU of a trial, "auto": from the memory that the method asks for.
+        max_concurrent: trials at a time; None: as many as fit.
+        address: of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
+    """
+
+    objective: str = "val_auprc"
+    trials: int = 20
+    budget: float | None = None
+    space: Path | None = None
+    name: str | None = None
+    resume: bool = False
+    seed: int = 0
+    slices: int = 512
+    halving: bool = True
+    cpus: float | None = None
+    gpus: str = "auto"
+    max_concurrent: int | None = None
+    address: str | None = None
 
 
 class Task(BaseModel):
