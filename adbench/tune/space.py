@@ -51,25 +51,23 @@ def build(
     Args:
         cls: the method.
         base: its resolved parameters, every one present.
-        fixed: parameters that the user set; they are not searched.
+        fixed: parameters that the user set; they are not searched unless the file gives them a range.
         path: a YAML file, or None for the method's own space.
 
     Raises:
-        UserError: an unknown parameter (the nearest is given), a range that is none, a value the method refuses, a
-            parameter both set and searched, or nothing left to search.
+        UserError: an unknown parameter (the nearest is given), a range that is none, a value the method refuses,
+            or nothing left to search.
     """
     mode, entries = read(path) if path is not None else ("narrow", {})
     where = f" in {path}" if path is not None else ""
     for name in entries:
         if name not in cls.Params.model_fields:
             raise unknown(f"parameter of method {cls.name}{where}", name, cls.Params.model_fields)
-        if name in fixed and isinstance(entries[name], dict):
-            raise UserError(f"{name} is fixed by --set and searched{where}: leave one of the two out.")
     offered = cls.search_space() if mode == "narrow" else {}
     space: Space = {}
     values: dict[str, Any] = {}
     for name, entry in {**offered, **entries}.items():
-        if name in fixed:
+        if name in fixed and not isinstance(entries.get(name), dict):
             continue
         if isinstance(entry, dict):
             space[name] = _checked(cls, base, name, entry, where)
@@ -77,7 +75,7 @@ def build(
             values[name] = _accepts(cls, base, name, entry, where)
     if not space:
         raise UserError(
-            f"There is nothing to search for {cls.name}{where}: give ranges with --space FILE, "
+            f"There is nothing to search for {cls.name}{where} (what is set is not searched): give ranges with --space FILE, "
             f"e.g. replace: {{NAME: {{low: 1, high: 5}}}}. `adbench describe {cls.name}` lists its parameters."
         )
     return dict(sorted(space.items())), values
