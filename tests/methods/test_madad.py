@@ -344,6 +344,53 @@ def test_discriminator_joins_the_autoencoder(train: SliceSet) -> None:
     assert any(not torch.equal(states[0][key], states[1][key]) for key in states[0] if key.startswith("autoencoder"))
 
 
+def test_perceptual_term_joins_the_autoencoder(
+    train: SliceSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Loss = L1 + KL / pixels + weight * mean difference; missing weights stop the fit before it begins."""
+    from adbench.methods import perceptual
+    from adbench.methods.madad import fitting
+
+    def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a - b) ** 2
+
+    over = {**SMALL, "ae_perceptual_weight": 3.0, "kl_weight": 0.5, "steps": 1}
+    p = MADAD.resolve("tiny", over)
+    assert isinstance(p, MADADParams)
+    image = torch.rand(2, 1, 8, 8) * 2 - 1
+
+    def module(x: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return x * 0.5, noise, torch.full_like(noise, 2.0)
+
+    noise = torch.randn(2, 1, 4, 4)
+    loss, recon = fitting._autoencoder_loss(p, module, {"image": image, "noise": noise}, squared)  # type: ignore[arg-type]
+    kl = 0.5 * (noise.numpy() ** 2 + 4 - 1 - np.log(4)).sum() / image.numel()
+    x = image.numpy()
+    assert float(loss) == pytest.approx(np.abs(x / 2).mean() + 0.5 * kl + 3 * ((x / 4) ** 2).mean(), rel=1e-5)
+    assert torch.equal(recon, image * 0.5)
+
+    monkeypatch.setattr(perceptual, "_package_file", lambda *_: None)
+    with pytest.raises(UserError, match=r"pip install --no-deps stlpips-pytorch, or .*ae_perceptual_weight=0"):
+        MADAD(p, Context(workdir=tmp_path)).fit(train, None)
+    assert not list(tmp_path.iterdir())
+    frozen = {**over, "autoencoder": str(_tiny_vae(1, tmp_path / "vae")), "ae_steps": 0}
+    assert MADAD(MADAD.resolve("tiny", frozen), Context()).fit(train, None).steps == 1  # nothing to train with it
+
+
+def test_perceptual_term_with_the_wheels_weights(train: SliceSet) -> None:
+    from adbench.methods import perceptual
+
+    if perceptual._package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth") is None:
+        pytest.skip("stlpips-pytorch is not installed")
+    states = []
+    for weight in (0.0, 1.0):
+        method = MADAD(MADAD.resolve("tiny", {**SMALL, "ae_perceptual_weight": weight, "steps": 1}), Context())
+        method.fit(train, None)
+        states.append(method.state())
+    assert all(bool(value.isfinite().all()) for value in states[1].values())
+    assert not torch.equal(*(state["autoencoder.decoder.conv_out.weight"] for state in states))
+
+
 def test_variants_set_their_knobs_and_can_be_overridden() -> None:
     official, paper = MADAD.resolve("paper", {}), MADAD.resolve("paper", {"variant": "paper", "eta": 0.2})
     assert isinstance(official, MADADParams)

@@ -102,7 +102,7 @@ def test_damaged_or_foreign_weights_are_one_sentence(tmp_path: Path, monkeypatch
 
 def test_absent_lpips_weights_name_the_way_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(UserError, match=r'pip install "adbench-mri\[perceptual\]"'):
+    with pytest.raises(UserError, match="pip install --no-deps stlpips-pytorch"):
         perceptual.difference("lpips", "cpu")
 
 

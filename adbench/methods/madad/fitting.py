@@ -10,11 +10,12 @@ import torch
 from torch import nn
 
 from adbench.errors import UserError
-from adbench.methods import imaging, training
+from adbench.methods import imaging, perceptual, training
 from adbench.methods.base import FitReport
 from adbench.methods.madad import diffusion, masking
 from adbench.methods.madad.autoencoder import LatentCodec, kl_divergence, new_codec, pretrained_codec
 from adbench.methods.madad.network import TwoHeadUNet, diffusion_loss
+from adbench.methods.perceptual import Difference
 from adbench.methods.resident import Pictures
 
 if TYPE_CHECKING:
@@ -48,12 +49,26 @@ def _pieces(count: int, size: int) -> list[torch.Tensor]:
     return list(torch.arange(count).split(size))
 
 
-def _autoencoder_loss(p: MADADParams, module: nn.Module, batch: training.Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """L1 plus KL, each summed over its elements and divided by the number of pixels; and the reconstruction."""
+def _perceptual(p: MADADParams, device: str) -> Difference | None:
+    """The perceptual term of the autoencoder, if it has one; missing weights are reported before anything is trained."""
+    if not (p.ae_steps and p.ae_perceptual_weight):
+        return None
+    load = {"stlpips": perceptual.load_stlpips, "lpips": perceptual.load_lpips}[p.ae_perceptual]
+    return load("train without the term: --set madad.ae_perceptual_weight=0").to(device)
+
+
+def _autoencoder_loss(
+    p: MADADParams, module: nn.Module, batch: training.Batch, difference: Difference | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """L1, KL and perceptual difference, each summed over its elements and divided by the number of pixels; the reconstruction."""
     image = batch["image"]
     recon, mean, std = module(image, batch["noise"])
     pixels = image[0].numel()
     loss = (recon.float() - image).abs().mean() + p.kl_weight * kl_divergence(mean.float(), std.float()) / pixels
+    if difference is not None:
+        with torch.autocast(image.device.type, enabled=False):  # unit features need more digits than bf16 has
+            apart = difference(recon.float() * 0.5 + 0.5, image * 0.5 + 0.5)
+        loss = loss + p.ae_perceptual_weight * apart.mean()
     return loss, recon
 
 
@@ -79,6 +94,7 @@ def _fit_autoencoder(
     codec: LatentCodec,
     pictures: Pictures,
     healthy: Pictures | None,
+    difference: Difference | None,
     identity: dict[str, Any],
     ctx: Context,
 ) -> training.StageResult:
@@ -93,7 +109,7 @@ def _fit_autoencoder(
         return {"image": image * 2 - 1, "noise": torch.randn((len(indices), *shape), generator=generator)}
 
     def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
-        value, recon = _autoencoder_loss(p, module, batch)
+        value, recon = _autoencoder_loss(p, module, batch, difference)
         if opponent is not None and step >= opponent.start:
             value = value - p.gan_weight * opponent.module(recon)[-1].mean()
         return value
@@ -106,7 +122,7 @@ def _fit_autoencoder(
             noise = torch.randn(
                 (len(where), *shape), generator=training.generator(ctx.seed, "madad", "ae-val", int(where[0]))
             )
-            value, _ = _autoencoder_loss(p, module, {"image": image, "noise": noise.to(image.device)})
+            value, _ = _autoencoder_loss(p, module, {"image": image, "noise": noise.to(image.device)}, difference)
             total += float(value) * len(where)
         return total / len(healthy)
 
@@ -267,6 +283,7 @@ def fit(
 
     ``ready`` is given the codec, the UNet and the scale of the latents before the UNet is trained in place.
     """
+    difference = _perceptual(p, ctx.device)
     size = (p.image_size, p.image_size)
     pictures = Pictures(train, size, ctx.device, standardise=p.standardise)
     healthy = (
@@ -291,7 +308,7 @@ def fit(
             raise UserError(f"method madad with autoencoder = {p.autoencoder!r}: {error}.") from None
     stages = []
     if p.ae_steps:
-        stages.append(("autoencoder", _fit_autoencoder(p, codec, pictures, healthy, identity, ctx)))
+        stages.append(("autoencoder", _fit_autoencoder(p, codec, pictures, healthy, difference, identity, ctx)))
     codec.eval().requires_grad_(False).to(ctx.device)
     latents = encode_all(p, codec, pictures, p.augmented_copies if p.augment else 0, "train", ctx)
     checked = encode_all(p, codec, healthy, 0, "val", ctx) if healthy else None

@@ -101,6 +101,15 @@ class MADADParams(TrainedParams):
     ae_batch: int = param(16, "Slices a step of the autoencoder.", unit="slices", source="adbench", ge=1, le=4096)
     ae_lr: float = param(1e-4, "Peak learning rate of the autoencoder.", source="adbench", gt=0, le=1)
     kl_weight: float = param(1e-6, "Weight of the KL term, both terms summed over their elements.", source=PAPER, ge=0)
+    ae_perceptual_weight: float = param(
+        0.0,
+        "Weight of the perceptual term of the autoencoder beside the L1 error per pixel, 0: none; its weights must be installed.",
+        source="KL-f8 (1 there)",
+        ge=0,
+    )
+    ae_perceptual: Literal["stlpips", "lpips"] = param(
+        "stlpips", "Network of the perceptual term; the published KL-f8 has LPIPS with VGG16.", source="adbench"
+    )
     gan_weight: float = param(
         0.0, "Weight of the patch discriminator's term, 0: none. The paper's code uses 0.5.", source="adbench", ge=0
     )
@@ -269,7 +278,7 @@ class MADAD(Method):
             "steps": 30_000,
             "ae_steps": 10_000,
         },
-        "paper": {},
+        "paper": {"ae_perceptual_weight": 1.0, "gan_weight": 0.5},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 64, "ae_channels": (16, 16), "ae_steps": 4, "steps": 4, "batch": 4}
     _codec: LatentCodec
