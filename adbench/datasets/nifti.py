@@ -128,7 +128,7 @@ def decode(file: File) -> Volume:
         )
     if len(content) < header.bytes:
         raise NiftiError(
-            "unreadable",
+            "truncated",
             f"{file} is truncated: {len(content)} bytes where its header announces {header.bytes}. {AGAIN}",
         )
     voxels = np.frombuffer(content, header.dtype, count=int(np.prod(header.shape)), offset=header.offset)

@@ -1,0 +1,172 @@
+"""Tars read in place, archives refused with the reason, and unpacking that cannot escape its folder."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import real_layouts as layouts
+
+from adbench.datasets import archive, nifti
+from adbench.datasets.archive import Member, members, read_bytes
+from adbench.datasets.brats import BraTS21
+from adbench.datasets.unpack import unpack
+from adbench.errors import UserError
+
+SMALL = layouts.SMALL
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    root = tmp_path / "training data"
+    for number in ("00000", "00002", "00003"):
+        layouts.brats(root, number, SMALL)
+    return root
+
+
+@pytest.fixture
+def tar(cases: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "tars é" / "BraTS2021_Training_Data.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w") as file:
+        file.add(cases, "BraTS2021_Training_Data")
+    return path
+
+
+@pytest.mark.parametrize("as_root", ["file", "folder"])
+def test_a_tar_is_read_in_place_as_the_folder_would_be(cases: Path, tar: Path, as_root: str) -> None:
+    inside = layouts.dataset(BraTS21, tar if as_root == "file" else tar.parent)
+    outside = layouts.dataset(BraTS21, cases)
+    assert inside.available() == outside.available() == ("FLAIR", "T1", "T1CE", "T2")
+    assert inside.roles == outside.roles
+    for one, other in zip(inside.discover("T1"), outside.discover("T1"), strict=True):
+        assert (one.id, one.split) == (other.id, other.split)
+        assert all(isinstance(file, Member) for file in one.files)
+        mine, theirs = inside.read(one, "T1"), outside.read(other, "T1")
+        np.testing.assert_array_equal(mine.image, theirs.image)
+        np.testing.assert_array_equal(mine.lesion, theirs.lesion)
+        assert [f.stat().st_size for f in one.files] == [f.stat().st_size for f in other.files]
+        assert [archive.digest_of(f) for f in one.files] == [archive.digest_of(f) for f in other.files]
+    assert str(one.files[0]).startswith(f"{tar}:BraTS2021_Training_Data/BraTS2021_00003/")
+
+
+def test_a_member_never_reads_beyond_itself(tar: Path) -> None:
+    member = members(tar)[0]
+    assert read_bytes(member, member.size - 4, 100) == read_bytes(member)[-4:]
+    assert read_bytes(member, member.size + 10, 5) == b""
+
+
+@pytest.mark.parametrize("keep", [0.1, 0.5, 0.8])
+def test_a_half_downloaded_tar(tar: Path, keep: float) -> None:
+    content = tar.read_bytes()
+    tar.write_bytes(content[: int(len(content) * keep)])
+    with pytest.raises(UserError, match=r"half downloaded.*[Dd]ownload it again") as caught:
+        layouts.dataset(BraTS21, tar).available()
+    assert str(tar) in str(caught.value)
+
+
+def test_a_tar_cut_between_two_members(tar: Path) -> None:
+    third = members(tar)[3]
+    tar.write_bytes(tar.read_bytes()[: third.offset - 512])
+    with pytest.raises(UserError, match="half downloaded"):
+        layouts.dataset(BraTS21, tar).available()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("ATLAS_2.0_encrypted.tar.gz", b"Salted__abcdefgh" * 9, "is encrypted: decrypt it"),
+        ("ATLAS_2.0_encrypted.tar.gz", b"U2FsdGVkX1+abcdefgh" * 9, "is encrypted: decrypt it"),
+        ("data.tar.gpg", b"\x85\x02\x0c" * 9, "is encrypted: decrypt it"),
+        ("BraTS2021.tar.part", b"x" * 600, "is a download that has not finished"),
+        ("BraTS2021.tar.crdownload", b"x" * 600, "is a download that has not finished"),
+        ("BraTS2021.zip", b"PK\x03\x04" + b"x" * 600, "is damaged or half downloaded"),
+        ("BraTS2021.tar", b"", "is empty"),
+        ("BraTS2021.tar.gz", b"\x1f\x8b\x08" + b"x" * 600, "unpack it once with `adbench data unpack"),
+    ],
+)
+def test_archives_that_cannot_be_read_say_why(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message) as caught:
+        layouts.dataset(BraTS21, tmp_path).available()
+    assert name in str(caught.value)
+
+
+def test_an_encrypted_zip(tmp_path: Path) -> None:
+    path = tmp_path / "data.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("BraTS2021_00000/x.nii.gz", b"secret")
+    content = bytearray(path.read_bytes())
+    content[6] |= 1  # the flag of the local header, then that of the central directory
+    content[content.index(b"PK\x01\x02") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"is encrypted \(its member BraTS2021_00000/x.nii.gz needs a password\)"):
+        layouts.dataset(BraTS21, tmp_path).available()
+
+
+def test_a_tar_that_is_really_compressed(cases: Path, tmp_path: Path) -> None:
+    path = tmp_path / "liar" / "data.tar"
+    path.parent.mkdir()
+    with tarfile.open(path, "w:gz") as file:
+        file.add(cases, "x")
+    with pytest.raises(UserError, match="is a compressed archive, which cannot be read in place: unpack it once"):
+        layouts.dataset(BraTS21, path).available()
+
+
+@pytest.mark.parametrize("mode", ["w", "w:gz", "w:xz", "zip"])
+def test_unpacking(cases: Path, tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "packed"
+    if mode == "zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped:
+            for file in sorted(cases.rglob("*.gz")):
+                zipped.write(file, file.relative_to(cases))
+    else:
+        with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
+            tar.add(cases, ".")
+    out = tmp_path / "out put"
+    assert unpack(path, out) == (15, [])
+    for file in sorted(cases.rglob("*.gz")):
+        assert (out / file.relative_to(cases)).read_bytes() == file.read_bytes()
+    kept = next(out.rglob("*.gz"))
+    stamp = kept.stat().st_mtime_ns
+    lost = sorted(out.rglob("*.gz"))[-1]
+    lost.write_bytes(b"half")
+    assert unpack(path, out) == (15, [])  # goes on: whole files stay, others are written again
+    assert kept.stat().st_mtime_ns == stamp
+    assert nifti.read(lost).data.shape == SMALL
+
+
+def test_unpacking_stays_in_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "evil.tar"
+    with tarfile.open(path, "w") as tar:
+        info = tarfile.TarInfo("../outside.nii.gz")
+        info.size = 3
+        tar.addfile(info, io.BytesIO(b"bad"))
+    with pytest.raises(UserError, match=r"holds ../outside.nii.gz, which would land outside"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "outside.nii.gz").exists()
+
+
+def test_unpacking_a_truncated_archive_leaves_whole_files(cases: Path, tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        tar.add(cases, ".")
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"x.tar.gz is damaged or half downloaded .* download it again"):
+        unpack(path, tmp_path / "out")
+    for file in (tmp_path / "out").rglob("*"):
+        if file.is_file():
+            nifti.read(file)
+
+
+def test_a_nested_archive_is_pointed_at(tar: Path, tmp_path: Path) -> None:
+    path = tmp_path / "kaggle.zip"
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.write(tar, tar.name)
+    assert unpack(path, tmp_path / "out") == (1, [tmp_path / "out" / tar.name])
+    assert len(layouts.dataset(BraTS21, tmp_path / "out").discover("T1")) == 3
