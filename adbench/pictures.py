@@ -56,6 +56,13 @@ def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float
         title: heading.
         threshold: the validation threshold; its contour is drawn in the last column. None: not drawn.
     """
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}):  # names may hold a $
+        _draw_sheet(samples, path, title, threshold)
+
+
+def _draw_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:
     from matplotlib.figure import Figure
 
     columns = ["input", "reconstruction", "anomaly map", "truth (red), found (cyan)"]

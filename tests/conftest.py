@@ -50,6 +50,12 @@ def _png(stem: Path, kind: str, pixels: np.ndarray) -> None:
     Image.fromarray(pixels.astype(np.uint8)).save(stem.with_name(f"{stem.name}-{kind}.png"))
 
 
+@pytest.fixture(scope="session")
+def make_slices() -> Callable[..., Path]:
+    """:func:`write_slices`, for fixtures of wider scope."""
+    return write_slices
+
+
 @pytest.fixture
 def slices(tmp_path: Path) -> Path:
     """A small slice folder."""

@@ -103,11 +103,12 @@ def svg(figure: Figure, name: str, label: str) -> str:
 
 
 def png(figure: Figure, path: Path) -> None:
-    """Write ``figure`` on white."""
+    """Write ``figure`` on white, and fix its layout."""
     import matplotlib as mpl
 
     with mpl.rc_context(STYLE), replacing(path) as temporary:
         figure.savefig(temporary, format="png", dpi=150, facecolor="white", metadata={"Software": None})
+    figure.set_layout_engine("none")  # what follows takes the same layout and need not compute it again
 
 
 def plain(axis: Axis) -> None:
