@@ -1,0 +1,219 @@
+"""Ray, started here and reachable from here alone, or joined where it runs already."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from adbench.errors import UserError
+
+ADDRESS_VARIABLE = "RAY_ADDRESS"
+_PATIENCE = 5.0  # seconds for a node to answer
+_OBJECT_STORE = 128 << 20  # bytes; what travels are names and small numbers
+
+
+@dataclass(frozen=True)
+class Node:
+    """One machine of a cluster.
+
+    Attributes:
+        id: Ray's.
+        host: its address within the cluster.
+        cpus: cores that Ray may use.
+        gpus: GPUs that Ray may use.
+    """
+
+    id: str
+    host: str
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A connection to Ray.
+
+    Attributes:
+        address: of the head, host:port.
+        local: started by this process, and ends with it.
+    """
+
+    address: str
+    local: bool
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The machines that are alive now."""
+        import ray
+
+        return [
+            Node(
+                node["NodeID"],
+                node["NodeManagerAddress"],
+                node["Resources"].get("CPU", 0.0),
+                node["Resources"].get("GPU", 0.0),
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+
+    @property
+    def cpus(self) -> float:
+        """Cores of all nodes."""
+        return sum(node.cpus for node in self.nodes)
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all nodes."""
+        return sum(node.gpus for node in self.nodes)
+
+    def require(self, cpus: float, gpus: float) -> None:
+        """Refuse what no node can ever give.
+
+        Args:
+            cpus: cores of one run.
+            gpus: GPUs, or the share of one, of one run.
+
+        Raises:
+            UserError: no single node has that many.
+        """
+        nodes = self.nodes
+        if any(node.cpus >= cpus and node.gpus >= gpus for node in nodes):
+            return
+        where = "this machine" if self.local else f"the largest of the {len(nodes)} nodes at {self.address}"
+        most_gpus, most_cpus = max(n.gpus for n in nodes), max(n.cpus for n in nodes)
+        if most_gpus < gpus:
+            raise UserError(
+                f"A run asks for {gpus:g} GPU and {where} has {most_gpus:g}: lower --gpus-per-run, or use --device cpu."
+            )
+        raise UserError(f"A run asks for {cpus:g} CPU cores and {where} has {most_cpus:g}: lower --cpus-per-run.")
+
+
+@contextmanager
+def connect(
+    address: str | None = None, *, cpus: float | None = None, gpus: float | None = None, **options: Any
+) -> Iterator[Cluster]:
+    """Ray for the time of a ``with``: the cluster at ``address`` or ``RAY_ADDRESS``, else one on this machine.
+
+    A local Ray listens on loopback only, has no dashboard, reports nothing to anybody, and leaves Ray's token
+    authentication on. A connection that is open already (a notebook's) is used and left open.
+
+    Args:
+        address: "host:port", "ray://host:port", "auto" (the cluster that this machine belongs to), or "local" for a Ray
+            of one's own whatever ``RAY_ADDRESS`` says.
+        cpus: cores that a local Ray may use; None: all that this process may use.
+        gpus: GPUs that a local Ray may use; None: all.
+        **options: more arguments of ``ray.init``.
+
+    Raises:
+        UserError: nothing answers at the address, or it refuses (another version of Ray, another token).
+    """
+    address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
+    local = address == "local"
+    ray = _import(address)
+    if ray.is_initialized():
+        yield Cluster(ray.get_runtime_context().gcs_address, local=False)
+        return
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, **options}
+    if local:
+        if _listens_everywhere(ray):
+            raise UserError(
+                "Ray was imported with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER on, so it would listen on every network interface: "
+                "set it to 0 before Ray is imported, or call ray.init() yourself."
+            )
+        arguments |= {
+            "num_cpus": int(cpus or len(os.sched_getaffinity(0))),
+            "num_gpus": None if gpus is None else int(gpus),
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE,
+        }
+    else:
+        _must_answer(address)
+    try:
+        context = ray.init(address=address, **arguments)
+    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+        ray.shutdown()
+        raise UserError(_why(address, local, error)) from error
+    try:
+        yield Cluster(context.address_info.get("gcs_address") or address, local)
+    finally:
+        ray.shutdown()
+
+
+def _import(address: str) -> ModuleType:
+    """Ray, imported with the environment that ``address`` needs (some of it is read on import only)."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address in ("local", "auto") or _loopback(_host_and_port(address)[0]):
+        # Ray then takes 127.0.0.1 for what it is, instead of this machine's address in its network.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+    if address != "local" and (Path.home() / ".ray" / "auth_token").exists():
+        # Ray itself does so for clusters of its own and for "auto"; a cluster without authentication takes no notice.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+    try:
+        import ray
+    except ImportError:
+        raise UserError(f"Ray is not installed for {sys.executable}: pip install 'ray[tune]'.") from None
+    return ray
+
+
+def _listens_everywhere(ray: ModuleType) -> bool:
+    return bool(ray._private.ray_constants.ENABLE_RAY_CLUSTER)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    """The parts of "host:port" or "ray://host:port".
+
+    Raises:
+        UserError: not of that form.
+    """
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UserError(
+            f"The Ray address {address!r} is not of the form host:port, e.g. 192.168.1.10:6379 (`ray start --head` prints it)."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _loopback(host: str) -> bool:
+    return host == "localhost" or host.startswith("127.") or host == "::1"
+
+
+def _must_answer(address: str) -> None:
+    """Ray itself would try for two minutes.
+
+    Raises:
+        UserError: nobody listens at ``address``.
+    """
+    if address == "auto":
+        return
+    try:
+        socket.create_connection(_host_and_port(address), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise UserError(
+            f"No Ray cluster answers at {address} ({error.strerror or error}): start one with `ray start --head`, correct "
+            f"--address or {ADDRESS_VARIABLE}, or leave both out to use this machine alone."
+        ) from None
+
+
+def _why(address: str, local: bool, error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    cause = " ".join(str(error.__cause__ or "").split())
+    if "ersion mismatch" in text + cause:
+        return f"The Ray cluster at {address} runs other versions than this environment: {text or cause}"
+    if local:
+        return f"Ray cannot be started on this machine: {text}"
+    if address == "auto":
+        return f"There is no Ray cluster on this machine to join ({text}): start one with `ray start`, or leave --address out."
+    return (
+        f"The Ray cluster at {address} refuses this process ({text}): this machine must be one of its nodes and have its "
+        "token (~/.ray/auth_token or RAY_AUTH_TOKEN, with RAY_AUTH_MODE=token)."
+    )
