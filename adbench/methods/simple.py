@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
@@ -54,6 +54,10 @@ class HistEq(Method):
             if len(values):
                 out[brain] = torch.searchsorted(values.sort().values, values, right=True) / len(values)
         return gaussian_blur(ranks, self.params.sigma)
+
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        return {"sigma": {"low": 0.0, "high": 8.0}}
 
 
 class ZScoreParams(ParamSet):
@@ -188,6 +192,10 @@ class ZScore(Method):
         if set(state) != {"heights", "mean", "std"}:
             raise UserError("The checkpoint is not one of zscore: it must hold heights, mean and std.")
         self._tensors = state
+
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        return {"sigma": {"low": 0.0, "high": 8.0}, "floor": {"low": 0.05, "high": 2.0, "log": True}}
 
 
 class Constant(Method):
