@@ -1,0 +1,383 @@
+"""Every finding of ``data check`` is provoked; its message names the file and the value."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import real_layouts as layouts
+
+from adbench.context import Progress
+from adbench.datasets import nifti
+from adbench.datasets.atlas import Atlas
+from adbench.datasets.brats import BraTS21
+from adbench.datasets.check import Report, check
+from adbench.datasets.findings import CODES, Finding
+from adbench.datasets.folder import Folder
+from adbench.datasets.ixi import IXI
+
+SHAPE = layouts.BRATS_SHAPE
+
+
+def report(root: Path, cls: Any = BraTS21, deep: bool = True, **params: Any) -> Report:
+    return check(layouts.dataset(cls, root, **params), deep=deep, workers=2)
+
+
+def only(found: Report, code: str) -> Finding:
+    """The finding of ``code``; it is the only one beside information."""
+    loud = [f for f in found.findings if f.severity != "info" or f.code == code]
+    assert [f.code for f in loud] == [code], loud
+    assert code in CODES
+    return loud[0]
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> Path:
+    """A BraTS'21 case exactly as distributed."""
+    return layouts.brats(tmp_path / "data é", "00007")
+
+
+def test_a_clean_dataset(case: Path) -> None:
+    layouts.brats(case.parent, "00008")
+    for deep in (False, True):
+        found = report(case.parent, deep=deep)
+        assert found.findings == []
+        assert (found.cases, found.files, found.exit_code) == (2, 10, 0)
+
+
+# -- headers -------------------------------------------------------------------------------------------------------------
+
+
+def test_truncated_gzip_is_found_without_decoding(case: Path) -> None:
+    path = case / "BraTS2021_00007_t2.nii.gz"
+    path.write_bytes(path.read_bytes()[:-1000])
+    finding = only(report(case.parent, deep=False), "truncated")
+    assert finding.severity == "error"
+    assert finding.file == str(path)
+    assert f"{path} is truncated" in finding.message
+
+
+@pytest.mark.parametrize(("content", "says"), [(b"", "is empty"), (b"hello" * 200, "is not a NIfTI file")])
+def test_unreadable(case: Path, content: bytes, says: str) -> None:
+    path = case / "BraTS2021_00007_t2.nii.gz"
+    path.write_bytes(content)
+    finding = only(report(case.parent), "unreadable")
+    assert f"{path} {says}" in finding.message
+
+
+def rewritten(case: Path, kind: str, data: np.ndarray, affine: np.ndarray = layouts.BRATS_AFFINE, **more: Any) -> Path:
+    path = case / f"BraTS2021_00007_{kind}.nii.gz"
+    nifti.write(path, data, affine, **{"codes": (2, 0), **more})
+    return path
+
+
+def test_wrong_dtype(case: Path) -> None:
+    path = case / "BraTS2021_00007_t1.nii.gz"
+    nibabel.save(nibabel.Nifti1Image(np.zeros(SHAPE, np.complex64), layouts.BRATS_AFFINE), path)
+    finding = only(report(case.parent), "dtype")
+    assert finding.severity == "error"
+    assert f"{path} stores complex voxels" in finding.message
+
+
+def test_labels_stored_as_floats(case: Path) -> None:
+    path = rewritten(case, "seg", layouts.lesion(SHAPE).astype(np.float32))
+    finding = only(report(case.parent), "dtype")
+    assert (finding.severity, finding.message) == ("warning", f"{path} stores labels as float32")
+
+
+def test_four_axes(case: Path) -> None:
+    path = rewritten(case, "flair", np.zeros((240, 240, 155, 2), np.int16))
+    assert (
+        f"{path} has 4 axes (240x240x155x2 voxels), expected 3" in only(report(case.parent, deep=False), "axes").message
+    )
+
+
+def test_a_sequence_of_another_shape(case: Path) -> None:
+    path = rewritten(case, "t2", layouts.image((240, 240, 150), 3))
+    found = report(case.parent)
+    assert found.exit_code == 2
+    by = {f.code: f for f in found.findings}
+    assert set(by) == {"shape", "off-grid"}
+    assert by["shape"].message == f"{path} has 240x240x150 voxels, the distribution 240x240x155"
+    assert by["off-grid"].message.startswith(
+        f"{path} does not lie on the grid of BraTS2021_00007_t1.nii.gz: 240x240x150"
+    )
+
+
+def test_a_mask_with_another_affine(case: Path) -> None:
+    path = rewritten(
+        case, "seg", layouts.lesion(SHAPE), np.array([[-1.0, 0, 0, 5], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])
+    )
+    finding = only(report(case.parent), "off-grid")
+    assert finding.severity == "error"
+    assert (
+        f"{path} does not lie on the grid of BraTS2021_00007_t1.nii.gz: its affine puts a corner 5.0 mm away"
+        in finding.message
+    )
+
+
+def whole_case(tmp_path: Path, affine: np.ndarray, **more: Any) -> Path:
+    case = layouts.brats(tmp_path, "00007")
+    for path in sorted(case.iterdir()):
+        nifti.write(path, nifti.read(path).data, affine, **{"codes": (2, 0), **more})
+    return case
+
+
+def test_other_orientation(tmp_path: Path) -> None:
+    case = whole_case(tmp_path, np.diag([1.0, 1, 1, 1]))
+    found = report(tmp_path)
+    assert found.exit_code == 1
+    assert [f.code for f in found.findings] == ["orientation"] * 5
+    first = case / "BraTS2021_00007_flair.nii.gz"
+    assert found.findings[0].message == (f"{first} is stored as RAS, the distribution as LPS; the affine is trusted")
+
+
+def test_no_orientation_at_all(tmp_path: Path) -> None:
+    case = whole_case(tmp_path, layouts.BRATS_AFFINE, codes=(0, 0))
+    messages = [f.message for f in report(tmp_path).findings if f.code == "orientation"]
+    assert (
+        f"{case / 'BraTS2021_00007_t1.nii.gz'} has neither sform nor qform: it does not say where left is" in messages
+    )
+
+
+def test_voxel_size(tmp_path: Path) -> None:
+    case = whole_case(tmp_path, np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 2, 0], [0, 0, 0, 1]]))
+    found = report(tmp_path)
+    assert {f.code for f in found.findings} == {"voxel-size"}
+    path = case / "BraTS2021_00007_flair.nii.gz"
+    assert found.findings[0].message == f"{path} has voxels of 1 x 1 x 2 mm, the distribution 1 x 1 x 1 mm"
+
+
+def test_implausible_voxels_where_sizes_vary(tmp_path: Path) -> None:
+    layouts.ixi(tmp_path, kinds="T1")
+    path = tmp_path / "IXI-T1" / "IXI002-Guys-0828-T1.nii.gz"
+    nifti.write(path, layouts.image(layouts.SMALL, 1), np.diag([1.0, 1, 25, 1]))
+    assert f"{path} has voxels of 1 x 1 x 25 mm: implausible" in only(report(tmp_path, IXI), "voxel-size").message
+
+
+def test_sform_and_qform_disagree(case: Path) -> None:
+    path = case / "BraTS2021_00007_t1.nii.gz"
+    image = nibabel.Nifti1Image(nifti.read(path).data, layouts.BRATS_AFFINE)
+    image.set_sform(layouts.BRATS_AFFINE, 1)
+    shifted = layouts.BRATS_AFFINE.copy()
+    shifted[0, 3] = 12
+    image.set_qform(shifted, 1)
+    nibabel.save(image, path)
+    finding = only(report(case.parent), "affine-conflict")
+    assert f"{path}: sform and qform place a corner 12.0 mm apart" in finding.message
+
+
+# -- voxels --------------------------------------------------------------------------------------------------------------
+
+
+def test_nonfinite_voxels(case: Path) -> None:
+    data = layouts.image(SHAPE, 3, np.float32)
+    data[100, 101, 77] = np.nan
+    data[101, 101, 77] = -np.inf
+    path = rewritten(case, "t1ce", data)
+    assert not [f for f in report(case.parent, deep=False).findings if f.code == "nonfinite"]
+    finding = only(report(case.parent), "nonfinite")
+    assert finding.message == f"{path} holds 2 NaN or infinite voxels, the first at (100, 101, 77)"
+
+
+def test_a_constant_image(case: Path) -> None:
+    path = rewritten(case, "t1ce", np.full(SHAPE, 7, np.int16))
+    assert only(report(case.parent), "constant").message == f"{path} is constant: every voxel is 7"
+
+
+def test_labels_of_another_release(case: Path) -> None:
+    path = rewritten(case, "seg", layouts.lesion(SHAPE, (1, 2, 3)))
+    finding = only(report(case.parent), "label")
+    assert finding.severity == "error"
+    assert finding.message == f"{path} holds the label 3 in 2 voxels; allowed are 0, 1, 2, 4"
+
+
+def test_fractions_in_a_mask(case: Path) -> None:
+    path = rewritten(case, "seg", (layouts.lesion(SHAPE) * np.float32(0.5)).astype(np.float32))
+    messages = [f.message for f in report(case.parent).findings if f.code == "label"]
+    assert messages == [f"{path} holds the label 0.5 in 2 voxels; allowed are 0, 1, 2, 4"]  # 2 and 4 became 1 and 2
+
+
+def test_an_empty_mask(case: Path) -> None:
+    path = rewritten(case, "seg", np.zeros(SHAPE, np.uint8))
+    finding = only(report(case.parent), "empty-mask")
+    assert (finding.severity, finding.message) == ("warning", f"{path} is empty: no voxel is lesion")
+
+
+def test_a_mask_outside_the_brain(case: Path) -> None:
+    mask = layouts.lesion(SHAPE)  # 6 voxels inside
+    mask[2:4, 2, 2] = 2
+    path = rewritten(case, "seg", mask)
+    finding = only(report(case.parent), "outside-brain")
+    assert finding.severity == "warning"
+    assert finding.message == f"{path} marks 2 of 8 lesion voxels (25.0%) outside the brain"
+
+
+def test_a_mask_outside_the_template_brain(tmp_path: Path) -> None:
+    layouts.atlas(tmp_path, "r001s001", layouts.MNI_SHAPE)
+    path = next(tmp_path.glob("*mask.nii.gz"))
+    mask = layouts.lesion(layouts.MNI_SHAPE, (1,))
+    mask[98, 230:232, 40] = 1  # in front of the face
+    nifti.write(path, mask, layouts.MNI_AFFINE)
+    finding = only(report(tmp_path, Atlas), "outside-brain")
+    assert finding.message == f"{path} marks 2 of 4 lesion voxels (50.0%) outside the brain"
+
+
+def test_a_background_that_is_not_zero(case: Path) -> None:
+    path = rewritten(case, "t1", layouts.image(SHAPE, 3) + np.int16(4))
+    finding = only(report(case.parent), "background")
+    assert f"{path} is not 0 in its corners (up to 4)" in finding.message
+
+
+# -- what is there -------------------------------------------------------------------------------------------------------
+
+
+def test_missing_sequence_and_mask(case: Path) -> None:
+    layouts.brats(case.parent, "00008", t2=None, seg=None)
+    found = report(case.parent, deep=False)
+    assert found.exit_code == 1
+    assert [(f.code, f.message) for f in found.findings] == [
+        ("missing-mask", "BraTS2021_00008 has no lesion mask and is left out"),
+        ("missing-sequence", "BraTS2021_00008 has no T2 beside FLAIR, T1, T1CE"),
+    ]
+
+
+def test_a_sequence_that_nobody_has_is_no_finding(tmp_path: Path) -> None:
+    layouts.brats(tmp_path, "00008", t2=None)
+    assert report(tmp_path, deep=False).findings == []
+
+
+def test_a_mask_without_image(case: Path) -> None:
+    layouts.brats(case.parent, "00008", t1=None, t1ce=None, t2=None, flair=None)
+    found = report(case.parent, deep=False)
+    assert "missing-image" in {f.code for f in found.findings if f.severity == "error"}
+
+
+def test_what_the_distribution_lacks_is_information(tmp_path: Path) -> None:
+    layouts.ixi(tmp_path, "002")
+    layouts.ixi(tmp_path, "116", kinds="T1")
+    layouts.ixi(tmp_path, "117", kinds="T1 PD")
+    found = report(tmp_path, IXI, deep=False)
+    assert [(f.severity, f.code, f.case) for f in found.findings] == [
+        ("warning", "missing-sequence", "IXI117_Guys-0828"),
+        ("info", "known-missing", "IXI116_Guys-0828"),
+        ("info", "known-missing", "IXI116_Guys-0828"),
+    ]
+
+
+def test_atlas_flags_and_its_testing_folder_are_information(tmp_path: Path) -> None:
+    layouts.atlas(tmp_path / "Training", "r009s001", layouts.MNI_SHAPE)
+    layouts.atlas(tmp_path / "Testing", "r010s001", layouts.MNI_SHAPE, masked=False)
+    found = report(tmp_path, Atlas, deep=False)
+    assert [(f.severity, f.code, f.case) for f in found.findings] == [
+        ("info", "flagged", "sub-r009s001_ses-1"),
+        ("info", "missing-mask", "sub-r010s001_ses-1"),
+    ]
+    layouts.atlas(tmp_path / "Training", "r011s001", layouts.MNI_SHAPE, masked=False)
+    found = report(tmp_path, Atlas, deep=False)
+    assert found.exit_code == 1
+    assert [(f.code, f.case) for f in found.findings if f.severity == "warning"] == [
+        ("missing-mask", "sub-r011s001_ses-1")
+    ]
+
+
+def test_one_volume_under_two_subjects(case: Path) -> None:
+    other = layouts.brats(case.parent, "00008")
+    copied = other / "BraTS2021_00008_flair.nii.gz"
+    original = case / "BraTS2021_00007_flair.nii.gz"
+    copied.write_bytes(original.read_bytes())
+    finding = only(report(case.parent, deep=False), "duplicate-subject")
+    assert finding.severity == "error"
+    assert finding.message == (
+        f"{copied} holds the same volume as {original}: the subjects BraTS2021_00007 and BraTS2021_00008 are one"
+    )
+
+
+def test_one_volume_as_two_sequences(case: Path) -> None:
+    copied = case / "BraTS2021_00007_t2.nii.gz"
+    copied.write_bytes((case / "BraTS2021_00007_flair.nii.gz").read_bytes())
+    assert (
+        "FLAIR and T2 of BraTS2021_00007 are one" in only(report(case.parent, deep=False), "duplicate-volume").message
+    )
+
+
+def test_repeated_files_scans_links_and_downloads(tmp_path: Path) -> None:
+    layouts.ixi(tmp_path / "a", "002", kinds="T1")
+    layouts.ixi(tmp_path / "b", "002", kinds="T1")
+    layouts.ixi(tmp_path / "a", "002", "HH", "1111", kinds="T1")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    (tmp_path / "IXI-T2.tar.part").write_bytes(b"x")
+    (tmp_path / "IXI-PD.zip").write_bytes(b"x")
+    (tmp_path / "a" / "IXI002-Guys-0828-MRA.nii.gz").write_bytes(b"x")
+    found = {f.code: f for f in report(tmp_path, IXI, deep=False).findings}
+    assert set(found) == {
+        "duplicate-file", "several-scans", "broken-link", "unfinished-download", "unopened-archive", "unused-file"
+    }  # fmt: skip
+    assert found["duplicate-file"].file == str(tmp_path / "b" / "IXI-T1" / "IXI002-Guys-0828-T1.nii.gz")
+    assert "IXI002 has 2 scans (Guys-0828, HH-1111)" in found["several-scans"].message
+    assert found["unused-file"].file == "a/IXI002-Guys-0828-MRA.nii.gz"
+
+
+def test_every_code_has_a_test_here() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    assert [code for code in CODES if f'"{code}"' not in text] == []
+
+
+# -- the report ----------------------------------------------------------------------------------------------------------
+
+
+def test_workers_and_progress(case: Path) -> None:
+    layouts.brats(case.parent, "00008", seg=None)
+    seen: list[tuple[int, int]] = []
+
+    class Bar(Progress):
+        def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
+            seen.append((done, total))
+
+    found = [check(layouts.dataset(BraTS21, case.parent), workers=n, progress=Bar()).as_dict() for n in (1, 3)]
+    assert found[0] == found[1]
+    assert seen == [(1, 2), (2, 2)] * 2
+    assert json.loads(json.dumps(found[0]))["counts"] == {"error": 0, "warning": 1, "info": 0}
+
+
+def test_other_datasets_are_loaded_when_deep(slices: Path) -> None:
+    found = check(layouts.dataset(Folder, slices), deep=True)
+    assert found.exit_code == 0
+    broken = next((slices / "train").glob("*FLAIR.png"))
+    content = broken.read_bytes()
+    broken.write_bytes(content[:-30])
+    found = check(layouts.dataset(Folder, slices), deep=True)
+    assert [f.code for f in found.findings if f.severity == "error"] == ["unreadable"]
+    assert broken.name in found.findings[0].message
+    broken.write_bytes(content)
+    lesion = next((slices / "test").glob("*segmentation.png"))
+    from PIL import Image
+
+    mask = np.zeros((32, 32), np.uint8)
+    mask[0, 0] = 255
+    Image.fromarray(mask).save(lesion)
+    (remark,) = [f for f in check(layouts.dataset(Folder, slices), deep=True).findings if f.code == "remark"]
+    assert "1 of 1 lesion pixels lie outside the brain" in remark.message
+
+
+@pytest.mark.parametrize(
+    ("change", "code"), [(lambda case: None, 0), (lambda case: (case / "BraTS2021_00007_seg.nii.gz").unlink(), 1)]
+)
+def test_the_verb(
+    case: Path, tmp_path: Path, cli: Callable[..., Any], change: Callable[[Path], None], code: int
+) -> None:
+    change(case)
+    target = tmp_path / "out" / "report.json"
+    arguments = ("data", "check", "--dataset", "brats21", "--data-root", case.parent, "--report", target, "--quiet")
+    returned, out, _ = cli(*arguments)
+    assert returned == code
+    assert f"0 errors, {code} warning" in out
+    assert json.loads(target.read_text())["counts"]["warning"] == code
+    returned, out, _ = cli(*arguments, "--json")
+    assert returned == code
+    assert json.loads(out) == json.loads(target.read_text())
