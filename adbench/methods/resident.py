@@ -1,7 +1,8 @@
-"""Training slices on a method's own grid, resident on the device when they fit."""
+"""Training slices on a method's own grid: resident on the device when they fit, else read ahead of the step that needs them."""
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -44,25 +45,43 @@ class Pictures:
             budget = int(0.3 * torch.cuda.mem_get_info(self.device)[0]) if on_cuda else 2 << 30
         self.standardise = standardise
         self._held: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._reader: ThreadPoolExecutor | None = None
+        self._coming: tuple[torch.Tensor, Future[tuple[torch.Tensor, torch.Tensor]]] | None = None
         if len(data) * size[0] * size[1] * 3 <= budget:
-            parts = [self._read(np.arange(i, min(i + 64, len(data)))) for i in range(0, len(data), 64)]
+            pieces = torch.arange(len(data)).split(64)
+            parts = [self._fit(*self._read(piece)) for piece in pieces]
             self._held = (torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
 
     def __len__(self) -> int:
         return len(self.data)
 
-    def _read(self, positions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
-        image = torch.from_numpy(self.data.images(positions).astype(np.float32))[:, None].to(self.device)
-        brain = torch.from_numpy(np.ascontiguousarray(self.data.brains(positions)))[:, None].to(self.device)
-        image, brain = imaging.shrink(image, self.size), imaging.shrink_mask(brain, self.size)
+    def _read(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices and masks as they are stored; in page-locked memory when they are bound for a GPU."""
+        positions = indices.numpy()
+        image = torch.from_numpy(np.ascontiguousarray(self.data.images(positions)))[:, None]
+        brain = torch.from_numpy(np.ascontiguousarray(self.data.brains(positions)))[:, None]
+        return (image.pin_memory(), brain.pin_memory()) if self.device.type == "cuda" else (image, brain)
+
+    def _fit(self, image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Slices and masks on the device and on the method's grid."""
+        image, brain = (part.to(self.device, non_blocking=True) for part in (image, brain))
+        image, brain = imaging.shrink(image.float(), self.size), imaging.shrink_mask(brain, self.size)
         if self.standardise:
             image, _ = imaging.standardise(image, brain)
         return image.half(), brain
 
+    def expect(self, indices: torch.Tensor) -> None:
+        """Begin to read what the next :meth:`get` will ask for, in a thread of its own; nothing to do for resident slices."""
+        if self._held is None:
+            self._reader = self._reader or ThreadPoolExecutor(1, "adbench-read-ahead")
+            self._coming = (indices, self._reader.submit(self._read, indices))
+
     def get(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(B, 1, h, w) float32 images in [0, 1] and bool brain masks of the given positions, on the device."""
+        """(B, 1, h, w) float32 images in [0, 1] and bool brain masks of the given positions (on the CPU), on the device."""
         if self._held is not None:
             where = indices.to(self.device)
             return self._held[0][where].float(), self._held[1][where]
-        image, brain = self._read(indices.cpu().numpy())
+        coming, self._coming = self._coming, None
+        ready = coming is not None and torch.equal(coming[0], indices)
+        image, brain = self._fit(*(coming[1].result() if coming is not None and ready else self._read(indices)))
         return image.float(), brain

@@ -89,6 +89,7 @@ def fit_network(
                 "train": train.digest,
                 "val": val.digest if val else None,
             },
+            upcoming=pictures.expect,
         ),
         ctx,
     )

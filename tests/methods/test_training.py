@@ -223,8 +223,54 @@ def test_pictures_resident_or_read_piecewise_are_equal() -> None:
     where = torch.tensor([4, 0, 4])
     for one, other in zip(held.get(where), read.get(where), strict=True):
         assert torch.equal(one, other)
+    for indices, told in (
+        (where, where),
+        (where, where + 1),
+        (torch.tensor([1]), where),
+    ):  # rightly and wrongly expected
+        read.expect(told)
+        for one, other in zip(held.get(indices), read.get(indices), strict=True):
+            assert torch.equal(one, other)
     with pytest.raises(UserError, match="no healthy training slices"):
         Pictures(make_set(0), (32, 32), "cpu")
+
+
+def test_slices_are_read_ahead_of_the_step_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit that reads ahead asks for every batch once, has it ready when it is drawn, and ends in the same numbers."""
+    import threading
+
+    from adbench.methods import resident
+    from adbench.methods.ae import AE
+
+    params = AE.resolve("tiny", {"image_size": 32, "channels": (8,), "steps": 5, "batch": 4, "standardise": True})
+    whole = AE(params, Context()).fit(make_set(9), None)
+    reads: list[tuple[str, tuple[int, ...]]] = []
+    inner = resident.Pictures._read
+
+    def spied(self: Pictures, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        reads.append((threading.current_thread().name, tuple(indices.tolist())))
+        return inner(self, indices)
+
+    class Poor(Pictures):
+        def __init__(self, data: object, size: object, device: object, *, standardise: bool) -> None:
+            super().__init__(data, size, device, standardise=standardise, budget=0)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(resident.Pictures, "_read", spied)
+    monkeypatch.setattr("adbench.methods.single.Pictures", Poor)
+    assert AE(params, Context()).fit(make_set(9), None).curves == whole.curves
+    main, *ahead = reads
+    assert main[0] == "MainThread"
+    assert [name for name, _ in ahead] == ["adbench-read-ahead_0"] * 5  # the last one for a step that does not come
+    expected = [training.batch_indices(0, "autoencoder", step, 4, 9) for step in range(6)]
+    assert [indices for _, indices in reads] == [tuple(each.tolist()) for each in expected]
+
+
+def test_an_error_while_reading_ahead_reaches_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = Pictures(make_set(7), (32, 32), "cpu", budget=0)
+    monkeypatch.setattr(type(read.data), "images", lambda *_: 1 / 0)
+    read.expect(torch.tensor([1]))
+    with pytest.raises(ZeroDivisionError):
+        read.get(torch.tensor([1]))
 
 
 KILLED = """

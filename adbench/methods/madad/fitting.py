@@ -138,8 +138,9 @@ def _fit_autoencoder(
         accumulate=p.accumulate,
     )
     stage = training.Stage(
-        "autoencoder", codec, len(pictures), draw, loss, plan, validate if healthy else None, identity, opponent, None
-    )
+        "autoencoder", codec, len(pictures), draw, loss, plan, validate if healthy else None, identity, opponent,
+        watched_from=None, upcoming=pictures.expect,
+    )  # fmt: skip
     return training.train_stage(stage, ctx)
 
 
@@ -174,8 +175,9 @@ def encode_all(p: MADADParams, codec: LatentCodec, pictures: Pictures, copies: i
     done = 0
     with torch.inference_mode():
         for copy in range(copies + 1):
-            for where in pieces:
+            for where, following in zip(pieces, [*pieces[1:], pieces[0]], strict=True):
                 image, brain = pictures.get(where)
+                pictures.expect(following)
                 if copy:
                     image, brain = imaging.augment(
                         image, brain, training.generator(ctx.seed, "madad", name, copy, int(where[0]))

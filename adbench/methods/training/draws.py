@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -29,12 +30,17 @@ def seeded(seed: int, *names: object) -> Iterator[None]:
         yield
 
 
+@lru_cache(maxsize=8)
+def _order(seed: int, stage: str, epoch: int, samples: int) -> torch.Tensor:
+    return torch.randperm(samples, generator=generator(seed, stage, "order", epoch))
+
+
 def batch_indices(seed: int, stage: str, step: int, batch: int, samples: int) -> torch.Tensor:
     """The samples of one step: consecutive pieces of shuffled passes over the data, as a function of the step alone."""
     first = step * batch
     chosen = []
     for epoch in range(first // samples, (first + batch - 1) // samples + 1):
-        order = torch.randperm(samples, generator=generator(seed, stage, "order", epoch))
+        order = _order(seed, stage, epoch, samples)
         start = max(0, first - epoch * samples)
         chosen.append(order[start : first + batch - epoch * samples])
     return torch.cat(chosen)

@@ -192,12 +192,17 @@ class Run:
         if self.plan.seconds is not None:
             self.spent = of_first(self.elapsed / self.plan.seconds, self.device)
 
+    def _indices(self, step: int) -> torch.Tensor:
+        return batch_indices(self.ctx.seed, self.stage.name, step, self.plan.batch, self.stage.samples)
+
     def take_step(self) -> None:
         plan, name = self.plan, self.stage.name
-        indices = batch_indices(self.ctx.seed, name, self.step, plan.batch, self.stage.samples)
+        indices = self._indices(self.step)
         with torch.no_grad():
             batch = self.stage.draw(indices, generator(self.ctx.seed, name, "draw", self.step))
         batch = {key: value[ranks.rank() :: ranks.world()].to(self.device) for key, value in batch.items()}
+        if self.stage.upcoming is not None:
+            self.stage.upcoming(self._indices(self.step + 1))
         self.lr = plan.lr_at(self.step, self.spent)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr

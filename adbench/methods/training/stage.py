@@ -49,6 +49,7 @@ class Stage:
         opponent: see :class:`Opponent`.
         watched_from: share of the whole training that was done before this stage, for those who watch a method learn; None:
             the method cannot score yet while the stage runs.
+        upcoming: told the indices of the next step while this one is computed, so that their samples can be read ahead.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Stage:
     identity: Mapping[str, Any] = field(default_factory=dict)
     opponent: Opponent | None = None
     watched_from: float | None = 0.0
+    upcoming: Callable[[torch.Tensor], None] | None = None
 
 
 @dataclass
