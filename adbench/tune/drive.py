@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
 from adbench import registry
+from adbench.cluster import Cluster, connect
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.methods.base import Resources
@@ -35,35 +35,24 @@ def _environment() -> None:
         os.environ.setdefault(name, value)
 
 
-@contextmanager
-def _ray(address: str | None) -> Iterator[dict[str, float]]:
-    """A connection to Ray; yields what the cluster has."""
-    os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-    import ray
+def _held(wants: Resources, device: str, options: Options, cluster: Cluster) -> tuple[float, float]:
+    """CPU cores and share of a GPU that one trial holds.
 
-    ray.init(
-        address=address,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        configure_logging=False,
-    )
-    try:
-        yield ray.cluster_resources()
-    finally:
-        ray.shutdown()
+    Raises:
+        UserError: no node has that much.
+    """
+    cpus = options.cpus or min(wants.cpus, max(node.cpus for node in cluster.nodes))
+    gpus = 0.0
+    cluster.require(cpus, gpus)
+    return cpus, gpus
 
 
-def _share(wants: Resources, device: str, options: Options, capacity: dict[str, float]) -> tuple[float, float]:
-    """CPU cores and share of a GPU that one trial holds."""
-    cpus = options.cpus or min(wants.cpus, capacity.get("CPU", 1))
-    return cpus, 0.0
-
-
-def _slots(held: tuple[float, float], capacity: dict[str, float]) -> int:
+def _slots(held: tuple[float, float], cluster: Cluster) -> int:
     """How many trials fit at a time."""
-    fit = [capacity.get(name, 0) / share for name, share in zip(("CPU", "GPU"), held, strict=True) if share]
-    return max(1, int(min(fit)))
+    fit = 0
+    for node in cluster.nodes:
+        fit += int(min(have / share for have, share in zip((node.cpus, node.gpus), held, strict=True) if share))
+    return max(1, fit)
 
 
 def drive(
@@ -77,24 +66,22 @@ def drive(
     """Run what is left of the search.
 
     Raises:
-        UserError: no Ray, an address that does not answer, more than the machine has.
+        UserError: no Ray, an address that does not answer, more than a node has, nothing but failures.
     """
     _environment()
-    try:
-        from ray import tune
-        from ray.tune import TuneConfig, Tuner
-    except ImportError:
-        raise UserError("Searching needs Ray and Optuna: pip install 'adbench-mri[ray]'.") from None
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
-    from adbench.tune.steering import Proposals, Stops
-    from adbench.tune.worker import trial as work
-
     cls = registry.load("methods", task.cell.method)
     wants = cls.resources(build(cls.Params, f"method {task.cell.method}", task.cell.params))
-    with _ray(options.address) as capacity:
-        held = _share(wants, task.cell.device, options, capacity)
+    with connect(options.address) as cluster:
+        from ray import tune
+        from ray.tune import TuneConfig, Tuner
+
+        from adbench.tune.steering import Proposals, Stops
+        from adbench.tune.worker import trial as work
+
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
+        held = _held(wants, task.cell.device, options, cluster)
         course = Course(folder, task, table, options.trials, held, progress, say)
-        slots = _slots(held, capacity)
+        slots = _slots(held, cluster)
         session = f"session-{uuid4().hex[:8]}"
         tuner = Tuner(
             tune.with_resources(work, {"cpu": held[0], "gpu": held[1]}),

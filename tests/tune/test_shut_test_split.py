@@ -1,0 +1,192 @@
+"""No test slice is opened during a search: by construction, by watching every read, and by what the numbers say."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.lib import format as npy
+
+from adbench import config
+from adbench.config import RunConfig
+from adbench.datasets.pseudo import PseudoParams
+from adbench.datasets.selection import InsertedSet
+from adbench.datasets.store import SliceStore
+from adbench.errors import UserError
+from adbench.planning import Data, plan
+from adbench.tune.data import OpenRows, OpenStore, Role, runs, spread
+from adbench.tune.search import Result
+from adbench.tune.task import Task
+
+ARRAYS = ("images", "brains", "lesions")
+
+
+@pytest.fixture
+def data(settings: Callable[..., RunConfig], tmp_path: Path) -> Data:
+    (planned,) = plan(config.cells(settings("histeq")), tmp_path / "runs", tmp_path / "cache")
+    return planned.data
+
+
+def test_open_rows_give_the_same_pixels_and_no_others(tmp_path: Path) -> None:
+    whole = np.random.default_rng(0).random((20, 3, 5)).astype(np.float16)
+    np.save(tmp_path / "images.npy", whole)
+    rows = OpenRows(tmp_path / "images.npy", [(2, 5), (9, 10), (14, 20)])
+    wanted = np.array([19, 2, 9, 4, 14, 2])
+    assert (rows[wanted] == whole[wanted]).all()
+    assert (rows[9] == whole[9]).all()
+    for closed in (0, 1, 5, 8, 10, 13, -1, 20, 10**6):
+        with pytest.raises(UserError, match=f"Row {closed} of the images belongs to no slice that a search may read"):
+            rows[np.array([3, closed])]
+    with pytest.raises(UserError):
+        OpenRows(tmp_path / "images.npy", [])[0]
+    assert runs([4, 2, 3, 9, 9]) == [(2, 5), (9, 10)]
+
+
+def test_roles_open_to_the_same_slices_and_digests(data: Data) -> None:
+    assert data.val is not None
+    inserted = InsertedSet(data.val._store, data.val.rows, PseudoParams(share=0.7, seed=3))
+    for slices in (data.train, data.val, data.threshold, inserted, spread(data.threshold, 3), spread(inserted, 2)):
+        again = Role.of(slices).open()
+        assert type(again) is type(slices)
+        assert again.digest == slices.digest
+        assert (again.images() == slices.images()).all()
+        assert (again.brains() == slices.brains()).all()
+        assert again.subjects == slices.subjects
+        batch, expected = again.batch(slice(0, 2)), slices.batch(slice(0, 2))
+        assert (batch.image == expected.image).all()
+        assert (batch.subjects, batch.slices) == (expected.subjects, expected.slices)
+        if hasattr(slices, "lesions"):
+            assert (again.lesions() == slices.lesions()).all()  # type: ignore[attr-defined]
+            assert (again.lesion_voxels == slices.lesion_voxels).all()  # type: ignore[attr-defined]
+    assert len(spread(data.threshold, 3)) == 3
+
+
+def test_a_test_slice_cannot_be_asked_for(data: Data) -> None:
+    store = Role.of(data.train).open()._store
+    test = data.test.rows
+    assert isinstance(store, OpenStore)
+    assert len(store.rows("test")) == 0
+    assert {case.split for case in store.cases} == {"train"}
+    for name in ARRAYS:
+        with pytest.raises(UserError, match="trains and selects without the test split"):
+            getattr(store, name)[test]
+    for ask in (store.subject_of, store.case_id_of, store.slice_of, store.lesion_voxels_of):
+        with pytest.raises(IndexError):
+            ask(int(test[0]))
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps on this system")
+def test_the_bytes_of_test_slices_are_not_even_mapped(data: Data) -> None:
+    role = Role.of(data.threshold)
+    opened = role.open()
+    opened.images()
+    path = Path(role.store) / "images.npy"
+    first, last = _byte_range(path, data.test.rows)
+    mapped = 0
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        fields = line.split(maxsplit=5)
+        if len(fields) == 6 and fields[5] == str(path):
+            low, high = (int(end, 16) for end in fields[0].split("-"))
+            offset = int(fields[2], 16)
+            overlap = min(last, offset + high - low) - max(first, offset)
+            assert overlap < 2 * os.sysconf("SC_PAGE_SIZE")  # a mapping starts and ends on whole pages
+            mapped += high - low
+    assert mapped > 0
+
+
+def _byte_range(path: Path, rows: np.ndarray) -> tuple[int, int]:
+    with open(path, "rb") as file:
+        npy.read_magic(file)
+        (_, *shape), _, dtype = npy.read_array_header_1_0(file)
+        start = file.tell()
+    size = int(np.prod(shape)) * dtype.itemsize
+    return start + int(rows.min()) * size, start + (int(rows.max()) + 1) * size
+
+
+@contextmanager
+def _watched(monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, int, int]]) -> Iterator[None]:
+    """Every way in which this package opens an array is noted: file, first byte, byte after the last."""
+    memmap = np.memmap
+
+    def mapped(path: Any, dtype: Any, mode: str = "r", offset: int = 0, shape: Any = None) -> Any:
+        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+        reads.append((Path(path), offset, offset + size))
+        return memmap(path, dtype, mode, offset=offset, shape=shape)
+
+    def whole(path: Any, *_: Any, **__: Any) -> Any:
+        raise AssertionError(f"{path} was opened whole")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(np, "memmap", mapped)
+        patched.setattr(np, "load", whole)
+        patched.setattr(np, "fromfile", whole)
+        patched.setattr("adbench.datasets.store.digest_file", whole)
+        yield
+
+
+@pytest.mark.parametrize("objective", ["val_auprc", "pseudo", "recon"])
+def test_trials_read_no_byte_of_a_test_slice(
+    objective: str,
+    settings: Callable[..., RunConfig],
+    tune: Callable[..., Result],
+    data: Data,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reads: list[tuple[Path, int, int]] = []
+    with _watched(monkeypatch, reads):
+        result = tune(settings(), trials=2, objective=objective)
+    assert result.best is not None
+    store = Path(result.task.train.store)
+    shut = {name: _byte_range(store / f"{name}.npy", data.test.rows) for name in ARRAYS}
+    assert {path.stem for path, _, _ in reads} >= {"images", "brains"}
+    for path, low, high in reads:
+        first, last = shut[path.stem]
+        assert high <= first or low >= last, f"{path.name}: bytes {low} to {high} touch the test slices"
+
+
+def _ruin(store: SliceStore, rows: np.ndarray) -> None:
+    """Write nonsense over ``rows`` of every array, as if nothing had happened to the files."""
+    for name in ARRAYS:
+        path = store.folder / f"{name}.npy"
+        times = path.stat().st_mtime_ns
+        array = np.lib.format.open_memmap(path, "r+")
+        array[rows] = np.nan if name == "images" else ~array[rows]
+        array.flush()
+        del array
+        os.utime(path, ns=(times, times))
+
+
+def _figures(result: Result) -> list[Any]:
+    return [(trial.params, trial.state, trial.reports) for trial in result.table.trials]
+
+
+def test_ruined_test_slices_change_nothing(
+    settings: Callable[..., RunConfig], tune: Callable[..., Result], cli: Callable[..., Any], tmp_path: Path
+) -> None:
+    private = settings().model_copy(update={"cache": str(tmp_path / "own cache")})
+    before = tune(private, trials=4, name="before")
+    (planned,) = plan(config.cells(private), tmp_path / "runs", tmp_path / "own cache")
+    _ruin(planned.data.test_store, planned.data.test.rows)
+    after = tune(private, trials=4, name="after")
+    assert _figures(after) == _figures(before)
+    # The ruin is real: whoever opens a test slice notices.
+    assert np.isnan(SliceStore.open(planned.data.test_store.folder).images[planned.data.test.rows]).all()
+    code, _, err = cli("run", "--config", after.config, "--quiet")
+    assert code != 0
+    assert "NaN" in err
+
+
+def test_the_task_names_no_test_row(
+    settings: Callable[..., RunConfig], tune: Callable[..., Result], data: Data
+) -> None:
+    result = tune(settings(), trials=1)
+    task = Task.read(result.folder)
+    assert task.val is not None
+    for role in (task.train, task.val, task.select):
+        named = np.concatenate([np.arange(low, high) for low, high in role.rows])
+        assert not set(named.tolist()) & set(data.test.rows.tolist())
