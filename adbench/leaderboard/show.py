@@ -8,6 +8,7 @@ from adbench.console import out, print_json, say, table
 from adbench.leaderboard.table import SHOWN, Board, cell, row
 from adbench.results.record import Record
 
+Column = tuple[str, str, Callable[[Record], str]]  # heading, justification, text of a row
 CAPTION = (
     "AUPRC and AUROC over all test brain voxels; Dice per volume; [95 % bootstrap interval over subjects]. "
     "dice@best is an oracle: its threshold was chosen on the test split."
@@ -48,21 +49,30 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
             say(f"Undefined: {reason}")
 
 
+def _column(metric: str) -> Column:
+    return f"{metric} [95 %]", "right", lambda record: cell(record, metric, interval=True)
+
+
 def _columns(board: Board, wide: bool) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """Headings with their justification, and the texts of every row; a narrow terminal gets the headline columns."""
-    shown: list[tuple[str, str, Callable[[Record], str]]] = [
-        ("method", "left", lambda r: f"{r.method.name} [{r.method.preset}]"),
-        ("AUPRC [95 %]", "right", lambda r: cell(r, "auprc", interval=True)),
-        ("dice@val [95 %]", "right", lambda r: cell(r, "dice@val", interval=True)),
-        ("dice@best (oracle)", "right", lambda r: cell(r, "dice@best", interval=False)),
-        ("prevalence", "right", lambda r: f"{r.prevalence:.4f}"),
-    ]
+    shown: list[Column] = [("method", "left", lambda r: f"{r.method.name} [{r.method.preset}]")]
+    alarms = board.records[0].protocol.get("metrics", ()) if not board.records[0].test.lesion_subjects else ()
+    if alarms:  # nobody has a lesion, so precision and Dice are undefined for every row
+        shown += [_column(name) for name in alarms]
+    else:
+        shown += [
+            ("AUPRC [95 %]", "right", lambda r: cell(r, "auprc", interval=True)),
+            ("dice@val [95 %]", "right", lambda r: cell(r, "dice@val", interval=True)),
+            ("dice@best (oracle)", "right", lambda r: cell(r, "dice@best", interval=False)),
+            ("prevalence", "right", lambda r: f"{r.prevalence:.4f}"),
+        ]
     if len({record.seed for record in board.records}) > 1:
         shown.insert(1, ("seed", "right", lambda r: str(r.seed)))
     if wide:
         shown.insert(1, ("trained on", "left", lambda r: f"{r.train.name} ({r.train.slices} slices)"))
+        if not alarms:
+            shown.append(("AUROC", "right", lambda r: cell(r, "auroc", interval=False)))
         shown += [
-            ("AUROC", "right", lambda r: cell(r, "auroc", interval=False)),
             ("train s", "right", lambda r: f"{r.timing['fit']:.0f}"),
             ("ms/slice", "right", lambda r: f"{1000 * r.timing['score_per_slice']:.0f}"),
         ]

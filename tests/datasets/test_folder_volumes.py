@@ -1,0 +1,247 @@
+"""Volumes of one's own: BIDS derivatives, common names, patterns, and how subjects get their roles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import real_layouts as layouts
+
+from adbench.datasets import nifti
+from adbench.datasets.folder import Folder
+from adbench.datasets.folder_volumes import FolderVolumes, compile_pattern
+from adbench.errors import UserError
+
+SMALL = layouts.SMALL
+AFFINE = np.diag([1.0, 1, 1, 1])
+
+
+def write(path: Path, seed: int = 1, mask: bool = False) -> Path:
+    """One small image or mask."""
+    nifti.write(path, layouts.lesion(SMALL, (1, 2)) if mask else layouts.image(SMALL, seed), AFFINE)
+    return path
+
+
+def folder(root: Path, **params: Any) -> FolderVolumes:
+    found = layouts.dataset(Folder, root, **params)
+    assert isinstance(found, FolderVolumes)
+    return found
+
+
+def refused(root: Path, **params: Any) -> str:
+    dataset = folder(root, **params)
+    with pytest.raises(UserError) as caught:
+        dataset.discover((*dataset.available(), "FLAIR")[0])
+    return str(caught.value)
+
+
+def common(root: Path, names: str = "patient07 patient19 patient26") -> Path:
+    for number, name in enumerate(names.split()):
+        for index, kind in enumerate(("flair", "t1")):
+            write(root / name / f"{name}_{kind}.nii.gz", 20 * number + index)
+        write(root / name / f"{name}_seg.nii.gz", mask=True)
+    return root
+
+
+def test_common_names(tmp_path: Path) -> None:
+    dataset = folder(common(tmp_path / "MS è"))
+    assert dataset.available() == ("FLAIR", "T1")
+    cases = dataset.discover("FLAIR")
+    assert [case.id for case in cases] == ["patient07", "patient19", "patient26"]
+    assert sorted(case.split for case in cases) == ["test", "train", "val"]
+    raw = dataset.read(cases[0], "FLAIR")
+    np.testing.assert_array_equal(raw.image, layouts.image(SMALL, 0))
+    np.testing.assert_array_equal(raw.lesion, layouts.lesion(SMALL, (1, 2)))
+    assert raw.lesion_labels is None
+    assert not raw.skull  # most voxels are 0
+    assert dataset.params.size == 256
+
+
+def test_bids_derivatives(tmp_path: Path) -> None:
+    root = tmp_path / "derivatives" / "pipeline"
+    for subject in ("01", "02"):
+        for session in ("1", "2"):
+            stem = root / f"sub-{subject}" / f"ses-{session}" / "anat" / f"sub-{subject}_ses-{session}_space-MNI152"
+            seed = int(subject) * 10 + int(session)
+            write(stem.with_name(f"{stem.name}_T1w.nii.gz"), seed)
+            write(stem.with_name(f"{stem.name}_FLAIR.nii.gz"), seed + 50)
+            write(stem.with_name(f"{stem.name}_desc-brain_mask.nii.gz"), seed)
+            write(stem.with_name(f"{stem.name}_label-lesion_mask.nii.gz"), mask=True)
+    write(root / "sub-01" / "sub-01_desc-preproc_bold.nii.gz")
+    dataset = folder(tmp_path)
+    assert dataset.available() == ("FLAIR", "T1")
+    cases = dataset.discover("T1")
+    assert [case.id for case in cases] == ["sub-01_ses-1", "sub-01_ses-2", "sub-02_ses-1", "sub-02_ses-2"]
+    assert {case.split for case in cases if case.subject == "sub-01"} == {cases[0].split}
+    raw = dataset.read(cases[1], "T1")
+    assert raw.brain is not None
+    assert raw.lesion is not None
+    assert [path for path in dataset.index.unused if "bold" in path]
+
+
+def test_patterns(tmp_path: Path) -> None:
+    for site, subject in (("Ulm", "a"), ("Ulm", "b"), ("Köln", "c")):
+        write(tmp_path / "x" / site / "images" / f"{subject}-mr.nii.gz", ord(subject))
+        write(tmp_path / "x" / site / "images" / f"{subject}-ct.nii.gz", ord(subject))
+        write(tmp_path / "x" / site / "truth" / f"{subject}.nii.gz", mask=True)
+        write(tmp_path / "x" / site / "brains" / f"{subject}.nii.gz", 1)
+    dataset = folder(
+        tmp_path,
+        image_pattern="{site}/images/{subject}-mr.nii.gz",
+        lesion_pattern="{site}/truth/{subject}.nii.gz",
+        brain_pattern="{site}/brains/{subject}.nii.gz",
+        modality="flair",
+        lesion_labels=[2],
+    )
+    assert dataset.available() == ("FLAIR",)
+    cases = dataset.discover("FLAIR")
+    assert [(case.id, case.site, len(case.files)) for case in cases] == [
+        ("a", "Ulm", 3),
+        ("b", "Ulm", 3),
+        ("c", "Köln", 3),
+    ]
+    assert dataset.read(cases[0], "FLAIR").lesion_labels == (2,)
+    assert len(dataset.index.unused) == 3
+
+
+@pytest.mark.parametrize(
+    ("pattern", "path", "found"),
+    [
+        ("{subject}/{subject}_{modality}.nii.gz", "x/p1/p1_T2.nii.gz", {"subject": "p1", "modality": "T2"}),
+        ("{subject}/{subject}_{modality}.nii.gz", "x/p1/p2_T2.nii.gz", None),
+        ("{subject}_*.nii.gz", "p1_a_b.nii.gz", {"subject": "p1"}),
+        ("raw/**/{subject}.nii.gz", "raw/a/b/p1.nii.gz", {"subject": "p1"}),
+        ("raw/**/{subject}.nii.gz", "raw/p1.nii.gz", {"subject": "p1"}),
+        ("aw/{subject}.nii.gz", "raw/p1.nii.gz", None),
+        ("{subject}.nii", "p1.nii.gz", None),
+        ("{site}(1)+/{subject}.nii.gz", "A(1)+/p.nii.gz", {"site": "A", "subject": "p"}),
+    ],
+)
+def test_pattern_language(pattern: str, path: str, found: dict[str, str] | None) -> None:
+    match = compile_pattern(pattern).search(path)
+    assert (match and match.groupdict()) == found
+
+
+@pytest.mark.parametrize(
+    ("params", "message"),
+    [
+        ({"image_pattern": "{subjekt}.nii.gz"}, "Unknown field {subjekt} in the pattern"),
+        ({"image_pattern": "*.nii.gz"}, "has no {subject}"),
+        ({"lesion_pattern": "{subject}_seg.nii.gz"}, "need dataset.image_pattern"),
+        ({"image_pattern": "{subject}/{subject}_flair.nii.gz"}, "does not say its modality: state it with"),
+        ({"image_pattern": "{subject}/nothing.nii.gz", "modality": "T1"}, "None of the 9 NIfTI files"),
+    ],
+)
+def test_patterns_that_do_not_work(tmp_path: Path, params: dict[str, Any], message: str) -> None:
+    assert message in refused(common(tmp_path), **params)
+
+
+def test_a_mask_that_may_be_anything(tmp_path: Path) -> None:
+    write(tmp_path / "p1_flair.nii.gz")
+    write(tmp_path / "p1_mask.nii.gz", mask=True)
+    assert "p1_mask.nii.gz: is this a brain mask or a lesion mask?" in refused(tmp_path)
+    (tmp_path / "p1_mask.nii.gz").rename(tmp_path / "p1_lesion_mask.nii.gz")
+    (case,) = folder(tmp_path).discover("FLAIR")
+    assert len(case.files) == 2
+
+
+def test_two_files_of_one_meaning(tmp_path: Path) -> None:
+    write(tmp_path / "sub-01_space-A_T1w.nii.gz")
+    write(tmp_path / "sub-01_space-B_T1w.nii.gz", 2)
+    assert "sub-01_space-B_T1w.nii.gz mean the same scan and sequence: remove one" in refused(tmp_path)
+    chosen = folder(tmp_path, image_pattern="{subject}_space-B_{modality}.nii.gz")
+    assert [file.name for case in chosen.discover("T1") for file in case.files] == ["sub-01_space-B_T1w.nii.gz"]
+
+
+def test_stated_modality_for_plain_names(tmp_path: Path) -> None:
+    write(tmp_path / "case_a.nii.gz")
+    assert "None of the 1 NIfTI files" in refused(tmp_path)
+    assert [case.id for case in folder(tmp_path, modality="T2").discover("T2")] == ["case_a"]
+
+
+# -- roles ---------------------------------------------------------------------------------------------------------------
+
+
+def roles(dataset: FolderVolumes, modality: str = "FLAIR") -> dict[str, str]:
+    return {case.subject: case.split for case in dataset.discover(modality)}
+
+
+def test_folders_give_roles(tmp_path: Path) -> None:
+    for split, name in (("Training", "a"), ("Training", "b"), ("val", "c"), ("testing", "d")):
+        write(tmp_path / split / f"{name}_flair.nii.gz")
+        if split != "Training":
+            write(tmp_path / split / f"{name}_seg.nii.gz", mask=True)
+    assert roles(folder(tmp_path)) == {"a": "train", "b": "train", "c": "val", "d": "test"}
+    write(tmp_path / "val" / "a_t1.nii.gz")
+    assert "The subject a is in two splits, train (" in refused(tmp_path)
+
+
+def test_a_stray_file_beside_split_folders(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a_flair.nii.gz")
+    write(tmp_path / "b_flair.nii.gz")
+    assert "b_flair.nii.gz lies in no train, val or test folder while others do" in refused(tmp_path)
+
+
+def test_healthy_volumes_train_and_validate(tmp_path: Path) -> None:
+    for number in range(20):
+        write(tmp_path / f"s{number:02d}_flair.nii.gz", number)
+    found = list(roles(folder(tmp_path)).values())
+    assert (found.count("train"), found.count("val"), found.count("test")) == (18, 2, 0)
+
+
+def test_subjects_without_a_mask_where_others_have_one(tmp_path: Path) -> None:
+    common(tmp_path, " ".join(f"p{n}" for n in range(6)))
+    for number in range(8):
+        write(tmp_path / f"h{number}_flair.nii.gz", 200 + number)
+    message = refused(tmp_path)
+    assert "h0" in message
+    assert "has no lesion mask, as 6 of 14 cases have: say --set dataset.unmasked=healthy or leave-out" in message
+    left = folder(tmp_path, unmasked="leave-out")
+    assert len(left.discover("FLAIR")) == 6
+    assert len(left.exclusions("FLAIR")) == 8
+    healthy = roles(folder(tmp_path, unmasked="healthy"))
+    assert {healthy[f"h{n}"] for n in range(8)} == {"train", "val"}
+    assert {healthy[f"p{n}"] for n in range(6)} == {"val", "test"}  # patients need not teach
+
+
+# -- kinds of folder -----------------------------------------------------------------------------------------------------
+
+
+def test_slices_and_volumes_are_not_mixed(slices: Path) -> None:
+    write(slices / "train" / "p1_flair.nii.gz")
+    with pytest.raises(UserError, match="holds NIfTI volumes and PNG slices such as"):
+        layouts.dataset(Folder, slices)
+
+
+def test_parameters_of_volumes_are_refused_for_slices(slices: Path) -> None:
+    with pytest.raises(UserError, match=r"dataset.n4 is for NIfTI volumes, and .* holds none"):
+        layouts.dataset(Folder, slices, n4=True).available()
+
+
+def test_a_skull_is_seen_or_stated(tmp_path: Path) -> None:
+    data = np.random.default_rng(0).integers(1, 900, SMALL).astype(np.int16)
+    for kind in ("flair", "t1"):
+        nifti.write(tmp_path / f"p1_{kind}.nii.gz", data, AFFINE)
+    assert folder(tmp_path).skull
+    assert folder(tmp_path).companion_of("FLAIR") == "T1"
+    assert not folder(tmp_path, skull="no").skull
+    assert folder(tmp_path, skull="no").companion_of("FLAIR") == "FLAIR"
+    assert not folder(tmp_path).on_template
+
+
+def test_the_template_grid_is_recognised(tmp_path: Path) -> None:
+    nifti.write(tmp_path / "p1_t1.nii.gz", layouts.image(layouts.MNI_SHAPE, 1), layouts.MNI_AFFINE)
+    assert folder(tmp_path).on_template
+
+
+def test_real_multiple_sclerosis_volumes(cli: Callable[..., Any]) -> None:
+    root = Path(__file__).parents[2].parent / "shared" / "data" / "volumes" / "open_ms_mni"
+    if not root.is_dir():
+        pytest.skip("the real volumes are not here")
+    code, out, _ = cli("data", "check", "--dataset", "folder", "--data-root", root, "--deep", "--quiet")
+    assert code == 0
+    assert "marks 3 of 49769 lesion voxels (0.0%) outside the brain" in out
+    assert "3 cases, 12 files: 0 errors, 0 warnings, 1 info" in out
