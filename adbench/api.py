@@ -270,7 +270,7 @@ def run(
         UserError: anything unknown, missing or out of range, before anything runs.
         Exception: what the first failing method raised; the other cells are done, and answered from their records.
     """
-    from adbench.executors import serial
+    from adbench.executors import Options, serial
     from adbench.planning import plan
 
     flags = {
@@ -281,7 +281,8 @@ def run(
     chosen = config.load(None, {**flags, "set": set}, [])
     cache = Path(chosen.cache) if chosen.cache else config.default_cache()
     plans = plan(list(config.cells(chosen)), Path(chosen.out), cache, progress)
-    for outcome in (outcomes := serial(plans, progress, save_maps=save_maps)):
+    outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))
+    for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
     return [Run(o.plan.run_folder, cache=cache, device=chosen.device, progress=progress) for o in outcomes]

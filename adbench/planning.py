@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,8 @@ from adbench.protocols import Protocol
 from adbench.results import rundir
 from adbench.results.record import Record, write
 from adbench.spec import CellSpec, Source
+
+_KEPT = 8  # sets of slices that stay open while cells are planned
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,12 @@ class Plan:
         """Where the training slices come from."""
         return self.spec.train or self.spec.test
 
+    def done(self, *, save_maps: bool = False) -> bool:
+        """Whether there is a complete record (and, with ``save_maps``, the maps), told without reading all of it."""
+        return rundir.recorded(self.run_folder, self.run_key) and (
+            not save_maps or (self.run_folder / rundir.MAPS).exists()
+        )
+
     def record(self) -> Record | None:
         """The complete record of this cell, if there is one.
 
@@ -75,6 +83,11 @@ class Plan:
             record = record.model_copy(update={"tuned_from": self.spec.tuned_from})
             write(record, self.run_folder)
         return record
+
+    def trace(self) -> None:
+        """Let the record of a run that was made before a search chose its parameters know about the search."""
+        if self.spec.tuned_from is not None:
+            self.record()
 
 
 def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
@@ -141,11 +154,11 @@ def _check_roles(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: Sl
         )
 
 
-def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
-    """Plan every cell; data that several cells share is opened and hashed once.
+def plans(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> Iterator[Plan]:
+    """Plan one cell after the other; data that neighbours share is opened and hashed once, and not kept beyond them.
 
     Args:
-        cells: from :func:`adbench.config.cells`.
+        cells: from :func:`adbench.config.cells` or :func:`adbench.grid.cells`.
         out: folder of runs and fits.
         cache: folder of slice stores.
         progress: receives the progress of preparation.
@@ -154,11 +167,12 @@ def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress |
         UserError: from :func:`gather`, or a method or protocol that does not exist.
     """
     shared: dict[str, Data] = {}
-    plans = []
     for spec in cells:
         protocol = protocols.get(spec.protocol)
         which = digest([spec.test.model_dump(), spec.train and spec.train.model_dump(), spec.modality, protocol.name])
         if which not in shared:
+            if len(shared) == _KEPT:
+                del shared[next(iter(shared))]
             shared[which] = gather(spec.test, spec.train, spec.modality, protocol, cache, progress or Progress())
         data = shared[which]
         fit = specs.fit_identity(spec, data.train, data.val)
@@ -168,5 +182,9 @@ def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress |
             out, protocol.name, spec.test.dataset, spec.modality, spec.method, spec.preset, spec.seed, run_key
         )
         fits = rundir.fit_folder(out, spec.method, fit_key)
-        plans.append(Plan(spec, protocol, data, identity, fit_key, run_key, fits, folder))
-    return plans
+        yield Plan(spec, protocol, data, identity, fit_key, run_key, fits, folder)
+
+
+def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
+    """All of :func:`plans` at once."""
+    return list(plans(cells, out, cache, progress))

@@ -7,7 +7,7 @@ import random
 import resource
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -32,7 +32,8 @@ from adbench.metrics.plots import all_plots
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.params import build
 from adbench.planning import Plan
-from adbench.results import provenance, rundir
+from adbench.presence import held
+from adbench.results import provenance, rundir, status
 from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
 from adbench.scoring import ScoredSubject, score_subjects
 from adbench.spec import CellSpec, Source
@@ -50,10 +51,12 @@ def run_cell(
     checkpoint_seconds: float = 60.0,
     save_maps: bool = False,
     tensorboard: bool = False,
+    facts: dict[str, Any] | None = None,
 ) -> Record:
     """The record of ``cell``: the stored one when it is complete, else made now.
 
-    Interrupted anywhere and called again, it goes on where it stopped and ends with the same numbers.
+    Interrupted anywhere and called again, it goes on where it stopped and ends with the same numbers. Called by several
+    processes at once, one makes the record and the others wait for it; of runs with one fit, one trains.
 
     Args:
         cell: from :func:`adbench.planning.plan`.
@@ -62,6 +65,7 @@ def run_cell(
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside the record (N x H x W float32), for metrics that are invented later.
         tensorboard: write loss curves for TensorBoard into the folder of the fit.
+        facts: shown beside the progress by ``adbench status``: the share of a GPU, ...
 
     Raises:
         Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
@@ -80,10 +84,24 @@ def run_cell(
     )
     if ranks.rank() > 0:
         return _assist(cell, ctx)
-    cell.run_folder.mkdir(parents=True, exist_ok=True)
-    (cell.run_folder / RECORD).unlink(
-        missing_ok=True
-    )  # complete means: the record is there, and it is the last to come
+    with held(cell.run_folder, _waits(ctx.progress)) as waited:
+        if waited and cell.done(save_maps=save_maps) and (done := cell.record()) is not None:
+            return done  # the process that had the folder has made it
+        with status.reported(cell.run_folder, ctx.progress, label=cell.spec.label, **(facts or {})) as ctx.progress:
+            record = _make(cell, ctx, save_maps)
+    ranks.wait()
+    return record
+
+
+def _waits(progress: Progress) -> Callable[[str], None]:
+    return lambda owner: progress.update(f"wait for {owner}", 0, 1)
+
+
+def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
+    """Fit, score, evaluate, record; an error is written down and goes on."""
+    # Complete means: the record is there, and it is the last to come.
+    (cell.run_folder / RECORD).unlink(missing_ok=True)
+    rundir.write_identity(cell.run_folder, cell.fit_key, cell.run_key, cell.identity)
     write_text(cell.run_folder / "config.yaml", config.from_spec(cell.spec).to_yaml())
     write_json(cell.run_folder / rundir.SPLITS, cell.data.id_lists())
     phase = "fit"
@@ -112,8 +130,8 @@ def run_cell(
             with suppress(OSError):  # on a full disk the error itself still reaches the user
                 rundir.write_failure(cell.run_folder, error, phase)
         raise
-    (cell.run_folder / rundir.FAILURE).unlink(missing_ok=True)
-    ranks.wait()
+    for leftover in (rundir.FAILURE, rundir.IDENTITY):
+        (cell.run_folder / leftover).unlink(missing_ok=True)
     return record
 
 
@@ -139,7 +157,9 @@ def seed_everything(seed: int) -> None:
 
 
 def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
-    return fit_method(cell.spec, cell.data.train, cell.data.val, cell.fit_folder, cell.fit_key, ctx)
+    alone = ranks.rank() > 0 or rundir.fitted(cell.fit_folder, cell.fit_key) is not None
+    with nullcontext() if alone else held(cell.fit_folder, _waits(ctx.progress)):
+        return fit_method(cell.spec, cell.data.train, cell.data.val, cell.fit_folder, cell.fit_key, ctx)
 
 
 def fit_method(

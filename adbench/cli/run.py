@@ -100,7 +100,7 @@ def run(
     quiet = quiet or ranks.rank() > 0
     if not quiet:
         say(configs.resolved(cells, settings).to_yaml().rstrip())
-    from adbench.executors import serial
+    from adbench.executors import Options, serial
     from adbench.planning import plan
 
     target = Path(settings.out)
@@ -110,20 +110,13 @@ def run(
             with ranks.first():
                 plans = plan(cells, target, stores, progress)
 
-            def announce(number: int, cell: Any) -> None:
+            def announce(cell: Any) -> None:
                 progress.reset()
                 if not quiet:
-                    say(f"[{number}/{len(plans)}] {cell.spec.label}")
+                    say(f"[{plans.index(cell) + 1}/{len(plans)}] {cell.spec.label}")
 
-            outcomes = serial(
-                plans,
-                progress,
-                force=force,
-                checkpoint_seconds=checkpoint_seconds,
-                save_maps=save_maps,
-                tensorboard=tensorboard,
-                before=announce,
-            )
+            options = Options(force, checkpoint_seconds, save_maps, tensorboard)
+            outcomes = list(serial(plans, progress, options, before=announce))
     except KeyboardInterrupt:
         say("Interrupted. Run the same command again: it goes on where it stopped.")
         raise typer.Exit(130) from None

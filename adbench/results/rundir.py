@@ -5,6 +5,7 @@
     OUT/<protocol>/<dataset>-<modality>/<method>-<preset>-seed<seed>-<run key>/
         record.json      written last: the run is complete when it is there and its key matches
         failure.json     the last failed attempt, with its traceback; removed by a success
+        identity.json  status.json  .lease    of a run that is not complete: what it will be, what it is doing, who does it
         config.yaml  splits.json  histograms.npz  val_histograms.npz  spatial.json
         samples.png  pr.png  roc.png  dice.png  lesion_recall.png  froc.png
     OUT/fits/<method>-<fit key>/
@@ -15,6 +16,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import traceback
 from collections.abc import Iterator
@@ -28,8 +30,10 @@ from adbench.results.record import RECORD, Record, read
 
 FIT = "fit.json"
 FAILURE = "failure.json"
+IDENTITY = "identity.json"
 SPLITS = "splits.json"  # subjects by role
 MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
+_HEAD = 512  # bytes of a record that hold its key
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -56,6 +60,22 @@ def complete(folder: Path, key: str) -> Record | None:
         return None
     record = read(folder)
     return record if record.run_key == key else None
+
+
+def recorded(folder: Path, key: str) -> bool:
+    """Whether the record of ``key`` is in ``folder``, told from its two ends: ten thousand take a second."""
+    try:
+        with open(folder / RECORD, "rb") as file:
+            head = file.read(_HEAD)
+            file.seek(-2, os.SEEK_END)
+            return f'"run_key": "{key}"'.encode() in head and file.read() == b"}\n"
+    except OSError:
+        return False
+
+
+def write_identity(folder: Path, fit_key: str, run_key: str, identity: dict[str, Any]) -> None:
+    """Say what the run in ``folder`` will be, before there is a record of it."""
+    write_json(folder / IDENTITY, {"run_key": run_key, "fit_key": fit_key, "identity": identity})
 
 
 def fitted(folder: Path, key: str) -> dict[str, Any] | None:

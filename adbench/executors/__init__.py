@@ -1,0 +1,10 @@
+"""How planned cells are carried out. An executor turns plans into outcomes, lazily; it knows nothing of methods.
+
+``serial`` runs them in this process. ``adbench.executors.ray`` runs them on a machine or a cluster, and is imported only
+when it is asked for.
+"""
+
+from adbench.executors.base import Options, Outcome
+from adbench.executors.serial import serial
+
+__all__ = ["Options", "Outcome", "serial"]

@@ -1,0 +1,52 @@
+"""One cell after the other in this process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+
+from adbench import ranks
+from adbench.context import Progress
+from adbench.executors.base import Options, Outcome
+from adbench.planning import Plan
+from adbench.runner import run_cell
+
+
+def serial(
+    plans: Iterable[Plan],
+    progress: Progress | None = None,
+    options: Options | None = None,
+    *,
+    before: Callable[[Plan], None] = lambda plan: None,
+) -> Iterator[Outcome]:
+    """Run the cells one after the other, each when its outcome is asked for; a failing cell does not stop the others.
+
+    Args:
+        plans: from :func:`adbench.planning.plans`.
+        progress: receives progress.
+        options: how; None: as by default.
+        before: called with the plan of each cell that really runs.
+    """
+    options = options or Options()
+    for plan in plans:
+        begin = time.perf_counter()
+        try:
+            if not options.force and plan.done(save_maps=options.save_maps):
+                plan.trace()
+                yield Outcome(plan, reused=True)
+                continue
+            before(plan)
+            run_cell(
+                plan,
+                progress,
+                force=True,
+                checkpoint_seconds=options.checkpoint_seconds,
+                save_maps=options.save_maps,
+                tensorboard=options.tensorboard,
+            )
+        except Exception as error:  # reported by the caller, and in failure.json with its traceback
+            if ranks.world() > 1:
+                raise  # the other processes would wait for this one: the launcher ends them all
+            yield Outcome(plan, error, seconds=time.perf_counter() - begin)
+        else:
+            yield Outcome(plan, seconds=time.perf_counter() - begin)
