@@ -34,7 +34,7 @@ class RecipeParams(ParamSet):
         source="adbench",
     )
     template_margin: float = param(
-        3.0, "how far the template's brain mask is dilated before it is used", unit="mm", source="adbench", ge=0, le=20
+        1.0, "how far the template's brain mask is dilated before it is used", unit="mm", source="adbench", ge=0, le=20
     )
     n4: bool = param(
         False,

@@ -20,8 +20,10 @@ from adbench.datasets.recipe.orient import zooms
 from adbench.errors import UserError
 
 SHRINK = 4  # of the volume that N4 looks at
-LEVELS = ((4, 3.0), (2, 1.5))  # shrink factor and smoothing (mm) of each level of a registration
+LEVELS = ((8, 4.0), (4, 2.0), (2, 1.0))  # shrink factor and smoothing (mm) of each level of a registration
 SEED = 1
+SAMPLES = 0.1  # share of the voxels that a registration looks at
+SETTINGS = [LEVELS, SAMPLES, SEED]  # what a kept registration depends on
 
 
 def installed() -> bool:
@@ -146,7 +148,7 @@ def _search(sitk: Any, fixed: Any, mask: Any, moving: Any, start: np.ndarray, tr
     method.SetMetricAsMattesMutualInformation(32)
     method.SetMetricFixedMask(mask)
     method.SetMetricSamplingStrategy(method.RANDOM)
-    method.SetMetricSamplingPercentagePerLevel([0.3] * len(LEVELS), seed=SEED)
+    method.SetMetricSamplingPercentagePerLevel([SAMPLES] * len(LEVELS), seed=SEED)
     method.SetInterpolator(sitk.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0, minStep=0.005, numberOfIterations=100, gradientMagnitudeTolerance=1e-6

@@ -12,7 +12,7 @@ from adbench.datasets.base import Stack
 from adbench.datasets.geometry import Geometry, matrix
 from adbench.datasets.recipe import brains, itk, products, slicing, template
 from adbench.datasets.recipe.base import EXTRA, RECIPE_VERSION, RawVolume, RecipeParams
-from adbench.datasets.recipe.orient import resample, to_ras, voxel_ml
+from adbench.datasets.recipe.orient import resample, to_ras, voxel_ml, zooms
 from adbench.errors import UserError
 
 
@@ -176,7 +176,7 @@ class _Head:
         other = self.companion
         assert other is not None
         inside = other.brain()
-        what = ["rigid", RECIPE_VERSION, itk.tool_version(), itk.LEVELS, other.fingerprint, self.fingerprint]
+        what = ["rigid", RECIPE_VERSION, itk.tool_version(), itk.SETTINGS, other.fingerprint, self.fingerprint]
         found = products.kept(
             self.folder,
             what,
@@ -196,19 +196,23 @@ class _Head:
         if self.companion is not None and inside is not None:
             there = self.companion.to_head(kind, self.companion.brain())
             return np.linalg.inv(self.to_companion()) @ there
-        margin = template.mask(self.params.template_margin)
         moving = np.asarray(self.image, np.float32)
-        if inside is not None:
-            moving = moving * inside
-        what = ["affine" if kind == "affine" else "rigid", RECIPE_VERSION, itk.tool_version(), itk.LEVELS, margin.sum().item(), self.fingerprint]  # fmt: skip
-        what.append("head" if inside is None else products.fingerprint(inside))
         start = np.eye(4)
-        start[:3, 3] = _centre(moving, self.affine) - _centre(template.brain(), template.AFFINE)
+        if inside is None:
+            # The skull tells where the brain ends, so compare a little beyond it.
+            around = template.mask(template.HEAD_MARGIN)
+            start[:3, 3] = _crown(moving, self.affine) - np.array(template.CROWN)
+        else:
+            around = template.mask(template.BRAIN_MARGIN)
+            moving = moving * inside
+            start[:3, 3] = _centre(moving, self.affine) - _centre(template.brain(), template.AFFINE)
+        what = [kind, RECIPE_VERSION, itk.tool_version(), itk.SETTINGS, products.fingerprint(around), self.fingerprint]
+        what.append("head" if inside is None else products.fingerprint(inside))
         found = products.kept(
             self.folder,
             what,
             lambda: {
-                "matrix": itk.register(template.brain(), template.AFFINE, margin, moving, self.affine, start, kind)
+                "matrix": itk.register(template.brain(), template.AFFINE, around, moving, self.affine, start, kind)
             },
         )
         return found["matrix"]
@@ -323,6 +327,19 @@ def _centre(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
     sums = [few.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     voxel = [4 * float((s * np.arange(len(s))).sum() / s.sum()) for s in sums]
     return affine[:3, :3] @ voxel + affine[:3, 3]
+
+
+def _crown(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Middle of a head seen from above, and its highest point, in world mm: unlike its centre, no neck can move them."""
+    import cc3d
+
+    step = np.maximum(1, np.round(3 / zooms(affine))).astype(int)
+    few = image[tuple(slice(None, None, int(n)) for n in step)]
+    head = cc3d.largest_k(few > few.mean(), k=1, connectivity=6) > 0
+    points = np.argwhere(head) * step @ affine[:3, :3].T + affine[:3, 3]
+    top = np.percentile(points[:, 2], 99.9)
+    low, high = np.percentile(points[points[:, 2] > top - 130], [1, 99], axis=0)
+    return np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, top])
 
 
 def _left_out(chosen: slicing.Cut) -> list[str]:

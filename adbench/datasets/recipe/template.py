@@ -7,8 +7,12 @@ from functools import cache
 import numpy as np
 
 from adbench.datasets.phantom.template import ORIGIN, SHAPE, template_files
+from adbench.datasets.recipe.brains import background
 
 AFFINE = np.array([[1.0, 0, 0, ORIGIN[0]], [0, 1, 0, ORIGIN[1]], [0, 0, 1, ORIGIN[2]], [0, 0, 0, 1]])
+CROWN = (0.0, -15.5, 99.0)  # mm: middle of the head from above and its highest point (2009a symmetric, with skull)
+HEAD_MARGIN = 8.0  # mm around the template's brain in which a whole head is compared with it
+BRAIN_MARGIN = 3.0  # the same for an extracted brain
 
 
 def same_grid(shape: tuple[int, ...], affine: np.ndarray, tolerance: float = 0.01) -> bool:
@@ -25,11 +29,19 @@ def brain() -> np.ndarray:
 
 
 @cache
-def mask(margin: float) -> np.ndarray:
-    """(197, 233, 189) bool: the template's brain without holes, dilated by ``margin`` mm."""
+def _inside() -> np.ndarray:
+    return background(brain(), "the template")
+
+
+@cache
+def _distance() -> np.ndarray:
+    """mm to the brain, 0 inside."""
     from scipy import ndimage
 
-    inside = ndimage.binary_fill_holes(brain() > 0)
-    if margin <= 0:
-        return inside
-    return ndimage.distance_transform_edt(~inside) <= margin  # 1 mm voxels
+    return ndimage.distance_transform_edt(~_inside()).astype(np.float32)  # voxels of 1 mm
+
+
+@cache
+def mask(margin: float) -> np.ndarray:
+    """(197, 233, 189) bool: the template's brain without holes, dilated by ``margin`` mm."""
+    return _inside() if margin <= 0 else _distance() <= margin
