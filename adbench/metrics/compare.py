@@ -97,12 +97,21 @@ def sample_method(runs: Sequence[Trained], *, replicates: int = 1000, seed: int 
         samples.append(found)
         n |= {name: metric.n for name, metric in defined.items()}
     names = [name for name in values[0] if all(name in one for one in values)]
-    shares = np.random.default_rng([seed, 1]).multinomial(len(runs), np.full(len(runs), 1 / len(runs)), replicates)
-    mixed = {
-        name: np.einsum("rk,kr->r", shares / len(runs), np.stack([one[name] for one in samples])) for name in names
-    }
+    mixed = {name: over_seeds([one[name] for one in samples], seed) for name in names}
     means = {name: float(np.mean([one[name] for one in values])) for name in names}
     return Samples(cohorts[0], seed, len(runs), means, mixed, {name: n[name] for name in names})
+
+
+def over_seeds(samples: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
+    """(R,) replicates of the mean over training seeds: in each replicate as many seeds as there are, with replacement.
+
+    Args:
+        samples: (R,) replicates of each training seed, all under the same draws of subjects.
+        seed: of the draws of training seeds; the same for every method.
+    """
+    count, replicates = len(samples), len(samples[0])
+    shares = np.random.default_rng([seed, 1]).multinomial(count, np.full(count, 1 / count), replicates)
+    return np.einsum("rk,kr->r", shares / count, np.stack(samples))
 
 
 @dataclass(frozen=True)

@@ -170,6 +170,22 @@ class SpatialAccumulator:
         """
         try:
             data = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} does not hold spatial counts: {error}. Make it again from the maps.") from None
+        return cls.from_values(data, str(path))
+
+    @classmethod
+    def from_values(cls, data: Any, where: str) -> SpatialAccumulator:
+        """What :meth:`to_json` wrote, already parsed.
+
+        Args:
+            data: the JSON value.
+            where: it comes from, for the message.
+
+        Raises:
+            UserError: it is not what :meth:`to_json` writes.
+        """
+        try:
             found = cls(data["thresholds"], data["froc"], step=int(data["step"]))
             for values in data["rows"]:
                 if set(values) != {f.name for f in fields(VolumeRow)}:
@@ -177,8 +193,8 @@ class SpatialAccumulator:
                 row = VolumeRow(**values)
                 row.measures = {name: (float(pair[0]), float(pair[1])) for name, pair in row.measures.items()}
                 found._rows[row.subject] = row
-        except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-            raise UserError(f"{path} does not hold spatial counts: {error}. Make it again from the maps.") from None
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+            raise UserError(f"{where} does not hold spatial counts: {error}. Make it again from the maps.") from None
         return found
 
     @property

@@ -29,11 +29,11 @@ _MEMBERS = {  # name: (dtype kinds, dimensions)
 }
 
 
-def write_histograms(path: Path, histograms: SubjectHistograms) -> None:
-    """Write ``histograms`` to ``path`` atomically; equal histograms give equal bytes."""
+def to_arrays(histograms: SubjectHistograms) -> dict[str, np.ndarray]:
+    """``histograms`` as flat arrays, one after another the bins of all subjects; see :func:`from_arrays`."""
     counts = [histogram.counts() for _, histogram in histograms.items()]
     columns = [np.concatenate([c[i] for c in counts] or [np.zeros(0, np.int64)]) for i in range(3)]
-    arrays: dict[str, np.ndarray] = {
+    return {
         "header": np.array([FORMAT, histograms.mantissa_bits], np.int64),
         "subjects": np.frombuffer("\0".join(histograms.subjects).encode(), np.uint8),
         "exact": np.array([histogram.exact for _, histogram in histograms.items()], np.bool_),
@@ -42,6 +42,11 @@ def write_histograms(path: Path, histograms: SubjectHistograms) -> None:
         "positive": _smallest(columns[1]),
         "negative": _smallest(columns[2]),
     }
+
+
+def write_histograms(path: Path, histograms: SubjectHistograms) -> None:
+    """Write ``histograms`` to ``path`` atomically; equal histograms give equal bytes."""
+    arrays = to_arrays(histograms)
     with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for name, array in arrays.items():
             member = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed, 1980-01-01
@@ -67,12 +72,17 @@ def read_histograms(path: Path) -> SubjectHistograms:
     except (zipfile.BadZipFile, zlib.error) as error:
         raise _damaged(path, str(error)) from None
     try:
-        return _build(arrays)
+        return from_arrays(arrays)
     except ValueError as error:
         raise _damaged(path, str(error)) from None
 
 
-def _build(arrays: dict[str, np.ndarray]) -> SubjectHistograms:
+def from_arrays(arrays: dict[str, np.ndarray]) -> SubjectHistograms:
+    """The histograms of which :func:`to_arrays` gave ``arrays``, checked as those of a stranger.
+
+    Raises:
+        ValueError: the arrays contradict each other, or say what no histogram can.
+    """
     from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 
     header = arrays["header"].tolist()
