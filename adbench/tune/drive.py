@@ -7,6 +7,7 @@ twice would overwrite the state of the first search, and reading that state back
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shutil
 from collections.abc import Callable
@@ -39,12 +40,30 @@ def _held(wants: Resources, device: str, options: Options, cluster: Cluster) -> 
     """CPU cores and share of a GPU that one trial holds.
 
     Raises:
-        UserError: no node has that much.
+        UserError: no node has that much, or the share is no number.
     """
     cpus = options.cpus or min(wants.cpus, max(node.cpus for node in cluster.nodes))
-    gpus = 0.0
+    gpus = 0.0 if device == "cpu" else _gpu_share(options.gpus, wants.gpu_memory_gb)
     cluster.require(cpus, gpus)
     return cpus, gpus
+
+
+def _gpu_share(text: str, memory_gb: float) -> float:
+    """The share that ``text`` asks for; "auto": what ``memory_gb`` is of the memory of this machine's GPU, in twentieths."""
+    if text != "auto":
+        try:
+            share = float(text)
+        except ValueError:
+            share = -1.0
+        if not (0 < share <= 1 or (share > 1 and share == int(share))):
+            raise UserError(f"--gpus-per-run {text!r} is neither auto, a share such as 0.25, nor a whole number.")
+        return share
+    import torch
+
+    if not torch.cuda.is_available():
+        return 1.0  # the GPUs are elsewhere: whole ones are safe
+    whole = torch.cuda.get_device_properties(0).total_memory / 2**30
+    return min(1.0, math.ceil(20 * max(memory_gb, 0.5) / whole) / 20)
 
 
 def _slots(held: tuple[float, float], cluster: Cluster) -> int:

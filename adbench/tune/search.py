@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from adbench import config as configs
@@ -22,6 +21,7 @@ from adbench.files import write_text
 from adbench.hashing import digest
 from adbench.params import build
 from adbench.planning import Data, plan
+from adbench.presence import LEASE, held
 from adbench.results import rundir
 from adbench.results.record import TunedFrom
 from adbench.spec import CellSpec
@@ -87,7 +87,7 @@ def search(
     task, data = _define(config, options, progress)
     folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
     _begin(folder, task, options)
-    with _alone(folder):
+    with held(folder, partial(_running, folder.name)):
         task.write(folder)
         table = Table.read(folder, task.mode)
         try:
@@ -180,16 +180,8 @@ def _begin(folder: Path, task: Task, options: Options) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
 
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    with open(folder / ".lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise UserError(
-                f"The search {folder.name} is running in another process: wait for it, or stop it."
-            ) from None
-        yield
+def _running(name: str, owner: str) -> None:
+    raise UserError(f"The search {name} is running ({owner}): wait for it, or stop it.")
 
 
 def chosen_cell(task: Task, trial: Trial) -> CellSpec:
@@ -247,7 +239,7 @@ def _hand_over(home: Path, cell: CellSpec, data: Data, out: Path) -> None:
     target = rundir.fit_folder(out, cell.method, key)
     if rundir.fitted(home, key) is None or target.exists():
         return
-    partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(home, partial, ignore=shutil.ignore_patterns(".lock"))
-    partial.rename(target)
+    copy = target.with_name(f".{target.name}.partial")
+    shutil.rmtree(copy, ignore_errors=True)
+    shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LEASE))
+    copy.rename(target)

@@ -29,6 +29,8 @@ class Proposals(Searcher):
             "number": trial.number,
             "params": trial.params,
             "reported": list(trial.reports),
+            "cpus": trial.cpus,
+            "gpus": trial.gpus,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import math
 import random
 import time
@@ -18,6 +17,7 @@ from adbench import spec as specs
 from adbench.context import Context
 from adbench.hashing import digest
 from adbench.methods.base import Method
+from adbench.presence import held
 from adbench.results import rundir
 from adbench.tune import objective
 from adbench.tune.halving import RUNGS
@@ -36,6 +36,7 @@ def trial(config: dict[str, Any]) -> None:
     """What Ray calls. ``config`` holds a path, a number and the parameters, nothing large."""
     from ray import tune
 
+    _settle(config["cpus"], config["gpus"])
     run(Path(config["folder"]), config["number"], config["params"], config["reported"], tune.report)
 
 
@@ -57,29 +58,31 @@ def run(folder: Path, number: int, params: dict[str, Any], reported: list[float]
     home = fit_folder(folder, number)
     home.mkdir(parents=True, exist_ok=True)
     try:
-        with _alone(home):
+        with held(home):  # a killed search's worker may take a moment to die
             _fit_and_measure(Task.read(folder), home, params, reported, tell)
     except Exception as error:  # of any kind: a method may be a stranger's
         rundir.write_failure(home, error, "trial")
         tell(0.0, math.nan, error=f"{type(error).__name__}: {error}")
 
 
-@contextmanager
-def _alone(home: Path) -> Iterator[None]:
-    """Wait until no other process is at the trial: a killed search's worker may take a moment to die."""
-    with open(home / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
+def _settle(cpus: float, gpus: float) -> None:
+    """Keep to the share of the machine that the trial holds."""
+    import torch
+
+    torch.set_num_threads(max(1, int(cpus)))
+    if 0 < gpus < 1 and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(gpus)
 
 
 def _fit_and_measure(
     task: Task, home: Path, params: dict[str, Any], reported: list[float], tell: Callable[..., None]
 ) -> None:
-    from adbench.runner import fit_method
+    from adbench.runner import fit_method, seed_everything
 
     cls = registry.load("methods", task.cell.method)
     resolved = cls.resolve(task.cell.preset, {**task.cell.params, **params}).model_dump(mode="json")
-    spec = task.cell.model_copy(update={"params": resolved})
+    device = "cuda" if task.cell.device.startswith("cuda") else task.cell.device  # Ray says which, and shows no other
+    spec = task.cell.model_copy(update={"params": resolved, "device": device})
     train = task.train.open()
     val = task.val.open() if task.val else None
     select = task.select.open()
@@ -97,14 +100,8 @@ def _fit_and_measure(
 
     key = digest(specs.fit_identity(spec, train, val))
     method, _ = fit_method(spec, train, val, home, key, ctx, watch)
-    _seed(seeds.derive(spec.seed, "score"))
+    seed_everything(seeds.derive(spec.seed, "score"))
     tell(FULL, objective.measure(task.objective, method, select, ctx), fit_key=key)
-
-
-def _seed(seed: int) -> None:
-    from adbench.runner import seed_everything
-
-    seed_everything(seed)
 
 
 @contextmanager
