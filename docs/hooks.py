@@ -54,5 +54,5 @@ def _protocols() -> Iterator[str]:
         yield from (f"## {protocol.name}", "", f"{protocol.summary}. Version {protocol.version}.", "")
         for field, value in protocol.as_dict().items():
             if field not in ("name", "version", "summary") and value not in (None, ""):
-                yield f"* **{field}**: {value}"
+                yield f"* **{field}**: {', '.join(value) if isinstance(value, list) else value}"
         yield ""

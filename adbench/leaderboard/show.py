@@ -14,6 +14,8 @@ CAPTION = (
     "dice@best is an oracle: its threshold was chosen on the test split."
 )
 
+HEALTHY = "Share of healthy brain at or above a threshold set on other healthy subjects; [95 % bootstrap interval over subjects]."
+
 
 def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple[str, BaseException]] = ()) -> None:
     """Print every board.
@@ -43,10 +45,16 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
         return
     for board in found:
         columns, rows = _columns(board, wide=out.width >= 110 or not out.is_terminal)
-        table(board.title, columns, rows, caption=CAPTION)
+        table(board.title, columns, rows, caption=HEALTHY if _alarms(board) else CAPTION)
         reasons = {r.metrics[name].reason for r in board.records for name in SHOWN if name in r.metrics} - {""}
         for reason in sorted(reasons):
             say(f"Undefined: {reason}")
+
+
+def _alarms(board: Board) -> Sequence[str]:
+    """What is shown where nobody has a lesion, so that precision and Dice are undefined for every row."""
+    first = board.records[0]
+    return () if first.test.lesion_subjects else first.protocol.get("metrics", ())
 
 
 def _column(metric: str) -> Column:
@@ -56,8 +64,8 @@ def _column(metric: str) -> Column:
 def _columns(board: Board, wide: bool) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """Headings with their justification, and the texts of every row; a narrow terminal gets the headline columns."""
     shown: list[Column] = [("method", "left", lambda r: f"{r.method.name} [{r.method.preset}]")]
-    alarms = board.records[0].protocol.get("metrics", ()) if not board.records[0].test.lesion_subjects else ()
-    if alarms:  # nobody has a lesion, so precision and Dice are undefined for every row
+    alarms = _alarms(board)
+    if alarms:
         shown += [_column(name) for name in alarms]
     else:
         shown += [

@@ -37,7 +37,10 @@ class Board:
 def _order(record: Record) -> tuple[bool, float, str, int]:
     number = record.metrics.get(HEADLINE)
     value = number.value if number else None
-    return (value is None, -(value or 0.0), record.method.name, record.seed)
+    if value is None:  # no lesion: by the protocol's false alarms, fewest first
+        own = [record.metrics[name].value for name in record.protocol.get("metrics", ()) if name in record.metrics]
+        return True, next((v for v in own if v is not None), 1.0), record.method.name, record.seed
+    return False, -value, record.method.name, record.seed
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
