@@ -138,7 +138,9 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     try:
         value = yaml.safe_load(right)
     except yaml.YAMLError:
-        raise UserError(f"--set {text!r}: {right!r} is not a valid YAML value.") from None
+        if not right.lstrip().startswith(("{", "*")):  # a path pattern such as {subject}_seg.nii.gz
+            raise UserError(f"--set {text!r}: {right!r} is not a valid YAML value.") from None
+        value = right.strip()
     return scope, key, value
 
 

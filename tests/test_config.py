@@ -101,3 +101,10 @@ def test_data_variable_names_the_parent_folder(tmp_path: Path, slices: Path, mon
     cell = one_cell(load("method: histeq\ndataset: folder\ndevice: cpu", tmp_path))
     assert cell.test.root == str(tmp_path / "folder")
     assert cell.modality == "FLAIR"
+
+
+@pytest.mark.parametrize("text", ["{subject}/{subject}_{modality}.nii.gz", "**/{subject}.nii.gz", "*/{subject}.nii"])
+def test_path_patterns_need_no_quotes_of_their_own(text: str) -> None:
+    assert config.parse_assignment(f"dataset.image_pattern={text}") == ("dataset", "image_pattern", text)
+    with pytest.raises(UserError, match="is not a valid YAML value"):
+        config.parse_assignment("method.sizes=[1, 2")
