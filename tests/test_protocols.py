@@ -16,11 +16,14 @@ from adbench import config, planning
 from adbench.config import RunConfig
 from adbench.context import Progress
 from adbench.datasets import nifti
+from adbench.datasets.atlas import Atlas
+from adbench.datasets.ixi import IXI
 from adbench.datasets.selection import InsertedSet, scored
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store import SliceStore, prepare
 from adbench.errors import UserError
 from adbench.protocols import PROTOCOLS, choose, get
+from adbench.testing import check_dataset
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
 import real_layouts as layouts
@@ -258,6 +261,24 @@ def test_releases_that_share_patients_are_refused() -> None:
 def test_planning_refuses_a_person_on_both_sides(tmp_path: Path) -> None:
     message = overlap(tmp_path, {"IXI012-Guys-0700": 1, "other": 2}, {"IXI012-HH-1211": 3, "another": 4})
     assert "e.g. 'IXI012-Guys-0700' and 'IXI012-HH-1211'" in message
+
+
+# -- the contract --------------------------------------------------------------------------------------------------------
+
+
+def test_the_adapters_keep_the_contract_of_datasets(tmp_path: Path, ixi: Path, atlas: Path) -> None:
+    brats = small_brats.write(tmp_path / "data" / "brats21", 4)
+    broken = [
+        (dataset.info.name, finding.rule, finding.problem)
+        for dataset in (
+            layouts.dataset(IXI, ixi, **EASY),
+            layouts.dataset(Atlas, atlas, **EASY, slice_step=20),
+            small_brats.dataset(brats),
+        )
+        for finding in check_dataset(dataset)
+        if finding.problem
+    ]
+    assert broken == []
 
 
 # -- whole runs ----------------------------------------------------------------------------------------------------------

@@ -134,11 +134,11 @@ def _completeness(dataset: IndexedVolumes, scan: Scan) -> Iterator[Finding]:
     anywhere = set(dataset.available())
     first = str(next(iter(scan.files.values())))
     for name in expected.sequences:
-        if name in scan.files:
+        if name in scan.files or name not in anywhere:  # whoever fetched T1 alone wants T1 alone
             continue
         if (scan.subject, name) in expected.known_missing:
             yield Finding("info", "known-missing", scan.id, first, f"{scan.id} has no {name}, as in the distribution")
-        elif name in anywhere:
+        else:
             yield Finding(
                 "warning", "missing-sequence", scan.id, first, f"{scan.id} has no {name} beside {', '.join(scan.files)}"
             )

@@ -8,6 +8,7 @@ from adbench.datasets.base import DatasetInfo
 from adbench.datasets.volumes import Expected, IndexedVolumes, VolumeParams
 from adbench.params import ParamSet, param
 
+# T2 and PD are the two echoes of one acquisition: who lacks one lacks the other.
 NO_T2 = ("IXI116", "IXI182", "IXI309", "IXI500")
 
 
