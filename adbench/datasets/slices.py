@@ -39,6 +39,12 @@ class SliceBatch:
     def __len__(self) -> int:
         return self.image.shape[0]
 
+    def only(self, positions: np.ndarray) -> SliceBatch:
+        """The slices at ``positions`` of this batch."""
+        ids = [(self.subjects[index], self.slices[index]) for index in positions]
+        subjects, slices = (tuple(part) for part in zip(*ids, strict=True)) if ids else ((), ())
+        return replace(self, image=self.image[positions], brain=self.brain[positions], subjects=subjects, slices=slices)
+
     def to(self, device: str) -> SliceBatch:
         """The same batch with its tensors on ``device``."""
         return replace(self, image=self.image.to(device), brain=self.brain.to(device))

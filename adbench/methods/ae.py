@@ -146,20 +146,16 @@ class AE(NetworkMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import imaging
+        from adbench.methods.frame import Frame, fast
+        from adbench.methods.imaging import gaussian_blur
 
-        grid = (batch.image.shape[-2], batch.image.shape[-1])
-        size = (self.params.image_size, self.params.image_size)
         with torch.inference_mode():
-            image = imaging.shrink(batch.image, size)
-            brain = imaging.shrink_mask(batch.brain, size)
-            if self.params.standardise:
-                image, figures = imaging.standardise(image, brain)
-            recon = self._network(image).clamp(0, 1) * brain
-            residual = imaging.gaussian_blur((image - recon).abs() * brain, self.params.sigma)
-            if self.params.standardise:
-                recon = imaging.unstandardise(recon, brain, figures)
-            return imaging.stretch(residual, grid), imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
+            frame = Frame.of(batch, self.params.image_size, self.params.standardise)
+            with fast(frame.image.device):
+                recon = self._network(frame.image)
+            recon = recon.float().clamp(0, 1)
+            residual = gaussian_blur((frame.image - recon).abs() * frame.brain, self.params.sigma)
+            return frame.stretched(residual), frame.restored(recon)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

@@ -32,6 +32,7 @@ SHARED = (
     "budget.py",
     "checkpoints.py",
     "diffusion.py",
+    "frame.py",
     "imaging.py",
     "noise.py",
     "perceptual.py",
@@ -240,6 +241,8 @@ class NetworkMethod(Method):
         return dict(self._network.state_dict())
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        from adbench.methods.frame import placed
+
         network = self.build()
         network.load_state_dict(state)
-        self._network = network.eval().to(self.ctx.device)
+        self._network = placed(network, self.ctx.device)

@@ -223,22 +223,17 @@ class DAE(NetworkMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import imaging, slicewise
+        from adbench.methods import slicewise
+        from adbench.methods.frame import Frame, fast
 
         p = self.params
-        grid = (batch.image.shape[-2], batch.image.shape[-1])
-        size = (p.image_size, p.image_size)
         with torch.inference_mode():
-            image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
-            figures = None
-            if p.standardise:
-                image, figures = imaging.standardise(image, brain)
-            recon = self._network(image) * brain
-            residual = imaging.stretch((image - recon) * brain, grid) * batch.brain
-            if figures is not None:
-                recon = imaging.unstandardise(recon, brain, figures)
-            recon = imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
-            return slicewise.signed_map(residual, p.sign, p.sigma, p.smooth), recon
+            frame = Frame.of(batch, p.image_size, p.standardise)
+            with fast(frame.image.device):
+                recon = self._network(frame.image)
+            recon = recon.float()
+            maps = slicewise.signed_map(frame.residual(recon), p.sign, p.sigma, p.smooth)
+            return maps, frame.restored(recon)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

@@ -118,12 +118,13 @@ class DDPM(DiffusionMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import imaging, sampling, slicewise
+        from adbench.methods import sampling, slicewise
+        from adbench.methods.frame import Frame
 
         p = self.params
-        grid = (batch.image.shape[-2], batch.image.shape[-1])
         with torch.inference_mode():
-            image, brain, figures = self._enter(batch)
+            frame = Frame.of(batch, p.image_size, p.standardise)
+            image = frame.image
             schedule = sampling.Schedule(p.schedule, p.timesteps)
             generators = self._generators(batch)
 
@@ -141,9 +142,8 @@ class DDPM(DiffusionMethod):
                     {round(p.first * k / p.sampler_steps) for k in range(1, p.sampler_steps + 1)}, reverse=True
                 )
                 clean = sampling.denoise(schedule, x, times, self._predict_clean)
-            recon = (clean + 1) / 2 * brain
-            residual = imaging.stretch((image - recon) * brain, grid) * batch.brain
-            return slicewise.signed_map(residual, p.sign, p.sigma), self._leave(recon, batch, brain, figures)
+            recon = (clean + 1) / 2
+            return slicewise.signed_map(frame.residual(recon), p.sign, p.sigma), frame.restored(recon)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

@@ -194,36 +194,16 @@ class DiffusionMethod(NetworkMethod):
         """x_0 in [-1, 1] (clipped, as in Ho 2020) that the network sees in ``x`` at step ``t``."""
         import torch
 
+        from adbench.methods.frame import fast
         from adbench.methods.sampling import Schedule
 
         if not hasattr(self, "_schedule"):
             self._schedule = Schedule(self.params.schedule, self.params.timesteps)
-        out = self._network(x, torch.full((len(x),), t, device=x.device))
+        with fast(x.device):
+            out = self._network(x, torch.full((len(x),), t, device=x.device))
+        out = out.float()
         clean = out if self.params.target == "x0" else self._schedule.clean(x, out, t)
         return clean.clamp(-1, 1)
-
-    def _enter(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
-        """Slices and brains on the network's grid, and the figures that undo the standardisation (None: there was none)."""
-        from adbench.methods import imaging
-
-        size = (self.params.image_size, self.params.image_size)
-        image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
-        if self.params.standardise:
-            image, figures = imaging.standardise(image, brain)
-            return image, brain, figures
-        return image, brain, None
-
-    @staticmethod
-    def _leave(
-        recon: torch.Tensor, batch: SliceBatch, brain: torch.Tensor, figures: torch.Tensor | None
-    ) -> torch.Tensor:
-        """A reconstruction on the network's grid brought back to the grid and intensities of ``batch``."""
-        from adbench.methods import imaging
-
-        if figures is not None:
-            recon = imaging.unstandardise(recon, brain, figures)
-        grid = (batch.image.shape[-2], batch.image.shape[-1])
-        return imaging.stretch(recon * brain, grid).clamp(0, 1) * batch.brain
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

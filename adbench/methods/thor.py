@@ -184,14 +184,14 @@ class THOR(DiffusionMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import imaging
+        from adbench.methods.frame import Frame
+        from adbench.methods.imaging import gaussian_blur
 
-        grid = (batch.image.shape[-2], batch.image.shape[-1])
+        p = self.params
         with torch.inference_mode():
-            image, brain, figures = self._enter(batch)
-            maps, clean = self._walk(image, brain, self._generators(batch))
-            maps = imaging.stretch(maps, grid) * batch.brain
-            return imaging.gaussian_blur(maps, self.params.sigma), self._leave(clean, batch, brain, figures)
+            frame = Frame.of(batch, p.image_size, p.standardise)
+            maps, clean = self._walk(frame.image, frame.brain, self._generators(batch))
+            return gaussian_blur(frame.stretched(maps) * batch.brain, p.sigma), frame.restored(clean)
 
     def _walk(
         self, image: torch.Tensor, brain: torch.Tensor, generators: list[torch.Generator]

@@ -215,24 +215,23 @@ class VAE(NetworkMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import imaging, perceptual
+        from adbench.methods import perceptual
+        from adbench.methods.frame import Frame, fast
+        from adbench.methods.imaging import gaussian_blur
 
         p = self.params
-        grid = (batch.image.shape[-2], batch.image.shape[-1])
-        size = (p.image_size, p.image_size)
         with torch.inference_mode():
-            image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
-            figures = None
-            if p.standardise:
-                image, figures = imaging.standardise(image, brain)
-            recon = self._restored(image) if p.scoring == "restoration" else self._network(image)[0]
-            recon = recon * brain
+            frame = Frame.of(batch, p.image_size, p.standardise)
+            image, brain = frame.image, frame.brain
+            if p.scoring == "restoration":
+                recon = self._restored(image) * brain
+            else:
+                with fast(image.device):
+                    recon = self._network(image)[0]
+                recon = recon.float() * brain
             residual = (image - recon).abs() if p.residual == "abs" else perceptual.ssim(recon, image)
-            maps = imaging.stretch(residual * brain, grid) * batch.brain
-            if figures is not None:
-                recon = imaging.unstandardise(recon, brain, figures)
-            recon = imaging.stretch(recon, grid).clamp(0, 1) * batch.brain
-            return imaging.gaussian_blur(maps, p.sigma), recon
+            maps = frame.stretched(residual * brain) * batch.brain
+            return gaussian_blur(maps, p.sigma), frame.restored(recon)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

@@ -325,12 +325,13 @@ class MADAD(Method):
         self._scale = float(notes["scale"])
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        from adbench.methods.frame import placed
         from adbench.methods.madad.fitting import new_unet
 
         unet = new_unet(self.params, self._codec.channels)
         for prefix, module in (("autoencoder.", self._codec.vae), ("unet.", unet)):
             module.load_state_dict({k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)})
-            module.eval().requires_grad_(False).to(self.ctx.device)
+            placed(module, self.ctx.device)
         self._unet = unet
 
     @classmethod

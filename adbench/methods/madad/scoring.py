@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from adbench.methods import imaging, training
+from adbench.methods.frame import Frame, fast
 from adbench.methods.madad import diffusion
 from adbench.methods.slicewise import one_sided
 
@@ -39,19 +40,18 @@ def repair(
     p: MADADParams, codec: LatentCodec, unet: TwoHeadUNet, scale: float, batch: SliceBatch, ctx: Context
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Anomaly maps and pseudo-healthy pictures of a batch, both (B, 1, H, W) on the grid of its slices."""
-    grid = (batch.image.shape[-2], batch.image.shape[-1])
     device = batch.image.device
     alphas = diffusion.alphas_cumprod()
-    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16, enabled=device.type == "cuda"):
-        size = (p.image_size, p.image_size)
-        image, brain = imaging.shrink(batch.image, size), imaging.shrink_mask(batch.brain, size)
-        if p.standardise:
-            image, figures = imaging.standardise(image, brain)
-        image = image * 2 - 1
-        mean = codec.encode(image)[0].float()
+    with torch.inference_mode():
+        frame = Frame.of(batch, p.image_size, p.standardise)
+        image = frame.image * 2 - 1
+        with fast(device):
+            mean = codec.encode(image)[0]
+        mean = mean.float()
 
         def network(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-            clean, logit = unet(z, t)
+            with fast(device):
+                clean, logit = unet(z, t)
             return clean.float(), logit.float().sigmoid()
 
         noise = None
@@ -66,13 +66,11 @@ def repair(
             threshold=p.threshold,
             restore=p.unflagged == "restore",
         )
-        if p.compare_with == "decoded":
-            repaired, reference = codec.decode(torch.cat([latent / scale, mean])).float().chunk(2)
-        else:
-            repaired, reference = codec.decode(latent / scale).float(), image
-        maps = imaging.stretch(anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma, p.sign), grid)
-        picture = (repaired * 0.5 + 0.5).clamp(0, 1)
-        if p.standardise:
-            picture = imaging.unstandardise(picture, brain, figures)
-        recon = imaging.stretch(picture, grid).clamp(0, 1)
-    return maps, recon
+        latent, reference = latent / scale, image
+        with fast(device):
+            if p.compare_with == "decoded":
+                repaired, reference = codec.decode(torch.cat([latent, mean])).float().chunk(2)
+            else:
+                repaired = codec.decode(latent).float()
+        maps = frame.stretched(anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma, p.sign))
+        return maps, frame.restored((repaired * 0.5 + 0.5).clamp(0, 1))

@@ -1,0 +1,77 @@
+"""Scoring slices: what a method is given, and what becomes of its maps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from adbench.context import Context
+from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
+from adbench.datasets.slices import SliceBatch
+from adbench.datasets.store import prepare
+from adbench.methods.base import FitReport, Method
+from adbench.params import ParamSet
+from adbench.scoring import score_subjects
+
+EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
+
+
+class Volumes(Dataset):
+    """Three subjects of four slices, some without brain."""
+
+    info = DatasetInfo("volumes", "1", ("FLAIR",), "CC0", "generated", "nothing", protocol="phantom", needs_root=False)
+
+    def discover(self, modality: str) -> list[Case]:
+        return [Case(name, "test") for name in "abc"]
+
+    def load(self, case: Case, modality: str) -> Stack:
+        brain = np.zeros((4, 32, 32), bool)
+        brain[:, 4:20, 5:25] = True
+        for number in range(4):
+            brain[number] &= (case.subject, number) not in EMPTY
+        image = np.full(brain.shape, 0.5, np.float32) * brain
+        lesion = np.zeros_like(brain)
+        lesion[:, 6:10, 6:10] = brain[:, 6:10, 6:10]
+        return Stack(image, brain, lesion, range(4))
+
+
+class Counting(Method):
+    """Gives 1 everywhere and remembers how many slices it saw."""
+
+    name = "counting"
+    restores = True
+
+    def fit(self, train: Any, val: Any) -> FitReport:
+        return FitReport()
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        self.seen = getattr(self, "seen", 0) + len(batch)
+        assert bool(batch.brain.flatten(1).any(dim=1).all())
+        assert len(batch.subjects) == len(batch.slices) == len(batch)
+        return torch.ones_like(batch.image) * torch.tensor(batch.slices)[:, None, None, None]
+
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
+        return batch.image if self.restores else None
+
+
+@pytest.mark.parametrize("restores", [True, False])
+@pytest.mark.parametrize("size", [1, 3, 5, None])
+def test_slices_without_brain_are_not_computed(tmp_path: Path, size: int | None, restores: bool) -> None:
+    data = prepare(Volumes(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+    kept = {(data.subjects[data.subject_index[row]], int(data.slice_numbers[row])) for row in range(len(data))}
+    assert kept & EMPTY
+    method = Counting(ParamSet(), Context())
+    method.restores = restores
+    scored = {one.subject: one for one in score_subjects(method, data, Context(), "score", size)}
+    assert method.seen == len(kept - EMPTY)
+    for subject, one in scored.items():
+        for map_, position in zip(one.maps, one.positions, strict=True):
+            number = int(data.slice_numbers[position])
+            assert (map_ == (0 if (subject, number) in EMPTY else number)).all()
+        assert one.reconstructions is None or one.reconstructions.shape == one.maps.shape
+    with_brain = [one for subject, one in scored.items() if any((subject, n) not in EMPTY for n in range(4))]
+    assert all((one.reconstructions is not None) == restores for one in with_brain)
