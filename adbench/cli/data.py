@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -42,7 +44,20 @@ def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
 
 def cores(workers: int) -> int:
     """``workers``, or the number of cores this process may use when it is 0."""
-    return workers or len(os.sched_getaffinity(0))
+    allowed = getattr(os, "sched_getaffinity", None)  # not on every system
+    return workers or (len(allowed(0)) if allowed else os.cpu_count() or 1)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """Ctrl-C says that nothing is lost, and exits with 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        from adbench.console import say
+
+        say("Interrupted. Run the same command again: it goes on where it stopped.")
+        raise typer.Exit(130) from None
 
 
 @data.command(
@@ -65,7 +80,7 @@ def synth(
     from adbench.console import LiveProgress, say
     from adbench.datasets.phantom.layouts import synthesise
 
-    with LiveProgress(quiet) as progress:
+    with resumable(), LiveProgress(quiet) as progress:
         files = synthesise(layout, n, out, seed=seed, workers=cores(workers), progress=progress)
     if not quiet:
         size = sum(file.stat().st_size for file in files) / 1e6
@@ -134,8 +149,10 @@ def check(
     json_: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """List what is wrong with the files of a dataset, with file and value. Exit 0: nothing but information; 1: warnings;
-    2: errors."""
+    """List what is wrong with the files of a dataset, with file and value.
+
+    Exit code 0: nothing but information; 1: warnings; 2: errors.
+    """
     from adbench.console import LiveProgress, out, print_json, say
     from adbench.datasets.check import check as examine
     from adbench.datasets.findings import by_code
@@ -175,7 +192,7 @@ def unpack(
     from adbench.console import LiveProgress, say
     from adbench.datasets.unpack import unpack as extract
 
-    with LiveProgress(quiet) as progress:
+    with resumable(), LiveProgress(quiet) as progress:
         count, nested = extract(archive, out, progress)
     if not quiet:
         say(f"{count} files in {out}.")
