@@ -151,6 +151,7 @@ def connect(
 def _import(address: str) -> ModuleType:
     """Ray, imported with the environment that ``address`` needs (some of it is read on import only)."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_task_oom_retries", "2")  # Ray's own default is for ever
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address in ("local", "auto") or _loopback(_host_and_port(address)[0]):
         # Ray then takes 127.0.0.1 for what it is, instead of this machine's address in its network.

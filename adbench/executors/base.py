@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from adbench.errors import UserError
 from adbench.planning import Plan
 from adbench.results.record import Record
 
@@ -25,6 +26,10 @@ class Options:
     tensorboard: bool = False
 
 
+class Failed(Exception):
+    """A cell failed in another process; the text says how, ``failure.json`` has the traceback."""
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What became of one cell: a record, or the error that ended it.
@@ -39,6 +44,15 @@ class Outcome:
     error: Exception | None = None
     reused: bool = False
     seconds: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why there is no record, in one line; "" when there is one."""
+        if self.error is None:
+            return ""
+        said = str(self.error)
+        plain = isinstance(self.error, (UserError, Failed))
+        return said if plain else f"{type(self.error).__name__}: {said}"
 
     @property
     def record(self) -> Record | None:

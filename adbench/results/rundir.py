@@ -89,15 +89,22 @@ def fitted(folder: Path, key: str) -> dict[str, Any] | None:
     return content if content.get("fit_key") == key else None
 
 
-def write_failure(folder: Path, error: BaseException, phase: str) -> None:
-    """Record a failed attempt; it never counts as done."""
+def write_failure(folder: Path, error: BaseException, phase: str, trace: str = "") -> None:
+    """Record a failed attempt; it never counts as done.
+
+    Args:
+        folder: of the run.
+        error: what was raised.
+        phase: in which it was.
+        trace: its traceback, where it was raised in another process.
+    """
     write_json(
         folder / FAILURE,
         {
             "phase": phase,
             "error": type(error).__name__,
             "message": str(error),
-            "traceback": "".join(traceback.format_exception(error)),
+            "traceback": trace or "".join(traceback.format_exception(error)),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
