@@ -1,29 +1,177 @@
-"""``adbench leaderboard``."""
+"""``adbench leaderboard``: ranked tables, and results that anyone can verify."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Json, Out, app
+from adbench.cli.app import Json, app
 from adbench.errors import UserError
 
-board = typer.Typer(help="Ranked tables of records.", no_args_is_help=True)
+board = typer.Typer(help="Ranked tables of results that anyone can verify.", no_args_is_help=True)
 app.add_typer(board, name="leaderboard")
 
+BOARDS = Path("leaderboards")
+Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of leaderboards.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
-@board.command("show", epilog="Example:  adbench leaderboard show --out runs")
-def leaderboard_show(
-    out: Out = Path("runs"),
+
+@board.command(
+    "show",
+    epilog="Examples:\n\n  adbench leaderboard show --out runs\n\n  adbench leaderboard show leaderboards",
+)
+def show(
+    folder: Annotated[
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Leaderboards, or a folder of runs.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder of runs, when no FOLDER is named.")] = Path("runs"),
     json_: Json = False,
 ) -> None:
-    """Rank the records found below a folder, one table for each protocol, test set and modality."""
+    """Rank results, one table for each protocol, test set and modality.
+
+    Runs are listed one by one, by AUPRC. In a leaderboard the seeds of a method stand together, and methods that the
+    paired bootstrap does not tell apart share a rank.
+    """
+    where = folder or out
+    if any(where.glob("*/records/*.json")):
+        from adbench.leaderboard import board as published
+        from adbench.leaderboard.show import print_published
+
+        print_published(published.boards(published.read_all(where)), json_)
+        return
     from adbench.leaderboard.show import print_boards
     from adbench.leaderboard.table import boards
     from adbench.results.rundir import records
 
-    found = boards(record for _, record in records(out))
+    found = boards(record for _, record in records(where))
     if not found:
-        raise UserError(f"There is no record below {out}. `adbench run` writes them.")
+        raise UserError(f"There is no record below {where}. `adbench run` writes them.")
     print_boards(found, json_)
+
+
+@board.command("build", epilog="Example:  adbench leaderboard build leaderboards")
+def build(
+    root: Root = BOARDS,
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Write nothing; exit 1 when a table or the page is not what the records give."),
+    ] = False,
+) -> None:
+    """Make the tables of each protocol (Markdown, CSV, JSON, LaTeX) and one HTML page from */records/*.json."""
+    from adbench.console import say
+    from adbench.leaderboard import build as building
+
+    if not check:
+        for path in building.build(root):
+            say(f"  {path}")
+        return
+    wrong = building.stale(root)
+    for path in wrong:
+        say(f"{path} is not what the records give: run adbench leaderboard build {root}")
+    if wrong:
+        raise typer.Exit(1)
+    say("The tables and the page are what the records give.")
+
+
+@board.command(
+    "verify",
+    epilog="Examples:\n\n  adbench leaderboard verify leaderboards\n\n"
+    "  adbench leaderboard verify runs/phantom/phantom-flair/madad-tiny-seed0-1a2b3c4d5e",
+)
+def verify(
+    paths: Annotated[
+        list[Path] | None, typer.Argument(metavar="[PATH]...", help="Leaderboards, submissions or runs.")
+    ] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compute every number again from the stored counts, and check keys, hashes, protocol, subjects and splits.
+
+    Prints what differs, field by field; exit 1 when something does.
+    """
+    from adbench.console import err, print_json, say, table
+    from adbench.leaderboard import verify as verifying
+
+    with _progress(quiet or json_) as progress:
+        count, findings = verifying.verify(paths or [BOARDS], progress)
+    if json_:
+        print_json({"results": count, "findings": verifying.as_rows(findings)})
+    elif findings:
+        rows = [(f.file, f.field, *verifying.shown(f)) for f in findings]
+        columns = [("file", "left"), ("field", "left"), ("stored", "left"), ("recomputed", "left"), ("remark", "left")]
+        table("what differs", columns, rows)
+        err.print(f"{len({f.file for f in findings})} of {count} results do not verify.", style="bold red")
+    else:
+        say(f"{count} results verified: every number follows from the stored counts.")
+    if findings:
+        raise typer.Exit(1)
+
+
+@board.command(
+    "submit", epilog="Example:  adbench leaderboard submit runs/phantom/phantom-flair/madad-tiny-seed0-1a2b3c4d5e"
+)
+def submit(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the file, or its name (*.json).")] = Path(),
+) -> None:
+    """Pack a run into one file for a pull request: its record and the counts that all numbers follow from, no image."""
+    from adbench.console import say
+    from adbench.leaderboard import submit as submitting
+
+    path = submitting.submit(run, out)
+    say(f"{path} ({path.stat().st_size / 1024:.0f} kB). Next: adbench leaderboard merge {path}, and a pull request.")
+
+
+@board.command(
+    "merge",
+    epilog="Examples:\n\n  adbench leaderboard merge phantom-flair-madad-tiny-seed0-1a2b3c4d5e.json\n\n"
+    "  adbench leaderboard merge runs/phantom --into leaderboards      (every run below)",
+)
+def merge(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Submissions, runs, or folders of them.")],
+    into: Annotated[Path, typer.Option("--into", help="Folder of leaderboards.")] = BOARDS,
+    quiet: Quiet = False,
+) -> None:
+    """Take results into the leaderboards, if all of them verify; else nothing changes."""
+    from adbench.console import say
+    from adbench.leaderboard import submit as submitting
+
+    with _progress(quiet) as progress:
+        merged = submitting.merge(paths, into, progress)
+    for one in merged:
+        say(f"  {'added' if one.added else 'already there'}: {one.path}")
+    say(f"{sum(one.added for one in merged)} of {len(merged)} added. Next: adbench leaderboard build {into}")
+
+
+@board.command(
+    "diff",
+    epilog="Examples:\n\n  adbench leaderboard diff RUN_A RUN_B\n\n"
+    "  adbench leaderboard diff leaderboards ../other-checkout/leaderboards",
+)
+def diff(
+    a: Annotated[Path, typer.Argument(metavar="A", help="A submission, a run, or leaderboards.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same kind.")],
+    json_: Json = False,
+) -> None:
+    """What differs between two results (identity, numbers, paired difference), or between two leaderboards."""
+    from adbench.leaderboard import diff as comparing
+
+    comparing.print_diff(comparing.diff(a, b), json_)
+
+
+class _progress:
+    """Live progress as the plain function that the leaderboard takes."""
+
+    def __init__(self, quiet: bool) -> None:
+        from adbench.console import LiveProgress
+
+        self._live = LiveProgress(quiet)
+
+    def __enter__(self) -> Any:
+        live = self._live.__enter__()
+        return lambda done, total: live.update("verify", done, total)
+
+    def __exit__(self, *error: Any) -> None:
+        self._live.__exit__(*error)

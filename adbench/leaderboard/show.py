@@ -1,10 +1,11 @@
-"""Leaderboard tables on the terminal, or as JSON."""
+"""Leaderboard tables on the terminal, or as JSON: of runs as they lie on disk, or of published results with their ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
 from adbench.console import out, print_json, say, table
+from adbench.leaderboard.board import Board as Published
 from adbench.leaderboard.table import SHOWN, Board, cell, row
 from adbench.results.record import Record
 
@@ -86,3 +87,36 @@ def _columns(board: Board, wide: bool) -> tuple[list[tuple[str, str]], list[list
         ]
     rows = [[str(rank), *(text(record) for _, _, text in shown)] for rank, record in enumerate(board.records, 1)]
     return [("#", "right"), *((heading, justify) for heading, justify, _ in shown)], rows
+
+
+def print_published(found: Sequence[Published], as_json: bool) -> None:
+    """Print boards of published results.
+
+    Args:
+        found: from :func:`adbench.leaderboard.board.boards`.
+        as_json: one JSON document instead of tables.
+    """
+    from adbench.leaderboard import texts
+
+    if as_json:
+        print_json({"boards": [texts.board_json(board) for board in found]})
+        return
+    short = {"dice@best": "oracle", "lesion_recall@val": "recall", "fa_slice": "FA slices"}
+    wide = out.width >= 140 or not out.is_terminal
+    for board in found:
+        metrics = board.metrics if wide else board.metrics[:3]
+        columns = [("#", "right"), ("method", "left"), ("trained on", "left"), ("seeds", "right")]
+        columns += [(short.get(metric, texts.heading(metric)), "right") for metric in metrics]
+        columns += [("compute", "right"), ("s / volume", "right")] if wide else []
+        rows = []
+        for entry in board.entries:
+            cells = [texts.rank(entry), entry.label, entry.record.train.name, str(len(entry.seeds))]
+            cells += [texts.number(entry.estimates[metric], metric in texts.WITH_INTERVAL) for metric in metrics]
+            if wide:
+                cells += [f"{texts.duration(3600 * entry.hours)} {'GPU' if entry.gpu else 'CPU'}"]
+                cells += [f"{entry.volume_seconds:.3g}"]
+            rows.append(cells)
+        caption = texts.READING if board is found[-1] else ""
+        table(f"{board.protocol} v{board.version} · {texts.title(board)}", columns, rows, caption=caption)
+        if board.unranked:
+            say(f"Not ranked: {board.unranked}.")

@@ -1,0 +1,353 @@
+"""Published results as boards: one a test set, the seeds of a method together, ranked by the paired bootstrap."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adbench.errors import UserError
+from adbench.hashing import digest
+from adbench.leaderboard import submission as files
+from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.verify import RANKED_BY
+from adbench.metrics import bootstrap
+from adbench.metrics.compare import Difference, Samples, compare, over_seeds
+from adbench.metrics.evaluate import ORACLE, Estimate, estimate
+from adbench.results.record import Number, Record
+from adbench.results.rundir import safe
+
+HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
+STRATA_METRICS = (RANKED_BY, "dice@val")
+ALPHA = 0.05  # error rate of the ranks of one board
+
+
+@dataclass
+class Entry:
+    """One method with its parameters and its training data on one test set: a row.
+
+    Attributes:
+        key: hash of what its seeds share.
+        seeds: its results, by seed.
+        paths: where each lies, relative to the leaderboards.
+        estimates: metric -> mean over seeds with its interval over subjects and seeds.
+        rank: 1 is best; None when the ranking metric is undefined.
+        tied: whether others share the rank.
+        to_best: the paired difference between the board's best and this entry; None for the best.
+    """
+
+    key: str
+    seeds: list[Submission]
+    paths: list[str]
+    estimates: dict[str, Estimate] = field(default_factory=dict)
+    rank: int | None = None
+    tied: bool = False
+    to_best: Difference | None = None
+    label: str = ""
+
+    @property
+    def record(self) -> Record:
+        """The record of the first seed: all that its seeds share may be read there."""
+        return self.seeds[0].record
+
+    @property
+    def hours(self) -> float:
+        """Training and scoring, mean over seeds."""
+        spent = [r.timing["fit"] + r.timing.get("score", 0.0) for r in (s.record for s in self.seeds)]
+        return float(np.mean(spent)) / 3600
+
+    @property
+    def gpu(self) -> bool:
+        """Whether every seed ran on a GPU."""
+        return all(str(s.record.provenance.get("device", "")).startswith("cuda") for s in self.seeds)
+
+    @property
+    def volume_seconds(self) -> float:
+        """Scoring time of one test subject, mean over seeds."""
+        test = self.record.test
+        per_slice = float(np.mean([s.record.timing["score_per_slice"] for s in self.seeds]))
+        return per_slice * test.slices / test.subjects
+
+    def stratum(self, grouping: str, group: str, metric: str) -> Estimate | None:
+        """A metric within a stratum: mean over seeds; with several seeds, the interval spans those of all."""
+        found = [s.record.strata.get(grouping, {}).get(group, {}).get(metric) for s in self.seeds]
+        numbers = [number for number in found if number is not None and number.value is not None]
+        if not numbers or len(numbers) < len(self.seeds):
+            return None
+        lows, highs = [n.low for n in numbers if n.low is not None], [n.high for n in numbers if n.high is not None]
+        whole = len(lows) == len(highs) == len(numbers)
+        return Estimate(
+            float(np.mean([n.value for n in numbers if n.value is not None])),
+            min(lows) if whole else None,
+            max(highs) if whole else None,
+            numbers[0].n,
+            metric in ORACLE,
+        )
+
+
+@dataclass
+class Board:
+    """One test set: what stands in it can be compared.
+
+    Attributes:
+        protocol: name.
+        version: of the protocol.
+        dataset: that is tested on.
+        modality: of it.
+        test_digest: hash of the test slices.
+        entries: best first.
+        differences: every pair of ranked entries, by key, the better first.
+        unranked: why there are no ranks; empty when there are.
+    """
+
+    protocol: str
+    version: str
+    dataset: str
+    modality: str
+    test_digest: str
+    entries: list[Entry]
+    differences: list[Difference] = field(default_factory=list)
+    unranked: str = ""
+
+    @property
+    def record(self) -> Record:
+        """Any record: what is said about the test set is the same in all."""
+        return self.entries[0].record
+
+    @property
+    def id(self) -> str:
+        """A name that is valid in HTML and distinct among boards."""
+        parts = (self.protocol, self.dataset, self.modality)
+        return "-".join(safe(part).replace(".", "_") for part in parts) + f"-{self.test_digest[:6]}"
+
+    @cached_property
+    def metrics(self) -> list[str]:
+        """The columns that some entry has, the protocol's own metrics among them."""
+        names = [*HEADLINE, *(name for name in self.record.protocol.get("metrics", ()) if name not in HEADLINE)]
+        return [n for n in names if n == RANKED_BY or any(e.estimates[n].value is not None for e in self.entries)]
+
+    @cached_property
+    def groupings(self) -> dict[str, dict[str, int]]:
+        """Grouping -> group -> subjects, where there is more than one group."""
+        found = {
+            grouping: {group: _subjects(metrics) for group, metrics in groups.items()}
+            for grouping, groups in self.record.strata.items()
+        }
+        return {grouping: groups for grouping, groups in found.items() if len(groups) > 1}
+
+
+def read_all(root: Path) -> list[tuple[str, Submission]]:
+    """Every result below ``root``, with its path relative to it, in path order.
+
+    Types, digests and places are checked; numbers are not recomputed, which is what ``verify`` is for.
+
+    Raises:
+        UserError: no result; one that is not what it says; two with one key and different numbers.
+    """
+    from adbench.leaderboard.verify import across, facts_of, place
+
+    root = Path(root)
+    paths = sorted(root.glob("*/records/*.json"))
+    if not paths:
+        raise UserError(
+            f"There is no result at {root}/<protocol>/records: `adbench leaderboard merge` puts them there."
+        )
+    found = []
+    for path in paths:
+        submission = files.read(path)
+        if submission.raw["digest"] != files.own_digest(submission.raw):
+            raise UserError(f"{path}: digest: it is not that of the content; `adbench leaderboard verify` says more.")
+        for finding in place(path, submission.record):
+            raise UserError(f"{path}: {finding.sentence}.")
+        found.append((path.relative_to(root).as_posix(), submission))
+    for finding in across([facts_of(submission) for _, submission in found]):
+        raise UserError(f"{finding.file}: {finding.sentence}.")
+    return found
+
+
+def boards(results: Iterable[tuple[str, Submission]]) -> list[Board]:
+    """Results in boards, ranked.
+
+    Args:
+        results: from :func:`read_all`.
+    """
+    groups: dict[tuple[str, ...], dict[str, Entry]] = {}
+    for path, submission in results:
+        record = submission.record
+        place = (
+            str(record.protocol["name"]),
+            str(record.protocol["version"]),
+            record.test.name,
+            record.test.modality,
+            record.test.digest,
+        )
+        shared = {key: value for key, value in record.identity.items() if key != "seed"}
+        key = digest(shared)[:12]
+        entry = groups.setdefault(place, {}).setdefault(key, Entry(key, [], []))
+        entry.seeds.append(submission)
+        entry.paths.append(path)
+    made = []
+    for (protocol, version, dataset, modality, test_digest), entries in sorted(groups.items()):
+        board = Board(protocol, version, dataset, modality, test_digest, list(entries.values()))
+        try:
+            _fill(board)
+        except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
+            raise UserError(
+                f"The results of {protocol} on {dataset} {modality} contradict themselves ({error!r}): "
+                "`adbench leaderboard verify` says which, and where."
+            ) from None
+        made.append(board)
+    return made
+
+
+def _fill(board: Board) -> None:
+    extra = tuple(board.record.protocol.get("metrics", ()))
+    samples = {}
+    for entry in board.entries:
+        order = sorted(range(len(entry.seeds)), key=lambda i: (entry.seeds[i].record.seed, entry.paths[i]))
+        entry.seeds, entry.paths = [entry.seeds[i] for i in order], [entry.paths[i] for i in order]
+        draws = _draws(entry)
+        for metric in (*HEADLINE, *extra):
+            entry.estimates[metric] = _estimate(entry, metric, draws.get(metric))
+        if RANKED_BY in draws:
+            value = entry.estimates[RANKED_BY].value
+            assert value is not None
+            n = entry.estimates[RANKED_BY].n
+            who = cohort(entry.record)
+            samples[entry.key] = Samples(
+                who, 0, len(entry.seeds), {RANKED_BY: value}, {RANKED_BY: draws[RANKED_BY]}, {RANKED_BY: n}
+            )
+    _rank(board, samples)
+    _label(board)
+
+
+def _rank(board: Board, samples: Mapping[str, Samples]) -> None:
+    ranks: Mapping[str, int] = dict.fromkeys(samples, 1)
+    if not samples:
+        board.unranked = board.entries[0].estimates[RANKED_BY].reason or f"{RANKED_BY} is undefined"
+    elif len(samples) > 1:
+        try:
+            table = compare(samples, RANKED_BY, level=1 - ALPHA)
+            ranks, board.differences = table.ranks, table.differences
+        except UserError as error:
+            ranks, board.unranked = {}, str(error)
+    taken = list(ranks.values())
+
+    def order(entry: Entry) -> tuple[Any, ...]:
+        value = entry.estimates[RANKED_BY].value
+        return entry.rank is None, entry.rank, -(value or 0.0), entry.record.method.name, entry.key
+
+    for entry in board.entries:
+        entry.rank = ranks.get(entry.key)
+        entry.tied = taken.count(entry.rank) > 1 if entry.rank is not None else False
+    board.entries.sort(key=order)
+    best = board.entries[0].key
+    against = {d.b: d for d in board.differences if d.a == best}
+    for entry in board.entries:
+        entry.to_best = against.get(entry.key)
+
+
+def _label(board: Board) -> None:
+    """Names of the rows; where the method, preset and training data do not tell them apart, their key does."""
+    names = [f"{e.record.method.name} [{e.record.method.preset}]" for e in board.entries]
+    full = [(name, e.record.train.name) for name, e in zip(names, board.entries, strict=True)]
+    for name, which, entry in zip(names, full, board.entries, strict=True):
+        entry.label = name if full.count(which) == 1 else f"{name} {entry.key[:6]}"
+
+
+def _estimate(entry: Entry, metric: str, draws: np.ndarray | None) -> Estimate:
+    numbers = [s.record.metrics.get(metric) for s in entry.seeds]
+    if len(numbers) == 1 and numbers[0] is not None:
+        return _as_estimate(numbers[0])
+    defined = [number for number in numbers if number is not None and number.value is not None]
+    oracle = metric in ORACLE
+    if len(defined) < len(numbers):
+        reason = next((n.reason for n in numbers if n is not None and n.reason), "not measured")
+        return Estimate(None, None, None, 0, oracle, reason)
+    value = float(np.mean([number.value for number in defined if number.value is not None]))
+    if draws is None:
+        return Estimate(value, None, None, defined[0].n, oracle, "no interval over seeds")
+    return estimate(value, draws, defined[0].n, float(entry.record.protocol["level"]), oracle)
+
+
+def _as_estimate(number: Number) -> Estimate:
+    return Estimate(number.value, number.low, number.high, number.n, number.oracle, number.reason)
+
+
+def _draws(entry: Entry) -> dict[str, np.ndarray]:
+    """Metric -> (R,) replicates, seeds mixed, of the metrics whose replicates are stored or cheap."""
+    found: dict[str, np.ndarray] = {}
+    own = [submission.draws for submission in entry.seeds]
+    ranked = [draws for draws in own if draws is not None]
+    if len(ranked) == len(own):
+        found[RANKED_BY] = over_seeds(ranked)
+    if len(entry.seeds) == 1:
+        return found  # its record has the other intervals
+    record = entry.record
+    weights = _weights(record.test.subjects, int(record.protocol["replicates"]))
+    parts = [linear(submission) for submission in entry.seeds]
+    for metric in parts[0]:
+        found[metric] = over_seeds([bootstrap.ratio(*part[metric], weights) for part in parts])
+    return found
+
+
+def linear(submission: Submission) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric -> (n,) numerator and (n,) denominator of each subject, of the shown metrics that are such ratios."""
+    rows, counted = submission.record.subjects, submission.spatial.rows
+    dice = [row["dice@val"] for row in rows]
+    found = {
+        "dice@val": (
+            np.array([value or 0.0 for value in dice], float),
+            np.array([value is not None for value in dice], float),
+        )
+    }
+    val = submission.record.thresholds.get("val")
+    if val is not None:
+        recall = [sum(score >= np.float32(val) for score in row.lesion_scores) for row in counted]
+        lesions = [len(row.lesion_sizes) for row in counted]
+        found["lesion_recall@val"] = (np.array(recall, float), np.array(lesions, float))
+        alarms = [row.alarms or 0 for row in counted]
+        free = [row.slice_lesion.count(False) for row in counted]
+        found["fa_slice"] = (np.array(alarms, float), np.array(free, float))
+    return found
+
+
+@cache
+def _weights(n: int, replicates: int) -> np.ndarray:
+    return bootstrap.weights(n, replicates, 0)
+
+
+def cohort(record: Record) -> tuple[tuple[str, int, int], ...]:
+    """(subject, lesion voxels, background voxels) of each test subject: what must agree to compare on resamples."""
+    return tuple(
+        (row["subject"], row["lesion_voxels"], row["brain_voxels"] - row["lesion_voxels"]) for row in record.subjects
+    )
+
+
+def _subjects(metrics: Mapping[str, Number]) -> int:
+    return max((number.n for number in metrics.values()), default=0)
+
+
+def by_modality(found: Sequence[Board]) -> list[dict[str, Any]]:
+    """Where a dataset is tested in several modalities: the same methods beside each other.
+
+    Returns:
+        One table a protocol and dataset: its boards, and rows of (label, training data, {board id: entry}).
+    """
+    tables = []
+    groups: dict[tuple[str, str], list[Board]] = {}
+    for board in found:
+        groups.setdefault((board.protocol, board.dataset), []).append(board)
+    for (protocol, dataset), group in groups.items():
+        if len({board.modality for board in group}) < 2:
+            continue
+        rows: dict[tuple[str, str], dict[str, Entry]] = {}
+        for board in group:
+            for entry in board.entries:
+                rows.setdefault((entry.label, entry.record.train.name), {})[board.id] = entry
+        tables.append({"protocol": protocol, "dataset": dataset, "boards": group, "rows": rows})
+    return tables

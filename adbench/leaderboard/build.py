@@ -1,0 +1,68 @@
+"""Leaderboards from records: tables of each protocol, and one page of all. Never edited by hand; the same records give
+the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from adbench.errors import UserError
+from adbench.files import write_text
+from adbench.leaderboard import texts
+from adbench.leaderboard.board import Board, boards, read_all
+from adbench.leaderboard.render import page
+from adbench.leaderboard.reported import FILE, read_reported
+
+PAGE = "index.html"
+
+
+def make(root: Path) -> dict[str, str]:
+    """The generated files of the leaderboards below ``root``: path relative to it -> text.
+
+    Raises:
+        UserError: no result, a damaged one, or one that ``verify`` would refuse at first sight.
+    """
+    root = Path(root)
+    found = boards(read_all(root))
+    made = {PAGE: page(found, read_reported(root / FILE))}
+    groups: dict[str, list[Board]] = {}
+    for board in found:
+        folder = board.entries[0].paths[0].partition("/")[0]
+        groups.setdefault(folder, []).append(board)
+    for folder, own in groups.items():
+        protocol = own[0].protocol
+        made[f"{folder}/index.md"] = texts.markdown(protocol, own)
+        made[f"{folder}/table.csv"] = texts.table_csv(own)
+        made[f"{folder}/table.json"] = texts.table_json(protocol, own)
+        made[f"{folder}/table.tex"] = texts.latex(own)
+    return made
+
+
+def build(root: Path) -> list[Path]:
+    """Write the generated files below ``root``; see :func:`make`."""
+    made = make(root)
+    for name, text in made.items():
+        write_text(Path(root) / name, text)
+    return [Path(root) / name for name in made]
+
+
+def stale(root: Path, made: Mapping[str, str] | None = None) -> list[Path]:
+    """Generated files that are missing, or are not what the records give now.
+
+    Args:
+        root: folder of leaderboards.
+        made: of :func:`make`; None makes them.
+    """
+    made = make(root) if made is None else made
+    wrong = []
+    for name, text in made.items():
+        path = Path(root) / name
+        try:
+            same = path.read_bytes() == text.encode()
+        except FileNotFoundError:
+            same = False
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}).") from None
+        if not same:
+            wrong.append(path)
+    return wrong

@@ -1,0 +1,166 @@
+"""A run as one file, and such files into a leaderboard: only what verifies gets in."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adbench.errors import UserError
+from adbench.files import write_text
+from adbench.leaderboard import submission as files
+from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.verify import (
+    NUMBERS,
+    RANKED_BY,
+    SPATIAL,
+    Examined,
+    Finding,
+    Findings,
+    across,
+    examine,
+    examine_all,
+    facts_of,
+    numbers,
+    ranking_draws,
+    targets,
+)
+from adbench.metrics.histogram import SubjectHistograms
+from adbench.results import record as records
+from adbench.results.record import Record
+from adbench.results.rundir import SPLITS, safe
+
+
+def pack(run: Path) -> Submission:
+    """The run in a folder as a submission.
+
+    Raises:
+        UserError: no such run, a file that differs from its hash in the record, or a run too old to say its subjects.
+    """
+    from adbench.evaluation import checked_file
+
+    run = Path(run)
+    record = records.read(run)
+    if SPLITS not in record.files:
+        raise UserError(f"{run} was made before runs kept their lists of subjects: run it again with --force.")
+    checked = {name: checked_file(run, record, name) for name in ("histograms.npz", SPATIAL, SPLITS)}
+    test = SubjectHistograms.from_npz(checked["histograms.npz"])
+    validation = None
+    if "val_histograms.npz" in record.files:
+        validation = SubjectHistograms.from_npz(checked_file(run, record, "val_histograms.npz"))
+    draws = ranking_draws(test, record, record)
+    raw = files.compose(
+        json.loads((run / records.RECORD).read_text(encoding="utf-8")),
+        json.loads(checked[SPLITS].read_text(encoding="utf-8")),
+        test,
+        validation,
+        checked[SPATIAL].read_bytes(),
+        None if draws is None else (RANKED_BY, draws),
+    )
+    return files.parse(json.dumps(raw).encode(), run)
+
+
+def submit(run: Path, out: Path) -> Path:
+    """Pack the run in a folder into one file for a pull request.
+
+    Args:
+        run: its folder.
+        out: a folder for the file, or its name (``*.json``).
+
+    Raises:
+        UserError: see :func:`pack`; or the run does not verify.
+    """
+    examined = examine(run)
+    _refuse([examined], examined.findings)
+    path = out if out.suffix == ".json" else out / examined.name
+    write_text(path, examined.text)
+    return path
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of one result.
+
+    Attributes:
+        path: where it lies in the leaderboards.
+        added: False when the very run was there already.
+    """
+
+    path: Path
+    added: bool
+
+
+def merge(paths: Sequence[Path], root: Path, progress: Callable[[int, int], None] | None = None) -> list[Merged]:
+    """Take results into the leaderboards below ``root``: all of them, or none when one does not verify.
+
+    Args:
+        paths: submissions, runs, or folders of either.
+        root: folder of leaderboards.
+        progress: called with how many are verified, and of how many.
+
+    Raises:
+        UserError: something does not verify, or contradicts a result that is there.
+    """
+    examined = examine_all([target for path in paths for target in targets(path)], progress)
+    _refuse(examined, [finding for one in examined for finding in one.findings])
+    merged: list[Merged] = []
+    written: list[tuple[Path, str]] = []
+    new: dict[str, Examined] = {}
+    for one in examined:
+        assert one.facts is not None
+        twin = new.setdefault(one.facts.run_key, one)
+        if twin is not one:
+            assert twin.facts is not None
+            if twin.facts.numbers != one.facts.numbers:
+                raise UserError(
+                    f"{one.path} and {twin.path} have one run_key and different numbers: nothing was merged."
+                )
+    by_folder: dict[Path, list[str]] = {}
+    for key, one in new.items():
+        record = files.parse(one.text.encode(), one.path).record
+        by_folder.setdefault(root / safe(record.protocol["name"]) / "records", []).append(key)
+    for folder, keys in by_folder.items():
+        there = {path: files.read(path) for path in sorted(folder.glob("*.json"))}
+        known = {submission.record.run_key: path for path, submission in there.items()}
+        facts = []
+        for key in keys:
+            one = new[key]
+            assert one.facts is not None
+            if key not in known:
+                facts.append(one.facts)
+                written.append((folder / one.name, one.text))
+                merged.append(Merged(folder / one.name, True))
+                continue
+            old = there[known[key]].record
+            if numbers(old) != one.facts.numbers:
+                raise UserError(
+                    f"{one.path} has the run_key of {known[key]} and different numbers ({_difference(old, one)}): "
+                    "nothing was merged."
+                )
+            merged.append(Merged(known[key], False))
+        _refuse(examined, across([*(facts_of(submission) for submission in there.values()), *facts]))
+    for path, text in written:
+        write_text(path, text)
+    return merged
+
+
+def _difference(old: Record, one: Examined) -> str:
+    """The first number in which two results of one run differ."""
+    new = files.parse(one.text.encode(), one.path).record
+    found = Findings(str(one.path))
+    for name in NUMBERS:
+        found.same(name, new.model_dump(mode="json")[name], old.model_dump(mode="json")[name])
+    first = found.list[0]
+    return f"{first.field}: {first.stored} and {first.expected}"
+
+
+def _refuse(examined: Sequence[Examined], findings: Sequence[Finding], shown: int = 5) -> None:
+    if not findings:
+        return
+    wrong = len({finding.file for finding in findings})
+    lines = [f"{finding.file}: {finding.sentence}" for finding in findings[:shown]]
+    more = f"\n  and {len(findings) - shown} more" if len(findings) > shown else ""
+    raise UserError(
+        f"{wrong} of {len(examined)} results do not verify, and nothing was written:\n  " + "\n  ".join(lines) + more
+    )
