@@ -176,7 +176,7 @@ class _Head:
         other = self.companion
         assert other is not None
         inside = other.brain()
-        what = ["rigid", RECIPE_VERSION, itk.tool_version(), itk.SETTINGS, other.fingerprint, self.fingerprint]
+        what = ["rigid", RECIPE_VERSION, itk.tool_version(), itk.LEVELS, other.fingerprint, self.fingerprint]
         found = products.kept(
             self.folder,
             what,
@@ -206,7 +206,7 @@ class _Head:
             around = template.mask(template.BRAIN_MARGIN)
             moving = moving * inside
             start[:3, 3] = _centre(moving, self.affine) - _centre(template.brain(), template.AFFINE)
-        what = [kind, RECIPE_VERSION, itk.tool_version(), itk.SETTINGS, products.fingerprint(around), self.fingerprint]
+        what = [kind, RECIPE_VERSION, itk.tool_version(), itk.LEVELS, products.fingerprint(around), self.fingerprint]
         what.append("head" if inside is None else products.fingerprint(inside))
         found = products.kept(
             self.folder,

@@ -1,0 +1,170 @@
+"""Speed and memory of data preparation, on synthetic BraTS'21 files: ``python benchmarks/prepare.py [--cases 1000] [--all]``.
+
+Budgets: headers of 1,000 cases checked in 20 s; a BraTS case with its four sequences prepared in 3 s of one core with
+less than 1.5 GB; more than 2,000 slices a second read from a store in random order from a cold cache. ``--all`` also times
+the slow steps of a head with skull: brain extraction, N4, affine registration (needs the extra ``prepare``).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+SEQUENCES = ("FLAIR", "T1", "T1CE", "T2")
+HEADERS_S, CASE_S, WORKER_GB, SLICES_PER_S = 20.0, 3.0, 1.5, 2000.0
+
+
+def cpu() -> float:
+    """CPU seconds of this process: what another job on the machine does not change."""
+    return time.process_time()
+
+
+def peak_gb() -> float:
+    """Largest memory of this process so far."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
+
+
+def many_cases(source: Path, count: int, folder: Path) -> Path:
+    """``count`` cases that are links to the first one, in the layout of the real dataset."""
+    first = sorted(path for path in source.rglob("BraTS2021_*") if path.is_dir())[0]
+    for number in range(count):
+        name = f"BraTS2021_{number:05d}"
+        (folder / name).mkdir(parents=True)
+        for file in first.iterdir():
+            (folder / name / file.name.replace(first.name, name)).symlink_to(file.resolve())
+    return folder
+
+
+def inflate(file: Path) -> tuple[float, float]:
+    """CPU seconds that nibabel and adbench take to decode one volume; both must give the same voxels."""
+    import nibabel
+
+    from adbench.datasets import nifti
+
+    times = []
+    results = []
+    for read in (lambda: np.asarray(nibabel.load(file).dataobj), lambda: nifti.read(file).data):  # type: ignore[attr-defined]
+        read()
+        start = cpu()
+        for _ in range(5):
+            results.append(read())
+        times.append((cpu() - start) / 5)
+    assert np.array_equal(results[0], results[-1])
+    return times[0], times[1]
+
+
+def cold(folder: Path) -> None:
+    """Drop a folder's files from the page cache."""
+    for path in folder.iterdir():
+        descriptor = os.open(path, os.O_RDONLY)
+        os.fsync(descriptor)
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
+
+
+def slow_steps() -> dict[str, float]:
+    """CPU seconds of each step that a head with skull needs, on the template's brain inside a synthetic skull."""
+    from adbench.datasets.recipe import brains, itk, template
+
+    rng = np.random.default_rng(0)
+    brain = template.brain().astype(np.float32)
+    skull = template.mask(14.0) & ~template.mask(8.0)
+    head = brain + rng.normal(8, 2, brain.shape).clip(0) + 90 * skull
+    mask, found = template.mask(0.0), {}
+    if brains.BUILTIN["deepbet"].installed:
+        brains.extract("deepbet", head, template.AFFINE, "T1", "the template")  # loads the network
+        start = cpu()
+        brains.extract("deepbet", head, template.AFFINE, "T1", "the template")
+        found["brain extraction, deepbet"] = cpu() - start
+    start = cpu()
+    itk.bias_field(head, template.AFFINE, mask)
+    found["N4"] = cpu() - start
+    offset = np.eye(4)
+    offset[:3, 3] = 8, -6, 10
+    start = cpu()
+    itk.register(brain, template.AFFINE, template.mask(template.BRAIN_MARGIN), head * mask, template.AFFINE, offset, "affine")  # fmt: skip
+    found["affine registration"] = cpu() - start
+    return found
+
+
+def main() -> int:
+    from adbench.datasets import work
+    from adbench.datasets.brats import BraTS21
+    from adbench.datasets.check import check
+    from adbench.datasets.phantom.layouts import synthesise
+    from adbench.datasets.store import prepare
+
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=1000, help="cases whose headers are checked")
+    parser.add_argument("--all", action="store_true", help="also the steps of a head with skull")
+    parser.add_argument("--data", type=Path, help="a BraTS'21 folder to use instead of a synthetic one")
+    arguments = parser.parse_args()
+    failed = []
+
+    def report(what: str, value: float, unit: str, budget: float | None = None, more_is_better: bool = False) -> None:
+        missed = budget is not None and (value < budget if more_is_better else value > budget)
+        failed.extend([what] * missed)
+        limit = "" if budget is None else f"  (budget {'>' if more_is_better else '<'} {budget:g}{', MISSED' * missed})"
+        print(f"{what:<58}{value:10.2f} {unit}{limit}", flush=True)
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        if arguments.data is None:
+            synthesise("brats21", 2, folder / "data", seed=0, workers=1)
+        data = arguments.data or folder / "data"
+        dataset = BraTS21(BraTS21.Params(), data)  # type: ignore[arg-type]
+        case = dataset.discover("FLAIR")[0]
+        flair = next(file for file in case.files if "flair" in file.name.lower())
+
+        many = BraTS21(BraTS21.Params(), many_cases(data, arguments.cases, folder / "many"))  # type: ignore[arg-type]
+        start, wall = cpu(), time.perf_counter()
+        check(many, workers=1)
+        report(
+            f"headers of {arguments.cases} cases checked, one core",
+            cpu() - start,
+            "s",
+            HEADERS_S * arguments.cases / 1000,
+        )
+        report("  wall-clock time", time.perf_counter() - wall, "s")
+        shutil.rmtree(folder / "many")
+
+        slow, fast = inflate(flair)
+        report("one volume decoded by nibabel", slow, "s")
+        report("one volume decoded by adbench", fast, "s")
+        content = gzip.decompress(flair.read_bytes())
+        report("  ratio", slow / fast, f"x ({len(content) / 1e6:.0f} MB)")
+
+        task = work.Task(tuple((modality, case, folder / "parts") for modality in SEQUENCES))
+        work.run(dataset, work.Task(task.wanted[:1]), spill=False)  # imports
+        start = cpu()
+        work.run(dataset, task, spill=True)
+        report("one case, four sequences, prepared and written", cpu() - start, "s of one core", CASE_S)
+        report("  peak memory", peak_gb(), "GB", WORKER_GB)
+
+        store = prepare(dataset, "FLAIR", folder / "cache", workers=1)
+        report("store of one slice", (store.folder / "images.npy").stat().st_size * 2 / len(store) / 1e3, "kB")
+        order = np.random.default_rng(0).permutation(len(store))
+        cold(store.folder)
+        start = time.perf_counter()
+        for row in order:
+            np.array(store.images[row])
+        report("slices read in random order, cold cache", len(order) / (time.perf_counter() - start), "slices/s", SLICES_PER_S, True)  # fmt: skip
+
+    if arguments.all:
+        for step, seconds in slow_steps().items():
+            report(f"head with skull: {step}", seconds, "s of one core")
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
