@@ -59,6 +59,8 @@ def prepare_all(
         UserError: as in :func:`adbench.datasets.store.prepare`.
     """
     progress, cache = progress or Progress(), Path(cache)
+    if cache.exists() and not cache.is_dir():
+        raise UserError(f"The cache {cache} is a file, expected a folder: give another with --cache.")
     dataset.products = cache / PRODUCTS
     stores: dict[str, SliceStore] = {}
     builds: list[Building] = []
