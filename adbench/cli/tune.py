@@ -72,9 +72,7 @@ def tune(
     config: Annotated[Path | None, typer.Option(help="YAML file as for adbench run; flags win over it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of runs, fits and searches; default: runs.")] = None,
     cache: Annotated[Path | None, typer.Option(help="Folder of prepared slice stores.")] = None,
-    cpus_per_run: Annotated[
-        float | None, typer.Option(min=0.01, help="CPU cores of a trial; default: what the method asks for.")
-    ] = None,
+    cpus_per_run: Annotated[str, typer.Option(help="CPU cores of a trial: auto, or a number.")] = "auto",
     gpus_per_run: Annotated[str, typer.Option(help="Share of a GPU of a trial: auto, 0.25, 1.")] = "auto",
     max_concurrent: Annotated[
         int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")
@@ -91,6 +89,7 @@ def tune(
     """
     from adbench import config as configs
     from adbench.console import LiveProgress, print_json, say
+    from adbench.executors.packing import parse
     from adbench.tune.report import summary
     from adbench.tune.search import search, seconds
     from adbench.tune.task import Options
@@ -109,7 +108,7 @@ def tune(
         "out": str(out) if out else None,
         "cache": str(cache) if cache else None,
     }
-    settings = configs.load(config, flags, set_ or [])
+    settings: configs.RunConfig = configs.load(config, flags, set_ or [])
     options = Options(
         objective=objective,
         trials=trials,
@@ -120,8 +119,8 @@ def tune(
         seed=search_seed,
         slices=val_slices,
         halving=stop_early,
-        cpus=cpus_per_run,
-        gpus=gpus_per_run,
+        cpus=parse(cpus_per_run, "--cpus-per-run"),
+        gpus=parse(gpus_per_run, "--gpus-per-run"),
         max_concurrent=max_concurrent,
         address=address,
     )

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.context import Progress
+from adbench.executors.packing import Share
 from adbench.results import rundir
 from adbench.tune.halving import falls_short
 from adbench.tune.table import FULL, Table, Trial, defaults, propose
@@ -27,11 +28,11 @@ class Course:
         task: Task,
         table: Table,
         trials: int,
-        held: tuple[float, float],
+        portion: Share,
         progress: Progress,
         say: Callable[[str], None],
     ) -> None:
-        self.folder, self.task, self.table, self.wanted, self.held = folder, task, table, trials, held
+        self.folder, self.task, self.table, self.wanted, self.portion = folder, task, table, trials, portion
         self.progress, self.say = progress, say
 
     def next(self) -> Trial | None:
@@ -54,7 +55,7 @@ class Course:
             )
             trial = Trial(number, params)
             table.trials.append(trial)
-        trial.state, (trial.cpus, trial.gpus) = "running", self.held
+        trial.state, trial.cpus, trial.gpus = "running", self.portion.cpus, self.portion.gpus
         table.save()
         return trial
 

@@ -7,18 +7,20 @@ twice would overwrite the state of the first search, and reading that state back
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from adbench import registry
-from adbench.cluster import Cluster, connect
+from adbench.cluster import Cluster, Node, connect
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.methods.base import Resources
+from adbench.executors.packing import Share, share
+from adbench.nodes.job import mark
+from adbench.nodes.work import gpu_memory_gb, look
 from adbench.params import build
 from adbench.tune.course import Course
 from adbench.tune.table import Table
@@ -36,42 +38,31 @@ def _environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _held(wants: Resources, device: str, options: Options, cluster: Cluster) -> tuple[float, float]:
-    """CPU cores and share of a GPU that one trial holds.
+def _survey(cluster: Cluster, folder: Path) -> float:
+    """Memory of the smallest GPU in GiB, 0 without one.
 
     Raises:
-        UserError: no node has that much, or the share is no number.
+        UserError: a node that does not see ``folder`` or may not write there.
     """
-    cpus = options.cpus or min(wants.cpus, max(node.cpus for node in cluster.nodes))
-    gpus = 0.0 if device == "cpu" else _gpu_share(options.gpus, wants.gpu_memory_gb)
-    cluster.require(cpus, gpus)
-    return cpus, gpus
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    def ask(node: Node, question: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> Any:
+        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+        remote: Any = ray.remote(question)
+        return remote.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=there).remote(*arguments)
+
+    sign = mark(folder)
+    problems = ray.get([ask(node, look, str(folder), sign) for node in cluster.nodes])
+    if any(problems):
+        raise UserError(next(filter(None, problems)))
+    return min(ray.get([ask(node, gpu_memory_gb, gpus=0.001) for node in cluster.nodes if node.gpus]), default=0.0)
 
 
-def _gpu_share(text: str, memory_gb: float) -> float:
-    """The share that ``text`` asks for; "auto": what ``memory_gb`` is of the memory of this machine's GPU, in twentieths."""
-    if text != "auto":
-        try:
-            share = float(text)
-        except ValueError:
-            share = -1.0
-        if not (0 < share <= 1 or (share > 1 and share == int(share))):
-            raise UserError(f"--gpus-per-run {text!r} is neither auto, a share such as 0.25, nor a whole number.")
-        return share
-    import torch
-
-    if not torch.cuda.is_available():
-        return 1.0  # the GPUs are elsewhere: whole ones are safe
-    whole = torch.cuda.get_device_properties(0).total_memory / 2**30
-    return min(1.0, math.ceil(20 * max(memory_gb, 0.5) / whole) / 20)
-
-
-def _slots(held: tuple[float, float], cluster: Cluster) -> int:
+def _slots(portion: Share, cluster: Cluster) -> int:
     """How many trials fit at a time."""
-    fit = 0
-    for node in cluster.nodes:
-        fit += int(min(have / share for have, share in zip((node.cpus, node.gpus), held, strict=True) if share))
-    return max(1, fit)
+    pairs = [((node.cpus, portion.cpus), (node.gpus, portion.gpus)) for node in cluster.nodes]
+    return max(1, sum(int(min(have / share for have, share in pair if share)) for pair in pairs))
 
 
 def drive(
@@ -85,7 +76,8 @@ def drive(
     """Run what is left of the search.
 
     Raises:
-        UserError: no Ray, an address that does not answer, more than a node has, nothing but failures.
+        UserError: no Ray, an address that does not answer, more than a node has, a folder
+            that a node cannot write to, nothing but failures.
     """
     _environment()
     cls = registry.load("methods", task.cell.method)
@@ -98,16 +90,25 @@ def drive(
         from adbench.tune.worker import trial as work
 
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
-        held = _held(wants, task.cell.device, options, cluster)
-        course = Course(folder, task, table, options.trials, held, progress, say)
-        slots = _slots(held, cluster)
+        memory = _survey(cluster, folder)
+        portion = share(
+            wants,
+            task.cell.device,
+            gpu_memory_gb=memory,
+            most_cpus=max(node.cpus for node in cluster.nodes),
+            cpus=options.cpus,
+            gpus=options.gpus,
+        )
+        cluster.require(portion.cpus, portion.gpus)
+        course = Course(folder, task, table, options.trials, portion, progress, say)
+        slots = _slots(portion, cluster)
         session = f"session-{uuid4().hex[:8]}"
         tuner = Tuner(
-            tune.with_resources(work, {"cpu": held[0], "gpu": held[1]}),
+            tune.with_resources(work, {"cpu": portion.cpus, "gpu": portion.gpus}),
             tune_config=TuneConfig(
                 metric="value",
                 mode=task.mode,
-                search_alg=Proposals(course),
+                search_alg=Proposals(course, portion.threads, portion.memory_fraction(memory)),
                 scheduler=Stops(course),
                 num_samples=course.left,
                 max_concurrent_trials=min(options.max_concurrent or slots, slots),
@@ -115,7 +116,12 @@ def drive(
                 trial_name_creator=lambda trial: f"trial-{trial.config['number']}",
                 trial_dirname_creator=lambda trial: f"trial-{trial.config['number']}-{trial.trial_id}",
             ),
-            run_config=tune.RunConfig(name=session, storage_path=str(folder / "ray"), verbose=0),
+            run_config=tune.RunConfig(
+                name=session,
+                storage_path=str(folder / "ray"),
+                verbose=0,
+                failure_config=tune.FailureConfig(max_failures=1),  # a worker that dies gets a second one, and goes on
+            ),
         )
         try:
             tuner.fit()

@@ -84,6 +84,8 @@ def search(
     progress = progress or Progress()
     if options.trials < 1:
         raise UserError("--trials must be at least 1.")
+    if options.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", options.name):
+        raise UserError(f"--name {options.name!r} names a folder: letters, digits, '.', '_' and '-' only.")
     task, data = _define(config, options, progress)
     folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
     _begin(folder, task, options)
@@ -96,7 +98,10 @@ def search(
 
                 drive(folder, task, table, options, progress, say)
         finally:
-            result = _conclude(folder, task, table, config, data)
+            if table.trials:
+                result = _conclude(folder, task, table, config, data)
+            else:  # Ray could not be reached: nothing has begun
+                shutil.rmtree(folder, ignore_errors=True)
     return result
 
 

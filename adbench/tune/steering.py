@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 class Proposals(Searcher):
     """Gives Ray the next trial. What it proposes follows from the table, so there is no state of its own to save."""
 
-    def __init__(self, course: Course) -> None:
+    def __init__(self, course: Course, threads: int, memory: float | None) -> None:
         super().__init__(metric="value", mode=course.task.mode)
-        self._course = course
+        self._course, self._share = course, {"threads": threads, "memory": memory}
         self._number: dict[str, int] = {}  # of Ray's trials
 
     def suggest(self, trial_id: str) -> dict[str, Any] | None:
@@ -29,8 +29,7 @@ class Proposals(Searcher):
             "number": trial.number,
             "params": trial.params,
             "reported": list(trial.reports),
-            "cpus": trial.cpus,
-            "gpus": trial.gpus,
+            **self._share,
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -35,7 +35,7 @@ class Options:
         slices: validation slices that the objective looks at, at most, evenly spread.
         halving: stop trials early.
         cpus: cores of a trial; None: what the method asks for.
-        gpus: share of a GPU of a trial, "auto": from the memory that the method asks for.
+        gpus: share of a GPU of a trial; None: by the memory that the method asks for.
         max_concurrent: trials at a time; None: as many as fit.
         address: of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
     """
@@ -50,7 +50,7 @@ class Options:
     slices: int = 512
     halving: bool = True
     cpus: float | None = None
-    gpus: str = "auto"
+    gpus: float | None = None
     max_concurrent: int | None = None
     address: str | None = None
 

@@ -36,7 +36,7 @@ def trial(config: dict[str, Any]) -> None:
     """What Ray calls. ``config`` holds a path, a number and the parameters, nothing large."""
     from ray import tune
 
-    _settle(config["cpus"], config["gpus"])
+    _settle(config["threads"], config["memory"])
     run(Path(config["folder"]), config["number"], config["params"], config["reported"], tune.report)
 
 
@@ -48,7 +48,7 @@ def run(folder: Path, number: int, params: dict[str, Any], reported: list[float]
         number: of the trial.
         params: the proposed parameters.
         reported: shares of the training at which an earlier attempt has reported.
-        report: receives share (percent), value, seconds, and at the end the fit's key.
+        report: receives share (percent), value and seconds, or an error.
     """
     begin = time.perf_counter()
 
@@ -65,13 +65,13 @@ def run(folder: Path, number: int, params: dict[str, Any], reported: list[float]
         tell(0.0, math.nan, error=f"{type(error).__name__}: {error}")
 
 
-def _settle(cpus: float, gpus: float) -> None:
+def _settle(threads: int, memory: float | None) -> None:
     """Keep to the share of the machine that the trial holds."""
     import torch
 
-    torch.set_num_threads(max(1, int(cpus)))
-    if 0 < gpus < 1 and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(gpus)
+    torch.set_num_threads(threads)
+    if memory is not None and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(memory)
 
 
 def _fit_and_measure(
@@ -101,7 +101,7 @@ def _fit_and_measure(
     key = digest(specs.fit_identity(spec, train, val))
     method, _ = fit_method(spec, train, val, home, key, ctx, watch)
     seed_everything(seeds.derive(spec.seed, "score"))
-    tell(FULL, objective.measure(task.objective, method, select, ctx), fit_key=key)
+    tell(FULL, objective.measure(task.objective, method, select, ctx))
 
 
 @contextmanager
@@ -109,8 +109,8 @@ def _generators_kept() -> Iterator[None]:
     """The global generators are afterwards as before: a fit that is watched gives the same bits as one that is not."""
     import torch
 
-    held = random.getstate(), np.random.get_state()  # noqa: NPY002 - a stranger's method may use it
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - a stranger's method may use it
     with torch.random.fork_rng():
         yield
-    random.setstate(held[0])
-    np.random.set_state(held[1])  # noqa: NPY002
+    random.setstate(before[0])
+    np.random.set_state(before[1])  # noqa: NPY002

@@ -83,11 +83,12 @@ def test_killed_and_resumed_it_ends_as_the_undisturbed_search(
     assert read(record).tuned_from.search == "killed"  # type: ignore[union-attr]
 
 
-def test_an_address_where_nobody_answers(command: list[str]) -> None:
+def test_an_address_where_nobody_answers(command: list[str], tmp_path: Path) -> None:
     done = subprocess.run([*command, "--address", "127.0.0.1:9"], capture_output=True, text=True)
     assert done.returncode == 2
     assert "No Ray cluster answers at 127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs" / "searches" / "killed").exists()  # nothing to resume: start it again as it was
 
 
 def test_more_than_the_machine_has(command: list[str]) -> None:

@@ -163,14 +163,10 @@ def test_only_one_process_works_on_a_search(settings: Settings, tune: Tune) -> N
     [
         ((), {"objective": "test_auprc"}, "Unknown objective 'test_auprc'"),
         ((), {"objective": "pseud"}, "Did you mean 'pseudo'?"),
+        ((), {"name": "../elsewhere"}, "names a folder"),
         (("pseudo.kind=bright",), {"objective": "pseudo"}, "Did you mean 'kinds'?"),
         (("pseudo.share=0.5",), {}, "this objective is another"),
         (("method.sigma=2", "method.polarity=bright"), {}, "nothing to search for histeq"),
-        (
-            ("dataset.n_val=2", "dataset.kinds=[ms]", "dataset.slices=1", "dataset.n_train=1"),
-            {"objective": "x"},
-            "Unknown objective",
-        ),
     ],
 )
 def test_mistakes_are_found_before_anything_runs(
