@@ -5,12 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-pytest.importorskip("SimpleITK", reason="the extra `prepare` is not installed")
-
 from adbench.datasets.recipe import itk, template
 from adbench.datasets.recipe.orient import resample
 from adbench.datasets.recipe.pipeline import _crown
 
+pytestmark = pytest.mark.skipif(not itk.installed(), reason="the extra `prepare` is not installed")
 STEP = 4
 COARSE = template.AFFINE @ np.diag([STEP, STEP, STEP, 1.0])
 
