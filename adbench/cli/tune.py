@@ -169,11 +169,12 @@ def _print(result: Any) -> None:
         if trials.in_state(state)
     )
     table(
-        f"{task.cell.label}: {task.objective}, {OBJECTIVES[task.objective][1]}",
+        f"{task.cell.label}: {task.objective}",
         [("trial", "right"), (task.objective, "right"), ("seconds", "right"), *((name, "right") for name in names)],
         rows,
-        caption=f"{counts}; {trials.cpu_hours:.2f} CPU-hours, {trials.gpu_hours:.2f} GPU-hours. Trial 0 is the method as it comes.",
     )
+    say(f"{task.objective}: {OBJECTIVES[task.objective][1]}. Trial 0 is the method as it comes.")
+    say(f"{counts}; {trials.cpu_hours:.2f} CPU-hours, {trials.gpu_hours:.2f} GPU-hours.")
     if result.best is None:
         say(f"No trial is complete yet. Go on with the same command and --resume. Trials: {result.folder}")
         return
