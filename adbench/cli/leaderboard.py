@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +15,7 @@ board = typer.Typer(help="Ranked tables of results that anyone can verify.", no_
 app.add_typer(board, name="leaderboard")
 
 BOARDS = Path("leaderboards")
+SHOWN = 20  # findings of one file
 Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of leaderboards.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
@@ -91,17 +93,22 @@ def verify(
 
     Prints what differs, field by field; exit 1 when something does.
     """
-    from adbench.console import err, print_json, say, table
+    from adbench.console import err, out, print_json, say
+    from adbench.leaderboard import checks
     from adbench.leaderboard import verify as verifying
 
     with _progress(quiet or json_) as progress:
         count, findings = verifying.verify(paths or [BOARDS], progress)
     if json_:
-        print_json({"results": count, "findings": verifying.as_rows(findings)})
+        print_json({"results": count, "findings": checks.as_rows(findings)})
     elif findings:
-        rows = [(f.file, f.field, *verifying.shown(f)) for f in findings]
-        columns = [("file", "left"), ("field", "left"), ("stored", "left"), ("recomputed", "left"), ("remark", "left")]
-        table("what differs", columns, rows)
+        for file, own in groupby(sorted(findings, key=lambda finding: finding.file), lambda finding: finding.file):
+            out.print(file, style="bold", markup=False, soft_wrap=True)
+            sentences = [finding.sentence for finding in own]
+            for sentence in sentences[:SHOWN]:
+                out.print(f"  {sentence}", markup=False, soft_wrap=True)
+            if len(sentences) > SHOWN:
+                out.print(f"  and {len(sentences) - SHOWN} more: --json prints all")
         err.print(f"{len({f.file for f in findings})} of {count} results do not verify.", style="bold red")
     else:
         say(f"{count} results verified: every number follows from the stored counts.")

@@ -13,8 +13,8 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.leaderboard import submission as files
+from adbench.leaderboard.checks import RANKED_BY
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import RANKED_BY
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Difference, Samples, compare, over_seeds
 from adbench.metrics.evaluate import ORACLE, Estimate, estimate
@@ -283,12 +283,12 @@ def _draws(entry: Entry) -> dict[str, np.ndarray]:
     found: dict[str, np.ndarray] = {}
     own = [submission.draws for submission in entry.seeds]
     ranked = [draws for draws in own if draws is not None]
-    if len(ranked) == len(own):
-        found[RANKED_BY] = over_seeds(ranked)
+    if len(ranked) < len(own):
+        return found
+    found[RANKED_BY] = over_seeds(ranked)
     if len(entry.seeds) == 1:
         return found  # its record has the other intervals
-    record = entry.record
-    weights = _weights(record.test.subjects, int(record.protocol["replicates"]))
+    weights = _weights(len(entry.record.subjects), len(ranked[0]))
     parts = [linear(submission) for submission in entry.seeds]
     for metric in parts[0]:
         found[metric] = over_seeds([bootstrap.ratio(*part[metric], weights) for part in parts])

@@ -9,8 +9,9 @@ from typing import Any
 
 from adbench.errors import UserError
 from adbench.leaderboard.board import Board, boards, cohort, read_all
+from adbench.leaderboard.checks import NUMBERS, RANKED_BY, Findings
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import NUMBERS, RANKED_BY, Findings, load, targets
+from adbench.leaderboard.verify import load, targets
 from adbench.metrics.compare import Difference, Samples, compare
 from adbench.results.record import Record
 

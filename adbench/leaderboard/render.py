@@ -12,8 +12,8 @@ from urllib.parse import quote
 from adbench import __version__
 from adbench.leaderboard import texts
 from adbench.leaderboard.board import ALPHA, STRATA_METRICS, Board, Entry, by_modality
+from adbench.leaderboard.checks import RANKED_BY
 from adbench.leaderboard.reported import Reported
-from adbench.leaderboard.verify import RANKED_BY
 from adbench.metrics.evaluate import NAMES, ORACLE, Estimate
 from adbench.metrics.spatial import NAMES as SPATIAL_NAMES
 

@@ -345,7 +345,13 @@ def parse(data: bytes, path: Path) -> Submission:
     if len(data) > MAX_FILE:
         raise UserError(f"{path} has more than {MAX_FILE} bytes: that is no submission.")
     try:
-        raw = json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_refuse, parse_float=_finite)
+        raw = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_distinct,
+            parse_constant=_refuse,
+            parse_float=_finite,
+            parse_int=_small,
+        )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable submission: {error}.") from None
     if not isinstance(raw, dict) or raw.get("submission") != VERSION:
@@ -430,3 +436,9 @@ def _finite(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"the number {text[:40]} is not finite")
     return value
+
+
+def _small(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"the number {text[:40]} is too large")
+    return int(text)

@@ -10,22 +10,9 @@ from pathlib import Path
 from adbench.errors import UserError
 from adbench.files import write_text
 from adbench.leaderboard import submission as files
+from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, Finding, Findings, ranking_draws
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import (
-    NUMBERS,
-    RANKED_BY,
-    SPATIAL,
-    Examined,
-    Finding,
-    Findings,
-    across,
-    examine,
-    examine_all,
-    facts_of,
-    numbers,
-    ranking_draws,
-    targets,
-)
+from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, numbers, targets
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.results import record as records
 from adbench.results.record import Record
@@ -49,7 +36,9 @@ def pack(run: Path) -> Submission:
     validation = None
     if "val_histograms.npz" in record.files:
         validation = SubjectHistograms.from_npz(checked_file(run, record, "val_histograms.npz"))
-    draws = ranking_draws(test, record, record)
+    draws = None
+    if record.metrics[RANKED_BY].value is not None:
+        draws = ranking_draws(test, int(record.protocol["replicates"]))
     raw = files.compose(
         json.loads((run / records.RECORD).read_text(encoding="utf-8")),
         json.loads(checked[SPLITS].read_text(encoding="utf-8")),

@@ -1,0 +1,280 @@
+"""verify accepts what runs leave and names the field of whatever was changed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import lzma
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from board_files import altered, place, rekey
+
+from adbench import api
+from adbench import spec as specs
+from adbench.hashing import digest
+from adbench.leaderboard import submission as files
+from adbench.leaderboard.checks import RUN_FIELDS, check
+from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.verify import verify
+from adbench.metrics.histogram import SubjectHistograms
+
+Change = Callable[[dict[str, Any]], object]
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def fields(submission: Submission, change: Change, *, sign: bool = True) -> list[str]:
+    """The fields that are wrong after ``change``."""
+    return [f.field for f in check(files.parse(altered(submission, change, sign=sign).encode(), Path("x.json")))]
+
+
+def test_what_runs_leave_is_accepted(built: Path, runs: list[api.Run]) -> None:
+    assert verify([built]) == (9, [])
+    assert verify([runs[0].folder, runs[0].folder / "record.json"])[0] == 2
+
+
+def _move_voxel(raw: dict[str, Any]) -> None:
+    """One background voxel of one subject becomes a lesion voxel."""
+    own = files.unpack_histograms(files.Counts(**raw["histograms"]))
+    name = own.subjects[2]
+    keys, positive, negative = own[name].counts()
+    first = int(np.flatnonzero(negative)[0])
+    positive[first] += 1
+    negative[first] -= 1
+    moved = type(own[name]).from_counts(keys, positive, negative, own.mantissa_bits, own[name].exact)
+    own._by_subject[name] = moved
+    raw["histograms"] = files.pack_histograms(own)
+
+
+def _better_lesions(raw: dict[str, Any]) -> None:
+    spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
+    for row in spatial["rows"]:
+        row["lesion_scores"] = [1e6 for _ in row["lesion_scores"]]
+    data = (json.dumps(spatial, indent=1) + "\n").encode()
+    raw["spatial"] = base64.b85encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
+    raw["record"]["files"]["spatial.json"] = files.sha256(data)
+
+
+def _other_froc(raw: dict[str, Any]) -> None:
+    spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
+    spatial["froc"][-1] *= 0.5
+    data = (json.dumps(spatial, indent=1) + "\n").encode()
+    raw["spatial"] = base64.b85encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
+    raw["record"]["files"]["spatial.json"] = files.sha256(data)
+
+
+def _lower_validation(raw: dict[str, Any]) -> None:
+    own = files.unpack_histograms(files.Counts(**raw["validation"]))
+    keys, positive, negative = own[files.WITH].counts()
+    lower = SubjectHistograms(own.mantissa_bits)
+    lower._by_subject = {
+        files.WITH: type(own[files.WITH]).from_counts(keys - 50, positive, negative, own.mantissa_bits, True),
+        files.WITHOUT: own[files.WITHOUT],
+    }
+    raw["validation"] = files.pack_histograms(lower)
+
+
+def _train_on_test(raw: dict[str, Any]) -> None:
+    train = raw["splits"]["train"]
+    train[-1] = raw["splits"]["test"][0]
+    train.sort()
+
+
+def _set(path: str, value: Any) -> Change:
+    *parents, last = path.split("/")
+
+    def change(raw: dict[str, Any]) -> None:
+        for name in parents:
+            raw = raw[name]
+        raw[last] = value
+
+    return change
+
+
+def _identity(path: str, value: Any) -> Change:
+    def change(raw: dict[str, Any]) -> None:
+        _set(f"record/identity/{path}", value)(raw)
+        rekey(raw)
+
+    return change
+
+
+TAMPERED: dict[str, tuple[Change, str]] = {
+    "value": (_set("record/metrics/auprc/value", 0.99), "metrics.auprc.value"),
+    "interval": (_set("record/metrics/dice@val/low", 0.9), "metrics.dice@val.low"),
+    "a metric left out": (lambda raw: raw["record"]["metrics"].pop("fa_slice"), "metrics.fa_slice"),
+    "a metric made up": (
+        lambda raw: raw["record"]["metrics"].update(best=raw["record"]["metrics"]["auprc"]),
+        "metrics.best",
+    ),
+    "oracle": (_set("record/metrics/dice@best/oracle", False), "metrics.dice@best.oracle"),
+    "stratum": (_set("record/strata/lesion_size/small/auprc/value", 0.5), "strata.lesion_size.small.auprc.value"),
+    "prevalence": (_set("record/prevalence", 0.5), "prevalence"),
+    "threshold": (_set("record/thresholds/val", 0.25), "thresholds.val"),
+    "bracket": (_set("record/brackets/auprc", [0.5, 0.6]), "brackets.auprc.0"),
+    "a subject's number": (lambda raw: raw["record"]["subjects"][1].update({"dice@val": 1.0}), "subjects.1.dice@val"),
+    "a subject left out": (lambda raw: raw["record"]["subjects"].pop(), "subjects"),
+    "a subject twice": (
+        lambda raw: raw["splits"]["test"].__setitem__(1, raw["splits"]["test"][0]),
+        "splits.test",
+    ),
+    "number of subjects": (_set("record/test/subjects", 100), "test.subjects"),
+    "lesion-bearing subjects": (_set("record/test/lesion_subjects", 1), "test.lesion_subjects"),
+    "a test subject in training": (_train_on_test, "splits.train"),
+    "counts": (_move_voxel, "metrics.auprc.value"),
+    "validation counts": (_lower_validation, "thresholds.val"),
+    "lesions found": (_better_lesions, "metrics.lesion_recall@val.value"),
+    "FROC thresholds": (_other_froc, "spatial.froc"),
+    "resamples": (
+        lambda raw: raw["ranking"].update(draws=files.pack_draws(np.full(1000, 0.99))),
+        "ranking.draws",
+    ),
+    "no resamples": (_set("ranking", None), "ranking"),
+    "run_key": (_set("record/run_key", "0" * 64), "run_key"),
+    "fit_key": (_set("record/fit_key", "0" * 64), "fit_key"),
+    "method": (_set("record/method/name", "madad"), "identity.method"),
+    "parameters": (_set("record/method/params", {"polarity": "bright"}), "identity.params.polarity"),
+    "seed": (_set("record/seed", 7), "identity.seed"),
+    "training data": (_set("record/train/digest", "0" * 64), "identity.train_slices"),
+    "metrics version": (_identity("metrics_version", "0"), "identity.metrics_version"),
+    "protocol version": (
+        lambda raw: (_set("record/protocol/version", "9")(raw), _identity("protocol/version", "9")(raw)),
+        "protocol.version",
+    ),
+    "protocol": (
+        lambda raw: (_set("record/protocol/name", "brats99")(raw), _identity("protocol/name", "brats99")(raw)),
+        "protocol.name",
+    ),
+    "replicates": (
+        lambda raw: (_set("record/protocol/replicates", 10**9)(raw), _identity("protocol/replicates", 10**9)(raw)),
+        "protocol.replicates",
+    ),
+    "hash of the spatial counts": (_set("record/files/spatial.json", "0" * 64), "files.spatial.json"),
+    "hash of the splits": (_set("record/files/splits.json", "0" * 64), "files.splits.json"),
+    "a path out of the folder": (
+        lambda raw: raw["record"]["files"].update({"../../../.bashrc": "0" * 64}),
+        "files.../../../.bashrc",
+    ),
+    "a name that is no name": (
+        lambda raw: (_set("record/method/name", "a\u202eb")(raw), _identity("method", "a\u202eb")(raw)),
+        "method.name",
+    ),
+    "timing": (_set("record/timing/fit", -1.0), "timing.fit"),
+    "time": (_set("record/created", "yesterday"), "created"),
+    "note": (_set("record/notes", []), "notes"),
+}
+
+
+@pytest.mark.parametrize("what", TAMPERED)
+def test_what_was_changed_is_named(submission: Submission, what: str) -> None:
+    change, field = TAMPERED[what]
+    assert field in fields(submission, change)
+
+
+def test_an_edit_without_a_new_digest(submission: Submission) -> None:
+    assert fields(submission, lambda raw: raw["record"].update(created="2020-01-01"), sign=False) == ["digest"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        _set("record/protocol/name", ["a"]),
+        _set("record/identity/plugin_metrics", [["a"]]),
+        _set("record/identity/plugin_metrics", 3),
+        lambda raw: raw["record"]["subjects"].__setitem__(0, {}),
+        _set("record/identity/params", 1),
+        _set("histograms/mantissa_bits", 400),
+        _set("histograms/bins", [1] * 9),
+        _set("histograms/subjects", ["s"] * 9),
+        _set("ranking/draws", "x"),
+        _set("validation", None),
+        _set("record/thresholds", {"val": 1.0e300}),
+    ],
+)
+def test_nonsense_is_a_finding_not_a_crash(submission: Submission, change: Change) -> None:
+    assert fields(submission, change)
+
+
+def test_numbers_of_one_key_in_two_files(boards: Path, submission: Submission) -> None:
+    (first,) = boards.glob("folder/records/folder-flair-histeq-tiny-seed0-*.json")
+    shutil.copy(first, first.with_name("copy.json"))
+    _, findings = verify([boards])
+    assert {(Path(f.file).name, f.field) for f in findings} == {("copy.json", "file"), (first.name, "run_key")}
+
+
+def test_same_slices_with_other_subjects(boards: Path, submission: Submission) -> None:
+    def rename(raw: dict[str, Any]) -> None:
+        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
+        raw["record"]["subjects"][0]["lesion_voxels"] += 1
+        rekey(raw)
+
+    place(boards, altered(submission, rename))
+    fields = [f.field for f in verify([boards])[1]]
+    assert {"subjects", "subjects.0.lesion_voxels"} <= set(fields)
+
+
+def test_a_file_must_lie_where_its_record_says(boards: Path) -> None:
+    records = sorted((boards / "folder" / "records").iterdir())
+    other = boards / "phantom" / "records"
+    other.mkdir(parents=True)
+    records[0].rename(other / records[0].name)
+    records[1].rename(other.parent / "linked.json")
+    records[1].symlink_to(other.parent / "linked.json")
+    found = {(Path(f.file).name, f.field) for f in verify([boards])[1]}
+    assert found == {(records[0].name, "protocol.name"), (records[1].name, "file")}
+
+
+def test_a_truncated_file_among_good_ones(boards: Path, cli: Cli) -> None:
+    path = min((boards / "folder" / "records").iterdir())
+    path.write_bytes(path.read_bytes()[:1000])
+    code, out, err = cli("leaderboard", "verify", boards)
+    assert code == 1
+    assert f"{path}\n  file: " in out
+    assert "1 of 3 results do not verify" in err
+
+
+def test_the_command_prints_both_values(submission: Submission, tmp_path: Path, cli: Cli) -> None:
+    path = tmp_path / "edited.json"
+    path.write_text(altered(submission, TAMPERED["value"][0]))
+    code, out, _ = cli("leaderboard", "verify", path, "--json", "-q")
+    assert code == 1
+    (finding,) = json.loads(out)["findings"]
+    assert finding["field"] == "metrics.auprc.value"
+    assert finding["stored"] == 0.99
+    assert finding["expected"] == submission.record.metrics["auprc"].value
+    code, out, _ = cli("leaderboard", "verify", path)
+    assert code == 1
+    assert f"  metrics.auprc.value: stored 0.99, recomputed {finding['expected']}\n" in out
+    code, _, err = cli("leaderboard", "verify", tmp_path / "nothing")
+    assert code == 2
+    assert "There is nothing at" in err
+
+
+def test_run_fields_are_those_of_the_identity(submission: Submission, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slices:
+        digest = "d"
+
+    class Protocol:
+        as_dict = dict
+
+    class Spec:
+        metrics = ()
+
+    run = specs.run_identity({"method": "m"}, Spec(), Protocol(), Slices(), Slices())  # type: ignore[arg-type]
+    assert set(run) - {"method"} == RUN_FIELDS
+    assert submission.record.run_key == digest(submission.record.identity)
+
+
+def test_leaderboards_import_no_torch() -> None:
+    code = (
+        "import sys, pkgutil, importlib, adbench.leaderboard as room\n"
+        "for module in pkgutil.iter_modules(room.__path__): importlib.import_module(f'adbench.leaderboard.{module.name}')\n"
+        "print([name for name in ('torch', 'monai', 'pandas', 'matplotlib', 'SimpleITK', 'ray') if name in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
