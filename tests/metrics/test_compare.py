@@ -191,3 +191,43 @@ def test_sample_is_deterministic():
     first, second = sample(test, rows, draws), sample(test, rows, draws)
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
+
+
+def mean_samples(**subjects):
+    """Methods whose metric is the mean of one value a subject, on 1000 shared resamples."""
+    n = len(next(iter(subjects.values())))
+    draws = bootstrap.weights(n, 1000, 0) / n
+    cohort = tuple((f"s{i:03d}", 1, 1) for i in range(n))
+    return {
+        name: Samples(cohort, 0, 1, {"m": float(np.mean(values))}, {"m": draws @ values}, {"m": n})
+        for name, values in subjects.items()
+    }
+
+
+def test_many_methods_that_differ_are_told_apart():
+    """With 28 pairs 2 / (R + 1) alone, corrected, is 0.056: everything would be tied."""
+    rng = np.random.default_rng(0)
+    ladder = mean_samples(**{f"m{k}": k + rng.normal(0, 1.0, 60) for k in range(8)})
+    assert compare(ladder, "m").ranks == {f"m{k}": 8 - k for k in range(8)}
+
+
+def test_replicates_decide_where_they_can():
+    rng = np.random.default_rng(1)
+    base = rng.normal(0, 1, 40)
+    (near,) = compare(mean_samples(a=base + rng.normal(0.2, 1.0, 40), b=base), "m").differences
+    assert 2 / 1001 < near.p < 1
+    assert near.p * 1001 / 2 == pytest.approx(round(near.p * 1001 / 2))
+
+
+def test_tail_is_that_of_a_paired_t_test():
+    """For a mean over subjects the spread of the replicates is the standard error, so the tail is the t-test's."""
+    from scipy.stats import ttest_1samp
+
+    gaps = np.random.default_rng(0).normal(1.0, 0.8, 30)
+    (difference,) = compare(mean_samples(a=gaps, b=np.zeros(30)), "m").differences
+    assert np.log(difference.p) == pytest.approx(np.log(ttest_1samp(gaps, 0).pvalue), rel=0.08)
+
+
+def test_one_subject_proves_nothing():
+    (difference,) = compare(mean_samples(a=np.ones(1), b=np.zeros(1)), "m").differences
+    assert difference.p == 1  # every resample is that subject again
