@@ -116,7 +116,7 @@ def plain(axis: Axis) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    if 0 < low < high < 300 * low:  # a few decades: powers of ten alone would be too few
+    if 0 < low < high < 50 * low:  # less than two decades: powers of ten alone would be too few
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
