@@ -72,7 +72,7 @@ def prepare_all(
             name = f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
             folder = cache / STORES / name
             if not folder.exists():
-                held.enter_context(_lock(cache / PARTIAL / f"{name}.lock", progress))
+                held.enter_context(_lock(folder, cache / PARTIAL / f"{name}.lock", progress))
             if folder.exists():  # perhaps another process was faster
                 stores[modality] = SliceStore.open(folder)
                 continue
@@ -355,7 +355,7 @@ def unchanged(case: Case, known: list[dict[str, Any]]) -> bool:
 
 
 @contextmanager
-def _lock(path: Path, progress: Progress) -> Iterator[None]:
+def _lock(folder: Path, path: Path, progress: Progress) -> Iterator[None]:
     """Only one process (and thread) writes one store; the others wait and then find it done."""
     from filelock import FileLock, Timeout
 
@@ -370,6 +370,8 @@ def _lock(path: Path, progress: Progress) -> Iterator[None]:
     try:
         yield
     finally:
+        if folder.exists():  # whoever waits finds the store; after a failure somebody may wait to try again
+            path.unlink(missing_ok=True)
         lock.release()
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from adbench.datasets.base import Dataset
 from adbench.errors import UserError
 
+WORTH = 3  # cases below which starting processes takes longer than it saves
 SURE = 8  # cases after which what was written says more than the estimate
 
 
@@ -49,7 +50,9 @@ class Room:
         """Processes to use: ``wanted``, or what cores and memory allow; never more than tasks."""
         if wanted is not None:
             return max(1, min(wanted, tasks))
-        if not self._dataset.parallel or type(self._dataset).__module__ == "__main__":  # a worker could not import that
+        if (
+            tasks < WORTH or not self._dataset.parallel or type(self._dataset).__module__ == "__main__"
+        ):  # a worker could not import that
             return 1
         per_worker = self._dataset.memory_per_worker
         fit = free_memory() // per_worker if per_worker else tasks

@@ -268,7 +268,7 @@ def test_memory_limits_the_workers(root: Path, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(room, "cores", lambda: 64)
     monkeypatch.setattr(room, "free_memory", lambda: 5_000_000_000)
     assert asked.workers(None, 100) == 3
-    assert asked.workers(None, 2) == 2
+    assert asked.workers(None, 2) == 1  # not worth two processes
     assert asked.workers(7, 100) == 7
     monkeypatch.setattr(room, "free_memory", lambda: 10)
     assert asked.workers(None, 100) == 1
@@ -299,3 +299,15 @@ def test_cases_on_other_grids_are_brought_to_one_size(root: Path, tmp_path: Path
     assert store.shape == (32, 32)
     quality = store.case(name).quality
     assert quality["lesion_ml"] == pytest.approx(quality["lesion_ml_source"], rel=0.05)
+
+
+def test_on_ray_the_store_is_the_same(root: Path, tmp_path: Path) -> None:
+    import ray
+
+    dataset = small_brats.dataset(root)
+    try:
+        stores = prepare_all(dataset, BOTH, tmp_path / "ray", workers=2, executor="ray")
+    finally:
+        ray.shutdown()
+    serial = prepare_all(dataset, BOTH, tmp_path / "serial", workers=1)
+    assert {name: content(store) for name, store in stores.items()} == {name: content(store) for name, store in serial.items()}  # fmt: skip

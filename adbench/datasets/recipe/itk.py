@@ -44,12 +44,16 @@ def toolkit(purpose: str) -> Any:
 
 
 @contextmanager
-def _one_thread(sitk: Any) -> Iterator[None]:
+def _alone(sitk: Any, what: str) -> Iterator[None]:
+    """On one thread, with ITK's errors made readable."""
     # The filters' own setting does not reach every part of a registration; only this one makes two runs agree.
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     try:
         yield
+    except RuntimeError as error:
+        last = [line.strip() for line in str(error).splitlines() if line.strip()][-1:]
+        raise UserError(f"{what} failed: {' '.join(last)}. Look at the image, or leave the case out.") from error
     finally:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(before)
 
@@ -80,7 +84,7 @@ def bias_field(image: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> np.n
     filter_ = sitk.N4BiasFieldCorrectionImageFilter()
     filter_.SetMaximumNumberOfIterations([50, 50, 30, 20])
     filter_.SetConvergenceThreshold(1e-3)
-    with _one_thread(sitk):
+    with _alone(sitk, "N4 bias correction"):
         filter_.Execute(coarse, inside)
         log = sitk.GetArrayFromImage(filter_.GetLogBiasFieldAsImage(coarse)).transpose(2, 1, 0)
     return np.ascontiguousarray(log).astype(np.float16)
@@ -137,7 +141,7 @@ def register(
     centre = (np.argwhere(fixed_mask[::4, ::4, ::4]).mean(axis=0) * 4 * zooms(fixed_affine)).tolist()
     found = sitk.Euler3DTransform()
     found.SetCenter(centre)
-    with _one_thread(sitk):
+    with _alone(sitk, "Registration"):
         _search(sitk, target, where, subject, start, found)
         if kind == "affine":
             rigid, found = found, sitk.AffineTransform(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -82,9 +83,7 @@ def run_recipe(
     Raises:
         UserError: masks on another grid, no brain, a constant image, a missing tool; names the case and the file.
     """
-    head = _Head(raw, params, on_template, products)
-    stack = head.prepare()
-    return stack
+    return _Head(raw, params, on_template, products).prepare()
 
 
 class _Head:
@@ -106,8 +105,6 @@ class _Head:
                 f"If it is another, register it with --set dataset.registration=affine."
             )
         self.kind = "none" if self.at_home else params.registration
-        self._fingerprint = ""
-        self._to_head: np.ndarray | None = None
         self.companion = None if raw.companion is None else _Head(raw.companion, params, on_template, folder)
 
     def _beside(self, mask: np.ndarray | None, what: str) -> np.ndarray | None:
@@ -117,15 +114,14 @@ class _Head:
             raise UserError(f"{self.raw}: its {what} has shape {mask.shape}, the image {self.raw.image.shape}.")
         return to_ras(mask, self.raw.affine)[0]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Identifies the voxels and where they are."""
-        if not self._fingerprint:
-            self._fingerprint = products.fingerprint(self.image, self.affine)
-        return self._fingerprint
+        return products.fingerprint(self.image, self.affine)
 
     # -- brain ----------------------------------------------------------------------------------------------------
 
+    @cached_property
     def brain(self) -> np.ndarray:
         """(X, Y, Z) bool on this volume's grid."""
         rule = self.params.brain
@@ -152,7 +148,7 @@ class _Head:
 
     def _carried(self, other: _Head) -> np.ndarray:
         """The brain mask of ``other``, the same subject's T1, on this grid."""
-        mask = resample(other.brain(), np.linalg.inv(other.affine) @ self.to_companion() @ self.affine, self.image.shape, linear=False)  # fmt: skip
+        mask = resample(other.brain, np.linalg.inv(other.affine) @ self.to_companion @ self.affine, self.image.shape, linear=False)  # fmt: skip
         if not mask.any():
             raise UserError(
                 f"{self.raw}: the brain of {other.raw} lies outside it: are both of one subject and session?"
@@ -171,11 +167,12 @@ class _Head:
 
     # -- registration ---------------------------------------------------------------------------------------------
 
+    @cached_property
     def to_companion(self) -> np.ndarray:
         """(4, 4): this volume's world to the companion's, mm: the head moved between two sequences."""
         other = self.companion
         assert other is not None
-        inside = other.brain()
+        inside = other.brain
         what = ["rigid", RECIPE_VERSION, itk.tool_version(), itk.LEVELS, other.fingerprint, self.fingerprint]
         found = products.kept(
             self.folder,
@@ -194,8 +191,8 @@ class _Head:
             inside: (X, Y, Z) bool, the brain; None: not known yet, the whole head is registered.
         """
         if self.companion is not None and inside is not None:
-            there = self.companion.to_head(kind, self.companion.brain())
-            return np.linalg.inv(self.to_companion()) @ there
+            there = self.companion.to_head(kind, self.companion.brain)
+            return np.linalg.inv(self.to_companion) @ there
         moving = np.asarray(self.image, np.float32)
         start = np.eye(4)
         if inside is None:
@@ -230,7 +227,7 @@ class _Head:
     def prepare(self) -> Stack:
         """Run every step."""
         params, raw = self.params, self.raw
-        inside = self.brain()
+        inside = self.brain
         image = self.corrected(inside)
         levels = slicing.window(image, inside, params)
         if not levels.high > levels.low:

@@ -8,6 +8,7 @@ import pytest
 from adbench.datasets.recipe import itk, template
 from adbench.datasets.recipe.orient import resample
 from adbench.datasets.recipe.pipeline import _crown
+from adbench.errors import UserError
 
 pytestmark = pytest.mark.skipif(not itk.installed(), reason="the extra `prepare` is not installed")
 STEP = 4
@@ -78,3 +79,10 @@ def test_the_crown_of_a_head_ignores_its_neck() -> None:
     affine = np.diag([4.0, 4, 4, 1])
     affine[:3, 3] = -110, -110, -200
     np.testing.assert_allclose(_crown(head * 100.0, affine), [5, -12, 88], atol=4)
+
+
+def test_what_itk_refuses_is_one_sentence(brain: np.ndarray, mask: np.ndarray) -> None:
+    far = np.eye(4)
+    far[:3, 3] = 5000
+    with pytest.raises(UserError, match=r"^Registration failed: .*[^\n]*\. Look at the image"):
+        itk.register(brain, COARSE, mask, brain, COARSE, far, "rigid")
