@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -103,19 +103,26 @@ def from_spec(spec: CellSpec) -> RunConfig:
     )
 
 
-def resolved(specs: list[CellSpec], config: RunConfig) -> RunConfig:
+def resolved(specs: Iterable[CellSpec], config: RunConfig) -> RunConfig:
     """``config`` with every default filled in, so that the whole run is on one page."""
-    first = specs[0]
+    first: CellSpec | None = None
+    modalities: dict[str, None] = {}
+    params: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        first = first or spec
+        modalities[spec.modality] = None
+        params[spec.method] = spec.params
+    assert first is not None
     return config.model_copy(
         update={
-            "modality": tuple(dict.fromkeys(spec.modality for spec in specs)),
+            "modality": tuple(modalities),
             "protocol": config.protocol or first.protocol,
             "preset": first.preset,
             "data_root": first.test.root,
             "train_root": first.train.root if first.train else None,
             "device": first.device,
             "set": {
-                **{spec.method: spec.params for spec in specs},
+                **params,
                 "dataset": first.test.params,
                 **({"train": first.train.params} if first.train else {}),
             },
@@ -144,13 +151,22 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     return scope, key, value
 
 
-def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
+C = TypeVar("C", bound="RunConfig")
+
+
+def load(
+    path: Path | None,
+    flags: dict[str, Any],
+    assignments: list[str],
+    model: type[C] = RunConfig,  # type: ignore[assignment]
+) -> C:
     """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
 
     Args:
         path: the file, or None.
         flags: values given on the command line; None and empty ones are not given.
         assignments: texts of ``--set``.
+        model: what to build.
 
     Raises:
         UserError: unreadable file, unknown key (the nearest is given), ill-typed value.
@@ -167,8 +183,8 @@ def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> Ru
             raise UserError(f"The config file {path} must hold a mapping such as `method: madad`.")
         merged.update(content or {})
     for name in merged:
-        if name not in RunConfig.model_fields:
-            raise unknown(f"key in {path}", str(name), RunConfig.model_fields)
+        if name not in model.model_fields:
+            raise unknown(f"key in {path}", str(name), model.model_fields)
     merged.update({name: value for name, value in flags.items() if value not in (None, (), [])})
     scopes = merged.get("set") or {}
     if not isinstance(scopes, dict) or not all(isinstance(value, dict) for value in scopes.values()):
@@ -177,8 +193,17 @@ def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> Ru
     for text in assignments:
         scope, key, value = parse_assignment(text)
         merged["set"].setdefault(scope, {})[key] = value
+    return validated(model, merged)
+
+
+def validated(model: type[C], content: dict[str, Any]) -> C:
+    """``content`` as a configuration.
+
+    Raises:
+        UserError: an ill-typed value.
+    """
     try:
-        return RunConfig(**merged)
+        return model(**content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -299,8 +324,12 @@ def _tuned(search: TunedFrom | None, method: str, params: dict[str, Any]) -> Tun
     return search.model_copy(update={"changed": changed})
 
 
-def cells(config: RunConfig) -> Iterator[CellSpec]:
+def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_device) -> Iterator[CellSpec]:
     """Every cell of ``config``: datasets × modalities × methods × seeds, resolved and checked.
+
+    Args:
+        config: what is wanted.
+        resolve_device: makes a torch device of "auto" and friends; another one when the cells run elsewhere.
 
     Raises:
         UserError: anything unknown, missing or out of range, before anything runs.

@@ -54,7 +54,7 @@ def complain(text: str) -> None:
     err.print(f"[bold red]adbench:[/] {escape(text)}", soft_wrap=True)
 
 
-def _figures(figures: dict[str, Any]) -> str:
+def figures_text(figures: dict[str, Any]) -> str:
     parts = []
     for name, value in figures.items():
         parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
@@ -107,12 +107,12 @@ class LiveProgress(Progress):
         self._begun.clear()
 
     def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
-        if self._quiet:
+        if self._quiet or not total:
             return
         if self._bars is not None:
             if phase not in self._tasks:
                 self._tasks[phase] = self._bars.add_task(escape(phase), total=total, figures="")
-            self._bars.update(self._tasks[phase], completed=done, total=total, figures=escape(_figures(figures)))
+            self._bars.update(self._tasks[phase], completed=done, total=total, figures=escape(figures_text(figures)))
             return
         now = time.monotonic()
         begun = self._begun.setdefault(phase, now)
@@ -121,5 +121,5 @@ class LiveProgress(Progress):
         self._said[phase] = now
         left = (now - begun) / max(done, 1) * (total - done)
         tail = f", {left:.0f} s left" if done < total else f" in {now - begun:.1f} s"
-        shown = _figures(figures)
+        shown = figures_text(figures)
         say(f"  {phase}: {done}/{total}{tail}{f'  {shown}' if shown else ''}")

@@ -16,7 +16,10 @@ class Progress:
     """
 
     def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
-        """``done`` of ``total`` units of ``phase`` are finished; ``figures`` (loss=0.12) are shown beside the bar."""
+        """``done`` of ``total`` units of ``phase`` are finished; ``figures`` (loss=0.12) are shown beside the bar.
+
+        A ``total`` of 0 says no more than that the phase has begun.
+        """
 
 
 @dataclass

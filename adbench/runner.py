@@ -94,7 +94,7 @@ def run_cell(
 
 
 def _waits(progress: Progress) -> Callable[[str], None]:
-    return lambda owner: progress.update(f"wait for {owner}", 0, 1)
+    return lambda owner: progress.update(f"wait for {owner}", 0, 0)
 
 
 def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
@@ -112,6 +112,7 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
         metrics = [registry.load("metrics", name)() for name in cell.spec.metrics]
         scored = _score(cell, method, ctx, clock, metrics, save_maps)
         phase = "evaluate"
+        ctx.progress.update(phase, 0, 0)
         with clock.phase("evaluate"):
             evaluation = evaluate(
                 scored.test,
@@ -123,6 +124,7 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
                 strata=True,
             )
         phase = "record"
+        ctx.progress.update("pictures and record", 0, 0)
         record = _record(cell, fit, scored, evaluation, clock)
         write(record, cell.run_folder)
     except BaseException as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -76,7 +77,7 @@ def test_saved_config_repeats_the_run(cli: Cli, slices: Path, tmp_path: Path) ->
 def test_resolved_config_is_printed(cli: Cli, slices: Path, tmp_path: Path) -> None:
     arguments = [a for a in FAST if a != "--quiet"]
     _, _, err = cli("run", *arguments, "--data-root", slices, "--out", tmp_path / "runs")
-    printed = yaml.safe_load(err.split("  prepare folder")[0])
+    printed = yaml.safe_load(re.split(r"\n(?:  prepare folder|\[1/2\])", err)[0])
     assert printed["preset"] == "tiny"
     assert set(printed["set"]) == {"histeq", "constant", "dataset"}
 
@@ -206,7 +207,7 @@ def test_list_describe_and_doctor(cli: Cli) -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    for verb in (["run"], ["list"], ["describe"], ["doctor"], ["leaderboard", "show"], ["tune"]):
+    for verb in (["run"], ["list"], ["describe"], ["doctor"], ["report"], ["new", "method"], ["new", "dataset"], ["leaderboard", "show"], ["tune"]):
         done = subprocess.run(
             [sys.executable, "-m", "adbench.cli", *verb, "--help"], capture_output=True, text=True, check=True
         )

@@ -5,7 +5,20 @@ needs it: ``adbench --help`` must answer at once.
 """
 
 from adbench.cli import run  # isort: skip - the first verb in --help
-from adbench.cli import catalogue, convert, data, evaluate, leaderboard, new, preparation, report, tune
+from adbench.cli import catalogue, convert, data, evaluate, leaderboard, new, preparation, report, status, tune
 from adbench.cli.app import main
 
-__all__ = ["catalogue", "convert", "data", "evaluate", "leaderboard", "main", "new", "preparation", "report", "run", "tune"]
+__all__ = [
+    "catalogue",
+    "convert",
+    "data",
+    "evaluate",
+    "leaderboard",
+    "main",
+    "new",
+    "preparation",
+    "report",
+    "run",
+    "status",
+    "tune",
+]

@@ -41,7 +41,7 @@ def show(
         from adbench.leaderboard import board as published
         from adbench.leaderboard.show import print_published
 
-        print_published(published.boards(published.read_all(where)), json_)
+        print_published(published.boards(published.glance_all(where), lean=not json_), json_)
         return
     from adbench.leaderboard.show import print_boards
     from adbench.leaderboard.table import boards

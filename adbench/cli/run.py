@@ -48,6 +48,26 @@ def run(
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names; flags win over it.")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="Such a file with `include` and `exclude`: a grid with exceptions.")
+    ] = None,
+    executor: Annotated[
+        str, typer.Option(help="serial: here, one after the other. ray: on every core and GPU of a machine or cluster.")
+    ] = "serial",
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster, host:port or auto; default: $RAY_ADDRESS, else this machine.")
+    ] = None,
+    gpus_per_run: Annotated[
+        str | None, typer.Option(help="auto (by the memory a method asks for), a share such as 0.25, or 1.")
+    ] = None,
+    cpus_per_run: Annotated[str | None, typer.Option(help="auto (what a method asks for) or a number.")] = None,
+    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: as many as fit.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the cells, what is done and what would run on what. Runs nothing.")
+    ] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Run only cells that failed before (they are always tried again).")
+    ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of runs and fits; default: runs.")] = None,
     cache: Annotated[
         Path | None, typer.Option(help="Folder of prepared slice stores; default: $ADBENCH_CACHE or ~/.cache/adbench.")
@@ -76,8 +96,13 @@ def run(
     Interrupted runs go on where they stopped; finished ones are answered from their records.
     """
     from adbench import config as configs
+    from adbench import grid as grids
     from adbench import ranks
     from adbench.console import LiveProgress, say
+    from adbench.errors import UserError
+    from adbench.executors import Options
+    from adbench.executors.packing import parse
+    from adbench.launch import Launch, Placement
 
     flags: dict[str, Any] = {
         "method": split(method),
@@ -94,56 +119,142 @@ def run(
         "out": str(out) if out else None,
         "cache": str(cache) if cache else None,
     }
-    settings = configs.load(config, flags, set_ or [])
-    cells = list(configs.cells(settings))
-    ranks.join(cells[0].device)
-    quiet = quiet or ranks.rank() > 0
-    if not quiet:
-        say(configs.resolved(cells, settings).to_yaml().rstrip())
-    from adbench.executors import Options, serial
-    from adbench.planning import plan
+    if grid is not None and config is not None:
+        raise UserError("--grid takes everything that --config takes: give one of the two.")
+    assignments = set_ or []
+    settings = grids.load(grid, flags, assignments) if grid else configs.load(config, flags, assignments)
+    cpus, gpus = parse(cpus_per_run, "--cpus-per-run"), parse(gpus_per_run, "--gpus-per-run")
+    launch = Launch(
+        settings,
+        Placement(executor, address, cpus, gpus, max_concurrent),
+        Options(force, checkpoint_seconds, save_maps, tensorboard),
+        retry_failed,
+    )
+    if executor != "serial" and ranks.world() > 1:
+        raise UserError(
+            "A launcher of several processes trains one cell on all of them: use --executor serial with it."
+        )
+    done = 0
+    with launch.connected() as cluster:
+        ranks.join(next(iter(launch.cells(cluster))).device)
+        quiet = quiet or ranks.rank() > 0
+        if not quiet:
+            shown = settings if grid else configs.resolved(launch.cells(cluster), settings)
+            say(shown.to_yaml().rstrip())
+        try:
+            with LiveProgress(quiet) as progress, ranks.first():
+                tally = launch.tally(cluster, progress)
+            if dry_run:
+                _show_plan(launch, cluster, json_)
+                return
+            number = iter(range(1, tally.missing + 1))
 
-    target = Path(settings.out)
-    stores = Path(settings.cache) if settings.cache else configs.default_cache()
-    try:
-        with LiveProgress(quiet) as progress:
-            with ranks.first():
-                plans = plan(cells, target, stores, progress)
-
-            def announce(cell: Any) -> None:
+            def announce(plan: Any) -> None:
                 progress.reset()
                 if not quiet:
-                    say(f"[{plans.index(cell) + 1}/{len(plans)}] {cell.spec.label}")
+                    say(f"[{next(number)}/{tally.missing}] {plan.spec.label}")
 
-            options = Options(force, checkpoint_seconds, save_maps, tensorboard)
-            outcomes = list(serial(plans, progress, options, before=announce))
-    except KeyboardInterrupt:
-        say("Interrupted. Run the same command again: it goes on where it stopped.")
-        raise typer.Exit(130) from None
+            report = Report(tally.total, json_)
+            with LiveProgress(quiet or executor == "ray") as progress:
+                for outcome in launch.outcomes(tally, cluster, progress, before=announce, quiet=quiet):
+                    report.add(outcome)
+                    done += outcome.error is None
+        except KeyboardInterrupt:
+            say(f"Interrupted with {done} cells done. Run the same command again: it goes on where it stopped.")
+            raise typer.Exit(130) from None
     if ranks.rank() == 0:
-        _report(outcomes, json_)
+        report.end()
 
 
-def _report(outcomes: list[Any], as_json: bool) -> None:
-    """Print the table of what was asked for; exit 1 (2 for a single user error) when something failed."""
-    from adbench.console import complain, say
-    from adbench.leaderboard.show import print_boards
-    from adbench.leaderboard.table import boards
+def _show_plan(launch: Any, cluster: Any, as_json: bool) -> None:
+    """What ``--dry-run`` shows."""
+    from adbench.console import print_json, say, table
+    from adbench.results.survey import state
 
-    failed = [outcome for outcome in outcomes if outcome.error is not None]
-    if len(outcomes) == 1 and failed:
-        raise failed[0].error
-    records = [outcome.record for outcome in outcomes if outcome.record is not None]
-    print_boards(boards(records), as_json, failures=[(f.plan.spec.label, f.error) for f in failed])
-    for outcome in failed:
-        complain(
-            f"{outcome.plan.spec.label} failed: {outcome.error} (traceback in {outcome.plan.run_folder}/failure.json)"
+    cells = []
+    for plan in launch.plans(cluster):
+        share = launch.share(plan, cluster)
+        found, detail = ("complete", {}) if launch.done(plan) else state(plan.run_folder)
+        if found == "waiting" or (found == "complete" and not launch.done(plan)):
+            found = "to run"
+        cells.append(
+            {
+                "cell": plan.spec.label,
+                "state": found,
+                "reason": detail.get("message", ""),
+                "cpus": share.cpus,
+                "gpus": share.gpus,
+                "asks_for": str(share),
+                "run_key": plan.run_key,
+                "fit_key": plan.fit_key,
+                "folder": str(plan.run_folder),
+            }
         )
-    if not as_json:
-        reused = sum(outcome.reused for outcome in outcomes)
-        if reused:
-            say(f"{reused} of {len(outcomes)} answered from records.")
-        for folder in dict.fromkeys(str(o.plan.run_folder.parent) for o in outcomes if o.record is not None):
-            say(f"Records and pictures: {folder}")
-    if failed:
-        raise typer.Exit(1)
+    if as_json:
+        print_json(cells)
+        return
+    columns = [("cell", "left"), ("state", "left"), ("asks for", "left")]
+    named = [(c["cell"], f"{c['state']}: {c['reason']}" if c["reason"] else c["state"], c["asks_for"]) for c in cells]
+    table("cells", columns, named)
+    ready = sum(cell["state"] == "complete" for cell in cells)
+    fits = len({cell["fit_key"] for cell in cells})
+    say(f"{len(cells)} cells: {ready} complete, {len(cells) - ready} to run; {fits} different fits.")
+
+
+class Report:
+    """What ``adbench run`` says at the end.
+
+    Args:
+        total: cells of the grid.
+        as_json: print JSON.
+    """
+
+    SHOWN = 200  # a table of more rows is no help
+
+    def __init__(self, total: int, as_json: bool) -> None:
+        self._total, self._json = total, as_json
+        self._shown: list[Path] = []  # run folders
+        self._parents: dict[Path, None] = {}
+        self._failed: list[tuple[str, str, Path]] = []
+        self._only: BaseException | None = None
+        self._reused = 0
+
+    def add(self, outcome: Any) -> None:
+        """Take note of an outcome."""
+        folder = outcome.plan.run_folder
+        if outcome.error is not None:
+            self._failed.append((outcome.plan.spec.label, outcome.reason, folder))
+            self._only = outcome.error if self._total == 1 else None
+            return
+        self._reused += outcome.reused
+        self._parents[folder.parent] = None
+        if self._json or self._total <= self.SHOWN:
+            self._shown.append(folder)
+
+    def end(self) -> None:
+        """Print the table of what was asked for and one of what failed; exit 1 (2 for a single user error) in that case."""
+        from adbench.console import complain, say, table
+        from adbench.executors.base import Failed
+        from adbench.leaderboard.show import print_boards
+        from adbench.leaderboard.table import boards
+        from adbench.results.record import read
+
+        if self._only is not None and not isinstance(self._only, Failed):
+            raise self._only
+        # Curves, subjects and strata are not shown, and would fill the memory.
+        slim: dict[str, Any] = {"subjects": [], "strata": {}, "fit": {}, "identity": {}}
+        found = boards(read(folder).model_copy(update=slim) for folder in self._shown)
+        print_boards(found, self._json, failures=[(label, Failed(reason)) for label, reason, _ in self._failed])
+        if not self._json:
+            if self._reused:
+                say(f"{self._reused} of {self._total} answered from records.")
+            for folder in self._parents:
+                say(f"Records and pictures: {folder}")
+            if self._total > self.SHOWN:
+                say("So many are ranked by: adbench leaderboard show --out OUT")
+        if self._failed:
+            if not self._json:
+                rows = [(label, reason, f"{folder}/failure.json") for label, reason, folder in self._failed]
+                table("failed", [("cell", "left"), ("reason", "left"), ("traceback", "left")], rows)
+            complain(f"{len(self._failed)} of {self._total} cells failed; the same command tries them again.")
+            raise typer.Exit(1)

@@ -80,7 +80,7 @@ class Packed:
         self._mark = mark(self.out)
         nodes = self.cluster.nodes
         self._most_cpus = max(node.cpus for node in nodes)
-        self._task: Any = ray.remote(max_retries=ATTEMPTS - 1, retry_exceptions=[Crashed])(work)
+        self._task: Any = ray.remote(max_retries=ATTEMPTS - 1, retry_exceptions=[Crashed])(work)  # type: ignore[call-overload]
         self._running: dict[Any, Running] = {}
         seen = [(node, self._on(node.id, look, str(self.out), self._mark)) for node in nodes]
         for _, problem in seen:
@@ -207,7 +207,6 @@ class Packed:
         """What became of a cell; None when it was handed to Ray again."""
         import ray
 
-        seconds = time.perf_counter() - cell.begun
         try:
             result = Result.from_json(ray.get(ref))
         except ray.exceptions.RayError as error:
@@ -215,7 +214,7 @@ class Packed:
             doing = status.read(cell.plan.run_folder) or {}
             (cell.plan.run_folder / status.STATUS).unlink(missing_ok=True)
             rundir.write_failure(cell.plan.run_folder, failed, doing.get("phase", "start"))
-            return Outcome(cell.plan, failed, seconds=seconds)
+            return Outcome(cell.plan, failed, seconds=time.perf_counter() - cell.begun)
         if result.memory and 0 < cell.share.gpus < 1 and not cell.whole:
             self._submit(cell.plan, whole=True)
             return None
@@ -224,14 +223,14 @@ class Packed:
             raised: Exception = UserError(text) if result.expected else Failed(text)
             if result.phase:
                 rundir.write_failure(cell.plan.run_folder, raised, result.phase, result.trace)
-            return Outcome(cell.plan, raised, seconds=seconds)
+            return Outcome(cell.plan, raised, seconds=result.seconds)
         if not cell.plan.done(save_maps=self.options.save_maps):
             missing = Failed(
                 f"the node {result.node} says that it is done, but there is no record in {cell.plan.run_folder}: does every node "
                 "see the same --out?"
             )
-            return Outcome(cell.plan, missing, seconds=seconds)
-        return Outcome(cell.plan, seconds=seconds)
+            return Outcome(cell.plan, missing, seconds=result.seconds)
+        return Outcome(cell.plan, seconds=result.seconds)
 
     def _cancel(self) -> None:
         """Leave nothing running behind."""

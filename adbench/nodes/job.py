@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import time
 import traceback
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -68,6 +69,7 @@ class Result:
         expected: whether it is one that a user can mend (:class:`adbench.errors.UserError`).
         memory: whether the GPU's memory ran out.
         node: where it was.
+        seconds: it took.
     """
 
     error: str = ""
@@ -77,6 +79,7 @@ class Result:
     expected: bool = False
     memory: bool = False
     node: str = ""
+    seconds: float = 0.0
 
     def to_json(self) -> str:
         return json.dumps(asdict(self))
@@ -120,7 +123,7 @@ def check_mark(out: str, expected: str) -> None:
 
 def carry_out(job: Job) -> Result:
     """Run the cell in this process; whatever is raised comes back as a result. Meant for a process of its own."""
-    phase = "plan"
+    phase, begin = "plan", time.perf_counter()
     try:
         _take_share(job)
         check_mark(job.out, job.mark)
@@ -143,8 +146,9 @@ def carry_out(job: Job) -> Result:
             expected=isinstance(error, UserError),
             memory=_out_of_memory(error),
             node=socket.gethostname(),
+            seconds=time.perf_counter() - begin,
         )
-    return Result(node=socket.gethostname())
+    return Result(node=socket.gethostname(), seconds=time.perf_counter() - begin)
 
 
 def _out_of_memory(error: BaseException | None) -> bool:

@@ -20,6 +20,7 @@ import os
 import re
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ IDENTITY = "identity.json"
 SPLITS = "splits.json"  # subjects by role
 MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
 _HEAD = 512  # bytes of a record that hold its key
+_IDENTITY = 1 << 18  # characters that hold its identity too
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -71,6 +73,24 @@ def recorded(folder: Path, key: str) -> bool:
             return f'"run_key": "{key}"'.encode() in head and file.read() == b"}\n"
     except OSError:
         return False
+
+
+def read_identity(folder: Path) -> dict[str, Any] | None:
+    """``run_key``, ``fit_key`` and ``identity`` of the run in ``folder``, complete or not; None when it does not say."""
+    for name in (RECORD, IDENTITY):
+        try:
+            with open(folder / name, encoding="utf-8") as file:
+                head = file.read(_IDENTITY)
+        except (OSError, UnicodeDecodeError):
+            continue
+        found: dict[str, Any] = {}
+        for field in ("run_key", "fit_key", "identity"):  # they stand first: the rest of a record is not read
+            start = head.find(f'"{field}": ')
+            with suppress(ValueError):
+                found[field] = json.JSONDecoder().raw_decode(head, start + len(field) + 4)[0] if start >= 0 else None
+        if isinstance(found.get("identity"), dict):
+            return found
+    return None
 
 
 def write_identity(folder: Path, fit_key: str, run_key: str, identity: dict[str, Any]) -> None:

@@ -1,0 +1,112 @@
+"""What is going on and why: ``adbench status``, ``adbench why``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from adbench.cli.app import Json, Out, app
+
+
+@app.command(epilog="Examples:\n\n  adbench status\n\n  adbench status --out runs --json")
+def status(
+    out: Out = Path("runs"),
+    all_: Annotated[bool, typer.Option("--all", help="List complete and waiting runs too.")] = False,
+    json_: Json = False,
+) -> None:
+    """Show what runs below a folder do: running ones with phase and time left, failed ones with the reason.
+
+    Reads small files that the runs keep up to date, so it works from any terminal and any node. A run whose process died
+    is shown as lost; the command that started it takes it up again.
+    """
+    from adbench.console import print_json
+    from adbench.results import survey
+
+    counts: dict[str, int] = dict.fromkeys(survey.STATES, 0)
+    listed = []
+    for seen in survey.runs(out):
+        counts[seen.state] += 1
+        if all_ or seen.state not in ("complete", "waiting"):
+            listed.append(seen)
+    if json_:
+        runs = [{"folder": str(s.folder), "label": s.label, "state": s.state, **_brief(s.detail)} for s in listed]
+        print_json({"counts": counts, "runs": runs})
+        return
+    _print(listed, counts)
+
+
+def _brief(detail: dict[str, Any]) -> dict[str, Any]:
+    kept = ("phase", "done", "total", "figures", "host", "pid", "gpus", "started", "error", "message", "time")
+    return {name: detail[name] for name in kept if name in detail}
+
+
+def _print(listed: list[Any], counts: dict[str, int]) -> None:
+    import time
+
+    from adbench import live
+    from adbench.console import say, table
+
+    now = time.time()
+    busy = [seen for seen in listed if seen.state == "running"]
+    if busy:
+        table("running", [(name, "left") for name in live.COLUMNS], [live.row(s.label, s.detail, now) for s in busy])
+    others = [seen for seen in listed if seen.state != "running"]
+    if others:
+        columns = [("run", "left"), ("state", "left"), ("in", "left"), ("what happened", "left")]
+        table("others", columns, [(str(s.folder), s.state, str(s.detail.get("phase", "")), _what(s)) for s in others])
+    say(", ".join(f"{count} {state}" for state, count in counts.items() if count) or "There is no run.")
+    if counts["failed"] or counts["interrupted"] or counts["lost"]:
+        say("The command that started them takes up what is failed, interrupted or lost.")
+
+
+def _what(seen: Any) -> str:
+    detail = seen.detail
+    if seen.state == "failed":
+        return f"{detail.get('error', '')}: {detail.get('message', '')}".strip(": ")
+    if seen.state in ("lost", "interrupted") and detail:
+        at = f" at {detail['done']}/{detail['total']}" if detail.get("total") else ""
+        how = "its process is gone (killed, or its machine is)" if seen.state == "lost" else "by the user"
+        return f"{how}{at}, process {detail.get('pid')} on {detail.get('host')}"
+    return "not started" if seen.state in ("waiting", "interrupted") else ""
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  adbench why runs/phantom/phantom-flair/histeq-tiny-seed0-1a2b3c4d5e\n\n"
+    "  adbench why 1a2b3c4d --out runs"
+)
+def why(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run's folder, its name, or the beginning of its key.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of runs; default: the one RUN lies in.")] = None,
+    json_: Json = False,
+) -> None:
+    """Say why a run was not answered from a record: the fields in which the nearest other run differs from it."""
+    from dataclasses import asdict
+
+    from adbench.console import print_json, say, table
+    from adbench.results.why import find
+    from adbench.results.why import why as ask
+
+    folder = find(run, out or Path("runs"))
+    parents = folder.resolve().parents
+    answer = ask(folder, out or (parents[2] if len(parents) > 2 else parents[-1]))
+    if json_:
+        print_json({**asdict(answer), "run": str(answer.run), "other": str(answer.other) if answer.other else None})
+        return
+    if answer.other is None:
+        say(f"{folder} is the only run here.")
+        return
+    rows = [(d.field, _short(d.this), _short(d.other), d.meaning) for d in answer.differences]
+    table(
+        f"{folder.name} and the nearest other run, {answer.other.name}",
+        [("field", "left"), ("this run", "left"), ("the other", "left"), ("that is", "left")],
+        rows,
+        caption="Both use one fit." if answer.same_fit else "They need different fits.",
+    )
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return f"{text[:12]}…" if len(text) == 64 and set(text) <= set("0123456789abcdef") else text

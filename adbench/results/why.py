@@ -1,0 +1,115 @@
+"""Why two runs are not the same run: the fields in which their identities differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adbench.errors import UserError
+from adbench.results import rundir, survey
+
+_ABSENT = "(not there)"
+MEANING = {
+    "method_version": "the method's author raised its version",
+    "method_source": "the source files of the method or of what methods share were changed",
+    "files": "a file that the parameters name has another content",
+    "train_slices": "other training slices: another dataset, recipe, split, or other pixels",
+    "val_slices": "other slices that choose the checkpoint",
+    "threshold_slices": "other slices, or lesion masks, that choose the threshold",
+    "test_slices": "other test slices or lesion masks",
+    "metrics_version": "adbench computes a number differently now",
+    "plugin_metrics": "other plug-in metrics, or their source was changed",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field.
+
+    Attributes:
+        field: its name; parts of nested ones are joined by dots.
+        this: its value in the run that was asked about.
+        other: its value in the other run.
+        meaning: what that means, for fields that are hashes.
+    """
+
+    field: str
+    this: Any
+    other: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The nearest other run.
+
+    Attributes:
+        run: the run that was asked about.
+        other: the run whose identity differs least from it; None when there is no other.
+        same_fit: both use one fit.
+        differences: empty when both have one key.
+    """
+
+    run: Path
+    other: Path | None
+    same_fit: bool
+    differences: tuple[Difference, ...]
+
+
+def differences(this: dict[str, Any], other: dict[str, Any]) -> tuple[Difference, ...]:
+    """Every field in which two identities differ."""
+    mine, its = dict(_leaves(this)), dict(_leaves(other))
+    return tuple(
+        Difference(name, mine.get(name, _ABSENT), its.get(name, _ABSENT), MEANING.get(name.partition(".")[0], ""))
+        for name in dict.fromkeys([*mine, *its])
+        if mine.get(name, _ABSENT) != its.get(name, _ABSENT)
+    )
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner
+
+
+def find(run: str, out: Path) -> Path:
+    """The folder of the run that ``run`` names: its path, its folder's name, or the beginning of its key.
+
+    Raises:
+        UserError: none, or several.
+    """
+    if (Path(run) / "config.yaml").exists() or rundir.read_identity(Path(run)) is not None:
+        return Path(run)
+    name = Path(run).name
+    found = [seen.folder for seen in survey.runs(out) if seen.folder.name == name]
+    if not found and len(name) >= 4:
+        found = [seen.folder for seen in survey.runs(out) if seen.folder.name.rpartition("-")[2].startswith(name[:10])]
+    if len(found) != 1:
+        raise UserError(
+            f"{run!r} names {len(found) or 'no'} run{'s' if found else ''} below {out}: give its folder, as `adbench status` "
+            "shows it, and --out if it lies elsewhere."
+        )
+    return found[0]
+
+
+def why(run: Path, out: Path) -> Answer:
+    """Which other run below ``out`` is nearest to ``run``, and what makes it another one.
+
+    Raises:
+        UserError: the run does not say what it is.
+    """
+    mine = survey.identity(run, out)
+    if mine is None:
+        raise UserError(f"{run} says nowhere what it is: neither a record nor {rundir.IDENTITY} is in it.")
+    best: tuple[int, Path, tuple[Difference, ...], bool] | None = None
+    for seen in survey.runs(out):
+        if seen.folder.resolve() == run.resolve() or (other := survey.identity(seen.folder, out)) is None:
+            continue
+        found = differences(mine["identity"], other["identity"])
+        if best is None or len(found) < best[0]:
+            best = (len(found), seen.folder, found, mine["fit_key"] == other["fit_key"])
+    return Answer(run, None, False, ()) if best is None else Answer(run, best[1], best[3], best[2])
