@@ -169,11 +169,19 @@ def read_all(root: Path) -> list[tuple[str, Submission]]:
     return found
 
 
-def boards(results: Iterable[tuple[str, Submission]]) -> list[Board]:
+def glance_all(root: Path) -> list[tuple[str, Submission]]:
+    """:func:`read_all` for a quick look: only types are checked."""
+    return [
+        (path.relative_to(root).as_posix(), files.glance(path)) for path in sorted(Path(root).glob("*/records/*.json"))
+    ]
+
+
+def boards(results: Iterable[tuple[str, Submission]], *, lean: bool = False) -> list[Board]:
     """Results in boards, ranked.
 
     Args:
         results: from :func:`read_all`.
+        lean: leave out the intervals over seeds that need spatial counts.
     """
     groups: dict[tuple[str, ...], dict[str, Entry]] = {}
     for path, submission in results:
@@ -194,7 +202,7 @@ def boards(results: Iterable[tuple[str, Submission]]) -> list[Board]:
     for (protocol, version, dataset, modality, test_digest), entries in sorted(groups.items()):
         board = Board(protocol, version, dataset, modality, test_digest, list(entries.values()))
         try:
-            _fill(board)
+            _fill(board, lean)
         except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
             raise UserError(
                 f"The results of {protocol} on {dataset} {modality} contradict themselves ({error!r}): "
@@ -204,13 +212,13 @@ def boards(results: Iterable[tuple[str, Submission]]) -> list[Board]:
     return made
 
 
-def _fill(board: Board) -> None:
+def _fill(board: Board, lean: bool) -> None:
     extra = tuple(board.record.protocol.get("metrics", ()))
     samples = {}
     for entry in board.entries:
         order = sorted(range(len(entry.seeds)), key=lambda i: (entry.seeds[i].record.seed, entry.paths[i]))
         entry.seeds, entry.paths = [entry.seeds[i] for i in order], [entry.paths[i] for i in order]
-        draws = _draws(entry)
+        draws = _draws(entry, lean)
         for metric in (*HEADLINE, *extra):
             entry.estimates[metric] = _estimate(entry, metric, draws.get(metric))
         if RANKED_BY in draws:
@@ -278,7 +286,7 @@ def _as_estimate(number: Number) -> Estimate:
     return Estimate(number.value, number.low, number.high, number.n, number.oracle, number.reason)
 
 
-def _draws(entry: Entry) -> dict[str, np.ndarray]:
+def _draws(entry: Entry, lean: bool) -> dict[str, np.ndarray]:
     """Metric -> (R,) replicates, seeds mixed, of the metrics whose replicates are stored or cheap."""
     found: dict[str, np.ndarray] = {}
     own = [submission.draws for submission in entry.seeds]
@@ -289,15 +297,20 @@ def _draws(entry: Entry) -> dict[str, np.ndarray]:
     if len(entry.seeds) == 1:
         return found  # its record has the other intervals
     weights = _weights(len(entry.record.subjects), len(ranked[0]))
-    parts = [linear(submission) for submission in entry.seeds]
+    parts = [linear(submission, lean) for submission in entry.seeds]
     for metric in parts[0]:
         found[metric] = over_seeds([bootstrap.ratio(*part[metric], weights) for part in parts])
     return found
 
 
-def linear(submission: Submission) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> (n,) numerator and (n,) denominator of each subject, of the shown metrics that are such ratios."""
-    rows, counted = submission.record.subjects, submission.spatial.rows
+def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric -> (n,) numerator and (n,) denominator of each subject, of the shown metrics that are such ratios.
+
+    Args:
+        submission: one result.
+        lean: leave out those that need spatial counts.
+    """
+    rows = submission.record.subjects
     dice = [row["dice@val"] for row in rows]
     found = {
         "dice@val": (
@@ -306,7 +319,8 @@ def linear(submission: Submission) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         )
     }
     val = submission.record.thresholds.get("val")
-    if val is not None:
+    if val is not None and not lean:
+        counted = submission.spatial.rows
         recall = [sum(score >= np.float32(val) for score in row.lesion_scores) for row in counted]
         lesions = [len(row.lesion_sizes) for row in counted]
         found["lesion_recall@val"] = (np.array(recall, float), np.array(lesions, float))

@@ -25,7 +25,7 @@ import hashlib
 import json
 import lzma
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -63,14 +63,14 @@ class Counts(_Part):
     subjects: Annotated[list[str], Field(max_length=MAX_SUBJECTS)]
     exact: list[bool]
     bins: list[Annotated[int, Field(ge=0, le=MAX_BINS)]]  # of each subject
-    data: str  # base85 of xz of three columns: steps between keys, lesion voxels, background voxels
+    data: str  # base64 of xz of three columns: steps between keys, lesion voxels, background voxels
 
 
 class Ranking(_Part):
     """A metric under each bootstrap replicate, so that methods are compared without opening a histogram."""
 
     metric: str
-    draws: str  # base85 of little-endian float32
+    draws: str  # base64 of little-endian float32
 
 
 class Splits(_Part):
@@ -128,14 +128,19 @@ class Submission:
     """A submission whose types are right; whether its numbers are is for :mod:`adbench.leaderboard.verify` to say.
 
     Attributes:
-        raw: the JSON value.
-        content: the same, typed.
+        content: what is in it, typed.
         path: the file it was read from, or the run it was packed from.
+        data: the bytes of the file.
     """
 
-    raw: dict[str, Any]
     content: Content
     path: Path
+    data: bytes = field(repr=False)
+
+    @cached_property
+    def raw(self) -> dict[str, Any]:
+        """The JSON value, in its own order."""
+        return _parsed(self.data, self.path)
 
     @property
     def record(self) -> Record:
@@ -171,7 +176,7 @@ class Submission:
         """(R,) float64: the ranking metric under each replicate, NaN where undefined; None when it is undefined."""
         if self.content.ranking is None:
             return None
-        return np.frombuffer(base64.b85decode(self.content.ranking.draws), "<f4").astype(np.float64)
+        return np.frombuffer(_decoded(self.content.ranking.draws), "<f4").astype(np.float64)
 
     @property
     def text(self) -> str:
@@ -248,7 +253,7 @@ def two_sums(validation: SubjectHistograms) -> SubjectHistograms:
 
 def pack_draws(draws: np.ndarray) -> str:
     """(R,) replicates as text."""
-    return base64.b85encode(draws.astype("<f4").tobytes()).decode()
+    return base64.b64encode(draws.astype("<f4").tobytes()).decode()
 
 
 def pack_histograms(histograms: SubjectHistograms) -> dict[str, Any]:
@@ -324,15 +329,7 @@ def read(path: Path) -> Submission:
     Raises:
         UserError: no such file, too large, not JSON, of another layout or record schema, or a value of the wrong type.
     """
-    path = Path(path)
-    try:
-        if not path.is_file():
-            raise UserError(f"There is no file {path}.")
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    return parse(data, path)
+    return parse(_bytes(path), Path(path))
 
 
 def parse(data: bytes, path: Path) -> Submission:
@@ -342,8 +339,33 @@ def parse(data: bytes, path: Path) -> Submission:
         data: content of the file.
         path: for messages.
     """
+    raw = _parsed(data, path)
+    submission = Submission(_typed(data, path), path, data)
+    submission.__dict__["raw"] = raw
+    return submission
+
+
+def glance(path: Path) -> Submission:
+    """The submission in ``path`` for a quick look: types are checked, oddities of its JSON and its digest are not."""
+    data = _bytes(path)
+    return Submission(_typed(data, Path(path)), Path(path), data)
+
+
+def _bytes(path: Path) -> bytes:
+    path = Path(path)
+    try:
+        if not path.is_file():
+            raise UserError(f"There is no file {path}.")
+        with open(path, "rb") as file:
+            data = file.read(MAX_FILE + 1)
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
     if len(data) > MAX_FILE:
         raise UserError(f"{path} has more than {MAX_FILE} bytes: that is no submission.")
+    return data
+
+
+def _parsed(data: bytes, path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(
             data.decode("utf-8"),
@@ -361,10 +383,10 @@ def parse(data: bytes, path: Path) -> Submission:
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA:
         found = record.get("schema_version") if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{path}: record.schema_version: {found!r}; this adbench reads schema {SCHEMA}.")
-    return Submission(raw, _typed(raw, data, path), path)
+    return raw
 
 
-def _typed(raw: dict[str, Any], data: bytes, path: Path) -> Content:
+def _typed(data: bytes, path: Path) -> Content:
     try:
         return Content.model_validate_json(data, strict=True)
     except ValidationError as error:
@@ -402,14 +424,14 @@ def _compact(value: Any) -> str:
 
 
 def _pack(data: bytes) -> str:
-    return base64.b85encode(lzma.compress(data, lzma.FORMAT_XZ, filters=_XZ)).decode()
+    return base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ, filters=_XZ)).decode()
 
 
 def _unpack(text: str, most: int) -> bytes:
     """What :func:`_pack` packed; never more than ``most`` bytes are unpacked."""
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
     try:
-        data = unpacker.decompress(base64.b85decode(text), max_length=most + 1)
+        data = unpacker.decompress(_decoded(text), max_length=most + 1)
     except (lzma.LZMAError, EOFError) as error:
         raise ValueError(f"it does not unpack ({error})") from None
     if len(data) > most:
@@ -417,6 +439,10 @@ def _unpack(text: str, most: int) -> bytes:
     if not unpacker.eof or unpacker.unused_data:
         raise ValueError("it does not end where it should")
     return data
+
+
+def _decoded(text: str) -> bytes:
+    return base64.b64decode(text, validate=True)  # binascii.Error is a ValueError
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -102,7 +102,7 @@ def test_a_pipe_is_no_file(tmp_path: Path) -> None:
 
 
 def bomb(size: int) -> str:
-    return base64.b85encode(lzma.compress(bytes(size), lzma.FORMAT_XZ, preset=1)).decode()
+    return base64.b64encode(lzma.compress(bytes(size), lzma.FORMAT_XZ, preset=1)).decode()
 
 
 def test_a_bomb_is_not_unpacked(submission: Submission) -> None:
@@ -175,7 +175,7 @@ def test_keys_that_no_score_has(submission: Submission) -> None:
     planes = np.zeros((3, 4, sum(counts["bins"])), np.uint8)
     planes[0] = 0xFF  # steps of -2^31 at each bin
     planes[2, 0] = 1
-    counts["data"] = base64.b85encode(lzma.compress(planes.tobytes(), lzma.FORMAT_XZ)).decode()
+    counts["data"] = base64.b64encode(lzma.compress(planes.tobytes(), lzma.FORMAT_XZ)).decode()
     with pytest.raises(ValueError, match=r"key|order"):
         files.unpack_histograms(Counts(**counts))
 

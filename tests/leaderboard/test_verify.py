@@ -57,7 +57,7 @@ def _better_lesions(raw: dict[str, Any]) -> None:
     for row in spatial["rows"]:
         row["lesion_scores"] = [1e6 for _ in row["lesion_scores"]]
     data = (json.dumps(spatial, indent=1) + "\n").encode()
-    raw["spatial"] = base64.b85encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
+    raw["spatial"] = base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
     raw["record"]["files"]["spatial.json"] = files.sha256(data)
 
 
@@ -65,7 +65,7 @@ def _other_froc(raw: dict[str, Any]) -> None:
     spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
     spatial["froc"][-1] *= 0.5
     data = (json.dumps(spatial, indent=1) + "\n").encode()
-    raw["spatial"] = base64.b85encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
+    raw["spatial"] = base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
     raw["record"]["files"]["spatial.json"] = files.sha256(data)
 
 

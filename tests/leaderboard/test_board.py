@@ -1,0 +1,288 @@
+"""Boards: means over seeds, intervals, ranks, and every file that is made of them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import time
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from board_files import altered, place, rekey
+
+from adbench import api
+from adbench.errors import UserError
+from adbench.leaderboard.board import Board, boards, linear, read_all
+from adbench.leaderboard.build import build, make, stale
+from adbench.leaderboard.reported import read_reported
+from adbench.leaderboard.submission import Submission
+from adbench.metrics import bootstrap
+from adbench.metrics.compare import Trained, compare, sample_method
+from adbench.metrics.spatial import sample_spatial
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def found(built: Path) -> list[Board]:
+    return boards(read_all(built))
+
+
+def trained(run: api.Run) -> Trained:
+    return Trained(run.histograms, run.val_histograms, run.spatial)
+
+
+def test_numbers_are_those_of_the_runs(found: list[Board], runs: list[api.Run]) -> None:
+    """The boards come from stored replicates; here the same from the runs, by the metrics package alone."""
+    flair = next(board for board in found if board.modality == "FLAIR")
+    samples = {}
+    for entry in flair.entries:
+        own = [
+            r for r in runs if r.record.test.modality == "FLAIR" and r.record.method.name == entry.record.method.name
+        ]
+        assert [s.record.run_key for s in entry.seeds] == [r.record.run_key for r in own]
+        samples[entry.key] = sample_method([trained(run) for run in own])
+        expected = samples[entry.key].estimates()
+        for metric in ("auprc", "dice@val", "lesion_recall@val", "fa_slice"):
+            if metric not in expected:
+                assert entry.estimates[metric].value is None
+                continue
+            mine = entry.estimates[metric]
+            assert mine.value == pytest.approx(expected[metric].value, rel=1e-12)
+            assert (mine.low, mine.high) == pytest.approx((expected[metric].low, expected[metric].high), rel=1e-6)
+            assert mine.n == expected[metric].n
+    table = compare(samples, "auprc")
+    assert {entry.key: entry.rank for entry in flair.entries} == table.ranks
+    assert [(d.a, d.b) for d in flair.differences] == [(d.a, d.b) for d in table.differences]
+    assert [d.p_holm for d in flair.differences] == pytest.approx([d.p_holm for d in table.differences])
+
+
+def test_one_seed_has_the_interval_of_its_record(found: list[Board]) -> None:
+    t1 = next(board for board in found if board.modality == "T1")
+    for entry in t1.entries:
+        for metric, estimate in entry.estimates.items():
+            number = entry.record.metrics[metric]
+            assert (estimate.value, estimate.low, estimate.high) == (number.value, number.low, number.high)
+
+
+def test_ratios_are_the_metrics_of_that_name(submission: Submission) -> None:
+    weights = bootstrap.weights(submission.record.test.subjects, 50, 3)
+    expected = sample_spatial(submission.spatial, weights)
+    mine = linear(submission)
+    for metric in ("lesion_recall@val", "fa_slice"):
+        if expected[metric].samples is not None:
+            np.testing.assert_allclose(bootstrap.ratio(*mine[metric], weights), expected[metric].samples)
+    assert bootstrap.ratio(*mine["dice@val"], np.ones((1, len(weights[0]))))[0] == pytest.approx(
+        submission.record.metrics["dice@val"].value
+    )
+
+
+def test_best_comes_first(found: list[Board]) -> None:
+    for board in found:
+        values = [entry.estimates["auprc"].value or 0 for entry in board.entries]
+        assert board.entries[0].rank == 1
+        assert values[0] == max(values)
+        assert board.entries[0].to_best is None
+
+
+def _unranked(raw: dict[str, Any]) -> None:
+    number = raw["record"]["metrics"]["auprc"]
+    number.update(value=None, low=None, high=None, reason="no lesion voxel in the whole test split")
+    raw["ranking"] = None
+
+
+def test_without_the_ranking_metric_there_are_no_ranks(submission: Submission, tmp_path: Path) -> None:
+    place(tmp_path, altered(submission, _unranked))
+    (board,) = boards(read_all(tmp_path))
+    assert board.entries[0].rank is None
+    assert board.unranked == "no lesion voxel in the whole test split"
+    made = make(tmp_path)
+    assert "Not ranked: no lesion voxel in the whole test split." in made["folder/index.md"]
+    assert "Not ranked: no lesion voxel in the whole test split." in made["index.html"]
+
+
+def test_parameters_make_rows_of_their_own(submission: Submission, tmp_path: Path) -> None:
+    def other(raw: dict[str, Any]) -> None:
+        raw["record"]["method"]["params"]["polarity"] = raw["record"]["identity"]["params"]["polarity"] = "dark"
+        rekey(raw)
+
+    place(tmp_path, submission.text)
+    place(tmp_path, altered(submission, other))
+    (board,) = boards(read_all(tmp_path))
+    labels = [entry.label for entry in board.entries]
+    assert len(set(labels)) == 2
+    assert all(label.startswith("histeq [tiny] ") for label in labels)
+    assert [entry.rank for entry in board.entries] == [1, 1]  # the same scores
+    assert all(entry.tied for entry in board.entries)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw["record"]["subjects"].__setitem__(0, {}), "contradict themselves"),
+        (lambda raw: raw["ranking"].update(draws="!!"), "contradict themselves"),
+        (lambda raw: raw.update(digest="0"), "digest"),
+    ],
+)
+def test_what_does_not_verify_is_no_traceback(
+    submission: Submission, tmp_path: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    text = altered(submission, change, sign=says != "digest")
+    place(tmp_path, text)
+    with pytest.raises(UserError, match=says):
+        make(tmp_path)
+
+
+def test_nothing_to_build(tmp_path: Path, cli: Cli) -> None:
+    code, _, err = cli("leaderboard", "build", tmp_path)
+    assert code == 2
+    assert "There is no result at" in err
+
+
+def test_same_records_same_bytes(built: Path) -> None:
+    assert make(built) == make(built)
+    assert stale(built) == []
+
+
+def test_tables_hold_the_numbers(built: Path, found: list[Board]) -> None:
+    rows = list(csv.DictReader(io.StringIO((built / "folder" / "table.csv").read_text())))
+    entries = [entry for board in found for entry in board.entries]
+    assert [row["method"] for row in rows] == [entry.record.method.name for entry in entries]
+    content = json.loads((built / "folder" / "table.json").read_text())
+    listed = [entry for board in content["boards"] for entry in board["entries"]]
+    markdown = (built / "folder" / "index.md").read_text()
+    latex = (built / "folder" / "table.tex").read_text()
+    page = (built / "index.html").read_text()
+    for row, entry, one in zip(rows, entries, listed, strict=True):
+        value = entry.estimates["auprc"].value
+        assert value is not None
+        assert float(row["auprc"]) == one["metrics"]["auprc"]["value"] == pytest.approx(value, rel=1e-5)
+        assert [seed["record"] for seed in one["seeds"]] == row["records"].split() == entry.paths
+        for text in (markdown, latex, page):
+            assert f"{value:.3f}" in text
+        for path in entry.paths:
+            assert (built / path).is_file()
+            assert f"({path.removeprefix('folder/')})" in markdown
+            assert f'href="{path}"' in page
+
+
+class _Page(HTMLParser):
+    """Tags, attributes and visible words of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: list[tuple[str, str | None]] = []
+        self.words: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes += attrs
+
+    def handle_data(self, data: str) -> None:
+        self.words.append(data)
+
+
+def test_the_page_is_self_contained(built: Path) -> None:
+    text = (built / "index.html").read_text()
+    page = _Page(text)
+    links = [value or "" for name, value in page.attributes if name in ("href", "src", "srcset", "action", "data")]
+    assert all(link.startswith("#") or (built / link).is_file() for link in links)
+    ids = [value for name, value in page.attributes if name == "id"]
+    assert len(ids) == len(set(ids))
+    assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
+    assert page.tags.count("script") == 1
+    assert {"link", "iframe", "object", "base", "img"}.isdisjoint(page.tags)
+    assert "url(" not in text
+    assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", text)
+
+
+def test_markup_in_names_is_text_everywhere(submission: Submission, tmp_path: Path) -> None:
+    name = "<script>alert(1)</script>|`*_$&\"'"
+
+    def rename(raw: dict[str, Any]) -> None:
+        record = raw["record"]
+        record["method"]["name"] = record["identity"]["method"] = name
+        record["method"]["preset"] = record["identity"]["preset"] = "=cmd|'/c calc'!A1"
+        record["train"]["name"] = '"><img src=x onerror=alert(1)>'
+        record["strata"]["<b>site</b>"] = {"<i>": record["strata"]["lesion_size"]["small"], "\\x": {}}
+        record["provenance"]["device_name"] = "<script>"
+        rekey(raw)
+
+    place(tmp_path, altered(submission, rename))
+    made = make(tmp_path)
+    page = _Page(made["index.html"])
+    assert page.tags.count("script") == 1
+    assert not {"img", "b", "i"} & set(page.tags)
+    assert not [name for name, _ in page.attributes if name.startswith("on")]
+    assert any(name in words for words in page.words)
+    assert "<" not in re.sub(r"\$[<>]\$", "", made["folder/table.tex"])
+    assert "\\$\\&" in made["folder/table.tex"]
+    markdown = made["folder/index.md"]
+    assert "<" not in markdown
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\\|\\`\\*\\_$&amp;" in markdown
+    for table in re.findall(r"(?m)(?:^\|.*\n)+", markdown):
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in table.splitlines()}) == 1
+    (row,) = list(csv.DictReader(io.StringIO(made["folder/table.csv"])))
+    assert row["preset"].startswith("'=")
+    assert json.loads(made["folder/table.json"])["boards"][0]["entries"][0]["method"] == name
+
+
+def test_published_numbers_stand_apart(built: Path) -> None:
+    rows = read_reported(built / "reported.csv")
+    assert len(rows) == 102
+    text = (built / "index.html").read_text()
+    head, section = text.split('<section class="reported"')
+    assert "REFLECT" not in head
+    assert "these do not compare with the tables above" in section
+    assert section.count("<tr data-modality") == len(rows)
+    for row in rows:
+        assert row.value_percent in section
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("a,b\n1,2\n", "must have the columns"),
+        ("", "must have the columns"),
+        (None, "row 2"),
+        ("\0", "columns|readable"),
+    ],
+)
+def test_published_numbers_that_are_no_table(tmp_path: Path, built: Path, text: str | None, says: str) -> None:
+    path = tmp_path / "reported.csv"
+    good = (built / "reported.csv").read_text().splitlines()
+    path.write_text(f"{good[0]}\nx,,\n" if text is None else text)
+    with pytest.raises(UserError, match=says):
+        read_reported(path)
+    assert read_reported(tmp_path / "none.csv") == []
+
+
+def test_show_prints_ranks(built: Path, cli: Cli) -> None:
+    code, out, _ = cli("leaderboard", "show", built)
+    assert code == 0
+    assert out.count("folder v1 · folder") == 2
+    assert "histeq [tiny]" in out
+    assert "dice@best is an oracle" not in out
+    code, out, _ = cli("leaderboard", "show", built, "--json")
+    assert [board["modality"] for board in json.loads(out)["boards"]] == ["FLAIR", "T1"]
+
+
+def test_two_hundred_results(many: Path, cli: Cli) -> None:
+    start = time.process_time()
+    files = build(many)
+    assert time.process_time() - start < 10
+    assert {path.name for path in files} == {"index.html", "index.md", "table.csv", "table.json", "table.tex"}
+    assert (many / "index.html").stat().st_size < 5e6
+    start = time.process_time()
+    code, out, _ = cli("leaderboard", "show", many, "--json")
+    assert code == 0
+    assert sum(len(board["entries"]) for board in json.loads(out)["boards"]) == 200
+    assert time.process_time() - start < 3  # a second on an idle machine; benchmarks/leaderboard.py measures it
