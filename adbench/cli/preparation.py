@@ -81,10 +81,11 @@ def prepare(
     rows = []
     for name, found in summaries.items():
         side = "x".join(map(str, found["shape"]))
-        figures = [f"{found['lesion_ml_source']:.2f}", f"{found['lesion_ml']:.2f}"] if found["masked"] else ["", ""]
+        figures = ["" if found[ml] is None else f"{found[ml]:.2f}" for ml in ("lesion_ml_source", "lesion_ml")]
         rows.append([name, str(found["cases"]), str(found["slices"]), side, *figures, str(len(found["remarks"])), str(len(found["outliers"])), f"{found['bytes'] / 1e9:.2f}"])  # fmt: skip
+    where = f" --data-root '{data_root}'" if data_root else ""
     columns = [(h, "left" if h == "modality" else "right") for h in ("modality", "cases", "slices", "px", "lesion ml in the files", "prepared", "remarks", "outliers", "GB")]  # fmt: skip
-    table(f"prepared {dataset}", columns, rows, caption=f"Look at them: adbench data show --dataset {dataset}")
+    table(f"prepared {dataset}", columns, rows, caption=f"Look at them: adbench data show --dataset {dataset}{where}")
     for name, found in summaries.items():
         for odd in found["outliers"]:
             out.print(
@@ -94,15 +95,16 @@ def prepare(
 
 
 def _summary(store: Any) -> dict[str, Any]:
-    quality = [case.quality for case in store.cases]
+    # Slices that come from no volume have pixels, not millilitres.
+    known = [case.quality for case in store.cases if "lesion_ml" in case.quality]
     return {
         "folder": str(store.folder),
         "cases": len(store.cases),
         "slices": len(store),
         "shape": list(store.shape),
         "masked": sum(case.masked for case in store.cases),
-        "lesion_ml_source": sum(q.get("lesion_ml_source", 0.0) for q in quality),
-        "lesion_ml": sum(q.get("lesion_ml", 0.0) for q in quality),
+        "lesion_ml_source": sum(q["lesion_ml_source"] for q in known) if known else None,
+        "lesion_ml": sum(q["lesion_ml"] for q in known) if known else None,
         "bytes": sum(file["bytes"] for file in store.manifest["files"].values()),
         "outliers": store.manifest["outliers"],
         "remarks": store.manifest["remarks"],
