@@ -178,20 +178,16 @@ class IndexedVolumes(VolumeDataset):
         unused = []
         for path, file in below.volumes.items():
             mine = self.named(path)
-            if mine is None:
-                other = recognise(path) if self.family else None
-                families[other.family if other else ""].append(path)
-                unused.append(path)
-            elif not mine.kind:
-                families[mine.family].append(path)
-                unused.append(path)
-            else:
-                families[mine.family].append(path)
+            if mine is not None and mine.kind:
                 groups[mine.subject, mine.session].append((mine, file))
-        strangers = {family: paths for family, paths in families.items() if family not in ("", self.family)}
+            else:
+                unused.append(path)
+            if self.family and (known := recognise(path)):
+                families[known.family].append(path)
+        strangers = {family: paths for family, paths in families.items() if family != self.family}
         if not groups:
             raise self._nothing(root, below, strangers)
-        if strangers and self.family:
+        if strangers:
             raise self._mixed(root, {**strangers, self.family: families[self.family]})
         scans, duplicates = [], []
         for (subject, session), found in sorted(groups.items()):
@@ -237,9 +233,14 @@ class IndexedVolumes(VolumeDataset):
             )
         if below.volumes:
             first = next(iter(below.volumes))
+            none = f"None of the {len(below.volumes)} NIfTI files in {root}"
+            if not self.family:
+                return UserError(
+                    f"{none} says by its name what it is, e.g. {first}. Say it with --set dataset.image_pattern=..., such "
+                    "as {subject}/{subject}_{modality}.nii.gz."
+                )
             return UserError(
-                f"None of the {len(below.volumes)} NIfTI files in {root} is named as in {title}, e.g. {first}. {expected} "
-                f"For names of your own there is --dataset folder."
+                f"{none} is named as in {title}, e.g. {first}. {expected} For names of your own there is --dataset folder."
             )
         if below.broken:
             return UserError(f"{root} holds only links that lead nowhere, such as {below.broken[0]}. {expected}")
