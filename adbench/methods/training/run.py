@@ -42,7 +42,8 @@ class Run:
         self.module = stage.module.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.plan.optimizer]
-        self.optimizer = kind(self.parameters, lr=self.plan.lr, weight_decay=self.plan.weight_decay)
+        fused = True if self.device.type == "cuda" else None  # one kernel for all weights
+        self.optimizer = kind(self.parameters, lr=self.plan.lr, weight_decay=self.plan.weight_decay, fused=fused)
         self.ema = EMAModel(self.parameters, decay=self.plan.ema, foreach=True) if self.plan.ema > 0 else None
         self.rival: tuple[nn.Module, torch.optim.Optimizer] | None = None
         if stage.opponent is not None:
