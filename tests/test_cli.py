@@ -126,7 +126,7 @@ def test_damaged_image_is_named_and_nothing_is_half_written(cli: Cli, slices: Pa
     assert code == 2
     assert broken.name in err
     assert not (tmp_path / "runs").exists()
-    assert list((tmp_path / "cache").rglob("*.npy")) == []
+    assert list((tmp_path / "cache" / "stores").rglob("*.npy")) == []
 
 
 def test_image_and_mask_of_different_size_are_both_given(cli: Cli, slices: Path, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ def prepare_all(
     progress, cache = progress or Progress(), Path(cache)
     if cache.exists() and not cache.is_dir():
         raise UserError(f"The cache {cache} is a file, expected a folder: give another with --cache.")
+    (cache / STORES).mkdir(parents=True, exist_ok=True)
     dataset.products = cache / PRODUCTS
     stores: dict[str, SliceStore] = {}
     builds: list[Building] = []
@@ -316,7 +317,6 @@ class Building:
         for extra in (JOURNAL, PLAN, FAILURES):
             (self.partial / extra).unlink(missing_ok=True)
         shutil.rmtree(self.parts, ignore_errors=True)
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
         os.rename(self.partial, self.folder)
         for donor in self._donors:
             donor.discard()
