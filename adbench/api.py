@@ -23,6 +23,7 @@ import numpy as np
 
 from adbench import config, evaluation, registry
 from adbench.context import Context, Progress
+from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.metrics.compare import Samples, Table, Trained, sample_method
@@ -35,6 +36,7 @@ from adbench.results import rundir
 from adbench.results.record import Record
 
 if TYPE_CHECKING:
+    from adbench.datasets.store import SliceStore
     from adbench.methods.base import Method
     from adbench.planning import Data
     from adbench.scoring import ScoredSubject
@@ -69,6 +71,23 @@ class SubjectMaps:
     maps: np.ndarray
     reconstruction: np.ndarray | None
     drift: float
+
+
+class Part(LabelledSet):
+    """Some positions of a labelled set, which says what is on them (slices may carry inserted lesions).
+
+    Args:
+        store: of the set.
+        whole: the set.
+        positions: ascending.
+    """
+
+    def __init__(self, store: SliceStore, whole: LabelledSet, positions: np.ndarray) -> None:
+        super().__init__(store, whole.rows[positions])
+        self._whole, self._positions = whole, positions
+
+    def batch(self, positions: np.ndarray | slice) -> SliceBatch:
+        return self._whole.batch(self._positions[positions])
 
 
 class Run:
@@ -171,7 +190,11 @@ class Run:
         """(N, H, W) float32 maps in the order of ``data.test``, memory-mapped; None unless run with ``--save-maps``."""
         if rundir.MAPS not in self.record.files:
             return None
-        return np.load(self._file(rundir.MAPS), mmap_mode="r")
+        maps = np.load(self._file(rundir.MAPS), mmap_mode="r")
+        expected = (self.record.test.slices, *self.record.test.grid)
+        if maps.shape != expected:
+            raise UserError(f"{self.folder / rundir.MAPS} holds maps of shape {maps.shape}, expected {expected}.")
+        return maps
 
     def each(self, subjects: Sequence[str] | None = None, *, reconstructions: bool = True) -> Iterator[SubjectMaps]:
         """Images, masks, maps and reconstructions of test subjects, one subject in memory at a time.
@@ -185,8 +208,6 @@ class Run:
         Raises:
             UserError: an unknown subject; neither maps nor fit were kept; the data are gone or changed.
         """
-        from adbench.datasets.slices import LabelledSet
-
         test = self.data.test
         for subject in subjects or ():
             if subject not in test.subjects:
@@ -206,8 +227,8 @@ class Run:
         if method is not None:
             from adbench.scoring import score_subjects
 
-            rows = np.flatnonzero(np.isin(test.subject_index, [number[subject] for subject in wanted]))
-            part = LabelledSet(self.data.test_store, test.rows[rows])
+            chosen_rows = np.isin(test.subject_index, [number[subject] for subject in wanted])
+            part = Part(self.data.test_store, test, np.flatnonzero(chosen_rows))
             scored = score_subjects(method, part, method.ctx, f"score {self.record.method.name}")
         for subject in wanted:
             positions = np.flatnonzero(test.subject_index == number[subject])
@@ -278,7 +299,7 @@ def run(
         "dataset": dataset,
         **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
     }
-    chosen = config.load(None, {**flags, "set": set}, [])
+    chosen = config.load(None, {**flags, "set": set}, [], config.RunConfig)
     cache = Path(chosen.cache) if chosen.cache else config.default_cache()
     plans = plan(list(config.cells(chosen)), Path(chosen.out), cache, progress)
     outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))

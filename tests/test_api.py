@@ -89,6 +89,17 @@ def test_method_groups_name_what_differs(runs: list[api.Run]) -> None:
     }
 
 
+def test_a_part_shows_what_the_whole_set_shows(runs: list[api.Run]) -> None:
+    from adbench.datasets.selection import InsertedSet
+
+    data = runs[0].data
+    whole = InsertedSet(data.test_store, data.test.rows)  # lesions that depend on the set they are put into
+    part = api.Part(data.test_store, whole, np.array([1, 4, 6]))
+    assert part.subjects == [whole.subjects[i] for i in (1, 4, 6)]
+    assert np.array_equal(part.batch(slice(None)).image, whole.batch(np.array([1, 4, 6])).image)
+    assert np.array_equal(part.batch(np.array([2])).image, whole.batch(np.array([6])).image)
+
+
 @pytest.mark.parametrize(
     ("subject", "message"), [("nobody", "no test subject 'nobody'"), ("train00", "no test subject 'train00'")]
 )

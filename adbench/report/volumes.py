@@ -82,7 +82,7 @@ class Exporter:
             }
         for tail, array in arrays.items():
             path = stem.with_name(f"{stem.name}_space-{SPACES[self._space]}_{tail}.nii.gz")
-            nifti.write(path, *self._volume(store, case, array))
+            nifti.write(path, *self._volume(store, case, subject.slices[own], array))
             self.files.append(path)
         write_json(
             stem.with_name(f"{stem.name}_space-{SPACES[self._space]}_desc-{name}_anomaly.json"),
@@ -94,16 +94,18 @@ class Exporter:
             },
         )
 
-    def _volume(self, store: SliceStore, case: str, array: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        stored = store.case(case)
+    def _volume(
+        self, store: SliceStore, case: str, slices: np.ndarray, array: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         if self._space == "original":
             geometry = store.geometry(case)
             masks = array.dtype == np.bool_
-            volume = original_volume(geometry, stored.slices, array, linear=not masks)
+            volume = original_volume(geometry, slices.tolist(), array, linear=not masks)
             affine = np.asarray(geometry.original_affine)
         else:
-            known = Geometry.from_json(stored.geometry) if stored.geometry else None
-            volume, affine = prepared_volume(known, stored.slices, array)
+            stored = store.case(case).geometry
+            known = Geometry.from_json(stored) if stored else None
+            volume, affine = prepared_volume(known, slices.tolist(), array)
         return volume.astype(np.uint8 if array.dtype == np.bool_ else np.float32), affine
 
     def _stem(self, store: SliceStore, case: str) -> Path:

@@ -196,6 +196,19 @@ def test_changed_histograms_are_refused(own_runs: list[api.Run]) -> None:
         collect(own_runs[:1])
 
 
+def test_a_test_set_without_lesions_has_a_page(make_slices: Any, tmp_path: Path) -> None:
+    slices = make_slices(tmp_path / "slices")
+    for mask in (slices / "test").glob("*-segmentation.png"):
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(mask)
+    runs = api.run("histeq,constant", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs")
+    report = collect(runs, count=1)
+    assert [portrait.reason for portrait in report.portraits] == ["random"]
+    assert any("were not compared" in note for note in report.notes)
+    page, *pngs = write_report(report, tmp_path / "out", "adbench report")
+    assert "no lesion" in page.read_text(encoding="utf-8")
+    assert not any(path.name == "pr.png" for path in pngs)
+
+
 def test_without_maps_and_fit_the_page_says_so(own_runs: list[api.Run], tmp_path: Path) -> None:
     (own_runs[2].fit_folder / "fit.json").unlink()
     report = collect(own_runs, count=1)
