@@ -7,8 +7,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from board_files import altered, place, rekey
+from PIL import Image
 
 from adbench import api, runner
 from adbench.hashing import digest
@@ -25,6 +27,11 @@ def runs(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("leaderboard")
     slices = make_slices(root / "slices", test=9)
     make_slices(root / "slices", test=9, modality="T1")
+    for number, kept in enumerate((0, 0, 4, 8)):  # two subjects without a lesion, two with a smaller one
+        path = slices / "test" / f"test{number:02d}-slice_10-segmentation.png"
+        lesion = np.asarray(Image.open(path)).copy()
+        lesion.ravel()[np.flatnonzero(lesion)[kept:]] = 0
+        Image.fromarray(lesion).save(path)
     common: dict[str, Any] = {"data_root": str(slices), "device": "cpu", "out": root / "runs"}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(runner, "all_plots", lambda *_, **__: [])

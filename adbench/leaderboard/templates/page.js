@@ -23,6 +23,7 @@
     return Number.isNaN(number) ? null : number;
   };
   for (const table of document.querySelectorAll(".sortable")) {
+    const place = new Map(blocks(table).map(([row], index) => [row, index])); // equal values stay as they came
     table.tHead.addEventListener("click", event => {
       const sorter = event.target.closest(".sort");
       if (!sorter) return;
@@ -32,8 +33,9 @@
       cell.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
       const sorted = blocks(table).map(block => [value(block[0], index, sorter.dataset.kind), block]);
-      sorted.sort(([a], [b]) => a === null || b === null ? (a === null) - (b === null)
-        : sign * (typeof a === "string" ? a.localeCompare(b, "en") : a - b));
+      const compare = (a, b) => a === null || b === null ? (a === null) - (b === null)
+        : sign * (typeof a === "string" ? a.localeCompare(b, "en") : a - b);
+      sorted.sort(([a, [one]], [b, [other]]) => compare(a, b) || place.get(one) - place.get(other));
       table.tBodies[0].append(...sorted.flatMap(([, block]) => block));
     });
   }
