@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -39,7 +40,9 @@ def listing(kind: str) -> list[dict[str, str]]:
 def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
     schema = cls.model_json_schema().get("properties", {})
     rows = []
-    for name, field in cls.model_fields.items():
+    line = [*cls.__mro__]
+    age = {name: next(n for n, c in enumerate(line) if name in inspect.get_annotations(c)) for name in cls.model_fields}
+    for name, field in sorted(cls.model_fields.items(), key=lambda item: age[item[0]]):
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         annotation = field.annotation
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
@@ -64,7 +67,8 @@ def description(name: str) -> dict[str, Any]:
     """Everything about the method, dataset, metric or protocol called ``name``.
 
     Returns:
-        kind, name, doc, facts, params (name, type, default, unit, doc, source), presets, scope (for ``--set``).
+        kind, name, doc, facts, card (of a method that has one: :class:`adbench.methods.card.Card`), params (name, type,
+        default, unit, doc, source; its own before those it shares), presets, scope (for ``--set``).
 
     Raises:
         UserError: nothing has that name.
@@ -77,11 +81,13 @@ def description(name: str) -> dict[str, Any]:
             continue
         cls = registry.load(kind, name)  # type: ignore[arg-type]
         facts: dict[str, Any] = {"from": entry.origin, "defined in": entry.target}
+        card = None
         presets: dict[str, Any] = {}
         scope = name
         if kind == "methods":
             facts["version"] = cls.version
             presets = cls.presets
+            card = asdict(cls.card) if cls.card else None
         elif kind == "datasets":
             info = cls.info
             facts |= {
@@ -100,6 +106,7 @@ def description(name: str) -> dict[str, Any]:
             "name": name,
             "doc": doc,
             "facts": facts,
+            "card": card,
             "params": params,
             "presets": presets,
             "scope": scope,
@@ -112,6 +119,7 @@ def description(name: str) -> dict[str, Any]:
             "name": name,
             "doc": doc,
             "facts": {"formula": where},
+            "card": None,
             "params": [],
             "presets": {},
             "scope": "",
@@ -125,7 +133,16 @@ def _protocol(name: str) -> dict[str, Any]:
     fields = PROTOCOLS[name].as_dict()
     doc = fields.pop("summary")
     fields.pop("name")
-    return {"kind": "protocol", "name": name, "doc": doc, "facts": fields, "params": [], "presets": {}, "scope": ""}
+    return {
+        "kind": "protocol",
+        "name": name,
+        "doc": doc,
+        "facts": fields,
+        "card": None,
+        "params": [],
+        "presets": {},
+        "scope": "",
+    }
 
 
 def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:

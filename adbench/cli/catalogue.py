@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from adbench.cli.app import Json, app
+from adbench.errors import UserError
 
 
 @app.command(name="list", epilog="Example:  adbench list methods")
@@ -34,13 +35,25 @@ def list_(
     )
 
 
-@app.command(epilog="Examples:\n\n  adbench describe madad\n\n  adbench describe phantom")
+@app.command(
+    epilog="Examples:\n\n  adbench describe madad\n\n  adbench describe phantom\n\n"
+    "  adbench describe --all --markdown --out docs/methods"
+)
 def describe(
-    name: Annotated[str, typer.Argument(help="A method, dataset, metric or protocol.")],
+    name: Annotated[str | None, typer.Argument(help="A method, dataset, metric or protocol.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every built-in method; with --markdown --out.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the card of a method as Markdown.")] = False,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder for the Markdown pages, one a method.")] = None,
     json_: Json = False,
 ) -> None:
-    """Describe one method, dataset, metric or protocol: parameters with types, defaults, units and sources."""
+    """Describe one method, dataset, metric or protocol: what it does, its parameters with defaults, units and sources."""
     from adbench.catalogue import description
+
+    if markdown or all_:
+        _pages(name, all_, markdown, out_)
+        return
+    if name is None:
+        raise UserError("Name what to describe: adbench describe madad. `adbench list methods` shows the methods.")
 
     what = description(name)
     if json_:
@@ -54,6 +67,13 @@ def describe(
     out.print(what["doc"], markup=False)
     for key, value in what["facts"].items():
         out.print(f"{key}: {value}", markup=False, soft_wrap=True)
+    if what["card"]:
+        from adbench.cards import sections
+
+        for heading, lines in sections(what["card"]):
+            out.print(f"\n{heading}", style="bold")
+            for line in lines:
+                out.print(f"  {line}", markup=False)
     if what["params"]:
         presets = list(what["presets"])
         columns = [("parameter", "left"), ("type", "left"), ("default", "right"), *((p, "right") for p in presets)]
@@ -63,6 +83,25 @@ def describe(
             special = [str(what["presets"][q].get(p["name"], "")) for q in presets]
             rows.append([p["name"], p["type"], str(p["default"]), *special, p["unit"], p["doc"], p["source"]])
         table("parameters", columns, rows, caption="Set one with --set " + what["scope"] + ".NAME=VALUE")
+
+
+def _pages(name: str | None, every: bool, markdown: bool, folder: Path | None) -> None:
+    from adbench import cards
+    from adbench.console import say
+
+    if every and (name or not markdown or folder is None):
+        raise UserError("--all writes the pages of the built-in methods: adbench describe --all --markdown --out DIR.")
+    if every and folder is not None:
+        for path in cards.write_all(folder):
+            say(str(path))
+        return
+    if name is None:
+        raise UserError("Name a method: adbench describe thor --markdown.")
+    page = cards.page(name)
+    if folder is None:
+        typer.echo(page)
+    else:
+        say(str(cards.write(folder, name, page)))
 
 
 @app.command(epilog="Example:  adbench doctor")

@@ -6,6 +6,7 @@ import math
 from typing import TYPE_CHECKING, Any, Literal
 
 from adbench.methods.base import FitReport, Method
+from adbench.methods.card import Card
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -109,17 +110,22 @@ def mirrored(image: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
 class Asymmetry(Method):
     """A healthy brain is nearly symmetric: the map is a slice's difference from its own mirror image.
 
-    ``|x - S(x)|`` where both sides are brain, 0 elsewhere; ``S`` reflects across the line that maps the brain mask best onto
-    itself. The slice is smoothed first, the map afterwards. There is nothing to train. It cannot see symmetric disease, and
-    without a sign it marks the healthy side as well as the ill one.
-
-    Variants: ``sign``. On real FLAIR strokes (validation AUPRC): .25 at presmooth 2 and sigma 3, .33 at 6 and 5, .62 there with
-    ``sign="positive"``. Published range: none; a row that a credible table carries.
+    The mirror line is the one that maps the brain mask best onto itself. The slice is smoothed first, the map afterwards.
+    There is nothing to train. It cannot see symmetric disease, and without a sign it marks the healthy side too.
     """
 
     name = "asymmetry"
     Params = AsymmetryParams
     params: AsymmetryParams
+    card = Card(
+        paper="no paper: a row without training that a credible table carries",
+        equations=("map: G_sigma * |x - S(x)| where both sides are brain, x smoothed, S the reflection",),
+        variants={"sign": "absolute, brighter or darker than the other side"},
+        published=("none",),
+        tried=(
+            "real FLAIR strokes, validation AUPRC: .25 at presmooth 2 and sigma 3, .33 at 6 and 5, .62 there with sign=positive",
+        ),
+    )
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         return FitReport()

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from adbench.context import Context
 from adbench.errors import UserError, unknown
 from adbench.files import replacing, write_json
+from adbench.methods.card import Card
 from adbench.params import ParamSet, build
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ class Method(ABC):
         version: raised by hand when the numbers may change.
         Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`.
         presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
+        card: equations, variants, deviations and published figures, for `adbench describe` and the documentation.
         smoke: parameter values on top of "tiny" with which a fit takes a second or two; for the conformance checks.
     """
 
@@ -90,6 +92,7 @@ class Method(ABC):
     version: ClassVar[str] = "1"
     Params: ClassVar[type[ParamSet]] = ParamSet
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
+    card: ClassVar[Card | None] = None
     smoke: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:

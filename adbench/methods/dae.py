@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from adbench.methods.base import FitReport, NetworkMethod, Resources
 from adbench.methods.budget import TrainedParams
+from adbench.methods.card import Card
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -138,23 +139,39 @@ def build_network(channels: tuple[int, ...], stem: int = 1) -> nn.Module:
 class DAE(NetworkMethod):
     """A UNet learns to take coarse noise away from healthy slices; at test it takes away what looks like it: lesions.
 
-    Training: ``min |f(x + n) - x|^2`` inside the brain, ``n`` Gaussian on a 16 x 16 lattice stretched bilinearly, at a random
-    place, inside the brain only. Test: one pass without noise, map ``|x - f(x)|``. Coarseness matters: fine noise
-    teaches a network with skips nothing about lesions.
-
-    Variants: ``sign`` (absolute, bright or dark residual), ``standardise``, ``loss``, ``cells`` and ``noise_std``.
-    Deviations: one modality instead of four; no weight standardisation and Adam without AMSGrad (same role, fewer parts);
-    no median filter here (shared post-processing); loss inside the brain, where the maps are compared.
-    ``tiny`` on real FLAIR strokes (validation AUPRC, abs / positive): noise .2 on 16 points .50 / .55 (150 steps), on 8 points
-    .54 / .58 (200 steps), .60 / .62 (400); noise .1 on 8 points .62 / .64 (400), noise .06 .61 / .63; noise .1 for 1,200 steps .64 / .66. The other side of the
-    brain as a second input did not help (.61 / .63).
-    Published: better than VAEs and other reconstruction methods on BraTS tumours with four modalities (Kascenas 2022); no
-    number for one modality and another training set is known to us.
+    One pass, no noise at test. Coarseness matters: fine noise teaches a network with skips nothing about lesions.
     """
 
     name = "dae"
     Params = DAEParams
     params: DAEParams
+    card = Card(
+        paper="Kascenas et al. 2022, MIDL, PMLR 172, 653-664, https://proceedings.mlr.press/v172/kascenas22a.html",
+        equations=(
+            "noise: n = bilinear(N(0, std^2) on a lattice of 16 x 16 points at a random place), inside the brain only",
+            "training: min mean (f(x + n) - x)^2 over the brain",
+            "map: |x - f(x)|, or its bright or dark side",
+        ),
+        variants={
+            "sign": "absolute, bright or dark residual",
+            "cells, noise_std": "coarseness and strength of the noise",
+            "loss": "l2 or l1",
+            "standardise": "slices on one intensity scale first",
+        },
+        deviations=(
+            "one modality instead of four",
+            "no weight standardisation, Adam without AMSGrad: fewer parts with the same role",
+            "no median filter: post-processing is the same for every method",
+            "the loss counts inside the brain, where maps are compared",
+        ),
+        published=(
+            "better than VAEs and other reconstruction methods on BraTS tumours with four modalities (Kascenas 2022); no number for one modality and another training set is known to us",
+        ),
+        tried=(
+            "real FLAIR strokes, validation AUPRC, abs / positive: noise .2 on 16 points .50 / .55 (150 steps), on 8 points .54 / .58 (200 steps), .60 / .62 (400)",
+            "noise .1 on 8 points .62 / .64 (400 steps), .64 / .66 (1,200); noise .06 .61 / .63; the other side of the brain as a second input .61 / .63",
+        ),
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
             "image_size": 96,

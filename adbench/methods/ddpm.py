@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import Resources
-from adbench.methods.diffusion import DiffusionMethod, DiffusionParams
+from adbench.methods.card import Card
+from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -69,40 +70,41 @@ class DDPMParams(DiffusionParams):
 class DDPM(DiffusionMethod):
     """Noise a slice half-way, let a diffusion model trained on healthy slices denoise it: lesions do not come back.
 
-    Training: ``x_t = sqrt(bar_t) x_0 + sqrt(1 - bar_t) eps``, the network predicts ``x_0`` (L1) or ``eps`` (L2).
-    Test: noise the slice to ``start``; map ``|x - x0_hat|`` inside the brain. Noise is seeded by subject and slice.
-
-    Variants: ``target`` x0 | epsilon, ``schedule`` linear | cosine, ``noise`` gaussian | simplex (AnoDDPM), ``sampler``
-    one_shot | ancestral | ddim, ``sign``.
-    ``tiny`` is simplex, one_shot from 150, trained on the steps below 300 alone, in standardised intensities: on real FLAIR
-    strokes (validation AUPRC) .51 against .46 when it is trained on all steps, .32 with Gaussian noise from 500.
-    Deviations: simplex noise is 2-D, with unit variance, as the forward process assumes (AnoDDPM samples planes of an
-    unscaled 3-D field); pDDPM's patches and cDDPM's conditioning are other methods.
-    Published: on BraTS'21 T2 the same name reaches per-volume Dice 0.23 to 0.41, depending on who ran it.
+    The network predicts the clean slice or the noise; noise is seeded by subject and slice, so maps do not depend on the batch.
     """
 
     name = "ddpm"
     Params = DDPMParams
     params: DDPMParams
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {
-            "image_size": 96,
-            "channels": (32, 64, 96),
-            "attention": (False, False, False),
-            "head_channels": 32,
-            "stem": 3,
-            "steps": 400,
-            "lr": 1e-3,
-            "warmup": 20,
-            "decay": "cosine",
-            "ema": 0.98,
-            "augment": False,
-            "standardise": True,
-            "noise": "simplex",
-            "t_max": 300,
-            "start": 150,
-            "sigma": 5.0,
+    card = Card(
+        paper="Ho et al. 2020, arXiv 2006.11239; AnoDDPM: Wyatt et al. 2022, CVPR workshops; pDDPM: Behrendt et al. 2023, arXiv 2303.03758; cDDPM: Behrendt et al. 2023, arXiv 2312.04215",
+        equations=(
+            "noising: x_t = sqrt(abar_t) x_0 + sqrt(1 - abar_t) eps, t uniform over T = 1000 steps",
+            "training: min mean|f(x_t, t) - x_0| (x0) or min mean (f(x_t, t) - eps)^2 (epsilon)",
+            "one_shot: x_0' = f at t = 500; ancestral: every step from t = 250; ddim: few steps without noise",
+            "map: |x - x_0'| inside the brain",
+        ),
+        variants={
+            "target": "x0 (pDDPM, cDDPM) or epsilon (AnoDDPM)",
+            "sampler": "one_shot, ancestral or ddim",
+            "noise": "gaussian, or simplex (AnoDDPM)",
+            "schedule": "linear or cosine",
+            "sign": "absolute, bright or dark residual",
         },
+        deviations=(
+            "simplex noise is 2-D with unit variance, as the forward process assumes; AnoDDPM takes planes of an unscaled 3-D field",
+            "pDDPM's patches and cDDPM's conditioning are other methods and not here",
+        ),
+        published=(
+            "BraTS'21 T2, trained on IXI, per-volume Dice: .407 (pDDPM paper, quoted), .314 (MCDDPM repository), .226 (an independent re-run, m-krastev/brain-uad, 2026)",
+            "MSLUB T2, trained on IXI: per-volume Dice .044, AUPRC .074 (MCDDPM repository)",
+        ),
+        tried=(
+            "real FLAIR strokes, validation AUPRC: tiny, simplex, one_shot from 150 and trained below 300, .51; trained on all steps .46; Gaussian noise from 500 .32",
+        ),
+    )
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "tiny": {**TINY, "t_max": 300, "start": 150},
         "base": {"image_size": 96, "channels": (64, 128, 128), "steps": 30_000, "decay": "cosine", "sigma": 3.0},
         "paper": {"image_size": 96, "attention": (False, False, True), "steps": 100_000},
     }

@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
 
 
+# What the tiny presets share: a network for two cores, 400 steps in standardised intensities, simplex noise.
+TINY: dict[str, Any] = {
+    "image_size": 96,
+    "channels": (32, 64, 96),
+    "attention": (False, False, False),
+    "head_channels": 32,
+    "stem": 3,
+    "steps": 400,
+    "lr": 1e-3,
+    "warmup": 20,
+    "decay": "cosine",
+    "ema": 0.98,
+    "augment": False,
+    "standardise": True,
+    "noise": "simplex",
+    "sigma": 5.0,
+}
+
+
 class DiffusionParams(TrainedParams):
     image_size: int = param(
         128, "Side of the network's square grid; slices are resized to it.", unit="px", source="THOR", ge=32, le=512

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, Resources
-from adbench.methods.diffusion import DiffusionMethod, DiffusionParams
+from adbench.methods.card import Card
+from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -101,48 +102,52 @@ def harmonic_mean(maps: list[torch.Tensor], floor: float = 1e-6) -> torch.Tensor
 class THOR(DiffusionMethod):
     """A diffusion walk from a noised slice to a healthy one, led back to the slice itself wherever nothing looks anomalous.
 
-    Start at t0 with ``x_t = sqrt(bar) x + sqrt(1 - bar) eps`` and sample ancestrally. At harmonisation steps
-    ``m = |x0_hat - x| p / max``, ``p = clip(G_2 * P(x0_hat, x), 0, 1)``, ``M = clip((dilate13(close13(m)) + m) / 2, 0, 1)``,
-    and the walk goes on from ``M x0_hat + (1 - M) x``, noised to t with the same eps. Maps of every 50th and of the
-    harmonisation steps are stored; the result is their harmonic mean.
-
-    Variants: ``noise`` gaussian | simplex (each with its start and steps), ``perceptual`` gms | ssim | stlpips | lpips |
-    none; tables must show it: ``THOR[gms]``.
-    Deviations: ``gms`` by default, since LPIPS weights are a download; the network is trained on eps itself (the published
-    code rescales the target by mistake); intensities in [-1, 1]; simplex noise 2-D with unit variance; ``window`` follows
-    the grid; the stored map's largest value is taken within the slice. ``stride`` > 1 (tiny) walks on every n-th step with the variance of that longer step; ``normalise=False``
-    stores ``|x0_hat - x| p``, comparable between slices; the mask always uses the normalised map.
-    ``tiny`` is too short a training for eps: it predicts x0, is trained on the steps it visits, and goes without a perceptual
-    map, because blurred reconstructions differ from every fold. On real FLAIR strokes (validation AUPRC): none .42,
-    ssim .32, gms .22; with Gaussian noise .33 and .16; with eps as the target .11 (gms).
-    Published: above other diffusion methods on ATLAS T1 strokes in the authors' own comparison; methods of this kind reach a
-    per-volume Dice of .05-.35 there when trained on IXI.
+    At some steps of the walk the predicted slice is compared with the real one, what does not differ is put back, and the walk
+    goes on with the noise it began with. The harmonic mean of the comparisons is the map. Tables must show which perceptual
+    map took part: ``THOR[gms]``.
     """
 
     name = "thor"
     Params = THORParams
     params: THORParams
+    card = Card(
+        paper="Bercea et al. 2024, MICCAI, arXiv 2403.08464",
+        equations=(
+            "training: min mean (f(x_t, t) - eps)^2, T = 1000, linear beta from 1e-4 to .02",
+            "start: x_t = sqrt(abar) x + sqrt(1 - abar) eps, t = 350 (Gaussian) or 250 (simplex); then ancestral sampling",
+            "at 300, 150, 50 (Gaussian) or 200, 150, 100, 50 (simplex): m = |x_0' - x| p / max, p = clip(G_2 * P(x_0', x), 0, 1)",
+            "M = clip((dilate13(close13(m)) + m) / 2, 0, 1); the walk goes on from M x_0' + (1 - M) x, noised with the same eps",
+            "map: harmonic mean of the m of these and of every 50th step",
+        ),
+        variants={
+            "noise": "gaussian or simplex, each with its start and steps",
+            "perceptual": "P: gms, ssim, stlpips, lpips or none (p = 1)",
+            "normalise": "maps divided by their largest value in the slice (the paper), or comparable between slices",
+            "stride": "ancestral sampling on every n-th step",
+        },
+        deviations=(
+            "gms instead of LPIPS by default: the weights of LPIPS are a download",
+            "trained on eps itself; the published code rescales the target by mistake",
+            "intensities in [-1, 1]; simplex noise 2-D with unit variance; the 13 px of the mask follow the grid",
+            "the largest value of a map is taken within its slice: it does not depend on the batch",
+            "tiny is too short a training for eps: it predicts x0, is trained on the steps it visits, walks in strides of 25 and goes without a perceptual map, because blurred reconstructions differ from every fold",
+        ),
+        published=(
+            "ATLAS T1, trained on IXI and lesion-free ATLAS: Dice .297, protocol not stated (a public leaderboard)",
+            "methods of this kind: per-volume Dice .05 to .35 on ATLAS T1 when trained on IXI",
+        ),
+        tried=(
+            "real FLAIR strokes, validation AUPRC of tiny: none .42, ssim .32, gms .22; Gaussian noise .33 (none), .16 (gms); eps as the target .11 (gms)",
+        ),
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
-            "image_size": 96,
-            "channels": (32, 64, 96),
-            "attention": (False, False, False),
-            "head_channels": 32,
-            "stem": 3,
-            "steps": 400,
-            "lr": 1e-3,
-            "warmup": 20,
-            "decay": "cosine",
-            "ema": 0.98,
-            "augment": False,
-            "standardise": True,
+            **TINY,
             "target": "x0",
-            "noise": "simplex",
             "t_max": 260,
             "perceptual": "none",
             "stride": 25,
             "normalise": False,
-            "sigma": 5.0,
         },
         "base": {"steps": 30_000, "decay": "cosine", "normalise": False, "sigma": 3.0},
         "paper": {"steps": 200_000},

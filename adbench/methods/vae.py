@@ -8,6 +8,7 @@ from pydantic import model_validator
 
 from adbench.methods.base import FitReport, NetworkMethod, Resources
 from adbench.methods.budget import TrainedParams
+from adbench.methods.card import Card
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -137,18 +138,33 @@ def divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
 class VAE(NetworkMethod):
     """An autoencoder whose latent is drawn towards a unit normal; lesions have no place in it, the map is the residual.
 
-    Training: ``min mean|x - D(z)| + w KL(q(z|x) || N(0, 1))``, z sampled, w = 1e-3 on the scale of per-pixel means.
-    Test, ``reconstruction``: map ``|x - D(mu(x))|``. ``restoration``: ``z* = argmin mean|x - D(z)| + v mean(z²)/2`` by
-    gradient descent from mu(x), map ``|x - D(z*)|``: the most probable healthy slice near x, in the encoder's stead.
-
-    Variants: ``scoring``, ``residual`` abs | ssim, ``standardise``.
-    Deviations: the restoration descends on the latent, not on the pixels (Chen 2020 adds a total-variation term there).
-    Published: per-volume Dice .15-.33 on BraTS T2, trained on IXI.
+    Reconstruction compares the slice with the decoded mean of its posterior. Restoration looks for the most probable healthy
+    slice nearby instead: it descends on the latent from that mean.
     """
 
     name = "vae"
     Params = VAEParams
     params: VAEParams
+    card = Card(
+        paper="Baur et al. 2021, Med. Image Anal. 69, 101952; restoration: Chen et al. 2020, Med. Image Anal. 64, 101713",
+        equations=(
+            "training: min mean|x - D(z)| + w mean KL(q(z|x) || N(0, 1)), z sampled, w = 1e-3",
+            "reconstruction: map |x - D(mu(x))|",
+            "restoration: z* = argmin mean|x - D(z)| + v mean(z^2) / 2 by gradient descent from mu(x), map |x - D(z*)|",
+        ),
+        variants={
+            "scoring": "reconstruction or restoration",
+            "residual": "abs, or ssim: (1 - SSIM) / 2",
+            "standardise": "slices on one intensity scale first",
+        },
+        deviations=(
+            "the restoration descends on the latent, not on the pixels (Chen adds a total-variation term there): the decoded picture stays one the network can make",
+        ),
+        published=(
+            "MSLUB FLAIR, restoration: pooled Dice .333 with an oracle threshold (Meissen et al. 2021, arXiv 2109.06023)",
+            "per-volume Dice .15 to .33 on BraTS T2 when trained on IXI",
+        ),
+    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
             "image_size": 96,

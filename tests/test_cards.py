@@ -1,0 +1,66 @@
+"""Cards of methods: complete, and the committed pages are those of the code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adbench import cards, registry
+from adbench.errors import UserError
+
+DOCS = Path(__file__).parents[1] / "docs" / "methods"
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.mark.parametrize("name", registry.BUILTIN["methods"])
+def test_every_built_in_method_has_a_whole_card(name: str) -> None:
+    cls = registry.load("methods", name)
+    assert cls.card is not None
+    assert cls.card.paper
+    assert cls.card.equations
+    assert cls.card.published
+    assert set(cls.presets) == {"tiny", "base", "paper"}
+    for names in cls.card.variants:  # a variant is set by a parameter that exists
+        assert {part.strip() for part in names.split(",")} <= set(cls.Params.model_fields)
+    idea = cls.__doc__.strip().split("\n")
+    assert len(idea) <= 7
+
+
+def test_committed_pages_are_those_of_the_code() -> None:
+    made = {name: cards.page(name) for name in registry.BUILTIN["methods"]} | {"index": cards.index()}
+    committed = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
+    assert committed.keys() == made.keys()
+    stale = [name for name, text in made.items() if committed[name] != text]
+    assert not stale, "make them again: adbench describe --all --markdown --out docs/methods"
+
+
+def test_describe_prints_the_card(cli: Cli) -> None:
+    code, out, _ = cli("describe", "thor")
+    assert code == 0
+    for part in ("arXiv 2403.08464", "harmonic mean of the m", "Deviations from the paper", ".297", "map_every"):
+        assert part in " ".join(out.split())
+    code, out, _ = cli("describe", "thor", "--markdown")
+    assert code == 0
+    assert out.strip() == cards.page("thor").strip()
+
+
+def test_pages_are_written(cli: Cli, tmp_path: Path) -> None:
+    code, _, err = cli("describe", "--all", "--markdown", "--out", str(tmp_path / "pages"))
+    assert code == 0
+    assert (tmp_path / "pages" / "madad.md").read_text() == cards.page("madad")
+    assert "index.md" in err
+    for wrong, message in (
+        (["describe"], "Name what to describe"),
+        (["describe", "--all"], "--all --markdown --out DIR"),
+        (["describe", "phantom", "--markdown"], "phantom is a dataset"),
+    ):
+        code, _, err = cli(*wrong)
+        assert code == 2
+        assert message in " ".join(err.split())
+
+
+def test_only_methods_have_cards() -> None:
+    with pytest.raises(UserError, match="only methods have a card"):
+        cards.page("auprc")
