@@ -40,7 +40,7 @@ _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
 def safe(text: str) -> str:
-    return _SAFE.sub("_", text)
+    return _SAFE.sub("_", text.replace("->", "-to-"))
 
 
 def run_folder(
