@@ -165,7 +165,8 @@ def _plan(job: Job) -> Plan:
     if planned.run_key != job.run_key:
         raise UserError(
             f"The node {socket.gethostname()} computes another key for {planned.spec.label}: its adbench, its plug-ins or its "
-            "data are not those of the machine that started the grid. Install the same versions on every node."
+            "data are not those that the grid was started with. Install the same versions on every node; after a change, "
+            "start the grid again."
         )
     return planned
 

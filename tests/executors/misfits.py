@@ -1,0 +1,113 @@
+"""Methods that go wrong in every way, and one that works slowly: a plug-in for the tests of executors.
+
+They behave once the file that ``MISFITS_MENDED`` names exists, and keep a log of their steps beside their fit.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from adbench.methods.base import FitReport, Method
+from adbench.params import ParamSet, param
+
+
+def mended() -> bool:
+    return Path(os.environ["MISFITS_MENDED"]).exists()
+
+
+class Raising(Method):
+    """Raises while it fits."""
+
+    name = "raising"
+
+    def fit(self, train, val):
+        if not mended():
+            raise ValueError("no such luck")
+        return FitReport()
+
+    def score(self, batch):
+        return batch.image
+
+
+class Killed(Raising):
+    """Is ended by SIGKILL, as by a kernel that is out of memory."""
+
+    name = "killed"
+
+    def fit(self, train, val):
+        if not mended():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return FitReport()
+
+
+class Undefined(Raising):
+    """Scores NaN."""
+
+    name = "undefined"
+
+    def fit(self, train, val):
+        return FitReport()
+
+    def score(self, batch):
+        return batch.image if mended() else batch.image * float("nan")
+
+
+class Hungry(Raising):
+    """Runs out of GPU memory the first time."""
+
+    name = "hungry"
+
+    def fit(self, train, val):
+        import torch
+
+        before = self.ctx.workdir / "before"
+        if not before.exists():
+            before.touch()
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return FitReport()
+
+
+class SlowParams(ParamSet):
+    steps: int = param(20, "Steps.", unit="steps", ge=1)
+    pause: float = param(0.1, "Time a step sleeps.", unit="s", ge=0)
+    spin: float = param(0.0, "CPU time a step burns.", unit="s", ge=0)
+
+
+class Slow(Method):
+    """Counts, one line a step in its log; interrupted, it goes on with the next step."""
+
+    name = "slow"
+    Params = SlowParams
+
+    def fit(self, train, val):
+        log = self.ctx.workdir / "log"
+        done = len(log.read_text().splitlines()) if log.exists() else 0
+        for step in range(done + 1, self.params.steps + 1):
+            time.sleep(self.params.pause)
+            end = time.process_time() + self.params.spin
+            while time.process_time() < end:
+                sum(number * number for number in range(1000))
+            with open(log, "a") as file:
+                file.write(f"{os.getpid()} {step}\n")
+            self.ctx.progress.update("count", step, self.params.steps, loss=1 / step)
+        return FitReport(steps=self.params.steps)
+
+    def score(self, batch):
+        import torch
+
+        generator = torch.Generator().manual_seed(self.ctx.seed)
+        return batch.image * torch.rand(batch.image.shape[-2:], generator=generator)
+
+
+def install(folder: Path) -> None:
+    """Put this file into ``folder`` as an installed distribution with entry points."""
+    info = folder / "misfits-1.0.dist-info"
+    info.mkdir(parents=True)
+    (folder / "misfits.py").write_text(Path(__file__).read_text())
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: misfits\nVersion: 1.0\n")
+    classes = (Raising, Killed, Undefined, Hungry, Slow)
+    lines = "".join(f"{cls.name} = misfits:{cls.__name__}\n" for cls in classes)
+    (info / "entry_points.txt").write_text(f"[adbench.methods]\n{lines}")
