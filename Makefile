@@ -1,12 +1,13 @@
 # make demo   set everything up and run the main job on the embedded phantom
 # make test   set everything up and run the tests
+# make board  run the grid of leaderboards/phantom, and build its tables and page from it
 # make setup  only install, into .venv
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test board lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -23,6 +24,12 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+board: setup
+	$(BIN)/adbench run --grid leaderboards/phantom/grid.yaml --out runs/board
+	rm -f leaderboards/phantom/records/*.json
+	$(BIN)/adbench leaderboard merge runs/board
+	$(BIN)/adbench leaderboard build
 
 lint: setup
 	$(BIN)/ruff check .
