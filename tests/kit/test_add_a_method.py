@@ -6,12 +6,15 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 PAGE = Path(__file__).parents[2] / "docs" / "add-a-method.md"
 BLOCK = re.compile(
     r"^```(?P<language>bash|python)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<body>.*?)^```$", re.DOTALL | re.MULTILINE
 )
 
 
+@pytest.mark.timeout(900)  # ten commands, 40 s of CPU in all
 def test_every_block_of_the_page_works(environment: dict[str, str], tmp_path: Path) -> None:
     blocks = [match.groupdict() for match in BLOCK.finditer(PAGE.read_text(encoding="utf-8"))]
     assert [block["language"] for block in blocks].count("bash") >= 5
