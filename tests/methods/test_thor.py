@@ -161,5 +161,5 @@ def test_absent_weights_are_reported_before_training(train: SliceSet, monkeypatc
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r'pip install "adbench-mri\[perceptual\]"'):
+    with pytest.raises(UserError, match="pip install --no-deps stlpips-pytorch"):
         method(perceptual="stlpips").fit(train, None)

@@ -72,6 +72,11 @@ class WrongShape(Good):
         return super().score(batch)[..., ::2, ::2]
 
 
+class WrongDevice(Good):
+    def score(self, batch):
+        return super().score(batch).to("meta")
+
+
 class GivesNaN(Good):
     def score(self, batch):
         spread = batch.image[batch.brain].std()
@@ -159,6 +164,7 @@ class NoPaperPreset(Good):
     [
         (ReadsLabels, "never_reads_a_label", "opened the lesion masks"),
         (WrongShape, "map_has_the_shape_of_the_slice", "(6, 1, 32, 32)"),
+        (WrongDevice, "map_has_the_shape_of_the_slice", "maps are on meta, the batch is on cpu"),
         (GivesNaN, "map_is_finite", "NaN or infinite"),
         (BreaksOnFlat, "map_is_finite", "without contrast"),
         (DependsOnBatch, "does_not_depend_on_the_batch", "in batches of 1"),
