@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -102,7 +103,7 @@ class Launch:
         self.out = Path(self.settings.out)
         self.cache = Path(self.settings.cache) if self.settings.cache else config.default_cache()
         for flag, path in (("--out", self.settings.out), ("--cache", self.settings.cache or "")):
-            if "://" in path:
+            if re.match(r"[a-z][a-z0-9+]+:/", path):  # a Path has lost one of the slashes of a URL
                 raise UserError(f"{flag} {path} must be a folder: mount that storage at the same path on every node.")
 
     @contextmanager

@@ -1,0 +1,166 @@
+"""``adbench status``, ``adbench why``, ``--dry-run`` and ``--retry-failed``: what there is, told from files."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adbench import live
+from adbench.context import Progress
+from adbench.presence import me
+from adbench.results import rundir, status, survey
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(cli: Cli, slices: Path, tmp_path: Path) -> Callable[..., tuple[int, str, str]]:
+    flags = ("--dataset", "folder", "--data-root", slices, "--device", "cpu", "--out", tmp_path / "runs", "--quiet")
+    return lambda method, *more: cli("run", "--method", method, *flags, *more)
+
+
+def states(cli: Cli, out: Path) -> dict[str, int]:
+    counts = json.loads(cli("status", "--out", out, "--json")[1])["counts"]
+    return {state: count for state, count in counts.items() if count}
+
+
+def test_a_run_says_what_it_does_and_falls_silent(tmp_path: Path) -> None:
+    with status.reported(tmp_path, Progress(), label="a run", gpus=0.25) as progress:
+        progress.update("train", 3, 10, loss=float("nan"), best=1)
+        time.sleep(1.5)
+        doing = status.read(tmp_path)
+        assert doing is not None
+        assert (doing["state"], doing["phase"], doing["done"], doing["total"]) == ("running", "train", 3, 10)
+        assert doing["figures"] == {"loss": "nan", "best": 1}
+        row = live.row("a run", doing, doing["phase_started"] + 30)
+        assert row[2:] == ("train", "3/10", "loss nan  best 1", "70 s", "0.25")
+    assert status.read(tmp_path) is None
+    with pytest.raises(KeyboardInterrupt), status.reported(tmp_path, Progress(), label="a run"):
+        raise KeyboardInterrupt
+    assert (status.read(tmp_path) or {})["state"] == "interrupted"
+
+
+def test_a_run_whose_process_died_is_lost(tmp_path: Path, cli: Cli) -> None:
+    folder = tmp_path / "runs" / "protocol" / "data" / "run-abc"
+    folder.mkdir(parents=True)
+    content = {**me(), "state": "running", "label": "x", "phase": "fit", "done": 1, "total": 2, "started": 0.0}
+    (folder / status.STATUS).write_text(json.dumps({**content, "figures": {}}))
+    assert states(cli, tmp_path / "runs") == {"running": 1}
+    (folder / status.STATUS).write_text(json.dumps({**content, "born": "1"}))
+    assert states(cli, tmp_path / "runs") == {"lost": 1}
+    (folder / status.STATUS).write_text(json.dumps({**content, "machine": "another"}))
+    assert states(cli, tmp_path / "runs") == {"running": 1}
+    os.utime(folder / status.STATUS, (time.time() - 3600,) * 2)
+    assert states(cli, tmp_path / "runs") == {"lost": 1}
+    (folder / status.STATUS).write_text("{")  # strangers' or damaged
+    assert states(cli, tmp_path / "runs") == {}
+
+
+def test_failed_runs_are_listed_and_tried_alone(run: Any, cli: Cli, slices: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    assert run("histeq")[0] == 0
+    (done,) = [seen.folder for seen in survey.runs(out)]
+    failed = done.with_name("histeq-tiny-seed1-0123456789")
+    failed.mkdir()
+    rundir.write_failure(failed, ValueError("no such luck"), "fit")
+    assert states(cli, out) == {"complete": 1, "failed": 1}
+    shown = cli("status", "--out", out)[1]
+    assert "ValueError: no such luck" in " ".join(shown.split())
+    assert "complete" not in shown
+    code, _, err = run("constant", "--retry-failed")
+    assert code == 2
+    assert "No cell has failed" in err
+    code, answer, _ = run("histeq,constant", "--dry-run", "--json")
+    assert code == 0
+    assert {cell["cell"].split()[0]: cell["state"] for cell in json.loads(answer)} == {
+        "histeq": "complete",
+        "constant": "to run",
+    }
+    plan = next(cell for cell in json.loads(answer) if cell["state"] == "to run")
+    assert (plan["cpus"], plan["gpus"]) == (1.0, 0.0)
+    Path(plan["folder"]).mkdir(parents=True)
+    rundir.write_failure(Path(plan["folder"]), ValueError("no such luck"), "fit")
+    code, answer, _ = run("histeq,constant,zscore", "--retry-failed", "--json")
+    assert code == 0
+    assert {row["method"] for row in json.loads(answer)["boards"][0]["rows"]} == {"histeq", "constant"}
+    assert not list(out.glob(f"{survey.PLANS}/*"))
+
+
+def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_path: Path, cli: Cli) -> None:
+    command = [
+        sys.executable, "-m", "adbench.cli", "run", "--method", "ae,histeq,constant", "--dataset", "folder", "--quiet",
+        "--data-root", str(slices), "--device", "cpu", "--out", str(tmp_path / "runs"), "--set", "ae.steps=100000",
+    ]  # fmt: skip
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while not list((tmp_path / "runs").rglob(status.STATUS)):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert states(cli, tmp_path / "runs") == {"running": 1, "waiting": 2}
+    waiting = [seen for seen in survey.runs(tmp_path / "runs") if seen.state == "waiting"]
+    why = json.loads(cli("why", waiting[0].folder.name, "--out", tmp_path / "runs", "--json")[1])
+    assert why["differences"][0]["field"] == "method"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert states(cli, tmp_path / "runs") == {"lost": 1, "interrupted": 2}
+    assert "takes up what is failed, interrupted or lost" in cli("status", "--out", tmp_path / "runs")[2]
+
+
+def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -> None:
+    out = tmp_path / "runs"
+    run("histeq")
+    (first,) = [seen.folder for seen in survey.runs(out)]
+    alone = cli("why", first)
+    assert "the only run here" in alone[2]
+    run("histeq", "--set", "histeq.sigma=1.25")
+    run("constant", "--seed", "3")
+    second = next(seen.folder for seen in survey.runs(out) if "histeq" in seen.folder.name and seen.folder != first)
+    answer = json.loads(cli("why", second, "--json")[1])
+    assert Path(answer["other"]).name == first.name
+    assert [(d["field"], d["this"]) for d in answer["differences"]] == [("params.sigma", 1.25)]
+    assert not answer["same_fit"]
+    masks = sorted((slices / "test").glob("*-segmentation.png"))
+    other = next(mask for mask in masks if mask.read_bytes() != masks[0].read_bytes())
+    shutil.copy(other, masks[0])
+    run("histeq")
+    third = max(
+        (seen.folder for seen in survey.runs(out)), key=lambda folder: (folder / "record.json").stat().st_mtime_ns
+    )
+    answer = json.loads(cli("why", third.name.rpartition("-")[2], "--out", out, "--json")[1])
+    assert [d["field"] for d in answer["differences"]] == ["test_slices"]
+    assert "lesion masks" in answer["differences"][0]["meaning"]
+    assert answer["same_fit"]
+    for name, message in (("nothing", "names no run"), ("histeq-tiny-seed0-", "names no run")):
+        code, _, err = cli("why", name, "--out", out)
+        assert code == 2
+        assert message in err
+
+
+def test_durations() -> None:
+    assert [live.duration(s) for s in (45, 150, 7200, 260000)] == ["45 s", "2 min", "2.0 h", "3.0 days"]
+
+
+def test_flags_refuse_each_other(run: Any, tmp_path: Path) -> None:
+    for flags, message in (
+        (("--gpus-per-run", "0.5"), "--gpus-per-run is for --executor ray"),
+        (("--executor", "dask"), "Unknown executor 'dask'"),
+        (("--executor", "ray", "--gpus-per-run", "1.5"), "whole ones"),
+        (("--executor", "ray", "--address", "nowhere"), "not of the form host:port"),
+        (("--executor", "ray", "--address", "127.0.0.1:9"), "No Ray cluster answers at 127.0.0.1:9"),
+        (("--cache", "s3://bucket/cache"), "must be a folder"),
+        (("--grid", tmp_path / "none.yaml"), "cannot be read"),
+    ):
+        code, _, err = run("histeq", *flags)
+        assert code == 2
+        assert message in " ".join(err.split())
