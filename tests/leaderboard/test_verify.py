@@ -15,13 +15,17 @@ from typing import Any
 import numpy as np
 import pytest
 from board_files import altered, place, rekey
+from PIL import Image
 
-from adbench import api
+from adbench import api, runner
 from adbench import spec as specs
 from adbench.hashing import digest
 from adbench.leaderboard import submission as files
+from adbench.leaderboard.board import boards as boards_of
+from adbench.leaderboard.board import read_all
 from adbench.leaderboard.checks import RUN_FIELDS, check
 from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.submit import merge
 from adbench.leaderboard.verify import verify
 from adbench.metrics.histogram import SubjectHistograms
 
@@ -278,3 +282,24 @@ def test_leaderboards_import_no_torch() -> None:
         "print([name for name in ('torch', 'monai', 'pandas', 'matplotlib', 'SimpleITK', 'ray') if name in sys.modules])"
     )
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_healthy_test_set_and_a_metric_by_name(
+    make_slices: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No lesion to rank by; the metrics that a run added are computed again too."""
+    slices = make_slices(tmp_path / "slices", test=4)
+    for path in (slices / "test").glob("*-segmentation.png"):
+        Image.fromarray(np.zeros((32, 32), np.uint8)).save(path)
+    monkeypatch.setattr(runner, "all_plots", lambda *_, **__: [])
+    monkeypatch.setattr(runner.pictures, "sample_sheet", lambda *_, **__: None)
+    (run,) = api.run(
+        "histeq", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs", metrics="alarms@fpr1"
+    )
+    (merged,) = merge([run.folder], tmp_path / "boards")
+    assert verify([tmp_path / "boards"]) == (1, [])
+    submission = files.read(merged.path)
+    assert submission.content.ranking is None
+    assert fields(submission, _set("record/metrics/alarms@fpr1/value", 0.5)) == ["metrics.alarms@fpr1.value"]
+    (board,) = boards_of(read_all(tmp_path / "boards"))
+    assert board.unranked == "no lesion voxel in the whole test split"
