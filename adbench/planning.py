@@ -119,7 +119,13 @@ def gather(
             "Learn from another folder with --train-on folder --train-root DIR."
         )
     if not len(scored):
-        which = "" if protocol.healthy else " with a lesion mask" if protocol.slices != "largest-lesion" else " with a lesion"
+        which = (
+            ""
+            if protocol.healthy
+            else " with a lesion mask"
+            if protocol.slices != "largest-lesion"
+            else " with a lesion"
+        )
         raise UserError(f"There is no {modality} slice{which} in the split `test` of {scored_from}.")
     if learn.shape != scored.shape:
         raise UserError(

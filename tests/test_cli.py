@@ -207,7 +207,17 @@ def test_list_describe_and_doctor(cli: Cli) -> None:
 
 
 def test_every_verb_has_help_with_an_example() -> None:
-    for verb in (["run"], ["list"], ["describe"], ["doctor"], ["report"], ["new", "method"], ["new", "dataset"], ["leaderboard", "show"], ["tune"]):
+    for verb in (
+        ["run"],
+        ["list"],
+        ["describe"],
+        ["doctor"],
+        ["report"],
+        ["new", "method"],
+        ["new", "dataset"],
+        ["leaderboard", "show"],
+        ["tune"],
+    ):
         done = subprocess.run(
             [sys.executable, "-m", "adbench.cli", *verb, "--help"], capture_output=True, text=True, check=True
         )

@@ -174,7 +174,9 @@ class Method(ABC):
             params = build(cls.Params, f"method {cls.name}", card["params"])
             tensors = load_file(folder / WEIGHTS)
         except FileNotFoundError as error:
-            raise UserError(f"{folder} is not a saved {cls.name}: {Path(error.filename or WEIGHTS).name} is missing.") from None
+            raise UserError(
+                f"{folder} is not a saved {cls.name}: {Path(error.filename or WEIGHTS).name} is missing."
+            ) from None
         except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(
                 f"The saved {cls.name} in {folder} is damaged ({error}): delete it and fit again."
