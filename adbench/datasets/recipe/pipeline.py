@@ -198,12 +198,22 @@ class _Head:
         if inside is None:
             # The skull tells where the brain ends, so compare a little beyond it.
             around = template.mask(template.HEAD_MARGIN)
-            start[:3, 3] = _crown(moving, self.affine) - np.array(template.CROWN)
+            if kind == "affine":
+                start[:3, :3] *= template.HEAD_SCALE
+            start[:3, 3] = _crown(moving, self.affine) - start[:3, :3] @ template.CROWN
         else:
             around = template.mask(template.BRAIN_MARGIN)
             moving = moving * inside
             start[:3, 3] = _centre(moving, self.affine) - _centre(template.brain(), template.AFFINE)
-        what = [kind, RECIPE_VERSION, itk.tool_version(), itk.LEVELS, products.fingerprint(around), self.fingerprint]
+        what = [
+            kind,
+            RECIPE_VERSION,
+            itk.tool_version(),
+            itk.LEVELS,
+            start[0, 0],
+            products.fingerprint(around),
+            self.fingerprint,
+        ]
         what.append("head" if inside is None else products.fingerprint(inside))
         found = products.kept(
             self.folder,

@@ -11,7 +11,8 @@ from adbench.datasets.recipe.brains import background
 
 AFFINE = np.array([[1.0, 0, 0, ORIGIN[0]], [0, 1, 0, ORIGIN[1]], [0, 0, 1, ORIGIN[2]], [0, 0, 0, 1]])
 CROWN = (0.0, -15.5, 99.0)  # mm: middle of the head from above and its highest point (2009a symmetric, with skull)
-HEAD_MARGIN = 8.0  # mm around the template's brain in which a whole head is compared with it
+HEAD_MARGIN = 4.0  # mm around the template's brain in which a whole head is compared with it
+HEAD_SCALE = 0.93  # the template is larger than most heads: a search that starts there ends at the skull less often
 BRAIN_MARGIN = 3.0  # the same for an extracted brain
 
 
