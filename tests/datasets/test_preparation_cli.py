@@ -116,12 +116,12 @@ def test_real_tumours_keep_every_voxel(tmp_path: Path) -> None:
     import nibabel
 
     from adbench.datasets.brats import BraTS21
-    from adbench.datasets.export import export_case
+    from adbench.datasets.export import export_stack
 
     root = DATA / "brats_layout"
     store = prepare(BraTS21(BraTS21.Params(), root), "FLAIR", tmp_path, workers=1)  # type: ignore[arg-type]
     for case in store.cases:
         truth = np.asarray(nibabel.load(root / case.id / f"{case.id}_seg.nii.gz").dataobj) > 0  # type: ignore[attr-defined]
         assert case.quality["lesion_ml"] == case.quality["lesion_ml_source"] == pytest.approx(truth.sum() / 1000)
-        path = export_case(store, case.id, tmp_path / "nifti", space="original")[-1]
+        path = export_stack(store, case.id, np.asarray(store.lesions[case.rows]), tmp_path / "nifti", space="original")
         np.testing.assert_array_equal(np.asarray(nibabel.load(path).dataobj) > 0, truth)  # type: ignore[attr-defined]
