@@ -31,6 +31,7 @@ from adbench.results import rundir, status
 
 ATTEMPTS = 3  # for a cell whose process, worker or node dies
 _AHEAD = 4  # cells handed to Ray beyond those that have room, so that none waits for this process
+_DEATH = 0.3  # seconds that a cell takes to die
 _TICK = 1.0  # seconds between two looks at what runs
 
 
@@ -239,6 +240,9 @@ class Packed:
         for ref in self._running:
             with suppress(Exception):  # the connection may be what broke
                 ray.cancel(ref, force=True)
+        time.sleep(_DEATH if self._running else 0)
+        for cell in self._running.values():
+            status.interrupt(cell.plan.run_folder)
         self._running.clear()
 
 

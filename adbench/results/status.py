@@ -89,6 +89,14 @@ def reported(folder: Path, progress: Progress, **facts: Any) -> Iterator[Progres
     path.unlink(missing_ok=True)
 
 
+def interrupt(folder: Path) -> None:
+    """Say that the run in ``folder`` was interrupted by the user, on behalf of its process, which had no time to."""
+    doing = read(folder)
+    if doing is not None:
+        with replacing(Path(folder) / STATUS, durable=False) as temporary:
+            temporary.write_text(json.dumps({**doing, "state": "interrupted"}, indent=1) + "\n", encoding="utf-8")
+
+
 def read(folder: Path) -> dict[str, Any] | None:
     """What the run in ``folder`` is doing; None when it does not say.
 

@@ -201,7 +201,7 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(
     assert not psutil.pid_exists(worker)
     _, shown, _ = cli("status", "--out", tmp_path / "runs", "--json")
     (run,) = json.loads(shown)["runs"]
-    assert run["state"] == "lost"
+    assert run["state"] == "interrupted"
     assert run["phase"] == "count"
 
 

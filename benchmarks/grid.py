@@ -1,0 +1,153 @@
+"""What running a grid costs beyond its cells: ``python benchmarks/grid.py [--only PART] [--cells 10000]``.
+
+Parts and budgets:
+
+* ``plan``: 10,000 cells that are complete are planned in < 5 s of CPU time, in memory that does not grow with their number.
+* ``overhead``: a cell on Ray, on one core, takes < 1 s more than in a bare loop in one process.
+* ``scaling``: two CPU workers finish CPU-bound cells at least 1.7 times as fast as the serial executor.
+* ``gpu``: four small runs on a quarter of a GPU each, against one after the other (only where there is a GPU).
+
+Exits with 1 when one is missed. ``scaling`` and ``overhead`` need an otherwise idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same in every process
+
+from adbench.cluster import connect
+from adbench.config import load
+from adbench.executors import Options, serial
+from adbench.launch import Launch
+from adbench.results.record import RECORD
+
+PHANTOM = ("dataset.n_train=8", "dataset.n_val=4", "dataset.n_test=4", "dataset.slices=2", "dataset.resolution=3.4")
+FIT = ("madad.image_size=64", "madad.ae_channels=[16,16]", "madad.ae_steps=40", "madad.batch=4")
+
+
+def launch(folder: Path, out: str, methods: str, seeds: int, *assignments: str, device: str = "cpu") -> Launch:
+    """A grid of ``methods`` times ``seeds`` on a small phantom."""
+    flags: dict[str, Any] = {"method": methods, "dataset": "phantom", "device": device, "seed": tuple(range(seeds))}
+    flags |= {"out": str(folder / out), "cache": str(folder / "cache")}
+    return Launch(load(None, flags, [*PHANTOM, *assignments]), options=Options(force=True))
+
+
+def resident() -> float:
+    """Memory of this process now, in MiB."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def plan(folder: Path, count: int) -> bool:
+    """Plan ``count`` complete cells, and a tenth of them for comparison."""
+    used, spent = {}, {}
+    for number in (count // 10, count):
+        grid = launch(folder, f"plan{number}", "madad", number)
+        for cell in grid.plans():
+            cell.run_folder.mkdir(parents=True)
+            head = f'{{\n "schema_version": 1,\n "run_key": "{cell.run_key}",\n "padding": "'
+            (cell.run_folder / RECORD).write_text(f'{head}{"x" * 50_000}"\n}}\n')
+        grid.options = Options()
+        next(grid.plans())
+        before, begin, wall = resident(), time.process_time(), time.perf_counter()
+        tally = grid.tally()
+        spent[number], used[number] = time.process_time() - begin, resident() - before
+        assert tally.done == number, tally
+        wall = time.perf_counter() - wall
+        print(f"plan      {number:6} complete cells: {spent[number]:.2f} s CPU, {wall:.2f} s, {used[number]:+.1f} MiB")
+    return spent[count] < 5 and used[count] - used[count // 10] < 20
+
+
+def seconds(run: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    for outcome in run():
+        assert outcome.error is None, outcome.reason
+    return time.perf_counter() - begin
+
+
+def on_ray(grid: Launch, workers: int, **more: Any) -> float:
+    """Seconds of a grid on a local Ray that has run something already."""
+    from adbench.executors.ray import Packed
+
+    with connect("local", cpus=workers) as cluster:
+        packed = Packed(cluster, grid.out, grid.cache, grid.options, **more)
+        warm = launch(grid.out.parent, "warm", grid.settings.method[0], workers, *FIT, device=grid.settings.device)
+        seconds(lambda: packed.run(warm.plans()))
+        return seconds(lambda: packed.run(grid.plans()))
+
+
+def overhead(folder: Path, count: int = 12) -> bool:
+    """Cells that do next to nothing, on one core."""
+    bare, there = (launch(folder, out, "constant", count) for out in ("bare", "one"))
+    seconds(lambda: serial(launch(folder, "warm", "constant", 1).plans(), options=Options(force=True)))
+    loop = seconds(lambda: serial(bare.plans(), options=bare.options))
+    ray = on_ray(there, 1)
+    extra = (ray - loop) / count
+    print(
+        f"overhead  {count} small cells: bare loop {loop / count:.2f} s a cell, Ray {ray / count:.2f} s: {extra:+.2f} s a cell"
+    )
+    return extra < 1
+
+
+def scaling(folder: Path, count: int = 6, steps: int = 150) -> bool:
+    """Trainings on two cores, one thread each."""
+    sets = (*FIT, f"madad.steps={steps}")
+    here, there = (launch(folder, out, "madad", count, *sets) for out in ("serial", "two"))
+    seconds(lambda: serial(launch(folder, "warm", "madad", 1, *sets).plans(), options=Options(force=True)))
+    alone = seconds(lambda: serial(here.plans(), options=here.options))
+    together = on_ray(there, 2)
+    print(
+        f"scaling   {count} trainings: serial {alone:.1f} s, two workers {together:.1f} s: {alone / together:.2f} times as fast"
+    )
+    return alone / together >= 1.7
+
+
+def gpu(folder: Path, count: int = 4) -> bool:
+    """Small runs on one GPU, four at a time."""
+    import torch
+
+    if not torch.cuda.is_available():
+        print("gpu       there is none")
+        return True
+    here, there = (
+        launch(folder, out, "madad", count, *FIT, "madad.steps=600", device="cuda") for out in ("gpu1", "gpu4")
+    )
+    seconds(
+        lambda: serial(launch(folder, "warm", "madad", 1, *FIT, device="cuda").plans(), options=Options(force=True))
+    )
+    alone = seconds(lambda: serial(here.plans(), options=here.options))
+    together = on_ray(there, len(os.sched_getaffinity(0)), gpus=0.25)
+    print(
+        f"gpu       {count} runs: serial {alone:.1f} s, on a quarter each {together:.1f} s: {alone / together:.2f} times as fast"
+    )
+    return True
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=("plan", "overhead", "scaling", "gpu"), action="append")
+    parser.add_argument("--cells", type=int, default=10_000, help="cells of `plan`")
+    chosen = parser.parse_args()
+    parts: dict[str, Callable[[Path], bool]] = {
+        "plan": lambda folder: plan(folder, chosen.cells),
+        "overhead": overhead,
+        "scaling": scaling,
+        "gpu": gpu,
+    }
+    met = True
+    with tempfile.TemporaryDirectory() as folder:
+        for name, part in parts.items():
+            if not chosen.only or name in chosen.only:
+                met &= part(Path(folder))
+    return int(not met)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
