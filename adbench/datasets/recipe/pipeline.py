@@ -28,7 +28,7 @@ def steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[
     Raises:
         UserError: an unknown tool, or one that is not installed.
     """
-    tool = _tool(params, skull)
+    tool = tool_of(params, skull)
     brain: dict[str, Any] = {"step": "brain", "rule": params.brain, "without a mask": tool}
     if tool not in brains.RULES:
         chosen = brains.tool(tool)
@@ -56,7 +56,7 @@ def steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[
     ]
 
 
-def _tool(params: RecipeParams, skull: bool) -> str:
+def tool_of(params: RecipeParams, skull: bool) -> str:
     """What finds the brain of an image that has neither a mask nor a background of 0."""
     if params.brain != "auto":
         return params.brain
