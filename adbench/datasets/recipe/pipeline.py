@@ -173,7 +173,8 @@ class _Head:
         other = self.companion
         assert other is not None
         inside = other.brain
-        what = ["rigid", RECIPE_VERSION, itk.tool_version(), itk.LEVELS, other.fingerprint, self.fingerprint]
+        what = ["companion", RECIPE_VERSION, itk.tool_version(), itk.LEVELS, products.fingerprint(inside)]
+        what += [other.fingerprint, self.fingerprint]
         found = products.kept(
             self.folder,
             what,
