@@ -10,20 +10,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adbench import config, grid, registry
+from adbench import config, grid
 from adbench.config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError, unknown
 from adbench.executors import Options, Outcome, serial
-from adbench.executors.packing import Share, share
+from adbench.executors.packing import Share, share, wants
 from adbench.live import GridView
-from adbench.params import build
+from adbench.nodes.work import gpu_memory_gb
 from adbench.planning import Plan, plans
 from adbench.results import survey
 from adbench.spec import CellSpec
 
 if TYPE_CHECKING:
     from adbench.cluster import Cluster
+    from adbench.executors.ray import Packed
 
 EXECUTORS = ("serial", "ray")
 
@@ -100,6 +101,7 @@ class Launch:
     retry_failed: bool = False
 
     def __post_init__(self) -> None:
+        self._executor: Packed | None = None
         self.out = Path(self.settings.out)
         self.cache = Path(self.settings.cache) if self.settings.cache else config.default_cache()
         for flag, path in (("--out", self.settings.out), ("--cache", self.settings.cache or "")):
@@ -158,21 +160,24 @@ class Launch:
         return tally
 
     def share(self, plan: Plan, cluster: Cluster | None = None) -> Share:
-        """What a cell gets, as far as this process can tell without starting Ray."""
-        from adbench.nodes.work import gpu_memory_gb
-
-        cls = registry.load("methods", plan.spec.method)
-        wants = cls.resources(build(cls.Params, f"method {plan.spec.method}", plan.spec.params))
-        cores = len(os.sched_getaffinity(0)) if cluster is None else max(node.cpus for node in cluster.nodes)
+        """What a cell gets; without a cluster, what it would get on this machine."""
+        place = self.placement
+        if cluster is not None:
+            return self._packed(cluster).share(plan)
         memory = gpu_memory_gb() if plan.spec.device != "cpu" else 0.0
+        cores = len(os.sched_getaffinity(0))
         return share(
-            wants,
-            plan.spec.device,
-            gpu_memory_gb=memory,
-            most_cpus=cores,
-            cpus=self.placement.cpus,
-            gpus=self.placement.gpus,
+            wants(plan), plan.spec.device, gpu_memory_gb=memory, most_cpus=cores, cpus=place.cpus, gpus=place.gpus
         )
+
+    def _packed(self, cluster: Cluster) -> Packed:
+        """The executor of the cluster, made once: it looks at every node."""
+        if self._executor is None:
+            from adbench.executors.ray import Packed
+
+            place = self.placement
+            self._executor = Packed(cluster, self.out, self.cache, self.options, place.cpus, place.gpus, place.most)
+        return self._executor
 
     def outcomes(
         self,
@@ -205,10 +210,7 @@ class Launch:
             yield from self._on_ray(cluster, stack.enter_context(GridView(tally.total, quiet)))
 
     def _on_ray(self, cluster: Cluster, view: GridView) -> Iterator[Outcome]:
-        from adbench.executors.ray import Packed
-
-        place = self.placement
-        packed = Packed(cluster, self.out, self.cache, self.options, place.cpus, place.gpus, place.most)
+        packed = self._packed(cluster)
 
         def tick() -> None:
             view.tick((cell.plan.spec.label, cell.plan.run_folder) for cell in packed.running)

@@ -1,12 +1,18 @@
-"""How many runs share a GPU, and how many cores each gets. Arithmetic only."""
+"""How many runs share a GPU, and how many cores each gets."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
+from adbench import registry
 from adbench.errors import UserError
 from adbench.methods.base import Resources
+from adbench.params import build
+
+if TYPE_CHECKING:
+    from adbench.planning import Plan
 
 CONTEXT_GB = 0.6  # of GPU memory that a process holds before its first tensor: driver, kernels, libraries
 MOST = 8  # runs on one GPU; more of them only wait for each other
@@ -64,8 +70,14 @@ def parse(text: str | None, flag: str) -> float | None:
     return value
 
 
+def wants(plan: Plan) -> Resources:
+    """What the method of a cell asks for."""
+    cls = registry.load("methods", plan.spec.method)
+    return cls.resources(build(cls.Params, f"method {plan.spec.method}", plan.spec.params))
+
+
 def share(
-    wants: Resources,
+    asked: Resources,
     device: str,
     *,
     gpu_memory_gb: float,
@@ -78,19 +90,19 @@ def share(
     Left to itself, a run on a GPU gets the largest share 1/n whose memory holds what it wants, n at most :data:`MOST`.
 
     Args:
-        wants: what its method asks for.
+        asked: what its method asks for.
         device: "cpu" or a CUDA device.
         gpu_memory_gb: memory of the smallest GPU, in GiB; 0 when there is none or it is not known.
         most_cpus: cores of the largest node; wanting more by default is cut, asking for more is not.
         cpus: what the user asks for; None: decide.
         gpus: what the user asks for; None: decide.
     """
-    cores = min(wants.cpus, most_cpus) if cpus is None else cpus
+    cores = min(asked.cpus, most_cpus) if cpus is None else cpus
     if gpus is not None:
         return Share(cores, gpus)
     if device == "cpu":
         return Share(cores, 0.0)
     if not gpu_memory_gb:
         return Share(cores, 1.0)
-    runs = min(MOST, math.floor(gpu_memory_gb / (wants.gpu_memory_gb + CONTEXT_GB)))
+    runs = min(MOST, math.floor(gpu_memory_gb / (asked.gpu_memory_gb + CONTEXT_GB)))
     return Share(cores, 1.0 if runs <= 1 else math.floor(10_000 / runs) / 10_000)  # Ray counts in ten-thousandths

@@ -18,14 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adbench import registry
 from adbench.cluster import Cluster
 from adbench.errors import UserError
 from adbench.executors.base import Failed, Options, Outcome
-from adbench.executors.packing import Share, share
+from adbench.executors.packing import Share, share, wants
 from adbench.nodes.job import Job, Result, mark
 from adbench.nodes.work import Crashed, gpu_memory_gb, look, work
-from adbench.params import build
 from adbench.planning import Plan
 from adbench.results import rundir, status
 
@@ -105,10 +103,8 @@ class Packed:
 
     def share(self, plan: Plan) -> Share:
         """What the cell gets."""
-        cls = registry.load("methods", plan.spec.method)
-        wants = cls.resources(build(cls.Params, f"method {plan.spec.method}", plan.spec.params))
         return share(
-            wants,
+            wants(plan),
             plan.spec.device,
             gpu_memory_gb=self._gpu_memory,
             most_cpus=self._most_cpus,

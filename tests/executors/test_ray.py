@@ -188,7 +188,9 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(
     reader.start()
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("runs/fits/*/log")):
-        assert process.poll() is None, "it ended before it could be stopped"
+        if process.poll() is not None:
+            reader.join()
+        assert process.poll() is None, f"it ended before it could be stopped: {said}"
         assert time.monotonic() < deadline
         time.sleep(0.1)
     worker = int(next(iter(tmp_path.glob("runs/fits/*/log"))).read_text().split()[0])
