@@ -194,8 +194,13 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(
         assert time.monotonic() < deadline
         time.sleep(0.1)
     worker = int(next(iter(tmp_path.glob("runs/fits/*/log"))).read_text().split()[0])
-    _, shown, _ = cli("status", "--out", tmp_path / "runs", "--json")
-    assert json.loads(shown)["counts"]["running"] == 1
+    while True:  # what a worker says reaches the folder a moment after it does it
+        _, shown, _ = cli("status", "--out", tmp_path / "runs", "--json")
+        seen = json.loads(shown)
+        if seen["counts"]["running"] == 1 and seen["runs"][0]["phase"] == "count":
+            break
+        assert time.monotonic() < deadline, shown
+        time.sleep(0.2)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     reader.join()
