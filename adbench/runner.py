@@ -85,7 +85,7 @@ def run_cell(
     if ranks.rank() > 0:
         return _assist(cell, ctx)
     with held(cell.run_folder, _waits(ctx.progress)) as waited:
-        if waited and cell.done(save_maps=save_maps) and (done := cell.record()) is not None:
+        if waited and ranks.world() == 1 and cell.done(save_maps=save_maps) and (done := cell.record()) is not None:
             return done  # the process that had the folder has made it
         with status.reported(cell.run_folder, ctx.progress, label=cell.spec.label, **(facts or {})) as ctx.progress:
             record = _make(cell, ctx, save_maps)
