@@ -72,13 +72,13 @@ def seconds(run: Callable[[], Any]) -> float:
     return time.perf_counter() - begin
 
 
-def on_ray(grid: Launch, workers: int, **more: Any) -> float:
+def on_ray(grid: Launch, workers: int, *sets: str, **more: Any) -> float:
     """Seconds of a grid on a local Ray that has run something already."""
     from adbench.executors.ray import Packed
 
     with connect("local", cpus=workers) as cluster:
         packed = Packed(cluster, grid.out, grid.cache, grid.options, **more)
-        warm = launch(grid.out.parent, "warm", grid.settings.method[0], workers, *FIT, device=grid.settings.device)
+        warm = launch(grid.out.parent, "warm", grid.settings.method[0], workers, *sets, device=grid.settings.device)
         seconds(lambda: packed.run(warm.plans()))
         return seconds(lambda: packed.run(grid.plans()))
 
@@ -102,7 +102,7 @@ def scaling(folder: Path, count: int = 6, steps: int = 150) -> bool:
     here, there = (launch(folder, out, "madad", count, *sets) for out in ("serial", "two"))
     seconds(lambda: serial(launch(folder, "warm", "madad", 1, *sets).plans(), options=Options(force=True)))
     alone = seconds(lambda: serial(here.plans(), options=here.options))
-    together = on_ray(there, 2)
+    together = on_ray(there, 2, *sets)
     print(
         f"scaling   {count} trainings: serial {alone:.1f} s, two workers {together:.1f} s: {alone / together:.2f} times as fast"
     )
@@ -123,7 +123,7 @@ def gpu(folder: Path, count: int = 4) -> bool:
         lambda: serial(launch(folder, "warm", "madad", 1, *FIT, device="cuda").plans(), options=Options(force=True))
     )
     alone = seconds(lambda: serial(here.plans(), options=here.options))
-    together = on_ray(there, len(os.sched_getaffinity(0)), gpus=0.25)
+    together = on_ray(there, len(os.sched_getaffinity(0)), *FIT, gpus=0.25)
     print(
         f"gpu       {count} runs: serial {alone:.1f} s, on a quarter each {together:.1f} s: {alone / together:.2f} times as fast"
     )

@@ -63,7 +63,7 @@ def rank(entry: Entry) -> str:
 def duration(seconds: float) -> str:
     """A time in the unit that suits it."""
     if seconds < 0.01:
-        return "< 0.01 s"
+        return "under 0.01 s"
     for unit, length in (("h", 3600.0), ("min", 60.0)):
         if seconds >= length:
             return f"{seconds / length:.1f} {unit}"

@@ -16,7 +16,7 @@ from adbench.config import RunConfig, load
 from adbench.launch import Launch
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The methods of ``misfits``, here and in processes with the environment that this gives."""
     folder = tmp_path_factory.mktemp("site")
@@ -43,7 +43,7 @@ def mended(plugin: dict[str, str]) -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster(plugin: dict[str, str]) -> Iterator[Any]:
     """Ray on this machine: two cores, and one GPU that Ray only believes in."""
     from adbench.cluster import connect
