@@ -136,10 +136,25 @@ def test_blocks_of_bins_do_not_change_replicates(monkeypatch):
     whole = bootstrap.pooled(test, draws)
     small = {name: [] for name in whole}
     original = bootstrap.blocks
-    monkeypatch.setattr(bootstrap, "blocks", lambda h, size=3: original(h, 3))
+    monkeypatch.setattr(bootstrap, "blocks", lambda h, joined: original(h, 3, joined=joined))
     small = bootstrap.pooled(test, draws)
     for name in whole:
         np.testing.assert_allclose(small[name], whole[name], atol=1e-12)
+
+
+def test_joined_bins_do_not_change_replicates(monkeypatch):
+    """Rare lesions, as in a brain: most bins hold background only, and runs of them are taken as one."""
+    rng = np.random.default_rng(4)
+    labels = rng.random((6, 4000)) < 0.002
+    test = histograms({f"t{i}": (rng.normal(0.5 * one, 1).astype(np.float16), one) for i, one in enumerate(labels)})
+    draws = bootstrap.weights(6, 50, 0)
+    joined = bootstrap.pooled(test, draws)
+    original = bootstrap.blocks
+    count = {how: sum(b.shape[1] for _, b, _ in original(test, joined=how)) for how in (True, False)}
+    assert count[True] <= 2 * labels.sum() + 1 < count[False] / 4
+    monkeypatch.setattr(bootstrap, "blocks", lambda h, joined: original(h))
+    for name, values in bootstrap.pooled(test, draws).items():
+        np.testing.assert_allclose(joined[name], values, rtol=1e-13, err_msg=name)
 
 
 def test_same_seed_same_interval_and_other_order_same_bits():
