@@ -24,7 +24,25 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (stable keys, unrounded numbers) and nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of runs and fits.")]
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder of prepared slice stores; default: $ADBENCH_CACHE or ~/.cache/adbench."),
+]
+Root = Annotated[
+    Path | None, typer.Option("--data-root", help="Where the dataset lies; default: $ADBENCH_DATA/<dataset>.")
+]
+TrainRoot = Annotated[Path | None, typer.Option("--train-root", help="Where the training source lies.")]
+Protocol = Annotated[str | None, typer.Option("--protocol", help="Protocol; default: the dataset's own.")]
+Preset = Annotated[
+    str | None, typer.Option("--preset", help="tiny, base or paper; default: tiny on the CPU, base on a GPU.")
+]
+Address = Annotated[
+    str | None,
+    typer.Option("--address", help="Ray cluster, host:port or auto; default: $RAY_ADDRESS, else this machine."),
+]
+AtMost = Annotated[int | None, typer.Option("--max-concurrent", min=1, help="Runs at a time; default: as many as fit.")]
 
 
 def _version(wanted: bool) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adbench.cli.app import Json, app
+from adbench.cli.app import Json, Quiet, Root, app
 
 if TYPE_CHECKING:
     from adbench.datasets.base import Dataset
@@ -23,7 +23,6 @@ SHOWN = 5  # findings of one kind that are printed
 DatasetName = Annotated[
     str, typer.Option("--dataset", "-d", help="ixi, atlas, brats21, folder, phantom or a plug-in's.")
 ]
-Root = Annotated[Path | None, typer.Option("--data-root", help="Where it lies; default: $ADBENCH_DATA/<dataset>.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the dataset.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Cases at a time; 0: one a CPU core.")]
 
@@ -71,7 +70,7 @@ def synth(
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Subjects (atlas: a fifth more without masks).")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
     workers: Workers = 1,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Write synthetic NIfTI in the layout of a real dataset: its names, grids, orientations, types and labels.
 
@@ -147,7 +146,7 @@ def check(
     report: Annotated[Path | None, typer.Option(help="Write every finding to this JSON file.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Print every finding, not the first few of a kind.")] = False,
     json_: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """List what is wrong with the files of a dataset, with file and value.
 
@@ -186,7 +185,7 @@ def check(
 def unpack(
     archive: Annotated[Path, typer.Argument(help="A tar (also compressed) or zip archive.")],
     out: Annotated[Path, typer.Option(help="Folder to unpack into.")],
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Unpack an archive: whole files only, nothing outside the folder; interrupted, it goes on where it stopped."""
     from adbench.console import LiveProgress, say

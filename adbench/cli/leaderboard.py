@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Json, app
+from adbench.cli.app import Json, Quiet, app
 from adbench.errors import UserError
 
 board = typer.Typer(help="Ranked tables of results that anyone can verify.", no_args_is_help=True)
@@ -17,7 +17,6 @@ app.add_typer(board, name="leaderboard")
 BOARDS = Path("leaderboards")
 SHOWN = 20  # findings of one file
 Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of leaderboards.")]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 @board.command(

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adbench.cli.app import Json, split
-from adbench.cli.data import DatasetName, Root, Set, data, located
+from adbench.cli.app import Cache, Json, Quiet, Root, split
+from adbench.cli.data import DatasetName, Set, data, located
 from adbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -18,14 +18,9 @@ Modality = Annotated[
     list[str] | None, typer.Option("--modality", "-m", help="Sequences, separated by commas; default: all there are.")
 ]
 OneModality = Annotated[str | None, typer.Option("--modality", "-m", help="Sequence; default: the dataset's first.")]
-Cache = Annotated[
-    Path | None,
-    typer.Option("--cache", help="Folder of prepared slice stores; default: $ADBENCH_CACHE or ~/.cache/adbench."),
-]
 Workers = Annotated[
     int | None, typer.Option("--workers", "-j", min=1, help="Cases at a time; default: what cores and memory allow.")
 ]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 
 
 def _modalities(dataset: Dataset, wanted: tuple[str, ...]) -> tuple[str, ...]:

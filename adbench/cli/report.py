@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Json, app, split
+from adbench.cli.app import Json, Quiet, app, split
 from adbench.errors import UserError
 
 
@@ -42,7 +42,7 @@ def report(
     ] = None,
     device: Annotated[str, typer.Option(help="Where maps that were not saved are made again.")] = "auto",
     json_: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """One self-contained HTML page about one or several runs of a test set, with PNGs beside it.
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Json, app, split
+from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, split
 
 
 @app.command(
@@ -28,18 +28,14 @@ def run(
     modality: Annotated[
         list[str] | None, typer.Option("--modality", help="Sequence (T1, FLAIR, ...); default: the dataset's first.")
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol; default: the dataset's own.")] = None,
+    protocol: Protocol = None,
     seed: Annotated[list[str] | None, typer.Option("--seed", "-s", help="Seed; repeat or separate by commas.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="tiny, base or paper; default: tiny on the CPU, base on a GPU.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the dataset lies; default: $ADBENCH_DATA/<dataset>.")
-    ] = None,
+    preset: Preset = None,
+    data_root: Root = None,
     train_on: Annotated[
         str | None, typer.Option(help="Learn from another dataset, e.g. a folder of healthy slices.")
     ] = None,
-    train_root: Annotated[Path | None, typer.Option(help="Where the training source lies.")] = None,
+    train_root: TrainRoot = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -54,14 +50,12 @@ def run(
     executor: Annotated[
         str, typer.Option(help="serial: here, one after the other. ray: on every core and GPU of a machine or cluster.")
     ] = "serial",
-    address: Annotated[
-        str | None, typer.Option(help="Ray cluster, host:port or auto; default: $RAY_ADDRESS, else this machine.")
-    ] = None,
+    address: Address = None,
     gpus_per_run: Annotated[
         str | None, typer.Option(help="auto (by the memory a method asks for), a share such as 0.25, or 1.")
     ] = None,
     cpus_per_run: Annotated[str | None, typer.Option(help="auto (what a method asks for) or a number.")] = None,
-    max_concurrent: Annotated[int | None, typer.Option(min=1, help="Runs at a time; default: as many as fit.")] = None,
+    max_concurrent: AtMost = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells, what is done and what would run on what. Runs nothing.")
     ] = False,
@@ -69,9 +63,7 @@ def run(
         bool, typer.Option("--retry-failed", help="Run only cells that failed before (they are always tried again).")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Folder of runs and fits; default: runs.")] = None,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of prepared slice stores; default: $ADBENCH_CACHE or ~/.cache/adbench.")
-    ] = None,
+    cache: Cache = None,
     metrics: Annotated[
         list[str] | None, typer.Option("--metrics", help="Plug-in metrics to measure too; `adbench list metrics`.")
     ] = None,
@@ -89,7 +81,7 @@ def run(
         typer.Option("--tensorboard", help="Write loss curves for TensorBoard beside the checkpoints of each fit."),
     ] = False,
     json_: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Train and score methods on a dataset; print a table and leave records, pictures and histograms.
 

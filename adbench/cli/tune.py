@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Json, app, split
+from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, split
 
 
 @app.command(
@@ -50,16 +50,12 @@ def tune(
     modality: Annotated[
         str | None, typer.Option(help="Sequence (T1, FLAIR, ...); default: the dataset's first.")
     ] = None,
-    protocol: Annotated[str | None, typer.Option(help="Protocol; default: the dataset's own.")] = None,
+    protocol: Protocol = None,
     seed: Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of every fit.")] = None,
-    preset: Annotated[
-        str | None, typer.Option(help="tiny, base or paper; default: tiny on the CPU, base on a GPU.")
-    ] = None,
-    data_root: Annotated[
-        Path | None, typer.Option(help="Where the dataset lies; default: $ADBENCH_DATA/<dataset>.")
-    ] = None,
+    preset: Preset = None,
+    data_root: Root = None,
     train_on: Annotated[str | None, typer.Option(help="Learn from another dataset.")] = None,
-    train_root: Annotated[Path | None, typer.Option(help="Where the training source lies.")] = None,
+    train_root: TrainRoot = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -71,17 +67,13 @@ def tune(
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file as for adbench run; flags win over it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of runs, fits and searches; default: runs.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Folder of prepared slice stores.")] = None,
+    cache: Cache = None,
     cpus_per_run: Annotated[str, typer.Option(help="CPU cores of a trial: auto, or a number.")] = "auto",
     gpus_per_run: Annotated[str, typer.Option(help="Share of a GPU of a trial: auto, 0.25, 1.")] = "auto",
-    max_concurrent: Annotated[
-        int | None, typer.Option(min=1, help="Trials at a time; default: as many as fit.")
-    ] = None,
-    address: Annotated[
-        str | None, typer.Option(help="Address of a Ray cluster; default: $RAY_ADDRESS, else this machine.")
-    ] = None,
+    max_concurrent: AtMost = None,
+    address: Address = None,
     json_: Json = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Quiet = False,
 ) -> None:
     """Search for good parameters of a method on validation slices; the test split is never opened.
 
