@@ -85,8 +85,10 @@ def _whole(file: File, header: Header) -> tuple[int, int] | None:
                 f"{file} is truncated: {file.stat().st_size} bytes where its header announces {header.bytes}. {nifti.AGAIN}",
             )
         return None
-    if found[1] < header.bytes % 2**32:
-        nifti.decode(file)  # truncated, or made of several gzip members: only decoding tells
+    if found[1] != header.bytes % 2**32:
+        # Truncated (its last bytes are then compressed voxels, any number at all), made of several gzip members, or with
+        # something behind the voxels: only decoding tells.
+        nifti.decode(file)
         return None
     return found
 

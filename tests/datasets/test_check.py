@@ -53,9 +53,12 @@ def test_a_clean_dataset(case: Path) -> None:
 # -- headers -------------------------------------------------------------------------------------------------------------
 
 
-def test_truncated_gzip_is_found_without_decoding(case: Path) -> None:
+@pytest.mark.parametrize(
+    "end", [b"", b"\xff\xff\xff\xff"]
+)  # the last four bytes would be the length, if all were there
+def test_truncated_gzip_is_found_from_its_header_and_end(case: Path, end: bytes) -> None:
     path = case / "BraTS2021_00007_t2.nii.gz"
-    path.write_bytes(path.read_bytes()[:-1000])
+    path.write_bytes(path.read_bytes()[:-1000] + end)
     finding = only(report(case.parent, deep=False), "truncated")
     assert finding.severity == "error"
     assert finding.file == str(path)
