@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,7 +61,7 @@ def walk(root: Path, *, tars: bool = False) -> Walk:
                     for entry in entries:
                         if entry.name.startswith("."):
                             continue
-                        if entry.is_dir():
+                        if _is_folder(entry):
                             pending.append((entry.path, f"{below}{entry.name}/"))
                         else:
                             _add(found, entry, f"{below}{entry.name}", tars)
@@ -72,6 +73,15 @@ def walk(root: Path, *, tars: bool = False) -> Walk:
     for paths in (found.tables, found.archives, found.broken, found.partial):
         paths.sort()
     return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself leads nowhere
+            return False
+        raise
 
 
 def _add(found: Walk, entry: os.DirEntry[str], below: str, tars: bool) -> None:

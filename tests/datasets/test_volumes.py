@@ -233,10 +233,11 @@ def test_symlinks_are_followed_once(tmp_path: Path) -> None:
     (real / "loop").symlink_to(root)
     (real / "self").symlink_to(real)
     (root / "gone").symlink_to(tmp_path / "nothing")
+    (root / "itself").symlink_to("itself")
     dataset = layouts.dataset(BraTS21, root)
     assert len(dataset.discover("T1")) == 1
     assert not dataset.index.duplicates
-    assert dataset.index.walk.broken == [root / "gone"]
+    assert dataset.index.walk.broken == [root / "gone", root / "itself"]
 
 
 def test_a_root_of_dead_links(tmp_path: Path) -> None:
