@@ -78,8 +78,8 @@ def lost(before: np.ndarray, after: np.ndarray) -> np.ndarray:
         before: (S, ...) bool.
         after: (S, ...) bool.
     """
-    had = before.reshape(len(before), -1).any(axis=1)
-    return np.flatnonzero(had & ~after.reshape(len(after), -1).any(axis=1))
+    had, has = (stack.any(axis=tuple(range(1, stack.ndim))) for stack in (before, after))
+    return np.flatnonzero(had & ~has)
 
 
 def _none(side: int, dtype: type) -> np.ndarray:

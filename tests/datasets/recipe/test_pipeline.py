@@ -149,6 +149,15 @@ def test_lesions_are_counted_before_and_after_and_what_is_lost_is_said() -> None
     assert chosen.quality["lesion_ml_source"] == pytest.approx(unit)
 
 
+def test_a_lesion_where_no_plane_holds_enough_brain() -> None:
+    image, _, lesion = head()
+    raw = RawVolume("a", "T1", image, RAS, lesion=lesion, skull=False)
+    stack = run_recipe(raw, PARAMS.model_copy(update={"min_brain": 0.99}))
+    assert len(stack.slices) == 0
+    assert stack.quality["lesion_ml"] == 0
+    assert any("voxels lie in slices left out" in remark for remark in stack.remarks)
+
+
 def test_every_second_slice() -> None:
     image, _, lesion = head()
     stack = run_recipe(
