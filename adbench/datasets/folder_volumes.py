@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
@@ -86,7 +87,7 @@ class FolderParams(VolumeParams):
     )
     skull: Literal["auto", "yes", "no"] = param(
         "auto",
-        "volumes: whether the images show the skull; auto: the first one decides, by its share of zeros",
+        "volumes: whether the images show the skull; auto: the first one that can be read decides, by its share of zeros",
         source="adbench",
     )
 
@@ -245,17 +246,25 @@ class FolderVolumes(IndexedVolumes):
 
     # -- what the volumes are like -----------------------------------------------------------------------------------
 
-    def _first(self) -> File:
-        scan = next((scan for scan in self.index.scans if scan.sequences), None)
-        if scan is None:
+    @cached_property
+    def _images(self) -> list[File]:
+        images = [scan.files[kind] for scan in self.index.scans for kind in scan.sequences]
+        if not images:
             raise UserError(f"There are masks and no images in {self.root}. Expected there: {self.info.layout}.")
-        return scan.files[scan.sequences[0]]
+        return images
 
     @cached_property
     def _skull(self) -> bool:
         if self.params.skull != "auto":
             return self.params.skull == "yes"
-        return float((nifti.read(self._first()).data == 0).mean()) < STRIPPED
+        problem: UserError | None = None
+        for image in self._images:
+            try:
+                return float((nifti.read(image).data == 0).mean()) < STRIPPED
+            except UserError as error:  # that case is reported when its turn comes; the others are prepared
+                problem = problem or error
+        assert problem is not None
+        raise problem
 
     @property
     def skull(self) -> bool:
@@ -265,8 +274,12 @@ class FolderVolumes(IndexedVolumes):
     def _template_grid(self) -> bool:
         from adbench.datasets.recipe.template import same_grid
 
-        images = (scan.files[kind] for scan in self.index.scans for kind in scan.sequences)
-        return all(same_grid(header.shape, header.affine) for header in map(nifti.read_header, images))
+        fits = []
+        for image in self._images:
+            with suppress(UserError):  # as above
+                header = nifti.read_header(image)
+                fits.append(same_grid(header.shape, header.affine))
+        return bool(fits) and all(fits)
 
     @property
     def on_template(self) -> bool:

@@ -13,6 +13,7 @@ import real_layouts as layouts
 from adbench.datasets import nifti
 from adbench.datasets.folder import Folder
 from adbench.datasets.folder_volumes import FolderVolumes, compile_pattern
+from adbench.datasets.store import prepare
 from adbench.errors import UserError
 
 SMALL = layouts.SMALL
@@ -235,6 +236,22 @@ def test_a_skull_is_seen_or_stated(tmp_path: Path) -> None:
 def test_the_template_grid_is_recognised(tmp_path: Path) -> None:
     nifti.write(tmp_path / "p1_t1.nii.gz", layouts.image(layouts.MNI_SHAPE, 1), layouts.MNI_AFFINE)
     assert folder(tmp_path).on_template
+
+
+def test_a_damaged_first_volume_leaves_the_others_alone(tmp_path: Path) -> None:
+    root = common(tmp_path / "data")
+    damaged = root / "patient07" / "patient07_flair.nii.gz"
+    tiny = {"field_of_view": 32, "size": 32}
+    for content, what in ((damaged.read_bytes()[:-20], "is truncated"), (b"no volume", "is not a NIfTI file")):
+        damaged.write_bytes(content)
+        with pytest.raises(UserError, match=f"1 of 3 cases of folder could not be prepared: .*patient07.* {what}"):
+            prepare(folder(root, **tiny), "FLAIR", tmp_path / "cache", workers=1)
+        store = prepare(folder(root, exclude=("patient07",), **tiny), "FLAIR", tmp_path / "cache", workers=1)
+        assert [case.id for case in store.cases] == ["patient19", "patient26"]
+    for image in root.rglob("*_[ft]*.gz"):
+        image.write_bytes(b"no volume")
+    with pytest.raises(UserError, match=r"patient07_flair.* is not a NIfTI file"):
+        prepare(folder(root, **tiny), "FLAIR", tmp_path / "cache", workers=1)
 
 
 def test_real_multiple_sclerosis_volumes(cli: Callable[..., Any]) -> None:
