@@ -158,9 +158,8 @@ def _detail(entry: Entry) -> dict[str, Any]:
                     {
                         "text": "—" if n is None or n.value is None else f"{n.value:.4f}",
                         "ends": "" if n is None or n.low is None or n.high is None else f"{n.low:.3f}–{n.high:.3f}",
-                        "href": link,
                     }
-                    for n, link in zip(numbers, links, strict=True)
+                    for n in numbers
                 ],
                 "reason": next((n.reason for n in numbers if n is not None and n.value is None), ""),
             }

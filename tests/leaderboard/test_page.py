@@ -179,6 +179,14 @@ def test_a_number_leads_to_the_records_of_its_seeds(page: Any, built: Path) -> N
     )
     assert len(links) == 2
     assert all((built / link).is_file() for link in links)
+    numbers = js(
+        page,
+        "return [...document.getElementById(arguments[0]).nextElementSibling.querySelectorAll('td a.v')].map(a => a.getAttribute('href'))",
+        row,
+    )
+    assert len(numbers) > 20
+    assert numbers[:2] == links  # each number leads to the record at the head of its column
+    assert set(numbers) == set(links)
     only = js(page, "return document.querySelectorAll('.board')[1].querySelector('.entry a.v').getAttribute('href')")
     assert (built / only).is_file()  # one seed: straight to its record
 

@@ -40,7 +40,17 @@
     });
   }
 
+  // Numbers become links to the record at the head of their column when they are first shown: it keeps the file small.
+  const link = table => {
+    const records = [...table.tHead.rows[0].cells].map(cell => cell.querySelector("a")?.getAttribute("href"));
+    for (const number of table.querySelectorAll("td > span.v")) {
+      const anchor = document.createElement("a");
+      anchor.className = "v"; anchor.href = records[number.parentNode.cellIndex]; anchor.textContent = number.textContent;
+      number.replaceWith(anchor);
+    }
+  };
   const details = (row, open) => {
+    if (open) link(row.nextElementSibling.querySelector(".numbers"));
     row.nextElementSibling.classList.toggle("open", open);
     row.querySelector(".more").setAttribute("aria-expanded", open);
   };
