@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from adbench.context import Progress
-from adbench.datasets.archive import is_archive, refuse_unreadable
+from adbench.datasets.archive import is_archive, members, refuse_unreadable
 from adbench.errors import UserError
 from adbench.files import replacing
 
@@ -51,6 +51,8 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
             if is_archive(target.name) and not target.name.lower().endswith(".nii.gz"):
                 nested.append(target)
             progress.update(f"unpack {archive.name}", done, total)
+    except NotImplementedError as error:  # zip knows ways to compress that Python does not, Deflate64 of Windows for one
+        raise UserError(f"{archive} cannot be unpacked here ({error}): unpack it with 7-Zip or the like.") from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
     return count, nested
@@ -75,6 +77,8 @@ def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes], int, int]]:
         ) from None
     with tar, open(archive, "rb") as raw:
         plain = raw.read(262)[257:] == b"ustar"
+        if plain:
+            members(archive)  # one that was cut between two members reads like a smaller one
         for member in tar:
             if member.isreg():
                 content = tar.extractfile(member)

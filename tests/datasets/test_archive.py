@@ -164,6 +164,25 @@ def test_unpacking_a_truncated_archive_leaves_whole_files(cases: Path, tmp_path:
             nifti.read(file)
 
 
+def test_unpacking_a_tar_cut_between_two_members(tar: Path, tmp_path: Path) -> None:
+    third = members(tar)[3]
+    tar.write_bytes(tar.read_bytes()[: third.offset - 512])
+    with pytest.raises(UserError, match="half downloaded"):
+        unpack(tar, tmp_path / "out")
+
+
+def test_a_zip_of_a_kind_that_python_cannot_unpack(tmp_path: Path) -> None:
+    path = tmp_path / "windows.zip"
+    with zipfile.ZipFile(path, "w") as zipped:
+        zipped.writestr("a.nii.gz", b"voxels")
+    content = bytearray(path.read_bytes())
+    content[8] = 9  # Deflate64, in the local header and in the central directory
+    content[content.index(b"PK\x01\x02") + 10] = 9
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"windows.zip cannot be unpacked here \(.*\): unpack it with 7-Zip"):
+        unpack(path, tmp_path / "out")
+
+
 def test_a_nested_archive_is_pointed_at(tar: Path, tmp_path: Path) -> None:
     path = tmp_path / "kaggle.zip"
     with zipfile.ZipFile(path, "w") as zipped:
