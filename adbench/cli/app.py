@@ -83,6 +83,11 @@ def main() -> None:
                 f"Not allowed to write or read {error.filename}: choose another --out or --cache, or mend its permissions.",
                 error,
             )
+        if error.filename is not None:  # a read-only disk, a file where a folder should be, or the other way round
+            _fail(
+                f"{error.filename2 or error.filename} cannot be read or written: {error.strerror}. Choose another path.",
+                error,
+            )
         raise
 
 

@@ -96,6 +96,16 @@ def test_a_cache_that_may_not_be_written(cli: Cli, root: Path, tmp_path: Path) -
     assert "Not allowed to write" in err
 
 
+@pytest.mark.parametrize("where", ["folder", "file/report.json"])
+def test_a_report_that_cannot_be_written(cli: Cli, root: Path, tmp_path: Path, where: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    code, _, err = cli("data", "check", "-d", "brats21", "--data-root", root, "--report", tmp_path / where)
+    assert code == 2
+    assert f"{tmp_path / where.split('/')[0]} cannot be read or written: " in " ".join(err.split())
+    assert "Traceback" not in err
+
+
 def test_a_cache_that_is_a_file(cli: Cli, root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     code, _, err = cli("data", "prepare", "-d", "brats21", "--data-root", root, *SET, "--cache", tmp_path / "file")
