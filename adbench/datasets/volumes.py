@@ -5,6 +5,7 @@ An adapter says what its file names mean and what its volumes are like (:class:`
 
 from __future__ import annotations
 
+import zlib
 from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from typing import ClassVar
 import numpy as np
 
 from adbench.datasets import nifti, splits
-from adbench.datasets.archive import File, refuse_unreadable
+from adbench.datasets.archive import File, read_bytes, refuse_unreadable
 from adbench.datasets.base import Case, Split
 from adbench.datasets.names import BRAIN, LESION, TITLES, Named, recognise
 from adbench.datasets.recipe.base import RawVolume, RecipeParams, VolumeDataset
@@ -165,7 +166,7 @@ class IndexedVolumes(VolumeDataset):
 
     @cached_property
     def index(self) -> Index:
-        """Everything below the root, by name alone; nothing is opened but tar archives.
+        """Everything below the root, by name alone; nothing is opened but tar archives, and files of one name to compare them.
 
         Raises:
             UserError: nothing of this dataset is there (says what is), two datasets are mixed, an archive is half
@@ -393,12 +394,18 @@ def _by(shape: tuple[int, ...]) -> str:
 
 
 def _refuse_different(one: File, other: File) -> None:
-    """Refuse two files of one meaning whose contents differ."""
+    """Refuse two files of one meaning whose contents differ, compressed or not."""
     plain, plain_other = (file.name.lower().removesuffix(".gz") for file in (one, other))
     if plain != plain_other:
         raise UserError(f"{one} and {other} mean the same scan and sequence: remove one.")
-    if one.name == other.name and one.stat().st_size != other.stat().st_size:
-        raise UserError(
-            f"{one} and {other} have the same name and different sizes ({one.stat().st_size} and "
-            f"{other.stat().st_size} bytes): remove one."
-        )
+    if _content(one) != _content(other):
+        raise UserError(f"{one} and {other} have the same name and different content: remove one.")
+
+
+def _content(file: File) -> tuple[int, int]:
+    """CRC-32 and length of the uncompressed bytes; of a gzip only its end is read."""
+    found = nifti.checksum(file)
+    if found is None:
+        content = read_bytes(file)
+        found = zlib.crc32(content), len(content)
+    return found

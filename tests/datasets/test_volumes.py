@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import os
 from pathlib import Path
 
@@ -263,7 +264,19 @@ def test_the_same_file_twice(tmp_path: Path) -> None:
     assert all("/a/" in str(file) for file in case.files)
     assert sum("is the same file" in line for line in dataset.exclusions("T1")) == 5
     (tmp_path / "b" / "BraTS2021_00000" / "BraTS2021_00000_t1.nii.gz").write_bytes(b"other")
-    assert "have the same name and different sizes" in refused(BraTS21, tmp_path)
+    assert "have the same name and different content" in refused(BraTS21, tmp_path)
+
+
+def test_the_same_name_twice_without_compression(tmp_path: Path) -> None:
+    case = layouts.brats(tmp_path / "a", "00000", SMALL)
+    plain = tmp_path / "b" / "BraTS2021_00000_t1.nii"
+    plain.parent.mkdir()
+    content = gzip.decompress((case / "BraTS2021_00000_t1.nii.gz").read_bytes())
+    plain.write_bytes(content)
+    assert len(layouts.dataset(BraTS21, tmp_path).index.duplicates) == 1
+    (case / "BraTS2021_00000_t1.nii.gz").unlink()
+    (case / "BraTS2021_00000_t1.nii").write_bytes(content[:-2] + b"\x01\x00")  # as long, another voxel
+    assert "BraTS2021_00000_t1.nii have the same name and different content" in refused(BraTS21, tmp_path)
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------
