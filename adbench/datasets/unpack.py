@@ -51,9 +51,8 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
             if is_archive(target.name) and not target.name.lower().endswith(".nii.gz"):
                 nested.append(target)
             progress.update(f"unpack {archive.name}", done, total)
-    except (
-        NotImplementedError
-    ) as error:  # zip knows ways to compress that Python does not, Deflate64 of Windows for one
+    except NotImplementedError as error:
+        # Zip knows ways to compress that Python does not, Deflate64 of Windows for one.
         raise UserError(f"{archive} cannot be unpacked here ({error}): unpack it with 7-Zip or the like.") from None
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
