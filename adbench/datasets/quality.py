@@ -12,6 +12,7 @@ FEWEST = 8  # cases below which "unlike the others" means nothing
 ABSOLUTE = {"brain_ml": (500.0, 2600.0), "registration_overlap": (0.85, 1.0)}  # whatever the others are like
 KEPT = 0.05  # share of a lesion that may get lost or grow
 SMALL = 0.1  # ml; a smaller lesion may lose more by the size of one voxel
+LEAST = {"clipped_share": 0.002}  # nearly the same by construction: a smaller difference means nothing
 COMPARED = ("brain_ml", "clipped_share", "registration_correlation", "registration_overlap")
 
 
@@ -46,7 +47,7 @@ def _why(figure: str, value: float, quality: dict[str, float], spread: tuple[flo
     low, high = ABSOLUTE.get(figure, (-np.inf, np.inf))
     if not low <= value <= high:
         return f"outside {low:g} to {high:g}"
-    if spread is not None and abs(value - spread[0]) > FAR * spread[1] > 0:
+    if spread is not None and abs(value - spread[0]) > max(FAR * spread[1], LEAST.get(figure, 0.0)) and spread[1] > 0:
         return f"the median of all cases is {spread[0]:.4g}"
     if figure == "lesion_ml":
         before = quality["lesion_ml_source"]
