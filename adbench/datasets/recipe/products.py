@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def kept(folder: Path | None, what: list[Any], make: Callable[[], Arrays]) -> Ar
             return dict(stored)
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError):
-        path.unlink(missing_ok=True)  # half a file from elsewhere: make it again
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError):
+        path.unlink(missing_ok=True)  # half a file, or one that a disk spoiled: make it again
     arrays = make()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)

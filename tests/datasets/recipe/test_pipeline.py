@@ -295,6 +295,20 @@ def test_slow_products_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(made) == 3
 
 
+def test_a_damaged_product_is_made_again(tmp_path: Path) -> None:
+    from adbench.datasets.recipe.products import kept
+
+    def make() -> dict[str, np.ndarray]:
+        return {"noise": np.random.default_rng(0).integers(0, 4, 20000)}
+
+    expected = kept(tmp_path, ["noise"], make)["noise"]
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    for place in range(60, len(whole) - 200, 61):  # the checksum fails, or the stream cannot be inflated at all
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
+        np.testing.assert_array_equal(kept(tmp_path, ["noise"], make)["noise"], expected)
+
+
 def test_ranges() -> None:
     assert ranges([3, 4, 5, 9, 11, 12]) == "3-5, 9, 11-12"
     assert ranges([]) == ""
