@@ -84,8 +84,9 @@ class Atlas(IndexedVolumes):
         return ("artefact",) if subject in FLAGGED else ()
 
     def unmasked_by_design(self, scan: Scan) -> bool:
-        """Whether it lies in the folder ``Testing`` (or ``test``)."""
-        return any(part.lower() in ("testing", "test") for part in PurePath(str(scan.files["T1"])).parts)
+        """Whether it lies in the folder ``Testing`` (or ``test``) below the root."""
+        below = PurePath(str(scan.files["T1"])).relative_to(self._root())
+        return any(part.lower() in ("testing", "test") for part in below.parts)
 
     def _why_not(self, scan: Scan, modality: str) -> str:
         if self.params.exclude_flagged and scan.flags:

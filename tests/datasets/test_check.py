@@ -274,15 +274,16 @@ def test_what_the_distribution_lacks_is_information(tmp_path: Path) -> None:
 
 
 def test_atlas_flags_and_its_testing_folder_are_information(tmp_path: Path) -> None:
-    layouts.atlas(tmp_path / "Training", "r009s001", layouts.MNI_SHAPE)
-    layouts.atlas(tmp_path / "Testing", "r010s001", layouts.MNI_SHAPE, masked=False)
-    found = report(tmp_path, Atlas, deep=False)
+    root = tmp_path / "test"  # of the user, who tests adbench here; not the distribution's
+    layouts.atlas(root / "Training", "r009s001", layouts.MNI_SHAPE)
+    layouts.atlas(root / "Testing", "r010s001", layouts.MNI_SHAPE, masked=False)
+    found = report(root, Atlas, deep=False)
     assert [(f.severity, f.code, f.case) for f in found.findings] == [
         ("info", "flagged", "sub-r009s001_ses-1"),
         ("info", "missing-mask", "sub-r010s001_ses-1"),
     ]
-    layouts.atlas(tmp_path / "Training", "r011s001", layouts.MNI_SHAPE, masked=False)
-    found = report(tmp_path, Atlas, deep=False)
+    layouts.atlas(root / "Training", "r011s001", layouts.MNI_SHAPE, masked=False)
+    found = report(root, Atlas, deep=False)
     assert found.exit_code == 1
     assert [(f.code, f.case) for f in found.findings if f.severity == "warning"] == [
         ("missing-mask", "sub-r011s001_ses-1")
