@@ -38,7 +38,6 @@ LESION_WORDS = (
     "lesion",
     "lesions",
     "lesionmask",
-    "dseg",
     "label",
     "labels",
     "gt",
@@ -46,6 +45,8 @@ LESION_WORDS = (
     "wmh",
 )
 BRAIN_WORDS = ("brainmask",)
+ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
+_LESION = re.compile(r"lesion|tumo|[-_]label-l(?:_|$)")
 FOLDERS: dict[str, Split] = {
     **{"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
 }
@@ -164,12 +165,14 @@ class FolderVolumes(IndexedVolumes):
         bids = _BIDS.match(rest)
         entities = bids["entities"].lower() if bids else rest.lower()
         kind = SPELLINGS.get(word.upper(), "")
+        if bids and kind == "T1" and "_ce-" in entities:  # BIDS: with a contrast agent
+            kind = "T1CE"
         if not kind and word.lower() in LESION_WORDS:
             kind = LESION
         elif not kind and word.lower() in BRAIN_WORDS:
             kind = BRAIN
-        elif not kind and word.lower() == "mask":
-            kind = BRAIN if "brain" in entities else LESION if "lesion" in entities or "tumo" in entities else ""
+        elif not kind and word.lower() in ANY_MASK:
+            kind = BRAIN if "brain" in entities else LESION if _LESION.search(entities) else ""
             if not kind:
                 raise UserError(
                     f"{path}: is this a brain mask or a lesion mask? Say it with --set dataset.lesion_pattern=... or "

@@ -149,6 +149,24 @@ def test_a_mask_that_may_be_anything(tmp_path: Path) -> None:
     assert len(case.files) == 2
 
 
+def test_a_segmentation_of_tissues_is_no_lesion(tmp_path: Path) -> None:
+    write(tmp_path / "sub-01_T1w.nii.gz")
+    write(tmp_path / "sub-01_dseg.nii.gz", mask=True)
+    assert "sub-01_dseg.nii.gz: is this a brain mask or a lesion mask?" in refused(tmp_path)
+    for name in ("sub-01_label-lesion_dseg", "sub-01_space-MNI_label-L_mask", "sub-01_desc-tumour_dseg"):
+        next(tmp_path.glob("*_*-*.gz"), tmp_path / "sub-01_dseg.nii.gz").rename(tmp_path / f"{name}.nii.gz")
+        (case,) = folder(tmp_path).discover("T1")
+        assert "lesion" in case.extra["files"]
+
+
+def test_t1_with_a_contrast_agent_in_bids(tmp_path: Path) -> None:
+    write(tmp_path / "sub-01_T1w.nii.gz", 1)
+    write(tmp_path / "sub-01_ce-gadolinium_T1w.nii.gz", 2)
+    dataset = folder(tmp_path)
+    assert set(dataset.available()) == {"T1", "T1CE"}
+    assert "ce-gadolinium" in str(dataset.discover("T1CE")[0].files[0])
+
+
 def test_two_files_of_one_meaning(tmp_path: Path) -> None:
     write(tmp_path / "sub-01_space-A_T1w.nii.gz")
     write(tmp_path / "sub-01_space-B_T1w.nii.gz", 2)
