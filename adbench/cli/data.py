@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -43,8 +42,9 @@ def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
 
 def cores(workers: int) -> int:
     """``workers``, or the number of cores this process may use when it is 0."""
-    allowed = getattr(os, "sched_getaffinity", None)  # not on every system
-    return workers or (len(allowed(0)) if allowed else os.cpu_count() or 1)
+    from adbench.datasets import room
+
+    return workers or room.cores()
 
 
 @contextmanager

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adbench.cli.app import Cache, Json, Quiet, Root, split
-from adbench.cli.data import DatasetName, Set, data, located
+from adbench.cli.data import DatasetName, Set, data, located, resumable
 from adbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def prepare(
     if executor not in ("processes", "ray"):
         raise unknown("executor", executor, ("processes", "ray"))
     chosen = located(dataset, data_root, set_ or [])
-    with LiveProgress(quiet or json_) as progress:
+    with resumable(), LiveProgress(quiet or json_) as progress:
         stores = prepare_all(
             chosen,
             _modalities(chosen, split(modality)),
@@ -78,15 +79,20 @@ def prepare(
         side = "x".join(map(str, found["shape"]))
         figures = ["" if found[ml] is None else f"{found[ml]:.2f}" for ml in ("lesion_ml_source", "lesion_ml")]
         rows.append([name, str(found["cases"]), str(found["slices"]), side, *figures, str(len(found["remarks"])), str(len(found["outliers"])), f"{found['bytes'] / 1e9:.2f}"])  # fmt: skip
-    where = f" --data-root '{data_root}'" if data_root else ""
+    # What shapes the store is repeated: without it, `show` would prepare another one.
+    same = [("--data-root", data_root), ("--cache", cache), *(("--set", text) for text in set_ or [])]
+    shown = shlex.join(
+        ["adbench", "data", "show", "--dataset", dataset, *(s for o, v in same if v for s in (o, str(v)))]
+    )
     columns = [(h, "left" if h == "modality" else "right") for h in ("modality", "cases", "slices", "px", "lesion ml in the files", "prepared", "remarks", "outliers", "GB")]  # fmt: skip
-    table(f"prepared {dataset}", columns, rows, caption=f"Look at them: adbench data show --dataset {dataset}{where}")
+    table(f"prepared {dataset}", columns, rows)
     for name, found in summaries.items():
         for odd in found["outliers"]:
             out.print(
                 f"{name} {odd['case']}: {odd['figure']} {odd['value']:.4g}, {odd['why']}", style="yellow", markup=False
             )
         say(f"{name}: {found['folder']}")
+    say(f"Look at them: {shown}")
 
 
 def _summary(store: Any) -> dict[str, Any]:
@@ -136,7 +142,7 @@ def show(
 
     chosen = located(dataset, data_root, set_ or [])
     name = _modalities(chosen, (modality,) if modality else ())[0]
-    with LiveProgress(quiet) as progress:
+    with resumable(), LiveProgress(quiet) as progress:
         store = prepare_store(chosen, name, cache or config.default_cache(), progress, workers=workers)
     path = out or Path(f"{dataset}-{name.lower()}.png")
     shown = contact_sheet(store, path, subjects=split(subject), count=count, slices=slices)
@@ -174,7 +180,7 @@ def export(
         raise UserError("Name a subject: --subject ID.")
     chosen = located(dataset, data_root, set_ or [])
     name = _modalities(chosen, (modality,) if modality else ())[0]
-    with LiveProgress(quiet) as progress:
+    with resumable(), LiveProgress(quiet) as progress:
         store = prepare_store(chosen, name, cache or config.default_cache(), progress, workers=workers)
     for case in choose(store, wanted, 0):
         for path in export_case(store, case.id, out, space=space):  # type: ignore[arg-type]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -94,6 +95,46 @@ def test_a_cache_that_may_not_be_written(cli: Cli, root: Path, tmp_path: Path) -
     code, _, err = cli("data", "prepare", "-d", "brats21", "--data-root", root, *SET, "--cache", tmp_path / "locked")
     assert code == 2
     assert "Not allowed to write" in err
+
+
+def test_what_to_do_next_is_said(cli: Cli, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from adbench.datasets import building
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    verb = (
+        "data",
+        "prepare",
+        "-d",
+        "brats21",
+        "--data-root",
+        root,
+        *SET,
+        "-m",
+        "T1",
+        "--cache",
+        tmp_path / "its cache",
+    )
+    with monkeypatch.context() as patched:
+        patched.setattr(building, "_build", interrupted)
+        code, _, err = cli(*verb)
+    assert code == 130
+    assert "Run the same command again: it goes on where it stopped" in " ".join(err.split())
+    code, _, err = cli(*verb)
+    assert code == 0
+    command = [
+        "adbench",
+        "data",
+        "show",
+        "--dataset",
+        "brats21",
+        "--data-root",
+        root,
+        "--cache",
+        tmp_path / "its cache",
+    ]
+    assert shlex.split(err.rpartition("Look at them: ")[2]) == [str(part) for part in (*command, *SET)]
 
 
 @pytest.mark.parametrize("where", ["folder", "file/report.json"])
