@@ -37,6 +37,7 @@ class BraTS21(IndexedVolumes):
         shape=(240, 240, 155),
         zooms=(1.0, 1.0, 1.0),
         orientation="LPS",
+        integers=True,
         zero_background=True,
     )
 

@@ -127,12 +127,8 @@ def _header(kind: str, file: File, header: Header, expected: Expected) -> Iterat
         )
     if mask and header.dtype.kind == "f":
         yield "warning", "dtype", f"{file} stores labels as {header.dtype}"
-    elif not mask and header.dtype.kind not in expected.dtypes:
-        yield (
-            "warning",
-            "dtype",
-            f"{file} stores {header.dtype} voxels, the distribution other ones ({expected.dtypes})",
-        )
+    elif not mask and expected.integers and header.dtype.kind == "f":
+        yield "warning", "dtype", f"{file} stores {header.dtype} voxels, the distribution integers: was it processed?"
 
 
 def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Finding]:

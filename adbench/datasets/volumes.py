@@ -52,7 +52,7 @@ class Expected:
         shape: voxels of every volume; None when it varies.
         zooms: voxel size, mm; None when it varies.
         orientation: of the stored axes ("LPS"); "" when it varies.
-        dtypes: kinds of stored image voxels ("i": signed integers, "u", "f").
+        integers: whether images are stored as integers.
         one_grid: whether all sequences of a case share a grid.
         zero_background: whether everything outside the brain is exactly 0.
         known_missing: (subject, sequence) that the distribution lacks.
@@ -64,7 +64,7 @@ class Expected:
     shape: tuple[int, int, int] | None = None
     zooms: tuple[float, float, float] | None = None
     orientation: str = ""
-    dtypes: str = "iuf"
+    integers: bool = False
     one_grid: bool = True
     zero_background: bool = False
     known_missing: frozenset[tuple[str, str]] = frozenset()

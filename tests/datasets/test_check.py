@@ -87,6 +87,13 @@ def test_wrong_dtype(case: Path) -> None:
     assert f"{path} stores complex voxels" in finding.message
 
 
+def test_another_type_than_distributed(case: Path) -> None:
+    path = rewritten(case, "t1", layouts.image(SHAPE, 1).astype(np.float32))
+    finding = only(report(case.parent), "dtype")
+    assert finding.severity == "warning"
+    assert finding.message == f"{path} stores float32 voxels, the distribution integers: was it processed?"
+
+
 def test_labels_stored_as_floats(case: Path) -> None:
     path = rewritten(case, "seg", layouts.lesion(SHAPE).astype(np.float32))
     finding = only(report(case.parent), "dtype")
