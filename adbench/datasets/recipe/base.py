@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from adbench.datasets.archive import File
 
-RECIPE_VERSION = "1"  # raised when any step may give other pixels
+RECIPE_VERSION = "2"  # raised when any step may give other pixels
 EXTRA = 'pip install "adbench-mri[prepare]"'
 
 

@@ -23,6 +23,7 @@ from adbench.errors import UserError
 
 SHRINK = 4  # of the volume that N4 looks at
 LEVELS = ((8.0, 4.0), (4.0, 2.0), (3.0, 1.5))  # voxel size and smoothing (mm) of each level of a registration
+STRIDE = 0.5  # first step of a level, in its voxels
 
 
 def installed() -> bool:
@@ -153,7 +154,8 @@ def register(
 
 
 def _search(sitk: Any, fixed: Any, mask: Any, moving: Any, start: np.ndarray, transform: Any) -> None:
-    """Improve ``transform`` in place, coarse to fine."""
+    """Improve ``transform`` in place, coarse to fine. A level that ends worse than it began is taken back: where two
+    volumes nearly lie on each other, the first steps of the coarsest one may lead out of the head for good."""
     before = sitk.AffineTransform(3)
     before.SetMatrix(start[:3, :3].ravel().tolist())
     before.SetTranslation(start[:3, 3].tolist())
@@ -165,12 +167,16 @@ def _search(sitk: Any, fixed: Any, mask: Any, moving: Any, start: np.ndarray, tr
         method.SetMetricSamplingStrategy(method.NONE)
         method.SetInterpolator(sitk.sitkLinear)
         method.SetOptimizerAsRegularStepGradientDescent(
-            learningRate=size / 2, minStep=0.005, numberOfIterations=100, gradientMagnitudeTolerance=1e-6
+            learningRate=STRIDE * size, minStep=0.005, numberOfIterations=100, gradientMagnitudeTolerance=1e-6
         )
         method.SetOptimizerScalesFromPhysicalShift()
         method.SetMovingInitialTransform(before)  # applied after the one that is searched
         method.SetInitialTransform(transform, inPlace=True)
+        at_first = transform.GetParameters()
+        worth = method.MetricEvaluate(target, subject)  # negative mutual information
         method.Execute(target, subject)
+        if not method.GetMetricValue() <= worth:
+            transform.SetParameters(at_first)
 
 
 def _coarser(sitk: Any, image: Any, size: float, sigma: float) -> Any:
