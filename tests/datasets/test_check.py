@@ -191,7 +191,8 @@ def test_nonfinite_voxels(case: Path) -> None:
     data[101, 101, 77] = -np.inf
     path = rewritten(case, "t1ce", data)
     assert not [f for f in report(case.parent, deep=False).findings if f.code == "nonfinite"]
-    finding = only(report(case.parent), "nonfinite")
+    (finding,) = (f for f in report(case.parent).findings if f.code == "nonfinite")
+    assert finding.severity == "error"
     assert finding.message == f"{path} holds 2 NaN or infinite voxels, the first at (100, 101, 77)"
 
 
