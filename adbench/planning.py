@@ -133,6 +133,7 @@ def gather(
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
     _check_roles(learn, val, threshold, scored)
+    _check_volumes(learn, val, threshold, scored)
     return Data(learn, val if len(val) else None, threshold, scored, train_store, test_store)
 
 
@@ -158,6 +159,21 @@ def _check_roles(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: Sl
             f"Training has subjects of {both[0]} and the test dataset of {both[1]}: they share patients under different "
             "names. Use one of the two."
         )
+
+
+def _check_volumes(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet) -> None:
+    """No volume has two roles under two names.
+
+    Raises:
+        UserError: one has.
+    """
+    seen, teach, choose, tested = {**val.volumes, **learn.volumes}, learn.volumes, threshold.volumes, scored.volumes
+    for one, other in ((seen, tested), (teach, choose), (choose, tested)):
+        for same in sorted(one.keys() & other.keys()):
+            raise UserError(
+                f"{one[same]!r} and {other[same]!r} are one volume under two names, with two roles among training, "
+                "validation and test: leave one of them out."
+            )
 
 
 def plans(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> Iterator[Plan]:

@@ -178,6 +178,16 @@ def test_subject_in_two_roles_is_refused(cli: Cli, slices: Path, tmp_path: Path)
     assert "two roles" in err
 
 
+def test_one_volume_under_two_names_in_two_roles_is_refused(cli: Cli, slices: Path, tmp_path: Path) -> None:
+    subject = sorted((slices / "test").glob("*-FLAIR.png"))[0].name.partition("-slice")[0]
+    for path in sorted((slices / "test").glob(f"{subject}-slice*")):
+        if "segmentation" not in path.name:
+            shutil.copy(path, slices / "train" / path.name.replace(subject, "somebody-else"))
+    code, _, err = run(cli, slices, tmp_path / "runs", "--cache", tmp_path / "cache")
+    assert code == 2
+    assert f"'somebody-else' and '{subject}' are one volume under two names" in " ".join(err.split())
+
+
 def test_leaderboard_of_an_empty_folder(cli: Cli, tmp_path: Path) -> None:
     assert cli("leaderboard", "show", "--out", tmp_path)[0] == 2
     assert "There is no folder" in cli("leaderboard", "show", "--out", tmp_path / "none")[2]

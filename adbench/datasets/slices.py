@@ -80,6 +80,11 @@ class SliceSet:
         return list(dict.fromkeys(self._store.subject_of(row) for row in self.rows))
 
     @cached_property
+    def volumes(self) -> dict[str, str]:
+        """Hash of all prepared pixels of a case -> its subject."""
+        return self._store.volumes_of(self.rows)
+
+    @cached_property
     def digest(self) -> str:
         """Hash of what a method can see here: ids, pixels, brain masks. Independent of paths and of lesions."""
         return digest(self._store.describe_rows(self.rows, lesions=False))

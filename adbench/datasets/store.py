@@ -207,6 +207,11 @@ class SliceStore:
         masked = np.array([self.cases[self._case_of_row[row]].masked for row in rows], dtype=bool)
         return LabelledSet(self, rows[masked] if len(rows) else rows)
 
+    def volumes_of(self, rows: np.ndarray) -> dict[str, str]:
+        """Hash of all image pixels -> subject, of every case that has one of ``rows``."""
+        cases = (self.cases[index] for index in np.unique(self._case_of_row[rows]))
+        return {case.digests["images"]: case.subject for case in cases}
+
     def describe_rows(self, rows: np.ndarray, *, lesions: bool) -> list[Any]:
         """What identifies ``rows``: per case its ids, slices and digests (those of the lesion masks only if asked)."""
         arrays = ["images", "brains", "lesions"] if lesions else ["images", "brains"]

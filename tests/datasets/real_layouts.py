@@ -26,8 +26,8 @@ def box(shape: tuple[int, int, int]) -> np.ndarray:
 
 
 def image(shape: tuple[int, int, int], seed: int, dtype: Any = np.int16) -> np.ndarray:
-    """Tissue in the box, 0 outside; every seed gives another one."""
-    ramp = np.arange(shape[2]) % 50 + 100 + seed
+    """Tissue in the box, 0 outside; every seed gives another one, also after normalisation."""
+    ramp = np.random.default_rng(seed).permutation(50)[np.arange(shape[2]) % 50] + 100 + seed
     return (box(shape) * ramp).astype(dtype)
 
 
