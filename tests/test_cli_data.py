@@ -30,7 +30,7 @@ def test_info(cli: Cli, brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     lists = tmp_path / "lists" / "splits.json"
     code, out, _ = cli("data", "info", "--dataset", "brats21", "--splits", lists)
     assert code == 0
-    for text in ("FLAIR", "T1CE", "left out", "registration required"):
+    for text in ("FLAIR", "T1CE", "left out", "registration required", "2 (oedema), 4 (enhancing tumour)"):
         assert text in out
     told = json.loads(cli("data", "info", "-d", "brats21", "--json")[1])
     assert told["modalities"]["T1"]["cases"] == 5
@@ -52,7 +52,17 @@ def test_info_of_sites_and_flags(cli: Cli, tmp_path: Path) -> None:
     code, out, _ = cli("data", "info", "-d", "atlas", "--data-root", tmp_path / "atlas")
     assert code == 0
     assert "r010" in out
+    assert "several sessions" not in out
     assert "artefact: sub-r009s001" in out
+
+
+def test_info_of_sessions(cli: Cli, tmp_path: Path) -> None:
+    for scan in ("0828", "0829"):
+        layouts.ixi(tmp_path / "ixi", "002", "Guys", scan, "T1")
+    layouts.ixi(tmp_path / "ixi", "012", "HH", "1211", "T1")
+    code, out, _ = cli("data", "info", "-d", "ixi", "--data-root", tmp_path / "ixi")
+    assert code == 0
+    assert "T1, subjects with several sessions: IXI002\n" in out
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,13 @@ def info(
     if set(what["sites"]) - {""}:
         rows = [[site or "unknown", *map(str, counts.values())] for site, counts in what["sites"].items()]
         table("sites", [("site", "left"), *((h, "right") for h in ("train", "val", "test"))], rows)
+    if what["labels"]:
+        meaning = ", ".join(f"{value} ({of})" for value, of in what["labels"].items())
+        out.print(f"lesion masks hold {meaning}", markup=False, soft_wrap=True)
+    for name, found in what["modalities"].items():
+        if found["sessions"]:
+            several = f"{name}, subjects with several sessions: {', '.join(found['sessions'])}"
+            out.print(several, markup=False, soft_wrap=True)
     for flag, subjects in what["flags"].items():
         out.print(f"{flag}: {', '.join(subjects)}", markup=False)
     if splits is not None:

@@ -65,7 +65,7 @@ class Atlas(IndexedVolumes):
     distributed: ClassVar[Expected] = Expected(
         sequences=("T1",),
         lesion=True,
-        labels=(0, 1),
+        labels={0: "background", 1: "stroke"},
         shape=(197, 233, 189),
         zooms=(1.0, 1.0, 1.0),
         orientation="RAS",

@@ -33,7 +33,7 @@ class BraTS21(IndexedVolumes):
     distributed: ClassVar[Expected] = Expected(
         sequences=("T1", "T1CE", "T2", "FLAIR"),
         lesion=True,
-        labels=(0, 1, 2, 4),
+        labels={0: "background", 1: "necrotic core", 2: "oedema", 4: "enhancing tumour"},
         shape=(240, 240, 155),
         zooms=(1.0, 1.0, 1.0),
         orientation="LPS",

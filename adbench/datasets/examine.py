@@ -203,7 +203,7 @@ def _within(brain: np.ndarray | None, lesion: Volume, given: bool, stripped: boo
 def _labels(scan: Scan, file: File, volume: Volume, expected: Expected) -> Iterator[Finding]:
     values, counts = np.unique(volume.data, return_counts=True)
     if expected.labels:
-        wrong = ~np.isin(values, expected.labels)
+        wrong = ~np.isin(values, list(expected.labels))
         allowed = f"allowed are {', '.join(map(str, expected.labels))}"
     else:
         wrong = np.rint(values) != values

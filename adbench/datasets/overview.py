@@ -8,6 +8,7 @@ from typing import Any
 
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.splits import ROLES
+from adbench.datasets.volumes import IndexedVolumes
 
 
 def id_lists(cases: Iterable[Case]) -> dict[str, list[str]]:
@@ -19,7 +20,7 @@ def id_lists(cases: Iterable[Case]) -> dict[str, list[str]]:
 
 
 def overview(dataset: Dataset) -> dict[str, Any]:
-    """Counts, sites, flags, exclusions and id lists, as plain JSON values; nothing is decoded.
+    """Counts, sites, sessions, labels, flags, exclusions and id lists, as plain JSON values; nothing is decoded.
 
     Args:
         dataset: with its root and parameters.
@@ -37,12 +38,14 @@ def overview(dataset: Dataset) -> dict[str, Any]:
             "cases": len(cases),
             "bytes": sum(file.stat().st_size for file in {f for case in cases for f in case.files}),
             "subjects": id_lists(cases),
+            "sessions": _sessions(cases),
             "left_out": dataset.exclusions(modality),
         }
         for case in cases:
             sites[case.site][case.split].add(case.subject)
             for flag in case.flags:
                 flags[flag].add(case.subject)
+    labels = dataset.expected.labels if isinstance(dataset, IndexedVolumes) else {}
     return {
         "dataset": info.name,
         "version": info.version,
@@ -52,5 +55,14 @@ def overview(dataset: Dataset) -> dict[str, Any]:
         "params": dataset.params.model_dump(mode="json"),
         "modalities": modalities,
         "sites": {site: {role: len(ids) for role, ids in sites[site].items()} for site in sorted(sites)},
+        "labels": {str(value): what for value, what in labels.items()},
         "flags": {flag: sorted(subjects) for flag, subjects in sorted(flags.items())},
     }
+
+
+def _sessions(cases: Iterable[Case]) -> dict[str, list[str]]:
+    """Subject -> sessions, of those that have more than one."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for case in cases:
+        found[case.subject].append(case.session)
+    return {subject: sorted(sessions) for subject, sessions in sorted(found.items()) if len(sessions) > 1}

@@ -48,7 +48,7 @@ class Expected:
     Attributes:
         sequences: that every case should have.
         lesion: whether every case should have a lesion mask.
-        labels: values a lesion mask may hold; empty: any integer.
+        labels: values a lesion mask may hold -> what they mark; empty: any integer.
         shape: voxels of every volume; None when it varies.
         zooms: voxel size, mm; None when it varies.
         orientation: of the stored axes ("LPS"); "" when it varies.
@@ -60,7 +60,7 @@ class Expected:
 
     sequences: tuple[str, ...]
     lesion: bool
-    labels: tuple[int, ...] = ()
+    labels: Mapping[int, str] = field(default_factory=dict)
     shape: tuple[int, int, int] | None = None
     zooms: tuple[float, float, float] | None = None
     orientation: str = ""
