@@ -18,7 +18,7 @@ from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Difference, Samples, compare, over_seeds
 from adbench.metrics.evaluate import ORACLE, Estimate, estimate
-from adbench.results.record import Number, Record
+from adbench.results.record import Number, Record, lacking
 from adbench.results.rundir import safe
 
 HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
@@ -186,6 +186,8 @@ def boards(results: Iterable[tuple[str, Submission]], *, lean: bool = False) -> 
     groups: dict[tuple[str, ...], dict[str, Entry]] = {}
     for path, submission in results:
         record = submission.record
+        if problem := lacking(record):
+            raise UserError(f"{path}: {problem}; `adbench leaderboard verify` says more.")
         place = (
             str(record.protocol["name"]),
             str(record.protocol["version"]),

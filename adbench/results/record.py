@@ -13,6 +13,7 @@ from adbench.files import write_json
 
 SCHEMA = 1
 RECORD = "record.json"
+MAX_SECONDS = 1e9  # 32 years
 
 
 class _Part(BaseModel):
@@ -104,6 +105,27 @@ class Record(_Part):
     tuned_from: TunedFrom | None = None  # the search that chose method.params, if one did
 
 
+def lacking(record: Record) -> str:
+    """What every table relies on and is not there, or cannot be: "field: why"; empty when all is there.
+
+    Args:
+        record: typed, but perhaps from a stranger.
+    """
+    for name in ("name", "version"):
+        if not isinstance(record.protocol.get(name), str):
+            return f"protocol.{name}: it is missing"
+    level = record.protocol.get("level")
+    if not isinstance(level, float) or not 0 < level < 1:
+        return f"protocol.level: {level!r} is no share"
+    for name in ("fit", "score_per_slice"):
+        if name not in record.timing:
+            return f"timing.{name}: it is missing"
+    for name, value in record.timing.items():
+        if not 0 <= value <= MAX_SECONDS:
+            return f"timing.{name}: {value} is no number of seconds"
+    return "" if record.test.subjects > 0 else "test.subjects: nobody was tested"
+
+
 def write(record: Record, folder: Path) -> None:
     """Write ``record`` into ``folder`` atomically."""
     write_json(folder / RECORD, record.model_dump(mode="json"))
@@ -124,7 +146,7 @@ def read(path: Path, max_bytes: int = 64 << 20) -> Record:
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
             found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"{path} has record schema {found!r}; this adbench reads schema {SCHEMA}.")
-        return Record(**content)
+        record = Record(**content)
     except FileNotFoundError:
         raise UserError(f"There is no record at {path}.") from None
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
@@ -133,3 +155,6 @@ def read(path: Path, max_bytes: int = 64 << 20) -> Record:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{path} is not a valid record: {where}: {first['msg']}.") from None
+    if problem := lacking(record):
+        raise UserError(f"{path} is not a valid record: {problem}.")
+    return record

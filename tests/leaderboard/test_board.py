@@ -139,6 +139,43 @@ def test_what_does_not_verify_is_no_traceback(
         make(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("timing.fit", 1e308),
+        ("timing", {}),
+        ("test.subjects", 0),
+        ("protocol.level", "high"),
+        ("protocol.version", None),
+    ],
+)
+def test_what_a_table_relies_on(
+    submission: Submission, tmp_path: Path, field: str, value: object, cli: Cli, runs: list[api.Run]
+) -> None:
+    """Named by build, by show and by verify, in the leaderboards and in a folder of runs."""
+
+    def change(raw: dict[str, Any]) -> None:
+        *parents, last = field.split(".")
+        part = raw["record"]
+        for name in parents:
+            part = part[name]
+        part[last] = value
+
+    path = place(tmp_path / "boards", altered(submission, change))
+    for verb, code in (("build", 2), ("show", 2), ("verify", 1)):
+        found, out, err = cli("leaderboard", verb, tmp_path / "boards")
+        assert found == code
+        assert field in out + err
+        assert path.name in out + err
+    raw = json.loads((runs[0].folder / "record.json").read_text())
+    change({"record": raw})
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "record.json").write_text(json.dumps(raw))
+    found, _, err = cli("leaderboard", "show", "--out", tmp_path / "runs")
+    assert found == 2
+    assert field in err
+
+
 def test_nothing_to_build(tmp_path: Path, cli: Cli) -> None:
     code, _, err = cli("leaderboard", "build", tmp_path)
     assert code == 2
