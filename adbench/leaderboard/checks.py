@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, ClassVar
@@ -20,9 +20,11 @@ from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
-from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+from adbench.metrics.keys import ordered
+from adbench.metrics.lesion import VolumeRow
 from adbench.metrics.spatial import froc_thresholds
-from adbench.results.record import Record
+from adbench.results.record import Record, lacking
 from adbench.results.rundir import SPLITS, safe
 from adbench.spec import METRICS_VERSION
 
@@ -30,6 +32,7 @@ RANKED_BY = "auprc"
 SPATIAL = "spatial.json"
 NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subjects")  # of a record, from its counts
 CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-12}  # the order of a sum differs between machines
+LONGEST = 1000  # characters of a text
 # What run_identity of adbench.spec adds to fit_identity.
 RUN_FIELDS = frozenset({"protocol", "metrics_version", "plugin_metrics", "threshold_slices", "test_slices"})
 
@@ -142,22 +145,38 @@ def _check_texts(submission: Submission, found: Findings) -> None:
     for field, name in names.items():
         if not name or len(name) > 80 or not name.isprintable():
             found.add(field, name, why="a name has 1 to 80 printable characters")
+    shown = record.model_dump(mode="json", exclude={"subjects", "fit"})  # subjects are held against the splits
+    for field, text in _texts(shown):
+        if field not in names and not (len(text) <= LONGEST and text.isprintable()):
+            found.add(field, text, why=f"a text has at most {LONGEST} printable characters")
     for name in record.files:
         if name != safe(name) or name.startswith("."):
             found.add(f"files.{name}", why="it is not the plain name of a file beside the record")
-    for group in ("timing", "memory"):
-        for name, value in getattr(record, group).items():
-            if not (math.isfinite(value) and value >= 0):
-                found.add(f"{group}.{name}", value, why="it must be a number that is not negative")
-    for name in ("fit", "score_per_slice"):
-        if name not in record.timing:
-            found.add(f"timing.{name}", why="it is missing")
+    if problem := lacking(record):
+        field, _, why = problem.partition(": ")
+        found.add(field, why=why)
+    for name, value in record.memory.items():
+        if not (math.isfinite(value) and value >= 0):
+            found.add(f"memory.{name}", value, why="it must be a number that is not negative")
     if record.method.parameters < 0:
         found.add("method.parameters", record.method.parameters, why="a method has no negative number of weights")
     try:
         datetime.fromisoformat(record.created)
     except ValueError:
         found.add("created", record.created, why="it is no ISO 8601 time")
+
+
+def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Every text within a JSON value, names of fields among them, with where it stands."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield field, name
+            yield from _texts(part, f"{field}.{name}" if field else name)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _texts(part, f"{field}.{index}")
 
 
 def _check_keys(record: Record, found: Findings) -> None:
@@ -183,10 +202,18 @@ def _check_keys(record: Record, found: Findings) -> None:
             found.add(f"identity.{name}", why="it is missing")
         else:
             found.same(f"identity.{name}", identity[name], value, "the rest of the record says so")
+    for name in identity.keys() - stated.keys() - {"files", "metrics_version", "plugin_metrics"}:
+        found.add(f"identity.{name}", why="it is no part of what a run is known by")
+    if not isinstance(identity.get("files"), list):
+        found.add("identity.files", why="it must be a list")
+    if not isinstance(identity.get("plugin_metrics"), dict):
+        found.add("identity.plugin_metrics", why="it must say the source of each metric by name")
     found.same(
         "identity.metrics_version", identity.get("metrics_version"), METRICS_VERSION, "numbers of other definitions"
     )
     found.same("train.modality", record.train.modality, record.test.modality)
+    if record.val is not None:
+        found.same("val.modality", record.val.modality, record.test.modality)
     found.same("threshold.modality", record.threshold.modality, record.test.modality)
     found.same("threshold.name", record.threshold.name, record.test.name)
 
@@ -216,6 +243,10 @@ def _check_splits(submission: Submission, found: Findings) -> None:
         )
         if part is not None and part.slices < part.subjects:
             found.add(f"{role}.slices", part.slices, why=f"fewer than {part.subjects} subjects")
+        if part is not None and not 0 <= (part.lesion_subjects or 0) <= part.subjects:
+            found.add(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
+        if part is not None and min(part.grid) < 1:
+            found.add(f"{role}.grid", list(part.grid), why="a slice has a pixel")
     taught = {person(s): s for s in (*splits.val, *splits.train)}
     learn, choose, tested = ({person(s): s for s in own} for own in (splits.train, splits.threshold, splits.test))
     for field, one, other in (
@@ -276,8 +307,8 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
     expected = [name for name, count in sums.items() if count]
     found.same("validation.subjects", validation.subjects if validation is not None else [], expected)
     for row in spatial.rows:
-        if row.subject in test and sum(row.lesion_sizes) != test[row.subject].n_positive:
-            found.same(f"spatial.{row.subject}.lesion_sizes", sum(row.lesion_sizes), test[row.subject].n_positive)
+        if row.subject in test:
+            _check_spatial(row, test[row.subject], spatial.thresholds.get("val"), found)
     slices = sum(len(row.slice_lesion) for row in spatial.rows)
     if slices > record.test.slices:
         found.same("test.slices", record.test.slices, slices, "spatial counts")
@@ -305,6 +336,28 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
     )
     _compare(record, evaluation, found)
     _check_ranking(submission, evaluation, protocol.replicates, found)
+
+
+def _check_spatial(row: VolumeRow, scores: ScoreHistogram, val: float | None, found: Findings) -> None:
+    """What the lesions and slices of a subject have in common with its scores, and with each other."""
+    where = f"spatial.{row.subject}"
+    found.same(f"{where}.lesion_sizes", sum(row.lesion_sizes), scores.n_positive, "lesion voxels of the histogram")
+    found.same(
+        f"{where}.slice_lesion", any(row.slice_lesion), bool(scores.n_positive), "lesion voxels of the histogram"
+    )
+    keys, positive, _ = scores.counts()
+    for name, highest, own in (
+        ("slice_max", row.slice_max, keys),
+        ("lesion_scores", row.lesion_scores, keys[positive > 0]),
+    ):
+        bins = ordered(np.array(highest, np.float32)) >> (23 - scores.mantissa_bits)
+        if len(bins) and len(own) and bins.max() != own.max():
+            found.add(f"{where}.{name}", max(highest), why="the highest score of the histogram is another one")
+    if val is not None:
+        alarms = sum(
+            top >= np.float32(val) and not lesion for top, lesion in zip(row.slice_max, row.slice_lesion, strict=True)
+        )
+        found.same(f"{where}.alarms", row.alarms, int(alarms), "from slice_max")
 
 
 def _compare(record: Record, evaluation: Evaluation, found: Findings) -> None:

@@ -67,6 +67,9 @@ def load(path: Path) -> Submission:
     return files.read(path)
 
 
+SAID = {"name", "subjects", "slices", "lesion_subjects", "grid"}  # of slices, that their digest decides
+
+
 @dataclass(frozen=True)
 class Facts:
     """What must agree between the results of a leaderboard."""
@@ -74,9 +77,8 @@ class Facts:
     file: str
     run_key: str
     test_digest: str
-    train_digest: str
     cohort: str
-    train_subjects: str
+    parts: dict[str, tuple[str, str]]  # role -> digest of its slices, hash of what is said about them
     numbers: str
 
 
@@ -139,14 +141,17 @@ def examine(path: Path) -> Examined:
 
 def facts_of(submission: Submission) -> Facts:
     """What must agree between ``submission`` and others."""
-    record = submission.record
+    record, splits = submission.record, submission.content.splits
     return Facts(
         str(submission.path),
         record.run_key,
         record.test.digest,
-        record.train.digest,
         digest([[row.get(name) for name in ("subject", "brain_voxels", "lesion_voxels")] for row in record.subjects]),
-        digest(submission.content.splits.train),
+        {
+            role: (part.digest, digest([part.model_dump(mode="json", include=SAID), getattr(splits, role)]))
+            for role in ("train", "val", "threshold", "test")
+            if (part := getattr(record, role)) is not None
+        },
         numbers(record),
     )
 
@@ -160,19 +165,22 @@ def numbers(record: Record) -> str:
 def across(facts: Sequence[Facts]) -> list[Finding]:
     """What the results of a leaderboard contradict each other in."""
     findings = []
-    for key, what, why in (
-        ("run_key", "numbers", "the same run_key has other numbers in {}"),
-        ("test_digest", "cohort", "the same test slices have other subjects or voxels in {}"),
-        ("train_digest", "train_subjects", "the same training slices have other subjects in {}"),
-    ):
-        first: dict[str, Facts] = {}
-        for one in facts:
-            other = first.setdefault(getattr(one, key), one)
-            field = {"run_key": "run_key", "test_digest": "subjects", "train_digest": "splits.train"}[key]
-            if getattr(other, what) != getattr(one, what):
-                findings.append(Finding(one.file, field, why=why.format(other.file)))
-            elif key == "run_key" and other is not one:
-                findings.append(Finding(one.file, field, why=f"the same run is also in {other.file}"))
+    first: dict[tuple[str, str], Facts] = {}
+    for one in facts:
+        other = first.setdefault(("run_key", one.run_key), one)
+        if other.numbers != one.numbers:
+            findings.append(Finding(one.file, "run_key", why=f"the same run_key has other numbers in {other.file}"))
+        elif other is not one:
+            findings.append(Finding(one.file, "run_key", why=f"the same run is also in {other.file}"))
+        other = first.setdefault(("subjects", one.test_digest), one)
+        if other.cohort != one.cohort:
+            why = f"the same test slices have other subjects or voxels in {other.file}"
+            findings.append(Finding(one.file, "subjects", why=why))
+        for role, (slices, said) in one.parts.items():
+            other = first.setdefault((role, slices), one)
+            if other.parts[role][1] != said:
+                why = f"the same slices have another name, size, grid or other subjects in {other.file}"
+                findings.append(Finding(one.file, role, why=why))
     return findings
 
 

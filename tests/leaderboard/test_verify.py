@@ -19,6 +19,7 @@ from PIL import Image
 
 from adbench import api, runner
 from adbench import spec as specs
+from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import boards as boards_of
@@ -172,6 +173,14 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "timing": (_set("record/timing/fit", -1.0), "timing.fit"),
     "time": (_set("record/created", "yesterday"), "created"),
     "note": (_set("record/notes", []), "notes"),
+    "a text that reads backwards": (_set("record/provenance/device_name", "GPU \u202e"), "provenance.device_name"),
+    "a text without end": (_set("record/strata/site", {"x" * 1001: {}}), "strata.site"),
+    "a field that makes another run of it": (_identity("nonce", 1), "identity.nonce"),
+    "files of the identity": (_identity("files", "none"), "identity.files"),
+    "metrics of the identity": (_identity("plugin_metrics", None), "identity.plugin_metrics"),
+    "modality of the checkpoint's slices": (_set("record/val/modality", "T2"), "val.modality"),
+    "fewer than no subject with a lesion": (_set("record/threshold/lesion_subjects", -1), "threshold.lesion_subjects"),
+    "a grid without pixels": (_set("record/train/grid", [0, 32]), "train.grid"),
 }
 
 
@@ -221,6 +230,47 @@ def test_same_slices_with_other_subjects(boards: Path, submission: Submission) -
     place(boards, altered(submission, rename))
     fields = [f.field for f in verify([boards])[1]]
     assert {"subjects", "subjects.0.lesion_voxels"} <= set(fields)
+
+
+@pytest.mark.parametrize("role", ["train", "val", "threshold", "test"])
+def test_same_slices_in_other_numbers(boards: Path, submission: Submission, role: str) -> None:
+    """Times per volume follow from the number of slices: who has more of them looks faster or slower."""
+
+    def more(raw: dict[str, Any]) -> None:
+        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
+        raw["record"][role]["slices"] += 1
+        rekey(raw)
+
+    place(boards, altered(submission, more))
+    assert [f.field for f in verify([boards])[1]] == [role]
+    with pytest.raises(UserError, match=f"{role}: the same slices have"):
+        read_all(boards)
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("alarms", lambda row: row.update(alarms=row["alarms"] + 1)),
+        ("slice_max", lambda row: row.update(slice_max=[2 * score + 1 for score in row["slice_max"]])),
+        ("lesion_scores", lambda row: row.update(lesion_scores=[2 * score + 1 for score in row["lesion_scores"]])),
+        ("slice_lesion", lambda row: row.update(slice_lesion=[False for _ in row["slice_lesion"]])),
+        ("lesion_sizes", lambda row: row["lesion_sizes"].__setitem__(0, row["lesion_sizes"][0] + 1)),
+    ],
+)
+def test_spatial_counts_that_the_histograms_do_not_allow(
+    submission: Submission, field: str, change: Callable[[dict[str, Any]], object]
+) -> None:
+    """Even where every number was computed again from the altered counts."""
+
+    def better(raw: dict[str, Any]) -> None:
+        spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
+        row = spatial["rows"][-1]
+        change(row)
+        data = (json.dumps(spatial, indent=1) + "\n").encode()
+        raw["spatial"] = base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
+        raw["record"]["files"]["spatial.json"] = files.sha256(data)
+
+    assert f"spatial.{submission.record.subjects[-1]['subject']}.{field}" in fields(submission, better)
 
 
 def test_a_file_must_lie_where_its_record_says(boards: Path) -> None:
