@@ -12,11 +12,22 @@ from typing import Any, Self
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from adbench.context import Progress
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class Terminal(Console):
+    """A console on which no text can act: names in files of strangers may hold escape sequences."""
+
+    def render_str(self, text: str, **style: Any) -> Text:
+        """``text`` with its control characters, and those that turn the direction of reading, spelled out."""
+        shown = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
+        return super().render_str(shown, **style)
+
+
+out = Terminal(highlight=False)
+err = Terminal(stderr=True, highlight=False)
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = "") -> None:
@@ -35,7 +46,7 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
     for row in rows:
         grid.add_row(*(escape(text) for text in row))
     # Redirected output must not be cut to 80 columns.
-    wide = out if out.is_terminal else Console(highlight=False, width=max(out.width, 160))
+    wide = out if out.is_terminal else Terminal(highlight=False, width=max(out.width, 160))
     wide.print(grid)
 
 

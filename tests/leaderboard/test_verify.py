@@ -310,6 +310,23 @@ def test_the_command_prints_both_values(submission: Submission, tmp_path: Path, 
     assert "There is nothing at" in err
 
 
+def test_names_cannot_drive_the_terminal(submission: Submission, tmp_path: Path, cli: Cli) -> None:
+    """Escape sequences in a stranger's names are shown, not obeyed."""
+
+    def change(raw: dict[str, Any]) -> None:
+        record = raw["record"]
+        record["method"]["name"] = record["identity"]["method"] = "a\x1b]0;b\x07\u202ec"
+        record["files"]["\x1b[31m"] = "0"
+        rekey(raw)
+
+    place(tmp_path, altered(submission, change))
+    for verb in ("show", "verify", "build"):
+        _, out, err = cli("leaderboard", verb, tmp_path)
+        assert not any(sign in out + err for sign in "\x1b\x07\u202e")
+    assert "files.\\x1b[31m" in cli("leaderboard", "verify", tmp_path)[1]
+    assert r"a\x1b]0;b\x07\u202ec" in cli("leaderboard", "show", tmp_path)[1]
+
+
 def test_run_fields_are_those_of_the_identity(submission: Submission, monkeypatch: pytest.MonkeyPatch) -> None:
     class Slices:
         digest = "d"
