@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import importlib.util
 import re
 import shutil
@@ -78,7 +79,7 @@ def files(kind: Kind, name: str) -> dict[str, str]:
         "name": name,
         "module": f"adbench_{name}",
         "distribution": f"adbench-{name.replace('_', '-')}",
-        "cls": camel + kind.capitalize() if camel in TAKEN else camel,
+        "cls": camel + kind.capitalize() if camel in TAKEN or hasattr(builtins, camel) else camel,
         "adbench_version": __version__,
     }
     environment = Environment(  # Python and Markdown, not HTML: nothing is escaped, and the name is checked

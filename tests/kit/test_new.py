@@ -6,6 +6,7 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -101,6 +102,14 @@ def test_class_names_hide_nothing() -> None:
         compile(source, "method.py", "exec")
         assert "".join(part.capitalize() for part in name.split("_")) in TAKEN
         assert f"class {''.join(part.capitalize() for part in name.split('_'))}Method(Method):" in source
+
+
+@pytest.mark.parametrize("name", ["none", "true", "value_error"])
+@pytest.mark.parametrize("kind", ["method", "dataset"])
+def test_class_names_are_not_those_of_python(kind: Literal["method", "dataset"], name: str) -> None:
+    source = files(kind, name)[f"src/adbench_{name}/{kind}.py"]
+    compile(source, f"{kind}.py", "exec")
+    assert f"class {''.join(part.capitalize() for part in name.split('_'))}{kind.capitalize()}(" in source
 
 
 def test_command_line_says_what_next(cli: Cli, tmp_path: Path) -> None:
