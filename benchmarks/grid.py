@@ -33,9 +33,12 @@ PHANTOM = ("dataset.n_train=8", "dataset.n_val=4", "dataset.n_test=4", "dataset.
 FIT = ("madad.image_size=64", "madad.ae_channels=[16,16]", "madad.ae_steps=40", "madad.batch=4")
 
 
-def launch(folder: Path, out: str, methods: str, seeds: int, *assignments: str, device: str = "cpu") -> Launch:
+def launch(
+    folder: Path, out: str, methods: str, seeds: int, *assignments: str, device: str = "cpu", first: int = 0
+) -> Launch:
     """A grid of ``methods`` times ``seeds`` on a small phantom."""
-    flags: dict[str, Any] = {"method": methods, "dataset": "phantom", "device": device, "seed": tuple(range(seeds))}
+    flags: dict[str, Any] = {"method": methods, "dataset": "phantom", "device": device}
+    flags["seed"] = tuple(range(first, first + seeds))
     flags |= {"out": str(folder / out), "cache": str(folder / "cache")}
     return Launch(load(None, flags, [*PHANTOM, *assignments]), options=Options(force=True))
 
@@ -78,7 +81,8 @@ def on_ray(grid: Launch, workers: int, *sets: str, **more: Any) -> float:
 
     with connect("local", cpus=workers) as cluster:
         packed = Packed(cluster, grid.out, grid.cache, grid.options, **more)
-        warm = launch(grid.out.parent, "warm", grid.settings.method[0], workers, *sets, device=grid.settings.device)
+        method, device = grid.settings.method[0], grid.settings.device
+        warm = launch(grid.out.parent, grid.out.name, method, workers, *sets, device=device, first=1000)
         seconds(lambda: packed.run(warm.plans()))
         return seconds(lambda: packed.run(grid.plans()))
 
@@ -96,13 +100,13 @@ def overhead(folder: Path, count: int = 12) -> bool:
     return extra < 1
 
 
-def scaling(folder: Path, count: int = 6, steps: int = 150) -> bool:
+def scaling(folder: Path, count: int = 6, steps: int = 300) -> bool:
     """Trainings on two cores, one thread each."""
     sets = (*FIT, f"madad.steps={steps}")
     here, there = (launch(folder, out, "madad", count, *sets) for out in ("serial", "two"))
     seconds(lambda: serial(launch(folder, "warm", "madad", 1, *sets).plans(), options=Options(force=True)))
     alone = seconds(lambda: serial(here.plans(), options=here.options))
-    together = on_ray(there, 2, *sets)
+    together = on_ray(there, 2, *sets, cpus=1)
     print(
         f"scaling   {count} trainings: serial {alone:.1f} s, two workers {together:.1f} s: {alone / together:.2f} times as fast"
     )
