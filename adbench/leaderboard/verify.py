@@ -120,8 +120,15 @@ def examine_all(paths: Sequence[Path], progress: Callable[[int, int], None] | No
 
     if workers < 2 or len(paths) < 4:
         return collect(map(examine, paths))
-    with ProcessPoolExecutor(workers) as pool:
+    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
         return collect(pool.map(examine, paths))
+
+
+def _one_thread() -> None:
+    """Processes share the cores: with BLAS threads of each beside them, the whole takes three times as long."""
+    from threadpoolctl import threadpool_limits
+
+    threadpool_limits(1)
 
 
 def examine(path: Path) -> Examined:
