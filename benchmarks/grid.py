@@ -82,7 +82,8 @@ def on_ray(grid: Launch, workers: int, *sets: str, **more: Any) -> float:
     with connect("local", cpus=workers) as cluster:
         packed = Packed(cluster, grid.out, grid.cache, grid.options, **more)
         method, device = grid.settings.method[0], grid.settings.device
-        warm = launch(grid.out.parent, grid.out.name, method, workers, *sets, device=device, first=1000)
+        # A worker's first cell imports the libraries, and while it learns them from it the second one waits.
+        warm = launch(grid.out.parent, grid.out.name, method, 2 * workers, *sets, device=device, first=1000)
         seconds(lambda: packed.run(warm.plans()))
         return seconds(lambda: packed.run(grid.plans()))
 
