@@ -143,15 +143,12 @@ def _check_roles(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: Sl
     Raises:
         UserError: somebody has, or two releases meet that share patients under names that do not tell.
     """
-    teach, choose, tested = ({person(s): s for s in data.subjects} for data in (learn, threshold, scored))
-    seen = {person(s): s for s in val.subjects} | teach
-    twice = sorted(seen.keys() & tested.keys() | teach.keys() & choose.keys() | choose.keys() & tested.keys())
-    if twice:
-        first = twice[0]
-        names = sorted({role[first] for role in (seen, choose, tested) if first in role})
+    teach, watch, choose, tested = ({person(s): s for s in data.subjects} for data in (learn, val, threshold, scored))
+    seen = watch | teach
+    if twice := _twice(teach, watch, choose, tested):
         raise UserError(
             f"{len(twice)} subjects have two roles among training, validation and test, e.g. "
-            f"{' and '.join(map(repr, names))}: split by subject, or rename them if they are different people."
+            f"{' and '.join(map(repr, twice[0]))}: split by subject, or rename them if they are different people."
         )
     both = shared_patients(set(seen.values()), set(tested.values()) | set(choose.values()))
     if both:
@@ -167,13 +164,27 @@ def _check_volumes(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: 
     Raises:
         UserError: one has.
     """
-    seen, teach, choose, tested = {**val.volumes, **learn.volumes}, learn.volumes, threshold.volumes, scored.volumes
-    for one, other in ((seen, tested), (teach, choose), (choose, tested)):
-        for same in sorted(one.keys() & other.keys()):
-            raise UserError(
-                f"{one[same]!r} and {other[same]!r} are one volume under two names, with two roles among training, "
-                "validation and test: leave one of them out."
-            )
+    if twice := _twice(learn.volumes, val.volumes, threshold.volumes, scored.volumes):
+        raise UserError(
+            f"{' and '.join(map(repr, twice[0]))} are one volume under two names, with two roles among training, "
+            "validation and test: leave one of them out."
+        )
+
+
+def _twice(
+    teach: dict[str, str], watch: dict[str, str], choose: dict[str, str], tested: dict[str, str]
+) -> list[list[str]]:
+    """Of each key with two roles, the names it has in them. To watch the training and to choose the threshold go together.
+
+    Args:
+        teach: key -> name of what trains.
+        watch: of what chooses the checkpoint.
+        choose: of what chooses the threshold.
+        tested: of what is scored.
+    """
+    seen = watch | teach
+    keys = seen.keys() & tested.keys() | teach.keys() & choose.keys() | choose.keys() & tested.keys()
+    return [sorted({role[key] for role in (seen, choose, tested) if key in role}) for key in sorted(keys)]
 
 
 def plans(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> Iterator[Plan]:
