@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -27,6 +29,7 @@ def phantom(**params: object) -> Phantom:
     return Phantom(build(Phantom.Params, "dataset phantom", params), None)
 
 
+PIXELS = "9acd9b3ff920ca7b"  # of four subjects at the default resolution, float32: the same on every machine
 SMALL = {"n_train": 2, "n_val": 2, "n_test": 4, "slices": 4, "resolution": 4.0}
 
 
@@ -274,9 +277,20 @@ def test_slices_are_evenly_spaced_and_in_the_head():
     dataset = phantom()
     planes = np.array(dataset.planes())
     assert len(planes) == 10
-    assert np.ptp(np.diff(planes)) <= 1
+    assert np.ptp(np.diff(planes)) == 0
     heights = Frame(1.7).axes[2][planes]
     assert heights.min() > 0
+    assert heights.max() < 56
+
+
+@pytest.mark.parametrize("slices", [1, 2, 7, 20, 60])
+@pytest.mark.parametrize("resolution", [0.8, 1.7, 4.0])
+def test_slices_have_one_distance_at_every_number_and_resolution(slices, resolution):
+    planes = np.array(phantom(slices=slices, resolution=resolution).planes())
+    heights = Frame(resolution).axes[2][planes]
+    assert len(set(np.diff(planes))) <= 1
+    assert len(planes) == slices or np.diff(planes)[0] == 1  # every plane there is
+    assert heights.min() > -2
     assert heights.max() < 56
 
 
@@ -369,3 +383,27 @@ def test_importing_the_datasets_is_cheap():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_pixels_do_not_depend_on_the_number_of_threads(threads):
+    script = (
+        "import hashlib, json, sys\n"
+        "from adbench.datasets.phantom.dataset import Phantom\n"
+        "from adbench.params import build\n"
+        "data = Phantom(build(Phantom.Params, 'dataset phantom', {}), None)\n"
+        "cases = [c for c in data.discover('FLAIR') if c.subject in sys.argv[1:]]\n"
+        "stacks = [data.load(c, 'FLAIR') for c in cases]\n"
+        "parts = [a.tobytes() for s in stacks for a in (s.image, s.brain, s.lesion)]\n"
+        "print(json.dumps([len(parts), hashlib.sha256(b''.join(parts)).hexdigest()[:16]]))\n"
+    )
+    variables = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), threads)
+    who = ["phantom-train-000", "phantom-test-004", "phantom-test-005", "phantom-test-006"]
+    done = subprocess.run(
+        [sys.executable, "-c", script, *who],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert json.loads(done.stdout) == [12, PIXELS]

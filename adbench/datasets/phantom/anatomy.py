@@ -109,7 +109,8 @@ def _affine(rng: np.random.Generator, grid: np.ndarray) -> np.ndarray:
     scale = (1 + rng.normal(0, 0.02)) * (1 + rng.normal(0, 0.02, 3))
     shift = rng.normal(0, 1.0, 3)
     matrix = (turn * scale).astype(np.float32)
-    return np.tensordot(matrix, grid, axes=1) + shift.astype(np.float32)[:, None, None, None]
+    moved = [row[0] * grid[0] + row[1] * grid[1] + row[2] * grid[2] for row in matrix]  # not BLAS: see fields
+    return np.stack(moved) + shift.astype(np.float32)[:, None, None, None]
 
 
 def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
@@ -120,7 +121,7 @@ def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
         count = lattice.shape[axis + 1]
         weights = np.clip(1 - np.abs(index[:, None] - np.arange(count)), 0, 1).astype(np.float32)
         weights[index > count - 1, -1] = 1
-        result = np.moveaxis(np.tensordot(weights, result, axes=(1, axis + 1)), 0, axis + 1)
+        result = fields.apply_weights(weights, result, axis + 1, taps=2)
     return result
 
 

@@ -41,7 +41,7 @@ class Phantom(Dataset):
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
         name="phantom",
-        version="1",
+        version="2",
         modalities=("FLAIR", "T1", "T2"),
         licence="generated; the template is the ICBM 2009a one, free to use and redistribute with its copyright notice",
         obtain="nothing to obtain: it is generated",
@@ -74,10 +74,16 @@ class Phantom(Dataset):
         return Subject(self.params.seed, case.subject, case.flags[0] if case.flags else None)  # type: ignore[arg-type]
 
     def planes(self) -> tuple[int, ...]:
-        """Axial voxel indices of the slices, evenly spaced through the supratentorial brain."""
+        """Axial voxel indices of the slices: one distance between all neighbours, centred on the supratentorial brain.
+
+        Fewer than asked for when the resolution has fewer planes between :data:`LOWEST` and :data:`HIGHEST`.
+        """
         z = Frame(self.params.resolution).axes[2]
-        wanted = np.linspace(LOWEST, HIGHEST, self.params.slices + 2)[1:-1]
-        return tuple(sorted({int(np.abs(z - height).argmin()) for height in wanted}))
+        inside = np.flatnonzero((z > LOWEST) & (z < HIGHEST))
+        count = min(self.params.slices, len(inside))
+        step = max(1, len(inside) // (count + 1))
+        first = inside[0] + (len(inside) - 1 - step * (count - 1)) // 2
+        return tuple(int(first + step * index) for index in range(count))
 
     def load(self, case: Case, modality: str) -> Stack:
         """Generate one subject: (S, H, W) with anterior at the top, padded to a square."""

@@ -174,7 +174,7 @@ def _spot(anatomy: Anatomy, centre: np.ndarray, radii: np.ndarray, wobble: np.nd
     near = r < radii.max() + 6
     away = np.array([np.sign(centre[0]), 0.25 * np.sign(centre[1] + 18), 0.4])
     away /= np.linalg.norm(away)
-    along = away.astype(np.float32) @ offset[:, near]
+    along = (offset[:, near] * away.astype(np.float32)[:, None]).sum(axis=0)
     across = np.sqrt(np.clip(r[near] ** 2 - along**2, 0, None))
     size = np.sqrt((along / radii[0]) ** 2 + (across / radii[1]) ** 2)
     result[near] = _edge(radii.min() * (1 - size) + wobble[near], softness)

@@ -104,7 +104,9 @@ class Template:
         csf = np.where(brain, 1 - gm - wm, 0).clip(0, 1)
         # The T1 template as a mixture of its tissues: what is left over is myelin and iron, the deep nuclei above all.
         tissues = np.stack([gm[brain], wm[brain], csf[brain]], axis=1)[::37]
-        means = np.linalg.lstsq(tissues, t1[brain][::37], rcond=None)[0]
+        means = np.linalg.lstsq(tissues, t1[brain][::37], rcond=None)[0].round(
+            4
+        )  # LAPACK's last digits vary by threads
         detail = np.where(brain, t1 - gm * means[0] - wm * means[1] - csf * means[2], 0) / means[1]
         depth = _distance(brain)  # mm below the surface of the brain
         ventricles = _lateral_ventricles(csf[::2, ::2, ::2], depth[::2, ::2, ::2])
