@@ -248,7 +248,7 @@ class Run:
             )
 
     def _drift(self, subject: str, scores: np.ndarray, labels: np.ndarray) -> float:
-        again = ScoreHistogram(self.histograms.mantissa_bits)
+        again = ScoreHistogram(self.histograms.partition)
         again.update(scores, labels, subject)
         (own, *a), (new, *b) = self.histograms[subject].counts(), again.counts()
         keys = np.union1d(own, new)

@@ -21,7 +21,7 @@ from adbench.metrics import bootstrap
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
-from adbench.metrics.keys import ordered
+from adbench.metrics.keys import key_of
 from adbench.metrics.lesion import VolumeRow
 from adbench.metrics.spatial import froc_thresholds
 from adbench.results.record import Record, lacking
@@ -350,7 +350,7 @@ def _check_spatial(row: VolumeRow, scores: ScoreHistogram, val: float | None, fo
         ("slice_max", row.slice_max, keys),
         ("lesion_scores", row.lesion_scores, keys[positive > 0]),
     ):
-        bins = ordered(np.array(highest, np.float32)) >> (23 - scores.mantissa_bits)
+        bins = scores.partition.of(np.array([key_of(score) for score in highest], np.int64))
         if len(bins) and len(own) and bins.max() != own.max():
             found.add(f"{where}.{name}", max(highest), why="the highest score of the histogram is another one")
     if val is not None:

@@ -56,14 +56,22 @@ class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
+class Packed(_Part):
+    """Ascending integers; see :func:`pack_ascending`."""
+
+    count: Annotated[int, Field(ge=0, le=MAX_BINS)]
+    data: str  # base64 of xz of the steps between them
+
+
 class Counts(_Part):
     """Histograms of some subjects; see :func:`pack_histograms`."""
 
-    mantissa_bits: int
     subjects: Annotated[list[str], Field(max_length=MAX_SUBJECTS)]
-    exact: list[bool]
+    keys: Packed  # of all bins
+    cells: Packed  # the partition of the scores into bins: cells with joined scores
+    edges: Packed  # and the edges within them
     bins: list[Annotated[int, Field(ge=0, le=MAX_BINS)]]  # of each subject
-    data: str  # base64 of xz of three columns: steps between keys, lesion voxels, background voxels
+    data: str  # base64 of xz of three columns: steps between numbers of bins, lesion voxels, background voxels
 
 
 class Ranking(_Part):
@@ -243,7 +251,8 @@ def own_digest(raw: dict[str, Any]) -> str:
 
 def two_sums(validation: SubjectHistograms) -> SubjectHistograms:
     """The sums over validation subjects with and without a lesion: all that a threshold depends on."""
-    sums = SubjectHistograms(validation.mantissa_bits)
+    sums = SubjectHistograms()
+    sums.partition = validation.partition
     for name, bearing in ((WITH, True), (WITHOUT, False)):
         chosen = [s for s, histogram in validation.items() if bool(histogram.n_positive) == bearing]
         if chosen:
@@ -259,28 +268,50 @@ def pack_draws(draws: np.ndarray) -> str:
 def pack_histograms(histograms: SubjectHistograms) -> dict[str, Any]:
     """Histograms as JSON values.
 
-    Keys are stored as the step from the one before (of the same subject), folded so that small negative numbers are
-    small too; the bytes of each column are stored by significance. xz then finds most of them equal.
+    The keys of all subjects together are stored once; the bins of a subject are the steps between their numbers among
+    them. The bytes of each column are stored by significance. xz then finds most of them equal.
     """
     arrays = to_arrays(histograms)
-    keys = arrays["keys"].astype(np.int64)
-    ends = arrays["ends"]
+    keys, ends = arrays["keys"], arrays["ends"]
+    every, place = np.unique(keys, return_inverse=True)
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    steps = np.diff(keys, prepend=0)
+    steps = np.diff(place, prepend=0)
     filled = starts[starts < ends]
-    steps[filled] = keys[filled]
-    folded = np.where(steps < 0, -2 * steps - 1, 2 * steps)
-    columns = [folded, arrays["positive"], arrays["negative"]]
+    steps[filled] = place[filled]
+    columns = [steps, arrays["positive"], arrays["negative"]]
     if max(int(column.max(initial=0)) for column in columns) >= 1 << (8 * _PLANES):
         raise UserError("A bin holds more than 2^32 voxels: such a histogram cannot be published.")
     planes = b"".join(c.astype("<u4").view(np.uint8).reshape(-1, _PLANES).T.tobytes() for c in columns)
     return {
-        "mantissa_bits": histograms.mantissa_bits,
         "subjects": histograms.subjects,
-        "exact": arrays["exact"].tolist(),
+        "keys": pack_ascending(every),
+        "cells": pack_ascending(arrays["cells"]),
+        "edges": pack_ascending(arrays["edges"]),
         "bins": np.diff(ends, prepend=0).tolist(),
         "data": _pack(planes),
     }
+
+
+def pack_ascending(values: np.ndarray) -> dict[str, Any]:
+    """(n,) ascending int64 as JSON values: the bytes of the steps between them, by significance."""
+    steps = np.diff(values.astype(np.uint64), prepend=np.uint64(0))  # modulo 2^64, as they are added up again
+    return {"count": len(values), "data": _pack(steps.astype("<u8").view(np.uint8).reshape(-1, 8).T.tobytes())}
+
+
+def unpack_ascending(packed: Packed) -> np.ndarray:
+    """What :func:`pack_ascending` packed.
+
+    Raises:
+        ValueError: it does not unpack, or does not ascend.
+    """
+    planes = np.frombuffer(_unpack(packed.data, 8 * packed.count), np.uint8)
+    if len(planes) != 8 * packed.count:
+        raise ValueError(f"{packed.count} integers but {len(planes)} bytes")
+    steps = np.ascontiguousarray(planes.reshape(8, packed.count).T).view("<u8")[:, 0].astype(np.uint64)
+    values = np.cumsum(steps).astype(np.int64)
+    if (values[1:] <= values[:-1]).any():
+        raise ValueError("its integers do not ascend")
+    return values
 
 
 def unpack_histograms(counts: Counts) -> SubjectHistograms:
@@ -299,26 +330,27 @@ def unpack_histograms(counts: Counts) -> SubjectHistograms:
         raise ValueError(f"{total} bins but {len(planes)} bytes instead of {size}")
     if any("\0" in subject for subject in counts.subjects):
         raise ValueError("a subject id holds a zero byte")
-    folded, positive, negative = (
+    steps, positive, negative = (
         np.ascontiguousarray(column.T).view("<u4")[:, 0].astype(np.int64)
         for column in planes.reshape(3, _PLANES, total)
     )
-    steps = np.where(folded % 2, -(folded + 1) // 2, folded // 2)
+    every = unpack_ascending(counts.keys)
     ends = np.cumsum(bins)
-    keys = np.cumsum(steps)  # over all subjects; each begins anew
-    before = np.concatenate([[0], keys])[ends - bins]
-    keys -= np.repeat(before, bins)
-    if np.abs(keys).max(initial=0) > np.iinfo(np.int32).max:
-        raise ValueError("a key is not that of a finite score")
+    place = np.cumsum(steps)  # over all subjects; each begins anew
+    before = np.concatenate([[0], place])[ends - bins]
+    place -= np.repeat(before, bins)
+    if place.max(initial=-1) >= len(every):
+        raise ValueError("a bin has no key")
     return from_arrays(
         {
-            "header": np.array([FORMAT, counts.mantissa_bits]),
+            "header": np.array([FORMAT]),
             "subjects": np.frombuffer("\0".join(counts.subjects).encode(), np.uint8),
-            "exact": np.array(counts.exact, np.bool_),
             "ends": ends,
-            "keys": keys.astype(np.int32),
+            "keys": every[place],
             "positive": positive,
             "negative": negative,
+            "cells": unpack_ascending(counts.cells),
+            "edges": unpack_ascending(counts.edges),
         }
     )
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adbench.errors import UserError
+from adbench.metrics.bins import distinct
 from adbench.metrics.histogram import SubjectHistograms
 
 _BLOCK = 384  # bins at a time: a block of 1000 replicates stays in a processor cache
@@ -32,25 +33,38 @@ def weights(n: int, replicates: int, seed: int) -> np.ndarray:
 _Counts = tuple[np.ndarray, np.ndarray, np.ndarray]  # (k,) keys ascending, lesion voxels, background voxels
 
 
-def blocks(
-    histograms: SubjectHistograms, size: int = _BLOCK, *, joined: bool = False
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+@dataclass(frozen=True)
+class Block:
+    """b neighbouring bins of n subjects, in descending score.
+
+    Attributes:
+        keys: (b,) int64 keys; their numbers when lesion-free bins were taken together.
+        positive: (n, b) float64 lesion voxels.
+        negative: (n, b) float64 background voxels.
+        joined: (b,) bool, whether a bin holds different scores.
+    """
+
+    keys: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    joined: np.ndarray
+
+
+def blocks(histograms: SubjectHistograms, size: int = _BLOCK, *, lesions_only: bool = False) -> Iterator[Block]:
     """The occupied bins of all subjects in descending score, ``size`` at a time.
 
     Args:
         histograms: n subjects.
         size: bins at a time.
-        joined: take neighbouring bins without any lesion voxel as one, and number the bins instead of giving their keys.
-            Between two bins with lesion voxels true positives stay as they are and false positives only rise, so no
-            sum over pairs of voxels and no highest precision or Dice changes; most bins of a map are such.
-
-    Yields:
-        (b,) int32 keys descending, (n, b) float64 lesion voxels, (n, b) float64 background voxels.
+        lesions_only: take neighbouring bins without any lesion voxel as one, and number the bins instead of giving
+            their keys. Between two bins with lesion voxels true positives stay as they are and false positives only
+            rise, so no sum over pairs of voxels and no highest precision or Dice changes; most bins of a map are such.
     """
     counts: list[_Counts] = [histogram.counts() for _, histogram in histograms.items()]
     union = _union([c[0] for c in counts])
-    if joined:
-        counts, union = _join(counts, union)
+    joined = histograms.partition.joined(union)
+    if lesions_only:
+        counts, union, joined = _without_gaps(counts, union, joined)
     for stop in range(len(union), 0, -size):
         start = max(0, stop - size)
         keys = union[start:stop]
@@ -61,30 +75,32 @@ def blocks(
             place = np.searchsorted(keys, own[first:last])
             positive[row, place] = lesion[first:last]
             negative[row, place] = background[first:last]
-        yield keys[::-1], positive[:, ::-1], negative[:, ::-1]
+        yield Block(keys[::-1], positive[:, ::-1], negative[:, ::-1], joined[start:stop][::-1])
 
 
-def _join(counts: Sequence[_Counts], union: np.ndarray) -> tuple[list[_Counts], np.ndarray]:
+def _without_gaps(
+    counts: Sequence[_Counts], union: np.ndarray, joined: np.ndarray
+) -> tuple[list[_Counts], np.ndarray, np.ndarray]:
     places = [np.searchsorted(union, own) for own, _, _ in counts]
     bearing = np.zeros(len(union), bool)
     for place, (_, lesion, _) in zip(places, counts, strict=True):
         bearing[place[lesion > 0]] = True
     starts = np.ones(len(union), bool)
     starts[1:] = bearing[1:] | bearing[:-1]
-    number = np.cumsum(starts, dtype=np.int32) - 1
+    number = np.cumsum(starts, dtype=np.int64) - 1
     result: list[_Counts] = []
     for place, (_, lesion, background) in zip(places, counts, strict=True):
         own, first = np.unique(number[place], return_index=True)
         if len(first):
             lesion, background = np.add.reduceat(lesion, first), np.add.reduceat(background, first)
         result.append((own, lesion, background))
-    return result, np.arange(starts.sum(), dtype=np.int32)
+    return result, np.arange(starts.sum(), dtype=np.int64), joined[starts]
 
 
 def _union(keys: Sequence[np.ndarray]) -> np.ndarray:
-    union = np.zeros(0, np.int32)
+    union = np.zeros(0, np.int64)
     for start in range(0, len(keys), 16):
-        union = np.unique(np.concatenate([union, *keys[start : start + 16]]))
+        union = distinct(np.concatenate([union, *keys[start : start + 16]]))
     return union
 
 
@@ -109,7 +125,8 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
     tp, fp = np.zeros(replicates), np.zeros(replicates)
     own_tp, own_fp = np.zeros(len(positives)), np.zeros(len(positives))
     floor = np.maximum(positives, 1)
-    for _, positive, negative in blocks(histograms, joined=True):
+    for block in blocks(histograms, lesions_only=True):
+        positive, negative = block.positive, block.negative
         steps = draws @ positive
         here_tp = np.cumsum(steps, axis=1)
         here_tp += tp[:, None]
@@ -118,8 +135,16 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
         here_fp += fp[:, None]
         tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()
         pair_sum += np.einsum("rb,rb->r", steps_fp, here_tp) - 0.5 * np.einsum("rb,rb->r", steps_fp, steps)
-        here_fp += here_tp  # predicted voxels
-        share = np.divide(here_tp, np.maximum(here_fp, 1, out=steps_fp), out=steps_fp)
+        if block.joined.any():  # precision halfway through the bin, as in Curve.average_precision
+            half = 0.5 * block.joined
+            middle_tp = here_tp - half * np.maximum(steps - 1, 0)
+            middle = here_fp - half * steps_fp
+            middle += middle_tp
+            share = np.divide(middle_tp, np.maximum(middle, 1, out=middle), out=middle)
+            here_fp += here_tp  # predicted voxels
+        else:
+            here_fp += here_tp
+            share = np.divide(here_tp, np.maximum(here_fp, 1, out=steps_fp), out=steps_fp)
         precision_sum += np.einsum("rb,rb->r", steps, share)
         here_fp += np.maximum(total_positive, 1)[:, None]
         here_tp /= here_fp
@@ -141,16 +166,17 @@ def mean_dice(histograms: SubjectHistograms) -> tuple[np.ndarray, np.ndarray]:
     """Mean per-volume Dice of the lesion-bearing subjects at every threshold.
 
     Returns:
-        (K,) int32 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
+        (K,) int64 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
     """
     bearing = histograms.subset([s for s, histogram in histograms.items() if histogram.n_positive])
     positives = np.array([histogram.n_positive for _, histogram in bearing.items()], np.float64)
-    keys, means = [np.zeros(0, np.int32)], [np.zeros(0)]
+    keys, means = [np.zeros(0, np.int64)], [np.zeros(0)]
     tp, fp = np.zeros(len(bearing)), np.zeros(len(bearing))
-    for block, positive, negative in blocks(bearing):
+    for block in blocks(bearing):
+        positive, negative = block.positive, block.negative
         here_tp, here_fp = np.cumsum(positive, axis=1) + tp[:, None], np.cumsum(negative, axis=1) + fp[:, None]
         tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()
-        keys.append(block)
+        keys.append(block.keys)
         means.append(np.mean(2 * here_tp / (here_tp + here_fp + positives[:, None]), axis=0))
     return np.concatenate(keys), np.concatenate(means)
 
@@ -169,14 +195,15 @@ def curves(histograms: SubjectHistograms, draws: np.ndarray, points: int = 2000)
     kept = np.unique(np.linspace(0, total - 1, min(points, total)).astype(np.int64))
     own_tp, own_fp = np.zeros((len(positives), 1)), np.zeros((len(positives), 1))
     keys, tp, fp, dice, start = [], [], [], [], 0
-    for block, positive, negative in blocks(histograms):
-        here_tp, here_fp = np.cumsum(positive, axis=1) + own_tp, np.cumsum(negative, axis=1) + own_fp
+    for block in blocks(histograms):
+        here_tp = np.cumsum(block.positive, axis=1) + own_tp
+        here_fp = np.cumsum(block.negative, axis=1) + own_fp
         own_tp, own_fp = here_tp[:, -1:].copy(), here_fp[:, -1:].copy()
-        columns = kept[(kept >= start) & (kept < start + len(block))] - start
-        start += len(block)
+        columns = kept[(kept >= start) & (kept < start + len(block.keys))] - start
+        start += len(block.keys)
         here_tp, here_fp = here_tp[:, columns], here_fp[:, columns]
         volume = 2 * here_tp[bearing] / (here_tp[bearing] + here_fp[bearing] + positives[bearing, None])
-        keys.append(block[columns])
+        keys.append(block.keys[columns])
         tp.append(draws @ here_tp)
         fp.append(draws @ here_fp)
         dice.append(draws[:, bearing] @ volume)
@@ -191,7 +218,7 @@ class Curves:
     """P thresholds under R replicates.
 
     Attributes:
-        keys: (P,) int32 bins, descending.
+        keys: (P,) int64 bins, descending.
         tp: (R, P) pooled true positives.
         fp: (R, P) pooled false positives.
         dice: (R, P) mean per-volume Dice; NaN where no lesion was drawn.

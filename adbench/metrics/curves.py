@@ -17,7 +17,7 @@ class OperatingPoint:
     """What happens at one threshold.
 
     Attributes:
-        threshold: a voxel is positive when its float32 score is ``>= threshold``.
+        threshold: a voxel is positive when its score is ``>= threshold``.
         recall: share of lesion voxels found, [0, 1]; NaN without lesion voxels.
         fpr: share of background voxels predicted, [0, 1]; NaN without background voxels.
         precision: share of predicted voxels that are lesion, [0, 1]; 1 when nothing is predicted.
@@ -32,13 +32,14 @@ class OperatingPoint:
 class Curve:
     """Counts at every threshold of a histogram, K occupied bins in descending score.
 
-    Voxels of one bin are tied: they are predicted together, as scikit-learn treats equal scores.
+    Equal scores are predicted together, as scikit-learn treats them. A bin of several scores is predicted together too;
+    its lesion voxels are taken to lie evenly among its background when precision is summed.
 
     Args:
         histogram: of one subject or of a pool.
 
     Attributes:
-        thresholds: (K,) float32, lower edges of the bins, descending.
+        thresholds: (K,) float64, lower edges of the bins, descending.
         tp: (K,) int64, lesion voxels with ``score >= threshold``.
         fp: (K,) int64, background voxels with ``score >= threshold``.
         n_positive: lesion voxels in all.
@@ -47,15 +48,21 @@ class Curve:
 
     def __init__(self, histogram: ScoreHistogram) -> None:
         keys, positive, negative = histogram.counts()
-        self._bits = histogram.mantissa_bits
         self._keys = keys[::-1]
+        self._partition = histogram.partition
+        self._joined = histogram.joined[::-1]
         self._positive, self._negative = positive[::-1], negative[::-1]
         self.tp, self.fp = np.cumsum(self._positive), np.cumsum(self._negative)
         self.n_positive, self.n_negative = int(positive.sum()), int(negative.sum())
 
+    @property
+    def exact(self) -> bool:
+        """Whether no bin may hold different scores."""
+        return not self._joined.any()
+
     @cached_property
     def thresholds(self) -> np.ndarray:
-        return _keys.edges(self._keys, self._bits)
+        return _keys.edges(self._keys)
 
     @property
     def recall(self) -> np.ndarray:
@@ -95,7 +102,11 @@ class Curve:
         _check_share("max_recall", max_recall)
         ends = np.minimum(self.tp, max_recall * self.n_positive)
         steps = np.diff(ends, prepend=0)
-        return float(np.sum(steps * self.precision) / (max_recall * self.n_positive))
+        # Halfway through a bin of several scores: (p + 1) / 2 of its lesion and half of its background voxels.
+        half = 0.5 * self._joined
+        tp = self.tp - half * np.maximum(self._positive - 1, 0)
+        fp = self.fp - half * self._negative
+        return float(np.sum(steps * _ratio(tp, tp + fp)) / (max_recall * self.n_positive))
 
     def auroc(self, max_fpr: float = 1.0) -> float:
         """Area under the ROC curve for false-positive rates up to ``max_fpr``, divided by it, in [0, 1].
@@ -148,44 +159,42 @@ class Curve:
     def average_precision_bracket(self) -> tuple[float, float]:
         """Between these lies the average precision of the scores before they were binned.
 
-        Lowest: within each bin the background comes first and lesion voxels follow one by one. Highest: the lesion
-        voxels come first, all tied. Any order and any ties of the raw scores fall between: a lesion voxel's precision
-        is taken at the end of its tied block, which holds at least its own rank of the bin's lesion voxels and at most
-        all of its background (lowest), at most all of its lesion voxels and at least none of its background (highest).
+        In a bin of several scores: lowest when the background comes first and lesion voxels follow one by one, highest
+        when the lesion voxels come first, all tied. Any order and any ties of the raw scores fall between: a lesion
+        voxel's precision is taken at the end of its tied block, which holds at least its own rank of the bin's lesion
+        voxels and at most all of its background (lowest), at most all of its lesion voxels and at least none of its
+        background (highest).
         """
         self._need(positive=True)
-        from scipy.special import digamma
-
         before_tp, before_fp = self.tp - self._positive, self.fp - self._negative
-        highest = np.sum(self._positive * _ratio(self.tp, self.tp + before_fp))
-        lesion = self._positive > 0
-        p, before, fp = self._positive[lesion], before_tp[lesion], self.fp[lesion]
-        # sum over j of (before + j) / (before + j + fp) = p - fp * sum over j of 1 / (before + fp + j)
-        lowest = np.sum(p - fp * (digamma(before + fp + p + 1.0) - digamma(before + fp + 1.0)))
-        return float(lowest / self.n_positive), float(highest / self.n_positive)
+        tied = np.sum((self._positive * self.precision)[~self._joined])
+        if not self._joined.any():
+            return float(tied / self.n_positive), float(tied / self.n_positive)
+        lesion = (self._positive > 0) & self._joined
+        p, before, tp, fp = self._positive[lesion], before_tp[lesion], self.tp[lesion], self.fp[lesion]
+        highest = np.sum(p * tp / (tp + before_fp[lesion]))
+        # j / (j + fp) is concave in j: its sum over a range is at least that of the line between its ends.
+        lowest = np.sum(p / 2 * ((before + 1) / (before + 1 + fp) + tp / (tp + fp)))
+        return float((tied + lowest) / self.n_positive), float((tied + highest) / self.n_positive)
 
     def auroc_bracket(self) -> tuple[float, float]:
         """Between these lies the area of the scores before they were binned: background or lesion first in each bin."""
-        self._need(positive=True, negative=True)
+        area = self.auroc()
         pairs = float(self.n_positive) * self.n_negative
-        lowest = np.sum(self._negative.astype(np.float64) * (self.tp - self._positive)) / pairs
-        highest = np.sum(self._negative.astype(np.float64) * self.tp) / pairs
-        return float(lowest), float(highest)
+        apart = np.sum((self._negative.astype(np.float64) * self._positive)[self._joined]) / (2 * pairs)
+        return area - float(apart), area + float(apart)
 
     def best_dice_bracket(self) -> tuple[float, float]:
         """Between these lies the highest Dice of the scores before they were binned."""
         self._need(positive=True)
-        before_fp = self.fp - self._negative
+        before_fp = np.where(self._joined, self.fp - self._negative, self.fp)
         return self.best_dice()[0], float(np.max(2 * self.tp / (self.tp + before_fp + self.n_positive)))
 
     def _point(self, index: int) -> OperatingPoint:
         tp, fp = (int(self.tp[index]), int(self.fp[index])) if index >= 0 else (0, 0)
-        if index >= 0:
-            threshold = float(self.thresholds[index])
-        else:
-            threshold = float(_keys.edges(self._keys[:1] + 1, self._bits)[0])
+        keys = self._keys[index : index + 1] if index >= 0 else self._partition.ends(self._keys[:1])
         return OperatingPoint(
-            threshold=threshold,
+            threshold=float(_keys.edges(keys)[0]),
             recall=tp / self.n_positive if self.n_positive else float("nan"),
             fpr=fp / self.n_negative if self.n_negative else float("nan"),
             precision=tp / (tp + fp) if tp + fp else 1.0,

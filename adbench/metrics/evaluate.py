@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ _POOLED = ("auprc", "auroc", "dice_pooled@best")
 _AT = {"dice@val": "val", "dice@fpr1": "fpr1", "dice@fpr5": "fpr5"}
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in _AT}, "dice@subject_best": "dice@subject_best"}
 NAMES = ("auprc", "auroc", "auprc_subject", *_AT, "dice@best", "dice_pooled@best", "dice@subject_best")
+WIDE = 1e-3  # a wider bracket is marked beside the number
 NO_LESION = "no lesion voxel in the whole test split"
 
 
@@ -54,7 +55,7 @@ class Evaluation:
     Attributes:
         metrics: name -> estimate, names as in ``docs/metrics.md``.
         thresholds: rule -> threshold (``val``, ``fpr1``, ``fpr5``; oracles ``best``, ``pooled_best``). A voxel is
-            positive when its float32 score is ``>=`` it. A rule without a threshold is absent.
+            positive when its score is ``>=`` it. A rule without a threshold is absent.
         subjects: one row a test subject: id, voxels, and its own metrics (None where undefined).
         prevalence: share of lesion among the test voxels, the chance level of ``auprc``.
         notes: what a reader must know beside the numbers.
@@ -135,7 +136,7 @@ def evaluate(
             the 75th percentile of lesion voxels over lesion-bearing subjects, above) and by every grouping.
 
     Raises:
-        UserError: no test subject, a subject without brain voxels, a subject in both splits, unequal mantissa bits,
+        UserError: no test subject, a subject without brain voxels, a subject in both splits,
             or ``spatial`` of other subjects or of another threshold.
     """
     from adbench.metrics.spatial import NAMES as SPATIAL_NAMES
@@ -148,7 +149,10 @@ def evaluate(
     run = _Run(thresholds, missing, replicates, level, seed, tuple(metrics))
     result = _measure(test, spatial, run)
     result.notes = _notes(result.subjects, result.metrics, missing)
-    _bracket(test, result)
+    wide = {name: ends for name, ends in result.brackets.items() if ends[1] - ends[0] > WIDE}
+    if wide:
+        shown = ", ".join(f"{name} [{low:.4f}, {high:.4f}]" for name, (low, high) in wide.items())
+        result.notes.append(f"Many scores are so close that they were counted together; one by one: {shown}.")
     if strata:
         groupings: dict[str, dict[str, str]] = {"lesion_size": lesion_size_groups(test)}
         for row in spatial.rows if spatial is not None else ():
@@ -186,7 +190,9 @@ class _Run:
 
 
 def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run) -> Evaluation:
-    points, rows, oracles = _points(test, run.thresholds)
+    pool, curves = Curve(test.pooled()), {subject: Curve(histogram) for subject, histogram in test.items()}
+    points, rows, oracles = _points(test, run.thresholds, pool, curves)
+    ends = brackets(test, run.thresholds, pool, curves)
     bearing = sum(row["lesion_voxels"] > 0 for row in rows)
     prevalence = sum(row["lesion_voxels"] for row in rows) / sum(row["brain_voxels"] for row in rows)
     draws = bootstrap.weights(len(test), run.replicates, run.seed) if run.replicates else None
@@ -205,7 +211,7 @@ def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _
             metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, one.reason)
         for row, extra in zip(rows, spatial.rows, strict=True):
             row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}
-    return Evaluation(metrics, run.thresholds | oracles, rows, prevalence, [])
+    return Evaluation(metrics, run.thresholds | oracles, rows, prevalence, [], ends)
 
 
 def _plugins(
@@ -298,9 +304,8 @@ def dice_at(histogram: ScoreHistogram, threshold: float) -> float:
 
 
 def _points(
-    test: SubjectHistograms, thresholds: dict[str, float]
+    test: SubjectHistograms, thresholds: dict[str, float], pool: Curve, curves: Mapping[str, Curve]
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float]]:
-    pool = Curve(test.pooled())
     points: dict[str, float] = {}
     oracles: dict[str, float] = {}
     if pool.n_positive:
@@ -309,10 +314,10 @@ def _points(
         keys, means = bootstrap.mean_dice(test)
         best = int(np.argmax(means))
         points["dice@best"] = float(means[best])
-        oracles["best"] = float(_keys.edges(keys[best : best + 1], test.mantissa_bits)[0])
+        oracles["best"] = float(_keys.edges(keys[best : best + 1])[0])
         if pool.n_negative:
             points["auroc"] = pool.auroc()
-    rows = [_row(subject, histogram, thresholds, oracles.get("best")) for subject, histogram in test.items()]
+    rows = [_row(s, histogram, curves[s], thresholds, oracles.get("best")) for s, histogram in test.items()]
     for name, column in _MEANS.items():
         values = [row[column] for row in rows if row[column] is not None]
         if values:
@@ -320,8 +325,9 @@ def _points(
     return points, rows, oracles
 
 
-def _row(subject: str, histogram: ScoreHistogram, thresholds: dict[str, float], best: float | None) -> dict[str, Any]:
-    curve = Curve(histogram)
+def _row(
+    subject: str, histogram: ScoreHistogram, curve: Curve, thresholds: dict[str, float], best: float | None
+) -> dict[str, Any]:
     row: dict[str, Any] = {
         "subject": subject,
         "brain_voxels": curve.n_positive + curve.n_negative,
@@ -366,11 +372,6 @@ def _check(test: SubjectHistograms, val: SubjectHistograms | None) -> None:
                 )
     if val is None:
         return
-    if val.mantissa_bits != test.mantissa_bits:
-        raise UserError(
-            f"The test histograms have {test.mantissa_bits} mantissa bits and the validation histograms "
-            f"{val.mantissa_bits}: a threshold of one would not be a bin edge of the other."
-        )
     both = [subject for subject in test if subject in val]
     if both:
         raise UserError(
@@ -393,19 +394,44 @@ def _notes(rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: di
     return notes
 
 
-def _bracket(test: SubjectHistograms, result: Evaluation) -> None:
-    pool = test.pooled()
+def brackets(
+    test: SubjectHistograms, thresholds: dict[str, float], pool: Curve, curves: Mapping[str, Curve]
+) -> dict[str, tuple[float, float]]:
+    """Metric -> (low, high) between which it provably lies for the scores before they were binned.
+
+    Only of metrics that binning may have changed; empty while every bin is one score. The mean of per-subject numbers
+    lies between the means of the subjects' ends.
+
+    Args:
+        test: n subjects.
+        thresholds: rule -> threshold of the ``dice@`` metrics.
+        pool: curve of all of them.
+        curves: subject -> its curve.
+    """
     if pool.exact or not pool.n_positive:
-        return
-    curve = Curve(pool)
-    ways: dict[str, Callable[[], tuple[float, float]]] = {
-        "auprc": curve.average_precision_bracket,
-        "dice_pooled@best": curve.best_dice_bracket,
-    }
+        return {}
+    found = {"auprc": pool.average_precision_bracket(), "dice_pooled@best": pool.best_dice_bracket()}
     if pool.n_negative:
-        ways["auroc"] = curve.auroc_bracket
-    result.brackets = {name: way() for name, way in ways.items()}
-    shown = ", ".join(f"{name} [{low:.6f}, {high:.6f}]" for name, (low, high) in result.brackets.items())
-    result.notes.append(
-        f"Scores were binned to {test.mantissa_bits} mantissa bits; the numbers of the unbinned scores lie in {shown}."
-    )
+        found["auroc"] = pool.auroc_bracket()
+    ends: dict[str, list[tuple[float, float]]] = {}
+    for subject, histogram in test.items():
+        own = curves[subject]
+        if not own.n_positive:
+            continue
+        ends.setdefault("auprc_subject", []).append(own.average_precision_bracket())
+        ends.setdefault("dice@subject_best", []).append(own.best_dice_bracket())
+        for name, rule in _AT.items():
+            if rule in thresholds:
+                ends.setdefault(name, []).append(_dice_bracket(histogram, thresholds[rule]))
+    found |= {
+        name: (float(np.mean([e[0] for e in own])), float(np.mean([e[1] for e in own]))) for name, own in ends.items()
+    }
+    return {name: (low, high) for name, (low, high) in found.items() if high > low}
+
+
+def _dice_bracket(histogram: ScoreHistogram, threshold: float) -> tuple[float, float]:
+    tp, fp = histogram.positives_at(threshold)
+    more_tp, more_fp = histogram.positives_within(threshold)
+    size = histogram.n_positive
+    low, high = 2 * tp / (tp + fp + more_fp + size), 2 * (tp + more_tp) / (tp + more_tp + fp + size)
+    return low, high

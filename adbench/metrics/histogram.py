@@ -1,8 +1,8 @@
-"""Scores reduced to sparse per-subject counts: constant memory in the number of voxels, exact to merge in any order."""
+"""Scores reduced to sparse per-subject counts: little memory whatever the number of voxels, exact to merge in any order."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,142 +10,162 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import keys as _keys
+from adbench.metrics.bins import LIGHT, Partition, coarser, contains, distinct, united
 
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 _DENSE_BINS = 1 << 22  # widest key range that is counted in a dense vector
+MOST_BINS = 1 << 21  # of all subjects together, before scores are joined
+FEW_BINS = 1 << 16  # what :meth:`SubjectHistograms.compact` leaves alone
+_RUNS = 3  # ranges of scores that are found by comparing rather than by a table
 Bins = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 class ScoreHistogram:
-    """Lesion and background voxels of one subject (or one pool), counted by order-preserving key of their score.
+    """Lesion and background voxels of one subject (or one pool), counted by the bin of their score.
 
-    Scores are read as float32. A score of more than ``mantissa_bits`` mantissa bits shares a bin with its neighbours;
-    float16 maps are exact at 10 bits and more (see ``exact``).
-
-    Args:
-        mantissa_bits: 0 to 23; the relative width of a bin is ``2**-mantissa_bits``.
+    A bin is named by the key of the lowest score in it (:mod:`adbench.metrics.keys`). Which scores share a bin is said by
+    the partition (:mod:`adbench.metrics.bins`); at first none do.
     """
 
-    def __init__(self, mantissa_bits: int = _keys.MANTISSA_BITS) -> None:
-        self.mantissa_bits = _keys.check_bits(mantissa_bits)
-        self.exact = True
-        """Whether no score lost a bit: the counts then say all that the scores say, and brackets have width 0."""
-        self._bins: Bins = (np.zeros(0, np.int32), np.zeros(0, np.int64), np.zeros(0, np.int64))
+    def __init__(self, partition: Partition | None = None) -> None:
+        self.partition = partition or Partition()
+        """The bins; shared by all subjects of a set."""
+        self._alone = partition is None  # no set joins the bins when there are too many
+        self._limit = MOST_BINS
+        self._bins: Bins = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._pending: list[Bins] = []
         self._pending_bins = 0
+        self._joined: tuple[np.ndarray, np.ndarray] | None = None  # for which keys, and what
 
     @classmethod
     def from_counts(
-        cls, keys: np.ndarray, positive: np.ndarray, negative: np.ndarray, mantissa_bits: int, exact: bool
+        cls, keys: np.ndarray, positive: np.ndarray, negative: np.ndarray, partition: Partition | None = None
     ) -> ScoreHistogram:
         """A histogram of given counts.
 
         Args:
-            keys: (K,) int32, ascending, distinct.
+            keys: (K,) int64, ascending, distinct; each begins a bin of ``partition``.
             positive: (K,) lesion voxels by bin.
             negative: (K,) background voxels by bin; no bin is empty.
-            mantissa_bits: as the keys were made.
-            exact: whether no score lost a bit.
+            partition: the bins; None when every key is a score of its own.
         """
-        histogram = cls(mantissa_bits)
-        histogram.exact = exact
-        histogram._push(keys.astype(np.int32), positive.astype(np.int64), negative.astype(np.int64))
+        histogram = cls(partition)
+        histogram._push(keys.astype(np.int64), positive.astype(np.int64), negative.astype(np.int64))
         return histogram
 
-    def update(self, scores: Any, labels: Any, case: str = "") -> None:
+    @property
+    def joined(self) -> np.ndarray:
+        """(K,) bool: which of the bins may hold different scores."""
+        keys = self.counts()[0]
+        if self._joined is None or self._joined[0] is not keys:
+            self._joined = keys, self.partition.joined(keys)
+        return self._joined[1]
+
+    @property
+    def exact(self) -> bool:
+        """Whether no bin may hold different scores: the counts then say all that the scores say."""
+        return not self.joined.any()
+
+    def update(self, scores: Any, labels: Any, case: str = "", pins: np.ndarray | None = None) -> None:
         """Count voxels.
 
         Args:
-            scores: any shape, array or torch tensor (counted on its device), finite; higher is more anomalous.
+            scores: any shape, array or torch tensor (counted on its device), finite; higher is more anomalous. Floats of
+                any width and integers keep their order.
             labels: same shape, bool or 0/1: whether the voxel belongs to a lesion.
             case: the subject, for messages.
+            pins: cells in which scores stay apart, ascending.
 
         Raises:
-            UserError: shapes differ, a label is not 0 or 1, or a score is NaN or infinite.
+            UserError: shapes differ, a label is not 0 or 1, a score is NaN or infinite, or float64 cannot hold it.
         """
         where = f"case {case!r}" if case else "a case"
         if _keys.is_tensor(scores):
             if scores.device.type != "cpu":
-                self._update_on_device(scores, labels, where)
+                self._push(*_counted_on_device(scores, labels, where, self.partition))
+                self._join_if_many()
                 return
-            scores = scores.detach().float().numpy()
+            scores = scores.detach()
+            scores = (scores.float() if str(scores.dtype) == "torch.bfloat16" else scores).numpy()
         labels = as_bool(labels, where)
         scores = np.asarray(scores)
-        if scores.dtype.kind not in "fiub":
-            raise UserError(f"Scores of {where} are of type {scores.dtype}, not numbers.")
         _check_shapes(scores.shape, labels.shape, where)
+        scores = _keys.as_float(scores, where)
         if scores.size == 0:
             return
-        with np.errstate(over="ignore"):  # a float64 beyond float32 becomes infinite and is refused just below
-            ordered = _keys.ordered(scores.astype(np.float32, copy=False).ravel())
+        narrow = scores.dtype == np.float32
+        ordered = _keys.ordered(scores.ravel())
         lowest, highest = int(ordered.min()), int(ordered.max())
-        if not _keys.is_finite_range(lowest, highest):
-            raise _not_finite(_keys.count_non_finite(ordered), scores.size, where)
-        shift = 23 - self.mantissa_bits
-        if self.exact and shift:
-            self.exact = not np.any(ordered & np.int32((1 << shift) - 1))
-        keys = ordered >> shift
-        lowest, highest = lowest >> shift, highest >> shift
-        positive = keys[labels.ravel()]
-        if highest - lowest < max(4 * keys.size, 1 << 14):
-            width = highest - lowest + 1
-            every = np.bincount(np.subtract(keys, lowest, dtype=np.intp), minlength=width)
-            found = np.flatnonzero(every > 0)  # far faster than on the counts
-            lesion = np.bincount(np.subtract(positive, lowest, dtype=np.intp), minlength=width)[found]
-            self._push((found + lowest).astype(np.int32), lesion, every[found] - lesion)
+        if not _keys.is_finite_range(lowest, highest, narrow=narrow):
+            raise _not_finite(int(np.count_nonzero(~np.isfinite(scores))), scores.size, where)
+        labels = labels.ravel()
+        shift = _keys.NARROW_SHIFT if narrow else _keys.CELL_SHIFT
+        in_cells = narrow and not np.any(ordered & np.int32((1 << shift) - 1))  # as float16 maps are
+        if in_cells:
+            keys, positive, negative = _counted(ordered >> shift, labels)
+            keys = self.partition.of(_keys.widened((keys << shift).astype(np.int32)))
+        elif len(self.partition.seen):
+            keys, positive, negative = self._counted_by_cell(ordered, labels, shift, pins)
         else:
-            found, every = np.unique(keys, return_counts=True)
-            lesion = np.bincount(np.searchsorted(found, positive), minlength=len(found))
-            self._push(found, lesion, every - lesion)
+            keys, positive, negative = _counted(ordered, labels)
+            keys = _keys.widened(keys)
+        self._push(*_grouped(keys, positive, negative))
+        self._join_if_many()
 
-    def _update_on_device(self, scores: Any, labels: Any, where: str) -> None:
-        import torch
-
-        labels = torch.as_tensor(labels, device=scores.device)
-        _check_shapes(tuple(scores.shape), tuple(labels.shape), where)
-        if labels.dtype != torch.bool:
-            wrong = labels[(labels != 0) & (labels != 1)]
-            if wrong.numel():
-                raise _not_labels(torch.unique(wrong).tolist(), where)
-        if scores.numel() == 0:
-            return
-        ordered = _keys.ordered_tensor(scores).reshape(-1)
-        lowest, highest = (int(end) for end in torch.aminmax(ordered))
-        if not _keys.is_finite_range(lowest, highest):
-            raise _not_finite(int((~torch.isfinite(scores.float())).sum()), scores.numel(), where)
-        shift = 23 - self.mantissa_bits
-        if self.exact and shift:
-            self.exact = not bool((ordered & ((1 << shift) - 1)).any())
-        keys = (ordered >> shift).long() - (lowest >> shift)
-        labels = labels.reshape(-1).bool()
-        width = (highest >> shift) - (lowest >> shift) + 1
-        if width <= _DENSE_BINS:
-            found = torch.bincount(keys * 2 + labels, minlength=2 * width).reshape(width, 2)
-            occupied = found.sum(1).nonzero()[:, 0]
-            negative, positive = found[occupied].T
-        else:
-            occupied, place = torch.unique(keys, return_inverse=True)
-            negative = torch.bincount(place[~labels], minlength=len(occupied))
-            positive = torch.bincount(place[labels], minlength=len(occupied))
-        occupied = occupied + (lowest >> shift)
-        self._push(occupied.cpu().numpy().astype(np.int32), positive.cpu().numpy(), negative.cpu().numpy())
+    def _counted_by_cell(self, ordered: np.ndarray, labels: np.ndarray, shift: int, pins: np.ndarray | None) -> Bins:
+        """Count whole cells as such, and look at single scores only in the others."""
+        cell = ordered >> shift
+        found, positive, negative = _counted(cell, labels)
+        lower = _keys.widened((found << shift).astype(ordered.dtype))
+        wide = lower >> _keys.CELL_SHIFT
+        odd, zero = np.zeros(len(found), bool), np.zeros(len(found), bool)
+        if shift == _keys.NARROW_SHIFT:
+            # Below its normal numbers, float32 has cells wider than those of float64. Its 0 is mostly alone in one.
+            odd = (found >= -(1 << _keys.CELL_BITS)) & (found < 1 << _keys.CELL_BITS)
+            if odd.any() and not np.any((ordered > 0) & (ordered < 1 << shift)):
+                zero = found == 0
+                odd &= ~zero
+        mass = positive + negative
+        whole, seen = self.partition.kinds(wide)
+        new = ~seen & ~odd & ~zero
+        light = new & (mass <= LIGHT * np.cumsum(mass[::-1])[::-1])
+        if pins is not None:
+            light &= ~contains(pins, wide)
+        if new.any():
+            self.partition.add(wide[light], wide[new & ~light])
+        apart = (odd | ~(whole | light)) & ~zero
+        if not apart.any():
+            return lower, positive, negative
+        keys, lesion, background = _counted(*_inside(ordered, labels, cell, found, apart))
+        return (
+            np.concatenate([lower[~apart], self.partition.of(_keys.widened(keys))]),
+            np.concatenate([positive[~apart], lesion]),
+            np.concatenate([negative[~apart], background]),
+        )
 
     def merge(self, other: ScoreHistogram) -> None:
         """Add the counts of ``other``; any order of merges gives the same bits.
 
-        Raises:
-            UserError: the two were made with different ``mantissa_bits``.
+        Where the bins of the two differ, those that both can be told by are taken.
         """
-        if other.mantissa_bits != self.mantissa_bits:
-            raise UserError(
-                f"Histograms of {self.mantissa_bits} and {other.mantissa_bits} mantissa bits cannot be merged: "
-                "make both with the same mantissa_bits."
-            )
-        self.exact = self.exact and other.exact
-        self._push(*other.counts())
+        self.rebin(self.partition.meet(other.partition))
+        keys, positive, negative = other.counts()
+        self._push(*_grouped(self.partition.of(keys), positive, negative))
+        self._join_if_many()
+
+    def rebin(self, partition: Partition) -> None:
+        """Take over the bins of ``partition``, which are those of today or unions of them."""
+        if partition is self.partition:
+            return
+        self.partition = partition
+        self._bins = _grouped(partition.of(self.counts()[0]), *self._bins[1:])
+
+    def compact(self, thresholds: Iterable[float] = ()) -> None:
+        """Join scores where no number feels it, see :func:`adbench.metrics.bins.coarser`."""
+        self.rebin(coarser([self], self.partition, thresholds))
 
     def counts(self) -> Bins:
-        """(K,) int32 keys ascending, (K,) int64 lesion voxels, (K,) int64 background voxels; no bin is empty."""
+        """(K,) int64 keys ascending, (K,) int64 lesion voxels, (K,) int64 background voxels; no bin is empty."""
         if self._pending:
             self._fold()
         return self._bins
@@ -161,23 +181,37 @@ class ScoreHistogram:
         return int(self.counts()[2].sum())
 
     def positives_at(self, threshold: float) -> tuple[int, int]:
-        """(true positives, false positives) among voxels with ``score >= threshold``, a lower edge of a bin."""
+        """(true positives, false positives) among voxels with ``score >= threshold``.
+
+        For a threshold within a bin of several scores, those of the bin count as below it; see :meth:`positives_within`.
+        """
         keys, positive, negative = self.counts()
-        first = np.searchsorted(keys, _keys.key_of(threshold, self.mantissa_bits))
+        first = np.searchsorted(keys, _keys.key_of(threshold))
         return int(positive[first:].sum()), int(negative[first:].sum())
+
+    def positives_within(self, threshold: float) -> tuple[int, int]:
+        """(lesion, background) voxels whose bin says neither that they reach ``threshold`` nor that they do not."""
+        keys, positive, negative = self.counts()
+        key = np.array([_keys.key_of(threshold)], np.int64)
+        own = self.partition.of(key)
+        place = np.searchsorted(keys, own)[0]
+        if own[0] == key[0] or place == len(keys) or keys[place] != own[0]:
+            return 0, 0
+        return int(positive[place]), int(negative[place])
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, ScoreHistogram):
             return NotImplemented
-        same = self.mantissa_bits == other.mantissa_bits and self.exact == other.exact
-        return same and all(np.array_equal(a, b) for a, b in zip(self.counts(), other.counts(), strict=True))
+        return np.array_equal(self.joined, other.joined) and all(
+            np.array_equal(a, b) for a, b in zip(self.counts(), other.counts(), strict=True)
+        )
 
     __hash__ = None  # type: ignore[assignment]
 
     def _push(self, keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> None:
         self._pending.append((keys, positive, negative))
         self._pending_bins += len(keys)
-        if self._pending_bins > _PENDING_BINS:
+        if self._pending_bins > max(_PENDING_BINS, len(self._bins[0])):
             self._fold()
 
     def _fold(self) -> None:
@@ -186,58 +220,73 @@ class ScoreHistogram:
         if len(parts) < 2:
             self._bins = parts[0] if parts else self._bins
             return
-        lowest = min(int(part[0][0]) for part in parts)
-        width = max(int(part[0][-1]) for part in parts) - lowest + 1
-        if width <= _DENSE_BINS:
-            total = np.zeros((2, width), np.int64)
-            for keys, positive, negative in parts:
-                total[0][keys - lowest] += positive  # the keys of one part are distinct
-                total[1][keys - lowest] += negative
-            found = np.flatnonzero(total.any(axis=0))
-            self._bins = ((found + lowest).astype(np.int32), total[0][found], total[1][found])
-        else:
-            found, place = np.unique(np.concatenate([part[0] for part in parts]), return_inverse=True)
-            total = np.zeros((2, len(found)), np.int64)
-            np.add.at(total[0], place, np.concatenate([part[1] for part in parts]))
-            np.add.at(total[1], place, np.concatenate([part[2] for part in parts]))
-            self._bins = (found.astype(np.int32), total[0], total[1])
+        self._bins = _added(parts)
+
+    def _join_if_many(self) -> None:
+        if self._alone and len(self._bins[0]) + self._pending_bins > self._limit:
+            self.compact()
+            self._limit = max(MOST_BINS, 2 * len(self.counts()[0]))
 
 
 class SubjectHistograms:
     """One :class:`ScoreHistogram` a subject, in the order of the subjects' ids whatever the order of arrival.
 
+    All share one partition. Until :data:`MOST_BINS` bins are occupied, every score has its own.
+
     Args:
-        mantissa_bits: 0 to 23, the same for every subject.
+        thresholds: scores at which something will be counted: they stay edges of bins.
     """
 
-    def __init__(self, mantissa_bits: int = _keys.MANTISSA_BITS) -> None:
-        self.mantissa_bits = _keys.check_bits(mantissa_bits)
+    def __init__(self, thresholds: Iterable[float] = ()) -> None:
+        self.partition = Partition()
+        self.thresholds = tuple(sorted(set(thresholds)))
+        self._pins = distinct(np.array([_keys.key_of(t) >> _keys.CELL_SHIFT for t in self.thresholds], np.int64))
         self._by_subject: dict[str, ScoreHistogram] = {}
         self._current: ScoreHistogram | None = None
+        self._finished = 0  # bins of the subjects before the current one
+        self._limit = MOST_BINS
 
     def update(self, subject: str, scores: Any, labels: Any) -> None:
         """Count voxels of ``subject``; see :meth:`ScoreHistogram.update`. Nothing to count still registers the id."""
         histogram = self._of(subject)
         if self._current is not None and self._current is not histogram:
-            self._current.counts()  # folds the partial counts of the subject just finished: memory stays flat
+            self._finished += len(self._current.counts()[0])  # folded: memory stays flat
         self._current = histogram
-        histogram.update(scores, labels, case=subject)
+        histogram.update(scores, labels, case=subject, pins=self._pins)
+        if self._finished + len(histogram._bins[0]) + histogram._pending_bins > self._limit:
+            self._join()
 
     def merge(self, other: SubjectHistograms) -> None:
         """Add another set: subjects of both are added up, the others joined. Any order gives the same bits."""
+        self.thresholds = tuple(sorted({*self.thresholds, *other.thresholds}))
+        self._pins = united(self._pins, other._pins)
+        self._rebin(self.partition.meet(other.partition))
         for subject, histogram in other.items():
-            self._of(subject).merge(histogram)
+            keys, positive, negative = histogram.counts()
+            self._of(subject)._push(*_grouped(self.partition.of(keys), positive, negative))
+        self._current, self._finished = None, sum(len(h.counts()[0]) for _, h in self.items())
+        if self._finished > self._limit:
+            self._join()
+
+    def compact(self, thresholds: Iterable[float] = ()) -> None:
+        """Join scores where no number feels it, unless there are few; see :func:`adbench.metrics.bins.coarser`.
+
+        Args:
+            thresholds: more scores that stay edges, besides those given at first.
+        """
+        self.thresholds = tuple(sorted({*self.thresholds, *thresholds}))
+        if sum(len(histogram.counts()[0]) for _, histogram in self.items()) > FEW_BINS:
+            self._join()
 
     def pooled(self) -> ScoreHistogram:
         """All subjects in one histogram."""
-        pool = ScoreHistogram(self.mantissa_bits)
-        for _, histogram in self.items():
-            pool.merge(histogram)
-        return pool
+        parts = [histogram.counts() for _, histogram in self.items()]
+        return ScoreHistogram.from_counts(*_added(parts), self.partition) if parts else ScoreHistogram()
 
     def subset(self, subjects: list[str]) -> SubjectHistograms:
         """The given subjects only (their histograms are shared, not copied)."""
-        chosen = SubjectHistograms(self.mantissa_bits)
+        chosen = SubjectHistograms(self.thresholds)
+        chosen.partition = self.partition
         chosen._by_subject = {subject: self[subject] for subject in subjects}
         return chosen
 
@@ -267,9 +316,7 @@ class SubjectHistograms:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, SubjectHistograms):
             return NotImplemented
-        if self.mantissa_bits != other.mantissa_bits or self.subjects != other.subjects:
-            return False
-        return all(self[subject] == other[subject] for subject in self.subjects)
+        return self.subjects == other.subjects and all(self[subject] == other[subject] for subject in self.subjects)
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -293,7 +340,122 @@ class SubjectHistograms:
     def _of(self, subject: str) -> ScoreHistogram:
         if not isinstance(subject, str) or not subject:
             raise UserError(f"A subject id is {subject!r}: give a non-empty string.")
-        return self._by_subject.setdefault(subject, ScoreHistogram(self.mantissa_bits))
+        return self._by_subject.setdefault(subject, ScoreHistogram(self.partition))
+
+    def _join(self) -> None:
+        members = [histogram for _, histogram in self.items()]
+        self._rebin(coarser(members, self.partition, self.thresholds))
+        self._current, self._finished = None, sum(len(member.counts()[0]) for member in members)
+        self._limit = max(MOST_BINS, 2 * self._finished)
+
+    def _rebin(self, partition: Partition) -> None:
+        self.partition = partition
+        for histogram in self._by_subject.values():
+            histogram.rebin(partition)
+
+
+def _counted(keys: np.ndarray, labels: np.ndarray) -> Bins:
+    """(K,) distinct keys ascending, lesion and background voxels of each.
+
+    Args:
+        keys: (n,) integers.
+        labels: (n,) bool.
+    """
+    if not len(keys):
+        return keys, np.zeros(0, np.int64), np.zeros(0, np.int64)
+    lowest, highest = int(keys.min()), int(keys.max())
+    width = highest - lowest + 1
+    if width <= max(4 * keys.size, 1 << 14):
+        places = np.subtract(keys, lowest, dtype=np.intp)
+        every = np.bincount(places, minlength=width)
+        found = np.flatnonzero(every > 0)  # far faster than on the counts
+        lesion = np.bincount(places[labels], minlength=width)[found]
+        return (found + lowest).astype(keys.dtype), lesion, every[found] - lesion
+    found = np.sort(keys)
+    first = np.flatnonzero(np.append(True, found[1:] != found[:-1]))
+    found, every = found[first], np.diff(first, append=len(keys))
+    lesion = np.bincount(np.searchsorted(found, keys[labels]), minlength=len(found))
+    return found, lesion, every - lesion
+
+
+def _inside(
+    ordered: np.ndarray, labels: np.ndarray, cell: np.ndarray, found: np.ndarray, apart: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The ordered integers, and their labels, of voxels in the cells ``found[apart]``."""
+    starts = np.flatnonzero(apart & ~np.append(False, apart[:-1]))
+    ends = np.flatnonzero(apart & ~np.append(apart[1:], False))
+    if len(starts) <= _RUNS:
+        inside = np.zeros(len(ordered), bool)
+        for start, end in zip(found[starts], found[ends], strict=True):
+            inside |= (cell >= start) & (cell <= end) if end < found[-1] else cell >= start
+    else:
+        low, width = int(found[0]), int(found[-1]) - int(found[0]) + 1
+        if width <= _DENSE_BINS:
+            table = np.zeros(width, bool)
+            table[found[apart].astype(np.int64) - low] = True
+            inside = table[np.subtract(cell, low, dtype=np.intp)]
+        else:
+            inside = contains(found[apart], cell)
+    chosen = np.flatnonzero(inside)
+    return ordered[chosen], labels[chosen]
+
+
+def _added(parts: list[Bins]) -> Bins:
+    """The sum of several counts, each with distinct ascending keys."""
+    edge = (1 << _keys.CELL_SHIFT) - 1
+    occupied = [part[0] for part in parts if len(part[0])]
+    lowest = min((int(keys[0]) for keys in occupied), default=0) >> _keys.CELL_SHIFT
+    width = (max((int(keys[-1]) for keys in occupied), default=0) >> _keys.CELL_SHIFT) - lowest + 1
+    if len(parts) < 3 or width > _DENSE_BINS:
+        return _grouped(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
+    # Most bins begin where a cell does: those are added in dense vectors, the others sorted.
+    total, rest = np.zeros((2, width), np.int64), []
+    for keys, positive, negative in parts:
+        cells = (keys & edge) == 0
+        place = (keys[cells] >> _keys.CELL_SHIFT) - lowest
+        total[0][place] += positive[cells]  # the keys of one part are distinct
+        total[1][place] += negative[cells]
+        rest.append((keys[~cells], positive[~cells], negative[~cells]))
+    found = np.flatnonzero(total.any(axis=0))
+    rest.append((found + lowest << _keys.CELL_SHIFT, total[0][found], total[1][found]))
+    return _grouped(*(np.concatenate([part[i] for part in rest]) for i in range(3)))
+
+
+def _grouped(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Bins:
+    """Counts of equal keys added up, keys ascending."""
+    # Compared, not subtracted: the difference of two int64 keys may not be one.
+    if (keys[1:] > keys[:-1]).all():
+        return keys, positive, negative
+    if not (keys[1:] >= keys[:-1]).all():
+        order = np.argsort(keys, kind="stable")
+        keys, positive, negative = keys[order], positive[order], negative[order]
+    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
+    return keys[first], np.add.reduceat(positive, first), np.add.reduceat(negative, first)
+
+
+def _counted_on_device(scores: Any, labels: Any, where: str, partition: Partition) -> Bins:
+    """Counts of a torch tensor, on the device where it lives; only the scores that occur leave it."""
+    import torch
+
+    labels = torch.as_tensor(labels, device=scores.device)
+    _check_shapes(tuple(scores.shape), tuple(labels.shape), where)
+    if labels.dtype != torch.bool:
+        wrong = labels[(labels != 0) & (labels != 1)]
+        if wrong.numel():
+            raise _not_labels(torch.unique(wrong).tolist(), where)
+    if not scores.is_floating_point():
+        scores = torch.from_numpy(_keys.as_float(scores.cpu().numpy(), where)).to(scores.device)
+    scores = scores if scores.dtype == torch.float64 else scores.float()
+    wrong = int((~torch.isfinite(scores)).sum())
+    if wrong:
+        raise _not_finite(wrong, scores.numel(), where)
+    coded = _keys.ordered_tensor(scores).reshape(-1).long()
+    wide = scores.dtype == torch.float64
+    found, place = torch.unique(coded, return_inverse=True)
+    counts = torch.bincount(place * 2 + labels.reshape(-1).bool(), minlength=2 * len(found)).reshape(-1, 2)
+    negative, positive = counts.T.cpu().numpy()
+    keys = _keys.widened(found.cpu().numpy().astype(np.int64 if wide else np.int32))
+    return _grouped(partition.of(keys), positive, negative)
 
 
 def as_bool(labels: Any, where: str) -> np.ndarray:
@@ -337,6 +499,6 @@ def _not_labels(values: list[Any], where: str) -> UserError:
 
 def _not_finite(count: int, size: int, where: str) -> UserError:
     return UserError(
-        f"Scores of {where} hold {count} NaN or infinite value{'s' if count > 1 else ''} of {size} (read as float32): "
+        f"Scores of {where} hold {count} NaN or infinite value{'s' if count > 1 else ''} of {size}: "
         "repair the map; nothing is replaced silently."
     )

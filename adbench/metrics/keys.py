@@ -1,9 +1,9 @@
-"""Integer keys in the order of float32 scores, so that a histogram needs no range beforehand.
+"""Integer keys in the order of the scores, so that a histogram needs no range beforehand.
 
-The IEEE-754 bits of a float32, read as sign and magnitude, give an integer in the order of the floats (-0 equals +0).
-Its low ``23 - mantissa_bits`` bits are dropped by an arithmetic shift, which rounds towards minus infinity: a bin is
-``[edge, next edge)`` on both sides of zero, and its lower edge is a score of at most ``mantissa_bits`` mantissa bits.
-Every float16 value is a lower edge when ``mantissa_bits >= 10``.
+The IEEE-754 bits of a float, read as sign and magnitude, give an integer in the order of the floats (-0 equals +0). Keys
+are those of float64, whatever the type of the scores: float16, float32 and integers up to 2^53 lose nothing on the way,
+so maps of different types have one order. Scores that arrive as float32 are counted by their 32 bits and only the keys
+that occur are widened.
 """
 
 from __future__ import annotations
@@ -14,9 +14,12 @@ import numpy as np
 
 from adbench.errors import UserError
 
-MANTISSA_BITS = 10
-_INFINITY = 0x7F800000
-_SIGN = np.int32(-0x80000000)
+CELL_BITS = 10
+"""Mantissa bits of a cell, the coarsest bin there is: every float16 value is the lower edge of a cell of its own."""
+CELL_SHIFT = 52 - CELL_BITS
+NARROW_SHIFT = 23 - CELL_BITS
+INFINITY = 0x7FF0000000000000
+_NARROW_INFINITY = 0x7F800000
 
 
 def is_tensor(value: Any) -> bool:
@@ -24,80 +27,117 @@ def is_tensor(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
 
 
-def check_bits(mantissa_bits: int) -> int:
-    """``mantissa_bits`` itself when it is an integer from 0 to 23; otherwise a ``UserError``."""
-    if isinstance(mantissa_bits, bool) or not isinstance(mantissa_bits, int) or not 0 <= mantissa_bits <= 23:
-        raise UserError(f"mantissa_bits = {mantissa_bits!r} is not valid: give an integer from 0 to 23.")
-    return mantissa_bits
+def as_float(scores: np.ndarray, where: str) -> np.ndarray:
+    """``scores`` as float32 where that loses nothing, else as float64.
+
+    Args:
+        scores: any shape; booleans, integers or floats.
+        where: what they belong to, for the message ("case 'a'").
+
+    Raises:
+        UserError: not numbers, or numbers that float64 cannot tell apart.
+    """
+    kind, size = scores.dtype.kind, scores.dtype.itemsize
+    if kind not in "fiub":
+        raise UserError(f"Scores of {where} are of type {scores.dtype}, not numbers.")
+    if (kind == "f" and size <= 4) or size <= 2:
+        return scores.astype(np.float32, copy=False)
+    wide = scores.astype(np.float64, copy=False)
+    if wide.dtype != scores.dtype:
+        with np.errstate(invalid="ignore"):  # 2^64 back to an integer
+            lost = wide.astype(scores.dtype) != scores
+        if kind == "f":
+            lost &= ~np.isnan(scores)
+        elif scores.size and (scores.max() > 1 << 53 or (kind == "i" and scores.min() < -(1 << 53))):
+            lost |= np.abs(wide) > 1 << 53
+        if lost.any():
+            raise UserError(
+                f"Scores of {where} are of type {scores.dtype} and hold {int(lost.sum())} values that float64 cannot "
+                "tell from their neighbours: store ranks, or a monotone transform that float64 holds."
+            )
+    with np.errstate(over="ignore", invalid="ignore"):
+        narrow = wide.astype(np.float32)
+    return narrow if np.array_equal(narrow, wide, equal_nan=True) else wide
 
 
 def ordered(scores: np.ndarray) -> np.ndarray:
-    """The int32 in the order of each score.
-
-    Args:
-        scores: float32, any shape, any finite value.
-    """
-    bits = np.ascontiguousarray(scores, dtype=np.float32).view(np.int32)
-    if bits.size and bits.min() < 0:
-        return np.where(bits < 0, _SIGN - bits, bits)
-    return bits
+    """The integer in the order of each score: int32 for float32 scores, int64 for float64."""
+    integers = np.int32 if scores.dtype == np.float32 else np.int64
+    bits = np.ascontiguousarray(scores).view(integers)
+    return _flipped(bits) if bits.size and bits.min() < 0 else bits
 
 
 def ordered_tensor(scores: Any) -> Any:
-    """:func:`ordered` for a torch tensor, on the device where it lives."""
+    """:func:`ordered` for a float32 or float64 torch tensor, on the device where it lives."""
     import torch
 
-    bits = scores.detach().to(torch.float32).contiguous().view(torch.int32)
-    return torch.where(bits < 0, torch.iinfo(torch.int32).min - bits, bits)
+    integers = torch.int64 if scores.dtype == torch.float64 else torch.int32
+    bits = scores.detach().contiguous().view(integers)
+    return torch.where(bits < 0, torch.iinfo(integers).min - bits, bits)
 
 
-def is_finite_range(lowest: int, highest: int) -> bool:
+def widened(ordered: np.ndarray) -> np.ndarray:
+    """Keys (int64, of float64) of the ordered integers of float32 or float64 scores."""
+    if ordered.dtype == np.int64:
+        return ordered
+    bits = _flipped(ordered)
+    return _of_floats(bits.astype(np.int32).view(np.float32).astype(np.float64))
+
+
+def is_finite_range(lowest: int, highest: int, *, narrow: bool) -> bool:
     """Whether ordered integers from ``lowest`` to ``highest`` are all finite scores."""
-    return lowest > -_INFINITY and highest < _INFINITY
+    limit = _NARROW_INFINITY if narrow else INFINITY
+    return lowest > -limit and highest < limit
 
 
-def count_non_finite(ordered: np.ndarray) -> int:
-    """How many ordered integers are those of NaN or an infinity."""
-    return int(np.count_nonzero((ordered >= _INFINITY) | (ordered <= -_INFINITY)))
+def edges(keys: np.ndarray) -> np.ndarray:
+    """(n,) float64: the score of each key, the lower edge of its bin."""
+    whole = np.clip(np.asarray(keys, dtype=np.int64), 1 - INFINITY, INFINITY)
+    return _flipped(whole).view(np.float64)
 
 
-def edges(keys: np.ndarray, mantissa_bits: int) -> np.ndarray:
-    """(n,) float32: the lower edge of each bin.
-
-    Args:
-        keys: (n,) integer keys, that is ordered integers shifted right by ``23 - mantissa_bits``.
-        mantissa_bits: as the keys were made.
-    """
-    whole = np.asarray(keys, dtype=np.int64) << (23 - mantissa_bits)
-    whole = np.clip(whole, 1 - _INFINITY, _INFINITY)  # the lowest bin starts at the lowest finite score
-    bits = np.where(whole < 0, -0x80000000 - whole, whole)
-    return bits.astype(np.int32).view(np.float32)
-
-
-def key_of(threshold: float, mantissa_bits: int) -> int:
-    """The lowest key whose bin lies wholly at or above ``threshold``.
-
-    For a threshold that is a lower edge (all that this package chooses) these are exactly the scores ``>= threshold``.
-    """
-    value = np.float32(threshold)
+def key_of(threshold: float) -> int:
+    """The key of ``threshold``: scores at or above it have at least this key."""
+    value = np.float64(threshold)
     if np.isnan(value):
         raise UserError("A threshold is NaN.")
-    whole = int(ordered(value.reshape(1))[0])
-    if whole <= 1 - _INFINITY:
-        whole = -_INFINITY  # the lower edge of the lowest bin is written as the lowest finite score
-    return -((-whole) >> (23 - mantissa_bits))
+    return int(_of_floats(value.reshape(1))[0])
 
 
 def predict(scores: Any, threshold: float) -> Any:
-    """``scores >= threshold``, both as float32: the one rule by which a threshold is applied in this package.
+    """``scores >= threshold`` without rounding either: the one rule by which a threshold is applied in this package.
 
     Args:
-        scores: array or tensor of scores, any float type.
-        threshold: as stored in a record; a threshold chosen on a histogram gives the very counts of the histogram.
+        scores: array or tensor of scores, any numeric type.
+        threshold: as stored in a record (float64); one chosen on a histogram gives the very counts of the histogram.
 
     Returns:
         A boolean array (or tensor) of the same shape.
     """
     if is_tensor(scores):
-        return scores.float() >= float(np.float32(threshold))
-    return np.asarray(scores, dtype=np.float32) >= np.float32(threshold)
+        import torch
+
+        if scores.dtype in (torch.float64, torch.int64, torch.int32):
+            return scores.double() >= float(threshold)
+        return scores.float() >= float(_narrow_from(threshold))
+    scores = np.asarray(scores)
+    if scores.dtype.kind == "f" and scores.dtype.itemsize <= 4:
+        return scores.astype(np.float32, copy=False) >= _narrow_from(threshold)
+    return scores.astype(np.float64, copy=False) >= np.float64(threshold)
+
+
+def _narrow_from(threshold: float) -> np.float32:
+    """The lowest float32 at or above ``threshold``: float32 scores reach the one exactly when they reach the other."""
+    with np.errstate(over="ignore"):
+        narrow = np.float32(threshold)
+    return narrow if np.float64(narrow) >= threshold else np.nextafter(narrow, np.float32(np.inf))
+
+
+def _of_floats(values: np.ndarray) -> np.ndarray:
+    bits = np.ascontiguousarray(values, np.float64).view(np.int64)
+    return _flipped(bits)
+
+
+def _flipped(integers: np.ndarray) -> np.ndarray:
+    """Sign and magnitude to two's complement, or back."""
+    return np.where(integers < 0, np.iinfo(integers.dtype).min - integers, integers)

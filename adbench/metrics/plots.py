@@ -111,11 +111,11 @@ def dice_plot(test: SubjectHistograms, evaluation: Evaluation, path: str | Path,
     """Mean per-volume Dice against the threshold, chosen and oracle thresholds marked; see :func:`pr_plot`."""
     _curve(test)
     keys, means = bootstrap.mean_dice(test)
-    thresholds = edges(keys, test.mantissa_bits)
+    thresholds = edges(keys)
     figure, axes = _canvas("threshold", "mean per-volume Dice")
     sampled = _sampled(test, seed)
     if sampled is not None:
-        _band(axes, edges(sampled.keys, test.mantissa_bits), sampled.dice)
+        _band(axes, edges(sampled.keys), sampled.dice)
     axes.plot(thresholds, means, color="C0")
     rules = {"val": ("-", "chosen on validation", "dice@val"), "best": ("--", "oracle, chosen on test", "dice@best")}
     for rule, (style, label, name) in rules.items():

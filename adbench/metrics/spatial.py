@@ -16,7 +16,6 @@ from adbench.metrics import bootstrap, lesion
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
-from adbench.metrics.keys import edges, key_of
 from adbench.metrics.lesion import VolumeRow
 
 FROC_RATES = (1, 2, 4, 8)
@@ -41,21 +40,21 @@ _NO_LESION = "no lesion in the test split"
 def froc_thresholds(histograms: SubjectHistograms, count: int = 32) -> list[float]:
     """Thresholds of a FROC curve, descending.
 
-    Their shares of background voxels run from 1e-6 to 0.05 in equal ratios. Eight more lie above, a quarter of an
-    octave apart, because test scores may exceed every validation score.
+    They are quantiles, so a monotone transform of the maps moves them along: shares of background voxels from 1e-6 to
+    0.05 in equal ratios, and shares of lesion voxels from 1/1000 to 1/2, because lesions on test may score higher than
+    all background on validation.
 
     Args:
         histograms: validation subjects (or any others whose scores are on the same scale).
-        count: thresholds within the range of scores at most; equal ones are merged.
+        count: thresholds of either kind at most; equal ones are merged.
     """
     pool = histograms.pooled()
     if not pool.n_negative:
         return []
     curve = Curve(pool)
     found = {curve.at_fpr(float(rate)).threshold for rate in np.geomspace(1e-6, 0.05, count)}
-    bits = pool.mantissa_bits
-    above = key_of(max(found), bits) + np.arange(1, 9) * max(1, 2**bits // 4)
-    found |= {float(edge) for edge in edges(above, bits) if np.isfinite(edge)}
+    if pool.n_positive:
+        found |= {curve.at_recall(float(share)).threshold for share in np.geomspace(1e-3, 0.5, count // 2)}
     return sorted(found, reverse=True)
 
 
@@ -286,10 +285,10 @@ class _Table:
     def images(self) -> dict[str, Sampled]:
         result: dict[str, Sampled] = {}
         for column, suffix in (("slice_top", ""), ("slice_max", "@max")):
-            histograms = SubjectHistograms(mantissa_bits=23)
+            histograms = SubjectHistograms()
             for row in self.rows:
                 histograms.update(
-                    row.subject, np.array(getattr(row, column), np.float32), np.array(row.slice_lesion, bool)
+                    row.subject, np.array(getattr(row, column), np.float64), np.array(row.slice_lesion, bool)
                 )
             values = bootstrap.pooled(histograms, self.weights)
             reason = "not both kinds of slices, with and without lesion, in the test split"

@@ -12,20 +12,23 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.files import replacing
+from adbench.metrics.bins import Partition, contains
+from adbench.metrics.keys import CELL_SHIFT, INFINITY
 
 if TYPE_CHECKING:
     from adbench.metrics.histogram import SubjectHistograms
 
-FORMAT = 1
+FORMAT = 2
 _MAX_BYTES = 1 << 30  # more than this, unpacked, is not a histogram file of this package
 _MEMBERS = {  # name: (dtype kinds, dimensions)
-    "header": ("i", 1),  # format, mantissa_bits
+    "header": ("i", 1),  # format
     "subjects": ("u", 1),  # UTF-8, ids separated by a zero byte
-    "exact": ("b", 1),  # (n,)
     "ends": ("i", 1),  # (n,) end of each subject's bins in the three vectors below
     "keys": ("i", 1),
     "positive": ("u", 1),
     "negative": ("u", 1),
+    "cells": ("i", 1),  # the partition: cells with joined scores
+    "edges": ("i", 1),  # the keys within them, other than their lowest, at which a bin begins
 }
 
 
@@ -34,13 +37,14 @@ def to_arrays(histograms: SubjectHistograms) -> dict[str, np.ndarray]:
     counts = [histogram.counts() for _, histogram in histograms.items()]
     columns = [np.concatenate([c[i] for c in counts] or [np.zeros(0, np.int64)]) for i in range(3)]
     return {
-        "header": np.array([FORMAT, histograms.mantissa_bits], np.int64),
+        "header": np.array([FORMAT], np.int64),
         "subjects": np.frombuffer("\0".join(histograms.subjects).encode(), np.uint8),
-        "exact": np.array([histogram.exact for _, histogram in histograms.items()], np.bool_),
         "ends": np.cumsum([len(c[0]) for c in counts], dtype=np.int64),
-        "keys": columns[0].astype(np.int32),
+        "keys": columns[0],
         "positive": _smallest(columns[1]),
         "negative": _smallest(columns[2]),
+        "cells": histograms.partition.cells,
+        "edges": histograms.partition.inner_edges,
     }
 
 
@@ -86,40 +90,55 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> SubjectHistograms:
     from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 
     header = arrays["header"].tolist()
-    if len(header) != 2 or header[0] != FORMAT:
-        raise ValueError(f"its header is {header}, not [{FORMAT}, mantissa bits]")
-    bits = header[1]
-    if not 0 <= bits <= 23:
-        raise ValueError(f"{bits} mantissa bits")
+    if header != [FORMAT]:
+        raise ValueError(
+            f"its header is {header}, not [{FORMAT}]: an earlier version wrote it, or it is something else"
+        )
+    partition = _partition(arrays["cells"], arrays["edges"])
     text = arrays["subjects"].tobytes().decode()  # UnicodeDecodeError is a ValueError
     subjects = text.split("\0") if text else []
-    ends, keys, exact = arrays["ends"], arrays["keys"], arrays["exact"]
+    ends, keys = arrays["ends"], arrays["keys"].astype(np.int64)
     positive, negative = arrays["positive"], arrays["negative"]
     if subjects != sorted(set(subjects)) or "" in subjects:
         raise ValueError("its subject ids are not distinct, sorted and non-empty")
-    if not len(subjects) == len(ends) == len(exact):
-        raise ValueError(f"{len(subjects)} subjects but {len(ends)} ends and {len(exact)} exactness flags")
+    if len(subjects) != len(ends):
+        raise ValueError(f"{len(subjects)} subjects but {len(ends)} ends")
     starts = np.concatenate([[0], ends])
     if (np.diff(starts) < 0).any() or starts[-1] != len(keys):
         raise ValueError("its subjects do not divide its bins")
     if not len(keys) == len(positive) == len(negative):
         raise ValueError(f"{len(keys)} keys but {len(positive)} and {len(negative)} counts")
     if len(keys):
-        lowest, highest = int(keys.min()), int(keys.max())
-        if lowest < -(0x7F800000 >> (23 - bits)) or highest >= (0x7F800000 + (1 << (23 - bits)) - 1) >> (23 - bits):
+        if int(keys.min()) <= -INFINITY or int(keys.max()) >= INFINITY:
             raise ValueError("a key is not that of a finite score")
+        if (partition.of(keys) != keys).any():
+            raise ValueError("a key lies within a bin and not at its beginning")
         if max(int(positive.max()), int(negative.max())) > 1 << 53:
             raise ValueError("a count is larger than 2^53")
         if ((positive == 0) & (negative == 0)).any():
             raise ValueError("a bin is empty")
-    histograms = SubjectHistograms(bits)
-    for subject, start, end, flag in zip(subjects, starts[:-1], ends, exact, strict=True):
+    partition.add(np.zeros(0, np.int64), np.unique(keys >> CELL_SHIFT))
+    histograms = SubjectHistograms()
+    histograms.partition = partition
+    for subject, start, end in zip(subjects, starts[:-1], ends, strict=True):
         own = keys[start:end]
-        if (np.diff(own.astype(np.int64)) <= 0).any():
+        if (own[1:] <= own[:-1]).any():
             raise ValueError(f"the bins of subject {subject!r} are not in order")
-        one = ScoreHistogram.from_counts(own, positive[start:end], negative[start:end], bits, bool(flag))
+        one = ScoreHistogram.from_counts(own, positive[start:end], negative[start:end], partition)
         histograms._by_subject[subject] = one
     return histograms
+
+
+def _partition(cells: np.ndarray, inner: np.ndarray) -> Partition:
+    cells, inner = cells.astype(np.int64), inner.astype(np.int64)
+    limit = INFINITY >> CELL_SHIFT
+    if len(cells) and ((cells[1:] <= cells[:-1]).any() or cells[0] < -limit or cells[-1] >= limit):
+        raise ValueError("its cells are not distinct, ascending and finite")
+    if len(inner) and ((inner[1:] <= inner[:-1]).any() or not contains(cells, inner >> CELL_SHIFT).all()):
+        raise ValueError("an edge lies in none of its cells, or the edges are not ascending")
+    if (inner & ((1 << CELL_SHIFT) - 1) == 0).any():
+        raise ValueError("an edge is the lowest of its cell")
+    return Partition(cells, np.union1d(inner, cells << CELL_SHIFT))
 
 
 def _member(archive: zipfile.ZipFile, name: str, kinds: str, dimensions: int) -> np.ndarray:

@@ -63,7 +63,7 @@ class Part:
     def mean_dice(self) -> tuple[np.ndarray, np.ndarray]:
         """(K,) thresholds descending, (K,) mean per-volume Dice."""
         keys, means = bootstrap.mean_dice(self.run.histograms)
-        return edges(keys, self.run.histograms.mantissa_bits), means
+        return edges(keys), means
 
 
 @dataclass
@@ -196,7 +196,7 @@ def window(pooled: ScoreHistogram, low: float = 0.01, high: float = 0.995) -> tu
     keys, positive, negative = pooled.counts()
     share = np.cumsum(positive + negative) / max(1, pooled.n_positive + pooled.n_negative)
     at = np.minimum(np.searchsorted(share, [low, high]), len(keys) - 1)
-    ends = edges(keys[at], pooled.mantissa_bits).astype(float)
+    ends = edges(keys[at])
     return float(ends[0]), float(max(ends[1], ends[0] + max(1e-6, 1e-3 * abs(ends[0]))))
 
 

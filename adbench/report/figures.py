@@ -100,7 +100,7 @@ def dice(report: Report) -> Figure | None:
         thresholds, means = part.mean_dice
         low, high = _interesting(part, thresholds, means)
         if part.band is not None:
-            x = edges(part.band.keys, part.run.histograms.mantissa_bits)
+            x = edges(part.band.keys)
             some = thin(x, low, high, 150)
             shade(axes, x[some], part.band.dice[:, some], index, 1)
         kept = thin(thresholds, low, high)
