@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,21 +68,41 @@ class Plan:
         return self.spec.train or self.spec.test
 
     def done(self, *, save_maps: bool = False) -> bool:
-        """Whether there is a complete record (and, with ``save_maps``, the maps), told without reading all of it."""
-        return rundir.recorded(self.run_folder, self.run_key) and (
-            not save_maps or (self.run_folder / rundir.MAPS).exists()
-        )
+        """Whether there is a complete record with every metric that was asked for (and, with ``save_maps``, the maps).
+
+        Told without reading all of the record, unless metrics were asked for beside those that the protocol measures.
+        """
+        if save_maps and not (self.run_folder / rundir.MAPS).exists():
+            return False
+        if not rundir.recorded(self.run_folder, self.run_key):
+            return False
+        return set(self.spec.metrics) <= set(self.protocol.metrics) or self.record() is not None
 
     def record(self) -> Record | None:
-        """The complete record of this cell, if there is one.
+        """The complete record of this cell with every metric that was asked for, as its source is now, if there is one.
 
         The same parameters may have been run before a search chose them: the record then learns where they come from.
         """
         record = rundir.complete(self.run_folder, self.run_key)
-        if record is not None and self.spec.tuned_from not in (None, record.tuned_from):
+        if record is None or any(
+            name not in record.optional or record.optional[name].source != specs.source_digest("metrics", name)
+            for name in self.spec.metrics
+        ):
+            return None
+        if self.spec.tuned_from not in (None, record.tuned_from):
             record = record.model_copy(update={"tuned_from": self.spec.tuned_from})
             write(record, self.run_folder)
         return record
+
+    def with_earlier_metrics(self) -> Plan:
+        """This plan, with the metrics that the record in its folder was asked for earlier, where they are still there."""
+        try:
+            record = rundir.complete(self.run_folder, self.run_key)
+        except UserError:
+            return self  # a damaged record is made again
+        usable = {name for name, entry in registry.entries("metrics").items() if not registry.status(entry)}
+        names = {*self.spec.metrics, *(usable & set(record.optional if record is not None else ()))}
+        return replace(self, spec=self.spec.model_copy(update={"metrics": tuple(sorted(names))}))
 
     def trace(self) -> None:
         """Let the record of a run that was made before a search chose its parameters know about the search."""

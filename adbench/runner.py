@@ -36,7 +36,7 @@ from adbench.presence import held
 from adbench.results import provenance, rundir, status
 from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
 from adbench.scoring import ScoredSubject, score_subjects
-from adbench.spec import CellSpec, Source
+from adbench.spec import CellSpec, Source, metric_part
 
 log = logging.getLogger("adbench")
 PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
@@ -99,6 +99,7 @@ def _waits(progress: Progress) -> Callable[[str], None]:
 
 def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
     """Fit, score, evaluate, record; an error is written down and goes on."""
+    cell = cell.with_earlier_metrics()
     # Complete means: the record is there, and it is the last to come.
     (cell.run_folder / RECORD).unlink(missing_ok=True)
     rundir.write_identity(cell.run_folder, cell.fit_key, cell.run_key, cell.identity)
@@ -323,6 +324,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         protocol=cell.protocol.as_dict(),
         seed=cell.spec.seed,
         metrics=_numbers(evaluation.metrics),
+        optional={name: metric_part(name) for name in cell.spec.metrics},
         strata={
             grouping: {group: _numbers(metrics) for group, metrics in groups.items()}
             for grouping, groups in evaluation.strata.items()

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from adbench.results.record import Record
+from adbench.metrics.spec import MetricSpec
+from adbench.results.record import Record, asked, facts
 
 HEADLINE = "auprc"
-SHOWN = ("auprc", "auroc", "dice@val", "dice@best")
 
 
 @dataclass(frozen=True)
@@ -22,6 +22,11 @@ class Board:
     modality: str
     test_digest: str
     records: tuple[Record, ...]
+
+    @property
+    def asked(self) -> list[MetricSpec]:
+        """The metrics that some record was asked for, or that the protocol measures beside those of every run."""
+        return [facts(name, *self.records) for name in asked(*self.records)]
 
     @property
     def title(self) -> str:
@@ -37,17 +42,24 @@ class Board:
 def _order(record: Record) -> tuple[bool, float, str, int]:
     number = record.metrics.get(HEADLINE)
     value = number.value if number else None
-    if value is None:  # no lesion: by the protocol's false alarms, fewest first
-        own = [record.metrics[name].value for name in record.protocol.get("metrics", ()) if name in record.metrics]
-        return True, next((v for v in own if v is not None), 1.0), record.method.name, record.seed
+    if value is None:  # no lesion: by the first metric of the protocol's own, false alarms
+        for name in record.protocol.get("metrics", ()):
+            own = record.metrics[name].value if name in record.metrics else None
+            if own is not None:
+                return True, own if facts(name, record).less_is_better else -own, record.method.name, record.seed
+        return True, float("inf"), record.method.name, record.seed
     return False, -value, record.method.name, record.seed
 
 
 def boards(records: Iterable[Record]) -> list[Board]:
-    """Group records into tables. Different test slices never share one; of equal keys the newest record counts."""
+    """Group records into tables. Different test slices never share one; of equal keys the newest record counts.
+
+    An older one of the same run may have been asked for other metrics: they stand in its row too.
+    """
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda r: r.created):
-        newest[record.run_key] = record
+        older = newest.get(record.run_key)
+        newest[record.run_key] = record if older is None else _joined(record, older)
     groups: dict[tuple[str, str, str, str, str], list[Record]] = {}
     for record in newest.values():
         key = (
@@ -59,6 +71,14 @@ def boards(records: Iterable[Record]) -> list[Board]:
         )
         groups.setdefault(key, []).append(record)
     return [Board(*key, tuple(sorted(group, key=_order))) for key, group in sorted(groups.items())]
+
+
+def _joined(record: Record, older: Record) -> Record:
+    """``record`` with the metrics that only ``older`` was asked for."""
+    parts = {name: part for name, part in older.optional.items() if name not in record.optional}
+    numbers = {name: older.metrics[name] for name in parts if name in older.metrics}
+    update = {"metrics": {**record.metrics, **numbers}, "optional": {**record.optional, **parts}}
+    return record.model_copy(update=update) if parts else record
 
 
 def row(record: Record) -> dict[str, Any]:

@@ -33,7 +33,6 @@ NAMES = (
     "recon_l1",
     "recon_ssim",
 )
-LESS_IS_BETTER = frozenset({"fa_slice", "recon_l1"})
 _NO_VAL = "no val threshold was known while the maps were streamed"
 _NO_LESION = "no lesion in the test split"
 
@@ -249,7 +248,10 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
         pairs = [row.measures.get(metric.name, (0.0, 0.0)) for row in rows]
         above, below = np.array(pairs, float).reshape(-1, 2).T
         n = sum(metric.name in row.measures for row in rows)
-        result[metric.name] = table.ratio(above, below, n, "no subject has it")
+        if metric.of_all and n < len(rows):
+            result[metric.name] = Sampled(n=n, reason=metric.undefined)
+        else:
+            result[metric.name] = table.ratio(above, below, n, metric.undefined)
     return result
 
 
