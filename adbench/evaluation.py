@@ -86,9 +86,9 @@ def evaluate_run(
         for index, case in enumerate(test):
             slices = numbers[test.data.subject_index == index]
             lesion = case.lesion & case.brain
-            counted.add_subject(
-                case.subject, case.maps, lesion, case.brain, slices, site=test.data.site_of(case.subject)
-            )
+            spacing = test.data.spacing_at(int(np.flatnonzero(test.data.subject_index == index)[0]))
+            site = test.data.site_of(case.subject)
+            counted.add_subject(case.subject, case.maps, lesion, case.brain, slices, spacing=spacing, site=site)
     return evaluate(
         histograms,
         val_histograms,

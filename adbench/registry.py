@@ -56,6 +56,11 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
         for name, target in {
             "alarms@fpr1": "alarms:FalseAlarms1",
             "alarms@fpr5": "alarms:FalseAlarms5",
+            "surface_dice@2mm": "optional:SurfaceDice",
+            "hd95": "optional:HD95",
+            "volume_error": "optional:VolumeError",
+            "aupro": "optional:AUPRO",
+            "ece": "optional:ECE",
         }.items()
     },
 }

@@ -274,6 +274,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
                 data.test.slice_numbers[scored.positions],
                 recon=scored.reconstructions,
                 image=image,
+                spacing=data.test.spacing_at(int(scored.positions[0])),
                 site=data.test.site_of(scored.subject),
             )
         for index, position in enumerate(scored.positions.tolist()):

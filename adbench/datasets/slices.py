@@ -156,6 +156,10 @@ class LabelledSet(SliceSet):
         gaps = np.diff(self.slice_numbers)[np.diff(self.subject_index) == 0]
         return int(gaps[gaps > 0].min()) if (gaps > 0).any() else 1
 
+    def spacing_at(self, position: int) -> tuple[float, float, float] | None:
+        """Voxel size of the volume of the slice at ``position``, mm; see :meth:`SliceStore.spacing_of`."""
+        return self._store.spacing_of(int(self.rows[position]))
+
     def site_of(self, subject: str) -> str | None:
         """Scanner or centre of ``subject``, or None when it is unknown."""
         return self._store.site_of(subject)

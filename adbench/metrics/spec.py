@@ -207,6 +207,44 @@ _TABLE = (
         less_is_better=True,
         chance=0.05,
     ),
+    _asked(
+        "surface_dice@2mm",
+        "Surface Dice 2 mm",
+        "Share of the surfaces of lesion and prediction within 2 mm of each other, at the val threshold, by volume",
+        "subject mean",
+    ),
+    _asked(
+        "hd95",
+        "HD95",
+        "95th percentile of the distances between the surfaces of lesion and prediction, at the val threshold, by volume",
+        "subject mean",
+        less_is_better=True,
+        unit="mm",
+        high=None,
+    ),
+    _asked(
+        "volume_error",
+        "Volume error",
+        "Mean absolute difference of predicted and true lesion volume, at the val threshold",
+        "subject mean",
+        less_is_better=True,
+        unit="ml",
+        high=None,
+    ),
+    _asked(
+        "aupro",
+        "AUPRO",
+        "Area under the mean overlap of lesions against a volume's false-positive rate, up to 0.3",
+        "lesion",
+        chance=0.15,
+    ),
+    _asked(
+        "ece",
+        "Calibration error",
+        "Expected calibration error of maps that lie in [0, 1], over 15 bins, by volume",
+        "subject mean",
+        less_is_better=True,
+    ),
 )
 SPECS: dict[str, MetricSpec] = {one.name: one for one in _TABLE}
 
