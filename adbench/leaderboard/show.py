@@ -11,6 +11,7 @@ from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.results.record import Record
 
 Column = tuple[str, str, Callable[[Record], str]]  # heading, justification, text of a row
+HEADLINE = ("auprc", "dice@val", "dice@best", "auroc")
 CAPTION = (
     "AUPRC and AUROC over all test brain voxels; Dice per volume; [95 % bootstrap interval over subjects]. "
     "dice@best is an oracle: its threshold was chosen on the test split."
@@ -52,7 +53,7 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
         if any(facts.less_is_better for facts in board.asked):
             caption += " ↓: less is better."
         table(board.title, columns, rows, caption=caption)
-        names = [facts.name for facts in _shown(board)]
+        names = [*HEADLINE, *(facts.name for facts in board.asked)]
         reasons = {r.metrics[name].reason for r in board.records for name in names if name in r.metrics} - {""}
         for reason in sorted(reasons):
             say(f"Undefined: {reason}")
@@ -66,7 +67,7 @@ def _healthy(board: Board) -> bool:
 
 def _shown(board: Board) -> list[MetricSpec]:
     """The metrics that have a column: the headline, unless nobody has a lesion, and what was asked for."""
-    headline = () if _healthy(board) else ("auprc", "dice@val", "dice@best", "auroc")
+    headline = () if _healthy(board) else HEADLINE
     return [*(SPECS[name] for name in headline), *board.asked]
 
 
