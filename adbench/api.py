@@ -235,6 +235,7 @@ class Run:
             made = next(scored, None)
             maps = np.asarray(self.maps[positions]) if self.maps is not None else made.maps  # type: ignore[union-attr]
             brain, lesion = test.brains(positions), test.lesions(positions)
+            counted = test.counted(positions)
             yield SubjectMaps(
                 subject,
                 positions,
@@ -244,7 +245,7 @@ class Run:
                 lesion,
                 maps,
                 None if made is None else made.reconstructions,
-                self._drift(subject, maps[brain], lesion[brain]),
+                self._drift(subject, maps[counted], lesion[counted]),
             )
 
     def _drift(self, subject: str, scores: np.ndarray, labels: np.ndarray) -> float:

@@ -84,11 +84,12 @@ def evaluate_run(
         counted = SpatialAccumulator(thresholds, counted.froc, metrics=needing, step=counted.step)
         numbers = test.data.slice_numbers
         for index, case in enumerate(test):
-            slices = numbers[test.data.subject_index == index]
-            lesion = case.lesion & case.brain
-            spacing = test.data.spacing_at(int(np.flatnonzero(test.data.subject_index == index)[0]))
+            where = np.flatnonzero(test.data.subject_index == index)
+            slices, counted_voxels = numbers[where], test.data.counted(where)
+            lesion = case.lesion & counted_voxels
+            spacing = test.data.spacing_at(int(where[0]))
             site = test.data.site_of(case.subject)
-            counted.add_subject(case.subject, case.maps, lesion, case.brain, slices, spacing=spacing, site=site)
+            counted.add_subject(case.subject, case.maps, lesion, counted_voxels, slices, spacing=spacing, site=site)
     return evaluate(
         histograms,
         val_histograms,

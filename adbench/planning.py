@@ -11,6 +11,7 @@ from adbench import protocols, registry
 from adbench import spec as specs
 from adbench.context import Progress
 from adbench.datasets import selection
+from adbench.datasets.base import Split
 from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore, prepare
@@ -22,6 +23,7 @@ from adbench.results import rundir
 from adbench.results.record import Record, write
 from adbench.spec import CellSpec, Source
 
+_LABELLED: tuple[Split, Split] = ("val", "test")
 _KEPT = 8  # sets of slices that stay open while cells are planned
 
 
@@ -129,9 +131,17 @@ def gather(
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
     learn, val = train_store.healthy("train"), train_store.healthy("val")
-    kind = {"healthy": protocol.healthy, "inserted": protocol.inserted}
-    threshold = selection.scored(test_store, "val", protocol.slices, **kind)
-    scored = selection.scored(test_store, "test", protocol.slices, **kind)
+    threshold, scored = (
+        selection.scored(
+            test_store,
+            split,
+            protocol.slices,
+            healthy=protocol.healthy,
+            inserted=protocol.inserted,
+            domain=protocol.domain,
+        )
+        for split in _LABELLED
+    )
     learn_from, scored_from = (source.root or source.dataset for source in (train or test, test))
     if not len(learn):
         raise UserError(

@@ -247,7 +247,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
         for scored in score_subjects(method, data.threshold, ctx, "score validation"):
             if keep_val:
                 keep_val.write(scored)
-            brain = data.threshold.brains(scored.positions)
+            brain = data.threshold.counted(scored.positions)
             threshold.update(scored.subject, scored.maps[brain], data.threshold.lesions(scored.positions)[brain])
     # The thresholds are known before the first test map, so every map is looked at once and dropped.
     spatial = SpatialAccumulator(
@@ -262,7 +262,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     for scored in score_subjects(method, data.test, ctx, "score test", clock=clock):
         if keep:
             keep.write(scored)
-        brain, lesion = data.test.brains(scored.positions), data.test.lesions(scored.positions)
+        brain, lesion = data.test.counted(scored.positions), data.test.lesions(scored.positions)
         image = data.test.images(scored.positions).astype(np.float32)
         with clock.phase("measure"):
             test.update(scored.subject, scored.maps[brain], lesion[brain])

@@ -78,6 +78,7 @@ def _board(board: Board) -> dict[str, Any]:
             ("with lesion", "—" if test.lesion_subjects is None else f"{test.lesion_subjects}"),
             ("slices", f"{test.slices:,}"),
             ("prevalence (chance of AUPRC)", f"{board.record.prevalence:.4f}"),
+            ("voxels that count", "all" if board.record.protocol.get("domain") == "all" else "brain"),
         ],
         "columns": [
             {

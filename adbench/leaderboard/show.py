@@ -13,7 +13,7 @@ from adbench.results.record import Record
 Column = tuple[str, str, Callable[[Record], str]]  # heading, justification, text of a row
 HEADLINE = ("auprc", "dice@val", "dice@best", "auroc")
 CAPTION = (
-    "AUPRC and AUROC over all test brain voxels; Dice per volume; [95 % bootstrap interval over subjects]. "
+    "AUPRC and AUROC over all test voxels that count, the brain unless said; Dice per volume; [95 % bootstrap interval over subjects]. "
     "dice@best is an oracle: its threshold was chosen on the test split."
 )
 

@@ -32,10 +32,11 @@ class Board:
     def title(self) -> str:
         """A heading with what the numbers are about."""
         test = self.records[0].test
+        domain = " · every voxel of a slice counts" if self.records[0].protocol.get("domain") == "all" else ""
         return (
             f"{self.protocol} v{self.protocol_version} · {self.dataset} {self.modality} · "
             f"{test.subjects} test subjects ({test.lesion_subjects} with lesion), {test.slices} slices · "
-            f"prevalence {self.records[0].prevalence:.4f}"
+            f"prevalence {self.records[0].prevalence:.4f}{domain}"
         )
 
 

@@ -15,7 +15,7 @@ from adbench.metrics.evaluate import Estimate
 
 PLAIN = ("dice@best", "lesion_recall@val", "fa_slice")  # columns that are wide enough without their interval
 READING = (
-    "AUPRC over all test brain voxels (chance: the prevalence); Dice per volume at the threshold chosen on validation "
+    "AUPRC over all test voxels that count, the brain unless said (chance: the prevalence); Dice per volume at the threshold chosen on validation "
     "subjects; lesion recall and false-alarm slices at the same threshold; [95 % bootstrap interval over test subjects "
     "and training seeds]. ↓: less is better. The oracle chose its threshold on the test split. Methods that share a rank (=) are not told "
     "apart from its first by the paired bootstrap (Holm, family-wise error 5 %)."
@@ -25,10 +25,13 @@ READING = (
 def title(board: Board) -> str:
     """What the numbers of a board are about, in one line."""
     test = board.record.test
+    domain = (
+        "; every voxel of a slice counts, background included" if board.record.protocol.get("domain") == "all" else ""
+    )
     lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
     return (
         f"{board.dataset} {board.modality}: {test.subjects} test subjects{lesion}, {test.slices} slices, "
-        f"prevalence {board.record.prevalence:.4f}"
+        f"prevalence {board.record.prevalence:.4f}{domain}"
     )
 
 
