@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 
@@ -77,35 +78,50 @@ def _outside(case: Case) -> str:
 
 
 class _Pool:
-    """Scores of lesion and of background, all of them: what is computed is exact."""
+    """Scores of lesion and of background, all of them: what is computed is exact.
+
+    Background is kept as sorted parts without their lowest score, which is counted: most of it lies outside the brain.
+    """
 
     def __init__(self) -> None:
-        self._parts: tuple[list[np.ndarray], list[np.ndarray]] = ([], [])
+        self._lesion: list[np.ndarray] = []
+        self._parts: list[tuple[np.ndarray, np.generic, int]] = []  # the rest, sorted; the lowest score, how often
         self.n_positive = self.n_negative = 0
 
     def add(self, scores: np.ndarray, lesion: np.ndarray) -> None:
         """Take in pixels of any shape."""
-        for own, part in zip(self._parts, (scores[lesion], scores[~lesion]), strict=True):
-            own.append(part)
-        self.n_positive += len(self._parts[0][-1])
-        self.n_negative += len(self._parts[1][-1])
+        own, background = scores[lesion], scores[~lesion]
+        self._lesion.append(own)
+        self.n_positive += len(own)
+        self.n_negative += len(background)
+        if len(background):
+            low = background.min()
+            rest = background[background > low]
+            rest.sort()
+            self._parts.append((rest, low, len(background) - len(rest)))
 
-    def _sorted(self) -> tuple[np.ndarray, np.ndarray]:
-        for own in self._parts:
-            if len(own) > 1:
-                own[:] = [np.concatenate(own)]
-            own[0].sort()
-        return self._parts[0][0], self._parts[1][0]
+    @cached_property
+    def _thresholds(self) -> tuple[np.ndarray, np.ndarray]:
+        """((n,) distinct lesion scores, descending, (n,) how often each occurs)."""
+        found, counts = np.unique(np.concatenate(self._lesion), return_counts=True)
+        return found[::-1], counts[::-1]
+
+    @cached_property
+    def _below(self) -> tuple[np.ndarray, np.ndarray]:
+        """Background pixels below, and at or below, each distinct lesion score."""
+        at = self._thresholds[0]
+        below, upto = np.zeros(len(at), np.int64), np.zeros(len(at), np.int64)
+        for rest, low, count in self._parts:
+            below += np.searchsorted(rest, at, "left") + count * (low < at)
+            upto += np.searchsorted(rest, at, "right") + count * (low <= at)
+        return below, upto
 
     def _at_lesion_scores(self) -> tuple[np.ndarray, np.ndarray]:
         """Lesion and background pixels at or above each distinct lesion score, from the highest down.
 
         No other threshold changes average precision, or has a higher F1: between two of them only background is added.
         """
-        lesion, background = self._sorted()
-        thresholds = np.unique(lesion)[::-1]
-        found, false = (len(own) - np.searchsorted(own, thresholds) for own in (lesion, background))
-        return found, false
+        return np.cumsum(self._thresholds[1]), self.n_negative - self._below[0]
 
     def ap(self) -> float | None:
         """Average precision; None without a lesion."""
@@ -125,9 +141,9 @@ class _Pool:
         """Share of pairs of lesion and background whose lesion scores higher, ties half; None without both."""
         if not self.n_positive or not self.n_negative:
             return None
-        lesion, background = self._sorted()
-        below = sum(np.searchsorted(background, lesion, side).sum(dtype=np.float64) for side in ("left", "right"))
-        return float(below / 2 / self.n_positive / self.n_negative)
+        below, upto = self._below
+        pairs = np.dot(self._thresholds[1], (below + upto).astype(np.float64)) / 2
+        return float(pairs / self.n_positive / self.n_negative)
 
 
 def official_madad(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
