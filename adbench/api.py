@@ -143,12 +143,15 @@ class Run:
             replicates: of the bootstrap; None: those of the run's protocol.
         """
         protocol = self.record.protocol
+        metrics = [registry.load("metrics", name)() for name in evaluation.measured(self.record)]
+        self.spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
         return evaluate(
             self.histograms,
             self.val_histograms,
             replicates=int(protocol["replicates"]) if replicates is None else replicates,
             level=float(protocol["level"]),
             spatial=self.spatial,
+            metrics=metrics,
             strata=True,
         )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adbench import registry, runner, spec
+from adbench import api, registry, runner, spec
 from adbench.leaderboard.board import boards, read_all
 from adbench.leaderboard.build import make
 from adbench.results import record as records
@@ -145,7 +145,12 @@ def test_the_run_table_shows_it_with_its_direction(
     assert {"Missed", "lesion", "↓", "spread", "(a.u.)"} <= set(shown.split())  # headings may be wrapped
     assert "↓: less is better" in shown
     assert f"{rows[0]['metrics']['missed']['value']:.3f}" in shown
-    (board,) = json.loads(cli("leaderboard", "show", "--out", tmp_path / "runs", "--json")[1])["boards"]
+    for metric, sign in (("missed", 1), ("spread", -1), ("auprc", -1)):
+        (board,) = json.loads(cli("leaderboard", "show", tmp_path / "runs", "--sort", metric, "--json")[1])["boards"]
+        values = [sign * row["metrics"][metric]["value"] for row in board["rows"]]
+        assert values == sorted(values)
+        assert len(set(values)) == 2
+    assert "Did you mean 'missed'" in cli("leaderboard", "show", tmp_path / "runs", "--sort", "mised")[2]
     assert {c["name"]: c["less_is_better"] for c in board["columns"]}["missed"] is True
 
 
@@ -185,6 +190,10 @@ def test_the_board_shows_it_where_the_package_is_not_installed(
     values = {entry.record.method.name: entry.estimates["missed"].value for entry in board.entries}
     stored = {r.method.name: r.metrics["missed"].value for _, r in every(tmp_path / "runs")}
     assert values == stored
+    for metric in ("missed", "spread"):
+        shown = json.loads(cli("leaderboard", "show", root, "--sort", metric, "--json")[1])["boards"][0]["entries"]
+        own = [entry["metrics"][metric]["value"] for entry in shown]
+        assert own == sorted(own, reverse=metric == "spread")
     made = make(root)
     assert "Missed lesion ↓" in made["folder/index.md"]
     assert "Missed lesion $\\downarrow$" in made["folder/table.tex"]
@@ -212,3 +221,22 @@ def test_seeds_of_which_one_has_it(plugin: Path, run: Callable[..., list[dict]],
         number = entry.estimates["spread"]
         assert number.value == pytest.approx(np.mean(own))
         assert number.low <= number.value <= number.high
+
+
+def test_eval_and_the_api_give_what_the_run_was_asked_for(
+    plugin: Path, run: Callable[..., list[dict]], cli: Cli, tmp_path: Path
+) -> None:
+    row = run("--metrics", "missed,spread")[0]
+    folder = next(p.parent for p, r in every(tmp_path / "runs") if r.method.name == row["method"])
+    code, out, err = cli("eval", folder, "--metrics", "spread", "--json")
+    assert code == 0, err  # its sums are stored: no maps are needed
+    again = json.loads(out)["evaluation"]["metrics"]
+    assert again == row["metrics"]
+    evaluation = api.Run(folder).evaluation()
+    assert {name: number.value for name, number in evaluation.metrics.items()} == {
+        name: number["value"] for name, number in row["metrics"].items()
+    }
+    plugin.write_text(MODULE + "# another version\n")
+    spec.source_digest.cache_clear()
+    assert "spread" not in json.loads(cli("eval", folder, "--json")[1])["evaluation"]["metrics"]
+    assert "--save-maps" in cli("eval", folder, "--metrics", "spread")[2]

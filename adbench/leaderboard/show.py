@@ -98,14 +98,22 @@ def _columns(board: Board, wide: bool) -> tuple[list[tuple[str, str]], list[list
     return [("#", "right"), *((heading, justify) for heading, justify, _ in columns)], rows
 
 
-def print_published(found: Sequence[Published], as_json: bool) -> None:
+def print_published(found: Sequence[Published], as_json: bool, by: str | None = None) -> None:
     """Print boards of published results.
 
     Args:
         found: from :func:`adbench.leaderboard.board.boards`.
         as_json: one JSON document instead of tables.
+        by: the metric whose best value comes first; None leaves them by rank.
     """
     from adbench.leaderboard import texts
+
+    for board in found if by else ():
+        assert by is not None
+        sign = 1 if board.facts(by).less_is_better else -1
+        values = {e.key: e.estimates[by].value if by in e.estimates else None for e in board.entries}
+        order = {key: (value is None, sign * (value or 0.0)) for key, value in values.items()}
+        board.entries.sort(key=lambda entry: order[entry.key])
 
     if as_json:
         print_json({"boards": [texts.board_json(board) for board in found]})

@@ -1,4 +1,5 @@
-"""Rows of a leaderboard from records: grouped so that only comparable numbers stand together, ranked by AUPRC."""
+"""Rows of a leaderboard from records: grouped so that only comparable numbers stand together, best first, by AUPRC
+unless another metric is named."""
 
 from __future__ import annotations
 
@@ -40,8 +41,8 @@ class Board:
         )
 
 
-def _order(record: Record) -> tuple[bool, float, str, int]:
-    number = record.metrics.get(HEADLINE)
+def _order(record: Record, by: str) -> tuple[bool, float, str, int]:
+    number = record.metrics.get(by)
     value = number.value if number else None
     if value is None:  # no lesion: by the first metric of the protocol's own, false alarms
         for name in record.protocol.get("metrics", ()):
@@ -49,13 +50,17 @@ def _order(record: Record) -> tuple[bool, float, str, int]:
             if own is not None:
                 return True, own if facts(name, record).less_is_better else -own, record.method.name, record.seed
         return True, float("inf"), record.method.name, record.seed
-    return False, -value, record.method.name, record.seed
+    return False, value if facts(by, record).less_is_better else -value, record.method.name, record.seed
 
 
-def boards(records: Iterable[Record]) -> list[Board]:
+def boards(records: Iterable[Record], by: str = HEADLINE) -> list[Board]:
     """Group records into tables. Different test slices never share one; of equal keys the newest record counts.
 
     An older one of the same run may have been asked for other metrics: they stand in its row too.
+
+    Args:
+        records: of any runs.
+        by: the metric whose best value comes first, whichever way is better.
     """
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda r: r.created):
@@ -71,7 +76,10 @@ def boards(records: Iterable[Record]) -> list[Board]:
             record.test.digest,
         )
         groups.setdefault(key, []).append(record)
-    return [Board(*key, tuple(sorted(group, key=_order))) for key, group in sorted(groups.items())]
+    return [
+        Board(*key, tuple(sorted(group, key=lambda record: _order(record, by))))
+        for key, group in sorted(groups.items())
+    ]
 
 
 def _joined(record: Record, older: Record) -> Record:
