@@ -131,6 +131,26 @@ def test_without_a_voxel_size_there_is_a_reason():
     assert found["aupro"].value is not None
 
 
+def test_the_store_knows_the_voxel_size(tmp_path):
+    """Pixels of 3.6 x 1.6 mm: squares of 60 x 40 voxels of 1.2 x 0.8 mm, cut to 20 x 20."""
+    from adbench.datasets.geometry import Geometry, matrix
+    from adbench.datasets.slices import LabelledSet
+    from adbench.datasets.store import SliceStore
+
+    crosswise = np.array([[0, 0.8, 0, 5], [1.2, 0, 0, -3], [0, 0, 2.5, 8], [0, 0, 0, 1]])
+    eye = matrix(np.eye(4))
+    geometry = Geometry((60, 40, 30), eye, (60, 40, 30), matrix(crosswise), eye, "none", (0, 0), (60, 40), 20, 3)
+    case = {"subject": "a", "session": "", "split": "test", "site": "", "flags": [], "slices": [4, 7, 10],
+            "lesion_voxels": [0, 2, 0], "brain_voxels": [9, 9, 9], "masked": True, "digests": {}}  # fmt: skip
+    cases = [{**case, "start": 0, "geometry": geometry.to_json()}, {**case, "subject": "b", "start": 3}]
+    store = SliceStore(tmp_path, {"modality": "T1", "shape": [20, 20], "rows": 6, "cases": cases})
+    data = LabelledSet(store, np.array([1, 2, 4]))
+    assert data.spacing_at(0) == data.spacing_at(1) == pytest.approx((2.5, 1.6, 3.6))
+    assert data.spacing_at(2) is None
+    volume = Volume(*(np.ones((3, 20, 20)),) * 3, np.array([4, 7, 10]), spacing=data.spacing_at(0))
+    assert voxel_ml(volume) == pytest.approx(geometry.prepared_voxel_ml)
+
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16, np.int16])
 @pytest.mark.parametrize("seed", range(3))
 def test_aupro_equals_a_weighted_roc_of_scikit_learn(seed, dtype):
