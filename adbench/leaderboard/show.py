@@ -53,10 +53,12 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
         if any(facts.less_is_better for facts in board.asked):
             caption += " ↓: less is better."
         table(board.title, columns, rows, caption=caption)
-        names = [*HEADLINE, *(facts.name for facts in board.asked)]
-        reasons = {r.metrics[name].reason for r in board.records for name in names if name in r.metrics} - {""}
-        for reason in sorted(reasons):
-            say(f"Undefined: {reason}")
+        reasons: dict[str, list[str]] = {}
+        for name in dict.fromkeys([*HEADLINE, *(facts.name for facts in board.asked)]):
+            for reason in {r.metrics[name].reason for r in board.records if name in r.metrics} - {""}:
+                reasons.setdefault(reason, []).append(name)
+        for reason, names in sorted(reasons.items()):
+            say(f"Undefined: {', '.join(names)}: {reason}")
 
 
 def _healthy(board: Board) -> bool:

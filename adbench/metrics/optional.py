@@ -166,16 +166,15 @@ def per_region_overlap(scores: np.ndarray, regions: np.ndarray, background: np.n
     """
     sizes = np.bincount(regions)
     shares = 1 / (sizes[regions] * np.count_nonzero(sizes))
-    every = np.concatenate([scores, background])
-    order = np.argsort(every)[::-1]
-    ends = np.flatnonzero(np.diff(every[order], append=-np.inf if every.dtype.kind == "f" else every.min() - 1))
-    gained = np.concatenate([shares, np.zeros(len(background))])[order]
-    false = (order >= len(scores)).astype(np.int64)
-    overlap = np.concatenate([[0.0], np.cumsum(gained)[ends]])
-    rate = np.concatenate([[0.0], np.cumsum(false)[ends] / len(background)])
+    at, which = np.unique(scores, return_inverse=True)
+    overlap = np.cumsum(np.bincount(which, shares)[::-1])  # at each score of a region, from the highest down
+    ordered = np.sort(background)
+    beyond, upto = (len(ordered) - np.searchsorted(ordered, at[::-1], side) for side in ("right", "left"))
+    # Between two of these scores only background is added: the curve is level there, and slanted where both are tied.
+    rate = np.concatenate([[0], np.column_stack([beyond, upto]).ravel(), [len(ordered)]]) / len(ordered)
+    height = np.concatenate([[0.0, 0.0], np.repeat(overlap, 2)])
     inside = rate <= MAX_FPR
-    at_end = np.interp(MAX_FPR, rate, overlap) if not inside.all() else overlap[-1]
-    x, y = np.append(rate[inside], MAX_FPR), np.append(overlap[inside], at_end)
+    x, y = np.append(rate[inside], MAX_FPR), np.append(height[inside], np.interp(MAX_FPR, rate, height))
     return float(np.trapezoid(y, x)) / MAX_FPR
 
 
