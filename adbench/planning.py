@@ -86,25 +86,32 @@ class Plan:
         The same parameters may have been run before a search chose them: the record then learns where they come from.
         """
         record = rundir.complete(self.run_folder, self.run_key)
-        if record is None or any(
-            name not in record.optional or record.optional[name].source != specs.source_digest("metrics", name)
-            for name in self.spec.metrics
-        ):
+        if record is None or self.lacks(record):
             return None
         if self.spec.tuned_from not in (None, record.tuned_from):
             record = record.model_copy(update={"tuned_from": self.spec.tuned_from})
             write(record, self.run_folder)
         return record
 
-    def with_earlier_metrics(self) -> Plan:
-        """This plan, with the metrics that the record in its folder was asked for earlier, where they are still there."""
+    def stored(self) -> Record | None:
+        """The complete record of this cell, whatever it was asked for; None where there is none, or a damaged one."""
         try:
-            record = rundir.complete(self.run_folder, self.run_key)
+            return rundir.complete(self.run_folder, self.run_key)
         except UserError:
-            return self  # a damaged record is made again
+            return None
+
+    def with_metrics_of(self, record: Record | None) -> Plan:
+        """This plan, with the metrics that ``record`` was asked for, where they are still there."""
         usable = {name for name, entry in registry.entries("metrics").items() if not registry.status(entry)}
         names = {*self.spec.metrics, *(usable & set(record.optional if record is not None else ()))}
         return replace(self, spec=self.spec.model_copy(update={"metrics": tuple(sorted(names))}))
+
+    def lacks(self, record: Record) -> bool:
+        """Whether ``record`` is without a metric that is asked for, or has it from another source."""
+        return any(
+            name not in record.optional or record.optional[name].source != specs.source_digest("metrics", name)
+            for name in self.spec.metrics
+        )
 
     def trace(self) -> None:
         """Let the record of a run that was made before a search chose its parameters know about the search."""

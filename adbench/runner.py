@@ -99,7 +99,9 @@ def _waits(progress: Progress) -> Callable[[str], None]:
 
 def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
     """Fit, score, evaluate, record; an error is written down and goes on."""
-    cell = cell.with_earlier_metrics()
+    earlier = cell.stored()
+    for_a_metric = earlier is not None and cell.lacks(earlier)
+    cell = cell.with_metrics_of(earlier)
     # Complete means: the record is there, and it is the last to come.
     (cell.run_folder / RECORD).unlink(missing_ok=True)
     rundir.write_identity(cell.run_folder, cell.fit_key, cell.run_key, cell.identity)
@@ -129,8 +131,10 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
         record = _record(cell, fit, scored, evaluation, clock)
         write(record, cell.run_folder)
     except BaseException as error:
-        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            with suppress(OSError):  # on a full disk the error itself still reaches the user
+        with suppress(OSError):  # on a full disk the error itself still reaches the user
+            if earlier is not None and for_a_metric and phase != "record":
+                write(earlier, cell.run_folder)  # a metric that fails takes nothing away: the files are still its own
+            if not isinstance(error, (KeyboardInterrupt, SystemExit)):
                 rundir.write_failure(cell.run_folder, error, phase)
         raise
     for leftover in (rundir.FAILURE, rundir.IDENTITY):

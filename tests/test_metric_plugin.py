@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -64,7 +65,7 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     )
     (site / "their_metrics.py").write_text(MODULE)
     monkeypatch.syspath_prepend(site)
-    monkeypatch.delitem(__import__("sys").modules, "their_metrics", raising=False)
+    monkeypatch.delitem(sys.modules, "their_metrics", raising=False)
     for cached in (registry.entries, spec.source_digest):
         cached.cache_clear()
     yield site / "their_metrics.py"
@@ -114,6 +115,8 @@ def test_asking_for_a_metric_makes_no_other_row(plugin: Path, run: Callable[...,
         assert row["metrics"]["missed"]["value"] is not None
         assert row["metrics"]["spread"]["n"] == 6
     assert run() == with_both, "what was measured once stays in the row"
+    forced = run("--force", "--save-maps")
+    assert [row["metrics"] for row in forced] == [row["metrics"] for row in with_both]
     for path in (tmp_path / "runs").rglob("record.json"):
         assert set(records.read(path).optional) == {"missed", "spread"}
 
@@ -134,6 +137,26 @@ def test_a_metric_keeps_those_asked_for_earlier_and_follows_its_source(
     assert {path: path.stat().st_mtime_ns for path in stored} == stored, "it was not asked for"
     run("--metrics", "missed")
     assert all(path.stat().st_mtime_ns > time for path, time in stored.items())
+
+
+def test_a_metric_that_fails_takes_nothing_away(
+    plugin: Path, run: Callable[..., list[dict]], cli: Cli, slices: Path, tmp_path: Path
+) -> None:
+    before = run("--metrics", "spread")
+    plugin.write_text(MODULE.replace("return subject.histogram.n_positive - found", "return 1 / 0"))
+    sys.modules.pop("their_metrics")
+    for cached in (registry.entries, spec.source_digest):
+        cached.cache_clear()
+    with pytest.raises(ZeroDivisionError):
+        cli(
+            "run", "--method", "histeq", "--dataset", "folder", "--data-root", slices, "--device", "cpu",
+            "--out", tmp_path / "runs", "--metrics", "missed", "--quiet",
+        )  # fmt: skip
+    plugin.write_text(MODULE)
+    sys.modules.pop("their_metrics")
+    for cached in (registry.entries, spec.source_digest):
+        cached.cache_clear()
+    assert run() == before
 
 
 def test_the_run_table_shows_it_with_its_direction(
