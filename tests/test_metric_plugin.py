@@ -9,6 +9,7 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ import pytest
 from adbench import api, registry, runner, spec
 from adbench.leaderboard.board import boards, read_all
 from adbench.leaderboard.build import make
+from adbench.report.render import COLUMNS
+from adbench.report.render import _columns as report_columns
 from adbench.results import record as records
 from adbench.results.rundir import records as every
 
@@ -263,3 +266,11 @@ def test_eval_and_the_api_give_what_the_run_was_asked_for(
     spec.source_digest.cache_clear()
     assert "spread" not in json.loads(cli("eval", folder, "--json")[1])["evaluation"]["metrics"]
     assert "--save-maps" in cli("eval", folder, "--metrics", "spread")[2]
+
+
+def test_the_report_has_a_column_for_it(plugin: Path, run: Callable[..., list[dict]], tmp_path: Path) -> None:
+    run("--metrics", "missed")
+    parts = [SimpleNamespace(run=SimpleNamespace(record=stored)) for _, stored in every(tmp_path / "runs")]
+    columns = report_columns(SimpleNamespace(parts=parts))
+    assert [facts.name for facts in columns] == [*COLUMNS, "missed"]
+    assert columns[-1].column == "Missed lesion ↓"
