@@ -143,12 +143,15 @@ class Run:
             replicates: of the bootstrap; None: those of the run's protocol.
         """
         protocol = self.record.protocol
+        metrics = [registry.load("metrics", name)() for name in evaluation.measured(self.record)]
+        self.spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
         return evaluate(
             self.histograms,
             self.val_histograms,
             replicates=int(protocol["replicates"]) if replicates is None else replicates,
             level=float(protocol["level"]),
             spatial=self.spatial,
+            metrics=metrics,
             strata=True,
         )
 
@@ -235,6 +238,7 @@ class Run:
             made = next(scored, None)
             maps = np.asarray(self.maps[positions]) if self.maps is not None else made.maps  # type: ignore[union-attr]
             brain, lesion = test.brains(positions), test.lesions(positions)
+            counted = test.counted(positions)
             yield SubjectMaps(
                 subject,
                 positions,
@@ -244,7 +248,7 @@ class Run:
                 lesion,
                 maps,
                 None if made is None else made.reconstructions,
-                self._drift(subject, maps[brain], lesion[brain]),
+                self._drift(subject, maps[counted], lesion[counted]),
             )
 
     def _drift(self, subject: str, scores: np.ndarray, labels: np.ndarray) -> float:

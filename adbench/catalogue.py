@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from adbench import registry
 from adbench.errors import UserError, unknown
-from adbench.metrics.definitions import DEFINITIONS
+from adbench.metrics.spec import SPECS, spec
 from adbench.params import ParamSet
 from adbench.protocols import PROTOCOLS
 
@@ -19,14 +19,20 @@ if TYPE_CHECKING:
 KINDS = ("methods", "datasets", "protocols", "metrics")
 
 
-def listing(kind: str) -> list[dict[str, str]]:
-    """Everything of ``kind``: name, summary, origin, and the problem that makes it unavailable ("" when none)."""
+def listing(kind: str) -> list[dict[str, Any]]:
+    """Everything of ``kind``: name, summary, origin, and the problem that makes it unavailable ("" when none).
+
+    A metric also has what :meth:`adbench.metrics.spec.MetricSpec.as_dict` gives.
+    """
     if kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     if kind == "protocols":
         return [{"name": p.name, "summary": p.summary, "origin": "built-in", "problem": ""} for p in PROTOCOLS.values()]
-    built_in = DEFINITIONS.items() if kind == "metrics" else ()
-    return [{"name": name, "summary": line, "origin": "built-in", "problem": ""} for name, line in built_in] + [
+    rows: list[dict[str, Any]] = []
+    if kind == "metrics":
+        headline = [one for one in SPECS.values() if one.group == "headline"]
+        rows = [{"name": m.name, "summary": m.definition, "origin": "built-in", "problem": ""} for m in headline]
+    rows += [
         {
             "name": entry.name,
             "summary": registry.summary(entry),
@@ -35,6 +41,10 @@ def listing(kind: str) -> list[dict[str, str]]:
         }
         for entry in registry.entries(cast(registry.Kind, kind)).values()
     ]
+    if kind == "metrics":
+        for row in rows:
+            row |= spec(row["name"]).as_dict()
+    return rows
 
 
 def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
@@ -99,6 +109,8 @@ def description(name: str) -> dict[str, Any]:
                 "default protocol": info.protocol,
             }
             scope = "dataset"
+        else:
+            facts |= _metric_facts(name)
         params = _params(cls.Params) if hasattr(cls, "Params") else []
         doc = inspect.cleandoc(cls.__doc__ or "")
         return {
@@ -111,22 +123,28 @@ def description(name: str) -> dict[str, Any]:
             "presets": presets,
             "scope": scope,
         }
-    if name in DEFINITIONS:
-        where = "docs/metrics.md has the formula"
-        doc = DEFINITIONS[name]
+    if name in SPECS:
         return {
             "kind": "metric",
             "name": name,
-            "doc": doc,
-            "facts": {"formula": where},
+            "doc": SPECS[name].definition,
+            "facts": {**_metric_facts(name), "formula": "docs/metrics.md has it"},
             "card": None,
             "params": [],
             "presets": {},
             "scope": "",
         }
     known = [n for kind in ("methods", "datasets", "metrics") for n in registry.entries(kind)]  # type: ignore[arg-type]
-    error: UserError = unknown("name", name, [*known, *PROTOCOLS, *DEFINITIONS])
+    error: UserError = unknown("name", name, [*known, *PROTOCOLS, *SPECS])
     raise error
+
+
+def _metric_facts(name: str) -> dict[str, Any]:
+    facts = spec(name)
+    found = {"heading": facts.heading, "direction": facts.direction, "unit": facts.unit, "over": facts.scope}
+    if facts.oracle:
+        found["oracle"] = "it chooses something on the test split"
+    return {what: value for what, value in found.items() if value}
 
 
 def _protocol(name: str) -> dict[str, Any]:

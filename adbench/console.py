@@ -45,8 +45,8 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
         grid.add_column(escape(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         grid.add_row(*(escape(text) for text in row))
-    # Redirected output must not be cut to 80 columns.
-    wide = out if out.is_terminal else Terminal(highlight=False, width=max(out.width, 160))
+    # Redirected output must not be cut to 80 columns, nor a word where there are many of them.
+    wide = out if out.is_terminal else Terminal(highlight=False, width=max(out.width, 160, 14 * len(columns)))
     wide.print(grid)
 
 

@@ -26,7 +26,7 @@ from adbench.planning import Data, gather
 from adbench.results import record as records
 from adbench.results.record import Record
 from adbench.results.rundir import MAPS, VAL_MAPS
-from adbench.spec import CellSpec
+from adbench.spec import CellSpec, source_digest
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def evaluate_run(
 
     Args:
         run: its folder, or its ``record.json``.
-        metrics: plug-in metrics to add, by name.
+        metrics: optional and plug-in metrics to add to those that the run was asked for, by name.
         preset: a paper's own rule instead of the headline metrics; needs maps.
         replicates: bootstrap replicates; None takes those of the run's protocol.
         cache: folder of slice stores, for the masks that maps are held against.
@@ -66,7 +66,8 @@ def evaluate_run(
     """
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     record = records.read(run)
-    chosen: list[Metric] = [registry.load("metrics", name)() for name in metrics]
+    stored = measured(record)
+    chosen: list[Metric] = [registry.load("metrics", name)() for name in dict.fromkeys((*metrics, *stored))]
     if preset is not None:
         if preset not in PRESETS:
             evaluate_preset(preset, [])  # raises the error that lists them
@@ -78,17 +79,19 @@ def evaluate_run(
     val_histograms = SubjectHistograms.from_npz(val_path) if val_path.name in record.files else None
     counted = SpatialAccumulator.from_json(folder / "spatial.json")
     needing = [metric for metric in chosen if metric.needs_maps]
-    if needing:
+    counted.metrics = tuple(needing)
+    if any(metric.name not in stored for metric in needing):
         test, _ = _stored(folder, record, cache or config.default_cache(), progress or Progress())
         thresholds = choose_thresholds(val_histograms)[0]
         counted = SpatialAccumulator(thresholds, counted.froc, metrics=needing, step=counted.step)
         numbers = test.data.slice_numbers
         for index, case in enumerate(test):
-            slices = numbers[test.data.subject_index == index]
-            lesion = case.lesion & case.brain
-            counted.add_subject(
-                case.subject, case.maps, lesion, case.brain, slices, site=test.data.site_of(case.subject)
-            )
+            where = np.flatnonzero(test.data.subject_index == index)
+            slices, counted_voxels = numbers[where], test.data.counted(where)
+            lesion = case.lesion & counted_voxels
+            spacing = test.data.spacing_at(int(where[0]))
+            site = test.data.site_of(case.subject)
+            counted.add_subject(case.subject, case.maps, lesion, counted_voxels, slices, spacing=spacing, site=site)
     return evaluate(
         histograms,
         val_histograms,
@@ -98,6 +101,17 @@ def evaluate_run(
         metrics=chosen,
         strata=True,
     )
+
+
+def measured(record: Record) -> list[str]:
+    """The metrics that ``record`` was asked for, where they are installed here and are what they were."""
+    return [
+        name
+        for name, part in record.optional.items()
+        if (entry := registry.entries("metrics").get(name)) is not None
+        and not registry.status(entry)
+        and source_digest("metrics", name) == part.source
+    ]
 
 
 def _check_files(folder: Path, record: Record) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from adbench import protocols, registry
 from adbench import spec as specs
 from adbench.context import Progress
 from adbench.datasets import selection
+from adbench.datasets.base import Split
 from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore, prepare
@@ -22,6 +23,7 @@ from adbench.results import rundir
 from adbench.results.record import Record, write
 from adbench.spec import CellSpec, Source
 
+_LABELLED: tuple[Split, Split] = ("val", "test")
 _KEPT = 8  # sets of slices that stay open while cells are planned
 
 
@@ -68,21 +70,48 @@ class Plan:
         return self.spec.train or self.spec.test
 
     def done(self, *, save_maps: bool = False) -> bool:
-        """Whether there is a complete record (and, with ``save_maps``, the maps), told without reading all of it."""
-        return rundir.recorded(self.run_folder, self.run_key) and (
-            not save_maps or (self.run_folder / rundir.MAPS).exists()
-        )
+        """Whether there is a complete record with every metric that was asked for (and, with ``save_maps``, the maps).
+
+        Told without reading all of the record, unless metrics were asked for beside those that the protocol measures.
+        """
+        if save_maps and not (self.run_folder / rundir.MAPS).exists():
+            return False
+        if not rundir.recorded(self.run_folder, self.run_key):
+            return False
+        return set(self.spec.metrics) <= set(self.protocol.metrics) or self.record() is not None
 
     def record(self) -> Record | None:
-        """The complete record of this cell, if there is one.
+        """The complete record of this cell with every metric that was asked for, as its source is now, if there is one.
 
         The same parameters may have been run before a search chose them: the record then learns where they come from.
         """
         record = rundir.complete(self.run_folder, self.run_key)
-        if record is not None and self.spec.tuned_from not in (None, record.tuned_from):
+        if record is None or self.lacks(record):
+            return None
+        if self.spec.tuned_from not in (None, record.tuned_from):
             record = record.model_copy(update={"tuned_from": self.spec.tuned_from})
             write(record, self.run_folder)
         return record
+
+    def stored(self) -> Record | None:
+        """The complete record of this cell, whatever it was asked for; None where there is none, or a damaged one."""
+        try:
+            return rundir.complete(self.run_folder, self.run_key)
+        except UserError:
+            return None
+
+    def with_metrics_of(self, record: Record | None) -> Plan:
+        """This plan, with the metrics that ``record`` was asked for, where they are still there."""
+        usable = {name for name, entry in registry.entries("metrics").items() if not registry.status(entry)}
+        names = {*self.spec.metrics, *(usable & set(record.optional if record is not None else ()))}
+        return replace(self, spec=self.spec.model_copy(update={"metrics": tuple(sorted(names))}))
+
+    def lacks(self, record: Record) -> bool:
+        """Whether ``record`` is without a metric that is asked for, or has it from another source."""
+        return any(
+            name not in record.optional or record.optional[name].source != specs.source_digest("metrics", name)
+            for name in self.spec.metrics
+        )
 
     def trace(self) -> None:
         """Let the record of a run that was made before a search chose its parameters know about the search."""
@@ -109,9 +138,17 @@ def gather(
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
     learn, val = train_store.healthy("train"), train_store.healthy("val")
-    kind = {"healthy": protocol.healthy, "inserted": protocol.inserted}
-    threshold = selection.scored(test_store, "val", protocol.slices, **kind)
-    scored = selection.scored(test_store, "test", protocol.slices, **kind)
+    threshold, scored = (
+        selection.scored(
+            test_store,
+            split,
+            protocol.slices,
+            healthy=protocol.healthy,
+            inserted=protocol.inserted,
+            domain=protocol.domain,
+        )
+        for split in _LABELLED
+    )
     learn_from, scored_from = (source.root or source.dataset for source in (train or test, test))
     if not len(learn):
         raise UserError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, fields, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from adbench.errors import UserError, unknown
 
@@ -22,7 +22,7 @@ class Protocol:
         train: which slices a method learns from.
         test: which slices are scored.
         threshold: where the threshold of ``dice@val`` comes from.
-        domain: voxels that count ("brain").
+        domain: voxels that count: "brain", or "all", every voxel of the slices that are scored, background included.
         replicates: bootstrap replicates over test subjects.
         level: level of the percentile interval.
         train_on: dataset that trains; "": whatever ``--train-on`` names, else the test dataset itself.
@@ -40,7 +40,7 @@ class Protocol:
     train: str
     test: str
     threshold: str
-    domain: str = "brain"
+    domain: Literal["brain", "all"] = "brain"
     replicates: int = 1000
     level: float = 0.95
     train_on: str = ""
@@ -165,8 +165,23 @@ def _variants(base: Protocol) -> tuple[Protocol, Protocol]:
     return central, largest
 
 
+def _everywhere(base: Protocol) -> Protocol:
+    """Background counts too, as in papers that pool whole slices: a background of equal low scores flatters AUROC."""
+    return replace(
+        base,
+        name=f"{base.name}-all-voxels",
+        summary=f"{base.summary}; every voxel of a slice counts, background included, to compare with papers",
+        domain="all",
+    )
+
+
 PROTOCOLS: dict[str, Protocol] = {
-    p.name: p for p in (*_BASES, *(q for base in _COMPARED for q in (base, *_variants(base))))
+    p.name: p
+    for p in (
+        *_BASES,
+        *(_everywhere(base) for base in _BASES if not base.healthy),
+        *(q for base in _COMPARED for q in (base, *_variants(base), _everywhere(base))),
+    )
 }
 
 

@@ -12,6 +12,7 @@ from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
 from adbench.errors import UserError, unknown
+from adbench.metrics.spec import SPECS
 
 Kind = Literal["methods", "datasets", "metrics"]
 
@@ -51,14 +52,16 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
         ),
     },
     "metrics": {
-        "alarms@fpr1": (
-            "adbench.metrics.alarms:FalseAlarms1",
-            "Share of lesion-free test voxels above the threshold that 1 % of healthy validation voxels exceed",
-        ),
-        "alarms@fpr5": (
-            "adbench.metrics.alarms:FalseAlarms5",
-            "Share of lesion-free test voxels above the threshold that 5 % of healthy validation voxels exceed",
-        ),
+        name: (f"adbench.metrics.{target}", SPECS[name].definition)
+        for name, target in {
+            "alarms@fpr1": "alarms:FalseAlarms1",
+            "alarms@fpr5": "alarms:FalseAlarms5",
+            "surface_dice@2mm": "optional:SurfaceDice",
+            "hd95": "optional:HD95",
+            "volume_error": "optional:VolumeError",
+            "aupro": "optional:AUPRO",
+            "ece": "optional:ECE",
+        }.items()
     },
 }
 

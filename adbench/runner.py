@@ -36,7 +36,7 @@ from adbench.presence import held
 from adbench.results import provenance, rundir, status
 from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
 from adbench.scoring import ScoredSubject, score_subjects
-from adbench.spec import CellSpec, Source
+from adbench.spec import CellSpec, Source, metric_part
 
 log = logging.getLogger("adbench")
 PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
@@ -99,6 +99,9 @@ def _waits(progress: Progress) -> Callable[[str], None]:
 
 def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
     """Fit, score, evaluate, record; an error is written down and goes on."""
+    earlier = cell.stored()
+    for_a_metric = earlier is not None and cell.lacks(earlier)
+    cell = cell.with_metrics_of(earlier)
     # Complete means: the record is there, and it is the last to come.
     (cell.run_folder / RECORD).unlink(missing_ok=True)
     rundir.write_identity(cell.run_folder, cell.fit_key, cell.run_key, cell.identity)
@@ -128,8 +131,10 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
         record = _record(cell, fit, scored, evaluation, clock)
         write(record, cell.run_folder)
     except BaseException as error:
-        if not isinstance(error, (KeyboardInterrupt, SystemExit)):
-            with suppress(OSError):  # on a full disk the error itself still reaches the user
+        with suppress(OSError):  # on a full disk the error itself still reaches the user
+            if earlier is not None and for_a_metric and phase != "record":
+                write(earlier, cell.run_folder)  # a metric that fails takes nothing away: the files are still its own
+            if not isinstance(error, (KeyboardInterrupt, SystemExit)):
                 rundir.write_failure(cell.run_folder, error, phase)
         raise
     for leftover in (rundir.FAILURE, rundir.IDENTITY):
@@ -246,7 +251,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
         for scored in score_subjects(method, data.threshold, ctx, "score validation"):
             if keep_val:
                 keep_val.write(scored)
-            brain = data.threshold.brains(scored.positions)
+            brain = data.threshold.counted(scored.positions)
             threshold.update(scored.subject, scored.maps[brain], data.threshold.lesions(scored.positions)[brain])
     # The thresholds are known before the first test map, so every map is looked at once and dropped.
     spatial = SpatialAccumulator(
@@ -261,7 +266,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     for scored in score_subjects(method, data.test, ctx, "score test", clock=clock):
         if keep:
             keep.write(scored)
-        brain, lesion = data.test.brains(scored.positions), data.test.lesions(scored.positions)
+        brain, lesion = data.test.counted(scored.positions), data.test.lesions(scored.positions)
         image = data.test.images(scored.positions).astype(np.float32)
         with clock.phase("measure"):
             test.update(scored.subject, scored.maps[brain], lesion[brain])
@@ -273,6 +278,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
                 data.test.slice_numbers[scored.positions],
                 recon=scored.reconstructions,
                 image=image,
+                spacing=data.test.spacing_at(int(scored.positions[0])),
                 site=data.test.site_of(scored.subject),
             )
         for index, position in enumerate(scored.positions.tolist()):
@@ -323,6 +329,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         protocol=cell.protocol.as_dict(),
         seed=cell.spec.seed,
         metrics=_numbers(evaluation.metrics),
+        optional={name: metric_part(name) for name in cell.spec.metrics},
         strata={
             grouping: {group: _numbers(metrics) for group, metrics in groups.items()}
             for grouping, groups in evaluation.strata.items()

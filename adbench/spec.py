@@ -16,8 +16,9 @@ from pydantic import BaseModel, ConfigDict
 from adbench import registry
 from adbench.hashing import digest, digest_file
 from adbench.methods.base import SHARED
+from adbench.metrics.spec import spec as facts_of
 from adbench.protocols import Protocol
-from adbench.results.record import TunedFrom
+from adbench.results.record import MetricPart, TunedFrom
 
 if TYPE_CHECKING:
     from adbench.datasets.slices import LabelledSet, SliceSet
@@ -42,7 +43,7 @@ class CellSpec(BaseModel):
         test: the dataset that is scored and that gives the validation split for the threshold.
         train: the training source when it is another one, else None.
         device: a torch device string; part of no key.
-        metrics: plug-in metrics that are measured beside the built-in ones.
+        metrics: optional and plug-in metrics that are measured beside the others; part of no key.
         tuned_from: the search that chose ``params``; part of no key.
     """
 
@@ -84,6 +85,19 @@ def source_digest(kind: registry.Kind, name: str) -> str:
     return digest([[path.name, digest_file(path)] for path in files])
 
 
+def metric_part(name: str) -> MetricPart:
+    """What a record keeps about the metric ``name`` that was asked for."""
+    facts = facts_of(name)
+    return MetricPart(
+        source=source_digest("metrics", name),
+        heading=facts.heading,
+        definition=facts.definition,
+        less_is_better=facts.less_is_better,
+        oracle=facts.oracle,
+        unit=facts.unit,
+    )
+
+
 def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[str, Any]:
     """What decides the outcome of fitting ``spec.method``."""
     cls = registry.load("methods", spec.method)
@@ -104,12 +118,14 @@ def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[
 def run_identity(
     fit: dict[str, Any], spec: CellSpec, protocol: Protocol, threshold: LabelledSet, test: LabelledSet
 ) -> dict[str, Any]:
-    """What decides the numbers: the fit, the protocol, and the slices that choose the threshold and that are scored."""
+    """What decides the numbers: the fit, the protocol, and the slices that choose the threshold and that are scored.
+
+    Metrics that are asked for beside the others change no number of theirs, so they make no other run of it.
+    """
     return {
         **fit,
         "protocol": protocol.as_dict(),
         "metrics_version": METRICS_VERSION,
-        "plugin_metrics": {name: source_digest("metrics", name) for name in sorted(spec.metrics)},
         "threshold_slices": threshold.digest,
         "test_slices": test.digest,
     }

@@ -5,14 +5,16 @@ from __future__ import annotations
 from adbench import registry
 from adbench.catalogue import description, listing
 from adbench.metrics import evaluate, spatial
-from adbench.metrics.definitions import DEFINITIONS
+from adbench.metrics.spec import SPECS
 
 
 def test_every_built_in_metric_is_listed_once_with_a_line() -> None:
-    assert list(DEFINITIONS) == [*evaluate.NAMES, *spatial.NAMES]
-    named = [row["name"] for row in listing("metrics") if row["origin"] == "built-in"]
-    assert named == [*DEFINITIONS, *registry.BUILTIN["metrics"]]
-    assert {name for name, line in DEFINITIONS.items() if line.startswith("ORACLE")} == set(evaluate.ORACLE)
+    headline = [name for name, facts in SPECS.items() if facts.group == "headline"]
+    assert headline == [*evaluate.NAMES, *spatial.NAMES]
+    rows = [row for row in listing("metrics") if row["origin"] == "built-in"]
+    assert [row["name"] for row in rows] == list(SPECS) == [*headline, *registry.BUILTIN["metrics"]]
+    assert {row["name"] for row in rows if row["oracle"]} == {name for name in SPECS if name.endswith("best")}
+    assert all(row["summary"] == SPECS[row["name"]].definition and not row["problem"] for row in rows)
 
 
 def test_descriptions_hold_the_presets_of_a_method() -> None:

@@ -298,8 +298,8 @@ def test_false_alarms_on_healthy_subjects(cli: Callable[..., Any], tmp_path: Pat
     assert record["metrics"]["auprc"]["value"] is None
     assert record["metrics"]["auprc"]["reason"] == "no lesion voxel in the whole test split"
     assert "no lesion voxel in the whole test split" in out + err
-    for rate in ("alarms@fpr1", "alarms@fpr5"):
-        assert rate in out
+    for rate, heading in (("alarms@fpr1", "@1 %"), ("alarms@fpr5", "@5 %")):
+        assert heading in out
         assert 0 <= record["metrics"][rate]["value"] <= 1
         assert record["metrics"][rate]["n"] == record["test"]["subjects"]
     lists = json.loads((folder / "splits.json").read_text())

@@ -27,12 +27,17 @@ def list_(
         return
     from adbench.console import table
 
-    table(
-        kind,
-        [("name", "left"), ("what it is", "left"), ("from", "left"), ("status", "left")],
-        ((row["name"], row["summary"], row["origin"], row["problem"] or "available") for row in rows),
-        caption="More about one: adbench describe NAME",
-    )
+    columns = [("name", "left"), ("what it is", "left"), ("from", "left"), ("status", "left")]
+    cells = [[row["name"], row["summary"], row["origin"], row["problem"] or "available"] for row in rows]
+    caption = "More about one: adbench describe NAME"
+    if kind == "metrics":
+        columns[1:1] = [("heading", "left"), ("better", "left"), ("", "left")]
+        for cell, row in zip(cells, rows, strict=True):
+            unit = f" ({row['unit']})" if row["unit"] else ""
+            cell[1:1] = [row["heading"] + unit, "less" if row["less_is_better"] else "more"]
+            cell.insert(3, "oracle" if row["oracle"] else "optional" if row["group"] == "optional" else "")
+        caption = f"Optional ones are measured when asked for: adbench run --metrics NAME. {caption}"
+    table(kind, columns, cells, caption=caption)
 
 
 @app.command(

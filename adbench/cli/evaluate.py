@@ -27,7 +27,9 @@ def evaluate(
     val_masks: Annotated[Path | None, typer.Option(help="Their lesion masks.")] = None,
     val_brain: Annotated[Path | None, typer.Option(help="Their brain masks.")] = None,
     labels: Annotated[str | None, typer.Option(help="Mask values that are lesion, e.g. 1,2,4; default 1.")] = None,
-    metrics: Annotated[list[str] | None, typer.Option("--metrics", help="Plug-in metrics to add.")] = None,
+    metrics: Annotated[
+        list[str] | None, typer.Option("--metrics", help="Optional or plug-in metrics to add; `adbench list metrics`.")
+    ] = None,
     protocol: Annotated[
         list[str] | None, typer.Option(help="A paper's own rule: official-madad, thor, cddpm or upd.")
     ] = None,

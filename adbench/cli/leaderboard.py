@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from adbench.cli.app import Json, Quiet, app
-from adbench.errors import UserError
+from adbench.errors import UserError, unknown
 
 board = typer.Typer(help="Ranked tables of results that anyone can verify.", no_args_is_help=True)
 app.add_typer(board, name="leaderboard")
@@ -21,13 +21,17 @@ Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of leaderbo
 
 @board.command(
     "show",
-    epilog="Examples:\n\n  adbench leaderboard show --out runs\n\n  adbench leaderboard show leaderboards",
+    epilog="Examples:\n\n  adbench leaderboard show --out runs\n\n  adbench leaderboard show leaderboards\n\n"
+    "  adbench leaderboard show --out runs --sort fa_slice",
 )
 def show(
     folder: Annotated[
         Path | None, typer.Argument(metavar="[FOLDER]", help="Leaderboards, or a folder of runs.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of runs, when no FOLDER is named.")] = Path("runs"),
+    sort: Annotated[
+        str | None, typer.Option("--sort", metavar="METRIC", help="Best first by this metric, whichever way is better.")
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Rank results, one table for each protocol, test set and modality.
@@ -40,16 +44,25 @@ def show(
         from adbench.leaderboard import board as published
         from adbench.leaderboard.show import print_published
 
-        print_published(published.boards(published.glance_all(where), lean=not json_), json_)
+        found_boards = published.boards(published.glance_all(where), lean=not json_)
+        _known(sort, {name for board in found_boards for entry in board.entries for name in entry.estimates})
+        print_published(found_boards, json_, sort)
         return
     from adbench.leaderboard.show import print_boards
-    from adbench.leaderboard.table import boards
+    from adbench.leaderboard.table import HEADLINE, boards
     from adbench.results.rundir import records
 
-    found = boards(record for _, record in records(where))
-    if not found:
+    every = [record for _, record in records(where)]
+    if not every:
         raise UserError(f"There is no record below {where}. `adbench run` writes them.")
+    _known(sort, {name for record in every for name in record.metrics})
+    found = boards(every, sort or HEADLINE)
     print_boards(found, json_)
+
+
+def _known(metric: str | None, there: set[str]) -> None:
+    if metric is not None and metric not in there:
+        raise unknown("metric", metric, sorted(there))
 
 
 @board.command("build", epilog="Example:  adbench leaderboard build leaderboards")

@@ -65,7 +65,8 @@ def run(
     out: Annotated[Path | None, typer.Option(help="Folder of runs and fits; default: runs.")] = None,
     cache: Cache = None,
     metrics: Annotated[
-        list[str] | None, typer.Option("--metrics", help="Plug-in metrics to measure too; `adbench list metrics`.")
+        list[str] | None,
+        typer.Option("--metrics", help="Optional or plug-in metrics to measure too; `adbench list metrics`."),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Score again although a record is there; fits are kept.")

@@ -22,7 +22,13 @@ INSERTED = 0.5  # share of the slices that get a synthetic lesion; the others st
 
 
 def scored(
-    store: SliceStore, split: Split, rule: Rule, *, healthy: bool = False, inserted: bool = False
+    store: SliceStore,
+    split: Split,
+    rule: Rule,
+    *,
+    healthy: bool = False,
+    inserted: bool = False,
+    domain: Literal["brain", "all"] = "brain",
 ) -> LabelledSet:
     """The slices of ``split`` that are scored.
 
@@ -33,6 +39,7 @@ def scored(
             voxels of every subject that has a lesion (the lowest among equals); ``spread``, 16 evenly spread.
         healthy: take the subjects as healthy: they need no lesion mask.
         inserted: put synthetic lesions into half of the slices (:mod:`adbench.datasets.pseudo`).
+        domain: voxels that count, "brain" or "all".
 
     Raises:
         UserError: ``healthy``, and a slice has a lesion.
@@ -44,7 +51,9 @@ def scored(
             f"The protocol takes the {split} subjects for healthy, and {ill} has a lesion mask: choose another protocol."
         )
     rows = data.rows[_positions(data, rule)]
-    return InsertedSet(store, rows) if inserted else LabelledSet(store, rows)
+    chosen = InsertedSet(store, rows) if inserted else LabelledSet(store, rows)
+    chosen.domain = domain
+    return chosen
 
 
 def _positions(data: LabelledSet, rule: Rule) -> np.ndarray:

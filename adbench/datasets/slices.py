@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -123,12 +123,24 @@ class SliceSet:
 
 
 class LabelledSet(SliceSet):
-    """Rows with their lesion masks; for the evaluation only, never handed to a method."""
+    """Rows with their lesion masks; for the evaluation only, never handed to a method.
+
+    Attributes:
+        domain: voxels that count, "brain" or "all".
+    """
+
+    domain: Literal["brain", "all"] = "brain"
 
     @cached_property
     def digest(self) -> str:
-        """Hash of images, brain masks and lesion masks."""
-        return digest(self._store.describe_rows(self.rows, lesions=True))
+        """Hash of images, brain masks and lesion masks, and of the domain where it is not the brain."""
+        described = self._store.describe_rows(self.rows, lesions=True)
+        return digest(described if self.domain == "brain" else [*described, self.domain])
+
+    def counted(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """(n, H, W) bool: the voxels that are evaluated: the brain, or all of them."""
+        brains = self.brains(positions)
+        return brains if self.domain == "brain" else np.ones_like(brains)
 
     def lesions(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, H, W) bool lesion masks."""
@@ -155,6 +167,10 @@ class LabelledSet(SliceSet):
         """Smallest distance between two slices of a subject: neighbours on the prepared grid. 1 for single slices."""
         gaps = np.diff(self.slice_numbers)[np.diff(self.subject_index) == 0]
         return int(gaps[gaps > 0].min()) if (gaps > 0).any() else 1
+
+    def spacing_at(self, position: int) -> tuple[float, float, float] | None:
+        """Voxel size of the volume of the slice at ``position``, mm; see :meth:`SliceStore.spacing_of`."""
+        return self._store.spacing_of(int(self.rows[position]))
 
     def site_of(self, subject: str) -> str | None:
         """Scanner or centre of ``subject``, or None when it is unknown."""

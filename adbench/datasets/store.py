@@ -185,6 +185,16 @@ class SliceStore:
     def site_of(self, subject: str) -> str | None:
         return next((case.site for case in self.cases if case.subject == subject), "") or None
 
+    def spacing_of(self, row: int) -> tuple[float, float, float] | None:
+        """Mm from one slice index to the next, from row to row, from column to column; None for slices of no volume."""
+        from adbench.datasets.geometry import Geometry
+
+        stored = self.cases[self._case_of_row[row]].geometry
+        if stored is None:
+            return None
+        column, line, plane = np.linalg.norm(Geometry.from_json(stored).prepared_affine()[:3, :3], axis=0).tolist()
+        return plane, line, column
+
     def lesion_voxels_of(self, row: int) -> int:
         case = self.cases[self._case_of_row[row]]
         return case.lesion_voxels[row - case.start]

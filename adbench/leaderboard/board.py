@@ -17,8 +17,9 @@ from adbench.leaderboard.checks import RANKED_BY
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Difference, Samples, compare, over_seeds
-from adbench.metrics.evaluate import ORACLE, Estimate, estimate
-from adbench.results.record import Number, Record, lacking
+from adbench.metrics.evaluate import Estimate, estimate
+from adbench.metrics.spec import MetricSpec
+from adbench.results.record import Number, Record, asked, facts, lacking
 from adbench.results.rundir import safe
 
 HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
@@ -85,7 +86,7 @@ class Entry:
             min(lows) if whole else None,
             max(highs) if whole else None,
             numbers[0].n,
-            metric in ORACLE,
+            facts(metric, self.record).oracle,
         )
 
 
@@ -126,9 +127,19 @@ class Board:
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The columns that some entry has, the protocol's own metrics among them."""
-        names = [*HEADLINE, *(name for name in self.record.protocol.get("metrics", ()) if name not in HEADLINE)]
+        """The columns that some entry has: those of every board, the protocol's own, and what was asked for."""
+        names = [*HEADLINE, *self.extra]
         return [n for n in names if n == RANKED_BY or any(e.estimates[n].value is not None for e in self.entries)]
+
+    @cached_property
+    def extra(self) -> list[str]:
+        """The metrics of the protocol, and those that some entry was asked for."""
+        names = [*self.record.protocol.get("metrics", ()), *asked(*(s.record for e in self.entries for s in e.seeds))]
+        return [name for name in dict.fromkeys(names) if name not in HEADLINE]
+
+    def facts(self, metric: str) -> MetricSpec:
+        """What is known about a column."""
+        return facts(metric, *(s.record for e in self.entries for s in e.seeds))
 
     @cached_property
     def groupings(self) -> dict[str, dict[str, int]]:
@@ -215,13 +226,12 @@ def boards(results: Iterable[tuple[str, Submission]], *, lean: bool = False) -> 
 
 
 def _fill(board: Board, lean: bool) -> None:
-    extra = tuple(board.record.protocol.get("metrics", ()))
     samples = {}
     for entry in board.entries:
         order = sorted(range(len(entry.seeds)), key=lambda i: (entry.seeds[i].record.seed, entry.paths[i]))
         entry.seeds, entry.paths = [entry.seeds[i] for i in order], [entry.paths[i] for i in order]
         draws = _draws(entry, lean)
-        for metric in (*HEADLINE, *extra):
+        for metric in (*HEADLINE, *board.extra):
             entry.estimates[metric] = _estimate(entry, metric, draws.get(metric))
         if RANKED_BY in draws:
             value = entry.estimates[RANKED_BY].value
@@ -274,9 +284,12 @@ def _estimate(entry: Entry, metric: str, draws: np.ndarray | None) -> Estimate:
     if len(numbers) == 1 and numbers[0] is not None:
         return _as_estimate(numbers[0])
     defined = [number for number in numbers if number is not None and number.value is not None]
-    oracle = metric in ORACLE
+    oracle = facts(metric, entry.record).oracle
     if len(defined) < len(numbers):
-        reason = next((n.reason for n in numbers if n is not None and n.reason), "not measured")
+        reason = next((n.reason for n in numbers if n is not None and n.reason), "")
+        if not reason:
+            count = sum(number is not None for number in numbers)
+            reason = f"measured for {count} of {len(numbers)} seeds" if count else "not measured"
         return Estimate(None, None, None, 0, oracle, reason)
     value = float(np.mean([number.value for number in defined if number.value is not None]))
     if draws is None:
@@ -300,7 +313,7 @@ def _draws(entry: Entry, lean: bool) -> dict[str, np.ndarray]:
         return found  # its record has the other intervals
     weights = _weights(len(entry.record.subjects), len(ranked[0]))
     parts = [linear(submission, lean) for submission in entry.seeds]
-    for metric in parts[0]:
+    for metric in (name for name in parts[0] if all(name in part for part in parts)):
         found[metric] = over_seeds([bootstrap.ratio(*part[metric], weights) for part in parts])
     return found
 
@@ -329,6 +342,10 @@ def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.nda
         alarms = [row.alarms or 0 for row in counted]
         free = [row.slice_lesion.count(False) for row in counted]
         found["fa_slice"] = (np.array(alarms, float), np.array(free, float))
+    if not lean:
+        for metric in sorted({name for row in submission.spatial.rows for name in row.measures}):
+            pairs = np.array([row.measures.get(metric, (0.0, 0.0)) for row in submission.spatial.rows], float)
+            found[metric] = (pairs[:, 0], pairs[:, 1])
     return found
 
 

@@ -24,7 +24,8 @@ from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.keys import key_of
 from adbench.metrics.lesion import VolumeRow
 from adbench.metrics.spatial import froc_thresholds
-from adbench.results.record import Record, lacking
+from adbench.metrics.spec import spec
+from adbench.results.record import Number, Record, lacking
 from adbench.results.rundir import SPLITS, safe
 from adbench.spec import METRICS_VERSION
 
@@ -34,7 +35,7 @@ NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subject
 CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-12}  # the order of a sum differs between machines
 LONGEST = 1000  # characters of a text
 # What run_identity of adbench.spec adds to fit_identity.
-RUN_FIELDS = frozenset({"protocol", "metrics_version", "plugin_metrics", "threshold_slices", "test_slices"})
+RUN_FIELDS = frozenset({"protocol", "metrics_version", "threshold_slices", "test_slices"})
 
 
 @dataclass(frozen=True)
@@ -202,12 +203,10 @@ def _check_keys(record: Record, found: Findings) -> None:
             found.add(f"identity.{name}", why="it is missing")
         else:
             found.same(f"identity.{name}", identity[name], value, "the rest of the record says so")
-    for name in identity.keys() - stated.keys() - {"files", "metrics_version", "plugin_metrics"}:
+    for name in identity.keys() - stated.keys() - {"files", "metrics_version"}:
         found.add(f"identity.{name}", why="it is no part of what a run is known by")
     if not isinstance(identity.get("files"), list):
         found.add("identity.files", why="it must be a list")
-    if not isinstance(identity.get("plugin_metrics"), dict):
-        found.add("identity.plugin_metrics", why="it must say the source of each metric by name")
     found.same(
         "identity.metrics_version", identity.get("metrics_version"), METRICS_VERSION, "numbers of other definitions"
     )
@@ -391,26 +390,32 @@ def ranking_draws(test: SubjectHistograms, replicates: int) -> np.ndarray:
 
 
 def _plugins(record: Record, found: Findings) -> list[Metric]:
-    """The plug-in metrics of the record. One that looked at maps left its sums; the code of others must be here."""
+    """The metrics that the record was asked for. One that looked at maps left its sums; the code of others must be here."""
     chosen: list[Metric] = []
-    for name in record.identity.get("plugin_metrics") or {}:
+    for name in set(record.protocol.get("metrics", ())) - set(record.optional):
+        found.add(f"optional.{name}", why="the protocol measures it, and nothing is said about it")
+    for name, part in record.optional.items():
         number = record.metrics.get(name)
         if number is None:
             found.add(f"metrics.{name}", why="it is missing")
-        elif name in registry.entries("metrics") and not registry.load("metrics", name).needs_maps:
+        elif name in registry.entries("metrics"):
+            facts = spec(name)
+            for fact in ("less_is_better", "oracle", "unit"):
+                found.same(f"optional.{name}.{fact}", getattr(part, fact), getattr(facts, fact), "the metric says so")
             chosen.append(registry.load("metrics", name)())
         else:
-            chosen.append(_summed(name, number.oracle))
+            chosen.append(_summed(name, number))
     return chosen
 
 
-def _summed(metric: str, is_oracle: bool) -> Metric:
+def _summed(metric: str, number: Number) -> Metric:
     class Summed(Metric):
         """A metric whose sums were stored when the maps were looked at."""
 
         name: ClassVar[str] = metric
-        oracle: ClassVar[bool] = is_oracle
+        oracle: ClassVar[bool] = number.oracle
         needs_maps: ClassVar[bool] = True
+        undefined: ClassVar[str] = number.reason
 
         def measure(self, subject: Subject) -> tuple[float, float] | None:
             raise NotImplementedError

@@ -14,20 +14,11 @@ from adbench.leaderboard import texts
 from adbench.leaderboard.board import ALPHA, STRATA_METRICS, Board, Entry, by_modality
 from adbench.leaderboard.checks import RANKED_BY
 from adbench.leaderboard.reported import Reported
-from adbench.metrics.evaluate import NAMES, ORACLE, Estimate
-from adbench.metrics.spatial import NAMES as SPATIAL_NAMES
+from adbench.metrics.evaluate import Estimate
+from adbench.metrics.spec import SPECS
+from adbench.results.record import facts as facts_of
 
 TEMPLATES = Path(__file__).parent / "templates"
-MEANINGS = {
-    "auprc": "area under the precision-recall curve (average precision) over all test brain voxels",
-    "dice@val": "mean Dice per volume at the threshold chosen on validation subjects",
-    "dice@best": "mean Dice per volume at the best threshold of the test split itself: an oracle, for comparison only",
-    "lesion_recall@val": "share of lesions of which one voxel is found at the threshold chosen on validation subjects",
-    "fa_slice": "share of lesion-free slices with a voxel above the threshold chosen on validation subjects; less is better",
-    "alarms@fpr1": "share of healthy test voxels above the threshold that 1 % of healthy validation voxels exceed",
-    "alarms@fpr5": "share of healthy test voxels above the threshold that 5 % of healthy validation voxels exceed",
-}
-LESS_IS_BETTER = ("fa_slice", "alarms@fpr1", "alarms@fpr5")
 _SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)
 
 
@@ -87,16 +78,17 @@ def _board(board: Board) -> dict[str, Any]:
             ("with lesion", "—" if test.lesion_subjects is None else f"{test.lesion_subjects}"),
             ("slices", f"{test.slices:,}"),
             ("prevalence (chance of AUPRC)", f"{board.record.prevalence:.4f}"),
+            ("voxels that count", "all" if board.record.protocol.get("domain") == "all" else "brain"),
         ],
         "columns": [
             {
-                "name": texts.heading(metric).replace(" (oracle)", ""),
-                "meaning": MEANINGS.get(metric, "a metric of the protocol"),
-                "oracle": metric in ORACLE,
-                "ranking": metric == RANKED_BY,
-                "less": metric in LESS_IS_BETTER,
+                "name": facts.column.replace(" (oracle)", ""),
+                "meaning": f"{facts.definition}; {facts.direction}",
+                "oracle": facts.oracle,
+                "ranking": facts.name == RANKED_BY,
+                "less": facts.less_is_better,
             }
-            for metric in board.metrics
+            for facts in map(board.facts, board.metrics)
         ],
         "scale": f"{scale:g}",
         "chance": _at(board.record.prevalence, scale),
@@ -126,7 +118,7 @@ def _row(board: Board, entry: Entry, scale: float) -> dict[str, Any]:
         "seeds": len(entry.seeds),
         "href": only,
         "bar": bar,
-        "cells": [_cell(entry.estimates[m], m in texts.WITH_INTERVAL, m in ORACLE) for m in board.metrics],
+        "cells": [_cell(entry.estimates[m], texts.with_interval(m), board.facts(m).oracle) for m in board.metrics],
         "hours": entry.hours,
         "duration": texts.duration(3600 * entry.hours),
         "device": "GPU" if entry.gpu else "CPU",
@@ -138,9 +130,8 @@ def _row(board: Board, entry: Entry, scale: float) -> dict[str, Any]:
 
 def _detail(entry: Entry) -> dict[str, Any]:
     record = entry.record
-    known = [*NAMES, *SPATIAL_NAMES]
-    names = [name for name in known if name in record.metrics]
-    names += [name for name in record.metrics if name not in known]
+    names = [name for name in SPECS if name in record.metrics]
+    names += [name for name in record.metrics if name not in SPECS]
     best = entry.to_best
     difference = ""
     if best is not None:
@@ -153,7 +144,7 @@ def _detail(entry: Entry) -> dict[str, Any]:
         rows.append(
             {
                 "name": name,
-                "oracle": name in ORACLE,
+                "oracle": facts_of(name, record).oracle,
                 "cells": [
                     {
                         "text": "—" if n is None or n.value is None else f"{n.value:.4f}",
@@ -204,7 +195,7 @@ def _stratum(board: Board, grouping: str, groups: Mapping[str, int]) -> dict[str
     metrics = [m for m in STRATA_METRICS if any(e.estimates[m].value is not None for e in board.entries)]
     return {
         "name": grouping.replace("_", " "),
-        "metrics": [texts.heading(metric) for metric in metrics],
+        "metrics": [board.facts(metric).column for metric in metrics],
         "groups": list(groups.items()),
         "rows": [
             {

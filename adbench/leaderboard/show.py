@@ -6,12 +6,14 @@ from collections.abc import Callable, Sequence
 
 from adbench.console import out, print_json, say, table
 from adbench.leaderboard.board import Board as Published
-from adbench.leaderboard.table import SHOWN, Board, cell, row
+from adbench.leaderboard.table import Board, cell, row
+from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.results.record import Record
 
 Column = tuple[str, str, Callable[[Record], str]]  # heading, justification, text of a row
+HEADLINE = ("auprc", "dice@val", "dice@best", "auroc")
 CAPTION = (
-    "AUPRC and AUROC over all test brain voxels; Dice per volume; [95 % bootstrap interval over subjects]. "
+    "AUPRC and AUROC over all test voxels that count, the brain unless said; Dice per volume; [95 % bootstrap interval over subjects]. "
     "dice@best is an oracle: its threshold was chosen on the test split."
 )
 
@@ -36,6 +38,7 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
                         "dataset": board.dataset,
                         "modality": board.modality,
                         "test_digest": board.test_digest,
+                        "columns": [facts.as_dict() for facts in _shown(board)],
                         "rows": [row(record) for record in board.records],
                     }
                     for board in found
@@ -46,72 +49,88 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
         return
     for board in found:
         columns, rows = _columns(board, wide=out.width >= 110 or not out.is_terminal)
-        table(board.title, columns, rows, caption=HEALTHY if _alarms(board) else CAPTION)
-        reasons = {r.metrics[name].reason for r in board.records for name in SHOWN if name in r.metrics} - {""}
-        for reason in sorted(reasons):
-            say(f"Undefined: {reason}")
+        caption = HEALTHY if _healthy(board) else CAPTION
+        if any(facts.less_is_better for facts in board.asked):
+            caption += " ↓: less is better."
+        table(board.title, columns, rows, caption=caption)
+        reasons: dict[str, list[str]] = {}
+        for name in dict.fromkeys([*HEADLINE, *(facts.name for facts in board.asked)]):
+            for reason in {r.metrics[name].reason for r in board.records if name in r.metrics} - {""}:
+                reasons.setdefault(reason, []).append(name)
+        for reason, names in sorted(reasons.items()):
+            say(f"Undefined: {', '.join(names)}: {reason}")
 
 
-def _alarms(board: Board) -> Sequence[str]:
-    """What is shown where nobody has a lesion, so that precision and Dice are undefined for every row."""
+def _healthy(board: Board) -> bool:
+    """Whether nobody has a lesion, so that precision and Dice are undefined for every row."""
     first = board.records[0]
-    return () if first.test.lesion_subjects else first.protocol.get("metrics", ())
+    return not first.test.lesion_subjects and bool(first.protocol.get("metrics"))
 
 
-def _column(metric: str) -> Column:
-    return f"{metric} [95 %]", "right", lambda record: cell(record, metric, interval=True)
+def _shown(board: Board) -> list[MetricSpec]:
+    """The metrics that have a column: the headline, unless nobody has a lesion, and what was asked for."""
+    headline = () if _healthy(board) else HEADLINE
+    return [*(SPECS[name] for name in headline), *board.asked]
+
+
+def _column(facts: MetricSpec, interval: bool) -> Column:
+    name = f"{facts.column} [95 %]" if interval else facts.column
+    return name, "right", lambda record: cell(record, facts.name, interval=interval)
 
 
 def _columns(board: Board, wide: bool) -> tuple[list[tuple[str, str]], list[list[str]]]:
     """Headings with their justification, and the texts of every row; a narrow terminal gets the headline columns."""
-    shown: list[Column] = [("method", "left", lambda r: f"{r.method.name} [{r.method.preset}]")]
-    alarms = _alarms(board)
-    if alarms:
-        shown += [_column(name) for name in alarms]
-    else:
-        shown += [
-            ("AUPRC [95 %]", "right", lambda r: cell(r, "auprc", interval=True)),
-            ("dice@val [95 %]", "right", lambda r: cell(r, "dice@val", interval=True)),
-            ("dice@best (oracle)", "right", lambda r: cell(r, "dice@best", interval=False)),
-            ("prevalence", "right", lambda r: f"{r.prevalence:.4f}"),
-        ]
+    columns: list[Column] = [("method", "left", lambda r: f"{r.method.name} [{r.method.preset}]")]
+    for facts in _shown(board):
+        if facts.name != "auroc":
+            columns.append(_column(facts, interval=not facts.oracle))
+        elif wide:
+            columns.append(_column(facts, interval=False))
+    if not _healthy(board):
+        columns.append(("prevalence", "right", lambda r: f"{r.prevalence:.4f}"))
     if len({record.seed for record in board.records}) > 1:
-        shown.insert(1, ("seed", "right", lambda r: str(r.seed)))
+        columns.insert(1, ("seed", "right", lambda r: str(r.seed)))
     if wide:
-        shown.insert(1, ("trained on", "left", lambda r: f"{r.train.name} ({r.train.slices} slices)"))
-        if not alarms:
-            shown.append(("AUROC", "right", lambda r: cell(r, "auroc", interval=False)))
-        shown += [
+        columns.insert(1, ("trained on", "left", lambda r: f"{r.train.name} ({r.train.slices} slices)"))
+        columns += [
             ("train s", "right", lambda r: f"{r.timing['fit']:.0f}"),
             ("ms/slice", "right", lambda r: f"{1000 * r.timing['score_per_slice']:.0f}"),
         ]
-    rows = [[str(rank), *(text(record) for _, _, text in shown)] for rank, record in enumerate(board.records, 1)]
-    return [("#", "right"), *((heading, justify) for heading, justify, _ in shown)], rows
+    rows = [[str(rank), *(text(record) for _, _, text in columns)] for rank, record in enumerate(board.records, 1)]
+    return [("#", "right"), *((heading, justify) for heading, justify, _ in columns)], rows
 
 
-def print_published(found: Sequence[Published], as_json: bool) -> None:
+def print_published(found: Sequence[Published], as_json: bool, by: str | None = None) -> None:
     """Print boards of published results.
 
     Args:
         found: from :func:`adbench.leaderboard.board.boards`.
         as_json: one JSON document instead of tables.
+        by: the metric whose best value comes first; None leaves them by rank.
     """
     from adbench.leaderboard import texts
+
+    for board in found if by else ():
+        assert by is not None
+        sign = 1 if board.facts(by).less_is_better else -1
+        values = {e.key: e.estimates[by].value if by in e.estimates else None for e in board.entries}
+        order = {key: (value is None, sign * (value or 0.0)) for key, value in values.items()}
+        board.entries.sort(key=lambda entry: order[entry.key])
 
     if as_json:
         print_json({"boards": [texts.board_json(board) for board in found]})
         return
-    short = {"dice@best": "oracle", "lesion_recall@val": "recall", "fa_slice": "FA slices"}
+    short = {"dice@best": "oracle", "lesion_recall@val": "recall", "fa_slice": "FA slices ↓"}
     wide = out.width >= 140 or not out.is_terminal
     for board in found:
         metrics = board.metrics if wide else board.metrics[:3]
         columns = [("#", "right"), ("method", "left"), ("trained on", "left"), ("seeds", "right")]
-        columns += [(short.get(metric, texts.heading(metric)), "right") for metric in metrics]
+        columns += [(short.get(metric, board.facts(metric).column), "right") for metric in metrics]
         columns += [("compute", "right"), ("s / volume", "right")] if wide else []
         rows = []
         for entry in board.entries:
             cells = [texts.rank(entry), entry.label, entry.record.train.name, str(len(entry.seeds))]
-            cells += [texts.number(entry.estimates[metric], metric in texts.WITH_INTERVAL) for metric in metrics]
+            cells += [texts.number(entry.estimates[metric], texts.with_interval(metric)) for metric in metrics]
             if wide:
                 cells += [f"{texts.duration(3600 * entry.hours)} {'GPU' if entry.gpu else 'CPU'}"]
                 cells += [f"{entry.volume_seconds:.3g}"]

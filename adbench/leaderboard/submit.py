@@ -12,7 +12,7 @@ from adbench.files import write_text
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, Finding, Findings, ranking_draws
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, numbers, targets
+from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, numbers_without, targets
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.results import record as records
 from adbench.results.record import Record
@@ -73,7 +73,7 @@ class Merged:
 
     Attributes:
         path: where it lies in the leaderboards.
-        added: False when the very run was there already.
+        added: False when the very run was there already, with every metric that this one was asked for.
     """
 
     path: Path
@@ -100,11 +100,13 @@ def merge(paths: Sequence[Path], root: Path, progress: Callable[[int, int], None
         assert one.facts is not None
         twin = new.setdefault(one.facts.run_key, one)
         if twin is not one:
-            assert twin.facts is not None
-            if twin.facts.numbers != one.facts.numbers:
+            mine, its = (files.parse(it.text.encode(), it.path).record for it in (one, twin))
+            if _contradiction(mine, its):
                 raise UserError(
                     f"{one.path} and {twin.path} have one run_key and different numbers: nothing was merged."
                 )
+            if _says_more(mine, its, one.path, twin.path):
+                new[one.facts.run_key] = one
     by_folder: dict[Path, list[str]] = {}
     for key, one in new.items():
         record = files.parse(one.text.encode(), one.path).record
@@ -121,27 +123,47 @@ def merge(paths: Sequence[Path], root: Path, progress: Callable[[int, int], None
                 written.append((folder / one.name, one.text))
                 merged.append(Merged(folder / one.name, True))
                 continue
-            old = there[known[key]].record
-            if numbers(old) != one.facts.numbers:
+            old, mine = there[known[key]].record, files.parse(one.text.encode(), one.path).record
+            if why := _contradiction(mine, old):
                 raise UserError(
-                    f"{one.path} has the run_key of {known[key]} and different numbers ({_difference(old, one)}): "
-                    "nothing was merged."
+                    f"{one.path} has the run_key of {known[key]} and different numbers ({why}): nothing was merged."
                 )
-            merged.append(Merged(known[key], False))
+            more = _says_more(mine, old, one.path, known[key])
+            if more:
+                written.append((known[key], one.text))
+            merged.append(Merged(known[key], more))
         _refuse(examined, across([*(facts_of(submission) for submission in there.values()), *facts]))
     for path, text in written:
         write_text(path, text)
     return merged
 
 
-def _difference(old: Record, one: Examined) -> str:
-    """The first number in which two results of one run differ."""
-    new = files.parse(one.text.encode(), one.path).record
-    found = Findings(str(one.path))
+def _contradiction(new: Record, old: Record) -> str:
+    """The first number in which two results of one run differ, among those that both have; "" when they agree."""
+    found = Findings("")
+    apart = new.optional.keys() ^ old.optional.keys()
+    mine, its = numbers_without(new, apart), numbers_without(old, apart)
     for name in NUMBERS:
-        found.same(name, new.model_dump(mode="json")[name], old.model_dump(mode="json")[name])
+        found.same(name, mine[name], its[name])
+    if not found.list:
+        return ""
     first = found.list[0]
     return f"{first.field}: {first.stored} and {first.expected}"
+
+
+def _says_more(new: Record, old: Record, path: Path, other: Path) -> bool:
+    """Whether ``new`` was asked for metrics that ``old`` was not.
+
+    Raises:
+        UserError: each has a metric that the other has not.
+    """
+    mine, its = (sorted(one.optional.keys() - another.optional.keys()) for one, another in ((new, old), (old, new)))
+    if mine and its:
+        raise UserError(
+            f"{path} and {other} are one run, one with the metric {mine[0]} and the other with {its[0]}: nothing was "
+            f"merged. Run it once with --metrics {','.join([*mine, *its])}."
+        )
+    return bool(mine)
 
 
 def _refuse(examined: Sequence[Examined], findings: Sequence[Finding], shown: int = 5) -> None:

@@ -1,4 +1,5 @@
-"""Rows of a leaderboard from records: grouped so that only comparable numbers stand together, ranked by AUPRC."""
+"""Rows of a leaderboard from records: grouped so that only comparable numbers stand together, best first, by AUPRC
+unless another metric is named."""
 
 from __future__ import annotations
 
@@ -6,10 +7,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from adbench.results.record import Record
+from adbench.metrics.spec import MetricSpec
+from adbench.results.record import Record, asked, facts
 
 HEADLINE = "auprc"
-SHOWN = ("auprc", "auroc", "dice@val", "dice@best")
 
 
 @dataclass(frozen=True)
@@ -24,30 +25,47 @@ class Board:
     records: tuple[Record, ...]
 
     @property
+    def asked(self) -> list[MetricSpec]:
+        """The metrics that some record was asked for, or that the protocol measures beside those of every run."""
+        return [facts(name, *self.records) for name in asked(*self.records)]
+
+    @property
     def title(self) -> str:
         """A heading with what the numbers are about."""
         test = self.records[0].test
+        domain = " · every voxel of a slice counts" if self.records[0].protocol.get("domain") == "all" else ""
         return (
             f"{self.protocol} v{self.protocol_version} · {self.dataset} {self.modality} · "
             f"{test.subjects} test subjects ({test.lesion_subjects} with lesion), {test.slices} slices · "
-            f"prevalence {self.records[0].prevalence:.4f}"
+            f"prevalence {self.records[0].prevalence:.4f}{domain}"
         )
 
 
-def _order(record: Record) -> tuple[bool, float, str, int]:
-    number = record.metrics.get(HEADLINE)
+def _order(record: Record, by: str) -> tuple[bool, float, str, int]:
+    number = record.metrics.get(by)
     value = number.value if number else None
-    if value is None:  # no lesion: by the protocol's false alarms, fewest first
-        own = [record.metrics[name].value for name in record.protocol.get("metrics", ()) if name in record.metrics]
-        return True, next((v for v in own if v is not None), 1.0), record.method.name, record.seed
-    return False, -value, record.method.name, record.seed
+    if value is None:  # no lesion: by the first metric of the protocol's own, false alarms
+        for name in record.protocol.get("metrics", ()):
+            own = record.metrics[name].value if name in record.metrics else None
+            if own is not None:
+                return True, own if facts(name, record).less_is_better else -own, record.method.name, record.seed
+        return True, float("inf"), record.method.name, record.seed
+    return False, value if facts(by, record).less_is_better else -value, record.method.name, record.seed
 
 
-def boards(records: Iterable[Record]) -> list[Board]:
-    """Group records into tables. Different test slices never share one; of equal keys the newest record counts."""
+def boards(records: Iterable[Record], by: str = HEADLINE) -> list[Board]:
+    """Group records into tables. Different test slices never share one; of equal keys the newest record counts.
+
+    An older one of the same run may have been asked for other metrics: they stand in its row too.
+
+    Args:
+        records: of any runs.
+        by: the metric whose best value comes first, whichever way is better.
+    """
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda r: r.created):
-        newest[record.run_key] = record
+        older = newest.get(record.run_key)
+        newest[record.run_key] = record if older is None else _joined(record, older)
     groups: dict[tuple[str, str, str, str, str], list[Record]] = {}
     for record in newest.values():
         key = (
@@ -58,7 +76,18 @@ def boards(records: Iterable[Record]) -> list[Board]:
             record.test.digest,
         )
         groups.setdefault(key, []).append(record)
-    return [Board(*key, tuple(sorted(group, key=_order))) for key, group in sorted(groups.items())]
+    return [
+        Board(*key, tuple(sorted(group, key=lambda record: _order(record, by))))
+        for key, group in sorted(groups.items())
+    ]
+
+
+def _joined(record: Record, older: Record) -> Record:
+    """``record`` with the metrics that only ``older`` was asked for."""
+    parts = {name: part for name, part in older.optional.items() if name not in record.optional}
+    numbers = {name: older.metrics[name] for name in parts if name in older.metrics}
+    update = {"metrics": {**record.metrics, **numbers}, "optional": {**record.optional, **parts}}
+    return record.model_copy(update=update) if parts else record
 
 
 def row(record: Record) -> dict[str, Any]:

@@ -11,39 +11,33 @@ from typing import Any
 from urllib.parse import quote
 
 from adbench.leaderboard.board import STRATA_METRICS, Board, Entry
-from adbench.metrics.evaluate import ORACLE, Estimate
+from adbench.metrics.evaluate import Estimate
 
-HEADINGS = {
-    "auprc": "AUPRC",
-    "dice@val": "Dice@val",
-    "dice@best": "Dice@best (oracle)",
-    "lesion_recall@val": "Lesion recall",
-    "fa_slice": "False-alarm slices",
-    "alarms@fpr1": "False alarms @1 %",
-    "alarms@fpr5": "False alarms @5 %",
-}
-WITH_INTERVAL = ("auprc", "dice@val")
+PLAIN = ("dice@best", "lesion_recall@val", "fa_slice")  # columns that are wide enough without their interval
 READING = (
-    "AUPRC over all test brain voxels (chance: the prevalence); Dice per volume at the threshold chosen on validation "
+    "AUPRC over all test voxels that count, the brain unless said (chance: the prevalence); Dice per volume at the threshold chosen on validation "
     "subjects; lesion recall and false-alarm slices at the same threshold; [95 % bootstrap interval over test subjects "
-    "and training seeds]. The oracle chose its threshold on the test split. Methods that share a rank (=) are not told "
+    "and training seeds]. ↓: less is better. The oracle chose its threshold on the test split. Methods that share a rank (=) are not told "
     "apart from its first by the paired bootstrap (Holm, family-wise error 5 %)."
 )
-
-
-def heading(metric: str) -> str:
-    """The heading of a column."""
-    return HEADINGS.get(metric, metric)
 
 
 def title(board: Board) -> str:
     """What the numbers of a board are about, in one line."""
     test = board.record.test
+    domain = (
+        "; every voxel of a slice counts, background included" if board.record.protocol.get("domain") == "all" else ""
+    )
     lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
     return (
         f"{board.dataset} {board.modality}: {test.subjects} test subjects{lesion}, {test.slices} slices, "
-        f"prevalence {board.record.prevalence:.4f}"
+        f"prevalence {board.record.prevalence:.4f}{domain}"
     )
+
+
+def with_interval(metric: str) -> bool:
+    """Whether the column of ``metric`` shows intervals."""
+    return metric not in PLAIN
 
 
 def number(estimate: Estimate | None, interval: bool = False) -> str:
@@ -75,7 +69,16 @@ def markdown(protocol: str, boards: Sequence[Board]) -> str:
     lines = [f"# {_md(protocol)}", "", f"Made by `adbench leaderboard build`. {READING}", ""]
     for board in boards:
         lines += [f"## {_md(title(board))}", ""]
-        heads = ["#", "method", "trained on", "seeds", *map(heading, board.metrics), "compute", "s / volume", "records"]
+        heads = [
+            "#",
+            "method",
+            "trained on",
+            "seeds",
+            *(_md(board.facts(m).column) for m in board.metrics),
+            "compute",
+            "s / volume",
+            "records",
+        ]
         lines += [_md_row(heads), "|" + "---|" * len(heads)]
         for entry in board.entries:
             links = (_link(str(s.record.seed), path) for s, path in zip(entry.seeds, entry.paths, strict=True))
@@ -84,7 +87,7 @@ def markdown(protocol: str, boards: Sequence[Board]) -> str:
                 _md(entry.label),
                 _md(entry.record.train.name),
                 str(len(entry.seeds)),
-                *(_md_number(entry, metric) for metric in board.metrics),
+                *(_md_number(board, entry, metric) for metric in board.metrics),
                 f"{duration(3600 * entry.hours)} {'GPU' if entry.gpu else 'CPU'}",
                 f"{entry.volume_seconds:.3g}",
                 " ".join(links),
@@ -96,7 +99,7 @@ def markdown(protocol: str, boards: Sequence[Board]) -> str:
         for grouping, groups in board.groupings.items():
             lines += [f"### By {_md(grouping.replace('_', ' '))}", ""]
             columns = [(metric, group) for metric in STRATA_METRICS for group in groups]
-            heads = ["method", *(f"{heading(m)} · {_md(g)} ({groups[g]})" for m, g in columns)]
+            heads = ["method", *(f"{_md(board.facts(m).column)} · {_md(g)} ({groups[g]})" for m, g in columns)]
             lines += [_md_row(heads), "|" + "---|" * len(heads)]
             for entry in board.entries:
                 cells = [number(entry.stratum(grouping, group, metric)) for metric, group in columns]
@@ -112,11 +115,11 @@ def latex(boards: Sequence[Board]) -> str:
         spec = "rl" + "r" * len(board.metrics)
         lines += ["\\begin{table}", "\\centering", f"\\caption{{{_tex(f'{board.protocol}: {title(board)}')}.}}"]
         lines += [f"\\begin{{tabular}}{{{spec}}}", "\\toprule"]
-        heads = ["\\#", "method", *(_tex(heading(metric)) for metric in board.metrics)]
+        heads = ["\\#", "method", *(_tex(board.facts(metric).column) for metric in board.metrics)]
         lines += [" & ".join(heads) + " \\\\", "\\midrule"]
         for entry in board.entries:
             cells = [rank(entry).replace("—", "--"), _tex(entry.label)]
-            cells += [_tex_number(entry.estimates[metric], metric) for metric in board.metrics]
+            cells += [_tex_number(board, entry, metric) for metric in board.metrics]
             lines.append(" & ".join(cells) + " \\\\")
         lines += ["\\bottomrule", "\\end{tabular}", "\\end{table}", ""]
     return "\n".join(lines)
@@ -164,6 +167,7 @@ def board_json(board: Board) -> dict[str, Any]:
         "slices": test.slices,
         "prevalence": _round(board.record.prevalence),
         "unranked": board.unranked,
+        "columns": [board.facts(metric).as_dict() for metric in board.metrics],
         "entries": [_entry_json(entry) for entry in board.entries],
         "differences": [
             {"better": d.a, "than": d.b, **{k: _round(getattr(d, k)) for k in ("value", "low", "high", "p", "p_holm")}}
@@ -236,12 +240,12 @@ def _md_row(cells: Sequence[str]) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _md_number(entry: Entry, metric: str) -> str:
-    text = number(entry.estimates[metric], metric in WITH_INTERVAL)
+def _md_number(board: Board, entry: Entry, metric: str) -> str:
+    text = number(entry.estimates[metric], with_interval(metric))
     if len(entry.paths) == 1 and text != "—":
         value, _, rest = text.partition(" ")
         text = _link(value, entry.paths[0]) + (f" {rest}" if rest else "")
-    return f"*{text}*" if metric in ORACLE else text
+    return f"*{text}*" if board.facts(metric).oracle else text
 
 
 def _link(text: str, path: str) -> str:
@@ -249,13 +253,20 @@ def _link(text: str, path: str) -> str:
     return f"[{text}]({quote(path.partition('/')[2])})"
 
 
-_TEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$"}
+_TEX = {
+    "↓": r"$\downarrow$",
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": "$<$",
+    ">": "$>$",
+}
 
 
 def _tex(text: str) -> str:
     return "".join(_TEX.get(c) or (f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
-def _tex_number(estimate: Estimate, metric: str) -> str:
-    text = number(estimate, metric in WITH_INTERVAL).replace("—", "--")
-    return f"\\textit{{{text}}}" if metric in ORACLE else text
+def _tex_number(board: Board, entry: Entry, metric: str) -> str:
+    text = number(entry.estimates[metric], with_interval(metric)).replace("—", "--")
+    return f"\\textit{{{text}}}" if board.facts(metric).oracle else text

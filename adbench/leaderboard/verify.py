@@ -8,10 +8,11 @@ seeds say how.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adbench.errors import UserError
 from adbench.hashing import digest
@@ -164,9 +165,18 @@ def facts_of(submission: Submission) -> Facts:
 
 
 def numbers(record: Record) -> str:
-    """Hash of all that the counts decide; two results of one run key must agree in it."""
-    content = record.model_dump(mode="json")
-    return digest({name: content[name] for name in NUMBERS})
+    """Hash of all that the counts decide, but for metrics that were asked for: two results of one run key must agree."""
+    return digest(numbers_without(record, record.optional))
+
+
+def numbers_without(record: Record, metrics: Collection[str]) -> dict[str, Any]:
+    """All that the counts decide, as JSON, without the named metrics."""
+    content = record.model_dump(mode="json", include=set(NUMBERS))
+    groups = (group for groups in content["strata"].values() for group in groups.values())
+    for values in (content["metrics"], *groups):
+        for name in metrics:
+            values.pop(name, None)
+    return content
 
 
 def across(facts: Sequence[Facts]) -> list[Finding]:

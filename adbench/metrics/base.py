@@ -24,6 +24,7 @@ class Volume:
         slices: (S,) int64 slice indices, ascending.
         recon: (S, H, W) float32 pseudo-healthy image in [0, 1], or None.
         image: (S, H, W) float32 input image in [0, 1], or None.
+        spacing: mm from one slice index to the next, from row to row, from column to column; None where it is unknown.
     """
 
     maps: np.ndarray
@@ -32,6 +33,7 @@ class Volume:
     slices: np.ndarray
     recon: np.ndarray | None = None
     image: np.ndarray | None = None
+    spacing: tuple[float, float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -54,17 +56,27 @@ class Subject:
 class Metric(ABC):
     """A number that is a ratio of sums over subjects, so that its bootstrap interval needs no second pass.
 
-    The first line of a subclass's docstring is its summary in lists.
+    The first line of a subclass's docstring is its definition in lists and tables.
 
     Attributes:
         name: key in records and tables, such as ``lesion_volume_error``.
+        heading: of its column; "" for its name.
+        less_is_better: whether a lower value is the better one; tables say so and sort by it.
+        unit: of its value, such as "mm"; "" for none.
         oracle: whether it looks at the test split to choose something.
         needs_maps: whether :meth:`measure` needs :attr:`Subject.volume`; otherwise stored histograms are enough.
+        undefined: why there is no value when :meth:`measure` left every subject out.
+        of_all: whether one subject that is left out leaves the whole metric without a value.
     """
 
     name: ClassVar[str]
+    heading: ClassVar[str] = ""
+    less_is_better: ClassVar[bool] = False
+    unit: ClassVar[str] = ""
     oracle: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
+    undefined: ClassVar[str] = "no subject has it"
+    of_all: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, subject: Subject) -> tuple[float, float] | None:

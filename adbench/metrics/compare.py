@@ -11,9 +11,10 @@ import numpy as np
 
 from adbench.errors import UserError, unknown
 from adbench.metrics import bootstrap
-from adbench.metrics.evaluate import ORACLE, Estimate, estimate, evaluate, sample
+from adbench.metrics.evaluate import Estimate, estimate, evaluate, sample
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.spatial import LESS_IS_BETTER, sample_spatial
+from adbench.metrics.spatial import sample_spatial
+from adbench.metrics.spec import spec
 
 if TYPE_CHECKING:
     from adbench.metrics.spatial import SpatialAccumulator
@@ -57,7 +58,7 @@ class Samples:
     def estimates(self, level: float = 0.95) -> dict[str, Estimate]:
         """Metric -> value and interval, training seeds included."""
         return {
-            name: estimate(value, self.draws[name], self.n[name], level, name in ORACLE)
+            name: estimate(value, self.draws[name], self.n[name], level, spec(name).oracle)
             for name, value in self.values.items()
         }
 
@@ -185,7 +186,7 @@ def compare(
                 f"{names[0]} and {name} were resampled differently (seed {first.seed} and {own.seed}, "
                 f"{len(first.draws[metric])} and {len(own.draws[metric])} replicates): use the same for both."
             )
-    sign = -1 if (metric in LESS_IS_BETTER if less_is_better is None else less_is_better) else 1
+    sign = -1 if (spec(metric).less_is_better if less_is_better is None else less_is_better) else 1
     order = sorted(names, key=lambda name: (-sign * methods[name].values[metric], name))
     pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
     raw = [_difference(methods[a].draws[metric] - methods[b].draws[metric], level, first.n[metric]) for a, b in pairs]

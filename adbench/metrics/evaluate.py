@@ -14,11 +14,11 @@ from adbench.metrics import keys as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+from adbench.metrics.spec import spec
 
 if TYPE_CHECKING:
     from adbench.metrics.spatial import SpatialAccumulator
 
-ORACLE = frozenset({"dice@best", "dice_pooled@best", "dice@subject_best"})
 _POOLED = ("auprc", "auroc", "dice_pooled@best")
 _AT = {"dice@val": "val", "dice@fpr1": "fpr1", "dice@fpr5": "fpr5"}
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in _AT}, "dice@subject_best": "dice@subject_best"}
@@ -201,7 +201,7 @@ def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _
     for name in NAMES:
         reason = _why_undefined(name, test, bearing, run.missing)
         n = len(test) if name in _POOLED else bearing
-        metrics[name] = estimate(points.get(name), samples.get(name), n, run.level, name in ORACLE, reason)
+        metrics[name] = estimate(points.get(name), samples.get(name), n, run.level, spec(name).oracle, reason)
     metrics |= _plugins(test, spatial, run, draws)
     if spatial is not None:
         from adbench.metrics.spatial import sample_spatial
@@ -228,13 +228,15 @@ def _plugins(
         pairs = [measured(metric, Subject(s, histogram, run.thresholds)) for s, histogram in test.items()]
         above, below = np.array([pair or (0.0, 0.0) for pair in pairs]).T
         value = bootstrap.ratio(above, below, np.ones((1, len(pairs))))[0]
+        if metric.of_all and None in pairs:
+            value = np.nan
         result[metric.name] = estimate(
             None if np.isnan(value) else float(value),
             bootstrap.ratio(above, below, draws) if draws is not None else None,
             sum(pair is not None for pair in pairs),
             run.level,
             metric.oracle,
-            "no subject has it" if np.isnan(value) else "",
+            metric.undefined if np.isnan(value) else "",
         )
     return result
 

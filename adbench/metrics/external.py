@@ -83,7 +83,7 @@ def evaluate_folders(
         test = _histograms(test_cases, None, notes)
         spatial = SpatialAccumulator(thresholds, froc_thresholds(test), metrics=spatial_metrics, step=step)
         for case in test_cases:
-            spatial.add_subject(case.subject, case.maps, case.lesion, case.brain, case.slices)
+            spatial.add_subject(case.subject, case.maps, case.lesion, case.brain, case.slices, spacing=case.spacing)
         notes.append("The thresholds of the FROC curve are spaced by the test split's own background scores.")
     result = evaluate(
         test, val, replicates=replicates, level=level, seed=seed, spatial=spatial, metrics=metrics, strata=strata
@@ -149,7 +149,7 @@ def _histograms(cases: CaseFolder, spatial: SpatialAccumulator | None, notes: li
             raise UserError(f"Case {case.subject!r} has no brain voxel: its brain mask is empty. Correct the mask.")
         _add(histograms, case)
         if spatial is not None:
-            spatial.add_subject(case.subject, case.maps, case.lesion, case.brain, case.slices)
+            spatial.add_subject(case.subject, case.maps, case.lesion, case.brain, case.slices, spacing=case.spacing)
         beyond = int(np.count_nonzero(case.lesion & ~case.brain))
         if beyond:
             outside[case.subject] = beyond

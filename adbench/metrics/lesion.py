@@ -54,6 +54,7 @@ def checked_volume(
     slices: Sequence[int] | np.ndarray | None,
     recon: object = None,
     image: object = None,
+    spacing: tuple[float, float, float] | None = None,
 ) -> Volume:
     """A :class:`Volume` from arrays or tensors, in slice order.
 
@@ -65,6 +66,7 @@ def checked_volume(
         slices: (S,) distinct slice indices; None for 0, 1, 2, ...
         recon: (S, H, W) or None; with ``image``.
         image: (S, H, W) or None.
+        spacing: mm from one slice index to the next, from row to row, from column to column; None where unknown.
 
     Raises:
         UserError: shapes differ, masks are not binary, the brain mask is empty, or a score in the brain is not finite.
@@ -95,7 +97,9 @@ def checked_volume(
     if (order != np.arange(len(order))).any():
         stack, masks, indices = stack[order], (masks[0][order], masks[1][order]), indices[order]
         arrays = {name: array[order] for name, array in arrays.items()}
-    return Volume(stack, masks[1] & masks[0], masks[0], indices, arrays.get("reconstruction"), arrays.get("image"))
+    return Volume(
+        stack, masks[1] & masks[0], masks[0], indices, arrays.get("reconstruction"), arrays.get("image"), spacing
+    )
 
 
 def components(mask: np.ndarray) -> tuple[np.ndarray, int]:

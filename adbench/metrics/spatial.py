@@ -32,7 +32,6 @@ NAMES = (
     "recon_l1",
     "recon_ssim",
 )
-LESS_IS_BETTER = frozenset({"fa_slice", "recon_l1"})
 _NO_VAL = "no val threshold was known while the maps were streamed"
 _NO_LESION = "no lesion in the test split"
 
@@ -98,6 +97,7 @@ class SpatialAccumulator:
         *,
         recon: Any = None,
         image: Any = None,
+        spacing: tuple[float, float, float] | None = None,
         **groups: str | None,
     ) -> None:
         """Measure one subject, all of its slices at once.
@@ -110,6 +110,7 @@ class SpatialAccumulator:
             slices: (S,) slice indices; None for 0, 1, 2, ...
             recon: (S, H, W) pseudo-healthy image in [0, 1], or None.
             image: (S, H, W) input in [0, 1], or None.
+            spacing: mm from one slice index to the next, from row to row, from column to column; None where unknown.
             **groups: strata, e.g. ``site="A"``, ``modality="FLAIR"``; None is left out.
 
         Raises:
@@ -117,7 +118,7 @@ class SpatialAccumulator:
         """
         if subject in self._rows:
             raise UserError(f"Subject {subject!r} was added before: give all of its slices at once.")
-        volume = lesion.checked_volume(subject, maps, lesion_mask, brain, slices, recon, image)
+        volume = lesion.checked_volume(subject, maps, lesion_mask, brain, slices, recon, image, spacing)
         row = VolumeRow(subject, {name: group for name, group in groups.items() if group is not None})
         row.slice_lesion, row.slice_max, row.slice_top = lesion.slice_scores(volume)
         row.lesion_sizes, row.lesion_scores = lesion.lesions(volume, self.step)
@@ -248,7 +249,10 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
         pairs = [row.measures.get(metric.name, (0.0, 0.0)) for row in rows]
         above, below = np.array(pairs, float).reshape(-1, 2).T
         n = sum(metric.name in row.measures for row in rows)
-        result[metric.name] = table.ratio(above, below, n, "no subject has it")
+        if metric.of_all and n < len(rows):
+            result[metric.name] = Sampled(n=n, reason=metric.undefined)
+        else:
+            result[metric.name] = table.ratio(above, below, n, metric.undefined)
     return result
 
 

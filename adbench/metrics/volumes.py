@@ -33,6 +33,7 @@ class External:
         lesion: (S, H, W) bool, wherever the mask says so.
         brain: (S, H, W) bool; all True when no brain masks were given.
         slices: (S,) slice indices.
+        spacing: mm from slice to slice, row to row, column to column; None for PNG slices, which do not say.
     """
 
     subject: str
@@ -40,6 +41,7 @@ class External:
     lesion: np.ndarray
     brain: np.ndarray
     slices: np.ndarray
+    spacing: tuple[float, float, float] | None = None
 
 
 class CaseFolder:
@@ -100,7 +102,7 @@ class CaseFolder:
                 brain = self._binary(values, f"case {subject!r} (brain)", None, grid is None)
             found = self._binary(lesion, f"case {subject!r}", self._labels, reference is None)
             slices = np.array(sorted(self._maps[subject])) if reference is None else np.arange(len(maps))
-            yield External(subject, maps.astype(np.float32), found, brain, slices)
+            yield External(subject, maps.astype(np.float32), found, brain, slices, _spacing(reference))
 
     def _binary(self, values: np.ndarray, where: str, labels: list[int] | None, is_png: bool) -> np.ndarray:
         if labels is None:
@@ -114,6 +116,14 @@ class CaseFolder:
                 f"lesion labels {', '.join(map(str, labels))}."
             )
         return np.isin(values, labels)
+
+
+def _spacing(affine: np.ndarray | None) -> tuple[float, float, float] | None:
+    """Voxel size in the order of a stack, whose first axis is the last of the file."""
+    if affine is None:
+        return None
+    row, column, plane = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return plane, row, column
 
 
 Files = dict[int, Path]  # slice index -> file; a NIfTI volume is at index 0

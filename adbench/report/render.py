@@ -11,31 +11,18 @@ from typing import Any
 from adbench import __version__
 from adbench.context import Progress
 from adbench.files import write_text
-from adbench.metrics.evaluate import NAMES, ORACLE
-from adbench.metrics.spatial import NAMES as SPATIAL_NAMES
+from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.pictures import Sample, sample_sheet
 from adbench.report import drawing, figures
 from adbench.report.collect import Part, Portrait, Report
 from adbench.report.tiles import box, contour, found, image_uri, map_uri
-from adbench.results.record import Number
+from adbench.results.record import Number, asked, facts
 from adbench.results.rundir import safe
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
-# metric, heading, what it means, largest value of its bar (None: no bar)
-COLUMNS = (
-    ("auprc", "AUPRC", "area under the precision-recall curve (average precision) over all test brain voxels", 1.0),
-    ("dice@val", "Dice@val", "mean Dice per volume at the threshold chosen on the validation split", 1.0),
-    (
-        "dice@best",
-        "Dice@best (oracle)",
-        "mean Dice per volume at the best threshold of the test split: an oracle",
-        None,
-    ),
-    ("auroc", "AUROC", "area under the ROC curve over all test brain voxels", None),
-    ("lesion_recall@val", "lesion recall", "share of lesions found at the chosen threshold", None),
-    ("fa_slice", "false-alarm slices", "share of lesion-free slices with a prediction at the chosen threshold", None),
-)
+COLUMNS = ("auprc", "dice@val", "dice@best", "auroc", "lesion_recall@val", "fa_slice")
+BARS = ("auprc", "dice@val")  # from 0 to 1
 CHART_SECTIONS = (
     ("curves", "Curves", ("pr", "roc", "dice")),
     ("strata", "Lesion size and strata", ("strata", "lesions")),
@@ -114,7 +101,7 @@ def page(report: Report, charts: Mapping[str, Mapping[str, Any]], command: str) 
         ],
         notes=report.notes,
         ranked=report.comparison is not None,
-        columns=[{"heading": h, "meaning": m, "oracle": name in ORACLE} for name, h, m, _ in COLUMNS],
+        columns=[{"heading": m.column, "meaning": m.definition, "oracle": m.oracle} for m in _columns(report)],
         parts=[_part(report, part, index) for index, part in enumerate(report.parts)],
         prevalence=f"{first.prevalence:.4f}",
         level=f"{float(first.protocol.get('level', 0.95)):.0%}",
@@ -140,7 +127,7 @@ def _part(report: Report, part: Part, index: int) -> dict[str, Any]:
         "label": part.label,
         "colour": index % len(drawing.SERIES),
         "rank": ranks.get(part.group),
-        "cells": [_cell(record.metrics.get(name), scale, name in ORACLE) for name, _, _, scale in COLUMNS],
+        "cells": [_cell(record.metrics.get(m.name), m.name in BARS, m.oracle) for m in _columns(report)],
         "fit_seconds": _short(record.timing.get("fit")),
         "volume_seconds": _short(seconds),
         "weights": _count(record.method.parameters),
@@ -179,14 +166,20 @@ def _part(report: Report, part: Part, index: int) -> dict[str, Any]:
     }
 
 
-def _cell(number: Number | None, scale: float | None, oracle: bool) -> dict[str, Any]:
+def _columns(report: Report) -> list[MetricSpec]:
+    """Those of every report, and the metrics that some run was asked for."""
+    records = [part.run.record for part in report.parts]
+    return [facts(name, *records) for name in dict.fromkeys([*COLUMNS, *asked(*records)])]
+
+
+def _cell(number: Number | None, bars: bool, oracle: bool) -> dict[str, Any]:
     if number is None or number.value is None:
         reason = number.reason if number else "not in this record"
         return {"value": None, "reason": reason, "oracle": oracle}
     known = number.low is not None and number.high is not None
     bar = None
-    if scale and known:
-        bar = [round(min(1.0, max(0.0, (end or 0.0) / scale)), 4) for end in (number.low, number.value, number.high)]
+    if bars and known:
+        bar = [round(min(1.0, max(0.0, end or 0.0)), 4) for end in (number.low, number.value, number.high)]
     ends = f"{number.low:.3f}, {number.high:.3f}" if known else ""
     return {"value": number.value, "text": f"{number.value:.3f}", "ends": ends, "bar": bar, "oracle": oracle}
 
@@ -206,7 +199,7 @@ def _row(name: str, number: Number) -> dict[str, Any]:
 
 
 def _ordered(metrics: Mapping[str, Number]) -> list[tuple[str, Number]]:
-    known = [name for name in (*NAMES, *SPATIAL_NAMES) if name in metrics]
+    known = [name for name in SPECS if name in metrics]
     return [(name, metrics[name]) for name in [*known, *(name for name in metrics if name not in known)]]
 
 

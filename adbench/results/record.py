@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adbench.errors import UserError
 from adbench.files import write_json
+from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.metrics.spec import spec as installed
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -29,6 +31,17 @@ class Number(_Part):
     n: int  # subjects that enter the number
     oracle: bool = False  # True: a threshold was chosen on the test split
     reason: str = ""  # why value is None
+
+
+class MetricPart(_Part):
+    """A metric that was measured because it was asked for: what tables of machines without it need to know."""
+
+    source: str  # hash of its source files
+    heading: str  # of its column
+    definition: str  # one line
+    less_is_better: bool
+    oracle: bool
+    unit: str  # "" for none
 
 
 class MethodPart(_Part):
@@ -91,6 +104,7 @@ class Record(_Part):
     protocol: dict[str, Any]
     seed: int
     metrics: dict[str, Number]
+    optional: dict[str, MetricPart] = {}  # of the metrics, those that are not measured in every run
     strata: dict[str, dict[str, dict[str, Number]]]  # grouping (lesion_size, site) -> group -> metrics of its subjects
     prevalence: float  # share of lesion voxels among the test brain voxels: the chance level of auprc
     brackets: dict[str, tuple[float, float]]  # where the number of the unbinned scores provably lies
@@ -103,6 +117,32 @@ class Record(_Part):
     provenance: dict[str, Any]  # versions, platform, device, git revision
     files: dict[str, str]  # files beside the record -> SHA-256
     tuned_from: TunedFrom | None = None  # the search that chose method.params, if one did
+
+
+def facts(name: str, *records: Record) -> MetricSpec:
+    """What is known about the metric ``name``: built in, as one of ``records`` says, or as the plug-in here says."""
+    if name in SPECS:
+        return SPECS[name]
+    part = next((record.optional[name] for record in records if name in record.optional), None)
+    if part is None:
+        return installed(name)
+    return MetricSpec(
+        name,
+        part.heading,
+        part.definition,
+        "subject mean",
+        less_is_better=part.less_is_better,
+        oracle=part.oracle,
+        unit=part.unit,
+        low=float("-inf"),
+        high=None,
+        group="optional",
+    )
+
+
+def asked(*records: Record) -> tuple[str, ...]:
+    """The metrics that some of ``records`` were asked for beside those of every run."""
+    return tuple(dict.fromkeys(name for record in records for name in record.optional))
 
 
 def lacking(record: Record) -> str:

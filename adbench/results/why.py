@@ -20,7 +20,6 @@ MEANING = {
     "threshold_slices": "other slices, or lesion masks, that choose the threshold",
     "test_slices": "other test slices or lesion masks",
     "metrics_version": "adbench computes a number differently now",
-    "plugin_metrics": "other plug-in metrics, or their source was changed",
 }
 
 

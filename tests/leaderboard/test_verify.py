@@ -110,6 +110,7 @@ def _identity(path: str, value: Any) -> Change:
     return change
 
 
+PART = {"source": "0", "heading": "X", "definition": "", "less_is_better": True, "oracle": False, "unit": ""}
 TAMPERED: dict[str, tuple[Change, str]] = {
     "value": (_set("record/metrics/auprc/value", 0.99), "metrics.auprc.value"),
     "interval": (_set("record/metrics/dice@val/low", 0.9), "metrics.dice@val.low"),
@@ -177,7 +178,15 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "a text without end": (_set("record/strata/site", {"x" * 1001: {}}), "strata.site"),
     "a field that makes another run of it": (_identity("nonce", 1), "identity.nonce"),
     "files of the identity": (_identity("files", "none"), "identity.files"),
-    "metrics of the identity": (_identity("plugin_metrics", None), "identity.plugin_metrics"),
+    "a metric of which only the facts are there": (_set("record/optional", {"x": PART}), "metrics.x"),
+    "another direction": (
+        lambda raw: (
+            _set("record/optional", {"alarms@fpr1": {**PART, "less_is_better": False}})(raw),
+            raw["record"]["metrics"].update({"alarms@fpr1": raw["record"]["metrics"]["auprc"]}),
+        ),
+        "optional.alarms@fpr1.less_is_better",
+    ),
+    "a metric that makes another run of it": (_identity("plugin_metrics", {}), "identity.plugin_metrics"),
     "modality of the checkpoint's slices": (_set("record/val/modality", "T2"), "val.modality"),
     "fewer than no subject with a lesion": (_set("record/threshold/lesion_subjects", -1), "threshold.lesion_subjects"),
     "a grid without pixels": (_set("record/train/grid", [0, 32]), "train.grid"),
@@ -199,7 +208,6 @@ def test_an_edit_without_a_new_digest(submission: Submission) -> None:
     [
         _set("record/protocol/name", ["a"]),
         _set("record/identity/plugin_metrics", [["a"]]),
-        _set("record/identity/plugin_metrics", 3),
         lambda raw: raw["record"]["subjects"].__setitem__(0, {}),
         _set("record/identity/params", 1),
         _set("histograms/mantissa_bits", 400),

@@ -10,16 +10,16 @@ import pytest
 from adbench import registry
 from adbench.errors import UserError
 from adbench.metrics import evaluate as evaluation
-from adbench.metrics import spatial
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.presets import PRESETS
+from adbench.metrics.spec import SPECS, of_class
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
 
 def test_every_metric_and_preset_is_defined_on_the_page():
     page = PAGE.replace("`froc@1`, `@2`, `@4`, `@8`", "`froc@1`, `froc@2`, `froc@4`, `froc@8`")
-    for name in (*evaluation.NAMES, *spatial.NAMES, *PRESETS):
+    for name in (*SPECS, *PRESETS):
         assert re.search(rf"^\| .*`{re.escape(name)}`", page, re.MULTILINE), name
 
 
@@ -41,6 +41,7 @@ def plugin(tmp_path, monkeypatch):
 
 def test_a_metric_from_an_entry_point_appears_among_the_numbers(plugin):
     metric = registry.load("metrics", "lesion_load_error")()
+    assert of_class(metric).column == "Load error ↓"
     test, val = SubjectHistograms(), SubjectHistograms()
     scores = np.float16([3, 2, 2, 1, 0])
     val.update("v", scores, [1, 1, 0, 0, 0])

@@ -1,12 +1,14 @@
 """Each preset against a slow implementation of its paper's rule, written out from the rule, not from the fast code."""
 
+import warnings
+
 import numpy as np
 import pytest
 import sklearn.metrics as sk
 from scipy import ndimage
 
 from adbench.errors import UserError
-from adbench.metrics.presets import Case, cddpm, evaluate_preset, official_madad, thor, upd
+from adbench.metrics.presets import Case, _Pool, _without_small, cddpm, evaluate_preset, official_madad, thor, upd
 
 
 def make(seed, subjects=3, shape=(4, 32, 30), kind="smooth", dtype=np.float32):
@@ -43,7 +45,7 @@ def binarised(scores, threshold):
     return scores >= 1
 
 
-@pytest.mark.parametrize("kind", ["smooth", "steps", "wide"])
+@pytest.mark.parametrize("kind", ["smooth", "steps"])
 @pytest.mark.parametrize("seed", range(3))
 def test_official_madad_equals_the_literal_loop(kind, seed):
     cases = make(seed, kind=kind)
@@ -63,8 +65,9 @@ def test_official_madad_equals_the_literal_loop(kind, seed):
     assert result.thresholds["dice"] == np.linspace(0, 1, 201)[int(np.argmax(means))]
 
 
-def test_official_madad_pools_all_pixels():
-    cases = make(5, dtype=np.float16)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_official_madad_pools_all_pixels_unbinned(dtype):
+    cases = make(5, dtype=dtype)
     scores = np.concatenate([case.maps.ravel() for case in cases])
     labels = np.concatenate([case.lesion.ravel() for case in cases])
     precision, recall, _ = sk.precision_recall_curve(labels, scores)
@@ -72,7 +75,36 @@ def test_official_madad_pools_all_pixels():
     assert values["ap"] == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-9)
     assert values["auroc"] == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-9)
     assert values["f1max"] == pytest.approx(np.max(2 * precision * recall / (precision + recall + 1e-300)), abs=1e-9)
-    assert any("Scores were binned" in note for note in official_madad(make(5)).notes)
+
+
+def test_the_pool_is_exact_where_scores_are_close():
+    """Scores that differ in their last bit, ties within and between the classes, all dtypes."""
+    rng = np.random.default_rng(0)
+    for dtype, scale in ((np.float32, 2.0**-24), (np.float64, 2.0**-53), (np.int16, 1)):
+        labels = rng.random(4000) < 0.1
+        steps = rng.integers(0, 300, 4000) + 60 * labels
+        scores = (steps * scale + (0 if dtype is np.int16 else 0.5)).astype(dtype)
+        pool = _Pool()
+        for part in np.split(np.arange(4000), [100, 100, 2500]):
+            pool.add(scores[part], labels[part])
+        precision, recall, _ = sk.precision_recall_curve(labels, scores)
+        assert pool.ap() == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-12)
+        assert pool.auroc() == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-12)
+        assert pool.f1max() == pytest.approx(np.max(2 * precision * recall / (precision + recall + 1e-300)), abs=1e-12)
+        assert 0.1 < pool.ap() < 0.9
+
+
+def test_maps_outside_the_unit_interval_have_no_value():
+    for name, preset in (("official-madad", official_madad), ("thor", thor)):
+        result = preset(make(1, kind="wide"))
+        assert set(result.values.values()) == {None}
+        assert set(result.values) == set(preset(make(1)).values)
+        assert not result.thresholds
+        (note,) = result.notes
+        assert note.startswith("Undefined: its thresholds lie in [0, 1], and the scores of case 's0' run from -0.99"), (
+            note
+        )
+        assert any("thresholds lie in [0, 1]" in note for note in preset(make(1)).notes), name
 
 
 def test_official_madad_gives_the_floor_of_an_empty_map():
@@ -82,9 +114,9 @@ def test_official_madad_gives_the_floor_of_an_empty_map():
     assert official_madad([blank]).values["dice"] == pytest.approx(0.9), "nine empty slices score 1 for nothing"
 
 
-@pytest.mark.parametrize("kind", ["smooth", "steps", "wide"])
+@pytest.mark.parametrize("kind", ["smooth", "steps"])
 def test_thor_equals_the_literal_loop(kind):
-    cases, edges = make(1, subjects=5, kind=kind, dtype=np.float16), (3, 16, 40, 64)
+    cases, edges = make(1, subjects=5, kind=kind), (3, 16, 40, 64)
     result = thor(cases, edges=edges)
     used = 0
     for name, low, high in (("small", 3, 16), ("medium", 16, 40), ("large", 40, 64)):
@@ -104,6 +136,9 @@ def test_thor_without_slices_in_a_bin():
     result = thor(make(1), edges=(3, 10, 500, 600))
     assert result.values["dice_large"] is None
     assert "large: 0 slices of 501 to 600 lesion pixels." in result.notes
+    assert any("scores 21 slice indices that it lists, and leaves out 20 more" in note for note in result.notes)
+    assert "The bins are pixels of a 128 x 128 slice; these slices have 32 x 30." in result.notes
+    assert not any("128 x 128" in note for note in thor(make(1, shape=(4, 128, 128))).notes)
     with pytest.raises(UserError, match=r"edges = \[3, 2, 4, 5\] are not valid"):
         thor(make(1), edges=(3, 2, 4, 5))
 
@@ -132,12 +167,34 @@ def slow_search(scores, labels, low, high, steps, best=0, point=0):
     return slow_search(scores, labels, center, high, steps - 1, best, point)
 
 
-def slow_without_small(mask):
+def filled_area(component):
+    """``area_filled`` of scikit-image's region properties, which is this call."""
+    return ndimage.binary_fill_holes(component, np.ones((3, 3, 3))).sum()
+
+
+def slow_without_small(mask, at_most=7):
     labels, count = ndimage.label(mask, structure=np.ones((3, 3, 3)))
     for i in range(1, count + 1):
-        if (labels == i).sum() <= 7:
+        if filled_area(labels == i) <= at_most:
             mask = mask & (labels != i)
     return mask
+
+
+def test_small_components_go_by_their_filled_area():
+    rng = np.random.default_rng(0)
+    for share in (0.02, 0.1, 0.3, 0.6):
+        mask = rng.random((6, 12, 12)) < share
+        np.testing.assert_array_equal(_without_small(mask, 7), slow_without_small(mask))
+    shell = np.zeros((5, 5, 5), bool)
+    shell[1:4, 1:4, 1:4] = True
+    shell[2, 2, 2] = False
+    assert (shell.sum(), filled_area(shell)) == (26, 27)
+    for at_most in (7, 25):
+        assert _without_small(shell, at_most).sum() == slow_without_small(shell, at_most).sum() == 26
+    faces = np.zeros((5, 5, 5), bool)  # a hole that is open at its edges is none
+    faces[[1, 3, 2, 2, 2, 2, 4], [2, 2, 1, 3, 2, 2, 2], [2, 2, 2, 2, 1, 3, 2]] = True
+    assert (faces.sum(), filled_area(faces)) == (7, 7)
+    assert not _without_small(faces, 7).any()
 
 
 def with_blobs(seed, subjects):
@@ -158,7 +215,8 @@ def with_blobs(seed, subjects):
 
 def test_cddpm_equals_the_literal_steps():
     val, cases = with_blobs(0, 3), with_blobs(1, 4)
-    filtered = [(slow_cddpm_filter(case), case.lesion) for case in val if case.lesion.any()]
+    filtered = [(slow_cddpm_filter(case), case.lesion) for case in val]
+    assert [lesion.any() for _, lesion in filtered] == [False, True, True]
     scores, labels = (np.concatenate([pair[i].ravel() for pair in filtered]) for i in range(2))
     threshold = slow_search(scores, labels, 0.0, float(scores.max()), 10)
     dice, precision, removed = [], [], 0
@@ -169,21 +227,32 @@ def test_cddpm_equals_the_literal_steps():
         removed += int(raw.sum() - predicted.sum())
         total = predicted.sum() + case.lesion.sum()
         dice.append(2 * (predicted & case.lesion).sum() / total if total else np.nan)
-        if case.lesion.any():
+        with warnings.catch_warnings():  # "No positive class found": it then gives 0
+            warnings.simplefilter("ignore")
             precision.append(sk.average_precision_score(case.lesion.ravel(), own.ravel()))
+    assert precision[0] == 0
+    assert not cases[0].lesion.any()
     result = cddpm(cases, val)
     assert removed > 0
     assert result.thresholds["dice"] == pytest.approx(threshold, abs=1e-12)
     assert result.values["dice"] == pytest.approx(np.nanmean(dice), abs=1e-9)
     assert result.values["auprc"] == pytest.approx(np.mean(precision), abs=1e-9)
     assert 0.2 < result.values["dice"] < 1
+    assert "1 of 4 volumes have no lesion and count as 0 in auprc." in result.notes
+
+
+def test_cddpm_pools_validation_volumes_without_lesion_too():
+    val, cases = with_blobs(0, 3), with_blobs(1, 4)
+    loud = Case("loud", val[0].maps + np.float32(0.1) * val[0].brain, val[0].lesion, val[0].brain)
+    with_it, without = (cddpm(cases, own).thresholds["dice"] for own in ([loud, *val[1:]], val[1:]))
+    assert with_it != without, "the search is greedy: more false alarms may move it either way"
 
 
 def test_cddpm_needs_lesions_on_validation():
     cases = with_blobs(0, 2)
-    with pytest.raises(UserError, match="on validation volumes with lesions: give some"):
+    with pytest.raises(UserError, match="on validation volumes: give some"):
         cddpm(cases)
-    with pytest.raises(UserError, match="none has one"):
+    with pytest.raises(UserError, match="none of them has a lesion"):
         cddpm(cases, cases[:1])
     with pytest.raises(UserError, match="case 's0' is 20 pixels wide"):
         cddpm(make(0, shape=(4, 32, 20)), make(0, shape=(4, 32, 20)))
@@ -191,7 +260,7 @@ def test_cddpm_needs_lesions_on_validation():
 
 @pytest.mark.parametrize("kind", ["smooth", "steps", "wide"])
 def test_upd_equals_the_literal_loop(kind):
-    cases = make(2, kind=kind, dtype=np.float16)
+    cases = make(2, kind=kind)
     maps = np.concatenate([(case.maps * case.brain).ravel() for case in cases]).astype(np.float64)
     labels = np.concatenate([case.lesion.ravel() for case in cases])
     dice = []
