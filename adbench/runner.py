@@ -35,7 +35,7 @@ from adbench.planning import Plan
 from adbench.presence import held
 from adbench.results import provenance, rundir, status
 from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
-from adbench.scoring import ScoredSubject, score_subjects
+from adbench.scoring import ScoredVolume, score_volumes
 from adbench.spec import CellSpec, Source
 
 log = logging.getLogger("adbench")
@@ -63,7 +63,7 @@ def run_cell(
         progress: receives progress.
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
-        save_maps: keep every anomaly map beside the record (N x H x W float32), for metrics that are invented later.
+        save_maps: keep every anomaly map beside the record (N x H x W), for metrics that are invented later.
         tensorboard: write loss curves for TensorBoard into the folder of the fit.
         facts: shown beside the progress by ``adbench status``: the share of a GPU, ...
 
@@ -219,16 +219,25 @@ class Scored:
 
 
 class _MapFile:
-    """Maps of a set in its order, written as they come and renamed into place when all are there."""
+    """Maps of a set in its order and in their own type, written as they come, renamed into place when all are there."""
 
     def __init__(self, path: Path, data: LabelledSet) -> None:
         self._path, self._partial = path, path.with_name(f".{path.stem}.partial.npy")
-        self._maps = np.lib.format.open_memmap(self._partial, "w+", np.float32, (len(data), *data.shape))
+        self._shape = (len(data), *data.shape)
+        self._maps: np.ndarray | None = None
 
-    def write(self, scored: ScoredSubject) -> None:
+    def write(self, scored: ScoredVolume) -> None:
+        if self._maps is None:
+            self._maps = np.lib.format.open_memmap(self._partial, "w+", scored.maps.dtype, self._shape)
+        elif not np.can_cast(scored.maps.dtype, self._maps.dtype):
+            raise UserError(
+                f"The method gives maps of type {self._maps.dtype} and of type {scored.maps.dtype} (case "
+                f"{scored.volume!r}): maps of one method are saved in one type."
+            )
         self._maps[scored.positions] = scored.maps
 
     def close(self) -> None:
+        assert isinstance(self._maps, np.memmap)
         self._maps.flush()
         self._partial.replace(self._path)
 
@@ -243,7 +252,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     threshold = None
     if len(data.threshold):
         threshold = SubjectHistograms()
-        for scored in score_subjects(method, data.threshold, ctx, "score validation"):
+        for scored in score_volumes(method, data.threshold, ctx, "score validation"):
             if keep_val:
                 keep_val.write(scored)
             brain = data.threshold.brains(scored.positions)
@@ -253,33 +262,33 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
         choose_thresholds(threshold)[0],
         froc_thresholds(threshold) if threshold is not None else (),
         metrics=[metric for metric in metrics if metric.needs_maps],
-        step=data.test.slice_step,
     )
     test = SubjectHistograms()
     shown = pictures.choose_positions(data.test)
     samples: dict[int, pictures.Sample] = {}
-    for scored in score_subjects(method, data.test, ctx, "score test", clock=clock):
+    for scored in score_volumes(method, data.test, ctx, "score test", clock=clock):
         if keep:
             keep.write(scored)
         brain, lesion = data.test.brains(scored.positions), data.test.lesions(scored.positions)
         image = data.test.images(scored.positions).astype(np.float32)
         with clock.phase("measure"):
-            test.update(scored.subject, scored.maps[brain], lesion[brain])
-            spatial.add_subject(
-                scored.subject,
+            test.update(scored.volume, scored.maps[brain], lesion[brain])
+            spatial.add_volume(
+                scored.volume,
                 scored.maps,
                 lesion & brain,
                 brain,
                 data.test.slice_numbers[scored.positions],
+                subject=scored.subject,
                 recon=scored.reconstructions,
                 image=image,
-                site=data.test.site_of(scored.subject),
+                site=data.test.site_at(int(scored.positions[0])),
             )
         for index, position in enumerate(scored.positions.tolist()):
             if position in shown:
                 recon = None if scored.reconstructions is None else scored.reconstructions[index]
                 samples[position] = pictures.Sample(
-                    scored.subject, image[index], brain[index], lesion[index], scored.maps[index], recon
+                    scored.volume, image[index], brain[index], lesion[index], scored.maps[index], recon
                 )
     for file in (keep, keep_val):
         if file:

@@ -15,7 +15,7 @@ from adbench.datasets.slices import SliceBatch
 from adbench.datasets.store import prepare
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
-from adbench.scoring import score_subjects
+from adbench.scoring import score_volumes
 
 EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
 
@@ -66,7 +66,7 @@ def test_slices_without_brain_are_not_computed(tmp_path: Path, size: int | None,
     assert kept & EMPTY
     method = Counting(ParamSet(), Context())
     method.restores = restores
-    scored = {one.subject: one for one in score_subjects(method, data, Context(), "score", size)}
+    scored = {one.subject: one for one in score_volumes(method, data, Context(), "score", size)}
     assert method.seen == len(kept - EMPTY)
     for subject, one in scored.items():
         for map_, position in zip(one.maps, one.positions, strict=True):

@@ -182,8 +182,8 @@ class SliceStore:
         case = self.cases[self._case_of_row[row]]
         return case.slices[row - case.start]
 
-    def site_of(self, subject: str) -> str | None:
-        return next((case.site for case in self.cases if case.subject == subject), "") or None
+    def site_of(self, row: int) -> str | None:
+        return self.cases[self._case_of_row[row]].site or None
 
     def lesion_voxels_of(self, row: int) -> int:
         case = self.cases[self._case_of_row[row]]

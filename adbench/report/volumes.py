@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adbench import __version__
-from adbench.api import Run, SubjectMaps
+from adbench.api import Run, VolumeMaps
 from adbench.datasets import nifti
 from adbench.datasets.export import original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry
@@ -24,7 +24,7 @@ SPACES = {"prepared": "prepared", "original": "orig"}
 
 
 class Exporter:
-    """Writes every subject it is called with; the source image and masks once, map and reconstruction for each run.
+    """Writes every volume it is called with; the source image and masks once, map and reconstruction for each run.
 
     ::
 
@@ -50,8 +50,8 @@ class Exporter:
         self._names = _descriptions(runs)
         self._subjects: dict[str, str] = {}
 
-    def __call__(self, run: Run, subject: SubjectMaps) -> None:
-        """Write one subject of one run.
+    def __call__(self, run: Run, volume: VolumeMaps) -> None:
+        """Write one volume of one run.
 
         Raises:
             UserError: the slices come from no volume, so there is no original grid to go back to.
@@ -62,27 +62,22 @@ class Exporter:
                 self._out / "dataset_description.json",
                 {"Name": "adbench maps", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": made_by},
             )
-        store, rows = run.data.test_store, run.data.test.rows[subject.positions]
-        cases = np.array([store.case_id_of(row) for row in rows])
-        for case in dict.fromkeys(cases.tolist()):
-            self._case(run, subject, store, case, cases == case)
-
-    def _case(self, run: Run, subject: SubjectMaps, store: SliceStore, case: str, own: np.ndarray) -> None:
+        store, case = run.data.test_store, volume.volume
         name, modality = self._names[run.record.run_key], _label(run.record.test.modality)
         first = case not in self._subjects
         stem = self._stem(store, case)
-        arrays: dict[str, np.ndarray] = {f"desc-{name}_anomaly": subject.maps[own]}
-        if subject.reconstruction is not None:
-            arrays[f"desc-{name}Recon_{modality}"] = subject.reconstruction[own]
+        arrays: dict[str, np.ndarray] = {f"desc-{name}_anomaly": volume.maps}
+        if volume.reconstruction is not None:
+            arrays[f"desc-{name}Recon_{modality}"] = volume.reconstruction
         if first:
             arrays |= {
-                f"desc-prepared_{modality}": subject.image[own],
-                "desc-brain_mask": subject.brain[own],
-                "desc-lesion_mask": subject.lesion[own],
+                f"desc-prepared_{modality}": volume.image,
+                "desc-brain_mask": volume.brain,
+                "desc-lesion_mask": volume.lesion,
             }
         for tail, array in arrays.items():
             path = stem.with_name(f"{stem.name}_space-{SPACES[self._space]}_{tail}.nii.gz")
-            nifti.write(path, *self._volume(store, case, subject.slices[own], array))
+            nifti.write(path, *self._volume(store, case, volume.slices, array))
             self.files.append(path)
         write_json(
             stem.with_name(f"{stem.name}_space-{SPACES[self._space]}_desc-{name}_anomaly.json"),

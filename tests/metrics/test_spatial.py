@@ -46,7 +46,7 @@ def accumulate(seeds, thresholds=None, froc=(), **more):
     spatial = SpatialAccumulator({"val": 0.95} if thresholds is None else thresholds, froc, **more)
     data = {f"s{seed}": volume(seed, lesion_share=0.04 if seed % 4 else 0.0) for seed in seeds}
     for subject, (maps, mask, brain) in data.items():
-        spatial.add_subject(subject, maps, mask, brain)
+        spatial.add_volume(subject, maps, mask, brain)
     return spatial, data
 
 
@@ -89,7 +89,7 @@ def test_neighbours_touch_by_a_corner_and_not_across_missing_slices():
 
     def sizes(slices, step=1):
         row = SpatialAccumulator({}, step=step)
-        row.add_subject("a", scores, mask, full, slices)
+        row.add_volume("a", scores, mask, full, slices)
         return row.rows[0].lesion_sizes, row.rows[0].lesion_scores
 
     assert sizes([4, 5, 6]) == ([3], [pytest.approx(0.9)])
@@ -121,7 +121,7 @@ def test_false_alarms_and_image_scores():
 def test_top_share_is_one_percent():
     maps = np.arange(1000, dtype=np.float32).reshape(1, 25, 40)
     spatial = SpatialAccumulator({})
-    spatial.add_subject("a", maps, np.zeros_like(maps), np.ones_like(maps))
+    spatial.add_volume("a", maps, np.zeros_like(maps), np.ones_like(maps))
     assert (spatial.rows[0].slice_top, spatial.rows[0].slice_max) == ([994.5], [999.0])
 
 
@@ -134,11 +134,11 @@ def test_reconstruction_counts_healthy_tissue_only():
     recon[mask] = 0
     recon[~brain] = 1
     spatial = SpatialAccumulator({})
-    spatial.add_subject("a", image, mask, brain, recon=recon, image=image)
+    spatial.add_volume("a", image, mask, brain, recon=recon, image=image)
     assert spatial.rows[0].recon_l1 == 0
     recon[1, 10, 10] = image[1, 10, 10] + 0.5
     other = SpatialAccumulator({})
-    other.add_subject("a", image, mask, brain, recon=recon, image=image)
+    other.add_volume("a", image, mask, brain, recon=recon, image=image)
     assert other.rows[0].recon_l1 == pytest.approx(0.5 / (brain & ~mask).sum(), rel=1e-5)
     assert other.rows[0].recon_ssim < spatial.rows[0].recon_ssim <= 1
 
@@ -164,7 +164,7 @@ def test_replicates_equal_repeating_the_drawn_subjects():
         again = SpatialAccumulator({"val": 0.95}, [1.1, 1.0, 0.9])
         for (subject, (maps, mask, brain)), times in zip(data.items(), draw, strict=True):
             for k in range(int(times)):
-                again.add_subject(f"{subject}-{k}", maps, mask, brain)
+                again.add_volume(f"{subject}-{k}", maps, mask, brain)
         for name, one in sample_spatial(again, None).items():
             if samples[name].value is None:
                 assert one.value is None
@@ -179,7 +179,7 @@ def test_merging_shards_and_files_change_nothing(tmp_path):
     whole, data = accumulate(range(6), froc=[1.0])
     first, second = SpatialAccumulator({"val": 0.95}, [1.0]), SpatialAccumulator({"val": 0.95}, [1.0])
     for i, (subject, arrays) in enumerate(reversed(data.items())):
-        (first, second)[i % 2].add_subject(subject, *arrays)
+        (first, second)[i % 2].add_volume(subject, *arrays)
     second.merge(first)
     assert second.rows == whole.rows
     whole.to_json(tmp_path / "s.json")
@@ -256,7 +256,7 @@ def test_evaluate_adds_spatial_metrics_plugins_and_strata():
     thresholds = choose_thresholds(val)[0]
     spatial = SpatialAccumulator(thresholds, froc_thresholds(val), metrics=[MeanMap()])
     for i, (subject, arrays) in enumerate(data.items()):
-        spatial.add_subject(subject, *arrays, site="A" if i < 5 else "B", modality=None)
+        spatial.add_volume(subject, *arrays, site="A" if i < 5 else "B", modality=None)
     result = evaluate(test, val, replicates=50, spatial=spatial, metrics=[LesionVoxels(), MeanMap()], strata=True)
     assert set(NAMES) < set(result.metrics)
     assert result.metrics["lesion_voxels"].value == np.mean([(m & b).sum() for _, m, b in data.values()])
@@ -300,10 +300,10 @@ def test_spatial_of_other_subjects_or_thresholds_is_refused():
     val, _ = both(range(100, 106), "v")
     spatial = SpatialAccumulator(choose_thresholds(val)[0])
     for subject in ("s0", "s1", "s2"):
-        spatial.add_subject(subject, *data[subject])
+        spatial.add_volume(subject, *data[subject])
     with pytest.raises(UserError, match=r"Subject 's3' \(1 in all\) has only histograms"):
         evaluate(test, val, spatial=spatial)
-    spatial.add_subject("s3", *data["s3"])
+    spatial.add_volume("s3", *data["s3"])
     with pytest.raises(UserError, match=r"streamed with the val threshold .* histograms give None"):
         evaluate(test, None, spatial=spatial)
 
@@ -339,10 +339,10 @@ def test_bad_volumes_are_refused():
     ]
     for arrays, message in cases:
         with pytest.raises(UserError, match=message):
-            spatial.add_subject("p", *arrays)
+            spatial.add_volume("p", *arrays)
     with pytest.raises(UserError, match=r"has 5 maps but its slice indices are \[0, 0, 1, 2, 3\]"):
-        spatial.add_subject("p", maps, mask, brain, [0, 0, 1, 2, 3])
-    spatial.add_subject("p", torch.from_numpy(maps), torch.from_numpy(mask), torch.from_numpy(brain))
+        spatial.add_volume("p", maps, mask, brain, [0, 0, 1, 2, 3])
+    spatial.add_volume("p", torch.from_numpy(maps), torch.from_numpy(mask), torch.from_numpy(brain))
     with pytest.raises(UserError, match="Subject 'p' was added before"):
-        spatial.add_subject("p", maps, mask, brain)
+        spatial.add_volume("p", maps, mask, brain)
     assert spatial.rows[0].subject == "p", "NaN outside the brain does not matter, a refused case leaves no trace"
