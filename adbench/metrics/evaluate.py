@@ -233,7 +233,8 @@ def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _
 
         oracle = {metric.name for metric in spatial.metrics if metric.oracle}
         for name, one in sample_spatial(spatial, draws).items():
-            metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, one.reason)
+            why = run.missing.get(name.partition("@")[2], one.reason) if one.value is None else ""
+            metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, why)
         for row, extra in zip(rows, spatial.rows, strict=True):
             row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}
     return Evaluation(metrics, run.thresholds | oracles, rows, prevalence, [])
