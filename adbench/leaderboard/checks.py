@@ -353,6 +353,17 @@ def _check_spatial(row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccum
     bins = ordered(np.array(row.slice_max, np.float32)) >> (23 - scores.mantissa_bits)
     if len(bins) and len(keys) and bins.max() != keys.max():
         found.add(f"{where}.slice_max", max(row.slice_max), why="the highest score of the histogram is another one")
+    for place, threshold in enumerate([*(spatial.thresholds[rule] for rule in spatial.rules), *spatial.froc]):
+        true, false = scores.positives_at(threshold)
+        if row.found[place] > true or row.found[place] + row.false_components[place] > true + false:
+            found.add(
+                f"{where}.found", row.found[place], why=f"only {true} lesion voxels of {true + false} are predicted"
+            )
+            break
+    if "val" in spatial.rules:
+        shared = sum(iou * size for iou, size in zip(row.lesion_ious, row.lesion_sizes, strict=True))
+        if shared > scores.positives_at(spatial.thresholds["val"])[0] * (1 + 1e-9):
+            found.add(f"{where}.lesion_ious", why="their lesions overlap in more voxels than are predicted")
     over = {rule: predict(np.array(row.slice_max), spatial.thresholds[rule]) for rule in spatial.rules}
     alarms = {rule: int(np.sum(above & ~np.array(row.slice_lesion, bool))) for rule, above in over.items()}
     found.same(f"{where}.alarms", row.alarms, alarms, "from slice_max")
