@@ -229,11 +229,12 @@ def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _
         metrics[name] = estimate(points.get(name), samples.get(name), n, run.level, name in ORACLE, reason)
     metrics |= _plugins(test, spatial, run, draws)
     if spatial is not None:
-        from adbench.metrics.spatial import sample_spatial
+        from adbench.metrics.spatial import FALSE_ALARMS, sample_spatial
 
         oracle = {metric.name for metric in spatial.metrics if metric.oracle}
         for name, one in sample_spatial(spatial, draws).items():
-            why = run.missing.get(name.partition("@")[2], one.reason) if one.value is None else ""
+            rule = FALSE_ALARMS.get(name, name.partition("@")[2])
+            why = run.missing.get(rule, one.reason) if one.value is None else ""
             metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, why)
         for row, extra in zip(rows, spatial.rows, strict=True):
             row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}

@@ -29,7 +29,7 @@ class Exporter:
     ::
 
         OUT/dataset_description.json
-        OUT/sub-01/anat/sub-01_space-orig_desc-madad_anomaly.nii.gz      the map as the method gave it, float32
+        OUT/sub-01/anat/sub-01_space-orig_desc-madad_anomaly.nii.gz      the map as the method gave it
                         sub-01_space-orig_desc-madad_anomaly.json        its run, threshold and unit
                         sub-01_space-orig_desc-madadRecon_FLAIR.nii.gz   pseudo-healthy image in [0, 1]
                         sub-01_space-orig_desc-prepared_FLAIR.nii.gz     what the method saw, in [0, 1]
@@ -101,7 +101,8 @@ class Exporter:
             stored = store.case(case).geometry
             known = Geometry.from_json(stored) if stored else None
             volume, affine = prepared_volume(known, slices.tolist(), array)
-        return volume.astype(np.uint8 if array.dtype == np.bool_ else np.float32), affine
+        kind = np.uint8 if array.dtype == np.bool_ else np.result_type(array.dtype, np.float32)  # NIfTI has no float16
+        return volume.astype(kind), affine
 
     def _stem(self, store: SliceStore, case: str) -> Path:
         if case not in self._subjects:

@@ -28,7 +28,6 @@ from adbench.leaderboard.checks import RUN_FIELDS, check
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import merge
 from adbench.leaderboard.verify import verify
-from adbench.metrics.histogram import SubjectHistograms
 
 Change = Callable[[dict[str, Any]], object]
 Cli = Callable[..., tuple[int, str, str]]

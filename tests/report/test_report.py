@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -283,3 +284,23 @@ def test_page_in_a_browser(page: Path, browser: Any) -> None:
     assert browser.find_element(By.ID, "large").get_attribute("open") is not None
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}] == []
+
+
+def test_a_test_set_without_lesion_gets_a_page_and_says_why_nothing_is_compared(
+    make_slices: Callable[..., Path], cli: Cli, tmp_path: Path
+) -> None:
+    slices = make_slices(tmp_path / "slices")
+    for path in (slices / "test").glob("*-segmentation.png"):
+        with Image.open(path) as mask:
+            Image.new("L", mask.size).save(path)
+    api.run("histeq,constant", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        code, stdout, err = cli("report", tmp_path / "runs", "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    notes = json.loads(stdout)["notes"]
+    assert (
+        "Methods were not compared: auprc is undefined, because there is no lesion voxel in the whole test split."
+        in notes
+    )
+    assert (tmp_path / "out" / "index.html").is_file()
