@@ -13,7 +13,7 @@ from adbench.metrics.base import Volume
 from adbench.metrics.histogram import as_bool
 from adbench.metrics.keys import is_tensor, predict
 
-MATCHED = 10  # lesion and component are matched when their union is at most this many times their intersection
+COVERED, INSIDE = 10, 30  # a match covers at least this % of the lesion, and has at least this % of itself inside it
 JOINED = 1.5  # neighbouring slices are joined up to this multiple of their volume's median distance
 
 
@@ -163,10 +163,11 @@ class Detection:
 def detect(volume: Volume, thresholds: Sequence[float]) -> tuple[list[int], list[Detection]]:
     """Which lesions are found at each threshold, and how many predicted components are false.
 
-    A lesion and a predicted component are matched one to one when their intersection over union is at least 0.1, the
-    closest pairs first: mask IoU as localisation criterion and greedy matching as in Metrics Reloaded (Maier-Hein et
-    al. 2024, Nat Methods 21:195), at the low IoU of 0.1 that is used for coarse localisation of lesions in 3-D
-    (Baumgartner et al. 2021, nnDetection, MICCAI 2021:530). A component that covers everything is matched with nothing.
+    A predicted component may be matched with a lesion when it covers at least 10 % of the lesion and at most 70 % of
+    itself lies outside, which are the limits of the MSSEG challenge (Commowick et al. 2018, Sci Rep 8:13650, alpha and
+    beta). Lesions and components are matched one to one, pairs of highest intersection over union first (greedy
+    matching as in Metrics Reloaded, Maier-Hein et al. 2024, Nat Methods 21:195), where MSSEG lets several components
+    share a lesion. A component that covers everything is matched with nothing but a lesion of 30 % of the brain.
 
     Returns:
         Voxels of each lesion, in scan order, and one :class:`Detection` a threshold.
@@ -212,7 +213,8 @@ def _match(
     taken: set[int] = set()
     for pair in np.argsort(-shared / union, kind="stable").tolist():
         lesion, component = int(mine[pair]), int(theirs[pair])
-        if MATCHED * shared[pair] >= union[pair] and not ious[lesion] and component not in taken:
+        enough = 100 * shared[pair] >= max(COVERED * sizes[lesion], INSIDE * volumes[component])
+        if enough and not ious[lesion] and component not in taken:
             ious[lesion] = shared[pair] / union[pair]
             taken.add(component)
     return Detection(ious.tolist(), count - len(taken))

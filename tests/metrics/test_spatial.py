@@ -57,7 +57,9 @@ def matched(mask, predicted, slices):
     pairs = [(Fraction(len(a & b), len(a | b)), i, j) for i, a in enumerate(lesions) for j, b in enumerate(parts)]
     ious, free = [0.0] * len(lesions), set(range(len(parts)))
     for iou, i, j in sorted(pairs, key=lambda pair: (-pair[0], pair[1], pair[2])):
-        if iou >= Fraction(1, 10) and ious[i] == 0 and j in free:
+        shared, size, predicted_size = len(lesions[i] & parts[j]), len(lesions[i]), len(parts[j])
+        enough = Fraction(shared, size) >= Fraction(1, 10) and Fraction(shared, predicted_size) >= Fraction(3, 10)
+        if enough and ious[i] == 0 and j in free:
             ious[i] = float(iou)
             free.remove(j)
     return ious, len(free)
@@ -101,6 +103,29 @@ def test_lesions_are_matched_as_defined():
         assert values[f"froc@{rate}"] == pytest.approx(expected, abs=1e-12)
     assert values["froc"] == pytest.approx(np.mean(list(at.values())), abs=1e-12)
     assert len(set(at.values())) > 1
+
+
+@pytest.mark.parametrize(
+    ("lesion_box", "predicted_box", "found"),
+    [
+        ((0, 10, 0, 10), (0, 1, 0, 10), True),  # 10 % of the lesion
+        ((0, 10, 0, 10), (0, 1, 0, 9), False),
+        ((0, 3, 0, 10), (0, 10, 0, 10), True),  # 30 % of the component
+        ((0, 3, 0, 10), (0, 10, 0, 11), False),
+        ((0, 10, 0, 10), (9, 12, 0, 10), True),
+        ((0, 10, 0, 10), (9, 13, 0, 10), False),
+    ],
+)
+def test_the_limits_of_a_match(lesion_box, predicted_box, found):
+    arrays = []
+    for top, bottom, left, right in (lesion_box, predicted_box):
+        arrays.append(np.zeros((1, 20, 20), bool))
+        arrays[-1][:, top:bottom, left:right] = True
+    spatial = SpatialAccumulator({"val": 0.5})
+    spatial.add_volume("a", arrays[1] * 1.0, arrays[0], np.ones((1, 20, 20), bool))
+    iou = (arrays[0] & arrays[1]).sum() / (arrays[0] | arrays[1]).sum()
+    assert spatial.rows[0].lesion_ious == [pytest.approx(iou) if found else 0]
+    assert spatial.rows[0].false_components == [not found]
 
 
 def test_a_map_that_covers_everything_finds_nothing():
