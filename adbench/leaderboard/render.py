@@ -22,7 +22,7 @@ MEANINGS = {
     "auprc": "area under the precision-recall curve (average precision) over all test brain voxels",
     "dice@val": "mean Dice per volume at the threshold chosen on validation subjects",
     "dice@best": "mean Dice per volume at the best threshold of the test split itself: an oracle, for comparison only",
-    "lesion_recall@val": "share of lesions of which one voxel is found at the threshold chosen on validation subjects",
+    "lesion_recall@val": "share of lesions matched with a predicted component at the threshold chosen on validation subjects",
     "fa_slice": "share of lesion-free slices with a voxel above the threshold chosen on validation subjects; less is better",
     "alarms@fpr1": "share of healthy test voxels above the threshold that 1 % of healthy validation voxels exceed",
     "alarms@fpr5": "share of healthy test voxels above the threshold that 5 % of healthy validation voxels exceed",

@@ -51,7 +51,7 @@ class Subject:
     Attributes:
         subject: id of the volume, which is the subject's where it has one volume.
         histogram: counts of its brain voxels by score.
-        thresholds: rule -> threshold chosen on validation (``val``, ``fpr1``, ``fpr5``, where defined).
+        thresholds: rule -> threshold chosen on validation (``val``, ``fpr1``, ``conformal10``, ..., where defined).
         volume: its stacked maps; None unless the metric sets ``needs_maps``.
     """
 
