@@ -75,3 +75,22 @@ def test_slices_without_brain_are_not_computed(tmp_path: Path, size: int | None,
         assert one.reconstructions is None or one.reconstructions.shape == one.maps.shape
     with_brain = [one for subject, one in scored.items() if any((subject, n) not in EMPTY for n in range(4))]
     assert all((one.reconstructions is not None) == restores for one in with_brain)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.float16, np.float16),
+        (torch.bfloat16, np.float32),
+        (torch.float32, np.float32),
+        (torch.float64, np.float64),
+    ],
+)
+def test_maps_keep_the_type_that_the_method_gives(tmp_path: Path, given: torch.dtype, kept: type) -> None:
+    data = prepare(Volumes(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+    method = Counting(ParamSet(), Context())
+    one = torch.tensor(1.25, dtype=given)
+    method.score = lambda batch: one.expand(batch.image.shape)  # type: ignore[method-assign]
+    for scored in score_volumes(method, data, Context(), "score", 3):
+        assert scored.maps.dtype == kept
+        assert set(np.unique(scored.maps).tolist()) <= {0.0, 1.25}

@@ -236,15 +236,34 @@ def test_maps_keep_their_type(dtype):
     assert highest == [float(scores[k][brain[k]].max()) for k in range(5)]
 
 
-def test_an_increasing_function_of_the_map_changes_no_order_of_slices_and_no_threshold_rank():
-    spatial = {name: SpatialAccumulator({}) for name in ("plain", "cubed")}
-    for seed in range(6):
-        maps, mask, brain = volume(seed)
-        for name, scores in (("plain", maps), ("cubed", (maps + 1) ** 3)):
-            spatial[name].add_volume(f"s{seed}", scores.astype(np.float32), mask, brain)
-    values = [{name: one.value for name, one in sample_spatial(one, None).items()} for one in spatial.values()]
-    for name in ("image_auroc", "image_auprc", "image_auroc@max", "image_auprc@max"):
-        assert values[0][name] == pytest.approx(values[1][name], abs=1e-12)
+@pytest.mark.parametrize("increasing", [lambda z: 2.0 ** (8 * z), lambda z: 8 * z + 500, lambda z: z**3])
+def test_an_increasing_function_of_the_map_changes_no_number(increasing):
+    """Maps that the histogram holds exactly before and after; thresholds, FROC and image scores among the numbers."""
+    values = []
+    for function in (lambda z: z, increasing):
+        val, test = SubjectHistograms(), SubjectHistograms()
+        split = {"v": [smooth(100 + seed, seed < 4) for seed in range(24)], "s": [smooth(s, s < 7) for s in range(10)]}
+        for i, (maps, mask) in enumerate(split["v"]):
+            val.update(f"v{i}", function(maps).astype(np.float32), mask)
+        thresholds = choose_thresholds(val)[0]
+        assert {"val", "fpr1", "conformal05"} < set(thresholds)
+        spatial = SpatialAccumulator(thresholds, froc_thresholds(val))
+        for i, (maps, mask) in enumerate(split["s"]):
+            test.update(f"s{i}", function(maps).astype(np.float32), mask)
+            spatial.add_volume(f"s{i}", function(maps).astype(np.float32), mask, np.ones_like(mask))
+        result = evaluate(test, val, replicates=0, spatial=spatial)
+        values.append({name: one.value for name, one in result.metrics.items() if not name.startswith("recon")})
+    assert None not in values[0].values()
+    assert values[1] == pytest.approx(values[0], abs=1e-12)
+
+
+def smooth(seed, ill):
+    """(8, 20, 20) correlated scores in steps of 1/8, with two lesions or none."""
+    rng = np.random.default_rng(seed)
+    mask = np.zeros((8, 20, 20), bool)
+    if ill:
+        mask[2:5, 5:9, 5:9] = mask[5:7, 13:16, 13:16] = True
+    return np.round(scipy.ndimage.gaussian_filter(rng.normal(0, 1, mask.shape) + 2 * mask, 0.7) * 8) / 8, mask
 
 
 def test_reconstruction_counts_healthy_tissue_only():
