@@ -340,7 +340,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
-        notes=fit.get("notes", []) + evaluation.notes + not_drawn,
+        notes=fit.get("notes", []) + _left_out(cell) + evaluation.notes + not_drawn,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],
@@ -352,6 +352,20 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         files={path.name: digest_file(path) for path in files},
         tuned_from=cell.spec.tuned_from,
     )
+
+
+def _left_out(cell: Plan) -> list[str]:
+    """A note on cases without a usable slice: they were given, and nobody scored them."""
+    stores = {"training": cell.data.train_store, "test": cell.data.test_store}
+    if cell.data.train_store.folder == cell.data.test_store.folder:
+        stores = {"": cell.data.test_store}
+    return [
+        f"{len(empty)} case{'s' if len(empty) > 1 else ''} of the {f'{role} ' if role else ''}dataset "
+        f"{'have' if len(empty) > 1 else 'has'} no slice with brain and {'are' if len(empty) > 1 else 'is'} in no split: "
+        f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}."
+        for role, store in stores.items()
+        if (empty := store.empty_cases)
+    ]
 
 
 def _numbers(metrics: dict[str, Estimate]) -> dict[str, Number]:

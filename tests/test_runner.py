@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adbench import config, executors, planning, registry, runner
 from adbench.errors import UserError
@@ -156,3 +158,14 @@ def test_saved_maps_keep_their_type(spy: type[Spy], slices: Path, tmp_path: Path
         saved = np.load(plan.run_folder / name)
         assert saved.dtype == np.float64
         assert saved.min() == 1e-12
+
+
+def test_a_subject_without_brain_is_named_in_the_record(slices: Path, tmp_path: Path) -> None:
+    (mask,) = (slices / "test").glob("test01*-brainmask.png")
+    Image.new("L", (32, 32)).save(mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        (plan,) = plans(slices, tmp_path)
+        made = runner.run_cell(plan)
+    assert made.test.subjects == 5
+    assert "1 case of the dataset has no slice with brain and is in no split: test01." in made.notes

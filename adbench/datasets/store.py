@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STORE_VERSION = 2
 MANIFEST = "manifest.json"
+NO_SLICE = "no slice left"  # remark of a case of which nothing could be kept
 ARRAYS: dict[str, DTypeLike] = {"images": np.float16, "brains": np.bool_, "lesions": np.bool_}
 
 
@@ -147,6 +148,12 @@ class SliceStore:
     def lesions(self) -> np.ndarray:
         """(N, H, W) bool, memory-mapped; opened on first use."""
         return self._map("lesions")
+
+    @property
+    def empty_cases(self) -> list[str]:
+        """Ids of cases that were found and have no usable slice (no brain in any, say): they are in no split."""
+        end = f": {NO_SLICE}"
+        return [remark.removesuffix(end) for remark in self.manifest["remarks"] if remark.endswith(end)]
 
     def case(self, case_id: str) -> StoredCase:
         """The case called ``case_id``.
