@@ -499,6 +499,46 @@ def test_bad_volumes_are_refused():
     assert spatial.rows[0].subject == "p", "NaN outside the brain does not matter, a refused case leaves no trace"
 
 
+def test_false_alarms_at_the_conformal_thresholds():
+    spatial, data = accumulate(range(8), {"val": 0.95, "conformal05": 1.1, "conformal10": 0.9}, FROC)
+    assert spatial.rules == ["val", "conformal05", "conformal10"]
+    values = sample_spatial(spatial, None)
+    for rule, limit in (("conformal05", np.float32(1.1)), ("conformal10", np.float32(0.9))):
+        alarm = free = components = healthy = 0
+        for maps, mask, brain in data.values():
+            predicted = (maps >= limit) & brain
+            lesion_free = ~(mask & brain).any(axis=(1, 2))
+            free += lesion_free.sum()
+            alarm += (lesion_free & predicted.any(axis=(1, 2))).sum()
+            if lesion_free.all():
+                healthy += 1
+                components += scipy.ndimage.label(predicted, np.ones((3, 3, 3)))[1]
+        assert healthy == 2
+        assert values[f"fa_slice@{rule}"].value == pytest.approx(alarm / free)
+        assert values[f"fa_scan@{rule}"].value == pytest.approx(components / healthy)
+        assert values[f"fa_scan@{rule}"].n == healthy
+    assert values["fa_scan@conformal05"].value < values["fa_scan@conformal10"].value
+    alone = sample_spatial(spatial.subset(["s1", "s2"]), None)
+    assert alone["fa_scan@conformal05"].reason == "no lesion-free volume in the test split"
+
+
+def test_conformal_rates_are_given_by_site():
+    val, _ = both(range(400, 480, 4), "v")  # 20 subjects without lesion
+    test, data = both(range(8))
+    spatial = SpatialAccumulator(choose_thresholds(val)[0], froc_thresholds(val))
+    for i, (name, arrays) in enumerate(data.items()):
+        spatial.add_volume(name, *arrays, site="A" if i < 4 else "B")
+    result = evaluate(test, val, replicates=10, spatial=spatial, strata=True)
+    threshold = np.float32(result.thresholds["conformal05"])
+    for site, name in (("A", "s0"), ("B", "s4")):
+        maps, _, brain = data[name]
+        own = result.strata["site"][site]["fpr_healthy@conformal05"]
+        assert (own.value, own.n) == (float((maps[brain] >= threshold).mean() > 0.01), 1)
+        assert result.strata["site"][site]["fa_slice@conformal05"].value is not None
+    assert result.metrics["dice@val"].reason.startswith("the validation split has no lesion")
+    assert result.metrics["dice@conformal05"].value is not None, "Dice without a lesion in validation"
+
+
 # ------------------------------------------------------------------------------------------- several volumes a subject
 
 
