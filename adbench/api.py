@@ -39,18 +39,19 @@ if TYPE_CHECKING:
     from adbench.datasets.store import SliceStore
     from adbench.methods.base import Method
     from adbench.planning import Data
-    from adbench.scoring import ScoredSubject
+    from adbench.scoring import ScoredVolume
     from adbench.spec import CellSpec
 
-__all__ = ["Run", "SubjectMaps", "compare", "load", "run", "same_test"]
+__all__ = ["Run", "VolumeMaps", "compare", "load", "run", "same_test"]
 
 
 @dataclass
-class SubjectMaps:
-    """One test subject of one run, S slices on the prepared grid.
+class VolumeMaps:
+    """One test volume of one run, S slices on the prepared grid.
 
     Attributes:
-        subject: its id.
+        volume: its case id.
+        subject: whose volume it is; the same id where the subject has one volume.
         positions: (S,) positions in the test set.
         slices: (S,) slice indices.
         image: (S, H, W) float32 in [0, 1].
@@ -62,6 +63,7 @@ class SubjectMaps:
             of brain voxels, [0, 1]. 0 for maps that were saved; clearly above 0 when code or device made other maps.
     """
 
+    volume: str
     subject: str
     positions: np.ndarray
     slices: np.ndarray
@@ -122,7 +124,7 @@ class Run:
 
     @cached_property
     def histograms(self) -> SubjectHistograms:
-        """Scores of the brain voxels of every test subject, lesion and background apart."""
+        """Scores of the brain voxels of every test volume, lesion and background apart."""
         return SubjectHistograms.from_npz(self._file("histograms.npz"))
 
     @cached_property
@@ -133,7 +135,7 @@ class Run:
 
     @cached_property
     def spatial(self) -> SpatialAccumulator:
-        """Counts of lesions, false components and slices of every test subject."""
+        """Counts of lesions, false components and slices of every test volume, and whose volume each is."""
         return SpatialAccumulator.from_json(self._file("spatial.json"))
 
     def evaluation(self, *, replicates: int | None = None) -> Evaluation:
@@ -173,7 +175,7 @@ class Run:
     @property
     def subjects(self) -> list[str]:
         """The test subjects, sorted."""
-        return self.histograms.subjects
+        return sorted(set(self.spatial.subject_of.values()))
 
     @property
     def fit_folder(self) -> Path:
@@ -199,25 +201,26 @@ class Run:
             raise UserError(f"{self.folder / rundir.MAPS} holds maps of shape {maps.shape}, expected {expected}.")
         return maps
 
-    def each(self, subjects: Sequence[str] | None = None, *, reconstructions: bool = True) -> Iterator[SubjectMaps]:
-        """Images, masks, maps and reconstructions of test subjects, one subject in memory at a time.
+    def each(self, subjects: Sequence[str] | None = None, *, reconstructions: bool = True) -> Iterator[VolumeMaps]:
+        """Images, masks, maps and reconstructions of test volumes, one volume in memory at a time.
 
         Saved maps are read; others are made again with the saved fit, which also gives the reconstructions.
 
         Args:
-            subjects: which; None: every one. They come in the order of the test set.
+            subjects: which, by id of subject or of volume; None: every one. They come in the order of the test set.
             reconstructions: False skips them, and with saved maps nothing is scored.
 
         Raises:
             UserError: an unknown subject; neither maps nor fit were kept; the data are gone or changed.
         """
         test = self.data.test
-        for subject in subjects or ():
-            if subject not in test.subjects:
-                raise UserError(f"There is no test subject {subject!r} in {self.folder}.")
+        owner = test.subject_of
+        for name in subjects or ():
+            if name not in owner and name not in owner.values():
+                raise UserError(f"There is no test subject {name!r} in {self.folder}.")
         chosen = set(test.subjects if subjects is None else subjects)
-        number = {subject: index for index, subject in enumerate(test.subjects)}
-        wanted = [subject for subject in test.subjects if subject in chosen]
+        number = {case: index for index, case in enumerate(test.cases)}
+        wanted = [case for case in test.cases if case in chosen or owner[case] in chosen]
         makes_some = self.record.metrics.get("recon_l1")
         score = self.maps is None or (reconstructions and makes_some is not None and makes_some.value is not None)
         method = self.method() if score else None
@@ -226,21 +229,22 @@ class Run:
                 f"{self.folder} has neither maps (run it with --save-maps) nor its fit ({self.fit_folder}): "
                 "its maps cannot be shown."
             )
-        scored: Iterator[ScoredSubject] = iter(())
+        scored: Iterator[ScoredVolume] = iter(())
         if method is not None:
-            from adbench.scoring import score_subjects
+            from adbench.scoring import score_volumes
 
-            chosen_rows = np.isin(test.subject_index, [number[subject] for subject in wanted])
+            chosen_rows = np.isin(test.case_index, [number[case] for case in wanted])
             part = Part(self.data.test_store, test, np.flatnonzero(chosen_rows))
-            scored = score_subjects(method, part, method.ctx, f"score {self.record.method.name}")
-        for subject in wanted:
-            positions = np.flatnonzero(test.subject_index == number[subject])
+            scored = score_volumes(method, part, method.ctx, f"score {self.record.method.name}")
+        for case in wanted:
+            positions = np.flatnonzero(test.case_index == number[case])
             made = next(scored, None)
             maps = np.asarray(self.maps[positions]) if self.maps is not None else made.maps  # type: ignore[union-attr]
             brain, lesion = test.brains(positions), test.lesions(positions)
             counted = test.counted(positions)
-            yield SubjectMaps(
-                subject,
+            yield VolumeMaps(
+                case,
+                owner[case],
                 positions,
                 test.slice_numbers[positions],
                 test.images(positions).astype(np.float32),
@@ -248,13 +252,13 @@ class Run:
                 lesion,
                 maps,
                 None if made is None else made.reconstructions,
-                self._drift(subject, maps[counted], lesion[counted]),
+                self._drift(case, maps[counted], lesion[counted]),
             )
 
-    def _drift(self, subject: str, scores: np.ndarray, labels: np.ndarray) -> float:
+    def _drift(self, case: str, scores: np.ndarray, labels: np.ndarray) -> float:
         again = ScoreHistogram(self.histograms.partition)
-        again.update(scores, labels, subject)
-        (own, *a), (new, *b) = self.histograms[subject].counts(), again.counts()
+        again.update(scores, labels, case)
+        (own, *a), (new, *b) = self.histograms[case].counts(), again.counts()
         keys = np.union1d(own, new)
         shares = []
         for known, counts in ((own, a[0] + a[1]), (new, b[0] + b[1])):

@@ -31,15 +31,15 @@ from adbench.spec import CellSpec, source_digest
 
 @dataclass(frozen=True)
 class _Stored:
-    """Cases of a run whose maps were saved: iterates anew each time, one subject in memory."""
+    """Cases of a run whose maps were saved: iterates anew each time, one volume in memory."""
 
     maps: np.ndarray
     data: LabelledSet
 
     def __iter__(self) -> Iterator[Case]:
-        for index, subject in enumerate(self.data.subjects):
-            where = np.flatnonzero(self.data.subject_index == index)
-            yield Case(subject, np.asarray(self.maps[where]), self.data.lesions(where), self.data.brains(where))
+        for index, case in enumerate(self.data.cases):
+            where = np.flatnonzero(self.data.case_index == index)
+            yield Case(case, np.asarray(self.maps[where]), self.data.lesions(where), self.data.brains(where))
 
 
 def evaluate_run(
@@ -83,15 +83,20 @@ def evaluate_run(
     if any(metric.name not in stored for metric in needing):
         test, _ = _stored(folder, record, cache or config.default_cache(), progress or Progress())
         thresholds = choose_thresholds(val_histograms)[0]
-        counted = SpatialAccumulator(thresholds, counted.froc, metrics=needing, step=counted.step)
-        numbers = test.data.slice_numbers
+        counted = SpatialAccumulator(thresholds, counted.froc, metrics=needing)
         for index, case in enumerate(test):
-            where = np.flatnonzero(test.data.subject_index == index)
-            slices, counted_voxels = numbers[where], test.data.counted(where)
-            lesion = case.lesion & counted_voxels
-            spacing = test.data.spacing_at(int(where[0]))
-            site = test.data.site_of(case.subject)
-            counted.add_subject(case.subject, case.maps, lesion, counted_voxels, slices, spacing=spacing, site=site)
+            where = np.flatnonzero(test.data.case_index == index)
+            inside = test.data.counted(where)
+            counted.add_volume(
+                case.subject,
+                case.maps,
+                case.lesion & inside,
+                inside,
+                test.data.slice_numbers[where],
+                subject=test.data.subject_of[case.subject],
+                spacing=test.data.spacing_at(int(where[0])),
+                site=test.data.site_at(int(where[0])),
+            )
     return evaluate(
         histograms,
         val_histograms,

@@ -35,7 +35,7 @@ from adbench.planning import Plan
 from adbench.presence import held
 from adbench.results import provenance, rundir, status
 from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
-from adbench.scoring import ScoredSubject, score_subjects
+from adbench.scoring import ScoredVolume, score_volumes
 from adbench.spec import CellSpec, Source, metric_part
 
 log = logging.getLogger("adbench")
@@ -63,7 +63,7 @@ def run_cell(
         progress: receives progress.
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
-        save_maps: keep every anomaly map beside the record (N x H x W float32), for metrics that are invented later.
+        save_maps: keep every anomaly map beside the record (N x H x W), for metrics that are invented later.
         tensorboard: write loss curves for TensorBoard into the folder of the fit.
         facts: shown beside the progress by ``adbench status``: the share of a GPU, ...
 
@@ -224,16 +224,25 @@ class Scored:
 
 
 class _MapFile:
-    """Maps of a set in its order, written as they come and renamed into place when all are there."""
+    """Maps of a set in its order and in their own type, written as they come, renamed into place when all are there."""
 
     def __init__(self, path: Path, data: LabelledSet) -> None:
         self._path, self._partial = path, path.with_name(f".{path.stem}.partial.npy")
-        self._maps = np.lib.format.open_memmap(self._partial, "w+", np.float32, (len(data), *data.shape))
+        self._shape = (len(data), *data.shape)
+        self._maps: np.ndarray | None = None
 
-    def write(self, scored: ScoredSubject) -> None:
+    def write(self, scored: ScoredVolume) -> None:
+        if self._maps is None:
+            self._maps = np.lib.format.open_memmap(self._partial, "w+", scored.maps.dtype, self._shape)
+        elif not np.can_cast(scored.maps.dtype, self._maps.dtype):
+            raise UserError(
+                f"The method gives maps of type {self._maps.dtype} and of type {scored.maps.dtype} (case "
+                f"{scored.volume!r}): maps of one method are saved in one type."
+            )
         self._maps[scored.positions] = scored.maps
 
     def close(self) -> None:
+        assert isinstance(self._maps, np.memmap)
         self._maps.flush()
         self._partial.replace(self._path)
 
@@ -248,7 +257,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     threshold = None
     if len(data.threshold):
         threshold = SubjectHistograms()
-        for scored in score_subjects(method, data.threshold, ctx, "score validation"):
+        for scored in score_volumes(method, data.threshold, ctx, "score validation"):
             if keep_val:
                 keep_val.write(scored)
             brain = data.threshold.counted(scored.positions)
@@ -258,34 +267,34 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
         choose_thresholds(threshold)[0],
         froc_thresholds(threshold) if threshold is not None else (),
         metrics=[metric for metric in metrics if metric.needs_maps],
-        step=data.test.slice_step,
     )
     test = SubjectHistograms()
     shown = pictures.choose_positions(data.test)
     samples: dict[int, pictures.Sample] = {}
-    for scored in score_subjects(method, data.test, ctx, "score test", clock=clock):
+    for scored in score_volumes(method, data.test, ctx, "score test", clock=clock):
         if keep:
             keep.write(scored)
         brain, lesion = data.test.counted(scored.positions), data.test.lesions(scored.positions)
         image = data.test.images(scored.positions).astype(np.float32)
         with clock.phase("measure"):
-            test.update(scored.subject, scored.maps[brain], lesion[brain])
-            spatial.add_subject(
-                scored.subject,
+            test.update(scored.volume, scored.maps[brain], lesion[brain])
+            spatial.add_volume(
+                scored.volume,
                 scored.maps,
                 lesion & brain,
                 brain,
                 data.test.slice_numbers[scored.positions],
+                subject=scored.subject,
                 recon=scored.reconstructions,
                 image=image,
                 spacing=data.test.spacing_at(int(scored.positions[0])),
-                site=data.test.site_of(scored.subject),
+                site=data.test.site_at(int(scored.positions[0])),
             )
         for index, position in enumerate(scored.positions.tolist()):
             if position in shown:
                 recon = None if scored.reconstructions is None else scored.reconstructions[index]
                 samples[position] = pictures.Sample(
-                    scored.subject, image[index], brain[index], lesion[index], scored.maps[index], recon
+                    scored.volume, image[index], brain[index], lesion[index], scored.maps[index], recon
                 )
     for file in (keep, keep_val):
         if file:
@@ -338,7 +347,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
-        notes=fit.get("notes", []) + evaluation.notes + not_drawn,
+        notes=fit.get("notes", []) + _left_out(cell) + evaluation.notes + not_drawn,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],
@@ -350,6 +359,20 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         files={path.name: digest_file(path) for path in files},
         tuned_from=cell.spec.tuned_from,
     )
+
+
+def _left_out(cell: Plan) -> list[str]:
+    """A note on cases without a usable slice: they were given, and nobody scored them."""
+    stores = {"training": cell.data.train_store, "test": cell.data.test_store}
+    if cell.data.train_store.folder == cell.data.test_store.folder:
+        stores = {"": cell.data.test_store}
+    return [
+        f"{len(empty)} case{'s' if len(empty) > 1 else ''} of the {f'{role} ' if role else ''}dataset "
+        f"{'have' if len(empty) > 1 else 'has'} no slice with brain and {'are' if len(empty) > 1 else 'is'} in no split: "
+        f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}."
+        for role, store in stores.items()
+        if (empty := store.empty_cases)
+    ]
 
 
 def _numbers(metrics: dict[str, Estimate]) -> dict[str, Number]:

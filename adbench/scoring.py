@@ -1,4 +1,4 @@
-"""Running a fitted method over labelled slices, one subject at a time, in batches that do not care about subjects."""
+"""Running a fitted method over labelled slices, one volume at a time, in batches that do not care about volumes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class ScoredSubject:
-    """Every slice of one subject, S of them, on the prepared grid.
+class ScoredVolume:
+    """Every slice of one volume, S of them, on the prepared grid.
 
     Attributes:
+        volume: its case id.
+        subject: whose volume it is.
         positions: (S,) positions in the set that was scored.
-        maps: (S, H, W) float32, higher is more anomalous.
+        maps: (S, H, W) of the float type that the method gave (bfloat16 as float32), higher is more anomalous.
         reconstructions: (S, H, W) float32 in [0, 1], or None.
     """
 
+    volume: str
     subject: str
     positions: np.ndarray
     maps: np.ndarray
@@ -50,8 +53,8 @@ def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np
             raise UserError(
                 f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}."
             )
-    out = maps.float().cpu().numpy()[:, 0]
-    return out, None if recon is None else recon.float().cpu().numpy()[:, 0]
+    out = maps if maps.dtype in (torch.float16, torch.float32, torch.float64) else maps.float()
+    return out.cpu().numpy()[:, 0], None if recon is None else recon.float().cpu().numpy()[:, 0]
 
 
 def _run_some(
@@ -61,7 +64,9 @@ def _run_some(
     shape = (len(batch), *batch.image.shape[-2:])
     maps, recon = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     if there.any():
-        maps[there], some = _run(method, batch.only(np.flatnonzero(there)), device)
+        scored, some = _run(method, batch.only(np.flatnonzero(there)), device)
+        maps = maps.astype(scored.dtype)
+        maps[there] = scored
         if some is None:
             return maps, None
         recon[there] = some
@@ -92,17 +97,17 @@ def _batches(
         start += len(positions)
 
 
-def score_subjects(
+def score_volumes(
     method: Method,
     data: LabelledSet,
     ctx: Context,
     phase: str,
     batch_size: int | None = None,
     clock: Clock | None = None,
-) -> Iterator[ScoredSubject]:
-    """Score every slice of ``data`` and yield its subjects one after the other, in store order.
+) -> Iterator[ScoredVolume]:
+    """Score every slice of ``data`` and yield its volumes one after the other, in store order.
 
-    Memory holds one subject and one batch, however large the set.
+    Memory holds one volume and one batch, however large the set.
 
     Args:
         method: fitted.
@@ -113,31 +118,34 @@ def score_subjects(
         clock: receives the seconds spent in the method, as "score".
 
     Raises:
-        UserError: the method returns a wrong shape, or NaN or infinite scores inside the brain (names the subject).
+        UserError: the method returns a wrong shape, or NaN or infinite scores inside the brain (names the case).
     """
     size = batch_size or (128 if ctx.device.startswith("cuda") else 32)
-    owners = data.subject_index
+    owners = data.case_index
     pending: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
     waiting: str | None = None
     for positions, maps, recon in _batches(method, data, size, ctx.device, clock or Clock()):
         cuts = np.flatnonzero(np.diff(owners[positions])) + 1
         bounds = [0, *cuts.tolist(), len(positions)]
         for low, high in pairwise(bounds):
-            subject = data.subjects[owners[positions[low]]]
-            if waiting is not None and subject != waiting:
-                yield _join(waiting, pending)
+            volume = data.cases[owners[positions[low]]]
+            if waiting is not None and volume != waiting:
+                yield _join(data, waiting, pending)
                 pending = []
-            waiting = subject
+            waiting = volume
             pending.append((positions[low:high], maps[low:high], None if recon is None else recon[low:high]))
         ctx.progress.update(phase, int(positions[-1]) + 1, len(data))
     if waiting is not None:
-        yield _join(waiting, pending)
+        yield _join(data, waiting, pending)
 
 
-def _join(subject: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]) -> ScoredSubject:
+def _join(
+    data: LabelledSet, volume: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]
+) -> ScoredVolume:
     recons = [part[2] for part in parts if part[2] is not None]
-    return ScoredSubject(
-        subject,
+    return ScoredVolume(
+        volume,
+        data.subject_of[volume],
         np.concatenate([part[0] for part in parts]),
         np.concatenate([part[1] for part in parts]),
         np.concatenate(recons) if len(recons) == len(parts) else None,

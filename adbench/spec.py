@@ -23,7 +23,7 @@ from adbench.results.record import MetricPart, TunedFrom
 if TYPE_CHECKING:
     from adbench.datasets.slices import LabelledSet, SliceSet
 
-METRICS_VERSION = "1"  # raised when the definition or computation of any stored number changes
+METRICS_VERSION = "2"  # raised when the definition or computation of any stored number changes
 
 
 class Source(BaseModel):

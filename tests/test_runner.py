@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from adbench import config, executors, planning, registry, runner
 from adbench.errors import UserError
@@ -40,7 +43,7 @@ class Spy(Method):
             return batch.image * float("nan")
         if self.behaviour == "shape":
             return batch.image[:, 0]
-        return batch.image
+        return batch.image.double() + 1e-12 if self.behaviour == "double" else batch.image
 
 
 @pytest.fixture
@@ -144,3 +147,25 @@ def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_
     path.write_text(json.dumps(content)[:-40])
     with pytest.raises(UserError, match="not a readable record"):
         record.read(path)
+
+
+def test_saved_maps_keep_their_type(spy: type[Spy], slices: Path, tmp_path: Path) -> None:
+    """Float64 scores that float32 would tie stay apart."""
+    spy.behaviour = "double"
+    (plan,) = plans(slices, tmp_path, method="spy")
+    runner.run_cell(plan, save_maps=True)
+    for name in (rundir.MAPS, rundir.VAL_MAPS):
+        saved = np.load(plan.run_folder / name)
+        assert saved.dtype == np.float64
+        assert saved.min() == 1e-12
+
+
+def test_a_subject_without_brain_is_named_in_the_record(slices: Path, tmp_path: Path) -> None:
+    (mask,) = (slices / "test").glob("test01*-brainmask.png")
+    Image.new("L", (32, 32)).save(mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        (plan,) = plans(slices, tmp_path)
+        made = runner.run_cell(plan)
+    assert made.test.subjects == 5
+    assert "1 case of the dataset has no slice with brain and is in no split: test01." in made.notes

@@ -15,7 +15,7 @@ from adbench.datasets.slices import SliceBatch
 from adbench.datasets.store import prepare
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
-from adbench.scoring import score_subjects
+from adbench.scoring import score_volumes
 
 EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
 
@@ -66,7 +66,7 @@ def test_slices_without_brain_are_not_computed(tmp_path: Path, size: int | None,
     assert kept & EMPTY
     method = Counting(ParamSet(), Context())
     method.restores = restores
-    scored = {one.subject: one for one in score_subjects(method, data, Context(), "score", size)}
+    scored = {one.subject: one for one in score_volumes(method, data, Context(), "score", size)}
     assert method.seen == len(kept - EMPTY)
     for subject, one in scored.items():
         for map_, position in zip(one.maps, one.positions, strict=True):
@@ -75,3 +75,22 @@ def test_slices_without_brain_are_not_computed(tmp_path: Path, size: int | None,
         assert one.reconstructions is None or one.reconstructions.shape == one.maps.shape
     with_brain = [one for subject, one in scored.items() if any((subject, n) not in EMPTY for n in range(4))]
     assert all((one.reconstructions is not None) == restores for one in with_brain)
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        (torch.float16, np.float16),
+        (torch.bfloat16, np.float32),
+        (torch.float32, np.float32),
+        (torch.float64, np.float64),
+    ],
+)
+def test_maps_keep_the_type_that_the_method_gives(tmp_path: Path, given: torch.dtype, kept: type) -> None:
+    data = prepare(Volumes(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+    method = Counting(ParamSet(), Context())
+    one = torch.tensor(1.25, dtype=given)
+    method.score = lambda batch: one.expand(batch.image.shape)  # type: ignore[method-assign]
+    for scored in score_volumes(method, data, Context(), "score", 3):
+        assert scored.maps.dtype == kept
+        assert set(np.unique(scored.maps).tolist()) <= {0.0, 1.25}

@@ -48,7 +48,7 @@ def original_volume(geometry: Geometry, slices: Sequence[int], array: np.ndarray
         geometry: of the case.
         slices: S slice indices, ascending.
         array: (S, H, W).
-        linear: trilinear, float32 (maps); otherwise nearest (masks, labels).
+        linear: trilinear, float32 or, of float64, float64 (maps); otherwise nearest (masks, labels).
 
     Returns:
         (X, Y, Z) in the stored axis order of the original file; 0 where no prepared slice reaches.
@@ -58,7 +58,8 @@ def original_volume(geometry: Geometry, slices: Sequence[int], array: np.ndarray
     slab, first, step = _slab(geometry, slices, array)
     to_slab = np.diag([1.0, 1.0, 1 / step, 1.0])
     to_slab[2, 3] = -first / step
-    return resample(slab, to_slab @ geometry.original_to_prepared(), geometry.original_shape, linear=linear)
+    to_voxel = to_slab @ geometry.original_to_prepared()
+    return resample(slab, to_voxel, geometry.original_shape, linear=linear, double=array.dtype == np.float64)
 
 
 def export_stack(

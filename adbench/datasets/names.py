@@ -135,6 +135,21 @@ def person(subject: str) -> str:
     return subject
 
 
+_VOLUMES = (
+    re.compile(r"^(?P<subject>sub-[A-Za-z0-9]+)_ses-[A-Za-z0-9]+"),
+    re.compile(r"^(?P<subject>BraTS-[A-Z]+-\d{5})-\d{3}(?!\d)"),
+    re.compile(r"^(?P<subject>IXI\d{3})-(?:Guys|HH|IOP)-\d{4}(?!\d)"),
+)
+
+
+def subject_of(case: str) -> str:
+    """The subject that a case id names beside its session or visit (BIDS, BraTS2023, IXI); any other id is a subject."""
+    for pattern in _VOLUMES:
+        if match := pattern.match(case):
+            return match["subject"]
+    return case
+
+
 def shared_patients(one: set[str], other: set[str]) -> tuple[str, str] | None:
     """Two releases that share patients under names that cannot be told apart, one on each side; None when there are none.
 

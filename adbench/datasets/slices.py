@@ -153,6 +153,17 @@ class LabelledSet(SliceSet):
         return np.array([number[self._store.subject_of(row)] for row in self.rows], dtype=np.int64)
 
     @cached_property
+    def cases(self) -> list[str]:
+        """The distinct case ids, in store order: a volume each. The id is the subject's where it has one volume."""
+        return list(self.subject_of)
+
+    @cached_property
+    def case_index(self) -> np.ndarray:
+        """(n,) index into :attr:`cases` of each position; rows of one case stand together."""
+        number = {case: index for index, case in enumerate(self.cases)}
+        return np.array([number[self._store.case_id_of(row)] for row in self.rows], dtype=np.int64)
+
+    @cached_property
     def lesion_voxels(self) -> np.ndarray:
         """(n,) lesion voxels of each position, from the manifest."""
         return np.array([self._store.lesion_voxels_of(row) for row in self.rows], dtype=np.int64)
@@ -162,16 +173,15 @@ class LabelledSet(SliceSet):
         """(n,) slice index of each position."""
         return np.array([self._store.slice_of(row) for row in self.rows], dtype=np.int64)
 
-    @property
-    def slice_step(self) -> int:
-        """Smallest distance between two slices of a subject: neighbours on the prepared grid. 1 for single slices."""
-        gaps = np.diff(self.slice_numbers)[np.diff(self.subject_index) == 0]
-        return int(gaps[gaps > 0].min()) if (gaps > 0).any() else 1
+    @cached_property
+    def subject_of(self) -> dict[str, str]:
+        """Case id -> its subject, in store order."""
+        return {self._store.case_id_of(row): self._store.subject_of(row) for row in self.rows}
 
     def spacing_at(self, position: int) -> tuple[float, float, float] | None:
         """Voxel size of the volume of the slice at ``position``, mm; see :meth:`SliceStore.spacing_of`."""
         return self._store.spacing_of(int(self.rows[position]))
 
-    def site_of(self, subject: str) -> str | None:
-        """Scanner or centre of ``subject``, or None when it is unknown."""
-        return self._store.site_of(subject)
+    def site_at(self, position: int) -> str | None:
+        """Scanner or centre of the slice at ``position``, or None when it is unknown."""
+        return self._store.site_of(self.rows[position])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 STORE_VERSION = 2
 MANIFEST = "manifest.json"
+NO_SLICE = "no slice left"  # remark of a case of which nothing could be kept
 ARRAYS: dict[str, DTypeLike] = {"images": np.float16, "brains": np.bool_, "lesions": np.bool_}
 
 
@@ -148,6 +149,12 @@ class SliceStore:
         """(N, H, W) bool, memory-mapped; opened on first use."""
         return self._map("lesions")
 
+    @property
+    def empty_cases(self) -> list[str]:
+        """Ids of cases that were found and have no usable slice (no brain in any, say): they are in no split."""
+        end = f": {NO_SLICE}"
+        return [remark.removesuffix(end) for remark in self.manifest["remarks"] if remark.endswith(end)]
+
     def case(self, case_id: str) -> StoredCase:
         """The case called ``case_id``.
 
@@ -182,8 +189,8 @@ class SliceStore:
         case = self.cases[self._case_of_row[row]]
         return case.slices[row - case.start]
 
-    def site_of(self, subject: str) -> str | None:
-        return next((case.site for case in self.cases if case.subject == subject), "") or None
+    def site_of(self, row: int) -> str | None:
+        return self.cases[self._case_of_row[row]].site or None
 
     def spacing_of(self, row: int) -> tuple[float, float, float] | None:
         """Mm from one slice index to the next, from row to row, from column to column; None for slices of no volume."""

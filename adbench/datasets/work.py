@@ -23,7 +23,7 @@ import numpy as np
 
 from adbench.datasets.archive import digest_of
 from adbench.datasets.base import Case, Dataset, Stack
-from adbench.datasets.store import ARRAYS
+from adbench.datasets.store import ARRAYS, NO_SLICE
 from adbench.errors import UserError
 from adbench.files import replacing, write_json
 
@@ -108,7 +108,7 @@ def _prepare(dataset: Dataset, modality: str, case: Case) -> Prepared:
     check(stack, case)
     prepared = Prepared(modality, case.id, remarks=list(stack.remarks), sources=sources(case))
     if not len(stack.slices):
-        prepared.remarks.append("no slice left")
+        prepared.remarks.append(NO_SLICE)
         return prepared
     lesion = np.zeros_like(stack.brain) if stack.lesion is None else stack.lesion
     blocks = {"images": stack.image, "brains": stack.brain, "lesions": lesion}

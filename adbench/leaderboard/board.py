@@ -18,6 +18,7 @@ from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Difference, Samples, compare, over_seeds
 from adbench.metrics.evaluate import Estimate, estimate
+from adbench.metrics.spatial import ratios
 from adbench.metrics.spec import MetricSpec
 from adbench.results.record import Number, Record, asked, facts, lacking
 from adbench.results.rundir import safe
@@ -311,7 +312,7 @@ def _draws(entry: Entry, lean: bool) -> dict[str, np.ndarray]:
     found[RANKED_BY] = over_seeds(ranked)
     if len(entry.seeds) == 1:
         return found  # its record has the other intervals
-    weights = _weights(len(entry.record.subjects), len(ranked[0]))
+    weights = _weights(tuple(row["subject"] for row in entry.record.subjects), len(ranked[0]))
     parts = [linear(submission, lean) for submission in entry.seeds]
     for metric in (name for name in parts[0] if all(name in part for part in parts)):
         found[metric] = over_seeds([bootstrap.ratio(*part[metric], weights) for part in parts])
@@ -319,7 +320,7 @@ def _draws(entry: Entry, lean: bool) -> dict[str, np.ndarray]:
 
 
 def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> (n,) numerator and (n,) denominator of each subject, of the shown metrics that are such ratios.
+    """Metric -> (n,) numerator and (n,) denominator of each volume, of the shown metrics that are such ratios.
 
     Args:
         submission: one result.
@@ -333,16 +334,9 @@ def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.nda
             np.array([value is not None for value in dice], float),
         )
     }
-    val = submission.record.thresholds.get("val")
-    if val is not None and not lean:
-        counted = submission.spatial.rows
-        recall = [sum(score >= np.float32(val) for score in row.lesion_scores) for row in counted]
-        lesions = [len(row.lesion_sizes) for row in counted]
-        found["lesion_recall@val"] = (np.array(recall, float), np.array(lesions, float))
-        alarms = [row.alarms or 0 for row in counted]
-        free = [row.slice_lesion.count(False) for row in counted]
-        found["fa_slice"] = (np.array(alarms, float), np.array(free, float))
     if not lean:
+        counted = ratios(submission.spatial)
+        found |= {name: counted[name] for name in ("lesion_recall@val", "fa_slice") if name in counted}
         for metric in sorted({name for row in submission.spatial.rows for name in row.measures}):
             pairs = np.array([row.measures.get(metric, (0.0, 0.0)) for row in submission.spatial.rows], float)
             found[metric] = (pairs[:, 0], pairs[:, 1])
@@ -350,14 +344,15 @@ def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.nda
 
 
 @cache
-def _weights(n: int, replicates: int) -> np.ndarray:
-    return bootstrap.weights(n, replicates, 0)
+def _weights(owners: tuple[str, ...], replicates: int) -> np.ndarray:
+    return bootstrap.weights_of(owners, replicates, 0)
 
 
 def cohort(record: Record) -> tuple[tuple[str, int, int], ...]:
-    """(subject, lesion voxels, background voxels) of each test subject: what must agree to compare on resamples."""
+    """(volume, lesion voxels, background voxels) of each test volume: what must agree to compare on resamples."""
     return tuple(
-        (row["subject"], row["lesion_voxels"], row["brain_voxels"] - row["lesion_voxels"]) for row in record.subjects
+        (row.get("volume", row["subject"]), row["lesion_voxels"], row["brain_voxels"] - row["lesion_voxels"])
+        for row in record.subjects
     )
 
 

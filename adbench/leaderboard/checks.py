@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any, ClassVar
@@ -21,9 +21,9 @@ from adbench.metrics import bootstrap
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
-from adbench.metrics.keys import key_of
+from adbench.metrics.keys import key_of, predict
 from adbench.metrics.lesion import VolumeRow
-from adbench.metrics.spatial import froc_thresholds
+from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.spec import spec
 from adbench.results.record import Number, Record, lacking
 from adbench.results.rundir import SPLITS, safe
@@ -261,14 +261,15 @@ def _check_splits(submission: Submission, found: Findings) -> None:
     shared = shared_patients(set(taught.values()), set(tested.values()) | set(choose.values()))
     if shared:
         found.add("splits.train", why=f"{shared[0]} and {shared[1]} share patients under different names")
-    rows = [row.get("subject") for row in record.subjects]
-    stored = submission.content.histograms.subjects
-    for field, subjects in (("subjects", rows), ("histograms.subjects", stored)):
-        if subjects != splits.test:
-            odd = sorted({str(s) for s in subjects} ^ set(splits.test)) or [
-                "the order, or a subject that is there twice"
-            ]
-            found.add(field, why=f"they are not the subjects of splits.test: {odd[0]}")
+    subjects = [row.get("subject") for row in record.subjects]
+    volumes = [row.get("volume", row.get("subject")) for row in record.subjects]
+    for field, stored, expected, what in (
+        ("subjects", sorted({str(s) for s in subjects}), splits.test, "subjects of splits.test"),
+        ("histograms.subjects", submission.content.histograms.subjects, volumes, "volumes of subjects"),
+    ):
+        if stored != expected:
+            odd = sorted({str(s) for s in stored} ^ {str(s) for s in expected}) or ["the order, or one is there twice"]
+            found.add(field, why=f"they are not the {what}: {odd[0]}")
 
 
 def _check_hashes(submission: Submission, found: Findings) -> None:
@@ -295,19 +296,22 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
             found.add(field, why=str(error))
             return
     test, validation, spatial = submission.test, submission.validation, submission.spatial
+    known = set(submission.content.splits.threshold)
     if validation is not None:
         for name, histogram in validation.items():
             if bool(histogram.n_positive) != (name == files.WITH):
                 found.add("validation", why=f"{name}: {histogram.n_positive} lesion voxels")
+            if name != files.WITH and name not in known:
+                found.add("validation", why=f"{name} is none of splits.threshold")
     with_lesion = sum(bool(h.n_positive) for _, h in test.items())
     found.same("test.lesion_subjects", record.test.lesion_subjects, with_lesion)
-    sums = {files.WITH: record.threshold.lesion_subjects or 0, files.WITHOUT: record.threshold.subjects}
-    sums[files.WITHOUT] -= sums[files.WITH]
-    expected = [name for name, count in sums.items() if count]
-    found.same("validation.subjects", validation.subjects if validation is not None else [], expected)
+    ill = record.threshold.lesion_subjects or 0
+    stored = validation.subjects if validation is not None else []
+    found.same("validation.healthy", len(set(stored) - {files.WITH}), record.threshold.subjects - ill)
+    found.same("validation.ill", files.WITH in stored, ill > 0)
     for row in spatial.rows:
-        if row.subject in test:
-            _check_spatial(row, test[row.subject], spatial.thresholds.get("val"), found)
+        if row.volume in test:
+            _check_spatial(row, test[row.volume], spatial, found)
     slices = sum(len(row.slice_lesion) for row in spatial.rows)
     if slices > record.test.slices:
         found.same("test.slices", record.test.slices, slices, "spatial counts")
@@ -337,26 +341,31 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
     _check_ranking(submission, evaluation, protocol.replicates, found)
 
 
-def _check_spatial(row: VolumeRow, scores: ScoreHistogram, val: float | None, found: Findings) -> None:
-    """What the lesions and slices of a subject have in common with its scores, and with each other."""
-    where = f"spatial.{row.subject}"
+def _check_spatial(row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, found: Findings) -> None:
+    """What the lesions and slices of a volume have in common with its scores, and with each other."""
+    where = f"spatial.{row.volume}"
     found.same(f"{where}.lesion_sizes", sum(row.lesion_sizes), scores.n_positive, "lesion voxels of the histogram")
     found.same(
         f"{where}.slice_lesion", any(row.slice_lesion), bool(scores.n_positive), "lesion voxels of the histogram"
     )
-    keys, positive, _ = scores.counts()
-    for name, highest, own in (
-        ("slice_max", row.slice_max, keys),
-        ("lesion_scores", row.lesion_scores, keys[positive > 0]),
-    ):
-        bins = scores.partition.of(np.array([key_of(score) for score in highest], np.int64))
-        if len(bins) and len(own) and bins.max() != own.max():
-            found.add(f"{where}.{name}", max(highest), why="the highest score of the histogram is another one")
-    if val is not None:
-        alarms = sum(
-            top >= np.float32(val) and not lesion for top, lesion in zip(row.slice_max, row.slice_lesion, strict=True)
-        )
-        found.same(f"{where}.alarms", row.alarms, int(alarms), "from slice_max")
+    keys, _, _ = scores.counts()
+    bins = scores.partition.of(np.array([key_of(score) for score in row.slice_max], np.int64))
+    if len(bins) and len(keys) and bins.max() != keys.max():
+        found.add(f"{where}.slice_max", max(row.slice_max), why="the highest score of the histogram is another one")
+    for place, threshold in enumerate([*(spatial.thresholds[rule] for rule in spatial.rules), *spatial.froc]):
+        true, false = scores.positives_at(threshold)
+        if row.found[place] > true or row.found[place] + row.false_components[place] > true + false:
+            found.add(
+                f"{where}.found", row.found[place], why=f"only {true} lesion voxels of {true + false} are predicted"
+            )
+            break
+    if "val" in spatial.rules:
+        shared = sum(iou * size for iou, size in zip(row.lesion_ious, row.lesion_sizes, strict=True))
+        if shared > scores.positives_at(spatial.thresholds["val"])[0] * (1 + 1e-9):
+            found.add(f"{where}.lesion_ious", why="their lesions overlap in more voxels than are predicted")
+    over = {rule: predict(np.array(row.slice_max), spatial.thresholds[rule]) for rule in spatial.rules}
+    alarms = {rule: int(np.sum(above & ~np.array(row.slice_lesion, bool))) for rule, above in over.items()}
+    found.same(f"{where}.alarms", row.alarms, alarms, "from slice_max")
 
 
 def _compare(record: Record, evaluation: Evaluation, found: Findings) -> None:
@@ -372,7 +381,7 @@ def _compare(record: Record, evaluation: Evaluation, found: Findings) -> None:
 def _check_ranking(submission: Submission, evaluation: Evaluation, replicates: int, found: Findings) -> None:
     stored = submission.content.ranking
     defined = evaluation.metrics[RANKED_BY].value is not None
-    draws = ranking_draws(submission.test, replicates) if defined else None
+    draws = ranking_draws(submission.test, submission.spatial.subject_of, replicates) if defined else None
     if (stored is None) != (draws is None):
         found.add("ranking", why=f"{RANKED_BY} is {'undefined' if draws is None else 'defined'}")
     if stored is None or draws is None or submission.draws is None:
@@ -384,9 +393,16 @@ def _check_ranking(submission: Submission, evaluation: Evaluation, replicates: i
         found.add("ranking.draws", why="they are not the replicates that the histograms give")
 
 
-def ranking_draws(test: SubjectHistograms, replicates: int) -> np.ndarray:
-    """(R,) replicates of the ranking metric, under the resamples that every method shares."""
-    return bootstrap.pooled(test, bootstrap.weights(len(test), replicates, 0))[RANKED_BY]
+def ranking_draws(test: SubjectHistograms, subject_of: Mapping[str, str], replicates: int) -> np.ndarray:
+    """(R,) replicates of the ranking metric, under the resamples that every method shares.
+
+    Args:
+        test: volumes.
+        subject_of: volume -> its subject.
+        replicates: R.
+    """
+    owners = [subject_of[volume] for volume in test]
+    return bootstrap.pooled(test, bootstrap.weights_of(owners, replicates, 0))[RANKED_BY]
 
 
 def _plugins(record: Record, found: Findings) -> list[Metric]:

@@ -8,12 +8,13 @@
       "record": {…},              record.json of the run
       "splits": {…},              subjects by role, splits.json of the run
       "histograms": {…},          test scores, subject by subject
-      "validation": {…} or null,  validation scores of all subjects with a lesion, and of all without one
+      "validation": {…} or null,  validation scores of all subjects with a lesion, and of each without one
       "spatial": "…",             spatial.json of the run
       "ranking": {…} or null      the metric that ranks, under each bootstrap replicate
     }
 
-Thresholds depend on the two sums over validation subjects alone, so nothing more of that split is kept. Such a file
+Thresholds depend on the sum over validation subjects with a lesion and on the healthy ones alone, so nothing more of
+that split is kept. Such a file
 comes from a stranger: its size, what it unpacks to, and every type and value are checked before anything is computed,
 and nothing in it is ever executed.
 """
@@ -49,7 +50,7 @@ _MAX_SPATIAL = 64 << 20  # bytes, unpacked
 _PLANES = 4  # bytes of one stored integer
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0, "dict_size": 1 << 23}]
 _XZ_MEMORY = 64 << 20  # bytes that unpacking may need
-WITH, WITHOUT = "validation subjects with a lesion", "validation subjects without a lesion"
+WITH = "validation subjects with a lesion"
 
 
 class _Part(BaseModel):
@@ -108,17 +109,19 @@ _Share = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
 class _SpatialRow(_Part):
-    """One subject of spatial.json, with the types it must have."""
+    """One volume of spatial.json, with the types it must have."""
 
+    volume: str
     subject: str
     groups: dict[str, str]
     slice_lesion: list[bool]
     slice_max: list[float]
     slice_top: list[float]
     lesion_sizes: list[_Count]
-    lesion_scores: list[float]
+    lesion_ious: list[Annotated[float, Field(ge=0, le=1)]]
+    found: list[_Count]
     false_components: list[_Count]
-    alarms: _Count | None
+    alarms: dict[str, _Count]
     recon_l1: float | None
     recon_ssim: float | None
     measures: dict[str, _Share]
@@ -127,7 +130,6 @@ class _SpatialRow(_Part):
 class _Spatial(_Part):
     thresholds: dict[str, float]
     froc: list[float]
-    step: Annotated[int, Field(ge=1)]
     rows: list[_SpatialRow]
 
 
@@ -162,7 +164,7 @@ class Submission:
 
     @cached_property
     def validation(self) -> SubjectHistograms | None:
-        """Validation scores as two pseudo-subjects, :data:`WITH` and :data:`WITHOUT` a lesion; None without any."""
+        """Validation scores: :data:`WITH` a lesion as one pseudo-subject, the others as they are; None without any."""
         return unpack_histograms(self.content.validation) if self.content.validation is not None else None
 
     @cached_property
@@ -236,7 +238,7 @@ def compose(
         "record": record,
         "splits": splits,
         "histograms": pack_histograms(histograms),
-        "validation": None if validation is None else pack_histograms(two_sums(validation)),
+        "validation": None if validation is None else pack_histograms(for_thresholds(validation)),
         "spatial": _pack(spatial),
         "ranking": None if ranking is None else {"metric": ranking[0], "draws": pack_draws(ranking[1])},
     }
@@ -249,15 +251,13 @@ def own_digest(raw: dict[str, Any]) -> str:
     return digest({key: value for key, value in raw.items() if key != "digest"})
 
 
-def two_sums(validation: SubjectHistograms) -> SubjectHistograms:
-    """The sums over validation subjects with and without a lesion: all that a threshold depends on."""
-    sums = SubjectHistograms()
-    sums.partition = validation.partition
-    for name, bearing in ((WITH, True), (WITHOUT, False)):
-        chosen = [s for s, histogram in validation.items() if bool(histogram.n_positive) == bearing]
-        if chosen:
-            sums._by_subject[name] = validation.subset(chosen).pooled()
-    return sums
+def for_thresholds(validation: SubjectHistograms) -> SubjectHistograms:
+    """The sum over validation subjects with a lesion, and each without one: all that a threshold depends on."""
+    healthy = validation.subset([s for s, histogram in validation.items() if not histogram.n_positive])
+    ill = [s for s in validation if s not in healthy]
+    if ill:
+        healthy._by_subject[WITH] = validation.subset(ill).pooled()
+    return healthy
 
 
 def pack_draws(draws: np.ndarray) -> str:
@@ -433,17 +433,24 @@ def _spatial(data: bytes) -> SpatialAccumulator:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    count = len(typed.froc) + ("val" in typed.thresholds)
-    for row in typed.rows:
-        slices, found = len(row.slice_lesion), len(row.lesion_sizes)
-        if (len(row.slice_max), len(row.slice_top)) != (slices, slices) or len(row.lesion_scores) != found:
-            raise ValueError(f"the lists of subject {row.subject!r} differ in length")
-        if len(row.false_components) != count or (row.alarms is None) != ("val" not in typed.thresholds):
-            raise ValueError(f"subject {row.subject!r} is not counted at each threshold")
     try:
-        return SpatialAccumulator.from_values(typed.model_dump(), "the file")
+        spatial = SpatialAccumulator.from_values(typed.model_dump(), "the file")
     except UserError as error:
         raise ValueError(str(error)) from None
+    if [row.volume for row in typed.rows] != [row.volume for row in spatial.rows]:
+        raise ValueError("its volumes are not distinct and sorted")
+    count, val = len(spatial.rules) + len(typed.froc), "val" in typed.thresholds
+    for row in typed.rows:
+        slices, lesions = len(row.slice_lesion), len(row.lesion_sizes)
+        if (len(row.slice_max), len(row.slice_top), len(row.lesion_ious)) != (slices, slices, lesions * val):
+            raise ValueError(f"the lists of volume {row.volume!r} differ in length")
+        if (len(row.found), len(row.false_components), list(row.alarms)) != (count, count, spatial.rules):
+            raise ValueError(f"volume {row.volume!r} is not counted at each threshold")
+        if max(row.found, default=0) > lesions:
+            raise ValueError(f"volume {row.volume!r} has {lesions} lesions and {max(row.found)} that are found")
+        if val and row.found[0] != sum(iou > 0 for iou in row.lesion_ious):
+            raise ValueError(f"the lesions of volume {row.volume!r} that are found are not those with an overlap")
+    return spatial
 
 
 def sha256(data: bytes) -> str:

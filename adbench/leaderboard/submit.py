@@ -14,6 +14,7 @@ from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, Finding, Fin
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, numbers_without, targets
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results import record as records
 from adbench.results.record import Record
 from adbench.results.rundir import SPLITS, safe
@@ -38,7 +39,8 @@ def pack(run: Path) -> Submission:
         validation = SubjectHistograms.from_npz(checked_file(run, record, "val_histograms.npz"))
     draws = None
     if record.metrics[RANKED_BY].value is not None:
-        draws = ranking_draws(test, int(record.protocol["replicates"]))
+        subject_of = SpatialAccumulator.from_json(checked[SPATIAL]).subject_of
+        draws = ranking_draws(test, subject_of, int(record.protocol["replicates"]))
     raw = files.compose(
         json.loads((run / records.RECORD).read_text(encoding="utf-8")),
         json.loads(checked[SPLITS].read_text(encoding="utf-8")),

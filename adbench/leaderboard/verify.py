@@ -154,7 +154,12 @@ def facts_of(submission: Submission) -> Facts:
         str(submission.path),
         record.run_key,
         record.test.digest,
-        digest([[row.get(name) for name in ("subject", "brain_voxels", "lesion_voxels")] for row in record.subjects]),
+        digest(
+            [
+                [row.get(name) for name in ("subject", "volume", "brain_voxels", "lesion_voxels")]
+                for row in record.subjects
+            ]
+        ),
         {
             role: (part.digest, digest([part.model_dump(mode="json", include=SAID), getattr(splits, role)]))
             for role in ("train", "val", "threshold", "test")

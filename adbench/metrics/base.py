@@ -15,13 +15,13 @@ from adbench.metrics.histogram import ScoreHistogram
 
 @dataclass(frozen=True)
 class Volume:
-    """The stacked slices of one subject, S of them on the prepared grid.
+    """The stacked slices of one volume (one session of one subject), S of them on the prepared grid.
 
     Attributes:
-        maps: (S, H, W) float32 scores, higher is more anomalous, finite inside the brain.
+        maps: (S, H, W) scores in the type that the map has, higher is more anomalous, finite inside the brain.
         lesion: (S, H, W) bool, inside the brain.
         brain: (S, H, W) bool.
-        slices: (S,) int64 slice indices, ascending.
+        slices: (S,) slice indices, or positions in mm, ascending.
         recon: (S, H, W) float32 pseudo-healthy image in [0, 1], or None.
         image: (S, H, W) float32 input image in [0, 1], or None.
         spacing: mm from one slice index to the next, from row to row, from column to column; None where it is unknown.
@@ -35,15 +35,25 @@ class Volume:
     image: np.ndarray | None = None
     spacing: tuple[float, float, float] | None = None
 
+    def components(self, mask: np.ndarray) -> tuple[np.ndarray, int]:
+        """Connected components of an (S, H, W) bool ``mask`` of this volume, as every lesion metric counts them.
+
+        Returns:
+            (S, H, W) labels from 1, and how many; see :func:`adbench.metrics.lesion.components`.
+        """
+        from adbench.metrics.lesion import breaks, components
+
+        return components(mask, breaks(self.slices))
+
 
 @dataclass(frozen=True)
 class Subject:
-    """What a metric is given of one subject.
+    """What a metric is given of one volume: of a subject, or of one session of a subject that has several.
 
     Attributes:
-        subject: its id.
+        subject: id of the volume, which is the subject's where it has one volume.
         histogram: counts of its brain voxels by score.
-        thresholds: rule -> threshold chosen on validation (``val``, ``fpr1``, ``fpr5``, where defined).
+        thresholds: rule -> threshold chosen on validation (``val``, ``fpr1``, ``conformal10``, ..., where defined).
         volume: its stacked maps; None unless the metric sets ``needs_maps``.
     """
 

@@ -30,6 +30,18 @@ def weights(n: int, replicates: int, seed: int) -> np.ndarray:
     return draws.astype(np.float64)
 
 
+def weights_of(owners: Sequence[str], replicates: int, seed: int) -> np.ndarray:
+    """(replicates, V) float64: how often the subject of each volume is drawn; all volumes of a subject go together.
+
+    Args:
+        owners: subject of each of V volumes; where each subject has one, these are :func:`weights`.
+        replicates: R.
+        seed: of the draws.
+    """
+    subjects, place = np.unique(np.asarray(owners, dtype=np.str_), return_inverse=True)
+    return weights(len(subjects), replicates, seed)[:, place]
+
+
 _Counts = tuple[np.ndarray, np.ndarray, np.ndarray]  # (k,) keys ascending, lesion voxels, background voxels
 
 

@@ -40,7 +40,7 @@ class Samples:
     """Every metric of one method under the same resamples as every other method.
 
     Attributes:
-        cohort: (subject, lesion voxels, background voxels) of each test subject: what must agree to compare.
+        cohort: (volume, lesion voxels, background voxels) of each test volume: what must agree to compare.
         seed: of the resamples.
         seeds: how many training seeds were averaged.
         values: metric -> value, mean over training seeds.
@@ -83,7 +83,8 @@ def sample_method(runs: Sequence[Trained], *, replicates: int = 1000, seed: int 
     cohorts = [_cohort(run.test) for run in runs]
     for cohort in cohorts[1:]:
         _same_cohort("one training seed", cohorts[0], "another", cohort)
-    draws = bootstrap.weights(len(cohorts[0]), replicates, seed)
+    owners = runs[0].spatial.subject_of if runs[0].spatial is not None else {}
+    draws = bootstrap.weights_of([owners.get(volume, volume) for volume, *_ in cohorts[0]], replicates, seed)
     values: list[dict[str, float]] = []
     samples: list[dict[str, np.ndarray]] = []
     n: dict[str, int] = {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -20,9 +22,12 @@ if TYPE_CHECKING:
     from adbench.metrics.spatial import SpatialAccumulator
 
 _POOLED = ("auprc", "auroc", "dice_pooled@best")
-_AT = {"dice@val": "val", "dice@fpr1": "fpr1", "dice@fpr5": "fpr5"}
+_AT = {f"dice@{rule}": rule for rule in ("val", "fpr1", "fpr5", "conformal05", "conformal10")}
+_CONFORMAL = {"conformal05": 0.05, "conformal10": 0.10}  # rule -> share of healthy subjects it may fail on
+_HEALTHY = {f"fpr_healthy@{rule}": rule for rule in _CONFORMAL}
+HEALTHY_FPR = 0.01  # a healthy subject with more false-positive voxels than this is a failure of a conformal rule
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in _AT}, "dice@subject_best": "dice@subject_best"}
-NAMES = ("auprc", "auroc", "auprc_subject", *_AT, "dice@best", "dice_pooled@best", "dice@subject_best")
+NAMES = ("auprc", "auroc", "auprc_subject", *_AT, "dice@best", "dice_pooled@best", "dice@subject_best", *_HEALTHY)
 WIDE = 1e-3  # a wider bracket is marked beside the number
 NO_LESION = "no lesion voxel in the whole test split"
 
@@ -54,9 +59,11 @@ class Evaluation:
 
     Attributes:
         metrics: name -> estimate, names as in ``docs/metrics.md``.
-        thresholds: rule -> threshold (``val``, ``fpr1``, ``fpr5``; oracles ``best``, ``pooled_best``). A voxel is
-            positive when its score is ``>=`` it. A rule without a threshold is absent.
-        subjects: one row a test subject: id, voxels, and its own metrics (None where undefined).
+        thresholds: rule -> threshold (``val``, ``fpr1``, ``fpr5``, ``conformal05``, ``conformal10``; oracles ``best``,
+            ``pooled_best``). A voxel is positive when its score is ``>=`` it. A rule without a threshold is absent.
+        subjects: one row a test volume, sorted by its id: ``subject``, ``volume`` where its id is another one, voxels,
+            and its own metrics (None where undefined). ``fpr@conformal05`` and ``fpr@conformal10`` are of the whole
+            subject, and only of one without a lesion.
         prevalence: share of lesion among the test voxels, the chance level of ``auprc``.
         notes: what a reader must know beside the numbers.
         brackets: name -> (low, high) between which the pooled number of the unbinned scores provably lies; empty when
@@ -84,26 +91,43 @@ def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], 
     ``fpr5`` are the lowest observed scores with at most 1 % and 5 % of the voxels of lesion-free validation subjects
     at or above them.
 
+    ``conformal10`` and ``conformal05`` are split-conformal (Papadopoulos et al. 2002, ECML:345; Angelopoulos and Bates
+    2023, Found Trends Mach Learn 16:494, section 1): of each of the n lesion-free validation subjects the lowest
+    observed score with at most 1 % of its own voxels at or above it, and of these n scores the
+    ``ceil((n + 1)(1 - alpha))``-th smallest. Another healthy subject, exchangeable with them, has more than 1 %
+    false-positive voxels there with probability at most alpha, whatever the distribution. Without n >= 9 (alpha 0.10)
+    or n >= 19 (0.05) subjects no score is high enough, and there is no threshold.
+
     Args:
-        val: validation subjects, or None.
+        val: validation subjects, all volumes of a subject together, or None.
 
     Returns:
         (rule -> threshold, rule -> why there is none).
     """
     if val is None or not len(val):
-        return {}, dict.fromkeys(("val", "fpr1", "fpr5"), "no validation split was given")
+        return {}, dict.fromkeys(_AT.values(), "no validation split was given")
     chosen, missing = {}, {}
     pool = val.pooled()
     if pool.n_positive:
         chosen["val"] = Curve(pool).best_dice()[1]
     else:
         missing["val"] = "the validation split has no lesion, so no threshold maximises its Dice"
-    healthy = val.subset([subject for subject, histogram in val.items() if not histogram.n_positive]).pooled()
+    healthy = val.subset([s for s, histogram in val.items() if histogram.n_negative and not histogram.n_positive])
     for rule, rate in (("fpr1", 0.01), ("fpr5", 0.05)):
-        if healthy.n_negative:
-            chosen[rule] = Curve(healthy).at_fpr(rate).threshold
+        if len(healthy):
+            chosen[rule] = Curve(healthy.pooled()).at_fpr(rate).threshold
         else:
             missing[rule] = "the validation split has no lesion-free subject to set a false-positive rate on"
+    scores = sorted(Curve(histogram).at_fpr(HEALTHY_FPR).threshold for _, histogram in healthy.items())
+    for rule, alpha in _CONFORMAL.items():
+        place = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 1 - 0.05 is not .95 to the last digit
+        if place <= len(scores):
+            chosen[rule] = scores[place - 1]
+        else:
+            missing[rule] = (
+                f"alpha = {alpha:.2f} needs {math.ceil(1 / alpha - 1e-9) - 1} lesion-free validation subjects, and there "
+                f"{'is' if len(scores) == 1 else 'are'} {len(scores)}"
+            )
     return chosen, missing
 
 
@@ -118,22 +142,25 @@ def evaluate(
     metrics: Sequence[Metric] = (),
     groups: Mapping[str, Mapping[str, str]] | None = None,
     strata: bool = False,
+    subject_of: Mapping[str, str] | None = None,
 ) -> Evaluation:
     """Every metric of one test split, with intervals over subjects.
 
     Args:
-        test: brain voxels of the test subjects. One map a subject and voxel: stack modalities elsewhere.
-        val: validation subjects, from which ``val``, ``fpr1`` and ``fpr5`` are chosen; they stay fixed in the bootstrap,
-            oracle thresholds are chosen anew in every replicate.
+        test: brain voxels of the test volumes, one for each session of a subject; their ids are the subjects' where each
+            has one volume. One map a volume and voxel: stack modalities elsewhere.
+        val: validation subjects, from which the thresholds are chosen, see :func:`choose_thresholds`; they stay fixed in
+            the bootstrap, oracle thresholds are chosen anew in every replicate.
         replicates: bootstrap replicates over subjects; 0 gives values without intervals.
         level: probability inside the percentile interval.
         seed: of the resamples; the same seed and subjects give the same resamples for every method.
-        spatial: counts of the same subjects' maps, streamed with :func:`choose_thresholds` of the same ``val``; adds
+        spatial: counts of the same volumes' maps, streamed with :func:`choose_thresholds` of the same ``val``; adds
             the metrics of :data:`adbench.metrics.spatial.NAMES` and its plug-in metrics.
         metrics: plug-in metrics. One that needs maps is measured while ``spatial`` is streamed.
-        groups: grouping -> subject -> group, e.g. ``{"site": {"sub-1": "A"}}``; joined with those of ``spatial``.
+        groups: grouping -> volume -> group, e.g. ``{"site": {"sub-1": "A"}}``; joined with those of ``spatial``.
         strata: whether to repeat every metric by lesion size (``small``, ``medium``, ``large``: up to the 25th, up to
-            the 75th percentile of lesion voxels over lesion-bearing subjects, above) and by every grouping.
+            the 75th percentile of lesion voxels over lesion-bearing volumes, above) and by every grouping.
+        subject_of: volume -> subject. None: as ``spatial`` says, without which each volume is a subject.
 
     Raises:
         UserError: no test subject, a subject without brain voxels, a subject in both splits,
@@ -141,12 +168,14 @@ def evaluate(
     """
     from adbench.metrics.spatial import NAMES as SPATIAL_NAMES
 
-    _check(test, val)
+    owners = dict(subject_of or (spatial.subject_of if spatial is not None else {}))
+    owners = {volume: owners.get(volume, volume) for volume in test}
+    _check(test, val, owners)
     check_names(metrics, (*NAMES, *SPATIAL_NAMES))
     thresholds, missing = choose_thresholds(val)
     if spatial is not None:
         _check_spatial(test, thresholds, spatial)
-    run = _Run(thresholds, missing, replicates, level, seed, tuple(metrics))
+    run = _Run(thresholds, missing, replicates, level, seed, tuple(metrics), owners)
     result = _measure(test, spatial, run)
     result.notes = _notes(result.subjects, result.metrics, missing)
     wide = {name: ends for name, ends in result.brackets.items() if ends[1] - ends[0] > WIDE}
@@ -157,21 +186,21 @@ def evaluate(
         groupings: dict[str, dict[str, str]] = {"lesion_size": lesion_size_groups(test)}
         for row in spatial.rows if spatial is not None else ():
             for grouping, group in row.groups.items():
-                groupings.setdefault(grouping, {})[row.subject] = group
+                groupings.setdefault(grouping, {})[row.volume] = group
         for grouping, members in (groups or {}).items():
-            groupings.setdefault(grouping, {}).update({s: group for s, group in members.items() if s in test})
+            groupings.setdefault(grouping, {}).update({v: group for v, group in members.items() if v in test})
         for grouping, members in groupings.items():
             result.strata[grouping] = {}
             for group in dict.fromkeys(members.values()):
-                chosen = [subject for subject in test if members.get(subject) == group]
+                chosen = [volume for volume in test if members.get(volume) == group]
                 part = None if spatial is None else spatial.subset(chosen)
                 result.strata[grouping][group] = _measure(test.subset(chosen), part, run).metrics
     return result
 
 
 def lesion_size_groups(test: SubjectHistograms) -> dict[str, str]:
-    """Lesion-bearing subject -> ``small``, ``medium`` or ``large`` by the 25th and 75th percentile of lesion voxels."""
-    sizes = {subject: histogram.n_positive for subject, histogram in test.items() if histogram.n_positive}
+    """Lesion-bearing volume -> ``small``, ``medium`` or ``large`` by the 25th and 75th percentile of lesion voxels."""
+    sizes = {volume: histogram.n_positive for volume, histogram in test.items() if histogram.n_positive}
     if not sizes:
         return {}
     low, high = np.percentile(list(sizes.values()), [25, 75])
@@ -187,28 +216,32 @@ class _Run:
     level: float
     seed: int
     metrics: tuple[Metric, ...]
+    subject_of: dict[str, str]
 
 
 def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run) -> Evaluation:
-    pool, curves = Curve(test.pooled()), {subject: Curve(histogram) for subject, histogram in test.items()}
-    points, rows, oracles = _points(test, run.thresholds, pool, curves)
+    owners = [run.subject_of[volume] for volume in test]
+    pool, curves = Curve(test.pooled()), {volume: Curve(histogram) for volume, histogram in test.items()}
+    points, rows, oracles = _points(test, run.thresholds, owners, pool, curves)
     ends = brackets(test, run.thresholds, pool, curves)
-    bearing = sum(row["lesion_voxels"] > 0 for row in rows)
+    ill = {row["subject"] for row in rows if row["lesion_voxels"]}
     prevalence = sum(row["lesion_voxels"] for row in rows) / sum(row["brain_voxels"] for row in rows)
-    draws = bootstrap.weights(len(test), run.replicates, run.seed) if run.replicates else None
+    draws = bootstrap.weights_of(owners, run.replicates, run.seed) if run.replicates else None
     samples = sample(test, rows, draws) if draws is not None else {}
     metrics = {}
     for name in NAMES:
-        reason = _why_undefined(name, test, bearing, run.missing)
-        n = len(test) if name in _POOLED else bearing
+        reason = _why_undefined(name, test, ill, run.missing)
+        n = len(set(owners)) if name in _POOLED else len(set(owners) - ill) if name in _HEALTHY else len(ill)
         metrics[name] = estimate(points.get(name), samples.get(name), n, run.level, spec(name).oracle, reason)
     metrics |= _plugins(test, spatial, run, draws)
     if spatial is not None:
-        from adbench.metrics.spatial import sample_spatial
+        from adbench.metrics.spatial import FALSE_ALARMS, sample_spatial
 
         oracle = {metric.name for metric in spatial.metrics if metric.oracle}
         for name, one in sample_spatial(spatial, draws).items():
-            metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, one.reason)
+            rule = FALSE_ALARMS.get(name, name.partition("@")[2])
+            why = run.missing.get(rule, one.reason) if one.value is None else ""
+            metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, why)
         for row, extra in zip(rows, spatial.rows, strict=True):
             row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}
     return Evaluation(metrics, run.thresholds | oracles, rows, prevalence, [], ends)
@@ -233,7 +266,7 @@ def _plugins(
         result[metric.name] = estimate(
             None if np.isnan(value) else float(value),
             bootstrap.ratio(above, below, draws) if draws is not None else None,
-            sum(pair is not None for pair in pairs),
+            len({run.subject_of[volume] for volume, pair in zip(test, pairs, strict=True) if pair is not None}),
             run.level,
             metric.oracle,
             metric.undefined if np.isnan(value) else "",
@@ -242,25 +275,26 @@ def _plugins(
 
 
 def _check_spatial(test: SubjectHistograms, thresholds: dict[str, float], spatial: SpatialAccumulator) -> None:
-    own = {row.subject for row in spatial.rows}
+    own = {row.volume for row in spatial.rows}
     odd = sorted(own.symmetric_difference(test))
     if odd:
         side = "histograms" if odd[0] in test else "spatial counts"
-        raise UserError(f"Subject {odd[0]!r} ({len(odd)} in all) has only {side}: stream the same subjects into both.")
-    if spatial.thresholds.get("val") != thresholds.get("val"):
-        raise UserError(
-            f"The maps were streamed with the val threshold {spatial.thresholds.get('val')} but the validation "
-            f"histograms give {thresholds.get('val')}: stream them again."
-        )
+        raise UserError(f"Volume {odd[0]!r} ({len(odd)} in all) has only {side}: stream the same volumes into both.")
+    for rule in ("val", *_CONFORMAL):
+        if spatial.thresholds.get(rule) != thresholds.get(rule):
+            raise UserError(
+                f"The maps were streamed with the {rule} threshold {spatial.thresholds.get(rule)} but the validation "
+                f"histograms give {thresholds.get(rule)}: stream them again."
+            )
 
 
 def sample(test: SubjectHistograms, rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, np.ndarray]:
     """Every histogram metric under each replicate.
 
     Args:
-        test: n subjects.
-        rows: their rows as in :attr:`Evaluation.subjects`, which hold the per-subject values at fixed thresholds.
-        draws: (R, n) weights of :func:`adbench.metrics.bootstrap.weights`.
+        test: V volumes.
+        rows: their rows as in :attr:`Evaluation.subjects`, which hold the per-volume values at fixed thresholds.
+        draws: (R, V) weights of :func:`adbench.metrics.bootstrap.weights_of`.
 
     Returns:
         name -> (R,) values, NaN where a replicate leaves it undefined.
@@ -271,7 +305,25 @@ def sample(test: SubjectHistograms, rows: Sequence[dict[str, Any]], draws: np.nd
         above = np.array([0.0 if value is None else value for value in values])
         below = np.array([float(value is not None) for value in values])
         result[name] = bootstrap.ratio(above, below, draws)
+    for name, rule in _HEALTHY.items():
+        result[name] = bootstrap.ratio(*healthy_failures(rows, rule), draws)
     return result
+
+
+def healthy_failures(rows: Sequence[dict[str, Any]], rule: str) -> tuple[np.ndarray, np.ndarray]:
+    """Which lesion-free subjects have more than 1 % false-positive voxels at the threshold of ``rule``.
+
+    Args:
+        rows: of V volumes, as in :attr:`Evaluation.subjects`.
+        rule: ``conformal05`` or ``conformal10``.
+
+    Returns:
+        (V,) failures and (V,) lesion-free subjects, each subject divided among its volumes; all 0 without a threshold.
+    """
+    volumes = Counter(row["subject"] for row in rows)
+    shares = np.array([1 / volumes[row["subject"]] for row in rows])
+    rates = np.array([np.nan if (rate := row[f"fpr@{rule}"]) is None else rate for row in rows], float)
+    return shares * (rates > HEALTHY_FPR), shares * ~np.isnan(rates)
 
 
 def estimate(
@@ -306,7 +358,11 @@ def dice_at(histogram: ScoreHistogram, threshold: float) -> float:
 
 
 def _points(
-    test: SubjectHistograms, thresholds: dict[str, float], pool: Curve, curves: Mapping[str, Curve]
+    test: SubjectHistograms,
+    thresholds: dict[str, float],
+    owners: Sequence[str],
+    pool: Curve,
+    curves: Mapping[str, Curve],
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float]]:
     points: dict[str, float] = {}
     oracles: dict[str, float] = {}
@@ -319,7 +375,18 @@ def _points(
         oracles["best"] = float(_keys.edges(keys[best : best + 1])[0])
         if pool.n_negative:
             points["auroc"] = pool.auroc()
-    rows = [_row(s, histogram, curves[s], thresholds, oracles.get("best")) for s, histogram in test.items()]
+    rows = [
+        {"subject": owner, **({} if owner == volume else {"volume": volume})}
+        | _row(histogram, curves[volume], thresholds, oracles.get("best"))
+        for owner, (volume, histogram) in zip(owners, test.items(), strict=True)
+    ]
+    for rule in _CONFORMAL:
+        rates = _healthy_rates(test, owners, thresholds.get(rule))
+        for row in rows:
+            row[f"fpr@{rule}"] = rates.get(row["subject"])
+        failures, subjects = healthy_failures(rows, rule)
+        if subjects.any():
+            points[f"fpr_healthy@{rule}"] = float(failures.sum() / subjects.sum())
     for name, column in _MEANS.items():
         values = [row[column] for row in rows if row[column] is not None]
         if values:
@@ -327,11 +394,23 @@ def _points(
     return points, rows, oracles
 
 
-def _row(
-    subject: str, histogram: ScoreHistogram, curve: Curve, thresholds: dict[str, float], best: float | None
-) -> dict[str, Any]:
+def _healthy_rates(test: SubjectHistograms, owners: Sequence[str], threshold: float | None) -> dict[str, float]:
+    """Lesion-free subject -> share of its voxels, of all volumes together, at or above the threshold."""
+    if threshold is None:
+        return {}
+    false: Counter[str] = Counter()
+    voxels: Counter[str] = Counter()
+    ill = set()
+    for owner, (_, histogram) in zip(owners, test.items(), strict=True):
+        false[owner] += histogram.positives_at(threshold)[1]
+        voxels[owner] += histogram.n_negative
+        if histogram.n_positive:
+            ill.add(owner)
+    return {owner: false[owner] / count for owner, count in voxels.items() if owner not in ill}
+
+
+def _row(histogram: ScoreHistogram, curve: Curve, thresholds: dict[str, float], best: float | None) -> dict[str, Any]:
     row: dict[str, Any] = {
-        "subject": subject,
         "brain_voxels": curve.n_positive + curve.n_negative,
         "lesion_voxels": curve.n_positive,
         "auprc": None,
@@ -354,15 +433,17 @@ def _row(
     return row
 
 
-def _why_undefined(name: str, test: SubjectHistograms, bearing: int, missing: dict[str, str]) -> str:
-    if not bearing:
+def _why_undefined(name: str, test: SubjectHistograms, ill: set[str], missing: dict[str, str]) -> str:
+    if name in _HEALTHY:
+        return missing.get(_HEALTHY[name], "no lesion-free subject in the test split")
+    if not ill:
         return NO_LESION
     if name == "auroc" and not any(histogram.n_negative for _, histogram in test.items()):
         return "no background voxel in the whole test split"
     return missing.get(_AT.get(name, ""), "")
 
 
-def _check(test: SubjectHistograms, val: SubjectHistograms | None) -> None:
+def _check(test: SubjectHistograms, val: SubjectHistograms | None, subject_of: Mapping[str, str]) -> None:
     if not len(test):
         raise UserError("The test split has no subject: there is nothing to evaluate.")
     for split, histograms in (("test", test), ("validation", val)):
@@ -374,7 +455,7 @@ def _check(test: SubjectHistograms, val: SubjectHistograms | None) -> None:
                 )
     if val is None:
         return
-    both = [subject for subject in test if subject in val]
+    both = sorted({subject for subject in subject_of.values() if subject in val})
     if both:
         raise UserError(
             f"{len(both)} subject(s) are in the validation and in the test split: {', '.join(both[:5])}"
@@ -385,11 +466,15 @@ def _check(test: SubjectHistograms, val: SubjectHistograms | None) -> None:
 def _notes(rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: dict[str, str]) -> list[str]:
     notes = []
     free = sum(not row["lesion_voxels"] for row in rows)
+    subjects = len({row["subject"] for row in rows})
+    what = "subjects" if subjects == len(rows) else "volumes"
     if free == len(rows):
-        undefined = ", ".join(name for name in NAMES if metrics[name].value is None)
+        undefined = ", ".join(name for name in NAMES if metrics[name].reason == NO_LESION)
         notes.append(f"Undefined, because there is {NO_LESION}: {undefined}.")
     elif free:
-        notes.append(f"{free} of {len(rows)} test subjects bear no lesion and are not in the per-volume means.")
+        notes.append(f"{free} of {len(rows)} test {what} bear no lesion and are not in the per-volume means.")
+    if subjects < len(rows):
+        notes.append(f"{len(rows)} volumes of {subjects} test subjects: scored by volume, resampled by subject.")
     for why in dict.fromkeys(missing.values()):
         rules = [rule for rule, reason in missing.items() if reason == why]
         notes.append(f"No {' or '.join(rules)} threshold: {why}.")

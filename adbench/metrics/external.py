@@ -35,7 +35,6 @@ def evaluate_folders(
     level: float = 0.95,
     seed: int = 0,
     strata: bool = True,
-    step: int = 1,
     metrics: Sequence[Metric] = (),
     presets: Sequence[str] = (),
 ) -> Evaluation:
@@ -53,11 +52,10 @@ def evaluate_folders(
             numbers are defined.
         val_masks: their lesion masks; a case without lesion is healthy.
         val_brain: their brain masks; needed where ``brain`` is given.
-        replicates: bootstrap replicates over cases.
+        replicates: bootstrap replicates over subjects.
         level: probability inside the intervals.
         seed: of the resamples.
         strata: whether to repeat every metric by lesion size.
-        step: index distance of neighbouring slices; components do not cross a larger gap.
         metrics: plug-in metrics.
         presets: names of presets to add to the JSON; they need finite scores everywhere.
 
@@ -73,17 +71,17 @@ def evaluate_folders(
     notes: list[str] = []
     if not test_cases.has_brain:
         notes.append("No brain masks were given: every voxel of the image counts, background included.")
-    val = None if val_cases is None else _histograms(val_cases, None, [])
+    val = None if val_cases is None else _histograms(val_cases, None, [], by_subject=True)
     thresholds = choose_thresholds(val)[0]
     spatial_metrics = [metric for metric in metrics if metric.needs_maps]
     if val is not None:
-        spatial = SpatialAccumulator(thresholds, froc_thresholds(val), metrics=spatial_metrics, step=step)
+        spatial = SpatialAccumulator(thresholds, froc_thresholds(val), metrics=spatial_metrics)
         test = _histograms(test_cases, spatial, notes)
     else:
         test = _histograms(test_cases, None, notes)
-        spatial = SpatialAccumulator(thresholds, froc_thresholds(test), metrics=spatial_metrics, step=step)
+        spatial = SpatialAccumulator(thresholds, froc_thresholds(test), metrics=spatial_metrics)
         for case in test_cases:
-            spatial.add_subject(case.subject, case.maps, case.lesion, case.brain, case.slices, spacing=case.spacing)
+            _count(spatial, case)
         notes.append("The thresholds of the FROC curve are spaced by the test split's own background scores.")
     result = evaluate(
         test, val, replicates=replicates, level=level, seed=seed, spatial=spatial, metrics=metrics, strata=strata
@@ -127,7 +125,7 @@ class _Cases:
         self._folder = folder
 
     def __iter__(self) -> Iterator[Case]:
-        return (Case(case.subject, case.maps, case.lesion, case.brain) for case in self._folder)
+        return (Case(case.volume, case.maps, case.lesion, case.brain) for case in self._folder)
 
 
 def _validation(
@@ -141,18 +139,21 @@ def _validation(
     return CaseFolder(maps, masks, brain, labels)
 
 
-def _histograms(cases: CaseFolder, spatial: SpatialAccumulator | None, notes: list[str]) -> SubjectHistograms:
+def _histograms(
+    cases: CaseFolder, spatial: SpatialAccumulator | None, notes: list[str], *, by_subject: bool = False
+) -> SubjectHistograms:
     histograms = SubjectHistograms()
     outside: dict[str, int] = {}
     for case in cases:
         if not case.brain.any():
-            raise UserError(f"Case {case.subject!r} has no brain voxel: its brain mask is empty. Correct the mask.")
-        _add(histograms, case)
+            raise UserError(f"Case {case.volume!r} has no brain voxel: its brain mask is empty. Correct the mask.")
+        inside = case.maps[case.brain]
+        histograms.update(case.subject if by_subject else case.volume, inside, case.lesion[case.brain])
         if spatial is not None:
-            spatial.add_subject(case.subject, case.maps, case.lesion, case.brain, case.slices, spacing=case.spacing)
+            _count(spatial, case)
         beyond = int(np.count_nonzero(case.lesion & ~case.brain))
         if beyond:
-            outside[case.subject] = beyond
+            outside[case.volume] = beyond
     if outside:
         first = next(iter(outside))
         notes.append(
@@ -162,5 +163,5 @@ def _histograms(cases: CaseFolder, spatial: SpatialAccumulator | None, notes: li
     return histograms
 
 
-def _add(histograms: SubjectHistograms, case: External) -> None:
-    histograms.update(case.subject, case.maps[case.brain], case.lesion[case.brain])
+def _count(spatial: SpatialAccumulator, case: External) -> None:
+    spatial.add_volume(case.volume, case.maps, case.lesion, case.brain, case.slices, subject=case.subject)

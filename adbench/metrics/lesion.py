@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -12,35 +13,43 @@ from adbench.metrics.base import Volume
 from adbench.metrics.histogram import as_bool
 from adbench.metrics.keys import is_tensor, predict
 
+COVERED, INSIDE = 10, 30  # a match covers at least this % of the lesion, and has at least this % of itself inside it
+JOINED = 1.5  # neighbouring slices are joined up to this multiple of their volume's median distance
+
 
 @dataclass
 class VolumeRow:
-    """What the spatial metrics keep of one subject; plain JSON values.
+    """What the spatial metrics keep of one volume; plain JSON values.
 
     Attributes:
-        subject: its id.
+        volume: its id.
+        subject: whose volume it is; the same as ``volume`` where the subject has only one.
         groups: e.g. {"site": "A", "modality": "FLAIR"}.
         slice_lesion: for each slice with brain, whether it has a lesion voxel.
         slice_max: for each slice with brain, the highest score in it.
-        slice_top: for each slice with brain, the mean of its highest 1 % of scores (at least one voxel).
+        slice_top: for each slice with brain, the median of its highest 1 % of scores.
         lesion_sizes: voxels of each 26-connected lesion.
-        lesion_scores: highest score of each lesion; the lesion is found at every threshold up to it.
-        false_components: for each threshold of the accumulator, predicted components that touch no lesion.
-        alarms: lesion-free slices with a prediction at the val threshold; None without that threshold.
+        lesion_ious: of each lesion at the val threshold, intersection over union with the predicted component that is
+            matched with it, 0 where none is; empty without that threshold.
+        found: for each threshold of the accumulator, lesions that are matched with a predicted component.
+        false_components: for each threshold of the accumulator, predicted components that are matched with no lesion.
+        alarms: rule -> lesion-free slices with a prediction at its threshold.
         recon_l1: mean |reconstruction - image| over healthy brain; None without a reconstruction.
         recon_ssim: mean structural similarity over healthy brain; None without a reconstruction.
         measures: plug-in metric -> (above, below).
     """
 
+    volume: str
     subject: str
     groups: dict[str, str] = field(default_factory=dict)
     slice_lesion: list[bool] = field(default_factory=list)
     slice_max: list[float] = field(default_factory=list)
     slice_top: list[float] = field(default_factory=list)
     lesion_sizes: list[int] = field(default_factory=list)
-    lesion_scores: list[float] = field(default_factory=list)
+    lesion_ious: list[float] = field(default_factory=list)
+    found: list[int] = field(default_factory=list)
     false_components: list[int] = field(default_factory=list)
-    alarms: int | None = None
+    alarms: dict[str, int] = field(default_factory=dict)
     recon_l1: float | None = None
     recon_ssim: float | None = None
     measures: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -63,7 +72,7 @@ def checked_volume(
         maps: (S, H, W) scores.
         lesion: (S, H, W) bool or 0/1; voxels outside the brain are not evaluated.
         brain: (S, H, W) bool or 0/1.
-        slices: (S,) distinct slice indices; None for 0, 1, 2, ...
+        slices: (S,) distinct slice indices, or positions in mm; None for 0, 1, 2, ...
         recon: (S, H, W) or None; with ``image``.
         image: (S, H, W) or None.
         spacing: mm from one slice index to the next, from row to row, from column to column; None where unknown.
@@ -82,7 +91,7 @@ def checked_volume(
     for name, array in arrays.items():
         if array.shape != stack.shape:
             raise UserError(f"Maps of {where} have shape {stack.shape} but its {name} has shape {array.shape}.")
-    indices = np.arange(len(stack)) if slices is None else np.asarray(slices, dtype=np.int64)
+    indices = np.arange(len(stack)) if slices is None else np.asarray(slices)
     if indices.shape != (len(stack),) or len(set(indices.tolist())) != len(stack):
         raise UserError(f"Case {subject!r} has {len(stack)} maps but its slice indices are {indices.tolist()}.")
     if not masks[0].any():
@@ -102,61 +111,136 @@ def checked_volume(
     )
 
 
-def components(mask: np.ndarray) -> tuple[np.ndarray, int]:
-    """((S, H, W) labels from 1, how many): components that touch by a face, an edge or a corner (26 neighbours)."""
+def breaks(slices: np.ndarray) -> np.ndarray:
+    """Where a volume is cut: (k,) places p such that nothing is joined between its planes p - 1 and p.
+
+    Two neighbours adjoin when their distance is at most 1.5 times the median distance of the volume's own neighbours.
+    That is a ratio: for slices of one regular grid, as all volumes here are, indices and millimetres give the same.
+
+    Args:
+        slices: (S,) slice indices, or positions in mm, ascending.
+    """
+    gaps = np.diff(slices)
+    if len(gaps) < 2:
+        return np.zeros(0, np.int64)
+    return np.flatnonzero(gaps > JOINED * np.median(gaps) * (1 + 1e-9)) + 1  # positions in mm carry round-off
+
+
+def components(mask: np.ndarray, cuts: np.ndarray | None = None) -> tuple[np.ndarray, int]:
+    """Connected components: voxels that touch by a face, an edge or a corner (26 neighbours).
+
+    Args:
+        mask: (S, H, W) bool.
+        cuts: from :func:`breaks`; None: every plane adjoins the next.
+
+    Returns:
+        (S, H, W) labels from 1, and how many.
+    """
     import cc3d
 
-    labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
-    return labels, int(count)
+    if cuts is None or not len(cuts):
+        labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
+        return labels, int(count)
+    # An empty plane in each cut keeps apart what lies on its two sides.
+    labels, count = cc3d.connected_components(np.insert(mask, cuts, False, axis=0), connectivity=26, return_N=True)
+    return np.delete(labels, cuts + np.arange(len(cuts)), axis=0), int(count)
 
 
-def contiguous(array: np.ndarray, slices: np.ndarray, step: int) -> np.ndarray:
-    """``array`` with an empty plane wherever neighbouring slices are more than ``step`` apart, so that nothing joins."""
-    gaps = np.flatnonzero(np.diff(slices) > step) + 1
-    return np.insert(array, gaps, np.zeros((), array.dtype), axis=0) if len(gaps) else array
+@dataclass(frozen=True)
+class Detection:
+    """Lesions against predicted components at one threshold.
+
+    Attributes:
+        ious: of each lesion, intersection over union with the component matched with it; 0 where there is none.
+        false: predicted components matched with no lesion.
+    """
+
+    ious: list[float]
+    false: int
+
+    @property
+    def found(self) -> int:
+        """Lesions that are matched."""
+        return sum(iou > 0 for iou in self.ious)
 
 
-def lesions(volume: Volume, step: int) -> tuple[list[int], list[float]]:
-    """(voxels of each lesion, highest score of each lesion), in scan order."""
-    if not volume.lesion.any():
-        return [], []
-    mask = contiguous(volume.lesion, volume.slices, step)
-    labels, count = components(mask)
-    own = labels[mask]
-    highest = np.full(count + 1, -np.inf, np.float32)
-    np.maximum.at(highest, own, volume.maps[volume.lesion])
-    return np.bincount(own, minlength=count + 1)[1:].tolist(), highest[1:].tolist()
+def detect(volume: Volume, thresholds: Sequence[float]) -> tuple[list[int], list[Detection]]:
+    """Which lesions are found at each threshold, and how many predicted components are false.
 
+    A predicted component may be matched with a lesion when it covers at least 10 % of the lesion and at most 70 % of
+    itself lies outside, which are the limits of the MSSEG challenge (Commowick et al. 2018, Sci Rep 8:13650, alpha and
+    beta). Lesions and components are matched one to one, pairs of highest intersection over union first (greedy
+    matching as in Metrics Reloaded, Maier-Hein et al. 2024, Nat Methods 21:195), where MSSEG lets several components
+    share a lesion. A component that covers everything is matched with nothing but a lesion of 30 % of the brain.
 
-def false_components(volume: Volume, thresholds: Sequence[float], step: int) -> list[int]:
-    """At each threshold, the predicted components without a lesion voxel."""
+    Returns:
+        Voxels of each lesion, in scan order, and one :class:`Detection` a threshold.
+    """
+    cuts = breaks(volume.slices)
+    sizes, own = np.zeros(0, np.int64), np.zeros(0, np.int64)
+    if volume.lesion.any():
+        labels, count = components(volume.lesion, cuts)
+        own = labels[volume.lesion].astype(np.int64) - 1  # in the order of np.flatnonzero(volume.lesion)
+        sizes = np.bincount(own, minlength=count)
+    nothing = Detection([0.0] * len(sizes), 0)
     if not len(thresholds):
-        return []
+        return sizes.tolist(), []
     inside = predict(volume.maps, min(thresholds)) & volume.brain
     if not inside.any():
-        return [0] * len(thresholds)
+        return sizes.tolist(), [nothing] * len(thresholds)
     box = tuple(slice(int(places.min()), int(places.max()) + 1) for places in np.nonzero(inside))
-    lesion = contiguous(volume.lesion[box], volume.slices[box[0]], step)
-    counts = []
+    cuts = cuts[(cuts > box[0].start) & (cuts < box[0].stop)] - box[0].start
+    cropped = np.zeros(volume.lesion.shape, bool)
+    cropped[box] = True
+    own = own[cropped[volume.lesion]]
+    lesion, brain, maps = np.flatnonzero(volume.lesion[box]), volume.brain[box], volume.maps[box]
+    found = []
     for threshold in thresholds:
-        predicted = predict(volume.maps[box], threshold) & volume.brain[box]
-        labels, count = components(contiguous(predicted, volume.slices[box[0]], step))
-        counts.append(count - len(np.setdiff1d(labels[lesion], [0])))
-    return counts
+        predicted = predict(maps, threshold) & brain
+        labels, count = components(predicted, cuts)
+        found.append(_match(sizes, own, labels.ravel()[lesion].astype(np.int64), labels, predicted, count))
+    return sizes.tolist(), found
+
+
+def _match(
+    sizes: np.ndarray, own: np.ndarray, other: np.ndarray, labels: np.ndarray, predicted: np.ndarray, count: int
+) -> Detection:
+    """Match lesions with components; ``own`` and ``other``: lesion and component (0: none) of each lesion voxel."""
+    ious = np.zeros(len(sizes))
+    touching = other > 0
+    if not touching.any():
+        return Detection(ious.tolist(), count)
+    pairs, shared = np.unique(own[touching] * (count + 1) + other[touching], return_counts=True)
+    mine, theirs = pairs // (count + 1), pairs % (count + 1)
+    volumes = np.bincount(labels[predicted], minlength=count + 1)
+    union = sizes[mine] + volumes[theirs] - shared
+    taken: set[int] = set()
+    for pair in np.argsort(-shared / union, kind="stable").tolist():
+        lesion, component = int(mine[pair]), int(theirs[pair])
+        enough = 100 * shared[pair] >= max(COVERED * sizes[lesion], INSIDE * volumes[component])
+        if enough and not ious[lesion] and component not in taken:
+            ious[lesion] = shared[pair] / union[pair]
+            taken.add(component)
+    return Detection(ious.tolist(), count - len(taken))
 
 
 def slice_scores(volume: Volume) -> tuple[list[bool], list[float], list[float]]:
-    """For each slice with brain: has a lesion, highest score, mean of the highest 1 % of its brain scores."""
+    """For each slice with brain: has a lesion, highest score, median of the highest 1 % of its brain scores.
+
+    The (lower) median is a score of the slice itself, so that an increasing function of the map changes no order of
+    slices; a mean would.
+    """
     found: tuple[list[bool], list[float], list[float]] = ([], [], [])
     for scores, lesion, brain in zip(volume.maps, volume.lesion, volume.brain, strict=True):
         if not brain.any():
             continue
         own = scores[brain]
         count = max(1, round(len(own) / 100))
-        top = np.partition(own, len(own) - count)[len(own) - count :]
+        middle = len(own) - count + (count - 1) // 2
+        own = np.partition(own, [middle, len(own) - 1])
         found[0].append(bool(lesion.any()))
-        found[1].append(float(top.max()))
-        found[2].append(float(np.float32(top.mean(dtype=np.float64))))
+        found[1].append(float(own[-1]))
+        found[2].append(float(own[middle]))
     return found
 
 
@@ -199,6 +283,8 @@ def ssim_map(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def _array(value: object) -> np.ndarray:
+    """``value`` in its own type: casting float64 to float32 would tie scores that differ."""
     if is_tensor(value):
-        value = value.detach().float().cpu().numpy()  # type: ignore[attr-defined]
-    return np.asarray(value, dtype=np.float32)
+        tensor: Any = value.detach().cpu()  # type: ignore[attr-defined]
+        return np.asarray(tensor.numpy() if str(tensor.dtype) != "torch.bfloat16" else tensor.float().numpy())
+    return np.asarray(value)

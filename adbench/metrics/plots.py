@@ -143,18 +143,16 @@ def recall_by_size(
     if "val" not in spatial.thresholds or not largest:
         why = "no lesion" if not largest else "no threshold was chosen on validation"
         raise UserError(f"No plot of lesion recall by size was drawn: {why}.")
-    limit = np.float32(spatial.thresholds["val"])
-    draws = bootstrap.weights(len(rows), _BAND, seed)
+    draws = bootstrap.weights_of(list(spatial.subject_of.values()), _BAND, seed)
     bins: list[tuple[str, int, float, tuple[float, float] | None]] = []
     for low in (4**k for k in range(int(np.log(largest) / np.log(4) + 1e-9) + 1)):
         inside = [
-            [(low <= n < 4 * low, s >= limit) for n, s in zip(r.lesion_sizes, r.lesion_scores, strict=True)]
-            for r in rows
+            [(low <= n < 4 * low, iou > 0) for n, iou in zip(r.lesion_sizes, r.lesion_ious, strict=True)] for r in rows
         ]
         found = np.array([sum(a and b for a, b in one) for one in inside], float)
         count = np.array([sum(a for a, _ in one) for one in inside], float)
         share = float(found.sum() / count.sum()) if count.any() else float("nan")
-        some = count.any() and len(rows) > 1
+        some = count.any() and len(set(spatial.subject_of.values())) > 1
         ends = bootstrap.interval(bootstrap.ratio(found, count, draws)) if some else None
         bins.append((f"{low}-{4 * low - 1}", int(count.sum()), share, ends))
     return bins
@@ -184,8 +182,9 @@ def froc_plot(spatial: SpatialAccumulator, path: str | Path, *, seed: int = 0) -
         raise UserError(f"No FROC plot was drawn: {'no lesion' if spatial.froc else 'no FROC thresholds were given'}.")
     recall, false = froc_curve(spatial, np.ones((1, len(rows))))
     figure, axes = _canvas("false components a volume", "lesion recall")
-    if len(rows) > 1:
-        sampled = froc_curve(spatial, bootstrap.weights(len(rows), _BAND, seed))[0]
+    owners = list(spatial.subject_of.values())
+    if len(set(owners)) > 1:
+        sampled = froc_curve(spatial, bootstrap.weights_of(owners, _BAND, seed))[0]
         low, high = np.nanquantile(sampled, [0.025, 0.975], axis=0)
         axes.fill_between(false[0], low, high, color="C0", alpha=0.2, linewidth=0, label="95 % over subjects")
     axes.plot(false[0], recall[0], ".-", color="C0")

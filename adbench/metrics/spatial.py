@@ -1,4 +1,4 @@
-"""Metrics that need the map and not only its histogram: lesions, slices, reconstruction; streamed subject by subject."""
+"""Metrics that need the map and not only its histogram: lesions, slices, reconstruction; streamed volume by volume."""
 
 from __future__ import annotations
 
@@ -19,12 +19,18 @@ from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
 
 FROC_RATES = (1, 2, 4, 8)
+FALSE_ALARMS = {"fa_slice": "val", "fa_slice@conformal05": "conformal05", "fa_slice@conformal10": "conformal10"}
+FALSE_COMPONENTS = {"fa_scan@conformal05": "conformal05", "fa_scan@conformal10": "conformal10"}
+_COUNTED = ("val", "conformal05", "conformal10")  # rules at whose thresholds components and alarms are counted
 NAMES = (
     "lesion_recall@val",
     "lesion_f1@val",
+    "lesion_iou@val",
+    "pq@val",
     "froc",
     *(f"froc@{rate}" for rate in FROC_RATES),
-    "fa_slice",
+    *FALSE_ALARMS,
+    *FALSE_COMPONENTS,
     "image_auroc",
     "image_auprc",
     "image_auroc@max",
@@ -32,16 +38,16 @@ NAMES = (
     "recon_l1",
     "recon_ssim",
 )
-_NO_VAL = "no val threshold was known while the maps were streamed"
 _NO_LESION = "no lesion in the test split"
+_NO_HEALTHY = "no lesion-free volume in the test split"
 
 
 def froc_thresholds(histograms: SubjectHistograms, count: int = 32) -> list[float]:
     """Thresholds of a FROC curve, descending.
 
-    They are quantiles, so a monotone transform of the maps moves them along: shares of background voxels from 1e-6 to
-    0.05 in equal ratios, and shares of lesion voxels from 1/1000 to 1/2, because lesions on test may score higher than
-    all background on validation.
+    Their shares of background voxels run from 1e-6 to 0.05 in equal ratios. Up to eight more lie above the highest
+    background score, where lesions have higher ones: they divide the lesion voxels there into equal parts. All are
+    scores that occur and depend on their order alone, so an increasing function of a map changes no number.
 
     Args:
         histograms: validation subjects (or any others whose scores are on the same scale).
@@ -52,19 +58,21 @@ def froc_thresholds(histograms: SubjectHistograms, count: int = 32) -> list[floa
         return []
     curve = Curve(pool)
     found = {curve.at_fpr(float(rate)).threshold for rate in np.geomspace(1e-6, 0.05, count)}
-    if pool.n_positive:
-        found |= {curve.at_recall(float(share)).threshold for share in np.geomspace(1e-3, 0.5, count // 2)}
+    clear = int(np.count_nonzero(curve.fp == 0))  # thresholds that no background voxel reaches
+    if clear and curve.tp[clear - 1]:
+        shares = curve.tp[clear - 1] * np.arange(1, 9) / 8
+        found |= {float(curve.thresholds[place]) for place in np.searchsorted(curve.tp[:clear], shares)}
     return sorted(found, reverse=True)
 
 
 class SpatialAccumulator:
-    """Keeps counts, never maps: memory is a few kilobytes a subject.
+    """Keeps counts, never maps: memory is a few kilobytes a volume.
 
     Args:
-        thresholds: rule -> threshold chosen on validation; ``val`` is used for lesions and false alarms.
+        thresholds: rule -> threshold chosen on validation; lesions are counted at ``val``, false alarms at it and at
+            ``conformal05`` and ``conformal10``.
         froc: thresholds of the FROC curve, see :func:`froc_thresholds`; empty for no FROC.
         metrics: plug-in metrics that need maps.
-        step: index distance of neighbouring slices in the prepared grid; a component does not cross a larger gap.
     """
 
     def __init__(
@@ -73,76 +81,84 @@ class SpatialAccumulator:
         froc: Sequence[float] = (),
         *,
         metrics: Iterable[Metric] = (),
-        step: int = 1,
     ) -> None:
         self.thresholds = dict(thresholds)
         self.froc = [float(threshold) for threshold in froc]
         self.metrics = tuple(metrics)
         check_names(self.metrics, NAMES)
-        self.step = step
         self._rows: dict[str, VolumeRow] = {}
 
     @property
     def rows(self) -> list[VolumeRow]:
-        """One row a subject, sorted by id."""
-        return [self._rows[subject] for subject in sorted(self._rows)]
+        """One row a volume, sorted by id."""
+        return [self._rows[volume] for volume in sorted(self._rows)]
 
-    def add_subject(
+    @property
+    def subject_of(self) -> dict[str, str]:
+        """Volume -> its subject, sorted by volume."""
+        return {row.volume: row.subject for row in self.rows}
+
+    def add_volume(
         self,
-        subject: str,
+        volume: str,
         maps: Any,
         lesion_mask: Any,
         brain: Any,
         slices: Sequence[int] | np.ndarray | None = None,
         *,
+        subject: str = "",
         recon: Any = None,
         image: Any = None,
         spacing: tuple[float, float, float] | None = None,
         **groups: str | None,
     ) -> None:
-        """Measure one subject, all of its slices at once.
+        """Measure one volume, all of its slices at once.
 
         Args:
-            subject: its id; given once.
+            volume: its id; given once.
             maps: (S, H, W) scores, array or tensor.
             lesion_mask: (S, H, W) bool or 0/1.
             brain: (S, H, W) bool or 0/1.
-            slices: (S,) slice indices; None for 0, 1, 2, ...
+            slices: (S,) slice indices, or positions in mm; None for 0, 1, 2, ...
+            subject: whose volume it is; "" where the volume is its subject's only one.
             recon: (S, H, W) pseudo-healthy image in [0, 1], or None.
             image: (S, H, W) input in [0, 1], or None.
             spacing: mm from one slice index to the next, from row to row, from column to column; None where unknown.
             **groups: strata, e.g. ``site="A"``, ``modality="FLAIR"``; None is left out.
 
         Raises:
-            UserError: the subject was added before, or see :func:`adbench.metrics.lesion.checked_volume`.
+            UserError: the volume was added before, or see :func:`adbench.metrics.lesion.checked_volume`.
         """
-        if subject in self._rows:
-            raise UserError(f"Subject {subject!r} was added before: give all of its slices at once.")
-        volume = lesion.checked_volume(subject, maps, lesion_mask, brain, slices, recon, image, spacing)
-        row = VolumeRow(subject, {name: group for name, group in groups.items() if group is not None})
-        row.slice_lesion, row.slice_max, row.slice_top = lesion.slice_scores(volume)
-        row.lesion_sizes, row.lesion_scores = lesion.lesions(volume, self.step)
-        row.false_components = lesion.false_components(volume, self._component_thresholds, self.step)
+        if volume in self._rows:
+            raise UserError(f"Volume {volume!r} was added before: give all of its slices at once.")
+        checked = lesion.checked_volume(volume, maps, lesion_mask, brain, slices, recon, image, spacing)
+        row = VolumeRow(volume, subject or volume, {name: group for name, group in groups.items() if group is not None})
+        row.slice_lesion, row.slice_max, row.slice_top = lesion.slice_scores(checked)
+        thresholds = [self.thresholds[rule] for rule in self.rules]
+        row.lesion_sizes, detections = lesion.detect(checked, [*thresholds, *self.froc])
+        row.found = [one.found for one in detections]
+        row.false_components = [one.false for one in detections]
         if "val" in self.thresholds:
-            row.alarms = lesion.alarms(volume, self.thresholds["val"])
-        row.recon_l1, row.recon_ssim = lesion.reconstruction(volume)
+            row.lesion_ious = detections[0].ious
+        row.alarms = {rule: lesion.alarms(checked, self.thresholds[rule]) for rule in self.rules}
+        row.recon_l1, row.recon_ssim = lesion.reconstruction(checked)
         if self.metrics:
             histogram = ScoreHistogram()
-            histogram.update(volume.maps[volume.brain], volume.lesion[volume.brain], subject)
-            given = Subject(subject, histogram, self.thresholds, volume)
+            histogram.update(checked.maps[checked.brain], checked.lesion[checked.brain], volume)
+            given = Subject(volume, histogram, self.thresholds, checked)
             for metric in self.metrics:
                 found = measured(metric, given)
                 if found is not None:
                     row.measures[metric.name] = found
-        self._rows[subject] = row
+        self._rows[volume] = row
 
     def merge(self, other: SpatialAccumulator) -> None:
-        """Take over the subjects of ``other``, which was made with the same thresholds.
+        """Take over the volumes of ``other``, which was made with the same thresholds.
 
         Raises:
-            UserError: thresholds differ, or a subject is in both.
+            UserError: thresholds differ, or a volume is in both.
         """
-        mine, its = (self.thresholds, self.froc, self.step), (other.thresholds, other.froc, other.step)
+        mine, its = (self.thresholds, self.froc), (other.thresholds, other.froc)
         if mine != its:
             raise UserError(f"Spatial counts at thresholds {mine} and {its} cannot be merged.")
         both = sorted(set(self._rows) & set(other._rows))
@@ -150,16 +166,16 @@ class SpatialAccumulator:
             raise UserError(f"Spatial counts of {', '.join(both[:5])} are on both sides of a merge.")
         self._rows |= other._rows
 
-    def subset(self, subjects: Iterable[str]) -> SpatialAccumulator:
-        """The given subjects only."""
-        chosen = SpatialAccumulator(self.thresholds, self.froc, metrics=self.metrics, step=self.step)
-        chosen._rows = {subject: self._rows[subject] for subject in subjects}
+    def subset(self, volumes: Iterable[str]) -> SpatialAccumulator:
+        """The given volumes only."""
+        chosen = SpatialAccumulator(self.thresholds, self.froc, metrics=self.metrics)
+        chosen._rows = {volume: self._rows[volume] for volume in volumes}
         return chosen
 
     def to_json(self, path: str | Path) -> None:
         """Write everything but the plug-in objects (their measures are kept)."""
         rows = [asdict(row) for row in self.rows]
-        write_json(Path(path), {"thresholds": self.thresholds, "froc": self.froc, "step": self.step, "rows": rows})
+        write_json(Path(path), {"thresholds": self.thresholds, "froc": self.froc, "rows": rows})
 
     @classmethod
     def from_json(cls, path: str | Path) -> SpatialAccumulator:
@@ -186,20 +202,21 @@ class SpatialAccumulator:
             UserError: it is not what :meth:`to_json` writes.
         """
         try:
-            found = cls(data["thresholds"], data["froc"], step=int(data["step"]))
+            found = cls(data["thresholds"], data["froc"])
             for values in data["rows"]:
                 if set(values) != {f.name for f in fields(VolumeRow)}:
                     raise ValueError(f"a row has the fields {sorted(values)}")
                 row = VolumeRow(**values)
                 row.measures = {name: (float(pair[0]), float(pair[1])) for name, pair in row.measures.items()}
-                found._rows[row.subject] = row
+                found._rows[row.volume] = row
         except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
             raise UserError(f"{where} does not hold spatial counts: {error}. Make it again from the maps.") from None
         return found
 
     @property
-    def _component_thresholds(self) -> list[float]:
-        return ([self.thresholds["val"]] if "val" in self.thresholds else []) + self.froc
+    def rules(self) -> list[str]:
+        """The rules at whose thresholds components are counted, before those of the FROC curve; ``val`` first."""
+        return [rule for rule in _COUNTED if rule in self.thresholds]
 
 
 @dataclass
@@ -212,47 +229,75 @@ class Sampled:
     reason: str = ""
 
 
+def ratios(spatial: SpatialAccumulator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Metric -> (V,) numerator and (V,) denominator of each volume, of all metrics that are a ratio of such sums.
+
+    Metrics at a threshold that does not exist are left out. Panoptic quality (Kirillov et al. 2019, CVPR:9404) is
+    recognition quality, here ``lesion_f1@val``, times the mean IoU of the lesions that are found.
+    """
+    rows = spatial.rows
+    lesions = np.array([len(row.lesion_sizes) for row in rows], float)
+    free = np.array([row.slice_lesion.count(False) for row in rows], float)
+    healthy = (lesions == 0).astype(float)
+    found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    if "val" in spatial.thresholds:
+        matched = np.array([row.found[0] for row in rows], float)
+        false = np.array([row.false_components[0] for row in rows], float)
+        iou = np.array([sum(row.lesion_ious) for row in rows], float)
+        found["lesion_recall@val"] = matched, lesions
+        found["lesion_f1@val"] = 2 * matched, matched + false + lesions
+        found["lesion_iou@val"] = iou, lesions
+        found["pq@val"] = 2 * iou, matched + false + lesions
+    for name, rule in FALSE_ALARMS.items():
+        if rule in spatial.rules:
+            found[name] = np.array([row.alarms[rule] for row in rows], float), free
+    for name, rule in FALSE_COMPONENTS.items():
+        if rule in spatial.rules:
+            place = spatial.rules.index(rule)
+            found[name] = np.array([row.false_components[place] for row in rows], float) * healthy, healthy
+    for name in ("recon_l1", "recon_ssim"):
+        values = [getattr(row, name) for row in rows]
+        found[name] = np.array([value or 0.0 for value in values]), np.array([v is not None for v in values], float)
+    return found
+
+
 def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dict[str, Sampled]:
-    """Every spatial metric of the accumulated subjects.
+    """Every spatial metric of the accumulated volumes.
 
     Args:
-        spatial: n subjects.
-        draws: (R, n) bootstrap weights, columns in the order of ``spatial.rows``; None for values alone.
+        spatial: V volumes.
+        draws: (R, V) bootstrap weights, columns in the order of ``spatial.rows``; None for values alone.
     """
     rows = spatial.rows
     every = np.ones((1, len(rows)))
     weights = every if draws is None else np.concatenate([every, draws])
     table = _Table(spatial, weights, draws is not None)
     lesion_count = np.array([len(row.lesion_sizes) for row in rows], float)
-    bearing = int(np.count_nonzero(lesion_count))
+    bearing = table.subjects(lesion_count)
+    sums = ratios(spatial)
     result: dict[str, Sampled] = {}
-    if "val" not in spatial.thresholds:
-        result |= {name: Sampled(reason=_NO_VAL) for name in ("lesion_recall@val", "lesion_f1@val", "fa_slice")}
-    else:
-        val = spatial.thresholds["val"]
-        found = np.array([sum(score >= np.float32(val) for score in row.lesion_scores) for row in rows], float)
-        false = np.array([row.false_components[0] for row in rows], float)
-        alarm = np.array([row.alarms for row in rows], float)
-        free = np.array([row.slice_lesion.count(False) for row in rows], float)
-        result["lesion_recall@val"] = table.ratio(found, lesion_count, bearing, _NO_LESION)
-        f1 = bootstrap.ratio(2 * found, found + false + lesion_count, weights)
-        result["lesion_f1@val"] = table.split(np.where(weights @ lesion_count > 0, f1, np.nan), len(rows), _NO_LESION)
-        result["fa_slice"] = table.ratio(alarm, free, int(np.count_nonzero(free)), "every slice has a lesion")
-    result |= table.froc(lesion_count)
-    result |= table.images()
+    for name in ("lesion_recall@val", "lesion_f1@val", "lesion_iou@val", "pq@val"):
+        if name not in sums:
+            result[name] = Sampled(reason=_no_threshold("val"))
+            continue
+        values = bootstrap.ratio(*sums[name], weights)
+        result[name] = table.split(np.where(weights @ lesion_count > 0, values, np.nan), bearing, _NO_LESION)
+    result |= table.froc(lesion_count, bearing)
+    for names, reason in ((FALSE_ALARMS, "every slice has a lesion"), (FALSE_COMPONENTS, _NO_HEALTHY)):
+        for name, rule in names.items():
+            known = name in sums
+            result[name] = table.ratio(*sums[name], reason) if known else Sampled(reason=_no_threshold(rule))
+    result |= table.images(bearing)
     for name in ("recon_l1", "recon_ssim"):
-        values = [getattr(row, name) for row in rows]
-        known = np.array([value is not None for value in values], float)
-        above = np.array([value or 0.0 for value in values])
-        result[name] = table.ratio(above, known, int(known.sum()), "the method gives no reconstruction")
+        result[name] = table.ratio(*sums[name], "the method gives no reconstruction")
     for metric in spatial.metrics:
         pairs = [row.measures.get(metric.name, (0.0, 0.0)) for row in rows]
         above, below = np.array(pairs, float).reshape(-1, 2).T
-        n = sum(metric.name in row.measures for row in rows)
-        if metric.of_all and n < len(rows):
-            result[metric.name] = Sampled(n=n, reason=metric.undefined)
+        has = np.array([metric.name in row.measures for row in rows])
+        if metric.of_all and not has.all():
+            result[metric.name] = Sampled(n=table.subjects(has), reason=metric.undefined)
         else:
-            result[metric.name] = table.ratio(above, below, n, metric.undefined)
+            result[metric.name] = table.ratio(above, below, metric.undefined, table.subjects(has))
     return result
 
 
@@ -271,10 +316,15 @@ class _Table:
             return Sampled(n=n, reason=reason)
         return Sampled(float(values[0]), values[1:] if self.sampled else None, n)
 
-    def ratio(self, above: np.ndarray, below: np.ndarray, n: int, reason: str) -> Sampled:
-        return self.split(bootstrap.ratio(above, below, self.weights), n, reason)
+    def ratio(self, above: np.ndarray, below: np.ndarray, reason: str, n: int | None = None) -> Sampled:
+        found = bootstrap.ratio(above, below, self.weights)
+        return self.split(found, self.subjects(below) if n is None else n, reason)
 
-    def froc(self, lesion_count: np.ndarray) -> dict[str, Sampled]:
+    def subjects(self, counts: np.ndarray) -> int:
+        """How many subjects have a volume that counts."""
+        return len({row.subject for row, count in zip(self.rows, counts, strict=True) if count})
+
+    def froc(self, lesion_count: np.ndarray, bearing: int) -> dict[str, Sampled]:
         names = ["froc", *(f"froc@{rate}" for rate in FROC_RATES)]
         if not self.spatial.froc:
             return {name: Sampled(reason="no FROC thresholds were given") for name in names}
@@ -283,23 +333,21 @@ class _Table:
         for rate in FROC_RATES:
             best = np.where(false <= rate, recall, 0.0).max(axis=1)  # NaN recall (no lesion drawn) stays NaN
             at.append(np.where(np.isnan(recall[:, 0]), np.nan, best))
-            result[f"froc@{rate}"] = self.split(at[-1], len(self.rows), _NO_LESION)
-        return {"froc": self.split(np.mean(at, axis=0), len(self.rows), _NO_LESION), **result}
+            result[f"froc@{rate}"] = self.split(at[-1], bearing, _NO_LESION)
+        return {"froc": self.split(np.mean(at, axis=0), bearing, _NO_LESION), **result}
 
-    def images(self) -> dict[str, Sampled]:
+    def images(self, bearing: int) -> dict[str, Sampled]:
         result: dict[str, Sampled] = {}
         for column, suffix in (("slice_top", ""), ("slice_max", "@max")):
             histograms = SubjectHistograms()
             for row in self.rows:
-                histograms.update(
-                    row.subject, np.array(getattr(row, column), np.float64), np.array(row.slice_lesion, bool)
-                )
+                histograms.update(row.volume, np.array(getattr(row, column)), np.array(row.slice_lesion, bool))
             values = bootstrap.pooled(histograms, self.weights)
             reason = "not both kinds of slices, with and without lesion, in the test split"
             both = ~np.isnan(values["auroc"][0])
             for metric in ("auroc", "auprc"):
-                one = self.split(values[metric], len(self.rows), reason)
-                result[f"image_{metric}{suffix}"] = one if both else Sampled(n=len(self.rows), reason=reason)
+                one = self.split(values[metric], bearing, reason)
+                result[f"image_{metric}{suffix}"] = one if both else Sampled(n=bearing, reason=reason)
         return result
 
 
@@ -307,16 +355,16 @@ def froc_curve(spatial: SpatialAccumulator, weights: np.ndarray) -> tuple[np.nda
     """((R, T) lesion recall, (R, T) false components a volume) at the T thresholds of ``spatial.froc``.
 
     Args:
-        spatial: n subjects.
-        weights: (R, n); one row of ones for the sample itself.
+        spatial: V volumes.
+        weights: (R, V); one row of ones for the sample itself.
     """
-    rows = spatial.rows
-    scores = [np.array(row.lesion_scores, np.float32) for row in rows]
-    thresholds = np.array(spatial.froc, np.float32)
-    found = np.array([[np.count_nonzero(own >= t) for t in thresholds] for own in scores], float)
-    lesion_count = np.array([len(own) for own in scores], float)
-    skip = int("val" in spatial.thresholds)
-    false = np.array([row.false_components[skip:] for row in rows], float)
-    below = (weights @ lesion_count)[:, None]
-    recall = np.divide(weights @ found, below, out=np.full((len(weights), len(thresholds)), np.nan), where=below > 0)
+    rows, first = spatial.rows, len(spatial.rules)
+    found = np.array([row.found[first:] for row in rows], float)
+    false = np.array([row.false_components[first:] for row in rows], float)
+    below = (weights @ np.array([len(row.lesion_sizes) for row in rows], float))[:, None]
+    recall = np.divide(weights @ found, below, out=np.full((len(weights), found.shape[1]), np.nan), where=below > 0)
     return recall, weights @ false / weights.sum(axis=1, keepdims=True)
+
+
+def _no_threshold(rule: str) -> str:
+    return f"no {rule} threshold was known while the maps were streamed"

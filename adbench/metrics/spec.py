@@ -69,6 +69,41 @@ def _asked(name: str, heading: str, definition: str, scope: Scope, **facts: obje
     return MetricSpec(name, heading, definition, scope, group="optional", **facts)  # type: ignore[arg-type]
 
 
+_CONFORMAL = [
+    one
+    for rule, percent in (("conformal05", 5), ("conformal10", 10))
+    for one in (
+        MetricSpec(
+            f"dice@{rule}",
+            f"Dice@{rule}",
+            f"Mean per-volume Dice at the threshold that {percent} % of healthy subjects may fail at (split-conformal)",
+            "subject mean",
+        ),
+        MetricSpec(
+            f"fpr_healthy@{rule}",
+            f"Healthy failures @{percent} %",
+            f"Share of healthy test subjects above 1 % false-positive voxels, of which at most {percent} % are promised",
+            "healthy",
+            less_is_better=True,
+            chance=percent / 100,
+        ),
+        MetricSpec(
+            f"fa_slice@{rule}",
+            f"False-alarm slices @{rule}",
+            f"Share of lesion-free slices with a positive where {percent} % of healthy subjects may fail",
+            "slice",
+            less_is_better=True,
+        ),
+        MetricSpec(
+            f"fa_scan@{rule}",
+            f"False alarms a scan @{rule}",
+            f"Predicted components of a lesion-free volume where {percent} % of healthy subjects may fail",
+            "healthy",
+            less_is_better=True,
+            high=None,
+        ),
+    )
+]
 _FROC = [
     MetricSpec(
         f"froc@{rate}",
@@ -135,7 +170,19 @@ _TABLE = (
     MetricSpec(
         "lesion_recall@val",
         "Lesion recall",
-        "Share of lesions (26-connected) that are found at the val threshold",
+        "Share of lesions (26-connected) that a predicted component is matched with, at the val threshold",
+        "lesion",
+    ),
+    MetricSpec(
+        "lesion_iou@val",
+        "Lesion IoU",
+        "Mean over lesions of the intersection over union with the matched component (0: not found)",
+        "lesion",
+    ),
+    MetricSpec(
+        "pq@val",
+        "Panoptic quality",
+        "Mean intersection over union of the found lesions times lesion_f1@val",
         "lesion",
     ),
     MetricSpec(
@@ -143,6 +190,7 @@ _TABLE = (
     ),
     MetricSpec("froc", "FROC", "Mean lesion recall at 1, 2, 4 and 8 false components a volume", "lesion"),
     *_FROC,
+    *_CONFORMAL,
     MetricSpec(
         "fa_slice",
         "False-alarm slices",
@@ -153,14 +201,14 @@ _TABLE = (
     MetricSpec(
         "image_auroc",
         "Image AUROC",
-        "Slices with against slices without lesion, by the mean of the highest 1 % of scores: ROC area",
+        "Slices with against slices without lesion, by the median of the highest 1 % of scores: ROC area",
         "slice",
         chance=0.5,
     ),
     MetricSpec(
         "image_auprc",
         "Image AUPRC",
-        "Slices with against slices without lesion, by the mean of the highest 1 % of scores: average precision",
+        "Slices with against slices without lesion, by the median of the highest 1 % of scores: average precision",
         "slice",
     ),
     MetricSpec(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from adbench.datasets.names import subject_of
 from adbench.errors import UserError
 from adbench.metrics.histogram import as_bool
 
@@ -28,14 +29,16 @@ class External:
     """One case as read.
 
     Attributes:
-        subject: its id.
-        maps: (S, H, W) float32; for NIfTI the last axis of the file comes first.
+        volume: its id.
+        subject: the part of the id that names the subject, see :func:`adbench.datasets.names.subject_of`.
+        maps: (S, H, W) in the type of the file; for NIfTI the last axis of the file comes first.
         lesion: (S, H, W) bool, wherever the mask says so.
         brain: (S, H, W) bool; all True when no brain masks were given.
         slices: (S,) slice indices.
         spacing: mm from slice to slice, row to row, column to column; None for PNG slices, which do not say.
     """
 
+    volume: str
     subject: str
     maps: np.ndarray
     lesion: np.ndarray
@@ -49,7 +52,8 @@ class CaseFolder:
 
     A case id is the file name without its type and without an ending that names its role (``_map``, ``_score``,
     ``_mask``, ``_seg``, ``_lesion``, ``_brain`` and the like). PNG files named ``ID_slice_K`` are slices of one case;
-    any other PNG is a case of one slice. NIfTI volumes are cut along their last axis. Scores are used as stored.
+    any other PNG is a case of one slice. NIfTI volumes are cut along their last axis. Scores are used as stored. Cases
+    whose ids differ in the session alone (``sub-01_ses-1``, ``sub-01_ses-2``) are volumes of one subject.
 
     Args:
         maps: folder of score maps.
@@ -78,7 +82,7 @@ class CaseFolder:
             _match("map", self._maps, "brain mask", self._brain)
 
     @property
-    def subjects(self) -> list[str]:
+    def volumes(self) -> list[str]:
         """Case ids, sorted."""
         return sorted(self._maps)
 
@@ -91,18 +95,18 @@ class CaseFolder:
         return len(self._maps)
 
     def __iter__(self) -> Iterator[External]:
-        for subject in self.subjects:
-            maps, reference = _stack(self._maps[subject])
-            lesion, grid = _stack(self._masks[subject])
-            _same_grid(subject, "map", maps, reference, "mask", lesion, grid)
+        for volume in self.volumes:
+            maps, reference = _stack(self._maps[volume])
+            lesion, grid = _stack(self._masks[volume])
+            _same_grid(volume, "map", maps, reference, "mask", lesion, grid)
             brain = np.ones(maps.shape, bool)
             if self._brain is not None:
-                values, grid = _stack(self._brain[subject])
-                _same_grid(subject, "map", maps, reference, "brain mask", values, grid)
-                brain = self._binary(values, f"case {subject!r} (brain)", None, grid is None)
-            found = self._binary(lesion, f"case {subject!r}", self._labels, reference is None)
-            slices = np.array(sorted(self._maps[subject])) if reference is None else np.arange(len(maps))
-            yield External(subject, maps.astype(np.float32), found, brain, slices, _spacing(reference))
+                values, grid = _stack(self._brain[volume])
+                _same_grid(volume, "map", maps, reference, "brain mask", values, grid)
+                brain = self._binary(values, f"case {volume!r} (brain)", None, grid is None)
+            found = self._binary(lesion, f"case {volume!r}", self._labels, reference is None)
+            slices = np.array(sorted(self._maps[volume])) if reference is None else np.arange(len(maps))
+            yield External(volume, subject_of(volume), maps, found, brain, slices, _spacing(reference))
 
     def _binary(self, values: np.ndarray, where: str, labels: list[int] | None, is_png: bool) -> np.ndarray:
         if labels is None:
@@ -197,6 +201,7 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
         values = values[..., 0]
     if values.ndim != 3:
         raise UserError(f"{path} has shape {values.shape}: give a three-dimensional volume.")
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
     return np.moveaxis(values, -1, 0), np.asarray(image.affine, dtype=np.float64)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from adbench import seeds
-from adbench.api import Run, SubjectMaps, compare, method_groups, same_test
+from adbench.api import Run, VolumeMaps, compare, method_groups, same_test
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.metrics import bootstrap
@@ -34,7 +34,7 @@ class Part:
         group: the method it belongs to when there are several seeds.
         evaluation: its numbers without intervals, computed from the histograms; those with intervals are in the record.
         window: scores that a map is shown between: the 1st and 99.5th percentile over the test brain voxels.
-        drift: largest :attr:`adbench.api.SubjectMaps.drift` among the subjects shown.
+        drift: largest :attr:`adbench.api.VolumeMaps.drift` among the volumes shown.
     """
 
     run: Run
@@ -52,10 +52,10 @@ class Part:
     @cached_property
     def band(self) -> bootstrap.Curves | None:
         """The curve under replicates over subjects; None with a single subject."""
-        test = self.run.histograms
-        if len(test) < 2:
+        owners = list(self.run.spatial.subject_of.values())
+        if len(set(owners)) < 2:
             return None
-        found = bootstrap.curves(test, bootstrap.weights(len(test), BAND, 0))
+        found = bootstrap.curves(self.run.histograms, bootstrap.weights_of(owners, BAND, 0))
         drawn = found.tp[:, -1] > 0
         return bootstrap.Curves(found.keys, found.tp[drawn], found.fp[drawn], found.dice[drawn])
 
@@ -68,7 +68,7 @@ class Part:
 
 @dataclass
 class Shown:
-    """One slice of one subject, (H, W) arrays; maps and reconstructions by the label of the part that has one."""
+    """One slice of one volume, (H, W) arrays; maps and reconstructions by the label of the part that has one."""
 
     number: int
     image: np.ndarray
@@ -80,13 +80,13 @@ class Shown:
 
 @dataclass
 class Portrait:
-    """One subject of the report.
+    """One volume of the report: a subject, or one session of a subject that has several.
 
     Attributes:
-        subject: its id.
+        subject: id of the volume.
         reason: why it is shown: "best", "median", "worst", "random" or "asked for".
         lesion_voxels: in its whole volume.
-        values: label of a part -> the subject's own number (see :attr:`Report.ranked_by`), None where undefined.
+        values: label of a part -> the volume's own number (see :attr:`Report.ranked_by`), None where undefined.
         slices: what is shown of it.
     """
 
@@ -122,7 +122,7 @@ def collect(
     count: int = 2,
     slices: int = 3,
     subjects: Sequence[str] = (),
-    visit: Callable[[Run, SubjectMaps], None] | None = None,
+    visit: Callable[[Run, VolumeMaps], None] | None = None,
     visit_all: bool = False,
     progress: Progress | None = None,
 ) -> Report:
@@ -132,9 +132,9 @@ def collect(
         runs: on one test set.
         count: how many subjects of each kind: best, median, worst, random.
         slices: of each subject.
-        subjects: more subjects to show, by id.
-        visit: called with every subject that is scored or read (for exports); an error in the maps then ends the report.
-        visit_all: visit every test subject, not only those shown.
+        subjects: more subjects to show, by id; of one with several volumes, all or the one whose id is given.
+        visit: called with every volume that is scored or read (for exports); an error in the maps then ends the report.
+        visit_all: visit every test volume, not only those shown.
         progress: receives progress.
 
     Raises:
@@ -184,6 +184,12 @@ def _value(part: Part, metric: str) -> float | None:
 def _compare(parts: list[Part], notes: list[str], progress: Progress) -> Table | None:
     if len({part.group for part in parts}) < 2:
         return None
+    lacking = next((part for part in parts if _value(part, "auprc") is None), None)
+    if lacking is not None:
+        number = lacking.run.record.metrics.get("auprc")
+        why = number.reason if number is not None else f"{lacking.label} has no auprc"
+        notes.append(f"Methods were not compared: auprc is undefined, because there is {why}.")
+        return None
     try:
         return compare([part.run for part in parts], progress=progress)
     except UserError as error:  # a metric that is undefined leaves a report without comparison, not without page
@@ -201,28 +207,35 @@ def window(pooled: ScoreHistogram, low: float = 0.01, high: float = 0.995) -> tu
 
 
 def choose(parts: Sequence[Part], count: int, asked: Sequence[str] = ()) -> tuple[list[Portrait], str]:
-    """The subjects to show: ``count`` best, median, worst by their mean over the runs, and as many at random.
+    """The volumes to show: ``count`` best, median, worst by their mean over the runs, and as many at random.
 
-    Best, median and worst are taken among lesion-bearing subjects by the first of :data:`RANKED_BY` that every run has;
+    Best, median and worst are taken among lesion-bearing volumes by the first of :data:`RANKED_BY` that every run has;
     random ones among all that are left, by the hash of the test set, so that every report on it shows the same.
 
     Args:
         parts: on one test set.
         count: of each kind; fewer when the subjects do not suffice.
-        asked: ids that are shown in any case.
+        asked: ids of subjects or volumes that are shown in any case.
 
     Returns:
-        The subjects without slices, and the number that ranked them.
+        The volumes without slices, and the number that ranked them.
     """
     ranked_by = next(
         (name for name in RANKED_BY if all(_value(part, name) is not None for part in parts)), RANKED_BY[-1]
     )
-    rows = {part.label: {row["subject"]: row for row in part.evaluation.subjects} for part in parts}
+    rows = {part.label: {row.get("volume", row["subject"]): row for row in part.evaluation.subjects} for part in parts}
     everyone = next(iter(rows.values()))
     values = {s: {label: own[s][ranked_by] for label, own in rows.items()} for s in everyone}
     means = {s: float(np.mean(list(own.values()))) for s, own in values.items() if None not in own.values()}
     order = sorted(means, key=lambda subject: (-means[subject], subject))
-    reasons: dict[str, str] = dict.fromkeys(asked, "asked for")
+    known = {name: [name] for name in everyone}
+    for name, row in everyone.items():
+        if name != row["subject"]:
+            known.setdefault(row["subject"], []).append(name)
+    unknown = [name for name in asked if name not in known]
+    if unknown:
+        raise UserError(f"There is no test subject {unknown[0]!r} in {parts[0].run.folder}.")
+    reasons: dict[str, str] = dict.fromkeys([volume for name in asked for volume in known[name]], "asked for")
     middle = max(0, (len(order) - count) // 2)
     for reason, chosen in (
         ("best", order[:count]),
@@ -235,19 +248,16 @@ def choose(parts: Sequence[Part], count: int, asked: Sequence[str] = ()) -> tupl
     left = [subject for subject in sorted(everyone) if subject not in reasons]
     for subject in np.random.default_rng(seed).permutation(left)[:count].tolist():
         reasons[subject] = "random"
-    unknown = [subject for subject in asked if subject not in everyone]
-    if unknown:
-        raise UserError(f"There is no test subject {unknown[0]!r} in {parts[0].run.folder}.")
     portraits = [Portrait(s, reason, everyone[s]["lesion_voxels"], values[s]) for s, reason in reasons.items()]
     return portraits, ranked_by
 
 
-def choose_slices(subject: SubjectMaps, count: int) -> list[int]:
+def choose_slices(volume: VolumeMaps, count: int) -> list[int]:
     """Indices of the slices to show: the one with the largest lesion, then others spread over the lesion.
 
     Without a lesion they are spread over the volume. The choice looks at the masks only.
     """
-    area = subject.lesion.sum(axis=(1, 2))
+    area = volume.lesion.sum(axis=(1, 2))
     bearing = np.flatnonzero(area)
     if not len(bearing):
         at = np.linspace(0, len(area) - 1, min(count, len(area)) + 2)[1:-1]
@@ -263,25 +273,25 @@ def _look(
     part: Part,
     portraits: Sequence[Portrait],
     count: int,
-    visit: Callable[[Run, SubjectMaps], None] | None,
+    visit: Callable[[Run, VolumeMaps], None] | None,
     visit_all: bool,
 ) -> None:
     wanted = {portrait.subject: portrait for portrait in portraits}
     if not wanted and not (visit and visit_all):
         return
-    for subject in part.run.each(None if visit and visit_all else list(wanted)):
+    for volume in part.run.each(None if visit and visit_all else list(wanted)):
         if visit is not None:
-            visit(part.run, subject)
-        portrait = wanted.get(subject.subject)
+            visit(part.run, volume)
+        portrait = wanted.get(volume.volume)
         if portrait is None:
             continue
-        part.drift = max(part.drift, subject.drift)
-        chosen = choose_slices(subject, count)
+        part.drift = max(part.drift, volume.drift)
+        chosen = choose_slices(volume, count)
         if not portrait.slices:
             portrait.slices = [
-                Shown(int(subject.slices[i]), subject.image[i], subject.brain[i], subject.lesion[i]) for i in chosen
+                Shown(int(volume.slices[i]), volume.image[i], volume.brain[i], volume.lesion[i]) for i in chosen
             ]
         for shown, index in zip(portrait.slices, chosen, strict=True):
-            shown.maps[part.label] = subject.maps[index]
-            if subject.reconstruction is not None:
-                shown.reconstructions[part.label] = subject.reconstruction[index]
+            shown.maps[part.label] = volume.maps[index]
+            if volume.reconstruction is not None:
+                shown.reconstructions[part.label] = volume.reconstruction[index]

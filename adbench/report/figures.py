@@ -243,8 +243,9 @@ def lesions(report: Report) -> Figure | None:
     for index in froc:
         part, spatial = report.parts[index], report.parts[index].run.spatial
         recall, false = froc_curve(spatial, np.ones((1, len(spatial.rows))))
-        if len(spatial.rows) > 1 and len(froc) <= 4:
-            sampled = froc_curve(spatial, bootstrap.weights(len(spatial.rows), BAND, 0))[0]
+        owners = list(spatial.subject_of.values())
+        if len(set(owners)) > 1 and len(froc) <= 4:
+            sampled = froc_curve(spatial, bootstrap.weights_of(owners, BAND, 0))[0]
             low, high = np.nanquantile(sampled, [0.025, 0.975], axis=0)
             right.fill_between(false[0], low, high, color=colour(index), alpha=0.13, linewidth=0)
         right.plot(false[0], recall[0], **line(index), marker=".", label=_named(part, "froc"))
@@ -337,9 +338,9 @@ def _numbered(report: Report, parts: Sequence[Part]) -> list[tuple[int, Part]]:
 
 
 def _rows(part: Part, metric: str) -> dict[str, tuple[float, float]]:
-    """Subject -> (lesion voxels, its own number), where it has one."""
+    """Volume -> (lesion voxels, its own number), where it has one."""
     rows = part.evaluation.subjects
-    return {r["subject"]: (r["lesion_voxels"], r[metric]) for r in rows if r[metric] is not None}
+    return {r.get("volume", r["subject"]): (r["lesion_voxels"], r[metric]) for r in rows if r[metric] is not None}
 
 
 def _lines(points: Any) -> dict[str, tuple[list[float], list[float]]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adbench import __version__
-from adbench.api import Run, SubjectMaps
+from adbench.api import Run, VolumeMaps
 from adbench.datasets import nifti
 from adbench.datasets.export import original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry
@@ -24,12 +24,12 @@ SPACES = {"prepared": "prepared", "original": "orig"}
 
 
 class Exporter:
-    """Writes every subject it is called with; the source image and masks once, map and reconstruction for each run.
+    """Writes every volume it is called with; the source image and masks once, map and reconstruction for each run.
 
     ::
 
         OUT/dataset_description.json
-        OUT/sub-01/anat/sub-01_space-orig_desc-madad_anomaly.nii.gz      the map as the method gave it, float32
+        OUT/sub-01/anat/sub-01_space-orig_desc-madad_anomaly.nii.gz      the map as the method gave it
                         sub-01_space-orig_desc-madad_anomaly.json        its run, threshold and unit
                         sub-01_space-orig_desc-madadRecon_FLAIR.nii.gz   pseudo-healthy image in [0, 1]
                         sub-01_space-orig_desc-prepared_FLAIR.nii.gz     what the method saw, in [0, 1]
@@ -50,8 +50,8 @@ class Exporter:
         self._names = _descriptions(runs)
         self._subjects: dict[str, str] = {}
 
-    def __call__(self, run: Run, subject: SubjectMaps) -> None:
-        """Write one subject of one run.
+    def __call__(self, run: Run, volume: VolumeMaps) -> None:
+        """Write one volume of one run.
 
         Raises:
             UserError: the slices come from no volume, so there is no original grid to go back to.
@@ -62,27 +62,22 @@ class Exporter:
                 self._out / "dataset_description.json",
                 {"Name": "adbench maps", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": made_by},
             )
-        store, rows = run.data.test_store, run.data.test.rows[subject.positions]
-        cases = np.array([store.case_id_of(row) for row in rows])
-        for case in dict.fromkeys(cases.tolist()):
-            self._case(run, subject, store, case, cases == case)
-
-    def _case(self, run: Run, subject: SubjectMaps, store: SliceStore, case: str, own: np.ndarray) -> None:
+        store, case = run.data.test_store, volume.volume
         name, modality = self._names[run.record.run_key], _label(run.record.test.modality)
         first = case not in self._subjects
         stem = self._stem(store, case)
-        arrays: dict[str, np.ndarray] = {f"desc-{name}_anomaly": subject.maps[own]}
-        if subject.reconstruction is not None:
-            arrays[f"desc-{name}Recon_{modality}"] = subject.reconstruction[own]
+        arrays: dict[str, np.ndarray] = {f"desc-{name}_anomaly": volume.maps}
+        if volume.reconstruction is not None:
+            arrays[f"desc-{name}Recon_{modality}"] = volume.reconstruction
         if first:
             arrays |= {
-                f"desc-prepared_{modality}": subject.image[own],
-                "desc-brain_mask": subject.brain[own],
-                "desc-lesion_mask": subject.lesion[own],
+                f"desc-prepared_{modality}": volume.image,
+                "desc-brain_mask": volume.brain,
+                "desc-lesion_mask": volume.lesion,
             }
         for tail, array in arrays.items():
             path = stem.with_name(f"{stem.name}_space-{SPACES[self._space]}_{tail}.nii.gz")
-            nifti.write(path, *self._volume(store, case, subject.slices[own], array))
+            nifti.write(path, *self._volume(store, case, volume.slices, array))
             self.files.append(path)
         write_json(
             stem.with_name(f"{stem.name}_space-{SPACES[self._space]}_desc-{name}_anomaly.json"),
@@ -106,7 +101,8 @@ class Exporter:
             stored = store.case(case).geometry
             known = Geometry.from_json(stored) if stored else None
             volume, affine = prepared_volume(known, slices.tolist(), array)
-        return volume.astype(np.uint8 if array.dtype == np.bool_ else np.float32), affine
+        kind = np.uint8 if array.dtype == np.bool_ else np.result_type(array.dtype, np.float32)  # NIfTI has no float16
+        return volume.astype(kind), affine
 
     def _stem(self, store: SliceStore, case: str) -> Path:
         if case not in self._subjects:

@@ -17,7 +17,7 @@ from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.errors import UserError, unknown
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.scoring import score_subjects
+from adbench.scoring import score_volumes
 from adbench.tune.table import Mode
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def measure(objective: str, method: Method, slices: SliceSet, ctx: Context) -> f
         return _reconstruction_error(method, slices, ctx.device)
     assert isinstance(slices, LabelledSet)
     histograms = SubjectHistograms()
-    for scored in score_subjects(method, slices, ctx, "score validation"):
+    for scored in score_volumes(method, slices, ctx, "score validation"):
         brain = slices.brains(scored.positions)
         histograms.update(scored.subject, scored.maps[brain], slices.lesions(scored.positions)[brain])
     return Curve(histograms.pooled()).average_precision()

@@ -50,12 +50,15 @@ def test_no_subjects_and_empty_subjects_come_back() -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_two_sums_give_the_thresholds_of_all_subjects(seed: int) -> None:
-    own = histograms(seed, subjects=8)
-    sums = files.two_sums(own)
-    assert sums.subjects == [files.WITH, files.WITHOUT]
-    assert choose_thresholds(sums) == choose_thresholds(own)
-    assert froc_thresholds(sums) == froc_thresholds(own)
+def test_what_is_kept_of_validation_gives_the_thresholds_of_all_subjects(seed: int) -> None:
+    own = histograms(seed, subjects=24)
+    ill = [subject for subject, histogram in own.items() if histogram.n_positive]
+    kept = files.for_thresholds(own)
+    assert 9 <= len(own) - len(ill) < len(own) - 1, "some thresholds are conformal, and some subjects are summed"
+    assert set(kept) == {*own.subjects, files.WITH} - set(ill)
+    assert choose_thresholds(kept) == choose_thresholds(own)
+    assert "conformal10" in choose_thresholds(kept)[0]
+    assert froc_thresholds(kept) == froc_thresholds(own)
 
 
 def test_a_run_comes_back_as_it_was(runs: list[api.Run], submission: Submission) -> None:

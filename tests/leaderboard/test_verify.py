@@ -28,7 +28,6 @@ from adbench.leaderboard.checks import RUN_FIELDS, check
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import merge
 from adbench.leaderboard.verify import verify
-from adbench.metrics.histogram import SubjectHistograms
 
 Change = Callable[[dict[str, Any]], object]
 Cli = Callable[..., tuple[int, str, str]]
@@ -60,7 +59,8 @@ def _move_voxel(raw: dict[str, Any]) -> None:
 def _better_lesions(raw: dict[str, Any]) -> None:
     spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
     for row in spatial["rows"]:
-        row["lesion_scores"] = [1e6 for _ in row["lesion_scores"]]
+        row["found"] = [len(row["lesion_sizes"]) for _ in row["found"]]
+        row["lesion_ious"] = [1.0 for _ in row["lesion_ious"]]
     data = (json.dumps(spatial, indent=1) + "\n").encode()
     raw["spatial"] = base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
     raw["record"]["files"]["spatial.json"] = files.sha256(data)
@@ -77,12 +77,9 @@ def _other_froc(raw: dict[str, Any]) -> None:
 def _lower_validation(raw: dict[str, Any]) -> None:
     own = files.unpack_histograms(files.Counts(**raw["validation"]))
     keys, positive, negative = own[files.WITH].counts()
-    lower = SubjectHistograms(own.mantissa_bits)
-    lower._by_subject = {
-        files.WITH: type(own[files.WITH]).from_counts(keys - 50, positive, negative, own.mantissa_bits, True),
-        files.WITHOUT: own[files.WITHOUT],
-    }
-    raw["validation"] = files.pack_histograms(lower)
+    moved = type(own[files.WITH]).from_counts(keys - 50, positive, negative, own.mantissa_bits, True)
+    own._by_subject[files.WITH] = moved
+    raw["validation"] = files.pack_histograms(own)
 
 
 def _train_on_test(raw: dict[str, Any]) -> None:
@@ -258,9 +255,13 @@ def test_same_slices_in_other_numbers(boards: Path, submission: Submission, role
 @pytest.mark.parametrize(
     ("field", "change"),
     [
-        ("alarms", lambda row: row.update(alarms=row["alarms"] + 1)),
+        ("alarms.val", lambda row: row.update(alarms={"val": row["alarms"]["val"] + 1})),
         ("slice_max", lambda row: row.update(slice_max=[2 * score + 1 for score in row["slice_max"]])),
-        ("lesion_scores", lambda row: row.update(lesion_scores=[2 * score + 1 for score in row["lesion_scores"]])),
+        ("found", lambda row: row["false_components"].__setitem__(3, 10**6)),
+        (
+            "lesion_ious",
+            lambda row: row.update(lesion_sizes=[9 * 10**6], lesion_ious=[1.0], found=[1] * len(row["found"])),
+        ),
         ("slice_lesion", lambda row: row.update(slice_lesion=[False for _ in row["slice_lesion"]])),
         ("lesion_sizes", lambda row: row["lesion_sizes"].__setitem__(0, row["lesion_sizes"][0] + 1)),
     ],

@@ -1,6 +1,7 @@
 """Every histogram metric against its definition computed from raw voxels, and what is said when one is undefined."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap
-from adbench.metrics.evaluate import NAMES, choose_thresholds, evaluate, sample
+from adbench.metrics.evaluate import NAMES, choose_thresholds, evaluate, healthy_failures, sample
 from adbench.metrics.histogram import SubjectHistograms
 
 
@@ -50,6 +51,9 @@ def definitions(test, val):
         "fpr5": min(t for t in val_thresholds if t in healthy and (healthy >= t).mean() <= 0.05),
     }
 
+    scores = [min(t for t in s if (s >= t).mean() <= 0.01) for s, labels in val.values() if not labels.any()]
+    thresholds["conformal10"] = float(sorted(scores)[math.ceil((len(scores) + 1) * 0.9) - 1])
+
     def mean_at(t):
         return np.mean([dice(s >= t, y) for s, y in bearing.values()])
 
@@ -60,6 +64,10 @@ def definitions(test, val):
         "dice@val": mean_at(thresholds["val"]),
         "dice@fpr1": mean_at(thresholds["fpr1"]),
         "dice@fpr5": mean_at(thresholds["fpr5"]),
+        "dice@conformal10": mean_at(thresholds["conformal10"]),
+        "fpr_healthy@conformal10": np.mean(
+            [(s >= thresholds["conformal10"]).mean() > 0.01 for s, y in test.values() if not y.any()]
+        ),
         "dice@best": max(mean_at(t) for t in every),
         "dice_pooled@best": max(dice(pooled[0] >= t, pooled[1]) for t in every),
         "dice@subject_best": np.mean([max(dice(s >= t, y) for t in every) for s, y in bearing.values()]),
@@ -68,18 +76,22 @@ def definitions(test, val):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_values_equal_their_definitions(seed):
-    test, val = split(seed, 5, healthy=1), split(seed + 50, 6, healthy=2, prefix="v")
+    test, val = split(seed, 7, healthy=3), split(seed + 50, 14, healthy=10, prefix="v")
     result = evaluate(histograms(test), histograms(val), replicates=50)
     thresholds, expected = definitions(test, val)
     assert {rule: result.thresholds[rule] for rule in thresholds} == thresholds
     assert tuple(result.metrics) == NAMES
     for name, value in expected.items():
         assert result.metrics[name].value == pytest.approx(value, abs=1e-9), name
-        assert result.metrics[name].n == (5 if name in ("auprc", "auroc", "dice_pooled@best") else 4)
+        expected_n = 7 if name in ("auprc", "auroc", "dice_pooled@best") else 3 if name.startswith("fpr_healthy") else 4
+        assert result.metrics[name].n == expected_n
         assert result.metrics[name].oracle == ("best" in name)
         assert result.metrics[name].low <= result.metrics[name].high
     assert result.brackets == {}
-    assert result.notes == ["1 of 5 test subjects bear no lesion and are not in the per-volume means."]
+    assert result.notes == [
+        "3 of 7 test subjects bear no lesion and are not in the per-volume means.",
+        "No conformal05 threshold: alpha = 0.05 needs 19 lesion-free validation subjects, and there are 10.",
+    ]
     json.dumps(result.as_dict(), allow_nan=False)
 
 
@@ -180,10 +192,13 @@ def test_a_chosen_threshold_reproduces_on_raw_float32_scores():
 
 def test_no_lesion_anywhere_says_what_is_undefined():
     result = evaluate(histograms(split(0, 3, healthy=3)), histograms(split(1, 3, healthy=1, prefix="v")), replicates=20)
-    for name in NAMES:
+    names = [name for name in NAMES if not name.startswith("fpr_healthy")]
+    for name in names:
         assert result.metrics[name].value is None
         assert result.metrics[name].reason == "no lesion voxel in the whole test split"
-    assert result.notes == [f"Undefined, because there is no lesion voxel in the whole test split: {', '.join(NAMES)}."]
+    assert result.notes[0] == (
+        f"Undefined, because there is no lesion voxel in the whole test split: {', '.join(names)}."
+    )
     assert result.prevalence == 0
 
 
@@ -193,7 +208,9 @@ def test_missing_rules_say_why():
     assert alone.metrics["dice@val"].reason == "no validation split was given"
     assert alone.metrics["dice@val"].value is None
     assert alone.metrics["dice@best"].value is not None
-    assert alone.notes == ["No val or fpr1 or fpr5 threshold: no validation split was given."]
+    assert alone.notes == [
+        "No val or fpr1 or fpr5 or conformal05 or conformal10 threshold: no validation split was given."
+    ]
     healthy = evaluate(test, histograms(split(1, 2, healthy=2, prefix="v")), replicates=20)
     assert "validation split has no lesion, so no threshold maximises its Dice" in healthy.metrics["dice@val"].reason
     assert healthy.metrics["dice@fpr1"].value is not None
@@ -228,3 +245,45 @@ def test_bad_splits_are_refused():
         evaluate(test)
     with pytest.raises(UserError, match="10 mantissa bits and the validation histograms 12"):
         evaluate(histograms(split(0, 1)), SubjectHistograms(12))
+
+
+def test_conformal_thresholds_fail_on_no_more_healthy_subjects_than_they_say():
+    """Exchangeable subjects of very different noise: the share with more than 1 % false positives is at most alpha."""
+    rng = np.random.default_rng(0)
+    failed = {"conformal05": 0, "conformal10": 0}
+    studies, fresh = 60, 20
+    for _ in range(studies):
+        subjects = [rng.lognormal(0, 0.7) * rng.standard_normal(400) + rng.normal(0, 0.5) for _ in range(24 + fresh)]
+        val = SubjectHistograms()
+        for i, scores in enumerate(subjects[:24]):
+            val.update(f"v{i}", scores.astype(np.float16), np.zeros(400, bool))
+        thresholds = choose_thresholds(val)[0]
+        for rule in failed:
+            rates = [(s.astype(np.float16) >= np.float16(thresholds[rule])).mean() for s in subjects[24:]]
+            failed[rule] += sum(rate > 0.01 for rate in rates)
+    for rule, alpha in (("conformal05", 0.05), ("conformal10", 0.10)):
+        share = failed[rule] / (studies * fresh)
+        exact = 1 - math.ceil(25 * (1 - alpha)) / 25  # without ties: one minus the rank of the threshold
+        spread = math.sqrt(exact * (1 - exact) / studies)  # subjects of one study share its threshold
+        assert share <= alpha + 2 * spread, rule
+        assert share >= exact - 3 * spread, "and it is not silent"
+
+
+def test_a_healthy_subject_is_judged_once_however_many_volumes_it_has():
+    rng = np.random.default_rng(1)
+    val, test = SubjectHistograms(), SubjectHistograms()
+    for i in range(19):
+        val.update(f"v{i}", rng.random(400).astype(np.float16), np.zeros(400, bool))
+    for name, top in {"a_1": 30, "a_2": 0, "b": 0, "c": 8, "d": 0}.items():
+        scores = np.r_[np.full(top, 9), np.zeros(400 - top)].astype(np.float16)
+        test.update(name, scores, np.arange(400) < 5 * (name == "d"))
+    subject_of = {"a_1": "a", "a_2": "a", "b": "b", "c": "c", "d": "d"}
+    result = evaluate(test, val, replicates=300, subject_of=subject_of)
+    rates = {row.get("volume", row["subject"]): row["fpr@conformal05"] for row in result.subjects}
+    assert rates == {"a_1": 30 / 800, "a_2": 30 / 800, "b": 0, "c": 8 / 400, "d": None}
+    one = result.metrics["fpr_healthy@conformal05"]
+    assert (one.value, one.n) == (pytest.approx(2 / 3), 3)
+    above, below = healthy_failures(result.subjects, "conformal05")
+    assert above.tolist() == [0.5, 0.5, 0, 1, 0]
+    assert below.tolist() == [0.5, 0.5, 1, 1, 0]
+    assert 0 <= one.low < one.value < one.high <= 1

@@ -34,7 +34,9 @@ def voxel_ml(affine: np.ndarray) -> float:
     return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / 1000)
 
 
-def resample(array: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...], *, linear: bool) -> np.ndarray:
+def resample(
+    array: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...], *, linear: bool, double: bool = False
+) -> np.ndarray:
     """``array`` on another grid; 0 outside its field of view.
 
     Args:
@@ -42,11 +44,13 @@ def resample(array: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...], *,
         to_voxel: (4, 4) voxel indices of the new grid to voxel indices of ``array``.
         shape: of the new grid.
         linear: trilinear, float32; otherwise the nearest voxel, in the type of ``array``.
+        double: trilinear in float64.
     """
     from scipy import ndimage
 
     if linear:
-        source, kind = np.asarray(array, np.float32), np.float32
+        source = np.asarray(array, np.float64 if double else np.float32)
+        kind = source.dtype.type
     else:
         source = array.view(np.uint8) if array.dtype == np.bool_ else array
         kind = source.dtype.type
