@@ -34,6 +34,7 @@ NAMES = (
     "recon_ssim",
 )
 LESS_IS_BETTER = frozenset({"fa_slice", "recon_l1"})
+OVER_ALL = frozenset({"fa_slice", "recon_l1", "recon_ssim"})  # taken over subjects whether they bear a lesion or not
 _NO_VAL = "no val threshold was known while the maps were streamed"
 _NO_LESION = "no lesion in the test split"
 
@@ -204,7 +205,7 @@ class SpatialAccumulator:
 
 @dataclass
 class Sampled:
-    """One spatial metric: its value, its replicates, over how many subjects, or why it is undefined."""
+    """One spatial metric: its value, that under each weighting, over how many subjects, or why it is undefined."""
 
     value: float | None = None
     samples: np.ndarray | None = None
@@ -217,7 +218,7 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
 
     Args:
         spatial: n subjects.
-        draws: (R, n) bootstrap weights, columns in the order of ``spatial.rows``; None for values alone.
+        draws: (R, n) weights, columns in the order of ``spatial.rows``; None for values alone.
     """
     rows = spatial.rows
     every = np.ones((1, len(rows)))
@@ -236,10 +237,10 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
         free = np.array([row.slice_lesion.count(False) for row in rows], float)
         result["lesion_recall@val"] = table.ratio(found, lesion_count, bearing, _NO_LESION)
         f1 = bootstrap.ratio(2 * found, found + false + lesion_count, weights)
-        result["lesion_f1@val"] = table.split(np.where(weights @ lesion_count > 0, f1, np.nan), len(rows), _NO_LESION)
+        result["lesion_f1@val"] = table.split(np.where(weights @ lesion_count > 0, f1, np.nan), bearing, _NO_LESION)
         result["fa_slice"] = table.ratio(alarm, free, int(np.count_nonzero(free)), "every slice has a lesion")
-    result |= table.froc(lesion_count)
-    result |= table.images()
+    result |= table.froc(lesion_count, bearing)
+    result |= table.images(bearing)
     for name in ("recon_l1", "recon_ssim"):
         values = [getattr(row, name) for row in rows]
         known = np.array([value is not None for value in values], float)
@@ -271,7 +272,7 @@ class _Table:
     def ratio(self, above: np.ndarray, below: np.ndarray, n: int, reason: str) -> Sampled:
         return self.split(bootstrap.ratio(above, below, self.weights), n, reason)
 
-    def froc(self, lesion_count: np.ndarray) -> dict[str, Sampled]:
+    def froc(self, lesion_count: np.ndarray, bearing: int) -> dict[str, Sampled]:
         names = ["froc", *(f"froc@{rate}" for rate in FROC_RATES)]
         if not self.spatial.froc:
             return {name: Sampled(reason="no FROC thresholds were given") for name in names}
@@ -280,10 +281,10 @@ class _Table:
         for rate in FROC_RATES:
             best = np.where(false <= rate, recall, 0.0).max(axis=1)  # NaN recall (no lesion drawn) stays NaN
             at.append(np.where(np.isnan(recall[:, 0]), np.nan, best))
-            result[f"froc@{rate}"] = self.split(at[-1], len(self.rows), _NO_LESION)
-        return {"froc": self.split(np.mean(at, axis=0), len(self.rows), _NO_LESION), **result}
+            result[f"froc@{rate}"] = self.split(at[-1], bearing, _NO_LESION)
+        return {"froc": self.split(np.mean(at, axis=0), bearing, _NO_LESION), **result}
 
-    def images(self) -> dict[str, Sampled]:
+    def images(self, bearing: int) -> dict[str, Sampled]:
         result: dict[str, Sampled] = {}
         for column, suffix in (("slice_top", ""), ("slice_max", "@max")):
             histograms = SubjectHistograms(mantissa_bits=23)
@@ -295,8 +296,8 @@ class _Table:
             reason = "not both kinds of slices, with and without lesion, in the test split"
             both = ~np.isnan(values["auroc"][0])
             for metric in ("auroc", "auprc"):
-                one = self.split(values[metric], len(self.rows), reason)
-                result[f"image_{metric}{suffix}"] = one if both else Sampled(n=len(self.rows), reason=reason)
+                one = self.split(values[metric], bearing, reason)
+                result[f"image_{metric}{suffix}"] = one if both else Sampled(n=bearing, reason=reason)
         return result
 
 

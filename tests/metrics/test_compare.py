@@ -145,7 +145,7 @@ def test_intervals_cover_between_92_and_98_percent():
     many = population(rng, 20_000)
     for i, scores in enumerate(many.reshape(100, 200, 200)):  # 100 pools of 200 subjects: pooled truth
         everyone.update(f"p{i}", scores, np.tile(LABELS, (200, 1)))
-    truth = {name: evaluate(everyone, val, replicates=0).metrics[name].value for name in ("auprc", "auroc")}
+    truth = {name: evaluate(everyone, val, intervals=False).metrics[name].value for name in ("auprc", "auroc")}
     singles = [evaluate_mean(many[start : start + 2000], val) for start in range(0, 20_000, 2000)]
     truth |= {name: float(np.mean([one[name] for one in singles])) for name in ("auprc_subject", "dice@val")}
     covered = dict.fromkeys(names, 0)
@@ -166,7 +166,7 @@ def evaluate_mean(many, val):
     test = SubjectHistograms()
     for i, scores in enumerate(many):
         test.update(f"t{i}", scores, LABELS)
-    metrics = evaluate(test, val, replicates=0).metrics
+    metrics = evaluate(test, val, intervals=False).metrics
     return {name: metrics[name].value for name in ("auprc_subject", "dice@val")}
 
 
@@ -190,7 +190,7 @@ def test_weights_are_resamples_of_all_subjects():
 
 def test_sample_is_deterministic():
     test = cohort(1.0, 1, subjects=5)
-    rows = evaluate(test, replicates=0).subjects
+    rows = evaluate(test, intervals=False).subjects
     draws = bootstrap.weights(5, 50, 3)
     first, second = sample(test, rows, draws), sample(test, rows, draws)
     for name in first:

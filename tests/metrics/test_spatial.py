@@ -257,7 +257,7 @@ def test_evaluate_adds_spatial_metrics_plugins_and_strata():
     spatial = SpatialAccumulator(thresholds, froc_thresholds(val), metrics=[MeanMap()])
     for i, (subject, arrays) in enumerate(data.items()):
         spatial.add_subject(subject, *arrays, site="A" if i < 5 else "B", modality=None)
-    result = evaluate(test, val, replicates=50, spatial=spatial, metrics=[LesionVoxels(), MeanMap()], strata=True)
+    result = evaluate(test, val, spatial=spatial, metrics=[LesionVoxels(), MeanMap()], strata=True)
     assert set(NAMES) < set(result.metrics)
     assert result.metrics["lesion_voxels"].value == np.mean([(m & b).sum() for _, m, b in data.values()])
     pooled = np.concatenate([maps[brain] for maps, _, brain in data.values()])
@@ -268,7 +268,7 @@ def test_evaluate_adds_spatial_metrics_plugins_and_strata():
     assert list(result.strata) == ["lesion_size", "site"]
     assert list(result.strata["lesion_size"]) == ["small", "medium", "large"]
     subset = ["s5", "s6", "s7"]
-    alone = evaluate(test.subset(subset), val, replicates=50, spatial=spatial.subset(subset))
+    alone = evaluate(test.subset(subset), val, spatial=spatial.subset(subset))
     part = result.strata["site"]["B"]
     for name in alone.metrics:
         assert part[name] == alone.metrics[name], name
@@ -285,13 +285,13 @@ def test_lesion_size_groups_by_percentile():
 def test_plugins_that_lie_or_clash_are_named():
     test, _ = both(range(4))
     with pytest.raises(UserError, match=r"Metric 'broken' measured \(nan, 1\.0\) on subject 's0'"):
-        evaluate(test, replicates=5, metrics=[Broken()])
+        evaluate(test, metrics=[Broken()])
     clash = type("Clash", (LesionVoxels,), {"name": "auprc"})()
     with pytest.raises(UserError, match="The metric name 'auprc' of Clash is taken"):
         evaluate(test, metrics=[clash])
     with pytest.raises(UserError, match="The metric Nameless has no name"):
         evaluate(test, metrics=[type("Nameless", (LesionVoxels,), {"name": ""})()])
-    unseen = evaluate(test, replicates=5, metrics=[MeanMap()]).metrics["mean_map"]
+    unseen = evaluate(test, metrics=[MeanMap()]).metrics["mean_map"]
     assert (unseen.value, unseen.reason) == (None, "it needs maps, and none were streamed")
 
 
