@@ -11,11 +11,11 @@ from adbench.results.record import Record
 
 Column = tuple[str, str, Callable[[Record], str]]  # heading, justification, text of a row
 CAPTION = (
-    "AUPRC and AUROC over all test brain voxels; Dice per volume; [95 % bootstrap interval over subjects]. "
+    "AUPRC and AUROC over all test brain voxels; Dice per volume; [95 % interval over subjects]. "
     "dice@best is an oracle: its threshold was chosen on the test split."
 )
 
-HEALTHY = "Share of healthy brain at or above a threshold set on other healthy subjects; [95 % bootstrap interval over subjects]."
+HEALTHY = "Share of healthy brain at or above a threshold set on other healthy subjects; [95 % interval over subjects]."
 
 
 def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple[str, BaseException]] = ()) -> None:
