@@ -14,6 +14,7 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -127,7 +128,8 @@ def samples(seeds: Sequence[Study], threshold: int, bearing: int) -> Samples:
     )
 
 
-def population(cohort: Cohort, subjects: int = 40_000) -> tuple[np.ndarray, int]:
+@cache
+def population(cohort: Cohort, subjects: int = 20_000) -> tuple[np.ndarray, int]:
     """(4,) true values, and the threshold of highest pooled Dice, which a validation split would give."""
     (everyone,) = draw(np.random.default_rng(1), cohort, subjects, round(subjects * cohort.free))
     tp, fp = everyone.lesion.sum(axis=0).cumsum(), everyone.background.sum(axis=0).cumsum()
@@ -202,7 +204,7 @@ def split(
         metric: that ranks.
     """
     cohort = COHORTS[0]
-    _, threshold = population(cohort, 4000)
+    _, threshold = population(cohort)
     count = 0
     for number in range(studies):
         rng = np.random.default_rng([11, bearing, methods, seeds, number])

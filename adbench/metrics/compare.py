@@ -208,7 +208,10 @@ def compare(
                 reasons[name] = NOT_ABOVE_CHANCE
     left = [name for name in order if name not in reasons]
     n = min(methods[name].n[metric] for name in names)
-    shares = sign * contributions([methods[name] for name in left], metric) if left else np.zeros((0, 0))
+    if not left:
+        return Table(metric, ranks, [], reasons)
+    leverage, influence = contributions([methods[name] for name in left], metric)
+    shares = sign * (leverage[:, None] * np.array([values[name] for name in left]) + influence)
     seeds = np.array([_seed_variance(methods[name].values[metric]) for name in left])
     freedom = np.array([len(methods[name].values[metric]) - 1 for name in left])
     flipped = _Flipped(shares, seeds, freedom, n)
@@ -223,14 +226,16 @@ def compare(
             end -= 1
         ranks |= dict.fromkeys(left[start:end], start + 1)
         for row in rows[1:]:
-            low, high = _interval(shares[:, start] - shares[:, row], seeds[[start, row]], freedom[[start, row]], n, level)
-            ends = (low, high) if sign > 0 else (-high, -low)
+            value = values[left[start]] - values[left[row]]
+            gap = influence[:, start] - influence[:, row]
+            half = _half(gap, seeds[[start, row]], freedom[[start, row]], n, level)
             differences.append(
                 Difference(
                     left[start],
                     left[row],
-                    values[left[start]] - values[left[row]],
-                    *ends,
+                    value,
+                    value - half,
+                    value + half,
                     float(flipped.against_leader(np.array([start, row]))[1]),
                     float(p_rank[row - start]),
                 )
@@ -239,13 +244,13 @@ def compare(
     return Table(metric, ranks, differences, reasons)
 
 
-def contributions(methods: Sequence[Samples], metric: str) -> np.ndarray:
-    """(m, M): what each subject contributes to the metric of each method; every column sums to its value.
+def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """What each subject contributes to the metric of each method: ``leverage * value + influence``.
 
-    A method's contribution is ``leverage * value + influence``, so that exchanging the maps of two methods on one subject
-    changes the sign of that subject's difference: for a ratio of sums exactly, for a pooled curve to first order. The
-    influence is the value less that without the subject; its mean is taken out among lesion-bearing and lesion-free
-    subjects apart, because exchanging maps leaves the cohort as it is.
+    Exchanging the maps of two methods on one subject then changes the sign of that subject's difference: exactly where the
+    metric is a mean, to first order where it comes from a pooled curve. The influence is the value less that without the
+    subject, times ``1 - leverage``. Its mean is taken out among lesion-bearing and lesion-free subjects apart, because
+    exchanging maps leaves the cohort as it is.
 
     The leverage says how much of the metric is taken over a subject: its share of the lesion voxels for ``auroc``; half of
     that and half an equal share of the lesion-bearing subjects for the other numbers of pooled voxels, which weigh a
@@ -254,25 +259,27 @@ def contributions(methods: Sequence[Samples], metric: str) -> np.ndarray:
     Args:
         methods: M methods on the same m subjects.
         metric: which every method has.
+
+    Returns:
+        (m,) leverage, which sums to 1, and (m, M) influence, whose columns sum to 0.
     """
     lesion = np.array([positive for _, positive, _ in methods[0].cohort], float)
     values = np.array([one.value(metric) for one in methods])
     influence = values - np.stack([one.left_out[metric].mean(axis=0) for one in methods], axis=1)
+    if metric in ("auroc", "auprc", "dice_pooled@best"):
+        leverage = lesion / lesion.sum()
+        if metric != "auroc":
+            leverage = (leverage + (lesion > 0) / np.count_nonzero(lesion)) / 2
+    else:
+        over = (np.abs(influence) > 1e-15).any(axis=1)
+        if metric not in OVER_ALL and (over & (lesion > 0)).any():
+            over &= lesion > 0
+        leverage = over / np.count_nonzero(over) if over.any() else np.full(len(over), 1 / len(over))
+    influence *= 1 - leverage[:, None]
     for stratum in (lesion > 0, lesion == 0):
         if stratum.any():
             influence[stratum] -= influence[stratum].mean(axis=0)
-    if metric in ("auroc", "auprc", "dice_pooled@best"):
-        even = (lesion > 0) / np.count_nonzero(lesion)
-        leverage = lesion / lesion.sum() if metric == "auroc" else (even + lesion / lesion.sum()) / 2
-    else:
-        raw = values - np.stack([one.left_out[metric].mean(axis=0) for one in methods], axis=1)
-        over = (np.abs(raw) > 1e-15).any(axis=1)
-        if not over.any():
-            over[:] = True
-        if metric not in OVER_ALL and (over & (lesion > 0)).any():
-            over &= lesion > 0
-        leverage = over / np.count_nonzero(over)
-    return leverage[:, None] * values + influence
+    return leverage, influence
 
 
 def _seed_variance(values: np.ndarray) -> float:
@@ -288,8 +295,7 @@ class _Flipped:
     """
 
     def __init__(self, shares: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int) -> None:
-        count = shares.shape[1]
-        centred = shares - shares.mean(axis=1, keepdims=True) if count else shares
+        centred = shares - shares.mean(axis=1, keepdims=True)
         scale = np.abs(centred).max(initial=0.0)
         moving = centred[np.abs(centred).max(axis=1, initial=0.0) > 1e-12 * scale] if scale else centred[:0]
         rng = np.random.default_rng(_ODD)
@@ -343,22 +349,18 @@ class _Flipped:
 
 def _squares(shares: np.ndarray) -> np.ndarray:
     """(M, M) sum over subjects of squared differences between two rows."""
-    return np.stack([((shares - shares[:, [k]]) ** 2).sum(axis=0) for k in range(shares.shape[1])] or [np.zeros(0)])
+    return np.stack([((shares - shares[:, [k]]) ** 2).sum(axis=0) for k in range(shares.shape[1])])
 
 
-def _interval(
-    difference: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int, level: float
-) -> tuple[float, float]:
-    """Student's t-interval of a sum of contributions, subjects and seeds with their own degrees of freedom."""
-    value, m = float(difference.sum()), max(2, len(difference))
-    variance = float(((difference - difference.mean()) ** 2).sum()) * m / (m - 1)
-    parts = [(variance, n - 1), *((float(s), int(f)) for s, f in zip(seeds, freedom, strict=True) if s > 0)]
+def _half(influence: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int, level: float) -> float:
+    """Half of Student's t-interval of a difference; subjects and seeds with their own degrees of freedom."""
+    parts = [(float(np.square(influence).sum()) * n / (n - 1), n - 1)]
+    parts += [(float(s), int(f)) for s, f in zip(seeds, freedom, strict=True) if s > 0]
     total = sum(part for part, _ in parts)
     if total <= 0:
-        return value, value
+        return 0.0
     effective = total**2 / sum(part**2 / df for part, df in parts)
-    half = jackknife.t_quantile((1 + level) / 2, effective) * math.sqrt(total)
-    return value - half, value + half
+    return jackknife.t_quantile((1 + level) / 2, effective) * math.sqrt(total)
 
 
 def _chance(metric: str, cohort: Sequence[tuple[str, int, int]]) -> float | None:
