@@ -93,9 +93,7 @@ def diff_results(a: Submission, b: Submission) -> ResultDiff:
             cohort(one.record), {RANKED_BY: values}, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n}
         )
     try:
-        table = compare(pair, RANKED_BY)
-        found.paired = next(iter(table.differences), None)
-        found.why_not_paired = "; ".join(f"{name} is {reason}" for name, reason in table.reasons.items())
+        (found.paired,) = compare(pair, RANKED_BY, above_chance=False).differences
     except UserError as error:
         found.why_not_paired = str(error)
     return found

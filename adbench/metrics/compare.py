@@ -69,19 +69,20 @@ class Samples:
 
     def estimates(self, level: float = 0.95) -> dict[str, Estimate]:
         """Metric -> value and interval, training seeds included."""
-        return {
-            name: estimate(
-                self.value(name),
-                self.left_out[name],
-                self.n[name],
-                level,
-                name in ORACLE,
-                n_all=len(self.cohort),
-                lesions=name not in OVER_ALL,
-                values=values,
-            )
-            for name, values in self.values.items()
-        }
+        return {name: self.estimate(name, level) for name in self.values}
+
+    def estimate(self, metric: str, level: float = 0.95) -> Estimate:
+        """Value and interval of one metric, training seeds included."""
+        return estimate(
+            self.value(metric),
+            self.left_out[metric],
+            self.n[metric],
+            level,
+            metric in ORACLE,
+            n_all=len(self.cohort),
+            lesions=metric not in OVER_ALL,
+            values=self.values[metric],
+        )
 
 
 def sample_method(runs: Sequence[Trained]) -> Samples:
@@ -165,7 +166,12 @@ class Table:
 
 
 def compare(
-    methods: Mapping[str, Samples], metric: str, *, level: float = 0.95, less_is_better: bool | None = None
+    methods: Mapping[str, Samples],
+    metric: str,
+    *,
+    level: float = 0.95,
+    less_is_better: bool | None = None,
+    above_chance: bool = True,
 ) -> Table:
     """Ranks, and the paired differences behind them.
 
@@ -178,6 +184,7 @@ def compare(
         metric: what to compare.
         level: 1 - level is the probability that methods that are equally good do not share one rank.
         less_is_better: None decides by the metric (errors and false alarms).
+        above_chance: False ranks also methods whose interval reaches chance.
 
     Raises:
         UserError: fewer than two methods, a method without the metric, different subjects, or fewer than 6 subjects.
@@ -201,9 +208,9 @@ def compare(
     ranks: dict[str, int | None] = dict.fromkeys(order)
     reasons = {}
     chance = _chance(metric, first.cohort)
-    if chance is not None:
+    if chance is not None and above_chance:
         for name in order:
-            low = methods[name].estimates(level)[metric].low
+            low = methods[name].estimate(metric, level).low
             if low is None or low <= chance:
                 reasons[name] = NOT_ABOVE_CHANCE
     left = [name for name in order if name not in reasons]
@@ -252,9 +259,9 @@ def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, 
     subject, times ``1 - leverage``. Its mean is taken out among lesion-bearing and lesion-free subjects apart, because
     exchanging maps leaves the cohort as it is.
 
-    The leverage says how much of the metric is taken over a subject: its share of the lesion voxels for ``auroc``; half of
-    that and half an equal share of the lesion-bearing subjects for the other numbers of pooled voxels, which weigh a
-    subject's false alarms too; equal shares of the subjects it is taken over otherwise.
+    The leverage says how much of the metric is taken over a subject: its share of the lesion voxels for ``auroc``; equal
+    shares of the lesion-bearing subjects for other pooled numbers, where a subject's false alarms weigh too, and for means
+    over them; equal shares of the subjects that matter for the rest.
 
     Args:
         methods: M methods on the same m subjects.
@@ -266,10 +273,8 @@ def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, 
     lesion = np.array([positive for _, positive, _ in methods[0].cohort], float)
     values = np.array([one.value(metric) for one in methods])
     influence = values - np.stack([one.left_out[metric].mean(axis=0) for one in methods], axis=1)
-    if metric in ("auroc", "auprc", "dice_pooled@best"):
+    if metric == "auroc":
         leverage = lesion / lesion.sum()
-        if metric != "auroc":
-            leverage = (leverage + (lesion > 0) / np.count_nonzero(lesion)) / 2
     else:
         over = (np.abs(influence) > 1e-15).any(axis=1)
         if metric not in OVER_ALL and (over & (lesion > 0)).any():
