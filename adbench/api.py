@@ -138,20 +138,19 @@ class Run:
         """Counts of lesions, false components and slices of every test volume, and whose volume each is."""
         return SpatialAccumulator.from_json(self._file("spatial.json"))
 
-    def evaluation(self, *, replicates: int | None = None) -> Evaluation:
+    def evaluation(self, *, intervals: bool = True) -> Evaluation:
         """Every metric, computed again from the histograms.
 
         Args:
-            replicates: of the bootstrap; None: those of the run's protocol.
+            intervals: False gives values alone.
         """
-        protocol = self.record.protocol
         metrics = [registry.load("metrics", name)() for name in evaluation.measured(self.record)]
         self.spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
         return evaluate(
             self.histograms,
             self.val_histograms,
-            replicates=int(protocol["replicates"]) if replicates is None else replicates,
-            level=float(protocol["level"]),
+            intervals=intervals,
+            level=float(self.record.protocol["level"]),
             spatial=self.spatial,
             metrics=metrics,
             strata=True,
@@ -359,23 +358,19 @@ def same_test(runs: Sequence[Run]) -> None:
             )
 
 
-def compare(
-    runs: Iterable[Run], metric: str = "auprc", *, replicates: int = 1000, progress: Progress | None = None
-) -> Table:
-    """Paired bootstrap comparison of the methods behind ``runs``; training seeds of one method are pooled.
+def compare(runs: Iterable[Run], metric: str = "auprc", *, progress: Progress | None = None) -> Table:
+    """Paired comparison of the methods behind ``runs``; training seeds of one method are pooled.
 
     Args:
         runs: of two or more methods, all on the same test set.
         metric: as named in the record.
-        replicates: bootstrap replicates over subjects (and over seeds).
         progress: receives progress.
 
     Returns:
-        Ranks, in which methods that cannot be told apart are tied, and every paired difference with its interval and
-        Holm-corrected p-value.
+        Ranks, in which methods that cannot be told from the best are tied, and the paired differences behind them.
 
     Raises:
-        UserError: fewer than two methods, different test sets, or a metric that a method lacks.
+        UserError: fewer than two methods, different test sets, too few subjects, or a metric that a method lacks.
     """
     runs = list(runs)
     same_test(runs)
@@ -383,7 +378,7 @@ def compare(
     samples: dict[str, Samples] = {}
     for done, (name, members) in enumerate(groups.items(), 1):
         trained = [Trained(one.histograms, one.val_histograms, one.spatial) for one in members]
-        samples[name] = sample_method(trained, replicates=replicates)
+        samples[name] = sample_method(trained)
         (progress or Progress()).update("compare", done, len(groups))
     return compare_samples(samples, metric)
 

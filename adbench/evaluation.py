@@ -47,7 +47,6 @@ def evaluate_run(
     *,
     metrics: Sequence[str] = (),
     preset: str | None = None,
-    replicates: int | None = None,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Evaluation | PresetResult:
@@ -57,7 +56,6 @@ def evaluate_run(
         run: its folder, or its ``record.json``.
         metrics: optional and plug-in metrics to add to those that the run was asked for, by name.
         preset: a paper's own rule instead of the headline metrics; needs maps.
-        replicates: bootstrap replicates; None takes those of the run's protocol.
         cache: folder of slice stores, for the masks that maps are held against.
         progress: receives the progress of preparing the store, if that is needed.
 
@@ -100,7 +98,6 @@ def evaluate_run(
     return evaluate(
         histograms,
         val_histograms,
-        replicates=replicates if replicates is not None else int(record.protocol["replicates"]),
         level=float(record.protocol["level"]),
         spatial=counted,
         metrics=chosen,
@@ -181,10 +178,10 @@ class Results:
     folder: Path | None = None
 
 
-def reevaluate(run: Path, metrics: Sequence[str], rules: Sequence[str], replicates: int | None) -> Results:
+def reevaluate(run: Path, metrics: Sequence[str], rules: Sequence[str]) -> Results:
     """The headline metrics of ``run``, or the ``rules`` of papers where some are named."""
     if not rules:
-        result = evaluate_run(run, metrics=metrics, replicates=replicates)
+        result = evaluate_run(run, metrics=metrics)
         assert isinstance(result, Evaluation)
         return Results(result, [])
     found = [evaluate_run(run, preset=rule) for rule in rules]
@@ -198,7 +195,6 @@ def score_folders(
     labels: str | None,
     metrics: Sequence[str],
     rules: Sequence[str],
-    replicates: int,
     out: Path,
 ) -> Results:
     """Anyone's maps against their masks; writes JSON, histograms and plots into ``out``.
@@ -210,7 +206,6 @@ def score_folders(
         labels: mask values that are lesion, separated by commas; None for 1.
         metrics: plug-in metrics, by name.
         rules: presets of papers to add.
-        replicates: of the bootstrap.
         out: folder.
 
     Raises:
@@ -231,7 +226,6 @@ def score_folders(
         val_maps=others["val_maps"],
         val_masks=others["val_masks"],
         val_brain=others["val_brain"],
-        replicates=replicates,
         metrics=[registry.load("metrics", name)() for name in metrics],
         presets=rules,
     )

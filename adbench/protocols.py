@@ -23,8 +23,7 @@ class Protocol:
         test: which slices are scored.
         threshold: where the threshold of ``dice@val`` comes from.
         domain: voxels that count: "brain", or "all", every voxel of the slices that are scored, background included.
-        replicates: bootstrap replicates over test subjects.
-        level: level of the percentile interval.
+        level: of the intervals over test subjects.
         train_on: dataset that trains; "": whatever ``--train-on`` names, else the test dataset itself.
         datasets: test datasets it is made for; empty: any.
         modalities: sequences it is made for, the default one first; empty: any.
@@ -41,7 +40,6 @@ class Protocol:
     test: str
     threshold: str
     domain: Literal["brain", "all"] = "brain"
-    replicates: int = 1000
     level: float = 0.95
     train_on: str = ""
     datasets: tuple[str, ...] = ()

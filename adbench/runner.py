@@ -120,7 +120,6 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
             evaluation = evaluate(
                 scored.test,
                 scored.threshold,
-                replicates=cell.protocol.replicates,
                 level=cell.protocol.level,
                 spatial=scored.spatial,
                 metrics=metrics,

@@ -33,7 +33,6 @@ def evaluate(
     protocol: Annotated[
         list[str] | None, typer.Option(help="A paper's own rule: official-madad, thor, cddpm or upd.")
     ] = None,
-    replicates: Annotated[int | None, typer.Option(min=0, help="Bootstrap replicates; default 1000.")] = None,
     out: Annotated[Path, typer.Option(help="Folder for the JSON and plots of your own maps.")] = Path("eval"),
     json_: Json = False,
 ) -> None:
@@ -43,19 +42,10 @@ def evaluate(
     if (run is None) == (maps is None):
         raise UserError("Name a run, or your own maps with --maps DIR --masks DIR; not both.")
     if run is not None:
-        results = reevaluate(run, split(metrics), split(protocol), replicates)
+        results = reevaluate(run, split(metrics), split(protocol))
     else:
         if maps is None or masks is None:
             raise UserError("--maps needs --masks DIR: the lesion masks that the maps are held against.")
         folders = {"brain": brain, "val_maps": val_maps, "val_masks": val_masks, "val_brain": val_brain}
-        results = score_folders(
-            maps,
-            masks,
-            folders,
-            labels,
-            split(metrics),
-            split(protocol),
-            1000 if replicates is None else replicates,
-            out,
-        )
+        results = score_folders(maps, masks, folders, labels, split(metrics), split(protocol), out)
     print_evaluation(results, json_)

@@ -36,8 +36,8 @@ def show(
 ) -> None:
     """Rank results, one table for each protocol, test set and modality.
 
-    Runs are listed one by one, by AUPRC. In a leaderboard the seeds of a method stand together, and methods that the
-    paired bootstrap does not tell apart share a rank.
+    Runs are listed one by one, by AUPRC. In a leaderboard the seeds of a method stand together, and methods that
+    paired comparisons do not tell from the best share a rank.
     """
     where = folder or out
     if any(where.glob("*/records/*.json")):

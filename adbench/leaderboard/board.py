@@ -1,10 +1,10 @@
-"""Published results as boards: one a test set, the seeds of a method together, ranked by the paired bootstrap."""
+"""Published results as boards: one a test set, the seeds of a method together, ranked by paired comparisons."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,8 @@ from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import RANKED_BY
 from adbench.leaderboard.submission import Submission
-from adbench.metrics import bootstrap
-from adbench.metrics.compare import Difference, Samples, compare, over_seeds
+from adbench.metrics import bootstrap, jackknife
+from adbench.metrics.compare import NOT_ABOVE_CHANCE, Difference, Samples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
 from adbench.metrics.spec import MetricSpec
@@ -37,9 +37,10 @@ class Entry:
         seeds: its results, by seed.
         paths: where each lies, relative to the leaderboards.
         estimates: metric -> mean over seeds with its interval over subjects and seeds.
-        rank: 1 is best; None when the ranking metric is undefined.
+        rank: 1 is best; None where ``reason`` says why there is none.
         tied: whether others share the rank.
-        to_best: the paired difference between the board's best and this entry; None for the best.
+        to_best: the paired difference between the board's best and this entry; None for the best and without a rank.
+        reason: why it has no rank.
     """
 
     key: str
@@ -49,6 +50,7 @@ class Entry:
     rank: int | None = None
     tied: bool = False
     to_best: Difference | None = None
+    reason: str = ""
     label: str = ""
 
     @property
@@ -88,6 +90,8 @@ class Entry:
             max(highs) if whole else None,
             numbers[0].n,
             facts(metric, self.record).oracle,
+            next((n.reason for n in numbers if n.reason), ""),
+            numbers[0].n_all,
         )
 
 
@@ -102,7 +106,7 @@ class Board:
         modality: of it.
         test_digest: hash of the test slices.
         entries: best first.
-        differences: every pair of ranked entries, by key, the better first.
+        differences: the leader of each rank against every entry ranked below it, by key.
         unranked: why there are no ranks; empty when there are.
     """
 
@@ -231,40 +235,52 @@ def _fill(board: Board, lean: bool) -> None:
     for entry in board.entries:
         order = sorted(range(len(entry.seeds)), key=lambda i: (entry.seeds[i].record.seed, entry.paths[i]))
         entry.seeds, entry.paths = [entry.seeds[i] for i in order], [entry.paths[i] for i in order]
-        draws = _draws(entry, lean)
+        left_out = _left_out(entry, lean)
         for metric in (*HEADLINE, *board.extra):
-            entry.estimates[metric] = _estimate(entry, metric, draws.get(metric))
-        if RANKED_BY in draws:
-            value = entry.estimates[RANKED_BY].value
-            assert value is not None
+            entry.estimates[metric] = _estimate(entry, metric, left_out.get(metric))
+        if RANKED_BY in left_out:
+            values = np.array([s.record.metrics[RANKED_BY].value for s in entry.seeds], float)
             n = entry.estimates[RANKED_BY].n
-            who = cohort(entry.record)
+            owners = tuple(row["subject"] for row in entry.record.subjects)
             samples[entry.key] = Samples(
-                who, 0, len(entry.seeds), {RANKED_BY: value}, {RANKED_BY: draws[RANKED_BY]}, {RANKED_BY: n}
+                cohort(entry.record), {RANKED_BY: values}, {RANKED_BY: left_out[RANKED_BY]}, {RANKED_BY: n}, owners
             )
     _rank(board, samples)
     _label(board)
 
 
 def _rank(board: Board, samples: Mapping[str, Samples]) -> None:
-    ranks: Mapping[str, int] = dict.fromkeys(samples, 1)
+    ranks: Mapping[str, int | None] = {}
+    reasons: Mapping[str, str] = {}
+    by_key = {entry.key: entry for entry in board.entries}
     if not samples:
         board.unranked = board.entries[0].estimates[RANKED_BY].reason or f"{RANKED_BY} is undefined"
     elif len(samples) > 1:
         try:
             table = compare(samples, RANKED_BY, level=1 - ALPHA)
-            ranks, board.differences = table.ranks, table.differences
+            ranks, reasons, board.differences = table.ranks, table.reasons, table.differences
         except UserError as error:
-            ranks, board.unranked = {}, str(error)
+            board.unranked = str(error).rstrip(".")
+    else:  # one row is first of one, if it says anything
+        ((key, _),) = samples.items()
+        estimate, chance = by_key[key].estimates[RANKED_BY], board.record.prevalence
+        if estimate.low is None:
+            board.unranked = estimate.reason
+        elif estimate.low <= chance:
+            reasons = {key: NOT_ABOVE_CHANCE}
+        else:
+            ranks = {key: 1}
     taken = list(ranks.values())
 
     def order(entry: Entry) -> tuple[Any, ...]:
         value = entry.estimates[RANKED_BY].value
-        return entry.rank is None, entry.rank, -(value or 0.0), entry.record.method.name, entry.key
+        return entry.rank is None, entry.rank or 0, -(value or 0.0), entry.record.method.name, entry.key
 
     for entry in board.entries:
         entry.rank = ranks.get(entry.key)
         entry.tied = taken.count(entry.rank) > 1 if entry.rank is not None else False
+        if entry.rank is None:
+            entry.reason = reasons.get(entry.key) or entry.estimates[RANKED_BY].reason or board.unranked
     board.entries.sort(key=order)
     best = board.entries[0].key
     against = {d.b: d for d in board.differences if d.a == best}
@@ -280,7 +296,7 @@ def _label(board: Board) -> None:
         entry.label = name if full.count(which) == 1 else f"{name} {entry.key[:6]}"
 
 
-def _estimate(entry: Entry, metric: str, draws: np.ndarray | None) -> Estimate:
+def _estimate(entry: Entry, metric: str, left_out: np.ndarray | None) -> Estimate:
     numbers = [s.record.metrics.get(metric) for s in entry.seeds]
     if len(numbers) == 1 and numbers[0] is not None:
         return _as_estimate(numbers[0])
@@ -292,30 +308,45 @@ def _estimate(entry: Entry, metric: str, draws: np.ndarray | None) -> Estimate:
             count = sum(number is not None for number in numbers)
             reason = f"measured for {count} of {len(numbers)} seeds" if count else "not measured"
         return Estimate(None, None, None, 0, oracle, reason)
-    value = float(np.mean([number.value for number in defined if number.value is not None]))
-    if draws is None:
-        return Estimate(value, None, None, defined[0].n, oracle, "no interval over seeds")
-    return estimate(value, draws, defined[0].n, float(entry.record.protocol["level"]), oracle)
+    values = np.array([number.value for number in defined], float)
+    n, n_all = defined[0].n, defined[0].n_all
+    if left_out is None:
+        return Estimate(float(values.mean()), None, None, n, oracle, "no interval over seeds", n_all)
+    ends = [
+        s.record.brackets.get(metric, (number.value, number.value))
+        for s, number in zip(entry.seeds, defined, strict=True)
+    ]
+    return estimate(
+        float(values.mean()),
+        left_out,
+        n,
+        float(entry.record.protocol["level"]),
+        oracle,
+        n_all=n_all,
+        lesions=facts(metric, entry.record).over_lesions,
+        bounds=facts(metric, entry.record).bounds,
+        bracket=(float(np.mean([low for low, _ in ends])), float(np.mean([high for _, high in ends]))),
+        values=values,
+    )
 
 
 def _as_estimate(number: Number) -> Estimate:
-    return Estimate(number.value, number.low, number.high, number.n, number.oracle, number.reason)
+    return Estimate(number.value, number.low, number.high, number.n, number.oracle, number.reason, number.n_all)
 
 
-def _draws(entry: Entry, lean: bool) -> dict[str, np.ndarray]:
-    """Metric -> (R,) replicates, seeds mixed, of the metrics whose replicates are stored or cheap."""
+def _left_out(entry: Entry, lean: bool) -> dict[str, np.ndarray]:
+    """Metric -> (S, n) each seed's value without one subject each, of the metrics for which that is stored or cheap."""
     found: dict[str, np.ndarray] = {}
-    own = [submission.draws for submission in entry.seeds]
-    ranked = [draws for draws in own if draws is not None]
-    if len(ranked) < len(own):
+    stored = [one for one in (submission.left_out for submission in entry.seeds) if one is not None]
+    if len(stored) < len(entry.seeds):
         return found
-    found[RANKED_BY] = over_seeds(ranked)
+    found[RANKED_BY] = np.stack(stored)
     if len(entry.seeds) == 1:
         return found  # its record has the other intervals
-    weights = _weights(tuple(row["subject"] for row in entry.record.subjects), len(ranked[0]))
+    weights = jackknife.weights_of([row["subject"] for row in entry.record.subjects])
     parts = [linear(submission, lean) for submission in entry.seeds]
     for metric in (name for name in parts[0] if all(name in part for part in parts)):
-        found[metric] = over_seeds([bootstrap.ratio(*part[metric], weights) for part in parts])
+        found[metric] = np.stack([bootstrap.ratio(*part[metric], weights) for part in parts])
     return found
 
 
@@ -343,13 +374,8 @@ def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.nda
     return found
 
 
-@cache
-def _weights(owners: tuple[str, ...], replicates: int) -> np.ndarray:
-    return bootstrap.weights_of(owners, replicates, 0)
-
-
 def cohort(record: Record) -> tuple[tuple[str, int, int], ...]:
-    """(volume, lesion voxels, background voxels) of each test volume: what must agree to compare on resamples."""
+    """(volume, lesion voxels, background voxels) of each test volume: what must agree to compare."""
     return tuple(
         (row.get("volume", row["subject"]), row["lesion_voxels"], row["brain_voxels"] - row["lesion_voxels"])
         for row in record.subjects

@@ -17,7 +17,7 @@ from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.submission import Submission
-from adbench.metrics import bootstrap
+from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
@@ -288,7 +288,7 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
         ("histograms", lambda: submission.test),
         ("validation", lambda: submission.validation),
         ("spatial", lambda: submission.spatial),
-        ("ranking.draws", lambda: submission.draws),
+        ("ranking.left_out", lambda: submission.left_out),
     ):
         try:
             unpack()
@@ -331,14 +331,13 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
     evaluation = evaluate(
         test,
         validation,
-        replicates=protocol.replicates,
         level=protocol.level,
         spatial=spatial,
         metrics=metrics,
         strata=True,
     )
     _compare(record, evaluation, found)
-    _check_ranking(submission, evaluation, protocol.replicates, found)
+    _check_ranking(submission, evaluation, found)
 
 
 def _check_spatial(row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, found: Findings) -> None:
@@ -378,31 +377,29 @@ def _compare(record: Record, evaluation: Evaluation, found: Findings) -> None:
             found.add("notes", why=f"this one is missing: {note}")
 
 
-def _check_ranking(submission: Submission, evaluation: Evaluation, replicates: int, found: Findings) -> None:
+def _check_ranking(submission: Submission, evaluation: Evaluation, found: Findings) -> None:
     stored = submission.content.ranking
     defined = evaluation.metrics[RANKED_BY].value is not None
-    draws = ranking_draws(submission.test, submission.spatial.subject_of, replicates) if defined else None
-    if (stored is None) != (draws is None):
-        found.add("ranking", why=f"{RANKED_BY} is {'undefined' if draws is None else 'defined'}")
-    if stored is None or draws is None or submission.draws is None:
+    if (stored is None) == defined:
+        found.add("ranking", why=f"{RANKED_BY} is {'defined' if defined else 'undefined'}")
+    if stored is None or not defined or submission.left_out is None:
         return
     found.same("ranking.metric", stored.metric, RANKED_BY)
-    if len(submission.draws) != len(draws) or not np.allclose(
-        submission.draws, draws, rtol=1e-6, atol=0, equal_nan=True
+    left_out = ranking_left_out(submission.test, submission.spatial.subject_of)
+    if len(submission.left_out) != len(left_out) or not np.allclose(
+        submission.left_out, left_out, rtol=CLOSE["rel_tol"], atol=CLOSE["abs_tol"], equal_nan=True
     ):
-        found.add("ranking.draws", why="they are not the replicates that the histograms give")
+        found.add("ranking.left_out", why="they are not the values that the histograms give")
 
 
-def ranking_draws(test: SubjectHistograms, subject_of: Mapping[str, str], replicates: int) -> np.ndarray:
-    """(R,) replicates of the ranking metric, under the resamples that every method shares.
+def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> np.ndarray:
+    """(n,) the ranking metric without one subject each.
 
     Args:
         test: volumes.
         subject_of: volume -> its subject.
-        replicates: R.
     """
-    owners = [subject_of[volume] for volume in test]
-    return bootstrap.pooled(test, bootstrap.weights_of(owners, replicates, 0))[RANKED_BY]
+    return bootstrap.pooled(test, jackknife.weights_of([subject_of[volume] for volume in test]))[RANKED_BY]
 
 
 def _plugins(record: Record, found: Findings) -> list[Metric]:

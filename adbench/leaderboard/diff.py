@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adbench.errors import UserError
 from adbench.leaderboard.board import Board, boards, cohort, read_all
 from adbench.leaderboard.checks import NUMBERS, RANKED_BY, Findings
@@ -23,7 +25,7 @@ class ResultDiff:
     Attributes:
         identity: (field, in A, in B) of what decides the numbers.
         metrics: (metric, in A, in B); None where undefined.
-        paired: B against A on the same resamples of subjects, or None.
+        paired: the better against the other on the same subjects, or None.
         why_not_paired: when ``paired`` is None.
     """
 
@@ -78,19 +80,20 @@ def diff_results(a: Submission, b: Submission) -> ResultDiff:
     names = list(dict.fromkeys([*mine.metrics, *its.metrics]))
     metrics = [(name, _value(mine, name), _value(its, name)) for name in names]
     found = ResultDiff(identity, metrics)
-    if a.draws is None or b.draws is None:
+    if a.left_out is None or b.left_out is None:
         found.why_not_paired = f"{RANKED_BY} is undefined in one of them"
         return found
     pair = {}
     for name, one in (("A", a), ("B", b)):
         number = one.record.metrics[RANKED_BY]
         assert number.value is not None
-        assert one.draws is not None
+        assert one.left_out is not None
+        values = np.array([number.value])
         pair[name] = Samples(
-            cohort(one.record), 0, 1, {RANKED_BY: number.value}, {RANKED_BY: one.draws}, {RANKED_BY: number.n}
+            cohort(one.record), {RANKED_BY: values}, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n}
         )
     try:
-        (found.paired,) = compare(pair, RANKED_BY).differences
+        (found.paired,) = compare(pair, RANKED_BY, above_chance=False).differences
     except UserError as error:
         found.why_not_paired = str(error)
     return found
@@ -184,7 +187,7 @@ def print_diff(found: ResultDiff | BoardsDiff, as_json: bool) -> None:
     d = found.paired
     p = f"p = {d.p:.3f}" if d.p >= 0.001 else "p < 0.001"
     say(
-        f"{RANKED_BY}, {d.a} - {d.b} on the same resamples: {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], {p}; "
+        f"{RANKED_BY}, {d.a} - {d.b} on the same subjects: {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], {p}; "
         "for one comparison, not for many."
     )
 

@@ -108,6 +108,7 @@ def _row(board: Board, entry: Entry, scale: float) -> dict[str, Any]:
     return {
         "id": _id(board, entry),
         "rank": texts.rank(entry),
+        "reason": entry.reason,
         "rank_order": entry.rank,
         "tied": entry.tied,
         "label": entry.label,
@@ -135,8 +136,8 @@ def _detail(entry: Entry) -> dict[str, Any]:
     best = entry.to_best
     difference = ""
     if best is not None:
-        p = f"p = {best.p_holm:.3f}" if best.p_holm >= 0.001 else "p < 0.001"
-        difference = f"{-best.value:+.3f} [{-best.high:+.3f}, {-best.low:+.3f}], {p} (Holm)".replace("-", "−")
+        p = f"p = {best.p_rank:.3f}" if best.p_rank >= 0.001 else "p < 0.001"
+        difference = f"{-best.value:+.3f} [{-best.high:+.3f}, {-best.low:+.3f}], {p}".replace("-", "−")
     links = [quote(path) for path in entry.paths]
     rows = []
     for name in names:
@@ -259,7 +260,13 @@ def _cell(estimate: Estimate | None, interval: bool, oracle: bool) -> dict[str, 
     ends = ""
     if interval and estimate.low is not None and estimate.high is not None:
         ends = f"{estimate.low:.3f}–{estimate.high:.3f}"
-    return {"value": estimate.value, "text": f"{estimate.value:.3f}", "ends": ends, "oracle": oracle, "reason": ""}
+    return {
+        "value": estimate.value,
+        "text": f"{estimate.value:.3f}",
+        "ends": ends,
+        "oracle": oracle,
+        "reason": "" if ends or not interval else estimate.reason,
+    }
 
 
 def _id(board: Board, entry: Entry) -> str:

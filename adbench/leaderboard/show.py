@@ -13,11 +13,11 @@ from adbench.results.record import Record
 Column = tuple[str, str, Callable[[Record], str]]  # heading, justification, text of a row
 HEADLINE = ("auprc", "dice@val", "dice@best", "auroc")
 CAPTION = (
-    "AUPRC and AUROC over all test voxels that count, the brain unless said; Dice per volume; [95 % bootstrap interval over subjects]. "
+    "AUPRC and AUROC over all test voxels that count, the brain unless said; Dice per volume; [95 % interval over subjects]. "
     "dice@best is an oracle: its threshold was chosen on the test split."
 )
 
-HEALTHY = "Share of healthy brain at or above a threshold set on other healthy subjects; [95 % bootstrap interval over subjects]."
+HEALTHY = "Share of healthy brain at or above a threshold set on other healthy subjects; [95 % interval over subjects]."
 
 
 def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple[str, BaseException]] = ()) -> None:
@@ -129,7 +129,8 @@ def print_published(found: Sequence[Published], as_json: bool, by: str | None = 
         columns += [("compute", "right"), ("s / volume", "right")] if wide else []
         rows = []
         for entry in board.entries:
-            cells = [texts.rank(entry), entry.label, entry.record.train.name, str(len(entry.seeds))]
+            place = "—" if entry.rank is None else texts.rank(entry)
+            cells = [place, entry.label, entry.record.train.name, str(len(entry.seeds))]
             cells += [texts.number(entry.estimates[metric], texts.with_interval(metric)) for metric in metrics]
             if wide:
                 cells += [f"{texts.duration(3600 * entry.hours)} {'GPU' if entry.gpu else 'CPU'}"]
@@ -139,3 +140,5 @@ def print_published(found: Sequence[Published], as_json: bool, by: str | None = 
         table(f"{board.protocol} v{board.version} · {texts.title(board)}", columns, rows, caption=caption)
         if board.unranked:
             say(f"Not ranked: {board.unranked}.")
+        elif without := [f"{entry.label} ({entry.reason})" for entry in board.entries if entry.rank is None]:
+            say(f"Without a rank: {', '.join(without)}.")

@@ -3,14 +3,14 @@
 ::
 
     {
-      "submission": 1,            version of this layout
+      "submission": 2,            version of this layout
       "digest": "…",              SHA-256 of the canonical JSON of everything else
       "record": {…},              record.json of the run
       "splits": {…},              subjects by role, splits.json of the run
       "histograms": {…},          test scores, subject by subject
       "validation": {…} or null,  validation scores of all subjects with a lesion, and of each without one
       "spatial": "…",             spatial.json of the run
-      "ranking": {…} or null      the metric that ranks, under each bootstrap replicate
+      "ranking": {…} or null      the metric that ranks, without one subject each
     }
 
 Thresholds depend on the sum over validation subjects with a lesion and on the healthy ones alone, so nothing more of
@@ -42,7 +42,7 @@ from adbench.metrics.storage import FORMAT, from_arrays, to_arrays
 from adbench.results.record import SCHEMA, Record
 from adbench.results.rundir import safe
 
-VERSION = 1
+VERSION = 2
 MAX_FILE = 32 << 20  # bytes
 MAX_BINS = 1 << 23  # of all subjects together
 MAX_SUBJECTS = 20_000
@@ -76,10 +76,10 @@ class Counts(_Part):
 
 
 class Ranking(_Part):
-    """A metric under each bootstrap replicate, so that methods are compared without opening a histogram."""
+    """A metric without one subject each, so that methods are compared without opening a histogram."""
 
     metric: str
-    draws: str  # base64 of little-endian float32
+    left_out: str  # base64 of little-endian float64
 
 
 class Splits(_Part):
@@ -94,7 +94,7 @@ class Splits(_Part):
 class Content(_Part):
     """Everything in the file."""
 
-    submission: Literal[1]
+    submission: Literal[2]
     digest: str
     record: Record
     splits: Splits
@@ -182,11 +182,11 @@ class Submission:
         return _spatial(self.spatial_bytes)
 
     @cached_property
-    def draws(self) -> np.ndarray | None:
-        """(R,) float64: the ranking metric under each replicate, NaN where undefined; None when it is undefined."""
+    def left_out(self) -> np.ndarray | None:
+        """(n,) float64: the ranking metric without one test subject each, NaN where undefined; None when it is undefined."""
         if self.content.ranking is None:
             return None
-        return np.frombuffer(_decoded(self.content.ranking.draws), "<f4").astype(np.float64)
+        return np.frombuffer(_decoded(self.content.ranking.left_out), "<f8").astype(np.float64)
 
     @property
     def text(self) -> str:
@@ -230,7 +230,7 @@ def compose(
         histograms: test scores.
         validation: validation scores.
         spatial: bytes of spatial.json.
-        ranking: metric and its (R,) replicates, or None when it is undefined.
+        ranking: metric and its (n,) values without one subject each, or None when it is undefined.
     """
     raw: dict[str, Any] = {
         "submission": VERSION,
@@ -240,7 +240,7 @@ def compose(
         "histograms": pack_histograms(histograms),
         "validation": None if validation is None else pack_histograms(for_thresholds(validation)),
         "spatial": _pack(spatial),
-        "ranking": None if ranking is None else {"metric": ranking[0], "draws": pack_draws(ranking[1])},
+        "ranking": None if ranking is None else {"metric": ranking[0], "left_out": pack_values(ranking[1])},
     }
     raw["digest"] = own_digest(raw)
     return raw
@@ -260,9 +260,9 @@ def for_thresholds(validation: SubjectHistograms) -> SubjectHistograms:
     return healthy
 
 
-def pack_draws(draws: np.ndarray) -> str:
-    """(R,) replicates as text."""
-    return base64.b64encode(draws.astype("<f4").tobytes()).decode()
+def pack_values(values: np.ndarray) -> str:
+    """(n,) numbers as text."""
+    return base64.b64encode(values.astype("<f8").tobytes()).decode()
 
 
 def pack_histograms(histograms: SubjectHistograms) -> dict[str, Any]:

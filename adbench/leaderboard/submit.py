@@ -10,7 +10,7 @@ from pathlib import Path
 from adbench.errors import UserError
 from adbench.files import write_text
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, Finding, Findings, ranking_draws
+from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, Finding, Findings, ranking_left_out
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, numbers_without, targets
 from adbench.metrics.histogram import SubjectHistograms
@@ -37,17 +37,15 @@ def pack(run: Path) -> Submission:
     validation = None
     if "val_histograms.npz" in record.files:
         validation = SubjectHistograms.from_npz(checked_file(run, record, "val_histograms.npz"))
-    draws = None
-    if record.metrics[RANKED_BY].value is not None:
-        subject_of = SpatialAccumulator.from_json(checked[SPATIAL]).subject_of
-        draws = ranking_draws(test, subject_of, int(record.protocol["replicates"]))
+    defined = record.metrics[RANKED_BY].value is not None
+    subject_of = SpatialAccumulator.from_json(checked[SPATIAL]).subject_of
     raw = files.compose(
         json.loads((run / records.RECORD).read_text(encoding="utf-8")),
         json.loads(checked[SPLITS].read_text(encoding="utf-8")),
         test,
         validation,
         checked[SPATIAL].read_bytes(),
-        None if draws is None else (RANKED_BY, draws),
+        (RANKED_BY, ranking_left_out(test, subject_of)) if defined else None,
     )
     return files.parse(json.dumps(raw).encode(), run)
 

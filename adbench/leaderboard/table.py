@@ -115,6 +115,8 @@ def cell(record: Record, metric: str, *, interval: bool) -> str:
     number = record.metrics.get(metric)
     if number is None or number.value is None:
         return "—"
+    if interval and number.low is None and number.reason:
+        return f"{number.value:.3f} ({number.reason})"
     if not interval or number.low is None or number.high is None:
         return f"{number.value:.3f}"
     return f"{number.value:.3f} [{number.low:.3f}, {number.high:.3f}]"

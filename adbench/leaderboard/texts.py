@@ -15,10 +15,11 @@ from adbench.metrics.evaluate import Estimate
 
 PLAIN = ("dice@best", "lesion_recall@val", "fa_slice")  # columns that are wide enough without their interval
 READING = (
-    "AUPRC over all test voxels that count, the brain unless said (chance: the prevalence); Dice per volume at the threshold chosen on validation "
-    "subjects; lesion recall and false-alarm slices at the same threshold; [95 % bootstrap interval over test subjects "
-    "and training seeds]. ↓: less is better. The oracle chose its threshold on the test split. Methods that share a rank (=) are not told "
-    "apart from its first by the paired bootstrap (Holm, family-wise error 5 %)."
+    "AUPRC over all test voxels that count, the brain unless said (chance: the prevalence); Dice per volume at the "
+    "threshold chosen on validation subjects; lesion recall and false-alarm slices at the same threshold; [95 % interval "
+    "over test subjects and training seeds]. ↓: less is better. The oracle chose its threshold on the test split. Methods "
+    "that share a rank (=) are not told apart from its first (paired sign flips, the choice of the first accounted for; "
+    "all equal methods share a rank in 95 % of studies)."
 )
 
 
@@ -41,17 +42,19 @@ def with_interval(metric: str) -> bool:
 
 
 def number(estimate: Estimate | None, interval: bool = False) -> str:
-    """ "0.621 [0.399, 0.741]", or a dash when it is undefined."""
+    """ "0.621 [0.399, 0.741]", the reason where there is no interval, or a dash when it is undefined."""
     if estimate is None or estimate.value is None:
         return "—"
+    if interval and estimate.low is None and estimate.reason:
+        return f"{estimate.value:.3f} ({estimate.reason})"
     if not interval or estimate.low is None or estimate.high is None:
         return f"{estimate.value:.3f}"
     return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def rank(entry: Entry) -> str:
-    """ "1", "=1" when shared, a dash without one."""
-    return "—" if entry.rank is None else f"{'=' if entry.tied else ''}{entry.rank}"
+    """ "1", "=1" when shared, a dash and the reason without one."""
+    return f"— {entry.reason}".rstrip() if entry.rank is None else f"{'=' if entry.tied else ''}{entry.rank}"
 
 
 def duration(seconds: float) -> str:
@@ -170,7 +173,7 @@ def board_json(board: Board) -> dict[str, Any]:
         "columns": [board.facts(metric).as_dict() for metric in board.metrics],
         "entries": [_entry_json(entry) for entry in board.entries],
         "differences": [
-            {"better": d.a, "than": d.b, **{k: _round(getattr(d, k)) for k in ("value", "low", "high", "p", "p_holm")}}
+            {"better": d.a, "than": d.b, **{k: _round(getattr(d, k)) for k in ("value", "low", "high", "p", "p_rank")}}
             for d in board.differences
         ],
     }
@@ -183,6 +186,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "key": entry.key,
         "rank": entry.rank,
         "tied": entry.tied,
+        "reason": entry.reason,
         "method": record.method.name,
         "preset": record.method.preset,
         "trained_on": record.train.name,
@@ -211,6 +215,7 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
         "low": _round(estimate.low),
         "high": _round(estimate.high),
         "n": estimate.n,
+        "n_all": estimate.n_all,
         "oracle": estimate.oracle,
         "reason": estimate.reason,
     }

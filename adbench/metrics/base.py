@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -64,7 +65,7 @@ class Subject:
 
 
 class Metric(ABC):
-    """A number that is a ratio of sums over subjects, so that its bootstrap interval needs no second pass.
+    """A number that is a ratio of sums over subjects, so that its interval needs no second pass.
 
     The first line of a subclass's docstring is its definition in lists and tables.
 
@@ -73,6 +74,7 @@ class Metric(ABC):
         heading: of its column; "" for its name.
         less_is_better: whether a lower value is the better one; tables say so and sort by it.
         unit: of its value, such as "mm"; "" for none.
+        bounds: natural range of the value, which its interval does not leave; either end may be infinite.
         oracle: whether it looks at the test split to choose something.
         needs_maps: whether :meth:`measure` needs :attr:`Subject.volume`; otherwise stored histograms are enough.
         undefined: why there is no value when :meth:`measure` left every subject out.
@@ -83,6 +85,7 @@ class Metric(ABC):
     heading: ClassVar[str] = ""
     less_is_better: ClassVar[bool] = False
     unit: ClassVar[str] = ""
+    bounds: ClassVar[tuple[float, float]] = (-math.inf, math.inf)
     oracle: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
     undefined: ClassVar[str] = "no subject has it"

@@ -1,23 +1,36 @@
-"""Methods against each other on the same resamples: paired differences, Holm's correction, ranks with ties."""
+"""Methods against each other on the same subjects: paired differences, and ranks that account for how the best was found.
+
+Which method leads is chosen on the data, and the gap between the first and the rest of equally good methods grows with
+their number. So the reference distribution repeats the choice: the signs of the subjects' differences are flipped, the
+best of the flipped values is taken anew, and the largest gap to it counts. Rows drop out one at a time, the clearest
+first, and the rest is held against a smaller set. This is the model confidence set of Hansen, Lunde and Nason (2011,
+Econometrica 79:453) with the gap to the leader as its statistic, or multiple comparisons with the best (Hsu 1984, Ann
+Stat 12:1136) with a stepwise maximum over sign flips (Romano and Wolf 2005, JASA 100:94) as its critical value.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adbench.errors import UserError, unknown
-from adbench.metrics import bootstrap
-from adbench.metrics.evaluate import Estimate, estimate, evaluate, sample
+from adbench.metrics import jackknife
+from adbench.metrics.evaluate import Estimate, estimate, evaluate, sample, too_few
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import sample_spatial
 from adbench.metrics.spec import spec
 
 if TYPE_CHECKING:
     from adbench.metrics.spatial import SpatialAccumulator
+
+EXACT = 12  # subjects up to which every pattern of signs is looked at
+FLIPS = 2000  # patterns beyond that, from a fixed seed
+NOT_ABOVE_CHANCE = "not above chance"
+_ODD = 0x51_6E5  # seed of the patterns: the same for every comparison
 
 
 @dataclass(frozen=True)
@@ -37,99 +50,108 @@ class Trained:
 
 @dataclass(frozen=True)
 class Samples:
-    """Every metric of one method under the same resamples as every other method.
+    """Every metric of one method, of each training seed, on all m subjects and without one subject each.
 
     Attributes:
         cohort: (volume, lesion voxels, background voxels) of each test volume: what must agree to compare.
-        seed: of the resamples.
-        seeds: how many training seeds were averaged.
-        values: metric -> value, mean over training seeds.
-        draws: metric -> (R,) replicates, NaN where undefined.
-        n: metric -> subjects it is taken over.
+        values: metric -> (S,) value of each training seed.
+        left_out: metric -> (S, m) the same without one subject each, NaN where undefined.
+        n: metric -> subjects it is taken over, as in :class:`adbench.metrics.evaluate.Estimate`.
+        owners: subject of each volume; empty where each volume is a subject.
     """
 
     cohort: tuple[tuple[str, int, int], ...]
-    seed: int
-    seeds: int
-    values: dict[str, float]
-    draws: dict[str, np.ndarray]
+    values: dict[str, np.ndarray]
+    left_out: dict[str, np.ndarray]
     n: dict[str, int]
+    owners: tuple[str, ...] = ()
+
+    def value(self, metric: str) -> float:
+        """The mean over training seeds."""
+        return float(np.mean(self.values[metric]))
 
     def estimates(self, level: float = 0.95) -> dict[str, Estimate]:
         """Metric -> value and interval, training seeds included."""
-        return {
-            name: estimate(value, self.draws[name], self.n[name], level, spec(name).oracle)
-            for name, value in self.values.items()
-        }
+        return {name: self.estimate(name, level) for name in self.values}
+
+    def estimate(self, metric: str, level: float = 0.95) -> Estimate:
+        """Value and interval of one metric, training seeds included."""
+        return estimate(
+            self.value(metric),
+            self.left_out[metric],
+            self.n[metric],
+            level,
+            spec(metric).oracle,
+            n_all=len(self.lesions),
+            lesions=spec(metric).over_lesions,
+            bounds=spec(metric).bounds,
+            values=self.values[metric],
+        )
+
+    @property
+    def lesions(self) -> np.ndarray:
+        """(m,) lesion voxels of each subject, in the order in which ``left_out`` leaves them out."""
+        names = self.owners or tuple(volume for volume, *_ in self.cohort)
+        voxels: dict[str, int] = dict.fromkeys(sorted(set(names)), 0)
+        for name, (_, positive, _) in zip(names, self.cohort, strict=True):
+            voxels[name] += positive
+        return np.array(list(voxels.values()), float)
 
 
-def sample_method(runs: Sequence[Trained], *, replicates: int = 1000, seed: int = 0) -> Samples:
-    """Resample subjects, and training seeds within each replicate when there are several.
+def sample_method(runs: Sequence[Trained]) -> Samples:
+    """Measure every training seed of a method, with and without each subject.
 
-    A replicate draws subjects once for all seeds, takes the metric of every seed on them, and averages as many seeds,
-    drawn with replacement: subjects are the first level, seeds the second. A metric that one seed leaves undefined is
-    left out.
+    A metric that one seed leaves undefined is left out.
 
     Args:
         runs: one entry a training seed, all scored on the same test subjects.
-        replicates: R.
-        seed: of the resamples; give every method the same.
 
     Raises:
         UserError: no run, or the runs were scored on different voxels.
     """
     if not runs:
-        raise UserError("There is no run to resample.")
+        raise UserError("There is no run to compare.")
     cohorts = [_cohort(run.test) for run in runs]
     for cohort in cohorts[1:]:
         _same_cohort("one training seed", cohorts[0], "another", cohort)
     owners = runs[0].spatial.subject_of if runs[0].spatial is not None else {}
-    draws = bootstrap.weights_of([owners.get(volume, volume) for volume, *_ in cohorts[0]], replicates, seed)
+    names_of = tuple(owners.get(volume, volume) for volume, *_ in cohorts[0])
+    draws = jackknife.weights_of(names_of)
     values: list[dict[str, float]] = []
-    samples: list[dict[str, np.ndarray]] = []
+    left_out: list[dict[str, np.ndarray]] = []
     n: dict[str, int] = {}
     for run in runs:
-        point = evaluate(run.test, run.val, replicates=0, spatial=run.spatial)
+        point = evaluate(run.test, run.val, intervals=False, spatial=run.spatial)
         found = sample(run.test, point.subjects, draws)
         if run.spatial is not None:
             found |= {
                 k: one.samples for k, one in sample_spatial(run.spatial, draws).items() if one.samples is not None
             }
-        defined = {name: metric for name, metric in point.metrics.items() if metric.value is not None}
-        values.append({name: metric.value for name, metric in defined.items() if metric.value is not None})
-        samples.append(found)
-        n |= {name: metric.n for name, metric in defined.items()}
+        values.append({name: metric.value for name, metric in point.metrics.items() if metric.value is not None})
+        left_out.append(found)
+        n |= {name: point.metrics[name].n for name in values[-1]}
     names = [name for name in values[0] if all(name in one for one in values)]
-    mixed = {name: over_seeds([one[name] for one in samples], seed) for name in names}
-    means = {name: float(np.mean([one[name] for one in values])) for name in names}
-    return Samples(cohorts[0], seed, len(runs), means, mixed, {name: n[name] for name in names})
-
-
-def over_seeds(samples: Sequence[np.ndarray], seed: int = 0) -> np.ndarray:
-    """(R,) replicates of the mean over training seeds: in each replicate as many seeds as there are, with replacement.
-
-    Args:
-        samples: (R,) replicates of each training seed, all under the same draws of subjects.
-        seed: of the draws of training seeds; the same for every method.
-    """
-    count, replicates = len(samples), len(samples[0])
-    shares = np.random.default_rng([seed, 1]).multinomial(count, np.full(count, 1 / count), replicates)
-    return np.einsum("rk,kr->r", shares / count, np.stack(samples))
+    return Samples(
+        cohorts[0],
+        {name: np.array([one[name] for one in values]) for name in names},
+        {name: np.stack([one[name] for one in left_out]) for name in names},
+        {name: n[name] for name in names},
+        names_of,
+    )
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Method ``a`` minus method ``b`` on the same resamples.
+    """Method ``a`` minus method ``b`` on the same subjects.
 
     Attributes:
-        a: name of the first method.
-        b: name of the second.
+        a: name of the better method: the leader of a rank.
+        b: name of one below.
         value: difference of the metric.
-        low: lower end of its percentile interval.
+        low: lower end of the interval of this difference alone.
         high: upper end.
-        p: two-sided bootstrap p-value, ``(1 + replicates on the rarer side of 0, ties included) * 2 / (R + 1)``; where no
-            replicate lies there, the tail of Student's t with the mean and spread of the replicates, if that is less.
-        p_holm: ``p`` after Holm's correction over all pairs of the table.
+        p: two-sided p-value of sign flips for this pair alone.
+        p_rank: p-value against the leader that ranks use: the choice of the leader and all rows below accounted for.
     """
 
     a: str
@@ -138,7 +160,7 @@ class Difference:
     low: float
     high: float
     p: float
-    p_holm: float
+    p_rank: float
 
 
 @dataclass(frozen=True)
@@ -147,31 +169,41 @@ class Table:
 
     Attributes:
         metric: its name.
-        ranks: method -> rank, best first. Methods that cannot be told from the best of the rest share its rank.
-        differences: every pair, the better method first.
+        ranks: method -> rank, best first, None without one. A higher value never has a lower rank; methods that cannot
+            be told from the best of the remaining ones share its rank, and the next rank counts all methods above.
+        differences: the leader of each rank against every ranked row below it.
+        reasons: method -> why it has no rank.
     """
 
     metric: str
-    ranks: dict[str, int]
+    ranks: dict[str, int | None]
     differences: list[Difference]
+    reasons: dict[str, str] = field(default_factory=dict)
 
 
 def compare(
-    methods: Mapping[str, Samples], metric: str, *, level: float = 0.95, less_is_better: bool | None = None
+    methods: Mapping[str, Samples],
+    metric: str,
+    *,
+    level: float = 0.95,
+    less_is_better: bool | None = None,
+    above_chance: bool = True,
 ) -> Table:
-    """Paired differences between all methods, and ranks.
+    """Ranks, and the paired differences behind them.
 
-    Ranks: the method with the best value leads; every method whose Holm-corrected p-value against it is above
-    ``1 - level`` shares its rank. The best of the remaining ones leads the next rank, which counts all methods above.
+    The best value leads a rank. From the lowest row up, rows whose ``p_rank`` is at most ``1 - level`` are told apart
+    from it; the first that is not and all above it share its rank. ``auprc`` and ``auroc`` have a chance level (the
+    prevalence, 1/2): a method whose interval reaches it has no rank.
 
     Args:
-        methods: name -> samples of :func:`sample_method`, with the same subjects, seed and replicates.
+        methods: name -> samples of :func:`sample_method`, of the same subjects.
         metric: what to compare.
-        level: 1 - level is the error rate of the whole table.
+        level: 1 - level is the probability that methods that are equally good do not share one rank.
         less_is_better: None decides by the metric (errors and false alarms).
+        above_chance: False ranks also methods whose interval reaches chance.
 
     Raises:
-        UserError: fewer than two methods, a method without the metric, or resamples that do not match.
+        UserError: fewer than two methods, a method without the metric, different subjects, or fewer than 6 subjects.
     """
     if len(methods) < 2:
         raise UserError(f"A comparison needs two methods, not {len(methods)}.")
@@ -182,91 +214,182 @@ def compare(
         if metric not in own.values:
             raise unknown(f"metric of {name}", metric, own.values)
         _same_cohort(names[0], first.cohort, name, own.cohort)
-        if (own.seed, len(own.draws[metric])) != (first.seed, len(first.draws[metric])):
-            raise UserError(
-                f"{names[0]} and {name} were resampled differently (seed {first.seed} and {own.seed}, "
-                f"{len(first.draws[metric])} and {len(own.draws[metric])} replicates): use the same for both."
-            )
+        if own.n[metric] < jackknife.MINIMUM:
+            raise UserError(too_few(own.n[metric], "a rank", spec(metric).over_lesions) + ".")
+        if np.isnan(own.left_out[metric]).any():
+            raise UserError(f"{metric} of {name} is undefined without one of its subjects: it cannot be compared.")
     sign = -1 if (spec(metric).less_is_better if less_is_better is None else less_is_better) else 1
-    order = sorted(names, key=lambda name: (-sign * methods[name].values[metric], name))
-    pairs = [(a, b) for i, a in enumerate(order) for b in order[i + 1 :]]
-    raw = [_difference(methods[a].draws[metric] - methods[b].draws[metric], level, first.n[metric]) for a, b in pairs]
-    corrected = holm([p for _, _, p in raw])
-    differences = [
-        Difference(a, b, methods[a].values[metric] - methods[b].values[metric], low, high, p, adjusted)
-        for (a, b), (low, high, p), adjusted in zip(pairs, raw, corrected, strict=True)
-    ]
-    apart = {(d.a, d.b) for d in differences if d.p_holm <= 1 - level}
-    ranks: dict[str, int] = {}
-    left = order
-    while left:
-        leader, rank = left[0], len(ranks) + 1
-        ranks |= {name: rank for name in left if (leader, name) not in apart}
-        left = [name for name in left if name not in ranks]
-    return Table(metric, ranks, differences)
+    values = {name: methods[name].value(metric) for name in names}
+    order = sorted(names, key=lambda name: (-sign * values[name], name))
+    ranks: dict[str, int | None] = dict.fromkeys(order)
+    reasons = {}
+    chance = _chance(metric, first.cohort)
+    if chance is not None and above_chance:
+        for name in order:
+            low = methods[name].estimate(metric, level).low
+            if low is None or low <= chance:
+                reasons[name] = NOT_ABOVE_CHANCE
+    left = [name for name in order if name not in reasons]
+    n = min(methods[name].n[metric] for name in names)
+    if not left:
+        return Table(metric, ranks, [], reasons)
+    leverage, influence = contributions([methods[name] for name in left], metric)
+    shares = sign * (leverage[:, None] * np.array([values[name] for name in left]) + influence)
+    seeds = np.array([_seed_variance(methods[name].values[metric]) for name in left])
+    freedom = np.array([len(methods[name].values[metric]) - 1 for name in left])
+    flipped = _Flipped(shares, seeds, freedom, n)
+    differences: list[Difference] = []
+    start = 0
+    while start < len(left):
+        rows = np.arange(start, len(left))
+        p_rank = flipped.against_leader(rows)
+        apart = p_rank <= 1 - level
+        end = len(left)
+        while end > start + 1 and apart[end - 1 - start]:
+            end -= 1
+        ranks |= dict.fromkeys(left[start:end], start + 1)
+        for row in rows[1:]:
+            value = values[left[start]] - values[left[row]]
+            gap = influence[:, start] - influence[:, row]
+            half = _half(gap, seeds[[start, row]], freedom[[start, row]], n, level)
+            differences.append(
+                Difference(
+                    left[start],
+                    left[row],
+                    value,
+                    value - half,
+                    value + half,
+                    float(flipped.against_leader(np.array([start, row]))[1]),
+                    float(p_rank[row - start]),
+                )
+            )
+        start = end
+    return Table(metric, ranks, differences, reasons)
 
 
-def holm(p: Sequence[float]) -> list[float]:
-    """Holm's step-down correction (1979, Scand J Stat 6:65): the family-wise error rate of all tests together.
+def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, np.ndarray]:
+    """What each subject contributes to the metric of each method: ``leverage * value + influence``.
+
+    Exchanging the maps of two methods on one subject then changes the sign of that subject's difference: exactly where the
+    metric is a mean, to first order where it comes from a pooled curve. The influence is the value less that without the
+    subject, times ``1 - leverage``. Its mean is taken out among lesion-bearing and lesion-free subjects apart, because
+    exchanging maps leaves the cohort as it is.
+
+    The leverage says how much of the metric is taken over a subject: its share of the lesion voxels for ``auroc``; equal
+    shares of the lesion-bearing subjects for other pooled numbers, where a subject's false alarms weigh too, and for means
+    over them; equal shares of the subjects that matter for the rest.
 
     Args:
-        p: raw p-values, any order.
+        methods: M methods on the same m subjects.
+        metric: which every method has.
 
     Returns:
-        Corrected p-values in the same order, each at most 1 and monotone in the raw ones.
+        (m,) leverage, which sums to 1, and (m, M) influence, whose columns sum to 0.
     """
-    order = np.argsort(p, kind="stable")
-    stepped = np.asarray(p, float)[order] * np.arange(len(p), 0, -1)
-    corrected = np.empty(len(p))
-    corrected[order] = np.minimum(np.maximum.accumulate(stepped), 1) if len(p) else stepped
-    return corrected.tolist()
+    lesion = methods[0].lesions
+    values = np.array([one.value(metric) for one in methods])
+    influence = values - np.stack([one.left_out[metric].mean(axis=0) for one in methods], axis=1)
+    if metric == "auroc":
+        leverage = lesion / lesion.sum()
+    else:
+        over = (np.abs(influence) > 1e-15).any(axis=1)
+        if spec(metric).over_lesions and (over & (lesion > 0)).any():
+            over &= lesion > 0
+        leverage = over / np.count_nonzero(over) if over.any() else np.full(len(over), 1 / len(over))
+    influence *= 1 - leverage[:, None]
+    for stratum in (lesion > 0, lesion == 0):
+        if stratum.any():
+            influence[stratum] -= influence[stratum].mean(axis=0)
+    return leverage, influence
 
 
-def _difference(draws: np.ndarray, level: float, n: int) -> tuple[float, float, float]:
-    defined = draws[~np.isnan(draws)]
-    ends = bootstrap.interval(draws, level)
-    if ends is None:
-        raise UserError("More than half of the replicates leave a difference undefined: there are too few lesions.")
-    rarer = min(np.count_nonzero(defined <= 0), np.count_nonzero(defined >= 0))
-    p = float(min(1.0, 2 * (1 + rarer) / (len(defined) + 1)))
-    if n < 2:
-        return ends[0], ends[1], 1.0  # every resample is the same subject again
-    spread = float(defined.std())
-    if rarer == 0 and spread > 0:
-        # R replicates cannot say how far below 2 / (R + 1) p lies: with 1000, no table of eight methods (28 pairs) could
-        # ever tell two of them apart after Holm's correction.
-        p = min(p, two_sided(abs(float(defined.mean())) / spread, n - 1))
-    return ends[0], ends[1], p
+def _seed_variance(values: np.ndarray) -> float:
+    """Variance of the mean over training seeds; with one seed the comparison is of that trained model."""
+    return float(np.var(values, ddof=1)) / len(values) if len(values) > 1 else 0.0
 
 
-def two_sided(t: float, freedom: int) -> float:
-    """Probability that Student's t lies outside ``[-t, t]``.
+class _Flipped:
+    """Values of every row under sign flips of the subjects, and under new draws of training seeds.
 
-    For whole degrees of freedom it is a finite sum (Abramowitz & Stegun 1964, 26.7.3 and 26.7.4). Where that leaves no
-    digits, the tail is summed instead. SciPy has it, and takes longer to import than all of adbench.
-
-    Args:
-        t: at least 0.
-        freedom: degrees of freedom, at least 1.
+    Seeds are too few to be permuted: their means are drawn from normal distributions with the variances that were seen,
+    and those variances anew from the chi-squared distributions that go with them, as in a t-test.
     """
-    root = math.sqrt(freedom)
-    length = math.hypot(t, root)
-    sine, cosine = t / length, root / length
-    odd = freedom % 2
-    term, angle, scale = (cosine, math.atan2(t, root), 2 / math.pi) if odd else (1.0, 0.0, 1.0)
-    inner = 0.0
-    for j in range(odd, freedom - 1, 2):
-        inner += term
-        term *= (j + 1) / (j + 2) * cosine**2
-    inside = scale * (angle + sine * inner)
-    if inside < 0.99:
-        return 1 - inside
-    outer, j = 0.0, freedom  # what the finite sum leaves of the series of the whole, all of it positive
-    while term > 1e-18 * outer:
-        outer += term
-        term *= (j + 1) / (j + 2) * cosine**2
-        j += 2
-    return scale * sine * outer
+
+    def __init__(self, shares: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int) -> None:
+        centred = shares - shares.mean(axis=1, keepdims=True)
+        scale = np.abs(centred).max(initial=0.0)
+        moving = centred[np.abs(centred).max(axis=1, initial=0.0) > 1e-12 * scale] if scale else centred[:0]
+        rng = np.random.default_rng(_ODD)
+        self.observed = shares.sum(axis=0)
+        self.seeds = seeds
+        self.squares = _squares(shares)
+        if len(moving) <= EXACT:
+            self.signs = 1.0 - 2.0 * ((np.arange(2 ** len(moving))[:, None] >> np.arange(len(moving))) & 1)
+            if seeds.any():  # each pattern several times, with other seeds
+                self.signs = np.tile(self.signs, (math.ceil(FLIPS / len(self.signs)), 1))
+        else:
+            self.signs = np.where(rng.random((FLIPS, len(moving))) < 0.5, -1.0, 1.0)
+        self.exact = len(moving) <= EXACT and not seeds.any()
+        self.means = self.signs @ moving
+        self.drawn = np.zeros_like(self.means)
+        for column in np.flatnonzero(seeds > 0):
+            self.means[:, column] += rng.normal(0, math.sqrt(seeds[column]), len(self.means))
+            self.drawn[:, column] = seeds[column] * rng.chisquare(freedom[column], len(self.means)) / freedom[column]
+        self.least = 2.0 ** (1 - n)  # two of the 2^n patterns are as extreme as the clearest
+
+    def against_leader(self, rows: np.ndarray) -> np.ndarray:
+        """p-value of each of ``rows`` against the first of them, never falling as gaps become less clear; 1 for the first.
+
+        A row's statistic is its gap to the leader over the root of the sum of squared differences of the subjects, which
+        orders sign patterns as the paired t does, and of the variances of seeds.
+        """
+        lead = rows[0]
+        gap = self.observed[lead] - self.observed[rows]
+        spread = np.sqrt(self.squares[lead, rows] + self.seeds[lead] + self.seeds[rows])
+        observed = np.divide(gap, spread, out=np.zeros(len(rows)), where=spread > 1e-15)
+        p = np.ones(len(rows))
+        clearest = 1 + np.argsort(-observed[1:], kind="stable")
+        worst = 0.0
+        for step, place in enumerate(clearest):
+            kept = np.concatenate([rows[:1], rows[np.sort(clearest[step:])]])
+            largest = self._largest(kept)
+            reached = int(np.count_nonzero(largest >= observed[place] * (1 - 1e-9)))
+            own = reached / len(largest) if self.exact else (1 + reached) / (1 + len(largest))
+            worst = max(worst, own, self.least) if gap[place] > 0 else 1.0
+            p[place] = min(1.0, worst)
+        return p
+
+    def _largest(self, rows: np.ndarray) -> np.ndarray:
+        means, drawn = self.means[:, rows], self.drawn[:, rows]
+        lead = means.argmax(axis=1)
+        at = np.arange(len(means))
+        gaps = means[at, lead][:, None] - means
+        spread = self.squares[np.ix_(rows, rows)][lead] + drawn[at, lead][:, None] + drawn
+        return np.sqrt(np.divide(gaps * gaps, spread, out=np.zeros_like(gaps), where=spread > 1e-30).max(axis=1))
+
+
+def _squares(shares: np.ndarray) -> np.ndarray:
+    """(M, M) sum over subjects of squared differences between two rows."""
+    return np.stack([((shares - shares[:, [k]]) ** 2).sum(axis=0) for k in range(shares.shape[1])])
+
+
+def _half(influence: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int, level: float) -> float:
+    """Half of Student's t-interval of a difference; subjects and seeds with their own degrees of freedom."""
+    parts = [(float(np.square(influence).sum()) * n / (n - 1), n - 1)]
+    parts += [(float(s), int(f)) for s, f in zip(seeds, freedom, strict=True) if s > 0]
+    total = sum(part for part, _ in parts)
+    if total <= 0:
+        return 0.0
+    effective = total**2 / sum(part**2 / df for part, df in parts)
+    return jackknife.t_quantile((1 + level) / 2, effective) * math.sqrt(total)
+
+
+def _chance(metric: str, cohort: Sequence[tuple[str, int, int]]) -> float | None:
+    chance = spec(metric).chance
+    if chance != "prevalence":
+        return None if spec(metric).less_is_better else chance
+    lesion = sum(positive for _, positive, _ in cohort)
+    return lesion / sum(positive + negative for _, positive, negative in cohort)
 
 
 def _cohort(test: SubjectHistograms) -> tuple[tuple[str, int, int], ...]:

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.metrics import bootstrap
+from adbench.metrics import bootstrap, jackknife
 from adbench.metrics import keys as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
-from adbench.metrics.spec import spec
+from adbench.metrics.spec import of_class, spec
 
 if TYPE_CHECKING:
     from adbench.metrics.spatial import SpatialAccumulator
@@ -38,11 +38,12 @@ class Estimate:
 
     Attributes:
         value: the metric on the test split; None when undefined.
-        low: lower end of the percentile interval; None when undefined.
+        low: lower end of its interval; None when undefined.
         high: upper end.
-        n: subjects that the number is taken over (lesion-bearing ones for the means).
+        n: lesion-bearing subjects; for a metric that needs no lesion, the subjects that it is taken over.
         oracle: whether a threshold was chosen on the test split itself.
         reason: why ``value`` or the interval is undefined; empty otherwise.
+        n_all: subjects of the split, with and without a lesion.
     """
 
     value: float | None
@@ -51,6 +52,7 @@ class Estimate:
     n: int
     oracle: bool = False
     reason: str = ""
+    n_all: int = 0
 
 
 @dataclass
@@ -135,9 +137,8 @@ def evaluate(
     test: SubjectHistograms,
     val: SubjectHistograms | None = None,
     *,
-    replicates: int = 1000,
+    intervals: bool = True,
     level: float = 0.95,
-    seed: int = 0,
     spatial: SpatialAccumulator | None = None,
     metrics: Sequence[Metric] = (),
     groups: Mapping[str, Mapping[str, str]] | None = None,
@@ -149,11 +150,10 @@ def evaluate(
     Args:
         test: brain voxels of the test volumes, one for each session of a subject; their ids are the subjects' where each
             has one volume. One map a volume and voxel: stack modalities elsewhere.
-        val: validation subjects, from which the thresholds are chosen, see :func:`choose_thresholds`; they stay fixed in
-            the bootstrap, oracle thresholds are chosen anew in every replicate.
-        replicates: bootstrap replicates over subjects; 0 gives values without intervals.
-        level: probability inside the percentile interval.
-        seed: of the resamples; the same seed and subjects give the same resamples for every method.
+        val: validation subjects, from which the thresholds are chosen, see :func:`choose_thresholds`; they stay fixed
+            when a subject is left out for an interval, oracle thresholds are chosen anew.
+        intervals: False gives values alone.
+        level: probability inside the interval.
         spatial: counts of the same volumes' maps, streamed with :func:`choose_thresholds` of the same ``val``; adds
             the metrics of :data:`adbench.metrics.spatial.NAMES` and its plug-in metrics.
         metrics: plug-in metrics. One that needs maps is measured while ``spatial`` is streamed.
@@ -175,7 +175,7 @@ def evaluate(
     thresholds, missing = choose_thresholds(val)
     if spatial is not None:
         _check_spatial(test, thresholds, spatial)
-    run = _Run(thresholds, missing, replicates, level, seed, tuple(metrics), owners)
+    run = _Run(thresholds, missing, intervals, level, tuple(metrics), owners)
     result = _measure(test, spatial, run)
     result.notes = _notes(result.subjects, result.metrics, missing)
     wide = {name: ends for name, ends in result.brackets.items() if ends[1] - ends[0] > WIDE}
@@ -212,9 +212,8 @@ def lesion_size_groups(test: SubjectHistograms) -> dict[str, str]:
 class _Run:
     thresholds: dict[str, float]
     missing: dict[str, str]
-    replicates: int
+    intervals: bool
     level: float
-    seed: int
     metrics: tuple[Metric, ...]
     subject_of: dict[str, str]
 
@@ -226,22 +225,41 @@ def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _
     ends = brackets(test, run.thresholds, pool, curves)
     ill = {row["subject"] for row in rows if row["lesion_voxels"]}
     prevalence = sum(row["lesion_voxels"] for row in rows) / sum(row["brain_voxels"] for row in rows)
-    draws = bootstrap.weights_of(owners, run.replicates, run.seed) if run.replicates else None
-    samples = sample(test, rows, draws) if draws is not None else {}
+    n_all = len(set(owners))
+    draws = jackknife.weights_of(owners) if run.intervals else None
+    left_out = sample(test, rows, draws) if draws is not None else {}
     metrics = {}
     for name in NAMES:
-        reason = _why_undefined(name, test, ill, run.missing)
-        n = len(set(owners)) if name in _POOLED else len(set(owners) - ill) if name in _HEALTHY else len(ill)
-        metrics[name] = estimate(points.get(name), samples.get(name), n, run.level, spec(name).oracle, reason)
+        metrics[name] = estimate(
+            points.get(name),
+            left_out.get(name),
+            n_all - len(ill) if name in _HEALTHY else len(ill),
+            run.level,
+            spec(name).oracle,
+            _why_undefined(name, test, ill, run.missing),
+            n_all=n_all,
+            lesions=spec(name).over_lesions,
+            bracket=ends.get(name),
+        )
     metrics |= _plugins(test, spatial, run, draws)
     if spatial is not None:
         from adbench.metrics.spatial import FALSE_ALARMS, sample_spatial
 
-        oracle = {metric.name for metric in spatial.metrics if metric.oracle}
+        own = {metric.name: metric for metric in spatial.metrics}
         for name, one in sample_spatial(spatial, draws).items():
             rule = FALSE_ALARMS.get(name, name.partition("@")[2])
-            why = run.missing.get(rule, one.reason) if one.value is None else ""
-            metrics[name] = estimate(one.value, one.samples, one.n, run.level, name in oracle, why)
+            facts = of_class(own[name]) if name in own else spec(name)
+            metrics[name] = estimate(
+                one.value,
+                one.samples,
+                one.n,
+                run.level,
+                facts.oracle,
+                run.missing.get(rule, one.reason) if one.value is None else "",
+                n_all=n_all,
+                lesions=facts.over_lesions,
+                bounds=facts.bounds,
+            )
         for row, extra in zip(rows, spatial.rows, strict=True):
             row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}
     return Evaluation(metrics, run.thresholds | oracles, rows, prevalence, [], ends)
@@ -270,6 +288,9 @@ def _plugins(
             run.level,
             metric.oracle,
             metric.undefined if np.isnan(value) else "",
+            n_all=len({run.subject_of[volume] for volume in test}),
+            lesions=of_class(metric).over_lesions,
+            bounds=of_class(metric).bounds,
         )
     return result
 
@@ -289,15 +310,15 @@ def _check_spatial(test: SubjectHistograms, thresholds: dict[str, float], spatia
 
 
 def sample(test: SubjectHistograms, rows: Sequence[dict[str, Any]], draws: np.ndarray) -> dict[str, np.ndarray]:
-    """Every histogram metric under each replicate.
+    """Every histogram metric under each weighting of the subjects.
 
     Args:
         test: V volumes.
         rows: their rows as in :attr:`Evaluation.subjects`, which hold the per-volume values at fixed thresholds.
-        draws: (R, V) weights of :func:`adbench.metrics.bootstrap.weights_of`.
+        draws: (R, V) weights, such as :func:`adbench.metrics.jackknife.weights_of` or those of a bootstrap.
 
     Returns:
-        name -> (R,) values, NaN where a replicate leaves it undefined.
+        name -> (R,) values, NaN where a row of weights leaves it undefined.
     """
     result = bootstrap.pooled(test, draws)
     for name, column in _MEANS.items():
@@ -327,28 +348,57 @@ def healthy_failures(rows: Sequence[dict[str, Any]], rule: str) -> tuple[np.ndar
 
 
 def estimate(
-    value: float | None, samples: np.ndarray | None, n: int, level: float, oracle: bool = False, reason: str = ""
+    value: float | None,
+    left_out: np.ndarray | None,
+    n: int,
+    level: float,
+    oracle: bool = False,
+    reason: str = "",
+    *,
+    n_all: int = 0,
+    lesions: bool = True,
+    bounds: tuple[float, float] = jackknife.UNIT,
+    bracket: tuple[float, float] | None = None,
+    values: np.ndarray | None = None,
 ) -> Estimate:
-    """An :class:`Estimate` from a value and its replicates (None: no interval was asked for).
+    """An :class:`Estimate` from a value and what it is without one subject each.
 
     Args:
         value: on the sample itself; None when undefined.
-        samples: (R,) replicates, NaN where undefined.
-        n: subjects that the number is taken over.
+        left_out: (m,) the value without one subject each, or (S, m) for S training seeds, NaN where undefined; None when
+            no interval was asked for.
+        n: subjects that the number is taken over; below :data:`adbench.metrics.jackknife.MINIMUM` there is no interval.
         level: probability inside the interval.
         oracle: whether a threshold was chosen on the test split.
         reason: why ``value`` is None.
+        n_all: subjects of the split.
+        lesions: whether ``n`` counts lesion-bearing subjects.
+        bounds: natural range of the metric.
+        bracket: ends between which the number of the unbinned scores lies; the interval is widened by as much.
+        values: (S,) of each training seed, with ``value`` their mean; None for one seed.
     """
     if value is None:
-        return Estimate(None, None, None, n, oracle, reason)
-    if samples is None:
-        return Estimate(float(value), None, None, n, oracle, "no bootstrap was asked for")
-    if n < 2:
-        return Estimate(float(value), None, None, n, oracle, "an interval needs at least 2 subjects")
-    ends = bootstrap.interval(samples, level)
-    if ends is None:
-        return Estimate(float(value), None, None, n, oracle, "undefined in more than half of the replicates")
-    return Estimate(float(value), ends[0], ends[1], n, oracle)
+        return Estimate(None, None, None, n, oracle, reason, n_all)
+    value = float(value)
+    if left_out is None:
+        return Estimate(value, None, None, n, oracle, "no interval was asked for", n_all)
+    if n < jackknife.MINIMUM:
+        return Estimate(value, None, None, n, oracle, too_few(n, "an interval", lesions), n_all)
+    if np.isnan(left_out).any():
+        return Estimate(value, None, None, n, oracle, "undefined without one of its subjects", n_all)
+    low, high = jackknife.interval(
+        np.array([value]) if values is None else values, np.atleast_2d(left_out), n, level, bounds
+    )
+    if bracket is not None:
+        low = max(bounds[0], low - max(0.0, value - bracket[0]))
+        high = min(bounds[1], high + max(0.0, bracket[1] - value))
+    return Estimate(value, low, high, n, oracle, n_all=n_all)
+
+
+def too_few(n: int, what: str, lesions: bool = True) -> str:
+    """The sentence for ``n`` subjects that do not suffice: "3 subjects with lesions: an interval needs 6"."""
+    who = f"subject{'' if n == 1 else 's'}{' with lesions' if lesions else ''}"
+    return f"{n} {who}: {what} needs {jackknife.MINIMUM}"
 
 
 def dice_at(histogram: ScoreHistogram, threshold: float) -> float:

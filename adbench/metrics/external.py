@@ -31,7 +31,6 @@ def evaluate_folders(
     val_maps: Folder | None = None,
     val_masks: Folder | None = None,
     val_brain: Folder | None = None,
-    replicates: int = 1000,
     level: float = 0.95,
     seed: int = 0,
     strata: bool = True,
@@ -52,9 +51,8 @@ def evaluate_folders(
             numbers are defined.
         val_masks: their lesion masks; a case without lesion is healthy.
         val_brain: their brain masks; needed where ``brain`` is given.
-        replicates: bootstrap replicates over subjects.
         level: probability inside the intervals.
-        seed: of the resamples.
+        seed: of the resamples behind the bands of the plots.
         strata: whether to repeat every metric by lesion size.
         metrics: plug-in metrics.
         presets: names of presets to add to the JSON; they need finite scores everywhere.
@@ -83,9 +81,7 @@ def evaluate_folders(
         for case in test_cases:
             _count(spatial, case)
         notes.append("The thresholds of the FROC curve are spaced by the test split's own background scores.")
-    result = evaluate(
-        test, val, replicates=replicates, level=level, seed=seed, spatial=spatial, metrics=metrics, strata=strata
-    )
+    result = evaluate(test, val, level=level, spatial=spatial, metrics=metrics, strata=strata)
     result.notes += notes
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -99,7 +95,7 @@ def evaluate_folders(
     chosen = [asdict(evaluate_preset(name, _Cases(test_cases), val_again)) for name in presets]
     inputs = {"maps": str(maps), "masks": str(masks), "brain": None if brain is None else str(brain)}
     inputs |= {"val_maps": None if val_maps is None else str(val_maps)}
-    settings = {"replicates": replicates, "level": level, "seed": seed, "labels": sorted(labels) if labels else None}
+    settings = {"level": level, "seed": seed, "labels": sorted(labels) if labels else None}
     write_json(folder / "metrics.json", {"inputs": inputs, "settings": settings, "presets": chosen, **result.as_dict()})
     return result
 

@@ -221,7 +221,7 @@ class SpatialAccumulator:
 
 @dataclass
 class Sampled:
-    """One spatial metric: its value, its replicates, over how many subjects, or why it is undefined."""
+    """One spatial metric: its value, that under each weighting, over how many subjects, or why it is undefined."""
 
     value: float | None = None
     samples: np.ndarray | None = None
@@ -266,7 +266,7 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
 
     Args:
         spatial: V volumes.
-        draws: (R, V) bootstrap weights, columns in the order of ``spatial.rows``; None for values alone.
+        draws: (R, V) weights, columns in the order of ``spatial.rows``; None for values alone.
     """
     rows = spatial.rows
     every = np.ones((1, len(rows)))

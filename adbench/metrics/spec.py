@@ -14,7 +14,7 @@ from adbench.errors import UserError
 if TYPE_CHECKING:
     from adbench.metrics.base import Metric
 
-Scope = Literal["pooled", "subject mean", "lesion", "slice", "reconstruction", "healthy"]
+Scope = Literal["pooled", "subject mean", "lesion", "slice", "reconstruction", "healthy", "subjects"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class MetricSpec:
         heading: of its column.
         definition: one line.
         scope: what it is taken over: all voxels pooled, a mean over subjects, lesions, slices, reconstructions, or
-            healthy tissue. Plug-ins are ratios of sums over subjects: "subject mean".
+            healthy tissue. Plug-ins are ratios of sums over whichever subjects they measure: "subjects".
         less_is_better: whether a lower value is the better one.
         oracle: whether it chooses something on the test split.
         unit: of the value; "" for a share or another number without one.
@@ -47,6 +47,16 @@ class MetricSpec:
     high: float | None = 1.0
     chance: float | Literal["prevalence"] | None = None
     group: Literal["headline", "optional"] = "headline"
+
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """Natural range of the value; either end may be infinite."""
+        return self.low, float("inf") if self.high is None else self.high
+
+    @property
+    def over_lesions(self) -> bool:
+        """Whether it is taken over subjects with lesions, so that their number decides what can be said."""
+        return self.scope not in ("reconstruction", "healthy", "subjects")
 
     @property
     def direction(self) -> str:
@@ -91,7 +101,7 @@ _CONFORMAL = [
             f"fa_slice@{rule}",
             f"False-alarm slices @{rule}",
             f"Share of lesion-free slices with a positive where {percent} % of healthy subjects may fail",
-            "slice",
+            "healthy",
             less_is_better=True,
         ),
         MetricSpec(
@@ -195,7 +205,7 @@ _TABLE = (
         "fa_slice",
         "False-alarm slices",
         "Share of lesion-free slices with any voxel above the val threshold",
-        "slice",
+        "healthy",
         less_is_better=True,
     ),
     MetricSpec(
@@ -306,16 +316,18 @@ def of_class(metric: type[Metric] | Metric, name: str = "") -> MetricSpec:
     """
     doc = (metric.__doc__ or "").strip().split("\n")[0]
     own = name or metric.name
+    if own in SPECS:
+        return SPECS[own]
     return MetricSpec(
         own,
         metric.heading or own,
         doc,
-        "subject mean",
+        "subjects",
         less_is_better=bool(metric.less_is_better),
         oracle=bool(metric.oracle),
         unit=metric.unit,
-        low=float("-inf"),
-        high=None,
+        low=metric.bounds[0],
+        high=None if metric.bounds[1] == float("inf") else metric.bounds[1],
         group="optional",
     )
 

@@ -171,7 +171,7 @@ def _parts(runs: Sequence[Run], progress: Progress) -> list[Part]:
         for number, run in enumerate(members):
             tail = f" seed {run.record.seed}" if seeds_differ else f" run {number + 1}"
             label = group + (tail if len(members) > 1 else "")
-            parts.append(Part(run, label, group, run.evaluation(replicates=0), window(run.histograms.pooled())))
+            parts.append(Part(run, label, group, run.evaluation(intervals=False), window(run.histograms.pooled())))
             progress.update("numbers", len(parts), len(runs))
     return sorted(parts, key=lambda part: (-(_value(part, "auprc") or -1.0), part.label))
 

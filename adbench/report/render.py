@@ -213,7 +213,7 @@ def _differences(report: Report) -> list[dict[str, Any]]:
             "value": f"{d.value:+.3f}",
             "low": f"{d.low:+.3f}",
             "high": f"{d.high:+.3f}",
-            "p": f"{d.p_holm:.3f}" if d.p_holm >= 0.001 else "< 0.001",
+            "p": f"{d.p_rank:.3f}" if d.p_rank >= 0.001 else "< 0.001",
             "apart": report.comparison.ranks[d.a] != report.comparison.ranks[d.b],
         }
         for d in report.comparison.differences

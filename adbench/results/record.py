@@ -23,14 +23,15 @@ class _Part(BaseModel):
 
 
 class Number(_Part):
-    """A metric with its bootstrap interval over test subjects."""
+    """A metric with its interval over test subjects."""
 
     value: float | None  # None: undefined, see reason
-    low: float | None  # 2.5th percentile of the bootstrap
-    high: float | None  # 97.5th percentile of the bootstrap
-    n: int  # subjects that enter the number
+    low: float | None  # ends of the interval over subjects, at the level of the protocol
+    high: float | None
+    n: int  # lesion-bearing subjects; for a metric that needs no lesion, those that it is taken over
     oracle: bool = False  # True: a threshold was chosen on the test split
-    reason: str = ""  # why value is None
+    reason: str = ""  # why value, or the interval, is None
+    n_all: int = 0  # subjects of the split
 
 
 class MetricPart(_Part):

@@ -39,7 +39,7 @@ def trained(run: api.Run) -> Trained:
 
 
 def test_numbers_are_those_of_the_runs(found: list[Board], runs: list[api.Run]) -> None:
-    """The boards come from stored replicates; here the same from the runs, by the metrics package alone."""
+    """The boards come from stored values; here the same from the runs, by the metrics package alone."""
     flair = next(board for board in found if board.modality == "FLAIR")
     samples = {}
     for entry in flair.entries:
@@ -55,12 +55,16 @@ def test_numbers_are_those_of_the_runs(found: list[Board], runs: list[api.Run]) 
                 continue
             mine = entry.estimates[metric]
             assert mine.value == pytest.approx(expected[metric].value, rel=1e-12)
-            assert (mine.low, mine.high) == pytest.approx((expected[metric].low, expected[metric].high), rel=1e-6)
-            assert mine.n == expected[metric].n
+            assert (mine.n, mine.n_all, mine.reason) == (expected[metric].n, 9, expected[metric].reason)
+            if expected[metric].low is None:
+                assert (mine.low, mine.high) == (None, None)
+            else:
+                assert (mine.low, mine.high) == pytest.approx((expected[metric].low, expected[metric].high), rel=1e-6)
     table = compare(samples, "auprc")
     assert {entry.key: entry.rank for entry in flair.entries} == table.ranks
+    assert {entry.key: entry.reason for entry in flair.entries if entry.rank is None} == table.reasons
     assert [(d.a, d.b) for d in flair.differences] == [(d.a, d.b) for d in table.differences]
-    assert [d.p_holm for d in flair.differences] == pytest.approx([d.p_holm for d in table.differences])
+    assert [d.p_rank for d in flair.differences] == pytest.approx([d.p_rank for d in table.differences])
 
 
 def test_one_seed_has_the_interval_of_its_record(found: list[Board]) -> None:
@@ -118,15 +122,50 @@ def test_parameters_make_rows_of_their_own(submission: Submission, tmp_path: Pat
     labels = [entry.label for entry in board.entries]
     assert len(set(labels)) == 2
     assert all(label.startswith("histeq [tiny] ") for label in labels)
-    assert [entry.rank for entry in board.entries] == [1, 1]  # the same scores
-    assert all(entry.tied for entry in board.entries)
+    assert [entry.rank for entry in board.entries] == [None, None]  # the same scores
+    assert [entry.reason for entry in board.entries] == ["not above chance"] * 2
+
+
+def test_a_constant_map_has_no_rank_and_stands_below_all_that_have_one(found: list[Board], built: Path) -> None:
+    """Its AUPRC is the prevalence."""
+    for board in found:
+        (constant,) = [entry for entry in board.entries if entry.record.method.name == "constant"]
+        assert constant.rank is None
+        assert constant.reason == "not above chance"
+        assert all(entry.rank is None for entry in board.entries[board.entries.index(constant) :])
+        ranked = [entry.estimates["auprc"] for entry in board.entries if entry.rank is not None]
+        assert all(estimate.low is not None and estimate.low > board.record.prevalence for estimate in ranked)
+    assert "— not above chance" in (built / "folder" / "index.md").read_text()
+
+
+def test_few_subjects_have_no_rank_and_say_why(submission: Submission, tmp_path: Path) -> None:
+    def few(raw: dict[str, Any]) -> None:
+        number = raw["record"]["metrics"]["auprc"]
+        number.update(low=None, high=None, n=5, reason="5 subjects with lesions: an interval needs 6")
+
+    def other(raw: dict[str, Any]) -> None:
+        few(raw)
+        raw["record"]["method"]["params"]["polarity"] = raw["record"]["identity"]["params"]["polarity"] = "dark"
+        rekey(raw)
+
+    place(tmp_path, altered(submission, few))
+    (alone,) = boards(read_all(tmp_path))
+    assert alone.entries[0].rank is None
+    assert alone.unranked == "5 subjects with lesions: an interval needs 6"
+    place(tmp_path, altered(submission, other))
+    (board,) = boards(read_all(tmp_path))
+    assert [entry.rank for entry in board.entries] == [None, None]
+    assert board.unranked == "5 subjects with lesions: a rank needs 6"
+    page = make(tmp_path)["folder/index.md"]
+    assert "(5 subjects with lesions: an interval needs 6)" in page
+    assert "Not ranked: 5 subjects with lesions: a rank needs 6." in page
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
         (lambda raw: raw["record"]["subjects"].__setitem__(0, {}), "contradict themselves"),
-        (lambda raw: raw["ranking"].update(draws="!!"), "contradict themselves"),
+        (lambda raw: raw["ranking"].update(left_out="!!"), "contradict themselves"),
         (lambda raw: raw.update(digest="0"), "digest"),
     ],
 )

@@ -134,11 +134,11 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "validation counts": (_lower_validation, "thresholds.val"),
     "lesions found": (_better_lesions, "metrics.lesion_recall@val.value"),
     "FROC thresholds": (_other_froc, "spatial.froc"),
-    "resamples": (
-        lambda raw: raw["ranking"].update(draws=files.pack_draws(np.full(1000, 0.99))),
-        "ranking.draws",
+    "values without one subject": (
+        lambda raw: raw["ranking"].update(left_out=files.pack_values(np.full(9, 0.99))),
+        "ranking.left_out",
     ),
-    "no resamples": (_set("ranking", None), "ranking"),
+    "no values without one subject": (_set("ranking", None), "ranking"),
     "run_key": (_set("record/run_key", "0" * 64), "run_key"),
     "fit_key": (_set("record/fit_key", "0" * 64), "fit_key"),
     "method": (_set("record/method/name", "madad"), "identity.method"),
@@ -154,9 +154,9 @@ TAMPERED: dict[str, tuple[Change, str]] = {
         lambda raw: (_set("record/protocol/name", "brats99")(raw), _identity("protocol/name", "brats99")(raw)),
         "protocol.name",
     ),
-    "replicates": (
-        lambda raw: (_set("record/protocol/replicates", 10**9)(raw), _identity("protocol/replicates", 10**9)(raw)),
-        "protocol.replicates",
+    "level": (
+        lambda raw: (_set("record/protocol/level", 0.5)(raw), _identity("protocol/level", 0.5)(raw)),
+        "protocol.level",
     ),
     "hash of the spatial counts": (_set("record/files/spatial.json", "0" * 64), "files.spatial.json"),
     "hash of the splits": (_set("record/files/splits.json", "0" * 64), "files.splits.json"),
@@ -210,7 +210,7 @@ def test_an_edit_without_a_new_digest(submission: Submission) -> None:
         _set("histograms/mantissa_bits", 400),
         _set("histograms/bins", [1] * 9),
         _set("histograms/subjects", ["s"] * 9),
-        _set("ranking/draws", "x"),
+        _set("ranking/left_out", "x"),
         _set("validation", None),
         _set("record/thresholds", {"val": 1.0e300}),
     ],

@@ -77,7 +77,7 @@ def definitions(test, val):
 @pytest.mark.parametrize("seed", range(4))
 def test_values_equal_their_definitions(seed):
     test, val = split(seed, 7, healthy=3), split(seed + 50, 14, healthy=10, prefix="v")
-    result = evaluate(histograms(test), histograms(val), replicates=50)
+    result = evaluate(histograms(test), histograms(val))
     thresholds, expected = definitions(test, val)
     assert {rule: result.thresholds[rule] for rule in thresholds} == thresholds
     assert tuple(result.metrics) == NAMES
@@ -97,7 +97,7 @@ def test_values_equal_their_definitions(seed):
 
 def test_rows_hold_each_subject():
     test, val = split(3, 4, healthy=1), split(53, 6, healthy=2, prefix="v")
-    result = evaluate(histograms(test), histograms(val), replicates=0)
+    result = evaluate(histograms(test), histograms(val), intervals=False)
     free, row = result.subjects[0], result.subjects[1]
     scores, labels = test["t1"]
     assert (row["subject"], row["brain_voxels"], row["lesion_voxels"]) == ("t1", len(scores), labels.sum())
@@ -114,7 +114,7 @@ def test_dice_equals_monai():
     from monai.metrics import DiceMetric
 
     test, val = split(7, 4), split(8, 3, healthy=1, prefix="v")
-    result = evaluate(histograms(test), histograms(val), replicates=0)
+    result = evaluate(histograms(test), histograms(val), intervals=False)
     metric = DiceMetric(include_background=True, reduction="mean")
     for scores, labels in test.values():
         predicted = scores >= result.thresholds["val"]
@@ -128,12 +128,12 @@ def test_dice_equals_monai():
 def test_replicates_equal_evaluating_the_drawn_subjects():
     data = split(5, 5, healthy=1)
     test, val = histograms(data), histograms(split(55, 6, healthy=2, prefix="v"))
-    result = evaluate(test, val, replicates=0)
+    result = evaluate(test, val, intervals=False)
     draws = np.array([[1, 1, 1, 1, 1], [0, 3, 1, 1, 0], [4, 1, 0, 0, 0], [5, 0, 0, 0, 0]], float)
     values = sample(test, result.subjects, draws)
     for row, draw in enumerate(draws):
         drawn = {f"{s}#{k}": v for (s, v), times in zip(data.items(), draw, strict=True) for k in range(int(times))}
-        expected = evaluate(histograms(drawn), val, replicates=0)
+        expected = evaluate(histograms(drawn), val, intervals=False)
         for name in NAMES:
             if expected.metrics[name].value is None:
                 assert np.isnan(values[name][row]), name
@@ -171,17 +171,17 @@ def test_joined_bins_do_not_change_replicates(monkeypatch):
 
 def test_same_seed_same_interval_and_other_order_same_bits():
     data, val = split(1, 6), histograms(split(2, 4, healthy=1, prefix="v"))
-    forward = evaluate(histograms(data), val, replicates=200, seed=3)
-    backward = evaluate(histograms(dict(reversed(data.items()))), val, replicates=200, seed=3)
+    forward = evaluate(histograms(data), val)
+    backward = evaluate(histograms(dict(reversed(data.items()))), val)
     assert forward == backward
-    assert evaluate(histograms(data), val, replicates=200, seed=4).metrics != forward.metrics
+    assert evaluate(histograms(data), val).metrics != forward.metrics
 
 
 def test_a_chosen_threshold_reproduces_on_raw_float32_scores():
     rng = np.random.default_rng(0)
     raw = {f"t{i}": (rng.standard_normal(500).astype(np.float32), rng.random(500) < 0.1) for i in range(3)}
     val = {f"v{i}": (rng.standard_normal(500).astype(np.float32), rng.random(500) < 0.1) for i in range(3)}
-    result = evaluate(histograms(raw), histograms(val), replicates=0)
+    result = evaluate(histograms(raw), histograms(val), intervals=False)
     expected = np.mean([dice(s >= np.float32(result.thresholds["val"]), y) for s, y in raw.values()])
     assert result.metrics["dice@val"].value == pytest.approx(expected, abs=1e-12)
     low, high = result.brackets["auprc"]
@@ -191,7 +191,7 @@ def test_a_chosen_threshold_reproduces_on_raw_float32_scores():
 
 
 def test_no_lesion_anywhere_says_what_is_undefined():
-    result = evaluate(histograms(split(0, 3, healthy=3)), histograms(split(1, 3, healthy=1, prefix="v")), replicates=20)
+    result = evaluate(histograms(split(0, 3, healthy=3)), histograms(split(1, 3, healthy=1, prefix="v")))
     names = [name for name in NAMES if not name.startswith("fpr_healthy")]
     for name in names:
         assert result.metrics[name].value is None
@@ -204,30 +204,30 @@ def test_no_lesion_anywhere_says_what_is_undefined():
 
 def test_missing_rules_say_why():
     test = histograms(split(0, 3))
-    alone = evaluate(test, None, replicates=20)
+    alone = evaluate(test, None)
     assert alone.metrics["dice@val"].reason == "no validation split was given"
     assert alone.metrics["dice@val"].value is None
     assert alone.metrics["dice@best"].value is not None
     assert alone.notes == [
         "No val or fpr1 or fpr5 or conformal05 or conformal10 threshold: no validation split was given."
     ]
-    healthy = evaluate(test, histograms(split(1, 2, healthy=2, prefix="v")), replicates=20)
+    healthy = evaluate(test, histograms(split(1, 2, healthy=2, prefix="v")))
     assert "validation split has no lesion, so no threshold maximises its Dice" in healthy.metrics["dice@val"].reason
     assert healthy.metrics["dice@fpr1"].value is not None
-    sick = evaluate(test, histograms(split(1, 2, prefix="v")), replicates=20)
+    sick = evaluate(test, histograms(split(1, 2, prefix="v")))
     assert "no lesion-free subject to set a false-positive rate on" in sick.metrics["dice@fpr5"].reason
     assert choose_thresholds(None)[0] == {}
 
 
 def test_one_subject_has_no_interval():
-    only = evaluate(histograms(split(0, 1)), replicates=20).metrics["auprc"]
+    only = evaluate(histograms(split(0, 1))).metrics["auprc"]
     assert only.value is not None
     assert (only.low, only.high, only.reason) == (None, None, "an interval needs at least 2 subjects")
 
 
 def test_all_lesion_has_no_roc():
     test = histograms({"a": (np.float16([1, 2]), np.array([1, 1])), "b": (np.float16([1, 3]), np.array([1, 1]))})
-    result = evaluate(test, replicates=20)
+    result = evaluate(test)
     assert result.metrics["auroc"].reason == "no background voxel in the whole test split"
     assert result.metrics["auprc"].value == 1
 
@@ -278,7 +278,7 @@ def test_a_healthy_subject_is_judged_once_however_many_volumes_it_has():
         scores = np.r_[np.full(top, 9), np.zeros(400 - top)].astype(np.float16)
         test.update(name, scores, np.arange(400) < 5 * (name == "d"))
     subject_of = {"a_1": "a", "a_2": "a", "b": "b", "c": "c", "d": "d"}
-    result = evaluate(test, val, replicates=300, subject_of=subject_of)
+    result = evaluate(test, val, subject_of=subject_of)
     rates = {row.get("volume", row["subject"]): row["fpr@conformal05"] for row in result.subjects}
     assert rates == {"a_1": 30 / 800, "a_2": 30 / 800, "b": 0, "c": 8 / 400, "d": None}
     one = result.metrics["fpr_healthy@conformal05"]

@@ -61,7 +61,6 @@ def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
         val_maps=val[0],
         val_masks=val[1],
         val_brain=val[2],
-        replicates=50,
         presets=["official-madad", "upd"],
     )
     arrays = [case(seed, lesion=seed > 0) for seed in range(5)]
@@ -79,7 +78,7 @@ def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["metrics"]["auprc"]["value"] == result.metrics["auprc"].value
     assert [preset["name"] for preset in saved["presets"]] == ["official-madad", "upd"]
-    assert saved["settings"] == {"replicates": 50, "level": 0.95, "seed": 0, "labels": None}
+    assert saved["settings"] == {"level": 0.95, "seed": 0, "labels": None}
     text = table(result)
     assert text.splitlines()[0].split() == ["metric", "value", "interval", "subjects"]
     assert f"{result.metrics['auprc'].value:.4f}" in text
@@ -88,11 +87,10 @@ def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
 
 def test_stored_counts_give_the_same_numbers_again(tmp_path, test, val):
     out = tmp_path / "out"
-    result = evaluate_folders(*test, out=out, val_maps=val[0], val_masks=val[1], val_brain=val[2], replicates=50)
+    result = evaluate_folders(*test, out=out, val_maps=val[0], val_masks=val[1], val_brain=val[2])
     again = evaluate(
         SubjectHistograms.from_npz(out / "histograms.npz"),
         SubjectHistograms.from_npz(out / "val_histograms.npz"),
-        replicates=50,
         spatial=SpatialAccumulator.from_json(out / "spatial.json"),
         strata=True,
     )
@@ -101,7 +99,7 @@ def test_stored_counts_give_the_same_numbers_again(tmp_path, test, val):
 
 
 def test_without_validation_or_brain_masks(tmp_path, test):
-    result = evaluate_folders(*test[:2], out=tmp_path / "out", replicates=20, strata=False)
+    result = evaluate_folders(*test[:2], out=tmp_path / "out", strata=False)
     assert result.metrics["dice@val"].reason == "no validation split was given"
     assert result.metrics["froc"].value is not None
     assert "No brain masks were given: every voxel of the image counts, background included." in result.notes
@@ -113,7 +111,7 @@ def test_without_validation_or_brain_masks(tmp_path, test):
 
 def test_no_lesion_at_all_is_said_and_not_drawn(tmp_path):
     maps, masks, brain = folders(tmp_path, range(3), healthy=3)
-    result = evaluate_folders(maps, masks, brain, out=tmp_path / "out", replicates=20)
+    result = evaluate_folders(maps, masks, brain, out=tmp_path / "out")
     assert any("no lesion voxel in the whole test split: auprc, auroc" in note for note in result.notes)
     assert "No plot was drawn: no lesion voxel in the whole test split." in result.notes
     assert not list((tmp_path / "out").glob("*.png"))
@@ -134,7 +132,7 @@ def test_png_slices_are_stacked_by_case(tmp_path):
     assert cases[0].maps.shape == (3, 8, 9)
     assert cases[0].slices.tolist() == [3, 4, 10]
     assert cases[0].lesion.sum() == 12
-    result = evaluate_folders(tmp_path / "maps", tmp_path / "masks", out=tmp_path / "out", replicates=20)
+    result = evaluate_folders(tmp_path / "maps", tmp_path / "masks", out=tmp_path / "out")
     assert result.subjects[0]["lesions"] == 2, "slice 10 does not touch slices 3 and 4"
     single = list((tmp_path / "maps").iterdir())
     for path in single:
@@ -204,7 +202,7 @@ def test_another_grid_or_affine_is_printed_with_both(tmp_path, test):
     with pytest.raises(UserError, match=message):
         evaluate_folders(*test, out=tmp_path / "out")
     write(test[1] / "c2_seg.nii.gz", case(2)[1], AFFINE + 1e-5)
-    assert evaluate_folders(*test, out=tmp_path / "out", replicates=5).metrics["auprc"].value is not None
+    assert evaluate_folders(*test, out=tmp_path / "out").metrics["auprc"].value is not None
 
 
 def test_empty_brain_and_broken_scores_name_the_case(tmp_path, test):
@@ -224,7 +222,7 @@ def test_lesions_outside_the_brain_are_counted_in_a_note(tmp_path, test):
     _, mask, _ = case(1)
     mask[0, 0, 0] = 1
     write(test[1] / "c1_seg.nii.gz", mask)
-    notes = evaluate_folders(*test, out=tmp_path / "out", replicates=5).notes
+    notes = evaluate_folders(*test, out=tmp_path / "out").notes
     assert (
         "1 lesion voxels of 1 case(s) lie outside the brain mask and are not counted (the first: 1 of 'c1')." in notes
     )

@@ -48,7 +48,7 @@ def test_a_metric_from_an_entry_point_appears_among_the_numbers(plugin):
     test.update("a", scores, [1, 0, 0, 0, 0])
     test.update("b", scores, [1, 1, 1, 0, 0])
     test.update("c", scores, [0, 0, 0, 0, 0])
-    result = evaluation.evaluate(test, val, metrics=[metric], replicates=100)
+    result = evaluation.evaluate(test, val, metrics=[metric])
     assert result.thresholds["val"] == 2
     number = result.metrics["lesion_load_error"]
     assert number.value == pytest.approx((2 + 0) / 2)

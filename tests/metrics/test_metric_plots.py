@@ -21,7 +21,7 @@ def histograms(prefix, lesion=0.1, subjects=4):
 
 def test_pr_plot_is_written_and_repeats(tmp_path):
     test = histograms("t")
-    result = evaluate(test, histograms("va"), replicates=20)
+    result = evaluate(test, histograms("va"))
     plots.pr_plot(test, result, tmp_path / "deep" / "pr.png")
     first = (tmp_path / "deep" / "pr.png").read_bytes()
     assert first[:4] == b"\x89PNG"
@@ -31,7 +31,7 @@ def test_pr_plot_is_written_and_repeats(tmp_path):
 
 def test_a_curve_needs_a_lesion_and_a_known_ending(tmp_path):
     test = histograms("t")
-    result = evaluate(test, replicates=20)
+    result = evaluate(test)
     with pytest.raises(UserError, match=r"end its name in \.png, \.svg or \.pdf"):
         plots.pr_plot(test, result, tmp_path / "pr.jpeg")
     with pytest.raises(UserError, match="no lesion voxel in the whole test split"):

@@ -123,7 +123,7 @@ def test_left_out_slices_count_to_their_neighbours():
 def test_without_a_voxel_size_there_is_a_reason():
     spatial = SpatialAccumulator({"val": 0.9}, metrics=[SurfaceDice(), HD95(), VolumeError(), AUPRO()])
     subject = given(0)
-    spatial.add_subject("a", subject.volume.maps, subject.volume.lesion, subject.volume.brain)
+    spatial.add_volume("a", subject.volume.maps, subject.volume.lesion, subject.volume.brain)
     found = sample_spatial(spatial, None)
     for name in ("surface_dice@2mm", "hd95", "volume_error"):
         assert found[name].value is None
@@ -204,9 +204,9 @@ def test_one_map_outside_the_unit_interval_leaves_no_calibration_error():
     spatial = SpatialAccumulator({}, metrics=[ECE()])
     lesion = blobs(0)[1]
     half = np.full(lesion.shape, 0.5, np.float32)
-    spatial.add_subject("a", half, lesion, np.ones_like(lesion))
+    spatial.add_volume("a", half, lesion, np.ones_like(lesion))
     assert sample_spatial(spatial, None)["ece"].value == pytest.approx(0.5 - lesion.mean())
-    spatial.add_subject("b", half + 0.6, lesion, np.ones_like(lesion))
+    spatial.add_volume("b", half + 0.6, lesion, np.ones_like(lesion))
     found = sample_spatial(spatial, None)["ece"]
     assert found.value is None
     assert found.reason == "not every map lies in [0, 1], so these are no probabilities"

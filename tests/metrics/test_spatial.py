@@ -251,7 +251,7 @@ def test_an_increasing_function_of_the_map_changes_no_number(increasing):
         for i, (maps, mask) in enumerate(split["s"]):
             test.update(f"s{i}", function(maps).astype(np.float32), mask)
             spatial.add_volume(f"s{i}", function(maps).astype(np.float32), mask, np.ones_like(mask))
-        result = evaluate(test, val, replicates=0, spatial=spatial)
+        result = evaluate(test, val, intervals=False, spatial=spatial)
         values.append({name: one.value for name, one in result.metrics.items() if not name.startswith("recon")})
     assert None not in values[0].values()
     assert values[1] == pytest.approx(values[0], abs=1e-12)
@@ -408,7 +408,7 @@ def test_evaluate_adds_spatial_metrics_plugins_and_strata():
     spatial = SpatialAccumulator(thresholds, froc_thresholds(val), metrics=[MeanMap()])
     for i, (subject, arrays) in enumerate(data.items()):
         spatial.add_volume(subject, *arrays, site="A" if i < 5 else "B", modality=None)
-    result = evaluate(test, val, replicates=50, spatial=spatial, metrics=[LesionVoxels(), MeanMap()], strata=True)
+    result = evaluate(test, val, spatial=spatial, metrics=[LesionVoxels(), MeanMap()], strata=True)
     assert set(NAMES) < set(result.metrics)
     assert result.metrics["lesion_voxels"].value == np.mean([(m & b).sum() for _, m, b in data.values()])
     pooled = np.concatenate([maps[brain] for maps, _, brain in data.values()])
@@ -419,7 +419,7 @@ def test_evaluate_adds_spatial_metrics_plugins_and_strata():
     assert list(result.strata) == ["lesion_size", "site"]
     assert list(result.strata["lesion_size"]) == ["small", "medium", "large"]
     subset = ["s5", "s6", "s7"]
-    alone = evaluate(test.subset(subset), val, replicates=50, spatial=spatial.subset(subset))
+    alone = evaluate(test.subset(subset), val, spatial=spatial.subset(subset))
     part = result.strata["site"]["B"]
     for name in alone.metrics:
         assert part[name] == alone.metrics[name], name
@@ -436,13 +436,13 @@ def test_lesion_size_groups_by_percentile():
 def test_plugins_that_lie_or_clash_are_named():
     test, _ = both(range(4))
     with pytest.raises(UserError, match=r"Metric 'broken' measured \(nan, 1\.0\) on subject 's0'"):
-        evaluate(test, replicates=5, metrics=[Broken()])
+        evaluate(test, metrics=[Broken()])
     clash = type("Clash", (LesionVoxels,), {"name": "auprc"})()
     with pytest.raises(UserError, match="The metric name 'auprc' of Clash is taken"):
         evaluate(test, metrics=[clash])
     with pytest.raises(UserError, match="The metric Nameless has no name"):
         evaluate(test, metrics=[type("Nameless", (LesionVoxels,), {"name": ""})()])
-    unseen = evaluate(test, replicates=5, metrics=[MeanMap()]).metrics["mean_map"]
+    unseen = evaluate(test, metrics=[MeanMap()]).metrics["mean_map"]
     assert (unseen.value, unseen.reason) == (None, "it needs maps, and none were streamed")
 
 
@@ -528,7 +528,7 @@ def test_conformal_rates_are_given_by_site():
     spatial = SpatialAccumulator(choose_thresholds(val)[0], froc_thresholds(val))
     for i, (name, arrays) in enumerate(data.items()):
         spatial.add_volume(name, *arrays, site="A" if i < 4 else "B")
-    result = evaluate(test, val, replicates=10, spatial=spatial, strata=True)
+    result = evaluate(test, val, spatial=spatial, strata=True)
     threshold = np.float32(result.thresholds["conformal05"])
     for site, name in (("A", "s0"), ("B", "s4")):
         maps, _, brain = data[name]
@@ -549,8 +549,8 @@ def test_volumes_of_a_subject_are_scored_apart_and_resampled_together():
     spatial = SpatialAccumulator(choose_thresholds(val)[0], froc_thresholds(val))
     for name, arrays in data.items():
         spatial.add_volume(name, *arrays, subject=owner[name])
-    result = evaluate(test, val, replicates=200, spatial=spatial, strata=True)
-    apart = evaluate(test, val, replicates=200, spatial=spatial, subject_of={name: name for name in data})
+    result = evaluate(test, val, spatial=spatial, strata=True)
+    apart = evaluate(test, val, spatial=spatial, subject_of={name: name for name in data})
     assert [row["subject"] for row in result.subjects] == list(owner.values())
     assert [row["volume"] for row in result.subjects] == list(data)
     for name, one in result.metrics.items():

@@ -1,0 +1,166 @@
+"""Intervals from leaving out one subject at a time: a t-interval on the log-odds scale that holds its level with few.
+
+Lesion sizes are skewed, so a pooled number hangs on few subjects. The percentile bootstrap is then too narrow and BCa no
+better (``benchmarks/statistics.py`` has the study); what holds is to measure the spread by leaving out subjects, which
+never has a downward bias, to take the degrees of freedom from how evenly subjects contribute, and to build the interval
+where a share has no ends.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+
+from adbench.errors import UserError
+
+MINIMUM = 6  # subjects, below which there is neither an interval nor a rank: 2 / 2^5 sign flips exceed 0.05
+UNIT = (0.0, 1.0)
+
+
+def weights(n: int) -> np.ndarray:
+    """(n, n) float64: row ``i`` takes every subject once and leaves out subject ``i``."""
+    return np.ones((n, n)) - np.eye(n)
+
+
+def weights_of(owners: Sequence[str]) -> np.ndarray:
+    """(n, V) float64: row ``i`` leaves out all volumes of the ``i``-th subject in the order of their names.
+
+    Args:
+        owners: subject of each of V volumes, in the order of the volumes.
+    """
+    subjects, place = np.unique(np.asarray(owners, dtype=np.str_), return_inverse=True)
+    return weights(len(subjects))[:, place]
+
+
+def interval(
+    values: np.ndarray, left_out: np.ndarray, n: int, level: float = 0.95, bounds: tuple[float, float] = UNIT
+) -> tuple[float, float]:
+    """(low, high), the mean of ``values`` between them and both within ``bounds``.
+
+    On the scale ``g(x) = log((x - low bound) / (high bound - x))``, with ``u_i = g(value) - g(value without subject i)``,
+    the variance is ``sum (u_i - mean u)^2``: the jackknife without its factor ``(n - 1) / n``, as in Hansen (2025, J Appl
+    Econom 40:671). Degrees of freedom follow Satterthwaite: ``2 n / (kurtosis of u - 1)``, at most ``n - 1``. Training
+    seeds add the variance of their mean with ``S - 1`` degrees of freedom.
+
+    Where nobody differs the ends meet. At an end of the range (every lesion found, say) that would claim too much: there
+    the other end is that of Clopper and Pearson (1934) for ``n`` subjects all alike, which holds for any share.
+
+    Args:
+        values: (S,) the metric of each training seed.
+        left_out: (S, m) the same without one subject each; m may exceed ``n`` by subjects that hardly matter.
+        n: subjects that the number is taken over, at least 2.
+        level: probability inside, (0, 1).
+        bounds: natural range of the metric; either end may be infinite.
+
+    Raises:
+        UserError: ``level`` is no probability.
+    """
+    if not 0 < level < 1:
+        raise UserError(f"level = {level!r} is not valid: give a probability between 0 and 1, such as 0.95.")
+    value = float(np.mean(values))
+    low, high = bounds
+    at_end = value <= low or value >= high
+    if at_end:
+        if math.isinf(low) or math.isinf(high):
+            return value, value
+        reach = (high - low) * (1 - ((1 - level) / 2) ** (1 / n))
+        return (value, value + reach) if value <= low else (value - reach, value)
+    # A value without one subject may lie at an end; it is taken as 1 / n of the way from there, which is finite.
+    inner = (
+        low + (value - low) / n if math.isfinite(low) else low,
+        high - (high - value) / n if math.isfinite(high) else high,
+    )
+    u = _open(np.array([value]), bounds) - _open(np.clip(np.mean(left_out, axis=0), *inner), bounds)
+    u = u - u.mean()
+    squares = u * u
+    variance = float(squares.sum())
+    freedom = float(n - 1)
+    if variance > 0:
+        kurtosis = n * float((squares * squares).sum()) / variance**2
+        freedom = min(freedom, 2 * n / max(kurtosis - 1, 1e-9))
+    if len(values) > 1:
+        slope = _slope(value, bounds)
+        between = float(np.var(values, ddof=1)) / len(values) * slope**2
+        if variance + between > 0:
+            freedom = (variance + between) ** 2 / (variance**2 / freedom + between**2 / (len(values) - 1))
+        variance += between
+    if variance <= 1e-24:
+        return value, value
+    half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
+    centre = float(_open(np.array([value]), bounds)[0])
+    return min(value, _closed(centre - half, bounds)), max(value, _closed(centre + half, bounds))
+
+
+def _open(x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:
+    low, high = bounds
+    if math.isinf(low):
+        return x if math.isinf(high) else -np.log(high - x)
+    return np.log(x - low) if math.isinf(high) else np.log((x - low) / (high - x))
+
+
+def _slope(x: float, bounds: tuple[float, float]) -> float:
+    low, high = bounds
+    return (0.0 if math.isinf(low) else 1 / (x - low)) + (0.0 if math.isinf(high) else 1 / (high - x)) or 1.0
+
+
+def _closed(y: float, bounds: tuple[float, float]) -> float:
+    low, high = bounds
+    y = min(max(y, -700.0), 700.0) if math.isfinite(low) or math.isfinite(high) else y
+    if math.isinf(low):
+        return y if math.isinf(high) else high - math.exp(-y)
+    if math.isinf(high):
+        return low + math.exp(y)
+    return low + (high - low) / (1 + math.exp(-y))
+
+
+@lru_cache(maxsize=4096)
+def t_quantile(p: float, freedom: float) -> float:
+    """The ``p`` quantile of Student's t, ``0.5 < p < 1``; ``freedom`` at least 0.5 and not only whole numbers.
+
+    SciPy has it, and takes longer to import than all of adbench.
+    """
+    tail = 2 * (1 - p)
+    size = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+    t = 0.0
+    for _ in range(200):  # the tail is convex in t, so Newton's method climbs to the root from the left
+        density = size * (1 + t * t / freedom) ** (-(freedom + 1) / 2)
+        step = (_two_tails(t, freedom) - tail) / (2 * density)
+        t += step
+        if step <= 1e-13 * t:
+            break
+    return t
+
+
+def _two_tails(t: float, freedom: float) -> float:
+    """Probability that Student's t lies outside [-t, t]: the regularised incomplete beta function I_x(freedom/2, 1/2)."""
+    a, b, x = freedom / 2, 0.5, freedom / (freedom + t * t)
+    if x >= 1:
+        return 1.0
+    front = math.exp(
+        math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(t * t / (freedom + t * t))
+    )
+    if x < (a + 1) / (a + b + 2):
+        return front * _fraction(a, b, x) / a
+    return 1 - front * _fraction(b, a, 1 - x) / b
+
+
+def _fraction(a: float, b: float, x: float) -> float:
+    """Continued fraction of the incomplete beta function (Press et al. 2007, 6.4.5), by Lentz's method."""
+    tiny = 1e-300
+    c, d = 1.0, 1 - (a + b) * x / (a + 1)
+    d = 1 / (d or tiny)
+    found = d
+    for m in range(1, 10_000):
+        for numerator in (
+            m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m)),
+            -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1)),
+        ):
+            d = 1 / (1 + numerator * d or tiny)
+            c = 1 + numerator / c or tiny
+            found *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return found

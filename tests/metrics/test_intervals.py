@@ -1,0 +1,206 @@
+"""Intervals by leaving out subjects: closed forms, what has none, odd inputs, and whether 95 % cover 95 %."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import warnings
+from importlib import util
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from adbench.errors import UserError
+from adbench.metrics import jackknife
+from adbench.metrics.evaluate import NAMES, estimate, evaluate
+from adbench.metrics.histogram import SubjectHistograms
+
+_spec = util.spec_from_file_location("studies", Path(__file__).parents[2] / "benchmarks" / "statistics.py")
+assert _spec is not None
+assert _spec.loader is not None
+studies = util.module_from_spec(_spec)
+sys.modules["studies"] = studies
+_spec.loader.exec_module(studies)
+
+EVERYTHING = (-np.inf, np.inf)
+
+
+def means_without(values: np.ndarray) -> np.ndarray:
+    """(1, n) the mean without one value each, the slow way."""
+    return np.array([[np.mean(np.delete(values, i)) for i in range(len(values))]])
+
+
+@pytest.mark.parametrize("freedom", [0.6, 1, 2, 2.7, 5, 9.5, 39, 167, 5001])
+def test_students_t_is_that_of_scipy(freedom: float) -> None:
+    for p in (0.6, 0.9, 0.975, 0.995, 0.9999):
+        assert jackknife.t_quantile(p, freedom) == pytest.approx(stats.t.ppf(p, freedom), rel=1e-9)
+
+
+def test_of_a_mean_it_is_students_interval() -> None:
+    """Where kurtosis does not cut the degrees of freedom; the variance is n / (n - 1) times the usual one."""
+    values = np.array([0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.2, 0.8, 0.5])
+    n = len(values)
+    low, high = jackknife.interval(np.array([values.mean()]), means_without(values), n, bounds=EVERYTHING)
+    half = stats.t.ppf(0.975, n - 1) * values.std(ddof=1) / np.sqrt(n - 1)
+    assert (low, high) == pytest.approx((values.mean() - half, values.mean() + half), rel=1e-12)
+
+
+def test_on_the_log_odds_scale_and_with_few_that_matter() -> None:
+    values = np.array([0.1, 0.12, 0.11, 0.13, 0.1, 0.09, 0.12, 0.7])  # one subject carries the spread
+    value, without, n = values.mean(), means_without(values), len(values)
+    logit = np.log(value / (1 - value))
+    u = logit - np.log(without[0] / (1 - without[0]))
+    u -= u.mean()
+    kurtosis = n * (u**4).sum() / (u**2).sum() ** 2
+    freedom = 2 * n / (kurtosis - 1)
+    assert freedom < 3.2 < n - 1
+    half = stats.t.ppf(0.95, freedom) * np.sqrt((u**2).sum())
+    expected = 1 / (1 + np.exp(-np.array([logit - half, logit + half])))
+    assert jackknife.interval(np.array([value]), without, n, 0.9) == pytest.approx(tuple(expected), rel=1e-9)
+
+
+def test_training_seeds_add_the_variance_of_their_mean() -> None:
+    seeds = np.array([1.0, 2.0, 4.0])
+    same = np.tile(seeds[:, None], 8)  # leaving out a subject changes nothing: only seeds differ
+    low, high = jackknife.interval(seeds, same, 8, bounds=EVERYTHING)
+    assert (low, high) == pytest.approx(stats.t.interval(0.95, 2, seeds.mean(), seeds.std(ddof=1) / np.sqrt(3)))
+
+
+def test_at_an_end_of_the_range_it_is_that_of_clopper_and_pearson() -> None:
+    for n in (6, 20):
+        exact = stats.binomtest(n, n).proportion_ci(0.95, "exact")
+        assert jackknife.interval(np.ones(1), np.ones((1, n)), n) == pytest.approx((exact.low, 1))
+        assert jackknife.interval(np.zeros(1), np.zeros((1, n)), n) == pytest.approx((0, 1 - exact.low))
+    assert jackknife.interval(np.zeros(1), np.zeros((1, 9)), 9, bounds=(0, np.inf)) == (0, 0)
+
+
+def test_where_nobody_differs_the_ends_meet() -> None:
+    assert jackknife.interval(np.array([0.5]), np.full((1, 9), 0.5), 9) == (0.5, 0.5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.floats(0, 1), min_size=6, max_size=20),
+    st.sampled_from([(0.0, 1.0), (0.0, np.inf), (-1.0, 1.0), (-np.inf, 1.0), EVERYTHING]),
+    st.floats(0.5, 0.99),
+)
+def test_it_holds_the_value_and_stays_in_the_range(
+    values: list[float], bounds: tuple[float, float], level: float
+) -> None:
+    own = np.array(values)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        low, high = jackknife.interval(np.array([own.mean()]), means_without(own), len(own), level, bounds)
+    assert bounds[0] <= low <= own.mean() <= high <= bounds[1]
+    if level < 0.9:
+        wider = jackknife.interval(np.array([own.mean()]), means_without(own), len(own), 0.99, bounds)
+        assert wider[0] <= low + 1e-12
+        assert high - 1e-12 <= wider[1]
+
+
+def test_a_bracket_widens_the_interval_and_stays_in_the_range() -> None:
+    values = np.array([0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 0.2])
+    plain = estimate(values.mean(), means_without(values)[0], 8, 0.95)
+    assert plain.low is not None
+    assert plain.high is not None
+    wide = estimate(
+        values.mean(), means_without(values)[0], 8, 0.95, bracket=(values.mean() - 0.01, values.mean() + 0.02)
+    )
+    assert (wide.low, wide.high) == pytest.approx((plain.low - 0.01, plain.high + 0.02))
+    whole = estimate(values.mean(), means_without(values)[0], 8, 0.95, bracket=(0.0, 1.0))
+    assert (whole.low, whole.high) == (0, 1)
+
+
+def test_level_must_be_a_probability() -> None:
+    with pytest.raises(UserError, match="level = 95 is not valid"):
+        jackknife.interval(np.array([0.5]), np.full((1, 9), 0.5), 9, 95)
+
+
+# --------------------------------------------------------------------------------------------------------- few subjects
+
+
+def cohort(bearing: int, free: int = 0, *, noise: float = 1.0, size: int = 120) -> SubjectHistograms:
+    rng = np.random.default_rng(bearing)
+    found = SubjectHistograms()
+    for i in range(bearing + free):
+        labels = (np.arange(size) < 12) & (i < bearing)
+        found.update(f"t{i:02d}", (noise * rng.standard_normal(size) + labels).astype(np.float16), labels)
+    return found
+
+
+@pytest.mark.parametrize(("bearing", "free"), [(1, 0), (1, 19), (3, 0), (5, 2), (5, 40)])
+def test_below_six_subjects_with_lesions_there_is_none(bearing: int, free: int) -> None:
+    result = evaluate(cohort(bearing, free))
+    for name in ("auprc", "auroc", "auprc_subject", "dice@best", "dice_pooled@best"):
+        one = result.metrics[name]
+        assert one.value is not None
+        plural = "" if bearing == 1 else "s"
+        assert (one.low, one.high) == (None, None)
+        assert one.reason == f"{bearing} subject{plural} with lesions: an interval needs 6"
+        assert (one.n, one.n_all) == (bearing, bearing + free)
+
+
+def test_six_have_one() -> None:
+    for one in (evaluate(cohort(6, 3)).metrics[name] for name in ("auprc", "auroc", "auprc_subject", "dice@best")):
+        assert one.value is not None
+        assert one.low is not None
+        assert one.high is not None
+        assert 0 <= one.low <= one.value <= one.high <= 1
+        assert (one.n, one.n_all, one.reason) == (6, 9, "")
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        pytest.param(cohort(8, noise=0.0), id="perfect"),
+        pytest.param(cohort(1), id="one subject"),
+        pytest.param(cohort(0, 9), id="no lesion"),
+        pytest.param(cohort(8, 8), id="usual"),
+    ],
+)
+def test_odd_inputs_give_no_warning(test: SubjectHistograms) -> None:
+    constant, only = SubjectHistograms(), SubjectHistograms()
+    for i in range(8):
+        constant.update(f"t{i}", np.zeros(50, np.float16), np.arange(50) < 3 + i)
+        only.update(f"t{i}", np.arange(5).astype(np.float16), np.ones(5, bool))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for one in (test, constant, only):
+            metrics = evaluate(one, strata=True).metrics
+            for name in NAMES:
+                assert metrics[name].value is not None or metrics[name].reason
+                assert metrics[name].low is not None or metrics[name].reason
+    perfect = evaluate(cohort(8, noise=0.0)).metrics["auprc"]
+    assert (perfect.value, perfect.high) == (1, 1)
+    assert perfect.low == pytest.approx(0.025 ** (1 / 8))
+    assert evaluate(constant).metrics["auroc"].low == evaluate(constant).metrics["auroc"].high == 0.5
+
+
+def test_intervals_do_not_load_scipy() -> None:
+    """It would be a sixth of the time of ``adbench leaderboard show``."""
+    code = (
+        "import sys, numpy as np\n"
+        "from adbench.metrics.jackknife import interval\n"
+        "low, high = interval(np.array([0.5]), np.array([[0.48, 0.5, 0.52, 0.5, 0.49, 0.51]]), 6)\n"
+        "assert low < 0.5 < high\n"
+        "print([name for name in sys.modules if name.startswith('scipy')])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+# ------------------------------------------------------------------------------------------------------------- coverage
+
+
+def test_the_studies_use_the_numbers_of_evaluate() -> None:
+    assert studies.fast_path_error(2) < 1e-9
+
+
+@pytest.mark.parametrize("bearing", [10, 40])
+def test_intervals_cover_what_they_say(bearing: int) -> None:
+    """400 studies: two standard errors of a share of .95 are .022. The full table is that of benchmarks/statistics.py."""
+    covered = studies.coverage(studies.COHORTS[0], bearing, 400)
+    assert all(0.92 - 0.022 <= share <= 0.98 + 0.02 for share in covered.values()), covered
