@@ -26,7 +26,7 @@ from adbench.files import write_json, write_text
 from adbench.hashing import digest_file
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Estimate, Evaluation, choose_thresholds, evaluate
+from adbench.metrics.evaluate import Estimate, Evaluation, choose_thresholds, compact, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.plots import all_plots
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
@@ -267,7 +267,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
         froc_thresholds(threshold) if threshold is not None else (),
         metrics=[metric for metric in metrics if metric.needs_maps],
     )
-    test = SubjectHistograms()
+    test = SubjectHistograms([*spatial.thresholds.values(), *spatial.froc])
     shown = pictures.choose_positions(data.test)
     samples: dict[int, pictures.Sample] = {}
     for scored in score_volumes(method, data.test, ctx, "score test", clock=clock):
@@ -298,6 +298,8 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     for file in (keep, keep_val):
         if file:
             file.close()
+    with clock.phase("measure"):
+        compact(test, threshold, spatial.froc)
     return Scored(threshold, test, spatial, [samples[position] for position in shown])
 
 

@@ -184,7 +184,7 @@ def mean_dice(histograms: SubjectHistograms) -> tuple[np.ndarray, np.ndarray]:
     positives = np.array([histogram.n_positive for _, histogram in bearing.items()], np.float64)
     keys, means = [np.zeros(0, np.int64)], [np.zeros(0)]
     tp, fp = np.zeros(len(bearing)), np.zeros(len(bearing))
-    for block in blocks(bearing):
+    for block in blocks(bearing, 4096):
         positive, negative = block.positive, block.negative
         here_tp, here_fp = np.cumsum(positive, axis=1) + tp[:, None], np.cumsum(negative, axis=1) + fp[:, None]
         tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()

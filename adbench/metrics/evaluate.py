@@ -120,7 +120,7 @@ def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], 
             chosen[rule] = Curve(healthy.pooled()).at_fpr(rate).threshold
         else:
             missing[rule] = "the validation split has no lesion-free subject to set a false-positive rate on"
-    scores = sorted(Curve(histogram).at_fpr(HEALTHY_FPR).threshold for _, histogram in healthy.items())
+    scores = _healthy_scores(healthy)
     for rule, alpha in _CONFORMAL.items():
         place = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 1 - 0.05 is not .95 to the last digit
         if place <= len(scores):
@@ -131,6 +131,31 @@ def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], 
                 f"{'is' if len(scores) == 1 else 'are'} {len(scores)}"
             )
     return chosen, missing
+
+
+def _healthy_scores(healthy: SubjectHistograms) -> list[float]:
+    return sorted(Curve(histogram).at_fpr(HEALTHY_FPR).threshold for _, histogram in healthy.items())
+
+
+def compact(test: SubjectHistograms, val: SubjectHistograms | None = None, froc: Sequence[float] = ()) -> None:
+    """Join scores where no number feels it, so that the counts of both splits can be kept: see :mod:`.bins`.
+
+    Every threshold that is chosen on the single scores, on validation or as an oracle on test, stays the edge of a bin.
+
+    Args:
+        test: volumes of the test split.
+        val: validation subjects, or None.
+        froc: thresholds of the FROC curve.
+    """
+    chosen = [*choose_thresholds(val)[0].values(), *froc]
+    if val is not None:
+        healthy = val.subset([s for s, histogram in val.items() if histogram.n_negative and not histogram.n_positive])
+        val.compact([*chosen, *_healthy_scores(healthy)])
+    best = [Curve(histogram).best_dice()[1] for _, histogram in test.items() if histogram.n_positive]
+    if best:
+        keys, means = bootstrap.mean_dice(test)
+        best += [Curve(test.pooled()).best_dice()[1], float(_keys.edges(keys[[np.argmax(means)]])[0])]
+    test.compact([*chosen, *best])
 
 
 def evaluate(

@@ -12,7 +12,7 @@ from adbench.errors import UserError
 from adbench.files import write_json
 from adbench.metrics import plots
 from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
+from adbench.metrics.evaluate import Evaluation, choose_thresholds, compact, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
@@ -81,6 +81,7 @@ def evaluate_folders(
         for case in test_cases:
             _count(spatial, case)
         notes.append("The thresholds of the FROC curve are spaced by the test split's own background scores.")
+    compact(test, val, spatial.froc)
     result = evaluate(test, val, level=level, spatial=spatial, metrics=metrics, strata=strata)
     result.notes += notes
     folder = Path(out)
