@@ -350,9 +350,7 @@ def same_test(runs: Sequence[Run]) -> None:
             )
 
 
-def compare(
-    runs: Iterable[Run], metric: str = "auprc", *, progress: Progress | None = None
-) -> Table:
+def compare(runs: Iterable[Run], metric: str = "auprc", *, progress: Progress | None = None) -> Table:
     """Paired comparison of the methods behind ``runs``; training seeds of one method are pooled.
 
     Args:

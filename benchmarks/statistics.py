@@ -65,7 +65,12 @@ class Study:
 
 
 def draw(
-    rng: np.random.Generator, cohort: Cohort, bearing: int, free: int, shifts: Sequence[float] = (0.0,), own: float = 0.4
+    rng: np.random.Generator,
+    cohort: Cohort,
+    bearing: int,
+    free: int,
+    shifts: Sequence[float] = (0.0,),
+    own: float = 0.4,
 ) -> list[Study]:
     """The same subjects under several methods, or training seeds, with mean lesion shift ``1.5 + shift``.
 
@@ -170,7 +175,10 @@ def coverage(cohort: Cohort, bearing: int, studies: int, seeds: int = 1, between
     truth, threshold = population(cohort)
     if seeds > 1:
         shifts = between * np.random.default_rng(2).standard_normal(60)
-        many = [draw(np.random.default_rng([3, i]), cohort, 3000, round(3000 * cohort.free), [s]) for i, s in enumerate(shifts)]
+        many = [
+            draw(np.random.default_rng([3, i]), cohort, 3000, round(3000 * cohort.free), [s])
+            for i, s in enumerate(shifts)
+        ]
         truth = np.mean([measure(one, np.ones((1, len(one.lesion))), threshold)[:, 0] for (one,) in many], axis=0)
     held = np.zeros(len(METRICS))
     for number in range(studies):
@@ -210,9 +218,7 @@ def split(
         shifts = 0.15 * rng.standard_normal((methods, seeds)) * (seeds > 1)
         shifts[0] += gap
         drawn = draw(rng, cohort, bearing, round(bearing * cohort.free) if free is None else free, shifts.ravel())
-        own = {
-            f"m{k:02d}": samples(drawn[k * seeds : (k + 1) * seeds], threshold, bearing) for k in range(methods)
-        }
+        own = {f"m{k:02d}": samples(drawn[k * seeds : (k + 1) * seeds], threshold, bearing) for k in range(methods)}
         table = compare(own, metric)
         ranked = {rank for rank in table.ranks.values() if rank is not None}
         count += len(ranked) > 1 and (gap == 0 or table.ranks["m00"] == 1)

@@ -269,7 +269,13 @@ def _cell(estimate: Estimate | None, interval: bool, oracle: bool) -> dict[str, 
     ends = ""
     if interval and estimate.low is not None and estimate.high is not None:
         ends = f"{estimate.low:.3f}–{estimate.high:.3f}"
-    return {"value": estimate.value, "text": f"{estimate.value:.3f}", "ends": ends, "oracle": oracle, "reason": "" if ends or not interval else estimate.reason}
+    return {
+        "value": estimate.value,
+        "text": f"{estimate.value:.3f}",
+        "ends": ends,
+        "oracle": oracle,
+        "reason": "" if ends or not interval else estimate.reason,
+    }
 
 
 def _id(board: Board, entry: Entry) -> str:

@@ -110,7 +110,12 @@ def print_published(found: Sequence[Published], as_json: bool) -> None:
         columns += [("compute", "right"), ("s / volume", "right")] if wide else []
         rows = []
         for entry in board.entries:
-            cells = ["—" if entry.rank is None else texts.rank(entry), entry.label, entry.record.train.name, str(len(entry.seeds))]
+            cells = [
+                "—" if entry.rank is None else texts.rank(entry),
+                entry.label,
+                entry.record.train.name,
+                str(len(entry.seeds)),
+            ]
             cells += [texts.number(entry.estimates[metric], metric in texts.WITH_INTERVAL) for metric in metrics]
             if wide:
                 cells += [f"{texts.duration(3600 * entry.hours)} {'GPU' if entry.gpu else 'CPU'}"]

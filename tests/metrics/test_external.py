@@ -61,7 +61,6 @@ def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
         val_maps=val[0],
         val_masks=val[1],
         val_brain=val[2],
-        replicates=50,
         presets=["official-madad", "upd"],
     )
     arrays = [case(seed, lesion=seed > 0) for seed in range(5)]
@@ -79,7 +78,7 @@ def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
     saved = json.loads((out / "metrics.json").read_text())
     assert saved["metrics"]["auprc"]["value"] == result.metrics["auprc"].value
     assert [preset["name"] for preset in saved["presets"]] == ["official-madad", "upd"]
-    assert saved["settings"] == {"replicates": 50, "level": 0.95, "seed": 0, "labels": None}
+    assert saved["settings"] == {"level": 0.95, "seed": 0, "labels": None}
     text = table(result)
     assert text.splitlines()[0].split() == ["metric", "value", "interval", "subjects"]
     assert f"{result.metrics['auprc'].value:.4f}" in text
@@ -92,7 +91,6 @@ def test_stored_counts_give_the_same_numbers_again(tmp_path, test, val):
     again = evaluate(
         SubjectHistograms.from_npz(out / "histograms.npz"),
         SubjectHistograms.from_npz(out / "val_histograms.npz"),
-        replicates=50,
         spatial=SpatialAccumulator.from_json(out / "spatial.json"),
         strata=True,
     )

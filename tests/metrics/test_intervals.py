@@ -107,7 +107,9 @@ def test_a_bracket_widens_the_interval_and_stays_in_the_range() -> None:
     plain = estimate(values.mean(), means_without(values)[0], 8, 0.95)
     assert plain.low is not None
     assert plain.high is not None
-    wide = estimate(values.mean(), means_without(values)[0], 8, 0.95, bracket=(values.mean() - 0.01, values.mean() + 0.02))
+    wide = estimate(
+        values.mean(), means_without(values)[0], 8, 0.95, bracket=(values.mean() - 0.01, values.mean() + 0.02)
+    )
     assert (wide.low, wide.high) == pytest.approx((plain.low - 0.01, plain.high + 0.02))
     whole = estimate(values.mean(), means_without(values)[0], 8, 0.95, bracket=(0.0, 1.0))
     assert (whole.low, whole.high) == (0, 1)
