@@ -76,7 +76,7 @@ def test_every_protocol_of_the_table_is_whole() -> None:
 
 def test_keys_outlive_new_optional_fields() -> None:
     assert set(get("phantom").as_dict()) == {
-        "name", "version", "summary", "train", "test", "threshold", "domain", "replicates", "level"
+        "name", "version", "summary", "train", "test", "threshold", "domain", "level"
     }  # fmt: skip
     assert get("ixi->atlas").as_dict()["train_on"] == "ixi"
     assert json.loads(json.dumps(get("ixi").as_dict())) == get("ixi").as_dict()
