@@ -63,18 +63,36 @@ class Partition:
         return self.edges[(self.edges & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
 
     def add(self, whole: np.ndarray, apart: np.ndarray) -> None:
-        """Cells seen for the first time: ``whole`` become one bin each, in ``apart`` every score stays its own."""
-        cells = united(self.cells, whole)
-        edges = united(self.edges, whole << _keys.CELL_SHIFT)
-        self.__init__(cells, edges, united(self.seen, apart))  # type: ignore[misc]
+        """Cells seen for the first time: ``whole`` become one bin each, in ``apart`` every score stays its own.
+
+        Args:
+            whole: (W,) ascending.
+            apart: (A,) ascending.
+        """
+        for cells, one_bin in ((whole, True), (apart, False)):
+            if len(cells):
+                place = np.searchsorted(self.seen, cells)
+                self.seen, self._whole = np.insert(self.seen, place, cells), np.insert(self._whole, place, one_bin)
+        if len(whole):
+            self.cells = np.insert(self.cells, np.searchsorted(self.cells, whole), whole)
+            edges = whole << _keys.CELL_SHIFT
+            self.edges = np.insert(self.edges, np.searchsorted(self.edges, edges), edges)
 
     def of(self, keys: np.ndarray) -> np.ndarray:
-        """The bin of each key: the key at which it begins."""
-        if not len(self.cells):
+        """The bin of each key: the key at which it begins. Fastest where keys ascend."""
+        if not len(self.cells) or not len(keys):
             return keys
-        known = contains(self.cells, keys >> _keys.CELL_SHIFT)
-        bins = self.edges[np.maximum(np.searchsorted(self.edges, keys, side="right") - 1, 0)]
-        return np.where(known, bins, keys)
+        cells = keys >> _keys.CELL_SHIFT
+        starts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))  # neighbours share a cell
+        lengths = np.diff(starts, append=len(keys))
+        cell = cells[starts]
+        whole, seen = self.kinds(cell)
+        bins = np.where(np.repeat(whole, lengths), cells << _keys.CELL_SHIFT, keys)
+        cut = seen & ~whole & contains(self.cells, cell)
+        if cut.any():
+            inside = np.flatnonzero(np.repeat(cut, lengths))
+            bins[inside] = self.edges[np.searchsorted(self.edges, keys[inside], side="right") - 1]
+        return bins
 
     def ends(self, bins: np.ndarray) -> np.ndarray:
         """(n,) the key just above the highest that each of ``bins`` may hold."""
@@ -144,17 +162,21 @@ def coarser(members: Sequence[ScoreHistogram], partition: Partition, thresholds:
         partition: today's bins.
         thresholds: scores that stay edges, because something is counted there.
     """
-    cells, positive, negative, several = _by_cell(members)
+    cells, positive, negative, several, rounded = _by_cell(members)
     pins = distinct(np.array([_keys.key_of(threshold) for threshold in thresholds], np.int64))
     pins = pins[partition.of(pins) == pins]  # within a bin nothing can be told apart any more
     cut = _to_cut(positive, negative)
     cut |= contains(pins >> _keys.CELL_SHIFT, cells)
     several |= contains(partition.cells, cells)
+    mass = positive + negative
+    # One score alone in its cell may get neighbours. Where there are as many of it as of a tie, or where it is a float16
+    # value, it stays one.
+    several |= rounded & (mass <= LIGHT * np.cumsum(mass[::-1])[::-1])
     kept = partition.cells[~contains(cells, partition.cells)]  # nobody is there today: as it is
     edges = [
         partition.edges[contains(kept, partition.edges >> _keys.CELL_SHIFT)],
         cells[several] << _keys.CELL_SHIFT,
-        _cuts(members, partition, cells, cut & several, positive + negative, pins),
+        _cuts(members, partition, cells, cut & several, mass, pins),
     ]
     seen = united(partition.seen, cells)
     found = Partition(united(kept, cells[several]), distinct(np.concatenate(edges)), seen)
@@ -164,8 +186,8 @@ def coarser(members: Sequence[ScoreHistogram], partition: Partition, thresholds:
     return found
 
 
-def _by_cell(members: Sequence[ScoreHistogram]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(C,) cells ascending, lesion and background voxels in each, and whether it holds more than one key."""
+def _by_cell(members: Sequence[ScoreHistogram]) -> tuple[np.ndarray, ...]:
+    """(C,) cells ascending, their lesion and background voxels, whether there are several keys, and one within them."""
     parts = []
     for member in members:
         keys, positive, negative = member.counts()
@@ -183,7 +205,7 @@ def _by_cell(members: Sequence[ScoreHistogram]) -> tuple[np.ndarray, np.ndarray,
         positives[place] += lesion
         negatives[place] += background
         lowest[place], highest[place] = np.minimum(lowest[place], low), np.maximum(highest[place], high)
-    return cells, positives, negatives, lowest < highest
+    return cells, positives, negatives, lowest < highest, highest > cells << _keys.CELL_SHIFT
 
 
 def _to_cut(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:

@@ -16,7 +16,6 @@ _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach th
 _DENSE_BINS = 1 << 22  # widest key range that is counted in a dense vector
 MOST_BINS = 1 << 21  # of all subjects together, before scores are joined
 FEW_BINS = 1 << 16  # what :meth:`SubjectHistograms.compact` leaves alone
-_RUNS = 3  # ranges of scores that are found by comparing rather than by a table
 Bins = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
@@ -382,21 +381,18 @@ def _inside(
     ordered: np.ndarray, labels: np.ndarray, cell: np.ndarray, found: np.ndarray, apart: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ordered integers, and their labels, of voxels in the cells ``found[apart]``."""
-    starts = np.flatnonzero(apart & ~np.append(False, apart[:-1]))
-    ends = np.flatnonzero(apart & ~np.append(apart[1:], False))
-    if len(starts) <= _RUNS:
-        inside = np.zeros(len(ordered), bool)
-        for start, end in zip(found[starts], found[ends], strict=True):
-            inside |= (cell >= start) & (cell <= end) if end < found[-1] else cell >= start
+    wanted = found[apart]
+    above = np.flatnonzero(cell >= wanted[0])  # most often the few highest scores
+    candidates = cell[above]
+    low, width = int(wanted[0]), int(found[-1]) - int(wanted[0]) + 1
+    if apart[np.searchsorted(found, wanted[0]) :].all():
+        chosen = above
+    elif width <= _DENSE_BINS:
+        table = np.zeros(width, bool)
+        table[wanted.astype(np.int64) - low] = True
+        chosen = above[table[np.subtract(candidates, low, dtype=np.intp)]]
     else:
-        low, width = int(found[0]), int(found[-1]) - int(found[0]) + 1
-        if width <= _DENSE_BINS:
-            table = np.zeros(width, bool)
-            table[found[apart].astype(np.int64) - low] = True
-            inside = table[np.subtract(cell, low, dtype=np.intp)]
-        else:
-            inside = contains(found[apart], cell)
-    chosen = np.flatnonzero(inside)
+        chosen = above[contains(wanted, candidates)]
     return ordered[chosen], labels[chosen]
 
 
