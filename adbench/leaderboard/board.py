@@ -331,7 +331,9 @@ def _estimate(entry: Entry, metric: str, left_out: np.ndarray | None) -> Estimat
 
 
 def _as_estimate(number: Number) -> Estimate:
-    return Estimate(number.value, number.low, number.high, number.n, number.oracle, number.reason, number.n_all)
+    return Estimate(
+        number.value, number.low, number.high, number.n, number.oracle, number.reason, number.n_all, number.spread
+    )
 
 
 def _left_out(entry: Entry, lean: bool) -> dict[str, np.ndarray]:

@@ -5,10 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from adbench.metrics.spec import MetricSpec
-from adbench.results.record import Record, asked, facts
+from adbench.metrics.spec import WIDE, MetricSpec
+from adbench.results.record import Number, Record, asked, facts
+
+if TYPE_CHECKING:
+    from adbench.metrics.evaluate import Estimate
 
 HEADLINE = "auprc"
 
@@ -110,13 +113,21 @@ def row(record: Record) -> dict[str, Any]:
     }
 
 
+def number(estimate: Estimate | Number | None, interval: bool = False) -> str:
+    """ "0.621 [0.399, 0.741]", the reason where there is no interval, or a dash when it is undefined.
+
+    "≈" before a number whose bins leave more than :data:`adbench.metrics.spec.WIDE` open.
+    """
+    if estimate is None or estimate.value is None:
+        return "—"
+    value = f"{'≈' if estimate.spread > WIDE else ''}{estimate.value:.3f}"
+    if interval and estimate.low is None and estimate.reason:
+        return f"{value} ({estimate.reason})"
+    if not interval or estimate.low is None or estimate.high is None:
+        return value
+    return f"{value} [{estimate.low:.3f}, {estimate.high:.3f}]"
+
+
 def cell(record: Record, metric: str, *, interval: bool) -> str:
     """``metric`` for a table: "0.412 [0.371, 0.450]", or a dash when it is undefined."""
-    number = record.metrics.get(metric)
-    if number is None or number.value is None:
-        return "—"
-    if interval and number.low is None and number.reason:
-        return f"{number.value:.3f} ({number.reason})"
-    if not interval or number.low is None or number.high is None:
-        return f"{number.value:.3f}"
-    return f"{number.value:.3f} [{number.low:.3f}, {number.high:.3f}]"
+    return number(record.metrics.get(metric), interval)

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from adbench.leaderboard.board import STRATA_METRICS, Board, Entry
+from adbench.leaderboard.table import number
 from adbench.metrics.evaluate import Estimate
 
 PLAIN = ("dice@best", "lesion_recall@val", "fa_slice")  # columns that are wide enough without their interval
@@ -39,17 +40,6 @@ def title(board: Board) -> str:
 def with_interval(metric: str) -> bool:
     """Whether the column of ``metric`` shows intervals."""
     return metric not in PLAIN
-
-
-def number(estimate: Estimate | None, interval: bool = False) -> str:
-    """ "0.621 [0.399, 0.741]", the reason where there is no interval, or a dash when it is undefined."""
-    if estimate is None or estimate.value is None:
-        return "—"
-    if interval and estimate.low is None and estimate.reason:
-        return f"{estimate.value:.3f} ({estimate.reason})"
-    if not interval or estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.3f}"
-    return f"{estimate.value:.3f} [{estimate.low:.3f}, {estimate.high:.3f}]"
 
 
 def rank(entry: Entry) -> str:
@@ -216,6 +206,7 @@ def estimate_json(estimate: Estimate) -> dict[str, Any]:
         "high": _round(estimate.high),
         "n": estimate.n,
         "n_all": estimate.n_all,
+        "spread": _round(estimate.spread),
         "oracle": estimate.oracle,
         "reason": estimate.reason,
     }

@@ -16,7 +16,7 @@ from adbench.metrics import keys as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
-from adbench.metrics.spec import of_class, spec
+from adbench.metrics.spec import WIDE, of_class, spec
 
 if TYPE_CHECKING:
     from adbench.metrics.spatial import SpatialAccumulator
@@ -28,7 +28,6 @@ _HEALTHY = {f"fpr_healthy@{rule}": rule for rule in _CONFORMAL}
 HEALTHY_FPR = 0.01  # a healthy subject with more false-positive voxels than this is a failure of a conformal rule
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in _AT}, "dice@subject_best": "dice@subject_best"}
 NAMES = ("auprc", "auroc", "auprc_subject", *_AT, "dice@best", "dice_pooled@best", "dice@subject_best", *_HEALTHY)
-WIDE = 1e-3  # a wider bracket is marked beside the number
 NO_LESION = "no lesion voxel in the whole test split"
 
 
@@ -44,6 +43,7 @@ class Estimate:
         oracle: whether a threshold was chosen on the test split itself.
         reason: why ``value`` or the interval is undefined; empty otherwise.
         n_all: subjects of the split, with and without a lesion.
+        spread: width of the bracket in which the number of the single scores lies, see :func:`brackets`.
     """
 
     value: float | None
@@ -53,6 +53,7 @@ class Estimate:
     oracle: bool = False
     reason: str = ""
     n_all: int = 0
+    spread: float = 0.0
 
 
 @dataclass
@@ -405,19 +406,23 @@ def estimate(
     if value is None:
         return Estimate(None, None, None, n, oracle, reason, n_all)
     value = float(value)
+    spread = bracket[1] - bracket[0] if bracket is not None else 0.0
+    why = ""
     if left_out is None:
-        return Estimate(value, None, None, n, oracle, "no interval was asked for", n_all)
-    if n < jackknife.MINIMUM:
-        return Estimate(value, None, None, n, oracle, too_few(n, "an interval", lesions), n_all)
-    if np.isnan(left_out).any():
-        return Estimate(value, None, None, n, oracle, "undefined without one of its subjects", n_all)
+        why = "no interval was asked for"
+    elif n < jackknife.MINIMUM:
+        why = too_few(n, "an interval", lesions)
+    elif np.isnan(left_out).any():
+        why = "undefined without one of its subjects"
+    if why or left_out is None:
+        return Estimate(value, None, None, n, oracle, why, n_all, spread)
     low, high = jackknife.interval(
         np.array([value]) if values is None else values, np.atleast_2d(left_out), n, level, bounds
     )
     if bracket is not None:
         low = max(bounds[0], low - max(0.0, value - bracket[0]))
         high = min(bounds[1], high + max(0.0, bracket[1] - value))
-    return Estimate(value, low, high, n, oracle, n_all=n_all)
+    return Estimate(value, low, high, n, oracle, "", n_all, spread)
 
 
 def too_few(n: int, what: str, lesions: bool = True) -> str:

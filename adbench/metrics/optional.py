@@ -83,15 +83,13 @@ class AUPRO(Metric):
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
         """The volume's value times its lesions, and how many they are; None without lesion or without background."""
-        from adbench.metrics.lesion import components
-
         volume = subject.volume
         if volume is None or not volume.lesion.any():
             return None
         background = volume.brain & ~volume.lesion
         if not background.any():
             return None
-        labels, count = components(volume.lesion)
+        labels, count = volume.components(volume.lesion)
         area = per_region_overlap(volume.maps[volume.lesion], labels[volume.lesion], volume.maps[background])
         return area * count, float(count)
 

@@ -14,6 +14,7 @@ from adbench.errors import UserError
 if TYPE_CHECKING:
     from adbench.metrics.base import Metric
 
+WIDE = 1e-3  # a number whose bins leave more open than this is marked in tables
 Scope = Literal["pooled", "subject mean", "lesion", "slice", "reconstruction", "healthy", "subjects"]
 
 

@@ -32,6 +32,9 @@ class Number(_Part):
     oracle: bool = False  # True: a threshold was chosen on the test split
     reason: str = ""  # why value, or the interval, is None
     n_all: int = 0  # subjects of the split
+    spread: float = (
+        0.0  # width of the bracket of the single scores, by which the interval is wider; above .001 marked ≈
+    )
 
 
 class MetricPart(_Part):
