@@ -53,12 +53,13 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
         if any(facts.less_is_better for facts in board.asked):
             caption += " ↓: less is better."
         table(board.title, columns, rows, caption=caption)
-        reasons: dict[str, list[str]] = {}
+        reasons: dict[tuple[str, str], list[str]] = {}
         for name in dict.fromkeys([*HEADLINE, *(facts.name for facts in board.asked)]):
-            for reason in {r.metrics[name].reason for r in board.records if name in r.metrics} - {""}:
-                reasons.setdefault(reason, []).append(name)
-        for reason, names in sorted(reasons.items()):
-            say(f"Undefined: {', '.join(names)}: {reason}")
+            numbers = [r.metrics[name] for r in board.records if name in r.metrics]
+            for what in {("Undefined" if n.value is None else "No interval", n.reason) for n in numbers if n.reason}:
+                reasons.setdefault(what, []).append(name)
+        for (what, reason), names in sorted(reasons.items()):
+            say(f"{what}: {', '.join(names)}: {reason}")
 
 
 def _healthy(board: Board) -> bool:
