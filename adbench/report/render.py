@@ -139,7 +139,7 @@ def _part(report: Report, part: Part, index: int) -> dict[str, Any]:
     return {
         "label": part.label,
         "colour": index % len(drawing.SERIES),
-        "rank": ranks.get(part.group),
+        "rank": ranks.get(part.group) or "—",
         "cells": [_cell(record.metrics.get(name), scale, name in ORACLE) for name, _, _, scale in COLUMNS],
         "fit_seconds": _short(record.timing.get("fit")),
         "volume_seconds": _short(seconds),
