@@ -213,7 +213,12 @@ def report(scale: float) -> str:
             f"{own['peak_before_intervals']:.0f} MB",
             f"{peer['seconds'] / own['seconds']:.0f} x faster, {peer['peak'] / own['peak_before_intervals']:.0f} x less memory",
         ),
-        ("intervals of all of them (every subject left out once), adbench", f"{own['intervals']:.2f} s", f"{own['peak']:.0f} MB", ""),
+        (
+            "intervals of all of them (every subject left out once), adbench",
+            f"{own['intervals']:.2f} s",
+            f"{own['peak']:.0f} MB",
+            "",
+        ),
         ("official-madad rule, literal loop", f"{1e3 * slow_slice:.1f} ms a slice", f"{literal['peak']:.0f} MB", "1"),
         (
             f"official-madad, adbench, {count} slices (with pooled AP, AUROC, F1)",
