@@ -41,8 +41,8 @@ def interval(
     """(low, high), the mean of ``values`` between them and both within ``bounds``.
 
     On the scale ``g(x) = log((x - low bound) / (high bound - x))``, with ``u_i = g(value) - g(value without subject i)``,
-    the variance is ``sum (u_i - mean u)^2``: the jackknife without its factor ``(n - 1) / n``, as in Hansen (2025, J Appl
-    Econom 40:671). Degrees of freedom follow Satterthwaite: ``2 n / (kurtosis of u - 1)``, at most ``n - 1``. Training
+    the variance is ``sum (u_i - mean u)^2``: the jackknife (Efron and Stein 1981, Ann Stat 9:586: its
+    bias is upward) without its factor ``(n - 1) / n``. Degrees of freedom follow Satterthwaite: ``2 n / (kurtosis of u - 1)``, at most ``n - 1``. Training
     seeds add the variance of their mean with ``S - 1`` degrees of freedom.
 
     Where nobody differs the ends meet. At an end of the range (every lesion found, say) that would claim too much: there

@@ -126,7 +126,7 @@ def _part(report: Report, part: Part, index: int) -> dict[str, Any]:
     return {
         "label": part.label,
         "colour": index % len(drawing.SERIES),
-        "rank": ranks.get(part.group),
+        "rank": ranks.get(part.group) or "—",
         "cells": [_cell(record.metrics.get(m.name), m.name in BARS, m.oracle) for m in _columns(report)],
         "fit_seconds": _short(record.timing.get("fit")),
         "volume_seconds": _short(seconds),
