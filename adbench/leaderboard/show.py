@@ -56,8 +56,8 @@ def print_boards(found: Sequence[Board], as_json: bool, failures: Sequence[tuple
         reasons: dict[tuple[str, str], list[str]] = {}
         for name in dict.fromkeys([*HEADLINE, *(facts.name for facts in board.asked)]):
             numbers = [r.metrics[name] for r in board.records if name in r.metrics]
-            for what in {("Undefined" if n.value is None else "No interval", n.reason) for n in numbers if n.reason}:
-                reasons.setdefault(what, []).append(name)
+            for key in {("Undefined" if n.value is None else "No interval", n.reason) for n in numbers if n.reason}:
+                reasons.setdefault(key, []).append(name)
         for (what, reason), names in sorted(reasons.items()):
             say(f"{what}: {', '.join(names)}: {reason}")
 
