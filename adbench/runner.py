@@ -27,7 +27,7 @@ from adbench.hashing import digest_file
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric
 from adbench.metrics.evaluate import Estimate, Evaluation, choose_thresholds, compact, evaluate
-from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.plots import all_plots
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.params import build
@@ -255,7 +255,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     )
     threshold = None
     if len(data.threshold):
-        threshold = SubjectHistograms()
+        threshold = SubjectHistograms(most=MANY_BINS)
         for scored in score_volumes(method, data.threshold, ctx, "score validation"):
             if keep_val:
                 keep_val.write(scored)
@@ -267,7 +267,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
         froc_thresholds(threshold) if threshold is not None else (),
         metrics=[metric for metric in metrics if metric.needs_maps],
     )
-    test = SubjectHistograms([*spatial.thresholds.values(), *spatial.froc])
+    test = SubjectHistograms([*spatial.thresholds.values(), *spatial.froc], most=MANY_BINS)
     shown = pictures.choose_positions(data.test)
     samples: dict[int, pictures.Sample] = {}
     for scored in score_volumes(method, data.test, ctx, "score test", clock=clock):

@@ -26,6 +26,8 @@ STEP = 2.0**-11
 """Share of the voxels at or above a bin that it may hold where a cell is cut."""
 LIGHT = 2.0**-12
 """A cell first seen after cells were joined is joined too when it holds no more of a subject's voxels above it."""
+CROWDED = 2.0**-5
+"""A cell that holds more of the voxels at or above it is always cut."""
 _OWN = 2.0**-13
 """Error that a bin may add to the average precision of one subject."""
 
@@ -222,7 +224,7 @@ def _to_cut(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
         widths = [share * np.maximum(highest - lowest, 0) / TIES, share * negative / negative.sum() / (2 * TIES)]
     else:  # as if any of the voxels might turn out to be a lesion
         widths = [mass / max(total, 1) * mass / np.maximum(tail, 1) / (8 * TIES)]
-    cut = np.zeros(len(mass), bool)
+    cut = mass > CROWDED * tail  # whatever is seen so far: more of the highest scores may follow
     for width in widths:
         order = np.argsort(width)
         cut[order] |= np.cumsum(width[order]) > 1

@@ -181,6 +181,12 @@ def mean_dice(histograms: SubjectHistograms) -> tuple[np.ndarray, np.ndarray]:
         (K,) int64 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
     """
     bearing = histograms.subset([s for s, histogram in histograms.items() if histogram.n_positive])
+    counts = [histogram.counts() for _, histogram in bearing.items()]
+    occupied = sum(len(own) for own, _, _ in counts)
+    if not counts:
+        return np.zeros(0, np.int64), np.zeros(0)
+    if len(counts) * len(_union([own for own, _, _ in counts])) > 4 * occupied:
+        return _mean_dice_by_steps(counts, occupied)
     positives = np.array([histogram.n_positive for _, histogram in bearing.items()], np.float64)
     keys, means = [np.zeros(0, np.int64)], [np.zeros(0)]
     tp, fp = np.zeros(len(bearing)), np.zeros(len(bearing))
@@ -191,6 +197,21 @@ def mean_dice(histograms: SubjectHistograms) -> tuple[np.ndarray, np.ndarray]:
         keys.append(block.keys)
         means.append(np.mean(2 * here_tp / (here_tp + here_fp + positives[:, None]), axis=0))
     return np.concatenate(keys), np.concatenate(means)
+
+
+def _mean_dice_by_steps(counts: Sequence[_Counts], occupied: int) -> tuple[np.ndarray, np.ndarray]:
+    """:func:`mean_dice` where few bins are those of several subjects: the Dice of one changes at its own bins alone."""
+    keys, steps = np.empty(occupied, np.int64), np.empty(occupied)
+    end = 0
+    for own, positive, negative in counts:
+        tp, fp = np.cumsum(positive[::-1]), np.cumsum(negative[::-1])
+        start, end = end, end + len(own)
+        keys[start:end] = own[::-1]
+        steps[start:end] = np.diff(2 * tp / (tp + fp + tp[-1]), prepend=0)
+    order = np.argsort(keys, kind="stable")[::-1]
+    keys, means = keys[order], np.cumsum(steps[order]) / len(counts)
+    last = np.append(keys[1:] != keys[:-1], True)
+    return keys[last], means[last]
 
 
 def curves(histograms: SubjectHistograms, draws: np.ndarray, points: int = 2000) -> Curves:

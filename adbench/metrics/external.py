@@ -13,7 +13,7 @@ from adbench.files import write_json
 from adbench.metrics import plots
 from adbench.metrics.base import Metric
 from adbench.metrics.evaluate import Evaluation, choose_thresholds, compact, evaluate
-from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.volumes import CaseFolder, External
@@ -139,7 +139,7 @@ def _validation(
 def _histograms(
     cases: CaseFolder, spatial: SpatialAccumulator | None, notes: list[str], *, by_subject: bool = False
 ) -> SubjectHistograms:
-    histograms = SubjectHistograms()
+    histograms = SubjectHistograms(most=MANY_BINS)
     outside: dict[str, int] = {}
     for case in cases:
         if not case.brain.any():

@@ -14,7 +14,8 @@ from adbench.metrics.bins import LIGHT, Partition, coarser, contains, distinct, 
 
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 _DENSE_BINS = 1 << 22  # widest key range that is counted in a dense vector
-MOST_BINS = 1 << 21  # of all subjects together, before scores are joined
+MOST_BINS = 1 << 18  # of all subjects together, before scores are joined
+MANY_BINS = 1 << 22  # the same where maps take longer to make than to count: about 100 MB
 FEW_BINS = 1 << 16  # what :meth:`SubjectHistograms.compact` leaves alone
 Bins = tuple[np.ndarray, np.ndarray, np.ndarray]
 
@@ -34,6 +35,7 @@ class ScoreHistogram:
         self._bins: Bins = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._pending: list[Bins] = []
         self._pending_bins = 0
+        self._loose = 0  # bins that do not begin where a cell does: only those can become fewer
         self._joined: tuple[np.ndarray, np.ndarray] | None = None  # for which keys, and what
 
     @classmethod
@@ -158,6 +160,7 @@ class ScoreHistogram:
             return
         self.partition = partition
         self._bins = _grouped(partition.of(self.counts()[0]), *self._bins[1:])
+        self._loose = _loose(self._bins[0])
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
         """Join scores where no number feels it, see :func:`adbench.metrics.bins.coarser`."""
@@ -210,6 +213,7 @@ class ScoreHistogram:
     def _push(self, keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> None:
         self._pending.append((keys, positive, negative))
         self._pending_bins += len(keys)
+        self._loose += _loose(keys)
         if self._pending_bins > max(_PENDING_BINS, len(self._bins[0])):
             self._fold()
 
@@ -220,39 +224,42 @@ class ScoreHistogram:
             self._bins = parts[0] if parts else self._bins
             return
         self._bins = _added(parts)
+        self._loose = _loose(self._bins[0])
 
     def _join_if_many(self) -> None:
-        if self._alone and len(self._bins[0]) + self._pending_bins > self._limit:
+        if self._alone and self._loose > self._limit:
             self.compact()
-            self._limit = max(MOST_BINS, 2 * len(self.counts()[0]))
+            self._limit = max(MOST_BINS, 2 * self._loose)
 
 
 class SubjectHistograms:
     """One :class:`ScoreHistogram` a subject, in the order of the subjects' ids whatever the order of arrival.
 
-    All share one partition. Until :data:`MOST_BINS` bins are occupied, every score has its own.
+    All share one partition. Until ``most`` bins are occupied, every score has its own.
 
     Args:
         thresholds: scores at which something will be counted: they stay edges of bins.
+        most: bins of all subjects together before scores are joined.
     """
 
-    def __init__(self, thresholds: Iterable[float] = ()) -> None:
+    def __init__(self, thresholds: Iterable[float] = (), *, most: int = MOST_BINS) -> None:
         self.partition = Partition()
         self.thresholds = tuple(sorted(set(thresholds)))
         self._pins = distinct(np.array([_keys.key_of(t) >> _keys.CELL_SHIFT for t in self.thresholds], np.int64))
         self._by_subject: dict[str, ScoreHistogram] = {}
         self._current: ScoreHistogram | None = None
-        self._finished = 0  # bins of the subjects before the current one
-        self._limit = MOST_BINS
+        self._finished = 0  # loose bins of the subjects before the current one
+        self._most = self._limit = most
 
     def update(self, subject: str, scores: Any, labels: Any) -> None:
         """Count voxels of ``subject``; see :meth:`ScoreHistogram.update`. Nothing to count still registers the id."""
         histogram = self._of(subject)
         if self._current is not None and self._current is not histogram:
-            self._finished += len(self._current.counts()[0])  # folded: memory stays flat
+            self._current.counts()  # folds the partial counts of the subject just finished: memory stays flat
+            self._finished += self._current._loose
         self._current = histogram
         histogram.update(scores, labels, case=subject, pins=self._pins)
-        if self._finished + len(histogram._bins[0]) + histogram._pending_bins > self._limit:
+        if self._finished + histogram._loose > self._limit:
             self._join()
 
     def merge(self, other: SubjectHistograms) -> None:
@@ -263,7 +270,7 @@ class SubjectHistograms:
         for subject, histogram in other.items():
             keys, positive, negative = histogram.counts()
             self._of(subject)._push(*_grouped(self.partition.of(keys), positive, negative))
-        self._current, self._finished = None, sum(len(h.counts()[0]) for _, h in self.items())
+        self._current, self._finished = None, sum(histogram._loose for _, histogram in self.items())
         if self._finished > self._limit:
             self._join()
 
@@ -344,8 +351,8 @@ class SubjectHistograms:
     def _join(self) -> None:
         members = [histogram for _, histogram in self.items()]
         self._rebin(coarser(members, self.partition, self.thresholds))
-        self._current, self._finished = None, sum(len(member.counts()[0]) for member in members)
-        self._limit = max(MOST_BINS, 2 * self._finished)
+        self._current, self._finished = None, sum(member._loose for member in members)
+        self._limit = max(self._most, 2 * self._finished)
 
     def _rebin(self, partition: Partition) -> None:
         self.partition = partition
@@ -394,6 +401,10 @@ def _inside(
     else:
         chosen = above[contains(wanted, candidates)]
     return ordered[chosen], labels[chosen]
+
+
+def _loose(keys: np.ndarray) -> int:
+    return int(np.count_nonzero(keys & ((1 << _keys.CELL_SHIFT) - 1)))
 
 
 def _added(parts: list[Bins]) -> Bins:
