@@ -82,7 +82,7 @@ class Samples:
             self.n[metric],
             level,
             spec(metric).oracle,
-            n_all=len(self.lesions),
+            n_all=len(set(self.owners or self.cohort)),
             lesions=spec(metric).over_lesions,
             bounds=spec(metric).bounds,
             values=self.values[metric],
@@ -90,12 +90,12 @@ class Samples:
 
     @property
     def lesions(self) -> np.ndarray:
-        """(m,) lesion voxels of each subject, in the order in which ``left_out`` leaves them out."""
+        """(m,) lesion voxels of what ``left_out`` leaves out, in its order."""
         names = self.owners or tuple(volume for volume, *_ in self.cohort)
         voxels: dict[str, int] = dict.fromkeys(sorted(set(names)), 0)
         for name, (_, positive, _) in zip(names, self.cohort, strict=True):
             voxels[name] += positive
-        return np.array(list(voxels.values()), float)
+        return np.bincount(jackknife.groups(len(voxels)), np.array(list(voxels.values()), float))
 
 
 def sample_method(runs: Sequence[Trained]) -> Samples:

@@ -17,16 +17,22 @@ import numpy as np
 from adbench.errors import UserError
 
 MINIMUM = 6  # subjects, below which there is neither an interval nor a rank: 2 / 2^5 sign flips exceed 0.05
+MOST = 500  # subjects left out one at a time; of more, groups are, since the cost grows with the square
 UNIT = (0.0, 1.0)
 
 
+def groups(n: int) -> np.ndarray:
+    """(n,) which subjects are left out together: each alone up to :data:`MOST` of them, then in that many groups."""
+    return np.arange(n) % min(n, MOST)
+
+
 def weights(n: int) -> np.ndarray:
-    """(n, n) float64: row ``i`` takes every subject once and leaves out subject ``i``."""
-    return np.ones((n, n)) - np.eye(n)
+    """(g, n) float64: row ``i`` takes every subject once and leaves out those of group ``i`` of :func:`groups`."""
+    return (groups(n) != np.arange(min(n, MOST))[:, None]).astype(np.float64)
 
 
 def weights_of(owners: Sequence[str]) -> np.ndarray:
-    """(n, V) float64: row ``i`` leaves out all volumes of the ``i``-th subject in the order of their names.
+    """(g, V) float64: rows of :func:`weights`, with all volumes of a subject left out together; subjects by name.
 
     Args:
         owners: subject of each of V volumes, in the order of the volumes.
@@ -51,7 +57,7 @@ def interval(
     Args:
         values: (S,) the metric of each training seed.
         left_out: (S, m) the same without one subject each; m may exceed ``n`` by subjects that hardly matter.
-        n: subjects that the number is taken over, at least 2.
+        n: subjects that the number is taken over, at least 2; at most the rows left out count.
         level: probability inside, (0, 1).
         bounds: natural range of the metric; either end may be infinite.
 
@@ -61,6 +67,7 @@ def interval(
     if not 0 < level < 1:
         raise UserError(f"level = {level!r} is not valid: give a probability between 0 and 1, such as 0.95.")
     value = float(np.mean(values))
+    n = min(n, left_out.shape[1])
     low, high = bounds
     at_end = value <= low or value >= high
     if at_end:
