@@ -45,7 +45,7 @@ def test_load_finds_every_run_once(runs: list[api.Run]) -> None:
 def test_histograms_are_those_of_the_maps(runs: list[api.Run]) -> None:
     run = runs[0]
     for subject in run.each():
-        expected = ScoreHistogram(run.histograms.mantissa_bits)
+        expected = ScoreHistogram(run.histograms.partition)
         expected.update(subject.maps[subject.brain], subject.lesion[subject.brain])
         assert run.histograms[subject.subject] == expected
         assert subject.drift == 0

@@ -119,7 +119,7 @@ def test_files_that_differ_in_the_session_are_volumes_of_one_subject(tmp_path: P
             (tmp_path / folder).mkdir(exist_ok=True)
             path = tmp_path / folder / f"{subject}_{session}_{names[folder]}.nii.gz"
             nibabel.save(nibabel.Nifti1Image(array, np.eye(4)), path)
-    result = evaluate_folders(tmp_path / "maps", tmp_path / "masks", out=tmp_path / "out", replicates=100)
+    result = evaluate_folders(tmp_path / "maps", tmp_path / "masks", out=tmp_path / "out")
     assert [(row["subject"], row["volume"]) for row in result.subjects] == [
         (subject, f"{subject}_{session}") for subject, session in TEST
     ]

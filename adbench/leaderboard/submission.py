@@ -410,7 +410,9 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not a readable submission: {error}.") from None
     if not isinstance(raw, dict) or raw.get("submission") != VERSION:
         found = raw.get("submission") if isinstance(raw, dict) else type(raw).__name__
-        raise UserError(f"{path}: submission: layout {found!r}; this adbench reads layout {VERSION}.")
+        older = isinstance(found, int) and 0 < found < VERSION
+        advice = ": make it again from its run with `adbench leaderboard submit`" if older else ""
+        raise UserError(f"{path}: submission: layout {found!r}; this adbench reads layout {VERSION}{advice}.")
     record = raw.get("record")
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA:
         found = record.get("schema_version") if isinstance(record, dict) else type(record).__name__

@@ -24,20 +24,37 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import froc_thresholds
 
 
-def histograms(seed: int, subjects: int = 5, bits: int = 10) -> SubjectHistograms:
+def histograms(seed: int, subjects: int = 5, voxels: int = 500, dtype: str = "float32") -> SubjectHistograms:
     """Random scores of both signs; every other subject bears a lesion, one has a single voxel."""
     rng = np.random.default_rng(seed)
-    made = SubjectHistograms(bits)
+    made = SubjectHistograms()
     for number in range(subjects):
-        scores = rng.normal(0, 10.0 ** rng.integers(-3, 3), 500 if number else 1).astype(np.float32)
+        scores = rng.normal(0, 10.0 ** rng.integers(-3, 3), voxels if number else 1).astype(dtype)
         made.update(f"s{number} é", scores, rng.random(scores.size) < 0.2 * (number % 2))
     return made
 
 
-@pytest.mark.parametrize("bits", [0, 4, 10, 23])
-def test_histograms_come_back(bits: int) -> None:
-    own = histograms(bits, bits=bits)
-    assert files.unpack_histograms(Counts(**files.pack_histograms(own))) == own
+def test_histograms_of_single_scores_come_back() -> None:
+    for dtype in ("float16", "float32", "float64"):
+        own = histograms(1, dtype=dtype)
+        again = files.unpack_histograms(Counts(**files.pack_histograms(own)))
+        assert again == own
+        assert all(one.exact for _, one in again.items())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_joined_histograms_come_back(dtype: str) -> None:
+    own = histograms(4, voxels=60_000, dtype=dtype)
+    own.compact([0.25])
+    assert len(own.partition.cells)
+    assert len(own.partition.inner_edges)
+    again = files.unpack_histograms(Counts(**files.pack_histograms(own)))
+    assert again == own
+    assert np.array_equal(again.partition.cells, own.partition.cells)
+    assert np.array_equal(again.partition.edges, own.partition.edges)
+    for subject, one in own.items():
+        assert again[subject].positives_at(0.25) == one.positives_at(0.25)
+        assert again[subject].positives_within(0.251) == one.positives_within(0.251)
 
 
 def test_no_subjects_and_empty_subjects_come_back() -> None:
@@ -136,6 +153,7 @@ def test_more_bins_than_a_histogram_has(submission: Submission) -> None:
         (lambda t: "[" * 100_000, "not a readable submission"),
         (lambda t: "[]", "layout 'list'"),
         (lambda t: t.replace('"submission": 2', '"submission": 7'), "submission: layout 7"),
+        (lambda t: t.replace('"submission": 2', '"submission": 1'), "layout 1; .* layout 2: make it again from its run"),
         (lambda t: t.replace('"schema_version": 1', '"schema_version": 99'), "record.schema_version: 99"),
         (lambda t: t.replace('"seed": 0', '"seed": 0, "seed": 1', 1), "occurs twice"),
         (lambda t: t.replace('"seed": 0', '"seed": NaN', 1), "NaN is not JSON"),

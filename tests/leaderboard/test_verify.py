@@ -28,6 +28,7 @@ from adbench.leaderboard.checks import RUN_FIELDS, check
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import merge
 from adbench.leaderboard.verify import verify
+from adbench.metrics.keys import CELL_SHIFT
 
 Change = Callable[[dict[str, Any]], object]
 Cli = Callable[..., tuple[int, str, str]]
@@ -51,7 +52,7 @@ def _move_voxel(raw: dict[str, Any]) -> None:
     first = int(np.flatnonzero(negative)[0])
     positive[first] += 1
     negative[first] -= 1
-    moved = type(own[name]).from_counts(keys, positive, negative, own.mantissa_bits, own[name].exact)
+    moved = type(own[name]).from_counts(keys, positive, negative, own.partition)
     own._by_subject[name] = moved
     raw["histograms"] = files.pack_histograms(own)
 
@@ -77,7 +78,8 @@ def _other_froc(raw: dict[str, Any]) -> None:
 def _lower_validation(raw: dict[str, Any]) -> None:
     own = files.unpack_histograms(files.Counts(**raw["validation"]))
     keys, positive, negative = own[files.WITH].counts()
-    moved = type(own[files.WITH]).from_counts(keys - 50, positive, negative, own.mantissa_bits, True)
+    assert own[files.WITH].exact
+    moved = type(own[files.WITH]).from_counts(keys - (50 << CELL_SHIFT), positive, negative)
     own._by_subject[files.WITH] = moved
     raw["validation"] = files.pack_histograms(own)
 
@@ -120,7 +122,7 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "stratum": (_set("record/strata/lesion_size/small/auprc/value", 0.5), "strata.lesion_size.small.auprc.value"),
     "prevalence": (_set("record/prevalence", 0.5), "prevalence"),
     "threshold": (_set("record/thresholds/val", 0.25), "thresholds.val"),
-    "bracket": (_set("record/brackets/auprc", [0.5, 0.6]), "brackets.auprc.0"),
+    "bracket": (_set("record/brackets/auprc", [0.5, 0.6]), "brackets.auprc"),
     "a subject's number": (lambda raw: raw["record"]["subjects"][1].update({"dice@val": 1.0}), "subjects.1.dice@val"),
     "a subject left out": (lambda raw: raw["record"]["subjects"].pop(), "subjects"),
     "a subject twice": (
@@ -207,7 +209,9 @@ def test_an_edit_without_a_new_digest(submission: Submission) -> None:
         _set("record/identity/plugin_metrics", [["a"]]),
         lambda raw: raw["record"]["subjects"].__setitem__(0, {}),
         _set("record/identity/params", 1),
-        _set("histograms/mantissa_bits", 400),
+        _set("histograms/keys", files.pack_ascending(np.array([1]))),
+        _set("histograms/cells", files.pack_ascending(np.array([-(1 << 60)]))),
+        _set("histograms/edges", files.pack_ascending(np.array([(1 << 50) + 1]))),
         _set("histograms/bins", [1] * 9),
         _set("histograms/subjects", ["s"] * 9),
         _set("ranking/left_out", "x"),
