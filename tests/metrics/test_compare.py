@@ -21,7 +21,7 @@ from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, Trained, compare,
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import SubjectHistograms
 
-_spec = util.spec_from_file_location("rank_studies", Path(__file__).parents[2] / "benchmarks" / "statistics.py")
+_spec = util.spec_from_file_location("rank_studies", Path(__file__).parents[2] / "benchmarks" / "studies.py")
 assert _spec is not None
 assert _spec.loader is not None
 studies = util.module_from_spec(_spec)

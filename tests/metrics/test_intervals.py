@@ -19,7 +19,7 @@ from adbench.metrics import jackknife
 from adbench.metrics.evaluate import NAMES, estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 
-_spec = util.spec_from_file_location("studies", Path(__file__).parents[2] / "benchmarks" / "statistics.py")
+_spec = util.spec_from_file_location("studies", Path(__file__).parents[2] / "benchmarks" / "studies.py")
 assert _spec is not None
 assert _spec.loader is not None
 studies = util.module_from_spec(_spec)
