@@ -363,7 +363,7 @@ def froc_curve(spatial: SpatialAccumulator, weights: np.ndarray) -> tuple[np.nda
     false = np.array([row.false_components[first:] for row in rows], float)
     below = (weights @ np.array([len(row.lesion_sizes) for row in rows], float))[:, None]
     recall = np.divide(weights @ found, below, out=np.full((len(weights), found.shape[1]), np.nan), where=below > 0)
-    volumes = weights.sum(axis=1, keepdims=True)
+    volumes = weights.sum(axis=1, keepdims=True)  # none where the only subject is left out
     return recall, np.divide(weights @ false, volumes, out=np.full(recall.shape, np.nan), where=volumes > 0)
 
 

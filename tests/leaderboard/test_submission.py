@@ -153,7 +153,10 @@ def test_more_bins_than_a_histogram_has(submission: Submission) -> None:
         (lambda t: "[" * 100_000, "not a readable submission"),
         (lambda t: "[]", "layout 'list'"),
         (lambda t: t.replace('"submission": 2', '"submission": 7'), "submission: layout 7"),
-        (lambda t: t.replace('"submission": 2', '"submission": 1'), "layout 1; .* layout 2: make it again from its run"),
+        (
+            lambda t: t.replace('"submission": 2', '"submission": 1'),
+            "layout 1; .* layout 2: make it again from its run",
+        ),
         (lambda t: t.replace('"schema_version": 1', '"schema_version": 99'), "record.schema_version: 99"),
         (lambda t: t.replace('"seed": 0', '"seed": 0, "seed": 1', 1), "occurs twice"),
         (lambda t: t.replace('"seed": 0', '"seed": NaN', 1), "NaN is not JSON"),

@@ -583,3 +583,16 @@ def test_a_subject_on_both_sides_is_found_behind_its_volumes():
     val, _ = both(range(1, 2), "v")
     with pytest.raises(UserError, match=r"1 subject\(s\) are in the validation and in the test split: v1"):
         evaluate(test, val, subject_of={"s1": "v1", "s2": "x"})
+
+
+def test_a_curve_of_no_volumes_is_undefined():
+    """As when the only subject is left out; NumPy stays silent."""
+    spatial, _ = accumulate([3], {"val": 0.5}, [0.8, 0.2])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        recall, false = froc_curve(spatial, np.array([[1.0], [0.0]]))
+    row = spatial.rows[0]
+    np.testing.assert_array_equal(false[0], row.false_components[1:])
+    np.testing.assert_array_equal(recall[0], np.array(row.found[1:]) / len(row.lesion_sizes))
+    assert np.isnan(recall[1]).all()
+    assert np.isnan(false[1]).all()
