@@ -37,7 +37,7 @@ def study():
             lesion = np.zeros(SHAPE, bool)
             if i < ill:
                 row, column = rng.integers(0, 8, 2)
-                lesion[1:3, row : row + 3, column : column + 3] = True
+                lesion[1:3, row : row + 2 + i % 3, column : column + 3] = True
             data[f"{split}{i:02}"] = np.clip(rng.standard_normal(SHAPE) + 1.5 * lesion, -4.5, 4.5), lesion
     return data
 
