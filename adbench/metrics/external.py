@@ -161,4 +161,6 @@ def _histograms(
 
 
 def _count(spatial: SpatialAccumulator, case: External) -> None:
-    spatial.add_volume(case.volume, case.maps, case.lesion, case.brain, case.slices, subject=case.subject)
+    spatial.add_volume(
+        case.volume, case.maps, case.lesion, case.brain, case.slices, subject=case.subject, spacing=case.spacing
+    )

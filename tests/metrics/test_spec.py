@@ -108,7 +108,7 @@ def test_less_of_what_is_better_with_less_ranks_first():
     for metric in ("alarms@fpr1", "fa_slice", "auprc"):
         made = {
             name: Samples(cohort, {metric: np.array([mean])}, {metric: rng.normal(mean, 0.01, (1, 20))}, {metric: 20})
-            for name, mean in (("low", 0.1), ("high", 0.6))
+            for name, mean in (("low", 0.3), ("high", 0.6))
         }
         ranks = compare(made, metric).ranks
         assert min(ranks, key=ranks.get) == ("high" if metric == "auprc" else "low")
