@@ -26,6 +26,7 @@ from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
 from adbench.hashing import digest
+from adbench.metrics.base import Metric
 from adbench.metrics.compare import Samples, Table, Trained, sample_method
 from adbench.metrics.compare import compare as compare_samples
 from adbench.metrics.evaluate import Evaluation, evaluate
@@ -136,7 +137,9 @@ class Run:
     @cached_property
     def spatial(self) -> SpatialAccumulator:
         """Counts of lesions, false components and slices of every test volume, and whose volume each is."""
-        return SpatialAccumulator.from_json(self._file("spatial.json"))
+        found = SpatialAccumulator.from_json(self._file("spatial.json"))
+        found.metrics = tuple(metric for metric in self.metrics if metric.needs_maps)
+        return found
 
     def evaluation(self, *, intervals: bool = True) -> Evaluation:
         """Every metric, computed again from the histograms.
@@ -144,17 +147,20 @@ class Run:
         Args:
             intervals: False gives values alone.
         """
-        metrics = [registry.load("metrics", name)() for name in evaluation.measured(self.record)]
-        self.spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
         return evaluate(
             self.histograms,
             self.val_histograms,
             intervals=intervals,
             level=float(self.record.protocol["level"]),
             spatial=self.spatial,
-            metrics=metrics,
+            metrics=self.metrics,
             strata=True,
         )
+
+    @cached_property
+    def metrics(self) -> tuple[Metric, ...]:
+        """The metrics that the run was asked for, where they are installed here as they were."""
+        return tuple(registry.load("metrics", name)() for name in evaluation.measured(self.record))
 
     @cached_property
     def cell(self) -> CellSpec:
@@ -377,7 +383,7 @@ def compare(runs: Iterable[Run], metric: str = "auprc", *, progress: Progress | 
     groups = method_groups(runs)
     samples: dict[str, Samples] = {}
     for done, (name, members) in enumerate(groups.items(), 1):
-        trained = [Trained(one.histograms, one.val_histograms, one.spatial) for one in members]
+        trained = [Trained(one.histograms, one.val_histograms, one.spatial, one.metrics) for one in members]
         samples[name] = sample_method(trained)
         (progress or Progress()).update("compare", done, len(groups))
     return compare_samples(samples, metric)

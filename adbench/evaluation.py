@@ -22,6 +22,7 @@ from adbench.metrics.evaluate import Evaluation, choose_thresholds, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.spec import WIDE
 from adbench.planning import Data, gather
 from adbench.results import record as records
 from adbench.results.record import Record
@@ -245,7 +246,8 @@ def print_evaluation(results: Results, as_json: bool) -> None:
         rows = []
         for name, metric in results.evaluation.metrics.items():
             ends = "" if metric.low is None or metric.high is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
-            value = "—" if metric.value is None else f"{metric.value:.4f}"
+            about = "≈" if metric.spread > WIDE else ""
+            value = "—" if metric.value is None else f"{about}{metric.value:.4f}"
             rows.append([name, value, ends, str(metric.n), "oracle" if metric.oracle else "", metric.reason])
         columns = [("metric", "left"), ("value", "right"), ("95 % interval", "left"), ("subjects", "right")]
         prevalence = f"lesion prevalence {results.evaluation.prevalence:.6f}: the chance level of auprc"

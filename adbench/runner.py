@@ -299,7 +299,7 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
         if file:
             file.close()
     with clock.phase("measure"):
-        compact(test, threshold, spatial.froc)
+        compact(test, threshold, spatial.froc, spatial.groups)
     return Scored(threshold, test, spatial, [samples[position] for position in shown])
 
 

@@ -16,6 +16,7 @@ from adbench.errors import UserError
 if TYPE_CHECKING:
     from adbench.datasets.slices import LabelledSet, SliceBatch
     from adbench.methods.base import Method
+from adbench.metrics.keys import as_float
 
 
 @dataclass
@@ -53,8 +54,10 @@ def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np
             raise UserError(
                 f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}."
             )
-    out = maps if maps.dtype in (torch.float16, torch.float32, torch.float64) else maps.float()
-    return out.cpu().numpy()[:, 0], None if recon is None else recon.float().cpu().numpy()[:, 0]
+    out = maps.float() if maps.dtype in (torch.bfloat16, torch.bool) else maps
+    return as_float(out.cpu().numpy(), f"method {method.name}")[
+        :, 0
+    ], None if recon is None else recon.float().cpu().numpy()[:, 0]
 
 
 def _run_some(

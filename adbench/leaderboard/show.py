@@ -97,8 +97,8 @@ def _columns(board: Board, wide: bool) -> tuple[list[tuple[str, str]], list[list
             ("train s", "right", lambda r: f"{r.timing['fit']:.0f}"),
             ("ms/slice", "right", lambda r: f"{1000 * r.timing['score_per_slice']:.0f}"),
         ]
-    rows = [[str(rank), *(text(record) for _, _, text in columns)] for rank, record in enumerate(board.records, 1)]
-    return [("#", "right"), *((heading, justify) for heading, justify, _ in columns)], rows
+    rows = [[text(record) for _, _, text in columns] for record in board.records]
+    return [(heading, justify) for heading, justify, _ in columns], rows
 
 
 def print_published(found: Sequence[Published], as_json: bool, by: str | None = None) -> None:

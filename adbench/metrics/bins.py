@@ -25,7 +25,7 @@ TIES = 5e-4
 STEP = 2.0**-11
 """Share of the voxels at or above a bin that it may hold where a cell is cut."""
 LIGHT = 2.0**-12
-"""A cell first seen after cells were joined is joined too when it holds no more of a subject's voxels above it."""
+"""A score that is alone in its cell is given the whole cell when no larger share of the voxels at or above it has it."""
 CROWDED = 2.0**-5
 """A cell that holds more of the voxels at or above it is always cut."""
 _OWN = 2.0**-13
@@ -38,7 +38,7 @@ class Partition:
     Attributes:
         cells: (C,) int64 ascending, cells (keys shifted by :data:`adbench.metrics.keys.CELL_SHIFT`) with joined scores.
         edges: (E,) int64 ascending, the keys at which a bin begins, in those cells; the lower edge of each among them.
-        seen: (S,) int64 ascending, cells that held a score when it was made or since; in others bins may still be chosen.
+        seen: (S,) int64 ascending, cells that held a score when it was made.
     """
 
     def __init__(
@@ -63,22 +63,6 @@ class Partition:
     def inner_edges(self) -> np.ndarray:
         """Those of the edges that are not the lowest of their cell."""
         return self.edges[(self.edges & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
-
-    def add(self, whole: np.ndarray, apart: np.ndarray) -> None:
-        """Cells seen for the first time: ``whole`` become one bin each, in ``apart`` every score stays its own.
-
-        Args:
-            whole: (W,) ascending.
-            apart: (A,) ascending.
-        """
-        for cells, one_bin in ((whole, True), (apart, False)):
-            if len(cells):
-                place = np.searchsorted(self.seen, cells)
-                self.seen, self._whole = np.insert(self.seen, place, cells), np.insert(self._whole, place, one_bin)
-        if len(whole):
-            self.cells = np.insert(self.cells, np.searchsorted(self.cells, whole), whole)
-            edges = whole << _keys.CELL_SHIFT
-            self.edges = np.insert(self.edges, np.searchsorted(self.edges, edges), edges)
 
     def of(self, keys: np.ndarray) -> np.ndarray:
         """The bin of each key: the key at which it begins. Fastest where keys ascend."""

@@ -209,7 +209,7 @@ def _mean_dice_by_steps(counts: Sequence[_Counts], occupied: int) -> tuple[np.nd
         keys[start:end] = own[::-1]
         steps[start:end] = np.diff(2 * tp / (tp + fp + tp[-1]), prepend=0)
     order = np.argsort(keys, kind="stable")[::-1]
-    keys, means = keys[order], np.cumsum(steps[order]) / len(counts)
+    keys, means = keys[order], np.clip(np.cumsum(steps[order]) / len(counts), 0, 1)
     last = np.append(keys[1:] != keys[:-1], True)
     return keys[last], means[last]
 

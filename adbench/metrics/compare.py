@@ -18,18 +18,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adbench.errors import UserError, unknown
-from adbench.metrics import jackknife
-from adbench.metrics.evaluate import Estimate, estimate, evaluate, sample, too_few
+from adbench.metrics import bootstrap, jackknife
+from adbench.metrics.evaluate import Estimate, estimate, evaluate, sample, sums, too_few
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import sample_spatial
 from adbench.metrics.spec import spec
 
 if TYPE_CHECKING:
+    from adbench.metrics.base import Metric
     from adbench.metrics.spatial import SpatialAccumulator
 
 EXACT = 12  # subjects up to which every pattern of signs is looked at
 FLIPS = 2000  # patterns beyond that, from a fixed seed
 NOT_ABOVE_CHANCE = "not above chance"
+BELOW_CHANCE_ROW = "below a row that is not above chance"
 _ODD = 0x51_6E5  # seed of the patterns: the same for every comparison
 
 
@@ -41,11 +43,13 @@ class Trained:
         test: its test histograms.
         val: its validation histograms, or None.
         spatial: its spatial counts, or None.
+        metrics: that it was asked for; those that need maps are measured in ``spatial``.
     """
 
     test: SubjectHistograms
     val: SubjectHistograms | None = None
     spatial: SpatialAccumulator | None = None
+    metrics: tuple[Metric, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -121,8 +125,11 @@ def sample_method(runs: Sequence[Trained]) -> Samples:
     left_out: list[dict[str, np.ndarray]] = []
     n: dict[str, int] = {}
     for run in runs:
-        point = evaluate(run.test, run.val, intervals=False, spatial=run.spatial)
+        point = evaluate(run.test, run.val, intervals=False, spatial=run.spatial, metrics=run.metrics)
         found = sample(run.test, point.subjects, draws)
+        for metric in run.metrics:
+            if not metric.needs_maps:
+                found[metric.name] = bootstrap.ratio(*sums(metric, run.test, point.thresholds)[:2], draws)
         if run.spatial is not None:
             found |= {
                 k: one.samples for k, one in sample_spatial(run.spatial, draws).items() if one.samples is not None
@@ -229,6 +236,8 @@ def compare(
             low = methods[name].estimate(metric, level).low
             if low is None or low <= chance:
                 reasons[name] = NOT_ABOVE_CHANCE
+            elif reasons:  # a higher value never stands behind a lower one
+                reasons[name] = BELOW_CHANCE_ROW
     left = [name for name in order if name not in reasons]
     n = min(methods[name].n[metric] for name in names)
     if not left:

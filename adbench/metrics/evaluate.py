@@ -43,7 +43,7 @@ class Estimate:
         oracle: whether a threshold was chosen on the test split itself.
         reason: why ``value`` or the interval is undefined; empty otherwise.
         n_all: subjects of the split, with and without a lesion.
-        spread: width of the bracket in which the number of the single scores lies, see :func:`brackets`.
+        spread: width of the bracket in which the number of the single scores lies, see :attr:`Evaluation.brackets`.
     """
 
     value: float | None
@@ -138,24 +138,34 @@ def _healthy_scores(healthy: SubjectHistograms) -> list[float]:
     return sorted(Curve(histogram).at_fpr(HEALTHY_FPR).threshold for _, histogram in healthy.items())
 
 
-def compact(test: SubjectHistograms, val: SubjectHistograms | None = None, froc: Sequence[float] = ()) -> None:
+def compact(
+    test: SubjectHistograms,
+    val: SubjectHistograms | None = None,
+    froc: Sequence[float] = (),
+    groups: Mapping[str, Mapping[str, str]] | None = None,
+) -> None:
     """Join scores where no number feels it, so that the counts of both splits can be kept: see :mod:`.bins`.
 
-    Every threshold that is chosen on the single scores, on validation or as an oracle on test, stays the edge of a bin.
+    Every threshold that is chosen on the single scores, on validation or as an oracle on test or in a stratum of it, stays
+    the edge of a bin.
 
     Args:
         test: volumes of the test split.
         val: validation subjects, or None.
         froc: thresholds of the FROC curve.
+        groups: grouping -> volume -> group: strata besides those of lesion size.
     """
     chosen = [*choose_thresholds(val)[0].values(), *froc]
     if val is not None:
         healthy = val.subset([s for s, histogram in val.items() if histogram.n_negative and not histogram.n_positive])
         val.compact([*chosen, *_healthy_scores(healthy)])
     best = [Curve(histogram).best_dice()[1] for _, histogram in test.items() if histogram.n_positive]
-    if best:
-        keys, means = bootstrap.mean_dice(test)
-        best += [Curve(test.pooled()).best_dice()[1], float(_keys.edges(keys[[np.argmax(means)]])[0])]
+    parts = [test]
+    for members in (lesion_size_groups(test), *(groups or {}).values()):
+        parts += [test.subset([v for v in test if members.get(v) == name]) for name in sorted(set(members.values()))]
+    for part in parts:
+        if len(keys := (dice := bootstrap.mean_dice(part))[0]):
+            best += [Curve(part.pooled()).best_dice()[1], float(_keys.edges(keys[[np.argmax(dice[1])]])[0])]
     test.compact([*chosen, *best])
 
 
@@ -210,9 +220,7 @@ def evaluate(
         result.notes.append(f"Many scores are so close that they were counted together; one by one: {shown}.")
     if strata:
         groupings: dict[str, dict[str, str]] = {"lesion_size": lesion_size_groups(test)}
-        for row in spatial.rows if spatial is not None else ():
-            for grouping, group in row.groups.items():
-                groupings.setdefault(grouping, {})[row.volume] = group
+        groupings |= spatial.groups if spatial is not None else {}
         for grouping, members in (groups or {}).items():
             groupings.setdefault(grouping, {}).update({v: group for v, group in members.items() if v in test})
         for grouping, members in groupings.items():
@@ -246,9 +254,7 @@ class _Run:
 
 def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run) -> Evaluation:
     owners = [run.subject_of[volume] for volume in test]
-    pool, curves = Curve(test.pooled()), {volume: Curve(histogram) for volume, histogram in test.items()}
-    points, rows, oracles = _points(test, run.thresholds, owners, pool, curves)
-    ends = brackets(test, run.thresholds, pool, curves)
+    points, rows, oracles, ends = _points(test, run.thresholds, owners)
     ill = {row["subject"] for row in rows if row["lesion_voxels"]}
     prevalence = sum(row["lesion_voxels"] for row in rows) / sum(row["brain_voxels"] for row in rows)
     n_all = len(set(owners))
@@ -302,8 +308,7 @@ def _plugins(
         if metric.needs_maps:
             result[metric.name] = Estimate(None, None, None, 0, metric.oracle, "it needs maps, and none were streamed")
             continue
-        pairs = [measured(metric, Subject(s, histogram, run.thresholds)) for s, histogram in test.items()]
-        above, below = np.array([pair or (0.0, 0.0) for pair in pairs]).T
+        above, below, pairs = sums(metric, test, run.thresholds)
         value = bootstrap.ratio(above, below, np.ones((1, len(pairs))))[0]
         if metric.of_all and None in pairs:
             value = np.nan
@@ -319,6 +324,15 @@ def _plugins(
             bounds=of_class(metric).bounds,
         )
     return result
+
+
+def sums(
+    metric: Metric, test: SubjectHistograms, thresholds: Mapping[str, float]
+) -> tuple[np.ndarray, np.ndarray, list[tuple[float, float] | None]]:
+    """(V,) numerators and (V,) denominators of a metric that needs no maps, 0 where it leaves a volume out; and as measured."""
+    pairs = [measured(metric, Subject(volume, histogram, thresholds)) for volume, histogram in test.items()]
+    above, below = np.array([pair or (0.0, 0.0) for pair in pairs]).T
+    return above, below, pairs
 
 
 def _check_spatial(test: SubjectHistograms, thresholds: dict[str, float], spatial: SpatialAccumulator) -> None:
@@ -438,12 +452,10 @@ def dice_at(histogram: ScoreHistogram, threshold: float) -> float:
 
 
 def _points(
-    test: SubjectHistograms,
-    thresholds: dict[str, float],
-    owners: Sequence[str],
-    pool: Curve,
-    curves: Mapping[str, Curve],
-) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float]]:
+    test: SubjectHistograms, thresholds: dict[str, float], owners: Sequence[str]
+) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float], dict[str, tuple[float, float]]]:
+    """Values by metric, rows by volume, oracle thresholds, and brackets by metric."""
+    pool = Curve(test.pooled())
     points: dict[str, float] = {}
     oracles: dict[str, float] = {}
     if pool.n_positive:
@@ -455,11 +467,12 @@ def _points(
         oracles["best"] = float(_keys.edges(keys[best : best + 1])[0])
         if pool.n_negative:
             points["auroc"] = pool.auroc()
-    rows = [
-        {"subject": owner, **({} if owner == volume else {"volume": volume})}
-        | _row(histogram, curves[volume], thresholds, oracles.get("best"))
-        for owner, (volume, histogram) in zip(owners, test.items(), strict=True)
-    ]
+    rows, brackets = [], _Brackets(pool, thresholds)
+    for owner, (volume, histogram) in zip(owners, test.items(), strict=True):
+        curve = Curve(histogram)
+        names = {"subject": owner, **({} if owner == volume else {"volume": volume})}
+        rows.append(names | _row(histogram, curve, thresholds, oracles.get("best")))
+        brackets.add(histogram, curve)
     for rule in _CONFORMAL:
         rates = _healthy_rates(test, owners, thresholds.get(rule))
         for row in rows:
@@ -471,7 +484,7 @@ def _points(
         values = [row[column] for row in rows if row[column] is not None]
         if values:
             points[name] = float(np.mean(values))
-    return points, rows, oracles
+    return points, rows, oracles, brackets.found()
 
 
 def _healthy_rates(test: SubjectHistograms, owners: Sequence[str], threshold: float | None) -> dict[str, float]:
@@ -561,39 +574,43 @@ def _notes(rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: di
     return notes
 
 
-def brackets(
-    test: SubjectHistograms, thresholds: dict[str, float], pool: Curve, curves: Mapping[str, Curve]
-) -> dict[str, tuple[float, float]]:
-    """Metric -> (low, high) between which it provably lies for the scores before they were binned.
+class _Brackets:
+    """Metric -> (low, high) between which it provably lies for the scores before they were joined.
 
-    Only of metrics that binning may have changed; empty while every bin is one score. The mean of per-subject numbers
-    lies between the means of the subjects' ends.
+    Only of metrics that joining may have changed; nothing while every bin is one score. The mean of numbers of volumes
+    lies between the means of their ends.
 
     Args:
-        test: n subjects.
+        pool: curve of all volumes.
         thresholds: rule -> threshold of the ``dice@`` metrics.
-        pool: curve of all of them.
-        curves: subject -> its curve.
     """
-    if pool.exact or not pool.n_positive:
-        return {}
-    found = {"auprc": pool.average_precision_bracket(), "dice_pooled@best": pool.best_dice_bracket()}
-    if pool.n_negative:
-        found["auroc"] = pool.auroc_bracket()
-    ends: dict[str, list[tuple[float, float]]] = {}
-    for subject, histogram in test.items():
-        own = curves[subject]
-        if not own.n_positive:
-            continue
-        ends.setdefault("auprc_subject", []).append(own.average_precision_bracket())
-        ends.setdefault("dice@subject_best", []).append(own.best_dice_bracket())
+
+    def __init__(self, pool: Curve, thresholds: dict[str, float]) -> None:
+        self._pool, self._thresholds = pool, thresholds
+        self._needed = bool(pool.n_positive) and not pool.exact
+        self._ends: dict[str, list[tuple[float, float]]] = {}
+
+    def add(self, histogram: ScoreHistogram, curve: Curve) -> None:
+        """One volume and its curve."""
+        if not self._needed or not curve.n_positive:
+            return
+        self._ends.setdefault("auprc_subject", []).append(curve.average_precision_bracket())
+        self._ends.setdefault("dice@subject_best", []).append(curve.best_dice_bracket())
         for name, rule in _AT.items():
-            if rule in thresholds:
-                ends.setdefault(name, []).append(_dice_bracket(histogram, thresholds[rule]))
-    found |= {
-        name: (float(np.mean([e[0] for e in own])), float(np.mean([e[1] for e in own]))) for name, own in ends.items()
-    }
-    return {name: (low, high) for name, (low, high) in found.items() if high > low}
+            if rule in self._thresholds:
+                self._ends.setdefault(name, []).append(_dice_bracket(histogram, self._thresholds[rule]))
+
+    def found(self) -> dict[str, tuple[float, float]]:
+        """The brackets that are not a single number."""
+        if not self._needed:
+            return {}
+        pool = self._pool
+        found = {"auprc": pool.average_precision_bracket(), "dice_pooled@best": pool.best_dice_bracket()}
+        if pool.n_negative:
+            found["auroc"] = pool.auroc_bracket()
+        for name, own in self._ends.items():
+            found[name] = (float(np.mean([low for low, _ in own])), float(np.mean([high for _, high in own])))
+        return {name: (low, high) for name, (low, high) in found.items() if high > low}
 
 
 def _dice_bracket(histogram: ScoreHistogram, threshold: float) -> tuple[float, float]:

@@ -16,6 +16,7 @@ from adbench.metrics.evaluate import Evaluation, choose_thresholds, compact, eva
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
+from adbench.metrics.spec import WIDE
 from adbench.metrics.volumes import CaseFolder, External
 
 Folder = str | Path
@@ -81,7 +82,7 @@ def evaluate_folders(
         for case in test_cases:
             _count(spatial, case)
         notes.append("The thresholds of the FROC curve are spaced by the test split's own background scores.")
-    compact(test, val, spatial.froc)
+    compact(test, val, spatial.froc, spatial.groups)
     result = evaluate(test, val, level=level, spatial=spatial, metrics=metrics, strata=strata)
     result.notes += notes
     folder = Path(out)
@@ -107,7 +108,8 @@ def table(result: Evaluation) -> str:
     for name, metric in result.metrics.items():
         ends = "" if metric.low is None or metric.high is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
         remark = " ".join(part for part in ("oracle" if metric.oracle else "", metric.reason) if part)
-        value = "-" if metric.value is None else f"{metric.value:.4f}"
+        about = "≈" if metric.spread > WIDE else ""
+        value = "-" if metric.value is None else f"{about}{metric.value:.4f}"
         lines.append((name, value, ends, str(metric.n) if metric.value is not None else "", remark))
     widths = [max(len(line[i]) for line in lines) for i in range(4)]
     rows = ["  ".join([*(line[i].ljust(widths[i]) for i in range(4)), line[4]]).rstrip() for line in lines]
@@ -139,7 +141,8 @@ def _validation(
 def _histograms(
     cases: CaseFolder, spatial: SpatialAccumulator | None, notes: list[str], *, by_subject: bool = False
 ) -> SubjectHistograms:
-    histograms = SubjectHistograms(most=MANY_BINS)
+    pins = () if spatial is None else (*spatial.thresholds.values(), *spatial.froc)
+    histograms = SubjectHistograms(pins, most=MANY_BINS)
     outside: dict[str, int] = {}
     for case in cases:
         if not case.brain.any():

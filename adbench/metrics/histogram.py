@@ -10,7 +10,7 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import keys as _keys
-from adbench.metrics.bins import LIGHT, Partition, coarser, contains, distinct, united
+from adbench.metrics.bins import Partition, coarser, contains
 
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 _DENSE_BINS = 1 << 22  # widest key range that is counted in a dense vector
@@ -67,7 +67,7 @@ class ScoreHistogram:
         """Whether no bin may hold different scores: the counts then say all that the scores say."""
         return not self.joined.any()
 
-    def update(self, scores: Any, labels: Any, case: str = "", pins: np.ndarray | None = None) -> None:
+    def update(self, scores: Any, labels: Any, case: str = "") -> None:
         """Count voxels.
 
         Args:
@@ -75,7 +75,6 @@ class ScoreHistogram:
                 any width and integers keep their order.
             labels: same shape, bool or 0/1: whether the voxel belongs to a lesion.
             case: the subject, for messages.
-            pins: cells in which scores stay apart, ascending.
 
         Raises:
             UserError: shapes differ, a label is not 0 or 1, a score is NaN or infinite, or float64 cannot hold it.
@@ -106,14 +105,14 @@ class ScoreHistogram:
             keys, positive, negative = _counted(ordered >> shift, labels)
             keys = self.partition.of(_keys.widened((keys << shift).astype(np.int32)))
         elif len(self.partition.seen):
-            keys, positive, negative = self._counted_by_cell(ordered, labels, shift, pins)
+            keys, positive, negative = self._counted_by_cell(ordered, labels, shift)
         else:
             keys, positive, negative = _counted(ordered, labels)
             keys = _keys.widened(keys)
         self._push(*_grouped(keys, positive, negative))
         self._join_if_many()
 
-    def _counted_by_cell(self, ordered: np.ndarray, labels: np.ndarray, shift: int, pins: np.ndarray | None) -> Bins:
+    def _counted_by_cell(self, ordered: np.ndarray, labels: np.ndarray, shift: int) -> Bins:
         """Count whole cells as such, and look at single scores only in the others."""
         cell = ordered >> shift
         found, positive, negative = _counted(cell, labels)
@@ -126,18 +125,11 @@ class ScoreHistogram:
             if odd.any() and not np.any((ordered > 0) & (ordered < 1 << shift)):
                 zero = found == 0
                 odd &= ~zero
-        mass = positive + negative
-        whole, seen = self.partition.kinds(wide)
-        new = ~seen & ~odd & ~zero
-        light = new & (mass <= LIGHT * np.cumsum(mass[::-1])[::-1])
-        if pins is not None:
-            light &= ~contains(pins, wide)
-        if new.any():
-            self.partition.add(wide[light], wide[new & ~light])
-        apart = (odd | ~(whole | light)) & ~zero
+        # Cells that nobody had a score in when scores were joined stay single scores until they are joined again.
+        apart = (odd | ~self.partition.kinds(wide)[0]) & ~zero
         if not apart.any():
             return lower, positive, negative
-        keys, lesion, background = _counted(*_inside(ordered, labels, cell, found, apart))
+        keys, lesion, background = _counted(*_inside(ordered, labels, cell, found, positive + negative, apart))
         return (
             np.concatenate([lower[~apart], self.partition.of(_keys.widened(keys))]),
             np.concatenate([positive[~apart], lesion]),
@@ -245,7 +237,6 @@ class SubjectHistograms:
     def __init__(self, thresholds: Iterable[float] = (), *, most: int = MOST_BINS) -> None:
         self.partition = Partition()
         self.thresholds = tuple(sorted(set(thresholds)))
-        self._pins = distinct(np.array([_keys.key_of(t) >> _keys.CELL_SHIFT for t in self.thresholds], np.int64))
         self._by_subject: dict[str, ScoreHistogram] = {}
         self._current: ScoreHistogram | None = None
         self._finished = 0  # loose bins of the subjects before the current one
@@ -258,14 +249,13 @@ class SubjectHistograms:
             self._current.counts()  # folds the partial counts of the subject just finished: memory stays flat
             self._finished += self._current._loose
         self._current = histogram
-        histogram.update(scores, labels, case=subject, pins=self._pins)
+        histogram.update(scores, labels, case=subject)
         if self._finished + histogram._loose > self._limit:
             self._join()
 
     def merge(self, other: SubjectHistograms) -> None:
         """Add another set: subjects of both are added up, the others joined. Any order gives the same bits."""
         self.thresholds = tuple(sorted({*self.thresholds, *other.thresholds}))
-        self._pins = united(self._pins, other._pins)
         self._rebin(self.partition.meet(other.partition))
         for subject, histogram in other.items():
             keys, positive, negative = histogram.counts()
@@ -385,21 +375,30 @@ def _counted(keys: np.ndarray, labels: np.ndarray) -> Bins:
 
 
 def _inside(
-    ordered: np.ndarray, labels: np.ndarray, cell: np.ndarray, found: np.ndarray, apart: np.ndarray
+    ordered: np.ndarray, labels: np.ndarray, cell: np.ndarray, found: np.ndarray, mass: np.ndarray, apart: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The ordered integers, and their labels, of voxels in the cells ``found[apart]``."""
-    wanted = found[apart]
-    above = np.flatnonzero(cell >= wanted[0])  # most often the few highest scores
-    candidates = cell[above]
-    low, width = int(wanted[0]), int(found[-1]) - int(wanted[0]) + 1
-    if apart[np.searchsorted(found, wanted[0]) :].all():
-        chosen = above
-    elif width <= _DENSE_BINS:
-        table = np.zeros(width, bool)
-        table[wanted.astype(np.int64) - low] = True
-        chosen = above[table[np.subtract(candidates, low, dtype=np.intp)]]
+    # Most often these are the lowest and the highest scores: what lies between is passed over by comparing.
+    places = np.flatnonzero(apart)
+    below = np.append(np.cumsum(mass)[places], len(cell))  # voxels up to each of them, and all
+    gap = int(np.argmax(np.diff(below, prepend=0)))
+    if gap == 0:
+        outside = cell >= found[places[0]]
+    elif gap == len(places):
+        outside = cell <= found[places[-1]]
     else:
-        chosen = above[contains(wanted, candidates)]
+        outside = (cell <= found[places[gap - 1]]) | (cell >= found[places[gap]])
+    candidates = np.flatnonzero(outside)
+    wanted = contains(found[places], cell[candidates]) if len(candidates) < len(cell) // 8 else None
+    if wanted is None:
+        low, width = int(found[0]), int(found[-1]) - int(found[0]) + 1
+        if width > _DENSE_BINS:
+            wanted = contains(found[places], cell[candidates])
+        else:
+            table = np.zeros(width, bool)
+            table[found[places].astype(np.int64) - low] = True
+            wanted = table[np.subtract(cell[candidates], low, dtype=np.intp)]
+    chosen = candidates[wanted]
     return ordered[chosen], labels[chosen]
 
 

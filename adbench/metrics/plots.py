@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 _MARKS = {"val": ("o", "chosen on validation"), "pooled_best": ("*", "oracle, chosen on test")}
 _GRID = np.linspace(0, 1, 201)
+_DRAWN = 1e300  # scores beyond leave matplotlib no room for the limits of an axis
 _BAND = 200  # replicates behind a band
 
 
@@ -47,7 +48,11 @@ def all_plots(
         return [f"No plot was drawn: {NO_LESION}."]
     notes = []
     pr_plot(test, evaluation, folder / "pr.png", seed=seed)
-    dice_plot(test, evaluation, folder / "dice.png", seed=seed)
+    keys = test.pooled().counts()[0]
+    if max(abs(edges(keys[[0, -1]]))) < _DRAWN:
+        dice_plot(test, evaluation, folder / "dice.png", seed=seed)
+    else:
+        notes.append(f"No plot of Dice against the threshold was drawn: scores of {_DRAWN:g} and more have no axis.")
     if evaluation.metrics["auroc"].value is None:
         notes.append(f"No ROC plot was drawn: {evaluation.metrics['auroc'].reason}.")
     else:

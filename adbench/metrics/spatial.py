@@ -214,6 +214,15 @@ class SpatialAccumulator:
         return found
 
     @property
+    def groups(self) -> dict[str, dict[str, str]]:
+        """Grouping -> volume -> group."""
+        found: dict[str, dict[str, str]] = {}
+        for row in self.rows:
+            for grouping, group in row.groups.items():
+                found.setdefault(grouping, {})[row.volume] = group
+        return found
+
+    @property
     def rules(self) -> list[str]:
         """The rules at whose thresholds components are counted, before those of the FROC curve; ``val`` first."""
         return [rule for rule in _COUNTED if rule in self.thresholds]

@@ -285,7 +285,7 @@ _TABLE = (
         "volume_error",
         "Volume error",
         "Mean absolute difference of predicted and true lesion volume, at the val threshold",
-        "subject mean",
+        "subjects",
         less_is_better=True,
         unit="ml",
         high=None,
@@ -301,7 +301,7 @@ _TABLE = (
         "ece",
         "Calibration error",
         "Expected calibration error of maps that lie in [0, 1], over 15 bins, by volume",
-        "subject mean",
+        "subjects",
         less_is_better=True,
     ),
 )

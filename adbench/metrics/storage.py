@@ -117,7 +117,6 @@ def from_arrays(arrays: dict[str, np.ndarray]) -> SubjectHistograms:
             raise ValueError("a count is larger than 2^53")
         if ((positive == 0) & (negative == 0)).any():
             raise ValueError("a bin is empty")
-    partition.add(np.zeros(0, np.int64), np.unique(keys >> CELL_SHIFT))
     histograms = SubjectHistograms()
     histograms.partition = partition
     for subject, start, end in zip(subjects, starts[:-1], ends, strict=True):

@@ -11,7 +11,7 @@ from typing import Any
 from adbench import __version__
 from adbench.context import Progress
 from adbench.files import write_text
-from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.metrics.spec import SPECS, WIDE, MetricSpec
 from adbench.pictures import Sample, sample_sheet
 from adbench.report import drawing, figures
 from adbench.report.collect import Part, Portrait, Report
@@ -181,14 +181,15 @@ def _cell(number: Number | None, bars: bool, oracle: bool) -> dict[str, Any]:
     if bars and known:
         bar = [round(min(1.0, max(0.0, end or 0.0)), 4) for end in (number.low, number.value, number.high)]
     ends = f"{number.low:.3f}, {number.high:.3f}" if known else ""
-    return {"value": number.value, "text": f"{number.value:.3f}", "ends": ends, "bar": bar, "oracle": oracle}
+    about = "≈" if number.spread > WIDE else ""
+    return {"value": number.value, "text": f"{about}{number.value:.3f}", "ends": ends, "bar": bar, "oracle": oracle}
 
 
 def _row(name: str, number: Number) -> dict[str, Any]:
     known = number.low is not None and number.high is not None
     return {
         "name": name,
-        "text": "—" if number.value is None else f"{number.value:.4f}",
+        "text": "—" if number.value is None else f"{'≈' if number.spread > WIDE else ''}{number.value:.4f}",
         "ends": f"[{number.low:.4f}, {number.high:.4f}]" if known else "",
         "n": number.n,
         "oracle": number.oracle,
