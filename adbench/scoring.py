@@ -55,9 +55,10 @@ def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np
                 f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}."
             )
     out = maps.float() if maps.dtype in (torch.bfloat16, torch.bool) else maps
-    return as_float(out.cpu().numpy(), f"method {method.name}")[
-        :, 0
-    ], None if recon is None else recon.float().cpu().numpy()[:, 0]
+    scores = out.cpu().numpy()[:, 0]
+    if scores.dtype.kind != "f":  # integers keep their order, up to 2^53
+        scores = as_float(scores, f"method {method.name}")
+    return scores, None if recon is None else recon.float().cpu().numpy()[:, 0]
 
 
 def _run_some(

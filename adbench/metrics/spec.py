@@ -80,8 +80,8 @@ def _asked(name: str, heading: str, definition: str, scope: Scope, **facts: obje
     return MetricSpec(name, heading, definition, scope, group="optional", **facts)  # type: ignore[arg-type]
 
 
-_CONFORMAL = [
-    one
+_CONFORMAL = {
+    one.name: one
     for rule, percent in (("conformal05", 5), ("conformal10", 10))
     for one in (
         MetricSpec(
@@ -114,7 +114,7 @@ _CONFORMAL = [
             high=None,
         ),
     )
-]
+}
 _FROC = [
     MetricSpec(
         f"froc@{rate}",
@@ -157,6 +157,7 @@ _TABLE = (
         "Mean per-volume Dice at 5 % false-positive voxels on healthy validation subjects",
         "subject mean",
     ),
+    *(_CONFORMAL[f"dice@{rule}"] for rule in ("conformal05", "conformal10")),
     MetricSpec(
         "dice@best",
         "Dice@best",
@@ -178,11 +179,15 @@ _TABLE = (
         "subject mean",
         oracle=True,
     ),
+    *(_CONFORMAL[f"fpr_healthy@{rule}"] for rule in ("conformal05", "conformal10")),
     MetricSpec(
         "lesion_recall@val",
         "Lesion recall",
         "Share of lesions (26-connected) that a predicted component is matched with, at the val threshold",
         "lesion",
+    ),
+    MetricSpec(
+        "lesion_f1@val", "Lesion F1", "F1 of lesions and of predicted components at the val threshold", "lesion"
     ),
     MetricSpec(
         "lesion_iou@val",
@@ -196,12 +201,8 @@ _TABLE = (
         "Mean intersection over union of the found lesions times lesion_f1@val",
         "lesion",
     ),
-    MetricSpec(
-        "lesion_f1@val", "Lesion F1", "F1 of lesions and of predicted components at the val threshold", "lesion"
-    ),
     MetricSpec("froc", "FROC", "Mean lesion recall at 1, 2, 4 and 8 false components a volume", "lesion"),
     *_FROC,
-    *_CONFORMAL,
     MetricSpec(
         "fa_slice",
         "False-alarm slices",
@@ -209,6 +210,8 @@ _TABLE = (
         "healthy",
         less_is_better=True,
     ),
+    *(_CONFORMAL[f"fa_slice@{rule}"] for rule in ("conformal05", "conformal10")),
+    *(_CONFORMAL[f"fa_scan@{rule}"] for rule in ("conformal05", "conformal10")),
     MetricSpec(
         "image_auroc",
         "Image AUROC",
