@@ -13,6 +13,7 @@ from adbench.context import Context
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import SliceBatch
 from adbench.datasets.store import prepare
+from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
 from adbench.scoring import score_volumes
@@ -94,3 +95,21 @@ def test_maps_keep_the_type_that_the_method_gives(tmp_path: Path, given: torch.d
     for scored in score_volumes(method, data, Context(), "score", 3):
         assert scored.maps.dtype == kept
         assert set(np.unique(scored.maps).tolist()) <= {0.0, 1.25}
+
+
+def test_integer_maps_keep_their_order(tmp_path: Path) -> None:
+    data = prepare(Volumes(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+    method = Counting(ParamSet(), Context())
+
+    def neighbours(batch: SliceBatch) -> torch.Tensor:
+        return (torch.arange(batch.image.numel()) + (1 << 33)).reshape(
+            batch.image.shape
+        )  # float32 would tie 512 of them
+
+    method.score = neighbours  # type: ignore[method-assign]
+    for scored in score_volumes(method, data, Context(), "score", 3):
+        for one, brain in zip(scored.maps, data.brains(scored.positions), strict=True):
+            assert len(np.unique(one[brain])) == brain.sum()
+    method.score = lambda batch: neighbours(batch) + (1 << 60)  # type: ignore[method-assign]
+    with pytest.raises(UserError, match="float64 cannot tell"):
+        list(score_volumes(method, data, Context(), "score", 3))

@@ -340,3 +340,21 @@ def test_equally_good_methods_share_a_rank(study: dict[str, int]) -> None:
 
 def test_methods_that_differ_do_not() -> None:
     assert studies.split(20, 100, gap=1.0) > 0.8
+
+
+def test_a_row_below_one_that_is_not_above_chance_has_no_rank() -> None:
+    cohort = tuple((f"s{i}", 10, 90) for i in range(8))
+    spread = {
+        "unsure": np.linspace(-0.4, 0.19, 8),
+        "sure": np.linspace(-0.01, 0.01, 8),
+        "lower": np.linspace(-0.01, 0.01, 8),
+    }
+    means = {"unsure": 0.7, "sure": 0.8, "lower": 0.4}
+    made = {
+        name: Samples(cohort, {"auprc": np.array([mean])}, {"auprc": mean + spread[name][None]}, {"auprc": 8})
+        for name, mean in means.items()
+    }
+    assert made["unsure"].estimate("auprc").low < 0.1 < made["lower"].estimate("auprc").low
+    table = compare(made, "auprc")
+    assert table.ranks == {"sure": 1, "unsure": None, "lower": None}
+    assert set(table.reasons) == {"unsure", "lower"}

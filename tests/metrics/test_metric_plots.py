@@ -75,3 +75,14 @@ def test_what_is_not_drawn_is_said(tmp_path):
         "No plot of lesion recall by size was drawn: no lesion.",
         "No FROC plot was drawn: no FROC thresholds were given.",
     ]
+
+
+def test_scores_without_an_axis_lose_no_other_plot(tmp_path):
+    test = SubjectHistograms()
+    for i in range(6):
+        labels = np.arange(50) % 10 == i
+        test.update(f"s{i}", np.linspace(-1, 1, 50) * 1.7e308 * 0.9 ** (i % 2), labels)
+    result = evaluate(test)
+    notes = plots.all_plots(test, result, tmp_path)
+    assert notes == ["No plot of Dice against the threshold was drawn: scores of 1e+300 and more have no axis."]
+    assert {path.name for path in tmp_path.iterdir()} == {"pr.png", "roc.png"}
