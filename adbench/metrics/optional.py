@@ -27,10 +27,10 @@ class SurfaceDice(Metric):
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
         """The volume's value and 1; 0 where nothing is predicted, None without a lesion."""
-        volume = subject.volume
-        predicted = _predicted(subject)
-        if volume is None or predicted is None or not volume.lesion.any() or volume.spacing is None:
+        found = _with_surfaces(subject)
+        if found is None:
             return None
+        volume, predicted = found
         if not predicted.any():
             return 0.0, 1.0
         there, back = surface_distances(volume.lesion, predicted, volume)
@@ -47,10 +47,10 @@ class HD95(Metric):
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
         """The volume's value in mm and 1; the grid's diagonal where nothing is predicted, None without a lesion."""
-        volume = subject.volume
-        predicted = _predicted(subject)
-        if volume is None or predicted is None or not volume.lesion.any() or volume.spacing is None:
+        found = _with_surfaces(subject)
+        if found is None:
             return None
+        volume, predicted = found
         if not predicted.any():
             return diagonal(volume), 1.0
         there, back = surface_distances(volume.lesion, predicted, volume)
@@ -187,6 +187,14 @@ def calibration_error(scores: np.ndarray, lesion: np.ndarray) -> float:
     claimed = np.bincount(place, scores, minlength=BINS)
     true = np.bincount(place, lesion, minlength=BINS)
     return float(np.abs(claimed - true).sum() / len(scores))
+
+
+def _with_surfaces(subject: Subject) -> tuple[Volume, np.ndarray] | None:
+    """The volume and its prediction where distances in mm from its lesions are defined, else None."""
+    volume, predicted = subject.volume, _predicted(subject)
+    if volume is None or predicted is None or not volume.lesion.any() or volume.spacing is None:
+        return None
+    return volume, predicted
 
 
 def _predicted(subject: Subject) -> np.ndarray | None:
