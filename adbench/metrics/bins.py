@@ -11,6 +11,7 @@ exact. Bins only ever become wider, which is why counts stay exact counts of the
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +31,8 @@ CROWDED = 2.0**-5
 """A cell that holds more of the voxels at or above it is always cut."""
 _OWN = 2.0**-13
 """Error that a bin may add to the average precision of one subject."""
+SINGLE, CUT, WHOLE = 0, 1, 2
+"""Kinds of cells: every score its own bin, several bins, one bin."""
 
 
 class Partition:
@@ -47,17 +50,22 @@ class Partition:
         self.cells = np.zeros(0, np.int64) if cells is None else cells
         self.edges = np.zeros(0, np.int64) if edges is None else edges
         self.seen = self.cells if seen is None else united(seen, self.cells)
-        first = np.searchsorted(self.edges, self.cells << _keys.CELL_SHIFT)
-        self._whole = np.zeros(len(self.seen), bool)  # of those seen, which are one bin
-        self._whole[np.searchsorted(self.seen, self.cells[np.diff(first, append=len(self.edges)) == 1])] = True
 
-    def kinds(self, cells: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(n,) bool: which ``cells`` are one bin, and which have been seen."""
-        if not len(self.seen):
-            return np.zeros(len(cells), bool), np.zeros(len(cells), bool)
-        places = np.minimum(np.searchsorted(self.seen, cells), len(self.seen) - 1)
-        seen = self.seen[places] == cells
-        return seen & self._whole[places], seen
+    @cached_property
+    def _table(self) -> tuple[int, np.ndarray]:
+        """Lowest cell with joined scores less one, and the kind of every cell from there to the one above the highest."""
+        if not len(self.cells):
+            return 0, np.zeros(1, np.uint8)
+        lowest = int(self.cells[0]) - 1
+        kinds = np.zeros(int(self.cells[-1]) - lowest + 2, np.uint8)
+        first = np.searchsorted(self.edges, self.cells << _keys.CELL_SHIFT)
+        kinds[self.cells - lowest] = np.where(np.diff(first, append=len(self.edges)) == 1, WHOLE, CUT)
+        return lowest, kinds
+
+    def kinds(self, cells: np.ndarray) -> np.ndarray:
+        """(n,) uint8: whether each of ``cells`` is :data:`SINGLE`, :data:`CUT` or :data:`WHOLE`."""
+        lowest, kinds = self._table
+        return kinds[np.minimum(np.maximum(cells - lowest, 0), len(kinds) - 1)]  # far faster than np.clip
 
     @property
     def inner_edges(self) -> np.ndarray:
@@ -69,31 +77,30 @@ class Partition:
         if not len(self.cells) or not len(keys):
             return keys
         cells = keys >> _keys.CELL_SHIFT
-        starts = np.flatnonzero(np.append(True, cells[1:] != cells[:-1]))  # neighbours share a cell
-        lengths = np.diff(starts, append=len(keys))
-        cell = cells[starts]
-        whole, seen = self.kinds(cell)
-        bins = np.where(np.repeat(whole, lengths), cells << _keys.CELL_SHIFT, keys)
-        cut = seen & ~whole & contains(self.cells, cell)
-        if cut.any():
-            inside = np.flatnonzero(np.repeat(cut, lengths))
-            bins[inside] = self.edges[np.searchsorted(self.edges, keys[inside], side="right") - 1]
+        kinds = self.kinds(cells)
+        bins = np.where(kinds == WHOLE, cells << _keys.CELL_SHIFT, keys)
+        cut = np.flatnonzero(kinds == CUT)
+        bins[cut] = self.edges[np.searchsorted(self.edges, keys[cut], side="right") - 1]
         return bins
 
     def ends(self, bins: np.ndarray) -> np.ndarray:
         """(n,) the key just above the highest that each of ``bins`` may hold."""
-        if not len(self.cells):
-            return bins + 1
-        after = np.searchsorted(self.edges, bins, side="right")
-        known = self.edges[np.maximum(after - 1, 0)] == bins
-        end = ((bins >> _keys.CELL_SHIFT) + 1) << _keys.CELL_SHIFT
-        inside = after < len(self.edges)
-        end[inside] = np.minimum(end[inside], self.edges[after[inside]])
-        return np.where(known, end, bins + 1)
+        cells = bins >> _keys.CELL_SHIFT
+        kinds = self.kinds(cells)
+        ends = np.where(kinds == WHOLE, (cells + 1) << _keys.CELL_SHIFT, bins + 1)
+        cut = np.flatnonzero(kinds == CUT)
+        after = np.searchsorted(self.edges, bins[cut], side="right")
+        last = (cells[cut] + 1) << _keys.CELL_SHIFT
+        ends[cut] = np.minimum(last, np.append(self.edges, np.iinfo(np.int64).max)[after])
+        return ends
 
     def joined(self, bins: np.ndarray) -> np.ndarray:
         """(n,) bool: which bins may hold different scores; in the others all scores are equal."""
-        return self.ends(bins) - bins > 1
+        kinds = self.kinds(bins >> _keys.CELL_SHIFT)
+        joined = kinds == WHOLE
+        cut = np.flatnonzero(kinds == CUT)
+        joined[cut] = self.ends(bins[cut]) - bins[cut] > 1
+        return joined
 
     def meet(self, other: Partition) -> Partition:
         """The finest partition of which both are refinements; any order of meetings ends at the same one."""

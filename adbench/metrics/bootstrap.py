@@ -174,29 +174,33 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
     }
 
 
-def mean_dice(histograms: SubjectHistograms) -> tuple[np.ndarray, np.ndarray]:
-    """Mean per-volume Dice of the lesion-bearing subjects at every threshold.
+def mean_dice(histograms: SubjectHistograms, at: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean per-volume Dice of the lesion-bearing subjects along the thresholds.
+
+    Args:
+        histograms: n subjects.
+        at: (K,) int64 keys of the thresholds, ascending; None for every bin that occurs.
 
     Returns:
         (K,) int64 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
     """
-    bearing = histograms.subset([s for s, histogram in histograms.items() if histogram.n_positive])
-    counts = [histogram.counts() for _, histogram in bearing.items()]
-    occupied = sum(len(own) for own, _, _ in counts)
+    counts = [histogram.counts() for _, histogram in histograms.items() if histogram.n_positive]
     if not counts:
         return np.zeros(0, np.int64), np.zeros(0)
-    if len(counts) * len(_union([own for own, _, _ in counts])) > 4 * occupied:
-        return _mean_dice_by_steps(counts, occupied)
-    positives = np.array([histogram.n_positive for _, histogram in bearing.items()], np.float64)
-    keys, means = [np.zeros(0, np.int64)], [np.zeros(0)]
-    tp, fp = np.zeros(len(bearing)), np.zeros(len(bearing))
-    for block in blocks(bearing, 4096):
-        positive, negative = block.positive, block.negative
-        here_tp, here_fp = np.cumsum(positive, axis=1) + tp[:, None], np.cumsum(negative, axis=1) + fp[:, None]
-        tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()
-        keys.append(block.keys)
-        means.append(np.mean(2 * here_tp / (here_tp + here_fp + positives[:, None]), axis=0))
-    return np.concatenate(keys), np.concatenate(means)
+    at = _union([own for own, _, _ in counts]) if at is None else at
+    occupied = sum(len(own) for own, _, _ in counts)
+    if len(counts) * len(at) > 8 * occupied:
+        keys, means = _mean_dice_by_steps(counts, occupied)
+        rest = len(keys) - np.searchsorted(keys[::-1], at[::-1])  # bins at or above each threshold
+        return at[::-1], np.append(0, means)[rest]
+    total = np.zeros(len(at))
+    for own, positive, negative in counts:
+        tp, all_ = (np.cumsum(part, dtype=np.float64) for part in (positive, positive + negative))
+        place = np.searchsorted(own, at) - 1  # the last bin below
+        below = place >= 0
+        found = tp[-1] - tp[place] * below
+        total += 2 * found / (all_[-1] - all_[place] * below + tp[-1])
+    return at[::-1], (total / len(counts))[::-1]
 
 
 def _mean_dice_by_steps(counts: Sequence[_Counts], occupied: int) -> tuple[np.ndarray, np.ndarray]:

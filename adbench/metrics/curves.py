@@ -29,6 +29,27 @@ class OperatingPoint:
     precision: float
 
 
+@dataclass(frozen=True)
+class _Steps:
+    """The L bins that hold a lesion voxel, in descending score. No area and no best Dice depends on the others.
+
+    Attributes:
+        place: (L,) of K bins, which one.
+        positive: (L,) its lesion voxels.
+        negative: (L,) its background voxels.
+        tp: (L,) lesion voxels in it and above.
+        fp: (L,) background voxels in it and above.
+        joined: (L,) bool, whether it may hold different scores.
+    """
+
+    place: np.ndarray
+    positive: np.ndarray
+    negative: np.ndarray
+    tp: np.ndarray
+    fp: np.ndarray
+    joined: np.ndarray
+
+
 class Curve:
     """Counts at every threshold of a histogram, K occupied bins in descending score.
 
@@ -48,21 +69,31 @@ class Curve:
 
     def __init__(self, histogram: ScoreHistogram) -> None:
         keys, positive, negative = histogram.counts()
+        self._histogram = histogram
         self._keys = keys[::-1]
-        self._partition = histogram.partition
-        self._joined = histogram.joined[::-1]
         self._positive, self._negative = positive[::-1], negative[::-1]
         self.tp, self.fp = np.cumsum(self._positive), np.cumsum(self._negative)
-        self.n_positive, self.n_negative = int(positive.sum()), int(negative.sum())
+        self.n_positive, self.n_negative = (int(sums[-1]) if len(keys) else 0 for sums in (self.tp, self.fp))
 
     @property
     def exact(self) -> bool:
         """Whether no bin may hold different scores."""
-        return not self._joined.any()
+        return self._histogram.exact
+
+    @cached_property
+    def _steps(self) -> _Steps:
+        place = np.flatnonzero(self._positive)
+        joined = self._histogram.partition.joined(self._keys[place])
+        return _Steps(place, self._positive[place], self._negative[place], self.tp[place], self.fp[place], joined)
 
     @cached_property
     def thresholds(self) -> np.ndarray:
         return _keys.edges(self._keys)
+
+    @property
+    def lesion_keys(self) -> np.ndarray:
+        """(L,) int64 keys of the bins with a lesion voxel, ascending."""
+        return self._keys[self._steps.place][::-1]
 
     @property
     def recall(self) -> np.ndarray:
@@ -100,13 +131,14 @@ class Curve:
         """
         self._need(positive=True)
         _check_share("max_recall", max_recall)
-        ends = np.minimum(self.tp, max_recall * self.n_positive)
-        steps = np.diff(ends, prepend=0)
+        own = self._steps
+        steps = own.positive
+        if max_recall < 1:
+            steps = np.diff(np.minimum(own.tp, max_recall * self.n_positive), prepend=0)
         # Halfway through a bin of several scores: (p + 1) / 2 of its lesion and half of its background voxels.
-        half = 0.5 * self._joined
-        tp = self.tp - half * np.maximum(self._positive - 1, 0)
-        fp = self.fp - half * self._negative
-        return float(np.sum(steps * _ratio(tp, tp + fp)) / (max_recall * self.n_positive))
+        half = 0.5 * own.joined
+        tp = own.tp - half * (own.positive - 1)
+        return float(np.sum(steps * (tp / (tp + own.fp - half * own.negative))) / (max_recall * self.n_positive))
 
     def auroc(self, max_fpr: float = 1.0) -> float:
         """Area under the ROC curve for false-positive rates up to ``max_fpr``, divided by it, in [0, 1].
@@ -119,19 +151,29 @@ class Curve:
         """
         self._need(positive=True, negative=True)
         _check_share("max_fpr", max_fpr)
+        if max_fpr == 1:
+            own = self._steps
+            below = self.n_negative - own.fp + 0.5 * own.negative
+            return float(np.sum(own.positive * below) / (float(self.n_positive) * self.n_negative))
         x, y = np.r_[0.0, self.fp], np.r_[0.0, self.tp]
         limit = max_fpr * self.n_negative
-        if max_fpr < 1:
-            end = int(np.searchsorted(x, limit))  # the first point at or beyond the limit: x[end - 1] < limit <= x[end]
-            slope = (y[end] - y[end - 1]) / (x[end] - x[end - 1])
-            x, y = np.r_[x[:end], limit], np.r_[y[:end], y[end - 1] + slope * (limit - x[end - 1])]
+        end = int(np.searchsorted(x, limit))  # the first point at or beyond the limit: x[end - 1] < limit <= x[end]
+        slope = (y[end] - y[end - 1]) / (x[end] - x[end - 1])
+        x, y = np.r_[x[:end], limit], np.r_[y[:end], y[end - 1] + slope * (limit - x[end - 1])]
         return float(np.trapezoid(y, x) / (limit * self.n_positive))
 
     def best_dice(self) -> tuple[float, float]:
         """(highest Dice, its threshold); among equal Dice the highest threshold."""
-        dice = self.dice
+        dice, key = self._best_dice
+        return dice, float(_keys.edges(np.array([key]))[0])
+
+    @cached_property
+    def _best_dice(self) -> tuple[float, int]:
+        self._need(positive=True)
+        own = self._steps
+        dice = 2 * own.tp / (own.tp + own.fp + self.n_positive)
         best = int(np.argmax(dice))
-        return float(dice[best]), float(self.thresholds[best])
+        return float(dice[best]), int(self._keys[own.place[best]])
 
     def at_fpr(self, rate: float) -> OperatingPoint:
         """The lowest observed threshold with at most ``rate`` false positives among background voxels.
@@ -166,33 +208,43 @@ class Curve:
         background (highest).
         """
         self._need(positive=True)
-        before_tp, before_fp = self.tp - self._positive, self.fp - self._negative
-        tied = np.sum((self._positive * self.precision)[~self._joined])
-        if not self._joined.any():
+        own = self._steps
+        tied = np.sum((own.positive * (own.tp / (own.tp + own.fp)))[~own.joined])
+        if not own.joined.any():
             return float(tied / self.n_positive), float(tied / self.n_positive)
-        lesion = (self._positive > 0) & self._joined
-        p, before, tp, fp = self._positive[lesion], before_tp[lesion], self.tp[lesion], self.fp[lesion]
-        highest = np.sum(p * tp / (tp + before_fp[lesion]))
+        p, n, tp, fp = (values[own.joined] for values in (own.positive, own.negative, own.tp, own.fp))
+        highest = np.sum(p * tp / (tp + fp - n))
         # j / (j + fp) is concave in j: its sum over a range is at least that of the line between its ends.
-        lowest = np.sum(p / 2 * ((before + 1) / (before + 1 + fp) + tp / (tp + fp)))
+        first = tp - p + 1
+        lowest = np.sum(p / 2 * (first / (first + fp) + tp / (tp + fp)))
         return float((tied + lowest) / self.n_positive), float((tied + highest) / self.n_positive)
 
     def auroc_bracket(self) -> tuple[float, float]:
         """Between these lies the area of the scores before they were binned: background or lesion first in each bin."""
         area = self.auroc()
         pairs = float(self.n_positive) * self.n_negative
-        apart = np.sum((self._negative.astype(np.float64) * self._positive)[self._joined]) / (2 * pairs)
+        own = self._steps
+        apart = np.sum((own.negative.astype(np.float64) * own.positive)[own.joined]) / (2 * pairs)
         return area - float(apart), area + float(apart)
 
     def best_dice_bracket(self) -> tuple[float, float]:
         """Between these lies the highest Dice of the scores before they were binned."""
         self._need(positive=True)
-        before_fp = np.where(self._joined, self.fp - self._negative, self.fp)
-        return self.best_dice()[0], float(np.max(2 * self.tp / (self.tp + before_fp + self.n_positive)))
+        own = self._steps
+        fp = own.fp - own.joined * own.negative
+        return self._best_dice[0], float(np.max(2 * own.tp / (own.tp + fp + self.n_positive)))
+
+    def reaching(self, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) lesion and (T,) background voxels with scores at or above each of (T,) thresholds, given by their keys.
+
+        For a threshold within a bin of several scores, those of the bin count as below it.
+        """
+        count = len(self._keys) - np.searchsorted(self._keys[::-1], keys)
+        return self.tp[count - 1] * (count > 0), self.fp[count - 1] * (count > 0)
 
     def _point(self, index: int) -> OperatingPoint:
         tp, fp = (int(self.tp[index]), int(self.fp[index])) if index >= 0 else (0, 0)
-        keys = self._keys[index : index + 1] if index >= 0 else self._partition.ends(self._keys[:1])
+        keys = self._keys[index : index + 1] if index >= 0 else self._histogram.partition.ends(self._keys[:1])
         return OperatingPoint(
             threshold=float(_keys.edges(keys)[0]),
             recall=tp / self.n_positive if self.n_positive else float("nan"),
@@ -205,10 +257,6 @@ class Curve:
             raise UserError("There is no lesion voxel here: precision, recall, Dice and their areas are undefined.")
         if negative and not self.n_negative:
             raise UserError("There is no background voxel here: false-positive rates and ROC areas are undefined.")
-
-
-def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.zeros(len(above)), where=below > 0)
 
 
 def _check_share(name: str, value: float) -> None:

@@ -15,7 +15,7 @@ from adbench.metrics import bootstrap, jackknife
 from adbench.metrics import keys as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
-from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spec import WIDE, of_class, spec
 
 if TYPE_CHECKING:
@@ -164,8 +164,9 @@ def compact(
     for members in (lesion_size_groups(test), *(groups or {}).values()):
         parts += [test.subset([v for v in test if members.get(v) == name]) for name in sorted(set(members.values()))]
     for part in parts:
-        if len(keys := (dice := bootstrap.mean_dice(part))[0]):
-            best += [Curve(part.pooled()).best_dice()[1], float(_keys.edges(keys[[np.argmax(dice[1])]])[0])]
+        pool = Curve(part.pooled())
+        if pool.n_positive:
+            best += [pool.best_dice()[1], _best_mean_dice(part, pool)[1]]
     test.compact([*chosen, *best])
 
 
@@ -445,10 +446,11 @@ def too_few(n: int, what: str, lesions: bool = True) -> str:
     return f"{n} {who}: {what} needs {jackknife.MINIMUM}"
 
 
-def dice_at(histogram: ScoreHistogram, threshold: float) -> float:
-    """Dice of one volume whose voxels with ``score >= threshold`` are predicted; the volume bears a lesion."""
-    tp, fp = histogram.positives_at(threshold)
-    return 2 * tp / (tp + fp + histogram.n_positive)
+def _best_mean_dice(test: SubjectHistograms, pool: Curve) -> tuple[float, float]:
+    """Highest mean per-volume Dice and its threshold. It lies where a lesion voxel is reached: elsewhere Dice only falls."""
+    keys, means = bootstrap.mean_dice(test, pool.lesion_keys)
+    best = int(np.argmax(means))
+    return float(means[best]), float(_keys.edges(keys[best : best + 1])[0])
 
 
 def _points(
@@ -461,18 +463,18 @@ def _points(
     if pool.n_positive:
         points["auprc"] = pool.average_precision()
         points["dice_pooled@best"], oracles["pooled_best"] = pool.best_dice()
-        keys, means = bootstrap.mean_dice(test)
-        best = int(np.argmax(means))
-        points["dice@best"] = float(means[best])
-        oracles["best"] = float(_keys.edges(keys[best : best + 1])[0])
+        points["dice@best"], oracles["best"] = _best_mean_dice(test, pool)
         if pool.n_negative:
             points["auroc"] = pool.auroc()
-    rows, brackets = [], _Brackets(pool, thresholds)
+    at = {name: thresholds[rule] for name, rule in _AT.items() if rule in thresholds}
+    at |= {"dice@best": oracles["best"]} if oracles else {}
+    keys = np.array([_keys.key_of(threshold) for threshold in at.values()], np.int64)
+    rows, brackets = [], _Brackets(pool, list(at), keys, test.partition.of(keys))
     for owner, (volume, histogram) in zip(owners, test.items(), strict=True):
         curve = Curve(histogram)
         names = {"subject": owner, **({} if owner == volume else {"volume": volume})}
-        rows.append(names | _row(histogram, curve, thresholds, oracles.get("best")))
-        brackets.add(histogram, curve)
+        rows.append(names | _row(curve, list(at), keys))
+        brackets.add(curve)
     for rule in _CONFORMAL:
         rates = _healthy_rates(test, owners, thresholds.get(rule))
         for row in rows:
@@ -502,7 +504,8 @@ def _healthy_rates(test: SubjectHistograms, owners: Sequence[str], threshold: fl
     return {owner: false[owner] / count for owner, count in voxels.items() if owner not in ill}
 
 
-def _row(histogram: ScoreHistogram, curve: Curve, thresholds: dict[str, float], best: float | None) -> dict[str, Any]:
+def _row(curve: Curve, names: Sequence[str], keys: np.ndarray) -> dict[str, Any]:
+    """The numbers of one volume; ``names`` are those of the Dice at the thresholds ``keys``."""
     row: dict[str, Any] = {
         "brain_voxels": curve.n_positive + curve.n_negative,
         "lesion_voxels": curve.n_positive,
@@ -518,12 +521,8 @@ def _row(histogram: ScoreHistogram, curve: Curve, thresholds: dict[str, float], 
     row["dice@subject_best"] = curve.best_dice()[0]
     if curve.n_negative:
         row["auroc"] = curve.auroc()
-    for name, rule in _AT.items():
-        if rule in thresholds:
-            row[name] = dice_at(histogram, thresholds[rule])
-    if best is not None:
-        row["dice@best"] = dice_at(histogram, best)
-    return row
+    tp, fp = curve.reaching(keys)
+    return row | dict(zip(names, (2 * tp / (tp + fp + curve.n_positive)).tolist(), strict=True))
 
 
 def _why_undefined(name: str, test: SubjectHistograms, ill: set[str], missing: dict[str, str]) -> str:
@@ -582,23 +581,28 @@ class _Brackets:
 
     Args:
         pool: curve of all volumes.
-        thresholds: rule -> threshold of the ``dice@`` metrics.
+        names: of the Dice at fixed thresholds.
+        keys: (T,) keys of these thresholds.
+        bins: (T,) the bins in which they lie.
     """
 
-    def __init__(self, pool: Curve, thresholds: dict[str, float]) -> None:
-        self._pool, self._thresholds = pool, thresholds
+    def __init__(self, pool: Curve, names: Sequence[str], keys: np.ndarray, bins: np.ndarray) -> None:
+        self._pool, self._names, self._keys, self._bins = pool, names, keys, bins
         self._needed = bool(pool.n_positive) and not pool.exact
         self._ends: dict[str, list[tuple[float, float]]] = {}
 
-    def add(self, histogram: ScoreHistogram, curve: Curve) -> None:
-        """One volume and its curve."""
+    def add(self, curve: Curve) -> None:
+        """The curve of one volume."""
         if not self._needed or not curve.n_positive:
             return
         self._ends.setdefault("auprc_subject", []).append(curve.average_precision_bracket())
         self._ends.setdefault("dice@subject_best", []).append(curve.best_dice_bracket())
-        for name, rule in _AT.items():
-            if rule in self._thresholds:
-                self._ends.setdefault(name, []).append(_dice_bracket(histogram, self._thresholds[rule]))
+        if (self._bins == self._keys).all():
+            return  # every threshold is the edge of a bin
+        (tp, fp), (tp_bin, fp_bin) = curve.reaching(self._keys), curve.reaching(self._bins)
+        low, high = (2 * p / (p + n + curve.n_positive) for p, n in ((tp, fp_bin), (tp_bin, fp)))
+        for name, ends in zip(self._names, np.transpose([low, high]).tolist(), strict=True):
+            self._ends.setdefault(name, []).append((ends[0], ends[1]))
 
     def found(self) -> dict[str, tuple[float, float]]:
         """The brackets that are not a single number."""
@@ -611,11 +615,3 @@ class _Brackets:
         for name, own in self._ends.items():
             found[name] = (float(np.mean([low for low, _ in own])), float(np.mean([high for _, high in own])))
         return {name: (low, high) for name, (low, high) in found.items() if high > low}
-
-
-def _dice_bracket(histogram: ScoreHistogram, threshold: float) -> tuple[float, float]:
-    tp, fp = histogram.positives_at(threshold)
-    more_tp, more_fp = histogram.positives_within(threshold)
-    size = histogram.n_positive
-    low, high = 2 * tp / (tp + fp + more_fp + size), 2 * (tp + more_tp) / (tp + more_tp + fp + size)
-    return low, high

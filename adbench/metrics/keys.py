@@ -18,8 +18,9 @@ CELL_BITS = 10
 """Mantissa bits of a cell, the coarsest bin there is: every float16 value is the lower edge of a cell of its own."""
 CELL_SHIFT = 52 - CELL_BITS
 NARROW_SHIFT = 23 - CELL_BITS
+ODD = 1 << CELL_BITS
+"""Cells of float32 from -ODD to below ODD hold what is not a normal number."""
 INFINITY = 0x7FF0000000000000
-_NARROW_INFINITY = 0x7F800000
 
 
 def is_tensor(value: Any) -> bool:
@@ -84,15 +85,18 @@ def widened(ordered: np.ndarray) -> np.ndarray:
     return _of_floats(bits.astype(np.int32).view(np.float32).astype(np.float64))
 
 
-def is_finite_range(lowest: int, highest: int, *, narrow: bool) -> bool:
-    """Whether ordered integers from ``lowest`` to ``highest`` are all finite scores."""
-    limit = _NARROW_INFINITY if narrow else INFINITY
-    return lowest > -limit and highest < limit
+def wide_cells(cells: np.ndarray) -> np.ndarray:
+    """(n,) int64 cells of float64 (keys shifted by :data:`CELL_SHIFT`) of cells of float32 (ordered integers, shifted).
+
+    Only of normal numbers and of 0: below, a cell of float32 is several of float64, see :data:`ODD`.
+    """
+    cells = cells.astype(np.int64)
+    return cells + (896 << CELL_BITS) * ((cells >= ODD).astype(np.int64) - (cells < -ODD))  # bias 1023 less 127
 
 
 def edges(keys: np.ndarray) -> np.ndarray:
     """(n,) float64: the score of each key, the lower edge of its bin."""
-    whole = np.clip(np.asarray(keys, dtype=np.int64), 1 - INFINITY, INFINITY)
+    whole = np.minimum(np.maximum(np.asarray(keys, dtype=np.int64), 1 - INFINITY), INFINITY)
     return _flipped(whole).view(np.float64)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from adbench.datasets.names import subject_of
 from adbench.errors import UserError
-from adbench.metrics.histogram import as_bool
+from adbench.metrics.counting import as_bool
 
 _ENDINGS = {
     "map": ("_anomaly_map", "_map", "_score", "_anomaly"),

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adbench.errors import UserError
+from adbench.metrics import counting, keys
 from adbench.metrics import histogram as module
-from adbench.metrics import keys
 from adbench.metrics.bins import Partition
+from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 
 EXTREMES = np.array(
@@ -116,7 +117,6 @@ def test_histogram_thresholds_reproduce_on_raw_scores(scores, seed):
         predicted = keys.predict(scores, threshold)
         counted = histogram.positives_at(threshold)
         assert counted == (int(predicted[labels].sum()), int(predicted[~labels].sum()))
-        assert histogram.positives_within(threshold) == (0, 0)
 
 
 def test_a_threshold_between_scores():
@@ -138,7 +138,7 @@ def crowd(seed, size=3000, offset=1000.0):
 
 
 def test_bins_joined_by_compact_count_their_scores_and_keep_their_pins(monkeypatch):
-    monkeypatch.setattr(module, "FEW_BINS", 100)
+    monkeypatch.setattr(module, "MOST_BINS", 100)
     data = {f"s{i}": crowd(i) for i in range(4)}
     histograms = SubjectHistograms()
     for subject, (scores, labels) in data.items():
@@ -154,13 +154,13 @@ def test_bins_joined_by_compact_count_their_scores_and_keep_their_pins(monkeypat
         for threshold in [*keys.edges(own.counts()[0]).tolist(), *pins]:
             predicted = keys.predict(scores, threshold)
             assert own.positives_at(threshold) == (int(predicted[labels].sum()), int(predicted[~labels].sum()))
-            assert own.positives_within(threshold) == (0, 0)
-        for threshold in scores[:50]:  # within a bin: what is unknown is said
-            tp, fp = own.positives_at(threshold)
-            more = own.positives_within(threshold)
+        at = np.array([keys.key_of(threshold) for threshold in scores[:50]])
+        least, most = (np.transpose(Curve(own).reaching(k)) for k in (at, own.partition.of(at)))
+        for threshold, low, high in zip(scores[:50], least, most, strict=True):  # within a bin
+            assert tuple(low) == own.positives_at(threshold)
             predicted = keys.predict(scores, threshold)
-            assert tp <= predicted[labels].sum() <= tp + more[0]
-            assert fp <= predicted[~labels].sum() <= fp + more[1]
+            assert low[0] <= predicted[labels].sum() <= high[0]
+            assert low[1] <= predicted[~labels].sum() <= high[1]
 
 
 def test_scores_are_joined_on_the_way_and_any_order_of_merges_is_the_same():
@@ -248,8 +248,9 @@ def test_tensors_count_as_arrays_do(dtype):
     labels = torch.arange(500) % 7 == 0
     assert listed(of(scores, labels)) == counts_of(scores.double().numpy(), labels.numpy())
     assert of(scores, labels.to(torch.uint8)) == of(scores, labels)
-    on_device = ScoreHistogram.from_counts(*module._counted_on_device(scores, labels, "a case", Partition()))
-    assert on_device == of(scores, labels)  # that function runs on any device, the CPU included
+    counts = counting.counted_on_device(*counting.checked_on_device(scores, labels, "a case"), Partition())
+    on_device = ScoreHistogram.from_counts(*counts)
+    assert on_device == of(scores, labels)  # those functions run on any device, the CPU included
     if torch.cuda.is_available():
         assert of(scores.cuda(), labels.cuda()) == on_device
 
@@ -258,13 +259,14 @@ def test_the_device_path_counts_in_joined_bins_and_refuses_as_the_host_path():
     scores, labels = crowd(0)
     histogram = of(scores, labels)
     histogram.compact()
-    found = module._counted_on_device(torch.from_numpy(scores), torch.from_numpy(labels), "a", histogram.partition)
+    checked = counting.checked_on_device(torch.from_numpy(scores), torch.from_numpy(labels), "a")
+    found = counting.counted_on_device(*checked, histogram.partition)
     for one, other in zip(found, histogram.counts(), strict=True):
         np.testing.assert_array_equal(one, other)
     with pytest.raises(UserError, match="1 NaN or infinite value of 2"):
-        module._counted_on_device(torch.tensor([0.0, torch.inf]), torch.zeros(2), "a case", Partition())
+        counting.checked_on_device(torch.tensor([0.0, torch.inf]), torch.zeros(2), "a case")
     with pytest.raises(UserError, match="hold the value 3"):
-        module._counted_on_device(torch.zeros(2), torch.tensor([0, 3]), "a case", Partition())
+        counting.checked_on_device(torch.zeros(2), torch.tensor([0, 3]), "a case")
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

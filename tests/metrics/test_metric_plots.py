@@ -5,9 +5,14 @@ import pytest
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap, keys, plots
-from adbench.metrics.evaluate import dice_at, evaluate
+from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
+
+
+def dice_at(histogram, threshold):
+    tp, fp = histogram.positives_at(threshold)
+    return 2 * tp / (tp + fp + histogram.n_positive)
 
 
 def histograms(prefix, lesion=0.1, subjects=4):

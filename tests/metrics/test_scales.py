@@ -94,7 +94,7 @@ def test_every_number_is_that_of_the_ranks(name):
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 def test_joining_scores_changes_no_number(name, monkeypatch):
-    monkeypatch.setattr(module, "FEW_BINS", 0)
+    monkeypatch.setattr(module, "MOST_BINS", 0)
     maps, ranks = transformed(name)
     result, values = numbers(maps, few=True)
     _, expected = numbers(ranks)
