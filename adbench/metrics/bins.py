@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 TIES = 5e-4
 """Width of the brackets of average precision that joining whole cells may leave (twice it for AUROC)."""
-STEP = 2.0**-11
+STEP = 2.0**-10
 """Share of the voxels at or above a bin that it may hold where a cell is cut."""
 LIGHT = 2.0**-12
 """A score that is alone in its cell is given the whole cell when no larger share of the voxels at or above it has it."""
@@ -142,7 +142,12 @@ def contains(sorted_values: np.ndarray, values: np.ndarray) -> np.ndarray:
     return sorted_values[places] == values
 
 
-def coarser(members: Sequence[ScoreHistogram], partition: Partition, thresholds: Iterable[float] = ()) -> Partition:
+def coarser(
+    pool: tuple[np.ndarray, np.ndarray, np.ndarray],
+    members: Sequence[ScoreHistogram],
+    partition: Partition,
+    thresholds: Iterable[float] = (),
+) -> Partition:
     """A partition with fewer bins that leaves the numbers of ``members`` as they are.
 
     Whole cells are joined, those first that widen the brackets of the pooled average precision and AUROC least, until
@@ -151,11 +156,12 @@ def coarser(members: Sequence[ScoreHistogram], partition: Partition, thresholds:
     subject, its scores there stay apart.
 
     Args:
+        pool: (K,) keys ascending, lesion and background voxels of all members together.
         members: histograms of the subjects, all binned by ``partition``.
         partition: today's bins.
         thresholds: scores that stay edges, because something is counted there.
     """
-    cells, positive, negative, several, rounded = _by_cell(members)
+    cells, positive, negative, several, rounded = _by_cell(*pool)
     pins = distinct(np.array([_keys.key_of(threshold) for threshold in thresholds], np.int64))
     pins = pins[partition.of(pins) == pins]  # within a bin nothing can be told apart any more
     cut = _to_cut(positive, negative)
@@ -169,7 +175,7 @@ def coarser(members: Sequence[ScoreHistogram], partition: Partition, thresholds:
     edges = [
         partition.edges[contains(kept, partition.edges >> _keys.CELL_SHIFT)],
         cells[several] << _keys.CELL_SHIFT,
-        _cuts(members, partition, cells, cut & several, mass, pins),
+        _cuts(pool[0], pool[1] + pool[2], partition, cells, cut & several, mass, pins),
     ]
     seen = united(partition.seen, cells)
     found = Partition(united(kept, cells[several]), distinct(np.concatenate(edges)), seen)
@@ -179,26 +185,16 @@ def coarser(members: Sequence[ScoreHistogram], partition: Partition, thresholds:
     return found
 
 
-def _by_cell(members: Sequence[ScoreHistogram]) -> tuple[np.ndarray, ...]:
+def _by_cell(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> tuple[np.ndarray, ...]:
     """(C,) cells ascending, their lesion and background voxels, whether there are several keys, and one within them."""
-    parts = []
-    for member in members:
-        keys, positive, negative = member.counts()
-        if len(keys):
-            cell = keys >> _keys.CELL_SHIFT
-            first = np.flatnonzero(np.append(True, cell[1:] != cell[:-1]))
-            last = np.append(first[1:], len(keys)) - 1
-            sums = np.add.reduceat(positive, first), np.add.reduceat(negative, first)
-            parts.append((cell[first], *sums, keys[first], keys[last]))
-    cells = distinct(np.concatenate([part[0] for part in parts])) if parts else np.zeros(0, np.int64)
-    positives, negatives = np.zeros(len(cells), np.int64), np.zeros(len(cells), np.int64)
-    lowest, highest = np.full(len(cells), np.iinfo(np.int64).max), np.full(len(cells), np.iinfo(np.int64).min)
-    for cell, lesion, background, low, high in parts:
-        place = np.searchsorted(cells, cell)
-        positives[place] += lesion
-        negatives[place] += background
-        lowest[place], highest[place] = np.minimum(lowest[place], low), np.maximum(highest[place], high)
-    return cells, positives, negatives, lowest < highest, highest > cells << _keys.CELL_SHIFT
+    if not len(keys):
+        return keys, positive, negative, np.zeros(0, bool), np.zeros(0, bool)
+    cell = keys >> _keys.CELL_SHIFT
+    first = np.flatnonzero(np.append(True, cell[1:] != cell[:-1]))
+    several = np.diff(first, append=len(keys)) > 1
+    last = keys[np.append(first[1:], len(keys)) - 1]
+    within = last > cell[first] << _keys.CELL_SHIFT
+    return cell[first], np.add.reduceat(positive, first), np.add.reduceat(negative, first), several, within
 
 
 def _to_cut(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
@@ -223,7 +219,8 @@ def _to_cut(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
 
 
 def _cuts(
-    members: Sequence[ScoreHistogram],
+    keys: np.ndarray,
+    counts: np.ndarray,
     partition: Partition,
     cells: np.ndarray,
     cut: np.ndarray,
@@ -232,15 +229,10 @@ def _cuts(
 ) -> np.ndarray:
     """Keys at which the bins of the cells to be cut begin."""
     chosen = cells[cut]
-    parts = []
-    for member in members:
-        keys, positive, negative = member.counts()
-        inside = contains(chosen, keys >> _keys.CELL_SHIFT)
-        parts.append((keys[inside], (positive + negative)[inside]))
-    keys, inverse = np.unique(np.concatenate([p[0] for p in parts] or [np.zeros(0, np.int64)]), return_inverse=True)
+    inside = contains(chosen, keys >> _keys.CELL_SHIFT)
+    keys, counts = keys[inside], counts[inside]
     if not len(keys):
-        return np.zeros(0, np.int64)
-    counts = np.bincount(inverse, np.concatenate([p[1] for p in parts]), minlength=len(keys))
+        return keys
     # Voxels at or above each key: those of the cells above its own, and those of its own cell from it upwards.
     above_cell = np.append(np.cumsum(mass[::-1])[::-1], 0)
     place = np.searchsorted(cells, keys >> _keys.CELL_SHIFT)
@@ -260,14 +252,14 @@ def _blurred(member: ScoreHistogram, partition: Partition) -> np.ndarray:
     """Keys of a subject in bins that would blur its own average precision."""
     keys, positive, negative = member.counts()
     total = positive.sum()
-    if not total:
-        return np.zeros(0, np.int64)
     bins = partition.of(keys)
+    same = bins[1:] == bins[:-1]
+    joined = np.flatnonzero(np.append(same, False) | np.append(False, same))
+    if not total or not len(joined):
+        return np.zeros(0, np.int64)
+    tail = np.cumsum((positive + negative)[::-1])[::-1]
+    bins = bins[joined]
     first = np.flatnonzero(np.append(True, bins[1:] != bins[:-1]))
-    lesion, background = np.add.reduceat(positive, first), np.add.reduceat(negative, first)
-    mass = lesion + background
-    tail = np.cumsum(mass[::-1])[::-1]
-    blurred = (background > 0) & (lesion / total * mass / tail > _OWN)
-    size = np.diff(first, append=len(keys))
-    inside = np.repeat(blurred & (size > 1), size)
-    return keys[inside]
+    lesion, background = np.add.reduceat(positive[joined], first), np.add.reduceat(negative[joined], first)
+    blurred = (background > 0) & (lesion / total * (lesion + background) / tail[joined[first]] > _OWN)
+    return keys[joined[np.repeat(blurred, np.diff(first, append=len(joined)))]]

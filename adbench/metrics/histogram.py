@@ -11,11 +11,11 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.metrics import keys as _keys
 from adbench.metrics.bins import Partition, coarser
-from adbench.metrics.counting import DENSE, PIECE, Bins, checked, counted, grouped
+from adbench.metrics.counting import PIECE, Bins, added, checked, counted, grouped
 
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 MOST_BINS = 1 << 16  # of all subjects together, before scores are joined
-_MORE_BINS = 1 << 18  # single scores in cells that were empty then, before they are joined too
+_MORE_BINS = 1 << 15  # single scores in cells that were empty then, before they are joined too
 MANY_BINS = 1 << 22  # the same where maps take longer to make than to count: about 100 MB
 _FIRST_PIECE = 1 << 16  # voxels that are counted at a time while every score has a bin of its own
 
@@ -35,7 +35,7 @@ class ScoreHistogram:
         self._bins: Bins = (np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.int64))
         self._pending: list[Bins] = []
         self._pending_bins = 0
-        self._loose = 0  # bins that do not begin where a cell does: only those can become fewer
+        self._loose = 0  # bins that can become fewer
         self._joined: tuple[np.ndarray, np.ndarray] | None = None  # for which keys, and what
 
     @classmethod
@@ -109,11 +109,11 @@ class ScoreHistogram:
             return
         self.partition = partition
         self._bins = grouped(partition.of(self.counts()[0]), *self._bins[1:])
-        self._loose = _loose(self._bins[0])
+        self._loose = _loose(self._bins[0], self.partition)
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
         """Join scores where no number feels it, see :func:`adbench.metrics.bins.coarser`."""
-        self.rebin(coarser([self], self.partition, thresholds))
+        self.rebin(coarser(self.counts(), [self], self.partition, thresholds))
 
     def counts(self) -> Bins:
         """(K,) int64 keys ascending, (K,) int64 lesion voxels, (K,) int64 background voxels; no bin is empty."""
@@ -152,7 +152,7 @@ class ScoreHistogram:
     def _push(self, keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> None:
         self._pending.append((keys, positive, negative))
         self._pending_bins += len(keys)
-        self._loose += _loose(keys)
+        self._loose += _loose(keys, self.partition)
         if self._pending_bins > max(_PENDING_BINS, len(self._bins[0])):
             self._fold()
 
@@ -162,8 +162,8 @@ class ScoreHistogram:
         if len(parts) < 2:
             self._bins = parts[0] if parts else self._bins
             return
-        self._bins = _added(parts)
-        self._loose = _loose(self._bins[0])
+        self._bins = added(parts)
+        self._loose = _loose(self._bins[0], self.partition)
 
 
 class SubjectHistograms:
@@ -216,7 +216,7 @@ class SubjectHistograms:
     def pooled(self) -> ScoreHistogram:
         """All subjects in one histogram."""
         parts = [histogram.counts() for _, histogram in self.items()]
-        return ScoreHistogram.from_counts(*_added(parts), self.partition) if parts else ScoreHistogram()
+        return ScoreHistogram.from_counts(*added(parts), self.partition) if parts else ScoreHistogram()
 
     def subset(self, subjects: list[str]) -> SubjectHistograms:
         """The given subjects only (their histograms are shared, not copied)."""
@@ -286,7 +286,8 @@ class SubjectHistograms:
 
     def _join(self) -> None:
         members = [histogram for _, histogram in self.items()]
-        self._rebin(coarser(members, self.partition, self.thresholds))
+        pool = added([member.counts() for member in members])
+        self._rebin(coarser(pool, members, self.partition, self.thresholds))
         self._finished = sum(member._loose for member in members if member is not self._current)
         self._limit = max(self._most, _MORE_BINS, 2 * sum(member._loose for member in members))
 
@@ -296,42 +297,7 @@ class SubjectHistograms:
             histogram.rebin(partition)
 
 
-def _loose(keys: np.ndarray) -> int:
-    return int(np.count_nonzero(keys & ((1 << _keys.CELL_SHIFT) - 1)))
-
-
-def _added(parts: list[Bins]) -> Bins:
-    """The sum of several counts, each with distinct ascending keys."""
-    edge = (1 << _keys.CELL_SHIFT) - 1
-    occupied = [part[0] for part in parts if len(part[0])]
-    lowest = min((int(keys[0]) for keys in occupied), default=0) >> _keys.CELL_SHIFT
-    width = (max((int(keys[-1]) for keys in occupied), default=0) >> _keys.CELL_SHIFT) - lowest + 1
-    if len(parts) < 3 or width > DENSE:
-        return grouped(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
-    # Most bins begin where a cell does: those are added in dense vectors, the others sorted.
-    total, rest = np.zeros((2, width)), []
-    for batch in _batches(parts):
-        keys, positive, negative = (np.concatenate([part[i] for part in batch]) for i in range(3))
-        loose = (keys & edge) != 0
-        if loose.any():
-            rest.append((keys[loose], positive[loose], negative[loose]))
-            keys, positive, negative = keys[~loose], positive[~loose], negative[~loose]
-        place = (keys >> _keys.CELL_SHIFT) - lowest
-        total[0] += np.bincount(place, positive, width)  # float64 holds whole numbers up to 2^53
-        total[1] += np.bincount(place, negative, width)
-    found = np.flatnonzero(total.any(axis=0))
-    counts = total[:, found].astype(np.int64)
-    rest.append((found + lowest << _keys.CELL_SHIFT, counts[0], counts[1]))
-    return grouped(*(np.concatenate([part[i] for part in rest]) for i in range(3)))
-
-
-def _batches(parts: list[Bins], bins: int = 1 << 17) -> Iterator[list[Bins]]:
-    """Parts that together have about so many bins."""
-    batch: list[Bins] = []
-    for part in parts:
-        batch.append(part)
-        if sum(len(own[0]) for own in batch) >= bins:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
+def _loose(keys: np.ndarray, partition: Partition) -> int:
+    """How many of the bins may still be joined: single scores that do not begin a cell."""
+    inner = keys[(keys & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
+    return len(inner) - int(np.count_nonzero(partition.kinds(inner >> _keys.CELL_SHIFT)))

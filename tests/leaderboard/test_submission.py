@@ -54,7 +54,7 @@ def test_joined_histograms_come_back(dtype: str) -> None:
     assert np.array_equal(again.partition.edges, own.partition.edges)
     for subject, one in own.items():
         assert again[subject].positives_at(0.25) == one.positives_at(0.25)
-        assert again[subject].positives_within(0.251) == one.positives_within(0.251)
+        assert again[subject].positives_at(0.251) == one.positives_at(0.251)
 
 
 def test_no_subjects_and_empty_subjects_come_back() -> None:
