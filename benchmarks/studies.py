@@ -14,9 +14,11 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
+from rich.console import Console
+from rich.progress import track
 
 from adbench.metrics import jackknife
 from adbench.metrics.compare import Samples, compare
@@ -249,11 +251,17 @@ def main() -> int:
     error = fast_path_error()
     assert error < 1e-9, error
     slack = 2 * math.sqrt(0.05 * 0.95 / given.studies)
-    covered: dict[str, dict[int, dict[str, float]]] = {}
-    for cohort in COHORTS:
-        covered[cohort.name] = {n: coverage(cohort, n, given.studies) for n in SIZES}
-    covered["3 seeds"] = {n: coverage(COHORTS[0], n, given.studies, 3, 0.15) for n in SIZES}
-    shares = {name: {n: way(n, given.studies) for n in SIZES} for name, way in {**NULLS, **POWERS}.items()}
+    covering = {cohort.name: partial(coverage, cohort, studies=given.studies) for cohort in COHORTS}
+    covering["3 seeds"] = partial(coverage, COHORTS[0], studies=given.studies, seeds=3, between=0.15)
+    ranking = {**NULLS, **POWERS}
+    covered: dict[str, dict[int, dict[str, float]]] = {name: {} for name in covering}
+    shares: dict[str, dict[int, float]] = {name: {} for name in ranking}
+    cells = [(name, n) for name in (*covering, *ranking) for n in SIZES]
+    for name, n in track(cells, "Studies", console=Console(stderr=True)):
+        if name in covering:
+            covered[name][n] = covering[name](n)
+        else:
+            shares[name][n] = ranking[name](n, given.studies)
     out = [
         f"{name}, {n} subjects: {metric} {share:.3f}"
         for name, sizes in covered.items()

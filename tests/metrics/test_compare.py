@@ -6,27 +6,19 @@ import itertools
 import subprocess
 import sys
 import time
-from importlib import util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import permutation_test, ttest_rel
+from simulation import studies
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, Trained, compare, contributions, sample_method
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import SubjectHistograms
-
-_spec = util.spec_from_file_location("rank_studies", Path(__file__).parents[2] / "benchmarks" / "studies.py")
-assert _spec is not None
-assert _spec.loader is not None
-studies = util.module_from_spec(_spec)
-sys.modules["rank_studies"] = studies
-_spec.loader.exec_module(studies)
 
 
 def cohort(quality: float, noise_seed: int, subjects: int = 24, free: int = 4, size: int = 300) -> SubjectHistograms:

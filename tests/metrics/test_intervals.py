@@ -5,26 +5,18 @@ from __future__ import annotations
 import subprocess
 import sys
 import warnings
-from importlib import util
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from simulation import studies
 
 from adbench.errors import UserError
 from adbench.metrics import jackknife
 from adbench.metrics.evaluate import NAMES, estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
-
-_spec = util.spec_from_file_location("studies", Path(__file__).parents[2] / "benchmarks" / "studies.py")
-assert _spec is not None
-assert _spec.loader is not None
-studies = util.module_from_spec(_spec)
-sys.modules["studies"] = studies
-_spec.loader.exec_module(studies)
 
 EVERYTHING = (-np.inf, np.inf)
 
