@@ -52,20 +52,32 @@ class Partition:
         self.seen = self.cells if seen is None else united(seen, self.cells)
 
     @cached_property
-    def _table(self) -> tuple[int, np.ndarray]:
-        """Lowest cell with joined scores less one, and the kind of every cell from there to the one above the highest."""
-        if not len(self.cells):
-            return 0, np.zeros(1, np.uint8)
-        lowest = int(self.cells[0]) - 1
-        kinds = np.zeros(int(self.cells[-1]) - lowest + 2, np.uint8)
+    def _table(self) -> tuple[int, np.ndarray, np.ndarray]:
+        """Lowest cell with joined scores less one; of every cell from there to above the highest its kind and first edge."""
+        lowest = int(self.cells[0]) - 1 if len(self.cells) else 0
+        width = int(self.cells[-1]) - lowest + 2 if len(self.cells) else 1
+        kinds, edge = np.zeros(width, np.uint8), np.full(width, -1, np.int32)
         first = np.searchsorted(self.edges, self.cells << _keys.CELL_SHIFT)
         kinds[self.cells - lowest] = np.where(np.diff(first, append=len(self.edges)) == 1, WHOLE, CUT)
-        return lowest, kinds
+        edge[self.cells - lowest] = first
+        return lowest, kinds, edge
+
+    def _places(self, cells: np.ndarray) -> np.ndarray:
+        lowest, kinds, _ = self._table
+        return np.minimum(np.maximum(cells - lowest, 0), len(kinds) - 1)  # far faster than np.clip
 
     def kinds(self, cells: np.ndarray) -> np.ndarray:
         """(n,) uint8: whether each of ``cells`` is :data:`SINGLE`, :data:`CUT` or :data:`WHOLE`."""
-        lowest, kinds = self._table
-        return kinds[np.minimum(np.maximum(cells - lowest, 0), len(kinds) - 1)]  # far faster than np.clip
+        return self._table[1][self._places(cells)]
+
+    def numbers(self, bins: np.ndarray) -> np.ndarray:
+        """(n,) which of the edges begins each of ``bins``; -1 for single scores."""
+        _, kinds, edge = self._table
+        places = self._places(bins >> _keys.CELL_SHIFT)
+        numbers = edge[places]
+        cut = np.flatnonzero(kinds[places] == CUT)
+        numbers[cut] = np.searchsorted(self.edges, bins[cut])
+        return numbers
 
     @property
     def inner_edges(self) -> np.ndarray:

@@ -193,39 +193,35 @@ def grouped(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Bin
     return keys[first], np.add.reduceat(positive, first), np.add.reduceat(negative, first)
 
 
-def added(parts: list[Bins]) -> Bins:
-    """The sum of several counts, each with distinct ascending keys; zero-length parts are allowed."""
-    edge = (1 << _keys.CELL_SHIFT) - 1
-    occupied = [part[0] for part in parts if len(part[0])]
-    lowest = min((int(keys[0]) for keys in occupied), default=0) >> _keys.CELL_SHIFT
-    width = (max((int(keys[-1]) for keys in occupied), default=0) >> _keys.CELL_SHIFT) - lowest + 1
-    if len(parts) < 3 or width > DENSE:
+def added(parts: list[Bins], partition: Partition) -> Bins:
+    """The sum of several counts, each with distinct ascending keys that begin bins of ``partition``."""
+    if len(parts) < 3:
         return grouped(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
-    # Most bins begin where a cell does: those are added in dense vectors, the others sorted.
-    total, rest = np.zeros((2, width)), []
+    total, rest = np.zeros((2, len(partition.edges))), []
     for batch in _batches(parts):
         keys, positive, negative = (np.concatenate([part[i] for part in batch]) for i in range(3))
-        loose = (keys & edge) != 0
-        if loose.any():
-            rest.append((keys[loose], positive[loose], negative[loose]))
-            keys, positive, negative = keys[~loose], positive[~loose], negative[~loose]
-        place = (keys >> _keys.CELL_SHIFT) - lowest
-        total[0] += np.bincount(place, positive, width)  # float64 holds whole numbers up to 2^53
-        total[1] += np.bincount(place, negative, width)
+        number = partition.numbers(keys)
+        single = number < 0
+        if single.any():
+            rest.append((keys[single], positive[single], negative[single]))
+            number, positive, negative = number[~single], positive[~single], negative[~single]
+        total[0] += np.bincount(number, positive, total.shape[1])  # float64 holds whole numbers up to 2^53
+        total[1] += np.bincount(number, negative, total.shape[1])
     found = np.flatnonzero(total.any(axis=0))
     counts = total[:, found].astype(np.int64)
-    rest.append((found + lowest << _keys.CELL_SHIFT, counts[0], counts[1]))
+    rest.append((partition.edges[found], counts[0], counts[1]))
     return grouped(*(np.concatenate([part[i] for part in rest]) for i in range(3)))
 
 
 def _batches(parts: list[Bins], bins: int = 1 << 17) -> Iterator[list[Bins]]:
     """Parts that together have about so many bins."""
-    batch: list[Bins] = []
+    batch, size = [], 0
     for part in parts:
         batch.append(part)
-        if sum(len(own[0]) for own in batch) >= bins:
+        size += len(part[0])
+        if size >= bins:
             yield batch
-            batch = []
+            batch, size = [], 0
     if batch:
         yield batch
 

@@ -107,8 +107,9 @@ class ScoreHistogram:
         """Take over the bins of ``partition``, which are those of today or unions of them."""
         if partition is self.partition:
             return
+        keys, positive, negative = self.counts()  # folded by the bins of before
         self.partition = partition
-        self._bins = grouped(partition.of(self.counts()[0]), *self._bins[1:])
+        self._bins = grouped(partition.of(keys), positive, negative)
         self._loose = _loose(self._bins[0], self.partition)
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
@@ -162,7 +163,7 @@ class ScoreHistogram:
         if len(parts) < 2:
             self._bins = parts[0] if parts else self._bins
             return
-        self._bins = added(parts)
+        self._bins = added(parts, self.partition)
         self._loose = _loose(self._bins[0], self.partition)
 
 
@@ -216,7 +217,7 @@ class SubjectHistograms:
     def pooled(self) -> ScoreHistogram:
         """All subjects in one histogram."""
         parts = [histogram.counts() for _, histogram in self.items()]
-        return ScoreHistogram.from_counts(*added(parts), self.partition) if parts else ScoreHistogram()
+        return ScoreHistogram.from_counts(*added(parts, self.partition), self.partition) if parts else ScoreHistogram()
 
     def subset(self, subjects: list[str]) -> SubjectHistograms:
         """The given subjects only (their histograms are shared, not copied)."""
@@ -286,7 +287,7 @@ class SubjectHistograms:
 
     def _join(self) -> None:
         members = [histogram for _, histogram in self.items()]
-        pool = added([member.counts() for member in members])
+        pool = added([member.counts() for member in members], self.partition)
         self._rebin(coarser(pool, members, self.partition, self.thresholds))
         self._finished = sum(member._loose for member in members if member is not self._current)
         self._limit = max(self._most, _MORE_BINS, 2 * sum(member._loose for member in members))

@@ -401,3 +401,19 @@ def test_truncated_missing_and_lying_files_are_refused(tmp_path):
         archive.writestr("header.npy", buffer.getvalue())
     with pytest.raises(UserError, match="says 1000000000000000 values and holds 0 bytes"):
         SubjectHistograms.from_npz(path)
+
+
+def test_parts_that_wait_are_added_by_the_bins_they_were_counted_in():
+    data = [crowd(seed, size=4000) for seed in range(8)]
+    waiting, joined = SubjectHistograms(), SubjectHistograms(most=1000)
+    for scores, labels in data[:4]:
+        waiting.update("a", scores, labels)
+    for scores, labels in data[4:]:
+        joined.update("a", scores, labels)
+    waiting.merge(joined)
+    assert len(waiting.partition.inner_edges)
+    scores, labels = (np.concatenate(part) for part in zip(*data, strict=True))
+    for threshold in keys.edges(waiting["a"].counts()[0]).tolist()[::20]:
+        predicted = keys.predict(scores, threshold)
+        counted = (int(predicted[labels].sum()), int(predicted[~labels].sum()))
+        assert waiting["a"].positives_at(threshold) == counted
