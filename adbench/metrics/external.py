@@ -70,6 +70,8 @@ def evaluate_folders(
     notes: list[str] = []
     if not test_cases.has_brain:
         notes.append("No brain masks were given: every voxel of the image counts, background included.")
+    val_again = None if val_cases is None else _Cases(val_cases)
+    chosen = [asdict(evaluate_preset(name, _Cases(test_cases), val_again)) for name in presets]  # some need validation
     val = None if val_cases is None else _histograms(val_cases, None, [], by_subject=True)
     thresholds = choose_thresholds(val)[0]
     spatial_metrics = [metric for metric in metrics if metric.needs_maps]
@@ -93,8 +95,6 @@ def evaluate_folders(
     spatial.to_json(folder / "spatial.json")
     for problem in plots.all_plots(test, result, folder, spatial=spatial, seed=seed):
         result.notes.append(problem)
-    val_again = None if val_cases is None else _Cases(val_cases)
-    chosen = [asdict(evaluate_preset(name, _Cases(test_cases), val_again)) for name in presets]
     inputs = {"maps": str(maps), "masks": str(masks), "brain": None if brain is None else str(brain)}
     inputs |= {"val_maps": None if val_maps is None else str(val_maps)}
     settings = {"level": level, "seed": seed, "labels": sorted(labels) if labels else None}

@@ -255,6 +255,9 @@ def test_folders_that_are_not_what_they_should_be(tmp_path, test):
         evaluate_folders(*test, out=tmp_path / "out", val_maps=maps, val_masks=masks)
     with pytest.raises(UserError, match=r"Unknown preset 'upf'\. Did you mean 'upd'"):
         evaluate_folders(*test, out=tmp_path / "out", presets=["upf"])
+    with pytest.raises(UserError, match="'cddpm' chooses its threshold on validation volumes"):
+        evaluate_folders(*test, out=tmp_path / "out", presets=["cddpm"])
+    assert not (tmp_path / "out").exists()
 
 
 def test_pictures_that_are_not_grey_or_not_pictures(tmp_path):
