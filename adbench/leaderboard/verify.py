@@ -17,7 +17,8 @@ from typing import Any
 from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import NUMBERS, Finding, check
+from adbench.leaderboard.checks import NUMBERS, check
+from adbench.leaderboard.findings import Finding
 from adbench.leaderboard.submission import Submission
 from adbench.results.record import RECORD, Record
 from adbench.results.rundir import safe
