@@ -7,7 +7,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test board lint clean
+.PHONY: setup demo test board known lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -30,6 +30,9 @@ board: setup
 	rm -f leaderboards/phantom/records/*.json
 	$(BIN)/adbench leaderboard merge runs/board
 	$(BIN)/adbench leaderboard build
+
+known: setup
+	$(BIN)/python -m adbench.results.known
 
 lint: setup
 	$(BIN)/ruff check .

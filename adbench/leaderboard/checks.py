@@ -13,6 +13,7 @@ from adbench import protocols, registry
 from adbench.datasets.names import person, shared_patients
 from adbench.errors import UserError
 from adbench.hashing import digest
+from adbench.leaderboard import constants
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.findings import CLOSE, Finding, Findings
 from adbench.leaderboard.plausible import check_costs, check_texts, check_validation, check_volume
@@ -42,10 +43,12 @@ def check(submission: Submission) -> list[Finding]:
     found.same("digest", submission.raw["digest"], files.own_digest(submission.raw))
     check_texts(submission.record, found)
     check_costs(submission.record, found)
+    constants.check_method(submission.record, found)
     _check_keys(submission.record, found)
     _check_protocol(submission.record, found)
     _check_splits(submission, found)
     _check_hashes(submission, found)
+    constants.check_data(submission, found)
     try:
         _check_numbers(submission, found)
     except (UserError, ValueError, ArithmeticError, IndexError, KeyError, TypeError) as error:

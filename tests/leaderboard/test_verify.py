@@ -249,9 +249,7 @@ def test_same_slices_in_other_numbers(boards: Path, submission: Submission, role
     def more(raw: dict[str, Any]) -> None:
         raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
         raw["record"][role]["slices"] += 1
-        raw["record"]["timing"]["score"] = (
-            raw["record"]["timing"]["score_per_slice"] * raw["record"]["test"]["slices"]
-        )
+        raw["record"]["timing"]["score"] = raw["record"]["timing"]["score_per_slice"] * raw["record"]["test"]["slices"]
         rekey(raw)
 
     place(boards, altered(submission, more))
