@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from typing import ClassVar
+from collections.abc import Collection, Mapping
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import Evaluation, evaluate
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.spatial import froc_thresholds
+from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.spec import spec
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.record import Number, Record
@@ -192,7 +192,8 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
     if not isinstance(which, str) or which not in protocols.PROTOCOLS:
         return  # said above; without its rules there is nothing to compute
     protocol = protocols.get(which)
-    metrics = _plugins(record, found)
+    unchecked = _not_installed(record, spatial, found)
+    metrics = _plugins(record, unchecked, found)
     spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
     evaluation = evaluate(
         test,
@@ -202,12 +203,22 @@ def _check_numbers(submission: Submission, found: Findings) -> None:
         metrics=metrics,
         strata=True,
     )
-    _compare(record, evaluation, found)
+    _compare(record, evaluation, unchecked, found)
     _check_ranking(submission, evaluation, found)
 
 
-def _compare(record: Record, evaluation: Evaluation, found: Findings) -> None:
-    stored = record.model_dump(mode="json")
+def numbers_without(record: Record, metrics: Collection[str]) -> dict[str, Any]:
+    """All that the counts decide, as JSON, without the named metrics."""
+    content = record.model_dump(mode="json", include=set(NUMBERS))
+    groups = (group for groups in content["strata"].values() for group in groups.values())
+    for values in (content["metrics"], *groups):
+        for name in metrics:
+            values.pop(name, None)
+    return content
+
+
+def _compare(record: Record, evaluation: Evaluation, unchecked: Collection[str], found: Findings) -> None:
+    stored = numbers_without(record, unchecked)
     recomputed = evaluation.as_dict()
     for name in NUMBERS:
         found.same(name, stored[name], recomputed[name])
@@ -241,7 +252,22 @@ def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> 
     return bootstrap.pooled(test, jackknife.weights_of([subject_of[volume] for volume in test]))[RANKED_BY]
 
 
-def _plugins(record: Record, found: Findings) -> list[Metric]:
+def _not_installed(record: Record, spatial: SpatialAccumulator, found: Findings) -> list[str]:
+    """The metrics whose numbers nothing that is here gives."""
+    measured = {name for row in spatial.rows for name in row.measures}
+    names = [
+        name
+        for name in record.optional
+        if name in record.metrics and record.metrics[name].value is not None
+        if name not in measured and name not in registry.entries("metrics")
+    ]
+    for name in names:
+        why = "this metric is not installed here: its value, interval and strata could not be checked"
+        found.add(f"metrics.{name}", record.metrics[name].value, why=why)
+    return names
+
+
+def _plugins(record: Record, unchecked: Collection[str], found: Findings) -> list[Metric]:
     """The metrics that the record was asked for. One that looked at maps left its sums; the code of others must be here."""
     chosen: list[Metric] = []
     for name in set(record.protocol.get("metrics", ())) - set(record.optional):
@@ -255,7 +281,7 @@ def _plugins(record: Record, found: Findings) -> list[Metric]:
             for fact in ("less_is_better", "oracle", "unit"):
                 found.same(f"optional.{name}.{fact}", getattr(part, fact), getattr(facts, fact), "the metric says so")
             chosen.append(registry.load("metrics", name)())
-        else:
+        elif name not in unchecked:
             chosen.append(_summed(name, number))
     return chosen
 

@@ -31,6 +31,14 @@ def rekey(raw: dict[str, Any]) -> None:
     record["fit_key"] = digest({k: v for k, v in record["identity"].items() if k not in RUN_FIELDS})
 
 
+def rename(raw: dict[str, Any], method: str) -> None:
+    """Make it the result of a method of a package."""
+    record = raw["record"]
+    record["method"]["name"] = record["identity"]["method"] = method
+    record["method"]["origin"] = "package 1.0"
+    rekey(raw)
+
+
 def place(root: Path, text: str) -> Path:
     """Write a submission where it belongs below ``root``."""
     made = files.parse(text.encode(), Path("made"))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_files import altered, place, rekey
+from board_files import altered, place, rename
 
 from adbench import api
 from adbench.errors import UserError
@@ -81,8 +81,7 @@ def test_one_key_with_other_numbers(submission: Submission, boards: Path, tmp_pa
 def test_another_cohort_under_the_same_test_slices(submission: Submission, boards: Path, tmp_path: Path) -> None:
     def lie(raw: dict[str, Any]) -> None:
         raw["record"]["subjects"][0]["brain_voxels"] += 1
-        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
-        rekey(raw)
+        rename(raw, "other")
 
     (boards / "folder" / "records" / files.file_name(submission.record)).unlink()
     place(boards, altered(submission, lie))
@@ -95,7 +94,7 @@ def test_another_cohort_under_the_same_test_slices(submission: Submission, board
 def test_names_cannot_climb(submission: Submission, tmp_path: Path) -> None:
     def climb(raw: dict[str, Any]) -> None:
         raw["record"]["method"]["preset"] = raw["record"]["identity"]["preset"] = "../../../x"
-        rekey(raw)
+        rename(raw, "other")
 
     new = tmp_path / "in" / "new.json"
     new.parent.mkdir()

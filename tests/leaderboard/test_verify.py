@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from board_files import altered, place, rekey
+from board_files import altered, place, rekey, rename
 from PIL import Image
 
 from adbench import api, runner
@@ -232,12 +232,11 @@ def test_numbers_of_one_key_in_two_files(boards: Path, submission: Submission) -
 
 
 def test_same_slices_with_other_subjects(boards: Path, submission: Submission) -> None:
-    def rename(raw: dict[str, Any]) -> None:
-        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
+    def change(raw: dict[str, Any]) -> None:
+        rename(raw, "other")
         raw["record"]["subjects"][0]["lesion_voxels"] += 1
-        rekey(raw)
 
-    place(boards, altered(submission, rename))
+    place(boards, altered(submission, change))
     fields = [f.field for f in verify([boards])[1]]
     assert {"subjects", "subjects.0.lesion_voxels"} <= set(fields)
 
@@ -247,7 +246,7 @@ def test_same_slices_in_other_numbers(boards: Path, submission: Submission, role
     """Times per volume follow from the number of slices: who has more of them looks faster or slower."""
 
     def more(raw: dict[str, Any]) -> None:
-        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
+        rename(raw, "other")
         raw["record"][role]["slices"] += 1
         raw["record"]["timing"]["score"] = raw["record"]["timing"]["score_per_slice"] * raw["record"]["test"]["slices"]
         rekey(raw)
