@@ -45,7 +45,7 @@ class ThresholdCounts(SubjectHistograms):
         """The counts of ``val``; the thresholds that follow from them are the same."""
         ill, healthy = val.subset([s for s, histogram in val.items() if histogram.n_positive]), _healthy(val)
         sums = [part.pooled() if len(part) else None for part in (ill, healthy)]
-        return cls(sums[0], sums[1], healthy_scores(healthy), names)
+        return cls(sums[0], sums[1], healthy_scores(val), names)
 
 
 def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], dict[str, str]]:
@@ -82,7 +82,7 @@ def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], 
             chosen[rule] = Curve(healthy.pooled()).at_fpr(rate).threshold
         else:
             missing[rule] = "the validation split has no lesion-free subject to set a false-positive rate on"
-    scores = val.healthy_scores if isinstance(val, ThresholdCounts) else healthy_scores(healthy)
+    scores = healthy_scores(val)
     for rule, alpha in CONFORMAL.items():
         place = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 1 - 0.05 is not .95 to the last digit
         if place <= len(scores):
@@ -97,6 +97,8 @@ def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], 
 
 def healthy_scores(val: SubjectHistograms) -> list[float]:
     """Of each lesion-free subject the lowest observed score with at most 1 % of its voxels at or above it, ascending."""
+    if isinstance(val, ThresholdCounts):
+        return val.healthy_scores
     return sorted(Curve(histogram).at_fpr(HEALTHY_FPR).threshold for _, histogram in _healthy(val).items())
 
 

@@ -83,20 +83,21 @@ def methods(records: list[Record]) -> dict[str, Any]:
     return {"methods": found, "weights": dict(sorted(weights.items()))}
 
 
-def data(dataset: str, modality: str, cache_folder: Path) -> dict[str, Any]:
+def data(dataset: str, modality: str, cache_folder: Path, **params: Any) -> dict[str, Any]:
     """What every result on a dataset that ships with adbench says about its slices.
 
     Args:
         dataset: one that needs no download.
         modality: of it.
         cache_folder: for its store.
+        **params: of the dataset, where they are not its own.
     """
     from adbench import planning, protocols
     from adbench.context import Progress
     from adbench.spec import Source
 
     cls = registry.load("datasets", dataset)
-    source = Source(dataset=dataset, root=None, params=cls.Params().model_dump(mode="json"))
+    source = Source(dataset=dataset, root=None, params=cls.Params(**params).model_dump(mode="json"))
     gathered = planning.gather(source, None, modality, protocols.get(cls.info.protocol), cache_folder, Progress())
     found: dict[str, Any] = {"params": source.params, "protocol": cls.info.protocol}
     for role in ("train", "val", "threshold", "test"):

@@ -14,6 +14,8 @@ from adbench.leaderboard.checks import RUN_FIELDS
 from adbench.leaderboard.submission import Submission
 from adbench.results.rundir import safe
 
+ROOT = Path(__file__).parents[2] / "leaderboards"
+
 
 def altered(submission: Submission, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> str:
     """The text of ``submission`` after ``change``; with ``sign`` its digest is that of the altered content."""
