@@ -250,6 +250,14 @@ def _lower_validation(forged: Forged) -> None:
     forged.validation = ThresholdCounts(ill, kept[files.WITHOUT], kept.healthy_scores, NAMES)
 
 
+def _fewer_voxels(forged: Forged) -> None:
+    forged.plugin("yours")
+    kept = ThresholdCounts.of(forged.validation, NAMES)
+    keys, positive, negative = kept[files.WITH].counts()
+    ill = ScoreHistogram.from_counts(keys[1:], positive[1:], negative[1:], kept.partition)
+    forged.validation = ThresholdCounts(ill, kept[files.WITHOUT], kept.healthy_scores, NAMES)
+
+
 def _no_alarm(forged: Forged) -> None:
     kept = ThresholdCounts.of(forged.validation, NAMES)
     kept.healthy_scores = [score * 0.9731 for score in kept.healthy_scores]
@@ -375,6 +383,7 @@ FORGERIES = (
     Forgery("a package's method by the name of one of adbench", folder(_named("ae")), "method.origin"),
     Forgery("a name with a Cyrillic letter", folder(_named("mаdad")), "method.name"),
     Forgery("a name that reads like another", folder(_named("rnadad")), "method.name"),
+    Forgery("two names of one table that read alike", beside(_own(), lambda f: f.plugin("m1ne")), "method.name"),
     Forgery("a nanosecond of training", folder(_all(_own(), _put("timing/fit", 1e-9))), "timing.fit"),
     Forgery("a nanosecond a slice", folder(_put("timing/score_per_slice", 1e-12)), "timing.score_per_slice"),
     Forgery("half the training time", folder(_all(_own(), _put("timing/fit", 30.0))), ""),
@@ -388,6 +397,7 @@ FORGERIES = (
     Forgery("more weights than memory", folder(_own(parameters=10**12)), "memory"),
     Forgery("the test's own counts as validation counts", folder(_all(_own(), _oracle)), "validation"),
     Forgery("validation scores invented, with as many voxels", folder(_all(_own(), _lower_validation)), ""),
+    Forgery("other validation voxels beside another result", beside(_own(), _fewer_voxels, numbers=True), "validation"),
     Forgery("scores of healthy validation subjects invented", folder(_no_alarm), "healthy_scores"),
     Forgery("another threshold", folder(_put("thresholds/val", 0.25), numbers=False), "thresholds.val"),
     Forgery("slice scores set to 1", folder(_slices_at_one), "slice_top"),

@@ -18,6 +18,7 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import packing
 from adbench.leaderboard import submission as files
+from adbench.leaderboard.checks import check
 from adbench.leaderboard.packing import Counts
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import pack
@@ -78,6 +79,22 @@ def test_what_is_kept_of_validation_gives_the_thresholds_of_all_subjects(seed: i
     assert choose_thresholds(kept) == choose_thresholds(own)
     assert "conformal10" in choose_thresholds(kept)[0]
     assert froc_thresholds(kept) == froc_thresholds(own)
+
+
+def test_files_of_layout_2_are_read(runs: list[api.Run], submission: Submission) -> None:
+    """It had the counts of each healthy validation subject."""
+    own = SubjectHistograms.from_npz(runs[0].folder / "val_histograms.npz")
+    ill = [subject for subject, histogram in own.items() if histogram.n_positive]
+    kept = own.subset([subject for subject in own if subject not in ill])
+    kept._by_subject[files.WITH] = own.subset(ill).pooled()
+
+    def older(raw: dict[str, Any]) -> None:
+        raw |= {"submission": 2, "validation": packing.pack_histograms(kept)}
+        del raw["healthy_scores"]
+
+    found = files.parse(altered(submission, older).encode(), Path("older.json"))
+    assert found.validation == kept
+    assert check(found) == []
 
 
 def test_a_run_comes_back_as_it_was(runs: list[api.Run], submission: Submission) -> None:

@@ -199,6 +199,22 @@ def test_what_was_changed_is_named(submission: Submission, what: str) -> None:
     assert field in fields(submission, change)
 
 
+def test_a_metric_that_is_not_installed(submission: Submission) -> None:
+    """One that left no sums: nothing here gives its number, and nothing is said to be recomputed."""
+
+    def ask(raw: dict[str, Any]) -> None:
+        record = raw["record"]
+        record["optional"] = {"mine": PART}
+        groups = (group for groups in record["strata"].values() for group in groups.values())
+        for metrics in (record["metrics"], *groups):
+            metrics["mine"] = {**metrics["auprc"], "value": 0.5}
+
+    (finding,) = check(files.parse(altered(submission, ask).encode(), Path("x.json")))
+    assert finding.field == "metrics.mine"
+    assert "stored 0.5 (this metric is not installed here" in finding.sentence
+    assert "None" not in finding.sentence
+
+
 def test_an_edit_without_a_new_digest(submission: Submission) -> None:
     assert fields(submission, lambda raw: raw["record"].update(created="2020-01-01"), sign=False) == ["digest"]
 
