@@ -1,6 +1,7 @@
 # make demo   set everything up and run the main job on the embedded phantom
 # make test   set everything up and run the tests
 # make board  run the grid of leaderboards/phantom, and build its tables and page from it
+# make known  write adbench/results/known.json: sources of the methods, slices of the phantom
 # make setup  only install, into .venv
 PYTHON ?= python3
 VENV   := .venv

@@ -287,8 +287,11 @@ def _copies(facts: Sequence[Facts]) -> list[Finding]:
                     shared[other.file] += 1
             owners[one.test_digest, volume, scores][one.file] = one
         for file, count in shared.most_common(1):
-            if count > len(one.scores) / 2:
-                why = f"{count} of {len(one.scores)} subjects have the very scores that they have in {file}, another training"
+            if count > max(1, len(one.scores) / 2):
+                why = (
+                    f"{count} of {len(one.scores)} subjects have the very scores that they have in {file}, another "
+                    "training; a training without chance needs no second seed"
+                )
                 findings.append(Finding(one.file, "seed", one.seed, why=why))
     return findings
 

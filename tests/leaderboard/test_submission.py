@@ -100,6 +100,7 @@ def test_files_of_layout_2_are_read(runs: list[api.Run], submission: Submission)
 def test_a_run_comes_back_as_it_was(runs: list[api.Run], submission: Submission) -> None:
     run = runs[0]
     assert submission.record == run.record
+    assert run.record.method.conformance == "passed"
     assert submission.test == run.histograms
     assert submission.spatial_bytes == (run.folder / "spatial.json").read_bytes()
     assert submission.content.splits.test == run.subjects
