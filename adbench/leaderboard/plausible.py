@@ -97,8 +97,8 @@ def check_costs(record: Record, found: Findings) -> None:
         found.add(field, why=why)
         return
     fit, each, count = record.timing["fit"], record.timing["score_per_slice"], steps(record)
-    if count < 0:
-        found.add("fit.steps", count, why="a training takes no negative number of steps")
+    if record.fit.get("steps") != count or count < 0:
+        found.add("fit.steps", record.fit.get("steps"), why="it must be a whole number that is not negative")
     if fit < count * STEP:
         found.add("timing.fit", fit, why=f"{count} optimiser steps take more than {count * STEP:g} s")
     fastest = math.prod(record.test.grid) * PIXEL

@@ -233,6 +233,12 @@ def test_an_edit_without_a_new_digest(submission: Submission) -> None:
         _set("histograms/subjects", ["s"] * 9),
         _set("ranking/left_out", "x"),
         _set("validation", None),
+        _set("healthy_scores", "x"),
+        _set("healthy_scores", None),
+        _set("healthy_scores", packing.pack_values(np.array([np.nan, 1.0]))),
+        _set("record/fit/steps", "many"),
+        _set("record/method/params", {"no_such": 1}),
+        _set("record/provenance/adbench", ["0.1.0"]),
         _set("record/thresholds", {"val": 1.0e300}),
     ],
 )
