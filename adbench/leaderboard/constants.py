@@ -72,7 +72,6 @@ def check_data(submission: Submission, found: Findings) -> None:
             found.same(f"{role}.modality", part.modality, modality, why)
             found.same(f"{role}.slices", part.slices, facts["slices"], why)
             found.same(f"{role}.grid", list(part.grid), facts["grid"], why)
-            found.same(f"{role}.params", part.params, known()["data"][dataset][modality]["params"], why)
             _same_list(f"splits.{role}", getattr(splits, role), facts["subjects"], f"{dataset} {modality}", found)
             if role in ("threshold", "test"):
                 found.same(f"{role}.lesion_subjects", part.lesion_subjects, facts["lesion_subjects"], why)

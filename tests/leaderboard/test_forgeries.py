@@ -9,6 +9,7 @@ import pytest
 from board_files import ROOT
 from forger import FORGERIES, Forged, Forgery
 
+from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import verify
@@ -54,3 +55,13 @@ def test_a_forger_who_changes_nothing_is_no_forger(submission: Submission, shipp
     """So what is found in a forgery is the forgery, and no trace of how it was made."""
     assert fields([Forged(submission).seal(), Forged(shipped).seal(numbers=False)], tmp_path) == set()
     assert fields([Forged(shipped).seal()], tmp_path) == set()
+
+
+def test_the_shipped_test_slices_after_training_on_fewer(shipped: Submission, tmp_path: Path) -> None:
+    """Parameters of the phantom that change one role leave the slices of the others as they are known."""
+    forged = Forged(shipped)
+    for role in ("train", "val", "threshold", "test"):
+        forged.record[role]["params"]["n_train"] = 5
+    forged.record["train"] |= {"digest": digest(5), "subjects": 5, "slices": 50}
+    del forged.raw["splits"]["train"][5:]
+    assert fields([forged.seal(numbers=False)], tmp_path) == set()
