@@ -1,13 +1,14 @@
 # make demo   set everything up and run the main job on the embedded phantom
 # make test   set everything up and run the tests
 # make board  run the grid of leaderboards/phantom, and build its tables and page from it
+# make known  write adbench/results/known.json: sources of the methods, slices of the phantom
 # make setup  only install, into .venv
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
-.PHONY: setup demo test board lint clean
+.PHONY: setup demo test board known lint clean
 .DELETE_ON_ERROR:
 
 setup: $(STAMP)
@@ -30,6 +31,9 @@ board: setup
 	rm -f leaderboards/phantom/records/*.json
 	$(BIN)/adbench leaderboard merge runs/board
 	$(BIN)/adbench leaderboard build
+
+known: setup
+	$(BIN)/python -m adbench.results.known
 
 lint: setup
 	$(BIN)/ruff check .

@@ -164,7 +164,7 @@ def _protocol(name: str) -> dict[str, Any]:
 
 
 def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:
-    """What the conformance checks find about the method or dataset called ``name``.
+    """What the conformance checks find about the method or dataset called ``name``; of a method, records will say it.
 
     Args:
         name: a method or dataset.
@@ -177,11 +177,15 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
     """
     from adbench import config
     from adbench.params import build
+    from adbench.results import conformance as outcomes
+    from adbench.spec import source_digest
     from adbench.testing import check_dataset, check_method
 
     values = {key: value for _, key, value in (config.parse_assignment(f"it.{text}") for text in assignments)}
     if name in registry.entries("methods"):
-        return check_method(registry.load("methods", name), overrides=values, device=config.resolve_device(device))
+        findings = check_method(registry.load("methods", name), overrides=values, device=config.resolve_device(device))
+        outcomes.keep(source_digest("methods", name), [finding.rule for finding in findings if finding.problem])
+        return findings
     if name in registry.entries("datasets"):
         source, cls = config.locate(name, str(root) if root else None, values, "--data-root")
         params = build(cls.Params, f"dataset {name}", source.params)

@@ -33,7 +33,7 @@ from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.params import build
 from adbench.planning import Plan
 from adbench.presence import held
-from adbench.results import provenance, rundir, status
+from adbench.results import conformance, provenance, rundir, status
 from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
 from adbench.scoring import ScoredVolume, score_volumes
 from adbench.spec import CellSpec, Source, metric_part
@@ -315,7 +315,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
     if scored.threshold is not None:
         scored.threshold.to_npz(folder / "val_histograms.npz")
     files = sorted(path for path in folder.iterdir() if path.name in (OUTPUTS | {rundir.MAPS, rundir.VAL_MAPS}))
-    cls = registry.load("methods", cell.spec.method)
+    cls, origin = registry.load("methods", cell.spec.method), registry.entries("methods")[cell.spec.method].origin
     return Record(
         run_key=cell.run_key,
         fit_key=cell.fit_key,
@@ -324,11 +324,12 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
         method=MethodPart(
             name=cell.spec.method,
             version=cls.version,
-            origin=registry.entries("methods")[cell.spec.method].origin,
+            origin=origin,
             source=cell.identity["method_source"],
             preset=cell.spec.preset,
             params=cell.spec.params,
             parameters=fit["parameters"],
+            conformance=conformance.outcome(cell.spec.method, origin, cell.identity["method_source"]),
         ),
         train=_data_part(cell.data.train, cell.data.train_store, cell.spec.train or cell.spec.test),
         val=_data_part(cell.data.val, cell.data.train_store, cell.spec.train or cell.spec.test)

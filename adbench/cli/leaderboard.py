@@ -106,13 +106,13 @@ def verify(
     Prints what differs, field by field; exit 1 when something does.
     """
     from adbench.console import err, out, print_json, say
-    from adbench.leaderboard import checks
     from adbench.leaderboard import verify as verifying
+    from adbench.leaderboard.findings import as_rows
 
     with _progress(quiet or json_) as progress:
         count, findings = verifying.verify(paths or [BOARDS], progress)
     if json_:
-        print_json({"results": count, "findings": checks.as_rows(findings)})
+        print_json({"results": count, "findings": as_rows(findings)})
     elif findings:
         for file, own in groupby(sorted(findings, key=lambda finding: finding.file), lambda finding: finding.file):
             out.print(file, style="bold", markup=False, soft_wrap=True)

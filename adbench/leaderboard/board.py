@@ -14,12 +14,14 @@ from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import RANKED_BY
+from adbench.leaderboard.plausible import steps
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Difference, Samples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
 from adbench.metrics.spec import MetricSpec
+from adbench.results.known import is_released
 from adbench.results.record import Number, Record, asked, facts, lacking
 from adbench.results.rundir import safe
 
@@ -57,6 +59,17 @@ class Entry:
     def record(self) -> Record:
         """The record of the first seed: all that its seeds share may be read there."""
         return self.seeds[0].record
+
+    @property
+    def trained(self) -> bool:
+        """Whether optimiser steps were taken, so that another seed gives other numbers."""
+        return any(steps(s.record) > 0 for s in self.seeds)
+
+    @property
+    def conformance(self) -> str:
+        """Whether the method passed the conformance checks: the worst of what its seeds say, "not said" by older ones."""
+        said = {_conformance(s.record) for s in self.seeds}
+        return next(word for word in ("failed", "not said", "not run", "passed") if word in said)
 
     @property
     def hours(self) -> float:
@@ -130,6 +143,11 @@ class Board:
         parts = (self.protocol, self.dataset, self.modality)
         return "-".join(safe(part).replace(".", "_") for part in parts) + f"-{self.test_digest[:6]}"
 
+    def seeds(self, entry: Entry) -> str:
+        """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here."""
+        most = max((len(other.seeds) for other in self.entries if other.trained), default=0)
+        return f"{len(entry.seeds)} of {most}" if entry.trained and len(entry.seeds) < most else f"{len(entry.seeds)}"
+
     @cached_property
     def metrics(self) -> list[str]:
         """The columns that some entry has: those of every board, the protocol's own, and what was asked for."""
@@ -180,7 +198,7 @@ def read_all(root: Path) -> list[tuple[str, Submission]]:
         for finding in place(path, submission.record):
             raise UserError(f"{path}: {finding.sentence}.")
         found.append((path.relative_to(root).as_posix(), submission))
-    for finding in across([facts_of(submission) for _, submission in found]):
+    for finding in across([facts_of(submission, counts=False) for _, submission in found]):
         raise UserError(f"{finding.file}: {finding.sentence}.")
     return found
 
@@ -382,6 +400,13 @@ def cohort(record: Record) -> tuple[tuple[str, int, int], ...]:
         (row.get("volume", row["subject"]), row["lesion_voxels"], row["brain_voxels"] - row["lesion_voxels"])
         for row in record.subjects
     )
+
+
+def _conformance(record: Record) -> str:
+    method = record.method
+    if is_released(method.name, method.origin, method.source, str(record.provenance.get("adbench"))):
+        return "passed"
+    return method.conformance or "not said"
 
 
 def _subjects(metrics: Mapping[str, Number]) -> int:

@@ -11,7 +11,8 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.leaderboard.board import Board, boards, cohort, read_all
-from adbench.leaderboard.checks import NUMBERS, RANKED_BY, Findings
+from adbench.leaderboard.checks import NUMBERS, RANKED_BY
+from adbench.leaderboard.findings import Findings
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import load, targets
 from adbench.metrics.compare import Difference, Samples, compare

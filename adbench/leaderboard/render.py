@@ -116,7 +116,7 @@ def _row(board: Board, entry: Entry, scale: float) -> dict[str, Any]:
         "preset": record.method.preset,
         "source": record.train.name,
         "tuned": record.tuned_from is not None,
-        "seeds": len(entry.seeds),
+        "seeds": board.seeds(entry),
         "href": only,
         "bar": bar,
         "cells": [_cell(entry.estimates[m], texts.with_interval(m), board.facts(m).oracle) for m in board.metrics],
@@ -174,6 +174,7 @@ def _detail(entry: Entry) -> dict[str, Any]:
             f"adbench {provenance.get('adbench', '')}, torch {torch or '—'}, {provenance.get('device_name', '')}",
         ),
         ("method source", record.method.source[:16]),
+        ("conformance checks", entry.conformance),
         ("run keys", ", ".join(s.record.run_key[:16] for s in entry.seeds)),
     ]
     return {

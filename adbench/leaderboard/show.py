@@ -131,7 +131,7 @@ def print_published(found: Sequence[Published], as_json: bool, by: str | None = 
         rows = []
         for entry in board.entries:
             place = "—" if entry.rank is None else texts.rank(entry)
-            cells = [place, entry.label, entry.record.train.name, str(len(entry.seeds))]
+            cells = [place, entry.label, entry.record.train.name, board.seeds(entry)]
             cells += [texts.number(entry.estimates[metric], texts.with_interval(metric)) for metric in metrics]
             if wide:
                 cells += [f"{texts.duration(3600 * entry.hours)} {'GPU' if entry.gpu else 'CPU'}"]

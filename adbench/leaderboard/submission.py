@@ -3,28 +3,26 @@
 ::
 
     {
-      "submission": 2,            version of this layout
+      "submission": 3,            version of this layout
       "digest": "…",              SHA-256 of the canonical JSON of everything else
       "record": {…},              record.json of the run
       "splits": {…},              subjects by role, splits.json of the run
       "histograms": {…},          test scores, subject by subject
-      "validation": {…} or null,  validation scores of all subjects with a lesion, and of each without one
+      "validation": {…} or null,  validation scores of all subjects with a lesion together, and of all without one
+      "healthy_scores": "…",      of each of the latter, the score that at most 1 % of its voxels reach
       "spatial": "…",             spatial.json of the run
       "ranking": {…} or null      the metric that ranks, without one subject each
     }
 
-Thresholds depend on the sum over validation subjects with a lesion and on the healthy ones alone, so nothing more of
-that split is kept. Such a file
+Thresholds depend on nothing more of the validation split (:class:`adbench.metrics.evaluate.ThresholdCounts`). Such a file
 comes from a stranger: its size, what it unpacks to, and every type and value are checked before anything is computed,
 and nothing in it is ever executed.
 """
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import json
-import lzma
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,57 +30,42 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from adbench.errors import UserError
 from adbench.hashing import digest
+from adbench.leaderboard.packing import (
+    Counts,
+    Part,
+    pack_bytes,
+    pack_histograms,
+    pack_values,
+    unpack_bytes,
+    unpack_histograms,
+    unpack_values,
+)
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.metrics.storage import FORMAT, from_arrays, to_arrays
+from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results.record import SCHEMA, Record
 from adbench.results.rundir import safe
 
-VERSION = 2
+VERSION = 3
+READ = (2, 3)  # layouts that can be read; layout 2 keeps the counts of each healthy validation subject
 MAX_FILE = 32 << 20  # bytes
-MAX_BINS = 1 << 23  # of all subjects together
-MAX_SUBJECTS = 20_000
 _MAX_SPATIAL = 64 << 20  # bytes, unpacked
-_PLANES = 4  # bytes of one stored integer
-_XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0, "dict_size": 1 << 23}]
-_XZ_MEMORY = 64 << 20  # bytes that unpacking may need
 WITH = "validation subjects with a lesion"
+WITHOUT = "validation subjects without a lesion"
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-
-class Packed(_Part):
-    """Ascending integers; see :func:`pack_ascending`."""
-
-    count: Annotated[int, Field(ge=0, le=MAX_BINS)]
-    data: str  # base64 of xz of the steps between them
-
-
-class Counts(_Part):
-    """Histograms of some subjects; see :func:`pack_histograms`."""
-
-    subjects: Annotated[list[str], Field(max_length=MAX_SUBJECTS)]
-    keys: Packed  # of all bins
-    cells: Packed  # the partition of the scores into bins: cells with joined scores
-    edges: Packed  # and the edges within them
-    bins: list[Annotated[int, Field(ge=0, le=MAX_BINS)]]  # of each subject
-    data: str  # base64 of xz of three columns: steps between numbers of bins, lesion voxels, background voxels
-
-
-class Ranking(_Part):
+class Ranking(Part):
     """A metric without one subject each, so that methods are compared without opening a histogram."""
 
     metric: str
     left_out: str  # base64 of little-endian float64
 
 
-class Splits(_Part):
+class Splits(Part):
     """Subjects by role."""
 
     train: list[str]
@@ -91,15 +74,16 @@ class Splits(_Part):
     test: list[str]
 
 
-class Content(_Part):
+class Content(Part):
     """Everything in the file."""
 
-    submission: Literal[2]
+    submission: Literal[2, 3]
     digest: str
     record: Record
     splits: Splits
     histograms: Counts
     validation: Counts | None
+    healthy_scores: str | None = None  # layout 3: base64 of little-endian float64
     spatial: str
     ranking: Ranking | None
 
@@ -108,7 +92,7 @@ _Count = Annotated[int, Field(ge=0, le=1 << 53)]
 _Share = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
-class _SpatialRow(_Part):
+class _SpatialRow(Part):
     """One volume of spatial.json, with the types it must have."""
 
     volume: str
@@ -127,7 +111,7 @@ class _SpatialRow(_Part):
     measures: dict[str, _Share]
 
 
-class _Spatial(_Part):
+class _Spatial(Part):
     thresholds: dict[str, float]
     froc: list[float]
     rows: list[_SpatialRow]
@@ -164,13 +148,30 @@ class Submission:
 
     @cached_property
     def validation(self) -> SubjectHistograms | None:
-        """Validation scores: :data:`WITH` a lesion as one pseudo-subject, the others as they are; None without any."""
-        return unpack_histograms(self.content.validation) if self.content.validation is not None else None
+        """Validation scores, as :class:`ThresholdCounts` or, in layout 2, of each healthy subject; None without any.
+
+        Raises:
+            ValueError: the stored counts are impossible.
+        """
+        if self.content.validation is None:
+            return None
+        counts = unpack_histograms(self.content.validation)
+        if self.content.submission == 2:
+            return counts
+        if not set(counts) <= {WITH, WITHOUT}:
+            raise ValueError(f"the validation subjects are {counts.subjects}")
+        ill, healthy = (counts[name] if name in counts else None for name in (WITH, WITHOUT))  # noqa: SIM401
+        return ThresholdCounts(
+            ill,
+            healthy,
+            unpack_values(self.content.healthy_scores or "").tolist(),
+            names=(WITH, WITHOUT),
+        )
 
     @cached_property
     def spatial_bytes(self) -> bytes:
         """The bytes of spatial.json."""
-        return _unpack(self.content.spatial, _MAX_SPATIAL)
+        return unpack_bytes(self.content.spatial, _MAX_SPATIAL)
 
     @cached_property
     def spatial(self) -> SpatialAccumulator:
@@ -186,7 +187,7 @@ class Submission:
         """(n,) float64: the ranking metric without one test subject each, NaN where undefined; None when it is undefined."""
         if self.content.ranking is None:
             return None
-        return np.frombuffer(_decoded(self.content.ranking.left_out), "<f8").astype(np.float64)
+        return unpack_values(self.content.ranking.left_out)
 
     @property
     def text(self) -> str:
@@ -232,14 +233,16 @@ def compose(
         spatial: bytes of spatial.json.
         ranking: metric and its (n,) values without one subject each, or None when it is undefined.
     """
+    kept = None if validation is None else ThresholdCounts.of(validation, names=(WITH, WITHOUT))
     raw: dict[str, Any] = {
         "submission": VERSION,
         "digest": "",
         "record": record,
         "splits": splits,
         "histograms": pack_histograms(histograms),
-        "validation": None if validation is None else pack_histograms(for_thresholds(validation)),
-        "spatial": _pack(spatial),
+        "validation": None if kept is None else pack_histograms(kept),
+        "healthy_scores": None if kept is None else pack_values(np.array(kept.healthy_scores)),
+        "spatial": pack_bytes(spatial),
         "ranking": None if ranking is None else {"metric": ranking[0], "left_out": pack_values(ranking[1])},
     }
     raw["digest"] = own_digest(raw)
@@ -249,110 +252,6 @@ def compose(
 def own_digest(raw: dict[str, Any]) -> str:
     """What ``digest`` must say."""
     return digest({key: value for key, value in raw.items() if key != "digest"})
-
-
-def for_thresholds(validation: SubjectHistograms) -> SubjectHistograms:
-    """The sum over validation subjects with a lesion, and each without one: all that a threshold depends on."""
-    healthy = validation.subset([s for s, histogram in validation.items() if not histogram.n_positive])
-    ill = [s for s in validation if s not in healthy]
-    if ill:
-        healthy._by_subject[WITH] = validation.subset(ill).pooled()
-    return healthy
-
-
-def pack_values(values: np.ndarray) -> str:
-    """(n,) numbers as text."""
-    return base64.b64encode(values.astype("<f8").tobytes()).decode()
-
-
-def pack_histograms(histograms: SubjectHistograms) -> dict[str, Any]:
-    """Histograms as JSON values.
-
-    The keys of all subjects together are stored once; the bins of a subject are the steps between their numbers among
-    them. The bytes of each column are stored by significance. xz then finds most of them equal.
-    """
-    arrays = to_arrays(histograms)
-    keys, ends = arrays["keys"], arrays["ends"]
-    every, place = np.unique(keys, return_inverse=True)
-    starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
-    steps = np.diff(place, prepend=0)
-    filled = starts[starts < ends]
-    steps[filled] = place[filled]
-    columns = [steps, arrays["positive"], arrays["negative"]]
-    if max(int(column.max(initial=0)) for column in columns) >= 1 << (8 * _PLANES):
-        raise UserError("A bin holds more than 2^32 voxels: such a histogram cannot be published.")
-    planes = b"".join(c.astype("<u4").view(np.uint8).reshape(-1, _PLANES).T.tobytes() for c in columns)
-    return {
-        "subjects": histograms.subjects,
-        "keys": pack_ascending(every),
-        "cells": pack_ascending(arrays["cells"]),
-        "edges": pack_ascending(arrays["edges"]),
-        "bins": np.diff(ends, prepend=0).tolist(),
-        "data": _pack(planes),
-    }
-
-
-def pack_ascending(values: np.ndarray) -> dict[str, Any]:
-    """(n,) ascending int64 as JSON values: the bytes of the steps between them, by significance."""
-    steps = np.diff(values.astype(np.uint64), prepend=np.uint64(0))  # modulo 2^64, as they are added up again
-    return {"count": len(values), "data": _pack(steps.astype("<u8").view(np.uint8).reshape(-1, 8).T.tobytes())}
-
-
-def unpack_ascending(packed: Packed) -> np.ndarray:
-    """What :func:`pack_ascending` packed.
-
-    Raises:
-        ValueError: it does not unpack, or does not ascend.
-    """
-    planes = np.frombuffer(_unpack(packed.data, 8 * packed.count), np.uint8)
-    if len(planes) != 8 * packed.count:
-        raise ValueError(f"{packed.count} integers but {len(planes)} bytes")
-    steps = np.ascontiguousarray(planes.reshape(8, packed.count).T).view("<u8")[:, 0].astype(np.uint64)
-    values = np.cumsum(steps).astype(np.int64)
-    if (values[1:] <= values[:-1]).any():
-        raise ValueError("its integers do not ascend")
-    return values
-
-
-def unpack_histograms(counts: Counts) -> SubjectHistograms:
-    """What :func:`pack_histograms` packed.
-
-    Raises:
-        ValueError: it does not unpack, or says what no histogram can.
-    """
-    bins = np.array(counts.bins, np.int64)
-    total = int(bins.sum())
-    if total > MAX_BINS:
-        raise ValueError(f"{total} bins; a submission has at most {MAX_BINS}")
-    size = 3 * _PLANES * total
-    planes = np.frombuffer(_unpack(counts.data, size), np.uint8)
-    if len(planes) != size:
-        raise ValueError(f"{total} bins but {len(planes)} bytes instead of {size}")
-    if any("\0" in subject for subject in counts.subjects):
-        raise ValueError("a subject id holds a zero byte")
-    steps, positive, negative = (
-        np.ascontiguousarray(column.T).view("<u4")[:, 0].astype(np.int64)
-        for column in planes.reshape(3, _PLANES, total)
-    )
-    every = unpack_ascending(counts.keys)
-    ends = np.cumsum(bins)
-    place = np.cumsum(steps)  # over all subjects; each begins anew
-    before = np.concatenate([[0], place])[ends - bins]
-    place -= np.repeat(before, bins)
-    if place.max(initial=-1) >= len(every):
-        raise ValueError("a bin has no key")
-    return from_arrays(
-        {
-            "header": np.array([FORMAT]),
-            "subjects": np.frombuffer("\0".join(counts.subjects).encode(), np.uint8),
-            "ends": ends,
-            "keys": every[place],
-            "positive": positive,
-            "negative": negative,
-            "cells": unpack_ascending(counts.cells),
-            "edges": unpack_ascending(counts.edges),
-        }
-    )
 
 
 def read(path: Path) -> Submission:
@@ -408,11 +307,13 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
         )
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable submission: {error}.") from None
-    if not isinstance(raw, dict) or raw.get("submission") != VERSION:
+    if not isinstance(raw, dict) or raw.get("submission") not in READ:
         found = raw.get("submission") if isinstance(raw, dict) else type(raw).__name__
-        older = isinstance(found, int) and 0 < found < VERSION
+        older = isinstance(found, int) and 0 < found < READ[0]
         advice = ": make it again from its run with `adbench leaderboard submit`" if older else ""
-        raise UserError(f"{path}: submission: layout {found!r}; this adbench reads layout {VERSION}{advice}.")
+        raise UserError(
+            f"{path}: submission: layout {found!r}; this adbench reads layouts {READ[0]} to {VERSION}{advice}."
+        )
     record = raw.get("record")
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA:
         found = record.get("schema_version") if isinstance(record, dict) else type(record).__name__
@@ -462,28 +363,6 @@ def sha256(data: bytes) -> str:
 
 def _compact(value: Any) -> str:
     return json.dumps(value, separators=(",", ":"), allow_nan=False)
-
-
-def _pack(data: bytes) -> str:
-    return base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ, filters=_XZ)).decode()
-
-
-def _unpack(text: str, most: int) -> bytes:
-    """What :func:`_pack` packed; never more than ``most`` bytes are unpacked."""
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
-    try:
-        data = unpacker.decompress(_decoded(text), max_length=most + 1)
-    except (lzma.LZMAError, EOFError) as error:
-        raise ValueError(f"it does not unpack ({error})") from None
-    if len(data) > most:
-        raise ValueError(f"it unpacks to more than {most} bytes")
-    if not unpacker.eof or unpacker.unused_data:
-        raise ValueError("it does not end where it should")
-    return data
-
-
-def _decoded(text: str) -> bytes:
-    return base64.b64decode(text, validate=True)  # binascii.Error is a ValueError
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from adbench.errors import UserError
 from adbench.files import write_text
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, Finding, Findings, ranking_left_out
+from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, numbers_without, ranking_left_out
+from adbench.leaderboard.findings import Finding, Findings
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, numbers_without, targets
+from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, targets
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results import record as records

@@ -79,7 +79,7 @@ def markdown(protocol: str, boards: Sequence[Board]) -> str:
                 rank(entry),
                 _md(entry.label),
                 _md(entry.record.train.name),
-                str(len(entry.seeds)),
+                board.seeds(entry),
                 *(_md_number(board, entry, metric) for metric in board.metrics),
                 f"{duration(3600 * entry.hours)} {'GPU' if entry.gpu else 'CPU'}",
                 f"{entry.volume_seconds:.3g}",
@@ -89,6 +89,8 @@ def markdown(protocol: str, boards: Sequence[Board]) -> str:
         lines.append("")
         if board.unranked:
             lines += [f"Not ranked: {_md(board.unranked)}.", ""]
+        if unsure := [f"{_md(e.label)} ({e.conformance})" for e in board.entries if e.conformance != "passed"]:
+            lines += [f"Not known to pass the conformance checks: {', '.join(unsure)}.", ""]
         for grouping, groups in board.groupings.items():
             lines += [f"### By {_md(grouping.replace('_', ' '))}", ""]
             columns = [(metric, group) for metric in STRATA_METRICS for group in groups]
@@ -186,6 +188,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "cpu_hours": cpu,
         "seconds_per_volume": _round(entry.volume_seconds),
         "parameters": record.method.parameters,
+        "conformance": entry.conformance,
         "seeds": [
             {
                 "seed": s.record.seed,

@@ -8,16 +8,18 @@ seeds say how.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import NUMBERS, Finding, check
+from adbench.leaderboard.checks import check, numbers_without
+from adbench.leaderboard.findings import Finding
+from adbench.leaderboard.plausible import skeleton, steps
 from adbench.leaderboard.submission import Submission
 from adbench.results.record import RECORD, Record
 from adbench.results.rundir import safe
@@ -42,7 +44,7 @@ def verify(paths: Sequence[Path], progress: Callable[[int, int], None] | None = 
 
 
 def targets(path: Path) -> list[Path]:
-    """The submissions (files) and runs (folders) at ``path``.
+    """The submissions (files) and runs (folders) at ``path``: those of a leaderboard, or all directly or below it.
 
     Raises:
         UserError: there are none.
@@ -53,10 +55,19 @@ def targets(path: Path) -> list[Path]:
     if not path.is_dir():
         raise UserError(f"There is nothing at {path}: name a submission, a folder of leaderboards or a run.")
     found = sorted([*path.glob("records/*.json"), *path.glob("*/records/*.json")])
-    found = found or sorted(record.parent for record in path.rglob(RECORD))
     if not found:
-        raise UserError(f"There is no result at {path}: neither records/*.json of a leaderboard nor a run.")
+        found = sorted(file for file in path.glob("*.json") if _is_submission(file))
+        found += sorted(record.parent for record in path.rglob(RECORD))
+    if not found:
+        raise UserError(
+            f"There is no result at {path}: neither records/*.json of a leaderboard, submissions nor a run."
+        )
     return found
+
+
+def _is_submission(path: Path) -> bool:
+    with open(path, "rb") as file:
+        return b'"submission"' in file.read(64)
 
 
 def load(path: Path) -> Submission:
@@ -81,6 +92,13 @@ class Facts:
     cohort: str
     parts: dict[str, tuple[str, str]]  # role -> digest of its slices, hash of what is said about them
     numbers: str
+    method: str
+    seed: int
+    trained: bool
+    weights: tuple[str, int]  # hash of what decides the number of weights, that number
+    scores: dict[str, str]  # volume -> how its lesion and other voxels are ordered, where that is no accident
+    test: tuple[str, frozenset[str]]  # hash of the cohort that is meant, its subjects
+    voxels: tuple[str, int, int] | None = None  # digest of the validation slices, their lesion and other voxels
 
 
 @dataclass(frozen=True)
@@ -147,8 +165,13 @@ def examine(path: Path) -> Examined:
     return Examined(path, findings, facts_of(submission), files.file_name(submission.record), submission.text)
 
 
-def facts_of(submission: Submission) -> Facts:
-    """What must agree between ``submission`` and others."""
+def facts_of(submission: Submission, *, counts: bool = True) -> Facts:
+    """What must agree between ``submission`` and others.
+
+    Args:
+        submission: one result.
+        counts: unpack its validation counts too.
+    """
     record, splits = submission.record, submission.content.splits
     return Facts(
         str(submission.path),
@@ -166,22 +189,51 @@ def facts_of(submission: Submission) -> Facts:
             if (part := getattr(record, role)) is not None
         },
         numbers(record),
+        record.method.name,
+        record.seed,
+        steps(record) > 0,
+        (
+            digest([record.method.name, record.method.source, record.method.params, record.test.grid]),
+            record.method.parameters,
+        ),
+        _scores(record),
+        (_cohort(record), frozenset(splits.test)),
+        _voxels(submission) if counts else None,
     )
+
+
+def _cohort(record: Record) -> str:
+    """What names a cohort; a folder of anybody's is only named by its slices."""
+    test = record.test
+    return digest([record.protocol, test.name, test.modality, test.params, test.digest * (test.name == "folder")])
+
+
+def _scores(record: Record) -> dict[str, str]:
+    """Volume -> its AUPRC and AUROC, where they lie strictly between the best and chance.
+
+    Two trainings, whose maps differ in every voxel, never agree in both to the last digit.
+    """
+    return {
+        str(row.get("volume", row.get("subject"))): f"{auprc!r} {auroc!r}"
+        for row in record.subjects
+        if isinstance(auprc := row.get("auprc"), float) and isinstance(auroc := row.get("auroc"), float)
+        if auprc < 1 and auroc < 1 and auroc != 0.5
+    }
+
+
+def _voxels(submission: Submission) -> tuple[str, int, int] | None:
+    try:
+        pool = submission.validation.pooled() if submission.validation is not None else None
+    except ValueError:
+        return None  # said by check
+    if pool is None:
+        return None
+    return submission.record.threshold.digest, pool.n_positive, pool.n_negative
 
 
 def numbers(record: Record) -> str:
     """Hash of all that the counts decide, but for metrics that were asked for: two results of one run key must agree."""
     return digest(numbers_without(record, record.optional))
-
-
-def numbers_without(record: Record, metrics: Collection[str]) -> dict[str, Any]:
-    """All that the counts decide, as JSON, without the named metrics."""
-    content = record.model_dump(mode="json", include=set(NUMBERS))
-    groups = (group for groups in content["strata"].values() for group in groups.values())
-    for values in (content["metrics"], *groups):
-        for name in metrics:
-            values.pop(name, None)
-    return content
 
 
 def across(facts: Sequence[Facts]) -> list[Finding]:
@@ -203,6 +255,61 @@ def across(facts: Sequence[Facts]) -> list[Finding]:
             if other.parts[role][1] != said:
                 why = f"the same slices have another name, size, grid or other subjects in {other.file}"
                 findings.append(Finding(one.file, role, why=why))
+        key, weights = one.weights
+        other = first.setdefault(("weights", key), one)
+        if other.weights[1] != weights:
+            why = f"the same method with the same parameters has {other.weights[1]} weights in {other.file}"
+            findings.append(Finding(one.file, "method.parameters", weights, why=why))
+        other = first.setdefault(("name", skeleton(one.method)), one)
+        if other.method != one.method:
+            findings.append(
+                Finding(one.file, "method.name", one.method, why=f"it reads like {other.method!r} in {other.file}")
+            )
+        if one.voxels is not None:
+            other = first.setdefault(("voxels", one.voxels[0]), one)
+            if other.voxels is not None and other.voxels != one.voxels:
+                why = f"the same validation slices have {other.voxels[1:]} lesion and other voxels in {other.file}"
+                findings.append(Finding(one.file, "validation", list(one.voxels[1:]), why=why))
+    return [*findings, *_copies(facts), *_dropped(facts)]
+
+
+def _copies(facts: Sequence[Facts]) -> list[Finding]:
+    """Trainings under other seeds, or under another method's name, whose scores are those of another result."""
+    findings: list[Finding] = []
+    owners: dict[tuple[str, str, str], dict[str, Facts]] = defaultdict(dict)
+    for one in facts:
+        if not (one.trained and one.scores):
+            continue
+        shared: Counter[str] = Counter()
+        for volume, scores in one.scores.items():
+            for other in owners[one.test_digest, volume, scores].values():
+                if (other.seed, other.method) != (one.seed, one.method):
+                    shared[other.file] += 1
+            owners[one.test_digest, volume, scores][one.file] = one
+        for file, count in shared.most_common(1):
+            if count > max(1, len(one.scores) / 2):
+                why = (
+                    f"{count} of {len(one.scores)} subjects have the very scores that they have in {file}, another "
+                    "training; a training without chance needs no second seed"
+                )
+                findings.append(Finding(one.file, "seed", one.seed, why=why))
+    return findings
+
+
+def _dropped(facts: Sequence[Facts]) -> list[Finding]:
+    """Results on a part of the test subjects that the same protocol has in another result."""
+    findings = []
+    largest: dict[str, Facts] = {}
+    for one in facts:
+        key, subjects = one.test
+        if len(subjects) > len(largest.setdefault(key, one).test[1]):
+            largest[key] = one
+    for one in facts:
+        whole = largest[one.test[0]]
+        missing = sorted(whole.test[1] - one.test[1])
+        if missing and one.test[1] < whole.test[1]:
+            why = f"{len(missing)} test subjects of {whole.file} are missing, e.g. {missing[0]}"
+            findings.append(Finding(one.file, "splits.test", why=why))
     return findings
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 EXACT = 12  # subjects up to which every pattern of signs is looked at
 FLIPS = 2000  # patterns beyond that, from a fixed seed
 NOT_ABOVE_CHANCE = "not above chance"
+DETECTS = "auprc"  # by which a method tells lesions from the rest at all, whatever it is compared by
 BELOW_CHANCE_ROW = "below a row that is not above chance"
 _ODD = 0x51_6E5  # seed of the patterns: the same for every comparison
 
@@ -200,7 +201,8 @@ def compare(
 
     The best value leads a rank. From the lowest row up, rows whose ``p_rank`` is at most ``1 - level`` are told apart
     from it; the first that is not and all above it share its rank. ``auprc`` and ``auroc`` have a chance level (the
-    prevalence, 1/2): a method whose interval reaches it has no rank.
+    prevalence, 1/2): a method whose interval reaches it has no rank. By a metric without one, such as false alarms, a map
+    that says nothing may look best: there a method that is not above chance by ``auprc`` has no rank.
 
     Args:
         methods: name -> samples of :func:`sample_method`, of the same subjects.
@@ -231,13 +233,22 @@ def compare(
     ranks: dict[str, int | None] = dict.fromkeys(order)
     reasons = {}
     chance = _chance(metric, first.cohort)
-    if chance is not None and above_chance:
+    if not above_chance:
+        pass
+    elif chance is not None:
         for name in order:
-            low = methods[name].estimate(metric, level).low
-            if low is None or low <= chance:
+            if not _above(methods[name], metric, chance, level):
                 reasons[name] = NOT_ABOVE_CHANCE
             elif reasons:  # a higher value never stands behind a lower one
                 reasons[name] = BELOW_CHANCE_ROW
+    elif all(DETECTS in methods[name].values for name in names):
+        prevalence = _chance(DETECTS, first.cohort)
+        assert prevalence is not None
+        reasons = {
+            name: f"{NOT_ABOVE_CHANCE} by {DETECTS}"
+            for name in order
+            if not _above(methods[name], DETECTS, prevalence, level)
+        }
     left = [name for name in order if name not in reasons]
     n = min(methods[name].n[metric] for name in names)
     if not left:
@@ -391,6 +402,11 @@ def _half(influence: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int,
         return 0.0
     effective = total**2 / sum(part**2 / df for part, df in parts)
     return jackknife.t_quantile((1 + level) / 2, effective) * math.sqrt(total)
+
+
+def _above(samples: Samples, metric: str, chance: float, level: float) -> bool:
+    low = samples.estimate(metric, level).low
+    return low is not None and low > chance
 
 
 def _chance(metric: str, cohort: Sequence[tuple[str, int, int]]) -> float | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -17,17 +16,15 @@ from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spec import WIDE, of_class, spec
+from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresholds, healthy_scores
 
 if TYPE_CHECKING:
     from adbench.metrics.spatial import SpatialAccumulator
 
 _POOLED = ("auprc", "auroc", "dice_pooled@best")
-_AT = {f"dice@{rule}": rule for rule in ("val", "fpr1", "fpr5", "conformal05", "conformal10")}
-_CONFORMAL = {"conformal05": 0.05, "conformal10": 0.10}  # rule -> share of healthy subjects it may fail on
-_HEALTHY = {f"fpr_healthy@{rule}": rule for rule in _CONFORMAL}
-HEALTHY_FPR = 0.01  # a healthy subject with more false-positive voxels than this is a failure of a conformal rule
-_MEANS = {"auprc_subject": "auprc", **{name: name for name in _AT}, "dice@subject_best": "dice@subject_best"}
-NAMES = ("auprc", "auroc", "auprc_subject", *_AT, "dice@best", "dice_pooled@best", "dice@subject_best", *_HEALTHY)
+_HEALTHY = {f"fpr_healthy@{rule}": rule for rule in CONFORMAL}
+_MEANS = {"auprc_subject": "auprc", **{name: name for name in AT}, "dice@subject_best": "dice@subject_best"}
+NAMES = ("auprc", "auroc", "auprc_subject", *AT, "dice@best", "dice_pooled@best", "dice@subject_best", *_HEALTHY)
 NO_LESION = "no lesion voxel in the whole test split"
 
 
@@ -87,57 +84,6 @@ class Evaluation:
         return asdict(self)
 
 
-def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], dict[str, str]]:
-    """Thresholds that may be used on a test split: chosen without it.
-
-    ``val`` maximises the pooled Dice over all validation voxels (the highest threshold among equals); ``fpr1`` and
-    ``fpr5`` are the lowest observed scores with at most 1 % and 5 % of the voxels of lesion-free validation subjects
-    at or above them.
-
-    ``conformal10`` and ``conformal05`` are split-conformal (Papadopoulos et al. 2002, ECML:345; Angelopoulos and Bates
-    2023, Found Trends Mach Learn 16:494, section 1): of each of the n lesion-free validation subjects the lowest
-    observed score with at most 1 % of its own voxels at or above it, and of these n scores the
-    ``ceil((n + 1)(1 - alpha))``-th smallest. Another healthy subject, exchangeable with them, has more than 1 %
-    false-positive voxels there with probability at most alpha, whatever the distribution. Without n >= 9 (alpha 0.10)
-    or n >= 19 (0.05) subjects no score is high enough, and there is no threshold.
-
-    Args:
-        val: validation subjects, all volumes of a subject together, or None.
-
-    Returns:
-        (rule -> threshold, rule -> why there is none).
-    """
-    if val is None or not len(val):
-        return {}, dict.fromkeys(_AT.values(), "no validation split was given")
-    chosen, missing = {}, {}
-    pool = val.pooled()
-    if pool.n_positive:
-        chosen["val"] = Curve(pool).best_dice()[1]
-    else:
-        missing["val"] = "the validation split has no lesion, so no threshold maximises its Dice"
-    healthy = val.subset([s for s, histogram in val.items() if histogram.n_negative and not histogram.n_positive])
-    for rule, rate in (("fpr1", 0.01), ("fpr5", 0.05)):
-        if len(healthy):
-            chosen[rule] = Curve(healthy.pooled()).at_fpr(rate).threshold
-        else:
-            missing[rule] = "the validation split has no lesion-free subject to set a false-positive rate on"
-    scores = _healthy_scores(healthy)
-    for rule, alpha in _CONFORMAL.items():
-        place = math.ceil((len(scores) + 1) * (1 - alpha) - 1e-9)  # 1 - 0.05 is not .95 to the last digit
-        if place <= len(scores):
-            chosen[rule] = scores[place - 1]
-        else:
-            missing[rule] = (
-                f"alpha = {alpha:.2f} needs {math.ceil(1 / alpha - 1e-9) - 1} lesion-free validation subjects, and there "
-                f"{'is' if len(scores) == 1 else 'are'} {len(scores)}"
-            )
-    return chosen, missing
-
-
-def _healthy_scores(healthy: SubjectHistograms) -> list[float]:
-    return sorted(Curve(histogram).at_fpr(HEALTHY_FPR).threshold for _, histogram in healthy.items())
-
-
 def compact(
     test: SubjectHistograms,
     val: SubjectHistograms | None = None,
@@ -157,8 +103,7 @@ def compact(
     """
     chosen = [*choose_thresholds(val)[0].values(), *froc]
     if val is not None:
-        healthy = val.subset([s for s, histogram in val.items() if histogram.n_negative and not histogram.n_positive])
-        val.compact([*chosen, *_healthy_scores(healthy)])
+        val.compact([*chosen, *healthy_scores(val)])
     best = [Curve(histogram).best_dice()[1] for _, histogram in test.items() if histogram.n_positive]
     parts = [test]
     for members in (lesion_size_groups(test), *(groups or {}).values()):
@@ -342,7 +287,7 @@ def _check_spatial(test: SubjectHistograms, thresholds: dict[str, float], spatia
     if odd:
         side = "histograms" if odd[0] in test else "spatial counts"
         raise UserError(f"Volume {odd[0]!r} ({len(odd)} in all) has only {side}: stream the same volumes into both.")
-    for rule in ("val", *_CONFORMAL):
+    for rule in ("val", *CONFORMAL):
         if spatial.thresholds.get(rule) != thresholds.get(rule):
             raise UserError(
                 f"The maps were streamed with the {rule} threshold {spatial.thresholds.get(rule)} but the validation "
@@ -466,7 +411,7 @@ def _points(
         points["dice@best"], oracles["best"] = _best_mean_dice(test, pool)
         if pool.n_negative:
             points["auroc"] = pool.auroc()
-    at = {name: thresholds[rule] for name, rule in _AT.items() if rule in thresholds}
+    at = {name: thresholds[rule] for name, rule in AT.items() if rule in thresholds}
     at |= {"dice@best": oracles["best"]} if oracles else {}
     keys = np.array([_keys.key_of(threshold) for threshold in at.values()], np.int64)
     rows, brackets = [], _Brackets(pool, list(at), keys, test.partition.of(keys))
@@ -475,7 +420,7 @@ def _points(
         names = {"subject": owner, **({} if owner == volume else {"volume": volume})}
         rows.append(names | _row(curve, list(at), keys))
         brackets.add(curve)
-    for rule in _CONFORMAL:
+    for rule in CONFORMAL:
         rates = _healthy_rates(test, owners, thresholds.get(rule))
         for row in rows:
             row[f"fpr@{rule}"] = rates.get(row["subject"])
@@ -511,7 +456,7 @@ def _row(curve: Curve, names: Sequence[str], keys: np.ndarray) -> dict[str, Any]
         "lesion_voxels": curve.n_positive,
         "auprc": None,
         "auroc": None,
-        **dict.fromkeys(_AT),
+        **dict.fromkeys(AT),
         "dice@best": None,
         "dice@subject_best": None,
     }
@@ -532,7 +477,7 @@ def _why_undefined(name: str, test: SubjectHistograms, ill: set[str], missing: d
         return NO_LESION
     if name == "auroc" and not any(histogram.n_negative for _, histogram in test.items()):
         return "no background voxel in the whole test split"
-    return missing.get(_AT.get(name, ""), "")
+    return missing.get(AT.get(name, ""), "")
 
 
 def _check(test: SubjectHistograms, val: SubjectHistograms | None, subject_of: Mapping[str, str]) -> None:

@@ -16,6 +16,7 @@ from adbench.metrics.spec import spec as installed
 SCHEMA = 1
 RECORD = "record.json"
 MAX_SECONDS = 1e9  # 32 years
+CONFORMANCE = ("", "passed", "failed", "not run")  # "": made before records said it
 
 
 class _Part(BaseModel):
@@ -56,6 +57,7 @@ class MethodPart(_Part):
     preset: str
     params: dict[str, Any]  # every parameter, defaults included
     parameters: int  # number of weights
+    conformance: str = ""  # whether this source passed `adbench test` on the machine of the run, one of CONFORMANCE
 
 
 class DataPart(_Part):

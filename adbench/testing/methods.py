@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -139,8 +139,6 @@ def rule_map_has_the_shape_of_the_slice(trial: Trial) -> None:
 
 def rule_map_is_finite(trial: Trial) -> None:
     """No NaN and no infinity, on ordinary slices and on one without any contrast."""
-    from dataclasses import replace
-
     batch = trial.batch
     require(bool(trial.score(trial.method).isfinite().all()), "the maps hold NaN or infinite values")
     flat = replace(batch, image=batch.brain.float() * 0.5)
@@ -171,7 +169,7 @@ def rule_reconstruction_is_an_image(trial: Trial) -> None:
 
 
 def rule_does_not_depend_on_the_batch(trial: Trial) -> None:
-    """A slice gets the same map alone, in pairs and among others (to 1e-3 of the range)."""
+    """A slice gets the same map alone, in pairs, among others, and beside much brighter ones (to 1e-3 of the range)."""
     import torch
 
     whole = trial.score(trial.method)
@@ -179,6 +177,28 @@ def rule_does_not_depend_on_the_batch(trial: Trial) -> None:
         parts = [trial.score(trial.method, part.to(trial.device)) for part in trial.test.batches(size)]
         difference = _largest_difference(whole, torch.cat(parts))
         require(difference < 1e-3, f"maps differ by {difference:.2g} of their range in batches of {size}")
+    batch, half = trial.batch, len(trial.test) // 2
+    image = torch.cat([batch.image[:half], batch.brain[half:].to(batch.image.dtype)])
+    difference = _largest_difference(whole[:half], trial.score(trial.method, replace(batch, image=image))[:half])
+    require(difference < 1e-3, f"maps differ by {difference:.2g} of their range beside slices of full intensity")
+
+
+def rule_does_not_depend_on_what_came_before(trial: Trial) -> None:
+    """A slice gets the same map whatever was scored before it: none, the same subject's other slices, or other subjects'.
+
+    A method that rescales by what it saw of a subject or of a test set gives a slice another map when the order changes.
+    """
+    import torch
+
+    folder = trial.folder / "before"
+    trial.method.save(folder)
+    loaded = trial.cls.load(folder, trial.context("order"))
+    subjects = [subject for batch in trial.test.batches(1) for subject in batch.subjects]
+    turns = [subjects[:position].count(subject) for position, subject in enumerate(subjects)]
+    order = sorted(range(len(subjects)), key=lambda position: (-turns[position], -position))  # subjects in turn
+    maps = {at: trial.score(loaded, trial.test.batch(slice(at, at + 1)).to(trial.device)) for at in order}
+    difference = _largest_difference(trial.score(trial.method), torch.cat([maps[at] for at in sorted(maps)]))
+    require(difference < 1e-3, f"maps differ by {difference:.2g} of their range when slices come in another order")
 
 
 def rule_is_deterministic(trial: Trial) -> None:
@@ -226,6 +246,7 @@ RULES = (
     rule_leaves_its_input_alone,
     rule_reconstruction_is_an_image,
     rule_does_not_depend_on_the_batch,
+    rule_does_not_depend_on_what_came_before,
     rule_is_deterministic,
     rule_survives_saving,
     rule_resumes_to_equal_numbers,

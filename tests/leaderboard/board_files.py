@@ -14,6 +14,8 @@ from adbench.leaderboard.checks import RUN_FIELDS
 from adbench.leaderboard.submission import Submission
 from adbench.results.rundir import safe
 
+ROOT = Path(__file__).parents[2] / "leaderboards"
+
 
 def altered(submission: Submission, change: Callable[[dict[str, Any]], object], *, sign: bool = True) -> str:
     """The text of ``submission`` after ``change``; with ``sign`` its digest is that of the altered content."""
@@ -29,6 +31,14 @@ def rekey(raw: dict[str, Any]) -> None:
     record = raw["record"]
     record["run_key"] = digest(record["identity"])
     record["fit_key"] = digest({k: v for k, v in record["identity"].items() if k not in RUN_FIELDS})
+
+
+def rename(raw: dict[str, Any], method: str) -> None:
+    """Make it the result of a method of a package."""
+    record = raw["record"]
+    record["method"]["name"] = record["identity"]["method"] = method
+    record["method"]["origin"] = "package 1.0"
+    rekey(raw)
 
 
 def place(root: Path, text: str) -> Path:

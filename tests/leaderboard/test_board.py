@@ -15,9 +15,12 @@ from typing import Any
 import numpy as np
 import pytest
 from board_files import altered, place, rekey
+from forger import Forged
 
 from adbench import api
 from adbench.errors import UserError
+from adbench.leaderboard import submission as files
+from adbench.leaderboard import texts
 from adbench.leaderboard.board import Board, boards, linear, read_all
 from adbench.leaderboard.build import build, make, stale
 from adbench.leaderboard.reported import read_reported
@@ -362,3 +365,19 @@ def test_two_hundred_results(many: Path, cli: Cli) -> None:
     assert code == 0
     assert sum(len(board["entries"]) for board in json.loads(out)["boards"]) == 200
     assert time.process_time() - start < 3  # a second on an idle machine; benchmarks/leaderboard.py measures it
+
+
+def test_a_trained_method_with_fewer_seeds_than_others_says_so(submission: Submission) -> None:
+    def seed(name: str, number: int) -> tuple[str, Submission]:
+        forged = Forged(submission)
+        forged.plugin(name)
+        forged.record["seed"] = number
+        return f"folder/records/{name}{number}.json", files.parse(forged.seal(numbers=False).encode(), Path(name))
+
+    untrained = ("folder/records/histeq.json", submission)
+    (board,) = boards([*(seed("many", number) for number in range(3)), seed("one", 0), untrained])
+    said = {entry.record.method.name: (board.seeds(entry), entry.conformance) for entry in board.entries}
+    assert said == {"many": ("3", "not run"), "one": ("1 of 3", "not run"), "histeq": ("1", "passed")}
+    text = texts.markdown("folder", [board])
+    assert "| 1 of 3 |" in text
+    assert "Not known to pass the conformance checks: many \\[tiny\\] (not run), one \\[tiny\\] (not run)." in text

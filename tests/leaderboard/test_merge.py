@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from board_files import altered, place, rekey
+from board_files import altered, place, rename
+from forger import FORGERIES
 
 from adbench import api
 from adbench.errors import UserError
@@ -19,6 +20,7 @@ from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import merge
 
 Cli = Callable[..., tuple[int, str, str]]
+FORGED = {forgery.name: forgery for forgery in FORGERIES}
 
 
 def listing(root: Path) -> dict[str, bytes]:
@@ -67,6 +69,31 @@ def test_nothing_is_merged_when_one_does_not_verify(submission: Submission, boar
     assert not into.exists()
 
 
+def test_a_folder_of_submissions(runs: list[api.Run], boards: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for path in (boards / "folder" / "records").iterdir():
+        path.rename(folder / path.name)
+    (folder / "notes.json").write_text("{}")
+    shutil.copytree(runs[-1].folder, folder / "run")
+    assert len(merge([folder], tmp_path / "into")) == 4
+    with pytest.raises(UserError, match="neither records/"):
+        merge([boards], tmp_path / "into")
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_training_copied_under_another_name(submission: Submission, tmp_path: Path, at_once: bool) -> None:
+    copy = FORGED["a training copied under another method's name"].make(submission, submission)
+    paths = [tmp_path / "a.json", tmp_path / "b.json"]
+    for path, text in zip(paths, copy, strict=True):
+        path.write_text(text)
+    if not at_once:
+        merge([paths.pop(0)], tmp_path / "into")
+    with pytest.raises(UserError, match=r"7 of 7 subjects have the very scores that they have in "):
+        merge(paths, tmp_path / "into")
+    assert len(list(tmp_path.glob("into/*/records/*.json"))) == (0 if at_once else 1)
+
+
 def test_one_key_with_other_numbers(submission: Submission, boards: Path, tmp_path: Path) -> None:
     (path,) = (boards / "folder" / "records").glob("*histeq*")
     path.write_text(altered(submission, lambda raw: raw["record"]["metrics"]["auprc"].update(value=0.9)))
@@ -81,8 +108,7 @@ def test_one_key_with_other_numbers(submission: Submission, boards: Path, tmp_pa
 def test_another_cohort_under_the_same_test_slices(submission: Submission, boards: Path, tmp_path: Path) -> None:
     def lie(raw: dict[str, Any]) -> None:
         raw["record"]["subjects"][0]["brain_voxels"] += 1
-        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
-        rekey(raw)
+        rename(raw, "other")
 
     (boards / "folder" / "records" / files.file_name(submission.record)).unlink()
     place(boards, altered(submission, lie))
@@ -95,7 +121,7 @@ def test_another_cohort_under_the_same_test_slices(submission: Submission, board
 def test_names_cannot_climb(submission: Submission, tmp_path: Path) -> None:
     def climb(raw: dict[str, Any]) -> None:
         raw["record"]["method"]["preset"] = raw["record"]["identity"]["preset"] = "../../../x"
-        rekey(raw)
+        rename(raw, "other")
 
     new = tmp_path / "in" / "new.json"
     new.parent.mkdir()

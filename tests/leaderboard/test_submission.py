@@ -16,12 +16,15 @@ from board_files import altered
 
 from adbench import api
 from adbench.errors import UserError
+from adbench.leaderboard import packing
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.submission import Counts, Submission
+from adbench.leaderboard.checks import check
+from adbench.leaderboard.packing import Counts
+from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import pack
-from adbench.metrics.evaluate import choose_thresholds
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import froc_thresholds
+from adbench.metrics.thresholds import ThresholdCounts, choose_thresholds
 
 
 def histograms(seed: int, subjects: int = 5, voxels: int = 500, dtype: str = "float32") -> SubjectHistograms:
@@ -37,7 +40,7 @@ def histograms(seed: int, subjects: int = 5, voxels: int = 500, dtype: str = "fl
 def test_histograms_of_single_scores_come_back() -> None:
     for dtype in ("float16", "float32", "float64"):
         own = histograms(1, dtype=dtype)
-        again = files.unpack_histograms(Counts(**files.pack_histograms(own)))
+        again = packing.unpack_histograms(Counts(**packing.pack_histograms(own)))
         assert again == own
         assert all(one.exact for _, one in again.items())
 
@@ -48,7 +51,7 @@ def test_joined_histograms_come_back(dtype: str) -> None:
     own.compact([0.25])
     assert len(own.partition.cells)
     assert len(own.partition.inner_edges)
-    again = files.unpack_histograms(Counts(**files.pack_histograms(own)))
+    again = packing.unpack_histograms(Counts(**packing.pack_histograms(own)))
     assert again == own
     assert np.array_equal(again.partition.cells, own.partition.cells)
     assert np.array_equal(again.partition.edges, own.partition.edges)
@@ -59,28 +62,45 @@ def test_joined_histograms_come_back(dtype: str) -> None:
 
 def test_no_subjects_and_empty_subjects_come_back() -> None:
     own = SubjectHistograms()
-    assert files.unpack_histograms(Counts(**files.pack_histograms(own))) == own
+    assert packing.unpack_histograms(Counts(**packing.pack_histograms(own))) == own
     for name in ("a", "c"):
         own.update(name, np.zeros(0, np.float32), np.zeros(0, bool))
     own.update("b", np.float32([-2, 3]), np.array([True, False]))
-    assert files.unpack_histograms(Counts(**files.pack_histograms(own))) == own
+    assert packing.unpack_histograms(Counts(**packing.pack_histograms(own))) == own
 
 
 @pytest.mark.parametrize("seed", range(5))
 def test_what_is_kept_of_validation_gives_the_thresholds_of_all_subjects(seed: int) -> None:
     own = histograms(seed, subjects=24)
     ill = [subject for subject, histogram in own.items() if histogram.n_positive]
-    kept = files.for_thresholds(own)
+    kept = ThresholdCounts.of(own)
     assert 9 <= len(own) - len(ill) < len(own) - 1, "some thresholds are conformal, and some subjects are summed"
-    assert set(kept) == {*own.subjects, files.WITH} - set(ill)
+    assert (set(kept), len(kept.healthy_scores)) == ({"ill", "healthy"}, len(own) - len(ill))
     assert choose_thresholds(kept) == choose_thresholds(own)
     assert "conformal10" in choose_thresholds(kept)[0]
     assert froc_thresholds(kept) == froc_thresholds(own)
 
 
+def test_files_of_layout_2_are_read(runs: list[api.Run], submission: Submission) -> None:
+    """It had the counts of each healthy validation subject."""
+    own = SubjectHistograms.from_npz(runs[0].folder / "val_histograms.npz")
+    ill = [subject for subject, histogram in own.items() if histogram.n_positive]
+    kept = own.subset([subject for subject in own if subject not in ill])
+    kept._by_subject[files.WITH] = own.subset(ill).pooled()
+
+    def older(raw: dict[str, Any]) -> None:
+        raw |= {"submission": 2, "validation": packing.pack_histograms(kept)}
+        del raw["healthy_scores"]
+
+    found = files.parse(altered(submission, older).encode(), Path("older.json"))
+    assert found.validation == kept
+    assert check(found) == []
+
+
 def test_a_run_comes_back_as_it_was(runs: list[api.Run], submission: Submission) -> None:
     run = runs[0]
     assert submission.record == run.record
+    assert run.record.method.conformance == "passed"
     assert submission.test == run.histograms
     assert submission.spatial_bytes == (run.folder / "spatial.json").read_bytes()
     assert submission.content.splits.test == run.subjects
@@ -139,7 +159,7 @@ def test_a_bomb_is_not_unpacked(submission: Submission) -> None:
 
 def test_more_bins_than_a_histogram_has(submission: Submission) -> None:
     raw = altered(
-        submission, lambda raw: raw["histograms"].update(bins=[files.MAX_BINS] * len(raw["histograms"]["bins"]))
+        submission, lambda raw: raw["histograms"].update(bins=[packing.MAX_BINS] * len(raw["histograms"]["bins"]))
     )
     with pytest.raises(ValueError, match="bins; a submission has at most"):
         _ = files.parse(raw.encode(), Path("bins")).test
@@ -152,10 +172,10 @@ def test_more_bins_than_a_histogram_has(submission: Submission) -> None:
         (lambda t: "", "not a readable submission"),
         (lambda t: "[" * 100_000, "not a readable submission"),
         (lambda t: "[]", "layout 'list'"),
-        (lambda t: t.replace('"submission": 2', '"submission": 7'), "submission: layout 7"),
+        (lambda t: t.replace('"submission": 3', '"submission": 7'), "submission: layout 7"),
         (
-            lambda t: t.replace('"submission": 2', '"submission": 1'),
-            "layout 1; .* layout 2: make it again from its run",
+            lambda t: t.replace('"submission": 3', '"submission": 1'),
+            "layout 1; .* layouts 2 to 3: make it again from its run",
         ),
         (lambda t: t.replace('"schema_version": 1', '"schema_version": 99'), "record.schema_version: 99"),
         (lambda t: t.replace('"seed": 0', '"seed": 0, "seed": 1', 1), "occurs twice"),
@@ -178,7 +198,7 @@ def test_what_is_no_submission(submission: Submission, change: Callable[[str], s
         (lambda raw: raw["record"].pop("test"), "record.test"),
         (lambda raw: raw["record"]["metrics"]["auprc"].update(value="0.9"), "record.metrics.auprc.value"),
         (lambda raw: raw["splits"].update(test="s1"), "splits.test"),
-        (lambda raw: raw["histograms"].update(subjects=["x"] * (files.MAX_SUBJECTS + 1)), "histograms.subjects"),
+        (lambda raw: raw["histograms"].update(subjects=["x"] * (packing.MAX_SUBJECTS + 1)), "histograms.subjects"),
         (lambda raw: raw.update(note="<script>"), "note"),
     ],
 )
@@ -201,7 +221,7 @@ def test_keys_that_no_score_has(submission: Submission) -> None:
     planes[2, 0] = 1
     counts["data"] = base64.b64encode(lzma.compress(planes.tobytes(), lzma.FORMAT_XZ)).decode()
     with pytest.raises(ValueError, match=r"key|order"):
-        files.unpack_histograms(Counts(**counts))
+        packing.unpack_histograms(Counts(**counts))
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from board_files import altered, place, rekey
+from board_files import altered, place, rekey, rename
 from PIL import Image
 
 from adbench import api, runner
 from adbench import spec as specs
 from adbench.errors import UserError
 from adbench.hashing import digest
+from adbench.leaderboard import packing
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import boards as boards_of
 from adbench.leaderboard.board import read_all
@@ -46,7 +47,7 @@ def test_what_runs_leave_is_accepted(built: Path, runs: list[api.Run]) -> None:
 
 def _move_voxel(raw: dict[str, Any]) -> None:
     """One background voxel of one subject becomes a lesion voxel."""
-    own = files.unpack_histograms(files.Counts(**raw["histograms"]))
+    own = packing.unpack_histograms(packing.Counts(**raw["histograms"]))
     name = own.subjects[2]
     keys, positive, negative = own[name].counts()
     first = int(np.flatnonzero(negative)[0])
@@ -54,11 +55,11 @@ def _move_voxel(raw: dict[str, Any]) -> None:
     negative[first] -= 1
     moved = type(own[name]).from_counts(keys, positive, negative, own.partition)
     own._by_subject[name] = moved
-    raw["histograms"] = files.pack_histograms(own)
+    raw["histograms"] = packing.pack_histograms(own)
 
 
 def _better_lesions(raw: dict[str, Any]) -> None:
-    spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
+    spatial = json.loads(packing.unpack_bytes(raw["spatial"], 1 << 20))
     for row in spatial["rows"]:
         row["found"] = [len(row["lesion_sizes"]) for _ in row["found"]]
         row["lesion_ious"] = [1.0 for _ in row["lesion_ious"]]
@@ -68,7 +69,7 @@ def _better_lesions(raw: dict[str, Any]) -> None:
 
 
 def _other_froc(raw: dict[str, Any]) -> None:
-    spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
+    spatial = json.loads(packing.unpack_bytes(raw["spatial"], 1 << 20))
     spatial["froc"][-1] *= 0.5
     data = (json.dumps(spatial, indent=1) + "\n").encode()
     raw["spatial"] = base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
@@ -76,12 +77,12 @@ def _other_froc(raw: dict[str, Any]) -> None:
 
 
 def _lower_validation(raw: dict[str, Any]) -> None:
-    own = files.unpack_histograms(files.Counts(**raw["validation"]))
+    own = packing.unpack_histograms(packing.Counts(**raw["validation"]))
     keys, positive, negative = own[files.WITH].counts()
     assert own[files.WITH].exact
     moved = type(own[files.WITH]).from_counts(keys - (50 << CELL_SHIFT), positive, negative)
     own._by_subject[files.WITH] = moved
-    raw["validation"] = files.pack_histograms(own)
+    raw["validation"] = packing.pack_histograms(own)
 
 
 def _train_on_test(raw: dict[str, Any]) -> None:
@@ -137,7 +138,7 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "lesions found": (_better_lesions, "metrics.lesion_recall@val.value"),
     "FROC thresholds": (_other_froc, "spatial.froc"),
     "values without one subject": (
-        lambda raw: raw["ranking"].update(left_out=files.pack_values(np.full(9, 0.99))),
+        lambda raw: raw["ranking"].update(left_out=packing.pack_values(np.full(9, 0.99))),
         "ranking.left_out",
     ),
     "no values without one subject": (_set("ranking", None), "ranking"),
@@ -198,6 +199,22 @@ def test_what_was_changed_is_named(submission: Submission, what: str) -> None:
     assert field in fields(submission, change)
 
 
+def test_a_metric_that_is_not_installed(submission: Submission) -> None:
+    """One that left no sums: nothing here gives its number, and nothing is said to be recomputed."""
+
+    def ask(raw: dict[str, Any]) -> None:
+        record = raw["record"]
+        record["optional"] = {"mine": PART}
+        groups = (group for groups in record["strata"].values() for group in groups.values())
+        for metrics in (record["metrics"], *groups):
+            metrics["mine"] = {**metrics["auprc"], "value": 0.5}
+
+    (finding,) = check(files.parse(altered(submission, ask).encode(), Path("x.json")))
+    assert finding.field == "metrics.mine"
+    assert "stored 0.5 (this metric is not installed here" in finding.sentence
+    assert "None" not in finding.sentence
+
+
 def test_an_edit_without_a_new_digest(submission: Submission) -> None:
     assert fields(submission, lambda raw: raw["record"].update(created="2020-01-01"), sign=False) == ["digest"]
 
@@ -209,13 +226,19 @@ def test_an_edit_without_a_new_digest(submission: Submission) -> None:
         _set("record/identity/plugin_metrics", [["a"]]),
         lambda raw: raw["record"]["subjects"].__setitem__(0, {}),
         _set("record/identity/params", 1),
-        _set("histograms/keys", files.pack_ascending(np.array([1]))),
-        _set("histograms/cells", files.pack_ascending(np.array([-(1 << 60)]))),
-        _set("histograms/edges", files.pack_ascending(np.array([(1 << 50) + 1]))),
+        _set("histograms/keys", packing.pack_ascending(np.array([1]))),
+        _set("histograms/cells", packing.pack_ascending(np.array([-(1 << 60)]))),
+        _set("histograms/edges", packing.pack_ascending(np.array([(1 << 50) + 1]))),
         _set("histograms/bins", [1] * 9),
         _set("histograms/subjects", ["s"] * 9),
         _set("ranking/left_out", "x"),
         _set("validation", None),
+        _set("healthy_scores", "x"),
+        _set("healthy_scores", None),
+        _set("healthy_scores", packing.pack_values(np.array([np.nan, 1.0]))),
+        _set("record/fit/steps", "many"),
+        _set("record/method/params", {"no_such": 1}),
+        _set("record/provenance/adbench", ["0.1.0"]),
         _set("record/thresholds", {"val": 1.0e300}),
     ],
 )
@@ -231,12 +254,11 @@ def test_numbers_of_one_key_in_two_files(boards: Path, submission: Submission) -
 
 
 def test_same_slices_with_other_subjects(boards: Path, submission: Submission) -> None:
-    def rename(raw: dict[str, Any]) -> None:
-        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
+    def change(raw: dict[str, Any]) -> None:
+        rename(raw, "other")
         raw["record"]["subjects"][0]["lesion_voxels"] += 1
-        rekey(raw)
 
-    place(boards, altered(submission, rename))
+    place(boards, altered(submission, change))
     fields = [f.field for f in verify([boards])[1]]
     assert {"subjects", "subjects.0.lesion_voxels"} <= set(fields)
 
@@ -246,8 +268,9 @@ def test_same_slices_in_other_numbers(boards: Path, submission: Submission, role
     """Times per volume follow from the number of slices: who has more of them looks faster or slower."""
 
     def more(raw: dict[str, Any]) -> None:
-        raw["record"]["method"]["name"] = raw["record"]["identity"]["method"] = "other"
+        rename(raw, "other")
         raw["record"][role]["slices"] += 1
+        raw["record"]["timing"]["score"] = raw["record"]["timing"]["score_per_slice"] * raw["record"]["test"]["slices"]
         rekey(raw)
 
     place(boards, altered(submission, more))
@@ -276,7 +299,7 @@ def test_spatial_counts_that_the_histograms_do_not_allow(
     """Even where every number was computed again from the altered counts."""
 
     def better(raw: dict[str, Any]) -> None:
-        spatial = json.loads(files._unpack(raw["spatial"], 1 << 20))
+        spatial = json.loads(packing.unpack_bytes(raw["spatial"], 1 << 20))
         row = spatial["rows"][-1]
         change(row)
         data = (json.dumps(spatial, indent=1) + "\n").encode()

@@ -192,6 +192,9 @@ def test_a_row_that_reaches_chance_has_no_rank() -> None:
         assert table.ranks == {"good": 1, "fair": 2, "constant": None}
         assert table.reasons == {"constant": NOT_ABOVE_CHANCE}
         assert all("constant" not in (d.a, d.b) for d in table.differences)
+    without_chance = compare(own, "dice@best")  # where the map that says nothing would have a rank
+    assert without_chance.ranks == {"good": 1, "fair": 2, "constant": None}
+    assert without_chance.reasons == {"constant": f"{NOT_ABOVE_CHANCE} by auprc"}
     alone = compare({"x": own["constant"], "y": own["constant"]}, "auprc")
     assert alone.ranks == {"x": None, "y": None}
     assert alone.differences == []

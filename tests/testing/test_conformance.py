@@ -94,6 +94,25 @@ class DependsOnBatch(Good):
         return super().score(batch) - batch.image.mean()
 
 
+class ScalesByTheBrightest(Good):
+    """Every slice to score is equally bright at its brightest, so only other neighbours show it."""
+
+    def score(self, batch):
+        return super().score(batch) / batch.image.max()
+
+
+class ScalesBySubject(Good):
+    """Divides by the highest score that it has seen of a subject so far."""
+
+    def score(self, batch):
+        maps = super().score(batch)
+        self.seen = getattr(self, "seen", {})
+        for index, subject in enumerate(batch.subjects):
+            self.seen[subject] = max(self.seen.get(subject, 0.0), float(maps[index].mean()))
+            maps[index] /= self.seen[subject]
+        return maps
+
+
 class Unseeded(Good):
     def score(self, batch):
         return super().score(batch) + torch.rand(
@@ -168,6 +187,8 @@ class NoPaperPreset(Good):
         (GivesNaN, "map_is_finite", "NaN or infinite"),
         (BreaksOnFlat, "map_is_finite", "without contrast"),
         (DependsOnBatch, "does_not_depend_on_the_batch", "in batches of 1"),
+        (ScalesByTheBrightest, "does_not_depend_on_the_batch", "beside slices of full intensity"),
+        (ScalesBySubject, "does_not_depend_on_what_came_before", "when slices come in another order"),
         (Unseeded, "is_deterministic", "seed every draw"),
         (Forgets, "survives_saving", "after saving and loading"),
         (Pickles, "survives_saving", "extra.pkl"),

@@ -1,0 +1,112 @@
+"""A result against what this release knows before: the source of its own methods, the data that ships, published lists."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from adbench import __version__, registry
+from adbench.errors import UserError
+from adbench.leaderboard.findings import Findings
+from adbench.leaderboard.plausible import steps
+from adbench.leaderboard.submission import Submission
+from adbench.results.known import BUILT_IN, known, sources, weights_key
+from adbench.results.record import CONFORMANCE, Record
+
+
+def check_method(record: Record, found: Findings) -> None:
+    """A method that is called built-in is one, with the source that a release of adbench has."""
+    method, version = record.method, record.provenance.get("adbench")
+    if method.conformance not in CONFORMANCE:
+        found.add("method.conformance", method.conformance, why=f"one of {', '.join(map(repr, CONFORMANCE))}")
+    if method.origin != BUILT_IN:
+        if method.name in registry.BUILTIN["methods"]:
+            found.add("method.origin", method.origin, BUILT_IN, f"{method.name} is the name of a method of adbench")
+        return
+    if method.name not in registry.BUILTIN["methods"]:
+        found.add("method.origin", BUILT_IN, why=f"adbench has no method {method.name!r}; a plug-in names its package")
+        return
+    valid = sources(method.name, str(version))
+    if valid is None:
+        found.add("provenance.adbench", version, why="this release knows no such version; a newer adbench may")
+    elif method.source not in valid:
+        why = f"source of {method.name} in adbench {version}; a changed one is a plug-in with a name of its own"
+        found.add("method.source", method.source, valid[-1], why)
+    elif method.conformance == "failed":
+        found.add("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
+    weights = known()["weights"].get(weights_key(method, record.test.grid))
+    if weights is not None:
+        found.same("method.parameters", method.parameters, weights, f"weights of {method.name} with these parameters")
+    if version != __version__:
+        return  # its presets and parameters may have been others
+    cls = registry.load("methods", method.name)
+    try:
+        budget = cls.budget(cls.resolve(method.preset, method.params))
+    except UserError as error:
+        found.add("method.params", why=str(error))
+        return
+    taken = steps(record)
+    if budget is not None and not 0 < taken <= budget:
+        found.add("fit.steps", taken, why=f"{method.name} takes from 1 to {budget} steps with these parameters")
+
+
+def check_data(submission: Submission, found: Findings) -> None:
+    """Slices that ship with adbench are called what they are, and slices that are called so are those."""
+    record, splits = submission.record, submission.content.splits
+    every = {
+        (role if role in ("threshold", "test") else "train", part["digest"]): (dataset, modality, role, part)
+        for dataset, modalities in known()["data"].items()
+        for modality, roles in modalities.items()
+        for role in ("train", "val", "threshold", "test")
+        for part in [roles[role]]
+    }
+    for role in ("train", "val", "threshold", "test"):
+        part = getattr(record, role)
+        if part is None:
+            continue
+        shipped = known()["data"].get(part.name, {}).get(part.modality)
+        entry = every.get((role if role in ("threshold", "test") else "train", part.digest))
+        if entry is not None:
+            dataset, modality, _, facts = entry
+            why = f"of the slices with this digest, {dataset} {modality}"
+            found.same(f"{role}.name", part.name, dataset, why)
+            found.same(f"{role}.modality", part.modality, modality, why)
+            found.same(f"{role}.slices", part.slices, facts["slices"], why)
+            found.same(f"{role}.grid", list(part.grid), facts["grid"], why)
+            _same_list(f"splits.{role}", getattr(splits, role), facts["subjects"], f"{dataset} {modality}", found)
+            if role in ("threshold", "test"):
+                found.same(f"{role}.lesion_subjects", part.lesion_subjects, facts["lesion_subjects"], why)
+                _same_voxels(submission, role, facts, found)
+        elif shipped and part.params == shipped["params"] and _alike(record, role, shipped):
+            why = f"{role} slices of {part.name} {part.modality} as adbench makes them"
+            found.add(f"{role}.digest", part.digest, shipped[role]["digest"], why)
+    for role, subjects in known()["lists"].get(str(record.protocol.get("name")), {}).items():
+        _same_list(f"splits.{role}", getattr(splits, role), subjects, "the list that was published", found)
+
+
+def _alike(record: Record, role: str, shipped: dict[str, Any]) -> bool:
+    """Whether the protocol chooses the slices of this role as that of the shipped data does."""
+    return role in ("train", "val") or record.protocol.get("name") == shipped["protocol"]
+
+
+def _same_list(field: str, stored: list[str], expected: list[str], whose: str, found: Findings) -> None:
+    if stored == expected:
+        return
+    missing, odd = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
+    said = [
+        f"{len(names)} {what}, e.g. {names[0]}" for what, names in (("missing", missing), ("not in it", odd)) if names
+    ]
+    found.add(field, why=f"it is not {whose}: {'; '.join(said) or 'another order'}")
+
+
+def _same_voxels(submission: Submission, role: str, facts: dict[str, Any], found: Findings) -> None:
+    try:
+        counts = submission.test if role == "test" else submission.validation
+    except ValueError:
+        return  # said where the counts are checked
+    field = "histograms" if role == "test" else "validation"
+    pool = counts.pooled() if counts is not None else None
+    stored = (pool.n_positive, pool.n_negative) if pool is not None else (0, 0)
+    lesion, brain = facts["lesion_voxels"], facts["brain_voxels"]
+    if stored != (lesion, brain - lesion):
+        why = f"its {stored[0]} lesion and {stored[1]} other voxels are not the {lesion} and {brain - lesion} of these slices"
+        found.add(field, why=why)

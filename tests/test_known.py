@@ -1,0 +1,69 @@
+"""What is known of built-in methods and shipped data is true of this code, and records say who passed the conformance checks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from adbench import __version__, registry
+from adbench import spec as specs
+from adbench.leaderboard.submission import glance
+from adbench.results.conformance import keep, outcome
+from adbench.results.known import data, known, methods
+from adbench.spec import source_digest
+
+BOARD = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"
+
+
+def test_the_outcome_belongs_to_a_source() -> None:
+    keep("a" * 64, [])
+    keep("b" * 64, ["is_deterministic"])
+    assert [outcome("mine", "package 1.0", letter * 64) for letter in "abc"] == ["passed", "failed", "not run"]
+    keep("b" * 64, [])
+    assert outcome("mine", "package 1.0", "b" * 64) == "passed"
+
+
+def test_methods_of_a_release_were_tested_before_it() -> None:
+    listed = known()["methods"][__version__]["histeq"][-1]
+    assert outcome("histeq", "built-in", listed) == "passed"
+    assert outcome("histeq", "package 1.0", listed) == "not run"
+    assert outcome("histeq", "built-in", "d" * 64) == "not run"
+
+
+def test_the_command_keeps_what_it_finds(cli: Callable[..., tuple[int, str, str]]) -> None:
+    source = source_digest("methods", "constant")
+    assert outcome("constant", "package 1.0", source) == "not run"
+    assert cli("test", "constant", "--json")[0] == 0
+    assert outcome("constant", "package 1.0", source) == "passed"
+
+
+def test_known_sources_are_those_of_this_code() -> None:
+    listed = known()["methods"][__version__]
+    assert set(listed) == set(registry.BUILTIN["methods"])
+    stale = [name for name, sources in listed.items() if sources[-1] != source_digest("methods", name)]
+    assert not stale, (
+        f"the source of {', '.join(stale)} changed: run `make known`, and commit adbench/results/known.json"
+    )
+
+
+def test_known_slices_are_those_of_the_phantom(tmp_path: Path) -> None:
+    """The validation subjects in FLAIR; committed results of all roles and modalities are held against the others."""
+    made, listed = data("phantom", "FLAIR", tmp_path, n_train=1, n_test=1), known()["data"]["phantom"]["FLAIR"]
+    assert {role: made[role] for role in ("val", "threshold")} == {
+        role: listed[role] for role in ("val", "threshold")
+    }, "run `make known`"
+
+
+def test_sources_of_published_results_stay_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change of every method, those that a committed result was made with are listed before the new ones."""
+    paths = sorted(BOARD.glob("*-zscore-*.json"))[:1]
+    if not paths:
+        pytest.skip("no record is committed")
+    record = glance(paths[0]).record
+    monkeypatch.setattr(specs, "source_digest", lambda kind, name: "new")
+    made = methods([record])
+    assert made["methods"][__version__]["zscore"] == [record.method.source, "new"]
+    assert made["methods"][__version__]["ae"] == ["new"]
+    assert list(made["weights"].values()) == [record.method.parameters]
