@@ -118,13 +118,17 @@ def _counted_by_cell(
     others = grouped(partition.of(_keys.widened(single)), more, background)
     if not whole.any():
         return others
-    mine = keys[whole], positive[whole], negative[whole]
-    inserted = np.zeros(len(mine[0]) + len(others[0]), np.bool_)
-    inserted[np.searchsorted(mine[0], others[0]) + np.arange(len(others[0]))] = True
-    both = np.empty((3, len(inserted)), np.int64)
-    both[:, inserted] = others
-    both[:, ~inserted] = mine
-    return both[0], both[1], both[2]
+    # Both are sorted: where each of the others goes is looked up, once for the three arrays.
+    size = int(np.count_nonzero(whole))
+    goes = np.searchsorted(keys[whole], others[0]) + np.arange(len(others[0]))
+    rest = np.ones(size + len(goes), np.bool_)
+    rest[goes] = False
+    stays, comes = np.flatnonzero(whole), np.flatnonzero(rest)
+    merged = np.empty((3, len(rest)), np.int64)
+    for target, own, other in zip(merged, (keys, positive, negative), others, strict=True):
+        target[comes] = own[stays]
+        target[goes] = other
+    return merged[0], merged[1], merged[2]
 
 
 def count(values: np.ndarray, lesion: np.ndarray) -> Bins:
