@@ -24,12 +24,13 @@ from adbench.datasets import quality, work
 from adbench.datasets.archive import digest_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
+from adbench.datasets.pixels import ARRAYS
 from adbench.datasets.room import Room
-from adbench.datasets.store import ARRAYS, MANIFEST, STORE_VERSION, SliceStore, _Writer
+from adbench.datasets.store import MANIFEST, STORE_VERSION, SliceStore, _Writer
 from adbench.datasets.work import Executor, Prepared, Task
 from adbench.errors import UserError
 from adbench.files import write_json
-from adbench.hashing import digest, digest_file
+from adbench.hashing import digest
 
 STORES, PARTIAL, PRODUCTS = "stores", "partial", "products"
 STALE = 30 * 86400  # s after which an interrupted preparation that nobody took up again is removed
@@ -289,11 +290,7 @@ class Building:
             )
         for writer in self._writers.values():
             writer.close()
-        files = {}
-        for name in ARRAYS:
-            path = self.partial / f"{name}.npy"
-            state = path.stat()
-            files[path.name] = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest_file(path)}
+        files = {f"{name}.npy": {"bytes": (self.partial / f"{name}.npy").stat().st_size} for name in ARRAYS}
         stored = [_stored(case, entry["record"]) for case, entry in zip(self.cases, self._done, strict=True) if entry["record"]]  # fmt: skip
         write_json(
             self.partial / MANIFEST,

@@ -18,7 +18,8 @@ import small_brats
 
 from adbench.datasets import building, room, work
 from adbench.datasets.building import prepare_all
-from adbench.datasets.store import ARRAYS, SliceStore, _Writer, prepare
+from adbench.datasets.pixels import ARRAYS
+from adbench.datasets.store import SliceStore, _Writer, prepare
 from adbench.errors import UserError
 
 BOTH = ("FLAIR", "T1")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import tempfile
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -63,7 +64,7 @@ class Good(Method):
 
 class ReadsLabels(Good):
     def fit(self, train, val):
-        train._store.lesions[train.rows]
+        np.load(next(Path(tempfile.gettempdir()).rglob("stores/discs-*/images.npy")).with_name("lesions.npy"))
         return super().fit(train, val)
 
 
@@ -162,7 +163,7 @@ class NoPaperPreset(Good):
 @pytest.mark.parametrize(
     ("cls", "rule", "words"),
     [
-        (ReadsLabels, "never_reads_a_label", "opened the lesion masks"),
+        (ReadsLabels, "never_reads_a_label", "lesions.npy"),
         (WrongShape, "map_has_the_shape_of_the_slice", "(6, 1, 32, 32)"),
         (WrongDevice, "map_has_the_shape_of_the_slice", "maps are on meta, the batch is on cpu"),
         (GivesNaN, "map_is_finite", "NaN or infinite"),
