@@ -62,8 +62,10 @@ class StoredCase(SeenCase):
 
     def seen(self) -> SeenCase:
         """What a method may know of it."""
-        digests = {name: digest for name, digest in self.digests.items() if name != "lesions"}
-        return SeenCase(self.subject, self.session, self.start, self.slices, digests)
+        digests, checksums = (
+            {name: value for name, value in of.items() if name != "lesions"} for of in (self.digests, self.checksums)
+        )
+        return SeenCase(self.subject, self.session, self.start, self.slices, digests, checksums=checksums)
 
 
 class SliceStore(PixelStore):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import shutil
@@ -171,7 +172,7 @@ def test_a_changed_byte_is_found_when_its_case_is_read_and_not_before(store):
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     opened = SliceStore.open(store.folder)
     last = opened.cases[-1]
-    message = rf"images\.npy: the pixels of case {last.id} have the digest \w+ and were written with {last.digests['images'][:16]}.*Delete .* run the command again"
+    message = rf"images\.npy: the pixels of case {last.id} have the checksum \w+ and were written with {last.checksums['images']}.*Delete .* run the command again"
     for split in ("train", "val", "test"):
         slices = opened.healthy(split)
         whole = np.isin(last.rows, slices.rows).any()
@@ -183,7 +184,9 @@ def test_a_changed_byte_is_found_when_its_case_is_read_and_not_before(store):
                 read()
     with pytest.raises(UserError, match=message):
         opened.images[last.start]
-    assert [fault for fault in opened.faults() if fault] == [opened.images.fault(len(opened.cases) - 1)]
+    (deep,) = [fault for fault in opened.faults() if fault]
+    assert f"the SHA-256 {hashlib.sha256(content[-96 * 3 :]).hexdigest()[:16]}" in deep
+    assert f"were written with {last.digests['images'][:16]}" in deep
 
 
 def test_inverted_masks_with_the_old_time_are_found(store):
@@ -195,7 +198,7 @@ def test_inverted_masks_with_the_old_time_are_found(store):
     os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     test = SliceStore.open(store.folder).labelled("test")
     assert test.brains().any()  # of other files
-    with pytest.raises(UserError, match=r"lesions\.npy: the pixels of case d have the digest"):
+    with pytest.raises(UserError, match=r"lesions\.npy: the pixels of case d have the checksum"):
         test.lesions()
 
 
@@ -203,6 +206,17 @@ def test_a_copied_store_is_accepted(store, tmp_path):
     copied = SliceStore.open(shutil.copytree(store.folder, tmp_path / "elsewhere"))
     assert list(copied.faults()) == [""] * 3 * len(store.cases)
     np.testing.assert_array_equal(copied.images[:], store.images[:])
+
+
+def test_without_checksums_the_digests_are_taken(store):
+    manifest = json.loads(json.dumps(store.manifest))
+    for case in manifest["cases"]:
+        del case["checksums"]
+        case["digests"]["brains"] = "0" * 64
+    older = SliceStore(store.folder, manifest)
+    np.testing.assert_array_equal(older.healthy("train").images(), store.healthy("train").images())
+    with pytest.raises(UserError, match="the SHA-256 [1-9a-f].* were written with 0000"):
+        older.healthy("train").brains()
 
 
 def test_each_case_is_hashed_once_for_all_sets_of_a_split(store, monkeypatch):
