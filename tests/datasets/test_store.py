@@ -215,7 +215,7 @@ def test_without_checksums_the_digests_are_taken(store):
         case["digests"]["brains"] = "0" * 64
     older = SliceStore(store.folder, manifest)
     np.testing.assert_array_equal(older.healthy("train").images(), store.healthy("train").images())
-    with pytest.raises(UserError, match="the SHA-256 [1-9a-f].* were written with 0000"):
+    with pytest.raises(UserError, match=r"the SHA-256 [1-9a-f].* were written with 0000"):
         older.healthy("train").brains()
 
 
