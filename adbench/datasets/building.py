@@ -68,11 +68,8 @@ def prepare_all(
     builds: list[Building] = []
     with ExitStack() as held:
         for modality in sorted(set(modalities)):  # in one order, so that two processes never wait for each other
-            # Sorted, so that the slices of one subject stand together.
-            cases = sorted(dataset.discover(modality), key=_order)
-            key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
-            name = f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
-            folder = cache / STORES / name
+            cases, folder = store_folder(dataset, modality, cache)
+            name = folder.name
             if not folder.exists():
                 held.enter_context(_lock(folder, cache / PARTIAL / f"{name}.lock", progress))
             if folder.exists():  # perhaps another process was faster
@@ -85,6 +82,13 @@ def prepare_all(
             _build(dataset, builds, cache, progress, workers, executor)
             stores |= {build.modality: build.finish() for build in builds}
     return {modality: stores[modality] for modality in modalities}
+
+
+def store_folder(dataset: Dataset, modality: str, cache: Path) -> tuple[list[Case], Path]:
+    """The cases of a store in its order (those of one subject stand together), and where it lies below ``cache``."""
+    cases = sorted(dataset.discover(modality), key=_order)
+    key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
+    return cases, Path(cache) / STORES / f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
 
 
 def _build(

@@ -153,9 +153,9 @@ class Rows:
             f"were changed after preparation. Delete {path.parent} and run the command again to prepare it anew."
         )
 
-    def faults(self) -> Iterator[str]:
-        """The :meth:`fault` of every case by its SHA-256, one after the other."""
-        return (self.fault(index, deep=True) for index in range(len(self._cases)))
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """The id of every case and its :meth:`fault` by the SHA-256, one after the other."""
+        return ((case.id, self.fault(index, deep=True)) for index, case in enumerate(self._cases))
 
     def _mapped(self) -> np.ndarray:
         if self._array is None:

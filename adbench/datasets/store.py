@@ -151,8 +151,8 @@ class SliceStore(PixelStore):
         owner = self.owner(rows)
         return (int(owner.min()), int(owner.max()) + 1) if len(owner) else (0, 0)
 
-    def faults(self) -> Iterator[str]:
-        """One sentence for every case and array whose pixels are not those that were written; "" where they are."""
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Of every array and case, the case's id and one sentence if its pixels are not those that were written, else ""."""
         for rows in (self.images, self.brains, self.lesions):
             yield from rows.faults()
 

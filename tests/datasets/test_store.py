@@ -184,7 +184,8 @@ def test_a_changed_byte_is_found_when_its_case_is_read_and_not_before(store):
                 read()
     with pytest.raises(UserError, match=message):
         opened.images[last.start]
-    (deep,) = [fault for fault in opened.faults() if fault]
+    ((case, deep),) = [found for found in opened.faults() if found[1]]
+    assert case == last.id
     assert f"the SHA-256 {hashlib.sha256(content[-96 * 3 :]).hexdigest()[:16]}" in deep
     assert f"were written with {last.digests['images'][:16]}" in deep
 
@@ -204,7 +205,7 @@ def test_inverted_masks_with_the_old_time_are_found(store):
 
 def test_a_copied_store_is_accepted(store, tmp_path):
     copied = SliceStore.open(shutil.copytree(store.folder, tmp_path / "elsewhere"))
-    assert list(copied.faults()) == [""] * 3 * len(store.cases)
+    assert list(copied.faults()) == [(case.id, "") for case in store.cases] * 3
     np.testing.assert_array_equal(copied.images[:], store.images[:])
 
 
