@@ -111,7 +111,7 @@ class Rows:
         self._cases, self._owner = tuple(cases), CaseIndex(cases)
         self._low, self._high = (cases[0].start, cases[-1].stop) if cases else (0, 0)
         self._unread = np.ones(len(cases), bool)
-        self._array: np.ndarray | None = None
+        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
 
     def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
         """A copy of some rows.
@@ -126,8 +126,12 @@ class Rows:
             if fault := self.fault(index):
                 raise UserError(fault)
             self._unread[index] = False
-        found = self._mapped()[wanted - self._low]
-        return found if found.base is None else found.copy()  # never a view of the whole stretch
+        head, body = self._mapped()
+        places = np.atleast_1d(wanted) - self._low
+        early = places < len(head)
+        found = np.empty((len(places), *self.shape), self.dtype)
+        found[early], found[~early] = head[places[early]], body[places[~early] - len(head)]
+        return found if wanted.ndim else found[0]
 
     def fault(self, index: int, *, deep: bool = False) -> str:
         """What is wrong with the pixels of a case, one sentence; "" when they are those that were written.
@@ -140,7 +144,11 @@ class Rows:
             UserError: the file is truncated.
         """
         case = self._cases[index]
-        block = self._mapped()[case.start - self._low : case.stop - self._low]
+        head, body = self._mapped()
+        start, stop = case.start - self._low, case.stop - self._low
+        block = body[max(0, start - len(head)) : max(0, stop - len(head))]
+        if start < len(head):
+            block = np.concatenate([head[start:stop], block])
         if deep or self.name not in case.checksums:
             kind, found, written = "SHA-256", digest_block(block), case.digests[self.name]
         else:
@@ -157,15 +165,15 @@ class Rows:
         """The id of every case and its :meth:`fault` by the SHA-256, one after the other."""
         return ((case.id, self.fault(index, deep=True)) for index, case in enumerate(self._cases))
 
-    def _mapped(self) -> np.ndarray:
-        if self._array is None:
-            self._array = self._map(_PATHS[self])
-        return self._array
+    def _mapped(self) -> tuple[np.ndarray, np.ndarray]:
+        """The first rows, in memory, and the others, mapped: a mapping starts on a page, and the bytes before the first row
+        belong to others."""
+        if self._arrays is None:
+            self._arrays = self._map(_PATHS[self])
+        return self._arrays
 
-    def _map(self, path: Path) -> np.ndarray:
+    def _map(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
         count = self._high - self._low
-        if not count:
-            return np.empty((0, *self.shape), self.dtype)
         with open(path, "rb") as file:
             try:
                 npy.read_magic(file)
@@ -180,9 +188,14 @@ class Rows:
                     f"{path} holds {there} bytes of {dtype} {tuple(shape)} where {stop} bytes of {self.dtype} {self.shape} "
                     f"were written: delete {path.parent} and run the command again to prepare it anew."
                 )
-            page = begin - begin % mmap.ALLOCATIONGRANULARITY
+            page = -(-begin // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
+            early = min(count, -(-(page - begin) // size))
+            file.seek(begin)
+            head = np.frombuffer(file.read(early * size), self.dtype).reshape(early, *self.shape)
+            if early == count:
+                return head, head[:0]
             held = mmap.mmap(file.fileno(), stop - page, access=mmap.ACCESS_READ, offset=page)
-        return np.ndarray((count, *self.shape), self.dtype, held, begin - page)
+        return head, np.ndarray((count - early, *self.shape), self.dtype, held, begin + early * size - page)
 
 
 class PixelStore:
