@@ -129,8 +129,13 @@ class Rows:
         head, body = self._mapped()
         places = np.atleast_1d(wanted) - self._low
         early = places < len(head)
-        found = np.empty((len(places), *self.shape), self.dtype)
-        found[early], found[~early] = head[places[early]], body[places[~early] - len(head)]
+        found = (
+            body[np.where(early, 0, places - len(head))]
+            if len(body)
+            else np.empty((len(places), *self.shape), self.dtype)
+        )
+        if early.any():
+            found[early] = head[places[early]]
         return found if wanted.ndim else found[0]
 
     def fault(self, index: int, *, deep: bool = False) -> str:

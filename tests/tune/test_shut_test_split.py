@@ -137,9 +137,7 @@ def test_trials_read_no_byte_of_a_test_slice(
     assert {path.stem for path, _, _ in reads} >= {"images", "brains"}
     for path, low, high in reads:
         first, last = shut[path.stem]
-        assert high <= first or low >= last, (
-            f"{path.name}: bytes {low} to {high} touch the test slices"
-        )
+        assert high <= first or low >= last, f"{path.name}: bytes {low} to {high} touch the test slices"
 
 
 def _ruin(store: SliceStore, rows: np.ndarray) -> None:
