@@ -24,7 +24,7 @@ from adbench.datasets import quality, work
 from adbench.datasets.archive import digest_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
-from adbench.datasets.pixels import ARRAYS
+from adbench.datasets.pixels import ARRAYS, checksum
 from adbench.datasets.room import Room
 from adbench.datasets.store import MANIFEST, STORE_VERSION, SliceStore, _Writer
 from adbench.datasets.work import Executor, Prepared, Task
@@ -274,7 +274,9 @@ class Building:
                     f"cases before are {self._shape}. A dataset must give one size."
                 )
             self._shape = shape
-            entry["record"] = {**prepared.record, "start": self._rows, "shape": list(shape)}
+            checksums = {name: checksum(block) for name, block in prepared.blocks.items()}
+            place = {"start": self._rows, "shape": list(shape)}
+            entry["record"] = {**prepared.record, **place, "checksums": checksums}
             for name, writer in self._writers.items():
                 writer.append(prepared.blocks[name])
             for writer in self._writers.values():

@@ -121,22 +121,22 @@ class Rows:
             UserError: the file is truncated, or the pixels are not those that were written.
         """
         wanted = np.arange(*rows.indices(self._high)) if isinstance(rows, slice) else np.asarray(rows, np.int64)
-        owner = self._owner(np.atleast_1d(wanted))
-        for index in np.unique(owner[self._unread[owner]]):
-            if fault := self.fault(index):
-                raise UserError(fault)
-            self._unread[index] = False
+        owner = self._owner(wanted.reshape(-1))
+        if self._unread[owner].any():
+            for index in np.unique(owner):
+                if self._unread[index] and (fault := self.fault(index)):
+                    raise UserError(fault)
+                self._unread[index] = False
         head, body = self._mapped()
-        places = np.atleast_1d(wanted) - self._low
+        places = wanted - self._low
+        if not wanted.ndim:
+            return (head[places] if places < len(head) else body[places - len(head)]).copy()
         early = places < len(head)
-        found = (
-            body[np.where(early, 0, places - len(head))]
-            if len(body)
-            else np.empty((len(places), *self.shape), self.dtype)
-        )
-        if early.any():
-            found[early] = head[places[early]]
-        return found if wanted.ndim else found[0]
+        if not early.any():
+            return body[places - len(head)]
+        found = np.empty((len(places), *self.shape), self.dtype)
+        found[early], found[~early] = head[places[early]], body[places[~early] - len(head)]
+        return found
 
     def fault(self, index: int, *, deep: bool = False) -> str:
         """What is wrong with the pixels of a case, one sentence; "" when they are those that were written.

@@ -23,7 +23,7 @@ import numpy as np
 
 from adbench.datasets.archive import digest_of
 from adbench.datasets.base import Case, Dataset, Stack
-from adbench.datasets.pixels import ARRAYS, checksum, digest_block
+from adbench.datasets.pixels import ARRAYS, digest_block
 from adbench.datasets.store import NO_SLICE
 from adbench.errors import UserError
 from adbench.files import replacing, write_json
@@ -120,7 +120,6 @@ def _prepare(dataset: Dataset, modality: str, case: Case) -> Prepared:
         "brain_voxels": stack.brain.sum(axis=(1, 2)).tolist(),
         "masked": stack.lesion is not None,
         "digests": {name: digest_block(block) for name, block in prepared.blocks.items()},
-        "checksums": {name: checksum(block) for name, block in prepared.blocks.items()},
         "geometry": None if stack.geometry is None else stack.geometry.to_json(),
         "quality": {name: float(value) for name, value in stack.quality.items()},
     }
