@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import tempfile
 import time
 from pathlib import Path
 from typing import ClassVar
@@ -64,7 +63,8 @@ class Good(Method):
 
 class ReadsLabels(Good):
     def fit(self, train, val):
-        np.load(next(Path(tempfile.gettempdir()).rglob("stores/discs-*/images.npy")).with_name("lesions.npy"))
+        (images,) = self.ctx.workdir.parent.glob("stores/*/images.npy")
+        np.load(images.with_name("lesions.npy"))
         return super().fit(train, val)
 
 
