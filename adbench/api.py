@@ -190,10 +190,11 @@ class Run:
 
     def method(self) -> Method | None:
         """The fitted method, loaded anew from :attr:`fit_folder`; None when the fit was not kept."""
-        if rundir.fitted(self.fit_folder, self.record.fit_key) is None:
+        fit = rundir.fitted(self.fit_folder, self.record.fit_key)
+        if fit is None:
             return None
         context = Context(self.cell.device, self.record.seed, self.fit_folder, progress=self._progress)
-        return registry.load("methods", self.record.method.name).load(self.fit_folder, context)
+        return rundir.load_fit(registry.load("methods", self.record.method.name), self.fit_folder, fit, context)
 
     @cached_property
     def maps(self) -> np.ndarray | None:

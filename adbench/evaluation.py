@@ -14,7 +14,11 @@ import numpy as np
 
 from adbench import config, protocols, registry
 from adbench.context import Progress
+from adbench.datasets import selection
+from adbench.datasets.base import Split
+from adbench.datasets.building import store_folder
 from adbench.datasets.slices import LabelledSet
+from adbench.datasets.store import SliceStore
 from adbench.errors import UserError
 from adbench.hashing import digest_file
 from adbench.metrics.base import Metric
@@ -23,7 +27,7 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.spec import WIDE
-from adbench.planning import Data, gather
+from adbench.planning import Data, gather, located
 from adbench.results import record as records
 from adbench.results.record import Record
 from adbench.results.rundir import MAPS, VAL_MAPS
@@ -61,7 +65,8 @@ def evaluate_run(
         progress: receives the progress of preparing the store, if that is needed.
 
     Raises:
-        UserError: no such run; files that differ from their hashes in the record; maps are needed and were not saved.
+        UserError: no such run; files that differ from their hashes in the record, masks too where the data are prepared
+            here; maps are needed and were not saved.
     """
     folder = Path(run) if Path(run).is_dir() else Path(run).parent
     record = records.read(run)
@@ -96,7 +101,8 @@ def evaluate_run(
                 spacing=test.data.spacing_at(int(where[0])),
                 site=test.data.site_at(int(where[0])),
             )
-    return evaluate(
+    elsewhere = check_masks(folder, record, cache or config.default_cache())
+    found = evaluate(
         histograms,
         val_histograms,
         level=float(record.protocol["level"]),
@@ -104,6 +110,8 @@ def evaluate_run(
         metrics=chosen,
         strata=True,
     )
+    found.notes += [elsewhere] if elsewhere else []
+    return found
 
 
 def measured(record: Record) -> list[str]:
@@ -131,8 +139,11 @@ def checked_file(folder: Path, record: Record, name: str) -> Path:
     path = folder / name
     if not path.is_file():
         raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.")
-    if digest_file(path) != record.files[name]:
-        raise UserError(f"{path} is not the file that the record describes (its hash differs).")
+    if (found := digest_file(path)) != record.files[name]:
+        raise UserError(
+            f"{path} is not the file that the record describes: it has the SHA-256 {found[:16]}, the record says "
+            f"{record.files[name][:16]}. Make the run again with --force."
+        )
     return path
 
 
@@ -153,9 +164,58 @@ def stored_data(cell: CellSpec, record: Record, cache: Path, progress: Progress)
         UserError: the data are gone, or are not those of the run any more.
     """
     data = gather(cell.test, cell.train, cell.modality, protocols.get(cell.protocol), cache, progress)
-    if data.test.digest != record.test.digest:
-        raise UserError(f"The {record.test.name} data are not those of the run any more (their hash differs).")
+    _same_slices(data.threshold, data.test, record)
     return data
+
+
+def _same_slices(threshold: LabelledSet, test: LabelledSet, record: Record) -> None:
+    for role, data, part in (("validation", threshold, record.threshold), ("test", test, record.test)):
+        if data.digest != part.digest:
+            raise UserError(
+                f"The {role} slices or masks of {part.name} are not those of the run any more: they have the digest "
+                f"{data.digest[:16]}, its record says {part.digest[:16]}. Bring the old files back, or run it again."
+            )
+
+
+def check_masks(folder: Path, record: Record, cache: Path) -> str:
+    """Hold the lesion masks of a run against its record, where its data are prepared on this machine.
+
+    Returns:
+        Why they were not looked at; "" when they were.
+
+    Raises:
+        UserError: they are not those that the run was measured with.
+    """
+    try:
+        cell = stored_cell(folder)
+        dataset = located(cell.test)
+        _, place = store_folder(dataset, cell.modality, cache)
+    except (UserError, OSError) as error:
+        return f"The masks were not looked at, only what was counted with them: {error}"
+    if not place.exists():
+        return (
+            f"The masks were not looked at, only what was counted with them: {cell.test.dataset} as it is now is not "
+            f"prepared in {cache}. If its files did not change, `adbench data prepare` makes that good."
+        )
+    store = SliceStore.open(place)
+    protocol = protocols.get(cell.protocol)
+    splits: tuple[Split, Split] = ("val", "test")
+    threshold, test = (
+        selection.scored(
+            store,
+            split,
+            protocol.slices,
+            healthy=protocol.healthy,
+            inserted=protocol.inserted,
+            domain=protocol.domain,
+        )
+        for split in splits
+    )
+    _same_slices(threshold, test, record)
+    for data in (threshold, test):
+        firsts = data.rows[np.unique(data.case_index, return_index=True)[1]]
+        store.labels(data.rows)[firsts]  # the first row of a case has all of it checked
+    return ""
 
 
 def _stored(folder: Path, record: Record, cache: Path, progress: Progress) -> tuple[_Stored, _Stored | None]:

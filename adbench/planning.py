@@ -11,7 +11,7 @@ from adbench import protocols, registry
 from adbench import spec as specs
 from adbench.context import Progress
 from adbench.datasets import selection
-from adbench.datasets.base import Split
+from adbench.datasets.base import Dataset, Split
 from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore, prepare
@@ -119,11 +119,16 @@ class Plan:
             self.record()
 
 
-def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
-    """The slice store of ``source``, prepared if need be."""
+def located(source: Source) -> Dataset:
+    """The dataset of ``source`` with its root and parameters."""
     cls = registry.load("datasets", source.dataset)
     params = build(cls.Params, f"dataset {source.dataset}", source.params)
-    return prepare(cls(params, Path(source.root) if source.root else None), modality, cache, progress)
+    return cls(params, Path(source.root) if source.root else None)
+
+
+def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
+    """The slice store of ``source``, prepared if need be."""
+    return prepare(located(source), modality, cache, progress)
 
 
 def gather(

@@ -34,13 +34,11 @@ from adbench.params import build
 from adbench.planning import Plan
 from adbench.presence import held
 from adbench.results import conformance, provenance, rundir, status
-from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record, write
+from adbench.results.record import DataPart, MethodPart, Number, Record
 from adbench.scoring import ScoredVolume, score_volumes
 from adbench.spec import CellSpec, Source, metric_part
 
 log = logging.getLogger("adbench")
-PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
-OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json", rundir.SPLITS} | PLOTS
 
 
 def run_cell(
@@ -85,7 +83,9 @@ def run_cell(
     if ranks.rank() > 0:
         return _assist(cell, ctx)
     with held(cell.run_folder, _waits(ctx.progress)) as waited:
-        if waited and ranks.world() == 1 and cell.done(save_maps=save_maps) and (done := cell.record()) is not None:
+        made = rundir.promote(cell.run_folder) and not force  # by a process that was killed at the very end
+        there = (waited or made) and ranks.world() == 1 and cell.done(save_maps=save_maps)
+        if there and (done := cell.record()) is not None:
             return done  # the process that had the folder has made it
         with status.reported(cell.run_folder, ctx.progress, label=cell.spec.label, **(facts or {})) as ctx.progress:
             record = _make(cell, ctx, save_maps)
@@ -98,22 +98,22 @@ def _waits(progress: Progress) -> Callable[[str], None]:
 
 
 def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
-    """Fit, score, evaluate, record; an error is written down and goes on."""
+    """Fit, score, evaluate, record; an error is written down and goes on. An earlier record stays until the new one is whole."""
     earlier = cell.stored()
-    for_a_metric = earlier is not None and cell.lacks(earlier)
     cell = cell.with_metrics_of(earlier)
-    # Complete means: the record is there, and it is the last to come.
-    (cell.run_folder / RECORD).unlink(missing_ok=True)
-    rundir.write_identity(cell.run_folder, cell.fit_key, cell.run_key, cell.identity)
-    write_text(cell.run_folder / "config.yaml", config.from_spec(cell.spec).to_yaml())
-    write_json(cell.run_folder / rundir.SPLITS, cell.data.id_lists())
+    save_maps = save_maps or (earlier is not None and rundir.MAPS in earlier.files)
+    if earlier is None:
+        rundir.write_identity(cell.run_folder, cell.fit_key, cell.run_key, cell.identity)
+    new = rundir.begin(cell.run_folder)
+    write_text(new / "config.yaml", config.from_spec(cell.spec).to_yaml())
+    write_json(new / rundir.SPLITS, cell.data.id_lists())
     phase = "fit"
     clock = Clock()
     try:
         method, fit = _fit(cell, ctx)
         phase = "score"
         metrics = [registry.load("metrics", name)() for name in cell.spec.metrics]
-        scored = _score(cell, method, ctx, clock, metrics, save_maps)
+        scored = _score(cell, method, ctx, clock, metrics, new if save_maps else None)
         phase = "evaluate"
         ctx.progress.update(phase, 0, 0)
         with clock.phase("evaluate"):
@@ -127,17 +127,14 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
             )
         phase = "record"
         ctx.progress.update("pictures and record", 0, 0)
-        record = _record(cell, fit, scored, evaluation, clock)
-        write(record, cell.run_folder)
+        record = _record(cell, fit, scored, evaluation, clock, new)
+        rundir.commit(record, cell.run_folder)
     except BaseException as error:
+        rundir.abandon(cell.run_folder)
         with suppress(OSError):  # on a full disk the error itself still reaches the user
-            if earlier is not None and for_a_metric and phase != "record":
-                write(earlier, cell.run_folder)  # a metric that fails takes nothing away: the files are still its own
             if not isinstance(error, (KeyboardInterrupt, SystemExit)):
                 rundir.write_failure(cell.run_folder, error, phase)
         raise
-    for leftover in (rundir.FAILURE, rundir.IDENTITY):
-        (cell.run_folder / leftover).unlink(missing_ok=True)
     return record
 
 
@@ -203,13 +200,13 @@ def fit_method(
         start = time.perf_counter()
         report = method.fit(train, val)
         seconds = report.earlier_seconds + time.perf_counter() - start
-        if ranks.rank() == 0:
-            method.save(folder)
         stored = {"fit_key": key, "seconds": seconds, "memory": _peak_memory(ctx.device), **asdict(report)}
         if ranks.rank() == 0:
-            write_json(folder / rundir.FIT, stored)
+            rundir.commit_fit(folder, method, stored)
         ranks.wait()
-    return cls.load(folder, ctx), stored
+    fit = rundir.fitted(folder, key)
+    assert fit is not None
+    return rundir.load_fit(cls, folder, fit, ctx), fit
 
 
 @dataclass
@@ -223,16 +220,15 @@ class Scored:
 
 
 class _MapFile:
-    """Maps of a set in its order and in their own type, written as they come, renamed into place when all are there."""
+    """Maps of a set in its order and in their own type, written as they come."""
 
     def __init__(self, path: Path, data: LabelledSet) -> None:
-        self._path, self._partial = path, path.with_name(f".{path.stem}.partial.npy")
-        self._shape = (len(data), *data.shape)
+        self._path, self._shape = path, (len(data), *data.shape)
         self._maps: np.ndarray | None = None
 
     def write(self, scored: ScoredVolume) -> None:
         if self._maps is None:
-            self._maps = np.lib.format.open_memmap(self._partial, "w+", scored.maps.dtype, self._shape)
+            self._maps = np.lib.format.open_memmap(self._path, "w+", scored.maps.dtype, self._shape)
         elif not np.can_cast(scored.maps.dtype, self._maps.dtype):
             raise UserError(
                 f"The method gives maps of type {self._maps.dtype} and of type {scored.maps.dtype} (case "
@@ -243,16 +239,15 @@ class _MapFile:
     def close(self) -> None:
         assert isinstance(self._maps, np.memmap)
         self._maps.flush()
-        self._partial.replace(self._path)
 
 
-def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list[Metric], save_maps: bool) -> Scored:
+def _score(
+    cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list[Metric], maps_in: Path | None
+) -> Scored:
     seed_everything(seeds.derive(cell.spec.seed, "score"))
     data = cell.data
-    keep = _MapFile(cell.run_folder / rundir.MAPS, data.test) if save_maps else None
-    keep_val = (
-        _MapFile(cell.run_folder / rundir.VAL_MAPS, data.threshold) if save_maps and len(data.threshold) else None
-    )
+    keep = _MapFile(maps_in / rundir.MAPS, data.test) if maps_in else None
+    keep_val = _MapFile(maps_in / rundir.VAL_MAPS, data.threshold) if maps_in and len(data.threshold) else None
     threshold = None
     if len(data.threshold):
         threshold = SubjectHistograms(most=MANY_BINS)
@@ -303,8 +298,9 @@ def _score(cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list
     return Scored(threshold, test, spatial, [samples[position] for position in shown])
 
 
-def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluation, clock: Clock) -> Record:
-    folder = cell.run_folder
+def _record(
+    cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluation, clock: Clock, folder: Path
+) -> Record:
     title = f"{cell.spec.label} · {cell.protocol.name}"
     with clock.phase("pictures"):
         threshold = evaluation.thresholds.get("val")
@@ -314,7 +310,7 @@ def _record(cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluat
     scored.spatial.to_json(folder / "spatial.json")
     if scored.threshold is not None:
         scored.threshold.to_npz(folder / "val_histograms.npz")
-    files = sorted(path for path in folder.iterdir() if path.name in (OUTPUTS | {rundir.MAPS, rundir.VAL_MAPS}))
+    files = sorted(path for path in folder.iterdir() if path.name in rundir.OUTPUTS)
     cls, origin = registry.load("methods", cell.spec.method), registry.entries("methods")[cell.spec.method].origin
     return Record(
         run_key=cell.run_key,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
@@ -95,6 +97,31 @@ def test_check_exits_by_severity(cli: Cli, brats: Path) -> None:
     code, out, _ = cli("data", "check", "-d", "brats21", "--data-root", brats, "-q")
     assert code == 2
     assert out.startswith("error unreadable (1)")
+
+
+def test_check_reads_prepared_stores(cli: Cli, slices: Path, tmp_path: Path) -> None:
+    of = ("--dataset", "folder", "--data-root", slices, "--cache", tmp_path / "cache")
+    code, out, _ = cli("data", "check", *of, "--store", "--json")
+    assert [finding["code"] for finding in json.loads(out)["findings"]] == ["no-store"]
+    clean, _, _ = cli("data", "prepare", *of, "--quiet")
+    assert clean == code == 0
+    assert cli("data", "check", *of, "--store")[0] == 0
+    (masks,) = (tmp_path / "cache").rglob("lesions.npy")
+    state, array = masks.stat(), np.lib.format.open_memmap(masks, "r+")
+    array[-1] ^= True
+    array.flush()
+    os.utime(masks, ns=(state.st_atime_ns, state.st_mtime_ns))
+    assert cli("data", "check", *of)[0] == 0
+    code, out, _ = cli("data", "check", *of, "--store", "--json")
+    assert code == 2
+    (finding,) = json.loads(out)["findings"]
+    assert (finding["severity"], finding["code"]) == ("error", "damaged-store")
+    assert f"{masks}: the pixels of case {finding['case']} have the SHA-256 " in finding["message"]
+    array[-1] ^= True
+    array.flush()
+    with open(masks, "r+b") as file:
+        file.truncate(state.st_size - 1)
+    assert "bytes where" in json.loads(cli("data", "check", *of, "--store", "--json")[1])["findings"][0]["message"]
 
 
 def test_synthetic_data_are_found_and_clean(cli: Cli, tmp_path: Path) -> None:

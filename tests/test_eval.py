@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,7 +18,8 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(cli: Cli, slices: Path, tmp_path: Path) -> Path:
+def run(cli: Cli, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("ADBENCH_CACHE", str(tmp_path / "cache"))
     code, _, err = cli(
         "run", "--method", "histeq", "--dataset", "folder", "--data-root", slices, "--device", "cpu",
         "--out", tmp_path / "runs", "--save-maps", "--quiet",
@@ -49,6 +52,37 @@ def test_saved_maps_are_what_was_measured(run: Path, slices: Path) -> None:
         truth.append(lesion[brain])
     expected = average_precision_score(np.concatenate(truth), np.concatenate(scores))
     assert record.read(run).metrics["auprc"].value == pytest.approx(expected, abs=2e-3)
+
+
+def test_an_edited_mask_is_noticed(cli: Cli, run: Path, slices: Path, tmp_path: Path) -> None:
+    assert json.loads(cli("eval", run, "--json")[1])["evaluation"]["notes"] == record.read(run).notes
+    (masks,) = (tmp_path / "cache").rglob("lesions.npy")
+    state, array = masks.stat(), np.lib.format.open_memmap(masks, "r+")
+    array[:] = ~array
+    array.flush()
+    os.utime(masks, ns=(state.st_atime_ns, state.st_mtime_ns))
+    for more in ((), ("--protocol", "upd")):
+        code, _, err = cli("eval", run, *more)
+        assert code == 2
+        assert re.search(r"lesions\.npy: the pixels of case \S+ have the checksum \w+ and were", " ".join(err.split()))
+    array[:] = ~array
+    array.flush()
+    assert cli("eval", run)[0] == 0
+    # In the files that the store was made of: nothing is prepared for a look, but the answer says so.
+    mask = next((slices / "test").glob("*-segmentation.png"))
+    other = next(p for p in sorted((slices / "test").glob("*-segmentation.png")) if p.read_bytes() != mask.read_bytes())
+    mask.write_bytes(other.read_bytes())
+    (note,) = set(json.loads(cli("eval", run, "--json")[1])["evaluation"]["notes"]) - set(record.read(run).notes)
+    assert "masks were not looked at" in note
+    assert "`adbench data prepare`" in note
+    assert cli("data", "prepare", "--dataset", "folder", "--data-root", slices, "--quiet")[0] == 0
+    code, _, err = cli("eval", run)
+    assert code == 2
+    assert re.search(
+        rf"masks of folder are not those of the run any more: they have the digest \w+, its record says "
+        rf"{record.read(run).test.digest[:16]}",
+        " ".join(err.split()),
+    )
 
 
 def test_papers_rules_read_the_maps(cli: Cli, run: Path) -> None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from adbench.cli.app import Json, Quiet, Root, app
+from adbench.cli.app import Cache, Json, Quiet, Root, app
 
 if TYPE_CHECKING:
     from adbench.datasets.base import Dataset
@@ -142,12 +142,17 @@ def info(
 @data.command(
     epilog="Examples:\n\n"
     "  adbench data check --dataset brats21 --data-root data/brats21\n\n"
-    "  adbench data check --dataset ixi --deep --report ixi-check.json"
+    "  adbench data check --dataset ixi --deep --report ixi-check.json\n\n"
+    "  adbench data check --dataset phantom --store"
 )
 def check(
     dataset: DatasetName,
     data_root: Root = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read every voxel, not headers alone.")] = False,
+    store: Annotated[
+        bool, typer.Option("--store", help="Hold what was prepared from them against its digests, too.")
+    ] = False,
+    cache: Cache = None,
     set_: Set = None,
     workers: Workers = 0,
     report: Annotated[Path | None, typer.Option(help="Write every finding to this JSON file.")] = None,
@@ -166,6 +171,11 @@ def check(
     chosen = located(dataset, data_root, set_ or [])
     with LiveProgress(quiet or json_) as progress:
         found = examine(chosen, deep=deep, workers=cores(workers), progress=progress)
+        if store:
+            from adbench import config
+            from adbench.datasets.store_check import check_stores
+
+            check_stores(chosen, cache or config.default_cache(), found, progress)
     if report is not None:
         from adbench.files import write_json
 

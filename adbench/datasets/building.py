@@ -24,12 +24,13 @@ from adbench.datasets import quality, work
 from adbench.datasets.archive import digest_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
+from adbench.datasets.pixels import ARRAYS, checksum
 from adbench.datasets.room import Room
-from adbench.datasets.store import ARRAYS, MANIFEST, STORE_VERSION, SliceStore, _Writer
+from adbench.datasets.store import MANIFEST, STORE_VERSION, SliceStore, _Writer
 from adbench.datasets.work import Executor, Prepared, Task
 from adbench.errors import UserError
 from adbench.files import write_json
-from adbench.hashing import digest, digest_file
+from adbench.hashing import digest
 
 STORES, PARTIAL, PRODUCTS = "stores", "partial", "products"
 STALE = 30 * 86400  # s after which an interrupted preparation that nobody took up again is removed
@@ -67,11 +68,8 @@ def prepare_all(
     builds: list[Building] = []
     with ExitStack() as held:
         for modality in sorted(set(modalities)):  # in one order, so that two processes never wait for each other
-            # Sorted, so that the slices of one subject stand together.
-            cases = sorted(dataset.discover(modality), key=_order)
-            key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
-            name = f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
-            folder = cache / STORES / name
+            cases, folder = store_folder(dataset, modality, cache)
+            name = folder.name
             if not folder.exists():
                 held.enter_context(_lock(folder, cache / PARTIAL / f"{name}.lock", progress))
             if folder.exists():  # perhaps another process was faster
@@ -84,6 +82,13 @@ def prepare_all(
             _build(dataset, builds, cache, progress, workers, executor)
             stores |= {build.modality: build.finish() for build in builds}
     return {modality: stores[modality] for modality in modalities}
+
+
+def store_folder(dataset: Dataset, modality: str, cache: Path) -> tuple[list[Case], Path]:
+    """The cases of a store in its order (those of one subject stand together), and where it lies below ``cache``."""
+    cases = sorted(dataset.discover(modality), key=_order)
+    key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
+    return cases, Path(cache) / STORES / f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
 
 
 def _build(
@@ -269,7 +274,9 @@ class Building:
                     f"cases before are {self._shape}. A dataset must give one size."
                 )
             self._shape = shape
-            entry["record"] = {**prepared.record, "start": self._rows, "shape": list(shape)}
+            checksums = {name: checksum(block) for name, block in prepared.blocks.items()}
+            place = {"start": self._rows, "shape": list(shape)}
+            entry["record"] = {**prepared.record, **place, "checksums": checksums}
             for name, writer in self._writers.items():
                 writer.append(prepared.blocks[name])
             for writer in self._writers.values():
@@ -289,11 +296,7 @@ class Building:
             )
         for writer in self._writers.values():
             writer.close()
-        files = {}
-        for name in ARRAYS:
-            path = self.partial / f"{name}.npy"
-            state = path.stat()
-            files[path.name] = {"bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest_file(path)}
+        files = {f"{name}.npy": {"bytes": (self.partial / f"{name}.npy").stat().st_size} for name in ARRAYS}
         stored = [_stored(case, entry["record"]) for case, entry in zip(self.cases, self._done, strict=True) if entry["record"]]  # fmt: skip
         write_json(
             self.partial / MANIFEST,

@@ -11,8 +11,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.lib import format as npy
 
-from adbench.datasets.store import ARRAYS, MANIFEST, STORE_VERSION
-from adbench.datasets.work import Blocks, digest_block
+from adbench.datasets.pixels import ARRAYS, digest_block
+from adbench.datasets.store import MANIFEST, STORE_VERSION
+from adbench.datasets.work import Blocks
 from adbench.files import replacing
 
 JOURNAL, PLAN = "journal.jsonl", "plan.json"

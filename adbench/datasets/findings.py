@@ -38,6 +38,8 @@ CODES = {
     "unopened-archive": "an archive that is not read in place",
     "unfinished-download": "a download in progress",
     "broken-link": "a link that leads nowhere",
+    "damaged-store": "pixels of a prepared store that are not those that were written (--store)",
+    "no-store": "a modality that was not prepared with these parameters (--store)",
     "remark": "what loading a case remarked",
 }
 

@@ -90,8 +90,9 @@ class InsertedSet(LabelledSet):
     def _made(self) -> Any:
         from adbench.datasets.pseudo import insert
 
-        ids = [(self._store.case_id_of(row), self._store.slice_of(row)) for row in self.rows]
-        return insert(self._store.images[self.rows], self._store.brains[self.rows], ids, self.params)
+        names = [self._pixels.cases[index].id for index in self._owner.tolist()]
+        ids = list(zip(names, self.slice_numbers.tolist(), strict=True))
+        return insert(super().images(), self.brains(), ids, self.params)
 
     @cached_property
     def digest(self) -> str:

@@ -14,6 +14,7 @@ from adbench.hashing import digest
 if TYPE_CHECKING:
     import torch
 
+    from adbench.datasets.pixels import PixelStore, Rows, SeenCase
     from adbench.datasets.store import SliceStore
 
 
@@ -54,48 +55,60 @@ class SliceSet:
     """Rows of a store in a fixed order, without lesion masks.
 
     Args:
-        store: the open store.
+        store: whose rows they are; of a whole store nothing is kept but images, brain masks and ids of their split.
         rows: row numbers of the store, ascending.
     """
 
-    def __init__(self, store: SliceStore, rows: np.ndarray) -> None:
-        self._store = store
+    def __init__(self, store: PixelStore, rows: np.ndarray) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
+        self._pixels = store.seen(self.rows)
+        self._owner = self._pixels.owner(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     @property
     def modality(self) -> str:
-        return self._store.modality
+        return self._pixels.modality
 
     @property
     def shape(self) -> tuple[int, int]:
         """(H, W) of every slice."""
-        return self._store.shape
+        return self._pixels.shape
+
+    @cached_property
+    def _cases(self) -> list[SeenCase]:
+        return [self._pixels.cases[index] for index in dict.fromkeys(self._owner.tolist())]
 
     @cached_property
     def subjects(self) -> list[str]:
         """The distinct subjects, in store order."""
-        return list(dict.fromkeys(self._store.subject_of(row) for row in self.rows))
+        return list(dict.fromkeys(case.subject for case in self._cases))
 
     @cached_property
     def volumes(self) -> dict[str, str]:
         """Hash of all prepared pixels of a case -> its subject."""
-        return self._store.volumes_of(self.rows)
+        return {case.digests["images"]: case.subject for case in self._cases}
 
     @cached_property
     def digest(self) -> str:
         """Hash of what a method can see here: ids, pixels, brain masks. Independent of paths and of lesions."""
-        return digest(self._store.describe_rows(self.rows, lesions=False))
+        return digest(self._pixels.describe_rows(self.rows))
+
+    @cached_property
+    def slice_numbers(self) -> np.ndarray:
+        """(n,) slice index of each position."""
+        cases = self._pixels.cases
+        pairs = zip(self._owner.tolist(), self.rows.tolist(), strict=True)
+        return np.array([cases[index].slices[row - cases[index].start] for index, row in pairs], dtype=np.int64)
 
     def images(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, H, W) float16 in [0, 1]: the pixels of the given positions of this set."""
-        return self._store.images[self.rows[positions]]
+        return self._pixels.images[self.rows[positions]]
 
     def brains(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, H, W) bool: the brain masks of the given positions of this set."""
-        return self._store.brains[self.rows[positions]]
+        return self._pixels.brains[self.rows[positions]]
 
     def batch(self, positions: np.ndarray | slice) -> SliceBatch:
         """The given positions as one batch on the CPU."""
@@ -103,10 +116,10 @@ class SliceSet:
 
         rows = self.rows[positions]
         return SliceBatch(
-            image=torch.from_numpy(self._store.images[rows].astype(np.float32))[:, None],
-            brain=torch.from_numpy(np.ascontiguousarray(self._store.brains[rows]))[:, None],
-            subjects=tuple(self._store.case_id_of(row) for row in rows),
-            slices=tuple(self._store.slice_of(row) for row in rows),
+            image=torch.from_numpy(self._pixels.images[rows].astype(np.float32))[:, None],
+            brain=torch.from_numpy(self._pixels.brains[rows])[:, None],
+            subjects=tuple(self._pixels.cases[index].id for index in self._owner[positions].tolist()),
+            slices=tuple(self.slice_numbers[positions].tolist()),
             modality=self.modality,
         )
 
@@ -117,9 +130,12 @@ class SliceSet:
 
     def limited(self, count: int) -> SliceSet:
         """The first ``count`` slices of an even spread over the set (all of it when it is smaller)."""
-        if count >= len(self):
-            return self
-        return SliceSet(self._store, self.rows[np.linspace(0, len(self) - 1, count).astype(np.int64)])
+        return self if count >= len(self) else SliceSet(self._pixels, self.rows[spread(len(self), count)])
+
+
+def spread(total: int, count: int) -> np.ndarray:
+    """``count`` positions evenly spread over ``total``, at most that many."""
+    return np.arange(total) if count >= total else np.linspace(0, total - 1, count).astype(np.int64)
 
 
 class LabelledSet(SliceSet):
@@ -131,10 +147,14 @@ class LabelledSet(SliceSet):
 
     domain: Literal["brain", "all"] = "brain"
 
+    def __init__(self, store: SliceStore, rows: np.ndarray) -> None:
+        super().__init__(store, rows)
+        self._store = store
+
     @cached_property
     def digest(self) -> str:
         """Hash of images, brain masks and lesion masks, and of the domain where it is not the brain."""
-        described = self._store.describe_rows(self.rows, lesions=True)
+        described = self._store.describe_rows(self.rows)
         return digest(described if self.domain == "brain" else [*described, self.domain])
 
     def counted(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
@@ -144,39 +164,40 @@ class LabelledSet(SliceSet):
 
     def lesions(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, H, W) bool lesion masks."""
-        return self._store.lesions[self.rows[positions]]
+        return self._labels[self.rows[positions]]
+
+    @cached_property
+    def _labels(self) -> Rows:
+        return self._store.labels(self.rows)
 
     @cached_property
     def subject_index(self) -> np.ndarray:
         """(n,) index into :attr:`subjects` of each position; rows of one subject stand together."""
         number = {subject: index for index, subject in enumerate(self.subjects)}
-        return np.array([number[self._store.subject_of(row)] for row in self.rows], dtype=np.int64)
+        return np.array([number[case.subject] for case in self._cases], dtype=np.int64)[self.case_index]
 
     @cached_property
     def cases(self) -> list[str]:
         """The distinct case ids, in store order: a volume each. The id is the subject's where it has one volume."""
-        return list(self.subject_of)
+        return [case.id for case in self._cases]
 
     @cached_property
     def case_index(self) -> np.ndarray:
         """(n,) index into :attr:`cases` of each position; rows of one case stand together."""
-        number = {case: index for index, case in enumerate(self.cases)}
-        return np.array([number[self._store.case_id_of(row)] for row in self.rows], dtype=np.int64)
+        number = {index: place for place, index in enumerate(dict.fromkeys(self._owner.tolist()))}
+        return np.array([number[index] for index in self._owner.tolist()], dtype=np.int64)
 
     @cached_property
     def lesion_voxels(self) -> np.ndarray:
         """(n,) lesion voxels of each position, from the manifest."""
-        return np.array([self._store.lesion_voxels_of(row) for row in self.rows], dtype=np.int64)
-
-    @cached_property
-    def slice_numbers(self) -> np.ndarray:
-        """(n,) slice index of each position."""
-        return np.array([self._store.slice_of(row) for row in self.rows], dtype=np.int64)
+        cases = self._store.cases
+        pairs = zip(self._store.owner(self.rows).tolist(), self.rows.tolist(), strict=True)
+        return np.array([cases[index].lesion_voxels[row - cases[index].start] for index, row in pairs], dtype=np.int64)
 
     @cached_property
     def subject_of(self) -> dict[str, str]:
         """Case id -> its subject, in store order."""
-        return {self._store.case_id_of(row): self._store.subject_of(row) for row in self.rows}
+        return {case.id: case.subject for case in self._cases}
 
     def spacing_at(self, position: int) -> tuple[float, float, float] | None:
         """Voxel size of the volume of the slice at ``position``, mm; see :meth:`SliceStore.spacing_of`."""
@@ -184,4 +205,4 @@ class LabelledSet(SliceSet):
 
     def site_at(self, position: int) -> str | None:
         """Scanner or centre of the slice at ``position``, or None when it is unknown."""
-        return self._store.site_of(self.rows[position])
+        return self._store.case_of(int(self.rows[position])).site or None

@@ -2,13 +2,15 @@
 
 A store is a folder with ``images.npy`` (N, H, W) float16 in [0, 1], ``brains.npy`` and ``lesions.npy`` (N, H, W) bool and
 ``manifest.json``: the recipe, every case with its rows, digests, geometry and quality figures, every source file with its
-size and hash, and what was left out. :mod:`adbench.datasets.building` writes it.
+size and hash, and what was left out. :mod:`adbench.datasets.building` writes it, :mod:`adbench.datasets.pixels` reads the
+arrays.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Self
@@ -18,9 +20,10 @@ from numpy.lib import format as npy
 
 from adbench.context import Progress
 from adbench.datasets.base import Dataset, Split
+from adbench.datasets.pixels import ARRAYS, PixelStore, Rows, SeenCase
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.errors import UserError, unknown
-from adbench.hashing import digest, digest_file
+from adbench.hashing import digest
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
@@ -30,32 +33,25 @@ if TYPE_CHECKING:
 STORE_VERSION = 2
 MANIFEST = "manifest.json"
 NO_SLICE = "no slice left"  # remark of a case of which nothing could be kept
-ARRAYS: dict[str, DTypeLike] = {"images": np.float16, "brains": np.bool_, "lesions": np.bool_}
 
 
 @dataclass(frozen=True)
-class StoredCase:
-    """One case of a store: its rows are ``start <= row < start + len(slices)``.
+class StoredCase(SeenCase):
+    """One case of a store.
 
     Attributes:
-        digests: SHA-256 of the case's bytes in each array.
         lesion_voxels: per slice.
         masked: False when the case came without a lesion mask (its rows then hold no lesion).
         geometry: as :meth:`adbench.datasets.geometry.Geometry.to_json` gives it; None for slices without a volume.
         quality: figures about the preparation, by name.
     """
 
-    subject: str
-    session: str
     split: str
     site: str
     flags: tuple[str, ...]
-    start: int
-    slices: tuple[int, ...]
     lesion_voxels: tuple[int, ...]
     brain_voxels: tuple[int, ...]
     masked: bool
-    digests: dict[str, str]
     geometry: dict[str, Any] | None = None
     quality: dict[str, float] = field(default_factory=dict)
 
@@ -64,36 +60,41 @@ class StoredCase:
         fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in case.items()}
         return cls(**fields)
 
-    @property
-    def id(self) -> str:
-        """Subject and session in one word, as :attr:`adbench.datasets.base.Case.id`."""
-        return f"{self.subject}_{self.session}" if self.session else self.subject
-
-    @property
-    def rows(self) -> np.ndarray:
-        return np.arange(self.start, self.start + len(self.slices))
+    def seen(self) -> SeenCase:
+        """What a method may know of it."""
+        digests, checksums = (
+            {name: value for name, value in of.items() if name != "lesions"} for of in (self.digests, self.checksums)
+        )
+        return SeenCase(self.subject, self.session, self.start, self.slices, digests, checksums=checksums)
 
 
-class SliceStore:
-    """An open store. Use :meth:`open`; pixels are read only when asked for."""
+class SliceStore(PixelStore):
+    """An open store. Use :meth:`open`; pixels are read, and held against their digests, only when asked for.
+
+    Attributes:
+        images: (H, W) float16 in [0, 1] a row.
+        brains: (H, W) bool a row.
+        lesions: (H, W) bool a row.
+    """
+
+    cases: list[StoredCase]
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder = folder
         self.manifest = manifest
-        self.modality: str = manifest["modality"]
-        self.shape: tuple[int, int] = tuple(manifest["shape"])
-        self.cases = [StoredCase.from_json(case) for case in manifest["cases"]]
-        self._case_of_row = np.repeat(np.arange(len(self.cases)), [len(case.slices) for case in self.cases])
-        self._maps: dict[str, np.ndarray] = {}
+        cases = [StoredCase.from_json(case) for case in manifest["cases"]]
+        shape = tuple(manifest["shape"])
+        images, brains, self.lesions = (Rows(folder / f"{name}.npy", cases, shape) for name in ARRAYS)
+        super().__init__(manifest["modality"], shape, cases, images, brains)
+        self._seen: dict[tuple[int, int], PixelStore] = {}
+        self._labels: dict[tuple[int, int], Rows] = {}
 
     def __len__(self) -> int:
         return int(self.manifest["rows"])
 
     @classmethod
     def open(cls, folder: Path) -> Self:
-        """Open a store and check that its files are those that were written.
-
-        Sizes are always compared; a file whose modification time differs from the manifest's is hashed whole.
+        """Open a store; sizes and the list of cases are checked now, pixels when they are read.
 
         Raises:
             UserError: a file is missing, truncated or changed, or the store is of another version.
@@ -113,13 +114,10 @@ class SliceStore:
                         f"{folder / name} has {found.st_size} bytes where {written['bytes']} were written: "
                         f"the store was truncated or changed after preparation. {again}"
                     )
-                if found.st_mtime_ns != written["mtime_ns"] and digest_file(folder / name) != written["sha256"]:
-                    raise UserError(
-                        f"{folder / name} was changed after preparation (its hash differs from the manifest). {again}"
-                    )
-            if digest(manifest["cases"]) != manifest["cases_digest"]:
+            if (found := digest(manifest["cases"])) != manifest["cases_digest"]:
                 raise UserError(
-                    f"{folder / MANIFEST} was changed after preparation (its case list does not match its hash). {again}"
+                    f"{folder / MANIFEST} was changed after preparation: its case list has the digest {found[:16]} and was "
+                    f"written with {str(manifest['cases_digest'])[:16]}. {again}"
                 )
             return cls(folder, manifest)
         except FileNotFoundError as error:
@@ -129,25 +127,34 @@ class SliceStore:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             raise UserError(f"{folder / MANIFEST} is damaged ({type(error).__name__}: {error}). {again}") from None
 
-    def _map(self, name: str) -> np.ndarray:
-        if name not in self._maps:
-            self._maps[name] = np.load(self.folder / f"{name}.npy", mmap_mode="r")
-        return self._maps[name]
+    def seen(self, rows: np.ndarray) -> PixelStore:
+        """The stretch of the store from the first case of ``rows`` to the last, without labels and without a path.
 
-    @property
-    def images(self) -> np.ndarray:
-        """(N, H, W) float16 in [0, 1], memory-mapped."""
-        return self._map("images")
+        Cases are sorted by split, so the stretch of a split's rows holds no case of another. Sets of one stretch share
+        what they have read.
+        """
+        low, high = stretch = self._stretch(rows)
+        if stretch not in self._seen:
+            cases = [case.seen() for case in self.cases[low:high]]
+            images, brains = (Rows(self.folder / f"{name}.npy", cases, self.shape) for name in ("images", "brains"))
+            self._seen[stretch] = PixelStore(self.modality, self.shape, cases, images, brains)
+        return self._seen[stretch]
 
-    @property
-    def brains(self) -> np.ndarray:
-        """(N, H, W) bool, memory-mapped."""
-        return self._map("brains")
+    def labels(self, rows: np.ndarray) -> Rows:
+        """The lesion masks of the same stretch."""
+        low, high = stretch = self._stretch(rows)
+        if stretch not in self._labels:
+            self._labels[stretch] = Rows(self.folder / "lesions.npy", self.cases[low:high], self.shape)
+        return self._labels[stretch]
 
-    @property
-    def lesions(self) -> np.ndarray:
-        """(N, H, W) bool, memory-mapped; opened on first use."""
-        return self._map("lesions")
+    def _stretch(self, rows: np.ndarray) -> tuple[int, int]:
+        owner = self.owner(rows)
+        return (int(owner.min()), int(owner.max()) + 1) if len(owner) else (0, 0)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """Of every array and case, the case's id and one sentence if its pixels are not those that were written, else ""."""
+        for rows in (self.images, self.brains, self.lesions):
+            yield from rows.faults()
 
     @property
     def empty_cases(self) -> list[str]:
@@ -179,32 +186,19 @@ class SliceStore:
             raise UserError(f"The slices of {case_id} come from no volume, so they have no place in one.")
         return Geometry.from_json(stored)
 
-    def subject_of(self, row: int) -> str:
-        return self.cases[self._case_of_row[row]].subject
-
-    def case_id_of(self, row: int) -> str:
-        return self.cases[self._case_of_row[row]].id
-
-    def slice_of(self, row: int) -> int:
-        case = self.cases[self._case_of_row[row]]
-        return case.slices[row - case.start]
-
-    def site_of(self, row: int) -> str | None:
-        return self.cases[self._case_of_row[row]].site or None
+    def case_of(self, row: int) -> StoredCase:
+        """The case that ``row`` belongs to."""
+        return self.cases[int(self.owner(np.array([row]))[0])]
 
     def spacing_of(self, row: int) -> tuple[float, float, float] | None:
         """Mm from one slice index to the next, from row to row, from column to column; None for slices of no volume."""
         from adbench.datasets.geometry import Geometry
 
-        stored = self.cases[self._case_of_row[row]].geometry
+        stored = self.case_of(row).geometry
         if stored is None:
             return None
         column, line, plane = np.linalg.norm(Geometry.from_json(stored).prepared_affine()[:3, :3], axis=0).tolist()
         return plane, line, column
-
-    def lesion_voxels_of(self, row: int) -> int:
-        case = self.cases[self._case_of_row[row]]
-        return case.lesion_voxels[row - case.start]
 
     def rows(self, split: Split, *, healthy_only: bool = False) -> np.ndarray:
         """Row numbers of ``split``; with ``healthy_only`` those whose lesion mask, where there is one, is empty."""
@@ -220,25 +214,8 @@ class SliceStore:
 
     def labelled(self, split: Split) -> LabelledSet:
         """All slices of ``split`` that belong to cases with a lesion mask, with their masks."""
-        rows = self.rows(split)
-        masked = np.array([self.cases[self._case_of_row[row]].masked for row in rows], dtype=bool)
-        return LabelledSet(self, rows[masked] if len(rows) else rows)
-
-    def volumes_of(self, rows: np.ndarray) -> dict[str, str]:
-        """Hash of all image pixels -> subject, of every case that has one of ``rows``."""
-        cases = (self.cases[index] for index in np.unique(self._case_of_row[rows]))
-        return {case.digests["images"]: case.subject for case in cases}
-
-    def describe_rows(self, rows: np.ndarray, *, lesions: bool) -> list[Any]:
-        """What identifies ``rows``: per case its ids, slices and digests (those of the lesion masks only if asked)."""
-        arrays = ["images", "brains", "lesions"] if lesions else ["images", "brains"]
-        described: list[Any] = [self.modality, list(self.shape)]
-        owners = self._case_of_row[rows]
-        for index in dict.fromkeys(owners.tolist()):
-            case = self.cases[index]
-            slices = [case.slices[row - case.start] for row in rows[owners == index]]
-            described.append([case.subject, case.session, slices, [case.digests[name] for name in arrays]])
-        return described
+        chosen = [np.empty(0, np.int64)]
+        return LabelledSet(self, np.concatenate(chosen + [c.rows for c in self.cases if c.split == split and c.masked]))
 
 
 class _Writer:

@@ -23,7 +23,8 @@ import numpy as np
 
 from adbench.datasets.archive import digest_of
 from adbench.datasets.base import Case, Dataset, Stack
-from adbench.datasets.store import ARRAYS, NO_SLICE
+from adbench.datasets.pixels import ARRAYS, digest_block
+from adbench.datasets.store import NO_SLICE
 from adbench.errors import UserError
 from adbench.files import replacing, write_json
 
@@ -136,11 +137,6 @@ def sources(case: Case) -> list[dict[str, Any]]:
     return found
 
 
-def digest_block(block: np.ndarray) -> str:
-    """SHA-256 of the bytes of a contiguous array."""
-    return hashlib.sha256(block.data).hexdigest()
-
-
 def check(stack: Stack, case: Case) -> None:
     """Hold what an adapter (possibly a stranger's) gave against its contract.
 
@@ -197,6 +193,8 @@ def read_part(folder: Path, modality: str, case_id: str) -> Prepared | None:
             blocks = {
                 name: np.fromfile(folder / f"{stem}.{name}", ARRAYS[name]).reshape(entry["shape"]) for name in ARRAYS
             }
+            if any(digest_block(block) != entry["record"]["digests"][name] for name, block in blocks.items()):
+                return None
         return Prepared(modality, entry["case"], entry["record"], entry["remarks"], entry["sources"], blocks)
     except (OSError, ValueError, KeyError, TypeError):
         return None

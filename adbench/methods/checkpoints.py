@@ -1,7 +1,8 @@
 """Checkpoints of a training stage: safetensors for tensors, JSON for the rest, consistent after a kill at any moment.
 
 ``checkpoint.json`` is the commit point: it is replaced atomically after the tensor files that it names are on disk, and
-files that it does not name are removed afterwards. A reader therefore sees the whole of one checkpoint or of the last.
+files that it does not name are removed afterwards. A reader therefore sees the whole of one checkpoint or of the last. It
+holds their SHA-256 and its own, which are checked before anything is continued.
 """
 
 from __future__ import annotations
@@ -19,13 +20,9 @@ from safetensors.torch import load_file, save_file
 
 from adbench.errors import UserError
 from adbench.files import replacing, write_json
+from adbench.hashing import check_file, digest_file, read_sealed, sealed
 
 INDEX = "checkpoint.json"
-
-
-def _write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
-    with replacing(path) as temporary:
-        save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
 
 
 class StageFolder:
@@ -41,23 +38,43 @@ class StageFolder:
         self.folder = folder
         self.identity = json.loads(json.dumps(identity))
         self.logger = logger
+        self._best: dict[str, str] = {}  # name and SHA-256 of the best weights as they are committed
 
     def read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor], dict[str, torch.Tensor]] | None:
-        """The figures, the training state (empty when finished) and the best weights, or None when there is nothing to continue."""
-        if self.folder is None or not (self.folder / INDEX).exists():
+        """The figures, the training state (empty when finished) and the best weights, or None when there is nothing to continue.
+
+        Raises:
+            UserError: a file is missing or not the one that was written.
+        """
+        index = self._index()
+        if index is None or self.folder is None:
             return None
+        if index["identity"] != self.identity:
+            self.logger.warning("%s belongs to other parameters or data: training starts anew.", self.folder)
+            return None
+        tensors = {}
+        for role, file in index["files"].items():
+            path = self.folder / file["name"]
+            check_file(path, file["sha256"], self._way_out)
+            tensors[role] = load_file(path)
+        self._best = index["files"].get("best", {})
+        return index["figures"], tensors.get("state", {}), tensors.get("best", {})
+
+    @property
+    def _way_out(self) -> str:
+        return f"Delete {self.folder} and run the same command again: this stage is then trained anew."
+
+    def _index(self) -> dict[str, Any] | None:
         try:
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-            if index["identity"] != self.identity:
-                self.logger.warning("%s belongs to other parameters or data: training starts anew.", self.folder)
-                return None
-            files = index["files"]
-            state = load_file(self.folder / files["state"]) if files.get("state") else {}
-            best = load_file(self.folder / files["best"]) if files.get("best") else {}
-            return index["figures"], state, best
-        except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-            self.logger.warning("The checkpoint in %s cannot be read (%s): training starts anew.", self.folder, error)
+            return None if self.folder is None else read_sealed(self.folder / INDEX, self._way_out)
+        except FileNotFoundError:
             return None
+
+    def _keep(self, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+        assert self.folder is not None
+        with replacing(self.folder / name) as temporary:
+            save_file({key: value.detach().cpu().contiguous() for key, value in tensors.items()}, temporary)
+            return {"name": name, "sha256": digest_file(temporary)}
 
     def write(
         self,
@@ -85,13 +102,13 @@ class StageFolder:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             if state is not None:
-                files["state"] = f"state-{step}.safetensors"
-                _write_tensors(self.folder / files["state"], state)
+                files["state"] = self._keep(f"state-{step}.safetensors", state)
             if best is not None:
-                files["best"] = f"best-{best_step}.safetensors"
-                if not self._names("best", files["best"]):
-                    _write_tensors(self.folder / files["best"], best)
-            write_json(self.folder / INDEX, {"identity": self.identity, "figures": figures, "files": files})
+                name = f"best-{best_step}.safetensors"
+                if self._best.get("name") != name:
+                    self._best = self._keep(name, best)
+                files["best"] = self._best
+            write_json(self.folder / INDEX, sealed({"identity": self.identity, "figures": figures, "files": files}))
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
                 free = shutil.disk_usage(self.folder.parent).free / 2**30
@@ -100,18 +117,5 @@ class StageFolder:
                 ) from None
             raise
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.tmp")]:
-            if path.name not in files.values():
+            if path.name not in {file["name"] for file in files.values()}:
                 path.unlink(missing_ok=True)
-
-    def _names(self, role: str, name: str) -> bool:
-        """Whether the committed checkpoint of this identity already holds the file ``name``."""
-        assert self.folder is not None
-        try:
-            index = json.loads((self.folder / INDEX).read_text(encoding="utf-8"))
-            return (
-                index["identity"] == self.identity
-                and index["files"].get(role) == name
-                and (self.folder / name).exists()
-            )
-        except (OSError, ValueError, KeyError):
-            return False

@@ -3,13 +3,14 @@
 ::
 
     OUT/<protocol>/<dataset>-<modality>/<method>-<preset>-seed<seed>-<run key>/
-        record.json      written last: the run is complete when it is there and its key matches
+        record.json      put there last: the run is complete when it is there and its key matches
+        .new/            what an attempt in progress has made; replaces the files above when it is complete
         failure.json     the last failed attempt, with its traceback; removed by a success
         identity.json  status.json  .lease    of a run that is not complete: what it will be, what it is doing, who does it
         config.yaml  splits.json  histograms.npz  val_histograms.npz  spatial.json
         samples.png  pr.png  roc.png  dice.png  lesion_recall.png  froc.png
     OUT/fits/<method>-<fit key>/
-        fit.json         written last: the fit is complete
+        fit.json         written last: the fit is complete; holds the SHA-256 of the files that the method saved
         model.safetensors  method.json  <stage>/ checkpoints
 """
 
@@ -18,22 +19,41 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from adbench.errors import UserError
 from adbench.files import write_json
+from adbench.hashing import check_file, digest_file, read_sealed, sealed
 from adbench.results.record import RECORD, Record, read
+
+if TYPE_CHECKING:
+    from adbench.context import Context
+    from adbench.methods.base import Method
+
+M = TypeVar("M", bound="Method")
 
 FIT = "fit.json"
 FAILURE = "failure.json"
 IDENTITY = "identity.json"
 SPLITS = "splits.json"  # subjects by role
 MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
+PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
+OUTPUTS = {
+    "histograms.npz",
+    "val_histograms.npz",
+    "spatial.json",
+    SPLITS,
+    MAPS,
+    VAL_MAPS,
+} | PLOTS  # a record lists them
+NEW, READY = ".new", "ready.json"  # an attempt in progress, and its record
 _HEAD = 512  # bytes of a record that hold its key
 _IDENTITY = 1 << 18  # characters that hold its identity too
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -98,15 +118,98 @@ def write_identity(folder: Path, fit_key: str, run_key: str, identity: dict[str,
     write_json(folder / IDENTITY, {"run_key": run_key, "fit_key": fit_key, "identity": identity})
 
 
+def begin(folder: Path) -> Path:
+    """An empty folder inside the run's folder for what a new attempt makes; what is complete stays as it is."""
+    new = folder / NEW
+    shutil.rmtree(new, ignore_errors=True)
+    new.mkdir(parents=True)
+    return new
+
+
+def abandon(folder: Path) -> None:
+    """Remove what an attempt made that came to nothing."""
+    if not (folder / NEW / READY).exists():
+        shutil.rmtree(folder / NEW, ignore_errors=True)
+
+
+def commit(record: Record, folder: Path) -> None:
+    """Put the files of a complete attempt, and last its record, in the place of what was there before."""
+    write_json(folder / NEW / READY, record.model_dump(mode="json"))
+    promote(folder)
+
+
+def promote(folder: Path) -> bool:
+    """Move a complete attempt to its place; called again after a kill in the middle, it goes on.
+
+    From the moment that the new record is written, nothing is left to do but renaming.
+
+    Returns:
+        Whether there was one.
+    """
+    new = folder / NEW
+    if not (new / READY).exists():
+        return False
+    listed = json.loads((new / READY).read_text(encoding="utf-8"))["files"]
+    for name in (RECORD, FAILURE, IDENTITY, *(OUTPUTS - listed.keys())):
+        (folder / name).unlink(missing_ok=True)
+    for path in new.iterdir():
+        if path.name != READY:
+            path.replace(folder / path.name)
+    (new / READY).replace(folder / RECORD)
+    new.rmdir()
+    return True
+
+
+def commit_fit(folder: Path, method: Method, content: dict[str, Any]) -> dict[str, Any]:
+    """Save a fitted method into ``folder``, and last what ``fit.json`` says of it: ``content`` and the files' SHA-256.
+
+    Returns:
+        What :func:`fitted` will give.
+    """
+    files = {}
+    with TemporaryDirectory(prefix=".", dir=folder) as name:
+        method.save(Path(name))
+        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
+            target = folder / path.relative_to(name)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            files[path.relative_to(name).as_posix()] = digest_file(path)
+            path.replace(target)
+    write_json(folder / FIT, sealed({**content, "files": files}))
+    return {**content, "files": files}
+
+
 def fitted(folder: Path, key: str) -> dict[str, Any] | None:
-    """What ``fit.json`` says if the fit in ``folder`` is complete and belongs to ``key``."""
+    """What ``fit.json`` says if the fit in ``folder`` is complete and belongs to ``key``.
+
+    Raises:
+        UserError: it is damaged.
+    """
     try:
-        content = json.loads((folder / FIT).read_text(encoding="utf-8"))
+        content = read_sealed(folder / FIT, _fit_again(folder))
     except FileNotFoundError:
         return None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / FIT} is damaged ({error}): delete {folder} and run again.") from None
     return content if content.get("fit_key") == key else None
+
+
+def load_fit(cls: type[M], folder: Path, fit: dict[str, Any], ctx: Context) -> M:
+    """The fitted method in ``folder``.
+
+    Args:
+        cls: of the method.
+        folder: of the fit.
+        fit: from :func:`fitted`.
+        ctx: surroundings.
+
+    Raises:
+        UserError: a file is missing or not the one that was saved.
+    """
+    for name, written in fit["files"].items():
+        check_file(folder / name, written, _fit_again(folder))
+    return cls.load(folder, ctx)
+
+
+def _fit_again(folder: Path) -> str:
+    return f"Delete {folder} and run the same command again: the fit is then made anew."
 
 
 def write_failure(folder: Path, error: BaseException, phase: str, trace: str = "") -> None:

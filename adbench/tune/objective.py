@@ -58,7 +58,7 @@ def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:
         return data.threshold
     if data.val is None:
         raise UserError(f"--objective {objective} needs healthy validation slices, and the training source has none.")
-    return InsertedSet(data.val._store, data.val.rows, lesions) if objective == "pseudo" else data.val
+    return InsertedSet(data.train_store, data.val.rows, lesions) if objective == "pseudo" else data.val
 
 
 def measure(objective: str, method: Method, slices: SliceSet, ctx: Context) -> float:

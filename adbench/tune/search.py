@@ -27,7 +27,7 @@ from adbench.results.record import TunedFrom
 from adbench.spec import CellSpec
 from adbench.tune import halving, objective, space
 from adbench.tune.course import keep_best, left
-from adbench.tune.data import Role, spread
+from adbench.tune.data import Role, fewer
 from adbench.tune.table import STARTUP, Table, Trial
 from adbench.tune.task import TASK, Options, Task, difference
 from adbench.tune.worker import fit_folder
@@ -130,7 +130,7 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
     stores = Path(config.cache) if config.cache else configs.default_cache()
     (planned,) = plan([cell], Path(config.out), stores, progress)
     data = planned.data
-    select = spread(objective.slices_for(options.objective, data, lesions), options.slices)
+    select = fewer(objective.slices_for(options.objective, data, lesions), options.slices)
     fit = specs.fit_identity(cell, data.train, data.val)
     identity = {
         **fit,
@@ -150,9 +150,9 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
         space=wanted,
         seed=options.seed,
         halving=options.halving,
-        train=Role.of(data.train),
-        val=Role.of(data.val) if data.val is not None else None,
-        select=Role.of(select),
+        train=Role.of(data.train, data.train_store),
+        val=Role.of(data.val, data.train_store) if data.val is not None else None,
+        select=Role.of(select, data.test_store if options.objective == "val_auprc" else data.train_store),
     )
     return task, data
 

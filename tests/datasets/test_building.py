@@ -18,7 +18,8 @@ import small_brats
 
 from adbench.datasets import building, room, work
 from adbench.datasets.building import prepare_all
-from adbench.datasets.store import ARRAYS, SliceStore, _Writer, prepare
+from adbench.datasets.pixels import ARRAYS
+from adbench.datasets.store import SliceStore, _Writer, prepare
 from adbench.errors import UserError
 
 BOTH = ("FLAIR", "T1")
@@ -81,7 +82,8 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_store(root: Path, tmp_path:
         "        if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "prepare(small_brats.dataset(Path(sys.argv[1])), 'FLAIR', Path(sys.argv[2]), Die(), workers=1)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    there = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(there)}
     done = subprocess.run([sys.executable, "-c", script, str(root), str(killed)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
     (partial,) = (killed / "partial").glob("*/")
@@ -105,7 +107,8 @@ def test_workers_of_a_killed_preparation_end_and_their_cases_are_kept(root: Path
     )
     path = tmp_path / "script.py"
     path.write_text(script)
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    there = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(there)}
     process = subprocess.Popen([sys.executable, str(path), str(root), str(tmp_path / "cache")], env=environment, start_new_session=True)  # fmt: skip
     assert process.wait(120) == -signal.SIGKILL
     deadline = time.monotonic() + 30

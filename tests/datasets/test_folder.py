@@ -99,7 +99,7 @@ def test_prepared_training_holds_no_lesion_slice(root, tmp_path):
         )
     store = prepare(folder(root), "T1", tmp_path / "cache")
     train = store.healthy("train")
-    assert [store.slice_of(row) for row in train.rows] == [3, 10]
+    assert train.slice_numbers.tolist() == [3, 10]
     assert store.labelled("test").subjects == ["s-3"]
     assert store.shape == (32, 32)
     assert "s1: slice 4: 140 of 280 lesion pixels lie outside the brain" in store.manifest["remarks"]

@@ -297,8 +297,8 @@ def test_slices_have_one_distance_at_every_number_and_resolution(slices, resolut
 def test_default_store(flair):
     assert flair.shape == (128, 128)
     assert len(flair) == 560
-    images, brains = np.asarray(flair.images), np.asarray(flair.brains)
-    lesion = np.asarray(flair.lesions)
+    images, brains = flair.images[:], flair.brains[:]
+    lesion = flair.lesions[:]
     assert images.min() == 0
     assert images.max() <= 1
     assert not images[~brains].any()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adbench.datasets import pixels
 from adbench.datasets import store as module
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import LabelledSet, SliceSet
@@ -79,7 +82,7 @@ def test_round_trip(store):
         assert found.masked == (stack.lesion is not None)
     assert store.images.dtype == np.float16
     row = stored(store, "b").start + 1
-    assert [store.subject_of(row), store.slice_of(row)] == ["b", 7]
+    assert (store.case_of(row).subject, store.healthy("train").slice_numbers.tolist()) == ("b", [4, 7, 9, 4, 9])
     assert "a: slice 2: no brain" in store.manifest["remarks"]
     assert store.manifest["recipe"]["params"] == {"bright": 0.5}
 
@@ -160,18 +163,71 @@ def test_truncation_is_found(store, file):
         SliceStore.open(store.folder)
 
 
-def test_one_changed_byte_is_found(store):
+def test_a_changed_byte_is_found_when_its_case_is_read_and_not_before(store):
     path = store.folder / "images.npy"
+    state = path.stat()
     content = bytearray(path.read_bytes())
-    content[-40] ^= 1
+    content[-40] ^= 1  # in the last case, which is the second one of training
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"images\.npy was changed after preparation"):
-        SliceStore.open(store.folder)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    opened = SliceStore.open(store.folder)
+    last = opened.cases[-1]
+    message = rf"images\.npy: the pixels of case {last.id} have the checksum \w+ and were written with {last.checksums['images']}.*Delete .* run the command again"
+    for split in ("train", "val", "test"):
+        slices = opened.healthy(split)
+        whole = np.isin(last.rows, slices.rows).any()
+        for read in (slices.images, lambda slices=slices: slices.batch(slice(None))):
+            if whole:
+                with pytest.raises(UserError, match=message):
+                    read()
+            else:
+                read()
+    with pytest.raises(UserError, match=message):
+        opened.images[last.start]
+    ((case, deep),) = [found for found in opened.faults() if found[1]]
+    assert case == last.id
+    assert f"the SHA-256 {hashlib.sha256(content[-96 * 3 :]).hexdigest()[:16]}" in deep
+    assert f"were written with {last.digests['images'][:16]}" in deep
 
 
-def test_a_copied_store_is_hashed_and_accepted(store):
-    os.utime(store.folder / "images.npy")
-    assert len(SliceStore.open(store.folder)) == len(store)
+def test_inverted_masks_with_the_old_time_are_found(store):
+    path = store.folder / "lesions.npy"
+    state = path.stat()
+    masks = np.lib.format.open_memmap(path, "r+")
+    masks[:] = ~masks
+    masks.flush()
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    test = SliceStore.open(store.folder).labelled("test")
+    assert test.brains().any()  # of other files
+    with pytest.raises(UserError, match=r"lesions\.npy: the pixels of case d have the checksum"):
+        test.lesions()
+
+
+def test_a_copied_store_is_accepted(store, tmp_path):
+    copied = SliceStore.open(shutil.copytree(store.folder, tmp_path / "elsewhere"))
+    assert list(copied.faults()) == [(case.id, "") for case in store.cases] * 3
+    np.testing.assert_array_equal(copied.images[:], store.images[:])
+
+
+def test_without_checksums_the_digests_are_taken(store):
+    manifest = json.loads(json.dumps(store.manifest))
+    for case in manifest["cases"]:
+        del case["checksums"]
+        case["digests"]["brains"] = "0" * 64
+    older = SliceStore(store.folder, manifest)
+    np.testing.assert_array_equal(older.healthy("train").images(), store.healthy("train").images())
+    with pytest.raises(UserError, match=r"the SHA-256 [1-9a-f].* were written with 0000"):
+        older.healthy("train").brains()
+
+
+def test_each_case_is_hashed_once_for_all_sets_of_a_split(store, monkeypatch):
+    hashed = []
+    original = pixels.Rows.fault
+    monkeypatch.setattr(pixels.Rows, "fault", lambda self, i: (hashed.append((self.name, i)), original(self, i))[1])
+    for _ in range(2):
+        store.healthy("train").images()
+        store.healthy("train").limited(2).batch(slice(None))
+    assert sorted(hashed) == [("brains", 0), ("brains", 1), ("images", 0), ("images", 1)]
 
 
 def test_manifest_damage_is_found(store):
@@ -182,7 +238,9 @@ def test_manifest_damage_is_found(store):
     assert guilty["lesion_voxels"] == [0, 4, 0]
     guilty["lesion_voxels"] = [0, 0, 0]  # would let a lesion slice into training
     path.write_text(json.dumps(manifest))
-    with pytest.raises(UserError, match="case list does not match its hash"):
+    with pytest.raises(
+        UserError, match=r"manifest\.json was changed after preparation: its case list has the digest \w+ and"
+    ):
         SliceStore.open(store.folder)
     path.write_text(text[: len(text) // 2])
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
@@ -319,7 +377,7 @@ def test_what_nobody_took_up_for_a_month_goes(tmp_path):
 
 def test_preparing_twice_gives_the_same_bytes(tmp_path):
     first, second = (prepare(toy(), "T1", tmp_path / name).folder for name in "xy")
-    for name in module.ARRAYS:
+    for name in pixels.ARRAYS:
         assert (first / f"{name}.npy").read_bytes() == (second / f"{name}.npy").read_bytes()
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -182,14 +184,54 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path: Path, after: i
     assert [p.suffix for p in sorted((tmp_path / "toy").iterdir())] == [".safetensors", ".json"]
 
 
-def test_checkpoint_of_other_parameters_or_damaged_is_not_continued(tmp_path: Path) -> None:
+def test_checkpoint_of_other_parameters_is_not_continued(tmp_path: Path) -> None:
     ctx = Context(workdir=tmp_path)
     training.train_stage(stage(PLAN), ctx)
     other = training.Plan(steps=5, batch=8, lr=1e-2)
     assert training.train_stage(stage(other), ctx).steps == 5
-    for path in (tmp_path / "toy").glob("*.safetensors"):
-        path.write_bytes(path.read_bytes()[:50])
     assert training.train_stage(stage(other), ctx).steps == 5
+
+
+def _flip(path: Path, at: int = -1) -> None:
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    ("file", "harm"),
+    [
+        ("best-*.safetensors", _flip),
+        ("state-*.safetensors", _flip),
+        ("state-*.safetensors", lambda path: path.write_bytes(path.read_bytes()[:50])),
+        ("best-*.safetensors", Path.unlink),
+        ("checkpoint.json", lambda path: path.write_text(path.read_text().replace('"step": ', '"step": 1', 1))),
+        ("checkpoint.json", lambda path: path.write_text(path.read_text()[:-9])),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path, file: str, harm: Callable[[Path], object]) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        training.train_stage(stage(PLAN), Context(workdir=tmp_path, progress=_Stop(12), checkpoint_seconds=0))
+    (path,) = (tmp_path / "toy").glob(file)
+    harm(path)
+    with pytest.raises(
+        UserError,
+        match=rf"{path.name} (was changed: .* \w+ and was written with \w+|is missing|is damaged).*Delete {tmp_path / 'toy'} and run",
+    ):
+        training.train_stage(stage(PLAN), Context(workdir=tmp_path))
+    shutil.rmtree(tmp_path / "toy")
+    assert (
+        training.train_stage(stage(PLAN), Context(workdir=tmp_path)).curve
+        == training.train_stage(stage(PLAN), Context()).curve
+    )
+
+
+def test_a_finished_stage_with_damaged_weights_is_refused(tmp_path: Path) -> None:
+    training.train_stage(stage(PLAN), Context(workdir=tmp_path))
+    (best,) = (tmp_path / "toy").glob("best-*.safetensors")
+    _flip(best)
+    with pytest.raises(UserError, match="was written with"):
+        training.train_stage(stage(PLAN), Context(workdir=tmp_path))
 
 
 def test_no_workdir_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

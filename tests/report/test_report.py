@@ -16,9 +16,13 @@ from PIL import Image
 
 from adbench import api
 from adbench.errors import UserError
+from adbench.files import write_json
+from adbench.hashing import digest_file, sealed
 from adbench.report.collect import choose, choose_slices, collect, window
 from adbench.report.render import write_report
 from adbench.report.tiles import contour, map_uri
+from adbench.results.rundir import FIT
+from adbench.results.rundir import fitted as read_fit
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -193,7 +197,7 @@ def test_different_test_sets_are_refused(runs: list[api.Run], own_runs: list[api
 def test_changed_histograms_are_refused(own_runs: list[api.Run]) -> None:
     path = own_runs[0].folder / "histograms.npz"
     path.write_bytes(path.read_bytes() + b"x")
-    with pytest.raises(UserError, match="its hash differs"):
+    with pytest.raises(UserError, match="is not the file that the record describes"):
         collect(own_runs[:1])
 
 
@@ -230,6 +234,11 @@ def test_other_weights_are_noticed(own_runs: list[api.Run]) -> None:
 
     weights = own_runs[2].fit_folder / "model.safetensors"
     save_file({key: value * 1.5 for key, value in load_file(weights).items()}, weights)
+    assert any("model.safetensors was changed" in note for note in collect(own_runs[2:], count=1).notes)
+    fit = read_fit(own_runs[2].fit_folder, own_runs[2].record.fit_key)
+    assert fit is not None
+    fit["files"][weights.name] = digest_file(weights)  # as if they had been trained anew, elsewhere
+    write_json(own_runs[2].fit_folder / FIT, sealed(fit))
     assert any("are not those that were measured" in note for note in collect(own_runs[2:], count=1).notes)
 
 

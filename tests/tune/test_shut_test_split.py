@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +17,11 @@ from adbench import config
 from adbench.config import RunConfig
 from adbench.datasets.pseudo import PseudoParams
 from adbench.datasets.selection import InsertedSet
+from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store import SliceStore
 from adbench.errors import UserError
 from adbench.planning import Data, plan
-from adbench.tune.data import OpenRows, OpenStore, Role, runs, spread
+from adbench.tune.data import Role, fewer, runs
 from adbench.tune.search import Result
 from adbench.tune.task import Task
 
@@ -32,26 +34,15 @@ def data(settings: Callable[..., RunConfig], tmp_path: Path) -> Data:
     return planned.data
 
 
-def test_open_rows_give_the_same_pixels_and_no_others(tmp_path: Path) -> None:
-    whole = np.random.default_rng(0).random((20, 3, 5)).astype(np.float16)
-    np.save(tmp_path / "images.npy", whole)
-    rows = OpenRows(tmp_path / "images.npy", [(2, 5), (9, 10), (14, 20)])
-    wanted = np.array([19, 2, 9, 4, 14, 2])
-    assert (rows[wanted] == whole[wanted]).all()
-    assert (rows[9] == whole[9]).all()
-    for closed in (0, 1, 5, 8, 10, 13, -1, 20, 10**6):
-        with pytest.raises(UserError, match=f"Row {closed} of the images belongs to no slice that a search may read"):
-            rows[np.array([3, closed])]
-    with pytest.raises(UserError):
-        OpenRows(tmp_path / "images.npy", [])[0]
+def test_rows_as_stretches() -> None:
     assert runs([4, 2, 3, 9, 9]) == [(2, 5), (9, 10)]
 
 
 def test_roles_open_to_the_same_slices_and_digests(data: Data) -> None:
     assert data.val is not None
-    inserted = InsertedSet(data.val._store, data.val.rows, PseudoParams(share=0.7, seed=3))
-    for slices in (data.train, data.val, data.threshold, inserted, spread(data.threshold, 3), spread(inserted, 2)):
-        again = Role.of(slices).open()
+    inserted = InsertedSet(data.train_store, data.val.rows, PseudoParams(share=0.7, seed=3))
+    for slices in (data.train, data.val, data.threshold, inserted, fewer(data.threshold, 3), fewer(inserted, 2)):
+        again = Role.of(slices, data.train_store).open()
         assert type(again) is type(slices)
         assert again.digest == slices.digest
         assert (again.images() == slices.images()).all()
@@ -63,26 +54,27 @@ def test_roles_open_to_the_same_slices_and_digests(data: Data) -> None:
         if hasattr(slices, "lesions"):
             assert (again.lesions() == slices.lesions()).all()  # type: ignore[attr-defined]
             assert (again.lesion_voxels == slices.lesion_voxels).all()  # type: ignore[attr-defined]
-    assert len(spread(data.threshold, 3)) == 3
+    assert len(fewer(data.threshold, 3)) == 3
 
 
 def test_a_test_slice_cannot_be_asked_for(data: Data) -> None:
-    store = Role.of(data.train).open()._store
-    test = data.test.rows
-    assert isinstance(store, OpenStore)
+    opened = Role.of(data.threshold, data.test_store).open()
+    assert isinstance(opened, LabelledSet)
+    store, test = opened._store, data.test.rows
     assert len(store.rows("test")) == 0
-    assert {case.split for case in store.cases} == {"train"}
-    for name in ARRAYS:
-        with pytest.raises(UserError, match="trains and selects without the test split"):
-            getattr(store, name)[test]
-    for ask in (store.subject_of, store.case_id_of, store.slice_of, store.lesion_voxels_of):
-        with pytest.raises(IndexError):
-            ask(int(test[0]))
+    assert {case.split for case in store.cases} == {"val"}
+    for arrays in (store, opened._pixels):
+        for name in ARRAYS:
+            if hasattr(arrays, name):
+                with pytest.raises(IndexError, match="belongs to no case that is open here"):
+                    getattr(arrays, name)[test]
+    with pytest.raises(IndexError):
+        store.case_of(int(test[0]))
 
 
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps on this system")
 def test_the_bytes_of_test_slices_are_not_even_mapped(data: Data) -> None:
-    role = Role.of(data.threshold)
+    role = Role.of(data.threshold, data.test_store)
     opened = role.open()
     opened.images()
     path = Path(role.store) / "images.npy"
@@ -111,24 +103,23 @@ def _byte_range(path: Path, rows: np.ndarray) -> tuple[int, int]:
 @contextmanager
 def _watched(monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, int, int]]) -> Iterator[None]:
     """Every way in which this package opens an array is noted: file, first byte, byte after the last."""
-    memmap = np.memmap
+    plain = mmap.mmap
 
-    def mapped(path: Any, dtype: Any, mode: str = "r", offset: int = 0, shape: Any = None) -> Any:
-        size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-        reads.append((Path(path), offset, offset + size))
-        return memmap(path, dtype, mode, offset=offset, shape=shape)
+    def mapped(descriptor: int, length: int, *, access: int, offset: int) -> mmap.mmap:
+        reads.append((Path(f"/proc/self/fd/{descriptor}").readlink(), offset, offset + length))
+        return plain(descriptor, length, access=access, offset=offset)
 
     def whole(path: Any, *_: Any, **__: Any) -> Any:
         raise AssertionError(f"{path} was opened whole")
 
     with monkeypatch.context() as patched:
-        patched.setattr(np, "memmap", mapped)
+        patched.setattr(mmap, "mmap", mapped)
         patched.setattr(np, "load", whole)
         patched.setattr(np, "fromfile", whole)
-        patched.setattr("adbench.datasets.store.digest_file", whole)
         yield
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc/self/fd on this system")
 @pytest.mark.parametrize("objective", ["val_auprc", "pseudo", "recon"])
 def test_trials_read_no_byte_of_a_test_slice(
     objective: str,
@@ -175,10 +166,11 @@ def test_ruined_test_slices_change_nothing(
     after = tune(private, trials=4, name="after")
     assert _figures(after) == _figures(before)
     # The ruin is real: whoever opens a test slice notices.
-    assert np.isnan(SliceStore.open(planned.data.test_store.folder).images[planned.data.test.rows]).all()
+    with pytest.raises(UserError, match=r"images\.npy: the pixels of case .* were changed after preparation"):
+        SliceStore.open(planned.data.test_store.folder).images[planned.data.test.rows]
     code, _, err = cli("run", "--config", after.config, "--quiet")
-    assert code != 0
-    assert "NaN" in err
+    assert code == 2
+    assert "were changed after preparation" in " ".join(err.split())
 
 
 def test_the_task_names_no_test_row(
