@@ -29,7 +29,6 @@ from adbench.errors import UserError
 from adbench.files import write_json
 from adbench.results.record import RECORD, Record, read
 
-FIT = "fit.json"
 FAILURE = "failure.json"
 IDENTITY = "identity.json"
 SPLITS = "splits.json"  # subjects by role
@@ -96,17 +95,6 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
 def write_identity(folder: Path, fit_key: str, run_key: str, identity: dict[str, Any]) -> None:
     """Say what the run in ``folder`` will be, before there is a record of it."""
     write_json(folder / IDENTITY, {"run_key": run_key, "fit_key": fit_key, "identity": identity})
-
-
-def fitted(folder: Path, key: str) -> dict[str, Any] | None:
-    """What ``fit.json`` says if the fit in ``folder`` is complete and belongs to ``key``."""
-    try:
-        content = json.loads((folder / FIT).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / FIT} is damaged ({error}): delete {folder} and run again.") from None
-    return content if content.get("fit_key") == key else None
 
 
 def write_failure(folder: Path, error: BaseException, phase: str, trace: str = "") -> None:
