@@ -6,7 +6,7 @@ A key is the hash of an *identity*: a plain dictionary of everything that may ch
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict
 
 from adbench import registry
 from adbench.closure import Closure
+from adbench.datasets.archive import state_of
+from adbench.errors import UserError
 from adbench.hashing import digest, digest_file
 from adbench.metrics.spec import spec as facts_of
 from adbench.protocols import Protocol
@@ -74,15 +76,21 @@ def source_files(kind: registry.Kind, name: str) -> dict[str, str]:
     """
     cls, entry = registry.load(kind, name), registry.entries(kind)[name]
     modules = [entry.target.partition(":")[0], cls.__module__, *(FIT_AND_SCORE if kind == "methods" else ())]
-    if entry.origin == "built-in":
-        return Closure(modules).digests()
-    distribution = registry.distribution(kind, name)
-    installed = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()] if distribution else []
-    folder = Path(str(distribution.locate_file(""))) if distribution else Path()
-    tops = {file.relative_to(folder).parts[0].partition(".")[0] for file in installed if file.suffix == ".py" and file.is_relative_to(folder)}  # fmt: skip
-    closure = Closure(modules, own=tops)
-    closure.take_package(cls.__module__)
-    closure.take_files(folder, installed)
+    distribution = registry.distribution(kind, name) if entry.origin != "built-in" else None
+    if distribution is None:
+        closure = Closure(modules)
+    else:
+        folder = Path(str(distribution.locate_file("")))
+        installed = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()]
+        code = (file for file in installed if file.suffix == ".py" and file.is_relative_to(folder))
+        closure = Closure(modules, own={file.relative_to(folder).parts[0].partition(".")[0] for file in code})
+        closure.take_package(cls.__module__)
+        closure.take_files(folder, installed)
+    if cls.__module__ not in closure.files:
+        raise UserError(
+            f"The source of the {kind[:-1]} {name!r} ({cls.__module__}) lies in no file that can be read, so no key can be "
+            "made of it: install its distribution unpacked."
+        )
     return closure.digests()
 
 
@@ -105,6 +113,16 @@ def metric_part(name: str) -> MetricPart:
     )
 
 
+def _content(path: Path) -> str:
+    """SHA-256 of a file, read once for all cells."""
+    return _read(path, tuple(state_of(path).values()))
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, state: tuple[int, ...]) -> str:
+    return digest_file(path)
+
+
 def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[str, Any]:
     """What decides the outcome of fitting ``spec.method``."""
     cls = registry.load("methods", spec.method)
@@ -114,7 +132,7 @@ def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[
         "method_source": source_digest("methods", spec.method),
         "preset": spec.preset,
         "params": spec.params,
-        "files": [digest_file(path) for path in cls.files(cls.resolve(spec.preset, spec.params))],
+        "files": [_content(path) for path in cls.files(cls.resolve(spec.preset, spec.params))],
         "seed": spec.seed,
         "modality": spec.modality,
         "train_slices": train.digest,
