@@ -13,6 +13,7 @@ import importlib.util
 import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from importlib.metadata import Distribution
 from pathlib import Path, PurePosixPath
 
 from adbench.errors import UserError
@@ -226,6 +227,23 @@ class Closure:
 
     def _is_namespace(self, module: str) -> bool:
         return any(place.is_dir() for place in self._places(module))
+
+
+def of_plugin(modules: Iterable[str], home: str, distribution: Distribution | None) -> Closure:
+    """The closure of a plug-in, with the data files of its package and distribution.
+
+    Args:
+        modules: where it begins.
+        home: the module in the plug-in's package.
+        distribution: that provides it.
+    """
+    folder = Path(str(distribution.locate_file(""))) if distribution else Path()
+    files = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()] if distribution else []
+    code = [file.relative_to(folder) for file in files if file.suffix == ".py" and file.is_relative_to(folder)]
+    closure = Closure(modules, own={file.parts[0].partition(".")[0] for file in code})
+    closure.take_package(home)
+    closure.take_files(folder, files)
+    return closure
 
 
 def _is_data(file: Path, folder: Path) -> bool:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel, ConfigDict
 
 from adbench import registry
-from adbench.closure import Closure
+from adbench.closure import Closure, of_plugin
 from adbench.datasets.archive import state_of
 from adbench.errors import UserError
 from adbench.hashing import digest, digest_file
@@ -76,16 +76,10 @@ def source_files(kind: registry.Kind, name: str) -> dict[str, str]:
     """
     cls, entry = registry.load(kind, name), registry.entries(kind)[name]
     modules = [entry.target.partition(":")[0], cls.__module__, *(FIT_AND_SCORE if kind == "methods" else ())]
-    distribution = registry.distribution(kind, name) if entry.origin != "built-in" else None
-    if distribution is None:
+    if entry.origin == "built-in":
         closure = Closure(modules)
     else:
-        folder = Path(str(distribution.locate_file("")))
-        installed = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()]
-        code = (file for file in installed if file.suffix == ".py" and file.is_relative_to(folder))
-        closure = Closure(modules, own={file.relative_to(folder).parts[0].partition(".")[0] for file in code})
-        closure.take_package(cls.__module__)
-        closure.take_files(folder, installed)
+        closure = of_plugin(modules, cls.__module__, registry.distribution(kind, name))
     if cls.__module__ not in closure.files:
         raise UserError(
             f"The source of the {kind[:-1]} {name!r} ({cls.__module__}) lies in no file that can be read, so no key can be "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import sys
@@ -11,8 +12,9 @@ from pathlib import Path
 import pytest
 
 import adbench
-from adbench import closure, config, registry, spec
+from adbench import closure, config, registry, runner, spec
 from adbench.closure import Closure
+from adbench.datasets.store import prepare
 from adbench.errors import UserError
 from adbench.hashing import digest
 from adbench.planning import plan
@@ -248,6 +250,50 @@ def test_a_changed_table_is_another_run_and_why_names_it(plugin: Path, slices: P
     (difference,) = answer["differences"]
     assert difference["field"] == "method_source"
     assert difference["meaning"] == "other source: adbench_scaled/tables/weights.json"
+
+
+DATASET = '''
+import numpy as np
+
+from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
+
+
+class Flat(Dataset):
+    """One grey."""
+
+    info = DatasetInfo("flat", "1", ("T1",), "none", "", "", "folder")
+
+    def discover(self, modality):
+        return [Case(name, split) for name, split in (("a", "train"), ("b", "test"))]
+
+    def load(self, case, modality):
+        there = np.ones((1, 4, 4), bool)
+        return Stack(there * np.float32(GREY), there, there, [0])
+'''
+
+
+def test_an_edited_dataset_plug_in_is_prepared_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "flat-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: flat\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[adbench.datasets]\nflat = flat_dataset:Flat\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    folders = []
+    for grey in (".25", ".25", ".5"):
+        (tmp_path / "flat_dataset.py").write_text(DATASET.replace("GREY", grey))
+        sys.modules.pop("flat_dataset", None)
+        importlib.invalidate_caches()
+        for cached in (registry.entries, spec.source_digest):
+            cached.cache_clear()
+        cls = registry.load("datasets", "flat")
+        store = prepare(cls(cls.Params(), None), "T1", tmp_path / "cache")
+        assert store.images.max() == float(grey)
+        folders.append(store.folder)
+    assert folders[0] == folders[1] != folders[2]
+    del sys.modules["flat_dataset"]
+    monkeypatch.undo()
+    for cached in (registry.entries, spec.source_digest):
+        cached.cache_clear()
 
 
 def test_a_class_without_a_file_has_no_key(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from adbench import registry
 from adbench.context import Progress
 from adbench.datasets import quality, work
 from adbench.datasets.archive import digest_of, state_of
@@ -30,6 +31,7 @@ from adbench.datasets.work import Executor, Prepared, Task
 from adbench.errors import UserError
 from adbench.files import write_json
 from adbench.hashing import digest, digest_file
+from adbench.spec import source_digest
 
 STORES, PARTIAL, PRODUCTS = "stores", "partial", "products"
 STALE = 30 * 86400  # s after which an interrupted preparation that nobody took up again is removed
@@ -69,7 +71,7 @@ def prepare_all(
         for modality in sorted(set(modalities)):  # in one order, so that two processes never wait for each other
             # Sorted, so that the slices of one subject stand together.
             cases = sorted(dataset.discover(modality), key=_order)
-            key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
+            key = digest([STORE_VERSION, recipe(dataset), modality, _source_state(cases)])
             name = f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
             folder = cache / STORES / name
             if not folder.exists():
@@ -161,7 +163,7 @@ class Building:
         self.dataset, self.modality, self.cases = dataset, modality, cases
         self.folder, self.partial = folder, partial
         self.parts = partial / PARTS
-        self.recipe = dataset.recipe()
+        self.recipe = recipe(dataset)
         self.failures: list[Prepared] = []
         self._done: list[dict[str, Any]] = []  # entries of the journal, in the order of the cases
         self._waiting: set[str] = set()  # cases with a part
@@ -327,6 +329,20 @@ def _stored(case: Case, record: dict[str, Any]) -> dict[str, Any]:
     """A case as the manifest has it: who it is by the dataset as it is today, pixels as they were prepared."""
     who = {"subject": case.subject, "session": case.session, "split": case.split, "site": case.site}
     return {**who, "flags": list(case.flags), **{key: value for key, value in record.items() if key != "shape"}}
+
+
+def recipe(dataset: Dataset) -> dict[str, Any]:
+    """What shapes the pixels. A plug-in's source belongs to it; the built-in steps have versions of their own."""
+    name = dataset.info.name
+    entry = registry.entries("datasets").get(name)
+    if (
+        entry is None
+        or entry.problem
+        or entry.origin == "built-in"
+        or registry.load("datasets", name) is not type(dataset)
+    ):
+        return dataset.recipe()
+    return {**dataset.recipe(), "source": source_digest("datasets", name)}
 
 
 def _source_state(cases: Iterable[Case]) -> str:

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 
 from adbench import threads
+from adbench.closure import of_plugin
 from adbench.datasets.recipe.base import EXTRA
 from adbench.errors import UserError, unknown
+from adbench.hashing import digest
 
 Find = Callable[[np.ndarray, np.ndarray, str], np.ndarray]
 GROUP = "adbench.brains"
@@ -43,6 +45,7 @@ class Tool:
         modalities: sequences it can take; None: any.
         obtain: how to install it.
         load: gives the function; called once a process.
+        source: gives the hash of its source, for a plug-in; None: its version says enough.
     """
 
     name: str
@@ -52,6 +55,7 @@ class Tool:
     modalities: tuple[str, ...] | None
     obtain: str
     load: Callable[[], Find]
+    source: Callable[[], str] | None = None
 
     @property
     def installed(self) -> bool:
@@ -59,11 +63,12 @@ class Tool:
 
     @property
     def version(self) -> str:
-        """For the recipe: "deepbet 1.0.2"; the tool's own name where its version is not known."""
+        """For the recipe: "deepbet 1.0.2"; the tool's own name where its version is not known; of a plug-in its source too."""
+        source = f" {self.source()[:16]}" if self.source else ""
         try:
-            return f"{self.package} {version(self.package)}"
+            return f"{self.package} {version(self.package)}{source}"
         except PackageNotFoundError:
-            return self.package
+            return f"{self.package}{source}"
 
 
 def _deepbet() -> Find:
@@ -166,7 +171,12 @@ def tool(name: str) -> Tool:
         owners = " and ".join(sorted(point.dist.name if point.dist else point.value for point in points))
         raise UserError(f"The brain extraction {name!r} is claimed by {owners}: uninstall all but one.")
     point = points[0]
-    return Tool(name, point.dist.name if point.dist else name, point.module, "", None, "", lambda: _plugin(point))
+    package = point.dist.name if point.dist else name
+    return Tool(name, package, point.module, "", None, "", lambda: _plugin(point), lambda: _source(point))
+
+
+def _source(point: EntryPoint) -> str:
+    return digest(of_plugin([point.module], point.module, point.dist).digests())
 
 
 def _plugin(point: EntryPoint) -> Find:
