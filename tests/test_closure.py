@@ -231,7 +231,11 @@ def test_too_much_data_is_said(plugin: Path, monkeypatch: pytest.MonkeyPatch) ->
         spec.source_files("methods", "scaled")
 
 
-def test_a_changed_table_is_another_run_and_why_names_it(plugin: Path, slices: Path, tmp_path: Path, cli: Cli) -> None:
+def test_a_changed_table_is_another_run_and_why_names_it(
+    plugin: Path, slices: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runner, "all_plots", lambda *_, **__: [])  # pictures cost the most
+    monkeypatch.setattr(runner.pictures, "sample_sheet", lambda *_, **__: None)
     arguments = ("run", "--method", "scaled", "--dataset", "folder", "--data-root", slices, "--device", "cpu")
     where = ("--out", tmp_path / "runs", "--quiet")
 

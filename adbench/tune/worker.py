@@ -18,7 +18,7 @@ from adbench.context import Context
 from adbench.hashing import digest
 from adbench.methods.base import Method
 from adbench.presence import held
-from adbench.results import rundir
+from adbench.results import provenance, rundir
 from adbench.tune import objective
 from adbench.tune.halving import RUNGS
 from adbench.tune.table import FULL
@@ -99,6 +99,7 @@ def _fit_and_measure(
             tell(share, value)
 
     key = digest(specs.fit_identity(spec, train, val))
+    provenance.sign(home, device, specs.source_files("methods", spec.method))
     method, _ = fit_method(cls, resolved, train, val, home, key, ctx, watch)
     seed_everything(seeds.derive(spec.seed, "score"))
     tell(FULL, objective.measure(task.objective, method, select, ctx))

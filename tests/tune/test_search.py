@@ -67,6 +67,7 @@ def test_a_search_finds_better_than_the_default_and_says_where_from(
     assert tuned.changed == ()
     assert tuned.default == table.trials[0].value
     assert tuned.cpu_hours > 0
+    assert [made["threads"] for made in read(path).provenance["fit"]] == [1], "OMP_NUM_THREADS of the tests"
     assert read(path).method.params.items() >= best.params.items()
 
 
