@@ -7,8 +7,9 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
@@ -34,6 +35,7 @@ from adbench.results.record import RECORD, DataPart, MethodPart, Number, Record,
 from adbench.scoring import ScoredVolume, score_volumes
 from adbench.spec import Source, metric_part, source_files
 
+P = ParamSpec("P")
 log = logging.getLogger("adbench")
 PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
 OUTPUTS = {"histograms.npz", "val_histograms.npz", "spatial.json", rundir.SPLITS} | PLOTS
@@ -78,22 +80,33 @@ def run_cell(
         progress=progress or Progress(),
         logger=log,
     )
-    with threads.limited(threads.count(cell.resources.cpus)):
-        if ranks.rank() > 0:
-            return _assist(cell, ctx)
-        with held(cell.run_folder, _waits(ctx.progress)) as waited:
-            if waited and ranks.world() == 1 and cell.done(save_maps=save_maps) and (done := cell.record()) is not None:
-                return done  # the process that had the folder has made it
-            with status.reported(cell.run_folder, ctx.progress, label=cell.spec.label, **(facts or {})) as ctx.progress:
-                record = _make(cell, ctx, save_maps)
-        ranks.wait()
-        return record
+    if ranks.rank() > 0:
+        return _assist(cell, ctx)
+    with held(cell.run_folder, _waits(ctx.progress)) as waited:
+        if waited and ranks.world() == 1 and cell.done(save_maps=save_maps) and (done := cell.record()) is not None:
+            return done  # the process that had the folder has made it
+        with status.reported(cell.run_folder, ctx.progress, label=cell.spec.label, **(facts or {})) as ctx.progress:
+            record = _make(cell, ctx, save_maps)
+    ranks.wait()
+    return record
 
 
 def _waits(progress: Progress) -> Callable[[str], None]:
     return lambda owner: progress.update(f"wait for {owner}", 0, 0)
 
 
+def _on_its_threads(work: Callable[Concatenate[Plan, P], Record]) -> Callable[Concatenate[Plan, P], Record]:
+    """``work`` with as many CPU threads as the run is to compute with."""
+
+    @wraps(work)
+    def limited(cell: Plan, *args: P.args, **kwargs: P.kwargs) -> Record:
+        with threads.limited(threads.count(cell.resources.cpus)):
+            return work(cell, *args, **kwargs)
+
+    return limited
+
+
+@_on_its_threads
 def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
     """Fit, score, evaluate, record; an error is written down and goes on."""
     earlier = cell.stored()
@@ -138,6 +151,7 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
     return record
 
 
+@_on_its_threads
 def _assist(cell: Plan, ctx: Context) -> Record:
     """What the other processes of a launch do: train together with the first one, then wait for the record it writes."""
     _fit(cell, ctx)
