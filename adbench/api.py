@@ -25,6 +25,7 @@ from adbench import config, evaluation, registry
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
+from adbench.fitting import fitted, load_fit
 from adbench.hashing import digest
 from adbench.metrics.base import Metric
 from adbench.metrics.compare import Samples, Table, Trained, sample_method
@@ -190,11 +191,11 @@ class Run:
 
     def method(self) -> Method | None:
         """The fitted method, loaded anew from :attr:`fit_folder`; None when the fit was not kept."""
-        fit = rundir.fitted(self.fit_folder, self.record.fit_key)
+        fit = fitted(self.fit_folder, self.record.fit_key)
         if fit is None:
             return None
         context = Context(self.cell.device, self.record.seed, self.fit_folder, progress=self._progress)
-        return rundir.load_fit(registry.load("methods", self.record.method.name), self.fit_folder, fit, context)
+        return load_fit(registry.load("methods", self.record.method.name), self.fit_folder, fit, context)
 
     @cached_property
     def maps(self) -> np.ndarray | None:

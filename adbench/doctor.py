@@ -13,7 +13,7 @@ from typing import Any
 import adbench
 from adbench import registry
 from adbench.config import DATA_VARIABLE, default_cache
-from adbench.results.provenance import package_versions
+from adbench.results.provenance import package_versions, processor
 
 DISTRIBUTION = "adbench-mri"
 FOREIGN = "adbench"  # another project on PyPI that installs the same import name
@@ -82,7 +82,7 @@ def _device(note: Any) -> None:
         note("device", "unknown", f"problem: torch cannot be imported ({error})")
         return
     if not torch.cuda.is_available():
-        note("device", f"CPU ({torch.get_num_threads()} threads), no CUDA device seen")
+        note("device", f"CPU ({processor()}), no CUDA device seen")
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         note(f"device cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB")

@@ -15,7 +15,7 @@ from adbench.config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError, unknown
 from adbench.executors import Options, Outcome, serial
-from adbench.executors.packing import Share, share, wants
+from adbench.executors.packing import Share, share
 from adbench.live import GridView
 from adbench.nodes.work import gpu_memory_gb
 from adbench.planning import Plan, plans
@@ -167,7 +167,7 @@ class Launch:
         memory = gpu_memory_gb() if plan.spec.device != "cpu" else 0.0
         cores = len(os.sched_getaffinity(0))
         return share(
-            wants(plan), plan.spec.device, gpu_memory_gb=memory, most_cpus=cores, cpus=place.cpus, gpus=place.gpus
+            plan.resources, plan.spec.device, gpu_memory_gb=memory, most_cpus=cores, cpus=place.cpus, gpus=place.gpus
         )
 
     def _packed(self, cluster: Cluster) -> Packed:

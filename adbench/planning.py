@@ -17,6 +17,7 @@ from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore, prepare
 from adbench.errors import UserError
 from adbench.hashing import digest
+from adbench.methods.base import Resources
 from adbench.params import build
 from adbench.protocols import Protocol
 from adbench.results import rundir
@@ -68,6 +69,12 @@ class Plan:
     def train_source(self) -> Source:
         """Where the training slices come from."""
         return self.spec.train or self.spec.test
+
+    @property
+    def resources(self) -> Resources:
+        """What the method asks for."""
+        cls = registry.load("methods", self.spec.method)
+        return cls.resources(build(cls.Params, f"method {self.spec.method}", self.spec.params))
 
     def done(self, *, save_maps: bool = False) -> bool:
         """Whether there is a complete record with every metric that was asked for (and, with ``save_maps``, the maps).

@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, Literal
 
 from adbench.errors import UserError, unknown
@@ -137,6 +137,12 @@ def load(kind: Kind, name: str) -> type[Any]:
             f"The {kind[:-1]} {name!r} of {entry.origin} is unavailable: loading {entry.target} "
             f"failed with {type(error).__name__}: {error}."
         ) from error
+
+
+def distribution(kind: Kind, name: str) -> Distribution | None:
+    """The distribution that provides the plug-in ``name``; None for a built-in one."""
+    points = entry_points(group=f"adbench.{kind}", name=name)
+    return next((point.dist for point in points if point.dist), None)
 
 
 def _checked(kind: Kind, cls: type[Any]) -> type[Any]:

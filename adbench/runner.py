@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import logging
-import random
-import resource
-import time
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
-from adbench import config, pictures, ranks, registry, seeds
+from adbench import config, pictures, ranks, registry, seeds, threads
 from adbench.clock import Clock
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore
 from adbench.errors import UserError
 from adbench.files import write_json, write_text
+from adbench.fitting import fit_method, fitted, peak_memory, seed_everything
 from adbench.hashing import digest_file
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric
@@ -30,14 +28,14 @@ from adbench.metrics.evaluate import Estimate, Evaluation, choose_thresholds, co
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.plots import all_plots
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
-from adbench.params import build
 from adbench.planning import Plan
 from adbench.presence import held
 from adbench.results import conformance, provenance, rundir, status
 from adbench.results.record import DataPart, MethodPart, Number, Record
 from adbench.scoring import ScoredVolume, score_volumes
-from adbench.spec import CellSpec, Source, metric_part
+from adbench.spec import Source, metric_part, source_files
 
+P = ParamSpec("P")
 log = logging.getLogger("adbench")
 
 
@@ -97,6 +95,18 @@ def _waits(progress: Progress) -> Callable[[str], None]:
     return lambda owner: progress.update(f"wait for {owner}", 0, 0)
 
 
+def _on_its_threads(work: Callable[Concatenate[Plan, P], Record]) -> Callable[Concatenate[Plan, P], Record]:
+    """``work`` with as many CPU threads as the run is to compute with."""
+
+    @wraps(work)
+    def limited(cell: Plan, *args: P.args, **kwargs: P.kwargs) -> Record:
+        with threads.limited(threads.count(cell.resources.cpus)):
+            return work(cell, *args, **kwargs)
+
+    return limited
+
+
+@_on_its_threads
 def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
     """Fit, score, evaluate, record; an error is written down and goes on. An earlier record stays until the new one is whole."""
     earlier = cell.stored()
@@ -138,6 +148,7 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
     return record
 
 
+@_on_its_threads
 def _assist(cell: Plan, ctx: Context) -> Record:
     """What the other processes of a launch do: train together with the first one, then wait for the record it writes."""
     _fit(cell, ctx)
@@ -150,63 +161,13 @@ def _assist(cell: Plan, ctx: Context) -> Record:
     return record
 
 
-def seed_everything(seed: int) -> None:
-    """Seed the global generators too, for plugins that use them."""
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what a stranger's code may use
-    torch.manual_seed(seed)
-
-
 def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
-    alone = ranks.rank() > 0 or rundir.fitted(cell.fit_folder, cell.fit_key) is not None
+    alone = ranks.rank() > 0 or fitted(cell.fit_folder, cell.fit_key) is not None
     with nullcontext() if alone else held(cell.fit_folder, _waits(ctx.progress)):
-        return fit_method(cell.spec, cell.data.train, cell.data.val, cell.fit_folder, cell.fit_key, ctx)
-
-
-def fit_method(
-    spec: CellSpec,
-    train: SliceSet,
-    val: SliceSet | None,
-    folder: Path,
-    key: str,
-    ctx: Context,
-    watch: Callable[[Method, float], None] | None = None,
-) -> tuple[Method, dict[str, Any]]:
-    """The fitted method, always as loaded from its folder: a resumed run then scores with the very same weights.
-
-    Args:
-        spec: method, parameters, seed.
-        train: healthy slices to learn from.
-        val: healthy slices to choose a checkpoint with, or None.
-        folder: of the fit.
-        key: of the fit; a complete one with this key is not made again.
-        ctx: surroundings.
-        watch: called now and then with the half-trained method and the share of its training that is done.
-
-    Returns:
-        The method, and the content of ``fit.json``.
-    """
-    cls = registry.load("methods", spec.method)
-    ranks.join(ctx.device)
-    stored = rundir.fitted(folder, key)
-    ranks.wait()  # every process of a launch has looked before one of them writes
-    if stored is None:
-        folder.mkdir(parents=True, exist_ok=True)
-        seed_everything(seeds.derive(spec.seed, "fit"))
-        method = cls(build(cls.Params, f"method {spec.method}", spec.params), ctx)
-        ctx.watch = partial(watch, method) if watch else None
-        start = time.perf_counter()
-        report = method.fit(train, val)
-        seconds = report.earlier_seconds + time.perf_counter() - start
-        stored = {"fit_key": key, "seconds": seconds, "memory": _peak_memory(ctx.device), **asdict(report)}
-        if ranks.rank() == 0:
-            rundir.commit_fit(folder, method, stored)
-        ranks.wait()
-    fit = rundir.fitted(folder, key)
-    assert fit is not None
-    return rundir.load_fit(cls, folder, fit, ctx), fit
+        cls, data = registry.load("methods", cell.spec.method), cell.data
+        if not alone:
+            provenance.sign(cell.fit_folder, ctx.device, source_files("methods", cell.spec.method))
+        return fit_method(cls, cell.spec.params, data.train, data.val, cell.fit_folder, cell.fit_key, ctx)
 
 
 @dataclass
@@ -345,18 +306,29 @@ def _record(
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
-        notes=fit.get("notes", []) + _left_out(cell) + evaluation.notes + not_drawn,
+        notes=fit.get("notes", []) + _other_threads(cell) + _left_out(cell) + evaluation.notes + not_drawn,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],
             "score_per_slice": clock.seconds["score"] / len(cell.data.test),
             **clock.seconds,
         },
-        memory={"score_host": _peak_memory("cpu")["host"], **{f"fit_{k}": v for k, v in fit["memory"].items()}},
-        provenance=provenance.collect(cell.spec.device),
+        memory={"score_host": peak_memory("cpu")["host"], **{f"fit_{k}": v for k, v in fit["memory"].items()}},
+        provenance=provenance.collect(cell.spec.device, cell.fit_folder),
         files={path.name: digest_file(path) for path in files},
         tuned_from=cell.spec.tuned_from,
     )
+
+
+def _other_threads(cell: Plan) -> list[str]:
+    """A note on a number of threads that the user chose: on a CPU it moves the last digits."""
+    asked, used = threads.default(cell.resources.cpus), threads.count(cell.resources.cpus)
+    if cell.spec.device != "cpu" or used == asked:
+        return []
+    return [
+        f"Computed with {used} CPU thread{'s' * (used > 1)} ({threads.VARIABLE}) where {cell.spec.method} asks for {asked}: "
+        "a training on a CPU ends elsewhere in its last digits."
+    ]
 
 
 def _left_out(cell: Plan) -> list[str]:
@@ -392,13 +364,3 @@ def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
         grid=data.shape,
         store_remarks=len(store.manifest["remarks"]),
     )
-
-
-def _peak_memory(device: str) -> dict[str, float]:
-    """Peak GiB of this process so far: host memory, and GPU memory when ``device`` is one."""
-    peak = {"host": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 2**30}
-    if device.startswith("cuda"):
-        import torch
-
-        peak["gpu"] = torch.cuda.max_memory_allocated(device) / 2**30
-    return peak

@@ -6,16 +6,17 @@ A key is the hash of an *identity*: a plain dictionary of everything that may ch
 
 from __future__ import annotations
 
-import importlib.util
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import BaseModel, ConfigDict
 
 from adbench import registry
+from adbench.closure import Closure, of_plugin
+from adbench.datasets.archive import state_of
+from adbench.errors import UserError
 from adbench.hashing import digest, digest_file
-from adbench.methods.base import SHARED
 from adbench.metrics.spec import spec as facts_of
 from adbench.protocols import Protocol
 from adbench.results.record import MetricPart, TunedFrom
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import LabelledSet, SliceSet
 
 METRICS_VERSION = "2"  # raised when the definition or computation of any stored number changes
+FIT_AND_SCORE = ("adbench.fitting", "adbench.scoring")  # where a method is called; what they import counts into its key
 
 
 class Source(BaseModel):
@@ -66,23 +68,30 @@ class CellSpec(BaseModel):
         return f"{self.method} [{self.preset}] {self.test.dataset} {self.modality} seed {self.seed}"
 
 
+def source_files(kind: registry.Kind, name: str) -> dict[str, str]:
+    """SHA-256 of every file that decides what the class called ``name`` does, by module or path.
+
+    They are its import closure (:mod:`adbench.closure`); of a method, that of fitting and scoring too; of a plug-in, also
+    the data files of its package and distribution.
+    """
+    cls, entry = registry.load(kind, name), registry.entries(kind)[name]
+    modules = [entry.target.partition(":")[0], cls.__module__, *(FIT_AND_SCORE if kind == "methods" else ())]
+    if entry.origin == "built-in":
+        closure = Closure(modules)
+    else:
+        closure = of_plugin(modules, cls.__module__, registry.distribution(kind, name))
+    if cls.__module__ not in closure.files:
+        raise UserError(
+            f"The source of the {kind[:-1]} {name!r} ({cls.__module__}) lies in no file that can be read, so no key can be "
+            "made of it: install its distribution unpacked."
+        )
+    return closure.digests()
+
+
 @cache
 def source_digest(kind: registry.Kind, name: str) -> str:
-    """Hash of the source of the class called ``name``: its module, or its whole package when it lives in one of its own.
-
-    The files that every method shares (:data:`adbench.methods.base.SHARED`) count too.
-    """
-    cls = registry.load(kind, name)
-    spec = importlib.util.find_spec(cls.__module__)
-    assert spec is not None
-    assert spec.origin is not None
-    module = Path(spec.origin)
-    methods = Path(__file__).parent / "methods"
-    own_package = (module.parent / "__init__.py").exists() and module.parent != methods
-    files = sorted(module.parent.rglob("*.py")) if own_package else [module]
-    if kind == "methods":
-        files += [path for path in (methods / shared for shared in SHARED) if path not in files]
-    return digest([[path.name, digest_file(path)] for path in files])
+    """Hash of :func:`source_files`."""
+    return digest(source_files(kind, name))
 
 
 def metric_part(name: str) -> MetricPart:
@@ -98,6 +107,16 @@ def metric_part(name: str) -> MetricPart:
     )
 
 
+def _content(path: Path) -> str:
+    """SHA-256 of a file, read once for all cells."""
+    return _read(path, tuple(state_of(path).values()))
+
+
+@lru_cache(maxsize=256)
+def _read(path: Path, state: tuple[int, ...]) -> str:
+    return digest_file(path)
+
+
 def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[str, Any]:
     """What decides the outcome of fitting ``spec.method``."""
     cls = registry.load("methods", spec.method)
@@ -107,7 +126,7 @@ def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[
         "method_source": source_digest("methods", spec.method),
         "preset": spec.preset,
         "params": spec.params,
-        "files": [digest_file(path) for path in cls.files(cls.resolve(spec.preset, spec.params))],
+        "files": [_content(path) for path in cls.files(cls.resolve(spec.preset, spec.params))],
         "seed": spec.seed,
         "modality": spec.modality,
         "train_slices": train.digest,

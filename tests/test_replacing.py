@@ -11,6 +11,7 @@ import pytest
 
 from adbench import api, config, planning, runner
 from adbench.errors import UserError
+from adbench.fitting import FIT
 from adbench.results import rundir
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -130,10 +131,11 @@ def test_maps_stay_with_a_record_that_is_made_again_for_a_metric(quick: None, sl
 def test_a_fit_says_which_files_are_its_own(quick: None, slices: Path, tmp_path: Path) -> None:
     planned = plan(slices, tmp_path)
     runner.run_cell(planned)
-    fit = json.loads((planned.fit_folder / rundir.FIT).read_text())
+    fit = json.loads((planned.fit_folder / FIT).read_text())
     assert set(fit["files"]) == {"model.safetensors", "method.json"}
     assert sorted(path.name for path in planned.fit_folder.iterdir()) == [
         "fit.json",
         "method.json",
         "model.safetensors",
+        "origin.json",
     ]

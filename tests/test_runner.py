@@ -12,6 +12,7 @@ from PIL import Image
 
 from adbench import config, executors, planning, registry, runner
 from adbench.errors import UserError
+from adbench.fitting import FIT
 from adbench.methods.base import FitReport, Method
 from adbench.results import record, rundir
 
@@ -122,9 +123,9 @@ def test_keys_change_with_what_matters_and_with_nothing_else(slices: Path, tmp_p
 def test_one_fit_serves_a_second_run(slices: Path, tmp_path: Path) -> None:
     (plan,) = plans(slices, tmp_path, method="zscore")
     first = runner.run_cell(plan)
-    stamp = (plan.fit_folder / rundir.FIT).stat().st_mtime_ns
+    stamp = (plan.fit_folder / FIT).stat().st_mtime_ns
     again = runner.run_cell(plan, force=True)
-    assert (plan.fit_folder / rundir.FIT).stat().st_mtime_ns == stamp
+    assert (plan.fit_folder / FIT).stat().st_mtime_ns == stamp
     assert again.metrics == first.metrics
 
 

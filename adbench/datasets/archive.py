@@ -32,10 +32,12 @@ _ENCRYPTED = (b"Salted__", b"U2FsdGVkX1")  # openssl enc, raw and base64
 
 @dataclass(frozen=True)
 class State:
-    """Size and time of a member, named as :func:`os.stat` names them."""
+    """What is known of a member without reading it, named as :func:`os.stat` names it."""
 
     st_size: int
     st_mtime_ns: int
+    st_ctime_ns: int
+    st_ino: int
 
 
 @dataclass(frozen=True, order=True)
@@ -60,8 +62,9 @@ class Member:
         return PurePosixPath(self.path).name
 
     def stat(self) -> State:
-        """Its own size and the archive's time."""
-        return State(self.size, self.archive.stat().st_mtime_ns)
+        """Its own size and the rest of its archive."""
+        archive = self.archive.stat()
+        return State(self.size, archive.st_mtime_ns, archive.st_ctime_ns, archive.st_ino)
 
     def __str__(self) -> str:
         return f"{self.archive}:{self.path}"
@@ -89,6 +92,24 @@ def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
         with open(file, "rb", buffering=0 if count is not None else -1) as plain:
             plain.seek(start)
             return plain.read(-1 if count is None else count)
+
+
+def state_of(file: File) -> dict[str, int]:
+    """What tells a file from another one, or from itself before it was written to, without reading it.
+
+    Size and modification time alone do not: a copy may keep both. The time of the last change of the file's entry
+    (ctime) cannot be set, and a file that took another one's place has an inode of its own.
+
+    Returns:
+        ``bytes``, ``mtime_ns``, ``ctime_ns``, ``inode``.
+    """
+    state = file.stat()
+    return {
+        "bytes": state.st_size,
+        "mtime_ns": state.st_mtime_ns,
+        "ctime_ns": state.st_ctime_ns,
+        "inode": state.st_ino,
+    }
 
 
 def digest_of(file: File) -> str:

@@ -19,9 +19,10 @@ from typing import Any, Self
 
 import numpy as np
 
+from adbench import registry
 from adbench.context import Progress
 from adbench.datasets import quality, work
-from adbench.datasets.archive import digest_of
+from adbench.datasets.archive import digest_of, state_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
 from adbench.datasets.pixels import ARRAYS, checksum
@@ -31,6 +32,7 @@ from adbench.datasets.work import Executor, Prepared, Task
 from adbench.errors import UserError
 from adbench.files import write_json
 from adbench.hashing import digest
+from adbench.spec import source_digest
 
 STORES, PARTIAL, PRODUCTS = "stores", "partial", "products"
 STALE = 30 * 86400  # s after which an interrupted preparation that nobody took up again is removed
@@ -87,7 +89,7 @@ def prepare_all(
 def store_folder(dataset: Dataset, modality: str, cache: Path) -> tuple[list[Case], Path]:
     """The cases of a store in its order (those of one subject stand together), and where it lies below ``cache``."""
     cases = sorted(dataset.discover(modality), key=_order)
-    key = digest([STORE_VERSION, dataset.recipe(), modality, _source_state(cases)])
+    key = digest([STORE_VERSION, recipe(dataset), modality, _source_state(cases)])
     return cases, Path(cache) / STORES / f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
 
 
@@ -166,7 +168,7 @@ class Building:
         self.dataset, self.modality, self.cases = dataset, modality, cases
         self.folder, self.partial = folder, partial
         self.parts = partial / PARTS
-        self.recipe = dataset.recipe()
+        self.recipe = recipe(dataset)
         self.failures: list[Prepared] = []
         self._done: list[dict[str, Any]] = []  # entries of the journal, in the order of the cases
         self._waiting: set[str] = set()  # cases with a part
@@ -332,27 +334,39 @@ def _stored(case: Case, record: dict[str, Any]) -> dict[str, Any]:
     return {**who, "flags": list(case.flags), **{key: value for key, value in record.items() if key != "shape"}}
 
 
+def recipe(dataset: Dataset) -> dict[str, Any]:
+    """What shapes the pixels. A plug-in's source belongs to it; the built-in steps have versions of their own."""
+    name = dataset.info.name
+    entry = registry.entries("datasets").get(name)
+    if (
+        entry is None
+        or entry.problem
+        or entry.origin == "built-in"
+        or registry.load("datasets", name) is not type(dataset)
+    ):
+        return dataset.recipe()
+    return {**dataset.recipe(), "source": source_digest("datasets", name)}
+
+
 def _source_state(cases: Iterable[Case]) -> str:
-    """Hash of every source file's path, size and time: cheap to take, and different when a source was touched."""
+    """Hash of every source file's path and state: cheap to take, and different when a source was touched."""
     seen: list[list[Any]] = []
     for case in cases:
         for file in case.files:
-            state = file.stat()
-            seen.append([str(file), state.st_size, state.st_mtime_ns])
+            seen.append([str(file), state_of(file)])
         seen.append([case.id, case.split])
     return digest(seen)
 
 
 def unchanged(case: Case, known: list[dict[str, Any]]) -> bool:
-    """Whether the files of ``case`` hold the bytes that ``known`` describes; reads them only where their time differs."""
+    """Whether the files of ``case`` hold the bytes that ``known`` describes; reads them only where their state differs."""
     if len(case.files) != len(known):
         return False
     for file, source in zip(case.files, known, strict=True):
-        state = file.stat()
-        if state.st_size != source["bytes"]:
+        state = {"file": str(file), **state_of(file)}
+        if state["bytes"] != source["bytes"]:
             return False
-        untouched = str(file) == source["file"] and state.st_mtime_ns == source["mtime_ns"]
-        if not untouched and digest_of(file) != source["sha256"]:
+        if any(source.get(name) != value for name, value in state.items()) and digest_of(file) != source["sha256"]:
             return False
     return True
 

@@ -20,7 +20,7 @@ from adbench.files import replacing
 def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[int, list[Path]]:
     """Unpack the regular files of a tar (also compressed) or zip below ``out``.
 
-    A file that is there with the right size is kept. Links and devices inside the archive are passed over.
+    A file that is there with the same content is kept. Links and devices inside the archive are passed over.
 
     Args:
         archive: the file.
@@ -42,7 +42,8 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
     try:
         for name, size, content, done, total in _members(archive):
             target = _inside(out, name, archive)
-            if not (target.is_file() and target.stat().st_size == size):
+            if not _there(target, size, content):
+                content.seek(0)
                 with replacing(target) as temporary, open(temporary, "wb") as file, content as source:
                     shutil.copyfileobj(source, file, 1 << 20)
                     if file.tell() != size:
@@ -57,6 +58,17 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
     return count, nested
+
+
+def _there(target: Path, size: int, content: IO[bytes]) -> bool:
+    """Whether ``target`` holds ``content``: archives of two releases may hold files of one name and size."""
+    if not (target.is_file() and target.stat().st_size == size):
+        return False
+    with open(target, "rb") as file:
+        while block := file.read(1 << 20):
+            if content.read(len(block)) != block:
+                return False
+    return True
 
 
 def _members(archive: Path) -> Iterator[tuple[str, int, IO[bytes], int, int]]:

@@ -12,16 +12,17 @@ import json
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from threading import Thread
 from typing import Any, Literal
 
 import numpy as np
 
-from adbench.datasets.archive import digest_of
+from adbench import threads
+from adbench.datasets.archive import digest_of, state_of
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.pixels import ARRAYS, digest_block
 from adbench.datasets.store import NO_SLICE
@@ -52,7 +53,7 @@ class Prepared:
         case: its id.
         record: what the manifest says of the case, without its first row; None when no slice is left or it failed.
         remarks: what was left out and why.
-        sources: name, size, time and SHA-256 of every file.
+        sources: name, state (:func:`adbench.datasets.archive.state_of`) and SHA-256 of every file.
         blocks: the pixels; None when they lie in a file.
         problem: why it failed, one sentence; "" when it did not.
         trace: of the failure.
@@ -75,6 +76,8 @@ class Prepared:
 def run(dataset: Dataset, task: Task, *, spill: bool) -> list[Prepared]:
     """Prepare one case. A failure is an answer, not an exception, unless it would meet every other case too.
 
+    One thread computes: sums of several end in other digits, and two machines would prepare different bytes.
+
     Args:
         dataset: of the case.
         task: what is wanted.
@@ -86,7 +89,8 @@ def run(dataset: Dataset, task: Task, *, spill: bool) -> list[Prepared]:
     done = []
     for modality, case, folder in task.wanted:
         try:
-            prepared = _prepare(dataset, modality, case)
+            with threads.limited(1, load_torch=False):
+                prepared = _prepare(dataset, modality, case)
         except Exception as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
                 raise
@@ -127,14 +131,8 @@ def _prepare(dataset: Dataset, modality: str, case: Case) -> Prepared:
 
 
 def sources(case: Case) -> list[dict[str, Any]]:
-    """Name, size, time and hash of every source file."""
-    found = []
-    for file in case.files:
-        state = file.stat()
-        found.append(
-            {"file": str(file), "bytes": state.st_size, "mtime_ns": state.st_mtime_ns, "sha256": digest_of(file)}
-        )
-    return found
+    """Name, state and hash of every source file."""
+    return [{"file": str(file), **state_of(file), "sha256": digest_of(file)} for file in case.files]
 
 
 def check(stack: Stack, case: Case) -> None:
@@ -246,15 +244,14 @@ def processes(dataset: Dataset, tasks: list[Task], workers: int) -> Iterator[lis
 
 
 def _start(cls: type[Dataset], params: Any, root: Path | None, products: Path | None) -> None:
-    """Make this process a worker: one thread, no reaction to Ctrl-C, gone when its parent is."""
+    """Make this process a worker: no reaction to Ctrl-C, gone when its parent is."""
     from multiprocessing import parent_process
 
     global _dataset
-    os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+        Thread(target=_follow, args=(parent,), daemon=True).start()
     _dataset = cls(params, root)
     _dataset.products = products
 

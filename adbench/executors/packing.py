@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-from adbench import registry
 from adbench.errors import UserError
 from adbench.methods.base import Resources
-from adbench.params import build
-
-if TYPE_CHECKING:
-    from adbench.planning import Plan
 
 CONTEXT_GB = 0.6  # of GPU memory that a process holds before its first tensor: driver, kernels, libraries
 MOST = 8  # runs on one GPU; more of them only wait for each other
@@ -23,17 +17,12 @@ class Share:
     """What one run holds while it runs.
 
     Attributes:
-        cpus: cores; its numeric libraries use as many threads.
+        cpus: cores that are kept for it; how many threads it computes with is another matter (:mod:`adbench.threads`).
         gpus: GPUs, or the fraction of one.
     """
 
     cpus: float
     gpus: float
-
-    @property
-    def threads(self) -> int:
-        """Threads of the numeric libraries."""
-        return max(1, int(self.cpus))
 
     def memory_fraction(self, total_gb: float) -> float | None:
         """The part of a GPU's memory that tensors of this run may fill; None: all of it.
@@ -68,12 +57,6 @@ def parse(text: str | None, flag: str) -> float | None:
     if flag == "--gpus-per-run" and value > 1 and value != int(value):
         raise UserError(f"{flag} {text}: a run takes a fraction of one GPU or whole ones.")
     return value
-
-
-def wants(plan: Plan) -> Resources:
-    """What the method of a cell asks for."""
-    cls = registry.load("methods", plan.spec.method)
-    return cls.resources(build(cls.Params, f"method {plan.spec.method}", plan.spec.params))
 
 
 def share(

@@ -18,10 +18,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from adbench import threads
 from adbench.cluster import Cluster
 from adbench.errors import UserError
 from adbench.executors.base import Failed, Options, Outcome
-from adbench.executors.packing import Share, share, wants
+from adbench.executors.packing import Share, share
+from adbench.fitting import FIT
 from adbench.nodes.job import Job, Result, mark
 from adbench.nodes.work import Crashed, gpu_memory_gb, look, work
 from adbench.planning import Plan
@@ -104,7 +106,7 @@ class Packed:
     def share(self, plan: Plan) -> Share:
         """What the cell gets."""
         return share(
-            wants(plan),
+            plan.resources,
             plan.spec.device,
             gpu_memory_gb=self._gpu_memory,
             most_cpus=self._most_cpus,
@@ -163,7 +165,7 @@ class Packed:
 
     def _fit_in_the_making(self, plan: Plan) -> bool:
         makers = any(other.plan.fit_key == plan.fit_key for other in self._running.values())
-        return makers and not (plan.fit_folder / rundir.FIT).exists()
+        return makers and not (plan.fit_folder / FIT).exists()
 
     def _submit(self, plan: Plan, whole: bool = False) -> None:
         portion = self.share(plan)
@@ -180,7 +182,7 @@ class Packed:
             str(self.cache),
             self._mark,
             self.options,
-            portion.threads,
+            threads.count(plan.resources.cpus),
             portion.gpus,
             portion.memory_fraction(self._gpu_memory),
         )

@@ -160,6 +160,9 @@ def _detail(entry: Entry) -> dict[str, Any]:
     provenance = record.provenance
     packages = provenance.get("packages")
     torch = packages.get("torch") if isinstance(packages, dict) else None
+    made_by = [f"adbench {provenance.get('adbench', '')}", f"torch {torch or '—'}", provenance.get("device_name", "")]
+    if provenance.get("device") == "cpu" and "threads" in provenance:
+        made_by.append(f"threads {provenance['threads']}")
     facts = [
         ("method", f"{record.method.name} {record.method.version} ({record.method.origin})"),
         ("learned from", f"{train.name} {train.modality}: {train.slices:,} slices of {train.subjects:,} subjects"),
@@ -169,10 +172,7 @@ def _detail(entry: Entry) -> dict[str, Any]:
         ("parameters", ", ".join(f"{name} {value}" for name, value in sorted(record.method.params.items())) or "none"),
         ("against the best", difference),
         ("tuned", _tuned(entry)),
-        (
-            "made by",
-            f"adbench {provenance.get('adbench', '')}, torch {torch or '—'}, {provenance.get('device_name', '')}",
-        ),
+        ("made by", ", ".join(map(str, made_by))),
         ("method source", record.method.source[:16]),
         ("conformance checks", entry.conformance),
         ("run keys", ", ".join(s.record.run_key[:16] for s in entry.seeds)),

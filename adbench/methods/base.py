@@ -27,22 +27,6 @@ if TYPE_CHECKING:
 
     from adbench.datasets.slices import SliceBatch, SliceSet
 
-# Files of this folder that any method may use: they count into every fit's key.
-SHARED = (
-    "base.py",
-    "budget.py",
-    "checkpoints.py",
-    "diffusion.py",
-    "frame.py",
-    "imaging.py",
-    "noise.py",
-    "perceptual.py",
-    "resident.py",
-    "sampling.py",
-    "single.py",
-    "slicewise.py",
-    *(f"training/{part}.py" for part in ("__init__", "devices", "draws", "loop", "plan", "run", "stage")),
-)
 WEIGHTS = "model.safetensors"
 CARD = "method.json"
 
@@ -70,7 +54,10 @@ class FitReport:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run of a method asks of a machine: CPU cores, and GPU memory in GiB (0: no GPU)."""
+    """What one run of a method asks of a machine: CPU cores, and GPU memory in GiB (0: no GPU).
+
+    A run computes with as many threads as it asks for cores, unless the user sets ``OMP_NUM_THREADS``.
+    """
 
     cpus: float = 1.0
     gpu_memory_gb: float = 0.0

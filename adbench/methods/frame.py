@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import nn
@@ -18,10 +18,14 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch
 
 
+def precision(device: torch.device) -> Literal["bf16", "float32"]:
+    """What networks compute in on ``device``."""
+    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+
+
 def fast(device: torch.device) -> AbstractContextManager[object]:
     """Within the block networks run in bf16 where the device has it; put nothing but networks into it."""
-    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast("cuda", torch.bfloat16, enabled=able)
+    return torch.autocast("cuda", torch.bfloat16, enabled=precision(device) == "bf16")
 
 
 def placed(module: nn.Module, device: str) -> nn.Module:

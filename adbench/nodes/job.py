@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from adbench import threads
 from adbench.errors import UserError
 from adbench.executors.base import Options
 from adbench.files import write_text
@@ -33,7 +34,7 @@ class Job:
         cache: folder of slice stores.
         mark: content of the output folder's mark: the receiver must find the same.
         options: how it is run.
-        threads: of the numeric libraries.
+        threads: it computes with, see :mod:`adbench.threads`.
         gpus: share of a GPU, for those who look.
         memory_fraction: the part of the GPU's memory it may fill; None: all.
     """
@@ -172,13 +173,9 @@ def _plan(job: Job) -> Plan:
 
 
 def _take_share(job: Job) -> None:
-    """Use as many threads, and as much of the GPU, as this run was given."""
-    import torch
-    from threadpoolctl import threadpool_limits
-
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-        os.environ[name] = str(job.threads)  # for processes that this one starts
-    threadpool_limits(job.threads)
-    torch.set_num_threads(job.threads)
+    """Compute with as many threads as the sender would, and use no more of the GPU than this run was given."""
+    os.environ[threads.VARIABLE] = str(job.threads)  # Ray has set it to the cores that it keeps for the run
     if job.memory_fraction is not None and job.spec["device"].startswith("cuda"):
+        import torch
+
         torch.cuda.set_per_process_memory_fraction(job.memory_fraction)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import adbench
+from adbench.files import write_json
 
+ORIGIN = "origin.json"  # in the folder of a fit: what made it
 PACKAGES = (
     "torch",
     "diffusers",
@@ -60,19 +64,68 @@ def git_revision() -> str | None:
     return run.stdout.strip()
 
 
-def collect(device: str) -> dict[str, Any]:
-    """Provenance of a run on ``device``."""
-    name = platform.processor() or platform.machine()
-    if device.startswith("cuda"):
-        import torch
+def processor() -> str:
+    """The model of this machine's CPU, as its maker calls it where that can be told."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() == "model name" and value.strip():
+                return value.strip()
+    return platform.processor() or platform.machine()
 
-        name = torch.cuda.get_device_name(device)
+
+def machine(device: str) -> dict[str, Any]:
+    """What decides the last digits of a number computed on ``device``.
+
+    Returns:
+        ``device``; ``device_name``, the model that computed; ``cpu`` and ``gpu``, models (None: no GPU took part);
+        ``threads`` of the CPU; ``precision`` of networks, "float32" or "bf16".
+    """
+    import torch
+
+    from adbench.methods.frame import precision
+
+    cpu = processor()
+    gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
+    return {
+        "device": device,
+        "device_name": gpu or cpu,
+        "cpu": cpu,
+        "gpu": gpu,
+        "threads": torch.get_num_threads(),
+        "precision": precision(torch.device(device)),
+    }
+
+
+def sign(folder: Path, device: str, sources: dict[str, str]) -> None:
+    """Say in the folder of a fit what makes it: the sources, and each machine that has had a hand in it.
+
+    Args:
+        folder: of the fit.
+        device: that it is made on.
+        sources: hash of every source file, by module or path.
+    """
+    here, earlier = machine(device), origin(folder).get("machines", [])
+    write_json(folder / ORIGIN, {"machines": [m for m in earlier if m != here] + [here], "sources": sources})
+
+
+def origin(folder: Path) -> dict[str, Any]:
+    """What :func:`sign` wrote into the folder of a fit; empty where it did not, or the file is damaged."""
+    try:
+        content = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def collect(device: str, fit_folder: Path) -> dict[str, Any]:
+    """Provenance of a run that is scored on ``device`` with the fit in ``fit_folder``."""
     return {
         "adbench": adbench.__version__,
         "git": git_revision(),
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}",
-        "device": device,
-        "device_name": name,
+        **machine(device),
+        "fit": origin(fit_folder).get("machines", []),
         "packages": package_versions(),
     }

@@ -25,21 +25,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from adbench.errors import UserError
 from adbench.files import write_json
-from adbench.hashing import check_file, digest_file, read_sealed, sealed
 from adbench.results.record import RECORD, Record, read
 
-if TYPE_CHECKING:
-    from adbench.context import Context
-    from adbench.methods.base import Method
-
-M = TypeVar("M", bound="Method")
-
-FIT = "fit.json"
 FAILURE = "failure.json"
 IDENTITY = "identity.json"
 SPLITS = "splits.json"  # subjects by role
@@ -158,58 +149,6 @@ def promote(folder: Path) -> bool:
     (new / READY).replace(folder / RECORD)
     new.rmdir()
     return True
-
-
-def commit_fit(folder: Path, method: Method, content: dict[str, Any]) -> dict[str, Any]:
-    """Save a fitted method into ``folder``, and last what ``fit.json`` says of it: ``content`` and the files' SHA-256.
-
-    Returns:
-        What :func:`fitted` will give.
-    """
-    files = {}
-    with TemporaryDirectory(prefix=".", dir=folder) as name:
-        method.save(Path(name))
-        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
-            target = folder / path.relative_to(name)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            files[path.relative_to(name).as_posix()] = digest_file(path)
-            path.replace(target)
-    write_json(folder / FIT, sealed({**content, "files": files}))
-    return {**content, "files": files}
-
-
-def fitted(folder: Path, key: str) -> dict[str, Any] | None:
-    """What ``fit.json`` says if the fit in ``folder`` is complete and belongs to ``key``.
-
-    Raises:
-        UserError: it is damaged.
-    """
-    try:
-        content = read_sealed(folder / FIT, _fit_again(folder))
-    except FileNotFoundError:
-        return None
-    return content if content.get("fit_key") == key else None
-
-
-def load_fit(cls: type[M], folder: Path, fit: dict[str, Any], ctx: Context) -> M:
-    """The fitted method in ``folder``.
-
-    Args:
-        cls: of the method.
-        folder: of the fit.
-        fit: from :func:`fitted`.
-        ctx: surroundings.
-
-    Raises:
-        UserError: a file is missing or not the one that was saved.
-    """
-    for name, written in fit["files"].items():
-        check_file(folder / name, written, _fit_again(folder))
-    return cls.load(folder, ctx)
-
-
-def _fit_again(folder: Path) -> str:
-    return f"Delete {folder} and run the same command again: the fit is then made anew."
 
 
 def write_failure(folder: Path, error: BaseException, phase: str, trace: str = "") -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
-from adbench.results import rundir, survey
+from adbench.results import provenance, rundir, survey
 
 _ABSENT = "(not there)"
 MEANING = {
     "method_version": "the method's author raised its version",
-    "method_source": "the source files of the method or of what methods share were changed",
+    "method_source": "the method, a module that it, fitting or scoring imports, or a plug-in's data file was changed",
     "files": "a file that the parameters name has another content",
     "train_slices": "other training slices: another dataset, recipe, split, or other pixels",
     "val_slices": "other slices that choose the checkpoint",
@@ -110,5 +110,21 @@ def why(run: Path, out: Path) -> Answer:
             continue
         found = differences(mine["identity"], other["identity"])
         if best is None or len(found) < best[0]:
-            best = (len(found), seen.folder, found, mine["fit_key"] == other["fit_key"])
-    return Answer(run, None, False, ()) if best is None else Answer(run, best[1], best[3], best[2])
+            nearest, best = other, (len(found), seen.folder, found, mine["fit_key"] == other["fit_key"])
+    if best is None:
+        return Answer(run, None, False, ())
+    files = _changed_files(_sources(mine, out), _sources(nearest, out))
+    named = tuple(replace(d, meaning=files) if d.field == "method_source" and files else d for d in best[2])
+    return Answer(run, best[1], best[3], named)
+
+
+def _sources(found: dict[str, Any], out: Path) -> dict[str, str]:
+    """Hashes of the source files of a run by module or path, as the folder of its fit has them; empty where there is none."""
+    folder = rundir.fit_folder(out, str(found["identity"].get("method")), str(found["fit_key"]))
+    return provenance.origin(folder).get("sources", {})
+
+
+def _changed_files(mine: dict[str, str], its: dict[str, str]) -> str:
+    """The files in which two fits differ, in words; "" where that is not known."""
+    changed = sorted(name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
+    return f"other source: {', '.join(changed)}" if mine and its else ""

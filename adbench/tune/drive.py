@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from adbench import registry
+from adbench import registry, threads
 from adbench.cluster import Cluster, Node, connect
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -108,7 +108,7 @@ def drive(
             tune_config=TuneConfig(
                 metric="value",
                 mode=task.mode,
-                search_alg=Proposals(course, portion.threads, portion.memory_fraction(memory)),
+                search_alg=Proposals(course, threads.count(wants.cpus), portion.memory_fraction(memory)),
                 scheduler=Stops(course),
                 num_samples=course.left,
                 max_concurrent_trials=min(options.max_concurrent or slots, slots),

@@ -18,6 +18,7 @@ from adbench.context import Progress
 from adbench.datasets.pseudo import PseudoParams
 from adbench.errors import UserError
 from adbench.files import write_text
+from adbench.fitting import fitted
 from adbench.hashing import digest
 from adbench.params import build
 from adbench.planning import Data, plan
@@ -242,7 +243,7 @@ def _hand_over(home: Path, cell: CellSpec, data: Data, out: Path) -> None:
     """Copy the best fit to where ``adbench run`` looks for it, so that it is not trained a second time."""
     key = digest(specs.fit_identity(cell, data.train, data.val))
     target = rundir.fit_folder(out, cell.method, key)
-    if rundir.fitted(home, key) is None or target.exists():
+    if fitted(home, key) is None or target.exists():
         return
     copy = target.with_name(f".{target.name}.partial")
     shutil.rmtree(copy, ignore_errors=True)

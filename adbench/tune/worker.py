@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from adbench import registry, seeds
+from adbench import registry, seeds, threads
 from adbench import spec as specs
 from adbench.context import Context
 from adbench.hashing import digest
 from adbench.methods.base import Method
 from adbench.presence import held
-from adbench.results import rundir
+from adbench.results import provenance, rundir
 from adbench.tune import objective
 from adbench.tune.halving import RUNGS
 from adbench.tune.table import FULL
@@ -36,8 +36,9 @@ def trial(config: dict[str, Any]) -> None:
     """What Ray calls. ``config`` holds a path, a number and the parameters, nothing large."""
     from ray import tune
 
-    _settle(config["threads"], config["memory"])
-    run(Path(config["folder"]), config["number"], config["params"], config["reported"], tune.report)
+    _take_share(config["memory"])
+    with threads.limited(config["threads"]):
+        run(Path(config["folder"]), config["number"], config["params"], config["reported"], tune.report)
 
 
 def run(folder: Path, number: int, params: dict[str, Any], reported: list[float], report: Report) -> None:
@@ -65,11 +66,10 @@ def run(folder: Path, number: int, params: dict[str, Any], reported: list[float]
         tell(0.0, math.nan, error=f"{type(error).__name__}: {error}")
 
 
-def _settle(threads: int, memory: float | None) -> None:
-    """Keep to the share of the machine that the trial holds."""
+def _take_share(memory: float | None) -> None:
+    """Fill no more of the GPU than the trial holds."""
     import torch
 
-    torch.set_num_threads(threads)
     if memory is not None and torch.cuda.is_available():
         torch.cuda.set_per_process_memory_fraction(memory)
 
@@ -77,7 +77,7 @@ def _settle(threads: int, memory: float | None) -> None:
 def _fit_and_measure(
     task: Task, home: Path, params: dict[str, Any], reported: list[float], tell: Callable[..., None]
 ) -> None:
-    from adbench.runner import fit_method, seed_everything
+    from adbench.fitting import fit_method, seed_everything
 
     cls = registry.load("methods", task.cell.method)
     resolved = cls.resolve(task.cell.preset, {**task.cell.params, **params}).model_dump(mode="json")
@@ -99,7 +99,8 @@ def _fit_and_measure(
             tell(share, value)
 
     key = digest(specs.fit_identity(spec, train, val))
-    method, _ = fit_method(spec, train, val, home, key, ctx, watch)
+    provenance.sign(home, device, specs.source_files("methods", spec.method))
+    method, _ = fit_method(cls, resolved, train, val, home, key, ctx, watch)
     seed_everything(seeds.derive(spec.seed, "score"))
     tell(FULL, objective.measure(task.objective, method, select, ctx))
 

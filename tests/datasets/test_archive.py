@@ -135,7 +135,10 @@ def test_unpacking(cases: Path, tmp_path: Path, mode: str) -> None:
     stamp = kept.stat().st_mtime_ns
     lost = sorted(out.rglob("*.gz"))[-1]
     lost.write_bytes(b"half")
+    other = sorted(out.rglob("*.gz"))[-2]
+    other.write_bytes(other.read_bytes()[:-1] + b"?")  # of another release, say
     assert unpack(path, out) == (15, [])  # goes on: whole files stay, others are written again
+    assert other.read_bytes() == (cases / other.relative_to(out)).read_bytes()
     assert kept.stat().st_mtime_ns == stamp
     assert nifti.read(lost).data.shape == SMALL
 

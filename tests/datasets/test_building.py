@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import json
 import os
 import shutil
@@ -142,6 +143,48 @@ def test_one_changed_byte_prepares_that_case_alone(root: Path, tmp_path: Path, m
     assert second.folder != first.folder
     changed = [a.id for a, b in zip(first.cases, second.cases, strict=True) if a.digests != b.digests]
     assert changed == ["BraTS2021_00002"]
+
+
+@pytest.mark.parametrize("how", ["written over", "put in its place"])
+def test_other_voxels_of_the_same_size_and_time_are_noticed(root: Path, tmp_path: Path, how: str) -> None:
+    for packed in root.rglob("*.nii.gz"):
+        packed.with_suffix("").write_bytes(gzip.decompress(packed.read_bytes()))
+        packed.unlink()
+    image = next(root.glob("*00002/*flair.nii"))
+    first = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    before, other = image.stat(), next(root.glob("*00003/*flair.nii")).read_bytes()
+    assert len(other) == before.st_size
+    if how == "written over":
+        image.write_bytes(other)
+    else:
+        image.with_suffix(".new").write_bytes(other)
+    changed = image if how == "written over" else image.with_suffix(".new")
+    os.utime(changed, ns=(before.st_atime_ns, before.st_mtime_ns))
+    changed.replace(image)
+    assert (image.stat().st_size, image.stat().st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    second = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    differ = [
+        a.id for a, b in zip(first.cases, second.cases, strict=True) if a.digests["images"] != b.digests["images"]
+    ]
+    assert differ == ["BraTS2021_00002"]
+
+
+def test_cases_are_prepared_on_one_thread(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from threadpoolctl import threadpool_info, threadpool_limits
+
+    def counts() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info()}
+
+    seen: list[tuple[set[int], str]] = []
+    load = small_brats.BraTS21.load
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda self, case, modality: seen.append((counts(), os.environ["OMP_NUM_THREADS"])) or load(self, case, modality))  # fmt: skip
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    with threadpool_limits(2):
+        assert counts() == {2}
+        prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+        assert counts() == {2}
+    assert seen == [({1}, "1")] * 6
+    assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
 def test_another_split_copies_every_case(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

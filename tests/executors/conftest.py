@@ -21,7 +21,8 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     """The methods of ``misfits``, here and in processes with the environment that this gives."""
     folder = tmp_path_factory.mktemp("site")
     misfits.install(folder)
-    added = {"PYTHONPATH": str(folder), "MISFITS_MENDED": str(folder / "mended"), "OMP_NUM_THREADS": "1"}
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    added = {"PYTHONPATH": path, "MISFITS_MENDED": str(folder / "mended"), "OMP_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     sys.path.insert(0, str(folder))

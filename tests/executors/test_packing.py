@@ -39,8 +39,6 @@ def test_cores() -> None:
     assert share(wants, "cpu", gpu_memory_gb=80, most_cpus=16) == Share(4, 0)
     assert share(wants, "cpu", gpu_memory_gb=0, most_cpus=2) == Share(2, 0)
     assert share(wants, "cpu", gpu_memory_gb=0, most_cpus=2, cpus=8) == Share(8, 0)  # asked for: to be refused, not cut
-    assert Share(2.5, 0).threads == 2
-    assert Share(0.5, 0).threads == 1
 
 
 def test_the_user_decides() -> None:

@@ -15,12 +15,12 @@ from PIL import Image
 from adbench import config
 from adbench.config import RunConfig
 from adbench.errors import UserError
+from adbench.fitting import FIT, fitted
 from adbench.methods.ae import AE
 from adbench.methods.simple import HistEq
 from adbench.planning import plan
 from adbench.presence import held
 from adbench.results.record import TunedFrom, read
-from adbench.results.rundir import FIT, fitted
 from adbench.runner import run_cell
 from adbench.tune import report as reports
 from adbench.tune.search import Result, seconds
@@ -67,6 +67,7 @@ def test_a_search_finds_better_than_the_default_and_says_where_from(
     assert tuned.changed == ()
     assert tuned.default == table.trials[0].value
     assert tuned.cpu_hours > 0
+    assert [made["threads"] for made in read(path).provenance["fit"]] == [1], "OMP_NUM_THREADS of the tests"
     assert read(path).method.params.items() >= best.params.items()
 
 

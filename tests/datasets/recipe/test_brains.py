@@ -60,6 +60,11 @@ def test_a_plug_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = brains.extract("mine", np.where(BALL, 50, 3), np.eye(4), "T2", "here")
     assert found.dtype == bool
     np.testing.assert_array_equal(found, BALL)
+    before = brains.tool("mine").version
+    assert before == brains.tool("mine").version
+    with open(tmp_path / "my_brains.py", "a") as file:
+        file.write("\n# edited\n")
+    assert brains.tool("mine").version != before, "or masks of another tool would be taken from the cache"
 
 
 @pytest.mark.parametrize(
