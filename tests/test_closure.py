@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import adbench
@@ -291,7 +292,7 @@ def test_an_edited_dataset_plug_in_is_prepared_again(tmp_path: Path, monkeypatch
             cached.cache_clear()
         cls = registry.load("datasets", "flat")
         store = prepare(cls(cls.Params(), None), "T1", tmp_path / "cache")
-        assert store.images.max() == float(grey)
+        assert store.images[np.arange(2)].max() == float(grey)
         folders.append(store.folder)
     assert folders[0] == folders[1] != folders[2]
     del sys.modules["flat_dataset"]
