@@ -14,6 +14,7 @@ from adbench.datasets import selection
 from adbench.datasets.base import Split
 from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
+from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import SliceStore, prepare
 from adbench.errors import UserError
 from adbench.hashing import digest
@@ -149,12 +150,9 @@ def gather(
         )
         for split in _LABELLED
     )
-    learn_from, scored_from = (source.root or source.dataset for source in (train or test, test))
+    learn_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
     if not len(learn):
-        raise UserError(
-            f"There is no healthy {modality} slice to train on in {learn_from}: its split `train` is empty. "
-            "Learn from another folder with --train-on folder --train-root DIR."
-        )
+        raise UserError(nothing_to_train(modality, learn_from))
     if not len(scored):
         which = (
             ""
@@ -163,7 +161,7 @@ def gather(
             if protocol.slices != "largest-lesion"
             else " with a lesion"
         )
-        raise UserError(f"There is no {modality} slice{which} in the split `test` of {scored_from}.")
+        raise UserError(nothing_to_test(modality, scored_from, which))
     if learn.shape != scored.shape:
         raise UserError(
             f"Training slices are {learn.shape[0]}x{learn.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "

@@ -12,16 +12,22 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from adbench.context import Progress
-from adbench.datasets.base import Case, Dataset
+from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.examine import Examined, examine
 from adbench.datasets.findings import SEVERITIES, Finding, Severity
-from adbench.datasets.names import LESION
+from adbench.datasets.folder import Folder
+from adbench.datasets.folder_volumes import FolderVolumes
+from adbench.datasets.names import LESION, person
+from adbench.datasets.splits import nothing_to_test, nothing_to_train
+from adbench.datasets.store import ARRAYS
 from adbench.datasets.volumes import IndexedVolumes, Scan
-from adbench.errors import UserError
+from adbench.datasets.work import digest_block
 
 REPORT_VERSION = 1
 
@@ -88,6 +94,11 @@ def _volumes(dataset: IndexedVolumes, report: Report, workers: int, progress: Pr
     index = dataset.index
     report.cases = len(index.scans)
     report.findings += _on_disk(dataset)
+    faults = list(dataset.faults())
+    report.findings += faults
+    if isinstance(dataset, FolderVolumes) and not any(fault.severity == "error" for fault in faults):
+        for modality in dataset.available():
+            report.findings += _roles(dataset, modality, {case.split for case in dataset.discover(modality)})
     report.findings += itertools.chain.from_iterable(_completeness(dataset, scan) for scan in index.scans)
     report.findings += _repeated_subjects(index.scans)
     phase = f"check {'voxels' if report.deep else 'headers'} of {dataset.info.name}"
@@ -145,6 +156,8 @@ def _completeness(dataset: IndexedVolumes, scan: Scan) -> Iterator[Finding]:
     if expected.lesion and LESION not in scan.files:
         severity: Severity = "info" if dataset.unmasked_by_design(scan) else "warning"
         yield Finding(severity, "missing-mask", scan.id, first, f"{scan.id} has no lesion mask and is left out")
+    elif why := dataset.left_out(scan):
+        yield Finding("info", "left-out", scan.id, first, f"{scan.id} is left out: {why}")
     if not scan.sequences:
         yield Finding("error", "missing-image", scan.id, first, f"{scan.id} has a mask and no image: {first}")
     for flag in scan.flags:
@@ -193,21 +206,41 @@ def _equal_volumes(results: Iterable[Examined]) -> Iterator[Finding]:
 
 
 def _any(dataset: Dataset, report: Report, progress: Progress) -> None:
-    """Any other dataset: its own complaints, and with ``deep`` those of loading every case."""
+    """Any other dataset: its own complaints, and with ``deep`` (or where that is quick) those of reading every case."""
+    report.findings += dataset.faults()
     loads: list[tuple[Case, str]] = []
     for modality in dataset.available():
-        cases = dataset.discover(modality)
+        cases = dataset.found(modality)
         report.cases = max(report.cases, len(cases))
         report.files += sum(len(case.files) for case in cases)
         for line in dataset.exclusions(modality):
-            report.findings.append(Finding("info", "unused-file", "", "", f"{modality}: {line}"))
-        if report.deep:
+            report.findings.append(Finding("info", "left-out", "", "", f"{modality}: {line}"))
+        if isinstance(dataset, Folder):
+            report.findings += dataset.sizes(modality)
+            report.findings += _roles(dataset, modality, {case.split for case in cases})
+        if report.deep or dataset.quick:
             loads += [(case, modality) for case in cases]
+    images: dict[str, list[Case]] = defaultdict(list)
     for done, (case, modality) in enumerate(loads, 1):
-        name = f"{case.id} {modality}"
-        try:
-            for remark in dataset.load(case, modality).remarks:
-                report.findings.append(Finding("info", "remark", name, "", f"{name}: {remark}"))
-        except UserError as error:
-            report.findings.append(Finding("error", "unreadable", name, "", str(error)))
+        stack, findings = dataset.examine(case, modality)
+        for finding in findings:
+            where = "" if finding.severity == "error" else f"{finding.file or f'{case.id} {modality}'}: "
+            report.findings.append(replace(finding, message=f"{where}{finding.message}"))
+        if stack is not None and len(stack.slices):
+            images[digest_block(np.ascontiguousarray(stack.image, ARRAYS["images"]))].append(case)
         progress.update(f"check slices of {dataset.info.name}", done, len(loads))
+    for same in images.values():
+        for case in same[1:]:
+            if person(case.subject) != person(same[0].subject):
+                files = [str(one.files[0]) if one.files else one.id for one in (case, same[0])]
+                message = f"{files[0]} holds the same pixels as {files[1]}: the subjects {same[0].subject} and {case.subject} are one"
+                report.findings.append(Finding("error", "duplicate-subject", case.id, files[0], message))
+
+
+def _roles(dataset: Dataset, modality: str, filled: set[Split]) -> Iterator[Finding]:
+    """Roles that nobody has. Other data may train or be tested, so this may be as it should."""
+    where = str(dataset.root)
+    if "train" not in filled:
+        yield Finding("warning", "no-train", "", where, nothing_to_train(modality, where))
+    if "test" not in filled:
+        yield Finding("warning", "no-test", "", where, nothing_to_test(modality, where, " with a lesion mask"))

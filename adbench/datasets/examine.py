@@ -28,7 +28,7 @@ class Examined:
     """What was found in one case.
 
     Attributes:
-        checksums: kind -> CRC-32 and length of the uncompressed file, for gzipped files.
+        checksums: kind -> CRC-32 and length of the uncompressed file; of plain files only when every voxel is read.
         files: how many were opened.
     """
 
@@ -52,7 +52,7 @@ def examine(scan: Scan, expected: Expected, deep: bool) -> Examined:
 
         try:
             headers[kind] = nifti.read_header(file)
-            whole = _whole(file, headers[kind])
+            whole = nifti.checksum(file, plain=deep)
             if whole is not None:
                 result.checksums[kind] = whole
         except NiftiError as error:
@@ -69,28 +69,6 @@ def examine(scan: Scan, expected: Expected, deep: bool) -> Examined:
     if deep:
         result.findings += _voxels(scan, headers, expected)
     return result
-
-
-def _whole(file: File, header: Header) -> tuple[int, int] | None:
-    """The checksum of a gzip, or None for a plain file; the file is as long as its header says.
-
-    Raises:
-        NiftiError: truncated.
-    """
-    found = nifti.checksum(file)
-    if found is None:
-        if file.stat().st_size < header.bytes:
-            raise NiftiError(
-                "truncated",
-                f"{file} is truncated: {file.stat().st_size} bytes where its header announces {header.bytes}. {nifti.AGAIN}",
-            )
-        return None
-    if found[1] != header.bytes % 2**32:
-        # Truncated (its last bytes are then compressed voxels, any number at all), made of several gzip members, or with
-        # something behind the voxels: only decoding tells.
-        nifti.decode(file)
-        return None
-    return found
 
 
 Check = tuple[Severity, str, str]
