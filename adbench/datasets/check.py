@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 
 from adbench.context import Progress
+from adbench.datasets import likeness
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.examine import Examined, examine
 from adbench.datasets.findings import SEVERITIES, Finding, Severity
@@ -86,6 +87,8 @@ def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: P
         _volumes(dataset, report, workers, progress)
     else:
         _any(dataset, report, progress)
+    copies = {finding.file for finding in report.findings if finding.code.startswith("duplicate-")}
+    report.findings = [f for f in report.findings if f.code != "look-alike" or f.file not in copies]
     report.findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.case, f.file, f.code, f.message))
     return report
 
@@ -116,6 +119,9 @@ def _volumes(dataset: IndexedVolumes, report: Report, workers: int, progress: Pr
         report.files += result.files
         report.findings += result.findings
     report.findings += _equal_volumes(results)
+    for name in dataset.available():
+        files = [(result, result.prints[name]) for result in results if name in result.prints]
+        report.findings += _alike([(r.scan.subject, str(r.scan.files[name]), *seen) for r, seen in files])
 
 
 def _on_disk(dataset: IndexedVolumes) -> Iterator[Finding]:
@@ -205,6 +211,23 @@ def _equal_volumes(results: Iterable[Examined]) -> Iterator[Finding]:
             yield Finding("error", code, other.id, other_file, f"{other_file} holds the same volume as {file}: {what}")
 
 
+def _alike(group: Sequence[tuple[str, str, int, np.ndarray]]) -> Iterator[Finding]:
+    """Images that look like one person and have the names of two: (subject, file, slices, fingerprint) of one modality."""
+    if len(group) < 2:
+        return
+    subjects, files, slices, coarse = zip(*group, strict=True)
+    prints = likeness.Print(list(subjects), np.array(slices), np.stack(coarse))
+    for pair in likeness.alike(prints, prints):
+        if pair.one < pair.other:
+            what = "are one scan, hardly changed" if pair.certain else "may be one person"
+            message = (
+                f"{files[pair.other]} looks like {files[pair.one]} (correlation {pair.correlation:.4f}): the subjects "
+                f"{subjects[pair.one]} and {subjects[pair.other]} {what}"
+            )
+            severity: Severity = "error" if pair.certain else "warning"
+            yield Finding(severity, "look-alike", subjects[pair.other], files[pair.other], message)
+
+
 def _any(dataset: Dataset, report: Report, progress: Progress) -> None:
     """Any other dataset: its own complaints, and with ``deep`` (or where that is quick) those of reading every case."""
     report.findings += dataset.faults()
@@ -221,6 +244,7 @@ def _any(dataset: Dataset, report: Report, progress: Progress) -> None:
         if report.deep or dataset.quick:
             loads += [(case, modality) for case in cases]
     images: dict[str, list[Case]] = defaultdict(list)
+    seen: dict[str, list[tuple[str, str, int, np.ndarray]]] = defaultdict(list)
     for done, (case, modality) in enumerate(loads, 1):
         stack, findings = dataset.examine(case, modality)
         for finding in findings:
@@ -228,7 +252,12 @@ def _any(dataset: Dataset, report: Report, progress: Progress) -> None:
             report.findings.append(replace(finding, message=f"{where}{finding.message}"))
         if stack is not None and len(stack.slices):
             images[digest_block(np.ascontiguousarray(stack.image, ARRAYS["images"]))].append(case)
+            name = str(case.files[0]) if case.files else case.id
+            coarse = likeness.fingerprint(stack.image, stack.brain, stack.slices)
+            seen[modality].append((case.subject, name, len(stack.slices), coarse))
         progress.update(f"check slices of {dataset.info.name}", done, len(loads))
+    for group in seen.values():
+        report.findings += _alike(group)
     for same in images.values():
         for case in same[1:]:
             if person(case.subject) != person(same[0].subject):

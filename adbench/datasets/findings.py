@@ -43,6 +43,7 @@ CODES = {
     "known-missing": "a sequence that the distribution itself lacks",
     "duplicate-file": "the same file twice below the root",
     "duplicate-subject": "two subjects with the same volume",
+    "look-alike": "two subjects with nearly the same volume, or volumes of one person by their looks",
     "duplicate-volume": "the same volume twice in one subject",
     "several-scans": "a subject with more than one scan",
     "flagged": "a subject that public lists name",
