@@ -20,7 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from adbench.context import Progress
-from adbench.datasets import quality, work
+from adbench.datasets import likeness, quality, work
 from adbench.datasets.archive import digest_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
@@ -165,6 +165,7 @@ class Building:
         self.failures: list[Prepared] = []
         self._done: list[dict[str, Any]] = []  # entries of the journal, in the order of the cases
         self._waiting: set[str] = set()  # cases with a part
+        self._prints: dict[str, np.ndarray] = {}  # case id -> fingerprint
         self._shape: tuple[int, ...] | None = None
         self._rows = 0
 
@@ -274,6 +275,7 @@ class Building:
                 writer.append(prepared.blocks[name])
             for writer in self._writers.values():
                 writer.file.flush()
+            self._prints[prepared.case] = likeness.of_blocks(prepared.blocks, prepared.record)
             self._rows += len(prepared.record["slices"])
         self._journal.append(entry)
         self._done.append(entry)
@@ -320,7 +322,12 @@ class Building:
         os.rename(self.partial, self.folder)
         for donor in self._donors:
             donor.discard()
-        return SliceStore.open(self.folder)
+        store = SliceStore.open(self.folder)
+        if all(
+            case.id in self._prints for case in store.cases
+        ):  # else, after an interruption, the first plan makes them
+            likeness.write(store, np.stack([self._prints[case.id] for case in store.cases]))
+        return store
 
 
 def _stored(case: Case, record: dict[str, Any]) -> dict[str, Any]:

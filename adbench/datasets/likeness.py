@@ -13,10 +13,11 @@ by 256 pixels, .03 s for ten, .11 s for 155.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from adbench.datasets.names import person
 from adbench.files import replacing
 
 if TYPE_CHECKING:
-    from adbench.datasets.store import SliceStore
+    from adbench.datasets.store import SliceStore, StoredCase
 
 VERSION = 1
 CELLS = (12, 16, 16)  # along z, y and x
@@ -36,7 +37,6 @@ FEW_SLICES = 3
 SHARED = 0.6  # share of cells that two fingerprints must both have
 FEWEST = 60  # cells below which nothing can be said
 MOST = 3_000_000  # voxels that are looked at
-FILE = "fingerprints.npz"  # beside the arrays of a store
 
 
 def fingerprint(
@@ -160,25 +160,46 @@ def alike(one: Print, other: Print) -> list[Pair]:
 
 
 def of_store(store: SliceStore, rows: np.ndarray) -> Print:
-    """The fingerprints of every case that has one of ``rows``; those of a store are made once and kept beside its arrays."""
-    values = _kept(store)
+    """The fingerprints of every case that has one of ``rows``; see :func:`keep`."""
+    values = keep(store)
     chosen = [index for index, case in enumerate(store.cases) if np.isin(case.rows, rows).any()]
     cases = [store.cases[index] for index in chosen]
     return Print([case.subject for case in cases], np.array([len(case.slices) for case in cases]), values[chosen])
 
 
-def _kept(store: SliceStore) -> np.ndarray:
-    path, key = store.folder / FILE, f"{VERSION} {store.manifest['cases_digest']}"
-    with suppress(OSError, ValueError, KeyError), np.load(path) as kept:
-        if str(kept["key"]) == key:
-            return np.asarray(kept["values"])
-    values = np.stack([_of_case(store, case) for case in store.cases])
-    with suppress(OSError), replacing(path) as temporary, open(temporary, "wb") as file:  # a store may be read-only
-        np.savez(file, key=np.array(key), values=values)
+def keep(store: SliceStore) -> np.ndarray:
+    """(cases, cells) fingerprints of every case of ``store``, from the file beside its arrays, which is made if need be."""
+    shape = (len(store.cases), int(np.prod(CELLS)))
+    with suppress(OSError, ValueError):  # none yet, or cut short
+        return np.frombuffer(_file(store).read_bytes(), np.float16).reshape(shape)
+    own = type(store)(store.folder, store.manifest)  # its mapped pixels go with it
+    values = np.stack([_of_case(own, case) for case in own.cases])
+    write(store, values)
     return values
 
 
-def _of_case(store: SliceStore, case: Any) -> np.ndarray:
-    spacing = store.spacing_of(case.start) or (1.0, 1.0, 1.0)
+def write(store: SliceStore, values: np.ndarray) -> None:
+    """Keep (cases, cells) fingerprints beside the arrays of ``store``, unless it is read-only."""
+    with suppress(OSError), replacing(_file(store)) as temporary:
+        temporary.write_bytes(values.astype(np.float16).tobytes())
+
+
+def of_blocks(blocks: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> np.ndarray:
+    """The fingerprint of a case while it is prepared, from its arrays and what the manifest will say of it."""
+    from adbench.datasets.geometry import Geometry
+
+    spacing = [1.0, 1.0, 1.0]
+    if record["geometry"] is not None:
+        affine = Geometry.from_json(record["geometry"]).prepared_affine()
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
+    return fingerprint(blocks["images"], blocks["brains"], record["slices"], spacing)
+
+
+def _file(store: SliceStore) -> Path:
+    return store.folder / f"fingerprints-{VERSION}-{store.manifest['cases_digest'][:16]}.bin"
+
+
+def _of_case(store: SliceStore, case: StoredCase) -> np.ndarray:
     rows = slice(case.start, case.start + len(case.slices))
-    return fingerprint(np.asarray(store.images[rows]), np.asarray(store.brains[rows]), case.slices, spacing)
+    blocks = {"images": np.asarray(store.images[rows]), "brains": np.asarray(store.brains[rows])}
+    return of_blocks(blocks, {"geometry": case.geometry, "slices": case.slices})
