@@ -14,6 +14,7 @@ from PIL import Image
 from adbench.datasets.check import check
 from adbench.datasets.findings import Finding
 from adbench.datasets.folder import Folder
+from adbench.datasets.overview import overview
 from adbench.datasets.store import prepare
 from adbench.errors import UserError
 from adbench.params import build
@@ -497,6 +498,13 @@ def test_check_lists_what_it_sees_in_pixels(root):
     assert any(
         "two-slice_3-T1.png holds the same pixels as" in line and "one and two are one" in line for line in twice
     )
+
+
+def test_info_says_who_is_taken_for_healthy_and_why(root):
+    assert overview(folder(root))["modalities"]["T1"]["healthy"] == {
+        "it lies in train/, which is for healthy subjects": ["s1"],
+        "slices without lesion, by their mask": ["s2"],
+    }
 
 
 def test_check_says_that_a_role_is_empty(tmp_path):
