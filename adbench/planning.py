@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 from adbench import protocols, registry
 from adbench import spec as specs
 from adbench.context import Progress
-from adbench.datasets import selection
+from adbench.datasets import likeness, selection
 from adbench.datasets.base import Dataset, Split
 from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
+from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import SliceStore, prepare
 from adbench.errors import UserError
 from adbench.hashing import digest
@@ -25,6 +27,7 @@ from adbench.results.record import Record, write
 from adbench.spec import CellSpec, Source
 
 _LABELLED: tuple[Split, Split] = ("val", "test")
+log = logging.getLogger("adbench")
 _KEPT = 8  # sets of slices that stay open while cells are planned
 
 
@@ -161,12 +164,9 @@ def gather(
         )
         for split in _LABELLED
     )
-    learn_from, scored_from = (source.root or source.dataset for source in (train or test, test))
+    learn_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
     if not len(learn):
-        raise UserError(
-            f"There is no healthy {modality} slice to train on in {learn_from}: its split `train` is empty. "
-            "Learn from another folder with --train-on folder --train-root DIR."
-        )
+        raise UserError(nothing_to_train(modality, learn_from))
     if not len(scored):
         which = (
             ""
@@ -175,7 +175,7 @@ def gather(
             if protocol.slices != "largest-lesion"
             else " with a lesion"
         )
-        raise UserError(f"There is no {modality} slice{which} in the split `test` of {scored_from}.")
+        raise UserError(nothing_to_test(modality, scored_from, which))
     if learn.shape != scored.shape:
         raise UserError(
             f"Training slices are {learn.shape[0]}x{learn.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "
@@ -183,6 +183,7 @@ def gather(
         )
     _check_roles(learn, val, threshold, scored)
     _check_volumes(learn, val, threshold, scored)
+    _check_likeness(train_store, test_store, learn, val, threshold, scored)
     return Data(learn, val if len(val) else None, threshold, scored, train_store, test_store)
 
 
@@ -218,6 +219,36 @@ def _check_volumes(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: 
             f"{' and '.join(map(repr, twice[0]))} are one volume under two names, with two roles among training, "
             "validation and test: leave one of them out."
         )
+
+
+def _check_likeness(
+    train: SliceStore, test: SliceStore, learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet
+) -> None:
+    """No scan has two roles under two names, slightly changed; people who look alike are a warning.
+
+    Raises:
+        UserError: one has.
+    """
+    teach, watch = likeness.of_store(train, learn.rows), likeness.of_store(train, val.rows)
+    choose, tested = likeness.of_store(test, threshold.rows), likeness.of_store(test, scored.rows)
+    for one, other, roles in (
+        (teach, tested, "training and test"),
+        (watch, tested, "validation and test"),
+        (teach, choose, "training and validation"),
+        (choose, tested, "validation and test"),
+    ):
+        for pair in likeness.alike(one, other):
+            names = f"{one.subjects[pair.one]!r} ({roles.split()[0]}) and {other.subjects[pair.other]!r} ({roles.split()[-1]})"
+            if pair.certain:
+                raise UserError(
+                    f"{names} are one scan, hardly changed: their fingerprints correlate by {pair.correlation:.4f}, and "
+                    f"copies by {likeness.CERTAIN} or more. Leave one of them out."
+                )
+            log.warning(
+                "%s may be one person: their fingerprints correlate by %.3f. If they are, leave one out.",
+                names,
+                pair.correlation,
+            )
 
 
 def _twice(

@@ -120,7 +120,7 @@ _COMPARED = (
     ),
     Protocol(
         "brats21",
-        "1",
+        "2",  # without the second scans of patients who have another number: see docs/datasets.md
         "Tumour-free slices of BraTS'21 subjects train, other subjects test",
         _TUMOUR_FREE,
         _ALL_TEST,
@@ -130,7 +130,7 @@ _COMPARED = (
     ),
     Protocol(
         "ixi->brats21",
-        "1",
+        "2",
         "Healthy IXI subjects train, BraTS'21 tumours test (T2, T1)",
         _IXI,
         _ALL_TEST,

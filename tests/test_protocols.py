@@ -251,16 +251,14 @@ def test_one_person_under_two_names_has_one_role(one: str, other: str) -> None:
 
 
 def test_releases_that_share_patients_are_refused() -> None:
-    with pytest.raises(
-        UserError, match="Training has subjects of BraTS'17 to BraTS'20 and the test dataset of BraTS'21"
-    ):
+    with pytest.raises(UserError, match="Training has subjects of BraTS'20 and the test dataset of BraTS'21"):
         check_roles(train=["BraTS20_Training_001"], test=["BraTS2021_00300"])
     check_roles(train=["BraTS2021_00001"], test=["BraTS2021_00300"])
 
 
 def test_planning_refuses_a_person_on_both_sides(tmp_path: Path) -> None:
     message = overlap(tmp_path, {"IXI012-Guys-0700": 1, "other": 2}, {"IXI012-HH-1211": 3, "another": 4})
-    assert "e.g. 'IXI012-Guys-0700' and 'IXI012-HH-1211'" in message
+    assert "e.g. 'IXI012'" in message
 
 
 # -- the contract --------------------------------------------------------------------------------------------------------

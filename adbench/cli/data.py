@@ -123,6 +123,10 @@ def info(
         rows.append([name, str(found["cases"]), *roles, str(len(found["left_out"])), f"{found['bytes'] / 1e9:.2f}"])
     columns = [("modality", "left"), *((h, "right") for h in ("cases", "train", "val", "test", "left out", "GB"))]
     table("subjects by role", columns, rows, caption="Who is left out and why: --json. Id lists: --splits FILE")
+    for name, found in what["modalities"].items():
+        for why, subjects in found["healthy"].items():
+            text = f"{name}, taken for healthy: {len(subjects)} subjects ({why})"
+            out.print(text, markup=False, soft_wrap=True)
     if set(what["sites"]) - {""}:
         rows = [[site or "unknown", *map(str, counts.values())] for site, counts in what["sites"].items()]
         table("sites", [("site", "left"), *((h, "right") for h in ("train", "val", "test"))], rows)

@@ -7,11 +7,13 @@ axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.prepare` call
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from adbench.datasets.findings import Finding
+from adbench.errors import UserError
 from adbench.params import ParamSet
 
 if TYPE_CHECKING:
@@ -60,6 +62,7 @@ class Case:
         session: "" when there is one session.
         site: scanner or centre, "" when unknown.
         flags: known remarks ("artefact").
+        healthy: why it counts as healthy though it has no lesion mask; "" when a mask decides.
         extra: whatever :meth:`Dataset.load` needs to find the pixels.
     """
 
@@ -69,6 +72,7 @@ class Case:
     session: str = ""
     site: str = ""
     flags: tuple[str, ...] = ()
+    healthy: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -106,6 +110,7 @@ class Dataset(ABC):
     Attributes:
         parallel: whether cases are worth a process each (seconds of work) and the dataset is the same object when built
             again from ``params`` and ``root``.
+        quick: whether reading every pixel takes seconds, so that ``data check`` always does.
         products: folder where :meth:`load` may keep what is slow to make (a brain mask, a registration); None: nowhere.
         disk_per_case: bytes that the prepared slices of one case and modality take, roughly; 0: little.
         memory_per_worker: bytes that one process needs to prepare a case, roughly; 0: little.
@@ -114,6 +119,7 @@ class Dataset(ABC):
     info: ClassVar[DatasetInfo]
     Params: ClassVar[type[ParamSet]] = ParamSet
     parallel: ClassVar[bool] = False
+    quick: ClassVar[bool] = False
     products: Path | None = None
     disk_per_case: int = 0
     memory_per_worker: int = 0
@@ -142,6 +148,26 @@ class Dataset(ABC):
         Raises:
             UserError: an unreadable file, an image and mask of different size, NaN or Inf: names the file.
         """
+
+    def faults(self) -> Iterable[Finding]:
+        """What is wrong with the files as a whole, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
+        return ()
+
+    def found(self, modality: str) -> list[Case]:
+        """The cases as they lie there, whatever :meth:`faults` says: for ``data check``."""
+        return self.discover(modality)
+
+    def examine(self, case: Case, modality: str) -> tuple[Stack | None, list[Finding]]:
+        """Decode one case and say what is wrong with it: :meth:`load` refuses errors and remarks on all else.
+
+        Returns:
+            The stack, None when there is an error; the findings.
+        """
+        try:
+            stack = self.load(case, modality)
+        except UserError as error:
+            return None, [Finding("error", "unreadable", case.id, "", str(error))]
+        return stack, [Finding("info", "remark", case.id, "", remark) for remark in stack.remarks]
 
     def exclusions(self, modality: str) -> list[str]:
         """What :meth:`discover` found and left out, and why; one line each, for the manifest."""

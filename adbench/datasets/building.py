@@ -21,7 +21,7 @@ import numpy as np
 
 from adbench import registry
 from adbench.context import Progress
-from adbench.datasets import quality, work
+from adbench.datasets import likeness, quality, work
 from adbench.datasets.archive import digest_of, state_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
@@ -172,6 +172,7 @@ class Building:
         self.failures: list[Prepared] = []
         self._done: list[dict[str, Any]] = []  # entries of the journal, in the order of the cases
         self._waiting: set[str] = set()  # cases with a part
+        self._prints: dict[str, np.ndarray] = {}  # case id -> fingerprint
         self._shape: tuple[int, ...] | None = None
         self._rows = 0
 
@@ -283,6 +284,7 @@ class Building:
                 writer.append(prepared.blocks[name])
             for writer in self._writers.values():
                 writer.file.flush()
+            self._prints[prepared.case] = likeness.of_blocks(prepared.blocks, prepared.record)
             self._rows += len(prepared.record["slices"])
         self._journal.append(entry)
         self._done.append(entry)
@@ -325,7 +327,12 @@ class Building:
         os.rename(self.partial, self.folder)
         for donor in self._donors:
             donor.discard()
-        return SliceStore.open(self.folder)
+        store = SliceStore.open(self.folder)
+        if all(
+            case.id in self._prints for case in store.cases
+        ):  # else, after an interruption, the first plan makes them
+            likeness.write(store, np.stack([self._prints[case.id] for case in store.cases]))
+        return store
 
 
 def _stored(case: Case, record: dict[str, Any]) -> dict[str, Any]:

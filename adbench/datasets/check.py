@@ -12,16 +12,23 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from adbench.context import Progress
-from adbench.datasets.base import Case, Dataset
+from adbench.datasets import likeness
+from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.examine import Examined, examine
 from adbench.datasets.findings import SEVERITIES, Finding, Severity
-from adbench.datasets.names import LESION
+from adbench.datasets.folder import Folder
+from adbench.datasets.folder_volumes import FolderVolumes
+from adbench.datasets.names import LESION, person
+from adbench.datasets.splits import nothing_to_test, nothing_to_train
+from adbench.datasets.store import ARRAYS
 from adbench.datasets.volumes import IndexedVolumes, Scan
-from adbench.errors import UserError
+from adbench.datasets.work import digest_block
 
 REPORT_VERSION = 1
 
@@ -80,6 +87,8 @@ def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: P
         _volumes(dataset, report, workers, progress)
     else:
         _any(dataset, report, progress)
+    copies = {finding.file for finding in report.findings if finding.code.startswith("duplicate-")}
+    report.findings = [f for f in report.findings if f.code != "look-alike" or f.file not in copies]
     report.findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.case, f.file, f.code, f.message))
     return report
 
@@ -88,6 +97,11 @@ def _volumes(dataset: IndexedVolumes, report: Report, workers: int, progress: Pr
     index = dataset.index
     report.cases = len(index.scans)
     report.findings += _on_disk(dataset)
+    faults = list(dataset.faults())
+    report.findings += faults
+    if isinstance(dataset, FolderVolumes) and not any(fault.severity == "error" for fault in faults):
+        for modality in dataset.available():
+            report.findings += _roles(dataset, modality, {case.split for case in dataset.discover(modality)})
     report.findings += itertools.chain.from_iterable(_completeness(dataset, scan) for scan in index.scans)
     report.findings += _repeated_subjects(index.scans)
     phase = f"check {'voxels' if report.deep else 'headers'} of {dataset.info.name}"
@@ -105,6 +119,9 @@ def _volumes(dataset: IndexedVolumes, report: Report, workers: int, progress: Pr
         report.files += result.files
         report.findings += result.findings
     report.findings += _equal_volumes(results)
+    for name in dataset.available():
+        files = [(result, result.prints[name]) for result in results if name in result.prints]
+        report.findings += _alike([(r.scan.subject, str(r.scan.files[name]), *seen) for r, seen in files])
 
 
 def _on_disk(dataset: IndexedVolumes) -> Iterator[Finding]:
@@ -145,6 +162,8 @@ def _completeness(dataset: IndexedVolumes, scan: Scan) -> Iterator[Finding]:
     if expected.lesion and LESION not in scan.files:
         severity: Severity = "info" if dataset.unmasked_by_design(scan) else "warning"
         yield Finding(severity, "missing-mask", scan.id, first, f"{scan.id} has no lesion mask and is left out")
+    elif why := dataset.left_out(scan):
+        yield Finding("info", "left-out", scan.id, first, f"{scan.id} is left out: {why}")
     if not scan.sequences:
         yield Finding("error", "missing-image", scan.id, first, f"{scan.id} has a mask and no image: {first}")
     for flag in scan.flags:
@@ -192,22 +211,65 @@ def _equal_volumes(results: Iterable[Examined]) -> Iterator[Finding]:
             yield Finding("error", code, other.id, other_file, f"{other_file} holds the same volume as {file}: {what}")
 
 
+def _alike(group: Sequence[tuple[str, str, int, np.ndarray]]) -> Iterator[Finding]:
+    """Images that look like one person and have the names of two: (subject, file, slices, fingerprint) of one modality."""
+    if len(group) < 2:
+        return
+    subjects, files, slices, coarse = zip(*group, strict=True)
+    prints = likeness.Print(list(subjects), np.array(slices), np.stack(coarse))
+    for pair in likeness.alike(prints, prints):
+        if pair.one < pair.other:
+            what = "are one scan, hardly changed" if pair.certain else "may be one person"
+            message = (
+                f"{files[pair.other]} looks like {files[pair.one]} (correlation {pair.correlation:.4f}): the subjects "
+                f"{subjects[pair.one]} and {subjects[pair.other]} {what}"
+            )
+            severity: Severity = "error" if pair.certain else "warning"
+            yield Finding(severity, "look-alike", subjects[pair.other], files[pair.other], message)
+
+
 def _any(dataset: Dataset, report: Report, progress: Progress) -> None:
-    """Any other dataset: its own complaints, and with ``deep`` those of loading every case."""
+    """Any other dataset: its own complaints, and with ``deep`` (or where that is quick) those of reading every case."""
+    report.findings += dataset.faults()
     loads: list[tuple[Case, str]] = []
     for modality in dataset.available():
-        cases = dataset.discover(modality)
+        cases = dataset.found(modality)
         report.cases = max(report.cases, len(cases))
         report.files += sum(len(case.files) for case in cases)
         for line in dataset.exclusions(modality):
-            report.findings.append(Finding("info", "unused-file", "", "", f"{modality}: {line}"))
-        if report.deep:
+            report.findings.append(Finding("info", "left-out", "", "", f"{modality}: {line}"))
+        if isinstance(dataset, Folder):
+            report.findings += dataset.sizes(modality)
+            report.findings += _roles(dataset, modality, {case.split for case in cases})
+        if report.deep or dataset.quick:
             loads += [(case, modality) for case in cases]
+    images: dict[str, list[Case]] = defaultdict(list)
+    seen: dict[str, list[tuple[str, str, int, np.ndarray]]] = defaultdict(list)
     for done, (case, modality) in enumerate(loads, 1):
-        name = f"{case.id} {modality}"
-        try:
-            for remark in dataset.load(case, modality).remarks:
-                report.findings.append(Finding("info", "remark", name, "", f"{name}: {remark}"))
-        except UserError as error:
-            report.findings.append(Finding("error", "unreadable", name, "", str(error)))
+        stack, findings = dataset.examine(case, modality)
+        for finding in findings:
+            where = "" if finding.severity == "error" else f"{finding.file or f'{case.id} {modality}'}: "
+            report.findings.append(replace(finding, message=f"{where}{finding.message}"))
+        if stack is not None and len(stack.slices):
+            images[digest_block(np.ascontiguousarray(stack.image, ARRAYS["images"]))].append(case)
+            name = str(case.files[0]) if case.files else case.id
+            coarse = likeness.fingerprint(stack.image, stack.brain, stack.slices)
+            seen[modality].append((case.subject, name, len(stack.slices), coarse))
         progress.update(f"check slices of {dataset.info.name}", done, len(loads))
+    for group in seen.values():
+        report.findings += _alike(group)
+    for same in images.values():
+        for case in same[1:]:
+            if person(case.subject) != person(same[0].subject):
+                files = [str(one.files[0]) if one.files else one.id for one in (case, same[0])]
+                message = f"{files[0]} holds the same pixels as {files[1]}: the subjects {same[0].subject} and {case.subject} are one"
+                report.findings.append(Finding("error", "duplicate-subject", case.id, files[0], message))
+
+
+def _roles(dataset: Dataset, modality: str, filled: set[Split]) -> Iterator[Finding]:
+    """Roles that nobody has. Other data may train or be tested, so this may be as it should."""
+    where = str(dataset.root)
+    if "train" not in filled:
+        yield Finding("warning", "no-train", "", where, nothing_to_train(modality, where))
+    if "test" not in filled:
+        yield Finding("warning", "no-test", "", where, nothing_to_test(modality, where, " with a lesion mask"))

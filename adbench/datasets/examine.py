@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from adbench.datasets import nifti
+from adbench.datasets import likeness, nifti
 from adbench.datasets.archive import File
 from adbench.datasets.findings import Finding, Severity
 from adbench.datasets.names import BRAIN, LESION
 from adbench.datasets.nifti import Header, NiftiError, Volume
+from adbench.datasets.recipe.orient import to_ras, zooms
 from adbench.datasets.volumes import Expected, Scan, off_grid
 from adbench.errors import UserError
 
@@ -28,13 +29,15 @@ class Examined:
     """What was found in one case.
 
     Attributes:
-        checksums: kind -> CRC-32 and length of the uncompressed file, for gzipped files.
+        checksums: kind -> CRC-32 and length of the uncompressed file; of plain files only when every voxel is read.
+        prints: modality -> (slices, fingerprint), where every voxel was read.
         files: how many were opened.
     """
 
     scan: Scan
     findings: list[Finding] = field(default_factory=list)
     checksums: dict[str, tuple[int, int]] = field(default_factory=dict)
+    prints: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
     files: int = 0
 
 
@@ -52,7 +55,7 @@ def examine(scan: Scan, expected: Expected, deep: bool) -> Examined:
 
         try:
             headers[kind] = nifti.read_header(file)
-            whole = _whole(file, headers[kind])
+            whole = nifti.checksum(file, plain=deep)
             if whole is not None:
                 result.checksums[kind] = whole
         except NiftiError as error:
@@ -67,30 +70,8 @@ def examine(scan: Scan, expected: Expected, deep: bool) -> Examined:
             add(severity, code, message)
     result.findings += _grids(scan, headers, expected)
     if deep:
-        result.findings += _voxels(scan, headers, expected)
+        result.findings += _voxels(scan, headers, expected, result.prints)
     return result
-
-
-def _whole(file: File, header: Header) -> tuple[int, int] | None:
-    """The checksum of a gzip, or None for a plain file; the file is as long as its header says.
-
-    Raises:
-        NiftiError: truncated.
-    """
-    found = nifti.checksum(file)
-    if found is None:
-        if file.stat().st_size < header.bytes:
-            raise NiftiError(
-                "truncated",
-                f"{file} is truncated: {file.stat().st_size} bytes where its header announces {header.bytes}. {nifti.AGAIN}",
-            )
-        return None
-    if found[1] != header.bytes % 2**32:
-        # Truncated (its last bytes are then compressed voxels, any number at all), made of several gzip members, or with
-        # something behind the voxels: only decoding tells.
-        nifti.decode(file)
-        return None
-    return found
 
 
 Check = tuple[Severity, str, str]
@@ -147,7 +128,9 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
             yield Finding("error", "off-grid", scan.id, str(file), message)
 
 
-def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Finding]:
+def _voxels(
+    scan: Scan, headers: Mapping[str, Header], expected: Expected, prints: dict[str, tuple[int, np.ndarray]]
+) -> Iterator[Finding]:
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
     lesion: Volume | None = None
     stripped = expected.zero_background
@@ -177,6 +160,8 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> It
             yield Finding("error", "constant", scan.id, str(file), f"{file} is constant: every voxel is {low:g}")
             continue
         inside = volume.data != 0
+        head, affine = to_ras(volume.data, volume.affine)
+        prints[kind] = (head.shape[2], likeness.fingerprint(head.T, head.T != 0, spacing=zooms(affine)[::-1].tolist()))
         if expected.zero_background and (corners := _corners(volume.data)):
             message = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
             yield Finding("warning", "background", scan.id, str(file), message)

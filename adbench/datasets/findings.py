@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from adbench.errors import UserError
+
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
@@ -27,10 +29,21 @@ CODES = {
     "background": "a skull-stripped image whose corners are not 0 (deep)",
     "missing-sequence": "a case without a sequence that other cases have",
     "missing-mask": "a case without lesion mask",
+    "unnamed-mask": "a file that looks like a mask and whose name does not say of what",
+    "left-out": "a case that takes no role",
+    "two-roles": "a patient in two splits",
+    "stray": "a file beside the split folders, or in a folder that is none of them",
+    "conflict": "two files that mean one image or mask and differ",
     "missing-image": "a mask without image",
+    "unnamed-image": "a slice whose name does not say its modality",
+    "no-train": "no case to train on",
+    "no-test": "no case with a lesion mask to test on",
+    "lesion-in-train": "a training slice with a lesion, which does not teach",
+    "black-slice": "a slice without brain, which is left out",
     "known-missing": "a sequence that the distribution itself lacks",
     "duplicate-file": "the same file twice below the root",
     "duplicate-subject": "two subjects with the same volume",
+    "look-alike": "two subjects with nearly the same volume, or volumes of one person by their looks",
     "duplicate-volume": "the same volume twice in one subject",
     "several-scans": "a subject with more than one scan",
     "flagged": "a subject that public lists name",
@@ -61,6 +74,17 @@ class Finding:
     case: str
     file: str
     message: str
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Raise the first error among ``findings``.
+
+    Raises:
+        UserError: there is one.
+    """
+    for finding in findings:
+        if finding.severity == "error":
+            raise UserError(finding.message)
 
 
 def by_code(findings: Iterable[Finding]) -> dict[tuple[Severity, str], list[Finding]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,8 +13,9 @@ from typing import ClassVar, Literal
 from adbench.datasets import nifti
 from adbench.datasets.archive import File
 from adbench.datasets.base import DatasetInfo, Split
-from adbench.datasets.names import BRAIN, LESION, Named
-from adbench.datasets.volumes import Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.findings import Finding, Severity
+from adbench.datasets.names import BRAIN, LESION, Named, person, second_scan, split_visit
+from adbench.datasets.volumes import CHOOSING, Expected, IndexedVolumes, Scan, VolumeParams
 from adbench.datasets.walk import walk
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
@@ -41,6 +43,7 @@ LESION_WORDS = (
     "label",
     "labels",
     "gt",
+    "msk",
     "tumor",
     "wmh",
 )
@@ -48,8 +51,18 @@ BRAIN_WORDS = ("brainmask",)
 ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
 _LESION = re.compile(r"lesion|tumo|[-_]label-l(?:_|$)")
 FOLDERS: dict[str, Split] = {
-    **{"train": "train", "training": "train", "val": "val", "validation": "val", "test": "test", "testing": "test"}
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
 }
+SECOND_SCAN = (
+    "it is probably a second scan of another patient of BraTS'21 (numbers 01538 to 01656): say "
+    "--set dataset.second_scans=use if it is not"
+)
 FIELDS = ("subject", "session", "site", "modality")
 STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
 _WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
@@ -83,7 +96,12 @@ class FolderParams(VolumeParams):
     )
     unmasked: Literal["refuse", "healthy", "leave-out"] = param(
         "refuse",
-        "volumes: what subjects without lesion mask are where others have one; those in a folder train/ are healthy",
+        "what subjects without lesion mask are; those in a folder train/ are healthy, and those in val/ where none has one",
+        source="adbench",
+    )
+    second_scans: Literal["leave-out", "use"] = param(
+        "leave-out",
+        "BraTS'21 numbers 01538 to 01656, probably second scans of other patients",
         source="adbench",
     )
     skull: Literal["auto", "yes", "no"] = param(
@@ -93,7 +111,8 @@ class FolderParams(VolumeParams):
     )
 
 
-SLICE_FIELDS = ("size", "val_share", "split_seed", "modality")  # what PNG slices heed
+SLICE_PIXELS = ("size", "val_share", "split_seed", "modality")  # what shapes PNG slices and their roles
+SLICE_FIELDS = (*SLICE_PIXELS, "unmasked", "second_scans")  # what PNG slices heed
 
 
 class FolderVolumes(IndexedVolumes):
@@ -102,8 +121,11 @@ class FolderVolumes(IndexedVolumes):
     Without patterns, BIDS names (``sub-01_ses-1_space-MNI_T1w.nii.gz`` with ``..._label-lesion_mask.nii.gz`` and
     ``..._desc-brain_mask.nii.gz``) and names that end with a sequence or a mask word are understood
     (``patient07_flair.nii.gz``, ``patient07_seg.nii.gz``, ``patient07_brainmask.nii.gz``). Folders called train, val and
-    test give the roles; otherwise subjects are drawn: with masks everywhere into train, val and test, without any into
-    train and val.
+    test give the roles; otherwise patients are drawn: those with masks into train, val and test, those that were declared
+    healthy into train and val.
+
+    Nobody is healthy by default: a subject without mask is one where its folder (train/) or ``unmasked`` says so. A file
+    that holds few whole numbers and whose name says nothing is taken for a mask that should have been named.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -120,6 +142,7 @@ class FolderVolumes(IndexedVolumes):
     )
     Params: ClassVar[type[ParamSet]] = FolderParams
     params: FolderParams
+    choosing: ClassVar[tuple[str, ...]] = (*CHOOSING, "second_scans")
 
     def __init__(self, params: ParamSet, root: Path | None) -> None:
         super().__init__(params, root)
@@ -152,7 +175,9 @@ class FolderVolumes(IndexedVolumes):
                 kind = SPELLINGS.get(found["modality"].upper(), "") if found["modality"] else self._stated(path)
                 if not kind:
                     continue
-            return Named("", found["subject"], found["session"], found["site"], kind)
+            subject, visit = split_visit(found["subject"])
+            session = "_".join(part for part in (visit, found["session"]) if part)
+            return Named("", subject, session, found["site"], kind)
         return None
 
     def _by_name(self, path: str) -> Named | None:
@@ -182,8 +207,8 @@ class FolderVolumes(IndexedVolumes):
         if bids:
             return Named("", bids["subject"], bids["session"] or "", "", kind) if kind else None
         if kind:
-            return Named("", rest, "", "", kind)
-        return Named("", stem, "", "", self._stated(path)) if self.params.modality else None
+            return Named("", *split_visit(rest), "", kind)
+        return Named("", *split_visit(stem), "", self._stated(path)) if self.params.modality else None
 
     def _stated(self, path: str) -> str:
         """The modality that the user stated for names that do not say it."""
@@ -198,50 +223,106 @@ class FolderVolumes(IndexedVolumes):
     # -- roles -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _masks_anywhere(self) -> bool:
-        return any(LESION in scan.files for scan in self.index.scans)
+    def _folders(self) -> dict[str, Split]:
+        """Person -> role that a folder's name gives, the first where there are two."""
+        return {who: next(iter(roles)) for who, roles in self._homes.items()}
 
     @cached_property
-    def _folders(self) -> dict[str, Split]:
-        """Subject -> role that a folder's name gives; a subject in two is an error."""
+    def _homes(self) -> dict[str, dict[Split, File]]:
+        """Person -> the roles that names of folders give, each with a file."""
         homes: dict[str, dict[Split, File]] = defaultdict(dict)
         below = {file: path for path, file in self.index.walk.volumes.items()}
         for scan in self.index.scans:
             for file in scan.files.values():
                 for part in PurePosixPath(below[file]).parts[:-1]:
                     if part.lower() in FOLDERS:
-                        homes[scan.subject].setdefault(FOLDERS[part.lower()], file)
+                        homes[person(scan.subject)].setdefault(FOLDERS[part.lower()], file)
                         break
-        for subject, roles in homes.items():
+        return dict(homes)
+
+    @cached_property
+    def _unnamed_masks(self) -> dict[str, list[File]]:
+        """Case id -> files that look like masks by their content, of cases without a mask that is named as one."""
+        owners = {scan.subject: scan for scan in self.index.scans if LESION not in scan.files}
+        found: dict[str, list[File]] = defaultdict(list)
+        for path in self.index.unused:
+            scan = next((owners[subject] for subject in _subjects_in(path) if subject in owners), None)
+            file = self.index.walk.volumes[path]
+            with suppress(UserError):  # a file that is not used need not be whole
+                if scan is not None and nifti.whole_numbers(file) not in (None, (0,)):
+                    found[scan.id].append(file)
+        return dict(found)
+
+    def faults(self) -> Iterator[Finding]:
+        """Also patients in two split folders, cases in none, and cases that nobody declared healthy and no mask shows ill."""
+        yield from super().faults()
+        scans = [scan for scan in self.index.scans if not self.excluded(scan)]
+        for who, roles in self._homes.items():
             if len(roles) > 1:
+                subject = next(scan.subject for scan in self.index.scans if person(scan.subject) == who)
                 places = " and ".join(f"{role} ({file})" for role, file in sorted(roles.items()))
-                raise UserError(f"The subject {subject} is in two splits, {places}: keep each subject in one.")
-        if homes and len(homes) < len({scan.subject for scan in self.index.scans}):
-            stray = next(scan for scan in self.index.scans if scan.subject not in homes)
-            raise UserError(
-                f"{next(iter(stray.files.values()))} lies in no train, val or test folder while others do: move it into one."
+                message = f"The subject {subject} is in two splits, {places}: keep each subject in one."
+                yield Finding("error", "two-roles", subject, str(next(iter(roles.values()))), message)
+        for scan in scans:
+            first = str(next(iter(scan.files.values())))
+            if self._homes and person(scan.subject) not in self._homes:
+                message = f"{first} lies in no train, val or test folder while others do: move it into one."
+                yield Finding("error", "stray", scan.id, first, message)
+        masked = sum(LESION in scan.files for scan in self.index.scans)
+        for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
+            first = str(next(iter(scan.files.values())))
+            if self.params.unmasked != "leave-out":
+                yield from self._looks_ill(scan)
+            if self.params.unmasked == "refuse" and not self.healthy(scan):
+                message = (
+                    f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: say "
+                    "--set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/."
+                )
+                yield Finding("error", "missing-mask", scan.id, first, message)
+
+    def _looks_ill(self, scan: Scan) -> Iterator[Finding]:
+        for file in self._unnamed_masks.get(scan.id, []):
+            message = (
+                f"{file} holds the values {', '.join(map(str, nifti.whole_numbers(file) or ()))} alone, as a mask does, and "
+                f"its name does not say of what: if it marks lesions, {scan.id} is not healthy. Name it with "
+                "--set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare the case healthy with "
+                "--set dataset.unmasked=healthy."
             )
-        return {subject: next(iter(roles)) for subject, roles in homes.items()}
+            severity: Severity = "error" if self.params.unmasked == "refuse" else "warning"
+            yield Finding(severity, "unnamed-mask", scan.id, str(file), message)
+
+    def healthy(self, scan: Scan) -> str:
+        """By its folder, or by ``unmasked``."""
+        if self.params.unmasked == "healthy":
+            return "dataset.unmasked says so"
+        role = self._folders.get(person(scan.subject))
+        if role == "train":
+            return "it lies in train/, which is for healthy subjects"
+        if role == "val" and "val" not in self._masked_roles:
+            return "it lies in val/, where nobody has a lesion mask"
+        return ""
+
+    @cached_property
+    def _masked_roles(self) -> set[Split]:
+        """Roles given by folders in which somebody has a lesion mask."""
+        owners = {person(scan.subject) for scan in self.index.scans if LESION in scan.files}
+        return {self._folders[who] for who in owners if who in self._folders}
 
     def left_out(self, scan: Scan) -> str:
-        """Subjects without mask, where others have one and ``unmasked`` says so."""
-        if LESION in scan.files or not self._masks_anywhere or self._folders.get(scan.subject) == "train":
+        """Cases without mask where ``unmasked`` says so, and second scans of nobody knows whom."""
+        if second_scan(scan.subject) and self.params.second_scans != "use":
+            return SECOND_SCAN
+        if LESION in scan.files or self.healthy(scan):
             return ""
-        if self.params.unmasked == "refuse":
-            masked = sum(LESION in other.files for other in self.index.scans)
-            raise UserError(
-                f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: say "
-                "--set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/."
-            )
-        return "" if self.params.unmasked == "healthy" else "it has no lesion mask and dataset.unmasked is leave-out"
+        return "it has no lesion mask and dataset.unmasked is leave-out"
 
     def _roles(self, usable: list[Scan]) -> dict[str, Split]:
         if self._folders:
-            return {scan.subject: self._folders[scan.subject] for scan in usable}
+            return {scan.subject: self._folders[person(scan.subject)] for scan in usable}
         p = self.params
-        patients = {scan.subject for scan in usable if LESION in scan.files}
-        healthy = [scan for scan in usable if scan.subject not in patients]
-        ill = [scan for scan in usable if scan.subject in patients]
+        patients = {person(scan.subject) for scan in usable if LESION in scan.files}
+        healthy = [scan for scan in usable if person(scan.subject) not in patients]
+        ill = [scan for scan in usable if person(scan.subject) in patients]
         roles = self._drawn(healthy, p.val_share, 0.0)
         # Where healthy subjects teach, patients need not.
         val = p.val_share / max(p.val_share + p.test_share, 1e-9)
@@ -298,11 +379,15 @@ class FolderVolumes(IndexedVolumes):
 
     @property
     def expected(self) -> Expected:
-        """Every sequence that is there, on one grid, masks where others have them."""
-        return Expected(
-            sequences=self.available(),
-            lesion=self._masks_anywhere and self.params.unmasked == "refuse" and not self._folders,
-        )
+        """Every sequence that is there, on one grid; :meth:`faults` knows who needs a mask."""
+        return Expected(sequences=self.available(), lesion=False)
+
+
+def _subjects_in(path: str) -> Iterator[str]:
+    """Everything that may be a subject's name in a path: each of its parts, cut at every - _ and point, the longest first."""
+    for part in reversed(PurePosixPath(path).parts):
+        ends = [len(part), *(match.start() for match in re.finditer(r"[-_.]", part))]
+        yield from (part[:end] for end in sorted(ends, reverse=True))
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:

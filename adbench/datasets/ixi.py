@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import ClassVar, Literal
 
 from adbench.datasets.base import DatasetInfo
-from adbench.datasets.volumes import Expected, IndexedVolumes, VolumeParams
+from adbench.datasets.volumes import Expected, IndexedVolumes, Scan, VolumeParams
 from adbench.params import ParamSet, param
 
 # T2 and PD are the two echoes of one acquisition: who lacks one lacks the other.
@@ -54,6 +54,10 @@ class IXI(IndexedVolumes):
         one_grid=False,
         known_missing=frozenset((subject, kind) for subject in NO_T2 for kind in ("T2", "PD")),
     )
+
+    def healthy(self, scan: Scan) -> str:
+        """Everybody in IXI is."""
+        return "IXI scanned healthy volunteers"
 
     def companion_of(self, modality: str) -> str:
         """T1 serves T2 and PD."""

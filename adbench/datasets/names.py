@@ -114,50 +114,98 @@ def recognise(path: str) -> Named | None:
     return None
 
 
+# What a name says after the patient: a session, a visit, a time point. BIDS and the releases with visits of their own come
+# first; the last pattern is what people append everywhere else.
+_VISITS = (
+    re.compile(r"^(?P<subject>BraTS-[a-z]+(?:-RT)?-\d+)[-_](?P<visit>\d{1,3})$", re.IGNORECASE),
+    re.compile(r"^(?P<subject>IXI\d{3})[-_](?P<visit>.+)$", re.IGNORECASE),
+    re.compile(r"^(?P<subject>Brats1[789]_.+)_(?P<visit>\d+)$", re.IGNORECASE),
+    re.compile(r"^(?P<subject>UPENN-GBM-\d+)_(?P<visit>\d+)$", re.IGNORECASE),
+    re.compile(r"^(?P<subject>OAS\d+)[-_](?P<visit>MR[-_]d\d+)$", re.IGNORECASE),
+    re.compile(r"^(?P<subject>sub-[a-z0-9]+)_(?P<visit>ses-[a-z0-9]+)(?:_.*)?$", re.IGNORECASE),
+    re.compile(
+        r"^(?P<subject>.+?)[-_](?P<visit>ses-[a-z0-9]+|(?:ses|session|tp|timepoint|visit|week|wk|month|day|fu|followup|t)"
+        r"[-_]?\d+[a-z]?|fu|follow-?up|baseline|(?:19|20)\d{6})$",
+        re.IGNORECASE,
+    ),
+)
+# Releases that know one patient by another name or by a part of it; any other patient is the name itself.
 _PERSONS = (
-    (re.compile(r"^(?:sub-)?IXI[-_]?(\d{3})(?!\d)", re.IGNORECASE), "IXI{}"),
-    (re.compile(r"^(?:sub-)?BraTS2021[-_](\d{5})(?!\d)", re.IGNORECASE), "BraTS glioma {}"),
-    (re.compile(r"^(?:sub-)?BraTS-GLI-(\d{5})(?!\d)", re.IGNORECASE), "BraTS glioma {}"),
-    (re.compile(r"^(?:sub-)?(r\d{3}s\d{3})(?!\d)", re.IGNORECASE), "ATLAS {}"),
+    (re.compile(r"^BraTS(?:2021[-_]|-GLI-)(\d+)$", re.IGNORECASE), "brats glioma {}"),
+    (re.compile(r"^BraTS1[789]_(.+)$", re.IGNORECASE), "brats {}"),
+    (re.compile(r"^IXI[-_]?(\d+)$", re.IGNORECASE), "ixi {}"),
 )
+_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 _COLLECTIONS = (
-    (re.compile(r"^(?:sub-)?BraTS(?:2021[-_]\d|-GLI-\d)", re.IGNORECASE), "BraTS'21 and BraTS2023-GLI"),
-    (re.compile(r"^(?:sub-)?BraTS(?:20|1[789])_", re.IGNORECASE), "BraTS'17 to BraTS'20"),
+    (re.compile(r"^BraTS(?:2021[-_]|-GLI-)\d", re.IGNORECASE), "BraTS'21 and BraTS2023-GLI"),
+    (re.compile(r"^BraTS20_", re.IGNORECASE), "BraTS'20"),
+    (re.compile(r"^BraTS1[789]_", re.IGNORECASE), "BraTS'17 to BraTS'19"),
+    (re.compile(r"^BraTS-GoAT-\d", re.IGNORECASE), "BraTS-GoAT"),
+    (re.compile(r"^BRATS_\d", re.IGNORECASE), "the brain tumours of the MSD (Task01)"),
+    (re.compile(r"^UCSF-PDGM-\d", re.IGNORECASE), "UCSF-PDGM"),
+    (re.compile(r"^UPENN-GBM-\d", re.IGNORECASE), "UPENN-GBM"),
 )
+_APART = {"UCSF-PDGM", "UPENN-GBM"}  # two hospitals: each overlaps with BraTS, not with the other
+SECOND_SCANS = range(1538, 1657)  # numbers of BraTS'21 that are probably second scans of other patients
+_BRATS21 = re.compile(r"^(?:sub-)?BraTS2021[-_](\d+)$", re.IGNORECASE)
 
 
-def person(subject: str) -> str:
-    """One name for one person whatever the release: ``BraTS2021_00012`` and ``BraTS-GLI-00012-001`` are the same
-    patient, as are all scans of one IXI number. Any other subject is itself."""
-    for pattern, name in _PERSONS:
-        if match := pattern.match(subject):
-            return name.format(match[1].lower())
-    return subject
+def split_visit(name: str) -> tuple[str, str]:
+    """The subject that ``name`` means, and the visit that it names beside it ("" when it names none).
 
-
-_VOLUMES = (
-    re.compile(r"^(?P<subject>sub-[A-Za-z0-9]+)_ses-[A-Za-z0-9]+"),
-    re.compile(r"^(?P<subject>BraTS-[A-Z]+-\d{5})-\d{3}(?!\d)"),
-    re.compile(r"^(?P<subject>IXI\d{3})-(?:Guys|HH|IOP)-\d{4}(?!\d)"),
-)
+    ``BraTS-MET-00012-001`` is visit 001 of ``BraTS-MET-00012``, ``sub-01_ses-2`` and ``p07_tp2`` are visits of ``sub-01``
+    and ``p07``.
+    """
+    bare = _bare(name)
+    for pattern in _VISITS:
+        for text in dict.fromkeys((bare, name)):
+            if match := pattern.match(text):
+                return name[: len(name) - len(text)] + match["subject"], match["visit"]
+    return name, ""
 
 
 def subject_of(case: str) -> str:
-    """The subject that a case id names beside its session or visit (BIDS, BraTS2023, IXI); any other id is a subject."""
-    for pattern in _VOLUMES:
-        if match := pattern.match(case):
-            return match["subject"]
-    return case
+    """The subject of a case id; see :func:`split_visit`."""
+    return split_visit(case)[0]
+
+
+def person(name: str) -> str:
+    """One name for one person, whatever the release, the visit, upper and lower case, zeros before a number or ``sub-``.
+
+    It decides wherever splits are drawn and wherever they are checked. ``BraTS2021_00012`` and ``BraTS-GLI-00012-001`` are
+    the same patient, as are all scans of one IXI number, ``sub-01_ses-2`` and ``SUB-001``. BraTS numbers of different
+    families (GLI, MET, PED, MEN, SSA) are different patients.
+    """
+    subject = _bare(subject_of(name))
+    for pattern, known in _PERSONS:
+        if match := pattern.match(subject):
+            subject = known.format(match[1])
+            break
+    return _ZEROS.sub("", subject.casefold())
+
+
+def second_scan(subject: str) -> bool:
+    """Whether ``subject`` is one of the 119 numbers of BraTS'21 that are probably second scans of other patients.
+
+    BraTS 2023 holds the same scans, gives second scans of a patient the visit 001, and has none of the numbers 01538 to
+    01656.
+    """
+    match = _BRATS21.match(subject)
+    return match is not None and int(match[1]) in SECOND_SCANS
 
 
 def shared_patients(one: set[str], other: set[str]) -> tuple[str, str] | None:
     """Two releases that share patients under names that cannot be told apart, one on each side; None when there are none.
 
-    BraTS'21 contains the patients of the earlier years under new numbers.
+    BraTS'21 contains the patients of the earlier years under new numbers; the MSD, UCSF-PDGM and UPENN-GBM gave to BraTS.
     """
-    sides = [{name for pattern, name in _COLLECTIONS for s in side if pattern.match(s)} for side in (one, other)]
-    for mine in sides[0]:
-        for theirs in sides[1]:
-            if mine != theirs:
+    sides = [{name for pattern, name in _COLLECTIONS for s in side if pattern.match(_bare(s))} for side in (one, other)]
+    for mine in sorted(sides[0]):
+        for theirs in sorted(sides[1]):
+            if mine != theirs and {mine, theirs} != _APART:
                 return mine, theirs
     return None
+
+
+def _bare(subject: str) -> str:
+    return subject[4:] if subject[:4].lower() == "sub-" else subject

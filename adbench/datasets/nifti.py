@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from adbench.files import replacing
 
 SUFFIXES = (".nii.gz", ".nii")
 _FIRST = 16384  # compressed bytes that surely hold a header
+_BLOCK = 1 << 20  # uncompressed bytes that are looked at at a time
 _LONGEST = 540  # bytes of a NIfTI-2 header; one of NIfTI-1 has 348
 AGAIN = "Copy or download it again."
 
@@ -127,10 +130,7 @@ def decode(file: File) -> Volume:
             "axes", f"{file} has {len(header.shape)} axes of {header.shape} voxels, expected a 3-D volume."
         )
     if len(content) < header.bytes:
-        raise NiftiError(
-            "truncated",
-            f"{file} is truncated: {len(content)} bytes where its header announces {header.bytes}. {AGAIN}",
-        )
+        raise _truncated(file, len(content), header)
     voxels = np.frombuffer(content, header.dtype, count=int(np.prod(header.shape)), offset=header.offset)
     data = voxels.reshape(header.shape, order="F")
     if (header.slope, header.inter) != (1.0, 0.0):
@@ -152,12 +152,82 @@ def nonfinite(data: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
     return int(bad.sum()), tuple(int(i) for i in first)
 
 
-def checksum(file: File) -> tuple[int, int] | None:
-    """(CRC-32, length modulo 2^32) of the uncompressed bytes as a gzip's last eight bytes state them; None if no gzip.
+def checksum(file: File, *, plain: bool = True) -> tuple[int, int] | None:
+    """CRC-32 and length (modulo 2^32) of the uncompressed bytes: two files with the same pair hold the same volume.
 
-    Two files with the same pair hold the same volume; a length other than the header's means that the file is
-    truncated (or made of several gzip members).
+    A gzip's last eight bytes state them, and that is all that is read unless the length is not what the header announces:
+    a gzip of several members, or something behind the voxels.
+
+    Args:
+        file: NIfTI, compressed or not.
+        plain: read an uncompressed file, which states nothing; otherwise only its length is looked at, and None returned.
+
+    Raises:
+        NiftiError: truncated or damaged.
     """
+    header = read_header(file)
+    stated = _trailer(file)
+    if stated is not None and stated[1] == header.bytes % 2**32:
+        return stated
+    if stated is None and not plain:
+        with reading(file):
+            length = file.stat().st_size
+        if length < header.bytes:
+            raise _truncated(file, length, header)
+        return None
+    content = read_bytes(file)
+    if stated is not None:
+        content = _inflated(content, file)
+    if len(content) < header.bytes:
+        raise _truncated(file, len(content), header)
+    return zlib.crc32(content), len(content) % 2**32
+
+
+def whole_numbers(file: File, most: int = 16) -> tuple[int, ...] | None:
+    """The distinct values of a volume that holds at most ``most`` whole numbers, as a mask does; None for any other.
+
+    An image is told apart from its first voxels that are tissue; the rest is then not decoded.
+
+    Raises:
+        UserError: as :func:`read_header`, or its gzip stream is damaged.
+    """
+    header = read_header(file)
+    found = np.empty(0, np.float64)
+    rest, skip = b"", header.offset
+    for block in _blocks(file):
+        rest, skip = rest + block[skip:], max(0, skip - len(block))
+        count = len(rest) // header.dtype.itemsize
+        values = np.unique(np.frombuffer(rest, header.dtype, count)).astype(np.float64) * header.slope + header.inter
+        rest = rest[count * header.dtype.itemsize :]
+        found = np.union1d(found, values)
+        if len(found) > most or (np.rint(found) != found).any():
+            return None
+    return tuple(found.astype(int).tolist())
+
+
+def _blocks(file: File) -> Iterator[bytes]:
+    """The uncompressed bytes of ``file``, about a megabyte at a time."""
+    from isal import isal_zlib
+
+    content = read_bytes(file)
+    if content[:2] != b"\x1f\x8b":
+        yield from (content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK))
+        return
+    try:
+        while content[:2] == b"\x1f\x8b":  # a gzip may have several members
+            stream = isal_zlib.decompressobj(31)
+            while not stream.eof:
+                block = stream.decompress(content, _BLOCK)
+                if not block and not stream.eof:
+                    return
+                yield block
+                content = stream.unused_data if stream.eof else stream.unconsumed_tail
+    except isal_zlib.IsalError as error:  # type: ignore[misc]
+        raise _damaged(file, error) from None
+
+
+def _trailer(file: File) -> tuple[int, int] | None:
+    """CRC-32 and length as a gzip's last eight bytes state them; None if ``file`` is no gzip."""
     with reading(file):
         size = file.stat().st_size
     if size < 18 or read_bytes(file, 0, 2) != b"\x1f\x8b":
@@ -281,6 +351,12 @@ def _inflated(content: bytes, file: File) -> bytes:
         ) from None
     except (isal_zlib.IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]
         raise _damaged(file, error) from None
+
+
+def _truncated(file: File, length: int, header: Header) -> NiftiError:
+    return NiftiError(
+        "truncated", f"{file} is truncated: {length} bytes where its header announces {header.bytes}. {AGAIN}"
+    )
 
 
 def _damaged(file: File, error: Exception) -> NiftiError:

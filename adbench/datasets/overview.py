@@ -39,6 +39,7 @@ def overview(dataset: Dataset) -> dict[str, Any]:
             "bytes": sum(file.stat().st_size for file in {f for case in cases for f in case.files}),
             "subjects": id_lists(cases),
             "sessions": _sessions(cases),
+            "healthy": _healthy(cases),
             "left_out": dataset.exclusions(modality),
         }
         for case in cases:
@@ -58,6 +59,15 @@ def overview(dataset: Dataset) -> dict[str, Any]:
         "labels": {str(value): what for value, what in labels.items()},
         "flags": {flag: sorted(subjects) for flag, subjects in sorted(flags.items())},
     }
+
+
+def _healthy(cases: Iterable[Case]) -> dict[str, list[str]]:
+    """Why somebody may teach what is healthy -> subjects, of those that train or validate."""
+    found: dict[str, set[str]] = defaultdict(set)
+    for case in cases:
+        if case.split != "test":
+            found[case.healthy or "slices without lesion, by their mask"].add(case.subject)
+    return {why: sorted(subjects) for why, subjects in sorted(found.items())}
 
 
 def _sessions(cases: Iterable[Case]) -> dict[str, list[str]]:

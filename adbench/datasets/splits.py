@@ -10,6 +10,19 @@ from adbench.seeds import derive
 ROLES: tuple[Split, ...] = ("train", "val", "test")
 
 
+def nothing_to_train(modality: str, where: str) -> str:
+    """The sentence for data that cannot train."""
+    return (
+        f"There is no healthy {modality} slice to train on in {where}: its split `train` is empty. "
+        "Learn from another folder with --train-on folder --train-root DIR."
+    )
+
+
+def nothing_to_test(modality: str, where: str, which: str) -> str:
+    """The sentence for data that cannot be scored; ``which`` says what a slice needs (" with a lesion mask")."""
+    return f"There is no {modality} slice{which} in the split `test` of {where}."
+
+
 def assign(sites: Mapping[str, str], val: float, test: float, seed: int, name: str) -> dict[str, Split]:
     """A role for every subject.
 

@@ -5,10 +5,9 @@ An adapter says what its file names mean and what its volumes are like (:class:`
 
 from __future__ import annotations
 
-import zlib
 from abc import abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +18,8 @@ import numpy as np
 from adbench.datasets import nifti, splits
 from adbench.datasets.archive import File, read_bytes, refuse_unreadable
 from adbench.datasets.base import Case, Split
-from adbench.datasets.names import BRAIN, LESION, TITLES, Named, recognise
+from adbench.datasets.findings import Finding, refuse
+from adbench.datasets.names import BRAIN, LESION, TITLES, Named, person, recognise
 from adbench.datasets.recipe.base import RawVolume, RecipeParams, VolumeDataset
 from adbench.datasets.walk import Walk, walk
 from adbench.errors import UserError, unknown
@@ -103,13 +103,15 @@ class Index:
 
     Attributes:
         scans: sorted by subject and session.
-        duplicates: (the file that is used, a second one of the same subject, session and kind).
+        duplicates: (the file that is used, a second one of the same content, subject, session and kind).
+        conflicts: (scan, the file that is used, a second one of other content for the same kind, the kind).
         unused: volumes whose names follow no pattern of this dataset, or of sequences that are not used.
         walk: what else lies there.
     """
 
     scans: list[Scan]
     duplicates: list[tuple[File, File]]
+    conflicts: list[tuple[Scan, File, File, str]]
     unused: list[str]
     walk: Walk
 
@@ -149,6 +151,10 @@ class IndexedVolumes(VolumeDataset):
             return "it has no lesion mask, so it can neither teach what is healthy nor be scored"
         return ""
 
+    def healthy(self, scan: Scan) -> str:
+        """Why ``scan`` counts as healthy without a lesion mask; "" when nobody says so."""
+        return ""
+
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether the distribution gives no mask for ``scan``."""
         return False
@@ -170,7 +176,7 @@ class IndexedVolumes(VolumeDataset):
 
         Raises:
             UserError: nothing of this dataset is there (says what is), two datasets are mixed, an archive is half
-                downloaded or encrypted, one name lies there twice with different content.
+                downloaded or encrypted.
         """
         root = self._root()
         below = walk(root, tars=self.tars)
@@ -190,17 +196,21 @@ class IndexedVolumes(VolumeDataset):
             raise self._nothing(root, below, strangers)
         if strangers:
             raise self._mixed(root, {**strangers, self.family: families[self.family]})
-        scans, duplicates = [], []
+        scans: list[Scan] = []
+        duplicates: list[tuple[File, File]] = []
+        conflicts: list[tuple[Scan, File, File, str]] = []
         for (subject, session), found in sorted(groups.items()):
             files: dict[str, File] = {}
+            site = next((name.site for name, _ in found if name.site), "")
+            scan = Scan(subject, session, site, files, self.flags_of(subject))
             for name, file in sorted(found, key=lambda pair: (pair[1].name, str(pair[1]))):
                 first = files.setdefault(name.kind, file)
-                if first is not file:
-                    _refuse_different(first, file)
+                if first is not file and _same_content(first, file):
                     duplicates.append((first, file))
-            site = next((name.site for name, _ in found if name.site), "")
-            scans.append(Scan(subject, session, site, files, self.flags_of(subject)))
-        return Index(scans, duplicates, unused, below)
+                elif first is not file:
+                    conflicts.append((scan, first, file, name.kind))
+            scans.append(scan)
+        return Index(scans, duplicates, conflicts, unused, below)
 
     def _root(self) -> Path:
         expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
@@ -245,7 +255,9 @@ class IndexedVolumes(VolumeDataset):
             )
         if below.broken:
             return UserError(f"{root} holds only links that lead nowhere, such as {below.broken[0]}. {expected}")
-        return UserError(f"No NIfTI file in {root}, which holds {below.others or 'no'} other files. {expected}")
+        return UserError(
+            f"No NIfTI file in {root}, which holds {below.others + len(below.pictures) or 'no'} other files. {expected}"
+        )
 
     def _mixed(self, root: Path, families: Mapping[str, list[str]]) -> UserError:
         listed = " and ".join(f"{TITLES[f]} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
@@ -254,6 +266,27 @@ class IndexedVolumes(VolumeDataset):
             f"{root} mixes {listed}{same}: give each dataset a folder of its own and name the one of {self.info.name} "
             "with --data-root."
         )
+
+    # -- what keeps it from being used -------------------------------------------------------------------------------
+
+    def faults(self) -> Iterator[Finding]:
+        """What is wrong with the files as a whole: ``data check`` lists everything, :meth:`discover` refuses the first error."""
+        for scan, first, second, kind in self.index.conflicts:
+            if self.excluded(scan):
+                continue
+            remedy = "remove one"
+            if _plain(first) == _plain(second):
+                what = "have the same name and different content"
+            elif kind == LESION:
+                what, remedy = "are both lesion masks", "merge them into one (lesion where either says so)"
+            else:
+                what = "mean the same scan and sequence"
+            message = f"{first} and {second} {what}: {remedy}, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
+            yield Finding("error", "conflict", scan.id, str(second), message)
+
+    def excluded(self, scan: Scan) -> bool:
+        """Whether the user left ``scan`` out."""
+        return scan.subject in self.params.exclude or scan.id in self.params.exclude
 
     # -- who does what -----------------------------------------------------------------------------------------------
 
@@ -272,8 +305,11 @@ class IndexedVolumes(VolumeDataset):
         return self._drawn(usable, self.params.val_share, self.params.test_share)
 
     def _drawn(self, scans: list[Scan], val: float, test: float) -> dict[str, Split]:
-        sites = {scan.subject: scan.site for scan in scans}
-        return splits.assign(sites, val, test, self.params.split_seed, self.info.name)
+        """A role for every patient, drawn under the first of the names that he has here."""
+        names: dict[str, str] = {}
+        sites = {names.setdefault(person(scan.subject), scan.subject): scan.site for scan in scans}
+        roles = splits.assign(sites, val, test, self.params.split_seed, self.info.name)
+        return {scan.subject: roles[names[person(scan.subject)]] for scan in scans}
 
     def discover(self, modality: str) -> list[Case]:
         """The usable cases that have ``modality``, sorted by subject and session."""
@@ -287,6 +323,7 @@ class IndexedVolumes(VolumeDataset):
         if modality not in self.available():
             raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
         self._check_excluded()
+        refuse(self.faults())
         sessions = Counter(scan.subject for scan in self.index.scans)
         cases, remarks = [], []
         for scan in self.index.scans:
@@ -305,6 +342,7 @@ class IndexedVolumes(VolumeDataset):
                     session=scan.session if several else "",
                     site=scan.site,
                     flags=scan.flags,
+                    healthy="" if LESION in scan.files else self.healthy(scan),
                     extra={"files": dict(scan.files)},
                 )
             )
@@ -314,7 +352,7 @@ class IndexedVolumes(VolumeDataset):
         return cases, remarks
 
     def _why_not(self, scan: Scan, modality: str) -> str:
-        if scan.subject in self.params.exclude or scan.id in self.params.exclude:
+        if self.excluded(scan):
             return "it is in dataset.exclude"
         if modality not in scan.files:
             return f"it has no {modality}"
@@ -393,19 +431,15 @@ def _by(shape: tuple[int, ...]) -> str:
     return "x".join(map(str, shape))
 
 
-def _refuse_different(one: File, other: File) -> None:
-    """Refuse two files of one meaning whose contents differ, compressed or not."""
-    plain, plain_other = (file.name.lower().removesuffix(".gz") for file in (one, other))
-    if plain != plain_other:
-        raise UserError(f"{one} and {other} mean the same scan and sequence: remove one.")
-    if _content(one) != _content(other):
-        raise UserError(f"{one} and {other} have the same name and different content: remove one.")
+def _same_content(one: File, other: File) -> bool:
+    """Whether two files of one name hold the same bytes, compressed or not; a damaged one is another."""
+    if _plain(one) != _plain(other):
+        return False
+    try:
+        return nifti.checksum(one) == nifti.checksum(other)
+    except nifti.NiftiError:
+        return read_bytes(one) == read_bytes(other)
 
 
-def _content(file: File) -> tuple[int, int]:
-    """CRC-32 and length of the uncompressed bytes; of a gzip only its end is read."""
-    found = nifti.checksum(file)
-    if found is None:
-        content = read_bytes(file)
-        found = zlib.crc32(content), len(content)
-    return found
+def _plain(file: File) -> str:
+    return file.name.lower().removesuffix(".gz")

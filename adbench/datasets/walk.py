@@ -23,6 +23,7 @@ class Walk:
         archives: archives that were not opened.
         broken: links that lead nowhere.
         partial: downloads in progress.
+        pictures: PNG files.
         others: how many other files there are.
     """
 
@@ -31,6 +32,7 @@ class Walk:
     archives: list[Path] = field(default_factory=list)
     broken: list[Path] = field(default_factory=list)
     partial: list[Path] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
     others: int = 0
 
 
@@ -70,7 +72,7 @@ def walk(root: Path, *, tars: bool = False) -> Walk:
                     f"The folder {folder} cannot be read: {error.strerror}. Mend its permissions."
                 ) from None
     found.volumes = dict(sorted(found.volumes.items()))
-    for paths in (found.tables, found.archives, found.broken, found.partial):
+    for paths in (found.tables, found.archives, found.broken, found.partial, found.pictures):
         paths.sort()
     return found
 
@@ -96,6 +98,8 @@ def _add(found: Walk, entry: os.DirEntry[str], below: str, tars: bool) -> None:
         _add_archive(found, path, f"{below}/", tars)
     elif lower.endswith((".xls", ".xlsx", ".csv", ".tsv")):
         found.tables.append(path)
+    elif lower.endswith(".png"):
+        found.pictures.append(path)
     else:
         found.others += 1
 

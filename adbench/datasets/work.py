@@ -267,21 +267,22 @@ def _task(task: Task) -> list[Prepared]:
 
 
 def on_ray(dataset: Dataset, tasks: list[Task], workers: int) -> Iterator[list[Prepared]]:
-    """Do the tasks on the Ray cluster that is running, or on one started here; every node must see data and cache."""
-    import ray
+    """Do the tasks on the Ray cluster at ``RAY_ADDRESS``, or on one started here; every node must see data and cache."""
+    from adbench.cluster import connect
 
-    if not ray.is_initialized():
-        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False)
-    remote = ray.remote(num_cpus=1, max_retries=1)(_remote)
-    made = ray.put((type(dataset), dataset.params, dataset.root, dataset.products))
-    waiting = [remote.remote(made, task) for task in tasks]
-    try:
-        while waiting:
-            ready, waiting = ray.wait(waiting)
-            yield ray.get(ready[0])
-    finally:
-        for reference in waiting:
-            ray.cancel(reference, force=True)
+    with connect(cpus=workers):
+        import ray
+
+        remote = ray.remote(num_cpus=1, max_retries=1)(_remote)
+        made = ray.put((type(dataset), dataset.params, dataset.root, dataset.products))
+        waiting = [remote.remote(made, task) for task in tasks]
+        try:
+            while waiting:
+                ready, waiting = ray.wait(waiting)
+                yield ray.get(ready[0])
+        finally:
+            for reference in waiting:
+                ray.cancel(reference, force=True)
 
 
 def _remote(made: tuple[type[Dataset], Any, Path | None, Path | None], task: Task) -> list[Prepared]:

@@ -336,7 +336,8 @@ def test_repeated_files_scans_links_and_downloads(tmp_path: Path) -> None:
 
 
 def test_every_code_has_a_test_here() -> None:
-    text = Path(__file__).read_text(encoding="utf-8")
+    files = ("test_check.py", "test_folder.py", "test_folder_volumes.py", "test_volumes.py", "test_likeness.py")
+    text = "".join(Path(__file__).with_name(name).read_text(encoding="utf-8") for name in files)
     assert [code for code in CODES if f'"{code}"' not in text] == []
 
 
@@ -373,8 +374,12 @@ def test_other_datasets_are_loaded_when_deep(slices: Path) -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[0, 0] = 255
     Image.fromarray(mask).save(lesion)
-    (remark,) = [f for f in check(layouts.dataset(Folder, slices), deep=True).findings if f.code == "remark"]
-    assert "1 of 1 lesion pixels lie outside the brain" in remark.message
+    (outside,) = [f for f in check(layouts.dataset(Folder, slices)).findings if f.code == "outside-brain"]
+    assert outside.severity == "warning"
+    assert outside.message == f"{lesion}: slice 10: 1 of 1 lesion pixels lie outside the brain"
+    next((slices / "test").glob("*brainmask.png")).unlink()
+    found = [f.message for f in check(layouts.dataset(Folder, slices)).findings if f.code == "remark"]
+    assert found == ["test00 FLAIR: no brainmask, brain = image > 0 (slice 10)"]
 
 
 @pytest.mark.parametrize(

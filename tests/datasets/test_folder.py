@@ -11,7 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from adbench.datasets.check import check
+from adbench.datasets.findings import Finding
 from adbench.datasets.folder import Folder
+from adbench.datasets.overview import overview
 from adbench.datasets.store import prepare
 from adbench.errors import UserError
 from adbench.params import build
@@ -53,8 +56,8 @@ def root(tmp_path: Path) -> Path:
         add(root, "train", f"s1-slice_{k}", lesion=None)
         add(root, "val", f"s2-slice_{k}", lesion=k == 4)
         add(root, "test", f"s-3-slice_{k}", lesion=k == 10)
-    add(root, "test", "s4-slice_3", lesion=None, modality="FLAIR")
-    add(root, "test", "s4-slice_3", lesion=None)
+    add(root, "test", "s4-slice_3", modality="FLAIR")
+    add(root, "test", "s4-slice_3")
     return root
 
 
@@ -88,7 +91,7 @@ def test_the_layout_with_splits(root):
     assert stack.lesion.sum(axis=(1, 2)).tolist() == [0, 0, 4]
     np.testing.assert_allclose(np.unique(stack.image[0])[1:], np.arange(103, 117) / 255, rtol=1e-6)
     assert dataset.load(cases[0], "T1").lesion is None
-    assert dataset.load(cases[3], "T1").lesion is None
+    assert [case.healthy for case in cases] == ["it lies in train/, which is for healthy subjects", "", "", ""]
     assert len(cases[2].files) == 9
 
 
@@ -100,13 +103,14 @@ def test_prepared_training_holds_no_lesion_slice(root, tmp_path):
     store = prepare(folder(root), "T1", tmp_path / "cache")
     train = store.healthy("train")
     assert train.slice_numbers.tolist() == [3, 10]
-    assert store.labelled("test").subjects == ["s-3"]
+    assert store.labelled("test").subjects == ["s-3", "s4"]
+    assert "s1: slice 4: it has 280 lesion pixels in train, and does not teach" in store.manifest["remarks"]
     assert store.shape == (32, 32)
     assert "s1: slice 4: 140 of 280 lesion pixels lie outside the brain" in store.manifest["remarks"]
 
 
 def test_all_grids_are_padded_to_the_largest(root):
-    add(root, "test", "s5-slice_1", shape=(30, 34), lesion=None)
+    add(root, "test", "s5-slice_1", shape=(30, 34))
     dataset = folder(root)
     assert {dataset.load(case, "T1").image.shape[1:] for case in dataset.discover("T1")} == {(64, 64)}
 
@@ -381,6 +385,144 @@ def test_other_files_are_no_obstacle(root):
     (root / "test" / "Thumbs.db").write_bytes(b"x")
     (root / "test" / "._s-3-slice_3-T1.png").write_bytes(b"resource fork")
     assert len(folder(root).discover("T1")) == 4
+
+
+# ---- identity, health, and everything that check lists
+
+
+def findings(root: Path, **params: object) -> dict[str, list[Finding]]:
+    found: dict[str, list[Finding]] = {}
+    for finding in check(folder(root, **params)).findings:
+        found.setdefault(finding.code, []).append(finding)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("there", "known"), [("val", "validation"), ("train", "Training"), ("test", "testing"), ("val", "valid")]
+)
+def test_other_names_of_the_split_folders(root, there, known):
+    before = folder(root).discover("T1")
+    (root / there).rename(root / known)
+    assert [(case.subject, case.split) for case in folder(root).discover("T1")] == [
+        (case.subject, case.split) for case in before
+    ]
+
+
+@pytest.mark.parametrize("stray", ["figures", "train/good", "holdout/a"])
+def test_slices_in_other_folders_are_refused(root, stray):
+    add(root, stray, "s9-slice_1")
+    says = (
+        f"{root / stray} holds PNG files and is none of train/, val/ and test/: move them into one, or out of {root}."
+    )
+    assert refused(root) == says
+    assert [f.message for f in findings(root)["stray"]] == [says]
+
+
+def test_a_test_subject_without_its_mask_is_refused(root):
+    (root / "test" / "s4-slice_3-segmentation.png").unlink()
+    message = refused(root)
+    assert message.startswith(f"s4-slice_3-FLAIR.png in {root / 'test'} has no segmentation, and test/ declares nobody")
+    assert "add s4-slice_3-segmentation.png (all 0 where there is no lesion)" in message
+    assert [f.message for f in findings(root)["missing-mask"]] == [message]
+    left = folder(root, unmasked="leave-out")
+    assert [case.subject for case in left.discover("T1")] == ["s1", "s2", "s-3"]
+    assert left.exclusions("T1") == ["s4: left out, it has no segmentation and dataset.unmasked is leave-out"]
+    assert folder(root, unmasked="healthy").discover("T1")[3].healthy == "dataset.unmasked says so"
+    assert folder(root, unmasked="healthy").recipe() == left.recipe()
+
+
+def test_a_val_folder_needs_masks_for_all_or_for_nobody(root):
+    for k in (3, 4, 10):
+        shutil.copy(root / "train" / f"s1-slice_{k}-T1.png", root / "val" / f"s7-slice_{k}-T1.png")
+    assert "s7-slice_10-T1.png in" in refused(root)
+    for path in (root / "val").glob("*segmentation.png"):
+        path.unlink()
+    cases = folder(root).discover("T1")
+    assert {case.healthy for case in cases if case.split == "val"} == {
+        "it lies in val/, where nobody has a segmentation"
+    }
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "brainmask"])
+def test_a_grey_mask_is_refused(root, kind):
+    path = root / "test" / f"s-3-slice_4-{kind}.png"
+    mask = np.zeros((20, 14), np.uint8)
+    mask[4:8, 4:8], mask[8, 4:8] = 255, 128
+    save(path, mask)
+    message = refused(root)
+    assert message.startswith(f"{path} holds the values 0, 128, 255: a mask has two, 0 and one other.")
+    assert [f.message for f in findings(root)["label"]] == [message]
+
+
+def test_patients_are_told_apart_by_more_than_their_names(root):
+    add(root, "test", "S01_tp2-slice_3")
+    assert "The subject S01 is in two splits, train (s1-slice_10-T1.png) and test (S01_tp2-slice_3-" in refused(root)
+    assert [f.code for f in findings(root)["two-roles"]] == ["two-roles"]
+
+
+def test_a_flat_folder_keeps_visits_of_a_patient_together(tmp_path):
+    for number in range(1, 31):
+        for visit in ("-tp1", "-tp2", ""):
+            add(tmp_path, "", f"p{number:02d}{visit}-slice_1", brain=False, lesion=None)
+            add(tmp_path, "", f"P{number}-slice_1", brain=False, lesion=None)
+    roles: dict[str, set[str]] = {}
+    for case in folder(tmp_path, val_share=0.3).discover("T1"):
+        roles.setdefault(case.subject.lower().replace("p0", "p"), set()).add(case.split)
+    assert len(roles) == 30
+    assert all(len(of_one) == 1 for of_one in roles.values())
+
+
+def test_second_scans_of_brats21_take_no_role(root):
+    add(root, "test", "BraTS2021_01600-slice_3")
+    assert "BraTS2021_01600" not in [case.subject for case in folder(root).discover("T1")]
+    assert folder(root).exclusions("T1")[0].startswith("BraTS2021_01600: left out, it is probably a second scan")
+    assert "BraTS2021_01600" in [case.subject for case in folder(root, second_scans="use").discover("T1")]
+
+
+def test_check_lists_what_it_sees_in_pixels(root):
+    add(root, "train", "s8-slice_1", shape=(30, 14), lesion=True)
+    save(root / "test" / "s-3-slice_4-T1.png", np.zeros((20, 14), np.uint8))
+    for name in ("one", "two"):
+        pixels = np.random.default_rng(1).integers(1, 255, (20, 14)).astype(np.uint8)
+        save(root / "test" / f"{name}-slice_3-T1.png", pixels)
+        save(root / "test" / f"{name}-slice_3-segmentation.png", np.zeros((20, 14), np.uint8))
+    found = findings(root)
+    assert f"{root / 'train' / 's8-slice_1-segmentation.png'}: slice 1: it has 4 lesion pixels in train" in (
+        found["lesion-in-train"][0].message
+    )
+    assert f"{root / 'test' / 's-3-slice_4-T1.png'}: slice 4: left out, its image is black" in (
+        f.message for f in found["black-slice"]
+    )
+    assert "s8-slice_1-T1.png is 30x14 and s1-slice_10-T1.png is 20x14" in found["shape"][0].message
+    twice = [f.message for f in found["duplicate-subject"]]
+    assert any(
+        "two-slice_3-T1.png holds the same pixels as" in line and "one and two are one" in line for line in twice
+    )
+
+
+def test_info_says_who_is_taken_for_healthy_and_why(root):
+    assert overview(folder(root))["modalities"]["T1"]["healthy"] == {
+        "it lies in train/, which is for healthy subjects": ["s1"],
+        "slices without lesion, by their mask": ["s2"],
+    }
+
+
+def test_check_says_that_a_role_is_empty(tmp_path):
+    add(tmp_path, "test", "a-slice_1")
+    assert [f.severity for f in findings(tmp_path)["no-train"]] == ["warning"]
+    (tmp_path / "test").rename(tmp_path / "train")
+    found = findings(tmp_path)
+    assert found["no-test"][0].message == f"There is no T1 slice with a lesion mask in the split `test` of {tmp_path}."
+    assert "no-train" not in found
+
+
+def test_check_lists_every_fault_that_run_meets_first(root):
+    shutil.copy(root / "train" / "s1-slice_3-T1.png", root / "extra-T1.png")
+    shutil.copy(root / "test" / "s-3-slice_3-T1.png", root / "test" / "s-3-slice_03-T1.png")
+    add(root, "val", "s1-slice_50")
+    save(root / "test" / "s9-slice_1.png", np.zeros((20, 14), np.uint8))
+    save(root / "test" / "s-3-slice_77-segmentation.png", np.zeros((20, 14), np.uint8))
+    assert set(findings(root)) >= {"stray", "conflict", "two-roles", "unnamed-image", "missing-image"}
 
 
 # ---- real data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import real_layouts as layouts
 
 from adbench.datasets import nifti
+from adbench.datasets.check import check
 from adbench.datasets.folder import Folder
 from adbench.datasets.folder_volumes import FolderVolumes, compile_pattern
 from adbench.datasets.store import prepare
@@ -162,7 +164,7 @@ def test_a_segmentation_of_tissues_is_no_lesion(tmp_path: Path) -> None:
 def test_t1_with_a_contrast_agent_in_bids(tmp_path: Path) -> None:
     write(tmp_path / "sub-01_T1w.nii.gz", 1)
     write(tmp_path / "sub-01_ce-gadolinium_T1w.nii.gz", 2)
-    dataset = folder(tmp_path)
+    dataset = folder(tmp_path, unmasked="healthy")
     assert set(dataset.available()) == {"T1", "T1CE"}
     assert "ce-gadolinium" in str(dataset.discover("T1CE")[0].files[0])
 
@@ -171,14 +173,14 @@ def test_two_files_of_one_meaning(tmp_path: Path) -> None:
     write(tmp_path / "sub-01_space-A_T1w.nii.gz")
     write(tmp_path / "sub-01_space-B_T1w.nii.gz", 2)
     assert "sub-01_space-B_T1w.nii.gz mean the same scan and sequence: remove one" in refused(tmp_path)
-    chosen = folder(tmp_path, image_pattern="{subject}_space-B_{modality}.nii.gz")
+    chosen = folder(tmp_path, image_pattern="{subject}_space-B_{modality}.nii.gz", unmasked="healthy")
     assert [file.name for case in chosen.discover("T1") for file in case.files] == ["sub-01_space-B_T1w.nii.gz"]
 
 
 def test_stated_modality_for_plain_names(tmp_path: Path) -> None:
     write(tmp_path / "case_a.nii.gz")
     assert "None of the 1 NIfTI files" in refused(tmp_path)
-    assert [case.id for case in folder(tmp_path, modality="T2").discover("T2")] == ["case_a"]
+    assert [case.id for case in folder(tmp_path, modality="T2", unmasked="healthy").discover("T2")] == ["case_a"]
 
 
 # -- roles ---------------------------------------------------------------------------------------------------------------
@@ -207,7 +209,9 @@ def test_a_stray_file_beside_split_folders(tmp_path: Path) -> None:
 def test_healthy_volumes_train_and_validate(tmp_path: Path) -> None:
     for number in range(20):
         write(tmp_path / f"s{number:02d}_flair.nii.gz", number)
-    found = list(roles(folder(tmp_path)).values())
+    assert "s00 in" in refused(tmp_path)
+    assert "has no lesion mask, as 0 of 20 cases have: say --set dataset.unmasked=healthy" in refused(tmp_path)
+    found = list(roles(folder(tmp_path, unmasked="healthy")).values())
     assert (found.count("train"), found.count("val"), found.count("test")) == (18, 2, 0)
 
 
@@ -224,6 +228,120 @@ def test_subjects_without_a_mask_where_others_have_one(tmp_path: Path) -> None:
     healthy = roles(folder(tmp_path, unmasked="healthy"))
     assert {healthy[f"h{n}"] for n in range(8)} == {"train", "val"}
     assert {healthy[f"p{n}"] for n in range(6)} == {"val", "test"}  # patients need not teach
+
+
+def test_visits_of_one_patient_have_one_role(tmp_path: Path) -> None:
+    for family in ("GLI", "MET"):
+        for number in range(10):
+            for visit in ("000", "001"):
+                stem = f"BraTS-{family}-{number:05d}-{visit}"
+                write(tmp_path / stem / f"{stem}-t2f.nii.gz", 40 * number + int(visit))
+                write(tmp_path / stem / f"{stem}-seg.nii.gz", mask=True)
+    cases = folder(tmp_path).discover("FLAIR")
+    assert len(cases) == 40
+    assert cases[0].id == "BraTS-GLI-00000_000"
+    assert {case.split for case in cases} == {"train", "val", "test"}
+    for number in range(10):
+        assert len({case.split for case in cases if case.subject == f"BraTS-MET-{number:05d}"}) == 1
+
+
+def test_names_of_one_patient_have_one_role(tmp_path: Path) -> None:
+    """Sixty patients, each under two names: other padding and case. A draw by name would part some of them."""
+    for number in range(60):
+        for name in (f"p{number:03d}", f"P{number}"):
+            write(tmp_path / name / f"{name}_flair.nii.gz", number)
+            write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
+    found = roles(folder(tmp_path))
+    assert len(found) == 120
+    assert all(found[f"p{number:03d}"] == found[f"P{number}"] for number in range(60))
+
+
+def test_split_folders_hold_a_patient_once_under_any_name(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "p07_tp1_flair.nii.gz")
+    write(tmp_path / "test" / "P7_tp2_flair.nii.gz", 2)
+    write(tmp_path / "test" / "P7_tp2_seg.nii.gz", mask=True)
+    assert re.search(r"The subject [pP]0?7 is in two splits, test \(.*P7_tp2.* and train \(", refused(tmp_path))
+
+
+def test_second_scans_of_brats21_take_no_role(tmp_path: Path) -> None:
+    common(tmp_path, "BraTS2021_01537 BraTS2021_01538 BraTS2021_01656 BraTS2021_01657")
+    dataset = folder(tmp_path)
+    assert [case.subject for case in dataset.discover("FLAIR")] == ["BraTS2021_01537", "BraTS2021_01657"]
+    assert (
+        "BraTS2021_01538: left out, it is probably a second scan of another patient" in dataset.exclusions("FLAIR")[0]
+    )
+    assert len(folder(tmp_path, second_scans="use").discover("FLAIR")) == 4
+
+
+# -- health --------------------------------------------------------------------------------------------------------------
+
+
+def isles(root: Path) -> Path:
+    """ISLES'22 as distributed, but for a name of the mask that nobody knows."""
+    for number in (1, 2, 3):
+        stem = f"sub-strokecase{number:04d}_ses-0001"
+        write(root / "rawdata" / stem[:18] / "ses-0001" / "anat" / f"{stem}_FLAIR.nii.gz", number)
+        write(root / "derivatives" / stem[:18] / "ses-0001" / f"{stem}_stroke.nii.gz", mask=True)
+        adc = np.random.default_rng(number).integers(0, 900, SMALL).astype(np.int16)
+        nifti.write(root / "rawdata" / stem[:18] / "ses-0001" / "dwi" / f"{stem}_adc.nii.gz", adc, AFFINE)
+    return root
+
+
+def test_a_mask_of_an_unknown_name_makes_nobody_healthy(tmp_path: Path) -> None:
+    message = refused(isles(tmp_path))
+    assert "sub-strokecase0001_ses-0001_stroke.nii.gz holds the values 0, 1, 2 alone, as a mask does" in message
+    assert "sub-strokecase0001_ses-0001 is not healthy. Name it with --set dataset.lesion_pattern" in message
+    found = check(folder(tmp_path))
+    assert found.counts["error"] == 6
+    assert {f.code for f in found.findings if f.severity == "error"} == {"unnamed-mask", "missing-mask"}
+    assert not [f for f in found.findings if "adc" in f.message and f.code == "unnamed-mask"]
+    named = folder(
+        tmp_path,
+        image_pattern="{subject}_{session}_{modality}.nii.gz",
+        lesion_pattern="{subject}_{session}_stroke.nii.gz",
+    )
+    assert all("lesion" in case.extra["files"] for case in named.discover("FLAIR"))
+    declared = check(folder(tmp_path, unmasked="healthy"))
+    assert {f.code for f in declared.findings if f.severity == "warning"} == {"unnamed-mask", "no-test"}
+    assert declared.counts["error"] == 0
+
+
+def test_the_folder_train_declares_nobody_healthy_who_has_an_unnamed_mask(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a_flair.nii.gz")
+    mask = write(tmp_path / "train" / "a_drawn.nii.gz", mask=True)
+    assert f"{mask} holds the values 0, 1, 2 alone" in refused(tmp_path)
+    nifti.write(mask, np.zeros(SMALL, np.uint8), AFFINE)  # nothing is drawn: nothing speaks against it
+    (case,) = folder(tmp_path).discover("FLAIR")
+    assert case.healthy == "it lies in train/, which is for healthy subjects"
+
+
+def test_the_mask_of_isles_is_known_by_its_name(tmp_path: Path) -> None:
+    write(tmp_path / "sub-strokecase0001_ses-0001_FLAIR.nii.gz")
+    write(tmp_path / "sub-strokecase0001_ses-0001_msk.nii.gz", mask=True)
+    (case,) = folder(tmp_path).discover("FLAIR")
+    assert "lesion" in case.extra["files"]
+
+
+def test_a_test_folder_needs_masks(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a_flair.nii.gz")
+    write(tmp_path / "val" / "b_flair.nii.gz", 2)
+    write(tmp_path / "test" / "c_flair.nii.gz", 3)
+    assert "c in" in refused(tmp_path)
+    cases = folder(tmp_path, unmasked="leave-out").discover("FLAIR")
+    assert [(case.subject, case.healthy[:16]) for case in cases] == [
+        ("a", "it lies in train"),
+        ("b", "it lies in val/,"),
+    ]
+
+
+def test_two_lesion_masks_of_one_case(tmp_path: Path) -> None:
+    common(tmp_path)
+    write(tmp_path / "patient07" / "patient07_lesion.nii.gz", mask=True)
+    message = refused(tmp_path)
+    assert "patient07_seg.nii.gz are both lesion masks: merge them into one (lesion where either says so)" in message
+    assert "or leave patient07 out with dataset.exclude=[patient07]" in message
+    assert [f.case for f in check(folder(tmp_path)).findings if f.code == "conflict"] == ["patient07"]
+    assert len(folder(tmp_path, exclude=["patient07"]).discover("FLAIR")) == 2
 
 
 # -- kinds of folder -----------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import gzip
 import pickle
 import struct
 from pathlib import Path
+from typing import Any
 
 import nibabel
 import numpy as np
@@ -81,7 +82,30 @@ def test_checksum_is_that_of_the_uncompressed_bytes(tmp_path: Path) -> None:
     assert nifti.checksum(path) == (zlib.crc32(raw), len(raw))
     plain = tmp_path / "x.nii"
     plain.write_bytes(raw)
-    assert nifti.checksum(plain) is None
+    assert nifti.checksum(plain) == (zlib.crc32(raw), len(raw))
+    assert nifti.checksum(plain, plain=False) is None
+    several = tmp_path / "y.nii.gz"
+    several.write_bytes(b"".join(gzip.compress(part) for part in (raw[:360], raw[360:], b"")))
+    assert nifti.checksum(several) == (zlib.crc32(raw), len(raw))
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (np.array([0, 1, 4], np.uint8), (0, 1, 4)),
+        (np.array([0.0, 2.0], np.float32), (0, 2)),
+        (np.array([0.0, 0.5], np.float32), None),
+        (np.arange(17, dtype=np.int16), None),
+        (np.array([0, np.nan], np.float32), None),
+    ],
+)
+@pytest.mark.parametrize("name", ["m.nii.gz", "m.nii"])
+def test_whole_numbers_tell_a_mask_from_an_image(tmp_path: Path, data: np.ndarray, expected: Any, name: str) -> None:
+    volume = np.zeros((90, 80, 90), data.dtype)  # longer than the block that is looked at first
+    volume[-1, -1, -len(data) :] = data
+    image = nibabel.Nifti1Image(volume, np.eye(4))
+    nibabel.save(image, tmp_path / name)
+    assert nifti.whole_numbers(tmp_path / name) == expected
 
 
 def broken(path: Path) -> NiftiError:

@@ -32,14 +32,14 @@ def test_prepare_then_run_finds_the_store(cli: Cli, root: Path, tmp_path: Path) 
     assert code == 0, err
     assert "FLAIR" in out
     assert "T1" in out
-    stores = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "stores").iterdir()}
+    stores = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "stores").glob("*/manifest.json")}
     assert len(stores) == 2
     found = json.loads(cli("data", "prepare", *common, "--json")[1])
     assert found["FLAIR"]["cases"] == 6
     assert found["FLAIR"]["lesion_ml"] == pytest.approx(found["FLAIR"]["lesion_ml_source"])
     code, _, err = cli("run", "--method", "histeq", *common, "--out", tmp_path / "runs", "--device", "cpu", "--quiet")
     assert code == 0, err
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "stores").iterdir()} == stores
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "cache" / "stores").glob("*/manifest.json")} == stores
 
 
 def test_show_draws_a_sheet(cli: Cli, root: Path, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adbench.datasets.names import person, recognise, shared_patients
+from adbench.datasets.names import person, recognise, second_scan, shared_patients, split_visit
 from adbench.datasets.splits import assign
 
 
@@ -58,6 +58,23 @@ def test_a_handful_of_cases_trains_and_tests_first() -> None:
         ("IXI012", "IXI012-HH-1211"),
         ("IXI012", "sub-IXI012"),
         ("sub-r009s001", "R009S001"),
+        ("sub-r009s001_ses-1", "sub-r009s001_ses-2_space-MNI152NLin2009aSym"),
+        ("BraTS2021_00012", "brats2021_12"),
+        ("BraTS-GLI-00012-000", "BraTS-GLI-00012-101"),
+        ("BraTS-MET-00012-000", "BraTS-MET-00012-001"),
+        ("BraTS-PED-00012-000", "BraTS-PED-00012"),
+        ("BraTS-MEN-RT-0012-1", "BraTS-MEN-RT-0012-2"),
+        ("BraTS-SSA-00012-000", "BraTS-SSA-12-001"),
+        ("Brats17_CBICA_AAB_1", "BraTS19_CBICA_AAB_1"),
+        ("UPENN-GBM-00001_11", "UPENN-GBM-00001_21"),
+        ("UCSF-PDGM-0004", "UCSF-PDGM-0004_FU003d"),
+        ("sub-OAS30001_ses-d0129", "OAS30001_MR_d2430"),
+        ("sub-strokecase0001", "sub-strokecase0001_ses-0001"),
+        ("sub-07", "SUB-007_ses-2"),
+        ("patient07_tp1", "patient7_tp2"),
+        ("p07_week12", "P07-FU"),
+        ("p07_T1", "p07_T2"),
+        ("p07_20200131", "p07"),
     ],
 )
 def test_one_person_has_one_name(one: str, other: str) -> None:
@@ -74,14 +91,51 @@ def test_different_people_have_different_names() -> None:
         "sub-01",
         "12",
         "r009s0011",
+        "r009s110",
+        "BraTS-MET-00012-000",
+        "BraTS-PED-00012-000",
+        "BraTS-MEN-RT-0012-1",
+        "BraTS20_Training_012",
+        "Brats17_CBICA_AAB_1",
+        "Brats17_CBICA_AAC_1",
+        "BRATS_012",
+        "patient_1",
+        "patient_2",
+        "patient_10",
+        "phantom-train-001",
+        "phantom-test-001",
     ]
     assert len({person(name) for name in names}) == len(names)
-    assert person("sub-01") == "sub-01"
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("BraTS-MET-00012-001", ("BraTS-MET-00012", "001")),
+        ("IXI012-HH-1211", ("IXI012", "HH-1211")),
+        ("sub-01_ses-2", ("sub-01", "ses-2")),
+        ("patient07_tp1", ("patient07", "tp1")),
+        ("patient07", ("patient07", "")),
+        ("week12", ("week12", "")),
+    ],
+)
+def test_a_visit_is_told_from_its_subject(name: str, expected: tuple[str, str]) -> None:
+    assert split_visit(name) == expected
+
+
+def test_the_numbers_of_second_scans() -> None:
+    names = ("BraTS2021_01537", "BraTS2021_01538", "sub-BraTS2021_01656", "BraTS2021_01657", "BraTS-GLI-01540")
+    assert [second_scan(name) for name in names] == [False, True, True, False, False]
 
 
 def test_releases_that_share_patients_under_other_names() -> None:
     assert shared_patients({"BraTS20_Training_001"}, {"BraTS2021_00001"})
     assert shared_patients({"Brats18_CBICA_AAB_1", "IXI001"}, {"BraTS-GLI-00001-000"})
+    assert shared_patients({"BRATS_001"}, {"sub-BraTS2021_00001"})
+    assert shared_patients({"UCSF-PDGM-0004"}, {"BraTS-GLI-00001-000"})
+    assert shared_patients({"BraTS20_Training_001"}, {"BraTS19_CBICA_AAB_1"})
+    assert shared_patients({"UCSF-PDGM-0004"}, {"UPENN-GBM-00001_11"}) is None
+    assert shared_patients({"BraTS-MET-00001-000"}, {"BraTS-GLI-00001-000"}) is None
     assert shared_patients({"BraTS2021_00002"}, {"BraTS2021_00001", "IXI002"}) is None
     assert shared_patients({"IXI001"}, {"BraTS2021_00001"}) is None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import real_layouts as layouts
 from adbench.datasets import nifti
 from adbench.datasets.atlas import FLAGGED, Atlas
 from adbench.datasets.brats import BraTS21
+from adbench.datasets.check import check
 from adbench.datasets.ixi import IXI
 from adbench.errors import UserError
 
@@ -20,8 +22,9 @@ SMALL = layouts.SMALL
 
 
 def refused(cls: type, root: Path, **params: object) -> str:
+    dataset = layouts.dataset(cls, root, **params)
     with pytest.raises(UserError) as caught:
-        layouts.dataset(cls, root, **params).available()
+        dataset.discover((*dataset.available(), "T1")[0])
     return str(caught.value)
 
 
@@ -276,7 +279,89 @@ def test_the_same_name_twice_without_compression(tmp_path: Path) -> None:
     assert len(layouts.dataset(BraTS21, tmp_path).index.duplicates) == 1
     (case / "BraTS2021_00000_t1.nii.gz").unlink()
     (case / "BraTS2021_00000_t1.nii").write_bytes(content[:-2] + b"\x01\x00")  # as long, another voxel
-    assert "BraTS2021_00000_t1.nii have the same name and different content" in refused(BraTS21, tmp_path)
+    message = refused(BraTS21, tmp_path)
+    assert "BraTS2021_00000_t1.nii have the same name and different content: remove one, or leave " in message
+    layouts.brats(tmp_path, "00001", SMALL)
+    excluded = layouts.dataset(BraTS21, tmp_path, exclude=["BraTS2021_00000"])
+    assert [case.id for case in excluded.discover("T1")] == ["BraTS2021_00001"]
+
+
+def members(raw: bytes) -> bytes:
+    """A gzip of several members, the last one empty: its end states the length and checksum of nothing."""
+    return b"".join(gzip.compress(part, mtime=0) for part in (raw[:500], raw[500:], b""))
+
+
+def test_two_volumes_in_gzips_of_several_members_are_compared_by_content(tmp_path: Path) -> None:
+    file = layouts.brats(tmp_path / "a", "00000", SMALL) / "BraTS2021_00000_t1.nii.gz"
+    raw = gzip.decompress(file.read_bytes())
+    file.write_bytes(members(raw))
+    second = tmp_path / "b" / file.name
+    second.parent.mkdir()
+    second.write_bytes(members(raw))
+    assert layouts.dataset(BraTS21, tmp_path).index.duplicates == [(file, second)]
+    second.write_bytes(members(raw[:-2] + b"\x01\x00"))
+    assert f"{file} and {second} have the same name and different content" in refused(BraTS21, tmp_path)
+
+
+def mapping(path: Path, rows: list[tuple[str, ...]]) -> Path:
+    """A table as a spreadsheet writes it: some texts shared, some in place."""
+    names = [text for row in rows for text in row]
+    space = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    lines = ""
+    for row in rows:
+        cells = "".join(f'<c t="s"><v>{names.index(text)}</v></c>' for text in row[:-1])
+        lines += f'<row>{cells}<c><v>7</v></c><c t="inlineStr"><is><t>{row[-1]}</t></is></c></row>'
+    with zipfile.ZipFile(path, "w") as file:
+        shared = "".join(f"<si><t>{name}</t></si>" for name in names)
+        file.writestr("xl/sharedStrings.xml", f"<sst {space}>{shared}</sst>")
+        file.writestr("xl/worksheets/sheet1.xml", f"<worksheet {space}><sheetData>{lines}</sheetData></worksheet>")
+    return path
+
+
+def test_second_scans_of_brats_take_no_role_without_the_mapping(tmp_path: Path) -> None:
+    for number in ("00011", "00012", "01537", "01540", "01656", "01657"):
+        layouts.brats(tmp_path, number, SMALL)
+    dataset = layouts.dataset(BraTS21, tmp_path)
+    assert [case.subject[-5:] for case in dataset.discover("T1")] == ["00011", "00012", "01537", "01657"]
+    why = "BraTS2021_01540: left out, it is probably a second scan of another patient (numbers 01538 to 01656)"
+    assert any(line.startswith(why) for line in dataset.exclusions("T1"))
+    assert [f.case for f in check(dataset).findings if f.code == "left-out"] == ["BraTS2021_01540", "BraTS2021_01656"]
+    used = layouts.dataset(BraTS21, tmp_path, second_scans="use")
+    assert len(used.discover("T1")) == 6
+    assert used.recipe() == dataset.recipe()  # it chooses cases and leaves their pixels alone
+
+
+@pytest.mark.parametrize("name", ["BraTS2023_2017_GLI_Mapping.xlsx", "tables/mapping.csv"])
+def test_the_mapping_says_whose_second_scan_it_is(tmp_path: Path, name: str) -> None:
+    for number in ("00011", "00012", "00013", "01540", "01656"):
+        layouts.brats(tmp_path, number, SMALL)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    rows = [("BraTS2023", "BraTS2021"), ("BraTS-GLI-00012-000", "BraTS2021_00012")]
+    rows += [("BraTS-GLI-00012-001", "BraTS2021_01540"), ("BraTS-GLI-00099-000", "BraTS2021_00099")]
+    if name.endswith("csv"):
+        (tmp_path / name).write_text("\n".join(map(",".join, rows)), encoding="utf-8")
+    else:
+        mapping(tmp_path / name, rows)
+    dataset = layouts.dataset(BraTS21, tmp_path)
+    cases = dataset.discover("T1")
+    assert [case.id[-11:] for case in cases] == ["S2021_00011", "S2021_00012", "00012_01540", "S2021_00013"]
+    assert cases[1].subject == cases[2].subject == "BraTS2021_00012"
+    assert cases[1].split == cases[2].split
+    assert "01540" in str(cases[2].files[0])
+
+
+def test_a_mapping_that_says_nothing(tmp_path: Path) -> None:
+    layouts.brats(tmp_path, "00011", SMALL)
+    path = mapping(tmp_path / "Mapping.xlsx", [("BraTS2023", "x")])
+    assert f"No row of {path} names a case of BraTS'21" in refused_at_once(tmp_path)
+    path.write_bytes(b"hello")
+    assert f"The mapping table {path} cannot be read" in refused_at_once(tmp_path)
+
+
+def refused_at_once(root: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        layouts.dataset(BraTS21, root).available()
+    return str(caught.value)
 
 
 # -- reading -------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,137 @@
+"""Fingerprints: copies are found after small changes and another position, people are told apart."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from adbench import planning
+from adbench.context import Progress
+from adbench.datasets import likeness
+from adbench.datasets.check import check
+from adbench.datasets.folder import Folder
+from adbench.datasets.store import prepare
+from adbench.errors import UserError
+from adbench.params import build
+from adbench.protocols import get
+from adbench.spec import Source
+
+SHAPE = (40, 56, 48)
+
+
+def head(seed: int, rotation: float = 0.0, scale: float = 1.0, move: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """An ellipsoid of smooth random tissue, tilted by ``rotation`` degrees and scaled; (S, H, W)."""
+    noise = np.random.default_rng(seed).normal(size=SHAPE)
+    tissue = ndimage.gaussian_filter(noise, 2.5)
+    turn = np.deg2rad(rotation)
+    matrix = np.array([[np.cos(turn), -np.sin(turn), 0], [np.sin(turn), np.cos(turn), 0], [0, 0, 1]]) * scale
+    centre = (np.array(SHAPE) - 1) / 2
+    grid = np.indices(SHAPE).reshape(3, -1) - centre[:, None] - move
+    inside = ((matrix @ grid / (np.array(SHAPE)[:, None] * 0.4)) ** 2).sum(axis=0).reshape(SHAPE) < 1
+    image = ndimage.affine_transform(tissue, matrix, centre - matrix @ (centre + move), order=1, mode="nearest")
+    return (0.5 + 3 * image) * inside, inside
+
+
+def correlation(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
+    a, b = (likeness.fingerprint(*volume)[None] for volume in (one, other))
+    return float(likeness.similarity(a, b)[0, 0])
+
+
+def test_copies_are_certain_after_small_changes() -> None:
+    image, brain = head(1)
+    pixel = image.copy()
+    pixel[20, 28, 24] += 1 / 255
+    noisy = image + 0.01 * np.random.default_rng(0).normal(size=SHAPE)
+    for changed in (image, pixel, noisy, 0.7 * image + 0.1):
+        assert correlation((image, brain), (changed, brain)) >= likeness.CERTAIN
+
+
+@pytest.mark.parametrize("change", [{"rotation": 6.0}, {"scale": 1.06}, {"move": 1.5}])
+def test_copies_are_likely_in_another_position(change: dict[str, float]) -> None:
+    assert correlation(head(1), head(1, **change)) >= likeness.LIKELY
+
+
+def test_people_are_told_apart() -> None:
+    found = np.stack([likeness.fingerprint(*head(seed)) for seed in range(12)])
+    apart = likeness.similarity(found, found)[np.triu_indices(12, 1)]
+    assert apart.max() < 0.5
+
+
+def test_voxels_of_another_size_are_no_other_person() -> None:
+    image, brain = head(1)
+    whole = likeness.fingerprint(image, brain)[None]
+    thick = likeness.fingerprint(image[::2], brain[::2], range(0, SHAPE[0], 2))[None]
+    coarse = likeness.fingerprint(image[:, ::2, ::2], brain[:, ::2, ::2], spacing=(1, 2, 2))[None]
+    assert likeness.similarity(whole, thick)[0, 0] >= likeness.LIKELY
+    assert likeness.similarity(whole, coarse)[0, 0] >= likeness.LIKELY
+
+
+def test_nothing_is_said_of_next_to_nothing() -> None:
+    image, brain = head(1)
+    brain[:] = False
+    brain[20, 20:24, 20:24] = True
+    assert np.isnan(likeness.fingerprint(image, brain)).all()
+    assert correlation((image, brain), (image, brain)) == 0
+
+
+def write(root: Path, split: str, name: str, seed: int, change: float = 0.0) -> None:
+    image, brain = head(seed)
+    (root / split).mkdir(parents=True, exist_ok=True)
+    for k in (18, 20, 22):
+        pixels = np.clip(255 * image[k], 1, 255) * brain[k]
+        pixels[28, 24] += change
+        Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"{name}-slice_{k}-T1.png")
+        if split != "train":
+            mask = np.zeros(SHAPE[1:], np.uint8)
+            mask[30:34, 20:24] = 255
+            Image.fromarray(mask).save(root / split / f"{name}-slice_{k}-segmentation.png")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for split, seeds in (("train", (1, 2)), ("val", (3,)), ("test", (4, 5))):
+        for seed in seeds:
+            write(tmp_path / "data", split, f"s{seed}", seed)
+    return tmp_path / "data"
+
+
+def gather(root: Path) -> None:
+    source = Source(dataset="folder", root=str(root), params={})
+    planning.gather(source, None, "T1", get("folder"), root.parent / "cache", Progress())
+
+
+def test_a_copy_with_one_other_pixel_in_two_roles_is_refused(root: Path) -> None:
+    gather(root)
+    write(root, "test", "other", 1, change=1)
+    with pytest.raises(UserError, match="'s1' \\(training\\) and 'other' \\(test\\) are one scan, hardly changed"):
+        gather(root)
+    dataset = Folder(build(Folder.Params, "folder", {}), root)
+    (finding,) = [finding for finding in check(dataset).findings if finding.code == "look-alike"]
+    assert finding.severity == "error"
+    assert "the subjects s1 and other are one scan, hardly changed" in finding.message
+
+
+def test_who_looks_alike_is_named(
+    root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(likeness, "LIKELY", -1.0)
+    with caplog.at_level(logging.WARNING, logger="adbench"):
+        gather(root)
+    assert "'s1' (training) and 's4' (test) may be one person: their fingerprints correlate by" in caplog.text
+
+
+def test_fingerprints_of_a_store_are_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = prepare(Folder(build(Folder.Params, "folder", {}), root), "T1", root.parent / "cache")
+    first = likeness.of_store(store, store.rows("test"))
+    assert first.subjects == ["s4", "s5"]
+    assert first.slices.tolist() == [3, 3]
+    monkeypatch.setattr(likeness, "fingerprint", None)
+    np.testing.assert_array_equal(likeness.of_store(store, store.rows("test")).values, first.values)
+    monkeypatch.undo()
+    next(store.folder.glob("fingerprints*")).write_bytes(b"cut short")
+    np.testing.assert_array_equal(likeness.of_store(store, store.rows("test")).values, first.values)
