@@ -180,6 +180,8 @@ class Closure:
 
     def take_files(self, folder: Path, files: Iterable[Path]) -> None:
         """Take the data files among those that a distribution installed below ``folder``."""
+        # A .pth file beside the packages belongs to the installer; within one it holds weights.
+        files = (file for file in files if file.suffix != ".pth" or file.parent != folder)
         self._add(folder, [file for file in files if _is_data(file, folder)], f"The distribution in {folder}")
 
     def _add(self, folder: Path, files: list[Path], what: str) -> None:
@@ -256,4 +258,4 @@ def _is_data(file: Path, folder: Path) -> bool:
         part.startswith(".") or part == "__pycache__" or part.endswith((".dist-info", ".egg-info")) for part in parts
     ):
         return False
-    return file.suffix not in (".py", ".pyc", ".pyo", ".pth") and ".." not in parts and file.is_file()
+    return file.suffix not in (".py", ".pyc", ".pyo") and ".." not in parts and file.is_file()

@@ -202,9 +202,10 @@ def test_a_plug_in_counts_with_its_data_and_what_lies_beside_it(plugin: Path) ->
     for name in ("adbench_scaled/unused.py", "unrelated.py", "unrelated.csv"):
         for _ in edited(plugin / name):
             assert made() == before, name
-    (plugin / "adbench_scaled" / "tables" / "more.bin").write_bytes(b"\0")
-    assert made() != before, "a new data file"
-    (plugin / "adbench_scaled" / "tables" / "more.bin").unlink()
+    for name in ("more.bin", "network.pth", "network.pt"):
+        (plugin / "adbench_scaled" / "tables" / name).write_bytes(b"\0")
+        assert made() != before, "a new data file"
+        (plugin / "adbench_scaled" / "tables" / name).unlink()
     source = plugin / "adbench_scaled" / "method.py"
     source.write_text(
         f"{source.read_text()}\n\ndef more(name):\n    import importlib\n\n    importlib.import_module(name)\n"
@@ -219,11 +220,17 @@ def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: 
     (plugin / "other-1.0.dist-info").mkdir()
     (plugin / "other-1.0.dist-info" / "RECORD").write_text("other_library.py,,\n")
     (plugin / "other_library.py").write_text("")
+    (plugin / "adbench_scaled" / "network.pth").write_bytes(b"weights")
+    (plugin / "__editable__.scaled.pth").write_text("of the installer")
+    record += ["adbench_scaled/network.pth,,", "__editable__.scaled.pth,,"]
+    (plugin / "adbench_scaled-1.0.dist-info" / "RECORD").write_text("\n".join(record))
     source = plugin / "adbench_scaled" / "method.py"
     source.write_text("import other_library\n" + source.read_text())
     found = spec.source_files("methods", "scaled").keys()
-    assert {"beside_scaled", "unrelated.csv", "beside.csv"} <= found
-    assert not {"other_library", "unrelated", "yaml"} & found, "another distribution; not imported; a library"
+    assert {"beside_scaled", "unrelated.csv", "beside.csv", "adbench_scaled/network.pth"} <= found
+    assert not {"other_library", "unrelated", "yaml", "__editable__.scaled.pth"} & found, (
+        "another distribution; not imported; a library"
+    )
 
 
 def test_too_much_data_is_said(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -114,8 +114,7 @@ def recognise(path: str) -> Named | None:
     return None
 
 
-# What a name says after the patient: a session, a visit, a time point. BIDS and the releases with visits of their own come
-# first; the last pattern is what people append everywhere else.
+# What a name says after the patient: a session, a visit, a time point, in BIDS and in the releases with visits of their own.
 _VISITS = (
     re.compile(r"^(?P<subject>BraTS-[a-z]+(?:-RT)?-\d+)[-_](?P<visit>\d{1,3})$", re.IGNORECASE),
     re.compile(r"^(?P<subject>IXI\d{3})[-_](?P<visit>.+)$", re.IGNORECASE),
@@ -123,11 +122,22 @@ _VISITS = (
     re.compile(r"^(?P<subject>UPENN-GBM-\d+)_(?P<visit>\d+)$", re.IGNORECASE),
     re.compile(r"^(?P<subject>OAS\d+)[-_](?P<visit>MR[-_]d\d+)$", re.IGNORECASE),
     re.compile(r"^(?P<subject>sub-[a-z0-9]+)_(?P<visit>ses-[a-z0-9]+)(?:_.*)?$", re.IGNORECASE),
-    re.compile(
-        r"^(?P<subject>.+?)[-_](?P<visit>ses-[a-z0-9]+|(?:ses|session|tp|timepoint|visit|week|wk|month|day|fu|followup|t)"
-        r"[-_]?\d+[a-z]?|fu|follow-?up|baseline|(?:19|20)\d{6})$",
-        re.IGNORECASE,
-    ),
+)
+# What people append everywhere else. A word says by itself that it is no part of the patient's name; a letter or a date is
+# one only after a name with a number, for "sub-T01" is a patient, and so is the fifth volunteer of "site2_v05".
+_NUMBER = r"[-_]?\d+(?:[-_]\d+)*[a-z]?"
+_SUFFIX = re.compile(
+    r"^(?P<subject>.+?)[-_. ](?:(?P<word>ses-[a-z0-9]+"
+    rf"|(?:ses|session|tp|timepoint|time|visit|week|wk|month|mon|day|year|yr|fu|follow-?up|scan|exam|run){_NUMBER}"
+    r"|fu|follow-?up|baseline|(?:pre|post)[-_]?(?:op|treatment|rt|surgery)?)"
+    rf"|(?P<letter>[tvmdwy]{_NUMBER}|bl)"
+    r"|(?P<date>(?:19|20)\d\d(?P<bar>[-_]?)(?:0[1-9]|1[0-2])(?P=bar)(?:0[1-9]|[12]\d|3[01])))$",
+    re.IGNORECASE,
+)
+_KINDS = re.compile(
+    r"^(?:sub|subj|subject|pat|patient|pt|p|s|case|id|mrn|anon|control|volunteer|scan|exam|study|image|img|vol|volume|brain"
+    r"|(?:site|cent(?:er|re)|hospital|hosp|scanner|group|cohort|arm)[-_]?\w*)$",
+    re.IGNORECASE,
 )
 # Releases that know one patient by another name or by a part of it; any other patient is the name itself.
 _PERSONS = (
@@ -161,7 +171,17 @@ def split_visit(name: str) -> tuple[str, str]:
         for text in dict.fromkeys((bare, name)):
             if match := pattern.match(text):
                 return name[: len(name) - len(text)] + match["subject"], match["visit"]
-    return name, ""
+    subject = name
+    visits: list[str] = []
+    while (match := _SUFFIX.match(subject)) and _is_patient(match["subject"], by_word=match["word"] is not None):
+        visits.insert(0, subject[match.end("subject") + 1 :])
+        subject = match["subject"]
+    return subject, "_".join(visits)
+
+
+def _is_patient(name: str, *, by_word: bool) -> bool:
+    """Whether ``name`` may be that of a patient, and not of a kind of names ("patient", "site2")."""
+    return not _KINDS.match(name) and (by_word or any(letter.isdigit() for letter in _bare(name)))
 
 
 def subject_of(case: str) -> str:

@@ -117,6 +117,22 @@ def test_different_people_have_different_names() -> None:
         ("patient07_tp1", ("patient07", "tp1")),
         ("patient07", ("patient07", "")),
         ("week12", ("week12", "")),
+        ("c03_V2", ("c03", "V2")),
+        ("c03_BL", ("c03", "BL")),
+        ("Case-031_week-000-2", ("Case-031", "week-000-2")),
+        ("c03_FU1_2019-01-31", ("c03", "FU1_2019-01-31")),
+        ("Ada_week3", ("Ada", "week3")),
+        ("sub-c3_run-2", ("sub-c3", "run-2")),
+        ("002_S_0295_m06", ("002_S_0295", "m06")),
+        ("c03_20190131", ("c03", "20190131")),
+        # names of patients, not of visits
+        ("sub-T01", ("sub-T01", "")),
+        ("sub-TP01", ("sub-TP01", "")),
+        ("sub-20190101", ("sub-20190101", "")),
+        ("MRN_20010101", ("MRN_20010101", "")),
+        ("c03_20199931", ("c03_20199931", "")),
+        ("site2_v05", ("site2_v05", "")),
+        ("control_t1", ("control_t1", "")),
     ],
 )
 def test_a_visit_is_told_from_its_subject(name: str, expected: tuple[str, str]) -> None:
