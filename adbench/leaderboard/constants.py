@@ -9,6 +9,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.findings import Findings
 from adbench.leaderboard.plausible import steps
 from adbench.leaderboard.submission import Submission
+from adbench.metrics.histogram import ScoreHistogram
 from adbench.results.known import BUILT_IN, known, sources, weights_key
 from adbench.results.record import CONFORMANCE, Record
 
@@ -76,6 +77,11 @@ def check_data(submission: Submission, found: Findings) -> None:
             if role in ("threshold", "test"):
                 found.same(f"{role}.lesion_subjects", part.lesion_subjects, facts["lesion_subjects"], why)
                 _same_voxels(submission, role, facts, found)
+        elif shipped and part.params.keys() != shipped["params"].keys():
+            odd = sorted(part.params.keys() ^ shipped["params"].keys())
+            found.add(
+                f"{role}.params", why=f"{part.name} has not these parameters: {', '.join(odd)} missing or unknown"
+            )
         elif shipped and part.params == shipped["params"] and _alike(record, role, shipped):
             why = f"{role} slices of {part.name} {part.modality} as adbench makes them"
             found.add(f"{role}.digest", part.digest, shipped[role]["digest"], why)
@@ -103,10 +109,19 @@ def _same_voxels(submission: Submission, role: str, facts: dict[str, Any], found
         counts = submission.test if role == "test" else submission.validation
     except ValueError:
         return  # said where the counts are checked
-    field = "histograms" if role == "test" else "validation"
-    pool = counts.pooled() if counts is not None else None
-    stored = (pool.n_positive, pool.n_negative) if pool is not None else (0, 0)
-    lesion, brain = facts["lesion_voxels"], facts["brain_voxels"]
-    if stored != (lesion, brain - lesion):
-        why = f"its {stored[0]} lesion and {stored[1]} other voxels are not the {lesion} and {brain - lesion} of these slices"
-        found.add(field, why=why)
+    if counts is None:
+        found.add("validation", why=f"there is none, and these slices have {len(facts['voxels'])} subjects")
+        return
+    true = {subject: (lesion, other) for subject, (lesion, other) in facts["voxels"].items()}
+    parts: dict[str, ScoreHistogram] = dict(counts.items())
+    if role == "threshold":  # no more than sums is kept of it
+        true, parts = (
+            {"all": (sum(v[0] for v in true.values()), sum(v[1] for v in true.values()))},
+            {"all": counts.pooled()},
+        )
+    for name, expected in true.items():
+        stored = (parts[name].n_positive, parts[name].n_negative) if name in parts else (0, 0)
+        if stored != expected:
+            whose = "of these slices" if role == "threshold" else f"of {name}"
+            why = f"its {stored[0]} lesion and {stored[1]} other voxels are not the {expected[0]} and {expected[1]} {whose}"
+            found.add("validation" if role == "threshold" else "histograms", why=why)

@@ -5,7 +5,7 @@
     {
       "methods": {adbench version: {method: [hashes of its source]}},
       "weights": {hash of method, parameters and grid: number of weights},
-      "data":    {dataset: {modality: {"params": …, role: {"digest": …, "subjects": […], …}}}},
+      "data":    {dataset: {modality: {"params": …, role: {"digest": …, "subjects": […], "voxels": {subject: [lesion, other]}, …}}}},
       "lists":   {protocol: {role: [subjects]}}      lists that were published; added by hand, kept by the command
     }
 """
@@ -16,6 +16,8 @@ import json
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from adbench import __version__, registry
 from adbench.files import write_json
@@ -111,10 +113,11 @@ def data(dataset: str, modality: str, cache_folder: Path, **params: Any) -> dict
         if role in ("threshold", "test"):
             counted, lesion = part.counted(), part.lesions()
             ill = set(part.subject_index[part.lesion_voxels > 0].tolist())
+            by_slice = [(lesion & counted).sum(axis=(1, 2)), (counted & ~lesion).sum(axis=(1, 2))]
+            sums = np.transpose([np.bincount(part.subject_index, counts, len(part.subjects)) for counts in by_slice])
             found[role] |= {
                 "lesion_subjects": len(ill),
-                "lesion_voxels": int((lesion & counted).sum()),
-                "brain_voxels": int(counted.sum()),
+                "voxels": dict(sorted(zip(part.subjects, sums.astype(int).tolist(), strict=True))),
             }
     return found
 

@@ -234,6 +234,19 @@ def _one_voxel_more(forged: Forged) -> None:
     next(row for row in forged.spatial["rows"] if row["volume"] == volume)["lesion_sizes"][0] += 1
 
 
+def _one_voxel_moved(forged: Forged) -> None:
+    """A lesion voxel of one subject becomes one of another: no sum changes."""
+    ill = [row for row in forged.spatial["rows"] if row["lesion_sizes"] and row["lesion_sizes"][0] > 1]
+    for row, step in zip(ill, (1, -1), strict=False):
+        keys, positive, negative = (part.copy() for part in forged.test[row["volume"]].counts())
+        place = int(np.flatnonzero((positive if step < 0 else negative) > 1)[0])
+        positive[place] += step
+        negative[place] -= step
+        one = ScoreHistogram.from_counts(keys, positive, negative, forged.test.partition)
+        forged.test._by_subject[row["volume"]] = one
+        row["lesion_sizes"][0] += step
+
+
 def _oracle(forged: Forged) -> None:
     forged.validation = ThresholdCounts.of(forged.test, NAMES)
     healthy = sum(not own.n_positive for _, own in forged.test.items())
@@ -346,6 +359,11 @@ FORGERIES = (
     Forgery("counts invented, with as many lesion voxels", folder(_all(_own(), _invented)), ""),
     Forgery("the same beside the true result of that key", beside(_own(), _same_key, numbers=True), "run_key"),
     Forgery("one lesion voxel more, on the phantom", phantom(_one_voxel_more, numbers=True), "histograms"),
+    Forgery(
+        "a lesion voxel moved from one subject to another, on the phantom",
+        phantom(_one_voxel_moved, numbers=True),
+        "histograms",
+    ),
     Forgery("a training copied under another seed", _copied, "seed"),
     Forgery("the same with one subject changed", beside(_own(), _touched, numbers=True), "seed"),
     Forgery("a training copied under another method's name", beside(_own(), lambda f: f.plugin("yours")), "seed"),
@@ -409,6 +427,11 @@ FORGERIES = (
     Forgery("another size, on the phantom", phantom(_put("test/grid", [256, 256])), "test.grid.0"),
     Forgery(
         "training slices that nobody knows, on the phantom", phantom(_put("train/digest", "0" * 64)), "train.digest"
+    ),
+    Forgery(
+        "the same, with a parameter that the phantom has not",
+        phantom(_all(_put("train/digest", "0" * 64), _put("train/params/noise", 1))),
+        "train.params",
     ),
     Forgery("training slices that nobody knows, elsewhere", folder(_all(_own(), _put("train/digest", "0" * 64))), ""),
     Forgery(
