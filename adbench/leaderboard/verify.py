@@ -297,7 +297,7 @@ def _copies(facts: Sequence[Facts]) -> list[Finding]:
 
 
 def _dropped(facts: Sequence[Facts]) -> list[Finding]:
-    """Results on a part of the test subjects that the same protocol has in another result."""
+    """Results without some of the test subjects that the same protocol has in another result on the same data."""
     findings = []
     largest: dict[str, Facts] = {}
     for one in facts:
@@ -307,7 +307,7 @@ def _dropped(facts: Sequence[Facts]) -> list[Finding]:
     for one in facts:
         whole = largest[one.test[0]]
         missing = sorted(whole.test[1] - one.test[1])
-        if missing and one.test[1] < whole.test[1]:
+        if missing:
             why = f"{len(missing)} test subjects of {whole.file} are missing, e.g. {missing[0]}"
             findings.append(Finding(one.file, "splits.test", why=why))
     return findings

@@ -247,6 +247,18 @@ def _one_voxel_moved(forged: Forged) -> None:
         row["lesion_sizes"][0] += step
 
 
+def _renamed(forged: Forged) -> None:
+    """The last test subject gets a name that nobody has."""
+    *others, last = forged.test.subjects
+    counts, forged.test = forged.test[last], forged.test.subset(others)
+    forged.test._by_subject[f"{last}x"] = counts
+    for row in forged.spatial["rows"]:
+        if row["volume"] == last:
+            row |= {"volume": f"{last}x", "subject": f"{last}x"}
+    forged.raw["splits"]["test"] = forged.test.subjects
+    forged.record["test"]["digest"] = digest(forged.test.subjects)
+
+
 def _oracle(forged: Forged) -> None:
     forged.validation = ThresholdCounts.of(forged.test, NAMES)
     healthy = sum(not own.n_positive for _, own in forged.test.items())
@@ -381,6 +393,11 @@ FORGERIES = (
     Forgery(
         "the same beside the whole",
         beside(_elsewhere, _all(_elsewhere, lambda f: f.without_worst(4)), of_phantom=True, numbers=True),
+        "splits.test",
+    ),
+    Forgery(
+        "the same with another subject under a new name",
+        beside(_elsewhere, _all(_elsewhere, lambda f: f.without_worst(4), _renamed), of_phantom=True, numbers=True),
         "splits.test",
     ),
     Forgery("the same on a folder of one's own", folder(_all(_own(), lambda f: f.without_worst(1))), ""),
