@@ -35,7 +35,7 @@ def test_new_method_installs_passes_its_tests_runs_and_is_ranked(
     findings = json.loads(shell("adbench test my_method --json", tmp_path, environment))
     assert len(findings) > 10
     assert not [finding for finding in findings if finding["problem"]]
-    assert "13 passed" in shell("pytest -q adbench-my-method", tmp_path, environment)
+    assert "14 passed" in shell("pytest -q adbench-my-method", tmp_path, environment)
     shell(f"adbench run -q -m my_method,constant -d folder --data-root '{slices}' --device cpu", tmp_path, environment)
     board = json.loads(shell("adbench leaderboard show --json", tmp_path, environment))["boards"][0]
     assert [row["method"] for row in board["rows"]] == ["my_method", "constant"]
