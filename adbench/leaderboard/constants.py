@@ -6,9 +6,11 @@ from typing import Any
 
 from adbench import __version__, registry
 from adbench.errors import UserError
+from adbench.hashing import canonical_json
 from adbench.leaderboard.findings import Findings
 from adbench.leaderboard.plausible import steps
 from adbench.leaderboard.submission import Submission
+from adbench.methods.base import Method
 from adbench.metrics.histogram import ScoreHistogram
 from adbench.results.known import BUILT_IN, known, sources, weights_key
 from adbench.results.record import CONFORMANCE, Record
@@ -41,13 +43,27 @@ def check_method(record: Record, found: Findings) -> None:
         return  # its presets and parameters may have been others
     cls = registry.load("methods", method.name)
     try:
-        budget = cls.budget(cls.resolve(method.preset, method.params))
+        resolved = cls.resolve(method.preset, method.params)
     except UserError as error:
         found.add("method.params", why=str(error))
         return
-    taken = steps(record)
-    if budget is not None and not 0 < taken <= budget:
-        found.add("fit.steps", taken, why=f"{method.name} takes from 1 to {budget} steps with these parameters")
+    full = resolved.model_dump(mode="json")
+    if canonical_json(full) != canonical_json(method.params):
+        found.add("method.params", why=f"they are not as {method.name} states them, every one and of its own type")
+    for preset in cls.presets:
+        if preset != method.preset and full == _of(cls, preset) != _of(cls, method.preset):
+            found.add("method.preset", method.preset, preset, "the parameters are all those of that preset")
+    found.same("method.version", method.version, cls.version, f"of {method.name} in adbench {version}")
+    files = record.identity.get("files")
+    if isinstance(files, list) and len(files) != len(cls.files(resolved)):
+        found.add("identity.files", len(files), len(cls.files(resolved)), "files that these parameters name")
+    budget, taken = cls.budget(resolved), steps(record)
+    if budget is not None and taken != budget:
+        found.add("fit.steps", taken, budget, f"steps that {method.name} takes with these parameters")
+
+
+def _of(cls: type[Method], preset: str) -> dict[str, Any]:
+    return cls.resolve(preset, {}).model_dump(mode="json")
 
 
 def check_data(submission: Submission, found: Findings) -> None:

@@ -247,6 +247,10 @@ def _one_voxel_moved(forged: Forged) -> None:
         row["lesion_sizes"][0] += step
 
 
+def _floating(forged: Forged) -> None:
+    forged.record["method"]["params"]["steps"] = float(forged.record["method"]["params"]["steps"])
+
+
 def _renamed(forged: Forged) -> None:
     """The last test subject gets a name that nobody has."""
     *others, last = forged.test.subjects
@@ -355,6 +359,19 @@ def _one_voxel_less(forged: Forged) -> None:
     forged.test._by_subject[volume] = one
 
 
+def _jittered(forged: Forged) -> None:
+    """A copy with one background voxel of every subject at another score, which changes the last digits of each."""
+    forged.plugin()
+    forged.record["seed"] = 7
+    for volume, own in list(forged.test.items()):
+        keys, positive, negative = (part.copy() for part in own.counts())
+        there = np.flatnonzero(negative > 1)
+        negative[there[[0, len(there) // 2]]] += [-1, 1]
+        full = (positive + negative) > 0
+        one = ScoreHistogram.from_counts(keys[full], positive[full], negative[full], forged.test.partition)
+        forged.test._by_subject[volume] = one
+
+
 def _same_key(forged: Forged) -> None:
     forged.plugin()
     _invented(forged)
@@ -378,6 +395,16 @@ FORGERIES = (
     ),
     Forgery("a training copied under another seed", _copied, "seed"),
     Forgery("the same with one subject changed", beside(_own(), _touched, numbers=True), "seed"),
+    Forgery(
+        "the same with one voxel of every subject changed",
+        beside(lambda f: f.plugin(), _jittered, of_phantom=True, numbers=True),
+        "seed",
+    ),
+    Forgery(
+        "the same under the same seed, with a parameter changed",
+        beside(lambda f: f.plugin(), _all(lambda f: f.plugin(), _put("method/params/lr", 0.123)), of_phantom=True),
+        "",
+    ),
     Forgery("a training copied under another method's name", beside(_own(), lambda f: f.plugin("yours")), "seed"),
     Forgery(
         "a copied training of a package's method that claims no step",
@@ -385,6 +412,11 @@ FORGERIES = (
         "",
     ),
     Forgery("no step claimed for a trained method of adbench", phantom(_put("fit/steps", 0)), "fit.steps"),
+    Forgery("one step claimed for a trained method of adbench", phantom(_put("fit/steps", 1)), "fit.steps"),
+    Forgery("another preset's name on a method of adbench", phantom(_put("method/preset", "paper")), "method.preset"),
+    Forgery("another version of a method of adbench", phantom(_put("method/version", "2")), "method.version"),
+    Forgery("a parameter of another type, for a key of its own", phantom(_floating), "method.params"),
+    Forgery("a file that no parameter names", phantom(_put("identity/files", ["0" * 64])), "identity.files"),
     Forgery(
         "the four worst subjects dropped, on the phantom",
         phantom(lambda f: f.without_worst(4), numbers=True),
