@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import wraps
 from pathlib import Path
@@ -13,26 +13,24 @@ from typing import Any, Concatenate, ParamSpec
 
 import numpy as np
 
-from adbench import config, pictures, ranks, registry, seeds, threads
+from adbench import config, pictures, ranks, registry, threads
 from adbench.clock import Clock
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store import SliceStore
 from adbench.errors import UserError
 from adbench.files import write_json, write_text
-from adbench.fitting import fit_method, fitted, peak_memory, seed_everything
+from adbench.fitting import fit_method, fitted, peak_memory
 from adbench.hashing import digest_file
+from adbench.measuring import Counts, measure, numbers
 from adbench.methods.base import Method
-from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Estimate, Evaluation, choose_thresholds, compact, evaluate
-from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
+from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.metrics.plots import all_plots
-from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.planning import Plan
 from adbench.presence import held
 from adbench.results import conformance, provenance, rundir, status
 from adbench.results.record import DataPart, MethodPart, Number, Record
-from adbench.scoring import ScoredVolume, score_volumes
+from adbench.scoring import ScoredVolume
 from adbench.spec import Source, metric_part, source_files
 
 P = ParamSpec("P")
@@ -123,21 +121,16 @@ def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
         method, fit = _fit(cell, ctx)
         phase = "score"
         metrics = [registry.load("metrics", name)() for name in cell.spec.metrics]
-        scored = _score(cell, method, ctx, clock, metrics, new if save_maps else None)
+        data, samples = cell.data, _Samples(cell.data.test)
+        keep_in = (new / rundir.MAPS, new / rundir.VAL_MAPS) if save_maps else None
+        counts = measure(method, data.threshold, data.test, ctx, clock, metrics, keep_in, samples)
         phase = "evaluate"
         ctx.progress.update(phase, 0, 0)
         with clock.phase("evaluate"):
-            evaluation = evaluate(
-                scored.test,
-                scored.threshold,
-                level=cell.protocol.level,
-                spatial=scored.spatial,
-                metrics=metrics,
-                strata=True,
-            )
+            evaluation = numbers(counts, cell.protocol.level, metrics)
         phase = "record"
         ctx.progress.update("pictures and record", 0, 0)
-        record = _record(cell, fit, scored, evaluation, clock, new)
+        record = _record(cell, fit, counts, evaluation, samples.found, clock, new)
         rundir.commit(record, cell.run_folder)
     except BaseException as error:
         rundir.abandon(cell.run_folder)
@@ -170,107 +163,51 @@ def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
         return fit_method(cls, cell.spec.params, data.train, data.val, cell.fit_folder, cell.fit_key, ctx)
 
 
-@dataclass
-class Scored:
-    """What scoring leaves: histograms of both labelled splits, counts that needed the maps, and the slices to show."""
+class _Samples:
+    """The slices of a few test volumes that the picture of a run shows."""
 
-    threshold: SubjectHistograms | None
-    test: SubjectHistograms
-    spatial: SpatialAccumulator
-    samples: list[pictures.Sample]
+    def __init__(self, data: LabelledSet) -> None:
+        self._data, self._shown = data, pictures.choose_positions(data)
+        self._found: dict[int, pictures.Sample] = {}
 
-
-class _MapFile:
-    """Maps of a set in its order and in their own type, written as they come."""
-
-    def __init__(self, path: Path, data: LabelledSet) -> None:
-        self._path, self._shape = path, (len(data), *data.shape)
-        self._maps: np.ndarray | None = None
-
-    def write(self, scored: ScoredVolume) -> None:
-        if self._maps is None:
-            self._maps = np.lib.format.open_memmap(self._path, "w+", scored.maps.dtype, self._shape)
-        elif not np.can_cast(scored.maps.dtype, self._maps.dtype):
-            raise UserError(
-                f"The method gives maps of type {self._maps.dtype} and of type {scored.maps.dtype} (case "
-                f"{scored.volume!r}): maps of one method are saved in one type."
-            )
-        self._maps[scored.positions] = scored.maps
-
-    def close(self) -> None:
-        assert isinstance(self._maps, np.memmap)
-        self._maps.flush()
-
-
-def _score(
-    cell: Plan, method: Method, ctx: Context, clock: Clock, metrics: list[Metric], maps_in: Path | None
-) -> Scored:
-    seed_everything(seeds.derive(cell.spec.seed, "score"))
-    data = cell.data
-    keep = _MapFile(maps_in / rundir.MAPS, data.test) if maps_in else None
-    keep_val = _MapFile(maps_in / rundir.VAL_MAPS, data.threshold) if maps_in and len(data.threshold) else None
-    threshold = None
-    if len(data.threshold):
-        threshold = SubjectHistograms(most=MANY_BINS)
-        for scored in score_volumes(method, data.threshold, ctx, "score validation"):
-            if keep_val:
-                keep_val.write(scored)
-            brain = data.threshold.counted(scored.positions)
-            threshold.update(scored.subject, scored.maps[brain], data.threshold.lesions(scored.positions)[brain])
-    # The thresholds are known before the first test map, so every map is looked at once and dropped.
-    spatial = SpatialAccumulator(
-        choose_thresholds(threshold)[0],
-        froc_thresholds(threshold) if threshold is not None else (),
-        metrics=[metric for metric in metrics if metric.needs_maps],
-    )
-    test = SubjectHistograms([*spatial.thresholds.values(), *spatial.froc], most=MANY_BINS)
-    shown = pictures.choose_positions(data.test)
-    samples: dict[int, pictures.Sample] = {}
-    for scored in score_volumes(method, data.test, ctx, "score test", clock=clock):
-        if keep:
-            keep.write(scored)
-        brain, lesion = data.test.counted(scored.positions), data.test.lesions(scored.positions)
-        image = data.test.images(scored.positions).astype(np.float32)
-        with clock.phase("measure"):
-            test.update(scored.volume, scored.maps[brain], lesion[brain])
-            spatial.add_volume(
-                scored.volume,
-                scored.maps,
-                lesion & brain,
-                brain,
-                data.test.slice_numbers[scored.positions],
-                subject=scored.subject,
-                recon=scored.reconstructions,
-                image=image,
-                spacing=data.test.spacing_at(int(scored.positions[0])),
-                site=data.test.site_at(int(scored.positions[0])),
-            )
+    def __call__(self, scored: ScoredVolume) -> None:
         for index, position in enumerate(scored.positions.tolist()):
-            if position in shown:
+            if position in self._shown:
+                at = np.array([position])
                 recon = None if scored.reconstructions is None else scored.reconstructions[index]
-                samples[position] = pictures.Sample(
-                    scored.volume, image[index], brain[index], lesion[index], scored.maps[index], recon
+                self._found[position] = pictures.Sample(
+                    scored.volume,
+                    self._data.images(at)[0].astype(np.float32),
+                    self._data.counted(at)[0],
+                    self._data.lesions(at)[0],
+                    scored.maps[index],
+                    recon,
                 )
-    for file in (keep, keep_val):
-        if file:
-            file.close()
-    with clock.phase("measure"):
-        compact(test, threshold, spatial.froc, spatial.groups)
-    return Scored(threshold, test, spatial, [samples[position] for position in shown])
+
+    @property
+    def found(self) -> list[pictures.Sample]:
+        """In the order in which they were chosen."""
+        return [self._found[position] for position in self._shown]
 
 
 def _record(
-    cell: Plan, fit: dict[str, Any], scored: Scored, evaluation: Evaluation, clock: Clock, folder: Path
+    cell: Plan,
+    fit: dict[str, Any],
+    counts: Counts,
+    evaluation: Evaluation,
+    samples: list[pictures.Sample],
+    clock: Clock,
+    folder: Path,
 ) -> Record:
     title = f"{cell.spec.label} · {cell.protocol.name}"
     with clock.phase("pictures"):
         threshold = evaluation.thresholds.get("val")
-        pictures.sample_sheet(scored.samples, folder / "samples.png", title, threshold)
-        not_drawn = all_plots(scored.test, evaluation, folder, spatial=scored.spatial)
-    scored.test.to_npz(folder / "histograms.npz")
-    scored.spatial.to_json(folder / "spatial.json")
-    if scored.threshold is not None:
-        scored.threshold.to_npz(folder / "val_histograms.npz")
+        pictures.sample_sheet(samples, folder / "samples.png", title, threshold)
+        not_drawn = all_plots(counts.test, evaluation, folder, spatial=counts.spatial)
+    counts.test.to_npz(folder / "histograms.npz")
+    counts.spatial.to_json(folder / "spatial.json")
+    if counts.threshold is not None:
+        counts.threshold.to_npz(folder / "val_histograms.npz")
     files = sorted(path for path in folder.iterdir() if path.name in rundir.OUTPUTS)
     cls, origin = registry.load("methods", cell.spec.method), registry.entries("methods")[cell.spec.method].origin
     return Record(

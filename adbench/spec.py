@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import LabelledSet, SliceSet
 
 METRICS_VERSION = "2"  # raised when the definition or computation of any stored number changes
+MEASURE = ("adbench.measuring",)  # what turns a fitted method into counts and numbers
 FIT_AND_SCORE = ("adbench.fitting", "adbench.scoring")  # where a method is called; what they import counts into its key
 
 
@@ -94,6 +95,12 @@ def source_digest(kind: registry.Kind, name: str) -> str:
     return digest(source_files(kind, name))
 
 
+@cache
+def measure_digest() -> str:
+    """Hash of the source of what turns a fitted method into numbers, the metrics included."""
+    return digest(Closure(MEASURE).digests())
+
+
 def metric_part(name: str) -> MetricPart:
     """What a record keeps about the metric ``name`` that was asked for."""
     facts = facts_of(name)
@@ -145,6 +152,7 @@ def run_identity(
         **fit,
         "protocol": protocol.as_dict(),
         "metrics_version": METRICS_VERSION,
+        "measure_source": measure_digest(),
         "threshold_slices": threshold.digest,
         "test_slices": test.digest,
     }

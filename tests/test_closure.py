@@ -332,3 +332,18 @@ def test_a_file_that_a_parameter_names_is_read_again_when_it_changes(tmp_path: P
         (one,) = plan(config.cells(settings), tmp_path / "runs", tmp_path / "cache")
         keys.append(one.fit_key)
     assert keys[0] == keys[1] != keys[2]
+
+
+def test_what_counts_and_measures_is_in_the_key_of_a_run_and_not_in_that_of_a_fit(copy: Path) -> None:
+    def measured() -> str:
+        return digest(Closure(spec.MEASURE, within={"adbench": copy}).digests())
+
+    assert measured() == spec.measure_digest()
+    fit, run = key(copy), measured()
+    for name in ("measuring.py", "metrics/evaluate.py", "metrics/spatial.py", "metrics/counting.py"):
+        for _ in edited(copy / "adbench" / name):
+            assert measured() != run, name
+            assert key(copy) == fit, name
+    for name in ("runner.py", "pictures.py", "metrics/plots.py", "leaderboard/board.py"):
+        for _ in edited(copy / "adbench" / name):
+            assert measured() == run, name

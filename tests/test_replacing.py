@@ -80,7 +80,7 @@ def test_a_forced_run_that_fails_takes_nothing_away(
     def fail(*_: Any, **__: Any) -> Any:
         raise OSError(28, "No space left on device")
 
-    where = {"score": "score_volumes", "evaluate": "evaluate", "record": "Record"}
+    where = {"score": "measure", "evaluate": "numbers", "record": "Record"}
     with monkeypatch.context() as patched:
         patched.setattr(*((runner, where[phase], fail) if phase in where else (rundir, "write_json", fail)))
         with pytest.raises(OSError, match="No space left"):
@@ -111,7 +111,7 @@ def test_a_kill_while_files_are_renamed_loses_no_record(
                 runner.run_cell(planned, force=True)
         assert not list(rundir.records(tmp_path)), "a record beside files of another attempt"
         with monkeypatch.context() as patched:
-            patched.setattr(runner, "score_volumes", lambda *_, **__: pytest.fail("it was made already"))
+            patched.setattr(runner, "measure", lambda *_, **__: pytest.fail("it was made already"))
             again = runner.run_cell(planned)
         assert again.metrics == first.metrics
         assert not (planned.run_folder / rundir.NEW).exists()

@@ -33,7 +33,7 @@ RANKED_BY = "auprc"
 SPATIAL = "spatial.json"
 NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subjects")  # of a record, from its counts
 # What run_identity of adbench.spec adds to fit_identity.
-RUN_FIELDS = frozenset({"protocol", "metrics_version", "threshold_slices", "test_slices"})
+RUN_FIELDS = frozenset({"protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices"})
 
 
 def check(submission: Submission) -> list[Finding]:
@@ -79,7 +79,7 @@ def _check_keys(record: Record, found: Findings) -> None:
             found.add(f"identity.{name}", why="it is missing")
         else:
             found.same(f"identity.{name}", identity[name], value, "the rest of the record says so")
-    for name in identity.keys() - stated.keys() - {"files", "metrics_version"}:
+    for name in identity.keys() - stated.keys() - {"files", "metrics_version", "measure_source"}:
         found.add(f"identity.{name}", why="it is no part of what a run is known by")
     if not isinstance(identity.get("files"), list):
         found.add("identity.files", why="it must be a list")
