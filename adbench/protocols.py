@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from adbench.errors import UserError, unknown
@@ -52,11 +52,11 @@ class Protocol:
     def as_dict(self) -> dict[str, Any]:
         """Every field, for keys and records; an optional one only where it says something, so that keys outlive new ones."""
         optional = {"train_on", "datasets", "modalities", "slices", "healthy", "inserted", "metrics"}
-        defaults = {field.name: field.default for field in fields(self)}
+        values = ((field, getattr(self, field.name)) for field in fields(self))
         return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-            if name not in optional or value != defaults[name]
+            field.name: list(value) if isinstance(value, tuple) else value
+            for field, value in values
+            if field.name not in optional or value != field.default
         }
 
 
