@@ -202,17 +202,20 @@ class Closure:
         within: dict[str, Path] | None = None,
         by_name: Iterable[str] = (),
     ) -> None:
-        self._own, self._within = {_OWN, *own}, within or {}
+        self._beside = list(own)
+        self._own, self._within = {_OWN, *self._beside}, within or {}
         self._found: dict[str, Path] = {}
         self._tops: dict[str, tuple[Path, ...]] = {}
         self._packages: dict[Path, str] = {}  # of a plug-in: folder -> dotted name
-        self._whole: set[Path] = set()  # those of them whose source counts, imported or not
-        self._reaches_any = False
+        self._whole: set[Path] = set()  # those of them whose source is taken, imported or not
+        self._opaque = self._names_own = self._reaches_any = False
         waiting = list(modules)
         self._own.update(name.partition(".")[0] for name in waiting)
         while waiting:
             waiting += self._take(waiting.pop())
-            if not waiting and (self._reaches_any or _REGISTRY in self._found):
+            if not waiting and self._opaque:
+                waiting = self._rest()
+            if not waiting and (self._reaches_any or (self._opaque and self._names_own) or _REGISTRY in self._found):
                 waiting, by_name = list(by_name), ()
         for folder, package in self._packages.items():
             data = (file for file in _walk(folder) if file.suffix != ".py")
@@ -246,8 +249,8 @@ class Closure:
             self._found[module] = path
             if path.suffix == ".py":
                 yield from self._imported(module, path)
-            elif parts[0] != _OWN:  # compiled: what it imports cannot be told
-                yield from self._take_whole(module)
+            else:  # compiled: what it imports cannot be told
+                self._of_plugin(module, opaque=True)
 
     def _imported(self, module: str, path: Path, guessed: bool = False) -> Iterator[str]:
         """What a module imports; one whose file is only guessed to be source may be none."""
@@ -256,15 +259,17 @@ class Closure:
         if module.partition(".")[0] == _OWN:
             yield from (name for name in said.names if name.partition(".")[0] == _OWN)
             return
+        self._of_plugin(module, said.opaque)
         self._reaches_any |= _OWN in said.names  # the package itself: whatever is loaded is an attribute below it
+        self._names_own |= any(text == _OWN or text.startswith(f"{_OWN}.") for text in said.strings)
+        self._take_named(path.parent, PurePosixPath(*package.split(".")), said.strings)
         for name in said.names:
             yield from self._starred(name[:-2]) if name.endswith(".*") else (name,)
-        self._take_named(path.parent, PurePosixPath(*package.split(".")), said.strings)
-        if said.opaque:
-            self._reaches_any |= any(text.startswith(f"{_OWN}.") for text in said.strings)
-            yield from self._take_whole(module)
-        elif (package_of := self._package(module)) is not None:
-            self._packages.setdefault(*package_of)
+
+    def _of_plugin(self, module: str, opaque: bool) -> None:
+        self._opaque |= opaque
+        if (found := self._package(module)) is not None:
+            self._packages.setdefault(*found)
 
     def _said(self, path: Path, package: str, guessed: bool = False) -> _Said:
         try:
@@ -281,14 +286,16 @@ class Closure:
         if path is not None and path.name == "__init__.py":
             yield from (f"{package}.{text}" for text in self._said(path, package).strings if text.isidentifier())
 
-    def _take_whole(self, module: str) -> Iterator[str]:
-        """Take all source of the package that ``module`` lies in; gives what it imports."""
-        found = self._package(module)
-        if found is None or found[0] in self._whole:
-            return
-        folder, package = found
-        self._packages[folder] = package
-        self._whole.add(folder)
+    def _rest(self) -> list[str]:
+        """Take all source of the plug-in's packages; gives what it imports, and the other modules of its distribution."""
+        names, self._beside = self._beside, []
+        for folder, package in list(self._packages.items()):
+            if folder not in self._whole:
+                self._whole.add(folder)
+                names += self._take_whole(folder, package)
+        return names
+
+    def _take_whole(self, folder: Path, package: str) -> Iterator[str]:
         for file in _walk(folder):
             if file.suffix == ".py":
                 inner = file.relative_to(folder).with_suffix("").parts
@@ -298,9 +305,12 @@ class Closure:
                 yield from self._imported(name, file, guessed=True)
 
     def _take_named(self, folder: Path, prefix: PurePosixPath, strings: Iterable[str]) -> None:
-        """Take files that a module names in its strings: beside it or one folder above, or in a folder there it names."""
+        """Take files that a module names in its strings: beside it or above, or in a folder there that it names.
+
+        Above are the folders that its package lies in, up to two above the outermost: that of a project with ``src/``.
+        """
         names = [text for text in strings if "\0" not in text and not text.startswith(("/", "~"))]
-        for base in (folder, folder.parent):
+        for base in (folder, *folder.parents[: len(prefix.parts) + 1]):
             for parent in (base, *(base / name for name in names if name.isidentifier() and (base / name).is_dir())):
                 for file in (parent / name for name in names):
                     if file.is_file():
@@ -381,6 +391,7 @@ def of_plugin(modules: Iterable[str], distribution: Distribution | None, by_name
     folder = Path(str(distribution.locate_file(""))) if distribution else Path()
     files = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()] if distribution else []
     code = [file.relative_to(folder) for file in files if file.suffix == ".py" and file.is_relative_to(folder)]
-    closure = Closure(modules, own={file.parts[0].partition(".")[0] for file in code}, by_name=by_name)
+    tops = {top for file in code if not (top := file.parts[0].partition(".")[0]).startswith("__editable__")}
+    closure = Closure(modules, own=tops, by_name=by_name)
     closure.take_files(folder, files)
     return closure

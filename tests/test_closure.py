@@ -252,12 +252,15 @@ def test_code_that_cannot_be_told_from_the_text_takes_all_source_of_the_package(
         "lab/odd-name.py": "",
         "lab/old/template.py": "print 'of another Python'\n",
         "lab/.venv/other.py": "",
-        "helper.py": "",
+        "helper/__init__.py": "",
+        "helper/named.py": "",
+        "mine.py": "",
         "unrelated.py": "",
     }
-    written(tmp_path, files)
-    found = Closure(["lab.sub.method"], within=dict.fromkeys(("lab", "helper", "unrelated"), tmp_path)).files
-    assert list(found) == ["helper", "lab", "lab.hidden", "lab.odd-name", "lab.old.template", "lab.sub.method"]
+    within = dict.fromkeys(("lab", "helper", "mine", "unrelated"), written(tmp_path, files))
+    found = Closure(["lab.sub.method"], own=["lab", "mine", "absent"], within=within).files
+    modules = {"lab", "lab.hidden", "lab.odd-name", "lab.old.template", "lab.sub.method"}
+    assert set(found) == modules | {"helper", "helper.named", "mine"}
 
 
 @pytest.mark.parametrize(
@@ -299,7 +302,8 @@ DATA = {
     "linked/deep/w.json": "deeper behind a link",
     "helper/w.json": "of a package that is imported",
     "space/w.json": "of a folder without __init__.py",
-    "beside.json": "one folder above",
+    "beside.json": "above the package",
+    "../top.json": "above the folder of the package",
     "above/table.csv": "in a folder above",
     "up.json": "by ..",
 }
@@ -317,16 +321,17 @@ def test_every_data_file_that_a_plug_in_may_read_moves_its_key(tmp_path: Path) -
     """In its package and in those that it imports, hidden or behind a link, and by name one folder above."""
     modules = {
         "lab/__init__.py": "",
-        "lab/method.py": "import helper, space.module\nNAMES = ('beside.json', 'above', 'table.csv', '../up.json')\n",
+        "lab/method.py": "import helper, space.module\nNAMES = 'beside.json', 'above', 'table.csv', '../up.json', 'top.json'\n",
         "helper/__init__.py": "",
         "space/module.py": "",
     }
-    written(tmp_path, {**modules, **DATA, **dict.fromkeys(NO_DATA, "")})
-    (tmp_path / "lab" / "data").symlink_to(tmp_path / "linked", target_is_directory=True)
-    (tmp_path / "linked" / "again").symlink_to(tmp_path / "lab", target_is_directory=True)  # a loop
+    site = tmp_path / "src"
+    written(site, {**modules, **DATA, **dict.fromkeys(NO_DATA, "")})
+    (site / "lab" / "data").symlink_to(site / "linked", target_is_directory=True)
+    (site / "linked" / "again").symlink_to(site / "lab", target_is_directory=True)  # a loop
 
     def made() -> dict[str, str]:
-        return Closure(["lab.method"], within=dict.fromkeys(("lab", "helper", "space"), tmp_path)).digests()
+        return Closure(["lab.method"], within=dict.fromkeys(("lab", "helper", "space"), site)).digests()
 
     before = made()
     assert set(before) == {
@@ -334,10 +339,10 @@ def test_every_data_file_that_a_plug_in_may_read_moves_its_key(tmp_path: Path) -
         *(name.replace("linked", "lab/data") for name in DATA),
     }
     for name in DATA:
-        for _ in edited(tmp_path / name):
+        for _ in edited(site / name):
             assert made() != before, name
-    (tmp_path / "lab" / "data").unlink()
-    (tmp_path / "lab" / "data").symlink_to(tmp_path / "helper", target_is_directory=True)
+    (site / "lab" / "data").unlink()
+    (site / "lab" / "data").symlink_to(site / "helper", target_is_directory=True)
     assert made() != before, "the link leads elsewhere"
 
 
@@ -350,6 +355,7 @@ def test_every_data_file_that_a_plug_in_may_read_moves_its_key(tmp_path: Path) -
         ("from adbench.api import load", True),
         ("from adbench.spec import registry", True),
         ("import importlib\ndef get(name):\n    return importlib.import_module(f'adbench.methods.{name}')", True),
+        ("MODULES = ['adbench.methods.ae']", False),
         ("import adbench.methods.base\nBase = adbench.methods.base.Method", False),
         ("import importlib\ndef get(name):\n    return importlib.import_module(name)", False),
     ],
