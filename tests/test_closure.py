@@ -273,6 +273,7 @@ def test_code_that_cannot_be_told_from_the_text_takes_all_source_of_the_package(
         "resources.files('lab')\nimportlib.metadata.version('numpy')",
         "import lab.named, re\nre.compile('x')\nmodel.eval()\nmodel.compile()",
         "import lab\nlab.named.run()",
+        "import importlib, importlib.resources\nfrom . import named\nimportlib.resources.files('lab')",
         "from . import *",
     ],
 )
