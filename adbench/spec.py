@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 METRICS_VERSION = "2"  # raised when the definition or computation of any stored number changes
 MEASURE = ("adbench.measuring",)  # what turns a fitted method into counts and numbers
-FIT_AND_SCORE = ("adbench.fitting", "adbench.scoring")  # where a method is called; what they import counts into its key
+# Where a method is called, where it is handed its pixels, and what sets the threads of what it computes: this and what it
+# imports counts into a method's key.
+FIT_AND_SCORE = ("adbench.fitting", "adbench.scoring", "adbench.datasets.pixels", "adbench.threads")
 
 
 class Source(BaseModel):
@@ -82,7 +84,9 @@ def source_files(kind: registry.Kind, name: str) -> dict[str, str]:
     if entry.origin == "built-in":
         closure = Closure(modules)
     else:
-        closure = of_plugin(modules, cls.__module__, registry.distribution(kind, name))
+        shipped = (target for table in registry.BUILTIN.values() for target, _ in table.values())
+        by_name = [target.partition(":")[0] for target in shipped]
+        closure = of_plugin(modules, registry.distribution(kind, name), by_name)
     if cls.__module__ not in closure.files:
         raise UserError(
             f"The source of the {kind[:-1]} {name!r} ({cls.__module__}) lies in no file that can be read, so no key can be "
@@ -144,7 +148,9 @@ def fit_identity(spec: CellSpec, train: SliceSet, val: SliceSet | None) -> dict[
 
 
 def _named_files(cls: type[Method], spec: CellSpec) -> list[Path]:
-    if getattr_static(cls, "files") is getattr_static(Method, "files"):  # it names none, and need not be asked ten thousand times
+    if getattr_static(cls, "files") is getattr_static(
+        Method, "files"
+    ):  # it names none, and need not be asked ten thousand times
         return []
     return cls.files(cls.resolve(spec.preset, spec.params))
 

@@ -213,6 +213,168 @@ def test_a_plug_in_counts_with_its_data_and_what_lies_beside_it(plugin: Path) ->
     assert "adbench_scaled.unused" in spec.source_files("methods", "scaled"), "it may import anything of its package"
 
 
+def written(folder: Path, files: dict[str, str]) -> Path:
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    return folder
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from importlib import import_module as load\nload('.hidden', __package__)",
+        "import importlib as i\ni.import_module('lab.' + 'hidden')",
+        "import importlib\nload = importlib.import_module\nload('lab.hidden')",
+        "import importlib\ngetattr(importlib, 'import_module')('lab.hidden')",
+        "from importlib import import_module  # for another module",
+        "from .sub.helper import importlib\nimportlib.import_module('lab.hidden')",
+        "import importlib.util as u\nu.spec_from_file_location('x', 'y')",
+        "from importlib.machinery import SourceFileLoader",
+        "from importlib.metadata import entry_points\nentry_points(group='lab')",
+        "exec('import lab.hidden')",
+        "run = eval",
+        "compile(open('x').read(), 'x', 'exec')",
+        "__import__('lab', fromlist=['hidden'])",
+        "import builtins",
+        "import runpy",
+        "from pkgutil import iter_modules",
+        "import subprocess, sys",
+        "import sys\nsys.path.insert(0, 'vendor')",
+        "__all__ = [name for name in ('hidden',)]",
+    ],
+)
+def test_code_that_cannot_be_told_from_the_text_takes_all_source_of_the_package(text: str, tmp_path: Path) -> None:
+    files = {
+        "lab/__init__.py": "",
+        "lab/sub/method.py": f"from __future__ import annotations\n{text}\n",
+        "lab/hidden.py": "import helper",
+        "lab/odd-name.py": "",
+        "lab/old/template.py": "print 'of another Python'\n",
+        "lab/.venv/other.py": "",
+        "helper/__init__.py": "",
+        "helper/named.py": "",
+        "mine.py": "",
+        "unrelated.py": "",
+    }
+    within = dict.fromkeys(("lab", "helper", "mine", "unrelated"), written(tmp_path, files))
+    found = Closure(["lab.sub.method"], own=["lab", "mine", "absent"], within=within).files
+    modules = {"lab", "lab.hidden", "lab.odd-name", "lab.old.template", "lab.sub.method"}
+    assert set(found) == modules | {"helper", "helper.named", "mine"}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import importlib\nimportlib.import_module('lab.named')",
+        "from importlib import import_module as load\nload('lab.named')",
+        "__import__('lab.named')",
+        "from importlib import resources\nimport importlib.metadata\nimport lab.named\n"
+        "resources.files('lab')\nimportlib.metadata.version('numpy')",
+        "import lab.named, re\nre.compile('x')\nmodel.eval()\nmodel.compile()",
+        "import lab\nlab.named.run()",
+        "import importlib, importlib.resources\nfrom . import named\nimportlib.resources.files('lab')",
+        "from . import *",
+    ],
+)
+def test_a_module_that_is_not_imported_changes_nothing(text: str, tmp_path: Path) -> None:
+    files = {
+        "lab/__init__.py": "__all__ = ['named']\n",
+        "lab/method.py": f"{text}\n",
+        "lab/named.py": "",
+        "lab/unused.py": "",
+    }
+    found = Closure(["lab.method"], within={"lab": written(tmp_path, files)}).files
+    assert list(found) == ["lab", "lab.method", "lab.named"]
+
+
+def test_a_compiled_module_takes_all_source_of_its_package(tmp_path: Path) -> None:
+    written(
+        tmp_path, {"lab/__init__.py": "", "lab/method.py": "from . import fast", "lab/fast.so": "", "lab/inner.py": ""}
+    )
+    assert "lab.inner" in Closure(["lab.method"], within={"lab": tmp_path}).files
+
+
+DATA = {
+    "lab/.w.json": "hidden",
+    "lab/w.pyc": "of no source",
+    "lab/a/.b/w.json": "in a hidden folder",
+    "linked/w.json": "behind a link",
+    "linked/deep/w.json": "deeper behind a link",
+    "helper/w.json": "of a package that is imported",
+    "space/w.json": "of a folder without __init__.py",
+    "beside.json": "above the package",
+    "../top.json": "above the folder of the package",
+    "above/table.csv": "in a folder above",
+    "up.json": "by ..",
+}
+NO_DATA = (
+    "lab/.git/w",
+    "lab/.ipynb_checkpoints/w",
+    "lab/.venv/w.json",
+    "lab/.DS_Store",
+    "lab/__pycache__/w",
+    "other.json",
+)
+
+
+def test_every_data_file_that_a_plug_in_may_read_moves_its_key(tmp_path: Path) -> None:
+    """In its package and in those that it imports, hidden or behind a link, and by name one folder above."""
+    modules = {
+        "lab/__init__.py": "",
+        "lab/method.py": "import helper, space.module\nNAMES = 'beside.json', 'above', 'table.csv', '../up.json', 'top.json'\n",
+        "helper/__init__.py": "",
+        "space/module.py": "",
+    }
+    site = tmp_path / "src"
+    written(site, {**modules, **DATA, **dict.fromkeys(NO_DATA, "")})
+    (site / "lab" / "data").symlink_to(site / "linked", target_is_directory=True)
+    (site / "linked" / "again").symlink_to(site / "lab", target_is_directory=True)  # a loop
+
+    def made() -> dict[str, str]:
+        return Closure(["lab.method"], within=dict.fromkeys(("lab", "helper", "space"), site)).digests()
+
+    before = made()
+    assert set(before) == {
+        *("lab", "lab.method", "helper", "space.module"),
+        *(name.replace("linked", "lab/data") for name in DATA),
+    }
+    for name in DATA:
+        for _ in edited(site / name):
+            assert made() != before, name
+    (site / "lab" / "data").unlink()
+    (site / "lab" / "data").symlink_to(site / "helper", target_is_directory=True)
+    assert made() != before, "the link leads elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("text", "any_name"),
+    [
+        ("from adbench import registry", True),
+        ("import adbench.params\nBase = adbench.registry.load('methods', 'a' + 'e')", True),
+        ("import adbench\nload = getattr(adbench, 'registry').load", True),
+        ("from adbench.api import load", True),
+        ("from adbench.spec import registry", True),
+        ("import importlib\ndef get(name):\n    return importlib.import_module(f'adbench.methods.{name}')", True),
+        ("MODULES = ['adbench.methods.ae']", False),
+        ("import adbench.methods.base\nBase = adbench.methods.base.Method", False),
+        ("import importlib\ndef get(name):\n    return importlib.import_module(name)", False),
+    ],
+)
+def test_a_plug_in_that_can_load_by_name_counts_with_all_that_is_built_in(
+    text: str, any_name: bool, plugin: Path
+) -> None:
+    (plugin / "adbench_scaled" / "unused.py").write_text(text)
+    (plugin / "beside_scaled.py").write_text("import adbench_scaled.unused\n")
+    found = spec.source_files("methods", "scaled").keys()
+    modules = {target.partition(":")[0] for target, _ in registry.BUILTIN["methods"].values()}
+    assert (modules <= found) == any_name == ("adbench.methods.ae" in found)
+
+
+def test_what_hands_a_method_its_pixels_and_sets_its_threads_counts() -> None:
+    assert {"adbench.datasets.pixels", "adbench.threads"} <= spec.source_files("methods", "zscore").keys()
+
+
 def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: Path) -> None:
     record = [f"{path.relative_to(plugin).as_posix()},," for path in plugin.rglob("*") if path.is_file()]
     record = [line for line in record if "beside.csv" not in line]

@@ -176,7 +176,7 @@ def tool(name: str) -> Tool:
 
 
 def _source(point: EntryPoint) -> str:
-    return digest(of_plugin([point.module], point.module, point.dist).digests())
+    return digest(of_plugin([point.module], point.dist).digests())
 
 
 def _plugin(point: EntryPoint) -> Find:
