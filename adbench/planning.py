@@ -182,7 +182,6 @@ def gather(
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
     _check_roles(learn, val, threshold, scored)
-    _check_volumes(learn, val, threshold, scored)
     _check_likeness(train_store, test_store, learn, val, threshold, scored)
     return Data(learn, val if len(val) else None, threshold, scored, train_store, test_store)
 
@@ -208,29 +207,24 @@ def _check_roles(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: Sl
         )
 
 
-def _check_volumes(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet) -> None:
-    """No volume has two roles under two names.
-
-    Raises:
-        UserError: one has.
-    """
-    if twice := _twice(learn.volumes, val.volumes, threshold.volumes, scored.volumes):
-        raise UserError(
-            f"{' and '.join(map(repr, twice[0]))} are one volume under two names, with two roles among training, "
-            "validation and test: leave one of them out."
-        )
-
-
 def _check_likeness(
     train: SliceStore, test: SliceStore, learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet
 ) -> None:
-    """No scan has two roles under two names, slightly changed; people who look alike are a warning.
+    """No slice is there under the names of two people, no scan has two roles, slightly changed; a likeness is a warning.
 
     Raises:
-        UserError: one has.
+        UserError: one is, or has.
     """
     teach, watch = likeness.of_store(train, learn.rows), likeness.of_store(train, val.rows)
     choose, tested = likeness.of_store(test, threshold.rows), likeness.of_store(test, scored.rows)
+    sides = (("training", teach), ("validation", watch), ("validation", choose), ("test", tested))
+    cases = [(role, *case) for role, side in sides for case in zip(side.subjects, side.hashes, strict=True)]
+    for (first, second), count in likeness.shared_slices([case[1:] for case in cases]).items():
+        names = " and ".join(f"{cases[index][1]!r} ({cases[index][0]})" for index in (first, second))
+        raise UserError(
+            f"{names} share {count} slice{'s' * (count > 1)}, pixel by pixel: they are one person under two names. Give both "
+            "one name and one role, or leave one of them out."
+        )
     for one, other, roles in (
         (teach, tested, "training and test"),
         (watch, tested, "validation and test"),

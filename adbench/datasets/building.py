@@ -172,7 +172,7 @@ class Building:
         self.failures: list[Prepared] = []
         self._done: list[dict[str, Any]] = []  # entries of the journal, in the order of the cases
         self._waiting: set[str] = set()  # cases with a part
-        self._prints: dict[str, np.ndarray] = {}  # case id -> fingerprint
+        self._prints: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # case id -> fingerprint and slice hashes
         self._shape: tuple[int, ...] | None = None
         self._rows = 0
 
@@ -328,10 +328,8 @@ class Building:
         for donor in self._donors:
             donor.discard()
         store = SliceStore.open(self.folder)
-        if all(
-            case.id in self._prints for case in store.cases
-        ):  # else, after an interruption, the first plan makes them
-            likeness.write(store, np.stack([self._prints[case.id] for case in store.cases]))
+        if all(case.id in self._prints for case in store.cases):  # else, after an interruption, a plan makes them
+            likeness.write(store, [self._prints[case.id] for case in store.cases])
         return store
 
 

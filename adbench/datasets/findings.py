@@ -42,7 +42,7 @@ CODES = {
     "black-slice": "a slice without brain, which is left out",
     "known-missing": "a sequence that the distribution itself lacks",
     "duplicate-file": "the same file twice below the root",
-    "duplicate-subject": "two subjects with the same volume",
+    "duplicate-subject": "two subjects with the same volume, or with slices in common (deep)",
     "look-alike": "two subjects with nearly the same volume, or volumes of one person by their looks",
     "duplicate-volume": "the same volume twice in one subject",
     "several-scans": "a subject with more than one scan",

@@ -496,7 +496,7 @@ def test_check_lists_what_it_sees_in_pixels(root):
     assert "s8-slice_1-T1.png is 30x14 and s1-slice_10-T1.png is 20x14" in found["shape"][0].message
     twice = [f.message for f in found["duplicate-subject"]]
     assert any(
-        "two-slice_3-T1.png holds the same pixels as" in line and "one and two are one" in line for line in twice
+        "two-slice_3-T1.png shares 1 of 1 slices with" in line and "one and two are one" in line for line in twice
     )
 
 
