@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from adbench import spec as specs
 from adbench.context import Progress
 from adbench.datasets import likeness, selection
 from adbench.datasets.base import Dataset, Split
+from adbench.datasets.findings import warn
 from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
@@ -27,7 +27,6 @@ from adbench.results.record import Record, write
 from adbench.spec import CellSpec, Source
 
 _LABELLED: tuple[Split, Split] = ("val", "test")
-log = logging.getLogger("adbench")
 _KEPT = 8  # sets of slices that stay open while cells are planned
 
 
@@ -137,8 +136,13 @@ def located(source: Source) -> Dataset:
 
 
 def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
-    """The slice store of ``source``, prepared if need be."""
-    return prepare(located(source), modality, cache, progress)
+    """The slice store of ``source``, prepared if need be; what is suspicious about its files is a warning."""
+    dataset = located(source)
+    store = prepare(dataset, modality, cache, progress)
+    for finding in dataset.faults():
+        if finding.severity == "warning":
+            warn(finding.message)
+    return store
 
 
 def gather(
@@ -238,10 +242,8 @@ def _check_likeness(
                     f"{names} are one scan, hardly changed: their fingerprints correlate by {pair.correlation:.4f}, and "
                     f"copies by {likeness.CERTAIN} or more. Leave one of them out."
                 )
-            log.warning(
-                "%s may be one person: their fingerprints correlate by %.3f. If they are, leave one out.",
-                names,
-                pair.correlation,
+            warn(
+                f"{names} may be one person: their fingerprints correlate by {pair.correlation:.3f}. If they are, leave one out."
             )
 
 

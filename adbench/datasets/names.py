@@ -4,7 +4,7 @@ last two parts, so a layout may lie at any depth."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -208,7 +208,27 @@ def person(name: str) -> str:
         if match := pattern.match(subject):
             subject = known.format(*(part or "" for part in match.groups()))
             break
-    return _ZEROS.sub("", subject.casefold())
+    return folded(subject)
+
+
+def folded(name: str) -> str:
+    """``name`` in lower case and without zeros before its numbers."""
+    return _ZEROS.sub("", name.casefold())
+
+
+def names_in(path: str) -> Iterator[str]:
+    """Everything in a path that may be a subject's name, :func:`folded`: the last part first, of each the longest first.
+
+    A name begins and ends at ``-``, ``_``, a point or a blank, and ends where letters follow its number.
+    """
+    for part in reversed(PurePosixPath(path).parts):
+        text = folded(part)
+        marks = list(re.finditer(r"[-_. ]", text))
+        starts = (0, *(mark.end() for mark in marks))
+        ends = (len(text), *(mark.start() for mark in marks), *(m.end() for m in re.finditer(r"\d(?=[a-z])", text)))
+        yield from sorted(
+            {text[start:end] for start in starts for end in ends if start < end}, key=lambda n: (-len(n), n)
+        )
 
 
 def second_scan(subject: str) -> bool:
