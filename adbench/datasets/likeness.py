@@ -40,6 +40,7 @@ LIKELY, LIKELY_SLICES = 0.85, 0.95  # of one person; a few slices are more alike
 FEW_SLICES = 3
 SHARED = 0.6  # share of cells that two fingerprints must both have
 FEWEST = 60  # cells, or voxels of a slice, below which nothing can be said
+LEVELS = 16  # grey levels of a slice below which it may be equal to another by chance
 MOST = 3_000_000  # voxels that are looked at
 
 
@@ -167,15 +168,15 @@ def alike(one: Print, other: Print) -> list[Pair]:
 def slice_hashes(images: np.ndarray) -> np.ndarray:
     """(S,) uint64: a hash of the pixels of each of (S, H, W) slices; 0 for a slice that says too little about anybody.
 
-    That is one with fewer than :data:`FEWEST` pixels of the brain, which is where an image is not 0, or with one value in
-    it. Equal images have equal brains, as an image is 0 outside.
+    That is one with fewer than :data:`FEWEST` pixels of the brain, which is where an image is not 0, or fewer than
+    :data:`LEVELS` values in it. Equal images have equal brains, as an image is 0 outside.
     """
     return np.array([_hash(image) for image in images], np.uint64)
 
 
 def _hash(image: np.ndarray) -> int:
     values = image[image != 0]
-    if len(values) < FEWEST or (values == values[0]).all():
+    if len(values) < FEWEST or len(np.unique(values)) < LEVELS:
         return 0
     return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest(), "little")
 

@@ -157,12 +157,13 @@ def test_two_sessions_of_one_person_may_share_slices(root: Path) -> None:
 
 
 def test_slices_that_say_next_to_nothing_do_not_count() -> None:
-    images = np.zeros((4, 10, 12), np.float16)
+    images = np.zeros((5, 10, 12), np.float16)
     images[:, 1:7, 1:11] = np.linspace(0.1, 0.9, 60).reshape(6, 10)
     images[1, 1, 1] = 0  # 59 pixels of brain
-    images[2, 1:7, 1:11] = 0.5  # one value
+    images[2, 1:7, 1:11] = np.arange(60).reshape(6, 10) % 15 / 20 + 0.1  # 15 grey levels
+    images[4, 1:7, 1:11] = np.arange(60).reshape(6, 10) % 16 / 20 + 0.1
     hashes = likeness.slice_hashes(images)
-    assert hashes[0] == hashes[3] != 0
+    assert hashes[0] == hashes[3] != 0 != hashes[4] != hashes[0]
     assert hashes[1] == hashes[2] == 0
     prints = [("a", hashes), ("A_ses-2", hashes), ("b", hashes[1:3]), ("c", hashes[:3])]
     assert likeness.shared_slices(prints) == {(0, 3): 1}
