@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from adbench import spec as specs
 from adbench.context import Progress
 from adbench.datasets import likeness, selection
 from adbench.datasets.base import Dataset, Split
+from adbench.datasets.findings import warn
 from adbench.datasets.names import person, shared_patients
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
@@ -27,7 +27,6 @@ from adbench.results.record import Record, write
 from adbench.spec import CellSpec, Source
 
 _LABELLED: tuple[Split, Split] = ("val", "test")
-log = logging.getLogger("adbench")
 _KEPT = 8  # sets of slices that stay open while cells are planned
 
 
@@ -137,8 +136,13 @@ def located(source: Source) -> Dataset:
 
 
 def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
-    """The slice store of ``source``, prepared if need be."""
-    return prepare(located(source), modality, cache, progress)
+    """The slice store of ``source``, prepared if need be; what is suspicious about its files is a warning."""
+    dataset = located(source)
+    store = prepare(dataset, modality, cache, progress)
+    for finding in dataset.faults():
+        if finding.severity == "warning":
+            warn(finding.message)
+    return store
 
 
 def gather(
@@ -182,7 +186,6 @@ def gather(
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
     _check_roles(learn, val, threshold, scored)
-    _check_volumes(learn, val, threshold, scored)
     _check_likeness(train_store, test_store, learn, val, threshold, scored)
     return Data(learn, val if len(val) else None, threshold, scored, train_store, test_store)
 
@@ -208,29 +211,24 @@ def _check_roles(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: Sl
         )
 
 
-def _check_volumes(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet) -> None:
-    """No volume has two roles under two names.
-
-    Raises:
-        UserError: one has.
-    """
-    if twice := _twice(learn.volumes, val.volumes, threshold.volumes, scored.volumes):
-        raise UserError(
-            f"{' and '.join(map(repr, twice[0]))} are one volume under two names, with two roles among training, "
-            "validation and test: leave one of them out."
-        )
-
-
 def _check_likeness(
     train: SliceStore, test: SliceStore, learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet
 ) -> None:
-    """No scan has two roles under two names, slightly changed; people who look alike are a warning.
+    """No slice is there under the names of two people, no scan has two roles, slightly changed; a likeness is a warning.
 
     Raises:
-        UserError: one has.
+        UserError: one is, or has.
     """
     teach, watch = likeness.of_store(train, learn.rows), likeness.of_store(train, val.rows)
     choose, tested = likeness.of_store(test, threshold.rows), likeness.of_store(test, scored.rows)
+    sides = (("training", teach), ("validation", watch), ("validation", choose), ("test", tested))
+    cases = [(role, *case) for role, side in sides for case in zip(side.subjects, side.hashes, strict=True)]
+    for (first, second), count in likeness.shared_slices([case[1:] for case in cases]).items():
+        names = " and ".join(f"{cases[index][1]!r} ({cases[index][0]})" for index in (first, second))
+        raise UserError(
+            f"{names} share {count} slice{'s' * (count > 1)}, pixel by pixel: they are one person under two names. Give both "
+            "one name and one role, or leave one of them out."
+        )
     for one, other, roles in (
         (teach, tested, "training and test"),
         (watch, tested, "validation and test"),
@@ -244,10 +242,8 @@ def _check_likeness(
                     f"{names} are one scan, hardly changed: their fingerprints correlate by {pair.correlation:.4f}, and "
                     f"copies by {likeness.CERTAIN} or more. Leave one of them out."
                 )
-            log.warning(
-                "%s may be one person: their fingerprints correlate by %.3f. If they are, leave one out.",
-                names,
-                pair.correlation,
+            warn(
+                f"{names} may be one person: their fingerprints correlate by {pair.correlation:.3f}. If they are, leave one out."
             )
 
 

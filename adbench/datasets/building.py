@@ -25,6 +25,7 @@ from adbench.datasets import likeness, quality, work
 from adbench.datasets.archive import digest_of, state_of
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.donors import JOURNAL, PLAN, Donor, Journal, entries
+from adbench.datasets.folder import Folder
 from adbench.datasets.pixels import ARRAYS, checksum
 from adbench.datasets.room import Room
 from adbench.datasets.store import MANIFEST, STORE_VERSION, SliceStore, _Writer
@@ -152,12 +153,12 @@ def _raise_failures(dataset: Dataset, builds: list[Building]) -> None:
     total = len({case.id for build in builds for case in build.cases})
     shown = " ".join(dict.fromkeys(failure.problem for failure in failures[:3]))
     more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
-    leave = ""
-    if "exclude" in type(dataset.params).model_fields:
-        leave = f", or leave them out with --set dataset.exclude=[{','.join(cases[:20])}{',...' if len(cases) > 20 else ''}]"
+    way_out = "correct or remove their files and run again"
+    if "exclude" in type(dataset.params).model_fields and not isinstance(dataset, Folder):  # which has it for volumes
+        way_out = f"mend these and run again, or leave them out with --set dataset.exclude=[{','.join(cases[:20])}{',...' if len(cases) > 20 else ''}]"
     raise UserError(
         f"{len(cases)} of {total} cases of {dataset.info.name} could not be prepared: {shown}{more} The other "
-        f"{total - len(cases)} are kept; mend these and run again{leave}. Tracebacks: {builds[0].partial / FAILURES}."
+        f"{total - len(cases)} are kept; {way_out}. Tracebacks: {builds[0].partial / FAILURES}."
     )
 
 
@@ -172,7 +173,7 @@ class Building:
         self.failures: list[Prepared] = []
         self._done: list[dict[str, Any]] = []  # entries of the journal, in the order of the cases
         self._waiting: set[str] = set()  # cases with a part
-        self._prints: dict[str, np.ndarray] = {}  # case id -> fingerprint
+        self._prints: dict[str, tuple[np.ndarray, np.ndarray]] = {}  # case id -> fingerprint and slice hashes
         self._shape: tuple[int, ...] | None = None
         self._rows = 0
 
@@ -328,10 +329,8 @@ class Building:
         for donor in self._donors:
             donor.discard()
         store = SliceStore.open(self.folder)
-        if all(
-            case.id in self._prints for case in store.cases
-        ):  # else, after an interruption, the first plan makes them
-            likeness.write(store, np.stack([self._prints[case.id] for case in store.cases]))
+        if all(case.id in self._prints for case in store.cases):  # else, after an interruption, a plan makes them
+            likeness.write(store, [self._prints[case.id] for case in store.cases])
         return store
 
 

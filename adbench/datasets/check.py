@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
@@ -24,11 +24,10 @@ from adbench.datasets.examine import Examined, examine
 from adbench.datasets.findings import SEVERITIES, Finding, Severity
 from adbench.datasets.folder import Folder
 from adbench.datasets.folder_volumes import FolderVolumes
-from adbench.datasets.names import LESION, person
+from adbench.datasets.names import LESION
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import ARRAYS
 from adbench.datasets.volumes import IndexedVolumes, Scan
-from adbench.datasets.work import digest_block
 
 REPORT_VERSION = 1
 
@@ -119,9 +118,11 @@ def _volumes(dataset: IndexedVolumes, report: Report, workers: int, progress: Pr
         report.files += result.files
         report.findings += result.findings
     report.findings += _equal_volumes(results)
-    for name in dataset.available():
-        files = [(result, result.prints[name]) for result in results if name in result.prints]
-        report.findings += _alike([(r.scan.subject, str(r.scan.files[name]), *seen) for r, seen in files])
+    seen = [
+        _Seen(r.scan.subject, str(r.scan.files[name]), name, *said) for r in results for name, said in r.prints.items()
+    ]
+    copies = {finding.file for finding in report.findings if finding.code == "duplicate-subject"}
+    report.findings += _alike(sorted(seen, key=lambda image: image.file), copies)
 
 
 def _on_disk(dataset: IndexedVolumes) -> Iterator[Finding]:
@@ -211,21 +212,47 @@ def _equal_volumes(results: Iterable[Examined]) -> Iterator[Finding]:
             yield Finding("error", code, other.id, other_file, f"{other_file} holds the same volume as {file}: {what}")
 
 
-def _alike(group: Sequence[tuple[str, str, int, np.ndarray]]) -> Iterator[Finding]:
-    """Images that look like one person and have the names of two: (subject, file, slices, fingerprint) of one modality."""
-    if len(group) < 2:
-        return
-    subjects, files, slices, coarse = zip(*group, strict=True)
-    prints = likeness.Print(list(subjects), np.array(slices), np.stack(coarse))
-    for pair in likeness.alike(prints, prints):
-        if pair.one < pair.other:
-            what = "are one scan, hardly changed" if pair.certain else "may be one person"
+@dataclass(frozen=True)
+class _Seen:
+    """An image that was read: whose it is, its fingerprint and the hashes of its slices."""
+
+    subject: str
+    file: str
+    modality: str
+    coarse: np.ndarray
+    hashes: np.ndarray
+
+
+def _alike(images: Sequence[_Seen], known: Container[str] = ()) -> Iterator[Finding]:
+    """Images of different subjects that share slices, and images of one modality that look like one person.
+
+    Args:
+        images: of all modalities; of two that are one the later is named first.
+        known: files that are told to be copies already.
+    """
+    for (first, second), count in likeness.shared_slices([(seen.subject, seen.hashes) for seen in images]).items():
+        one, other = images[first], images[second]
+        if other.file not in known:
             message = (
-                f"{files[pair.other]} looks like {files[pair.one]} (correlation {pair.correlation:.4f}): the subjects "
-                f"{subjects[pair.one]} and {subjects[pair.other]} {what}"
+                f"{other.file} shares {count} of {len(other.hashes)} slices with {one.file}, pixel by pixel: the subjects "
+                f"{one.subject} and {other.subject} are one"
             )
-            severity: Severity = "error" if pair.certain else "warning"
-            yield Finding(severity, "look-alike", subjects[pair.other], files[pair.other], message)
+            yield Finding("error", "duplicate-subject", other.subject, other.file, message)
+    for modality in sorted({seen.modality for seen in images}):
+        group = [seen for seen in images if seen.modality == modality]
+        prints = likeness.Print(
+            [seen.subject for seen in group], np.stack([seen.coarse for seen in group]), [seen.hashes for seen in group]
+        )
+        for pair in likeness.alike(prints, prints):
+            if pair.one < pair.other:
+                one, other = group[pair.one], group[pair.other]
+                what = "are one scan, hardly changed" if pair.certain else "may be one person"
+                message = (
+                    f"{other.file} looks like {one.file} (correlation {pair.correlation:.4f}): the subjects {one.subject} "
+                    f"and {other.subject} {what}"
+                )
+                severity: Severity = "error" if pair.certain else "warning"
+                yield Finding(severity, "look-alike", other.subject, other.file, message)
 
 
 def _any(dataset: Dataset, report: Report, progress: Progress) -> None:
@@ -243,27 +270,19 @@ def _any(dataset: Dataset, report: Report, progress: Progress) -> None:
             report.findings += _roles(dataset, modality, {case.split for case in cases})
         if report.deep or dataset.quick:
             loads += [(case, modality) for case in cases]
-    images: dict[str, list[Case]] = defaultdict(list)
-    seen: dict[str, list[tuple[str, str, int, np.ndarray]]] = defaultdict(list)
+    seen: list[_Seen] = []
     for done, (case, modality) in enumerate(loads, 1):
         stack, findings = dataset.examine(case, modality)
         for finding in findings:
             where = "" if finding.severity == "error" else f"{finding.file or f'{case.id} {modality}'}: "
             report.findings.append(replace(finding, message=f"{where}{finding.message}"))
         if stack is not None and len(stack.slices):
-            images[digest_block(np.ascontiguousarray(stack.image, ARRAYS["images"]))].append(case)
             name = str(case.files[0]) if case.files else case.id
             coarse = likeness.fingerprint(stack.image, stack.brain, stack.slices)
-            seen[modality].append((case.subject, name, len(stack.slices), coarse))
+            hashes = likeness.slice_hashes(stack.image.astype(ARRAYS["images"]))
+            seen.append(_Seen(case.subject, name, modality, coarse, hashes))
         progress.update(f"check slices of {dataset.info.name}", done, len(loads))
-    for group in seen.values():
-        report.findings += _alike(group)
-    for same in images.values():
-        for case in same[1:]:
-            if person(case.subject) != person(same[0].subject):
-                files = [str(one.files[0]) if one.files else one.id for one in (case, same[0])]
-                message = f"{files[0]} holds the same pixels as {files[1]}: the subjects {same[0].subject} and {case.subject} are one"
-                report.findings.append(Finding("error", "duplicate-subject", case.id, files[0], message))
+    report.findings += _alike(seen)
 
 
 def _roles(dataset: Dataset, modality: str, filled: set[Split]) -> Iterator[Finding]:

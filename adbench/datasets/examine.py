@@ -30,14 +30,14 @@ class Examined:
 
     Attributes:
         checksums: kind -> CRC-32 and length of the uncompressed file; of plain files only when every voxel is read.
-        prints: modality -> (slices, fingerprint), where every voxel was read.
+        prints: modality -> fingerprint and slice hashes, where every voxel was read.
         files: how many were opened.
     """
 
     scan: Scan
     findings: list[Finding] = field(default_factory=list)
     checksums: dict[str, tuple[int, int]] = field(default_factory=dict)
-    prints: dict[str, tuple[int, np.ndarray]] = field(default_factory=dict)
+    prints: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
     files: int = 0
 
 
@@ -129,7 +129,7 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
 
 
 def _voxels(
-    scan: Scan, headers: Mapping[str, Header], expected: Expected, prints: dict[str, tuple[int, np.ndarray]]
+    scan: Scan, headers: Mapping[str, Header], expected: Expected, prints: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[Finding]:
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
     lesion: Volume | None = None
@@ -161,7 +161,8 @@ def _voxels(
             continue
         inside = volume.data != 0
         head, affine = to_ras(volume.data, volume.affine)
-        prints[kind] = (head.shape[2], likeness.fingerprint(head.T, head.T != 0, spacing=zooms(affine)[::-1].tolist()))
+        coarse = likeness.fingerprint(head.T, head.T != 0, spacing=zooms(affine)[::-1].tolist())
+        prints[kind] = (coarse, likeness.slice_hashes(head.T.astype(np.float32)))
         if expected.zero_background and (corners := _corners(volume.data)):
             message = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
             yield Finding("warning", "background", scan.id, str(file), message)

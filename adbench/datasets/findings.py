@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from adbench.errors import UserError
 
+log = logging.getLogger("adbench")
 Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "info")
 
@@ -42,7 +44,7 @@ CODES = {
     "black-slice": "a slice without brain, which is left out",
     "known-missing": "a sequence that the distribution itself lacks",
     "duplicate-file": "the same file twice below the root",
-    "duplicate-subject": "two subjects with the same volume",
+    "duplicate-subject": "two subjects with the same volume, or with slices in common (deep)",
     "look-alike": "two subjects with nearly the same volume, or volumes of one person by their looks",
     "duplicate-volume": "the same volume twice in one subject",
     "several-scans": "a subject with more than one scan",
@@ -74,6 +76,16 @@ class Finding:
     case: str
     file: str
     message: str
+
+
+_told: set[str] = set()
+
+
+def warn(message: str) -> None:
+    """Log a warning, once in a process: the data of a run are looked at several times."""
+    if message not in _told:
+        _told.add(message)
+        log.warning(message)
 
 
 def refuse(findings: Iterable[Finding]) -> None:

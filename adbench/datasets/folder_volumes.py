@@ -14,8 +14,8 @@ from adbench.datasets import nifti
 from adbench.datasets.archive import File
 from adbench.datasets.base import DatasetInfo, Split
 from adbench.datasets.findings import Finding, Severity
-from adbench.datasets.names import BRAIN, LESION, Named, person, second_scan, split_visit
-from adbench.datasets.volumes import CHOOSING, Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.names import BRAIN, LESION, Named, folded, names_in, person, second_scan, split_visit
+from adbench.datasets.volumes import CHOOSING, Expected, IndexedVolumes, Scan, VolumeParams, off_grid
 from adbench.datasets.walk import walk
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
@@ -125,7 +125,7 @@ class FolderVolumes(IndexedVolumes):
     healthy into train and val.
 
     Nobody is healthy by default: a subject without mask is one where its folder (train/) or ``unmasked`` says so. A file
-    that holds few whole numbers and whose name says nothing is taken for a mask that should have been named.
+    that holds few whole numbers or probabilities and whose name says nothing is taken for a mask that should have been named.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -241,17 +241,39 @@ class FolderVolumes(IndexedVolumes):
         return dict(homes)
 
     @cached_property
-    def _unnamed_masks(self) -> dict[str, list[File]]:
-        """Case id -> files that look like masks by their content, of cases without a mask that is named as one."""
-        owners = {scan.subject: scan for scan in self.index.scans if LESION not in scan.files}
-        found: dict[str, list[File]] = defaultdict(list)
+    def _unnamed_masks(self) -> dict[str, list[tuple[File, str]]]:
+        """Case id -> files that look like masks by their content, and what they hold, of cases without a named mask.
+
+        Under "" those that are of nobody here by their names and lie on the grid of a case.
+        """
+        owners: dict[str, Scan] = {}
+        for scan in sorted(self.index.scans, key=lambda scan: LESION in scan.files):
+            for name in (person(scan.subject), folded(scan.subject)):
+                owners.setdefault(name, scan)
+        found: dict[str, list[tuple[File, str]]] = defaultdict(list)
         for path in self.index.unused:
-            scan = next((owners[subject] for subject in _subjects_in(path) if subject in owners), None)
+            owner = next((owners[name] for name in names_in(path) if name in owners), None)
             file = self.index.walk.volumes[path]
             with suppress(UserError):  # a file that is not used need not be whole
-                if scan is not None and nifti.whole_numbers(file) not in (None, (0,)):
-                    found[scan.id].append(file)
+                asked = self._on_a_grid(file) if owner is None else LESION not in owner.files
+                if asked and (what := nifti.mask_values(file)):
+                    found[owner.id if owner else ""].append((file, what))
         return dict(found)
+
+    def _on_a_grid(self, file: File) -> bool:
+        """Whether ``file`` lies on the grid of some image here."""
+        header = nifti.read_header(file)
+        return any(not off_grid(header, grid) for grid in self._grids.get(header.shape, ()))
+
+    @cached_property
+    def _grids(self) -> dict[tuple[int, ...], list[nifti.Header]]:
+        """Shape -> headers of the images, one of each affine."""
+        grids: dict[tuple[int, ...], dict[bytes, nifti.Header]] = defaultdict(dict)
+        for image in self._images:
+            with suppress(UserError):  # that case is reported when its turn comes
+                header = nifti.read_header(image)
+                grids[header.shape].setdefault(header.affine.tobytes(), header)
+        return {shape: list(headers.values()) for shape, headers in grids.items()}
 
     def faults(self) -> Iterator[Finding]:
         """Also patients in two split folders, cases in none, and cases that nobody declared healthy and no mask shows ill."""
@@ -268,10 +290,16 @@ class FolderVolumes(IndexedVolumes):
             if self._homes and person(scan.subject) not in self._homes:
                 message = f"{first} lies in no train, val or test folder while others do: move it into one."
                 yield Finding("error", "stray", scan.id, first, message)
+        for file, what in self._unnamed_masks.get("", []):
+            message = (
+                f"{file} holds {what}, as a mask does, lies on the grid of an image here, and its name says neither of whom it "
+                "is nor of what: if it marks lesions, whose they are is not known. Name it after its subject, or take it out."
+            )
+            yield Finding("warning", "unnamed-mask", "", str(file), message)
         masked = sum(LESION in scan.files for scan in self.index.scans)
         for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
             first = str(next(iter(scan.files.values())))
-            if self.params.unmasked != "leave-out":
+            if self.params.unmasked != "leave-out" or self.healthy(scan):
                 yield from self._looks_ill(scan)
             if self.params.unmasked == "refuse" and not self.healthy(scan):
                 message = (
@@ -281,14 +309,13 @@ class FolderVolumes(IndexedVolumes):
                 yield Finding("error", "missing-mask", scan.id, first, message)
 
     def _looks_ill(self, scan: Scan) -> Iterator[Finding]:
-        for file in self._unnamed_masks.get(scan.id, []):
+        for file, what in self._unnamed_masks.get(scan.id, []):
             message = (
-                f"{file} holds the values {', '.join(map(str, nifti.whole_numbers(file) or ()))} alone, as a mask does, and "
-                f"its name does not say of what: if it marks lesions, {scan.id} is not healthy. Name it with "
-                "--set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare the case healthy with "
-                "--set dataset.unmasked=healthy."
+                f"{file} holds {what}, as a mask does, and its name does not say of what: if it marks lesions, {scan.id} is not "
+                "healthy. Name it with --set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare "
+                "the case healthy with --set dataset.unmasked=healthy."
             )
-            severity: Severity = "error" if self.params.unmasked == "refuse" else "warning"
+            severity: Severity = "warning" if self.params.unmasked == "healthy" else "error"
             yield Finding(severity, "unnamed-mask", scan.id, str(file), message)
 
     def healthy(self, scan: Scan) -> str:
@@ -381,13 +408,6 @@ class FolderVolumes(IndexedVolumes):
     def expected(self) -> Expected:
         """Every sequence that is there, on one grid; :meth:`faults` knows who needs a mask."""
         return Expected(sequences=self.available(), lesion=False)
-
-
-def _subjects_in(path: str) -> Iterator[str]:
-    """Everything that may be a subject's name in a path: each of its parts, cut at every - _ and point, the longest first."""
-    for part in reversed(PurePosixPath(path).parts):
-        ends = [len(part), *(match.start() for match in re.finditer(r"[-_.]", part))]
-        yield from (part[:end] for end in sorted(ends, reverse=True))
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:

@@ -4,7 +4,7 @@ last two parts, so a layout may lie at any depth."""
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -116,22 +116,25 @@ def recognise(path: str) -> Named | None:
 
 # What a name says after the patient: a session, a visit, a time point, in BIDS and in the releases with visits of their own.
 _VISITS = (
-    re.compile(r"^(?P<subject>BraTS-[a-z]+(?:-RT)?-\d+)[-_](?P<visit>\d{1,3})$", re.IGNORECASE),
+    re.compile(r"^(?P<subject>BraTS[-_][a-z]+(?:[-_]RT)?[-_]\d+)[-_](?P<visit>\d{1,3})$", re.IGNORECASE),
     re.compile(r"^(?P<subject>IXI\d{3})[-_](?P<visit>.+)$", re.IGNORECASE),
     re.compile(r"^(?P<subject>Brats1[789]_.+)_(?P<visit>\d+)$", re.IGNORECASE),
     re.compile(r"^(?P<subject>UPENN-GBM-\d+)_(?P<visit>\d+)$", re.IGNORECASE),
-    re.compile(r"^(?P<subject>OAS\d+)[-_](?P<visit>MR[-_]d\d+)$", re.IGNORECASE),
-    re.compile(r"^(?P<subject>sub-[a-z0-9]+)_(?P<visit>ses-[a-z0-9]+)(?:_.*)?$", re.IGNORECASE),
+    re.compile(r"^(?P<subject>OAS\d+(?:[-_]\d+)?)[-_](?P<visit>MR[-_]?d?\d+)$", re.IGNORECASE),
+    re.compile(
+        r"^(?P<subject>sub-[a-z0-9]+)_(?P<visit>(?:ses|acq|run)-[a-z0-9]+(?:_(?:acq|run)-[a-z0-9]+)*)(?:_.*)?$",
+        re.IGNORECASE,
+    ),
 )
 # What people append everywhere else. A word says by itself that it is no part of the patient's name; a letter or a date is
 # one only after a name with a number, for "sub-T01" is a patient, and so is the fifth volunteer of "site2_v05".
 _NUMBER = r"[-_]?\d+(?:[-_]\d+)*[a-z]?"
 _SUFFIX = re.compile(
     r"^(?P<subject>.+?)[-_. ](?:(?P<word>ses-[a-z0-9]+"
-    rf"|(?:ses|session|tp|timepoint|time|visit|week|wk|month|mon|day|year|yr|fu|follow-?up|scan|exam|run){_NUMBER}"
-    r"|fu|follow-?up|baseline|(?:pre|post)[-_]?(?:op|treatment|rt|surgery)?)"
+    rf"|(?:ses|session|tp|timepoint|time|visit|week|wk|month|mon|day|year|yr|fu|follow[-_]?up|scan|exam|run){_NUMBER}"
+    r"|fu|follow[-_]?up|baseline|(?:pre|post)[-_]?(?:op|treatment|rt|surgery)?)"
     rf"|(?P<letter>[tvmdwy]{_NUMBER}|bl)"
-    r"|(?P<date>(?:19|20)\d\d(?P<bar>[-_]?)(?:0[1-9]|1[0-2])(?P=bar)(?:0[1-9]|[12]\d|3[01])))$",
+    r"|(?P<date>(?:19|20)\d\d(?P<bar>[-_.]?)(?:0[1-9]|1[0-2])(?P=bar)(?:0[1-9]|[12]\d|3[01])))$",
     re.IGNORECASE,
 )
 _KINDS = re.compile(
@@ -141,16 +144,20 @@ _KINDS = re.compile(
 )
 # Releases that know one patient by another name or by a part of it; any other patient is the name itself.
 _PERSONS = (
-    (re.compile(r"^BraTS(?:2021[-_]|-GLI-)(\d+)$", re.IGNORECASE), "brats glioma {}"),
+    (re.compile(r"^BraTS(?:2021[-_]|[-_]GLI[-_])(\d+)$", re.IGNORECASE), "brats glioma {}"),
+    (
+        re.compile(r"^BraTS[-_]([a-z]+?)s?(?:[-_](RT))?[-_](\d+)$", re.IGNORECASE),
+        "brats {} {} {}",
+    ),  # PED is PEDs elsewhere
     (re.compile(r"^BraTS1[789]_(.+)$", re.IGNORECASE), "brats {}"),
     (re.compile(r"^IXI[-_]?(\d+)$", re.IGNORECASE), "ixi {}"),
 )
 _ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 _COLLECTIONS = (
-    (re.compile(r"^BraTS(?:2021[-_]|-GLI-)\d", re.IGNORECASE), "BraTS'21 and BraTS2023-GLI"),
+    (re.compile(r"^BraTS(?:2021[-_]|[-_]GLI[-_])\d", re.IGNORECASE), "BraTS'21 and BraTS2023-GLI"),
     (re.compile(r"^BraTS20_", re.IGNORECASE), "BraTS'20"),
     (re.compile(r"^BraTS1[789]_", re.IGNORECASE), "BraTS'17 to BraTS'19"),
-    (re.compile(r"^BraTS-GoAT-\d", re.IGNORECASE), "BraTS-GoAT"),
+    (re.compile(r"^BraTS[-_]GoAT[-_]\d", re.IGNORECASE), "BraTS-GoAT"),
     (re.compile(r"^BRATS_\d", re.IGNORECASE), "the brain tumours of the MSD (Task01)"),
     (re.compile(r"^UCSF-PDGM-\d", re.IGNORECASE), "UCSF-PDGM"),
     (re.compile(r"^UPENN-GBM-\d", re.IGNORECASE), "UPENN-GBM"),
@@ -199,9 +206,29 @@ def person(name: str) -> str:
     subject = _bare(subject_of(name))
     for pattern, known in _PERSONS:
         if match := pattern.match(subject):
-            subject = known.format(match[1])
+            subject = known.format(*(part or "" for part in match.groups()))
             break
-    return _ZEROS.sub("", subject.casefold())
+    return folded(subject)
+
+
+def folded(name: str) -> str:
+    """``name`` in lower case and without zeros before its numbers."""
+    return _ZEROS.sub("", name.casefold())
+
+
+def names_in(path: str) -> Iterator[str]:
+    """Everything in a path that may be a subject's name, :func:`folded`: the last part first, of each the longest first.
+
+    A name begins and ends at ``-``, ``_``, a point or a blank, and ends where letters follow its number.
+    """
+    for part in reversed(PurePosixPath(path).parts):
+        text = folded(part)
+        marks = list(re.finditer(r"[-_. ]", text))
+        starts = (0, *(mark.end() for mark in marks))
+        ends = (len(text), *(mark.start() for mark in marks), *(m.end() for m in re.finditer(r"\d(?=[a-z])", text)))
+        yield from sorted(
+            {text[start:end] for start in starts for end in ends if start < end}, key=lambda n: (-len(n), n)
+        )
 
 
 def second_scan(subject: str) -> bool:

@@ -21,6 +21,7 @@ from adbench.files import replacing
 
 SUFFIXES = (".nii.gz", ".nii")
 _FIRST = 16384  # compressed bytes that surely hold a header
+BLANK = 0.9  # share of zeros among probabilities of a lesion
 _BLOCK = 1 << 20  # uncompressed bytes that are looked at at a time
 _LONGEST = 540  # bytes of a NIfTI-2 header; one of NIfTI-1 has 348
 AGAIN = "Copy or download it again."
@@ -183,26 +184,39 @@ def checksum(file: File, *, plain: bool = True) -> tuple[int, int] | None:
     return zlib.crc32(content), len(content) % 2**32
 
 
-def whole_numbers(file: File, most: int = 16) -> tuple[int, ...] | None:
-    """The distinct values of a volume that holds at most ``most`` whole numbers, as a mask does; None for any other.
+def mask_values(file: File, most: int = 16) -> str:
+    """What a volume holds that looks like a mask, in words; "" for any other, and for one of zeros alone.
 
-    An image is told apart from its first voxels that are tissue; the rest is then not decoded.
+    That is at most ``most`` whole numbers, or probabilities: values from 0 to 1, and at least :data:`BLANK` of them 0. An
+    image is told apart from its first voxels that are tissue; the rest is then not decoded.
 
     Raises:
         UserError: as :func:`read_header`, or its gzip stream is damaged.
     """
     header = read_header(file)
     found = np.empty(0, np.float64)
+    whole, soft, marked, total = True, True, 0, int(np.prod(header.shape))
     rest, skip = b"", header.offset
     for block in _blocks(file):
         rest, skip = rest + block[skip:], max(0, skip - len(block))
         count = len(rest) // header.dtype.itemsize
-        values = np.unique(np.frombuffer(rest, header.dtype, count)).astype(np.float64) * header.slope + header.inter
+        data = np.frombuffer(rest, header.dtype, count).astype(np.float64) * header.slope + header.inter
         rest = rest[count * header.dtype.itemsize :]
-        found = np.union1d(found, values)
-        if len(found) > most or (np.rint(found) != found).any():
-            return None
-    return tuple(found.astype(int).tolist())
+        values = np.unique(data)
+        marked += int(np.count_nonzero(data))
+        if whole:
+            found = np.union1d(found, values)
+            whole = len(found) <= most and bool((np.rint(found) == found).all())
+        soft = soft and bool(((values >= 0) & (values <= 1)).all()) and marked <= (1 - BLANK) * total
+        if not (whole or soft):
+            return ""
+    if not marked:
+        return ""
+    return (
+        f"the values {', '.join(f'{value:g}' for value in found)} alone"
+        if whole
+        else "values from 0 to 1, most of them 0"
+    )
 
 
 def _blocks(file: File) -> Iterator[bytes]:

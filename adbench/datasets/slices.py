@@ -86,11 +86,6 @@ class SliceSet:
         return list(dict.fromkeys(case.subject for case in self._cases))
 
     @cached_property
-    def volumes(self) -> dict[str, str]:
-        """Hash of all prepared pixels of a case -> its subject."""
-        return {case.digests["images"]: case.subject for case in self._cases}
-
-    @cached_property
     def digest(self) -> str:
         """Hash of what a method can see here: ids, pixels, brain masks. Independent of paths and of lesions."""
         return digest(self._pixels.describe_rows(self.rows))

@@ -496,8 +496,17 @@ def test_check_lists_what_it_sees_in_pixels(root):
     assert "s8-slice_1-T1.png is 30x14 and s1-slice_10-T1.png is 20x14" in found["shape"][0].message
     twice = [f.message for f in found["duplicate-subject"]]
     assert any(
-        "two-slice_3-T1.png holds the same pixels as" in line and "one and two are one" in line for line in twice
+        "two-slice_3-T1.png shares 1 of 1 slices with" in line and "one and two are one" in line for line in twice
     )
+
+
+def test_a_damaged_slice_is_to_be_corrected_or_removed(root: Path, tmp_path: Path) -> None:
+    path = root / "test" / "s4-slice_3-T1.png"
+    path.write_bytes(path.read_bytes()[:-30])
+    with pytest.raises(UserError, match=r"1 of 4 cases of folder could not be prepared: .*s4-slice_3-T1") as caught:
+        prepare(folder(root), "T1", tmp_path / "cache")
+    assert "The other 3 are kept; correct or remove their files and run again. Tracebacks" in str(caught.value)
+    assert "exclude" not in str(caught.value)  # which is for volumes
 
 
 def test_info_says_who_is_taken_for_healthy_and_why(root):

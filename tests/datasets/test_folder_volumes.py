@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -11,12 +12,15 @@ import numpy as np
 import pytest
 import real_layouts as layouts
 
+from adbench import planning
+from adbench.context import Progress
 from adbench.datasets import nifti
 from adbench.datasets.check import check
 from adbench.datasets.folder import Folder
 from adbench.datasets.folder_volumes import FolderVolumes, compile_pattern
 from adbench.datasets.store import prepare
 from adbench.errors import UserError
+from adbench.spec import Source
 
 SMALL = layouts.SMALL
 AFFINE = np.diag([1.0, 1, 1, 1])
@@ -313,6 +317,45 @@ def test_the_folder_train_declares_nobody_healthy_who_has_an_unnamed_mask(tmp_pa
     nifti.write(mask, np.zeros(SMALL, np.uint8), AFFINE)  # nothing is drawn: nothing speaks against it
     (case,) = folder(tmp_path).discover("FLAIR")
     assert case.healthy == "it lies in train/, which is for healthy subjects"
+
+
+@pytest.mark.parametrize("name", ["P01_infarct", "p1_infarct", "roi_p01", "p01infarct", "p01_prob", "rois/P1/drawn"])
+@pytest.mark.parametrize("unmasked", ["refuse", "leave-out"])
+def test_nobody_in_train_is_healthy_with_a_mask_that_bears_his_name(tmp_path: Path, name: str, unmasked: str) -> None:
+    write(tmp_path / "train" / "p01_flair.nii.gz")
+    write(tmp_path / "train" / "p011_flair.nii.gz", 2)
+    path = tmp_path / "train" / f"{name}.nii.gz"
+    if name == "p01_prob":
+        soft = np.zeros(SMALL, np.float32)
+        soft[4:6, 5:9, 3:6] = np.linspace(0.01, 1, 24).reshape(2, 4, 3)
+        nifti.write(path, soft, AFFINE)
+    else:
+        write(path, mask=True)
+    message = refused(tmp_path, unmasked=unmasked)
+    what = "values from 0 to 1, most of them 0" if name == "p01_prob" else "the values 0, 1, 2 alone"
+    assert f"{path} holds {what}, as a mask does" in message
+    assert "if it marks lesions, p01 is not healthy" in message
+    (finding,) = [f for f in check(folder(tmp_path, unmasked=unmasked)).findings if f.code == "unnamed-mask"]
+    assert (finding.severity, finding.case, finding.message) == ("error", "p01", message)
+
+
+def test_a_mask_of_nobody_is_named_where_it_lies_on_a_grid(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = common(tmp_path / "data")
+    own = write(root / "lesions" / "x9.nii.gz", mask=True)
+    write(root / "patient07" / "patient07_atlas.nii.gz", mask=True)  # of somebody whose mask is known
+    nifti.write(root / "other_grid.nii.gz", layouts.lesion(layouts.SMALL, (1,)), np.diag([2.0, 2, 2, 1]))
+    tissue = np.random.default_rng(1).random(SMALL, np.float32) * layouts.box(SMALL)
+    nifti.write(root / "normalised.nii.gz", tissue, AFFINE)
+    nifti.write(root / "adc.nii.gz", (900 * tissue).astype(np.int16), AFFINE)
+    said = f"{own} holds the values 0, 1, 2 alone, as a mask does, lies on the grid of an image here"
+    (finding,) = [f for f in check(folder(root)).findings if f.code == "unnamed-mask"]
+    assert finding.severity == "warning"
+    assert said in finding.message
+    source = Source(dataset="folder", root=str(root), params={"field_of_view": 32, "size": 32})
+    with caplog.at_level(logging.WARNING, logger="adbench"):
+        for _ in range(2):
+            planning.open_store(source, "FLAIR", tmp_path / "cache", Progress())
+    assert caplog.text.count(said) == 1
 
 
 def test_the_mask_of_isles_is_known_by_its_name(tmp_path: Path) -> None:

@@ -79,10 +79,12 @@ def test_nothing_is_said_of_next_to_nothing() -> None:
     assert correlation((image, brain), (image, brain)) == 0
 
 
-def write(root: Path, split: str, name: str, seed: int, change: float = 0.0) -> None:
+def write(
+    root: Path, split: str, name: str, seed: int, change: float = 0.0, slices: tuple[int, ...] = (18, 20, 22)
+) -> None:
     image, brain = head(seed)
     (root / split).mkdir(parents=True, exist_ok=True)
-    for k in (18, 20, 22):
+    for k in slices:
         pixels = np.clip(255 * image[k], 1, 255) * brain[k]
         pixels[28, 24] += change
         Image.fromarray(pixels.astype(np.uint8)).save(root / split / f"{name}-slice_{k}-T1.png")
@@ -116,22 +118,86 @@ def test_a_copy_with_one_other_pixel_in_two_roles_is_refused(root: Path) -> None
     assert "the subjects s1 and other are one scan, hardly changed" in finding.message
 
 
+def copies(root: Path) -> list[str]:
+    """What the check says of subjects that are one, names of files without their folders."""
+    found = check(Folder(build(Folder.Params, "folder", {}), root)).findings
+    return [f.message.replace(f"{root}/", "") for f in found if f.code == "duplicate-subject"]
+
+
+@pytest.mark.parametrize("role", ["train", "val"])
+def test_a_slice_of_a_test_subject_under_another_name_is_refused(root: Path, role: str) -> None:
+    assert copies(root) == []
+    write(root, role, "other", 6, slices=(18, 22))
+    write(root, role, "other", 4, slices=(20,))
+    if role == "val":  # seen as healthy there
+        for path in (root / "val").glob("*segmentation.png"):
+            path.unlink()
+    names = {"train": "training", "val": "validation"}
+    with pytest.raises(UserError, match=f"'other' .{names[role]}. and 's4' .test. share 1 slice, pixel by pixel"):
+        gather(root)
+    (message,) = copies(root)
+    one, other = f"{role}/other-slice_18-T1.png", "test/s4-slice_18-T1.png"
+    assert message == f"{other} shares 1 of 3 slices with {one}, pixel by pixel: the subjects other and s4 are one"
+
+
+@pytest.mark.parametrize(
+    ("role", "name", "said"), [("train", "s1", "training"), ("val", "s3", "validation"), ("test", "s4", "test")]
+)
+def test_one_person_twice_in_a_role_is_refused(root: Path, role: str, name: str, said: str) -> None:
+    write(root, role, "other", int(name[1:]), slices=(20, 22))
+    with pytest.raises(UserError, match=f"'other' .{said}. and '{name}' .{said}. share 2 slices, pixel by pixel"):
+        gather(root)
+    assert len(copies(root)) == 1
+
+
+def test_two_sessions_of_one_person_may_share_slices(root: Path) -> None:
+    write(root, "test", "S4_tp2", 4)
+    gather(root)
+    assert copies(root) == []
+
+
+def test_slices_that_say_next_to_nothing_do_not_count() -> None:
+    images = np.zeros((5, 10, 12), np.float16)
+    images[:, 1:7, 1:11] = np.linspace(0.1, 0.9, 60).reshape(6, 10)
+    images[1, 1, 1] = 0  # 59 pixels of brain
+    images[2, 1:7, 1:11] = np.arange(60).reshape(6, 10) % 15 / 20 + 0.1  # 15 grey levels
+    images[4, 1:7, 1:11] = np.arange(60).reshape(6, 10) % 16 / 20 + 0.1
+    hashes = likeness.slice_hashes(images)
+    assert hashes[0] == hashes[3] != 0 != hashes[4] != hashes[0]
+    assert hashes[1] == hashes[2] == 0
+    prints = [("a", hashes), ("A_ses-2", hashes), ("b", hashes[1:3]), ("c", hashes[:3])]
+    assert likeness.shared_slices(prints) == {(0, 3): 1}
+
+
 def test_who_looks_alike_is_named(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(likeness, "LIKELY", -1.0)
     with caplog.at_level(logging.WARNING, logger="adbench"):
         gather(root)
-    assert "'s1' (training) and 's4' (test) may be one person: their fingerprints correlate by" in caplog.text
+        gather(root)  # as a run does, which looks at its data several times
+    said = "'s1' (training) and 's4' (test) may be one person: their fingerprints correlate by"
+    assert caplog.text.count(said) == 1
 
 
 def test_fingerprints_of_a_store_are_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = prepare(Folder(build(Folder.Params, "folder", {}), root), "T1", root.parent / "cache")
     first = likeness.of_store(store, store.rows("test"))
     assert first.subjects == ["s4", "s5"]
-    assert first.slices.tolist() == [3, 3]
-    monkeypatch.setattr(likeness, "fingerprint", None)
-    np.testing.assert_array_equal(likeness.of_store(store, store.rows("test")).values, first.values)
-    monkeypatch.undo()
-    next(store.folder.glob("fingerprints*")).write_bytes(b"cut short")
-    np.testing.assert_array_equal(likeness.of_store(store, store.rows("test")).values, first.values)
+    assert [len(hashes) for hashes in first.hashes] == [3, 3]
+    assert len({*first.hashes[0].tolist(), *first.hashes[1].tolist(), 0}) == 7
+    (path,) = store.folder.glob("fingerprints*")
+    content = path.read_bytes()
+
+    def same() -> None:
+        again = likeness.of_store(store, store.rows("test"))
+        np.testing.assert_array_equal(again.values, first.values)
+        np.testing.assert_array_equal(again.hashes, first.hashes)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(likeness, "fingerprint", None)
+        same()
+    for damaged in (b"cut short", b"", bytes(len(content)), content[:-8] + bytes(8)):
+        path.write_bytes(damaged)
+        same()
+        assert path.read_bytes() == content

@@ -6,7 +6,6 @@ import gzip
 import pickle
 import struct
 from pathlib import Path
-from typing import Any
 
 import nibabel
 import numpy as np
@@ -92,20 +91,25 @@ def test_checksum_is_that_of_the_uncompressed_bytes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "expected"),
     [
-        (np.array([0, 1, 4], np.uint8), (0, 1, 4)),
-        (np.array([0.0, 2.0], np.float32), (0, 2)),
-        (np.array([0.0, 0.5], np.float32), None),
-        (np.arange(17, dtype=np.int16), None),
-        (np.array([0, np.nan], np.float32), None),
+        (np.array([0, 1, 4], np.uint8), "the values 0, 1, 4 alone"),
+        (np.array([0.0, 2.0], np.float32), "the values 0, 2 alone"),
+        (np.array([0.0], np.float32), ""),
+        (np.array([0.0, 0.5], np.float32), "values from 0 to 1, most of them 0"),
+        (np.linspace(0, 1, 64_800), "values from 0 to 1, most of them 0"),
+        (np.linspace(0, 1, 64_900), ""),  # more than a tenth is not 0
+        (np.array([0.5, 1.1], np.float32), ""),
+        (np.array([0.5, -0.1], np.float32), ""),
+        (np.arange(17, dtype=np.int16), ""),
+        (np.array([0, np.nan], np.float32), ""),
     ],
 )
 @pytest.mark.parametrize("name", ["m.nii.gz", "m.nii"])
-def test_whole_numbers_tell_a_mask_from_an_image(tmp_path: Path, data: np.ndarray, expected: Any, name: str) -> None:
+def test_values_tell_a_mask_from_an_image(tmp_path: Path, data: np.ndarray, expected: str, name: str) -> None:
     volume = np.zeros((90, 80, 90), data.dtype)  # longer than the block that is looked at first
-    volume[-1, -1, -len(data) :] = data
+    volume.reshape(-1)[-len(data) :] = data
     image = nibabel.Nifti1Image(volume, np.eye(4))
     nibabel.save(image, tmp_path / name)
-    assert nifti.whole_numbers(tmp_path / name) == expected
+    assert nifti.mask_values(tmp_path / name) == expected
 
 
 def broken(path: Path) -> NiftiError:

@@ -75,6 +75,16 @@ def test_a_handful_of_cases_trains_and_tests_first() -> None:
         ("p07_week12", "P07-FU"),
         ("p07_T1", "p07_T2"),
         ("p07_20200131", "p07"),
+        ("p07_2020-01-31", "p07_2021.12.01"),
+        ("p07_follow_up_1", "P7_follow-up"),
+        ("OAS1_0001_MR1", "OAS1_0001_MR2"),
+        ("OAS2_0001_MR1", "OAS2_0001"),
+        ("BraTS-PEDs-00012-000", "BraTS-PED-00012-001"),
+        ("BraTS_GLI_00012_000", "BraTS2021_00012"),
+        ("BraTS_MET_00012_000", "BraTS-MET-00012-001"),
+        ("BraTS_MEN_RT_0012_1", "BraTS-MEN-RT-0012-2"),
+        ("sub-01_ses-01_run-1", "sub-01_ses-02_run-2"),
+        ("sub-01_acq-high_run-1", "sub-1"),
     ],
 )
 def test_one_person_has_one_name(one: str, other: str) -> None:
@@ -104,6 +114,14 @@ def test_different_people_have_different_names() -> None:
         "patient_10",
         "phantom-train-001",
         "phantom-test-001",
+        "OAS1_0001_MR1",
+        "OAS1_0002_MR1",
+        "OAS2_0001_MR1",
+        "BraTS-MEN-00012-000",
+        "BraTS_MET_00013_000",
+        "BraTS_SSA_00012",
+        "scan01_1",  # may be two scans of one patient, or two patients
+        "scan01_2",
     ]
     assert len({person(name) for name in names}) == len(names)
 
@@ -125,6 +143,10 @@ def test_different_people_have_different_names() -> None:
         ("sub-c3_run-2", ("sub-c3", "run-2")),
         ("002_S_0295_m06", ("002_S_0295", "m06")),
         ("c03_20190131", ("c03", "20190131")),
+        ("sub-c3_ses-01_run-1", ("sub-c3", "ses-01_run-1")),
+        ("sub-c3_ses-01_space-MNI", ("sub-c3", "ses-01")),
+        ("OAS1_0003_MR2", ("OAS1_0003", "MR2")),
+        ("BraTS_GLI_00012_000", ("BraTS_GLI_00012", "000")),
         # names of patients, not of visits
         ("sub-T01", ("sub-T01", "")),
         ("sub-TP01", ("sub-TP01", "")),
@@ -149,6 +171,7 @@ def test_releases_that_share_patients_under_other_names() -> None:
     assert shared_patients({"Brats18_CBICA_AAB_1", "IXI001"}, {"BraTS-GLI-00001-000"})
     assert shared_patients({"BRATS_001"}, {"sub-BraTS2021_00001"})
     assert shared_patients({"UCSF-PDGM-0004"}, {"BraTS-GLI-00001-000"})
+    assert shared_patients({"BraTS20_Training_001"}, {"BraTS_GLI_00001_000"})
     assert shared_patients({"BraTS20_Training_001"}, {"BraTS19_CBICA_AAB_1"})
     assert shared_patients({"UCSF-PDGM-0004"}, {"UPENN-GBM-00001_11"}) is None
     assert shared_patients({"BraTS-MET-00001-000"}, {"BraTS-GLI-00001-000"}) is None
