@@ -72,7 +72,7 @@ class Hostile(Method):
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         type(self).kept = train, val
         for slices in (train, val, train.limited(2)):
-            slices.batch(slice(None)), slices.images(), slices.brains(), slices.volumes, slices.subjects  # type: ignore[union-attr]
+            slices.batch(slice(None)), slices.images(), slices.brains(), slices.subjects  # type: ignore[union-attr]
         self.found["fit"] = reachable(self, train, val)
         return FitReport()
 
