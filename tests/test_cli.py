@@ -189,7 +189,7 @@ def test_one_volume_under_two_names_in_two_roles_is_refused(cli: Cli, slices: Pa
             shutil.copy(path, slices / "train" / path.name.replace(subject, "somebody-else"))
     code, _, err = run(cli, slices, tmp_path / "runs", "--cache", tmp_path / "cache")
     assert code == 2
-    assert f"'somebody-else' and '{subject}' are one volume under two names" in " ".join(err.split())
+    assert f"'somebody-else' (training) and '{subject}' (test) share 1 slice, pixel by pixel" in " ".join(err.split())
 
 
 def test_leaderboard_of_an_empty_folder(cli: Cli, tmp_path: Path) -> None:
