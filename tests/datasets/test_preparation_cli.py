@@ -162,7 +162,7 @@ def test_the_largest_lesion_is_always_shown(root: Path, tmp_path: Path) -> None:
         assert len(shown) == 3
 
 
-@pytest.mark.skipif(not DATA.is_dir(), reason="the real volumes of ../shared/data are not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="real volumes are not here (ADBENCH_TEST_DATA)")
 def test_real_tumours_keep_every_voxel(tmp_path: Path) -> None:
     import nibabel
 
