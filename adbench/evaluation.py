@@ -14,8 +14,6 @@ import numpy as np
 
 from adbench import config, protocols, registry
 from adbench.context import Progress
-from adbench.datasets import selection
-from adbench.datasets.base import Split
 from adbench.datasets.building import store_folder
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store import SliceStore
@@ -27,7 +25,7 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.spec import WIDE
-from adbench.planning import Data, gather, located
+from adbench.planning import Data, gather, labelled, located
 from adbench.results import record as records
 from adbench.results.record import Record
 from adbench.results.rundir import MAPS, VAL_MAPS
@@ -198,19 +196,7 @@ def check_masks(folder: Path, record: Record, cache: Path) -> str:
             f"prepared in {cache}. If its files did not change, `adbench data prepare` makes that good."
         )
     store = SliceStore.open(place)
-    protocol = protocols.get(cell.protocol)
-    splits: tuple[Split, Split] = ("val", "test")
-    threshold, test = (
-        selection.scored(
-            store,
-            split,
-            protocol.slices,
-            healthy=protocol.healthy,
-            inserted=protocol.inserted,
-            domain=protocol.domain,
-        )
-        for split in splits
-    )
+    threshold, test = labelled(store, protocols.get(cell.protocol))
     _same_slices(threshold, test, record)
     for data in (threshold, test):
         firsts = data.rows[np.unique(data.case_index, return_index=True)[1]]

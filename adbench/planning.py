@@ -145,6 +145,22 @@ def open_store(source: Source, modality: str, cache: Path, progress: Progress) -
     return store
 
 
+def labelled(store: SliceStore, protocol: Protocol) -> tuple[LabelledSet, LabelledSet]:
+    """The slices of ``store`` that choose the threshold and those that are scored, as ``protocol`` says."""
+    threshold, scored = (
+        selection.scored(
+            store,
+            split,
+            protocol.slices,
+            healthy=protocol.healthy,
+            inserted=protocol.inserted,
+            domain=protocol.domain,
+        )
+        for split in _LABELLED
+    )
+    return threshold, scored
+
+
 def gather(
     test: Source, train: Source | None, modality: str, protocol: Protocol, cache: Path, progress: Progress
 ) -> Data:
@@ -157,17 +173,7 @@ def gather(
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
     learn, val = train_store.healthy("train"), train_store.healthy("val")
-    threshold, scored = (
-        selection.scored(
-            test_store,
-            split,
-            protocol.slices,
-            healthy=protocol.healthy,
-            inserted=protocol.inserted,
-            domain=protocol.domain,
-        )
-        for split in _LABELLED
-    )
+    threshold, scored = labelled(test_store, protocol)
     learn_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
     if not len(learn):
         raise UserError(nothing_to_train(modality, learn_from))
