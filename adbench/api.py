@@ -21,12 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adbench import config, evaluation, registry
+from adbench.config import registry, run_config
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
-from adbench.fitting import fitted, load_fit
-from adbench.hashing import digest
+from adbench.evaluation import runs as evaluation
 from adbench.metrics.base import Metric
 from adbench.metrics.compare import Samples, Table, Trained, sample_method
 from adbench.metrics.compare import compare as compare_samples
@@ -36,13 +35,15 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results import record as records
 from adbench.results import rundir
 from adbench.results.record import Record
+from adbench.runner.fit import fitted, load_fit
+from adbench.utils.hashing import digest
 
 if TYPE_CHECKING:
-    from adbench.datasets.store import SliceStore
+    from adbench.datasets.store.slice_store import SliceStore
     from adbench.methods.base import Method
-    from adbench.planning import Data
-    from adbench.scoring import ScoredVolume
-    from adbench.spec import CellSpec
+    from adbench.runner.inference import ScoredVolume
+    from adbench.runner.keys import CellSpec
+    from adbench.runner.plan import Data
 
 __all__ = ["Run", "VolumeMaps", "compare", "load", "run", "same_test"]
 
@@ -112,7 +113,7 @@ class Run:
     ) -> None:
         self.folder = Path(folder) if Path(folder).is_dir() else Path(folder).parent
         self.record: Record = records.read(Path(folder))
-        self._cache = cache or config.default_cache()
+        self._cache = cache or run_config.default_cache()
         self._device = device
         self._progress = progress or Progress()
 
@@ -167,7 +168,7 @@ class Run:
     def cell(self) -> CellSpec:
         """What was run, every parameter spelled out."""
         cell = evaluation.stored_cell(self.folder)
-        return cell.model_copy(update={"device": config.resolve_device(self._device)})
+        return cell.model_copy(update={"device": run_config.resolve_device(self._device)})
 
     @cached_property
     def data(self) -> Data:
@@ -238,7 +239,7 @@ class Run:
             )
         scored: Iterator[ScoredVolume] = iter(())
         if method is not None:
-            from adbench.scoring import score_volumes
+            from adbench.runner.inference import score_volumes
 
             chosen_rows = np.isin(test.case_index, [number[case] for case in wanted])
             part = Part(self.data.test_store, test, np.flatnonzero(chosen_rows))
@@ -296,8 +297,8 @@ def run(
         dataset: one or more datasets.
         set: parameters by scope, e.g. ``{"madad": {"steps": 300}, "dataset": {"n_test": 8}}``.
         save_maps: keep every anomaly map beside its record.
-        progress: receives progress; ``adbench.console.LiveProgress`` draws bars.
-        **settings: the other fields of :class:`adbench.config.RunConfig`: ``modality``, ``seed``, ``out``, ...
+        progress: receives progress; ``adbench.utils.console.LiveProgress`` draws bars.
+        **settings: the other fields of :class:`adbench.config.run_config.RunConfig`: ``modality``, ``seed``, ``out``, ...
 
     Returns:
         One run a cell, in the order of the grid.
@@ -307,16 +308,16 @@ def run(
         Exception: what the first failing method raised; the other cells are done, and answered from their records.
     """
     from adbench.executors import Options, serial
-    from adbench.planning import plan
+    from adbench.runner.plan import plan
 
     flags = {
         "method": method,
         "dataset": dataset,
         **{k: str(v) if isinstance(v, Path) else v for k, v in settings.items()},
     }
-    chosen = config.load(None, {**flags, "set": set}, [], config.RunConfig)
-    cache = Path(chosen.cache) if chosen.cache else config.default_cache()
-    plans = plan(list(config.cells(chosen)), Path(chosen.out), cache, progress)
+    chosen = run_config.load(None, {**flags, "set": set}, [], run_config.RunConfig)
+    cache = Path(chosen.cache) if chosen.cache else run_config.default_cache()
+    plans = plan(list(run_config.cells(chosen)), Path(chosen.out), cache, progress)
     outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))
     for outcome in outcomes:
         if outcome.error is not None:

@@ -28,7 +28,7 @@ class Context:
 
     Attributes:
         device: a torch device string, resolved by the caller ("cpu", "cuda", "cuda:1"). Methods use this and nothing else.
-        seed: every random draw derives from it (see :func:`adbench.seeds.derive`).
+        seed: every random draw derives from it (see :func:`adbench.utils.seeds.derive`).
         workdir: a folder of this fit alone, kept between interruptions: checkpoints go here. None: keep nothing on disk.
         checkpoint_seconds: a training in progress is saved at least this often.
         tensorboard: write loss curves for TensorBoard beside the checkpoints.

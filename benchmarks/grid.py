@@ -23,11 +23,11 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the same in every process
 
-from adbench.cluster import connect
-from adbench.config import load
+from adbench.config.run_config import load
 from adbench.executors import Options, serial
-from adbench.launch import Launch
+from adbench.executors.launch import Launch
 from adbench.results.record import RECORD
+from adbench.utils.cluster import connect
 
 PHANTOM = ("dataset.n_train=8", "dataset.n_val=4", "dataset.n_test=4", "dataset.slices=2", "dataset.resolution=3.4")
 FIT = ("madad.image_size=64", "madad.ae_channels=[16,16]", "madad.ae_steps=40", "madad.batch=4")

@@ -16,12 +16,12 @@ import time
 from pathlib import Path
 
 from adbench import api
-from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.build import build
 from adbench.leaderboard.checks import RUN_FIELDS, check
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import pack
+from adbench.utils.hashing import digest
 
 COMMITTED = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"
 

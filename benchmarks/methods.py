@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
-from adbench.datasets.store import prepare
+from adbench.datasets.store.slice_store import prepare
 from adbench.params import ParamSet, param
 
 SLICES = 64
@@ -62,7 +62,7 @@ class Bench:
     """One method with one preset on one device, with slices of its size."""
 
     def __init__(self, name: str, preset: str, device: str, seconds: float, sets: dict[str, Any], folder: Path) -> None:
-        from adbench import registry
+        from adbench.config import registry
         from adbench.context import Context
 
         self.device, self.seconds, self.ctx = device, seconds, Context(device=device)
@@ -159,7 +159,8 @@ class Bench:
         """The UNet of madad with the frozen encoder run at every step, float32."""
         import torch
 
-        from adbench.methods import imaging, training
+        from adbench.methods import training
+        from adbench.methods.common import image_ops
         from adbench.methods.madad import diffusion, masking
         from adbench.methods.madad.network import diffusion_loss
 
@@ -175,8 +176,8 @@ class Bench:
             batch = self.data.batch(torch.randint(0, len(self.data), (size,), generator=generator).numpy())
             image, brain = batch.image.to(self.device), batch.brain.to(self.device)
             if p.standardise:
-                image = imaging.standardise(image, brain)[0]
-            image, brain = imaging.augment(image, brain, generator)
+                image = image_ops.standardise(image, brain)[0]
+            image, brain = image_ops.augment(image, brain, generator)
             with torch.no_grad():
                 mean, std = codec.encode(image * 2 - 1)
             z0 = (mean + std * torch.randn(mean.shape, generator=generator).to(mean)) * method._scale
@@ -239,7 +240,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    from adbench import config, registry
+    from adbench.config import registry, run_config
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--method", default=",".join(registry.BUILTIN["methods"]), help="comma-separated")
@@ -253,7 +254,7 @@ def main() -> None:
     parser.add_argument("--part", choices=["train", "score", "naive_train", "naive_score"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.part:
-        sets = {key: value for _, key, value in (config.parse_assignment(f"it.{text}") for text in args.set)}
+        sets = {key: value for _, key, value in (run_config.parse_assignment(f"it.{text}") for text in args.set)}
         with tempfile.TemporaryDirectory(prefix="adbench-benchmark-") as folder:
             bench = Bench(args.method, args.preset, args.device, args.seconds, sets, Path(folder))
             print(json.dumps(getattr(bench, args.part)()))

@@ -49,7 +49,7 @@ def inflate(file: Path) -> tuple[float, float]:
     """CPU seconds that nibabel and adbench take to decode one volume; both must give the same voxels."""
     import nibabel
 
-    from adbench.datasets import nifti
+    from adbench.datasets.io import nifti
 
     times = []
     results = []
@@ -77,7 +77,7 @@ def reading(folder: Path) -> tuple[float, float]:
     """CPU seconds of reading all training slices as batches from the page cache, with checksums and without."""
     import torch  # noqa: F401 - not while the clock runs
 
-    from adbench.datasets.store import SliceStore
+    from adbench.datasets.store.slice_store import SliceStore
 
     times: dict[bool, list[float]] = {True: [], False: []}
     for checked in (True, False) * 5:
@@ -93,35 +93,35 @@ def reading(folder: Path) -> tuple[float, float]:
 
 def slow_steps() -> dict[str, float]:
     """CPU seconds of each step that a head with skull needs, on the template's brain inside a synthetic skull."""
-    from adbench.datasets.recipe import brains, itk, template
+    from adbench.datasets.preprocessing import brain_extraction, registration, template
 
     rng = np.random.default_rng(0)
     brain = template.brain().astype(np.float32)
     skull = template.mask(14.0) & ~template.mask(8.0)
     head = brain + rng.normal(8, 2, brain.shape).clip(0) + 90 * skull
     mask, found = template.mask(0.0), {}
-    if brains.BUILTIN["deepbet"].installed:
-        brains.extract("deepbet", head, template.AFFINE, "T1", "the template")  # loads the network
+    if brain_extraction.BUILTIN["deepbet"].installed:
+        brain_extraction.extract("deepbet", head, template.AFFINE, "T1", "the template")  # loads the network
         start = cpu()
-        brains.extract("deepbet", head, template.AFFINE, "T1", "the template")
+        brain_extraction.extract("deepbet", head, template.AFFINE, "T1", "the template")
         found["brain extraction, deepbet"] = cpu() - start
     start = cpu()
-    itk.bias_field(head, template.AFFINE, mask)
+    registration.bias_field(head, template.AFFINE, mask)
     found["N4"] = cpu() - start
     offset = np.eye(4)
     offset[:3, 3] = 8, -6, 10
     start = cpu()
-    itk.register(brain, template.AFFINE, template.mask(template.BRAIN_MARGIN), head * mask, template.AFFINE, offset, "affine")  # fmt: skip
+    registration.register(brain, template.AFFINE, template.mask(template.BRAIN_MARGIN), head * mask, template.AFFINE, offset, "affine")  # fmt: skip
     found["affine registration"] = cpu() - start
     return found
 
 
 def main() -> int:
-    from adbench.datasets import work
-    from adbench.datasets.brats import BraTS21
-    from adbench.datasets.check import check
+    from adbench.datasets.adapters.brats import BraTS21
     from adbench.datasets.phantom.layouts import synthesise
-    from adbench.datasets.store import prepare
+    from adbench.datasets.store import workers
+    from adbench.datasets.store.slice_store import prepare
+    from adbench.datasets.validation.check import check
 
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cases", type=int, default=1000, help="cases whose headers are checked")
@@ -163,10 +163,10 @@ def main() -> int:
         content = gzip.decompress(flair.read_bytes())
         report("  ratio", slow / fast, f"x ({len(content) / 1e6:.0f} MB)")
 
-        task = work.Task(tuple((modality, case, folder / "parts") for modality in SEQUENCES))
-        work.run(dataset, work.Task(task.wanted[:1]), spill=False)  # imports
+        task = workers.Task(tuple((modality, case, folder / "parts") for modality in SEQUENCES))
+        workers.run(dataset, workers.Task(task.wanted[:1]), spill=False)  # imports
         start = cpu()
-        work.run(dataset, task, spill=True)
+        workers.run(dataset, task, spill=True)
         report("one case, four sequences, prepared and written", cpu() - start, "s of one core", CASE_S)
         report("  peak memory", peak_gb(), "GB", WORKER_GB)
 

@@ -48,7 +48,7 @@ def _row(parameter: Any) -> str:
 
 
 def _protocols() -> Iterator[str]:
-    from adbench.protocols import PROTOCOLS
+    from adbench.config.protocols import PROTOCOLS
 
     for protocol in PROTOCOLS.values():
         yield from (f"## {protocol.name}", "", f"{protocol.summary}. Version {protocol.version}.", "")

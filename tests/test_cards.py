@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from adbench import cards, registry
+from adbench.cli import method_docs
+from adbench.config import registry
 from adbench.errors import UserError
 
 DOCS = Path(__file__).parents[1] / "docs" / "methods"
@@ -29,7 +30,7 @@ def test_every_built_in_method_has_a_whole_card(name: str) -> None:
 
 
 def test_committed_pages_are_those_of_the_code() -> None:
-    made = {name: cards.page(name) for name in registry.BUILTIN["methods"]} | {"index": cards.index()}
+    made = {name: method_docs.page(name) for name in registry.BUILTIN["methods"]} | {"index": method_docs.index()}
     committed = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
     assert committed.keys() == made.keys()
     stale = [name for name, text in made.items() if committed[name] != text]
@@ -43,13 +44,13 @@ def test_describe_prints_the_card(cli: Cli) -> None:
         assert part in " ".join(out.split())
     code, out, _ = cli("describe", "thor", "--markdown")
     assert code == 0
-    assert out.strip() == cards.page("thor").strip()
+    assert out.strip() == method_docs.page("thor").strip()
 
 
 def test_pages_are_written(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("describe", "--all", "--markdown", "--out", str(tmp_path / "pages"))
     assert code == 0
-    assert (tmp_path / "pages" / "madad.md").read_text() == cards.page("madad")
+    assert (tmp_path / "pages" / "madad.md").read_text() == method_docs.page("madad")
     assert "index.md" in err
     for wrong, message in (
         (["describe"], "Name what to describe"),
@@ -63,4 +64,4 @@ def test_pages_are_written(cli: Cli, tmp_path: Path) -> None:
 
 def test_only_methods_have_cards() -> None:
     with pytest.raises(UserError, match="only methods have a card"):
-        cards.page("auprc")
+        method_docs.page("auprc")

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from adbench import registry
-from adbench.catalogue import description, listing
+from adbench.cli.describe import description, listing
+from adbench.config import registry
 from adbench.metrics import evaluate, spatial
 from adbench.metrics.spec import SPECS
 

@@ -16,8 +16,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from adbench import files
 from adbench.results.rundir import MAPS, OUTPUTS, VAL_MAPS
+from adbench.utils import files
 
 Cli = Callable[..., tuple[int, str, str]]
 FAST = ("--method", "histeq,constant", "--dataset", "folder", "--device", "cpu", "--quiet")

@@ -13,12 +13,15 @@ import numpy as np
 import pytest
 
 import adbench
-from adbench import closure, config, registry, runner, spec
-from adbench.closure import Closure
-from adbench.datasets.store import prepare
+from adbench.config import registry, run_config
+from adbench.datasets.store.slice_store import prepare
 from adbench.errors import UserError
-from adbench.hashing import digest
-from adbench.planning import plan
+from adbench.runner import keys as spec
+from adbench.runner import run_cell
+from adbench.runner.plan import plan
+from adbench.utils import import_closure
+from adbench.utils.hashing import digest
+from adbench.utils.import_closure import Closure
 
 Cli = Callable[..., tuple[int, str, str]]
 PACKAGE = Path(adbench.__file__).parent
@@ -76,11 +79,25 @@ def test_what_fits_and_scores_counts_and_what_draws_and_ranks_does_not() -> None
     ae = spec.source_files("methods", "ae").keys()
     assert {
         f"adbench.{name}"
-        for name in ("seeds", "scoring", "fitting", "params", "datasets.slices", "methods.ae", "methods.training.run")
+        for name in (
+            "utils.seeds",
+            "runner.inference",
+            "runner.fit",
+            "params",
+            "datasets.slices",
+            "methods.ae",
+            "methods.training.run",
+        )
     } <= ae
-    assert not {f"adbench.{name}" for name in ("methods.noise", "methods.vae", "runner", "pictures", "spec")} & ae
+    assert (
+        not {
+            f"adbench.{name}"
+            for name in ("methods.common.noise", "methods.vae", "runner.run_cell", "runner.pictures", "runner.keys")
+        }
+        & ae
+    )
     assert not [name for name in ae if name.startswith(("adbench.cli", "adbench.report", "adbench.leaderboard"))]
-    assert "adbench.methods.noise" in spec.source_files("methods", "dae")
+    assert "adbench.methods.common.noise" in spec.source_files("methods", "dae")
     assert "adbench.methods.madad.masking" in spec.source_files("methods", "madad")
 
 
@@ -92,7 +109,7 @@ def test_a_module_that_is_loaded_while_fitting_and_scoring_is_in_the_closure(tmp
         "import json, sys\n"
         "from adbench import fitting, scoring\n"
         "from adbench.methods.ae import AE\n"
-        "import adbench.methods.single, adbench.methods.frame, adbench.methods.training\n"
+        "import adbench.methods.common.fit_network, adbench.methods.common.preprocess, adbench.methods.training\n"
         "print(json.dumps([n for n in sys.modules if n.split('.')[0] == 'adbench']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -351,10 +368,10 @@ def test_every_data_file_that_a_plug_in_may_read_moves_its_key(tmp_path: Path) -
     ("text", "any_name"),
     [
         ("from adbench import registry", True),
-        ("import adbench.params\nBase = adbench.registry.load('methods', 'a' + 'e')", True),
+        ("import adbench.params\nBase = adbench.config.registry.load('methods', 'a' + 'e')", True),
         ("import adbench\nload = getattr(adbench, 'registry').load", True),
         ("from adbench.api import load", True),
-        ("from adbench.spec import registry", True),
+        ("from adbench.runner.keys import registry", True),
         ("import importlib\ndef get(name):\n    return importlib.import_module(f'adbench.methods.{name}')", True),
         ("MODULES = ['adbench.methods.ae']", False),
         ("import adbench.methods.base\nBase = adbench.methods.base.Method", False),
@@ -372,7 +389,7 @@ def test_a_plug_in_that_can_load_by_name_counts_with_all_that_is_built_in(
 
 
 def test_what_hands_a_method_its_pixels_and_sets_its_threads_counts() -> None:
-    assert {"adbench.datasets.pixels", "adbench.threads"} <= spec.source_files("methods", "zscore").keys()
+    assert {"adbench.datasets.store.pixels", "adbench.utils.threads"} <= spec.source_files("methods", "zscore").keys()
 
 
 def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: Path) -> None:
@@ -396,7 +413,7 @@ def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: 
 
 
 def test_too_much_data_is_said(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(closure, "MOST_DATA", 4)
+    monkeypatch.setattr(import_closure, "MOST_DATA", 4)
     with pytest.raises(UserError, match=r"adbench_scaled holds .* of data files; .* name them in a parameter"):
         spec.source_files("methods", "scaled")
 
@@ -404,8 +421,8 @@ def test_too_much_data_is_said(plugin: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_changed_table_is_another_run_and_why_names_it(
     plugin: Path, slices: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(runner, "all_plots", lambda *_, **__: [])  # pictures cost the most
-    monkeypatch.setattr(runner.pictures, "sample_sheet", lambda *_, **__: None)
+    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])  # pictures cost the most
+    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
     arguments = ("run", "--method", "scaled", "--dataset", "folder", "--data-root", slices, "--device", "cpu")
     where = ("--out", tmp_path / "runs", "--quiet")
 
@@ -483,7 +500,7 @@ def test_a_file_that_a_parameter_names_is_read_again_when_it_changes(tmp_path: P
     weights = tmp_path / "vae"
     weights.mkdir()
     (weights / "vae.json").write_text("{}")
-    settings = config.load(
+    settings = run_config.load(
         None,
         {"method": "madad", "dataset": "folder", "data_root": str(slices), "device": "cpu"},
         [f"madad.autoencoder={weights}"],
@@ -491,7 +508,7 @@ def test_a_file_that_a_parameter_names_is_read_again_when_it_changes(tmp_path: P
     keys = []
     for text in ("{}", "{}", "{ }"):
         (weights / "vae.json").write_text(text)
-        (one,) = plan(config.cells(settings), tmp_path / "runs", tmp_path / "cache")
+        (one,) = plan(run_config.cells(settings), tmp_path / "runs", tmp_path / "cache")
         keys.append(one.fit_key)
     assert keys[0] == keys[1] != keys[2]
 
@@ -506,6 +523,6 @@ def test_what_counts_and_measures_is_in_the_key_of_a_run_and_not_in_that_of_a_fi
         for _ in edited(copy / "adbench" / name):
             assert measured() != run, name
             assert key(copy) == fit, name
-    for name in ("runner.py", "pictures.py", "metrics/plots.py", "leaderboard/board.py"):
+    for name in ("runner/run_cell.py", "runner/pictures.py", "metrics/plots.py", "leaderboard/board.py"):
         for _ in edited(copy / "adbench" / name):
             assert measured() == run, name

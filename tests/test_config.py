@@ -6,22 +6,22 @@ from pathlib import Path
 
 import pytest
 
-from adbench import config
+from adbench.config import run_config
 from adbench.errors import UserError
 
 
 def load(
     text: str | None, tmp_path: Path, flags: dict | None = None, sets: list[str] | None = None
-) -> config.RunConfig:
+) -> run_config.RunConfig:
     path = None
     if text is not None:
         path = tmp_path / "run.yaml"
         path.write_text(text)
-    return config.load(path, flags or {}, sets or [])
+    return run_config.load(path, flags or {}, sets or [])
 
 
-def one_cell(settings: config.RunConfig) -> config.CellSpec:
-    (cell,) = config.cells(settings)
+def one_cell(settings: run_config.RunConfig) -> run_config.CellSpec:
+    (cell,) = run_config.cells(settings)
     return cell
 
 
@@ -39,20 +39,20 @@ def test_flags_win_over_the_file_and_lists_expand(tmp_path: Path) -> None:
     settings = load(
         "method: [histeq, constant]\ndataset: phantom\nseed: [0, 1]\ndevice: cpu", tmp_path, {"seed": ("3", "4", "5")}
     )
-    cells = list(config.cells(settings))
+    cells = list(run_config.cells(settings))
     assert [(c.method, c.seed) for c in cells] == [(m, s) for m in ("histeq", "constant") for s in (3, 4, 5)]
 
 
 def test_a_methods_own_scope_touches_only_that_method(tmp_path: Path) -> None:
     settings = load("method: [histeq, zscore]\ndataset: phantom\ndevice: cpu", tmp_path, sets=["zscore.sigma=9"])
-    by_name = {cell.method: cell.params["sigma"] for cell in config.cells(settings)}
+    by_name = {cell.method: cell.params["sigma"] for cell in run_config.cells(settings)}
     assert by_name["zscore"] == 9
     assert by_name["histeq"] != 9
 
 
 def test_resolved_config_round_trips_to_the_same_cell(tmp_path: Path) -> None:
     cell = one_cell(load("method: histeq\ndataset: phantom\ndevice: cpu\nset: {dataset: {seed: 5}}", tmp_path))
-    again = one_cell(load(config.from_spec(cell).to_yaml(), tmp_path))
+    again = one_cell(load(run_config.from_spec(cell).to_yaml(), tmp_path))
     assert again == cell
 
 
@@ -90,7 +90,7 @@ def test_resolved_config_round_trips_to_the_same_cell(tmp_path: Path) -> None:
 )
 def test_mistakes_are_one_clear_sentence(text: str, sets: list[str], message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
-        list(config.cells(load(text, tmp_path, sets=sets)))
+        list(run_config.cells(load(text, tmp_path, sets=sets)))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -105,6 +105,6 @@ def test_data_variable_names_the_parent_folder(tmp_path: Path, slices: Path, mon
 
 @pytest.mark.parametrize("text", ["{subject}/{subject}_{modality}.nii.gz", "**/{subject}.nii.gz", "*/{subject}.nii"])
 def test_path_patterns_need_no_quotes_of_their_own(text: str) -> None:
-    assert config.parse_assignment(f"dataset.image_pattern={text}") == ("dataset", "image_pattern", text)
+    assert run_config.parse_assignment(f"dataset.image_pattern={text}") == ("dataset", "image_pattern", text)
     with pytest.raises(UserError, match="is not a valid YAML value"):
-        config.parse_assignment("method.sizes=[1, 2")
+        run_config.parse_assignment("method.sizes=[1, 2")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from adbench import grid
+from adbench.config import grid
 from adbench.errors import UserError
 
 Written = Callable[..., grid.GridConfig]

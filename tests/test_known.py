@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from adbench import __version__, registry
-from adbench import spec as specs
+from adbench import __version__
+from adbench.config import registry
 from adbench.leaderboard.submission import glance
 from adbench.results.conformance import keep, outcome
 from adbench.results.known import data, known, methods
-from adbench.spec import source_digest
+from adbench.runner import keys as specs
+from adbench.runner.keys import source_digest
 
 BOARD = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"
 

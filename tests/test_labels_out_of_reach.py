@@ -14,11 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from adbench import config, planning, registry, runner
-from adbench.datasets.pixels import Rows
+from adbench.config import registry, run_config
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.datasets.store import SliceStore, StoredCase
+from adbench.datasets.store.pixels import Rows
+from adbench.datasets.store.slice_store import SliceStore, StoredCase
 from adbench.methods.base import FitReport, Method
+from adbench.runner import plan as planning
+from adbench.runner import run_cell
 from adbench.testing import check_method
 
 SHUT = (type, types.ModuleType, logging.Logger, int, float, complex, bytes)
@@ -89,11 +91,11 @@ def data(monkeypatch: pytest.MonkeyPatch, slices: Path, tmp_path: Path) -> plann
     more = {"methods": {"hostile": entry}}
     monkeypatch.setattr(registry, "entries", lambda kind: {**known(kind), **more.get(kind, {})})
     monkeypatch.setattr(registry, "load", lambda kind, name: Hostile if name == "hostile" else load(kind, name))
-    monkeypatch.setattr(runner, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(runner.pictures, "sample_sheet", lambda *_, **__: None)
-    settings = config.RunConfig(method="hostile", dataset="folder", data_root=str(slices), device="cpu")
-    (plan,) = planning.plan(config.cells(settings), tmp_path / "runs", tmp_path / "cache")
-    runner.run_cell(plan)
+    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
+    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
+    settings = run_config.RunConfig(method="hostile", dataset="folder", data_root=str(slices), device="cpu")
+    (plan,) = planning.plan(run_config.cells(settings), tmp_path / "runs", tmp_path / "cache")
+    run_cell.run_cell(plan)
     return plan.data
 
 

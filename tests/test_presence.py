@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from adbench import presence
-from adbench.presence import LEASE, STALE, gone, held, me
+from adbench.utils import locks
+from adbench.utils.locks import LEASE, STALE, gone, held, me
 
 
 def _add_one(folder: str, times: int) -> None:
@@ -37,7 +37,7 @@ def test_processes_take_turns(tmp_path: Path) -> None:
 
 
 def test_the_dead_are_known_at_once(tmp_path: Path) -> None:
-    holder = "import sys, os; from adbench.presence import held; from pathlib import Path\nwith held(Path(sys.argv[1])): os._exit(9)"
+    holder = "import sys, os; from adbench.utils.locks import held; from pathlib import Path\nwith held(Path(sys.argv[1])): os._exit(9)"
     subprocess.run([sys.executable, "-c", holder, tmp_path], check=False)
     assert (tmp_path / LEASE).exists()
     begin = time.monotonic()
@@ -87,13 +87,13 @@ def test_clearing_takes_nobodys_fresh_lease(tmp_path: Path) -> None:
     lease = tmp_path / LEASE
     fresh = json.dumps({**me(), "token": "fresh"})
     lease.write_text(fresh)
-    presence._clear(lease, {**me(), "token": "stale"})
+    locks._clear(lease, {**me(), "token": "stale"})
     assert lease.read_text() == fresh
 
 
 def test_signs_of_life_stop_with_the_block() -> None:
     beats: list[float] = []
-    with presence.beating(lambda: beats.append(time.monotonic()), every=0.01):
+    with locks.beating(lambda: beats.append(time.monotonic()), every=0.01):
         time.sleep(0.2)
     count = len(beats)
     assert count >= 3

@@ -12,17 +12,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adbench import config, planning
-from adbench.config import RunConfig
+from adbench.config import run_config
+from adbench.config.protocols import PROTOCOLS, choose, get
+from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.datasets import nifti
-from adbench.datasets.atlas import Atlas
-from adbench.datasets.ixi import IXI
+from adbench.datasets.adapters.atlas import Atlas
+from adbench.datasets.adapters.ixi import IXI
+from adbench.datasets.io import nifti
 from adbench.datasets.selection import InsertedSet, scored
 from adbench.datasets.slices import LabelledSet
-from adbench.datasets.store import SliceStore, prepare
+from adbench.datasets.store.slice_store import SliceStore, prepare
 from adbench.errors import UserError
-from adbench.protocols import PROTOCOLS, choose, get
+from adbench.runner import plan
 from adbench.testing import check_dataset
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
@@ -114,7 +115,7 @@ def test_protocols_that_do_not_fit(name: str | None, dataset: str, train_on: str
 
 
 def cell(**values: Any) -> Any:
-    return next(config.cells(RunConfig(method=("histeq",), device="cpu", **values)))
+    return next(run_config.cells(RunConfig(method=("histeq",), device="cpu", **values)))
 
 
 def test_the_training_source_is_found_where_all_data_lie(
@@ -128,8 +129,8 @@ def test_the_training_source_is_found_where_all_data_lie(
     found = cell(dataset=("atlas",), set={"train": {"size": 64}, "dataset": {"size": 64}})
     assert (found.train.root, found.test.root) == (str(ixi), str(atlas))
     assert (found.protocol, found.modality, found.train.params["size"]) == ("ixi->atlas", "T1", 64)
-    assert config.from_spec(found).train_on == "ixi"
-    (again,) = config.cells(config.from_spec(found))
+    assert run_config.from_spec(found).train_on == "ixi"
+    (again,) = run_config.cells(run_config.from_spec(found))
     assert again == found
 
 
@@ -210,7 +211,7 @@ def overlap(tmp_path: Path, train: dict[str, int], test: dict[str, int]) -> str:
         set={"dataset": EASY, "train": EASY},
     )
     with pytest.raises(UserError) as caught:
-        planning.gather(spec.test, spec.train, spec.modality, get("folder"), tmp_path / "cache", Progress())
+        plan.gather(spec.test, spec.train, spec.modality, get("folder"), tmp_path / "cache", Progress())
     return str(caught.value)
 
 
@@ -224,7 +225,7 @@ class Role:
 def check_roles(
     train: list[str], test: list[str], val: list[str] | None = None, threshold: list[str] | None = None
 ) -> None:
-    planning._check_roles(*(Role(names) for names in (train, val or [], threshold or [], test)))  # type: ignore[arg-type]
+    plan._check_roles(*(Role(names) for names in (train, val or [], threshold or [], test)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adbench import registry
+from adbench.config import registry
 from adbench.errors import UserError
 
 Install = Callable[..., None]
@@ -96,8 +96,8 @@ def test_name_claimed_twice_is_usable_by_neither(install: Install) -> None:
 
 def test_listing_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from adbench.catalogue import listing; listing('methods'); listing('datasets'); listing('protocols');"
-        "from adbench.catalogue import description; description('madad'); description('phantom');"
+        "import sys; from adbench.cli.describe import listing; listing('methods'); listing('datasets'); listing('protocols');"
+        "from adbench.cli.describe import description; description('madad'); description('phantom');"
         "heavy = {'torch', 'monai', 'diffusers', 'pandas', 'ray', 'scipy', 'matplotlib', 'nilearn'} & set(sys.modules);"
         "sys.exit(f'imported {heavy}' if heavy else 0)"
     )

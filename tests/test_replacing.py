@@ -9,25 +9,28 @@ from typing import Any
 
 import pytest
 
-from adbench import api, config, planning, runner
+from adbench import api
+from adbench.config import run_config
 from adbench.errors import UserError
-from adbench.fitting import FIT
 from adbench.results import rundir
+from adbench.runner import plan as planning
+from adbench.runner import run_cell
+from adbench.runner.fit import FIT
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
 def plan(slices: Path, out: Path, method: str = "zscore") -> planning.Plan:
-    settings = config.RunConfig(method=method, dataset="folder", data_root=str(slices), device="cpu")
-    (planned,) = planning.plan(config.cells(settings), out, out / "cache")
+    settings = run_config.RunConfig(method=method, dataset="folder", data_root=str(slices), device="cpu")
+    (planned,) = planning.plan(run_config.cells(settings), out, out / "cache")
     return planned
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """No pictures: they take most of the time."""
-    monkeypatch.setattr(runner, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(runner.pictures, "sample_sheet", lambda *_, **__: None)
+    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
+    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -45,7 +48,7 @@ def test_a_damaged_fit_is_refused_and_the_record_stays(
     quick: None, slices: Path, tmp_path: Path, cli: Cli, name: str
 ) -> None:
     planned = plan(slices, tmp_path)
-    first = runner.run_cell(planned)
+    first = run_cell.run_cell(planned)
     before = content(planned.run_folder)
     path = planned.fit_folder / name
     if name == "model.safetensors":
@@ -66,7 +69,7 @@ def test_a_damaged_fit_is_refused_and_the_record_stays(
         api.Run(planned.run_folder, cache=tmp_path / "cache", device="cpu").method()
     for file in planned.fit_folder.iterdir():
         file.unlink()
-    assert runner.run_cell(planned, force=True).metrics == first.metrics
+    assert run_cell.run_cell(planned, force=True).metrics == first.metrics
 
 
 @pytest.mark.parametrize("phase", ["score", "evaluate", "record", "commit"])
@@ -74,7 +77,7 @@ def test_a_forced_run_that_fails_takes_nothing_away(
     quick: None, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     planned = plan(slices, tmp_path)
-    runner.run_cell(planned, save_maps=True)
+    run_cell.run_cell(planned, save_maps=True)
     before = content(planned.run_folder)
 
     def fail(*_: Any, **__: Any) -> Any:
@@ -82,9 +85,9 @@ def test_a_forced_run_that_fails_takes_nothing_away(
 
     where = {"score": "measure", "evaluate": "numbers", "record": "Record"}
     with monkeypatch.context() as patched:
-        patched.setattr(*((runner, where[phase], fail) if phase in where else (rundir, "write_json", fail)))
+        patched.setattr(*((run_cell, where[phase], fail) if phase in where else (rundir, "write_json", fail)))
         with pytest.raises(OSError, match="No space left"):
-            runner.run_cell(planned, force=True)
+            run_cell.run_cell(planned, force=True)
     assert content(planned.run_folder) == before
     assert set(api.Run(planned.run_folder).record.files) >= {rundir.MAPS, "histograms.npz"}
 
@@ -93,7 +96,7 @@ def test_a_kill_while_files_are_renamed_loses_no_record(
     quick: None, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plan(slices, tmp_path)
-    first = runner.run_cell(planned)
+    first = run_cell.run_cell(planned)
     replace = Path.replace
     for renames in range(len(first.files) + 2):  # the outputs, the configuration, the record
         left = [renames]
@@ -108,11 +111,11 @@ def test_a_kill_while_files_are_renamed_loses_no_record(
         with monkeypatch.context() as patched:
             patched.setattr(Path, "replace", stop)
             with pytest.raises(SystemExit):
-                runner.run_cell(planned, force=True)
+                run_cell.run_cell(planned, force=True)
         assert not list(rundir.records(tmp_path)), "a record beside files of another attempt"
         with monkeypatch.context() as patched:
-            patched.setattr(runner, "measure", lambda *_, **__: pytest.fail("it was made already"))
-            again = runner.run_cell(planned)
+            patched.setattr(run_cell, "measure", lambda *_, **__: pytest.fail("it was made already"))
+            again = run_cell.run_cell(planned)
         assert again.metrics == first.metrics
         assert not (planned.run_folder / rundir.NEW).exists()
         assert (
@@ -123,14 +126,14 @@ def test_a_kill_while_files_are_renamed_loses_no_record(
 
 def test_maps_stay_with_a_record_that_is_made_again_for_a_metric(quick: None, slices: Path, tmp_path: Path) -> None:
     planned = plan(slices, tmp_path)
-    runner.run_cell(planned, save_maps=True)
-    again = runner.run_cell(plan(slices, tmp_path), force=True)
+    run_cell.run_cell(planned, save_maps=True)
+    again = run_cell.run_cell(plan(slices, tmp_path), force=True)
     assert {rundir.MAPS, rundir.VAL_MAPS} <= again.files.keys()
 
 
 def test_a_fit_says_which_files_are_its_own(quick: None, slices: Path, tmp_path: Path) -> None:
     planned = plan(slices, tmp_path)
-    runner.run_cell(planned)
+    run_cell.run_cell(planned)
     fit = json.loads((planned.fit_folder / FIT).read_text())
     assert set(fit["files"]) == {"model.safetensors", "method.json"}
     assert sorted(path.name for path in planned.fit_folder.iterdir()) == [

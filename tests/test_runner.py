@@ -10,20 +10,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adbench import config, executors, planning, registry, runner
+from adbench import executors
+from adbench.config import registry, run_config
 from adbench.errors import UserError
-from adbench.fitting import FIT
 from adbench.methods.base import FitReport, Method
 from adbench.results import record, rundir
+from adbench.runner import plan as planning
+from adbench.runner import run_cell
+from adbench.runner.fit import FIT
 
 
 def plans(
     slices: Path, out: Path, *, method: str = "histeq", seed: int = 0, sets: dict | None = None
 ) -> list[planning.Plan]:
-    settings = config.RunConfig(
+    settings = run_config.RunConfig(
         method=method, dataset="folder", data_root=str(slices), device="cpu", seed=seed, set=sets or {}
     )  # type: ignore[arg-type]
-    return planning.plan(config.cells(settings), out, out / "cache")
+    return planning.plan(run_config.cells(settings), out, out / "cache")
 
 
 class Spy(Method):
@@ -61,7 +64,7 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
 
 def test_training_gets_healthy_slices_without_masks(spy: type[Spy], slices: Path, tmp_path: Path) -> None:
     (plan,) = plans(slices, tmp_path, method="spy")
-    runner.run_cell(plan)
+    run_cell.run_cell(plan)
     train, val = spy.seen
     assert len(train) == 6
     assert {subject[:3] for subject in val.subjects} == {"val"}
@@ -122,16 +125,16 @@ def test_keys_change_with_what_matters_and_with_nothing_else(slices: Path, tmp_p
 
 def test_one_fit_serves_a_second_run(slices: Path, tmp_path: Path) -> None:
     (plan,) = plans(slices, tmp_path, method="zscore")
-    first = runner.run_cell(plan)
+    first = run_cell.run_cell(plan)
     stamp = (plan.fit_folder / FIT).stat().st_mtime_ns
-    again = runner.run_cell(plan, force=True)
+    again = run_cell.run_cell(plan, force=True)
     assert (plan.fit_folder / FIT).stat().st_mtime_ns == stamp
     assert again.metrics == first.metrics
 
 
 def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_path: Path) -> None:
     (plan,) = plans(slices, tmp_path)
-    written = runner.run_cell(plan)
+    written = run_cell.run_cell(plan)
     path = plan.run_folder / record.RECORD
     assert record.read(path) == written
     assert str(tmp_path) not in path.read_text()  # no path of this machine leaves with a record
@@ -154,7 +157,7 @@ def test_saved_maps_keep_their_type(spy: type[Spy], slices: Path, tmp_path: Path
     """Float64 scores that float32 would tie stay apart."""
     spy.behaviour = "double"
     (plan,) = plans(slices, tmp_path, method="spy")
-    runner.run_cell(plan, save_maps=True)
+    run_cell.run_cell(plan, save_maps=True)
     for name in (rundir.MAPS, rundir.VAL_MAPS):
         saved = np.load(plan.run_folder / name)
         assert saved.dtype == np.float64
@@ -167,6 +170,6 @@ def test_a_subject_without_brain_is_named_in_the_record(slices: Path, tmp_path: 
     with warnings.catch_warnings():
         warnings.simplefilter("error", RuntimeWarning)
         (plan,) = plans(slices, tmp_path)
-        made = runner.run_cell(plan)
+        made = run_cell.run_cell(plan)
     assert made.test.subjects == 5
     assert "1 case of the dataset has no slice with brain and is in no split: test01." in made.notes

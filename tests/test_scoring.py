@@ -12,11 +12,11 @@ import torch
 from adbench.context import Context
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import SliceBatch
-from adbench.datasets.store import prepare
+from adbench.datasets.store.slice_store import prepare
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
-from adbench.scoring import score_volumes
+from adbench.runner.inference import score_volumes
 
 EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
 

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from adbench import api
-from adbench.evaluation import evaluate_run
-from adbench.metrics.external import evaluate_folders
+from adbench.evaluation.maps import evaluate_folders
+from adbench.evaluation.runs import evaluate_run
 
 Cli = Callable[..., tuple[int, str, str]]
 TEST = [("sub-20", "ses-1"), ("sub-20", "ses-2"), ("sub-21", "ses-1"), ("sub-22", "ses-1")]

@@ -15,10 +15,11 @@ from typing import Any
 
 import pytest
 
-from adbench import live
 from adbench.context import Progress
-from adbench.presence import me
-from adbench.results import rundir, status, survey
+from adbench.executors import monitor
+from adbench.results import progress as survey
+from adbench.results import rundir, status
+from adbench.utils.locks import me
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -42,7 +43,7 @@ def test_a_run_says_what_it_does_and_falls_silent(tmp_path: Path) -> None:
         assert doing is not None
         assert (doing["state"], doing["phase"], doing["done"], doing["total"]) == ("running", "train", 3, 10)
         assert doing["figures"] == {"loss": "nan", "best": 1}
-        row = live.row("a run", doing, doing["phase_started"] + 30)
+        row = monitor.row("a run", doing, doing["phase_started"] + 30)
         assert row[2:] == ("train", "3/10", "loss nan  best 1", "70 s", "0.25")
     assert status.read(tmp_path) is None
     with pytest.raises(KeyboardInterrupt), status.reported(tmp_path, Progress(), label="a run"):
@@ -148,7 +149,7 @@ def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -
 
 
 def test_durations() -> None:
-    assert [live.duration(s) for s in (45, 150, 7200, 260000)] == ["45 s", "2 min", "2.0 h", "3.0 days"]
+    assert [monitor.duration(s) for s in (45, 150, 7200, 260000)] == ["45 s", "2 min", "2.0 h", "3.0 days"]
 
 
 def test_flags_refuse_each_other(run: Any, tmp_path: Path) -> None:

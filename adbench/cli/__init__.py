@@ -5,14 +5,14 @@ needs it: ``adbench --help`` must answer at once.
 """
 
 from adbench.cli import run  # isort: skip - the first verb in --help
-from adbench.cli import catalogue, convert, data, evaluate, leaderboard, new, preparation, report, status, tune
+from adbench.cli import convert, data, evaluate, info, leaderboard, new, preparation, report, status, tune
 from adbench.cli.app import main
 
 __all__ = [
-    "catalogue",
     "convert",
     "data",
     "evaluate",
+    "info",
     "leaderboard",
     "main",
     "new",

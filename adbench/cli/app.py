@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def _fail(message: str, error: BaseException) -> None:
-    from adbench.console import complain
+    from adbench.utils.console import complain
 
     if os.environ.get("ADBENCH_DEBUG"):
         raise error

@@ -24,8 +24,8 @@ def madad_vae(
     json_: Json = False,
 ) -> None:
     """Take the tensors out of a pickled autoencoder of MAD-AD; nothing in the file is executed."""
-    from adbench.console import print_json, say
     from adbench.convert.madad_vae import convert
+    from adbench.utils.console import print_json, say
 
     found = convert(file, out)
     if json_:

@@ -28,23 +28,23 @@ Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Cases at a
 
 def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
     """The dataset called ``name`` with its root and the parameters of ``--set`` (``size=128`` or ``dataset.size=128``)."""
-    from adbench import config
+    from adbench.config import run_config
     from adbench.params import build
 
     texts = [
         text if text.partition("=")[0].strip().startswith("dataset.") else f"dataset.{text}" for text in assignments
     ]
-    values = {key: value for _, key, value in map(config.parse_assignment, texts)}
-    source, cls = config.locate(name, str(root) if root else None, values, "--data-root")
+    values = {key: value for _, key, value in map(run_config.parse_assignment, texts)}
+    source, cls = run_config.locate(name, str(root) if root else None, values, "--data-root")
     params = build(cls.Params, f"dataset {name}", source.params)
     return cls(params, Path(source.root) if source.root else None)
 
 
 def cores(workers: int) -> int:
     """``workers``, or the number of cores this process may use when it is 0."""
-    from adbench.datasets import room
+    from adbench.datasets.store import resource_check
 
-    return workers or room.cores()
+    return workers or resource_check.cores()
 
 
 @contextmanager
@@ -53,7 +53,7 @@ def resumable() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        from adbench.console import say
+        from adbench.utils.console import say
 
         say("Interrupted. Run the same command again: it goes on where it stopped.")
         raise typer.Exit(130) from None
@@ -76,8 +76,8 @@ def synth(
 
     The heads are phantoms; everything that reads, checks, prepares and runs on the real data can be tried on them.
     """
-    from adbench.console import LiveProgress, say
     from adbench.datasets.phantom.layouts import synthesise
+    from adbench.utils.console import LiveProgress, say
 
     with resumable(), LiveProgress(quiet) as progress:
         files = synthesise(layout, n, out, seed=seed, workers=cores(workers), progress=progress)
@@ -105,15 +105,15 @@ def info(
 
     what = overview(located(dataset, data_root, set_ or []))
     if splits is not None:
-        from adbench.files import write_json
+        from adbench.utils.files import write_json
 
         write_json(splits, {name: found["subjects"] for name, found in what["modalities"].items()})
     if json_:
-        from adbench.console import print_json
+        from adbench.utils.console import print_json
 
         print_json(what)
         return
-    from adbench.console import out, say, table
+    from adbench.utils.console import out, say, table
 
     out.print(f"{what['dataset']} in {what['root'] or 'memory'}", style="bold", markup=False, soft_wrap=True)
     out.print(f"licence: {what['licence']}", markup=False, soft_wrap=True)
@@ -168,20 +168,20 @@ def check(
 
     Exit code 0: nothing but information; 1: warnings; 2: errors.
     """
-    from adbench.console import LiveProgress, out, print_json, say
-    from adbench.datasets.check import check as examine
-    from adbench.datasets.findings import by_code
+    from adbench.datasets.validation.check import check as examine
+    from adbench.datasets.validation.issues import by_code
+    from adbench.utils.console import LiveProgress, out, print_json, say
 
     chosen = located(dataset, data_root, set_ or [])
     with LiveProgress(quiet or json_) as progress:
         found = examine(chosen, deep=deep, workers=cores(workers), progress=progress)
         if store:
-            from adbench import config
-            from adbench.datasets.store_check import check_stores
+            from adbench.config import run_config
+            from adbench.datasets.validation.store_check import check_stores
 
-            check_stores(chosen, cache or config.default_cache(), found, progress)
+            check_stores(chosen, cache or run_config.default_cache(), found, progress)
     if report is not None:
-        from adbench.files import write_json
+        from adbench.utils.files import write_json
 
         write_json(report, found.as_dict())
     if json_:
@@ -209,8 +209,8 @@ def unpack(
     quiet: Quiet = False,
 ) -> None:
     """Unpack an archive: whole files only, nothing outside the folder; interrupted, it goes on where it stopped."""
-    from adbench.console import LiveProgress, say
-    from adbench.datasets.unpack import unpack as extract
+    from adbench.datasets.io.unpack import unpack as extract
+    from adbench.utils.console import LiveProgress, say
 
     with resumable(), LiveProgress(quiet) as progress:
         count, nested = extract(archive, out, progress)

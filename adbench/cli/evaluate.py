@@ -37,7 +37,7 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Evaluate a finished run again, or anyone's maps against their masks, without running a model."""
-    from adbench.evaluation import print_evaluation, reevaluate, score_folders
+    from adbench.evaluation.runs import print_evaluation, reevaluate, score_folders
 
     if (run is None) == (maps is None):
         raise UserError("Name a run, or your own maps with --maps DIR --masks DIR; not both.")

@@ -42,14 +42,14 @@ def show(
     where = folder or out
     if any(where.glob("*/records/*.json")):
         from adbench.leaderboard import board as published
-        from adbench.leaderboard.show import print_published
+        from adbench.leaderboard.terminal import print_published
 
         found_boards = published.boards(published.glance_all(where), lean=not json_)
         _known(sort, {name for board in found_boards for entry in board.entries for name in entry.estimates})
         print_published(found_boards, json_, sort)
         return
-    from adbench.leaderboard.show import print_boards
     from adbench.leaderboard.table import HEADLINE, boards
+    from adbench.leaderboard.terminal import print_boards
     from adbench.results.rundir import records
 
     every = [record for _, record in records(where)]
@@ -74,8 +74,8 @@ def build(
     ] = False,
 ) -> None:
     """Make the tables of each protocol (Markdown, CSV, JSON, LaTeX) and one HTML page from */records/*.json."""
-    from adbench.console import say
     from adbench.leaderboard import build as building
+    from adbench.utils.console import say
 
     if not check:
         for path in building.build(root):
@@ -105,9 +105,9 @@ def verify(
 
     Prints what differs, field by field; exit 1 when something does.
     """
-    from adbench.console import err, out, print_json, say
     from adbench.leaderboard import verify as verifying
-    from adbench.leaderboard.findings import as_rows
+    from adbench.leaderboard.issues import as_rows
+    from adbench.utils.console import err, out, print_json, say
 
     with _progress(quiet or json_) as progress:
         count, findings = verifying.verify(paths or [BOARDS], progress)
@@ -136,8 +136,8 @@ def submit(
     out: Annotated[Path, typer.Option("--out", help="Folder for the file, or its name (*.json).")] = Path(),
 ) -> None:
     """Pack a run into one file for a pull request: its record and the counts that all numbers follow from, no image."""
-    from adbench.console import say
     from adbench.leaderboard import submit as submitting
+    from adbench.utils.console import say
 
     path = submitting.submit(run, out)
     say(f"{path} ({path.stat().st_size / 1024:.0f} kB). Next: adbench leaderboard merge {path}, and a pull request.")
@@ -154,8 +154,8 @@ def merge(
     quiet: Quiet = False,
 ) -> None:
     """Take results into the leaderboards, if all of them verify; else nothing changes."""
-    from adbench.console import say
     from adbench.leaderboard import submit as submitting
+    from adbench.utils.console import say
 
     with _progress(quiet) as progress:
         merged = submitting.merge(paths, into, progress)
@@ -184,7 +184,7 @@ class _progress:
     """Live progress as the plain function that the leaderboard takes."""
 
     def __init__(self, quiet: bool) -> None:
-        from adbench.console import LiveProgress
+        from adbench.utils.console import LiveProgress
 
         self._live = LiveProgress(quiet)
 

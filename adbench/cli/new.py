@@ -29,8 +29,8 @@ def dataset(name: Name, out: Where = Path()) -> None:
 
 
 def _make(kind: Literal["method", "dataset"], name: str, out: Path) -> None:
-    from adbench.console import say
-    from adbench.kit.make import new_package
+    from adbench.cli.scaffold.make import new_package
+    from adbench.utils.console import say
 
     folder = new_package(kind, name, out)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):

@@ -54,9 +54,9 @@ def prepare(
     quiet: Quiet = False,
 ) -> None:
     """Prepare slice stores, many cases at a time. Interrupted, it goes on where it stopped; `adbench run` finds the stores."""
-    from adbench import config
-    from adbench.console import LiveProgress, out, print_json, say, table
-    from adbench.datasets.building import prepare_all
+    from adbench.config import run_config
+    from adbench.datasets.store.prepare import prepare_all
+    from adbench.utils.console import LiveProgress, out, print_json, say, table
 
     if executor not in ("processes", "ray"):
         raise unknown("executor", executor, ("processes", "ray"))
@@ -65,7 +65,7 @@ def prepare(
         stores = prepare_all(
             chosen,
             _modalities(chosen, split(modality)),
-            cache or config.default_cache(),
+            cache or run_config.default_cache(),
             progress,
             workers=workers,
             executor=executor,  # type: ignore[arg-type]
@@ -135,15 +135,15 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Draw a contact sheet of prepared slices with the contours of brain (cyan) and lesion (red); prepares first if need be."""
-    from adbench import config
-    from adbench.console import LiveProgress, say
-    from adbench.datasets.sheet import contact_sheet
-    from adbench.datasets.store import prepare as prepare_store
+    from adbench.config import run_config
+    from adbench.datasets.contact_sheet import contact_sheet
+    from adbench.datasets.store.slice_store import prepare as prepare_store
+    from adbench.utils.console import LiveProgress, say
 
     chosen = located(dataset, data_root, set_ or [])
     name = _modalities(chosen, (modality,) if modality else ())[0]
     with resumable(), LiveProgress(quiet) as progress:
-        store = prepare_store(chosen, name, cache or config.default_cache(), progress, workers=workers)
+        store = prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
     path = out or Path(f"{dataset}-{name.lower()}.png")
     shown = contact_sheet(store, path, subjects=split(subject), count=count, slices=slices)
     say(f"{shown} of {len(store.cases)} cases: {path}")
@@ -167,11 +167,11 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write prepared images and masks back to NIfTI, for a viewer."""
-    from adbench import config
-    from adbench.console import LiveProgress, say
+    from adbench.config import run_config
+    from adbench.datasets.contact_sheet import choose
     from adbench.datasets.export import SPACES, export_case
-    from adbench.datasets.sheet import choose
-    from adbench.datasets.store import prepare as prepare_store
+    from adbench.datasets.store.slice_store import prepare as prepare_store
+    from adbench.utils.console import LiveProgress, say
 
     if space not in SPACES:
         raise unknown("space", space, SPACES)
@@ -181,7 +181,7 @@ def export(
     chosen = located(dataset, data_root, set_ or [])
     name = _modalities(chosen, (modality,) if modality else ())[0]
     with resumable(), LiveProgress(quiet) as progress:
-        store = prepare_store(chosen, name, cache or config.default_cache(), progress, workers=workers)
+        store = prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
     for case in choose(store, wanted, 0):
         for path in export_case(store, case.id, out, space=space):  # type: ignore[arg-type]
             say(str(path))

@@ -50,9 +50,9 @@ def report(
     provenance. Maps come from the run (--save-maps) or are made again from its saved fit.
     """
     from adbench.api import load
-    from adbench.console import LiveProgress, print_json, say
     from adbench.report.collect import collect
     from adbench.report.render import write_report
+    from adbench.utils.console import LiveProgress, print_json, say
 
     if nifti_all and nifti is None:
         raise UserError("--nifti-all needs --nifti prepared or --nifti original: the grid of the files.")

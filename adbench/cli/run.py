@@ -88,14 +88,14 @@ def run(
 
     Interrupted runs go on where they stopped; finished ones are answered from their records.
     """
-    from adbench import config as configs
-    from adbench import grid as grids
-    from adbench import ranks
-    from adbench.console import LiveProgress, say
+    from adbench.config import grid as grids
+    from adbench.config import run_config as configs
     from adbench.errors import UserError
     from adbench.executors import Options
-    from adbench.executors.packing import parse
-    from adbench.launch import Launch, Placement
+    from adbench.executors.gpu_sharing import parse
+    from adbench.executors.launch import Launch, Placement
+    from adbench.utils import distributed
+    from adbench.utils.console import LiveProgress, say
 
     flags: dict[str, Any] = {
         "method": split(method),
@@ -123,19 +123,19 @@ def run(
         Options(force, checkpoint_seconds, save_maps, tensorboard),
         retry_failed,
     )
-    if executor != "serial" and ranks.world() > 1:
+    if executor != "serial" and distributed.world() > 1:
         raise UserError(
             "A launcher of several processes trains one cell on all of them: use --executor serial with it."
         )
     done = 0
     with launch.connected() as cluster:
-        ranks.join(next(iter(launch.cells(cluster))).device)
-        quiet = quiet or ranks.rank() > 0
+        distributed.join(next(iter(launch.cells(cluster))).device)
+        quiet = quiet or distributed.rank() > 0
         if not quiet:
             shown = settings if grid else configs.resolved(launch.cells(cluster), settings)
             say(shown.to_yaml().rstrip())
         try:
-            with LiveProgress(quiet) as progress, ranks.first():
+            with LiveProgress(quiet) as progress, distributed.first():
                 tally = launch.tally(cluster, progress)
             if dry_run:
                 _show_plan(launch, cluster, json_)
@@ -155,14 +155,14 @@ def run(
         except KeyboardInterrupt:
             say(f"Interrupted with {done} cells done. Run the same command again: it goes on where it stopped.")
             raise typer.Exit(130) from None
-    if ranks.rank() == 0:
+    if distributed.rank() == 0:
         report.end()
 
 
 def _show_plan(launch: Any, cluster: Any, as_json: bool) -> None:
     """What ``--dry-run`` shows."""
-    from adbench.console import print_json, say, table
-    from adbench.results.survey import state
+    from adbench.results.progress import state
+    from adbench.utils.console import print_json, say, table
 
     cells = []
     for plan in launch.plans(cluster):
@@ -226,11 +226,11 @@ class Report:
 
     def end(self) -> None:
         """Print the table of what was asked for and one of what failed; exit 1 (2 for a single user error) in that case."""
-        from adbench.console import complain, say, table
         from adbench.executors.base import Failed
-        from adbench.leaderboard.show import print_boards
         from adbench.leaderboard.table import boards
+        from adbench.leaderboard.terminal import print_boards
         from adbench.results.record import read
+        from adbench.utils.console import complain, say, table
 
         if self._only is not None and not isinstance(self._only, Failed):
             raise self._only

@@ -21,12 +21,12 @@ def status(
     Reads small files that the runs keep up to date, so it works from any terminal and any node. A run whose process died
     is shown as lost; the command that started it takes it up again.
     """
-    from adbench.console import print_json
-    from adbench.results import survey
+    from adbench.results import progress
+    from adbench.utils.console import print_json
 
-    counts: dict[str, int] = dict.fromkeys(survey.STATES, 0)
+    counts: dict[str, int] = dict.fromkeys(progress.STATES, 0)
     listed = []
-    for seen in survey.runs(out):
+    for seen in progress.runs(out):
         counts[seen.state] += 1
         if all_ or seen.state not in ("complete", "waiting"):
             listed.append(seen)
@@ -45,13 +45,15 @@ def _brief(detail: dict[str, Any]) -> dict[str, Any]:
 def _print(listed: list[Any], counts: dict[str, int]) -> None:
     import time
 
-    from adbench import live
-    from adbench.console import say, table
+    from adbench.executors import monitor
+    from adbench.utils.console import say, table
 
     now = time.time()
     busy = [seen for seen in listed if seen.state == "running"]
     if busy:
-        table("running", [(name, "left") for name in live.COLUMNS], [live.row(s.label, s.detail, now) for s in busy])
+        table(
+            "running", [(name, "left") for name in monitor.COLUMNS], [monitor.row(s.label, s.detail, now) for s in busy]
+        )
     others = [seen for seen in listed if seen.state != "running"]
     if others:
         columns = [("run", "left"), ("state", "left"), ("in", "left"), ("what happened", "left")]
@@ -85,9 +87,9 @@ def why(
     """Say why a run was not answered from a record: the fields in which the nearest other run differs from it."""
     from dataclasses import asdict
 
-    from adbench.console import print_json, say, table
-    from adbench.results.why import find
-    from adbench.results.why import why as ask
+    from adbench.results.explain import find
+    from adbench.results.explain import why as ask
+    from adbench.utils.console import print_json, say, table
 
     folder = find(run, out or Path("runs"))
     parents = folder.resolve().parents

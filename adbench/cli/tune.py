@@ -79,12 +79,12 @@ def tune(
 
     Leaves the best configuration as YAML, a table of the trials and plots. A search that was killed goes on with --resume.
     """
-    from adbench import config as configs
-    from adbench.console import LiveProgress, print_json, say
-    from adbench.executors.packing import parse
+    from adbench.config import run_config as configs
+    from adbench.executors.gpu_sharing import parse
     from adbench.tune.report import summary
     from adbench.tune.search import search, seconds
     from adbench.tune.task import Options
+    from adbench.utils.console import LiveProgress, print_json, say
 
     flags: dict[str, Any] = {
         "method": split([method] if method else None),
@@ -132,9 +132,9 @@ def tune(
 
 def _print(result: Any) -> None:
     """The ten best trials, what was gained, and what to do next."""
-    from adbench.console import say, table
     from adbench.tune.objective import OBJECTIVES
     from adbench.tune.report import shown
+    from adbench.utils.console import say, table
 
     task, trials = result.task, result.table
     names = list(task.space)

@@ -1,7 +1,7 @@
 """The contract between adbench and a dataset on disk.
 
 A dataset finds its cases (:meth:`Dataset.discover`, cheap, nothing decoded) and loads one case at a time as a stack of
-axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.prepare` calls both, once, and writes the slice store.
+axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.slice_store.prepare` calls both, once, and writes the slice store.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from adbench.datasets.findings import Finding
+from adbench.datasets.validation.issues import Finding
 from adbench.errors import UserError
 from adbench.params import ParamSet
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from adbench.datasets.archive import File
     from adbench.datasets.geometry import Geometry
+    from adbench.datasets.io.archive import File
 
 Split = Literal["train", "val", "test"]
 

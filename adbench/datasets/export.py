@@ -9,9 +9,9 @@ from typing import Literal
 
 import numpy as np
 
-from adbench.datasets import nifti
 from adbench.datasets.geometry import Geometry
-from adbench.datasets.store import SliceStore
+from adbench.datasets.io import nifti
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 
 Space = Literal["prepared", "original"]
@@ -53,7 +53,7 @@ def original_volume(geometry: Geometry, slices: Sequence[int], array: np.ndarray
     Returns:
         (X, Y, Z) in the stored axis order of the original file; 0 where no prepared slice reaches.
     """
-    from adbench.datasets.recipe.orient import resample
+    from adbench.datasets.preprocessing.reorient import resample
 
     slab, first, step = _slab(geometry, slices, array)
     to_slab = np.diag([1.0, 1.0, 1 / step, 1.0])

@@ -6,9 +6,9 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
+from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.splits import ROLES
-from adbench.datasets.volumes import IndexedVolumes
 
 
 def id_lists(cases: Iterable[Case]) -> dict[str, list[str]]:

@@ -9,12 +9,12 @@ import numpy as np
 
 from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
-from adbench.hashing import digest
+from adbench.utils.hashing import digest
 
 if TYPE_CHECKING:
     from adbench.datasets.base import Split
-    from adbench.datasets.pseudo import PseudoParams
-    from adbench.datasets.store import SliceStore
+    from adbench.datasets.store.slice_store import SliceStore
+    from adbench.datasets.synthetic_lesions import PseudoParams
 
 Rule = Literal["all", "central", "largest-lesion", "spread"]
 SPREAD = 16  # slices a subject
@@ -38,7 +38,7 @@ def scored(
         rule: ``all``; ``central``, the middle one of every subject's slices; ``largest-lesion``, the one with most lesion
             voxels of every subject that has a lesion (the lowest among equals); ``spread``, 16 evenly spread.
         healthy: take the subjects as healthy: they need no lesion mask.
-        inserted: put synthetic lesions into half of the slices (:mod:`adbench.datasets.pseudo`).
+        inserted: put synthetic lesions into half of the slices (:mod:`adbench.datasets.synthetic_lesions`).
         domain: voxels that count, "brain" or "all".
 
     Raises:
@@ -81,14 +81,14 @@ class InsertedSet(LabelledSet):
     """
 
     def __init__(self, store: SliceStore, rows: np.ndarray, params: PseudoParams | None = None) -> None:
-        from adbench.datasets.pseudo import PseudoParams
+        from adbench.datasets.synthetic_lesions import PseudoParams
 
         super().__init__(store, rows)
         self.params = params or PseudoParams(share=INSERTED)
 
     @cached_property
     def _made(self) -> Any:
-        from adbench.datasets.pseudo import insert
+        from adbench.datasets.synthetic_lesions import insert
 
         names = [self._pixels.cases[index].id for index in self._owner.tolist()]
         ids = list(zip(names, self.slice_numbers.tolist(), strict=True))
@@ -97,7 +97,7 @@ class InsertedSet(LabelledSet):
     @cached_property
     def digest(self) -> str:
         """Hash of the healthy slices and of what is put into them."""
-        from adbench.datasets.pseudo import VERSION
+        from adbench.datasets.synthetic_lesions import VERSION
 
         return digest([super().digest, VERSION, self.params.model_dump(mode="json")])
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from adbench.hashing import digest
+from adbench.utils.hashing import digest
 
 if TYPE_CHECKING:
     import torch
 
-    from adbench.datasets.pixels import PixelStore, Rows, SeenCase
-    from adbench.datasets.store import SliceStore
+    from adbench.datasets.store.pixels import PixelStore, Rows, SeenCase
+    from adbench.datasets.store.slice_store import SliceStore
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from adbench.datasets.base import Split
-from adbench.seeds import derive
+from adbench.utils.seeds import derive
 
 ROLES: tuple[Split, ...] = ("train", "val", "test")
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from adbench.errors import UserError
-from adbench.planning import Plan
 from adbench.results.record import Record
+from adbench.runner.plan import Plan
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ Each cell is one Ray task that gets its specification and gives back a few words
 system. A task whose process, worker or node dies is started again by Ray, and goes on from the last checkpoint. An error of
 the method comes back as a result and is not repeated. Cells that share a fit run one after the other until it is there.
 
-A task hands its cell to a process of its own (:mod:`adbench.nodes.warm`), as ``max_calls=1`` would, but without
+A task hands its cell to a process of its own (:mod:`adbench.executors.worker`), as ``max_calls=1`` would, but without
 starting Python, Ray and torch for every cell.
 """
 
@@ -18,16 +18,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adbench import threads
-from adbench.cluster import Cluster
 from adbench.errors import UserError
 from adbench.executors.base import Failed, Options, Outcome
-from adbench.executors.packing import Share, share
-from adbench.fitting import FIT
-from adbench.nodes.job import Job, Result, mark
-from adbench.nodes.work import Crashed, gpu_memory_gb, look, work
-from adbench.planning import Plan
+from adbench.executors.gpu_sharing import Share, share
+from adbench.executors.job import Job, Result, mark
+from adbench.executors.node import Crashed, gpu_memory_gb, look, work
 from adbench.results import rundir, status
+from adbench.runner.fit import FIT
+from adbench.runner.plan import Plan
+from adbench.utils import threads
+from adbench.utils.cluster import Cluster
 
 ATTEMPTS = 3  # for a cell whose process, worker or node dies
 _AHEAD = 4  # cells handed to Ray beyond those that have room, so that none waits for this process
@@ -54,7 +54,7 @@ class Packed:
     """An executor for one cluster.
 
     Args:
-        cluster: from :func:`adbench.cluster.connect`, still open.
+        cluster: from :func:`adbench.utils.cluster.connect`, still open.
         out: folder of runs and fits, seen by every node.
         cache: folder of slice stores, seen by every node.
         options: how cells are run.
@@ -118,7 +118,7 @@ class Packed:
         """Carry out the cells; a failing one does not stop the others.
 
         Args:
-            plans: from :func:`adbench.planning.plans`; taken as there is room for them.
+            plans: from :func:`adbench.runner.plan.plans`; taken as there is room for them.
             tick: called about once a second.
 
         Raises:

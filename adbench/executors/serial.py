@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from adbench import ranks
 from adbench.context import Progress
 from adbench.executors.base import Options, Outcome
-from adbench.planning import Plan
-from adbench.runner import run_cell
+from adbench.runner.plan import Plan
+from adbench.runner.run_cell import run_cell
+from adbench.utils import distributed
 
 
 def serial(
@@ -22,7 +22,7 @@ def serial(
     """Run the cells one after the other, each when its outcome is asked for; a failing cell does not stop the others.
 
     Args:
-        plans: from :func:`adbench.planning.plans`.
+        plans: from :func:`adbench.runner.plan.plans`.
         progress: receives progress.
         options: how; None: as by default.
         before: called with the plan of each cell that really runs.
@@ -45,7 +45,7 @@ def serial(
                 tensorboard=options.tensorboard,
             )
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
-            if ranks.world() > 1:
+            if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all
             yield Outcome(plan, error, seconds=time.perf_counter() - begin)
         else:

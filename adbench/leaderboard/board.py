@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import RANKED_BY
-from adbench.leaderboard.plausible import steps
+from adbench.leaderboard.consistency import steps
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Difference, Samples, compare
@@ -24,6 +23,7 @@ from adbench.metrics.spec import MetricSpec
 from adbench.results.known import is_released
 from adbench.results.record import Number, Record, asked, facts, lacking
 from adbench.results.rundir import safe
+from adbench.utils.hashing import digest
 
 HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
 STRATA_METRICS = (RANKED_BY, "dice@val")

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.files import write_text
-from adbench.leaderboard import texts
+from adbench.leaderboard import export
 from adbench.leaderboard.board import Board, boards, read_all
 from adbench.leaderboard.render import page
 from adbench.leaderboard.reported import FILE, read_reported
+from adbench.utils.files import write_text
 
 PAGE = "index.html"
 
@@ -31,10 +31,10 @@ def make(root: Path) -> dict[str, str]:
         groups.setdefault(folder, []).append(board)
     for folder, own in groups.items():
         protocol = own[0].protocol
-        made[f"{folder}/index.md"] = texts.markdown(protocol, own)
-        made[f"{folder}/table.csv"] = texts.table_csv(own)
-        made[f"{folder}/table.json"] = texts.table_json(protocol, own)
-        made[f"{folder}/table.tex"] = texts.latex(own)
+        made[f"{folder}/index.md"] = export.markdown(protocol, own)
+        made[f"{folder}/table.csv"] = export.table_csv(own)
+        made[f"{folder}/table.json"] = export.table_json(protocol, own)
+        made[f"{folder}/table.tex"] = export.latex(own)
     return made
 
 

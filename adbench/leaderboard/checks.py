@@ -9,14 +9,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from adbench import protocols, registry
-from adbench.datasets.names import person, shared_patients
+from adbench.config import protocols, registry
+from adbench.datasets.io.filename_patterns import person, shared_patients
 from adbench.errors import UserError
-from adbench.hashing import digest
-from adbench.leaderboard import constants
+from adbench.leaderboard import released
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.findings import CLOSE, Finding, Findings
-from adbench.leaderboard.plausible import check_costs, check_texts, check_validation, check_volume
+from adbench.leaderboard.consistency import check_costs, check_texts, check_validation, check_volume
+from adbench.leaderboard.issues import CLOSE, Finding, Findings
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.base import Metric, Subject
@@ -27,12 +26,13 @@ from adbench.metrics.spec import spec
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.record import Number, Record
 from adbench.results.rundir import SPLITS
-from adbench.spec import METRICS_VERSION
+from adbench.runner.keys import METRICS_VERSION
+from adbench.utils.hashing import digest
 
 RANKED_BY = "auprc"
 SPATIAL = "spatial.json"
 NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subjects")  # of a record, from its counts
-# What run_identity of adbench.spec adds to fit_identity.
+# What run_identity of adbench.runner.keys adds to fit_identity.
 RUN_FIELDS = frozenset({"protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices"})
 
 
@@ -43,12 +43,12 @@ def check(submission: Submission) -> list[Finding]:
     found.same("digest", submission.raw["digest"], files.own_digest(submission.raw))
     check_texts(submission.record, found)
     check_costs(submission.record, found)
-    constants.check_method(submission.record, found)
+    released.check_method(submission.record, found)
     _check_keys(submission.record, found)
     _check_protocol(submission.record, found)
     _check_splits(submission, found)
     _check_hashes(submission, found)
-    constants.check_data(submission, found)
+    released.check_data(submission, found)
     try:
         _check_numbers(submission, found)
     except (UserError, ValueError, ArithmeticError, IndexError, KeyError, TypeError) as error:

@@ -12,7 +12,7 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.leaderboard.board import Board, boards, cohort, read_all
 from adbench.leaderboard.checks import NUMBERS, RANKED_BY
-from adbench.leaderboard.findings import Findings
+from adbench.leaderboard.issues import Findings
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import load, targets
 from adbench.metrics.compare import Difference, Samples, compare
@@ -130,7 +130,7 @@ def _value(record: Record, metric: str) -> float | None:
 
 
 def _ranks(found: Iterable[Board]) -> Mapping[tuple[str, str], str]:
-    from adbench.leaderboard.texts import rank
+    from adbench.leaderboard.export import rank
 
     return {
         (f"{board.protocol} · {board.dataset} {board.modality}", entry.label): rank(entry)
@@ -156,7 +156,7 @@ def print_diff(found: ResultDiff | BoardsDiff, as_json: bool) -> None:
     """Print a comparison as tables, or as one JSON document."""
     from dataclasses import asdict
 
-    from adbench.console import out, print_json, say, table
+    from adbench.utils.console import out, print_json, say, table
 
     if as_json:
         print_json(asdict(found))

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from adbench import __version__
-from adbench.leaderboard import texts
+from adbench.leaderboard import export
 from adbench.leaderboard.board import ALPHA, STRATA_METRICS, Board, Entry, by_modality
 from adbench.leaderboard.checks import RANKED_BY
 from adbench.leaderboard.reported import Reported
@@ -107,7 +107,7 @@ def _row(board: Board, entry: Entry, scale: float) -> dict[str, Any]:
     only = quote(entry.paths[0]) if len(entry.paths) == 1 else f"#{_id(board, entry)}"
     return {
         "id": _id(board, entry),
-        "rank": texts.rank(entry),
+        "rank": export.rank(entry),
         "reason": entry.reason,
         "rank_order": entry.rank,
         "tied": entry.tied,
@@ -119,9 +119,9 @@ def _row(board: Board, entry: Entry, scale: float) -> dict[str, Any]:
         "seeds": board.seeds(entry),
         "href": only,
         "bar": bar,
-        "cells": [_cell(entry.estimates[m], texts.with_interval(m), board.facts(m).oracle) for m in board.metrics],
+        "cells": [_cell(entry.estimates[m], export.with_interval(m), board.facts(m).oracle) for m in board.metrics],
         "hours": entry.hours,
-        "duration": texts.duration(3600 * entry.hours),
+        "duration": export.duration(3600 * entry.hours),
         "device": "GPU" if entry.gpu else "CPU",
         "volume": f"{entry.volume_seconds:.3g}",
         "volume_seconds": entry.volume_seconds,

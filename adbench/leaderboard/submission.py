@@ -33,8 +33,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from adbench.errors import UserError
-from adbench.hashing import digest
-from adbench.leaderboard.packing import (
+from adbench.leaderboard.encoding import (
     Counts,
     Part,
     pack_bytes,
@@ -49,6 +48,7 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results.record import SCHEMA, Record
 from adbench.results.rundir import safe
+from adbench.utils.hashing import digest
 
 VERSION = 3
 READ = (2, 3)  # layouts that can be read; layout 2 keeps the counts of each healthy validation subject

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.files import write_text
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import NUMBERS, RANKED_BY, SPATIAL, numbers_without, ranking_left_out
-from adbench.leaderboard.findings import Finding, Findings
+from adbench.leaderboard.issues import Finding, Findings
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import Examined, across, examine, examine_all, facts_of, targets
 from adbench.metrics.histogram import SubjectHistograms
@@ -19,6 +18,7 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results import record as records
 from adbench.results.record import Record
 from adbench.results.rundir import SPLITS, safe
+from adbench.utils.files import write_text
 
 
 def pack(run: Path) -> Submission:
@@ -27,7 +27,7 @@ def pack(run: Path) -> Submission:
     Raises:
         UserError: no such run, a file that differs from its hash in the record, or a run too old to say its subjects.
     """
-    from adbench.evaluation import checked_file
+    from adbench.evaluation.runs import checked_file
 
     run = Path(run)
     record = records.read(run)

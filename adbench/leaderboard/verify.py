@@ -15,14 +15,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import check, numbers_without
-from adbench.leaderboard.findings import Finding
-from adbench.leaderboard.plausible import skeleton, steps
+from adbench.leaderboard.consistency import skeleton, steps
+from adbench.leaderboard.issues import Finding
 from adbench.leaderboard.submission import Submission
 from adbench.results.record import RECORD, Record
 from adbench.results.rundir import safe
+from adbench.utils.hashing import digest
 
 
 def verify(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> tuple[int, list[Finding]]:

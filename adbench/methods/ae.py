@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, NetworkMethod, Resources
-from adbench.methods.budget import TrainedParams
 from adbench.methods.card import Card
+from adbench.methods.common.training_length import TrainedParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -138,8 +138,9 @@ class AE(NetworkMethod):
         return build_network(self.params)
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
-        from adbench.methods import imaging, single, training
-        from adbench.methods.resident import Pictures
+        from adbench.methods import training
+        from adbench.methods.common import fit_network, image_ops
+        from adbench.methods.common.prefetch import Pictures
 
         p = self.params
         with training.seeded(self.ctx.seed, self.name, "init"):
@@ -147,20 +148,20 @@ class AE(NetworkMethod):
 
         def make(source: Pictures, indices: torch.Tensor, generator: torch.Generator, vary: bool) -> training.Batch:
             image, brain = source.get(indices)
-            return {"image": imaging.augment(image, brain, generator)[0] if vary and p.augment else image}
+            return {"image": image_ops.augment(image, brain, generator)[0] if vary and p.augment else image}
 
         def loss(module: nn.Module, batch: training.Batch) -> torch.Tensor:
             return (module(batch["image"]) - batch["image"]).abs().mean()
 
-        return single.fit_network(
+        return fit_network.fit_network(
             "autoencoder", self.name, self._network, make, loss, p, (train, val), self.ctx, schedule=p.schedule
         )
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods.frame import Frame, fast
-        from adbench.methods.imaging import gaussian_blur
+        from adbench.methods.common.image_ops import gaussian_blur
+        from adbench.methods.common.preprocess import Frame, fast
 
         with torch.inference_mode():
             frame = Frame.of(batch, self.params.image_size, self.params.standardise)

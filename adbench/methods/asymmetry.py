@@ -55,7 +55,7 @@ def midline(brain: torch.Tensor, max_tilt: float = 10.0) -> torch.Tensor:
     import torch
     import torch.nn.functional as F
 
-    from adbench.methods.imaging import shrink
+    from adbench.methods.common.image_ops import shrink
 
     height, width = brain.shape[-2:]
     small = shrink(brain.float(), (GRID, GRID))
@@ -133,20 +133,20 @@ class Asymmetry(Method):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         import torch
 
-        from adbench.methods import imaging, slicewise
-        from adbench.methods.imaging import gaussian_blur
+        from adbench.methods.common import augment, image_ops
+        from adbench.methods.common.image_ops import gaussian_blur
 
         p = self.params
         with torch.inference_mode():
             inside = batch.brain.to(batch.image.dtype)
             image = batch.image * inside
             if p.standardise:
-                image, _ = imaging.standardise(image, batch.brain)
+                image, _ = image_ops.standardise(image, batch.brain)
             smooth = gaussian_blur(image, p.presmooth) / gaussian_blur(inside, p.presmooth).clamp(min=1e-6) * inside
             line = midline(batch.brain, p.max_tilt)
             both = inside * (mirrored(inside, line) > 0.99)
             residual = (smooth - mirrored(smooth, line)) * both
-            return slicewise.signed_map(residual, p.sign, p.sigma), None
+            return augment.signed_map(residual, p.sign, p.sigma), None
 
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from adbench.context import Context
 from adbench.errors import UserError, unknown
-from adbench.files import replacing, write_json
 from adbench.methods.card import Card
 from adbench.params import ParamSet, build
+from adbench.utils.files import replacing, write_json
 
 if TYPE_CHECKING:
     import torch
@@ -233,7 +233,7 @@ class NetworkMethod(Method):
         return dict(self._network.state_dict())
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        from adbench.methods.frame import placed
+        from adbench.methods.common.preprocess import placed
 
         network = self.build()
         network.load_state_dict(state)

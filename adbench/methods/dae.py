@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, NetworkMethod, Resources
-from adbench.methods.budget import TrainedParams
 from adbench.methods.card import Card
+from adbench.methods.common.training_length import TrainedParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -211,8 +211,10 @@ class DAE(NetworkMethod):
         return build_network(self.params.channels, self.params.stem)
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
-        from adbench.methods import imaging, noise, single, slicewise, training
-        from adbench.methods.resident import Pictures
+        from adbench.methods import training
+        from adbench.methods.common import augment as slicewise
+        from adbench.methods.common import fit_network, image_ops, noise
+        from adbench.methods.common.prefetch import Pictures
 
         p = self.params
         size = (p.image_size, p.image_size)
@@ -224,7 +226,7 @@ class DAE(NetworkMethod):
             if vary and p.flip:
                 image, brain = slicewise.mirror(image, brain, generator)
             if vary and p.augment:
-                image, brain = imaging.augment(image, brain, generator)
+                image, brain = image_ops.augment(image, brain, generator)
             added = noise.coarse(len(image), size, generator, cells=p.cells, std=p.noise_std).to(image.device)
             return {"noisy": image + added * brain, "image": image, "brain": brain}
 
@@ -233,15 +235,15 @@ class DAE(NetworkMethod):
             distance = error.abs() if p.loss == "l1" else error.square()
             return distance[batch["brain"]].sum() / batch["brain"].sum().clamp(min=1)
 
-        return single.fit_network(
+        return fit_network.fit_network(
             "denoiser", self.name, self._network, make, loss, p, (train, val), self.ctx, schedule=p.schedule
         )
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import slicewise
-        from adbench.methods.frame import Frame, fast
+        from adbench.methods.common import augment as slicewise
+        from adbench.methods.common.preprocess import Frame, fast
 
         p = self.params
         with torch.inference_mode():

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from adbench.methods.base import Resources
 from adbench.methods.card import Card
-from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams
+from adbench.methods.common.diffusion import TINY, DiffusionMethod, DiffusionParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -120,14 +120,14 @@ class DDPM(DiffusionMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import sampling, slicewise
-        from adbench.methods.frame import Frame
+        from adbench.methods.common import augment, schedulers
+        from adbench.methods.common.preprocess import Frame
 
         p = self.params
         with torch.inference_mode():
             frame = Frame.of(batch, p.image_size, p.standardise)
             image = frame.image
-            schedule = sampling.Schedule(p.schedule, p.timesteps)
+            schedule = schedulers.Schedule(p.schedule, p.timesteps)
             generators = self._generators(batch)
 
             def noise() -> torch.Tensor:
@@ -137,15 +137,15 @@ class DDPM(DiffusionMethod):
             if p.sampler == "one_shot":
                 clean = self._predict_clean(x, p.first)
             elif p.sampler == "ancestral":
-                times = sampling.respaced(p.first, 1)
-                clean = sampling.denoise(schedule, x, times, self._predict_clean, noise)
+                times = schedulers.respaced(p.first, 1)
+                clean = schedulers.denoise(schedule, x, times, self._predict_clean, noise)
             else:
                 times = sorted(
                     {round(p.first * k / p.sampler_steps) for k in range(1, p.sampler_steps + 1)}, reverse=True
                 )
-                clean = sampling.denoise(schedule, x, times, self._predict_clean)
+                clean = schedulers.denoise(schedule, x, times, self._predict_clean)
             recon = (clean + 1) / 2
-            return slicewise.signed_map(frame.residual(recon), p.sign, p.sigma), frame.restored(recon)
+            return augment.signed_map(frame.residual(recon), p.sign, p.sigma), frame.restored(recon)
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

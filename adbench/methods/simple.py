@@ -52,7 +52,7 @@ class HistEq(Method):
     def score(self, batch: SliceBatch) -> torch.Tensor:
         import torch
 
-        from adbench.methods.imaging import gaussian_blur
+        from adbench.methods.common.image_ops import gaussian_blur
 
         polarity = self.params.polarity
         if polarity == "auto":
@@ -174,7 +174,7 @@ class ZScore(Method):
         """The slices as they are compared: standardised, then smoothed within the brain, 0 outside."""
         import torch
 
-        from adbench.methods.imaging import gaussian_blur
+        from adbench.methods.common.image_ops import gaussian_blur
 
         inside = batch.brain.to(batch.image.dtype)
         out = batch.image * inside
@@ -191,8 +191,8 @@ class ZScore(Method):
     def score(self, batch: SliceBatch) -> torch.Tensor:
         import torch
 
-        from adbench.methods.imaging import stretch
-        from adbench.methods.slicewise import one_sided
+        from adbench.methods.common.augment import one_sided
+        from adbench.methods.common.image_ops import stretch
 
         device = batch.image.device
         heights = self._tensors["heights"]

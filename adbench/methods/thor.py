@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from adbench.methods.base import FitReport, Resources
 from adbench.methods.card import Card
-from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams
+from adbench.methods.common.diffusion import TINY, DiffusionMethod, DiffusionParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -171,7 +171,7 @@ class THOR(DiffusionMethod):
         return report
 
     def _perceptual(self) -> Any:
-        from adbench.methods import perceptual
+        from adbench.methods.common import perceptual
 
         if self._difference is None:
             self._difference = perceptual.difference(self.params.perceptual, self.ctx.device)
@@ -179,7 +179,7 @@ class THOR(DiffusionMethod):
 
     def _map(self, clean: torch.Tensor, image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
         """``|x0_hat - x| p`` inside the brain."""
-        from adbench.methods.imaging import gaussian_blur
+        from adbench.methods.common.image_ops import gaussian_blur
 
         if self.params.perceptual == "none":
             return (clean - image).abs() * brain
@@ -189,8 +189,8 @@ class THOR(DiffusionMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods.frame import Frame
-        from adbench.methods.imaging import gaussian_blur
+        from adbench.methods.common.image_ops import gaussian_blur
+        from adbench.methods.common.preprocess import Frame
 
         p = self.params
         with torch.inference_mode():
@@ -202,15 +202,15 @@ class THOR(DiffusionMethod):
         self, image: torch.Tensor, brain: torch.Tensor, generators: list[torch.Generator]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Harmonic mean of the stored maps and the restored slice, both on the network's grid."""
-        from adbench.methods import sampling
+        from adbench.methods.common import schedulers
 
         p = self.params
-        schedule = sampling.Schedule(p.schedule, p.timesteps)
+        schedule = schedulers.Schedule(p.schedule, p.timesteps)
         window = max(1, round(p.window * p.image_size / 128)) | 1  # odd
         epsilon = self._draw_noise(len(image), generators)
         stored = []
         x = schedule.noised(2 * image - 1, epsilon, p.first)
-        times = sampling.respaced(p.first, p.stride, {*p.marks, *range(0, p.first, p.map_every)})
+        times = schedulers.respaced(p.first, p.stride, {*p.marks, *range(0, p.first, p.map_every)})
         for t, to in zip(times, [*times[1:], -1], strict=True):
             clean = self._predict_clean(x, t)
             if t < p.first and (t % p.map_every == 0 or t in p.marks):

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, NetworkMethod, Resources
-from adbench.methods.budget import TrainedParams
 from adbench.methods.card import Card
+from adbench.methods.common.training_length import TrainedParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -188,8 +188,9 @@ class VAE(NetworkMethod):
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         import torch
 
-        from adbench.methods import imaging, single, training
-        from adbench.methods.resident import Pictures
+        from adbench.methods import training
+        from adbench.methods.common import fit_network, image_ops
+        from adbench.methods.common.prefetch import Pictures
 
         p = self.params
         with training.seeded(self.ctx.seed, self.name, "init"):
@@ -200,14 +201,14 @@ class VAE(NetworkMethod):
             if not vary:  # the mean of the posterior
                 return {"image": image, "draw": torch.zeros((len(image), p.latent), device=image.device)}
             if p.augment:
-                image, brain = imaging.augment(image, brain, generator)
+                image, brain = image_ops.augment(image, brain, generator)
             return {"image": image, "draw": torch.randn((len(image), p.latent), generator=generator).to(image.device)}
 
         def loss(module: nn.Module, batch: training.Batch) -> torch.Tensor:
             recon, mean, logvar = module(batch["image"], batch["draw"])
             return (recon - batch["image"]).abs().mean() + p.kl_weight * divergence(mean.float(), logvar.float())
 
-        return single.fit_network(
+        return fit_network.fit_network(
             "vae", self.name, self._network, make, loss, p, (train, val), self.ctx, schedule=p.schedule
         )
 
@@ -231,9 +232,9 @@ class VAE(NetworkMethod):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods import perceptual
-        from adbench.methods.frame import Frame, fast
-        from adbench.methods.imaging import gaussian_blur
+        from adbench.methods.common import perceptual
+        from adbench.methods.common.image_ops import gaussian_blur
+        from adbench.methods.common.preprocess import Frame, fast
 
         p = self.params
         with torch.inference_mode():

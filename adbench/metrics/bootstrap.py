@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.metrics.bins import distinct
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.partition import distinct
 
 _BLOCK = 384  # bins at a time: a block of 1000 replicates stays in a processor cache
 

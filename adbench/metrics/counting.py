@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.metrics import keys as _keys
-from adbench.metrics.bins import WHOLE, Partition, contains
+from adbench.metrics import score_bins as _keys
+from adbench.metrics.partition import WHOLE, Partition, contains
 
 PIECE = 1 << 19  # voxels at a time, for a caller to give to :func:`counted`
 _BLOCK = 1 << 16  # voxels whose places in a dense vector are computed together: they stay in a processor cache

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.metrics import keys as _keys
+from adbench.metrics import score_bins as _keys
 from adbench.metrics.histogram import ScoreHistogram
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap, jackknife
-from adbench.metrics import keys as _keys
+from adbench.metrics import score_bins as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.metrics import keys as _keys
-from adbench.metrics.bins import Partition, coarser
+from adbench.metrics import score_bins as _keys
 from adbench.metrics.counting import PIECE, Bins, added, checked, counted, grouped
+from adbench.metrics.partition import Partition, coarser
 
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 MOST_BINS = 1 << 16  # of all subjects together, before scores are joined
@@ -23,8 +23,8 @@ _FIRST_PIECE = 1 << 16  # voxels that are counted at a time while every score ha
 class ScoreHistogram:
     """Lesion and background voxels of one subject (or one pool), counted by the bin of their score.
 
-    A bin is named by the key of the lowest score in it (:mod:`adbench.metrics.keys`). Which scores share a bin is said by
-    the partition (:mod:`adbench.metrics.bins`); at first none do.
+    A bin is named by the key of the lowest score in it (:mod:`adbench.metrics.score_bins`). Which scores share a bin is said by
+    the partition (:mod:`adbench.metrics.partition`); at first none do.
     """
 
     def __init__(self, partition: Partition | None = None) -> None:
@@ -113,7 +113,7 @@ class ScoreHistogram:
         self._loose = _loose(self._bins[0], self.partition)
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
-        """Join scores where no number feels it, see :func:`adbench.metrics.bins.coarser`."""
+        """Join scores where no number feels it, see :func:`adbench.metrics.partition.coarser`."""
         self.rebin(coarser(self.counts(), [self], self.partition, thresholds))
 
     def counts(self) -> Bins:
@@ -205,7 +205,7 @@ class SubjectHistograms:
         self._join_if_many()
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
-        """Join scores where no number feels it, unless there are few; see :func:`adbench.metrics.bins.coarser`.
+        """Join scores where no number feels it, unless there are few; see :func:`adbench.metrics.partition.coarser`.
 
         Args:
             thresholds: more scores that stay edges, besides those given at first.

@@ -11,7 +11,7 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.metrics.base import Volume
 from adbench.metrics.counting import as_bool
-from adbench.metrics.keys import is_tensor, predict
+from adbench.metrics.score_bins import is_tensor, predict
 
 COVERED, INSIDE = 10, 30  # a match covers at least this % of the lesion, and has at least this % of itself inside it
 JOINED = 1.5  # neighbouring slices are joined up to this multiple of their volume's median distance

@@ -10,7 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from adbench.metrics.base import Metric, Subject, Volume
-from adbench.metrics.keys import predict
+from adbench.metrics.score_bins import predict
 
 TOLERANCE = 2.0  # mm
 MAX_FPR = 0.3

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.files import replacing
 from adbench.metrics import bootstrap
 from adbench.metrics.curves import Curve
 from adbench.metrics.evaluate import NO_LESION, Evaluation
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.keys import edges
+from adbench.metrics.score_bins import edges
 from adbench.metrics.spatial import FROC_RATES, SpatialAccumulator, froc_curve
+from adbench.utils.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

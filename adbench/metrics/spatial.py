@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.files import write_json
 from adbench.metrics import bootstrap, lesion
 from adbench.metrics.base import Metric, Subject, check_names, measured
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
+from adbench.utils.files import write_json
 
 FROC_RATES = (1, 2, 4, 8)
 FALSE_ALARMS = {"fa_slice": "val", "fa_slice@conformal05": "conformal05", "fa_slice@conformal10": "conformal10"}

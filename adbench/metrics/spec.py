@@ -345,7 +345,7 @@ def spec(name: str) -> MetricSpec:
     found = SPECS.get(name)
     if found is not None:
         return found
-    from adbench import registry
+    from adbench.config import registry
 
     try:
         return of_class(registry.load("metrics", name), name)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.files import replacing
-from adbench.metrics.bins import Partition, contains
-from adbench.metrics.keys import CELL_SHIFT, INFINITY
+from adbench.metrics.partition import Partition, contains
+from adbench.metrics.score_bins import CELL_SHIFT, INFINITY
+from adbench.utils.files import replacing
 
 if TYPE_CHECKING:
     from adbench.metrics.histogram import SubjectHistograms

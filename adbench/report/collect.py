@@ -8,7 +8,6 @@ from functools import cached_property
 
 import numpy as np
 
-from adbench import seeds
 from adbench.api import Run, VolumeMaps, compare, method_groups, same_test
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -17,7 +16,8 @@ from adbench.metrics.compare import Table
 from adbench.metrics.curves import Curve
 from adbench.metrics.evaluate import Evaluation
 from adbench.metrics.histogram import ScoreHistogram
-from adbench.metrics.keys import edges
+from adbench.metrics.score_bins import edges
+from adbench.utils import seeds
 
 RANKED_BY = ("dice@val", "auprc")  # the first that every run has
 BAND = 200  # bootstrap replicates behind a band

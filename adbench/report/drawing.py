@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adbench.files import replacing
 from adbench.report.collect import Report
+from adbench.utils.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -11,14 +11,14 @@ import numpy as np
 
 from adbench import __version__
 from adbench.api import Run, VolumeMaps
-from adbench.datasets import nifti
 from adbench.datasets.export import original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry
+from adbench.datasets.io import nifti
 from adbench.errors import UserError
-from adbench.files import write_json
+from adbench.utils.files import write_json
 
 if TYPE_CHECKING:
-    from adbench.datasets.store import SliceStore
+    from adbench.datasets.store.slice_store import SliceStore
 
 SPACES = {"prepared": "prepared", "original": "orig"}
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from adbench import __version__
-from adbench.config import default_cache
-from adbench.files import write_json
+from adbench.config.run_config import default_cache
 from adbench.results.known import is_released
+from adbench.utils.files import write_json
 
 
 def _file(source: str) -> Path:
@@ -20,7 +20,7 @@ def keep(source: str, broken: Sequence[str]) -> None:
     """Write down the outcome of ``adbench test``.
 
     Args:
-        source: :func:`adbench.spec.source_digest` of the method that was tested.
+        source: :func:`adbench.runner.keys.source_digest` of the method that was tested.
         broken: names of the rules that it breaks.
     """
     write_json(_file(source), {"source": source, "adbench": __version__, "broken": list(broken)})

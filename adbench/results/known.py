@@ -19,10 +19,11 @@ from typing import Any
 
 import numpy as np
 
-from adbench import __version__, registry
-from adbench.files import write_json
-from adbench.hashing import digest
+from adbench import __version__
+from adbench.config import registry
 from adbench.results.record import MethodPart, Record
+from adbench.utils.files import write_json
+from adbench.utils.hashing import digest
 
 FILE = Path(__file__).with_name("known.json")
 BUILT_IN = "built-in"
@@ -42,7 +43,7 @@ def sources(method: str, version: str) -> list[str] | None:
         method: name of a built-in method.
         version: of adbench.
     """
-    from adbench.spec import source_digest
+    from adbench.runner.keys import source_digest
 
     listed = known()["methods"].get(version)
     if version != __version__:
@@ -67,7 +68,7 @@ def methods(records: list[Record]) -> dict[str, Any]:
     Args:
         records: of built-in methods, published; the hashes of their sources stay valid if they were valid.
     """
-    from adbench.spec import source_digest
+    from adbench.runner.keys import source_digest
 
     found: dict[str, dict[str, list[str]]] = dict(known()["methods"]) if FILE.exists() else {}
     used = {(record.method.name, record.method.source) for record in records}
@@ -94,13 +95,14 @@ def data(dataset: str, modality: str, cache_folder: Path, **params: Any) -> dict
         cache_folder: for its store.
         **params: of the dataset, where they are not its own.
     """
-    from adbench import planning, protocols
+    from adbench.config import protocols
     from adbench.context import Progress
-    from adbench.spec import Source
+    from adbench.runner import plan
+    from adbench.runner.keys import Source
 
     cls = registry.load("datasets", dataset)
     source = Source(dataset=dataset, root=None, params=cls.Params(**params).model_dump(mode="json"))
-    gathered = planning.gather(source, None, modality, protocols.get(cls.info.protocol), cache_folder, Progress())
+    gathered = plan.gather(source, None, modality, protocols.get(cls.info.protocol), cache_folder, Progress())
     found: dict[str, Any] = {"params": source.params, "protocol": cls.info.protocol}
     for role in ("train", "val", "threshold", "test"):
         part = getattr(gathered, role)
@@ -143,7 +145,7 @@ def make(boards: Path, cache_folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    from adbench.config import default_cache
+    from adbench.config.run_config import default_cache
 
     write_json(FILE, make(Path("leaderboards"), default_cache()))
     print(FILE)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import adbench
-from adbench.files import write_json
+from adbench.utils.files import write_json
 
 ORIGIN = "origin.json"  # in the folder of a fit: what made it
 PACKAGES = (
@@ -83,7 +83,7 @@ def machine(device: str) -> dict[str, Any]:
     """
     import torch
 
-    from adbench.methods.frame import precision
+    from adbench.methods.common.preprocess import precision
 
     cpu = processor()
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None

@@ -9,9 +9,9 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adbench.errors import UserError
-from adbench.files import write_json
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.metrics.spec import spec as installed
+from adbench.utils.files import write_json
 
 SCHEMA = 1
 RECORD = "record.json"

@@ -28,8 +28,8 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
-from adbench.files import write_json
 from adbench.results.record import RECORD, Record, read
+from adbench.utils.files import write_json
 
 FAILURE = "failure.json"
 IDENTITY = "identity.json"

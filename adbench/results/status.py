@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from adbench import presence
 from adbench.context import Progress
-from adbench.files import replacing
+from adbench.utils import locks
+from adbench.utils.files import replacing
 
 STATUS = "status.json"
 _EVERY = 1.0  # seconds between two looks whether there is something new to write
@@ -29,7 +29,7 @@ class Reported(Progress):
 
     def __init__(self, to: Progress, **facts: Any) -> None:
         self._to = to
-        self._facts = {**facts, **presence.me(), "started": time.time()}
+        self._facts = {**facts, **locks.me(), "started": time.time()}
         self._now: dict[str, Any] = {
             "phase": "start",
             "done": 0,
@@ -78,7 +78,7 @@ def reported(folder: Path, progress: Progress, **facts: Any) -> Iterator[Progres
     report = Reported(progress, **facts)
     report.write(path)
     try:
-        with presence.beating(lambda: report.write(path), every=_EVERY):
+        with locks.beating(lambda: report.write(path), every=_EVERY):
             yield report
     except (KeyboardInterrupt, SystemExit):
         report.write(path, "interrupted")
@@ -106,7 +106,7 @@ def read(folder: Path) -> dict[str, Any] | None:
     try:
         content = dict(json.loads(path.read_text(encoding="utf-8")))
         touched = path.stat().st_mtime
-        if content["state"] == "running" and presence.gone(content, touched):
+        if content["state"] == "running" and locks.gone(content, touched):
             content["state"] = "lost"
         float(content["started"]), str(content["phase"]), int(content["done"]), int(content["total"])
         return content

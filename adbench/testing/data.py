@@ -8,9 +8,9 @@ import numpy as np
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.slices import SliceSet
-from adbench.datasets.store import prepare
+from adbench.datasets.store.slice_store import prepare
 from adbench.params import ParamSet
-from adbench.seeds import derive
+from adbench.utils.seeds import derive
 
 SIZE = 64
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
+from adbench.config.protocols import PROTOCOLS
 from adbench.datasets.base import Case, Dataset
-from adbench.datasets.store import SliceStore, prepare
+from adbench.datasets.store.slice_store import SliceStore, prepare
 from adbench.errors import UserError
-from adbench.hashing import digest
-from adbench.protocols import PROTOCOLS
 from adbench.testing.rules import Finding, apply, require
+from adbench.utils.hashing import digest
 
 
 @dataclass

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.context import Progress
-from adbench.executors.packing import Share
+from adbench.executors.gpu_sharing import Share
 from adbench.results import rundir
 from adbench.tune.halving import falls_short
 from adbench.tune.table import FULL, Table, Trial, defaults, propose

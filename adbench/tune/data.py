@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adbench.datasets.pseudo import PseudoParams
 from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet, SliceSet, spread
-from adbench.datasets.store import MANIFEST, SliceStore
+from adbench.datasets.store.slice_store import MANIFEST, SliceStore
+from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError
 
 Runs = list[tuple[int, int]]  # stretches of rows, each start <= row < stop, ascending

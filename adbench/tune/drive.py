@@ -14,17 +14,18 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from adbench import registry, threads
-from adbench.cluster import Cluster, Node, connect
+from adbench.config import registry
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.executors.packing import Share, share
-from adbench.nodes.job import mark
-from adbench.nodes.work import gpu_memory_gb, look
+from adbench.executors.gpu_sharing import Share, share
+from adbench.executors.job import mark
+from adbench.executors.node import gpu_memory_gb, look
 from adbench.params import build
 from adbench.tune.course import Course
 from adbench.tune.table import Table
 from adbench.tune.task import Options, Task
+from adbench.utils import threads
+from adbench.utils.cluster import Cluster, Node, connect
 
 
 def _environment() -> None:

@@ -1,6 +1,6 @@
 """What a search optimises, always on validation slices.
 
-``val_auprc`` needs lesions that somebody drew; ``pseudo`` draws its own (:mod:`adbench.datasets.pseudo`); ``recon`` needs
+``val_auprc`` needs lesions that somebody drew; ``pseudo`` draws its own (:mod:`adbench.datasets.synthetic_lesions`); ``recon`` needs
 no lesion, and rewards a network that copies its input: it tells an untrained network from a trained one, not a good
 detector from a bad one.
 """
@@ -11,19 +11,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adbench.datasets.pseudo import PseudoParams
 from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet, SliceSet
+from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError, unknown
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.scoring import score_volumes
+from adbench.runner.inference import score_volumes
 from adbench.tune.table import Mode
 
 if TYPE_CHECKING:
     from adbench.context import Context
     from adbench.methods.base import Method
-    from adbench.planning import Data
+    from adbench.runner.plan import Data
 
 OBJECTIVES: dict[str, tuple[Mode, str]] = {
     "val_auprc": ("max", "AUPRC over the brain voxels of the labelled validation slices"),

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adbench.files import replacing, write_text
 from adbench.tune.halving import RUNGS, rung_of
 from adbench.tune.objective import OBJECTIVES
 from adbench.tune.space import Space, distributions, label, proposal
 from adbench.tune.table import FULL, Table, Trial
+from adbench.utils.files import replacing, write_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,28 +10,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from adbench import config as configs
-from adbench import registry
-from adbench import spec as specs
-from adbench.config import RunConfig
+from adbench.config import registry
+from adbench.config import run_config as configs
+from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.datasets.pseudo import PseudoParams
+from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError
-from adbench.files import write_text
-from adbench.fitting import fitted
-from adbench.hashing import digest
 from adbench.params import build
-from adbench.planning import Data, plan
-from adbench.presence import LEASE, held
 from adbench.results import rundir
 from adbench.results.record import TunedFrom
-from adbench.spec import CellSpec
+from adbench.runner import keys as specs
+from adbench.runner.fit import fitted
+from adbench.runner.keys import CellSpec
+from adbench.runner.plan import Data, plan
 from adbench.tune import halving, objective, space
 from adbench.tune.course import keep_best, left
 from adbench.tune.data import Role, fewer
 from adbench.tune.table import STARTUP, Table, Trial
 from adbench.tune.task import TASK, Options, Task, difference
 from adbench.tune.worker import fit_folder
+from adbench.utils.files import write_text
+from adbench.utils.hashing import digest
+from adbench.utils.locks import LEASE, held
 
 BEST = "best.yaml"
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from adbench.errors import UserError
-from adbench.files import write_json
-from adbench.seeds import derive
 from adbench.tune.space import Space, distributions, proposal, values
+from adbench.utils.files import write_json
+from adbench.utils.seeds import derive
 
 TRIALS = "trials.json"
 FULL = 100.0  # share of the training budget, in percent

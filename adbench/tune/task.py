@@ -10,12 +10,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adbench.errors import UserError
-from adbench.files import write_json
-from adbench.hashing import digest
-from adbench.spec import CellSpec
+from adbench.runner.keys import CellSpec
 from adbench.tune.data import Role
 from adbench.tune.space import Space
 from adbench.tune.table import Mode
+from adbench.utils.files import write_json
+from adbench.utils.hashing import digest
 
 TASK = "search.json"
 

@@ -12,17 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from adbench import registry, seeds, threads
-from adbench import spec as specs
+from adbench.config import registry
 from adbench.context import Context
-from adbench.hashing import digest
 from adbench.methods.base import Method
-from adbench.presence import held
 from adbench.results import provenance, rundir
+from adbench.runner import keys as specs
 from adbench.tune import objective
 from adbench.tune.halving import RUNGS
 from adbench.tune.table import FULL
 from adbench.tune.task import Task
+from adbench.utils import seeds, threads
+from adbench.utils.hashing import digest
+from adbench.utils.locks import held
 
 Report = Callable[[dict[str, Any]], object]
 
@@ -77,7 +78,7 @@ def _take_share(memory: float | None) -> None:
 def _fit_and_measure(
     task: Task, home: Path, params: dict[str, Any], reported: list[float], tell: Callable[..., None]
 ) -> None:
-    from adbench.fitting import fit_method, seed_everything
+    from adbench.runner.fit import fit_method, seed_everything
 
     cls = registry.load("methods", task.cell.method)
     resolved = cls.resolve(task.cell.preset, {**task.cell.params, **params}).model_dump(mode="json")

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from adbench.datasets import nifti
+from adbench.datasets.io import nifti
 from adbench.params import build
 
 BRATS_AFFINE = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 1, 0], [0, 0, 0, 1]])

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from adbench.datasets import nifti
-from adbench.datasets.brats import BraTS21
+from adbench.datasets.adapters.brats import BraTS21
+from adbench.datasets.io import nifti
 from adbench.params import build
 
 SHAPE, VOXEL = (30, 30, 20), 8.0

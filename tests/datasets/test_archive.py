@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import real_layouts as layouts
 
-from adbench.datasets import archive, nifti
-from adbench.datasets.archive import Member, members, read_bytes
-from adbench.datasets.brats import BraTS21
-from adbench.datasets.unpack import unpack
+from adbench.datasets.adapters.brats import BraTS21
+from adbench.datasets.io import archive, nifti
+from adbench.datasets.io.archive import Member, members, read_bytes
+from adbench.datasets.io.unpack import unpack
 from adbench.errors import UserError
 
 SMALL = layouts.SMALL

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 import small_brats
 
-from adbench.datasets import building, room, work
-from adbench.datasets.building import prepare_all
-from adbench.datasets.pixels import ARRAYS
-from adbench.datasets.store import SliceStore, _Writer, prepare
+from adbench.datasets.store import prepare as building
+from adbench.datasets.store import resource_check, workers
+from adbench.datasets.store.pixels import ARRAYS
+from adbench.datasets.store.prepare import prepare_all
+from adbench.datasets.store.slice_store import SliceStore, _Writer, prepare
 from adbench.errors import UserError
 
 BOTH = ("FLAIR", "T1")
@@ -49,7 +50,8 @@ def test_serial_parallel_and_one_by_one_give_the_same_store(root: Path, tmp_path
 
 
 def test_a_mask_is_decoded_once_for_all_sequences(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adbench.datasets import nifti, volumes
+    from adbench.datasets.adapters import volumes
+    from adbench.datasets.io import nifti
 
     read = []
     monkeypatch.setattr(
@@ -77,7 +79,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_store(root: Path, tmp_path:
     killed = tmp_path / "killed"
     script = (
         "import os, signal, sys; from pathlib import Path; import small_brats\n"
-        "from adbench.context import Progress; from adbench.datasets.store import prepare\n"
+        "from adbench.context import Progress; from adbench.datasets.store.slice_store import prepare\n"
         "class Die(Progress):\n"
         "    def update(self, phase, done, total, **figures):\n"
         "        if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -99,7 +101,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_store(root: Path, tmp_path:
 def test_workers_of_a_killed_preparation_end_and_their_cases_are_kept(root: Path, tmp_path: Path) -> None:
     script = (
         "import os, sys; from pathlib import Path; import small_brats\n"
-        "from adbench.context import Progress; from adbench.datasets.building import prepare_all\n"
+        "from adbench.context import Progress; from adbench.datasets.store.prepare import prepare_all\n"
         "class Die(Progress):\n"
         "    def update(self, phase, done, total, **figures):\n"
         "        if done == 3: os.kill(os.getpid(), 9)\n"
@@ -263,11 +265,11 @@ def test_a_full_disk_in_a_worker_ends_everything(root: Path, tmp_path: Path, mon
     def full(*_):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(work, "write_part", full)
+    monkeypatch.setattr(workers, "write_part", full)
     dataset = small_brats.dataset(root)
     case = dataset.discover("FLAIR")[0]
     with pytest.raises(OSError, match="No space left"):
-        work.run(dataset, work.Task((("FLAIR", case, tmp_path),)), spill=True)
+        workers.run(dataset, workers.Task((("FLAIR", case, tmp_path),)), spill=True)
 
 
 def test_bytes_that_a_power_failure_lost_are_prepared_again(root: Path, tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_disk_space_is_asked_for_before_anything_is_prepared(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
-    monkeypatch.setattr(room.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(resource_check.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it began"))
     needed = 2 * 6 * 150 * 32 * 32 * 4 / 1e9
     with pytest.raises(UserError, match=rf"needs about {needed:.1f} GB more in .*0\.0 GB are free.*dataset\.size=128"):
@@ -310,16 +312,16 @@ def test_disk_space_is_asked_for_before_anything_is_prepared(
 
 
 def test_memory_limits_the_workers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = room.Room(small_brats.dataset(root), tmp_path, 6)
-    monkeypatch.setattr(room, "cores", lambda: 64)
-    monkeypatch.setattr(room, "free_memory", lambda: 5_000_000_000)
+    asked = resource_check.Room(small_brats.dataset(root), tmp_path, 6)
+    monkeypatch.setattr(resource_check, "cores", lambda: 64)
+    monkeypatch.setattr(resource_check, "free_memory", lambda: 5_000_000_000)
     assert asked.workers(None, 100) == 3
     assert asked.workers(None, 2) == 1  # not worth two processes
     assert asked.workers(7, 100) == 7
-    monkeypatch.setattr(room, "free_memory", lambda: 10)
+    monkeypatch.setattr(resource_check, "free_memory", lambda: 10)
     assert asked.workers(None, 100) == 1
     monkeypatch.undo()
-    assert room.free_memory() > 0
+    assert resource_check.free_memory() > 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
@@ -331,7 +333,7 @@ def test_a_cache_that_may_not_be_written(root: Path, tmp_path: Path) -> None:
 
 
 def test_cases_on_other_grids_are_brought_to_one_size(root: Path, tmp_path: Path) -> None:
-    from adbench.datasets import nifti
+    from adbench.datasets.io import nifti
 
     name = "BraTS2021_00009"
     image = np.zeros((20, 24, 18), np.int16)

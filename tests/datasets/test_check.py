@@ -13,13 +13,13 @@ import pytest
 import real_layouts as layouts
 
 from adbench.context import Progress
-from adbench.datasets import nifti
-from adbench.datasets.atlas import Atlas
-from adbench.datasets.brats import BraTS21
-from adbench.datasets.check import Report, check
-from adbench.datasets.findings import CODES, Finding
-from adbench.datasets.folder import Folder
-from adbench.datasets.ixi import IXI
+from adbench.datasets.adapters.atlas import Atlas
+from adbench.datasets.adapters.brats import BraTS21
+from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.adapters.ixi import IXI
+from adbench.datasets.io import nifti
+from adbench.datasets.validation.check import Report, check
+from adbench.datasets.validation.issues import CODES, Finding
 
 SHAPE = layouts.BRATS_SHAPE
 

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adbench.datasets.check import check
-from adbench.datasets.findings import Finding
-from adbench.datasets.folder import Folder
+from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.overview import overview
-from adbench.datasets.store import prepare
+from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.validation.check import check
+from adbench.datasets.validation.issues import Finding
 from adbench.errors import UserError
 from adbench.params import build
 

@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import real_layouts as layouts
 
-from adbench import planning
 from adbench.context import Progress
-from adbench.datasets import nifti
-from adbench.datasets.check import check
-from adbench.datasets.folder import Folder
-from adbench.datasets.folder_volumes import FolderVolumes, compile_pattern
-from adbench.datasets.store import prepare
+from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.adapters.folder_volumes import FolderVolumes, compile_pattern
+from adbench.datasets.io import nifti
+from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.validation.check import check
 from adbench.errors import UserError
-from adbench.spec import Source
+from adbench.runner import plan
+from adbench.runner.keys import Source
 
 SMALL = layouts.SMALL
 AFFINE = np.diag([1.0, 1, 1, 1])
@@ -354,7 +354,7 @@ def test_a_mask_of_nobody_is_named_where_it_lies_on_a_grid(tmp_path: Path, caplo
     source = Source(dataset="folder", root=str(root), params={"field_of_view": 32, "size": 32})
     with caplog.at_level(logging.WARNING, logger="adbench"):
         for _ in range(2):
-            planning.open_store(source, "FLAIR", tmp_path / "cache", Progress())
+            plan.open_store(source, "FLAIR", tmp_path / "cache", Progress())
     assert caplog.text.count(said) == 1
 
 

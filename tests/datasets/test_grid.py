@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from adbench.datasets import grid
+from adbench.datasets.preprocessing import resize
 
 sides = st.integers(1, 40)
 masks = st.tuples(st.integers(0, 3), sides, sides).flatmap(lambda shape: hnp.arrays(np.bool_, shape))
@@ -16,22 +16,22 @@ masks = st.tuples(st.integers(0, 3), sides, sides).flatmap(lambda shape: hnp.arr
 
 @given(st.lists(st.tuples(sides, sides), min_size=1, max_size=5), st.sampled_from([1, 8, 32]))
 def test_square_side_is_the_smallest_multiple_that_holds_every_shape(shapes, multiple):
-    side = grid.square_side(shapes, multiple)
+    side = resize.square_side(shapes, multiple)
     largest = max(max(shape) for shape in shapes)
     assert side % multiple == 0
     assert largest <= side < largest + multiple
 
 
 def test_square_side_of_the_grids_named_in_the_docs():
-    assert grid.square_side([(189, 157)], grid.MULTIPLE) == 192
-    assert grid.square_side([(240, 240)], grid.MULTIPLE) == 256
-    assert grid.square_side([(128, 123)], grid.MULTIPLE) == 128
+    assert resize.square_side([(189, 157)], resize.MULTIPLE) == 192
+    assert resize.square_side([(240, 240)], resize.MULTIPLE) == 256
+    assert resize.square_side([(128, 123)], resize.MULTIPLE) == 128
 
 
 @given(masks, st.integers(0, 20))
 def test_padding_keeps_the_content_in_the_middle(mask, extra):
     side = max(mask.shape[1:]) + extra
-    padded = grid.pad_square(mask, side)
+    padded = resize.pad_square(mask, side)
     assert padded.shape == (len(mask), side, side)
     assert padded.dtype == mask.dtype
     assert padded.sum() == mask.sum()
@@ -42,13 +42,13 @@ def test_padding_keeps_the_content_in_the_middle(mask, extra):
 
 def test_padding_refuses_a_square_that_is_too_small():
     with pytest.raises(ValueError, match="12x10 do not fit a square of 11"):
-        grid.pad_square(np.zeros((1, 12, 10)), 11)
+        resize.pad_square(np.zeros((1, 12, 10)), 11)
 
 
 @given(st.integers(0, 3), sides, st.integers(1, 80), st.randoms(use_true_random=False))
 def test_mask_resize_only_copies_values_from_the_right_place(count, side, new, random):
     mask = np.random.default_rng(random.randint(0, 2**31)).random((count, side, side)) < 0.3
-    resized = grid.resize_mask(mask, new)
+    resized = resize.resize_mask(mask, new)
     assert resized.shape == (count, new, new)
     assert resized.dtype == np.bool_
     if new % side == 0:  # enlarged by a whole number: every pixel becomes a block
@@ -66,8 +66,8 @@ def test_mask_resize_only_copies_values_from_the_right_place(count, side, new, r
 @given(st.integers(2, 40), st.integers(1, 60))
 def test_nothing_is_lost_without_being_reported(side, new):
     mask = np.eye(side, dtype=bool)[:, :, None] & np.eye(side, dtype=bool)[:, None, :]  # one pixel a slice
-    resized = grid.resize_mask(mask, new)
-    gone = set(grid.lost(mask, resized).tolist())
+    resized = resize.resize_mask(mask, new)
+    gone = set(resize.lost(mask, resized).tolist())
     assert gone == {i for i in range(side) if not resized[i].any()}
     if new >= side:
         assert not gone
@@ -77,20 +77,20 @@ def test_nothing_is_lost_without_being_reported(side, new):
 def test_image_resize_stays_in_range_and_keeps_constants(side, new):
     rng = np.random.default_rng(side * 100 + new)
     stack = rng.random((2, side, side)).astype(np.float32)
-    resized = grid.resize_image(stack, new)
+    resized = resize.resize_image(stack, new)
     assert resized.shape == (2, new, new)
     assert resized.dtype == np.float32
     assert resized.min() >= stack.min() - 1e-6
     assert resized.max() <= stack.max() + 1e-6
-    np.testing.assert_allclose(grid.resize_image(np.full((1, side, side), 0.3), new), 0.3, atol=1e-6)
+    np.testing.assert_allclose(resize.resize_image(np.full((1, side, side), 0.3), new), 0.3, atol=1e-6)
 
 
 def test_shrinking_is_anti_aliased():
     checkers = (np.indices((64, 64)).sum(0) % 2).astype(np.float32)[None]
-    inner = grid.resize_image(checkers, 16)[0, 2:-2, 2:-2]
+    inner = resize.resize_image(checkers, 16)[0, 2:-2, 2:-2]
     np.testing.assert_allclose(inner, 0.5, atol=0.02)
 
 
 def test_an_empty_stack_has_the_new_shape():
-    assert grid.resize_image(np.empty((0, 8, 8)), 4).shape == (0, 4, 4)
-    assert grid.resize_mask(np.empty((0, 8, 8), bool), 4).shape == (0, 4, 4)
+    assert resize.resize_image(np.empty((0, 8, 8)), 4).shape == (0, 4, 4)
+    assert resize.resize_mask(np.empty((0, 8, 8), bool), 4).shape == (0, 4, 4)

@@ -9,12 +9,12 @@ import pytest
 import real_layouts as layouts
 from scipy import ndimage
 
-from adbench.datasets import nifti
-from adbench.datasets.atlas import Atlas
-from adbench.datasets.brats import BraTS21
-from adbench.datasets.check import check
-from adbench.datasets.ixi import IXI
+from adbench.datasets.adapters.atlas import Atlas
+from adbench.datasets.adapters.brats import BraTS21
+from adbench.datasets.adapters.ixi import IXI
+from adbench.datasets.io import nifti
 from adbench.datasets.phantom.layouts import _JOBS, synthesise
+from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 
 

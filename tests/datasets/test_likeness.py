@@ -10,16 +10,16 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from adbench import planning
+from adbench.config.protocols import get
 from adbench.context import Progress
-from adbench.datasets import likeness
-from adbench.datasets.check import check
-from adbench.datasets.folder import Folder
-from adbench.datasets.store import prepare
+from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.validation import similarity
+from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 from adbench.params import build
-from adbench.protocols import get
-from adbench.spec import Source
+from adbench.runner import plan
+from adbench.runner.keys import Source
 
 SHAPE = (40, 56, 48)
 
@@ -38,8 +38,8 @@ def head(seed: int, rotation: float = 0.0, scale: float = 1.0, move: float = 0.0
 
 
 def correlation(one: tuple[np.ndarray, np.ndarray], other: tuple[np.ndarray, np.ndarray]) -> float:
-    a, b = (likeness.fingerprint(*volume)[None] for volume in (one, other))
-    return float(likeness.similarity(a, b)[0, 0])
+    a, b = (similarity.fingerprint(*volume)[None] for volume in (one, other))
+    return float(similarity.similarity(a, b)[0, 0])
 
 
 def test_copies_are_certain_after_small_changes() -> None:
@@ -48,34 +48,34 @@ def test_copies_are_certain_after_small_changes() -> None:
     pixel[20, 28, 24] += 1 / 255
     noisy = image + 0.01 * np.random.default_rng(0).normal(size=SHAPE)
     for changed in (image, pixel, noisy, 0.7 * image + 0.1):
-        assert correlation((image, brain), (changed, brain)) >= likeness.CERTAIN
+        assert correlation((image, brain), (changed, brain)) >= similarity.CERTAIN
 
 
 @pytest.mark.parametrize("change", [{"rotation": 6.0}, {"scale": 1.06}, {"move": 1.5}])
 def test_copies_are_likely_in_another_position(change: dict[str, float]) -> None:
-    assert correlation(head(1), head(1, **change)) >= likeness.LIKELY
+    assert correlation(head(1), head(1, **change)) >= similarity.LIKELY
 
 
 def test_people_are_told_apart() -> None:
-    found = np.stack([likeness.fingerprint(*head(seed)) for seed in range(12)])
-    apart = likeness.similarity(found, found)[np.triu_indices(12, 1)]
+    found = np.stack([similarity.fingerprint(*head(seed)) for seed in range(12)])
+    apart = similarity.similarity(found, found)[np.triu_indices(12, 1)]
     assert apart.max() < 0.5
 
 
 def test_voxels_of_another_size_are_no_other_person() -> None:
     image, brain = head(1)
-    whole = likeness.fingerprint(image, brain)[None]
-    thick = likeness.fingerprint(image[::2], brain[::2], range(0, SHAPE[0], 2))[None]
-    coarse = likeness.fingerprint(image[:, ::2, ::2], brain[:, ::2, ::2], spacing=(1, 2, 2))[None]
-    assert likeness.similarity(whole, thick)[0, 0] >= likeness.LIKELY
-    assert likeness.similarity(whole, coarse)[0, 0] >= likeness.LIKELY
+    whole = similarity.fingerprint(image, brain)[None]
+    thick = similarity.fingerprint(image[::2], brain[::2], range(0, SHAPE[0], 2))[None]
+    coarse = similarity.fingerprint(image[:, ::2, ::2], brain[:, ::2, ::2], spacing=(1, 2, 2))[None]
+    assert similarity.similarity(whole, thick)[0, 0] >= similarity.LIKELY
+    assert similarity.similarity(whole, coarse)[0, 0] >= similarity.LIKELY
 
 
 def test_nothing_is_said_of_next_to_nothing() -> None:
     image, brain = head(1)
     brain[:] = False
     brain[20, 20:24, 20:24] = True
-    assert np.isnan(likeness.fingerprint(image, brain)).all()
+    assert np.isnan(similarity.fingerprint(image, brain)).all()
     assert correlation((image, brain), (image, brain)) == 0
 
 
@@ -104,7 +104,7 @@ def root(tmp_path: Path) -> Path:
 
 def gather(root: Path) -> None:
     source = Source(dataset="folder", root=str(root), params={})
-    planning.gather(source, None, "T1", get("folder"), root.parent / "cache", Progress())
+    plan.gather(source, None, "T1", get("folder"), root.parent / "cache", Progress())
 
 
 def test_a_copy_with_one_other_pixel_in_two_roles_is_refused(root: Path) -> None:
@@ -162,17 +162,17 @@ def test_slices_that_say_next_to_nothing_do_not_count() -> None:
     images[1, 1, 1] = 0  # 59 pixels of brain
     images[2, 1:7, 1:11] = np.arange(60).reshape(6, 10) % 15 / 20 + 0.1  # 15 grey levels
     images[4, 1:7, 1:11] = np.arange(60).reshape(6, 10) % 16 / 20 + 0.1
-    hashes = likeness.slice_hashes(images)
+    hashes = similarity.slice_hashes(images)
     assert hashes[0] == hashes[3] != 0 != hashes[4] != hashes[0]
     assert hashes[1] == hashes[2] == 0
     prints = [("a", hashes), ("A_ses-2", hashes), ("b", hashes[1:3]), ("c", hashes[:3])]
-    assert likeness.shared_slices(prints) == {(0, 3): 1}
+    assert similarity.shared_slices(prints) == {(0, 3): 1}
 
 
 def test_who_looks_alike_is_named(
     root: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(likeness, "LIKELY", -1.0)
+    monkeypatch.setattr(similarity, "LIKELY", -1.0)
     with caplog.at_level(logging.WARNING, logger="adbench"):
         gather(root)
         gather(root)  # as a run does, which looks at its data several times
@@ -182,7 +182,7 @@ def test_who_looks_alike_is_named(
 
 def test_fingerprints_of_a_store_are_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = prepare(Folder(build(Folder.Params, "folder", {}), root), "T1", root.parent / "cache")
-    first = likeness.of_store(store, store.rows("test"))
+    first = similarity.of_store(store, store.rows("test"))
     assert first.subjects == ["s4", "s5"]
     assert [len(hashes) for hashes in first.hashes] == [3, 3]
     assert len({*first.hashes[0].tolist(), *first.hashes[1].tolist(), 0}) == 7
@@ -190,12 +190,12 @@ def test_fingerprints_of_a_store_are_made_once(root: Path, monkeypatch: pytest.M
     content = path.read_bytes()
 
     def same() -> None:
-        again = likeness.of_store(store, store.rows("test"))
+        again = similarity.of_store(store, store.rows("test"))
         np.testing.assert_array_equal(again.values, first.values)
         np.testing.assert_array_equal(again.hashes, first.hashes)
 
     with monkeypatch.context() as patched:
-        patched.setattr(likeness, "fingerprint", None)
+        patched.setattr(similarity, "fingerprint", None)
         same()
     for damaged in (b"cut short", b"", bytes(len(content)), content[:-8] + bytes(8)):
         path.write_bytes(damaged)

@@ -11,8 +11,8 @@ import nibabel
 import numpy as np
 import pytest
 
-from adbench.datasets import nifti
-from adbench.datasets.nifti import NiftiError
+from adbench.datasets.io import nifti
+from adbench.datasets.io.nifti import NiftiError
 
 OBLIQUE = np.array([[0.02, -0.003, 1.2, -90], [-0.93, 0.13, 0.02, 102], [0.13, 0.93, 0.0, -114], [0, 0, 0, 1]])
 

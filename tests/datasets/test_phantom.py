@@ -18,7 +18,7 @@ from adbench.datasets.phantom import template as templates
 from adbench.datasets.phantom.dataset import Phantom
 from adbench.datasets.phantom.subject import Subject
 from adbench.datasets.phantom.template import Frame
-from adbench.datasets.store import SliceStore, prepare
+from adbench.datasets.store.slice_store import SliceStore, prepare
 from adbench.errors import UserError
 from adbench.params import build
 
@@ -378,7 +378,7 @@ def test_missing_template_is_said(monkeypatch, tmp_path: Path):
 
 def test_importing_the_datasets_is_cheap():
     code = (
-        "import sys, adbench.datasets.folder, adbench.datasets.phantom.dataset\n"
+        "import sys, adbench.datasets.adapters.folder, adbench.datasets.phantom.dataset\n"
         "print([m for m in ('torch', 'scipy', 'nilearn', 'nibabel', 'PIL', 'sklearn') if m in sys.modules])"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

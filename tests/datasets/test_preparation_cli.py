@@ -13,8 +13,8 @@ import pytest
 import small_brats
 from PIL import Image
 
-from adbench.datasets import sheet
-from adbench.datasets.store import prepare
+from adbench.datasets import contact_sheet
+from adbench.datasets.store.slice_store import prepare
 
 Cli = Callable[..., tuple[int, str, str]]
 SET = [part for name, value in small_brats.PARAMS.items() for part in ("--set", f"dataset.{name}={value}")]
@@ -98,7 +98,7 @@ def test_a_cache_that_may_not_be_written(cli: Cli, root: Path, tmp_path: Path) -
 
 
 def test_what_to_do_next_is_said(cli: Cli, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adbench.datasets import building
+    from adbench.datasets.store import prepare as building
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -157,7 +157,7 @@ def test_a_cache_that_is_a_file(cli: Cli, root: Path, tmp_path: Path) -> None:
 def test_the_largest_lesion_is_always_shown(root: Path, tmp_path: Path) -> None:
     store = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
     for case in store.cases:
-        shown = sheet.planes(case, 3)
+        shown = contact_sheet.planes(case, 3)
         assert int(np.argmax(case.lesion_voxels)) in shown
         assert len(shown) == 3
 
@@ -166,7 +166,7 @@ def test_the_largest_lesion_is_always_shown(root: Path, tmp_path: Path) -> None:
 def test_real_tumours_keep_every_voxel(tmp_path: Path) -> None:
     import nibabel
 
-    from adbench.datasets.brats import BraTS21
+    from adbench.datasets.adapters.brats import BraTS21
     from adbench.datasets.export import export_stack
 
     root = DATA / "brats_layout"

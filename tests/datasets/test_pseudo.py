@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from adbench.datasets.pseudo import KINDS, SMALLEST, Kind, PseudoParams, _Blob, _foreign, insert
+from adbench.datasets.synthetic_lesions import KINDS, SMALLEST, Kind, PseudoParams, _Blob, _foreign, insert
 from adbench.errors import UserError
 from adbench.params import build
 

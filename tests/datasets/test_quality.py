@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adbench.datasets.quality import outliers
+from adbench.datasets.validation.outliers import outliers
 
 
 def cases(figure: str, *values: float) -> list[dict[str, Any]]:

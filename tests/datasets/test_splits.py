@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adbench.datasets.names import person, recognise, second_scan, shared_patients, split_visit
+from adbench.datasets.io.filename_patterns import person, recognise, second_scan, shared_patients, split_visit
 from adbench.datasets.splits import assign
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adbench.datasets import pixels
-from adbench.datasets import store as module
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.datasets.store import SliceStore, StoredCase, prepare
+from adbench.datasets.store import pixels
+from adbench.datasets.store import slice_store as module
+from adbench.datasets.store.slice_store import SliceStore, StoredCase, prepare
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 

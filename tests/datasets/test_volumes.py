@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import real_layouts as layouts
 
-from adbench.datasets import nifti
-from adbench.datasets.atlas import FLAGGED, Atlas
-from adbench.datasets.brats import BraTS21
-from adbench.datasets.check import check
-from adbench.datasets.ixi import IXI
+from adbench.datasets.adapters.atlas import FLAGGED, Atlas
+from adbench.datasets.adapters.brats import BraTS21
+from adbench.datasets.adapters.ixi import IXI
+from adbench.datasets.io import nifti
+from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 
 SMALL = layouts.SMALL

@@ -11,9 +11,9 @@ from typing import Any
 import misfits
 import pytest
 
-from adbench import registry
-from adbench.config import RunConfig, load
-from adbench.launch import Launch
+from adbench.config import registry
+from adbench.config.run_config import RunConfig, load
+from adbench.executors.launch import Launch
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def mended(plugin: dict[str, str]) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def cluster(plugin: dict[str, str]) -> Iterator[Any]:
     """Ray on this machine: two cores, and one GPU that Ray only believes in."""
-    from adbench.cluster import connect
+    from adbench.utils.cluster import connect
 
     with connect("local", cpus=2, gpus=1) as cluster:
         yield cluster

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adbench.errors import UserError
-from adbench.executors.packing import CONTEXT_GB, MOST, Share, parse, share
+from adbench.executors.gpu_sharing import CONTEXT_GB, MOST, Share, parse, share
 from adbench.methods.base import Resources
 
 

@@ -19,11 +19,11 @@ import pytest
 
 from adbench.errors import UserError
 from adbench.executors import serial
+from adbench.executors.job import check_mark, mark
+from adbench.executors.launch import Launch, Placement
 from adbench.executors.ray import Packed
-from adbench.launch import Launch, Placement
-from adbench.nodes.job import check_mark, mark
-from adbench.planning import Plan
 from adbench.results import rundir, status
+from adbench.runner.plan import Plan
 
 pytestmark = pytest.mark.timeout(600)
 SHORT = ("slow.steps=3", "slow.pause=0.01")

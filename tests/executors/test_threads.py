@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 
-from adbench import threads
 from adbench.errors import UserError
 from adbench.executors import serial
+from adbench.executors.launch import Launch
 from adbench.executors.ray import Packed
-from adbench.launch import Launch
 from adbench.methods.base import WEIGHTS
-from adbench.planning import Plan
 from adbench.results.record import Record
+from adbench.runner.plan import Plan
+from adbench.utils import threads
 
 pytestmark = pytest.mark.timeout(600)
 FEW = ("ae.steps=6", "ae.batch=4", "ae.image_size=64")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from adbench.executors import serial
-from adbench.launch import Launch
+from adbench.executors.launch import Launch
 from adbench.results.record import RECORD, read
 
 

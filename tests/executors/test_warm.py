@@ -14,11 +14,11 @@ import psutil
 import pytest
 
 from adbench.executors import Options
-from adbench.launch import Launch
-from adbench.nodes.job import Job, Result, mark
-from adbench.nodes.warm import Warm
-from adbench.nodes.work import reason
-from adbench.planning import Plan
+from adbench.executors.job import Job, Result, mark
+from adbench.executors.launch import Launch
+from adbench.executors.node import reason
+from adbench.executors.worker import Warm
+from adbench.runner.plan import Plan
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "a" * 64)
 
 from ray.cluster_utils import Cluster
 
-from adbench.cluster import connect
-from adbench.config import load
-from adbench.launch import Launch, Placement
+from adbench.config.run_config import load
+from adbench.executors.launch import Launch, Placement
 from adbench.results import status
+from adbench.utils.cluster import connect
 
 BUSY = 5  # steps that a cell has made before something is done to it
 

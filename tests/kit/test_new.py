@@ -10,8 +10,8 @@ from typing import Literal
 
 import pytest
 
+from adbench.cli.scaffold.make import TAKEN, check_name, files, new_package
 from adbench.errors import UserError
-from adbench.kit.make import TAKEN, check_name, files, new_package
 
 Cli = Callable[..., tuple[int, str, str]]
 

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import RUN_FIELDS
 from adbench.leaderboard.submission import Submission
 from adbench.results.rundir import safe
+from adbench.utils.hashing import digest
 
 ROOT = Path(__file__).parents[2] / "leaderboards"
 

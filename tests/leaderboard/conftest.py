@@ -12,11 +12,12 @@ import pytest
 from board_files import altered, place, rekey
 from PIL import Image
 
-from adbench import api, runner
-from adbench.hashing import digest
+from adbench import api
 from adbench.leaderboard.build import build
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import merge, pack
+from adbench.runner import run_cell
+from adbench.utils.hashing import digest
 
 REPORTED = Path(__file__).parents[2] / "leaderboards" / "reported.csv"
 
@@ -34,8 +35,8 @@ def runs(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
         Image.fromarray(lesion).save(path)
     common: dict[str, Any] = {"data_root": str(slices), "device": "cpu", "out": root / "runs"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(runner, "all_plots", lambda *_, **__: [])
-        patch.setattr(runner.pictures, "sample_sheet", lambda *_, **__: None)
+        patch.setattr(run_cell, "all_plots", lambda *_, **__: [])
+        patch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
         made = api.run("histeq,zscore,constant", "folder", modality="FLAIR", seed=(0, 1), **common)
         return made + api.run("histeq,zscore,constant", "folder", modality="T1", **common)
 

@@ -19,8 +19,8 @@ from forger import Forged
 
 from adbench import api
 from adbench.errors import UserError
+from adbench.leaderboard import export
 from adbench.leaderboard import submission as files
-from adbench.leaderboard import texts
 from adbench.leaderboard.board import Board, boards, linear, read_all
 from adbench.leaderboard.build import build, make, stale
 from adbench.leaderboard.reported import read_reported
@@ -378,7 +378,7 @@ def test_a_trained_method_with_fewer_seeds_than_others_says_so(submission: Submi
     (board,) = boards([*(seed("many", number) for number in range(3)), seed("one", 0), untrained])
     said = {entry.record.method.name: (board.seeds(entry), entry.conformance) for entry in board.entries}
     assert said == {"many": ("3", "not run"), "one": ("1 of 3", "not run"), "histeq": ("1", "passed")}
-    text = texts.markdown("folder", [board])
+    text = export.markdown("folder", [board])
     assert "| 1 of 3 |" in text
     (line,) = [line for line in text.splitlines() if line.startswith("Not known to pass the conformance checks: ")]
     assert {part.strip(" .") for part in line.partition(": ")[2].split(",")} == {

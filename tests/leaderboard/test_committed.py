@@ -8,7 +8,7 @@ import pytest
 from board_files import altered
 from test_verify import TAMPERED
 
-from adbench import grid, registry
+from adbench.config import grid, registry
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.build import stale
 from adbench.leaderboard.checks import check

@@ -9,10 +9,10 @@ import pytest
 from board_files import ROOT
 from forger import FORGERIES, Forged, Forgery
 
-from adbench.hashing import digest
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import verify
+from adbench.utils.hashing import digest
 
 DOCS = Path(__file__).parents[2] / "docs" / "submit.md"
 ROWS = dict(re.findall(r"^\| ([^|]+?) \| (yes|no): [^|]+ \|$", DOCS.read_text(encoding="utf-8"), re.MULTILINE))

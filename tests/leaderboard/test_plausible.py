@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adbench.leaderboard.findings import Findings
-from adbench.leaderboard.plausible import check_volume, skeleton
+from adbench.leaderboard.consistency import check_volume, skeleton
+from adbench.leaderboard.issues import Findings
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 

@@ -16,10 +16,10 @@ from board_files import altered
 
 from adbench import api
 from adbench.errors import UserError
-from adbench.leaderboard import packing
+from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import check
-from adbench.leaderboard.packing import Counts
+from adbench.leaderboard.encoding import Counts
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.submit import pack
 from adbench.metrics.histogram import SubjectHistograms
@@ -40,7 +40,7 @@ def histograms(seed: int, subjects: int = 5, voxels: int = 500, dtype: str = "fl
 def test_histograms_of_single_scores_come_back() -> None:
     for dtype in ("float16", "float32", "float64"):
         own = histograms(1, dtype=dtype)
-        again = packing.unpack_histograms(Counts(**packing.pack_histograms(own)))
+        again = encoding.unpack_histograms(Counts(**encoding.pack_histograms(own)))
         assert again == own
         assert all(one.exact for _, one in again.items())
 
@@ -51,7 +51,7 @@ def test_joined_histograms_come_back(dtype: str) -> None:
     own.compact([0.25])
     assert len(own.partition.cells)
     assert len(own.partition.inner_edges)
-    again = packing.unpack_histograms(Counts(**packing.pack_histograms(own)))
+    again = encoding.unpack_histograms(Counts(**encoding.pack_histograms(own)))
     assert again == own
     assert np.array_equal(again.partition.cells, own.partition.cells)
     assert np.array_equal(again.partition.edges, own.partition.edges)
@@ -62,11 +62,11 @@ def test_joined_histograms_come_back(dtype: str) -> None:
 
 def test_no_subjects_and_empty_subjects_come_back() -> None:
     own = SubjectHistograms()
-    assert packing.unpack_histograms(Counts(**packing.pack_histograms(own))) == own
+    assert encoding.unpack_histograms(Counts(**encoding.pack_histograms(own))) == own
     for name in ("a", "c"):
         own.update(name, np.zeros(0, np.float32), np.zeros(0, bool))
     own.update("b", np.float32([-2, 3]), np.array([True, False]))
-    assert packing.unpack_histograms(Counts(**packing.pack_histograms(own))) == own
+    assert encoding.unpack_histograms(Counts(**encoding.pack_histograms(own))) == own
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,7 +89,7 @@ def test_files_of_layout_2_are_read(runs: list[api.Run], submission: Submission)
     kept._by_subject[files.WITH] = own.subset(ill).pooled()
 
     def older(raw: dict[str, Any]) -> None:
-        raw |= {"submission": 2, "validation": packing.pack_histograms(kept)}
+        raw |= {"submission": 2, "validation": encoding.pack_histograms(kept)}
         del raw["healthy_scores"]
 
     found = files.parse(altered(submission, older).encode(), Path("older.json"))
@@ -159,7 +159,7 @@ def test_a_bomb_is_not_unpacked(submission: Submission) -> None:
 
 def test_more_bins_than_a_histogram_has(submission: Submission) -> None:
     raw = altered(
-        submission, lambda raw: raw["histograms"].update(bins=[packing.MAX_BINS] * len(raw["histograms"]["bins"]))
+        submission, lambda raw: raw["histograms"].update(bins=[encoding.MAX_BINS] * len(raw["histograms"]["bins"]))
     )
     with pytest.raises(ValueError, match="bins; a submission has at most"):
         _ = files.parse(raw.encode(), Path("bins")).test
@@ -198,7 +198,7 @@ def test_what_is_no_submission(submission: Submission, change: Callable[[str], s
         (lambda raw: raw["record"].pop("test"), "record.test"),
         (lambda raw: raw["record"]["metrics"]["auprc"].update(value="0.9"), "record.metrics.auprc.value"),
         (lambda raw: raw["splits"].update(test="s1"), "splits.test"),
-        (lambda raw: raw["histograms"].update(subjects=["x"] * (packing.MAX_SUBJECTS + 1)), "histograms.subjects"),
+        (lambda raw: raw["histograms"].update(subjects=["x"] * (encoding.MAX_SUBJECTS + 1)), "histograms.subjects"),
         (lambda raw: raw.update(note="<script>"), "note"),
     ],
 )
@@ -221,7 +221,7 @@ def test_keys_that_no_score_has(submission: Submission) -> None:
     planes[2, 0] = 1
     counts["data"] = base64.b64encode(lzma.compress(planes.tobytes(), lzma.FORMAT_XZ)).decode()
     with pytest.raises(ValueError, match=r"key|order"):
-        packing.unpack_histograms(Counts(**counts))
+        encoding.unpack_histograms(Counts(**counts))
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,8 @@ from scipy import ndimage
 from adbench.context import Context
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
-from adbench.methods import noise, slicewise, training
+from adbench.methods import training
+from adbench.methods.common import augment, noise
 from adbench.methods.dae import DAE, build_network
 from adbench.testing import check_method
 
@@ -80,8 +81,8 @@ def test_map_equals_scipy(sign: str) -> None:
 def test_smoothing_before_the_sign_cancels_noise() -> None:
     residual = torch.ones(1, 1, 32, 32)
     residual[..., ::2, :] = -1
-    before = slicewise.signed_map(residual, "abs", 3.0, "signed")[0, 0, 16, 16]
-    after = slicewise.signed_map(residual, "abs", 3.0)[0, 0, 16, 16]
+    before = augment.signed_map(residual, "abs", 3.0, "signed")[0, 0, 16, 16]
+    after = augment.signed_map(residual, "abs", 3.0)[0, 0, 16, 16]
     assert float(before) < 1e-3
     assert float(after) > 0.99
 
@@ -111,11 +112,11 @@ def test_skips_carry_the_picture_through() -> None:
 def test_mirror_and_move_keep_image_and_mask_together() -> None:
     batch = slices(48)
     image = batch.brain.float() * 0.7
-    for change in (slicewise.mirror, slicewise.move):
+    for change in (augment.mirror, augment.move):
         out, brain = change(image, batch.brain, torch.Generator().manual_seed(1))
         assert float(out[~brain].abs().max()) == 0.0
         assert float(out[brain].min()) > 0.3
-    flipped, _ = slicewise.mirror(batch.image, batch.brain, torch.Generator(), probability=1.0)
+    flipped, _ = augment.mirror(batch.image, batch.brain, torch.Generator(), probability=1.0)
     assert torch.equal(flipped, batch.image.flip(-1))
 
 

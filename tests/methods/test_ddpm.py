@@ -12,9 +12,9 @@ import torch
 from adbench.context import Context
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
-from adbench.methods import sampling
+from adbench.methods.common import schedulers
+from adbench.methods.common.diffusion import build_unet
 from adbench.methods.ddpm import DDPM
-from adbench.methods.diffusion import build_unet
 from adbench.testing import check_method
 
 SMALL: dict[str, Any] = {
@@ -45,17 +45,17 @@ def test_linear_schedule_is_a_product_of_its_betas() -> None:
     for k in range(1000):
         bar *= 1 - (1e-4 + (0.02 - 1e-4) * k / 999)
         expected.append(bar)
-    np.testing.assert_allclose(sampling.Schedule("linear", 1000).bar.numpy(), expected, rtol=1e-9)
+    np.testing.assert_allclose(schedulers.Schedule("linear", 1000).bar.numpy(), expected, rtol=1e-9)
 
 
 def test_cosine_schedule_is_its_closed_form_and_that_of_madad() -> None:
     def f(t: float) -> float:
         return math.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2
 
-    bar = sampling.Schedule("cosine", 1000).bar.numpy()
+    bar = schedulers.Schedule("cosine", 1000).bar.numpy()
     np.testing.assert_allclose(bar[:990], [f((t + 1) / 1000) / f(0) for t in range(990)], rtol=1e-9)
     published = [0.972, 0.899, 0.787, 0.647, 0.494, 0.341, 0.203, 0.094, 0.024, 2e-5]  # of T = 10
-    np.testing.assert_allclose(sampling.Schedule("cosine", 10).bar.numpy(), published, atol=6e-4)
+    np.testing.assert_allclose(schedulers.Schedule("cosine", 10).bar.numpy(), published, atol=6e-4)
 
 
 @pytest.mark.parametrize("kind", ["linear", "cosine"])
@@ -64,14 +64,14 @@ def test_schedules_equal_those_of_diffusers(kind: str) -> None:
 
     theirs = DDPMScheduler(1000, beta_schedule={"linear": "linear", "cosine": "squaredcos_cap_v2"}[kind])
     np.testing.assert_allclose(
-        sampling.Schedule(kind, 1000).bar.numpy(), theirs.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-9
+        schedulers.Schedule(kind, 1000).bar.numpy(), theirs.alphas_cumprod.numpy(), rtol=2e-4, atol=1e-9
     )
 
 
 def test_ancestral_step_equals_the_posterior_of_ho_2020() -> None:
     rng = np.random.default_rng(0)
     x, clean, fresh = rng.normal(size=(3, 2, 1, 4, 4))
-    schedule = sampling.Schedule("linear", 1000)
+    schedule = schedulers.Schedule("linear", 1000)
     t = 420
     beta, bar, before = (float(schedule.betas[t]), float(schedule.bar[t]), float(schedule.bar[t - 1]))
     mean = math.sqrt(before) * beta / (1 - bar) * clean + math.sqrt(1 - beta) * (1 - before) / (1 - bar) * x
@@ -81,7 +81,7 @@ def test_ancestral_step_equals_the_posterior_of_ho_2020() -> None:
 
 
 def test_a_long_ancestral_step_has_the_marginals_of_the_forward_process() -> None:
-    schedule = sampling.Schedule("linear", 1000)
+    schedule = schedulers.Schedule("linear", 1000)
     draws = torch.Generator().manual_seed(0)
     clean = torch.full((1, 1, 200, 200), 0.7, dtype=torch.float64)
 
@@ -94,7 +94,7 @@ def test_a_long_ancestral_step_has_the_marginals_of_the_forward_process() -> Non
 
 
 def test_forward_process_with_a_step_a_slice_and_back() -> None:
-    schedule = sampling.Schedule("cosine", 50)
+    schedule = schedulers.Schedule("cosine", 50)
     clean, noise = torch.rand((3, 1, 5, 5)), torch.randn((3, 1, 5, 5))
     x = schedule.noised(clean, noise, torch.tensor([0, 20, 40]))
     for k, t in enumerate((0, 20, 40)):
@@ -105,8 +105,8 @@ def test_forward_process_with_a_step_a_slice_and_back() -> None:
 
 
 def test_respaced_keeps_start_marks_and_end() -> None:
-    assert sampling.respaced(10, 4, (7, 10, 12)) == [10, 7, 6, 2, 0]
-    assert sampling.respaced(3, 1) == [3, 2, 1, 0]
+    assert schedulers.respaced(10, 4, (7, 10, 12)) == [10, 7, 6, 2, 0]
+    assert schedulers.respaced(3, 1) == [3, 2, 1, 0]
 
 
 @pytest.mark.parametrize("sampler", ["one_shot", "ancestral", "ddim"])
@@ -115,7 +115,7 @@ def test_an_oracle_network_gives_the_slice_back(sampler: str, target: str) -> No
     ddpm = method(sampler=sampler, target=target, timesteps=40, start=20)
     batch = slices()
     wanted = 2 * batch.image - 1
-    schedule = sampling.Schedule(ddpm.params.schedule, 40)
+    schedule = schedulers.Schedule(ddpm.params.schedule, 40)
 
     def oracle(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return wanted if target == "x0" else schedule.noise_in(x, wanted, int(t[0]))
@@ -157,7 +157,7 @@ def test_loss_is_the_published_one(target: str, train: SliceSet, monkeypatch: py
     value = stage.loss(lambda x, t: torch.full_like(x, 0.3), batch, 0)  # type: ignore[arg-type]
     assert float(value) == pytest.approx(float(expected), rel=1e-5)
     # x_t holds the wanted quantity: solve the forward process for the other one and compare what can be known.
-    bar = sampling.Schedule("cosine", 1000).bar[batch["t"]].numpy()[:, None, None, None]
+    bar = schedulers.Schedule("cosine", 1000).bar[batch["t"]].numpy()[:, None, None, None]
     x, wanted = batch["x"].numpy(), batch["wanted"].numpy()
     if target == "x0":
         assert wanted.min() == -1  # background

@@ -348,7 +348,7 @@ def test_perceptual_term_joins_the_autoencoder(
     train: SliceSet, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Loss = L1 + KL / pixels + weight * mean difference; missing weights stop the fit before it begins."""
-    from adbench.methods import perceptual
+    from adbench.methods.common import perceptual
     from adbench.methods.madad import fitting
 
     def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -378,7 +378,7 @@ def test_perceptual_term_joins_the_autoencoder(
 
 
 def test_perceptual_term_with_the_wheels_weights(train: SliceSet) -> None:
-    from adbench.methods import perceptual
+    from adbench.methods.common import perceptual
 
     if perceptual._package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth") is None:
         pytest.skip("stlpips-pytorch is not installed")
@@ -442,15 +442,15 @@ def test_codec_with_a_base_starts_as_averaging_and_interpolation() -> None:
 
 
 def test_standardised_slices_ignore_gain_and_are_undone() -> None:
-    from adbench.methods import imaging
+    from adbench.methods.common import image_ops
 
     batch = make_set(4).batch(slice(None))
-    one, figures = imaging.standardise(batch.image, batch.brain)
-    other, _ = imaging.standardise((batch.image * 0.5 + 0.2) * batch.brain, batch.brain)
+    one, figures = image_ops.standardise(batch.image, batch.brain)
+    other, _ = image_ops.standardise((batch.image * 0.5 + 0.2) * batch.brain, batch.brain)
     assert torch.allclose(one, other, atol=1e-3)
-    assert torch.allclose(imaging.unstandardise(one, batch.brain, figures), batch.image, atol=0.02)
+    assert torch.allclose(image_ops.unstandardise(one, batch.brain, figures), batch.image, atol=0.02)
     values = one[0][batch.brain[0]]
     assert float(values.median()) == pytest.approx(0.4, abs=0.01)
     assert float(values.quantile(0.75) - values.quantile(0.25)) == pytest.approx(0.15, abs=0.01)
-    empty, _ = imaging.standardise(batch.image, torch.zeros_like(batch.brain))
+    empty, _ = image_ops.standardise(batch.image, torch.zeros_like(batch.brain))
     assert float(empty.abs().max()) == 0

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adbench.methods import noise
+from adbench.methods.common import noise
 
 
 def generator(seed: int = 0) -> torch.Generator:

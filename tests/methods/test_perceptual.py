@@ -10,7 +10,7 @@ import torch
 from scipy import ndimage
 
 from adbench.errors import UserError
-from adbench.methods import perceptual
+from adbench.methods.common import perceptual
 
 
 def pair() -> tuple[torch.Tensor, torch.Tensor]:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from memory_sets import SMALL, make_set
 
-from adbench import ranks
 from adbench.context import Context
 from adbench.errors import UserError
 from adbench.methods.madad.method import MADAD
+from adbench.utils import distributed
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -75,13 +75,13 @@ def test_a_launched_run_reports_once(tmp_path: Path, slices: Path) -> None:
 def test_one_gpu_is_not_shared(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match="--device cuda, not cuda:0"):
-        ranks.join("cuda:0")
+        distributed.join("cuda:0")
 
 
 def test_a_single_process_waits_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "3")  # left over from elsewhere: without a world it means nothing
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    assert (ranks.rank(), ranks.world()) == (0, 1)
-    ranks.join("cuda:0")
-    with ranks.first():
-        ranks.wait()
+    assert (distributed.rank(), distributed.world()) == (0, 1)
+    distributed.join("cuda:0")
+    with distributed.first():
+        distributed.wait()

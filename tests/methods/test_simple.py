@@ -15,8 +15,8 @@ from scipy.stats import rankdata
 from adbench.context import Context
 from adbench.datasets.slices import SliceSet
 from adbench.errors import UserError
-from adbench.methods import imaging
 from adbench.methods.ae import AE
+from adbench.methods.common import image_ops
 from adbench.methods.simple import Constant, HistEq, ZScore
 
 AE_SMALL = {"image_size": 32, "channels": (8, 16), "latent": 8, "steps": 10, "batch": 4}
@@ -129,19 +129,19 @@ def test_a_checkpoint_of_another_shape_is_refused(train: SliceSet, tmp_path: Pat
 def test_blur_equals_scipy() -> None:
     image = torch.rand(2, 1, 30, 21)
     expected = [gaussian_filter(one[0].numpy(), 2.5, mode="constant") for one in image]
-    np.testing.assert_allclose(imaging.gaussian_blur(image, 2.5)[:, 0], expected, atol=1e-6)
-    assert imaging.gaussian_blur(image, 0) is image
+    np.testing.assert_allclose(image_ops.gaussian_blur(image, 2.5)[:, 0], expected, atol=1e-6)
+    assert image_ops.gaussian_blur(image, 0) is image
 
 
 def test_augmentation_keeps_range_background_and_seed() -> None:
     batch = make_set(20).batch(slice(None))
-    results = [imaging.augment(batch.image, batch.brain, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
+    results = [image_ops.augment(batch.image, batch.brain, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]
     assert torch.equal(results[0][0], results[1][0])
     assert not torch.equal(results[0][0], results[2][0])
     image, brain = results[0]
     assert float(image[~brain].abs().max()) == 0
     assert 0 <= float(image.min()) <= float(image.max()) <= 1
-    untouched, mask = imaging.augment(batch.image, batch.brain, torch.Generator().manual_seed(0), probability=0.0)
+    untouched, mask = image_ops.augment(batch.image, batch.brain, torch.Generator().manual_seed(0), probability=0.0)
     assert torch.allclose(untouched, batch.image, atol=1e-4)
     assert torch.equal(mask, batch.brain)
     areas = brain.sum(dim=(1, 2, 3)) / batch.brain.sum(dim=(1, 2, 3))
@@ -150,7 +150,7 @@ def test_augmentation_keeps_range_background_and_seed() -> None:
 
 def test_resizing_does_not_alias() -> None:
     stripes = (torch.arange(64) % 2).float().expand(1, 1, 64, 64)
-    assert torch.allclose(imaging.shrink(stripes, (16, 16))[..., 2:-2], torch.tensor(0.5), atol=0.05)
+    assert torch.allclose(image_ops.shrink(stripes, (16, 16))[..., 2:-2], torch.tensor(0.5), atol=0.05)
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., :30] = True
-    assert int(imaging.shrink_mask(mask, (16, 16)).sum()) in (16 * 7, 16 * 8)
+    assert int(image_ops.shrink_mask(mask, (16, 16)).sum()) in (16 * 7, 16 * 8)

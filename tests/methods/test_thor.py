@@ -12,8 +12,8 @@ from scipy import ndimage
 from adbench.context import Context
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
-from adbench.methods import sampling
-from adbench.methods.diffusion import build_unet
+from adbench.methods.common import schedulers
+from adbench.methods.common.diffusion import build_unet
 from adbench.methods.thor import PAPER_PARAMETERS, THOR, harmonic_mean, region_mask
 from adbench.testing import check_method
 
@@ -94,7 +94,7 @@ def test_walk_equals_numpy() -> None:
     thor = method(perceptual="none", normalise=False, stride=100, timesteps=1000, window=13)
     batch = slices()
     healthy = np.full(batch.image.shape, 0.35, np.float32) * batch.brain.numpy()
-    schedule = sampling.Schedule("linear", 1000)
+    schedule = schedulers.Schedule("linear", 1000)
 
     def oracle(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return schedule.noise_in(x, torch.from_numpy(2 * healthy - 1), int(t[0]))
@@ -111,7 +111,7 @@ def test_harmonisation_leads_back_to_the_slice_outside_the_region() -> None:
     thor = method(perceptual="none", stride=350, window=1, harmonise=(200,), start=350)
     batch = slices()
     batch = SliceBatch(batch.image, batch.brain, batch.subjects, batch.slices, batch.modality)
-    schedule = sampling.Schedule("linear", 1000)
+    schedule = schedulers.Schedule("linear", 1000)
     wanted = torch.from_numpy(np.full(batch.image.shape, -0.3, np.float32))
     seen: dict[int, list[torch.Tensor]] = {}
 

@@ -19,7 +19,7 @@ from torch import nn
 from adbench.context import Context, Progress
 from adbench.errors import UserError
 from adbench.methods import training
-from adbench.methods.resident import Pictures
+from adbench.methods.common.prefetch import Pictures
 
 X = torch.linspace(-1, 1, 32)[:, None]
 
@@ -252,7 +252,7 @@ def test_full_disk_is_one_clear_sentence(tmp_path: Path, monkeypatch: pytest.Mon
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("adbench.methods.checkpoints.save_file", full)
+    monkeypatch.setattr("adbench.methods.training.checkpoints.save_file", full)
     with pytest.raises(UserError, match="No space left for a checkpoint in"):
         training.train_stage(stage(PLAN), Context(workdir=tmp_path))
 
@@ -281,13 +281,13 @@ def test_slices_are_read_ahead_of_the_step_that_needs_them(monkeypatch: pytest.M
     """A fit that reads ahead asks for every batch once, has it ready when it is drawn, and ends in the same numbers."""
     import threading
 
-    from adbench.methods import resident
     from adbench.methods.ae import AE
+    from adbench.methods.common import prefetch
 
     params = AE.resolve("tiny", {"image_size": 32, "channels": (8,), "steps": 5, "batch": 4, "standardise": True})
     whole = AE(params, Context()).fit(make_set(9), None)
     reads: list[tuple[str, tuple[int, ...]]] = []
-    inner = resident.Pictures._read
+    inner = prefetch.Pictures._read
 
     def spied(self: Pictures, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         reads.append((threading.current_thread().name, tuple(indices.tolist())))
@@ -297,8 +297,8 @@ def test_slices_are_read_ahead_of_the_step_that_needs_them(monkeypatch: pytest.M
         def __init__(self, data: object, size: object, device: object, *, standardise: bool) -> None:
             super().__init__(data, size, device, standardise=standardise, budget=0)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(resident.Pictures, "_read", spied)
-    monkeypatch.setattr("adbench.methods.single.Pictures", Poor)
+    monkeypatch.setattr(prefetch.Pictures, "_read", spied)
+    monkeypatch.setattr("adbench.methods.common.fit_network.Pictures", Poor)
     assert AE(params, Context()).fit(make_set(9), None).curves == whole.curves
     main, *ahead = reads
     assert main[0] == "MainThread"

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adbench.errors import UserError
-from adbench.metrics.bins import Partition
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram
-from adbench.metrics.keys import CELL_SHIFT, ordered
+from adbench.metrics.partition import Partition
+from adbench.metrics.score_bins import CELL_SHIFT, ordered
 
 
 def curve_of(scores, labels):

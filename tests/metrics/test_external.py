@@ -9,11 +9,11 @@ import sklearn.metrics as sk
 from PIL import Image
 
 from adbench.errors import UserError
+from adbench.evaluation.map_files import CaseFolder
+from adbench.evaluation.maps import evaluate_folders, table
 from adbench.metrics.evaluate import NAMES, evaluate
-from adbench.metrics.external import evaluate_folders, table
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.metrics.volumes import CaseFolder
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 SHAPE = (12, 10, 4)  # x, y, slices

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adbench.errors import UserError
-from adbench.metrics import counting, keys
+from adbench.metrics import counting
 from adbench.metrics import histogram as module
-from adbench.metrics.bins import Partition
+from adbench.metrics import score_bins as keys
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+from adbench.metrics.partition import Partition
 
 EXTREMES = np.array(
     [-3.4028235e38, -65504, -1, -1e-30, -1e-40, -0.0, 0.0, 1e-45, 1e-40, 1e-30, 0.5, 1, 65504, 3.4028235e38], np.float32

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adbench import registry
+from adbench.config import registry
 from adbench.errors import UserError
 from adbench.metrics import evaluate as evaluation
 from adbench.metrics.histogram import SubjectHistograms

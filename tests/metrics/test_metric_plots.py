@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from adbench.errors import UserError
-from adbench.metrics import bootstrap, keys, plots
+from adbench.metrics import bootstrap, plots, score_bins
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
@@ -55,7 +55,7 @@ def test_bands_hold_the_curves_of_their_replicates():
                 pool.merge(histogram)
                 means.append(histogram)
         for key, tp, fp, dice in zip(sampled.keys, sampled.tp[row], sampled.fp[row], sampled.dice[row], strict=True):
-            threshold = float(keys.edges(np.array([key]))[0])
+            threshold = float(score_bins.edges(np.array([key]))[0])
             assert pool.positives_at(threshold) == (tp, fp)
             assert dice == pytest.approx(np.mean([dice_at(h, threshold) for h in means]), abs=1e-12)
     thinned = bootstrap.curves(test, draws, points=7)

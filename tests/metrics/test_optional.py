@@ -135,7 +135,7 @@ def test_the_store_knows_the_voxel_size(tmp_path):
     """Pixels of 3.6 x 1.6 mm: squares of 60 x 40 voxels of 1.2 x 0.8 mm, cut to 20 x 20."""
     from adbench.datasets.geometry import Geometry, matrix
     from adbench.datasets.slices import LabelledSet
-    from adbench.datasets.store import SliceStore
+    from adbench.datasets.store.slice_store import SliceStore
 
     crosswise = np.array([[0, 0.8, 0, 5], [1.2, 0, 0, -3], [0, 0, 2.5, 8], [0, 0, 0, 1]])
     eye = matrix(np.eye(4))

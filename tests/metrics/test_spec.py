@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import adbench
-from adbench import registry
+from adbench.config import registry
 from adbench.metrics import evaluate, spatial
 from adbench.metrics.base import Metric
 from adbench.metrics.compare import Samples, compare
@@ -116,7 +116,7 @@ def test_less_of_what_is_better_with_less_ranks_first():
 
 def test_nothing_heavy_is_imported_to_list_metrics():
     code = (
-        "import sys; from adbench.catalogue import listing; rows = listing('metrics')\n"
+        "import sys; from adbench.cli.describe import listing; rows = listing('metrics')\n"
         "print(len(rows), *[name for name in ('torch', 'numpy', 'scipy', 'monai', 'sklearn') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

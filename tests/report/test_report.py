@@ -16,13 +16,13 @@ from PIL import Image
 
 from adbench import api
 from adbench.errors import UserError
-from adbench.files import write_json
-from adbench.fitting import FIT
-from adbench.fitting import fitted as read_fit
-from adbench.hashing import digest_file, sealed
 from adbench.report.collect import choose, choose_slices, collect, window
 from adbench.report.render import write_report
 from adbench.report.tiles import contour, map_uri
+from adbench.runner.fit import FIT
+from adbench.runner.fit import fitted as read_fit
+from adbench.utils.files import write_json
+from adbench.utils.hashing import digest_file, sealed
 
 Cli = Callable[..., tuple[int, str, str]]
 

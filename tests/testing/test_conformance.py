@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from adbench import registry
+from adbench.config import registry
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet, param

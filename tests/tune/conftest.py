@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from adbench import config
-from adbench.config import RunConfig
+from adbench.config import run_config
+from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.executors.packing import Share
+from adbench.executors.gpu_sharing import Share
 from adbench.tune import course as courses
 from adbench.tune import drive as driving
 from adbench.tune import worker
@@ -36,7 +36,7 @@ def settings(tmp_path: Path) -> Callable[..., RunConfig]:
         sets = [f"dataset.{text}" for text in PHANTOM]
         sets += [f"method.{text}" for text in SMALL] if method == "ae" else []
         flags = {"method": (method,), "dataset": ("phantom",), "device": "cpu", "out": str(tmp_path / "runs")}
-        return config.load(None, flags, [*sets, *assignments])
+        return run_config.load(None, flags, [*sets, *assignments])
 
     return make
 

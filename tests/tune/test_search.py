@@ -12,21 +12,21 @@ import pytest
 import yaml
 from PIL import Image
 
-from adbench import config
-from adbench.config import RunConfig
+from adbench.config import run_config
+from adbench.config.run_config import RunConfig
 from adbench.errors import UserError
-from adbench.fitting import FIT, fitted
 from adbench.methods.ae import AE
 from adbench.methods.simple import HistEq
-from adbench.planning import plan
-from adbench.presence import held
 from adbench.results.record import TunedFrom, read
-from adbench.runner import run_cell
+from adbench.runner.fit import FIT, fitted
+from adbench.runner.plan import plan
+from adbench.runner.run_cell import run_cell
 from adbench.tune import report as reports
 from adbench.tune.search import Result, seconds
 from adbench.tune.table import TRIALS, Table
 from adbench.tune.task import difference
 from adbench.tune.worker import fit_folder
+from adbench.utils.locks import held
 
 Settings = Callable[..., RunConfig]
 Tune = Callable[..., Result]
@@ -76,12 +76,12 @@ def test_the_same_run_without_a_search_has_the_same_key_and_learns_its_origin(
 ) -> None:
     result = tune(settings("histeq"), trials=2)
     assert result.config is not None
-    tuned = config.load(result.config, {}, [])
+    tuned = run_config.load(result.config, {}, [])
     plain = tuned.model_copy(update={"tuned_from": None})
-    (cell,) = plan(config.cells(plain), tmp_path / "runs", config.default_cache())
+    (cell,) = plan(run_config.cells(plain), tmp_path / "runs", run_config.default_cache())
     first = run_cell(cell)
     assert first.tuned_from is None
-    (same,) = plan(config.cells(tuned), tmp_path / "runs", config.default_cache())
+    (same,) = plan(run_config.cells(tuned), tmp_path / "runs", run_config.default_cache())
     assert same.run_key == cell.run_key
     again = run_cell(same)
     assert again.tuned_from == tuned.tuned_from
@@ -92,13 +92,13 @@ def test_the_same_run_without_a_search_has_the_same_key_and_learns_its_origin(
 
 def test_changed_parameters_and_other_methods_are_told_apart(settings: Settings, tune: Tune) -> None:
     result = tune(settings("histeq"), trials=2)
-    (cell,) = config.cells(config.load(result.config, {}, ["method.sigma=7.5"]))
+    (cell,) = run_config.cells(run_config.load(result.config, {}, ["method.sigma=7.5"]))
     assert isinstance(cell.tuned_from, TunedFrom)
     assert cell.tuned_from.changed == ("sigma",)
     by_method = {
         cell.method: cell.tuned_from
-        for cell in config.cells(
-            config.load(result.config, {"method": ("histeq", "constant")}, []).model_copy(update={"set": {}})
+        for cell in run_config.cells(
+            run_config.load(result.config, {"method": ("histeq", "constant")}, []).model_copy(update={"set": {}})
         )
     }
     assert by_method["histeq"] is not None
@@ -270,7 +270,7 @@ def test_watching_changes_no_bit_of_the_fit(settings: Settings, tune: Tune, tmp_
     assert len(watched.table.trials[0].reports) == 3
     (fit,) = (tmp_path / "runs" / "fits").iterdir()
     plain = settings().model_copy(update={"out": str(tmp_path / "plain")})
-    (cell,) = plan(config.cells(plain), tmp_path / "plain", config.default_cache())
+    (cell,) = plan(run_config.cells(plain), tmp_path / "plain", run_config.default_cache())
     run_cell(cell)
     assert fit.name == cell.fit_folder.name
     assert (fit / "model.safetensors").read_bytes() == (cell.fit_folder / "model.safetensors").read_bytes()

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import yaml
 
-from adbench.config import RunConfig
+from adbench.config.run_config import RunConfig
 from adbench.results.record import read
 from adbench.tune.search import Result
 from adbench.tune.table import TRIALS

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 from numpy.lib import format as npy
 
-from adbench import config
-from adbench.config import RunConfig
-from adbench.datasets.pseudo import PseudoParams
+from adbench.config import run_config
+from adbench.config.run_config import RunConfig
 from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet
-from adbench.datasets.store import SliceStore
+from adbench.datasets.store.slice_store import SliceStore
+from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError
-from adbench.planning import Data, plan
+from adbench.runner.plan import Data, plan
 from adbench.tune.data import Role, fewer, runs
 from adbench.tune.search import Result
 from adbench.tune.task import Task
@@ -30,7 +30,7 @@ ARRAYS = ("images", "brains", "lesions")
 
 @pytest.fixture
 def data(settings: Callable[..., RunConfig], tmp_path: Path) -> Data:
-    (planned,) = plan(config.cells(settings("histeq")), tmp_path / "runs", tmp_path / "cache")
+    (planned,) = plan(run_config.cells(settings("histeq")), tmp_path / "runs", tmp_path / "cache")
     return planned.data
 
 
@@ -161,7 +161,7 @@ def test_ruined_test_slices_change_nothing(
 ) -> None:
     private = settings().model_copy(update={"cache": str(tmp_path / "own cache")})
     before = tune(private, trials=4, name="before")
-    (planned,) = plan(config.cells(private), tmp_path / "runs", tmp_path / "own cache")
+    (planned,) = plan(run_config.cells(private), tmp_path / "runs", tmp_path / "own cache")
     _ruin(planned.data.test_store, planned.data.test.rows)
     after = tune(private, trials=4, name="after")
     assert _figures(after) == _figures(before)

@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from adbench.datasets import grid
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.phantom.lesions import KINDS, Kind
 from adbench.datasets.phantom.subject import Subject
 from adbench.datasets.phantom.template import Frame, template_digest
+from adbench.datasets.preprocessing import resize
 from adbench.errors import unknown
 from adbench.params import ParamSet, param
 
@@ -89,9 +89,9 @@ class Phantom(Dataset):
         """Generate one subject: (S, H, W) with anterior at the top, padded to a square."""
         planes = self.planes()
         volume = self.subject(case).scan(modality, Frame(self.params.resolution, planes))
-        side = grid.square_side([volume.image.shape[:2]], grid.MULTIPLE)
+        side = resize.square_side([volume.image.shape[:2]], resize.MULTIPLE)
         image, brain, lesion = (
-            grid.pad_square(np.ascontiguousarray(v.transpose(2, 1, 0)[:, ::-1]), side)
+            resize.pad_square(np.ascontiguousarray(v.transpose(2, 1, 0)[:, ::-1]), side)
             for v in (volume.image, volume.brain, volume.lesion)
         )
         return Stack(image, brain, lesion, planes)

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from adbench.context import Progress
-from adbench.datasets import nifti
+from adbench.datasets.io import nifti
 from adbench.datasets.phantom import contrast, head
 from adbench.datasets.phantom.lesions import Kind
 from adbench.datasets.phantom.subject import Subject
 from adbench.datasets.phantom.template import ORIGIN, SHAPE, Frame
 from adbench.errors import UserError, unknown
-from adbench.seeds import derive
+from adbench.utils.seeds import derive
 
 if TYPE_CHECKING:
     from adbench.datasets.phantom.anatomy import Anatomy

@@ -11,7 +11,7 @@ from adbench.datasets.phantom import contrast, lesions
 from adbench.datasets.phantom.anatomy import Anatomy
 from adbench.datasets.phantom.lesions import Kind, Pathology
 from adbench.datasets.phantom.template import Frame
-from adbench.seeds import derive
+from adbench.utils.seeds import derive
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.hashing import digest_file
+from adbench.utils.hashing import digest_file
 
 SHAPE = (197, 233, 189)  # voxels of 1 mm
 ORIGIN = (-98.0, -134.0, -72.0)  # mm, RAS

@@ -10,13 +10,14 @@ import torch
 from torch import nn
 
 from adbench.errors import UserError
-from adbench.methods import imaging, perceptual, training
+from adbench.methods import training
 from adbench.methods.base import FitReport
+from adbench.methods.common import image_ops, perceptual
+from adbench.methods.common.perceptual import Difference
+from adbench.methods.common.prefetch import Pictures
 from adbench.methods.madad import diffusion, masking
 from adbench.methods.madad.autoencoder import LatentCodec, kl_divergence, new_codec, pretrained_codec
 from adbench.methods.madad.network import TwoHeadUNet, diffusion_loss
-from adbench.methods.perceptual import Difference
-from adbench.methods.resident import Pictures
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -105,7 +106,7 @@ def _fit_autoencoder(
     def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
         image, brain = pictures.get(indices)
         if p.augment:
-            image, _ = imaging.augment(image, brain, generator)
+            image, _ = image_ops.augment(image, brain, generator)
         return {"image": image * 2 - 1, "noise": torch.randn((len(indices), *shape), generator=generator)}
 
     def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
@@ -179,7 +180,7 @@ def encode_all(p: MADADParams, codec: LatentCodec, pictures: Pictures, copies: i
                 image, brain = pictures.get(where)
                 pictures.expect(following)
                 if copy:
-                    image, brain = imaging.augment(
+                    image, brain = image_ops.augment(
                         image, brain, training.generator(ctx.seed, "madad", name, copy, int(where[0]))
                     )
                 mean, std = codec.encode(image * 2 - 1)

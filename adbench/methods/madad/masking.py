@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from adbench.methods.imaging import shrink
+from adbench.methods.common.image_ops import shrink
 
 
 def allowed_cells(brain: torch.Tensor, grid: tuple[int, int], block: int = 16, share: float = 0.9) -> torch.Tensor:

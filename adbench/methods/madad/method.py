@@ -9,8 +9,8 @@ from pydantic import model_validator
 
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method, Resources
-from adbench.methods.budget import TrainedParams
 from adbench.methods.card import Card
+from adbench.methods.common.training_length import TrainedParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
@@ -351,7 +351,7 @@ class MADAD(Method):
         self._scale = float(notes["scale"])
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        from adbench.methods.frame import placed
+        from adbench.methods.common.preprocess import placed
         from adbench.methods.madad.fitting import new_unet
 
         unet = new_unet(self.params, self._codec.channels)

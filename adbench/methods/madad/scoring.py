@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from adbench.methods import imaging, training
-from adbench.methods.frame import Frame, fast
+from adbench.methods import training
+from adbench.methods.common import image_ops
+from adbench.methods.common.augment import one_sided
+from adbench.methods.common.preprocess import Frame, fast
 from adbench.methods.madad import diffusion
-from adbench.methods.slicewise import one_sided
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -33,7 +34,7 @@ def anomaly_map(
     d = one_sided(reference - repaired, sign)
     if difference == "squared":
         d = d**2
-    return imaging.gaussian_blur(d.clamp(max=gamma) / gamma, sigma)
+    return image_ops.gaussian_blur(d.clamp(max=gamma) / gamma, sigma)
 
 
 def repair(

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from adbench import ranks
-from adbench.methods.frame import precision
+from adbench.methods.common.preprocess import precision
+from adbench.utils import distributed
 
 
 def make_accelerator(device: str) -> Any:
@@ -19,9 +19,9 @@ def make_accelerator(device: str) -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, PartialState
 
-    ranks.join(device)
+    distributed.join(device)
     target = torch.device(device)
-    launched = ranks.world() > 1
+    launched = distributed.world() > 1
     if target.type == "cuda" and target.index is not None and not launched:
         torch.cuda.set_device(target)  # accelerate works on the current device
     if PartialState._shared_state and not launched and PartialState().device.type != target.type:
@@ -43,7 +43,7 @@ def micro_batches(
 
 def add_up(tensors: Iterable[torch.Tensor | None]) -> None:
     """Replace each tensor by its sum over the processes, in one exchange; nothing to do for a single process."""
-    if ranks.world() == 1:
+    if distributed.world() == 1:
         return
     held = [tensor for tensor in tensors if tensor is not None]
     flat = torch.cat([tensor.flatten() for tensor in held])
@@ -54,7 +54,7 @@ def add_up(tensors: Iterable[torch.Tensor | None]) -> None:
 
 def of_first(value: float, device: torch.device) -> float:
     """``value`` as rank 0 has it, so that all processes decide alike."""
-    if ranks.world() == 1:
+    if distributed.world() == 1:
         return value
     held = torch.tensor([value], dtype=torch.float64, device=device)
     torch.distributed.broadcast(held, src=0)

@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from adbench.seeds import derive
+from adbench.utils.seeds import derive
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
-    """A CPU generator seeded by :func:`adbench.seeds.derive`."""
+    """A CPU generator seeded by :func:`adbench.utils.seeds.derive`."""
     return torch.Generator().manual_seed(derive(seed, *names))
 
 

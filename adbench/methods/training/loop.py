@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from adbench import ranks
 from adbench.methods.training.draws import forked
 from adbench.methods.training.events import Events
 from adbench.methods.training.plan import moment
 from adbench.methods.training.run import Run
 from adbench.methods.training.stage import Stage, StageResult
+from adbench.utils import distributed
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -49,7 +49,7 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
 
 def _loop(run: Run) -> None:
     plan, progress, name = run.plan, run.ctx.progress, run.stage.name
-    wanted = run.ctx.tensorboard and run.ctx.workdir is not None and ranks.rank() == 0
+    wanted = run.ctx.tensorboard and run.ctx.workdir is not None and distributed.rank() == 0
     events = Events(run.ctx.workdir / name / "tensorboard" if wanted and run.ctx.workdir else None, run.step)
     saved = shown = time.monotonic()
     shown -= 1.0

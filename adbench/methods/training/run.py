@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from adbench import ranks
 from adbench.errors import UserError
-from adbench.methods.checkpoints import StageFolder
+from adbench.methods.training.checkpoints import StageFolder
 from adbench.methods.training.devices import add_up, make_accelerator, micro_batches, of_first
 from adbench.methods.training.draws import batch_indices, generator
 from adbench.methods.training.stage import Batch, Stage
-from adbench.seeds import derive
+from adbench.utils import distributed
+from adbench.utils.seeds import derive
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -31,9 +31,9 @@ class Run:
         from diffusers.training_utils import EMAModel
 
         self.stage, self.ctx, self.plan = stage, ctx, stage.plan
-        if self.plan.batch < ranks.world():
+        if self.plan.batch < distributed.world():
             raise UserError(
-                f"{stage.name}: a batch of {self.plan.batch} cannot be shared by {ranks.world()} processes."
+                f"{stage.name}: a batch of {self.plan.batch} cannot be shared by {distributed.world()} processes."
             )
         self.accelerator = make_accelerator(ctx.device)
         self.device = self.accelerator.device
@@ -94,7 +94,7 @@ class Run:
         return tensors
 
     def save(self, *, finished: bool = False) -> None:
-        if ranks.rank() > 0:
+        if distributed.rank() > 0:
             return
         figures = {
             "step": self.step,
@@ -110,7 +110,7 @@ class Run:
     def restore(self) -> bool:
         """Continue from the checkpoint, if there is one; True when the stage had been finished."""
         found = self.folder.read()
-        ranks.wait()  # nobody writes before everybody has read
+        distributed.wait()  # nobody writes before everybody has read
         if found is None:
             return False
         figures, state, best = found
@@ -145,7 +145,7 @@ class Run:
 
     def _seed(self, what: str, number: int) -> None:
         """Seed dropout and the like; every process of a launch has draws of its own."""
-        share = (ranks.rank(),) if ranks.rank() else ()
+        share = (distributed.rank(),) if distributed.rank() else ()
         torch.manual_seed(derive(self.ctx.seed, self.stage.name, what, self.step, number, *share))
 
     def _backward(self, batch: Batch) -> torch.Tensor:
@@ -201,7 +201,7 @@ class Run:
         indices = self._indices(self.step)
         with torch.no_grad():
             batch = self.stage.draw(indices, generator(self.ctx.seed, name, "draw", self.step))
-        batch = {key: value[ranks.rank() :: ranks.world()].to(self.device) for key, value in batch.items()}
+        batch = {key: value[distributed.rank() :: distributed.world()].to(self.device) for key, value in batch.items()}
         if self.stage.upcoming is not None:
             self.stage.upcoming(self._indices(self.step + 1))
         self.lr = plan.lr_at(self.step, self.spent)
@@ -260,7 +260,7 @@ class Run:
     def _show(self) -> None:
         """Let whoever watches score with the weights as they are; the clock of a wall-clock budget stands still."""
         before = self.stage.watched_from
-        if self.ctx.watch is None or before is None or ranks.rank() > 0:
+        if self.ctx.watch is None or before is None or distributed.rank() > 0:
             return
         start = time.perf_counter()
         done = self.step / self.plan.steps if self.plan.seconds is None else min(1.0, self.spent)

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from adbench.datasets.recipe import brains
+from adbench.datasets.preprocessing import brain_extraction
 from adbench.errors import UserError
 
 SHAPE = (20, 22, 18)
@@ -21,33 +21,35 @@ BALL = (np.stack(np.meshgrid(*(np.linspace(-1, 1, n) for n in SHAPE), indexing="
 
 @pytest.fixture(autouse=True)
 def _fresh() -> None:
-    brains._loaded.cache_clear()
+    brain_extraction._loaded.cache_clear()
 
 
 def test_background_fills_holes_and_nothing_else() -> None:
     image = np.where(BALL, 50, 0)
     image[9:12, 10:12, 8:10] = 0  # fluid that happens to be 0
-    found = brains.background(image, "here")
+    found = brain_extraction.background(image, "here")
     np.testing.assert_array_equal(found, BALL)
     image[10, :11, 9] = 0  # a tunnel to the outside: not a hole
-    assert not brains.background(image, "here")[10, 10, 9]
+    assert not brain_extraction.background(image, "here")[10, 10, 9]
 
 
 def test_bounds() -> None:
     mask = np.zeros(SHAPE, bool)
     mask[3:7, 5, 9:18] = True
-    assert brains.bounds(mask) == (slice(3, 7), slice(5, 6), slice(9, 18))
-    assert brains.bounds(np.zeros(SHAPE, bool)) is None
+    assert brain_extraction.bounds(mask) == (slice(3, 7), slice(5, 6), slice(9, 18))
+    assert brain_extraction.bounds(np.zeros(SHAPE, bool)) is None
 
 
 def plugin(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, body: str, names: tuple[str, ...] = ("mine",)) -> None:
     (tmp_path / "my_brains.py").write_text("import numpy as np\n" + textwrap.dedent(body))
     monkeypatch.syspath_prepend(str(tmp_path))
     points = [
-        EntryPoint(name, f"my_brains:{find}", brains.GROUP)
+        EntryPoint(name, f"my_brains:{find}", brain_extraction.GROUP)
         for name, find in zip(names, ("find", "other"), strict=False)
     ]
-    monkeypatch.setattr(brains, "entry_points", lambda group: points if group == brains.GROUP else [])
+    monkeypatch.setattr(
+        brain_extraction, "entry_points", lambda group: points if group == brain_extraction.GROUP else []
+    )
     sys.modules.pop("my_brains", None)
 
 
@@ -57,14 +59,14 @@ def test_a_plug_in(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         tmp_path,
         "def find(image, affine, modality):\n    assert modality == 'T2'\n    return (image > 10).astype(int)",
     )
-    found = brains.extract("mine", np.where(BALL, 50, 3), np.eye(4), "T2", "here")
+    found = brain_extraction.extract("mine", np.where(BALL, 50, 3), np.eye(4), "T2", "here")
     assert found.dtype == bool
     np.testing.assert_array_equal(found, BALL)
-    before = brains.tool("mine").version
-    assert before == brains.tool("mine").version
+    before = brain_extraction.tool("mine").version
+    assert before == brain_extraction.tool("mine").version
     with open(tmp_path / "my_brains.py", "a") as file:
         file.write("\n# edited\n")
-    assert brains.tool("mine").version != before, "or masks of another tool would be taken from the cache"
+    assert brain_extraction.tool("mine").version != before, "or masks of another tool would be taken from the cache"
 
 
 @pytest.mark.parametrize(
@@ -82,21 +84,21 @@ def test_a_plug_in_that_misbehaves_is_named(
 ) -> None:
     plugin(monkeypatch, tmp_path, body)
     with pytest.raises(UserError, match=message):
-        brains.extract("mine", np.ones(SHAPE), np.eye(4), "T1", "case 7")
+        brain_extraction.extract("mine", np.ones(SHAPE), np.eye(4), "T1", "case 7")
 
 
 def test_two_claims_and_no_claim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plugin(monkeypatch, tmp_path, "def find(*_): ...\ndef other(*_): ...", ("mine", "mine"))
     with pytest.raises(UserError, match="'mine' is claimed by"):
-        brains.tool("mine")
+        brain_extraction.tool("mine")
     with pytest.raises(UserError, match=r"Unknown brain extraction 'deepbat'\. Did you mean 'deepbet'"):
-        brains.tool("deepbat")
+        brain_extraction.tool("deepbat")
 
 
 def test_a_tool_for_t1_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brains, "find_spec", lambda _: True)
+    monkeypatch.setattr(brain_extraction, "find_spec", lambda _: True)
     with pytest.raises(UserError, match=r"deepbet finds the brain on T1 only.*--set dataset\.brain=hd-bet or template"):
-        brains.extract("deepbet", np.ones(SHAPE), np.eye(4), "T2", "case 7")
+        brain_extraction.extract("deepbet", np.ones(SHAPE), np.eye(4), "T2", "case 7")
 
 
 def test_the_program_hd_bet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,20 +121,20 @@ def test_the_program_hd_bet(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     )
     program.chmod(program.stat().st_mode | stat.S_IEXEC)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
-    monkeypatch.setattr(brains, "find_spec", lambda _: None)
-    found = brains.extract("hd-bet", np.where(BALL, 50, 3), np.eye(4), "T2", "case 7")
+    monkeypatch.setattr(brain_extraction, "find_spec", lambda _: None)
+    found = brain_extraction.extract("hd-bet", np.where(BALL, 50, 3), np.eye(4), "T2", "case 7")
     np.testing.assert_array_equal(found, BALL)
     far = np.eye(4)
     far[0, 3] = 7
     with pytest.raises(UserError, match="hd-bet ended with code 1: no memory"):
-        brains.extract("hd-bet", np.where(BALL, 50, 3), far, "T2", "case 7")
+        brain_extraction.extract("hd-bet", np.where(BALL, 50, 3), far, "T2", "case 7")
 
 
 def test_automatic_takes_the_first_that_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(brains, "find_spec", lambda name: name == "deepbet")
-    assert brains.automatic() == "deepbet"
-    monkeypatch.setattr(brains, "find_spec", lambda _: None)
-    monkeypatch.setattr(brains.shutil, "which", lambda name: "/bin/hd-bet" if name == "hd-bet" else None)
-    assert brains.automatic() == "hd-bet"
-    monkeypatch.setattr(brains.shutil, "which", lambda _: None)
-    assert brains.automatic() == "template"
+    monkeypatch.setattr(brain_extraction, "find_spec", lambda name: name == "deepbet")
+    assert brain_extraction.automatic() == "deepbet"
+    monkeypatch.setattr(brain_extraction, "find_spec", lambda _: None)
+    monkeypatch.setattr(brain_extraction.shutil, "which", lambda name: "/bin/hd-bet" if name == "hd-bet" else None)
+    assert brain_extraction.automatic() == "hd-bet"
+    monkeypatch.setattr(brain_extraction.shutil, "which", lambda _: None)
+    assert brain_extraction.automatic() == "template"

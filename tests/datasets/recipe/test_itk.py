@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adbench.datasets.recipe import itk, template
-from adbench.datasets.recipe.orient import resample
-from adbench.datasets.recipe.pipeline import _crown
+from adbench.datasets.preprocessing import registration, template
+from adbench.datasets.preprocessing.pipeline import _crown
+from adbench.datasets.preprocessing.reorient import resample
 from adbench.errors import UserError
 
-pytestmark = pytest.mark.skipif(not itk.installed(), reason="the extra `prepare` is not installed")
+pytestmark = pytest.mark.skipif(not registration.installed(), reason="the extra `prepare` is not installed")
 STEP = 4
 COARSE = template.AFFINE @ np.diag([STEP, STEP, STEP, 1.0])
 
@@ -28,9 +28,9 @@ def mask() -> np.ndarray:
 def test_n4_takes_a_smooth_field_away(brain: np.ndarray, mask: np.ndarray) -> None:
     x, y, z = np.meshgrid(*(np.linspace(-1, 1, n) for n in brain.shape), indexing="ij")
     field = np.exp(0.6 * x - 0.5 * y * z + 0.4 * z).astype(np.float32)
-    log = itk.bias_field(brain * field, COARSE, mask)
+    log = registration.bias_field(brain * field, COARSE, mask)
     assert log.dtype == np.float16
-    corrected = itk.unbiased(brain * field, COARSE, log)
+    corrected = registration.unbiased(brain * field, COARSE, log)
 
     def spread(image: np.ndarray) -> float:
         ratio = np.log(image[mask] / brain[mask])
@@ -38,7 +38,7 @@ def test_n4_takes_a_smooth_field_away(brain: np.ndarray, mask: np.ndarray) -> No
 
     assert spread(brain * field) > 0.2
     assert spread(corrected) < 0.35 * spread(brain * field)
-    np.testing.assert_array_equal(itk.bias_field(brain * field, COARSE, mask), log)
+    np.testing.assert_array_equal(registration.bias_field(brain * field, COARSE, mask), log)
 
 
 def movement(kind: str) -> np.ndarray:
@@ -63,12 +63,12 @@ def test_registration_finds_a_known_movement(brain: np.ndarray, mask: np.ndarray
     moving += 5 * np.random.default_rng(0).standard_normal(shape).astype(np.float32) * (moving > 0)
     start = np.eye(4)
     start[:3, 3] = 8, -4, 4
-    found = itk.register(brain, COARSE, mask, moving, affine, start, kind)  # type: ignore[arg-type]
+    found = registration.register(brain, COARSE, mask, moving, affine, start, kind)  # type: ignore[arg-type]
     points = np.argwhere(mask)[::50] @ COARSE[:3, :3].T + COARSE[:3, 3]
     apart = (points @ found[:3, :3].T + found[:3, 3]) - (points @ truth[:3, :3].T + truth[:3, 3])
     assert np.sqrt((apart**2).sum(axis=1)).max() < 2.4
     if kind == "rigid":
-        again = itk.register(brain, COARSE, mask, moving, affine, start, kind)
+        again = registration.register(brain, COARSE, mask, moving, affine, start, kind)
         np.testing.assert_array_equal(found, again)
 
 
@@ -79,8 +79,8 @@ def test_a_level_that_leads_away_is_taken_back(
     truth = np.eye(4)
     truth[:3, 3] = 1, -0.5, 1
     moving = resample(brain, np.linalg.inv(COARSE) @ np.linalg.inv(truth) @ COARSE, brain.shape, linear=True)
-    monkeypatch.setattr(itk, "STRIDE", 12.0)
-    found = itk.register(brain, COARSE, mask, moving, COARSE, np.eye(4), "rigid")
+    monkeypatch.setattr(registration, "STRIDE", 12.0)
+    found = registration.register(brain, COARSE, mask, moving, COARSE, np.eye(4), "rigid")
     points = np.argwhere(mask)[::50] @ COARSE[:3, :3].T + COARSE[:3, 3]
     apart = (points @ found[:3, :3].T + found[:3, 3]) - (points + truth[:3, 3])
     assert np.sqrt((apart**2).sum(axis=1)).max() <= 1.5
@@ -99,4 +99,4 @@ def test_what_itk_refuses_is_one_sentence(brain: np.ndarray, mask: np.ndarray) -
     far = np.eye(4)
     far[:3, 3] = 5000
     with pytest.raises(UserError, match=r"^Registration failed: .*[^\n]*\. Look at the image"):
-        itk.register(brain, COARSE, mask, brain, COARSE, far, "rigid")
+        registration.register(brain, COARSE, mask, brain, COARSE, far, "rigid")

@@ -10,9 +10,9 @@ import pytest
 
 from adbench.datasets.export import original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry
-from adbench.datasets.recipe import itk, pipeline, template
-from adbench.datasets.recipe.base import RawVolume, RecipeParams
-from adbench.datasets.recipe.pipeline import ranges, run_recipe
+from adbench.datasets.preprocessing import pipeline, registration, template
+from adbench.datasets.preprocessing.base import RawVolume, RecipeParams
+from adbench.datasets.preprocessing.pipeline import ranges, run_recipe
 from adbench.errors import UserError
 
 SHAPE = (60, 72, 50)  # RAS voxels of 3 mm
@@ -250,7 +250,7 @@ def test_t2_takes_brain_and_place_from_the_t1_of_the_subject(monkeypatch: pytest
         assert mask.sum() == brain.sum()
         return moved  # T1 world to T2 world
 
-    monkeypatch.setattr(itk, "register", register)
+    monkeypatch.setattr(registration, "register", register)
     companion = RawVolume("a", "T1", image, RAS, brain=brain)
     t2 = RawVolume("a", "T2", np.roll(image, 2, axis=0), RAS, companion=companion)
     stack = run_recipe(t2, PARAMS)
@@ -261,13 +261,13 @@ def test_t2_takes_brain_and_place_from_the_t1_of_the_subject(monkeypatch: pytest
 
 
 def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    from adbench.datasets.recipe import brains
+    from adbench.datasets.preprocessing import brain_extraction
 
-    monkeypatch.setattr(itk, "installed", lambda: False)
+    monkeypatch.setattr(registration, "installed", lambda: False)
     for params in (RecipeParams(registration="affine"), RecipeParams(n4=True), RecipeParams(brain="template")):
         with pytest.raises(UserError, match=r'needs SimpleITK: pip install "adbench-mri\[prepare\]"'):
             pipeline.steps(params, skull=True, on_template=False)
-    monkeypatch.setattr(brains, "find_spec", lambda _: None)
+    monkeypatch.setattr(brain_extraction, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'with deepbet needs deepbet: pip install "adbench-mri\[prepare\]"'):
         pipeline.steps(RecipeParams(brain="deepbet"), skull=True, on_template=False)
     # ATLAS (on the template) and BraTS (no skull) prepare all the same.
@@ -276,11 +276,11 @@ def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch: pytest.Mo
 
 
 def test_slow_products_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adbench.datasets.recipe import brains
+    from adbench.datasets.preprocessing import brain_extraction
 
     image, brain, _ = head()
     made = []
-    monkeypatch.setattr(brains, "extract", lambda *_: made.append(1) or brain)
+    monkeypatch.setattr(brain_extraction, "extract", lambda *_: made.append(1) or brain)
     params = PARAMS.model_copy(update={"brain": "deepbet"})
     first = run_recipe(RawVolume("a", "T1", image, RAS), params, products=tmp_path)
     smaller = run_recipe(RawVolume("a", "T1", image, RAS), params.model_copy(update={"size": 40}), products=tmp_path)
@@ -296,7 +296,7 @@ def test_slow_products_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_a_damaged_product_is_made_again(tmp_path: Path) -> None:
-    from adbench.datasets.recipe.products import kept
+    from adbench.datasets.preprocessing.cache import kept
 
     def make() -> dict[str, np.ndarray]:
         return {"noise": np.random.default_rng(0).integers(0, 4, 20000)}

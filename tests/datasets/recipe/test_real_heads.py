@@ -20,21 +20,22 @@ import nibabel
 import numpy as np
 import pytest
 
-from adbench.datasets import nifti
+from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.export import export_case
-from adbench.datasets.ixi import IXI
-from adbench.datasets.recipe import brains, itk
-from adbench.datasets.recipe.base import RawVolume, RecipeParams
-from adbench.datasets.recipe.orient import to_ras, voxel_ml
-from adbench.datasets.recipe.pipeline import run_recipe
-from adbench.datasets.store import SliceStore, prepare
+from adbench.datasets.io import nifti
+from adbench.datasets.preprocessing import brain_extraction, registration
+from adbench.datasets.preprocessing.base import RawVolume, RecipeParams
+from adbench.datasets.preprocessing.pipeline import run_recipe
+from adbench.datasets.preprocessing.reorient import to_ras, voxel_ml
+from adbench.datasets.store.slice_store import SliceStore, prepare
 
 pytestmark = [
     pytest.mark.skipif(
         not os.environ.get("ADBENCH_TEST_DOWNLOADS"), reason="downloads 150 MB: set ADBENCH_TEST_DOWNLOADS=1"
     ),
     pytest.mark.skipif(
-        not (itk.installed() and brains.BUILTIN["deepbet"].installed), reason="the extra `prepare` is not installed"
+        not (registration.installed() and brain_extraction.BUILTIN["deepbet"].installed),
+        reason="the extra `prepare` is not installed",
     ),
     pytest.mark.timeout(1200),
 ]

@@ -1,0 +1,158 @@
+"""What there is and whether it works: ``adbench list``, ``describe``, ``doctor``, ``test``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adbench.cli.app import Json, app
+from adbench.errors import UserError
+
+
+@app.command(name="list", epilog="Example:  adbench list methods")
+def list_(
+    kind: Annotated[str, typer.Argument(help="methods, datasets, protocols or metrics.")],
+    json_: Json = False,
+) -> None:
+    """List what there is, plugins included; a plugin that cannot be loaded is shown with the reason."""
+    from adbench.cli.describe import listing
+
+    rows = listing(kind)
+    if json_:
+        from adbench.utils.console import print_json
+
+        print_json(rows)
+        return
+    from adbench.utils.console import table
+
+    columns = [("name", "left"), ("what it is", "left"), ("from", "left"), ("status", "left")]
+    cells = [[row["name"], row["summary"], row["origin"], row["problem"] or "available"] for row in rows]
+    caption = "More about one: adbench describe NAME"
+    if kind == "metrics":
+        columns[1:1] = [("heading", "left"), ("better", "left"), ("", "left")]
+        for cell, row in zip(cells, rows, strict=True):
+            unit = f" ({row['unit']})" if row["unit"] else ""
+            cell[1:1] = [row["heading"] + unit, "less" if row["less_is_better"] else "more"]
+            cell.insert(3, "oracle" if row["oracle"] else "optional" if row["group"] == "optional" else "")
+        caption = f"Optional ones are measured when asked for: adbench run --metrics NAME. {caption}"
+    table(kind, columns, cells, caption=caption)
+
+
+@app.command(
+    epilog="Examples:\n\n  adbench describe madad\n\n  adbench describe phantom\n\n"
+    "  adbench describe --all --markdown --out docs/methods"
+)
+def describe(
+    name: Annotated[str | None, typer.Argument(help="A method, dataset, metric or protocol.")] = None,
+    all_: Annotated[bool, typer.Option("--all", help="Every built-in method; with --markdown --out.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the card of a method as Markdown.")] = False,
+    out_: Annotated[Path | None, typer.Option("--out", help="Folder for the Markdown pages, one a method.")] = None,
+    json_: Json = False,
+) -> None:
+    """Describe one method, dataset, metric or protocol: what it does, its parameters with defaults, units and sources."""
+    from adbench.cli.describe import description
+
+    if markdown or all_:
+        _pages(name, all_, markdown, out_)
+        return
+    if name is None:
+        raise UserError("Name what to describe: adbench describe madad. `adbench list methods` shows the methods.")
+
+    what = description(name)
+    if json_:
+        from adbench.utils.console import print_json
+
+        print_json(what)
+        return
+    from adbench.utils.console import out, table
+
+    out.print(f"{what['kind']} {what['name']}", style="bold")
+    out.print(what["doc"], markup=False)
+    for key, value in what["facts"].items():
+        out.print(f"{key}: {value}", markup=False, soft_wrap=True)
+    if what["card"]:
+        from adbench.cli.method_docs import sections
+
+        for heading, lines in sections(what["card"]):
+            out.print(f"\n{heading}", style="bold")
+            for line in lines:
+                out.print(f"  {line}", markup=False)
+    if what["params"]:
+        presets = list(what["presets"])
+        columns = [("parameter", "left"), ("type", "left"), ("default", "right"), *((p, "right") for p in presets)]
+        columns += [("unit", "left"), ("meaning", "left"), ("source", "left")]
+        rows = []
+        for p in what["params"]:
+            special = [str(what["presets"][q].get(p["name"], "")) for q in presets]
+            rows.append([p["name"], p["type"], str(p["default"]), *special, p["unit"], p["doc"], p["source"]])
+        table("parameters", columns, rows, caption="Set one with --set " + what["scope"] + ".NAME=VALUE")
+
+
+def _pages(name: str | None, every: bool, markdown: bool, folder: Path | None) -> None:
+    from adbench.cli import method_docs
+    from adbench.utils.console import say
+
+    if every and (name or not markdown or folder is None):
+        raise UserError("--all writes the pages of the built-in methods: adbench describe --all --markdown --out DIR.")
+    if every and folder is not None:
+        for path in method_docs.write_all(folder):
+            say(str(path))
+        return
+    if name is None:
+        raise UserError("Name a method: adbench describe thor --markdown.")
+    page = method_docs.page(name)
+    if folder is None:
+        typer.echo(page)
+    else:
+        say(str(method_docs.write(folder, name, page)))
+
+
+@app.command(epilog="Example:  adbench doctor")
+def doctor(json_: Json = False) -> None:
+    """Check the installation: versions, device, data roots, plugins, and a foreign package called adbench."""
+    from adbench.cli.doctor import examine
+
+    report = examine()
+    if json_:
+        from adbench.utils.console import print_json
+
+        print_json(report)
+    else:
+        from adbench.utils.console import table
+
+        rows = [(f["what"], f["found"], f["verdict"]) for f in report["findings"]]
+        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], rows)
+    if report["problems"]:
+        raise typer.Exit(1)
+
+
+@app.command(name="test", epilog="Examples:\n\n  adbench test histeq\n\n  adbench test my_method --set steps=20")
+def conformance(
+    name: Annotated[str, typer.Argument(help="A method or dataset, yours included.")],
+    set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of it.")] = None,
+    data_root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
+    json_: Json = False,
+) -> None:
+    """Hold a method or dataset against its contract, rule by rule; exit 1 when one is broken."""
+    from dataclasses import asdict
+
+    from adbench.cli.describe import conformance as check
+
+    findings = check(name, set_ or [], data_root, device)
+    if json_:
+        from adbench.utils.console import print_json
+
+        print_json([asdict(finding) for finding in findings])
+    else:
+        from adbench.utils.console import err, table
+
+        rows = [(f.rule, f"broken: {f.problem}" if f.problem else "holds", f.asks) for f in findings]
+        table(f"contract of {name}", [("rule", "left"), ("verdict", "left"), ("it asks", "left")], rows)
+        for finding in findings:
+            if finding.trace:
+                err.print(f"\n{finding.rule}:\n{finding.trace}", markup=False)
+    if any(finding.problem for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,1 @@
+"""From what the user wrote to resolved cells: run configuration, grid file, registry, protocols."""

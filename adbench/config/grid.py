@@ -1,0 +1,153 @@
+"""Grid files: the product of methods, datasets, modalities and seeds, less what is excluded, plus what is included.
+
+::
+
+    method: [madad, ae, histeq]
+    dataset: phantom
+    seed: [0, 1, 2]
+    set:
+      madad: {steps: 500}                     # parameters of one method
+    exclude:
+      - {method: histeq, seed: [1, 2]}        # every cell for which all of this holds
+    include:
+      - {method: ddpm, seed: 0, preset: base} # a product of its own; what it does not say is as above
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import field_validator
+
+from adbench.config import run_config
+from adbench.config.run_config import RunConfig
+from adbench.errors import UserError, unknown
+from adbench.runner.keys import CellSpec
+from adbench.utils.hashing import digest
+
+AXES = ("method", "dataset", "modality", "protocol", "seed", "preset")
+_BLOCK = (*AXES, "data_root", "train_on", "train_root", "metrics", "set")
+_OF_DATASET = ("modality", "protocol", "data_root")  # a block with a dataset of its own does not inherit them
+
+
+class GridConfig(RunConfig):
+    """A run configuration with exceptions.
+
+    Attributes:
+        include: more products, each a mapping with the names of a configuration.
+        exclude: mappings of axes to one or more values; a cell of the product above that matches all of one is left out.
+    """
+
+    include: tuple[dict[str, Any], ...] = ()
+    exclude: tuple[dict[str, Any], ...] = ()
+
+    @field_validator("include", "exclude", mode="before")
+    @classmethod
+    def _one_or_more(cls, value: Any) -> Any:
+        return [value] if isinstance(value, dict) else value or ()
+
+
+def load(path: Path, flags: dict[str, Any], assignments: list[str]) -> GridConfig:
+    """The grid in ``path`` with the command line's ``flags`` and ``assignments`` on top (they change no included block).
+
+    Raises:
+        UserError: unreadable file, unknown key or axis (the nearest is given), ill-typed value.
+    """
+    grid = run_config.load(path, flags, assignments, GridConfig)
+    for number, block in enumerate(grid.include, 1):
+        for name in block:
+            if name not in _BLOCK:
+                raise unknown(f"key in include {number} of {path}", str(name), _BLOCK)
+        _block(grid, block)
+    for number, rule in enumerate(grid.exclude, 1):
+        for name in rule:
+            if name not in AXES:
+                raise unknown(f"axis in exclude {number} of {path}", str(name), AXES)
+        if not rule:
+            raise UserError(f"exclude {number} of {path} is empty: it would leave out every cell.")
+    return grid
+
+
+def _block(grid: GridConfig, block: dict[str, Any] | None) -> RunConfig:
+    """The configuration of one product: the grid's own (None), or an included one."""
+    content = grid.model_dump(exclude={"include", "exclude"})
+    if block is not None:
+        if "dataset" in block:
+            content = {name: value for name, value in content.items() if name not in _OF_DATASET}
+        if "train_on" in block:
+            content.pop("train_root", None)
+        scopes = block.get("set") or {}
+        merged = {
+            scope: {**content["set"].get(scope, {}), **(scopes.get(scope) or {})}
+            for scope in {**content["set"], **scopes}
+        }
+        content = {**content, **block, "set": merged}
+    built = run_config.validated(RunConfig, content)
+    own = (block or {}).get("set") or {}
+    elsewhere = _methods(grid) - set(built.method) - set(own)
+    return built.model_copy(update={"set": {scope: v for scope, v in built.set.items() if scope not in elsewhere}})
+
+
+def _methods(grid: GridConfig) -> set[str]:
+    """Every method that some product of the grid names."""
+    return set(grid.method).union(*(_values(block.get("method", ())) for block in grid.include))
+
+
+def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.resolve_device) -> Iterator[CellSpec]:
+    """Every cell of the grid once, resolved and checked.
+
+    Raises:
+        UserError: anything unknown, missing or out of range; a rule that excludes nothing (told after the last cell).
+    """
+    used = [False] * len(grid.exclude)
+    known: dict[str, set[str]] = {axis: set() for axis in AXES}
+    seen: set[bytes] = set()
+    if grid.method or grid.dataset or not grid.include:
+        for spec in run_config.cells(_block(grid, None), resolve_device):
+            place = _place(spec)
+            for axis, value in place.items():
+                known[axis].add(value)
+            matching = [number for number, rule in enumerate(grid.exclude) if _matches(rule, place)]
+            for number in matching:
+                used[number] = True
+            if not matching and _first(spec, seen):
+                yield spec
+    for number, rule in enumerate(grid.exclude):
+        if not used[number]:
+            raise _excludes_nothing(number + 1, rule, known)
+    for block in grid.include:
+        yield from (spec for spec in run_config.cells(_block(grid, block), resolve_device) if _first(spec, seen))
+
+
+def _place(spec: CellSpec) -> dict[str, str]:
+    """Where the cell stands on every axis."""
+    found = (spec.method, spec.test.dataset, spec.modality, spec.protocol, spec.seed, spec.preset)
+    return {axis: str(value) for axis, value in zip(AXES, found, strict=True)}
+
+
+def _values(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [str(part) for part in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
+def _matches(rule: dict[str, Any], place: dict[str, str]) -> bool:
+    return all(place[axis].lower() in (v.lower() for v in _values(value)) for axis, value in rule.items())
+
+
+def _first(spec: CellSpec, seen: set[bytes]) -> bool:
+    key = bytes.fromhex(digest(spec.model_dump(mode="json")))
+    if key in seen:
+        return False
+    seen.add(key)
+    return True
+
+
+def _excludes_nothing(number: int, rule: dict[str, Any], known: dict[str, set[str]]) -> UserError:
+    for axis, value in rule.items():
+        for name in _values(value):
+            if name.lower() not in {other.lower() for other in known[axis]}:
+                return unknown(f"{axis} in exclude {number} of the grid", name, known[axis])
+    return UserError(f"exclude {number} of the grid ({rule}) matches no cell: remove or correct it.")

@@ -1,0 +1,191 @@
+"""Where methods, datasets and metrics are found by name: a built-in table and entry points, loaded on use.
+
+Nothing here imports torch; listing the built-ins reads a table and imports none of them.
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import Distribution, EntryPoint, entry_points
+from typing import Any, Literal
+
+from adbench.errors import UserError, unknown
+from adbench.metrics.spec import SPECS
+
+Kind = Literal["methods", "datasets", "metrics"]
+
+BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
+    "methods": {
+        "madad": (
+            "adbench.methods.madad.method:MADAD",
+            "Masked latent diffusion that finds and repairs its own anomalies",
+        ),
+        "ae": ("adbench.methods.ae:AE", "Autoencoder with a dense bottleneck; residual of the reconstruction"),
+        "vae": (
+            "adbench.methods.vae:VAE",
+            "Variational autoencoder; residual of the reconstruction or of the restoration",
+        ),
+        "dae": ("adbench.methods.dae:DAE", "Denoising autoencoder trained on coarse noise; one pass"),
+        "ddpm": ("adbench.methods.ddpm:DDPM", "Denoising diffusion: noise the slice, walk back, take the residual"),
+        "thor": ("adbench.methods.thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
+        "asymmetry": (
+            "adbench.methods.asymmetry:Asymmetry",
+            "Difference to the mirrored half of the brain, no training",
+        ),
+        "histeq": ("adbench.methods.simple:HistEq", "Histogram-equalised intensity, no training"),
+        "zscore": ("adbench.methods.simple:ZScore", "Voxel-wise |z| against the healthy training slices"),
+        "constant": ("adbench.methods.simple:Constant", "The same score everywhere: the floor of every metric"),
+    },
+    "datasets": {
+        "phantom": (
+            "adbench.datasets.phantom.dataset:Phantom",
+            "Deformed MNI152 anatomy with synthetic lesions; needs no download",
+        ),
+        "ixi": (
+            "adbench.datasets.adapters.ixi:IXI",
+            "IXI as distributed: healthy T1, T2 and PD with skull, three scanners",
+        ),
+        "atlas": (
+            "adbench.datasets.adapters.atlas:Atlas",
+            "ATLAS v2.0 as distributed: stroke, T1 with skull on the MNI grid",
+        ),
+        "brats21": (
+            "adbench.datasets.adapters.brats:BraTS21",
+            "BraTS'21 as distributed: glioma, FLAIR, T1, T1CE and T2",
+        ),
+        "folder": (
+            "adbench.datasets.adapters.folder:Folder",
+            "Your own NIfTI volumes (BIDS derivatives too) or PNG slices, with or without masks",
+        ),
+    },
+    "metrics": {
+        name: (f"adbench.metrics.{target}", SPECS[name].definition)
+        for name, target in {
+            "alarms@fpr1": "false_positive_rate:FalseAlarms1",
+            "alarms@fpr5": "false_positive_rate:FalseAlarms5",
+            "surface_dice@2mm": "optional:SurfaceDice",
+            "hd95": "optional:HD95",
+            "volume_error": "optional:VolumeError",
+            "aupro": "optional:AUPRO",
+            "ece": "optional:ECE",
+        }.items()
+    },
+}
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One name in the registry.
+
+    Attributes:
+        kind: "methods", "datasets" or "metrics".
+        name: what the user types.
+        target: "package.module:Class".
+        summary: one line; empty for a plugin until it is loaded.
+        origin: "built-in", or the distribution that provides it ("my-method 0.2").
+        problem: why it cannot be used; empty when it can (a plugin's import is only tried by :func:`status`).
+    """
+
+    kind: str
+    name: str
+    target: str
+    summary: str
+    origin: str
+    problem: str = ""
+
+
+def _origin(point: EntryPoint) -> str:
+    return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+
+
+@cache
+def entries(kind: Kind) -> dict[str, Entry]:
+    """Every name of ``kind``, built-ins first. Two distributions that claim one name make it unusable, by either."""
+    found = {name: Entry(kind, name, target, summary, "built-in") for name, (target, summary) in BUILTIN[kind].items()}
+    plugins: dict[str, list[Entry]] = {}
+    for point in sorted(entry_points(group=f"adbench.{kind}"), key=lambda p: (p.name, p.value)):
+        entry = Entry(kind, point.name, point.value, "", _origin(point))
+        if entry not in plugins.setdefault(point.name, []):  # one package may be seen twice on the path
+            plugins[point.name].append(entry)
+    for name, claims in plugins.items():
+        claimants = " and ".join(c.origin for c in claims)
+        if name in found:
+            problem = f"{claimants} may not replace the built-in {name!r}: rename the entry point"
+            found[f"{name} ({claimants})"] = Entry(kind, name, claims[0].target, "", claimants, problem)
+        elif len(claims) > 1:
+            problem = f"claimed by {claimants}: uninstall all but one"
+            found[name] = Entry(kind, name, claims[0].target, "", claimants, problem)
+        else:
+            found[name] = claims[0]
+    return found
+
+
+def load(kind: Kind, name: str) -> type[Any]:
+    """The class behind ``name``.
+
+    Raises:
+        UserError: the name is unknown (the nearest is given), claimed twice, or its plugin cannot be imported.
+    """
+    known = entries(kind)
+    if name not in known:
+        raise unknown(kind[:-1], name, (n for n, e in known.items() if not e.problem))
+    entry = known[name]
+    if entry.problem:
+        raise UserError(f"The {kind[:-1]} {name!r} is unavailable: {entry.problem}.")
+    module, _, attribute = entry.target.partition(":")
+    if entry.origin == "built-in":
+        return getattr(importlib.import_module(module), attribute)
+    try:
+        return _checked(kind, getattr(importlib.import_module(module), attribute))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's module may raise anything, SystemExit included
+        raise UserError(
+            f"The {kind[:-1]} {name!r} of {entry.origin} is unavailable: loading {entry.target} "
+            f"failed with {type(error).__name__}: {error}."
+        ) from error
+
+
+def distribution(kind: Kind, name: str) -> Distribution | None:
+    """The distribution that provides the plug-in ``name``; None for a built-in one."""
+    points = entry_points(group=f"adbench.{kind}", name=name)
+    return next((point.dist for point in points if point.dist), None)
+
+
+def _checked(kind: Kind, cls: type[Any]) -> type[Any]:
+    base = {
+        "methods": ("adbench.methods.base", "Method"),
+        "datasets": ("adbench.datasets.base", "Dataset"),
+        "metrics": ("adbench.metrics.base", "Metric"),
+    }[kind]
+    contract = getattr(importlib.import_module(base[0]), base[1])
+    if not (isinstance(cls, type) and issubclass(cls, contract)):
+        raise TypeError(f"{cls!r} is not a subclass of {base[0]}.{base[1]}")
+    missing = sorted(getattr(cls, "__abstractmethods__", ()))
+    if missing:
+        raise TypeError(f"{cls.__name__} does not define {', '.join(missing)}")
+    return cls
+
+
+def status(entry: Entry) -> str:
+    """Why ``entry`` cannot be used, or "" when it can. Plugins are imported to find out, built-ins are not."""
+    if entry.problem or entry.origin == "built-in":
+        return entry.problem
+    try:
+        load(entry.kind, entry.name)  # type: ignore[arg-type]
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def summary(entry: Entry) -> str:
+    """One line about ``entry``; a plugin's is the first line of its class's docstring."""
+    if entry.summary:
+        return entry.summary
+    try:
+        doc = load(entry.kind, entry.name).__doc__  # type: ignore[arg-type]
+    except UserError:
+        return ""
+    return (doc or "").strip().split("\n")[0]

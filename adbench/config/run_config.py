@@ -1,0 +1,373 @@
+"""From what the user wrote to cells: defaults < preset < YAML file < ``--set``. Every name is checked, nothing is ignored."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable, Iterable, Iterator
+from itertools import product
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from adbench.config import protocols, registry
+from adbench.config.protocols import Protocol
+from adbench.errors import UserError, unknown
+from adbench.params import build
+from adbench.results.record import TunedFrom
+from adbench.runner.keys import CellSpec, Source
+
+DATA_VARIABLE = "ADBENCH_DATA"
+CACHE_VARIABLE = "ADBENCH_CACHE"
+
+
+def default_cache() -> Path:
+    """``$ADBENCH_CACHE``, else ``adbench`` in the user's cache folder."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "adbench"
+
+
+class RunConfig(BaseModel):
+    """What ``adbench run`` does; the same names in YAML and on the command line.
+
+    Attributes:
+        method: one or more methods.
+        dataset: one or more datasets to test on (each gives train, val and test unless ``train_on`` is set).
+        modality: one or more sequences; empty: the first that each dataset has.
+        protocol: name; None: the dataset's own.
+        seed: one or more seeds.
+        preset: "tiny", "base" or "paper"; None: "tiny" on the CPU, "base" on a GPU.
+        data_root: where the dataset lies; None: ``$ADBENCH_DATA/<dataset>``.
+        train_on: another dataset to learn from; its ``train`` and healthy ``val`` slices are used. None: the protocol's.
+        train_root: where that one lies; None: ``$ADBENCH_DATA/<train_on>``.
+        device: "auto", "cpu", "cuda", "cuda:1".
+        out: folder of runs and fits.
+        cache: folder of prepared slice stores; None: ``$ADBENCH_CACHE`` or the user's cache folder.
+        metrics: plug-in metrics to measure beside the built-in ones.
+        set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
+            of one method.
+        tuned_from: written by ``adbench tune``: the search that chose the parameters of a method; goes into its records.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    method: tuple[str, ...] = ()
+    dataset: tuple[str, ...] = ()
+    modality: tuple[str, ...] = ()
+    protocol: str | None = None
+    seed: tuple[int, ...] = (0,)
+    preset: str | None = None
+    data_root: str | None = None
+    train_on: str | None = None
+    train_root: str | None = None
+    device: str = "auto"
+    out: str = "runs"
+    cache: str | None = None
+    metrics: tuple[str, ...] = ()
+    set: dict[str, dict[str, Any]] = {}
+    tuned_from: TunedFrom | None = None
+
+    @field_validator("method", "dataset", "modality", "seed", "metrics", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part.strip() for part in value.split(",") if part.strip())
+        return (value,) if isinstance(value, int) else value
+
+    def to_yaml(self) -> str:
+        """As a file that ``adbench run --config`` takes."""
+        return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
+
+
+def from_spec(spec: CellSpec) -> RunConfig:
+    """The configuration whose only cell is ``spec``, with every parameter spelled out."""
+    scopes = {"method": spec.params, "dataset": spec.test.params}
+    if spec.train is not None:
+        scopes["train"] = spec.train.params
+    return RunConfig(
+        method=(spec.method,),
+        dataset=(spec.test.dataset,),
+        modality=(spec.modality,),
+        protocol=spec.protocol,
+        seed=(spec.seed,),
+        preset=spec.preset,
+        data_root=spec.test.root,
+        train_on=spec.train.dataset if spec.train else None,
+        train_root=spec.train.root if spec.train else None,
+        device=spec.device,
+        metrics=spec.metrics,
+        set=scopes,
+        tuned_from=spec.tuned_from,
+    )
+
+
+def resolved(specs: Iterable[CellSpec], config: RunConfig) -> RunConfig:
+    """``config`` with every default filled in, so that the whole run is on one page."""
+    first: CellSpec | None = None
+    modalities: dict[str, None] = {}
+    params: dict[str, dict[str, Any]] = {}
+    for spec in specs:
+        first = first or spec
+        modalities[spec.modality] = None
+        params[spec.method] = spec.params
+    assert first is not None
+    return config.model_copy(
+        update={
+            "modality": tuple(modalities),
+            "protocol": config.protocol or first.protocol,
+            "preset": first.preset,
+            "data_root": first.test.root,
+            "train_root": first.train.root if first.train else None,
+            "device": first.device,
+            "set": {
+                **params,
+                "dataset": first.test.params,
+                **({"train": first.train.params} if first.train else {}),
+            },
+        }
+    )
+
+
+def parse_assignment(text: str) -> tuple[str, str, Any]:
+    """``scope.key=value`` as (scope, key, value); the value is read as YAML, so ``500``, ``true`` and ``[1, 2]`` work.
+
+    Raises:
+        UserError: not of that form.
+    """
+    left, equals, right = text.partition("=")
+    scope, dot, key = left.strip().rpartition(".")
+    if not (equals and dot and scope and key):
+        raise UserError(
+            f"--set {text!r} is not of the form scope.key=value, e.g. method.steps=500 or dataset.size=128."
+        )
+    try:
+        value = yaml.safe_load(right)
+    except yaml.YAMLError:
+        if not right.lstrip().startswith(("{", "*")):  # a path pattern such as {subject}_seg.nii.gz
+            raise UserError(f"--set {text!r}: {right!r} is not a valid YAML value.") from None
+        value = right.strip()
+    return scope, key, value
+
+
+C = TypeVar("C", bound="RunConfig")
+
+
+def load(
+    path: Path | None,
+    flags: dict[str, Any],
+    assignments: list[str],
+    model: type[C] = RunConfig,  # type: ignore[assignment]
+) -> C:
+    """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
+
+    Args:
+        path: the file, or None.
+        flags: values given on the command line; None and empty ones are not given.
+        assignments: texts of ``--set``.
+        model: what to build.
+
+    Raises:
+        UserError: unreadable file, unknown key (the nearest is given), ill-typed value.
+    """
+    merged: dict[str, Any] = {}
+    if path is not None:
+        try:
+            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"The config file {path} cannot be read: {error.strerror}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise UserError(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        if not isinstance(content or {}, dict):
+            raise UserError(f"The config file {path} must hold a mapping such as `method: madad`.")
+        merged.update(content or {})
+    for name in merged:
+        if name not in model.model_fields:
+            raise unknown(f"key in {path}", str(name), model.model_fields)
+    merged.update({name: value for name, value in flags.items() if value not in (None, (), [])})
+    scopes = merged.get("set") or {}
+    if not isinstance(scopes, dict) or not all(isinstance(value, dict) for value in scopes.values()):
+        raise UserError(f"In {path}, `set` must map scopes to parameters, e.g. set: {{method: {{steps: 500}}}}.")
+    merged["set"] = {scope: dict(values) for scope, values in scopes.items()}
+    for text in assignments:
+        scope, key, value = parse_assignment(text)
+        merged["set"].setdefault(scope, {})[key] = value
+    return validated(model, merged)
+
+
+def validated(model: type[C], content: dict[str, Any]) -> C:
+    """``content`` as a configuration.
+
+    Raises:
+        UserError: an ill-typed value.
+    """
+    try:
+        return model(**content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where} = {first.get('input')!r} is not valid: {first['msg']}.") from None
+
+
+def resolve_device(device: str) -> str:
+    """A torch device string for "auto" and friends, checked to exist.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if device == "cpu":
+        return device  # torch need not be imported to know that
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        wanted = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"Device {device!r} is not one of auto, cpu, cuda, cuda:N.") from None
+    if wanted.type != "cuda":
+        raise UserError(f"Device {device!r} is not supported: use auto, cpu, cuda or cuda:N.")
+    if not torch.cuda.is_available() or (wanted.index or 0) >= torch.cuda.device_count():
+        raise UserError(
+            f"Device {device!r} is not there: torch sees {torch.cuda.device_count()} CUDA devices. `adbench doctor` tells more."
+        )
+    return device
+
+
+def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> tuple[Source, type[Any]]:
+    """The dataset called ``name`` with its root and resolved parameters, and its class.
+
+    Raises:
+        UserError: unknown dataset or parameter; no root given, or none there (says what is expected and where to get it).
+    """
+    cls = registry.load("datasets", name)
+    resolved = build(cls.Params, f"dataset {name}", params).model_dump(mode="json")
+    if not cls.info.needs_root:
+        if root is not None:
+            raise UserError(f"The dataset {name} is generated and takes no {flag}.")
+        return Source(dataset=name, root=None, params=resolved), cls
+    if root is None and os.environ.get(DATA_VARIABLE):
+        root = str(Path(os.environ[DATA_VARIABLE]) / name)
+    if root is None:
+        raise UserError(
+            f"The dataset {name} needs its folder: give {flag} DIR or set {DATA_VARIABLE} to the folder that holds {name}/. "
+            f"Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
+        )
+    if not Path(root).exists():
+        raise UserError(
+            f"There is no folder {root} for the dataset {name}. Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
+        )
+    return Source(dataset=name, root=str(Path(root).resolve()), params=resolved), cls
+
+
+def _modalities(config: RunConfig, source: Source, cls: type[Any], protocol: Protocol) -> tuple[str, ...]:
+    there = cls(build(cls.Params, cls.info.name, source.params), Path(source.root) if source.root else None).available()
+    if protocol.modalities:
+        unfit = [name for name in config.modality if name.upper() not in protocol.modalities]
+        if unfit or not set(protocol.modalities) & set(there):
+            raise UserError(
+                f"The protocol {protocol.name} is for {' and '.join(protocol.modalities)}, not for "
+                f"{', '.join(unfit or there)}."
+            )
+        there = tuple(name for name in protocol.modalities if name in there)
+    if not config.modality:
+        return there[:1]
+    by_upper = {name.upper(): name for name in there}
+    for name in config.modality:
+        if name.upper() not in by_upper:
+            raise unknown(f"modality of {source.dataset}{f' in {source.root}' if source.root else ''}", name, there)
+    return tuple(by_upper[name.upper()] for name in config.modality)
+
+
+def _check_scopes(config: RunConfig) -> None:
+    allowed = ["method", "dataset", "train", *config.method]
+    for scope in config.set:
+        if scope not in allowed:
+            near = difflib.get_close_matches(scope, allowed, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise UserError(
+                f"Unknown scope {scope!r} in --set. {hint}Scopes here: method (every method), dataset, train"
+                f"{', ' if config.method else ''}{', '.join(config.method)}."
+            )
+
+
+def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Source | None:
+    """The training source, where it is another one than the test dataset.
+
+    Raises:
+        UserError: it is not there, or parameters are given for one that nothing names.
+    """
+    name = config.train_on or protocol.train_on
+    if not name or dataset == protocol.train_on:
+        if config.train_root is not None:
+            raise UserError(
+                "--train-root says where the training source lies; name it with --train-on "
+                "(for a folder of your own: --train-on folder)."
+            )
+        if "train" in config.set:
+            raise UserError("--set train.… sets the training source, but --train-on names none.")
+        return None
+    try:
+        return locate(name, config.train_root, config.set.get("train", {}), "--train-root")[0]
+    except UserError as error:
+        if config.train_on is not None:
+            raise
+        raise UserError(f"The protocol {protocol.name} learns from {name}. {error}") from None
+
+
+def _tuned(search: TunedFrom | None, method: str, params: dict[str, Any]) -> TunedFrom | None:
+    """What the record of ``method`` with ``params`` says about ``search``."""
+    if search is None or search.method != method:
+        return None
+    changed = tuple(name for name, value in search.params.items() if params.get(name) != value)
+    return search.model_copy(update={"changed": changed})
+
+
+def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_device) -> Iterator[CellSpec]:
+    """Every cell of ``config``: datasets × modalities × methods × seeds, resolved and checked.
+
+    Args:
+        config: what is wanted.
+        resolve_device: makes a torch device of "auto" and friends; another one when the cells run elsewhere.
+
+    Raises:
+        UserError: anything unknown, missing or out of range, before anything runs.
+    """
+    if not config.method:
+        raise UserError(
+            "Name a method: --method madad (several: --method madad,ae). `adbench list methods` shows them."
+        )
+    if not config.dataset:
+        raise UserError("Name a dataset: --dataset phantom. `adbench list datasets` shows them.")
+    _check_scopes(config)
+    device = resolve_device(config.device)
+    preset = config.preset or ("base" if device.startswith("cuda") else "tiny")
+    methods = {}
+    for name in dict.fromkeys(config.method):
+        cls = registry.load("methods", name)
+        overrides = {**config.set.get("method", {}), **config.set.get(name, {})}
+        methods[name] = cls.resolve(preset, overrides).model_dump(mode="json")
+    for name in config.metrics:
+        registry.load("metrics", name)
+    for dataset in dict.fromkeys(config.dataset):
+        source, cls = locate(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
+        protocol = protocols.choose(config.protocol, dataset, cls.info.protocol, config.train_on)
+        train = _train(config, dataset, protocol)
+        metrics = tuple(sorted({*config.metrics, *protocol.metrics}))
+        for modality, (name, params), seed in product(
+            _modalities(config, source, cls, protocol), methods.items(), dict.fromkeys(config.seed)
+        ):
+            yield CellSpec(
+                method=name,
+                preset=preset,
+                params=params,
+                test=source,
+                train=train,
+                modality=modality,
+                protocol=protocol.name,
+                seed=seed,
+                device=device,
+                metrics=metrics,
+                tuned_from=_tuned(config.tuned_from, name, params),
+            )

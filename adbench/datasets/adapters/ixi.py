@@ -1,0 +1,64 @@
+"""IXI: healthy T1, T2 and PD of three scanners, as distributed (brain-development.org)."""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.base import DatasetInfo
+from adbench.params import ParamSet, param
+
+# T2 and PD are the two echoes of one acquisition: who lacks one lacks the other.
+NO_T2 = ("IXI116", "IXI182", "IXI309", "IXI500")
+
+
+class IXIParams(VolumeParams):
+    """The recipe for whole heads, and how subjects are divided."""
+
+    registration: Literal["none", "rigid", "affine"] = param(
+        "affine", "how the volume is brought onto the MNI152 2009a 1 mm grid", source="adbench"
+    )
+    n4: bool = param(
+        True,
+        "correct the bias field inside the brain (N4)",
+        source="Tustison et al. 2010, doi:10.1109/TMI.2010.2046908",
+    )
+    test_share: float = param(
+        0.1, "share of the subjects that are tested (for false alarms)", source="adbench", ge=0.0, le=1.0
+    )
+
+
+class IXI(IndexedVolumes):
+    """Healthy adults, T1, T2 and PD with skull, from Guy's Hospital (1.5 T), Hammersmith (HH, 3 T) and IOP (1.5 T).
+
+    All scans of one IXI number are one subject, whatever else their names say, and have one role. The demographics
+    table is not read: it lists some numbers twice. T2 and PD lie on a grid of their own; the brain mask and the
+    registration of the T1 are carried over to them.
+    """
+
+    info: ClassVar[DatasetInfo] = DatasetInfo(
+        name="ixi",
+        version="1",
+        modalities=("T1", "T2", "PD"),
+        licence="CC BY-SA 3.0",
+        obtain="https://brain-development.org/ixi-dataset: IXI-T1.tar (4.5 GB), IXI-T2.tar and IXI-PD.tar (3.6 GB each)",
+        layout="IXI{nnn}-{Guys|HH|IOP}-{nnnn}-{T1|T2|PD}.nii.gz in folders of any name and depth",
+        protocol="ixi",
+    )
+    Params: ClassVar[type[ParamSet]] = IXIParams
+    family: ClassVar[str] = "ixi"
+    tars: ClassVar[bool] = True
+    distributed: ClassVar[Expected] = Expected(
+        sequences=("T1", "T2", "PD"),
+        lesion=False,
+        one_grid=False,
+        known_missing=frozenset((subject, kind) for subject in NO_T2 for kind in ("T2", "PD")),
+    )
+
+    def healthy(self, scan: Scan) -> str:
+        """Everybody in IXI is."""
+        return "IXI scanned healthy volunteers"
+
+    def companion_of(self, modality: str) -> str:
+        """T1 serves T2 and PD."""
+        return "T1"

@@ -1,0 +1,446 @@
+"""Datasets of NIfTI volumes: find the files at any depth, group them by subject, give roles, read one case.
+
+An adapter says what its file names mean and what its volumes are like (:class:`Expected`); everything else is here.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from adbench.datasets import splits
+from adbench.datasets.base import Case, Split
+from adbench.datasets.io import nifti
+from adbench.datasets.io.archive import File, read_bytes, refuse_unreadable
+from adbench.datasets.io.file_index import Walk, walk
+from adbench.datasets.io.filename_patterns import BRAIN, LESION, TITLES, Named, person, recognise
+from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
+from adbench.datasets.validation.issues import Finding, refuse
+from adbench.errors import UserError, unknown
+from adbench.params import ParamSet, param
+
+CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed")
+GRID_TOLERANCE = 0.5  # voxels by which an image and its mask may lie apart: rounding in headers, not another grid
+
+
+class VolumeParams(RecipeParams):
+    """The recipe, and how subjects are divided."""
+
+    val_share: float = param(
+        0.1, "share of the subjects that validate, drawn within each site", source="adbench", ge=0.0, le=0.5
+    )
+    test_share: float = param(
+        0.2, "share of the subjects that are tested, drawn within each site", source="adbench", ge=0.0, le=1.0
+    )
+    split_seed: int = param(0, "seed of the draw of the splits", source="adbench", ge=0)
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the volumes of a dataset are like as distributed; ``data check`` holds every file against it.
+
+    Attributes:
+        sequences: that every case should have.
+        lesion: whether every case should have a lesion mask.
+        labels: values a lesion mask may hold -> what they mark; empty: any integer.
+        shape: voxels of every volume; None when it varies.
+        zooms: voxel size, mm; None when it varies.
+        orientation: of the stored axes ("LPS"); "" when it varies.
+        integers: whether images are stored as integers.
+        one_grid: whether all sequences of a case share a grid.
+        zero_background: whether everything outside the brain is exactly 0.
+        known_missing: (subject, sequence) that the distribution lacks.
+    """
+
+    sequences: tuple[str, ...]
+    lesion: bool
+    labels: Mapping[int, str] = field(default_factory=dict)
+    shape: tuple[int, int, int] | None = None
+    zooms: tuple[float, float, float] | None = None
+    orientation: str = ""
+    integers: bool = False
+    one_grid: bool = True
+    zero_background: bool = False
+    known_missing: frozenset[tuple[str, str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The files of one subject and session.
+
+    Attributes:
+        session: as the file names give it.
+        files: modality, ``lesion`` or ``brain`` -> file.
+        flags: known remarks ("artefact").
+    """
+
+    subject: str
+    session: str = ""
+    site: str = ""
+    files: Mapping[str, File] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Subject and session in one word."""
+        return f"{self.subject}_{self.session}" if self.session else self.subject
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """The modalities that are there."""
+        return tuple(kind for kind in self.files if kind not in (LESION, BRAIN))
+
+
+@dataclass
+class Index:
+    """Everything found below a root.
+
+    Attributes:
+        scans: sorted by subject and session.
+        duplicates: (the file that is used, a second one of the same content, subject, session and kind).
+        conflicts: (scan, the file that is used, a second one of other content for the same kind, the kind).
+        unused: volumes whose names follow no pattern of this dataset, or of sequences that are not used.
+        walk: what else lies there.
+    """
+
+    scans: list[Scan]
+    duplicates: list[tuple[File, File]]
+    conflicts: list[tuple[Scan, File, File, str]]
+    unused: list[str]
+    walk: Walk
+
+
+class IndexedVolumes(VolumeDataset):
+    """A dataset of volumes that are recognised by their names."""
+
+    family: ClassVar[str] = ""
+    tars: ClassVar[bool] = False
+    choosing: ClassVar[tuple[str, ...]] = CHOOSING
+    distributed: ClassVar[Expected]
+    Params: ClassVar[type[ParamSet]] = VolumeParams
+    params: VolumeParams
+
+    @property
+    def expected(self) -> Expected:
+        """What the volumes should be like."""
+        return self.distributed
+
+    def named(self, path: str) -> Named | None:
+        """What a path below the root says about its file; None when it is not of this dataset."""
+        found = recognise(path)
+        return found if found is not None and found.family == self.family else None
+
+    @property
+    def lesion_labels(self) -> tuple[int, ...] | None:
+        """Values of a lesion mask that count; None: every value but 0."""
+        return None
+
+    def flags_of(self, subject: str) -> tuple[str, ...]:
+        """Known remarks on ``subject``."""
+        return ()
+
+    def left_out(self, scan: Scan) -> str:
+        """Why ``scan`` is not used, or "" when it is."""
+        if self.expected.lesion and LESION not in scan.files:
+            return "it has no lesion mask, so it can neither teach what is healthy nor be scored"
+        return ""
+
+    def healthy(self, scan: Scan) -> str:
+        """Why ``scan`` counts as healthy without a lesion mask; "" when nobody says so."""
+        return ""
+
+    def unmasked_by_design(self, scan: Scan) -> bool:
+        """Whether the distribution gives no mask for ``scan``."""
+        return False
+
+    @abstractmethod
+    def companion_of(self, modality: str) -> str:
+        """The modality whose brain mask and registration serve ``modality`` ("" when it has its own)."""
+
+    # -- what is there -----------------------------------------------------------------------------------------------
+
+    def available(self) -> tuple[str, ...]:
+        """The modalities found, in the order of ``info.modalities``."""
+        counts = Counter(kind for scan in self.index.scans for kind in scan.sequences)
+        return tuple(name for name in self.info.modalities if counts[name])
+
+    @cached_property
+    def index(self) -> Index:
+        """Everything below the root, by name alone; nothing is opened but tar archives, and files of one name to compare them.
+
+        Raises:
+            UserError: nothing of this dataset is there (says what is), two datasets are mixed, an archive is half
+                downloaded or encrypted.
+        """
+        root = self._root()
+        below = walk(root, tars=self.tars)
+        families: dict[str, list[str]] = defaultdict(list)
+        groups: dict[tuple[str, str], list[tuple[Named, File]]] = defaultdict(list)
+        unused = []
+        for path, file in below.volumes.items():
+            mine = self.named(path)
+            if mine is not None and mine.kind:
+                groups[mine.subject, mine.session].append((mine, file))
+            else:
+                unused.append(path)
+            if self.family and (known := recognise(path)):
+                families[known.family].append(path)
+        strangers = {family: paths for family, paths in families.items() if family != self.family}
+        if not groups:
+            raise self._nothing(root, below, strangers)
+        if strangers:
+            raise self._mixed(root, {**strangers, self.family: families[self.family]})
+        scans: list[Scan] = []
+        duplicates: list[tuple[File, File]] = []
+        conflicts: list[tuple[Scan, File, File, str]] = []
+        for (subject, session), found in sorted(groups.items()):
+            files: dict[str, File] = {}
+            site = next((name.site for name, _ in found if name.site), "")
+            scan = Scan(subject, session, site, files, self.flags_of(subject))
+            for name, file in sorted(found, key=lambda pair: (pair[1].name, str(pair[1]))):
+                first = files.setdefault(name.kind, file)
+                if first is not file and _same_content(first, file):
+                    duplicates.append((first, file))
+                elif first is not file:
+                    conflicts.append((scan, first, file, name.kind))
+            scans.append(scan)
+        return Index(scans, duplicates, conflicts, unused, below)
+
+    def _root(self) -> Path:
+        expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
+        if self.root is None:
+            raise UserError(f"The dataset {self.info.name} needs a data root. {expected}")
+        if not self.root.exists():
+            raise UserError(f"The data root {self.root} is missing. {expected}")
+        if self.root.is_file() and not (self.tars and self.root.name.lower().endswith(".tar")):
+            refuse_unreadable(self.root)
+            raise UserError(f"The data root {self.root} is a file, expected a folder. {expected}")
+        return self.root
+
+    def _nothing(self, root: Path, below: Walk, strangers: Mapping[str, list[str]]) -> UserError:
+        """Why a root without a single file of this dataset is not usable."""
+        expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
+        title = TITLES.get(self.family, self.info.name)
+        for family, paths in strangers.items():
+            hint = (
+                f"use --dataset {family}" if family in ("ixi", "atlas", "brats21") else "it has no adapter of its own"
+            )
+            if family == "brats23" and self.family == "brats21":
+                hint = "it holds the patients of BraTS'21 with other labels (3 is the enhancing tumour), and only one of the two may be used"
+            return UserError(
+                f"No {title} file in {root}: this looks like {TITLES[family]} ({paths[0]}); {hint}. {expected}"
+            )
+        for archive in [*below.partial, *below.archives]:
+            refuse_unreadable(archive)
+            return UserError(
+                f"No {title} file in {root}, but the archive {archive.name}: unpack it once with "
+                f"`adbench data unpack '{archive}' --out DIR` and give DIR as the data root."
+            )
+        if below.volumes:
+            first = next(iter(below.volumes))
+            none = f"None of the {len(below.volumes)} NIfTI files in {root}"
+            if not self.family:
+                return UserError(
+                    f"{none} says by its name what it is, e.g. {first}. Say it with --set dataset.image_pattern=..., such "
+                    "as {subject}/{subject}_{modality}.nii.gz."
+                )
+            return UserError(
+                f"{none} is named as in {title}, e.g. {first}. {expected} For names of your own there is --dataset folder."
+            )
+        if below.broken:
+            return UserError(f"{root} holds only links that lead nowhere, such as {below.broken[0]}. {expected}")
+        return UserError(
+            f"No NIfTI file in {root}, which holds {below.others + len(below.pictures) or 'no'} other files. {expected}"
+        )
+
+    def _mixed(self, root: Path, families: Mapping[str, list[str]]) -> UserError:
+        listed = " and ".join(f"{TITLES[f]} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
+        same = ", which hold the same patients" if {"brats21", "brats23"} <= set(families) else ""
+        return UserError(
+            f"{root} mixes {listed}{same}: give each dataset a folder of its own and name the one of {self.info.name} "
+            "with --data-root."
+        )
+
+    # -- what keeps it from being used -------------------------------------------------------------------------------
+
+    def faults(self) -> Iterator[Finding]:
+        """What is wrong with the files as a whole: ``data check`` lists everything, :meth:`discover` refuses the first error."""
+        for scan, first, second, kind in self.index.conflicts:
+            if self.excluded(scan):
+                continue
+            remedy = "remove one"
+            if _plain(first) == _plain(second):
+                what = "have the same name and different content"
+            elif kind == LESION:
+                what, remedy = "are both lesion masks", "merge them into one (lesion where either says so)"
+            else:
+                what = "mean the same scan and sequence"
+            message = f"{first} and {second} {what}: {remedy}, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
+            yield Finding("error", "conflict", scan.id, str(second), message)
+
+    def excluded(self, scan: Scan) -> bool:
+        """Whether the user left ``scan`` out."""
+        return scan.subject in self.params.exclude or scan.id in self.params.exclude
+
+    # -- who does what -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def roles(self) -> dict[str, Split]:
+        """The role of every usable subject; the same for every modality, whatever is excluded."""
+        usable = [scan for scan in self.index.scans if not self.left_out(scan)]
+        p = self.params
+        if p.val_share + p.test_share > 1:
+            raise UserError(
+                f"val_share {p.val_share:g} and test_share {p.test_share:g} of {self.info.name} add up to more than 1."
+            )
+        return self._roles(usable)
+
+    def _roles(self, usable: list[Scan]) -> dict[str, Split]:
+        return self._drawn(usable, self.params.val_share, self.params.test_share)
+
+    def _drawn(self, scans: list[Scan], val: float, test: float) -> dict[str, Split]:
+        """A role for every patient, drawn under the first of the names that he has here."""
+        names: dict[str, str] = {}
+        sites = {names.setdefault(person(scan.subject), scan.subject): scan.site for scan in scans}
+        roles = splits.assign(sites, val, test, self.params.split_seed, self.info.name)
+        return {scan.subject: roles[names[person(scan.subject)]] for scan in scans}
+
+    def discover(self, modality: str) -> list[Case]:
+        """The usable cases that have ``modality``, sorted by subject and session."""
+        return self._chosen(modality)[0]
+
+    def exclusions(self, modality: str) -> list[str]:
+        """What lies below the root and is not used, and why."""
+        return self._chosen(modality)[1]
+
+    def _chosen(self, modality: str) -> tuple[list[Case], list[str]]:
+        if modality not in self.available():
+            raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
+        self._check_excluded()
+        refuse(self.faults())
+        sessions = Counter(scan.subject for scan in self.index.scans)
+        cases, remarks = [], []
+        for scan in self.index.scans:
+            several = sessions[scan.subject] > 1
+            why = self._why_not(scan, modality)
+            if why:
+                remarks.append(f"{scan.id if several else scan.subject}: left out, {why}")
+                continue
+            companion = self.companion_of(modality)
+            kinds = [modality, BRAIN, LESION] + ([companion] if companion != modality else [])
+            cases.append(
+                Case(
+                    subject=scan.subject,
+                    split=self.roles[scan.subject],
+                    files=tuple(scan.files[kind] for kind in kinds if kind in scan.files),
+                    session=scan.session if several else "",
+                    site=scan.site,
+                    flags=scan.flags,
+                    healthy="" if LESION in scan.files else self.healthy(scan),
+                    extra={"files": dict(scan.files)},
+                )
+            )
+        remarks += [f"{second}: not used, {first} is the same file" for first, second in self.index.duplicates]
+        if not cases:
+            raise UserError(f"No case of {self.info.name} in {self.root} is usable: {'; '.join(remarks[:3])}.")
+        return cases, remarks
+
+    def _why_not(self, scan: Scan, modality: str) -> str:
+        if self.excluded(scan):
+            return "it is in dataset.exclude"
+        if modality not in scan.files:
+            return f"it has no {modality}"
+        return self.left_out(scan)
+
+    def _check_excluded(self) -> None:
+        known = {name for scan in self.index.scans for name in (scan.subject, scan.id)}
+        for name in self.params.exclude:
+            if name not in known:
+                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
+
+    # -- what is in it -----------------------------------------------------------------------------------------------
+
+    def read(self, case: Case, modality: str) -> RawVolume:
+        """Decode the image, its masks and the companion image of one case."""
+        files: Mapping[str, File] = case.extra["files"]
+        image = nifti.read(files[modality])
+        raw = RawVolume(
+            case=case.id,
+            modality=modality,
+            image=image.data,
+            affine=image.affine,
+            source=files[modality],
+            brain=self._mask(files.get(BRAIN), image, files[modality]),
+            lesion=self._mask(files.get(LESION), image, files[modality]),
+            lesion_labels=self.lesion_labels,
+            skull=self.skull,
+        )
+        companion = self.companion_of(modality)
+        if companion in files and companion != modality:
+            other = nifti.read(files[companion])
+            raw.companion = RawVolume(
+                case.id, companion, other.data, other.affine, source=files[companion], skull=self.skull
+            )
+        return raw
+
+    def _mask(self, file: File | None, image: nifti.Volume, source: File) -> np.ndarray | None:
+        """The decoded mask, on the image's grid; the last one is kept for the next modality of the same case."""
+        if file is None:
+            return None
+        last: tuple[File, nifti.Volume] | None = self.__dict__.get("_last_mask")
+        mask = last[1] if last is not None and last[0] == file else nifti.read(file)
+        self.__dict__["_last_mask"] = (file, mask)
+        apart = off_grid(mask.header, image.header)
+        if apart:
+            raise UserError(f"{file} does not lie on the grid of its image {source.name}: {apart}.")
+        return integers(mask.data, file)
+
+
+def off_grid(mask: nifti.Header, image: nifti.Header) -> str:
+    """How the grids of a mask and its image differ, "" when they are the same."""
+    if mask.shape != image.shape:
+        return f"{_by(mask.shape)} voxels against {_by(image.shape)}"
+    apart = nifti.displacement(mask.affine, image.affine, image.shape)
+    if apart > GRID_TOLERANCE * min(image.zooms):
+        return f"its affine puts a corner {apart:.1f} mm away from the image's ({mask.orientation} against {image.orientation})"
+    return ""
+
+
+def integers(data: np.ndarray, file: File) -> np.ndarray:
+    """``data`` as integers.
+
+    Raises:
+        UserError: a value is no integer: names the file and the value.
+    """
+    if data.dtype.kind in "iub":
+        return data
+    rounded = np.rint(data)
+    if not np.array_equal(rounded, data):
+        value = float(data[rounded != data][0])
+        raise UserError(f"{file} holds the value {value:g}, expected whole numbers: it is not a label mask.")
+    return rounded.astype(np.int16)
+
+
+def _by(shape: tuple[int, ...]) -> str:
+    return "x".join(map(str, shape))
+
+
+def _same_content(one: File, other: File) -> bool:
+    """Whether two files of one name hold the same bytes, compressed or not; a damaged one is another."""
+    if _plain(one) != _plain(other):
+        return False
+    try:
+        return nifti.checksum(one) == nifti.checksum(other)
+    except nifti.NiftiError:
+        return read_bytes(one) == read_bytes(other)
+
+
+def _plain(file: File) -> str:
+    return file.name.lower().removesuffix(".gz")

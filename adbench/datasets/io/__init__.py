@@ -1,0 +1,1 @@
+"""Reading what lies on disk: NIfTI, PNG, archives, file names."""

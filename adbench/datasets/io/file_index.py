@@ -1,0 +1,113 @@
+"""Everything below a data root: NIfTI files, those inside tar archives, and what stands in the way."""
+
+from __future__ import annotations
+
+import errno
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from adbench.datasets.io import archive
+from adbench.datasets.io.archive import File
+from adbench.datasets.io.nifti import SUFFIXES
+from adbench.errors import UserError
+
+
+@dataclass
+class Walk:
+    """What lies below a root.
+
+    Attributes:
+        volumes: path below the root (with ``/``) -> file, sorted; a member of a tar has the archive's name as a folder.
+        tables: paths of spreadsheets and text tables.
+        archives: archives that were not opened.
+        broken: links that lead nowhere.
+        partial: downloads in progress.
+        pictures: PNG files.
+        others: how many other files there are.
+    """
+
+    volumes: dict[str, File] = field(default_factory=dict)
+    tables: list[Path] = field(default_factory=list)
+    archives: list[Path] = field(default_factory=list)
+    broken: list[Path] = field(default_factory=list)
+    partial: list[Path] = field(default_factory=list)
+    pictures: list[Path] = field(default_factory=list)
+    others: int = 0
+
+
+def walk(root: Path, *, tars: bool = False) -> Walk:
+    """Walk ``root``; links are followed, a folder that was seen before is not entered again, hidden files are passed over.
+
+    Args:
+        root: a folder, or a tar archive.
+        tars: whether to look into uncompressed tar archives.
+
+    Raises:
+        UserError: a folder cannot be read, or (with ``tars``) a tar is damaged, half downloaded or compressed.
+    """
+    found = Walk()
+    if root.is_file():
+        _add_archive(found, root, "", tars)
+    else:
+        seen: set[tuple[int, int]] = set()
+        pending = [(str(root), "")]
+        while pending:
+            folder, below = pending.pop()
+            try:
+                state = Path(folder).stat()
+                if (state.st_dev, state.st_ino) in seen:
+                    continue
+                seen.add((state.st_dev, state.st_ino))
+                with os.scandir(folder) as entries:
+                    for entry in entries:
+                        if entry.name.startswith("."):
+                            continue
+                        if _is_folder(entry):
+                            pending.append((entry.path, f"{below}{entry.name}/"))
+                        else:
+                            _add(found, entry, f"{below}{entry.name}", tars)
+            except OSError as error:
+                raise UserError(
+                    f"The folder {folder} cannot be read: {error.strerror}. Mend its permissions."
+                ) from None
+    found.volumes = dict(sorted(found.volumes.items()))
+    for paths in (found.tables, found.archives, found.broken, found.partial, found.pictures):
+        paths.sort()
+    return found
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # a link to itself leads nowhere
+            return False
+        raise
+
+
+def _add(found: Walk, entry: os.DirEntry[str], below: str, tars: bool) -> None:
+    path, lower = Path(entry.path), entry.name.lower()
+    if entry.is_symlink() and not path.exists():
+        found.broken.append(path)
+    elif lower.endswith(SUFFIXES):
+        found.volumes[below] = path
+    elif lower.endswith(archive.PARTIAL):
+        found.partial.append(path)
+    elif archive.is_archive(lower):
+        _add_archive(found, path, f"{below}/", tars)
+    elif lower.endswith((".xls", ".xlsx", ".csv", ".tsv")):
+        found.tables.append(path)
+    elif lower.endswith(".png"):
+        found.pictures.append(path)
+    else:
+        found.others += 1
+
+
+def _add_archive(found: Walk, path: Path, below: str, tars: bool) -> None:
+    if not (tars and path.name.lower().endswith(".tar")):
+        found.archives.append(path)
+        return
+    for member in archive.members(path):
+        if member.name.lower().endswith(SUFFIXES) and not member.name.startswith("."):
+            found.volumes[f"{below}{member.path}"] = member

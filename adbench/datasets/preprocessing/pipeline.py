@@ -1,0 +1,392 @@
+"""The recipe, step by step: what happens to one volume on its way into the store."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from adbench.datasets.base import Stack
+from adbench.datasets.geometry import Geometry, matrix
+from adbench.datasets.preprocessing import brain_extraction, registration, resize, slicing, template
+from adbench.datasets.preprocessing import cache as products
+from adbench.datasets.preprocessing.base import EXTRA, RECIPE_VERSION, RawVolume, RecipeParams
+from adbench.datasets.preprocessing.reorient import resample, to_ras, voxel_ml, zooms
+from adbench.errors import UserError
+
+
+def steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[str, Any]]:
+    """Every step in order, with its parameters and the version of the tool it uses, for the manifest and its hash.
+
+    Args:
+        params: of the recipe.
+        skull: a tool may have to find the brain.
+        on_template: the images lie on the template's grid already.
+
+    Raises:
+        UserError: an unknown tool, or one that is not installed.
+    """
+    tool = tool_of(params, skull)
+    brain: dict[str, Any] = {"step": "brain", "rule": params.brain, "without a mask": tool}
+    if tool not in brain_extraction.RULES:
+        chosen = brain_extraction.tool(tool)
+        if not chosen.installed:
+            raise UserError(f"Brain extraction with {tool} needs {chosen.package}: {chosen.obtain}.")
+        brain["tool"] = chosen.version
+    elif tool == "template":
+        brain |= {"tool": "MNI152 2009a symmetric", "margin_mm": params.template_margin}
+    register = "none" if on_template else params.registration
+    if (register != "none" or (tool == "template" and not on_template) or params.n4) and not registration.installed():
+        why = "Registration" if register != "none" or tool == "template" else "N4 bias correction"
+        raise UserError(f"{why} needs SimpleITK: {EXTRA}.")
+    described: list[dict[str, Any]] = [{"step": "orient", "to": "RAS", "interpolation": "none"}, brain]
+    if params.n4:
+        described.append({"step": "n4", "tool": registration.tool_version(), "shrink": registration.SHRINK})
+    if register != "none":
+        described.append({"step": "register", "kind": register, "to": "MNI152 2009a symmetric 1 mm", "tool": registration.tool_version(), "metric": "Mattes mutual information", "interpolation": "trilinear (image), nearest (masks)"})  # fmt: skip
+    return [
+        *described,
+        {"step": "intensity", "percentiles": [params.clip_low, params.clip_high], "inside": "brain", "to": [0, 1]},
+        {"step": "slices", "plane": "axial", "min_brain": params.min_brain, "every": params.slice_step},
+        {"step": "square", "mm": params.field_of_view},
+        {"step": "resize", "px": params.size, "interpolation": "bilinear with anti-aliasing (image), nearest (masks)"},
+        {"step": "version", "of": "recipe", "is": RECIPE_VERSION},
+    ]
+
+
+def tool_of(params: RecipeParams, skull: bool) -> str:
+    """What finds the brain of an image that has neither a mask nor a background of 0."""
+    if params.brain != "auto":
+        return params.brain
+    return brain_extraction.automatic() if skull else "background"
+
+
+def run_recipe(
+    raw: RawVolume, params: RecipeParams, *, on_template: bool = False, products: Path | None = None
+) -> Stack:
+    """Prepare one volume.
+
+    Args:
+        raw: from the adapter.
+        params: of the recipe.
+        on_template: the image claims to lie on the template's grid: no registration, the template's mask fits.
+        products: folder that keeps brain masks, bias fields and registrations; None keeps nothing.
+
+    Returns:
+        The slices with their geometry and quality figures: ``brain_ml`` and ``lesion_ml_source`` (in the file),
+        ``lesion_ml`` (in the prepared slices, in the patient's size), ``lesion_outside_brain_ml``, ``clipped_share``,
+        ``intensity_low`` and ``intensity_high``, and on the template's grid ``registration_correlation`` of the
+        intensities and ``registration_overlap`` (Dice) of the brains, which also holds for sequences other than T1.
+
+    Raises:
+        UserError: masks on another grid, no brain, a constant image, a missing tool; names the case and the file.
+    """
+    return _Head(raw, params, on_template, products).prepare()
+
+
+class _Head:
+    """One volume in RAS order on its way through the steps."""
+
+    def __init__(self, raw: RawVolume, params: RecipeParams, on_template: bool, folder: Path | None) -> None:
+        self.raw, self.params, self.folder = raw, params, folder
+        if raw.image.ndim != 3:
+            raise UserError(f"{raw}: the image has shape {raw.image.shape}, expected three axes.")
+        self.image, self.affine = to_ras(raw.image, raw.affine)
+        self.given = self._beside(raw.brain, "brain mask")
+        lesion = self._beside(raw.lesion, "lesion mask")
+        self.lesion = None if lesion is None else _chosen(lesion, raw.lesion_labels)
+        self.at_home = template.same_grid(self.image.shape, self.affine)
+        if on_template and not self.at_home:
+            raise UserError(
+                f"{raw}: its grid of {self.image.shape} voxels from {self.affine[:3, 3].round(1).tolist()} is not the "
+                f"template's, {template.SHAPE} from {list(template.ORIGIN)}: is this file of the dataset it claims to be? "
+                f"If it is another, register it with --set dataset.registration=affine."
+            )
+        self.kind = "none" if self.at_home else params.registration
+        self.companion = None if raw.companion is None else _Head(raw.companion, params, on_template, folder)
+
+    def _beside(self, mask: np.ndarray | None, what: str) -> np.ndarray | None:
+        if mask is None:
+            return None
+        if mask.shape != self.raw.image.shape:
+            raise UserError(f"{self.raw}: its {what} has shape {mask.shape}, the image {self.raw.image.shape}.")
+        return to_ras(mask, self.raw.affine)[0]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Identifies the voxels and where they are."""
+        return products.fingerprint(self.image, self.affine)
+
+    # -- brain ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def brain(self) -> np.ndarray:
+        """(X, Y, Z) bool on this volume's grid."""
+        rule = self.params.brain
+        where = str(self.raw)
+        if rule == "given" and self.given is None:
+            raise UserError(
+                f"{where}: there is no brain mask beside the image. Add it, or use --set dataset.brain=auto."
+            )
+        if self.given is not None and rule in ("auto", "given"):
+            mask = np.ascontiguousarray(self.given.T != 0).T
+            if not mask.any():
+                raise UserError(f"{where}: its brain mask is empty.")
+            return mask
+        if rule == "background" or (rule == "auto" and not self.raw.skull):
+            return brain_extraction.background(self.image, where)
+        if self.companion is not None:
+            return self._carried(self.companion)
+        tool = brain_extraction.automatic() if rule == "auto" else rule
+        if tool == "template":
+            return self._from_template()
+        what = ["brain", RECIPE_VERSION, brain_extraction.tool(tool).version, self.raw.modality, self.fingerprint]
+
+        def make():
+            return products.packed(brain_extraction.extract(tool, self.image, self.affine, self.raw.modality, where))
+
+        return products.unpacked(products.kept(self.folder, what, make))
+
+    def _carried(self, other: _Head) -> np.ndarray:
+        """The brain mask of ``other``, the same subject's T1, on this grid."""
+        mask = resample(other.brain, np.linalg.inv(other.affine) @ self.to_companion @ self.affine, self.image.shape, linear=False)  # fmt: skip
+        if not mask.any():
+            raise UserError(
+                f"{self.raw}: the brain of {other.raw} lies outside it: are both of one subject and session?"
+            )
+        return mask
+
+    def _from_template(self) -> np.ndarray:
+        margin = template.mask(self.params.template_margin)
+        if self.at_home:
+            return margin & (self.image != 0)
+        to_template = np.linalg.inv(template.AFFINE) @ np.linalg.inv(self.to_head("affine", None)) @ self.affine
+        mask = resample(margin, to_template, self.image.shape, linear=False)
+        if not mask.any():
+            raise UserError(f"{self.raw}: registration to the template failed: its brain lies outside the image.")
+        return mask
+
+    # -- registration ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def to_companion(self) -> np.ndarray:
+        """(4, 4): this volume's world to the companion's, mm: the head moved between two sequences."""
+        other = self.companion
+        assert other is not None
+        inside = other.brain
+        what = [
+            "companion",
+            RECIPE_VERSION,
+            registration.tool_version(),
+            registration.LEVELS,
+            products.fingerprint(inside),
+        ]
+        what += [other.fingerprint, self.fingerprint]
+        found = products.kept(
+            self.folder,
+            what,
+            lambda: {
+                "matrix": registration.register(
+                    other.image, other.affine, inside, self.image, self.affine, np.eye(4), "rigid"
+                )
+            },
+        )
+        return np.linalg.inv(found["matrix"])
+
+    def to_head(self, kind: Literal["rigid", "affine"], inside: np.ndarray | None) -> np.ndarray:
+        """(4, 4): template world to this volume's world, mm.
+
+        Args:
+            kind: "rigid" or "affine".
+            inside: (X, Y, Z) bool, the brain; None: not known yet, the whole head is registered.
+        """
+        if self.companion is not None and inside is not None:
+            there = self.companion.to_head(kind, self.companion.brain)
+            return np.linalg.inv(self.to_companion) @ there
+        moving = np.asarray(self.image, np.float32)
+        start = np.eye(4)
+        if inside is None:
+            # The skull tells where the brain ends, so compare a little beyond it.
+            around = template.mask(template.HEAD_MARGIN)
+            if kind == "affine":
+                start[:3, :3] *= template.HEAD_SCALE
+            start[:3, 3] = _crown(moving, self.affine) - start[:3, :3] @ template.CROWN
+        else:
+            around = template.mask(template.BRAIN_MARGIN)
+            moving = moving * inside
+            start[:3, 3] = _centre(moving, self.affine) - _centre(template.brain(), template.AFFINE)
+        what = [
+            kind,
+            RECIPE_VERSION,
+            registration.tool_version(),
+            registration.LEVELS,
+            start[0, 0],
+            products.fingerprint(around),
+            self.fingerprint,
+        ]
+        what.append("head" if inside is None else products.fingerprint(inside))
+        found = products.kept(
+            self.folder,
+            what,
+            lambda: {
+                "matrix": registration.register(
+                    template.brain(), template.AFFINE, around, moving, self.affine, start, kind
+                )
+            },
+        )
+        return found["matrix"]
+
+    # -- all of it ------------------------------------------------------------------------------------------------
+
+    def corrected(self, inside: np.ndarray) -> np.ndarray:
+        """The image, its bias field removed when the recipe says so."""
+        if not self.params.n4:
+            return self.image
+        what = [
+            "n4",
+            RECIPE_VERSION,
+            registration.tool_version(),
+            registration.SHRINK,
+            self.fingerprint,
+            products.fingerprint(inside),
+        ]
+        found = products.kept(
+            self.folder, what, lambda: {"log": registration.bias_field(self.image, self.affine, inside)}
+        )
+        return registration.unbiased(self.image, self.affine, found["log"])
+
+    def prepare(self) -> Stack:
+        """Run every step."""
+        params, raw = self.params, self.raw
+        inside = self.brain
+        image = self.corrected(inside)
+        levels = slicing.window(image, inside, params)
+        if not levels.high > levels.low:
+            raise UserError(f"{raw}: the image is constant inside the brain ({levels.low:g} everywhere).")
+        quality = {
+            "brain_ml": float(inside.sum()) * voxel_ml(self.affine),
+            "clipped_share": levels.clipped,
+            "intensity_low": levels.low,
+            "intensity_high": levels.high,
+        }
+        lesion, affine, back = self.lesion, self.affine, np.eye(4)
+        if self.kind != "none":
+            back = self.to_head(self.kind, inside)
+            affine = template.AFFINE
+            to_voxel = np.linalg.inv(self.affine) @ back @ affine
+            image = resample(image, to_voxel, template.SHAPE, linear=True)
+            inside = resample(inside, to_voxel, template.SHAPE, linear=False)
+            lesion = None if lesion is None else resample(lesion, to_voxel, template.SHAPE, linear=False)
+            if not inside.any():
+                raise UserError(f"{raw}: registration failed: the brain lies outside the template.")
+        if self.kind != "none" or self.at_home:
+            core = template.mask(0.0)
+            quality["registration_correlation"] = float(np.corrcoef(image[core], template.brain()[core])[0, 1])
+            quality["registration_overlap"] = float(2 * (inside & core).sum() / (inside.sum() + core.sum()))
+        chosen = slicing.cut(inside, affine, params)
+        geometry = Geometry(
+            original_shape=tuple(int(n) for n in raw.image.shape),
+            original_affine=matrix(raw.affine),
+            registered_shape=tuple(int(n) for n in inside.shape),
+            registered_affine=matrix(affine),
+            to_original_world=matrix(back),
+            registration=self.kind,
+            corner=chosen.corner,
+            side=chosen.side,
+            size=params.size,
+            step=params.slice_step,
+        )
+        remarks = _left_out(chosen)
+        brain_slices = resize.resize_mask(slicing.slices(inside, chosen), params.size)
+        raw_slices, wide = slicing.slices(image, chosen), slicing.slices(inside, chosen)
+        image_slices = slicing.resized(slicing.scaled(raw_slices, wide, levels), brain_slices, params.size)
+        lesion_slices = None
+        if lesion is not None:
+            full = slicing.slices(lesion, chosen)
+            lesion_slices = resize.resize_mask(full, params.size)
+            remarks += self._lesions(lesion, full, lesion_slices, brain_slices, chosen, geometry, quality)
+        return Stack(image_slices, brain_slices, lesion_slices, chosen.planes, remarks, geometry, quality)
+
+    def _lesions(
+        self,
+        registered: np.ndarray,
+        full: np.ndarray,
+        prepared: np.ndarray,
+        brain: np.ndarray,
+        chosen: slicing.Cut,
+        geometry: Geometry,
+        quality: dict[str, float],
+    ) -> list[str]:
+        """Enter the lesion volumes into ``quality``; remarks about what was lost on the way."""
+        assert self.lesion is not None
+        unit = geometry.prepared_voxel_ml * geometry.volume_scale
+        before, outside = float(self.lesion.sum()), prepared & ~brain
+        quality["lesion_ml_source"] = before * voxel_ml(self.affine)
+        quality["lesion_ml"] = float(prepared.sum()) * unit
+        quality["lesion_outside_brain_ml"] = float(outside.sum()) * unit
+        remarks = []
+        every = registered.sum(axis=(0, 1))
+        skipped = [z for z in np.flatnonzero(every) if z not in chosen.planes and z % geometry.step == 0]
+        if skipped:
+            voxels = int(every[skipped].sum())
+            remarks.append(f"lesion: {voxels} of {int(every.sum())} voxels lie in slices left out ({ranges(skipped)})")
+        cropped = int(every[list(chosen.planes)].sum()) - int(full.sum())
+        if cropped:
+            remarks.append(f"lesion: {cropped} voxels lie beyond the field of view")
+        for position in resize.lost(full, prepared):
+            remarks.append(
+                f"slice {chosen.planes[position]}: its lesion ({int(full[position].sum())} voxels) was lost in resizing"
+            )
+        if outside.any():
+            remarks.append(
+                f"lesion: {int(outside.sum())} of {int(prepared.sum())} prepared voxels lie outside the brain mask"
+            )
+        return remarks
+
+
+def _chosen(labels: np.ndarray, values: tuple[int, ...] | None) -> np.ndarray:
+    flat = labels.T  # x fastest in memory
+    return (flat != 0 if values is None else np.isin(flat, values)).T
+
+
+def _centre(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Centre of mass in world mm, from every fourth voxel."""
+    few = np.maximum(image[::4, ::4, ::4], 0).astype(np.float64)
+    sums = [few.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
+    voxel = [4 * float((s * np.arange(len(s))).sum() / s.sum()) for s in sums]
+    return affine[:3, :3] @ voxel + affine[:3, 3]
+
+
+def _crown(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
+    """Middle of a head seen from above, and its highest point, in world mm: unlike its centre, no neck can move them."""
+    import cc3d
+
+    step = np.maximum(1, np.round(3 / zooms(affine))).astype(int)
+    few = image[tuple(slice(None, None, int(n)) for n in step)]
+    head = cc3d.largest_k(few > few.mean(), k=1, connectivity=6) > 0
+    points = np.argwhere(head) * step @ affine[:3, :3].T + affine[:3, 3]
+    top = np.percentile(points[:, 2], 99.9)
+    low, high = np.percentile(points[points[:, 2] > top - 130], [1, 99], axis=0)
+    return np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, top])
+
+
+def _left_out(chosen: slicing.Cut) -> list[str]:
+    remarks = []
+    if chosen.thin:
+        remarks.append(f"slices {ranges(chosen.thin)}: left out, too little brain")
+    if chosen.outside:
+        remarks.append(f"{chosen.outside} brain voxels lie beyond the field of view")
+    return remarks
+
+
+def ranges(numbers: Any) -> str:
+    """Ascending whole numbers in short: "3-7, 9"."""
+    parts: list[list[int]] = []
+    for number in map(int, numbers):
+        if parts and number == parts[-1][1] + 1:
+            parts[-1][1] = number
+        else:
+            parts.append([number, number])
+    return ", ".join(f"{first}-{last}" if last > first else str(first) for first, last in parts)

@@ -1,0 +1,1 @@
+"""The slice store: prepared pixels, how they are made, and how they are read."""

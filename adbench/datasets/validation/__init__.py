@@ -1,0 +1,1 @@
+"""Checks of a dataset before and after it is prepared."""

@@ -1,0 +1,258 @@
+"""A coarse fingerprint of a volume, to find one scan under two names after small changes or a registration.
+
+Brain voxels are put into cells of the brain's own axes (centre, principal axes and standard deviations of the mask), so
+position, size and tilt of the head fall out; a cell holds the mean intensity less that of the cells around it, which is
+what differs between people. Two fingerprints are compared by their correlation over the cells both have.
+
+Measured: copies with one other grey level correlate by 1.0000, with noise of 2 % or gamma .8 by .991 or more; a volume tilted
+by 5 to 8 degrees by .94 to .99, and scaled by 5 % beside it by .83 to .94. Different people: at most .61 among 20 pairs of
+real volumes, .765 among 42,084 pairs of phantoms, .935 among 111,628 pairs of single slices of IXI, and .898 among 212,878
+of SOOP, where three pairs above that are one patient each by eye (.906, .961 and .968). It takes .01 s for a slice of 256
+by 256 pixels, .03 s for ten, .11 s for 155.
+
+A hash of the pixels of every slice (.003 s) finds what a fingerprint of the whole cannot: a few slices under another name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import permutations
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adbench.datasets.io.filename_patterns import person
+from adbench.utils.files import replacing
+
+if TYPE_CHECKING:
+    from adbench.datasets.store.slice_store import SliceStore, StoredCase
+
+VERSION = 2
+CELLS = (12, 16, 16)  # along z, y and x
+REACH = 2.1  # standard deviations from the centre to the outermost cells
+CERTAIN = 0.998  # correlation of one scan with a copy that was hardly changed
+LIKELY, LIKELY_SLICES = 0.85, 0.95  # of one person; a few slices are more alike than volumes are
+FEW_SLICES = 3
+SHARED = 0.6  # share of cells that two fingerprints must both have
+FEWEST = 60  # cells, or voxels of a slice, below which nothing can be said
+LEVELS = 16  # grey levels of a slice below which it may be equal to another by chance
+MOST = 3_000_000  # voxels that are looked at
+
+
+def fingerprint(
+    image: np.ndarray, brain: np.ndarray, slices: Sequence[int] = (), spacing: Sequence[float] = (1.0, 1.0, 1.0)
+) -> np.ndarray:
+    """The fingerprint of one volume or slice.
+
+    Args:
+        image: (S, H, W), any real type.
+        brain: (S, H, W) bool.
+        slices: S slice indices; none: 0, 1, ...
+        spacing: from one slice index to the next, from row to row, from column to column, in one unit.
+
+    Returns:
+        (12 * 16 * 16,) float16, NaN in cells that hold too little brain.
+    """
+    step = max(1, int(np.ceil(np.sqrt(brain.size / MOST))))
+    image, brain = image[:, ::step, ::step], brain[:, ::step, ::step]
+    inside = np.nonzero(brain)
+    if len(inside[0]) < FEWEST:
+        return np.full(int(np.prod(CELLS)), np.nan, np.float16)
+    values = image[inside].astype(np.float32)
+    values = np.clip(values, *np.percentile(values, [2, 98]))
+    values = (values - values.mean()) / max(float(values.std()), 1e-6)
+    planes = np.asarray(slices if len(slices) else range(len(image)), np.float32)[inside[0]]
+    where = np.stack([planes * spacing[0], inside[1] * (spacing[1] * step), inside[2] * (spacing[2] * step)])
+    shape, cell = _cells(where.astype(np.float32))
+    counts = np.bincount(cell[cell >= 0], minlength=int(np.prod(shape))).reshape(shape)
+    sums = np.bincount(cell[cell >= 0], values[cell >= 0], minlength=counts.size).reshape(shape)
+    have = counts >= max(3.0, 0.2 * float(np.median(counts[counts > 0])))
+    means = np.where(have, sums / np.maximum(counts, 1), 0)
+    means -= _around(means) / np.maximum(_around(have), 1e-6)
+    found = np.full(CELLS, np.nan, np.float16)
+    found[: shape[0]] = np.where(have, means, np.nan)
+    return found.ravel()
+
+
+def _cells(where: np.ndarray) -> tuple[tuple[int, int, int], np.ndarray]:
+    """How many cells there are along each axis, and the cell of every position in (3, n); -1 outside of all."""
+    where = where - where.mean(axis=1, keepdims=True)
+    flat = bool(np.ptp(where[0]) == 0)
+    first = int(flat)  # one slice has axes in its plane alone
+    _, axes = np.linalg.eigh(np.cov(where[first:]))
+    order = max(permutations(range(len(axes))), key=lambda p: sum(abs(axes[i, p[i]]) for i in range(len(axes))))
+    axes = axes[:, order]
+    axes = axes * np.where(np.diag(axes) < 0, -1, 1)
+    where[first:] = axes.T.astype(np.float32) @ where[first:]
+    shape = (1 if flat else CELLS[0], *CELLS[1:])
+    spread = where.std(axis=1, keepdims=True)
+    numbers = np.array(shape)[:, None]
+    index = np.floor((where / np.where(spread > 0, spread, 1) / REACH + 1) / 2 * numbers).astype(np.int64)
+    index[:first] = 0
+    inside = ((index >= 0) & (index < numbers)).all(axis=0)
+    return shape, np.where(inside, np.ravel_multi_index(tuple(np.clip(index, 0, numbers - 1)), shape), -1)
+
+
+def _around(values: np.ndarray) -> np.ndarray:
+    from scipy import ndimage
+
+    return np.asarray(ndimage.uniform_filter(values.astype(np.float64), 3, mode="constant"))
+
+
+def similarity(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """(n, m) correlations, 0 where two fingerprints share too few cells.
+
+    Args:
+        one: (n, cells) fingerprints.
+        other: (m, cells) fingerprints.
+    """
+    there, there_too = (~np.isnan(part) for part in (one, other))
+    a, b = (np.nan_to_num(part).astype(np.float32) for part in (one, other))
+    mask, mask_too = there.astype(np.float32), there_too.astype(np.float32)
+    common = mask @ mask_too.T
+    enough = (common >= FEWEST) & (common >= SHARED * np.minimum(mask.sum(1)[:, None], mask_too.sum(1)[None]))
+    size = ((a * a) @ mask_too.T) * (mask @ (b * b).T)
+    return np.where(enough, (a @ b.T) / np.sqrt(np.maximum(size, 1e-12)), 0.0)
+
+
+@dataclass(frozen=True)
+class Print:
+    """The fingerprints of some cases, and the hashes of their slices.
+
+    Attributes:
+        subjects: n names.
+        values: (n, cells).
+        hashes: n arrays, of every slice of a case its hash as :func:`slice_hashes` gives it; 0: it does not count.
+    """
+
+    subjects: list[str]
+    values: np.ndarray
+    hashes: list[np.ndarray]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two cases of different names that look like one person.
+
+    Attributes:
+        correlation: of their fingerprints.
+        certain: whether they are one scan.
+    """
+
+    one: int
+    other: int
+    correlation: float
+    certain: bool
+
+
+def alike(one: Print, other: Print) -> list[Pair]:
+    """The pairs of cases, one of each side, that look like one person and have the names of two; the most alike first."""
+    if not (len(one.subjects) and len(other.subjects)):
+        return []
+    found = similarity(one.values, other.values)
+    counts, counts_too = (np.array([len(part) for part in side.hashes]) for side in (one, other))
+    few = np.minimum(counts[:, None], counts_too[None]) < FEW_SLICES
+    pairs = [
+        Pair(int(i), int(j), float(found[i, j]), bool(found[i, j] >= CERTAIN))
+        for i, j in np.argwhere(found >= np.where(few, LIKELY_SLICES, LIKELY))
+        if person(one.subjects[i]) != person(other.subjects[j])
+    ]
+    return sorted(pairs, key=lambda pair: -pair.correlation)
+
+
+def slice_hashes(images: np.ndarray) -> np.ndarray:
+    """(S,) uint64: a hash of the pixels of each of (S, H, W) slices; 0 for a slice that says too little about anybody.
+
+    That is one with fewer than :data:`FEWEST` pixels of the brain, which is where an image is not 0, or fewer than
+    :data:`LEVELS` values in it. Equal images have equal brains, as an image is 0 outside.
+    """
+    return np.array([_hash(image) for image in images], np.uint64)
+
+
+def _hash(image: np.ndarray) -> int:
+    values = image[image != 0]
+    if len(values) < FEWEST or len(np.unique(values)) < LEVELS:
+        return 0
+    return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest(), "little")
+
+
+def shared_slices(prints: Sequence[tuple[str, np.ndarray]]) -> dict[tuple[int, int], int]:
+    """How many slices are there under the names of two people, pixel by pixel.
+
+    Args:
+        prints: of every case its subject and the hashes of its slices.
+
+    Returns:
+        (index of the first case with a slice, index of the later one) -> how many, the most first.
+    """
+    people = [person(subject) for subject, _ in prints]
+    owners: dict[int, int] = {}
+    counts = Counter(
+        (first, index)
+        for index, (_, hashes) in enumerate(prints)
+        for value in hashes.tolist()
+        if value and people[first := owners.setdefault(value, index)] != people[index]
+    )
+    return dict(counts.most_common())
+
+
+def of_store(store: SliceStore, rows: np.ndarray) -> Print:
+    """The fingerprints of every case that has one of ``rows``, and the hashes of those rows; see :func:`keep`."""
+    values, hashes = keep(store)
+    hashes = np.where(np.isin(np.arange(len(hashes)), rows), hashes, np.uint64(0))
+    chosen = [index for index, case in enumerate(store.cases) if np.isin(case.rows, rows).any()]
+    cases = [store.cases[index] for index in chosen]
+    return Print([case.subject for case in cases], values[chosen], [hashes[case.rows] for case in cases])
+
+
+def keep(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
+    """(cases, cells) fingerprints and (rows,) hashes of ``store``, from the file beside its arrays, made if need be."""
+    shape = (len(store.cases), int(np.prod(CELLS)))
+    with suppress(OSError, ValueError):  # none yet, or cut short
+        content = _file(store).read_bytes()
+        if hashlib.sha256(content[32:]).digest() == content[:32]:
+            values = np.frombuffer(content, np.float16, int(np.prod(shape)), 32).reshape(shape)
+            return values, np.frombuffer(content, np.uint64, len(store), 32 + values.nbytes)
+    own = type(store)(store.folder, store.manifest)  # its mapped pixels go with it
+    made = [_of_case(own, case) for case in own.cases]
+    return write(store, made)
+
+
+def write(store: SliceStore, made: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Keep what :func:`of_blocks` says of every case beside the arrays of ``store``, unless it is read-only.
+
+    Returns:
+        As :func:`keep`.
+    """
+    values, hashes = np.stack([one for one, _ in made]).astype(np.float16), np.concatenate([one for _, one in made])
+    content = values.tobytes() + hashes.tobytes()
+    with suppress(OSError), replacing(_file(store)) as temporary:
+        temporary.write_bytes(hashlib.sha256(content).digest() + content)
+    return values, hashes
+
+
+def of_blocks(blocks: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Fingerprint and slice hashes of a case while it is prepared, from its arrays and what the manifest will say of it."""
+    from adbench.datasets.geometry import Geometry
+
+    spacing = [1.0, 1.0, 1.0]
+    if record["geometry"] is not None:
+        affine = Geometry.from_json(record["geometry"]).prepared_affine()
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
+    images = blocks["images"]
+    return fingerprint(images, blocks["brains"], record["slices"], spacing), slice_hashes(images)
+
+
+def _file(store: SliceStore) -> Path:
+    return store.folder / f"fingerprints-{VERSION}-{store.manifest['cases_digest'][:16]}.bin"
+
+
+def _of_case(store: SliceStore, case: StoredCase) -> tuple[np.ndarray, np.ndarray]:
+    rows = slice(case.start, case.start + len(case.slices))
+    blocks = {"images": np.asarray(store.images[rows]), "brains": np.asarray(store.brains[rows])}
+    return of_blocks(blocks, {"geometry": case.geometry, "slices": case.slices})

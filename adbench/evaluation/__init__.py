@@ -1,0 +1,1 @@
+"""Numbers without training: from finished runs, or from anyone's maps."""

@@ -1,0 +1,252 @@
+"""Reading anyone's anomaly maps and masks: folders of NIfTI volumes or PNG slices, matched by case id."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adbench.datasets.io.filename_patterns import subject_of
+from adbench.errors import UserError
+from adbench.metrics.counting import as_bool
+
+_ENDINGS = {
+    "map": ("_anomaly_map", "_map", "_score", "_anomaly"),
+    "mask": ("_lesion_mask", "_mask", "_seg", "_segmentation", "_lesion"),
+    "brain mask": ("_brain_mask", "_brainmask", "_brain"),
+}
+_TYPES = (".nii.gz", ".nii", ".png")
+_SLICE = re.compile(r"(?P<case>.+?)[-_]slice[-_]?(?P<index>\d+)(?P<rest>.*)")
+_AFFINE_TOLERANCE = 1e-3  # mm: headers are written with few digits
+
+
+@dataclass(frozen=True)
+class External:
+    """One case as read.
+
+    Attributes:
+        volume: its id.
+        subject: the part of the id that names the subject, see :func:`adbench.datasets.io.filename_patterns.subject_of`.
+        maps: (S, H, W) in the type of the file; for NIfTI the last axis of the file comes first.
+        lesion: (S, H, W) bool, wherever the mask says so.
+        brain: (S, H, W) bool; all True when no brain masks were given.
+        slices: (S,) slice indices.
+        spacing: mm from slice to slice, row to row, column to column; None for PNG slices, which do not say.
+    """
+
+    volume: str
+    subject: str
+    maps: np.ndarray
+    lesion: np.ndarray
+    brain: np.ndarray
+    slices: np.ndarray
+    spacing: tuple[float, float, float] | None = None
+
+
+class CaseFolder:
+    """Cases of a folder of maps and a folder of masks; read one at a time, as often as it is iterated.
+
+    A case id is the file name without its type and without an ending that names its role (``_map``, ``_score``,
+    ``_mask``, ``_seg``, ``_lesion``, ``_brain`` and the like). PNG files named ``ID_slice_K`` are slices of one case;
+    any other PNG is a case of one slice. NIfTI volumes are cut along their last axis. Scores are used as stored. Cases
+    whose ids differ in the session alone (``sub-01_ses-1``, ``sub-01_ses-2``) are volumes of one subject.
+
+    Args:
+        maps: folder of score maps.
+        masks: folder of lesion masks, of the same type as the maps.
+        brain: folder of brain masks, or None: every voxel of the image counts.
+        labels: values of the masks that are lesion; None for 1 (and 255 in a PNG). 0 is background, others are errors.
+
+    Raises:
+        UserError: a folder is missing or empty, two files claim one place, or a case is missing on one side.
+    """
+
+    def __init__(
+        self,
+        maps: str | Path,
+        masks: str | Path,
+        brain: str | Path | None = None,
+        labels: Collection[int] | None = None,
+    ) -> None:
+        if labels is not None and (not labels or 0 in labels):
+            raise UserError(f"labels = {sorted(labels)} is not valid: name the lesion values; 0 is background.")
+        self._labels = None if labels is None else sorted(labels)
+        self._maps, self._masks = _find(Path(maps), "map"), _find(Path(masks), "mask")
+        self._brain = None if brain is None else _find(Path(brain), "brain mask")
+        _match("map", self._maps, "mask", self._masks)
+        if self._brain is not None:
+            _match("map", self._maps, "brain mask", self._brain)
+
+    @property
+    def volumes(self) -> list[str]:
+        """Case ids, sorted."""
+        return sorted(self._maps)
+
+    @property
+    def has_brain(self) -> bool:
+        """Whether brain masks were given."""
+        return self._brain is not None
+
+    def __len__(self) -> int:
+        return len(self._maps)
+
+    def __iter__(self) -> Iterator[External]:
+        for volume in self.volumes:
+            maps, reference = _stack(self._maps[volume])
+            lesion, grid = _stack(self._masks[volume])
+            _same_grid(volume, "map", maps, reference, "mask", lesion, grid)
+            brain = np.ones(maps.shape, bool)
+            if self._brain is not None:
+                values, grid = _stack(self._brain[volume])
+                _same_grid(volume, "map", maps, reference, "brain mask", values, grid)
+                brain = self._binary(values, f"case {volume!r} (brain)", None, grid is None)
+            found = self._binary(lesion, f"case {volume!r}", self._labels, reference is None)
+            slices = np.array(sorted(self._maps[volume])) if reference is None else np.arange(len(maps))
+            yield External(volume, subject_of(volume), maps, found, brain, slices, _spacing(reference))
+
+    def _binary(self, values: np.ndarray, where: str, labels: list[int] | None, is_png: bool) -> np.ndarray:
+        if labels is None:
+            if is_png and not np.any((values != 0) & (values != 255)):
+                return values == 255
+            return as_bool(values, where)
+        other = np.setdiff1d(values, [0, *labels])
+        if len(other):
+            raise UserError(
+                f"Labels of {where} hold {', '.join(f'{v:g}' for v in other[:5])}, neither 0 nor one of the given "
+                f"lesion labels {', '.join(map(str, labels))}."
+            )
+        return np.isin(values, labels)
+
+
+def _spacing(affine: np.ndarray | None) -> tuple[float, float, float] | None:
+    """Voxel size in the order of a stack, whose first axis is the last of the file."""
+    if affine is None:
+        return None
+    row, column, plane = np.linalg.norm(affine[:3, :3], axis=0).tolist()
+    return plane, row, column
+
+
+Files = dict[int, Path]  # slice index -> file; a NIfTI volume is at index 0
+
+
+def _find(folder: Path, role: str) -> dict[str, Files]:
+    if not folder.is_dir():
+        raise UserError(f"There is no folder {folder} of {role}s.")
+    found: dict[str, Files] = {}
+    for path in sorted(folder.iterdir()):
+        kind = next((kind for kind in _TYPES if path.name.lower().endswith(kind)), None)
+        if kind is None or path.name.startswith("."):
+            continue
+        name, index = path.name[: -len(kind)], 0
+        matched = _SLICE.fullmatch(name) if kind == ".png" else None
+        if matched:
+            name, index = matched["case"], int(matched["index"])
+        else:
+            name = next((name[: -len(end)] for end in _ENDINGS[role] if name.lower().endswith(end)), name)
+        files = found.setdefault(name, {})
+        if index in files:
+            raise UserError(f"{files[index].name} and {path.name} in {folder} are both the {role} of case {name!r}.")
+        files[index] = path
+    if not found:
+        raise UserError(f"The folder {folder} holds no {role}: give .nii, .nii.gz or .png files.")
+    return found
+
+
+def _match(a: str, first: Mapping[str, Files], b: str, second: Mapping[str, Files]) -> None:
+    parts = []
+    for has, lacks, own, other in ((a, b, first, second), (b, a, second, first)):
+        names = sorted(set(own) - set(other))
+        names += [
+            f"{name} slice {k}"
+            for name in sorted(set(own) & set(other))
+            for k in sorted(set(own[name]) - set(other[name]))
+        ]
+        if names:
+            shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+            parts.append(f"{len(names)} with a {has} but no {lacks}: {shown}")
+    if parts:
+        raise UserError(
+            f"Cases are missing on one side. {'; '.join(parts)}. File names without their ending must agree."
+        )
+
+
+def _stack(files: Files) -> tuple[np.ndarray, np.ndarray | None]:
+    """((S, H, W) values as stored, (4, 4) affine or None for PNG)."""
+    if _is_nifti(files):
+        return _read_nifti(files[0])
+    planes = [_read_png(files[index]) for index in sorted(files)]
+    if len({plane.shape for plane in planes}) > 1:
+        sizes = " and ".join(sorted({str(plane.shape) for plane in planes}))
+        raise UserError(f"The slices beside {files[min(files)]} have different sizes: {sizes}.")
+    return np.stack(planes), None
+
+
+def _is_nifti(files: Files) -> bool:
+    return any(not path.name.lower().endswith(".png") for path in files.values())
+
+
+def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    import nibabel
+
+    try:
+        image: Any = nibabel.load(path)
+        values = np.asarray(image.dataobj)
+    except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
+        raise UserError(f"{path} cannot be read as NIfTI: {error}.") from None
+    while values.ndim > 3 and values.shape[-1] == 1:
+        values = values[..., 0]
+    if values.ndim != 3:
+        raise UserError(f"{path} has shape {values.shape}: give a three-dimensional volume.")
+    values = values.astype(values.dtype.newbyteorder("="), copy=False)
+    return np.moveaxis(values, -1, 0), np.asarray(image.affine, dtype=np.float64)
+
+
+def _read_png(path: Path) -> np.ndarray:
+    from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
+        raise UserError(f"{path} cannot be read as PNG: {error}.") from None
+    if values.ndim != 2:
+        raise UserError(f"{path} has shape {values.shape}: give a grey image, not a coloured one.")
+    return values.astype(np.int64)
+
+
+def _same_grid(
+    subject: str,
+    a: str,
+    first: np.ndarray,
+    affine: np.ndarray | None,
+    b: str,
+    second: np.ndarray,
+    other: np.ndarray | None,
+) -> None:
+    if (affine is None) != (other is None):
+        raise UserError(
+            f"The {a} and the {b} of case {subject!r} are of different types: give both as NIfTI or as PNG."
+        )
+    if first.shape != second.shape:
+        sizes = [tuple(np.moveaxis(x, 0, -1).shape) if affine is not None else x.shape for x in (first, second)]
+        raise UserError(
+            f"The {a} of case {subject!r} has the grid {_sizes(sizes[0])} but its {b} has {_sizes(sizes[1])}: "
+            "resample one onto the other."
+        )
+    if affine is not None and other is not None and not np.allclose(affine, other, atol=_AFFINE_TOLERANCE):
+        raise UserError(
+            f"The {a} and the {b} of case {subject!r} have the same shape but different affines: "
+            f"{_rows(affine)} and {_rows(other)}. Resample one onto the other, or correct the header that is wrong."
+        )
+
+
+def _sizes(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _rows(affine: np.ndarray) -> str:
+    return "[" + "; ".join(" ".join(f"{value:.6g}" for value in row) for row in affine[:3] + 0.0) + "]"

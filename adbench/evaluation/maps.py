@@ -1,0 +1,169 @@
+"""Scoring anyone's maps: folders in, numbers with intervals, a JSON and plots out. No method, no training, no store."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from adbench.errors import UserError
+from adbench.evaluation.map_files import CaseFolder, External
+from adbench.metrics import plots
+from adbench.metrics.base import Metric
+from adbench.metrics.evaluate import Evaluation, choose_thresholds, compact, evaluate
+from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
+from adbench.metrics.presets import PRESETS, Case, evaluate_preset
+from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
+from adbench.metrics.spec import WIDE
+from adbench.utils.files import write_json
+
+Folder = str | Path
+
+
+def evaluate_folders(
+    maps: Folder,
+    masks: Folder,
+    brain: Folder | None = None,
+    *,
+    out: Folder,
+    labels: Collection[int] | None = None,
+    val_maps: Folder | None = None,
+    val_masks: Folder | None = None,
+    val_brain: Folder | None = None,
+    level: float = 0.95,
+    seed: int = 0,
+    strata: bool = True,
+    metrics: Sequence[Metric] = (),
+    presets: Sequence[str] = (),
+) -> Evaluation:
+    """Evaluate maps that lie in a folder.
+
+    Files are matched by case id, see :class:`adbench.evaluation.map_files.CaseFolder`. One case is in memory at a time.
+
+    Args:
+        maps: score maps, NIfTI or PNG; higher is more anomalous, on any scale.
+        masks: lesion masks on the same grid.
+        brain: brain masks; None counts every voxel of the image, background included.
+        out: folder for ``metrics.json``, ``histograms.npz``, ``val_histograms.npz``, ``spatial.json`` and the plots.
+        labels: mask values that are lesion; None for 1 (and 255 in a PNG).
+        val_maps: maps of other cases, on which thresholds are chosen; without them only threshold-free and oracle
+            numbers are defined.
+        val_masks: their lesion masks; a case without lesion is healthy.
+        val_brain: their brain masks; needed where ``brain`` is given.
+        level: probability inside the intervals.
+        seed: of the resamples behind the bands of the plots.
+        strata: whether to repeat every metric by lesion size.
+        metrics: plug-in metrics.
+        presets: names of presets to add to the JSON; they need finite scores everywhere.
+
+    Raises:
+        UserError: unmatched cases, unlike grids or affines, wrong labels, empty brain masks, non-finite scores, a case
+            on both sides; each names the case.
+    """
+    for name in presets:
+        if name not in PRESETS:
+            evaluate_preset(name, [])  # raises the error that lists them
+    test_cases = CaseFolder(maps, masks, brain, labels)
+    val_cases = _validation(val_maps, val_masks, val_brain, labels, test_cases.has_brain)
+    notes: list[str] = []
+    if not test_cases.has_brain:
+        notes.append("No brain masks were given: every voxel of the image counts, background included.")
+    val_again = None if val_cases is None else _Cases(val_cases)
+    chosen = [asdict(evaluate_preset(name, _Cases(test_cases), val_again)) for name in presets]  # some need validation
+    val = None if val_cases is None else _histograms(val_cases, None, [], by_subject=True)
+    thresholds = choose_thresholds(val)[0]
+    spatial_metrics = [metric for metric in metrics if metric.needs_maps]
+    if val is not None:
+        spatial = SpatialAccumulator(thresholds, froc_thresholds(val), metrics=spatial_metrics)
+        test = _histograms(test_cases, spatial, notes)
+    else:
+        test = _histograms(test_cases, None, notes)
+        spatial = SpatialAccumulator(thresholds, froc_thresholds(test), metrics=spatial_metrics)
+        for case in test_cases:
+            _count(spatial, case)
+        notes.append("The thresholds of the FROC curve are spaced by the test split's own background scores.")
+    compact(test, val, spatial.froc, spatial.groups)
+    result = evaluate(test, val, level=level, spatial=spatial, metrics=metrics, strata=strata)
+    result.notes += notes
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    test.to_npz(folder / "histograms.npz")
+    if val is not None:
+        val.to_npz(folder / "val_histograms.npz")
+    spatial.to_json(folder / "spatial.json")
+    for problem in plots.all_plots(test, result, folder, spatial=spatial, seed=seed):
+        result.notes.append(problem)
+    inputs = {"maps": str(maps), "masks": str(masks), "brain": None if brain is None else str(brain)}
+    inputs |= {"val_maps": None if val_maps is None else str(val_maps)}
+    settings = {"level": level, "seed": seed, "labels": sorted(labels) if labels else None}
+    write_json(folder / "metrics.json", {"inputs": inputs, "settings": settings, "presets": chosen, **result.as_dict()})
+    return result
+
+
+def table(result: Evaluation) -> str:
+    """The numbers of an evaluation as aligned text, one metric a line, then the notes."""
+    lines = [("metric", "value", "interval", "subjects", "")]
+    for name, metric in result.metrics.items():
+        ends = "" if metric.low is None or metric.high is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
+        remark = " ".join(part for part in ("oracle" if metric.oracle else "", metric.reason) if part)
+        about = "≈" if metric.spread > WIDE else ""
+        value = "-" if metric.value is None else f"{about}{metric.value:.4f}"
+        lines.append((name, value, ends, str(metric.n) if metric.value is not None else "", remark))
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    rows = ["  ".join([*(line[i].ljust(widths[i]) for i in range(4)), line[4]]).rstrip() for line in lines]
+    rows.append(f"lesion prevalence {result.prevalence:.6f} (the chance level of auprc)")
+    return "\n".join([*rows, *result.notes])
+
+
+class _Cases:
+    """The cases of a folder as a preset reads them: anew at each iteration."""
+
+    def __init__(self, folder: CaseFolder) -> None:
+        self._folder = folder
+
+    def __iter__(self) -> Iterator[Case]:
+        return (Case(case.volume, case.maps, case.lesion, case.brain) for case in self._folder)
+
+
+def _validation(
+    maps: Folder | None, masks: Folder | None, brain: Folder | None, labels: Collection[int] | None, needs_brain: bool
+) -> CaseFolder | None:
+    if maps is None and masks is None and brain is None:
+        return None
+    if maps is None or masks is None or (brain is None) == needs_brain:
+        want = "val_maps, val_masks and val_brain" if needs_brain else "val_maps and val_masks, without val_brain"
+        raise UserError(f"Thresholds are chosen on the same kind of voxels as they are used on: give {want}.")
+    return CaseFolder(maps, masks, brain, labels)
+
+
+def _histograms(
+    cases: CaseFolder, spatial: SpatialAccumulator | None, notes: list[str], *, by_subject: bool = False
+) -> SubjectHistograms:
+    pins = () if spatial is None else (*spatial.thresholds.values(), *spatial.froc)
+    histograms = SubjectHistograms(pins, most=MANY_BINS)
+    outside: dict[str, int] = {}
+    for case in cases:
+        if not case.brain.any():
+            raise UserError(f"Case {case.volume!r} has no brain voxel: its brain mask is empty. Correct the mask.")
+        inside = case.maps[case.brain]
+        histograms.update(case.subject if by_subject else case.volume, inside, case.lesion[case.brain])
+        if spatial is not None:
+            _count(spatial, case)
+        beyond = int(np.count_nonzero(case.lesion & ~case.brain))
+        if beyond:
+            outside[case.volume] = beyond
+    if outside:
+        first = next(iter(outside))
+        notes.append(
+            f"{sum(outside.values())} lesion voxels of {len(outside)} case(s) lie outside the brain mask and are not "
+            f"counted (the first: {outside[first]} of {first!r})."
+        )
+    return histograms
+
+
+def _count(spatial: SpatialAccumulator, case: External) -> None:
+    spatial.add_volume(
+        case.volume, case.maps, case.lesion, case.brain, case.slices, subject=case.subject, spacing=case.spacing
+    )

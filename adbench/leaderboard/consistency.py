@@ -1,0 +1,244 @@
+"""What one result can be held against beside its own numbers: names, costs, and counts that must fit each other."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any
+
+import numpy as np
+
+from adbench.config import registry
+from adbench.leaderboard import submission as files
+from adbench.leaderboard.issues import Findings
+from adbench.leaderboard.submission import Submission
+from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
+from adbench.metrics.lesion import VolumeRow
+from adbench.metrics.score_bins import key_of, predict
+from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.thresholds import ThresholdCounts
+from adbench.results.record import Record, lacking
+from adbench.results.rundir import safe
+
+LONGEST = 1000  # characters of a text
+STEP = 1e-5  # s: no optimiser step is faster; launching one operation takes as long
+PIXEL = 1e-12  # s: to read one pixel at 4 TB/s
+SMALLEST = 0.005  # GiB: an interpreter with NumPy needs more
+_LETTERS = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "-": "", "_": "", ".": "", " ": ""})
+
+
+def check_texts(record: Record, found: Findings) -> None:
+    """Names that a page or a path will show, and every other text."""
+    names = {
+        "method.name": record.method.name,
+        "method.version": record.method.version,
+        "method.origin": record.method.origin,
+        "method.preset": record.method.preset,
+        "test.name": record.test.name,
+        "test.modality": record.test.modality,
+        "train.name": record.train.name,
+    }
+    for field, name in names.items():
+        if not name or len(name) > 80 or not name.isprintable():
+            found.add(field, name, why="a name has 1 to 80 printable characters")
+        elif not name.isascii():
+            odd = next(letter for letter in name if not letter.isascii())
+            found.add(field, name, why=f"a name has ASCII letters, and U+{ord(odd):04X} may pass for one")
+    for field, known in (
+        ("method.name", registry.BUILTIN["methods"]),
+        ("test.name", registry.BUILTIN["datasets"]),
+        ("train.name", registry.BUILTIN["datasets"]),
+    ):
+        alike = {skeleton(name): name for name in known}.get(skeleton(names[field]))
+        if alike not in (None, names[field]):
+            found.add(field, names[field], why=f"it reads like {alike!r}")
+    shown = record.model_dump(mode="json", exclude={"subjects", "fit"})  # subjects are held against the splits
+    for field, text in _texts(shown):
+        if field not in names and not (len(text) <= LONGEST and text.isprintable()):
+            found.add(field, text, why=f"a text has at most {LONGEST} printable characters")
+    for name in record.files:
+        if name != safe(name) or name.startswith("."):
+            found.add(f"files.{name}", why="it is not the plain name of a file beside the record")
+    try:
+        datetime.fromisoformat(record.created)
+    except ValueError:
+        found.add("created", record.created, why="it is no ISO 8601 time")
+
+
+def skeleton(name: str) -> str:
+    """``name`` with letters that look alike made equal: ``MADAD``, ``mad-ad`` and ``rnadad`` have one skeleton."""
+    return name.casefold().translate(_LETTERS).replace("rn", "m").replace("vv", "w")
+
+
+def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
+    """Every text within a JSON value, names of fields among them, with where it stands."""
+    if isinstance(value, str):
+        yield field, value
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            yield field, name
+            yield from _texts(part, f"{field}.{name}" if field else name)
+    elif isinstance(value, list):
+        for index, part in enumerate(value):
+            yield from _texts(part, f"{field}.{index}")
+
+
+def steps(record: Record) -> int:
+    """Optimiser steps of the training, 0 for a method that takes none or does not say."""
+    count = record.fit.get("steps")
+    return count if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
+def check_costs(record: Record, found: Findings) -> None:
+    """Times, memory and number of weights that a machine of this world can have."""
+    if problem := lacking(record):
+        field, _, why = problem.partition(": ")
+        found.add(field, why=why)
+        return
+    fit, each, count = record.timing["fit"], record.timing["score_per_slice"], steps(record)
+    if record.fit.get("steps") != count or count < 0:
+        found.add("fit.steps", record.fit.get("steps"), why="it must be a whole number that is not negative")
+    if fit < count * STEP:
+        found.add("timing.fit", fit, why=f"{count} optimiser steps take more than {count * STEP:g} s")
+    fastest = math.prod(record.test.grid) * PIXEL
+    if each < fastest:
+        found.add("timing.score_per_slice", each, why=f"to read the pixels of a slice takes more than {fastest:.1g} s")
+    if "score" in record.timing and not math.isclose(record.timing["score"], each * record.test.slices, rel_tol=1e-6):
+        found.same("timing.score", record.timing["score"], each * record.test.slices, "score_per_slice x slices")
+    for name, value in record.memory.items():
+        if not (math.isfinite(value) and value >= 0):
+            found.add(f"memory.{name}", value, why="it must be a number that is not negative")
+    weights, memory = record.method.parameters, max(record.memory.values(), default=0.0)
+    if weights < 0 or (weights == 0 and count > 0):
+        found.add("method.parameters", weights, why=f"{count} optimiser steps train a positive number of weights")
+    if memory < max(SMALLEST, 2 * weights / 2**30):
+        found.add("memory", memory, why=f"GiB at most, which is too little for a process with {weights} weights")
+
+
+def check_validation(submission: Submission, found: Findings) -> None:
+    """The validation counts are those of the subjects that the record names, and not the test's own."""
+    record, validation, test = submission.record, submission.validation, submission.test
+    ill = record.threshold.lesion_subjects or 0
+    if validation is None:
+        found.same("validation.healthy", 0, record.threshold.subjects - ill)
+        found.same("validation.ill", False, ill > 0)
+        return
+    known = set(submission.content.splits.threshold)
+    healthy = validation.subset([name for name in validation if name != files.WITH])
+    for name, histogram in validation.items():
+        if bool(histogram.n_positive) != (name == files.WITH):
+            found.add("validation", why=f"{name}: {histogram.n_positive} lesion voxels")
+        if name not in (files.WITH, files.WITHOUT) and name not in known:
+            found.add("validation", why=f"{name} is none of splits.threshold")
+    scores = validation.healthy_scores if isinstance(validation, ThresholdCounts) else None
+    count = len(healthy) if scores is None else len(scores)
+    found.same("validation.healthy", count, record.threshold.subjects - ill)
+    found.same("validation.ill", files.WITH in validation, ill > 0)
+    if scores:
+        _check_healthy_scores(scores, healthy.pooled(), found)
+    for role, own in (
+        ("with a lesion", [validation[files.WITH]] if files.WITH in validation else []),
+        ("without a lesion", [healthy.pooled()] if len(healthy) else []),
+    ):
+        same = [v for v in test if bool(test[v].n_positive) == (role == "with a lesion")]
+        if own and same and _equal(own[0], test.subset(same)):
+            found.add("validation", why=f"the counts of subjects {role} are those of the test subjects")
+
+
+def _check_healthy_scores(scores: list[float], pool: ScoreHistogram, found: Findings) -> None:
+    keys, _, _ = pool.counts()
+    own = pool.partition.of(np.array([key_of(score) for score in scores], np.int64))
+    if not (np.isin(own, keys) | (own > keys[-1])).all():  # above all, where no score is reached by few enough
+        found.add("healthy_scores", why="one of them is no score of the healthy validation subjects")
+    elif pool.positives_at(scores[-1])[1] > 0.01 * pool.n_negative:
+        found.add("healthy_scores", scores[-1], why="more than 1 % of the voxels of all of them reach the highest")
+
+
+def _equal(own: ScoreHistogram, test: SubjectHistograms) -> bool:
+    """Whether two sums count the same voxels at the same scores, where both are counted at enough different ones."""
+    other = test.pooled()
+    both = own.partition.meet(other.partition)
+    mine, its = (ScoreHistogram.from_counts(*one.counts(), one.partition) for one in (own, other))
+    mine.rebin(both)
+    its.rebin(both)
+    return len(mine.counts()[0]) > 2 and mine == its
+
+
+def check_volume(
+    row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, pixels: int, found: Findings
+) -> None:
+    """What the lesions and slices of a volume have in common with its scores, and with each other.
+
+    Args:
+        row: its spatial counts.
+        scores: its histogram.
+        spatial: the counts of all volumes.
+        pixels: of a slice, outside the brain too.
+        found: takes what is wrong.
+    """
+    where = f"spatial.{row.volume}"
+    found.same(f"{where}.lesion_sizes", sum(row.lesion_sizes), scores.n_positive, "lesion voxels of the histogram")
+    found.same(
+        f"{where}.slice_lesion", any(row.slice_lesion), bool(scores.n_positive), "lesion voxels of the histogram"
+    )
+    _check_slices(row, scores, pixels, where, found)
+    for place, threshold in enumerate([*(spatial.thresholds[rule] for rule in spatial.rules), *spatial.froc]):
+        true, false = scores.positives_at(threshold)
+        if row.found[place] > true or row.found[place] + row.false_components[place] > true + false:
+            found.add(
+                f"{where}.found", row.found[place], why=f"only {true} lesion voxels of {true + false} are predicted"
+            )
+            break
+    if "val" in spatial.rules:
+        shared = sum(iou * size for iou, size in zip(row.lesion_ious, row.lesion_sizes, strict=True))
+        if shared > scores.positives_at(spatial.thresholds["val"])[0] * (1 + 1e-9):
+            found.add(f"{where}.lesion_ious", why="their lesions overlap in more voxels than are predicted")
+    over = {rule: predict(np.array(row.slice_max), spatial.thresholds[rule]) for rule in spatial.rules}
+    alarms = {rule: int(np.sum(above & ~np.array(row.slice_lesion, bool))) for rule, above in over.items()}
+    found.same(f"{where}.alarms", row.alarms, alarms, "from slice_max")
+
+
+def _check_slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: str, found: Findings) -> None:
+    """The highest score of each slice, and the median of its highest 1 %, are scores of the volume, and enough reach them."""
+    keys, positive, negative = scores.counts()
+    if not row.slice_max or not len(keys):
+        return
+    lesion = np.array(row.slice_lesion, bool)
+    bins = {
+        name: scores.partition.of(np.array([key_of(score) for score in values], np.int64))
+        for name, values in (("slice_max", row.slice_max), ("slice_top", row.slice_top))
+    }
+    if bins["slice_max"].max() != keys.max():
+        found.add(f"{where}.slice_max", max(row.slice_max), why="the highest score of the histogram is another one")
+        return
+    if (np.array(row.slice_top) > np.array(row.slice_max)).any():
+        found.add(f"{where}.slice_top", max(row.slice_top), why="the scores of a slice are not above its highest one")
+        return
+    if (lesion.sum()) > scores.n_positive:
+        found.add(f"{where}.slice_lesion", int(lesion.sum()), why=f"of {scores.n_positive} lesion voxels")
+    for name, own in bins.items():
+        place = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
+        there = np.where(lesion, positive[place] + negative[place], negative[place]) * (keys[place] == own)
+        if not there.all():
+            score = getattr(row, name)[int(np.argmin(there > 0))]
+            found.add(f"{where}.{name}", score, why="no voxel of the histogram has this score where the slice could")
+            return
+    # The median of the highest n/100 of n scores: half of them reach it, and no more than half lie above it.
+    tops, counts, total = np.sort(bins["slice_top"])[::-1], positive + negative, scores.n_positive + scores.n_negative
+    reach = np.concatenate([np.cumsum(counts[::-1])[::-1], [0]])  # voxels at or above each key
+    slices = len(tops)
+    for number, top in enumerate(tops.tolist(), 1):
+        if number < slices and tops[number] == top:
+            continue
+        at_least = total - (slices - number) * pixels  # voxels of these slices
+        needed = max(number, (at_least / 100 - number / 2) / 2)
+        have = int(reach[np.searchsorted(keys, top)])
+        if have < needed:
+            found.add(f"{where}.slice_top", why=f"{number} slices need {needed:.0f} voxels that high, {have} are")
+            return
+    above = int(reach[np.searchsorted(keys, tops[0], side="right")])
+    if above > total / 200 + slices / 4:
+        found.add(
+            f"{where}.slice_top", max(row.slice_top), why=f"{above} voxels are higher than in any slice's upper half"
+        )

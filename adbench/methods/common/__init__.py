@@ -1,0 +1,1 @@
+"""What several methods share: image operations, noise, schedules, and fitting one network."""

@@ -1,0 +1,133 @@
+"""Why two runs are not the same run: the fields in which their identities differ."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from adbench.errors import UserError
+from adbench.results import progress, provenance, rundir
+
+_ABSENT = "(not there)"
+MEANING = {
+    "method_version": "the method's author raised its version",
+    "method_source": "the method, a module that it, fitting or scoring imports, or a plug-in's data file was changed",
+    "files": "a file that the parameters name has another content",
+    "train_slices": "other training slices: another dataset, recipe, split, or other pixels",
+    "val_slices": "other slices that choose the checkpoint",
+    "threshold_slices": "other slices, or lesion masks, that choose the threshold",
+    "test_slices": "other test slices or lesion masks",
+    "metrics_version": "adbench computes a number differently now",
+    "measure_source": "what scores, counts and computes the metrics was changed; the fit stays",
+}
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One field.
+
+    Attributes:
+        field: its name; parts of nested ones are joined by dots.
+        this: its value in the run that was asked about.
+        other: its value in the other run.
+        meaning: what that means, for fields that are hashes.
+    """
+
+    field: str
+    this: Any
+    other: Any
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The nearest other run.
+
+    Attributes:
+        run: the run that was asked about.
+        other: the run whose identity differs least from it; None when there is no other.
+        same_fit: both use one fit.
+        differences: empty when both have one key.
+    """
+
+    run: Path
+    other: Path | None
+    same_fit: bool
+    differences: tuple[Difference, ...]
+
+
+def differences(this: dict[str, Any], other: dict[str, Any]) -> tuple[Difference, ...]:
+    """Every field in which two identities differ."""
+    mine, its = dict(_leaves(this)), dict(_leaves(other))
+    return tuple(
+        Difference(name, mine.get(name, _ABSENT), its.get(name, _ABSENT), MEANING.get(name.partition(".")[0], ""))
+        for name in dict.fromkeys([*mine, *its])
+        if mine.get(name, _ABSENT) != its.get(name, _ABSENT)
+    )
+
+
+def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, inner in value.items():
+        if isinstance(inner, dict) and inner:
+            yield from _leaves(inner, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", inner
+
+
+def find(run: str, out: Path) -> Path:
+    """The folder of the run that ``run`` names: its path, its folder's name, or the beginning of its key.
+
+    Raises:
+        UserError: none, or several.
+    """
+    if (Path(run) / "config.yaml").exists() or rundir.read_identity(Path(run)) is not None:
+        return Path(run)
+    name = Path(run).name
+    found = [seen.folder for seen in progress.runs(out) if seen.folder.name == name]
+    if not found and len(name) >= 4:
+        found = [
+            seen.folder for seen in progress.runs(out) if seen.folder.name.rpartition("-")[2].startswith(name[:10])
+        ]
+    if len(found) != 1:
+        raise UserError(
+            f"{run!r} names {len(found) or 'no'} run{'s' if found else ''} below {out}: give its folder, as `adbench status` "
+            "shows it, and --out if it lies elsewhere."
+        )
+    return found[0]
+
+
+def why(run: Path, out: Path) -> Answer:
+    """Which other run below ``out`` is nearest to ``run``, and what makes it another one.
+
+    Raises:
+        UserError: the run does not say what it is.
+    """
+    mine = progress.identity(run, out)
+    if mine is None:
+        raise UserError(f"{run} says nowhere what it is: neither a record nor {rundir.IDENTITY} is in it.")
+    best: tuple[int, Path, tuple[Difference, ...], bool] | None = None
+    for seen in progress.runs(out):
+        if seen.folder.resolve() == run.resolve() or (other := progress.identity(seen.folder, out)) is None:
+            continue
+        found = differences(mine["identity"], other["identity"])
+        if best is None or len(found) < best[0]:
+            nearest, best = other, (len(found), seen.folder, found, mine["fit_key"] == other["fit_key"])
+    if best is None:
+        return Answer(run, None, False, ())
+    files = _changed_files(_sources(mine, out), _sources(nearest, out))
+    named = tuple(replace(d, meaning=files) if d.field == "method_source" and files else d for d in best[2])
+    return Answer(run, best[1], best[3], named)
+
+
+def _sources(found: dict[str, Any], out: Path) -> dict[str, str]:
+    """Hashes of the source files of a run by module or path, as the folder of its fit has them; empty where there is none."""
+    folder = rundir.fit_folder(out, str(found["identity"].get("method")), str(found["fit_key"]))
+    return provenance.origin(folder).get("sources", {})
+
+
+def _changed_files(mine: dict[str, str], its: dict[str, str]) -> str:
+    """The files in which two fits differ, in words; "" where that is not known."""
+    changed = sorted(name for name in mine.keys() | its.keys() if mine.get(name) != its.get(name))
+    return f"other source: {', '.join(changed)}" if mine and its else ""

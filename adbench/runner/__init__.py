@@ -1,0 +1,1 @@
+"""One cell of the grid: its keys, its plan, fitting, inference, measuring, and the record."""

@@ -1,0 +1,156 @@
+"""Running a fitted method over labelled slices, one volume at a time, in batches that do not care about volumes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from adbench.context import Context
+from adbench.errors import UserError
+from adbench.utils.timing import Clock
+
+if TYPE_CHECKING:
+    from adbench.datasets.slices import LabelledSet, SliceBatch
+    from adbench.methods.base import Method
+from adbench.metrics.score_bins import as_float
+
+
+@dataclass
+class ScoredVolume:
+    """Every slice of one volume, S of them, on the prepared grid.
+
+    Attributes:
+        volume: its case id.
+        subject: whose volume it is.
+        positions: (S,) positions in the set that was scored.
+        maps: (S, H, W) of the float type that the method gave (bfloat16 as float32), higher is more anomalous.
+        reconstructions: (S, H, W) float32 in [0, 1], or None.
+    """
+
+    volume: str
+    subject: str
+    positions: np.ndarray
+    maps: np.ndarray
+    reconstructions: np.ndarray | None
+
+
+def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np.ndarray | None]:
+    import torch
+
+    there = batch.brain.flatten(1).any(dim=1)
+    if not there.all():
+        return _run_some(method, batch, there.numpy(), device)
+    moved = batch.to(device)
+    with torch.inference_mode():
+        maps, recon = method.score_and_reconstruct(moved)
+    expected = tuple(batch.image.shape)
+    for what, tensor in (("score", maps), ("reconstruct", recon)):
+        if tensor is not None and (not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected):
+            found = tuple(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
+            raise UserError(
+                f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}."
+            )
+    out = maps.float() if maps.dtype in (torch.bfloat16, torch.bool) else maps
+    scores = out.cpu().numpy()[:, 0]
+    if scores.dtype.kind != "f":  # integers keep their order, up to 2^53
+        scores = as_float(scores, f"method {method.name}")
+    return scores, None if recon is None else recon.float().cpu().numpy()[:, 0]
+
+
+def _run_some(
+    method: Method, batch: SliceBatch, there: np.ndarray, device: str
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """Slices without brain are not computed: nothing in them counts, and their maps are 0."""
+    shape = (len(batch), *batch.image.shape[-2:])
+    maps, recon = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+    if there.any():
+        scored, some = _run(method, batch.only(np.flatnonzero(there)), device)
+        maps = maps.astype(scored.dtype)
+        maps[there] = scored
+        if some is None:
+            return maps, None
+        recon[there] = some
+    return maps, recon
+
+
+def _batches(
+    method: Method, data: LabelledSet, size: int, device: str, clock: Clock
+) -> Iterator[tuple[np.ndarray, Any, Any]]:
+    """Scored batches; when the device runs out of memory the batch is halved and tried again."""
+    import torch
+
+    start = 0
+    while start < len(data):
+        positions = np.arange(start, min(start + size, len(data)))
+        try:
+            with clock.phase("score"):
+                maps, recon = _run(method, data.batch(positions), device)
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise UserError(
+                    f"One slice of {data.shape} is more than {device} has memory for with {method.name}."
+                ) from None
+            size = max(1, size // 2)
+            torch.cuda.empty_cache()
+            continue
+        yield positions, maps, recon
+        start += len(positions)
+
+
+def score_volumes(
+    method: Method,
+    data: LabelledSet,
+    ctx: Context,
+    phase: str,
+    batch_size: int | None = None,
+    clock: Clock | None = None,
+) -> Iterator[ScoredVolume]:
+    """Score every slice of ``data`` and yield its volumes one after the other, in store order.
+
+    Memory holds one volume and one batch, however large the set.
+
+    Args:
+        method: fitted.
+        data: what is scored.
+        ctx: device and progress.
+        phase: names the pass in the progress.
+        batch_size: slices at a time, None: 32, on a GPU 128; halved when the device runs out of memory.
+        clock: receives the seconds spent in the method, as "score".
+
+    Raises:
+        UserError: the method returns a wrong shape, or NaN or infinite scores inside the brain (names the case).
+    """
+    size = batch_size or (128 if ctx.device.startswith("cuda") else 32)
+    owners = data.case_index
+    pending: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
+    waiting: str | None = None
+    for positions, maps, recon in _batches(method, data, size, ctx.device, clock or Clock()):
+        cuts = np.flatnonzero(np.diff(owners[positions])) + 1
+        bounds = [0, *cuts.tolist(), len(positions)]
+        for low, high in pairwise(bounds):
+            volume = data.cases[owners[positions[low]]]
+            if waiting is not None and volume != waiting:
+                yield _join(data, waiting, pending)
+                pending = []
+            waiting = volume
+            pending.append((positions[low:high], maps[low:high], None if recon is None else recon[low:high]))
+        ctx.progress.update(phase, int(positions[-1]) + 1, len(data))
+    if waiting is not None:
+        yield _join(data, waiting, pending)
+
+
+def _join(
+    data: LabelledSet, volume: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]
+) -> ScoredVolume:
+    recons = [part[2] for part in parts if part[2] is not None]
+    return ScoredVolume(
+        volume,
+        data.subject_of[volume],
+        np.concatenate([part[0] for part in parts]),
+        np.concatenate([part[1] for part in parts]),
+        np.concatenate(recons) if len(recons) == len(parts) else None,
+    )

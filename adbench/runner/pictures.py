@@ -1,0 +1,112 @@
+"""The picture of a run: a few test slices with input, reconstruction, map and truth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from adbench.utils.files import replacing
+
+if TYPE_CHECKING:
+    from adbench.datasets.slices import LabelledSet
+
+
+@dataclass
+class Sample:
+    """One slice to show; arrays (H, W). A threshold or window (lowest, highest score shown) of its own wins over the sheet's."""
+
+    title: str
+    image: np.ndarray
+    brain: np.ndarray
+    lesion: np.ndarray
+    map: np.ndarray
+    reconstruction: np.ndarray | None
+    threshold: float | None = None
+    window: tuple[float, float] | None = None
+
+
+def choose_positions(data: LabelledSet, count: int = 6) -> list[int]:
+    """Positions of ``count`` slices worth showing: the largest-lesion slice of subjects spread over lesion volume.
+
+    The choice looks at the masks only, never at a score, so it flatters no method and is the same for all of them.
+    """
+    area = data.lesion_voxels
+    best: list[tuple[int, int]] = []
+    for subject in range(len(data.subjects)):
+        positions = np.flatnonzero(data.subject_index == subject)
+        volume = int(area[positions].sum())
+        if volume:
+            best.append((volume, int(positions[np.argmax(area[positions])])))
+    if not best:
+        return np.linspace(0, len(data) - 1, min(count, len(data))).astype(int).tolist()
+    best.sort()
+    chosen = np.linspace(0, len(best) - 1, min(count, len(best))).round().astype(int)
+    return [best[i][1] for i in chosen][::-1]
+
+
+def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:
+    """Write a PNG with one row a sample: input with the true contour, reconstruction, map, and found against true.
+
+    Args:
+        samples: what to show.
+        path: the PNG.
+        title: heading.
+        threshold: the validation threshold; its contour is drawn in the last column. None: not drawn.
+    """
+    import matplotlib as mpl
+
+    with mpl.rc_context({"text.parse_math": False}):  # names may hold a $
+        _draw_sheet(samples, path, title, threshold)
+
+
+def _draw_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:
+    from matplotlib.figure import Figure
+
+    columns = ["input", "reconstruction", "anomaly map", "truth (red), found (cyan)"]
+    figure = Figure(figsize=(2.1 * len(columns), 2.1 * len(samples) + 0.7), dpi=110, layout="constrained")
+    axes = figure.subplots(len(samples), len(columns), squeeze=False)
+    inside = np.concatenate([sample.map[sample.brain] for sample in samples])
+    common = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
+    for row, sample in zip(axes, samples, strict=True):
+        low, high = sample.window or common
+        limit = threshold if sample.threshold is None else sample.threshold
+        frame = brain_box(sample.brain)
+        image, lesion, found_map = sample.image[frame], sample.lesion[frame], sample.map[frame]
+        row[0].imshow(image, cmap="gray", vmin=0, vmax=1)
+        if sample.reconstruction is None:
+            row[1].text(0.5, 0.5, "none", ha="center", va="center", transform=row[1].transAxes, color="0.5")
+        else:
+            row[1].imshow(sample.reconstruction[frame], cmap="gray", vmin=0, vmax=1)
+        shown = np.where(sample.brain[frame], found_map, np.nan)
+        row[2].imshow(shown, cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
+        row[3].imshow(image, cmap="gray", vmin=0, vmax=1)
+        if lesion.any():
+            row[3].contour(lesion, levels=[0.5], colors="red", linewidths=1)
+        found = (found_map >= limit) & sample.brain[frame] if limit is not None else np.zeros_like(lesion)
+        if found.any() and not found.all():
+            row[3].contour(found, levels=[0.5], colors="cyan", linewidths=0.8)
+        row[0].set_ylabel(sample.title, fontsize=7)
+    for axis, column in zip(axes[0], columns, strict=True):
+        axis.set_title(column, fontsize=9)
+    for axis in axes.flat:
+        axis.set_xticks([])
+        axis.set_yticks([])
+        for spine in axis.spines.values():
+            spine.set_visible(False)
+    figure.suptitle(title, fontsize=10)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", metadata={"Software": None})
+
+
+def brain_box(brain: np.ndarray, margin: int = 4) -> tuple[slice, slice]:
+    """The box around the brain, so that the page is spent on tissue."""
+    if not brain.any():
+        return slice(None), slice(None)
+    cuts = []
+    for axis in (1, 0):
+        where = np.flatnonzero(brain.any(axis=axis))
+        cuts.append(slice(max(0, where[0] - margin), where[-1] + 1 + margin))
+    return cuts[0], cuts[1]
