@@ -39,6 +39,8 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python docs/architecture.py --check
 
 clean:
 	rm -rf $(VENV) demo runs
