@@ -15,6 +15,14 @@ os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # whoever impor
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (``pytest -n 2 --dist loadgroup``) a file stays on one of them, and all that use Ray on the same."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        group = "ray" if {"ray_instance", "cluster"} & set(fixtures) else item.path.as_posix()
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Stores of the tests never mix with the user's."""

@@ -519,7 +519,7 @@ def test_what_counts_and_measures_is_in_the_key_of_a_run_and_not_in_that_of_a_fi
 
     assert measured() == spec.measure_digest()
     fit, run = key(copy), measured()
-    for name in ("measuring.py", "metrics/evaluate.py", "metrics/spatial.py", "metrics/counting.py"):
+    for name in ("runner/measure.py", "metrics/evaluate.py", "metrics/spatial.py", "metrics/counting.py"):
         for _ in edited(copy / "adbench" / name):
             assert measured() != run, name
             assert key(copy) == fit, name
