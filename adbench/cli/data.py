@@ -168,13 +168,13 @@ def check(
 
     Exit code 0: nothing but information; 1: warnings; 2: errors.
     """
-    from adbench.datasets.validation.check import check as examine
-    from adbench.datasets.validation.issues import by_code
+    from adbench.datasets.issues import by_code
+    from adbench.datasets.validation.check import check as check_dataset
     from adbench.utils.console import LiveProgress, out, print_json, say
 
     chosen = located(dataset, data_root, set_ or [])
     with LiveProgress(quiet or json_) as progress:
-        found = examine(chosen, deep=deep, workers=cores(workers), progress=progress)
+        found = check_dataset(chosen, deep=deep, workers=cores(workers), progress=progress)
         if store:
             from adbench.config import run_config
             from adbench.datasets.validation.store_check import check_stores
@@ -209,7 +209,7 @@ def unpack(
     quiet: Quiet = False,
 ) -> None:
     """Unpack an archive: whole files only, nothing outside the folder; interrupted, it goes on where it stopped."""
-    from adbench.datasets.io.unpack import unpack as extract
+    from adbench.datasets.io.archive import unpack as extract
     from adbench.utils.console import LiveProgress, say
 
     with resumable(), LiveProgress(quiet) as progress:

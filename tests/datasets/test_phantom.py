@@ -14,10 +14,9 @@ from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score
 
 from adbench.datasets.phantom import anatomy, contrast, fields, lesions
-from adbench.datasets.phantom import template as templates
-from adbench.datasets.phantom.dataset import Phantom
-from adbench.datasets.phantom.subject import Subject
+from adbench.datasets.phantom.dataset import Phantom, PhantomSubject
 from adbench.datasets.phantom.template import Frame
+from adbench.datasets.preprocessing import template as templates
 from adbench.datasets.store.slice_store import SliceStore, prepare
 from adbench.errors import UserError
 from adbench.params import build
@@ -125,7 +124,7 @@ def test_mass_effect_pushes_outward_and_fades():
 
 @pytest.mark.parametrize("kind", [None, *lesions.KINDS])
 def test_a_plane_alone_is_the_plane_of_the_volume(kind):
-    subject = Subject(0, "someone", kind)
+    subject = PhantomSubject(0, "someone", kind)
     planes = (20, 24)
     whole, alone = Frame(4.0), Frame(4.0, planes)
     results = []
@@ -171,7 +170,7 @@ def test_anatomy_lesion_and_brain_are_shared_by_the_modalities():
 @pytest.mark.parametrize("kind", lesions.KINDS)
 def test_lesions_are_bright_on_flair_and_t2_and_dark_on_t1(kind):
     for name in ("p", "q", "r"):
-        body, pathology = Subject(1, name, kind).draw(COARSE)
+        body, pathology = PhantomSubject(1, name, kind).draw(COARSE)
         healthy = lesions.Pathology(
             np.zeros_like(pathology.water), np.zeros_like(pathology.fluid), np.zeros_like(pathology.mask)
         )
@@ -187,7 +186,7 @@ def lesion_components(kind: lesions.Kind, count: int) -> list[np.ndarray]:
     """Volumes (ml) of the connected lesions of ``count`` subjects, each in descending order."""
     result = []
     for index in range(count):
-        body, pathology = Subject(2, f"{kind}{index}", kind).draw(Frame(3.0))
+        body, pathology = PhantomSubject(2, f"{kind}{index}", kind).draw(Frame(3.0))
         labels, _ = ndimage.label(body.volume(pathology.mask), np.ones((3, 3, 3)))
         result.append(np.sort(np.bincount(labels.ravel())[1:])[::-1] * 0.027)
     return result

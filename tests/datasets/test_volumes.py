@@ -241,7 +241,7 @@ def test_symlinks_are_followed_once(tmp_path: Path) -> None:
     dataset = layouts.dataset(BraTS21, root)
     assert len(dataset.discover("T1")) == 1
     assert not dataset.index.duplicates
-    assert dataset.index.walk.broken == [root / "gone", root / "itself"]
+    assert dataset.index.files.broken == [root / "gone", root / "itself"]
 
 
 def test_a_root_of_dead_links(tmp_path: Path) -> None:

@@ -15,19 +15,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from adbench.datasets import splits
+from adbench.datasets import issues, splits
 from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
-from adbench.datasets.io.archive import File, read_bytes, refuse_unreadable
-from adbench.datasets.io.file_index import Walk, walk
+from adbench.datasets.io.archive import File, FileError, read_bytes, refuse_unreadable
+from adbench.datasets.io.file_index import FoundFiles, find_files
 from adbench.datasets.io.filename_patterns import BRAIN, LESION, TITLES, Named, person, recognise
+from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
-from adbench.datasets.validation.issues import Finding, refuse
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
 CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed")
-GRID_TOLERANCE = 0.5  # voxels by which an image and its mask may lie apart: rounding in headers, not another grid
+LABEL_TOLERANCE = 1e-3  # by which a label may differ from a whole number: rounding in floats
+STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
 
 
 class VolumeParams(RecipeParams):
@@ -97,6 +98,11 @@ class Scan:
         """The modalities that are there."""
         return tuple(kind for kind in self.files if kind not in (LESION, BRAIN))
 
+    @property
+    def first(self) -> File:
+        """Its first file, for messages."""
+        return next(iter(self.files.values()))
+
 
 @dataclass
 class Index:
@@ -107,14 +113,14 @@ class Index:
         duplicates: (the file that is used, a second one of the same content, subject, session and kind).
         conflicts: (scan, the file that is used, a second one of other content for the same kind, the kind).
         unused: volumes whose names follow no pattern of this dataset, or of sequences that are not used.
-        walk: what else lies there.
+        files: everything that lies there.
     """
 
     scans: list[Scan]
     duplicates: list[tuple[File, File]]
     conflicts: list[tuple[Scan, File, File, str]]
     unused: list[str]
-    walk: Walk
+    files: FoundFiles
 
 
 class IndexedVolumes(VolumeDataset):
@@ -153,7 +159,7 @@ class IndexedVolumes(VolumeDataset):
         return ""
 
     def healthy(self, scan: Scan) -> str:
-        """Why ``scan`` counts as healthy without a lesion mask; "" when nobody says so."""
+        """Why ``scan`` counts as healthy without a lesion mask; "" where nothing says so."""
         return ""
 
     def unmasked_by_design(self, scan: Scan) -> bool:
@@ -180,38 +186,36 @@ class IndexedVolumes(VolumeDataset):
                 downloaded or encrypted.
         """
         root = self._root()
-        below = walk(root, tars=self.tars)
+        found = find_files(root, tars=self.tars)
         families: dict[str, list[str]] = defaultdict(list)
         groups: dict[tuple[str, str], list[tuple[Named, File]]] = defaultdict(list)
         unused = []
-        for path, file in below.volumes.items():
-            mine = self.named(path)
-            if mine is not None and mine.kind:
-                groups[mine.subject, mine.session].append((mine, file))
+        for path, file in found.volumes.items():
+            name = self.named(path)
+            if name is not None and name.kind:
+                groups[name.subject, name.session].append((name, file))
             else:
                 unused.append(path)
             if self.family and (known := recognise(path)):
                 families[known.family].append(path)
-        strangers = {family: paths for family, paths in families.items() if family != self.family}
+        others = {family: paths for family, paths in families.items() if family != self.family}
         if not groups:
-            raise self._nothing(root, below, strangers)
-        if strangers:
-            raise self._mixed(root, {**strangers, self.family: families[self.family]})
-        scans: list[Scan] = []
-        duplicates: list[tuple[File, File]] = []
-        conflicts: list[tuple[Scan, File, File, str]] = []
-        for (subject, session), found in sorted(groups.items()):
+            raise self._nothing(root, found, others)
+        if others:
+            raise self._mixed(root, families)
+        index = Index([], [], [], unused, found)
+        for (subject, session), members in sorted(groups.items()):
             files: dict[str, File] = {}
-            site = next((name.site for name, _ in found if name.site), "")
+            site = next((name.site for name, _ in members if name.site), "")
             scan = Scan(subject, session, site, files, self.flags_of(subject))
-            for name, file in sorted(found, key=lambda pair: (pair[1].name, str(pair[1]))):
+            for name, file in sorted(members, key=lambda pair: (pair[1].name, str(pair[1]))):
                 first = files.setdefault(name.kind, file)
                 if first is not file and _same_content(first, file):
-                    duplicates.append((first, file))
+                    index.duplicates.append((first, file))
                 elif first is not file:
-                    conflicts.append((scan, first, file, name.kind))
-            scans.append(scan)
-        return Index(scans, duplicates, conflicts, unused, below)
+                    index.conflicts.append((scan, first, file, name.kind))
+            index.scans.append(scan)
+        return index
 
     def _root(self) -> Path:
         expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
@@ -224,11 +228,11 @@ class IndexedVolumes(VolumeDataset):
             raise UserError(f"The data root {self.root} is a file, expected a folder. {expected}")
         return self.root
 
-    def _nothing(self, root: Path, below: Walk, strangers: Mapping[str, list[str]]) -> UserError:
+    def _nothing(self, root: Path, below: FoundFiles, others: Mapping[str, list[str]]) -> UserError:
         """Why a root without a single file of this dataset is not usable."""
         expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
         title = TITLES.get(self.family, self.info.name)
-        for family, paths in strangers.items():
+        for family, paths in others.items():
             hint = (
                 f"use --dataset {family}" if family in ("ixi", "atlas", "brats21") else "it has no adapter of its own"
             )
@@ -270,7 +274,7 @@ class IndexedVolumes(VolumeDataset):
 
     # -- what keeps it from being used -------------------------------------------------------------------------------
 
-    def faults(self) -> Iterator[Finding]:
+    def faults(self) -> Iterator[Issue]:
         """What is wrong with the files as a whole: ``data check`` lists everything, :meth:`discover` refuses the first error."""
         for scan, first, second, kind in self.index.conflicts:
             if self.excluded(scan):
@@ -283,7 +287,7 @@ class IndexedVolumes(VolumeDataset):
             else:
                 what = "mean the same scan and sequence"
             message = f"{first} and {second} {what}: {remedy}, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
-            yield Finding("error", "conflict", scan.id, str(second), message)
+            yield issues.error("conflict", second, message, scan.id)
 
     def excluded(self, scan: Scan) -> bool:
         """Whether the user left ``scan`` out."""
@@ -306,7 +310,7 @@ class IndexedVolumes(VolumeDataset):
         return self._drawn(usable, self.params.val_share, self.params.test_share)
 
     def _drawn(self, scans: list[Scan], val: float, test: float) -> dict[str, Split]:
-        """A role for every patient, drawn under the first of the names that he has here."""
+        """A role for every patient, drawn under the first of the names that the patient has here."""
         names: dict[str, str] = {}
         sites = {names.setdefault(person(scan.subject), scan.subject): scan.site for scan in scans}
         roles = splits.assign(sites, val, test, self.params.split_seed, self.info.name)
@@ -324,7 +328,7 @@ class IndexedVolumes(VolumeDataset):
         if modality not in self.available():
             raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
         self._check_excluded()
-        refuse(self.faults())
+        issues.refuse(self.faults())
         sessions = Counter(scan.subject for scan in self.index.scans)
         cases, remarks = [], []
         for scan in self.index.scans:
@@ -397,39 +401,25 @@ class IndexedVolumes(VolumeDataset):
         last: tuple[File, nifti.Volume] | None = self.__dict__.get("_last_mask")
         mask = last[1] if last is not None and last[0] == file else nifti.read(file)
         self.__dict__["_last_mask"] = (file, mask)
-        apart = off_grid(mask.header, image.header)
-        if apart:
+        if apart := nifti.off_grid(mask.header, image.header):
             raise UserError(f"{file} does not lie on the grid of its image {source.name}: {apart}.")
-        return integers(mask.data, file)
+        return whole_numbers(mask.data, file)
 
 
-def off_grid(mask: nifti.Header, image: nifti.Header) -> str:
-    """How the grids of a mask and its image differ, "" when they are the same."""
-    if mask.shape != image.shape:
-        return f"{_by(mask.shape)} voxels against {_by(image.shape)}"
-    apart = nifti.displacement(mask.affine, image.affine, image.shape)
-    if apart > GRID_TOLERANCE * min(image.zooms):
-        return f"its affine puts a corner {apart:.1f} mm away from the image's ({mask.orientation} against {image.orientation})"
-    return ""
-
-
-def integers(data: np.ndarray, file: File) -> np.ndarray:
+def whole_numbers(data: np.ndarray, file: File) -> np.ndarray:
     """``data`` as integers.
 
     Raises:
-        UserError: a value is no integer: names the file and the value.
+        UserError: a value differs from a whole number by more than :data:`LABEL_TOLERANCE`: names the file and the value.
     """
     if data.dtype.kind in "iub":
         return data
     rounded = np.rint(data)
-    if not np.array_equal(rounded, data):
-        value = float(data[rounded != data][0])
+    wrong = np.abs(data - rounded) > LABEL_TOLERANCE
+    if wrong.any():
+        value = float(data[wrong][0])
         raise UserError(f"{file} holds the value {value:g}, expected whole numbers: it is not a label mask.")
     return rounded.astype(np.int16)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _same_content(one: File, other: File) -> bool:
@@ -438,7 +428,7 @@ def _same_content(one: File, other: File) -> bool:
         return False
     try:
         return nifti.checksum(one) == nifti.checksum(other)
-    except nifti.NiftiError:
+    except FileError:
         return read_bytes(one) == read_bytes(other)
 
 

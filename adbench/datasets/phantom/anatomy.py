@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adbench.datasets.phantom import fields
-from adbench.datasets.phantom.template import ORIGIN, Frame, template
+from adbench.datasets.phantom.template import Frame, template
+from adbench.datasets.preprocessing.template import ORIGIN
 
 # Choi & Lee (2000), "Injectivity conditions of 2D and 3D uniform cubic B-spline functions": a displacement whose
 # coefficients stay below spacing / 2.48 along each axis is injective. The bound is one on first derivatives, so shares

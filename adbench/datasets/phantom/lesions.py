@@ -58,15 +58,13 @@ class Tumour:
     Attributes:
         centre: template coordinates, mm.
         core, oedema: mean radii, mm.
+        mass: the displacement by the core.
     """
 
     centre: tuple[float, float, float]
     core: float
     oedema: float
-
-    def mass(self, strength: float) -> MassEffect:
-        """The displacement by the core."""
-        return MassEffect(self.centre, 1.8 * self.core, strength)
+    mass: MassEffect
 
 
 def _edge(inside: np.ndarray, softness: float = SOFT) -> np.ndarray:
@@ -85,7 +83,7 @@ def _distances(anatomy: Anatomy, centre: np.ndarray) -> tuple[np.ndarray, np.nda
     return offset, np.sqrt((offset**2).sum(axis=0))
 
 
-def plan_tumour(rng: np.random.Generator) -> tuple[Tumour, MassEffect]:
+def plan_tumour(rng: np.random.Generator) -> Tumour:
     """Draw a tumour in deep or subcortical white matter and the displacement that goes with it."""
     maps = template()
     z = maps.lattice[..., 2]
@@ -98,8 +96,9 @@ def plan_tumour(rng: np.random.Generator) -> tuple[Tumour, MassEffect]:
     )
     centre = _place(rng, deep)
     core = rng.uniform(10, 20)
-    tumour = Tumour((float(centre[0]), float(centre[1]), float(centre[2])), core, core + rng.uniform(5, 15))
-    return tumour, tumour.mass(rng.uniform(0.4, 0.7))
+    oedema = core + rng.uniform(5, 15)
+    place = (float(centre[0]), float(centre[1]), float(centre[2]))
+    return Tumour(place, core, oedema, MassEffect(place, 1.8 * core, rng.uniform(0.4, 0.7)))
 
 
 def grow_tumour(rng: np.random.Generator, anatomy: Anatomy, tumour: Tumour) -> Pathology:

@@ -4,41 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
-from adbench.errors import UserError
-from adbench.utils.hashing import digest_file
+from adbench.datasets.io import nifti
+from adbench.datasets.preprocessing.template import ORIGIN, SHAPE, template_files
 
-SHAPE = (197, 233, 189)  # voxels of 1 mm
-ORIGIN = (-98.0, -134.0, -72.0)  # mm, RAS
 FIELD = ((-98.0, 98.0), (-128.0, 87.5), (-72.0, 116.0))  # mm, what a phantom volume shows: any head fits with a margin
-FILES = {name: f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")}
-
-
-def template_files() -> dict[str, Path]:
-    """Where the installed nilearn keeps the three maps.
-
-    Raises:
-        UserError: nilearn is missing or does not ship them.
-    """
-    package = find_spec("nilearn")  # located, not imported: that would take a second
-    if package is None or package.origin is None:
-        raise UserError("The phantom needs nilearn, which ships the MNI152 template: pip install nilearn.")
-    folder = Path(package.origin).parent / "datasets" / "data"
-    files = {name: folder / file for name, file in FILES.items()}
-    for file in files.values():
-        if not file.is_file():
-            raise UserError(f"The phantom needs {file}, which nilearn should ship: reinstall nilearn (>= 0.12).")
-    return files
-
-
-@cache
-def template_digest() -> str:
-    """SHA-256 (first 16 hex digits each) of the three files, for the recipe."""
-    return " ".join(digest_file(file)[:16] for file in template_files().values())
 
 
 @dataclass(frozen=True)
@@ -93,13 +65,9 @@ class Template:
     """
 
     def __init__(self) -> None:
-        import nibabel
         from scipy import ndimage
 
-        t1, gm, wm = (
-            np.asarray(nibabel.load(file).dataobj, np.float32) / 255  # type: ignore[attr-defined]
-            for file in template_files().values()
-        )
+        t1, gm, wm = (np.asarray(nifti.read(file).data, np.float32) / 255 for file in template_files().values())
         brain = t1 > 0
         csf = np.where(brain, 1 - gm - wm, 0).clip(0, 1)
         # The T1 template as a mixture of its tissues: what is left over is myelin and iron, the deep nuclei above all.

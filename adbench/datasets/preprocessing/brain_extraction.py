@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from adbench.datasets.preprocessing.base import EXTRA
+from adbench.datasets.preprocessing.recipe import EXTRA
 from adbench.errors import UserError, unknown
 from adbench.utils import threads
 from adbench.utils.hashing import digest

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adbench.datasets.preprocessing.base import EXTRA
+from adbench.datasets.preprocessing.recipe import EXTRA
 from adbench.datasets.preprocessing.reorient import zooms
 from adbench.errors import UserError
 

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adbench.datasets.preprocessing import resize
-from adbench.datasets.preprocessing.base import RecipeParams
 from adbench.datasets.preprocessing.brain_extraction import bounds
+from adbench.datasets.preprocessing.recipe import RecipeParams
 from adbench.datasets.preprocessing.reorient import zooms
 
 
@@ -116,10 +115,3 @@ def slices(volume: np.ndarray, cut: Cut, planes: Sequence[int] | None = None) ->
     target = (slice(None), slice(down.start - top, down.stop - top), slice(across.start - left, across.stop - left))
     result[target] = stack[:, down, across]
     return result
-
-
-def resized(image: np.ndarray, brain: np.ndarray, size: int) -> np.ndarray:
-    """``image`` at ``size`` x ``size``, back in [0, 1] and 0 outside the resized ``brain``."""
-    if image.shape[-2:] == (size, size):
-        return image
-    return np.clip(resize.resize_image(image, size), 0, 1) * brain

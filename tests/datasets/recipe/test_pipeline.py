@@ -282,16 +282,16 @@ def test_slow_products_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     made = []
     monkeypatch.setattr(brain_extraction, "extract", lambda *_: made.append(1) or brain)
     params = PARAMS.model_copy(update={"brain": "deepbet"})
-    first = run_recipe(RawVolume("a", "T1", image, RAS), params, products=tmp_path)
-    smaller = run_recipe(RawVolume("a", "T1", image, RAS), params.model_copy(update={"size": 40}), products=tmp_path)
+    first = run_recipe(RawVolume("a", "T1", image, RAS), params, cache=tmp_path)
+    smaller = run_recipe(RawVolume("a", "T1", image, RAS), params.model_copy(update={"size": 40}), cache=tmp_path)
     assert len(made) == 1
     assert first.image.shape[1:] == (80, 80)
     assert smaller.image.shape[1:] == (40, 40)
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:50])  # half a file
-    again = run_recipe(RawVolume("a", "T1", image, RAS), params, products=tmp_path)
+    again = run_recipe(RawVolume("a", "T1", image, RAS), params, cache=tmp_path)
     np.testing.assert_array_equal(first.image, again.image)
-    run_recipe(RawVolume("a", "T1", image + 1, RAS), params, products=tmp_path)  # another head
+    run_recipe(RawVolume("a", "T1", image + 1, RAS), params, cache=tmp_path)  # another head
     assert len(made) == 3
 
 
