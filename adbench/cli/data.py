@@ -37,7 +37,8 @@ def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
     values = {key: value for _, key, value in map(run_config.parse_assignment, texts)}
     source, cls = run_config.locate(name, str(root) if root else None, values, "--data-root")
     params = build(cls.Params, f"dataset {name}", source.params)
-    return cls(params, Path(source.root) if source.root else None)
+    found: Dataset = cls(params, Path(source.root) if source.root else None)
+    return found
 
 
 def cores(workers: int) -> int:

@@ -112,7 +112,7 @@ class CaseFolder:
 def _binary(values: np.ndarray, where: str, labels: list[int] | None, is_png: bool) -> np.ndarray:
     if labels is None:
         if is_png and not np.any((values != 0) & (values != 255)):
-            return values == 255
+            return np.asarray(values == 255)
         return as_bool(values, where)
     other = np.setdiff1d(values, [0, *labels])
     if len(other):

@@ -88,7 +88,7 @@ def test_atlas_testing_without_masks_is_left_out_by_name(tmp_path: Path) -> None
     dataset = layouts.dataset(Atlas, tmp_path)
     assert [case.subject for case in dataset.discover("T1")] == ["sub-r001s001"]
     assert dataset.exclusions("T1") == [
-        "sub-r002s001: left out, it has no lesion mask, so it can neither teach what is healthy nor be scored"
+        "sub-r002s001: left out, it has no lesion mask, so it can neither be trained on nor be scored"
     ]
 
 

@@ -67,15 +67,8 @@ class BraTS21(IndexedVolumes):
         orientation="LPS",
         integers=True,
         zero_background=True,
+        skull=False,
     )
-
-    @property
-    def skull(self) -> bool:
-        return False
-
-    def companion_of(self, modality: str) -> str:
-        """None is needed."""
-        return modality
 
     @cached_property
     def patients(self) -> dict[str, tuple[str, str]]:

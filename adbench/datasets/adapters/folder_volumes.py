@@ -268,25 +268,23 @@ class FolderVolumes(IndexedVolumes):
             owner = next((owners[name] for name in names_in(path) if name in owners), None)
             file = self.index.files.volumes[path]
             with suppress(UserError):  # a file that is not used need not be whole
-                asked = self._on_a_grid(file) if owner is None else LESION not in owner.files
+                asked = self._on_a_grid(nifti.read_header(file)) if owner is None else LESION not in owner.files
                 if asked and (what := nifti.mask_values(file)):
                     found[owner.id if owner else ""].append((file, what))
         return dict(found)
 
-    def _on_a_grid(self, file: File) -> bool:
-        """Whether ``file`` lies on the grid of some image here."""
-        header = nifti.read_header(file)
-        return any(not nifti.off_grid(header, grid) for grid in self._grids.get(header.shape, ()))
+    def _on_a_grid(self, header: nifti.Header) -> bool:
+        return any(header.shape == grid.shape and not nifti.off_grid(header, grid) for grid in self._grids)
 
     @cached_property
-    def _grids(self) -> dict[tuple[int, ...], list[nifti.Header]]:
-        """Shape -> headers of the images, one of each affine."""
-        grids: dict[tuple[int, ...], dict[bytes, nifti.Header]] = defaultdict(dict)
+    def _grids(self) -> list[nifti.Header]:
+        """Headers of the images, one of each shape and affine."""
+        grids: dict[tuple[tuple[int, ...], bytes], nifti.Header] = {}
         for image in self._images:
             with suppress(UserError):  # that case is reported when its turn comes
                 header = nifti.read_header(image)
-                grids[header.shape].setdefault(header.affine.tobytes(), header)
-        return {shape: list(headers.values()) for shape, headers in grids.items()}
+                grids.setdefault((header.shape, header.affine.tobytes()), header)
+        return list(grids.values())
 
     def faults(self) -> Iterator[Issue]:
         """Also patients in two split folders, cases in none, and cases without mask that are not declared healthy."""
@@ -369,7 +367,8 @@ class FolderVolumes(IndexedVolumes):
         return images
 
     @cached_property
-    def _skull(self) -> bool:
+    def skull(self) -> bool:
+        """As stated; otherwise the first image that can be read decides, by its share of zeros."""
         if self.params.skull != "auto":
             return self.params.skull == "yes"
         problem: UserError | None = None
@@ -381,24 +380,12 @@ class FolderVolumes(IndexedVolumes):
         assert problem is not None
         raise problem
 
-    @property
-    def skull(self) -> bool:
-        return self._skull
-
     @cached_property
-    def _template_grid(self) -> bool:
+    def on_template(self) -> bool:
+        """Whether every image that can be read lies on the MNI152 2009a 1 mm grid."""
         from adbench.datasets.preprocessing.template import same_grid
 
-        fits = []
-        for image in self._images:
-            with suppress(UserError):  # as above
-                header = nifti.read_header(image)
-                fits.append(same_grid(header.shape, header.affine))
-        return bool(fits) and all(fits)
-
-    @property
-    def on_template(self) -> bool:
-        return self._template_grid
+        return bool(self._grids) and all(same_grid(grid.shape, grid.affine) for grid in self._grids)
 
     @property
     def lesion_labels(self) -> tuple[int, ...] | None:

@@ -5,7 +5,6 @@ An adapter says what its file names mean and what its volumes are like (:class:`
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -45,7 +44,7 @@ class VolumeParams(RecipeParams):
 
 @dataclass(frozen=True)
 class Expected:
-    """What the volumes of a dataset are like as distributed; ``data check`` holds every file against it.
+    """What the volumes of a dataset are like as distributed; ``data check`` compares every file with it.
 
     Attributes:
         sequences: that every case should have.
@@ -58,6 +57,10 @@ class Expected:
         one_grid: whether all sequences of a case share a grid.
         zero_background: whether everything outside the brain is exactly 0.
         known_missing: (subject, sequence) that the distribution lacks.
+        skull: whether images show the skull.
+        on_template: whether images lie on the MNI152 2009a 1 mm grid.
+        companion: the modality whose brain mask and registration serve all others; "" when each has its own.
+        healthy: why subjects count as healthy without a lesion mask; "" when nothing says so.
     """
 
     sequences: tuple[str, ...]
@@ -70,6 +73,10 @@ class Expected:
     one_grid: bool = True
     zero_background: bool = False
     known_missing: frozenset[tuple[str, str]] = frozenset()
+    skull: bool = True
+    on_template: bool = False
+    companion: str = ""
+    healthy: str = ""
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,16 @@ class IndexedVolumes(VolumeDataset):
         """What the volumes should be like."""
         return self.distributed
 
+    @property
+    def skull(self) -> bool:
+        """Whether the images show the skull."""
+        return self.expected.skull
+
+    @property
+    def on_template(self) -> bool:
+        """Whether the images already lie on the MNI152 2009a 1 mm grid."""
+        return self.expected.on_template
+
     def named(self, path: str) -> Named | None:
         """What a path below the root says about its file; None when it is not of this dataset."""
         found = recognise(path)
@@ -155,20 +172,20 @@ class IndexedVolumes(VolumeDataset):
     def left_out(self, scan: Scan) -> str:
         """Why ``scan`` is not used, or "" when it is."""
         if self.expected.lesion and LESION not in scan.files:
-            return "it has no lesion mask, so it can neither teach what is healthy nor be scored"
+            return "it has no lesion mask, so it can neither be trained on nor be scored"
         return ""
 
     def healthy(self, scan: Scan) -> str:
         """Why ``scan`` counts as healthy without a lesion mask; "" where nothing says so."""
-        return ""
+        return self.expected.healthy
 
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether the distribution gives no mask for ``scan``."""
         return False
 
-    @abstractmethod
     def companion_of(self, modality: str) -> str:
-        """The modality whose brain mask and registration serve ``modality`` ("" when it has its own)."""
+        """The modality whose brain mask and registration serve ``modality``, which may be itself."""
+        return self.expected.companion or modality
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
@@ -419,7 +436,7 @@ def whole_numbers(data: np.ndarray, file: File) -> np.ndarray:
     if wrong.any():
         value = float(data[wrong][0])
         raise UserError(f"{file} holds the value {value:g}, expected whole numbers: it is not a label mask.")
-    return rounded.astype(np.int16)
+    return np.asarray(rounded, np.int16)
 
 
 def _same_content(one: File, other: File) -> bool:

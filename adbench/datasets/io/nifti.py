@@ -314,7 +314,7 @@ def _inflated(file: File) -> bytes:
     from isal import igzip, isal_zlib
 
     try:
-        return igzip.decompress(content)
+        return bytes(igzip.decompress(content))
     except EOFError:
         what = f"the gzip stream ends before its end mark, after {len(content)} bytes"
         raise FileError("truncated", f"{file} is truncated: {what}. {_AGAIN}") from None

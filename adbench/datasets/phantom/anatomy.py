@@ -40,7 +40,7 @@ class MassEffect:
         """Where the tissue now at ``points`` was before: (3, P) mm -> (3, P) mm."""
         offset = points - np.asarray(self.centre, np.float32)[:, None]
         squared = (offset**2).sum(axis=0)
-        return points - offset * np.float32(self.strength) * np.exp(-squared / np.float32(self.radius) ** 2)
+        return np.asarray(points - offset * np.float32(self.strength) * np.exp(-squared / np.float32(self.radius) ** 2))
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Anatomy:
 
     def field(self, rng: np.random.Generator, spacing: float) -> np.ndarray:
         """(P,) smooth random field of unit variance with features of ``spacing`` mm."""
-        return fields.random_field(rng, self.frame.axes, spacing, self.frame.bounds)[self.brain]
+        return np.asarray(fields.random_field(rng, self.frame.axes, spacing, self.frame.bounds)[self.brain])
 
     def volume(self, values: np.ndarray) -> np.ndarray:
         """(X, Y, Z) with ``values`` (P,) in the brain and 0 outside."""

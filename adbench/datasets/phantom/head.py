@@ -55,7 +55,7 @@ class Head:
         from scipy import ndimage
 
         values = np.asarray(BRIGHTNESS[modality], np.float32)
-        outside = ndimage.gaussian_filter(values[self.tissue], 0.6) * self.texture
+        outside: np.ndarray = ndimage.gaussian_filter(values[self.tissue], 0.6) * self.texture
         fade = (2 * anatomy.rim - 1) ** 0.7
         outside[self.brain] = brain_signal + (1 - fade) * values[FLUID]
         return outside
@@ -123,7 +123,7 @@ def _finer(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A coarse map on the 1 mm grid by linear interpolation; (i, j, k) of the coarse map is (2i, 2j, 2k) of the fine."""
     from scipy import ndimage
 
-    return ndimage.affine_transform(coarse, [1 / STEP] * 3, output_shape=shape, order=1, mode="nearest")
+    return np.asarray(ndimage.affine_transform(coarse, [1 / STEP] * 3, output_shape=shape, order=1, mode="nearest"))
 
 
 def _smooth_labels(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

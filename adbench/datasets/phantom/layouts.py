@@ -126,7 +126,7 @@ def _rotation(rng: np.random.Generator, pitch: float, spread: float) -> np.ndarr
     from scipy.spatial.transform import Rotation
 
     angles = [pitch + rng.normal(0, spread), rng.normal(0, spread), rng.normal(0, spread)]
-    return Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    return np.asarray(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
 
 
 def _grid(

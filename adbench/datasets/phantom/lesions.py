@@ -75,7 +75,7 @@ def _edge(inside: np.ndarray, softness: float = SOFT) -> np.ndarray:
 def _place(rng: np.random.Generator, where: np.ndarray) -> np.ndarray:
     """A random point (3,) of the template's 4 mm lattice where ``where`` holds, mm."""
     candidates = template().lattice[where]
-    return candidates[rng.integers(len(candidates))] + rng.uniform(-2, 2, 3)
+    return np.asarray(candidates[rng.integers(len(candidates))] + rng.uniform(-2, 2, 3))
 
 
 def _distances(anatomy: Anatomy, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

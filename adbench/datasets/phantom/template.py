@@ -78,7 +78,7 @@ class Template:
         detail = np.where(brain, t1 - gm * means[0] - wm * means[1] - csf * means[2], 0) / means[1]
         depth = _distance(brain)  # mm below the surface of the brain
         ventricles = _lateral_ventricles(csf[::2, ::2, ::2], depth[::2, ::2, ::2])
-        self.maps = {
+        self.maps: dict[str, np.ndarray] = {
             "gm": _quantise(gm),
             "wm": _quantise(wm),
             "brain": _quantise(ndimage.gaussian_filter(brain.astype(np.float32), 0.7)),
@@ -113,7 +113,7 @@ class Template:
         from scipy import ndimage
 
         voxels = points - np.asarray(ORIGIN, np.float32)[:, None]
-        return ndimage.map_coordinates(self.maps[name], voxels, order=1, output=np.float32, mode="nearest")
+        return np.asarray(ndimage.map_coordinates(self.maps[name], voxels, order=1, output=np.float32, mode="nearest"))
 
 
 @cache

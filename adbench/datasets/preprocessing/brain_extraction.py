@@ -181,10 +181,11 @@ def _source(point: EntryPoint) -> str:
 
 def _plugin(point: EntryPoint) -> Find:
     try:
-        return point.load()
+        found: Find = point.load()
+        return found
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a stranger's module may raise anything
+    except BaseException as error:  # a plug-in may raise anything
         raise UserError(
             f"The brain extraction {point.name!r} cannot be loaded from {point.value} ({type(error).__name__}: {error})."
         ) from error
@@ -222,12 +223,12 @@ def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, whe
             f"subject to take the mask from. Use --set dataset.brain=hd-bet or template."
         )
     try:
-        mask: Any = _loaded(name)(np.asarray(image, np.float32), np.asarray(affine, np.float64), modality)
+        found: Any = _loaded(name)(np.asarray(image, np.float32), np.asarray(affine, np.float64), modality)
     except (UserError, MemoryError):
         raise
     except Exception as error:
         raise UserError(f"{where}: {name} failed with {type(error).__name__}: {error}.") from error
-    mask = np.asarray(mask)
+    mask = np.asarray(found)
     if mask.shape != image.shape:
         raise UserError(f"{where}: {name} gave a mask of shape {mask.shape} for an image of {image.shape}.")
     mask = mask.astype(bool)

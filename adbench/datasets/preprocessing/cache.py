@@ -44,7 +44,7 @@ def cached(folder: Path | None, what: list[Any], name: str, make: Callable[[], n
     path = folder / f"{what[0]}-{digest(what)[:32]}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
-            array = stored[name]
+            array = np.asarray(stored[name])
             if name != "bits":
                 return array
             shape = tuple(int(n) for n in stored["shape"])

@@ -153,7 +153,7 @@ class _VolumePipeline:
     def _brain_of_template(self) -> np.ndarray:
         mask = template.mask(self.params.template_margin)
         if self.on_template_grid:
-            return mask & (self.image != 0)
+            return np.asarray(mask & (self.image != 0))
         to_template = np.linalg.inv(template.AFFINE) @ np.linalg.inv(self.to_head("affine", None)) @ self.affine
         failed = "registration to the template failed: its brain lies outside the image."
         return self._on_own_grid(mask, to_template, failed)
@@ -189,7 +189,7 @@ class _VolumePipeline:
         """
         if self.companion is not None and inside is not None:
             there = self.companion.to_head(kind, self.companion.brain)
-            return np.linalg.inv(self.to_companion) @ there
+            return np.asarray(np.linalg.inv(self.to_companion) @ there)
         moving = np.asarray(self.image, np.float32)
         start = np.eye(4)
         if inside is None:
@@ -322,7 +322,7 @@ def _centre(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
     few = np.maximum(image[::4, ::4, ::4], 0).astype(np.float64)
     sums = [few.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     voxel = [4 * float((s * np.arange(len(s))).sum() / s.sum()) for s in sums]
-    return affine[:3, :3] @ voxel + affine[:3, 3]
+    return np.asarray(affine[:3, :3] @ voxel + affine[:3, 3])
 
 
 def _crown(image: np.ndarray, affine: np.ndarray) -> np.ndarray:

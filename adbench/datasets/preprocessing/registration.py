@@ -96,7 +96,7 @@ def unbiased(image: np.ndarray, affine: np.ndarray, log: np.ndarray) -> np.ndarr
     from scipy import ndimage
 
     steps = _steps(image.shape, affine)
-    full = ndimage.affine_transform(
+    full: np.ndarray = ndimage.affine_transform(
         log.astype(np.float32), 1 / steps, output_shape=image.shape, order=1, mode="nearest", output=np.float32
     )
     np.exp(-full, out=full)
@@ -107,7 +107,7 @@ def unbiased(image: np.ndarray, affine: np.ndarray, log: np.ndarray) -> np.ndarr
 def _steps(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     size = zooms(affine)
     wanted = np.round(SHRINK * size.min() / size).clip(1, SHRINK)
-    return np.minimum(wanted, np.maximum(1, np.asarray(shape) // 16)).astype(int)
+    return np.asarray(np.minimum(wanted, np.maximum(1, np.asarray(shape) // 16)), int)
 
 
 def register(
@@ -150,7 +150,7 @@ def register(
             found.SetMatrix(rigid.GetMatrix())
             found.SetTranslation(rigid.GetTranslation())
             _search(sitk, target, where, subject, start, found)
-    return to_moving @ start @ _homogeneous(found) @ np.linalg.inv(to_fixed)
+    return np.asarray(to_moving @ start @ _homogeneous(found) @ np.linalg.inv(to_fixed))
 
 
 def _search(sitk: Any, fixed: Any, mask: Any, moving: Any, start: np.ndarray, transform: Any) -> None:

@@ -69,7 +69,7 @@ def _distance() -> np.ndarray:
     """mm to the brain, 0 inside."""
     from scipy import ndimage
 
-    return ndimage.distance_transform_edt(~_inside()).astype(np.float32)  # voxels of 1 mm
+    return np.asarray(ndimage.distance_transform_edt(~_inside()), np.float32)  # voxels of 1 mm
 
 
 @cache
