@@ -14,7 +14,7 @@ Severity = Literal["error", "warning", "info"]
 SEVERITIES: tuple[Severity, ...] = get_args(Severity)
 OUTSIDE_BRAIN = 0.05  # share of a lesion outside the brain that is worth a warning
 
-# What each means is told in docs/datasets.md.
+# docs/datasets.md says what each means.
 Code = Literal[
     "unreadable", "truncated", "dtype", "axes", "nonfinite", "constant", "off-grid", "shape", "voxel-size", "orientation",
     "affine-conflict", "label", "empty-mask", "outside-brain", "background", "missing-sequence", "missing-mask",
@@ -52,7 +52,7 @@ def error(code: Code, file: object, message: str, case: str = "") -> Issue:
 
 
 def warning(code: Code, file: object, message: str, case: str = "") -> Issue:
-    """An issue that somebody should look at."""
+    """An issue that is to be looked at."""
     return Issue("warning", code, case, str(file), message)
 
 
@@ -61,13 +61,13 @@ def info(code: Code, file: object, message: str, case: str = "") -> Issue:
     return Issue("info", code, case, str(file), message)
 
 
-_told: set[str] = set()
+_logged: set[str] = set()
 
 
 def warn(message: str) -> None:
     """Log a warning, once in a process: the data of a run are looked at several times."""
-    if message not in _told:
-        _told.add(message)
+    if message not in _logged:
+        _logged.add(message)
         _log.warning(message)
 
 

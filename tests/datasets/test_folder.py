@@ -441,7 +441,7 @@ def test_a_val_folder_needs_masks_for_all_or_for_nobody(root):
         path.unlink()
     cases = folder(root).discover("T1")
     assert {case.healthy for case in cases if case.split == "val"} == {
-        "it lies in val/, where nobody has a segmentation"
+        "it lies in val/, where no subject has a segmentation"
     }
 
 

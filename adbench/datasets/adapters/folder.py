@@ -82,8 +82,8 @@ class Folder(Dataset):
     subjects need one, unless ``unmasked`` says what they are.
 
     Intensities are taken as stored, divided by the largest value of the type (255, or 65535 for 16 bit). They are not
-    normalised again: whoever wrote the slices normalised the volume, and a slice alone no longer knows the range of the
-    volume it came from.
+    normalised again: whoever wrote the slices normalised the volume, and a slice alone does not show the range of the volume
+    that it came from.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -401,7 +401,7 @@ def _name_faults(files: list[_File]) -> Iterator[Issue]:
     """Names without a modality, names that mean the same slice, masks without image, patients in two splits."""
     seen: dict[tuple[_Slice, str], Path] = {}
     homes: dict[str, _File] = {}
-    told: set[str] = set()
+    reported: set[str] = set()
     imaged = {file.slice for file in files if not file.is_mask}
     for file in files:
         if not file.kind:
@@ -420,8 +420,8 @@ def _name_faults(files: list[_File]) -> Iterator[Issue]:
             yield issues.error("conflict", file.path, message, file.subject)
         who = person(file.subject)
         home = homes.setdefault(who, file)
-        if home.split != file.split and who not in told:
-            told.add(who)
+        if home.split != file.split and who not in reported:
+            reported.add(who)
             message = (
                 f"The subject {file.subject} is in two splits, {home.split} ({home.path.name}) and {file.split} "
                 f"({file.path.name}): keep each subject in one."

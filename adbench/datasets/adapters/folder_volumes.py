@@ -120,12 +120,12 @@ def why_healthy(params: FolderParams, role: Split | None, masked_roles: Containe
     if role == "train":
         return "it lies in train/, which is for healthy subjects"
     if role == "val" and "val" not in masked_roles:
-        return f"it lies in val/, where nobody has a {mask}"
+        return f"it lies in val/, where no subject has a {mask}"
     return ""
 
 
 SLICE_PIXELS = ("size", "val_share", "split_seed", "modality")  # what shapes PNG slices and their roles
-SLICE_FIELDS = (*SLICE_PIXELS, "unmasked", "second_scans")  # what PNG slices heed
+SLICE_FIELDS = (*SLICE_PIXELS, "unmasked", "second_scans")  # what applies to PNG slices
 
 
 class FolderVolumes(IndexedVolumes):

@@ -234,8 +234,12 @@ class IndexedVolumes(VolumeDataset):
             index.scans.append(scan)
         return index
 
+    @property
+    def _expected_there(self) -> str:
+        return f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
+
     def _root(self) -> Path:
-        expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
+        expected = self._expected_there
         if self.root is None:
             raise UserError(f"The dataset {self.info.name} needs a data root. {expected}")
         if not self.root.exists():
@@ -247,7 +251,7 @@ class IndexedVolumes(VolumeDataset):
 
     def _nothing(self, root: Path, below: FoundFiles, others: Mapping[str, list[str]]) -> UserError:
         """Why a root without a single file of this dataset is not usable."""
-        expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
+        expected = self._expected_there
         title = TITLES.get(self.family, self.info.name)
         for family, paths in others.items():
             hint = (

@@ -212,7 +212,7 @@ def mask_values(file: File) -> str:
     return f"the values {listed} alone" if whole else "values from 0 to 1, most of them 0"
 
 
-def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int, int] = (1, 0), level: int = 2) -> None:
+def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int, int] = (1, 0)) -> None:
     """Write a gzipped NIfTI-1 file atomically; the same input gives the same bytes.
 
     Args:
@@ -220,7 +220,6 @@ def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int,
         data: (X, Y, Z), stored in its own type without scaling.
         affine: (4, 4) voxel to mm, RAS+.
         codes: (sform, qform) codes; 0 leaves that form out. A qform holds no shear.
-        level: of the compression, 0 to 3.
     """
     import nibabel
     from isal import igzip
@@ -230,7 +229,7 @@ def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int,
     image.set_sform(affine if codes[0] else None, codes[0])
     image.set_qform(affine if codes[1] else None, codes[1])
     with replacing(Path(path)) as temporary:
-        temporary.write_bytes(igzip.compress(image.to_bytes(), level, mtime=0))
+        temporary.write_bytes(igzip.compress(image.to_bytes(), 2, mtime=0))
 
 
 def off_grid(mask: Header, image: Header) -> str:

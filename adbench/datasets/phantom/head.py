@@ -31,14 +31,12 @@ class Head:
         origin: mm of the first voxel.
         tissue: (X, Y, Z) uint8, one of the constants of this module; whatever is inside the brain counts for nothing.
         brain: (X, Y, Z) bool on the same grid.
-        offset: voxel of this grid at which the brain's own frame starts.
         texture: (X, Y, Z) float32, relative brightness.
     """
 
     origin: tuple[float, float, float]
     tissue: np.ndarray
     brain: np.ndarray
-    offset: tuple[int, int, int]
     texture: np.ndarray
 
     def signal(self, modality: str, anatomy: Anatomy, brain_signal: np.ndarray) -> np.ndarray:
@@ -110,7 +108,6 @@ def grow(rng: np.random.Generator, anatomy: Anatomy, *, below: int = 0, front: i
         origin=(float(x[0]), float(y[0]), float(z[0])),
         tissue=_smooth_labels(tissue, shape),
         brain=brain,
-        offset=(0, 0, below),
         texture=_finer(texture, shape),
     )
 

@@ -47,13 +47,6 @@ class Frame:
         x, y, z = self.axes
         return len(x), len(y), len(z)
 
-    @property
-    def affine(self) -> np.ndarray:
-        """(4, 4) voxel of the whole volume to mm."""
-        affine = np.diag([self.resolution] * 3 + [1.0])
-        affine[:3, 3] = [low for low, _ in FIELD]
-        return affine
-
 
 class Template:
     """Maps of the template at 1 mm, ready to be sampled.

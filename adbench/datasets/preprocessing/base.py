@@ -19,7 +19,7 @@ __all__ = ["RawVolume", "RecipeParams", "VolumeDataset"]
 
 
 class VolumeDataset(Dataset):
-    """A dataset of NIfTI volumes. Subclasses give ``info``, ``discover`` and ``read``; ``discover`` heeds ``exclude``."""
+    """A dataset of NIfTI volumes. Subclasses give ``info``, ``discover`` and ``read``; ``discover`` leaves out what ``exclude`` names."""
 
     Params: ClassVar[type[ParamSet]] = RecipeParams
     params: RecipeParams

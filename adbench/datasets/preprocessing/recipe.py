@@ -1,4 +1,4 @@
-"""What the recipe is told: its parameters, and one decoded volume with everything that belongs to it."""
+"""Input of the recipe: its parameters, and one decoded volume with everything that belongs to it."""
 
 from __future__ import annotations
 

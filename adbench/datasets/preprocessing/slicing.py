@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -97,15 +96,9 @@ def _start(length: int, side: int, first: int, stop: int) -> int:
     return min(max(start, stop - side), first)
 
 
-def slices(volume: np.ndarray, cut: Cut, planes: Sequence[int] | None = None) -> np.ndarray:
-    """The kept planes of a RAS volume as (S, rows, columns): anterior at the top, left at low columns.
-
-    Args:
-        volume: (X, Y, Z), any type.
-        cut: from :func:`cut`.
-        planes: other planes than those of ``cut``.
-    """
-    chosen = list(cut.planes if planes is None else planes)
+def slices(volume: np.ndarray, cut: Cut) -> np.ndarray:
+    """The kept planes of a (X, Y, Z) RAS volume as (S, rows, columns): anterior at the top, left at low columns."""
+    chosen = list(cut.planes)
     stack = volume[:, ::-1, chosen].transpose(2, 1, 0)
     height, width = stack.shape[1:]
     (left, top), (columns, rows) = cut.corner, cut.side

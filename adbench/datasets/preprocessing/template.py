@@ -48,9 +48,9 @@ def template_digest() -> str:
     return " ".join(digest_file(file)[:16] for file in template_files().values())
 
 
-def same_grid(shape: tuple[int, ...], affine: np.ndarray, tolerance: float = 0.01) -> bool:
-    """Whether a RAS volume lies on the template's grid, voxel for voxel (within ``tolerance`` mm)."""
-    return tuple(shape) == SHAPE and bool(np.abs(np.asarray(affine) - AFFINE).max() < tolerance)
+def same_grid(shape: tuple[int, ...], affine: np.ndarray) -> bool:
+    """Whether a RAS volume lies on the template's grid, voxel for voxel (within .01 mm)."""
+    return tuple(shape) == SHAPE and bool(np.abs(np.asarray(affine) - AFFINE).max() < 0.01)
 
 
 @cache

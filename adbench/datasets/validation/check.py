@@ -166,7 +166,7 @@ def _completeness(dataset: IndexedVolumes, scan: Scan, available: Container[str]
     """Sequences and masks that are missing, and flags."""
     expected, first, case = dataset.expected, scan.first, scan.id
     for name in expected.sequences:
-        if name in scan.files or name not in available:  # whoever fetched T1 alone wants T1 alone
+        if name in scan.files or name not in available:  # a sequence that no case has was not downloaded
             continue
         if (scan.subject, name) in expected.known_missing:
             yield issues.info("known-missing", first, f"{case} has no {name}, as in the distribution", case)
