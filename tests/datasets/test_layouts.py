@@ -13,7 +13,7 @@ from adbench.datasets.adapters.atlas import Atlas
 from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
-from adbench.datasets.phantom.layouts import _JOBS, synthesise
+from adbench.datasets.phantom.layouts import LAYOUTS, synthesise
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 
@@ -116,9 +116,10 @@ def test_the_same_seed_gives_the_same_bytes_and_files_are_kept(tmp_path: Path) -
 
 @pytest.mark.parametrize(("layout", "n", "count"), [("ixi", 300, 300), ("atlas", 100, 120), ("brats21", 200, 200)])
 def test_many_subjects_have_names_of_their_own(layout: str, n: int, count: int) -> None:
-    jobs = list(_JOBS[layout](n, 0))
+    list_jobs, _ = LAYOUTS[layout]
+    jobs = list(list_jobs(n, 0))
     assert len({job.stem for job in jobs}) == len({job.subject for job in jobs}) == count
-    assert [job.stem for job in jobs] == [job.stem for job in _JOBS[layout](n, 0)]
+    assert [job.stem for job in jobs] == [job.stem for job in list_jobs(n, 0)]
     if layout == "ixi":
         assert {job.stem.split("-")[1] for job in jobs} == {"Guys", "HH", "IOP"}
         assert len({job.stem[:6] for job in jobs}) == count

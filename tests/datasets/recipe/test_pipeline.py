@@ -275,7 +275,7 @@ def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch: pytest.Mo
     assert pipeline.steps(RecipeParams(), skull=False, on_template=False)[1]["without a mask"] == "background"
 
 
-def test_slow_products_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_slow_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adbench.datasets.preprocessing import brain_extraction
 
     image, brain, _ = head()
@@ -295,18 +295,18 @@ def test_slow_products_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert len(made) == 3
 
 
-def test_a_damaged_product_is_made_again(tmp_path: Path) -> None:
-    from adbench.datasets.preprocessing.cache import kept
+def test_a_damaged_entry_of_the_cache_is_made_again(tmp_path: Path) -> None:
+    from adbench.datasets.preprocessing.cache import cached
 
-    def make() -> dict[str, np.ndarray]:
-        return {"noise": np.random.default_rng(0).integers(0, 4, 20000)}
+    def make() -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 4, 20000)
 
-    expected = kept(tmp_path, ["noise"], make)["noise"]
+    expected = cached(tmp_path, ["step"], "noise", make)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     for place in range(60, len(whole) - 200, 499):  # the checksum fails, or the stream cannot be inflated at all
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-        np.testing.assert_array_equal(kept(tmp_path, ["noise"], make)["noise"], expected)
+        np.testing.assert_array_equal(cached(tmp_path, ["step"], "noise", make), expected)
 
 
 def test_ranges() -> None:
