@@ -186,14 +186,14 @@ def _on_grid(case: str, role: str, files: _Files, maps: np.ndarray, grid: Header
         raise UserError(
             f"The map and the {role} of case {case!r} are of different types: give both as NIfTI or as PNG."
         )
-    apart = ""
+    difference = ""
     if grid is not None and own is not None:
-        apart = nifti.off_grid(own, grid)
+        difference = nifti.off_grid(own, grid)
     elif values.shape != maps.shape:
-        apart = f"{nifti.by(values.shape)} pixels against {nifti.by(maps.shape)}"
-    if apart:
+        difference = f"{nifti.by(values.shape)} pixels against {nifti.by(maps.shape)}"
+    if difference:
         raise UserError(
-            f"The {role} of case {case!r} does not lie on the grid of its map: {apart}. Resample one onto the other, or "
+            f"The {role} of case {case!r} does not lie on the grid of its map: {difference}. Resample one onto the other, or "
             "correct the header that is wrong."
         )
     return values

@@ -53,6 +53,18 @@ def test_scaling_of_the_header_is_applied(tmp_path: Path) -> None:
     np.testing.assert_allclose(volume.data, nibabel.load(path).get_fdata(), atol=1e-6)
 
 
+def test_scores_keep_the_precision_of_their_file(tmp_path: Path) -> None:
+    """What nibabel gives, to the last bit: float64 as stored, and scaled integers in float64."""
+    scores = np.random.default_rng(0).random((3, 4, 5))
+    save(tmp_path / "f.nii.gz", scores)
+    np.testing.assert_array_equal(nifti.read(tmp_path / "f.nii.gz", exact=True).data, scores)
+    assert nifti.read(tmp_path / "f.nii.gz").data.dtype == np.float32
+    path = save(tmp_path / "i.nii.gz", np.arange(60, dtype=np.int16).reshape(3, 4, 5), slope=0.1, inter=-4.0)
+    found, expected = nifti.read(path, exact=True).data, np.asarray(nibabel.load(path).dataobj)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_nifti2_several_members_and_a_trailing_axis(tmp_path: Path) -> None:
     data = np.arange(60, dtype=np.int16).reshape(3, 4, 5, 1)
     raw = nibabel.Nifti2Image(data, np.eye(4)).to_bytes()
@@ -181,6 +193,19 @@ def test_singular_affine_is_damage(good: Path) -> None:
     raw[280:328] = struct.pack("<12f", *[0.0] * 12)
     good.write_bytes(gzip.compress(bytes(raw)))
     assert "header" in str(broken(good))
+
+
+def test_a_quaternion_that_rounding_made_too_long(good: Path) -> None:
+    """The sform says where the head lies; without one the header is damaged."""
+    raw = bytearray(gzip.decompress(good.read_bytes()))
+    raw[252:256] = struct.pack("<2h", 1, 1)  # codes of qform and sform
+    raw[256:268] = struct.pack("<3f", 0.0, 0.0, 1.0000002)
+    good.write_bytes(gzip.compress(bytes(raw)))
+    np.testing.assert_allclose(nifti.read(good).affine, OBLIQUE, atol=1e-6)
+    assert nifti.read_header(good).codes == (1, 0)
+    raw[254:256] = struct.pack("<h", 0)
+    good.write_bytes(gzip.compress(bytes(raw)))
+    assert "The header of" in str(broken(good))
 
 
 def test_errors_survive_a_process_boundary() -> None:

@@ -390,8 +390,10 @@ def test_a_mask_with_fractions(tmp_path: Path) -> None:
     assert "holds the value 0.37, expected whole numbers" in read_error(tmp_path)
 
 
-def test_a_float_mask_of_whole_numbers_is_fine(tmp_path: Path) -> None:
-    layouts.brats(tmp_path, "00000", SMALL, seg=layouts.lesion(SMALL).astype(np.float32))
+@pytest.mark.parametrize("factor", [1, 0.9999999])
+def test_a_float_mask_of_whole_numbers_is_fine(tmp_path: Path, factor: float) -> None:
+    layouts.brats(tmp_path, "00000", SMALL, seg=(layouts.lesion(SMALL) * factor).astype(np.float32))
+    assert not [f for f in check(layouts.dataset(BraTS21, tmp_path), deep=True).findings if f.code == "label"]
     dataset = layouts.dataset(BraTS21, tmp_path)
     raw = dataset.read(dataset.discover("T1")[0], "T1")
     assert raw.lesion.dtype.kind == "i"

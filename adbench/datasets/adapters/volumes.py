@@ -422,8 +422,8 @@ class IndexedVolumes(VolumeDataset):
         last: tuple[File, nifti.Volume] | None = self.__dict__.get("_last_mask")
         mask = last[1] if last is not None and last[0] == file else nifti.read(file)
         self.__dict__["_last_mask"] = (file, mask)
-        if apart := nifti.off_grid(mask.header, image.header):
-            raise UserError(f"{file} does not lie on the grid of its image {source.name}: {apart}.")
+        if difference := nifti.off_grid(mask.header, image.header):
+            raise UserError(f"{file} does not lie on the grid of its image {source.name}: {difference}.")
         return whole_numbers(mask.data, file)
 
 

@@ -43,34 +43,44 @@ def find_files(root: Path, *, tars: bool = False) -> FoundFiles:
     Raises:
         UserError: a folder cannot be read, or (with ``tars``) a tar is damaged, half downloaded or compressed.
     """
-
-    def refuse(error: OSError) -> None:
-        raise UserError(f"The folder {error.filename} cannot be read: {error.strerror}. Correct its permissions.")
-
     found = FoundFiles()
     if root.is_file():
         _add_archive(found, root, "", tars)
     seen: set[tuple[int, int]] = set()
-    for folder, folders, names in os.walk(root, followlinks=True, onerror=refuse) if root.is_dir() else ():
-        state = Path(folder).stat()
+    pending = [] if root.is_file() else [(str(root), "")]
+    while pending:
+        folder, below = pending.pop()
+        try:
+            state = Path(folder).stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"The folder {folder} cannot be read: {error.strerror}. Correct its permissions.") from None
         if (state.st_dev, state.st_ino) in seen:
-            folders.clear()
             continue
         seen.add((state.st_dev, state.st_ino))
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in names:
-            if not name.startswith("."):
-                path = Path(folder, name)
-                _add(found, path, path.relative_to(root).as_posix(), tars)
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                pending.append((entry.path, f"{below}{entry.name}/"))
+            else:
+                _add(found, entry, f"{below}{entry.name}", tars)
     found.volumes = dict(sorted(found.volumes.items()))
     for paths in (found.archives, found.broken, found.partial, found.pictures):
         paths.sort()
     return found
 
 
-def _add(found: FoundFiles, path: Path, below: str, tars: bool) -> None:
-    lower = path.name.lower()
-    if path.is_symlink() and not path.exists():
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself leads nowhere
+        return False
+
+
+def _add(found: FoundFiles, entry: os.DirEntry[str], below: str, tars: bool) -> None:
+    path, lower = Path(entry.path), entry.name.lower()
+    if entry.is_symlink() and not path.exists():
         found.broken.append(path)
     elif lower.endswith(SUFFIXES):
         found.volumes[below] = path

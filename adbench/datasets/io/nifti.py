@@ -236,9 +236,9 @@ def off_grid(mask: Header, image: Header) -> str:
     """How the grids of a mask and its image differ, "" when they are the same to within half a voxel."""
     if mask.shape != image.shape:
         return f"{by(mask.shape)} voxels against {by(image.shape)}"
-    apart = _displacement(mask.affine, image.affine, image.shape)
-    if apart > _GRID_TOLERANCE * min(image.zooms):
-        return f"its affine puts a corner {apart:.1f} mm away from the image's ({mask.orientation} against {image.orientation})"
+    distance = _displacement(mask.affine, image.affine, image.shape)
+    if distance > _GRID_TOLERANCE * min(image.zooms):
+        return f"its affine puts a corner {distance:.1f} mm away from the image's ({mask.orientation} against {image.orientation})"
     return ""
 
 

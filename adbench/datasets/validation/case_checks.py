@@ -104,9 +104,9 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
     for kind, header in headers.items():
         if kind == reference or len(header.shape) != 3:
             continue
-        if apart := nifti.off_grid(header, headers[reference]):
+        if difference := nifti.off_grid(header, headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
-            yield issues.error("off-grid", file, f"{file} does not lie on the grid of {image.name}: {apart}", scan.id)
+            yield issues.error("off-grid", file, f"{file} does not lie on the grid of {image.name}: {difference}", scan.id)
 
 
 def _voxels(
