@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -142,13 +143,19 @@ def test_unpacking(cases: Path, tmp_path: Path, mode: str) -> None:
     assert nifti.read(lost).data.shape == SMALL
 
 
-def test_unpacking_stays_in_its_folder(tmp_path: Path) -> None:
-    path = tmp_path / "evil.tar"
-    with tarfile.open(path, "w") as tar:
-        info = tarfile.TarInfo("../outside.nii.gz")
-        info.size = 3
-        tar.addfile(info, io.BytesIO(b"bad"))
-    with pytest.raises(UserError, match=r"holds ../outside.nii.gz, which would land outside"):
+@pytest.mark.parametrize("name", ["../outside.nii.gz", "a/../../outside.nii.gz"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_unpacking_stays_in_its_folder(tmp_path: Path, kind: str, name: str) -> None:
+    path = tmp_path / f"evil.{kind}"
+    if kind == "tar":
+        with tarfile.open(path, "w") as tar:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"bad"))
+    else:
+        with zipfile.ZipFile(path, "w") as zipped:
+            zipped.writestr(name, b"bad")
+    with pytest.raises(UserError, match=rf"holds {re.escape(name)}, which would land outside"):
         unpack(path, tmp_path / "out")
     assert not (tmp_path / "outside.nii.gz").exists()
 
