@@ -19,16 +19,16 @@ from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
 from adbench.datasets.issues import CODES, Issue
-from adbench.datasets.validation.check import Report, check
+from adbench.datasets.validation.check import CheckReport, check
 
 SHAPE = layouts.BRATS_SHAPE
 
 
-def report(root: Path, cls: Any = BraTS21, deep: bool = True, **params: Any) -> Report:
+def report(root: Path, cls: Any = BraTS21, deep: bool = True, **params: Any) -> CheckReport:
     return check(layouts.dataset(cls, root, **params), deep=deep, workers=2)
 
 
-def only(found: Report, code: str) -> Issue:
+def only(found: CheckReport, code: str) -> Issue:
     """The finding of ``code``; it is the only one beside information."""
     loud = [f for f in found.findings if f.severity != "info" or f.code == code]
     assert [f.code for f in loud] == [code], loud

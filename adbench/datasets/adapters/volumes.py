@@ -415,11 +415,11 @@ class IndexedVolumes(VolumeDataset):
             )
         return raw
 
-    def _mask(self, file: File | None, image: nifti.Volume, source: File) -> np.ndarray | None:
+    def _mask(self, file: File | None, image: nifti.NiftiVolume, source: File) -> np.ndarray | None:
         """The decoded mask, on the image's grid; the last one is kept for the next modality of the same case."""
         if file is None:
             return None
-        last: tuple[File, nifti.Volume] | None = self.__dict__.get("_last_mask")
+        last: tuple[File, nifti.NiftiVolume] | None = self.__dict__.get("_last_mask")
         mask = last[1] if last is not None and last[0] == file else nifti.read(file)
         self.__dict__["_last_mask"] = (file, mask)
         if difference := nifti.off_grid(mask.header, image.header):

@@ -68,7 +68,7 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Volume:
+class NiftiVolume:
     """A decoded volume.
 
     Attributes:
@@ -102,7 +102,7 @@ def read_header(file: File) -> Header:
     return _parse_header(first[:_LONGEST], file)
 
 
-def read(file: File, *, finite: bool = True, exact: bool = False) -> Volume:
+def read(file: File, *, finite: bool = True, exact: bool = False) -> NiftiVolume:
     """Header and voxels of a 3-D volume.
 
     Args:
@@ -139,7 +139,7 @@ def read(file: File, *, finite: bool = True, exact: bool = False) -> Volume:
     if bad is not None:
         what = f"{file} holds {bad[0]} NaN or infinite voxels, the first at {bad[1]}"
         raise FileError("nonfinite", f"{what}. Repair the volume or remove it.")
-    return Volume(data, header)
+    return NiftiVolume(data, header)
 
 
 def nonfinite(data: np.ndarray) -> tuple[int, tuple[int, ...]] | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adbench.datasets.phantom import fields
-from adbench.datasets.phantom.template import Frame, template
+from adbench.datasets.phantom.template import PhantomGrid, template
 from adbench.datasets.preprocessing.template import ORIGIN
 
 # Choi & Lee (2000), "Injectivity conditions of 2D and 3D uniform cubic B-spline functions": a displacement whose
@@ -57,7 +57,7 @@ class Anatomy:
         rim: (P,) float32 in (0.5, 1], how much of the voxel is brain and not the empty outside.
     """
 
-    frame: Frame
+    frame: PhantomGrid
     brain: np.ndarray
     points: np.ndarray
     gm: np.ndarray
@@ -78,7 +78,7 @@ class Anatomy:
         return volume
 
 
-def deformation(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+def deformation(rng: np.random.Generator, frame: PhantomGrid) -> np.ndarray:
     """A random invertible map from the subject's grid to the template.
 
     A rotation, a scaling, the size of the ventricles and two levels of B-spline displacement; about what is left
@@ -100,7 +100,7 @@ def deformation(rng: np.random.Generator, frame: Frame) -> np.ndarray:
         shape = (3, *fields.control_shape(spacing, frame.bounds))
         coefficients = np.clip(rng.normal(0, deviation / fields.UNIT, shape), -limit, limit)
         for axis in range(3):
-            moved[axis] += fields.evaluate(coefficients[axis], frame.axes, spacing, frame.bounds)
+            moved[axis] += fields.evaluate_spline(coefficients[axis], frame.axes, spacing, frame.bounds)
     return moved
 
 
@@ -114,7 +114,7 @@ def _affine(rng: np.random.Generator, grid: np.ndarray) -> np.ndarray:
     return np.stack(moved) + shift.astype(np.float32)[:, None, None, None]
 
 
-def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
+def _on_grid(lattice: np.ndarray, frame: PhantomGrid) -> np.ndarray:
     """A (3, ...) map of the 4 mm lattice on the subject's grid, by separable linear interpolation."""
     result = lattice
     for axis in (2, 1, 0):
@@ -126,7 +126,7 @@ def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
     return result
 
 
-def build(rng: np.random.Generator, frame: Frame, mass: MassEffect | None = None) -> Anatomy:
+def build_anatomy(rng: np.random.Generator, frame: PhantomGrid, mass: MassEffect | None = None) -> Anatomy:
     """Draw one subject.
 
     Args:

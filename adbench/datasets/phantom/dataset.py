@@ -12,7 +12,7 @@ from adbench.datasets.phantom import anatomy as anatomies
 from adbench.datasets.phantom import contrast, lesions
 from adbench.datasets.phantom.anatomy import Anatomy
 from adbench.datasets.phantom.lesions import KINDS, Kind, Pathology
-from adbench.datasets.phantom.template import Frame
+from adbench.datasets.phantom.template import PhantomGrid
 from adbench.datasets.preprocessing import resize
 from adbench.datasets.preprocessing.template import template_digest
 from adbench.errors import unknown
@@ -39,19 +39,19 @@ class PhantomSubject:
     def _rng(self, *names: object) -> np.random.Generator:
         return np.random.default_rng(derive(self.seed, "phantom", self.name, *names))
 
-    def draw(self, frame: Frame) -> tuple[Anatomy, Pathology]:
+    def draw(self, frame: PhantomGrid) -> tuple[Anatomy, Pathology]:
         """Anatomy and pathology on ``frame``: a plane of a volume is the same alone as within the whole."""
         draws = self._rng("lesion")
         tumour = lesions.plan_tumour(draws) if self.kind == "tumour" else None
-        anatomy = anatomies.build(self._rng("anatomy"), frame, tumour.mass if tumour else None)
-        pathology = lesions.ageing(self._rng("ageing"), anatomy)
+        anatomy = anatomies.build_anatomy(self._rng("anatomy"), frame, tumour.mass if tumour else None)
+        pathology = lesions.draw_ageing(self._rng("ageing"), anatomy)
         if tumour is not None:
             pathology = pathology.joined(lesions.grow_tumour(draws, anatomy, tumour))
         elif self.kind is not None:
             pathology = pathology.joined(lesions.DRAW[self.kind](draws, anatomy))
         return anatomy, pathology
 
-    def scan(self, modality: str, frame: Frame) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def scan(self, modality: str, frame: PhantomGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The scan in one modality ("FLAIR", "T1", "T2") on ``frame``, as the recipe leaves it.
 
         Returns:
@@ -130,7 +130,7 @@ class Phantom(Dataset):
 
         Fewer than asked for when the resolution has fewer planes between :data:`LOWEST` and :data:`HIGHEST`.
         """
-        z = Frame(self.params.resolution).axes[2]
+        z = PhantomGrid(self.params.resolution).axes[2]
         inside = np.flatnonzero((z > LOWEST) & (z < HIGHEST))
         count = min(self.params.slices, len(inside))
         step = max(1, len(inside) // (count + 1))
@@ -140,7 +140,7 @@ class Phantom(Dataset):
     def load(self, case: Case, modality: str) -> Stack:
         """Generate one subject: (S, H, W) with anterior at the top, padded to a square."""
         planes = self.planes()
-        volumes = self.subject(case).scan(modality, Frame(self.params.resolution, planes))
+        volumes = self.subject(case).scan(modality, PhantomGrid(self.params.resolution, planes))
         side = resize.square_side([volumes[0].shape[:2]], resize.MULTIPLE)
         image, brain, lesion = (
             resize.pad_square(np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1]), side) for volume in volumes

@@ -22,7 +22,7 @@ from adbench.datasets.io import nifti
 from adbench.datasets.phantom import contrast, head
 from adbench.datasets.phantom.dataset import PhantomSubject
 from adbench.datasets.phantom.lesions import Kind
-from adbench.datasets.phantom.template import Frame
+from adbench.datasets.phantom.template import PhantomGrid
 from adbench.datasets.preprocessing.template import ORIGIN, SHAPE
 from adbench.errors import UserError, unknown
 from adbench.utils.seeds import derive
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from adbench.datasets.phantom.anatomy import Anatomy
     from adbench.datasets.phantom.lesions import Pathology
 
-FRAME = Frame(1.0)
+FRAME = PhantomGrid(1.0)
 SITES_IXI = (("Guys", 0.55), ("HH", 0.32), ("IOP", 0.13))
 COHORTS = ("r001", "r002", "r005", "r009", "r027", "r038", "r052")
 BRATS_SHAPE = (240, 240, 155)
@@ -40,7 +40,7 @@ BRATS_SHIFT = (-118, 121, 70)  # mm from the template's world to that of SRI24 a
 
 
 @dataclass(frozen=True)
-class Job:
+class SyntheticCase:
     """One synthetic case.
 
     Attributes:
@@ -96,29 +96,29 @@ def synthesise(
     return sorted(written)
 
 
-def _drawn(job: Job, kind: Kind | None) -> tuple[Anatomy, Pathology]:
+def _drawn(job: SyntheticCase, kind: Kind | None) -> tuple[Anatomy, Pathology]:
     return PhantomSubject(job.seed, job.subject, kind).draw(FRAME)
 
 
-def _rng(job: Job, *names: object) -> np.random.Generator:
+def _rng(job: SyntheticCase, *names: object) -> np.random.Generator:
     return np.random.default_rng(derive(job.seed, "layout", job.subject, *names))
 
 
-def _signal(job: Job, anatomy: Anatomy, pathology: Pathology, modality: str) -> np.ndarray:
+def _signal(job: SyntheticCase, anatomy: Anatomy, pathology: Pathology, modality: str) -> np.ndarray:
     return contrast.tissue_signal(_rng(job, "scan", modality), anatomy, pathology, modality)
 
 
 # -- IXI -----------------------------------------------------------------------------------------------------------------
 
 
-def _ixi_jobs(n: int, seed: int) -> Iterator[Job]:
+def _ixi_jobs(n: int, seed: int) -> Iterator[SyntheticCase]:
     rng = np.random.default_rng(derive(seed, "layout", "ixi"))
     number = 0
     for index in range(n):
         number += int(rng.integers(1, 4)) if n < 200 else 1  # the real numbers have gaps too
         site = rng.choice([name for name, _ in SITES_IXI], p=[share for _, share in SITES_IXI])
         stem = f"IXI{number:03d}-{site}-{int(rng.integers(1, 2200)):04d}"
-        yield Job(f"ixi-{index:04d}", stem, "", seed)
+        yield SyntheticCase(f"ixi-{index:04d}", stem, "", seed)
 
 
 def _rotation(rng: np.random.Generator, pitch: float, spread: float) -> np.ndarray:
@@ -158,7 +158,7 @@ _PSR = np.array([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], float)  # sagittal: to poste
 _LPS = np.diag([-1.0, -1, 1])  # axial
 
 
-def _ixi(job: Job, folder: Path) -> list[Path]:
+def _ixi(job: SyntheticCase, folder: Path) -> list[Path]:
     from scipy import ndimage
 
     paths = {m: folder / f"IXI-{m}" / f"{job.stem}-{m}.nii.gz" for m in ("T1", "T2", "PD")}
@@ -198,7 +198,7 @@ def _ixi(job: Job, folder: Path) -> list[Path]:
 # -- ATLAS ---------------------------------------------------------------------------------------------------------------
 
 
-def _atlas_jobs(n: int, seed: int) -> Iterator[Job]:
+def _atlas_jobs(n: int, seed: int) -> Iterator[SyntheticCase]:
     numbers = dict.fromkeys(COHORTS, 0)
     rng = np.random.default_rng(derive(seed, "layout", "atlas"))
     for index in range(n + n // 5):
@@ -207,10 +207,10 @@ def _atlas_jobs(n: int, seed: int) -> Iterator[Job]:
         stem = f"sub-{cohort}s{numbers[cohort]:03d}"
         part = "Training" if index < n else "Testing"
         folder = f"ATLAS_2/{part}/{cohort.upper()}/{stem}/ses-1/anat"
-        yield Job(f"atlas-{index:04d}", stem, folder, seed)
+        yield SyntheticCase(f"atlas-{index:04d}", stem, folder, seed)
 
 
-def _atlas(job: Job, folder: Path) -> list[Path]:
+def _atlas(job: SyntheticCase, folder: Path) -> list[Path]:
     stem = f"{job.stem}_ses-1_space-MNI152NLin2009aSym"
     image, mask = folder / f"{stem}_T1w.nii.gz", folder / f"{stem}_label-L_desc-T1lesion_mask.nii.gz"
     paths = [image] if "Testing" in job.folder else [image, mask]
@@ -252,17 +252,17 @@ def _placed(data: np.ndarray, shape: tuple[int, ...], start: list[int]) -> np.nd
 # -- BraTS'21 ------------------------------------------------------------------------------------------------------------
 
 
-def _brats_jobs(n: int, seed: int) -> Iterator[Job]:
+def _brats_jobs(n: int, seed: int) -> Iterator[SyntheticCase]:
     rng = np.random.default_rng(derive(seed, "layout", "brats21"))
     number = -1
     for index in range(n):
         number += 1 + int(rng.random() < 0.25) * int(rng.integers(1, 3))
         stem = f"BraTS2021_{number:05d}"
         folder = f"RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021/{stem}"
-        yield Job(f"brats21-{index:04d}", stem, folder, seed)
+        yield SyntheticCase(f"brats21-{index:04d}", stem, folder, seed)
 
 
-def _brats(job: Job, folder: Path) -> list[Path]:
+def _brats(job: SyntheticCase, folder: Path) -> list[Path]:
     names = {"T1": "t1", "T1CE": "t1ce", "T2": "t2", "FLAIR": "flair", "": "seg"}
     paths = {modality: folder / f"{job.stem}_{name}.nii.gz" for modality, name in names.items()}
     if all(path.exists() for path in paths.values()):
@@ -294,7 +294,9 @@ def _to_brats(volume: np.ndarray) -> np.ndarray:
     return _placed(volume[::-1, ::-1], BRATS_SHAPE, start)
 
 
-LAYOUTS: dict[str, tuple[Callable[[int, int], Iterator[Job]], Callable[[Job, Path], list[Path]]]] = {
+LAYOUTS: dict[
+    str, tuple[Callable[[int, int], Iterator[SyntheticCase]], Callable[[SyntheticCase, Path], list[Path]]]
+] = {
     "ixi": (_ixi_jobs, _ixi),
     "atlas": (_atlas_jobs, _atlas),
     "brats21": (_brats_jobs, _brats),

@@ -151,7 +151,7 @@ def _patch(rng: np.random.Generator, anatomy: Anatomy) -> np.ndarray:
     return _edge(radius + 2.6 * anatomy.field(rng, 9.0) - r)
 
 
-def stroke(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
+def draw_stroke(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """One large or one to three small infarcts, at any age: the older, the more of it is a cavity with a bright rim."""
     if rng.random() < 0.75:
         occupancy = _wedge(rng, anatomy)
@@ -180,7 +180,7 @@ def _spot(anatomy: Anatomy, centre: np.ndarray, radii: np.ndarray, wobble: np.nd
     return result
 
 
-def multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
+def draw_multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """Many small plaques in the white matter, most at the ventricles, some black holes on T1."""
     maps = template()
     z = maps.lattice[..., 2]
@@ -202,7 +202,7 @@ def multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     return Pathology(water, fluid, occupancy > 0.5)
 
 
-def ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
+def draw_ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """What healthy people have: caps and bands at the ventricles, a few spots and wide perivascular spaces. No mask."""
     maps = template()
     count = anatomy.points.shape[1]
@@ -225,4 +225,7 @@ def ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     return Pathology(water.astype(np.float32), np.zeros(count, np.float32), np.zeros(count, bool))
 
 
-DRAW: dict[Kind, Callable[[np.random.Generator, Anatomy], Pathology]] = {"stroke": stroke, "ms": multiple_sclerosis}
+DRAW: dict[Kind, Callable[[np.random.Generator, Anatomy], Pathology]] = {
+    "stroke": draw_stroke,
+    "ms": draw_multiple_sclerosis,
+}

@@ -14,7 +14,7 @@ FIELD = ((-98.0, 98.0), (-128.0, 87.5), (-72.0, 116.0))  # mm, what a phantom vo
 
 
 @dataclass(frozen=True)
-class Frame:
+class PhantomGrid:
     """The grid of a phantom volume: the template's brain with a margin, in RAS, at ``resolution`` mm.
 
     Attributes:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 from typing import Any, ClassVar
 
 from adbench.datasets.base import Case, Dataset, Stack
-from adbench.datasets.preprocessing.pipeline import run_recipe, steps, tool_of
+from adbench.datasets.preprocessing.pipeline import recipe_steps, run_recipe, tool_of
 from adbench.datasets.preprocessing.recipe import RawVolume, RecipeParams
 from adbench.params import ParamSet
 
@@ -66,4 +66,4 @@ class VolumeDataset(Dataset):
         described = super().recipe()
         for name in self.choosing:
             described["params"].pop(name, None)
-        return {**described, "steps": steps(self.params, skull=self.skull, on_template=self.on_template)}
+        return {**described, "steps": recipe_steps(self.params, skull=self.skull, on_template=self.on_template)}

@@ -20,7 +20,7 @@ from adbench.utils.files import replacing
 from adbench.utils.hashing import digest
 
 
-def fingerprint(*arrays: np.ndarray) -> str:
+def array_digest(*arrays: np.ndarray) -> str:
     """SHA-256 of shapes, types and values."""
     state = hashlib.sha256()
     for array in arrays:

@@ -11,14 +11,14 @@ import numpy as np
 from adbench.datasets.base import Stack
 from adbench.datasets.geometry import Geometry, matrix
 from adbench.datasets.preprocessing import brain_extraction, registration, slicing, template
-from adbench.datasets.preprocessing.cache import cached, fingerprint
+from adbench.datasets.preprocessing.cache import array_digest, cached
 from adbench.datasets.preprocessing.recipe import EXTRA, RECIPE_VERSION, RawVolume, RecipeParams
 from adbench.datasets.preprocessing.reorient import resample, to_ras, voxel_ml, zooms
 from adbench.datasets.preprocessing.resize import lost, resize_image, resize_mask
 from adbench.errors import UserError
 
 
-def steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[str, Any]]:
+def recipe_steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[str, Any]]:
     """Every step in order, with its parameters and the version of the tool it uses, for the manifest and its hash.
 
     Args:
@@ -116,7 +116,7 @@ class _VolumePipeline:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the voxels and where they are."""
-        return fingerprint(self.image, self.affine)
+        return array_digest(self.image, self.affine)
 
     # -- brain ----------------------------------------------------------------------------------------------------
 
@@ -172,7 +172,7 @@ class _VolumePipeline:
         other = self.companion
         assert other is not None
         inside = other.brain
-        what = ["companion", RECIPE_VERSION, registration.tool_version(), registration.LEVELS, fingerprint(inside)]
+        what = ["companion", RECIPE_VERSION, registration.tool_version(), registration.LEVELS, array_digest(inside)]
         what += [other.fingerprint, self.fingerprint]
 
         def register() -> np.ndarray:
@@ -203,7 +203,7 @@ class _VolumePipeline:
             moving = moving * inside
             start[:3, 3] = _centre(moving, self.affine) - _centre(template.brain(), template.AFFINE)
         what = [kind, RECIPE_VERSION, registration.tool_version(), registration.LEVELS, start[0, 0]]
-        what += [fingerprint(around), self.fingerprint, "head" if inside is None else fingerprint(inside)]
+        what += [array_digest(around), self.fingerprint, "head" if inside is None else array_digest(inside)]
 
         def register() -> np.ndarray:
             return registration.register(template.brain(), template.AFFINE, around, moving, self.affine, start, kind)
@@ -217,7 +217,7 @@ class _VolumePipeline:
         if not self.params.n4:
             return self.image
         what = ["n4", RECIPE_VERSION, registration.tool_version(), registration.SHRINK]
-        what += [self.fingerprint, fingerprint(inside)]
+        what += [self.fingerprint, array_digest(inside)]
         log = cached(self.folder, what, "log", lambda: registration.bias_field(self.image, self.affine, inside))
         return registration.unbiased(self.image, self.affine, log)
 
@@ -226,7 +226,7 @@ class _VolumePipeline:
         params, raw = self.params, self.raw
         inside = self.brain
         image = self.corrected(inside)
-        levels = slicing.window(image, inside, params)
+        levels = slicing.intensity_window(image, inside, params)
         if not levels.high > levels.low:
             raise UserError(f"{raw}: the image is constant inside the brain ({levels.low:g} everywhere).")
         quality = {

@@ -20,7 +20,7 @@ class Window:
     clipped: float
 
 
-def window(image: np.ndarray, brain: np.ndarray, params: RecipeParams) -> Window:
+def intensity_window(image: np.ndarray, brain: np.ndarray, params: RecipeParams) -> Window:
     """The percentiles of the intensities inside the brain.
 
     Args:

@@ -12,7 +12,7 @@ from adbench.datasets.adapters.volumes import LABEL_TOLERANCE, STRIPPED, Expecte
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.filename_patterns import BRAIN, LESION
-from adbench.datasets.io.nifti import Header, Volume
+from adbench.datasets.io.nifti import Header, NiftiVolume
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing.reorient import to_ras, zooms
 from adbench.datasets.validation import similarity
@@ -106,14 +106,16 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
             continue
         if difference := nifti.off_grid(header, headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
-            yield issues.error("off-grid", file, f"{file} does not lie on the grid of {image.name}: {difference}", scan.id)
+            yield issues.error(
+                "off-grid", file, f"{file} does not lie on the grid of {image.name}: {difference}", scan.id
+            )
 
 
 def _voxels(
     scan: Scan, headers: Mapping[str, Header], expected: Expected, prints: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[Issue]:
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
-    lesion: Volume | None = None
+    lesion: NiftiVolume | None = None
     stripped = expected.zero_background
     for kind in sorted(headers, key=lambda kind: (kind == LESION, kind)):
         file = scan.files[kind]
@@ -153,7 +155,9 @@ def _voxels(
         yield severity("outside-brain", file, what, scan.id)
 
 
-def _where_lesions_may_be(brain: np.ndarray | None, lesion: Volume, given: bool, stripped: bool) -> np.ndarray | None:
+def _where_lesions_may_be(
+    brain: np.ndarray | None, lesion: NiftiVolume, given: bool, stripped: bool
+) -> np.ndarray | None:
     """The given mask, the foreground of skull-stripped images, or on the MNI grid the template's brain."""
     from adbench.datasets.preprocessing import template
 

@@ -31,7 +31,7 @@ REPORT_VERSION = 1
 
 
 @dataclass
-class Report:
+class CheckReport:
     """What a check found.
 
     Attributes:
@@ -66,7 +66,7 @@ class Report:
         return {"report_version": REPORT_VERSION, "counts": self.counts, **asdict(self)}
 
 
-def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: Progress | None = None) -> Report:
+def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: Progress | None = None) -> CheckReport:
     """Check ``dataset``.
 
     Args:
@@ -78,7 +78,7 @@ def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: P
     Raises:
         UserError: the root as a whole is not usable: missing, another dataset, two datasets, a broken archive.
     """
-    report = Report(dataset.info.name, str(dataset.root or ""), deep)
+    report = CheckReport(dataset.info.name, str(dataset.root or ""), deep)
     progress = progress or Progress()
     if isinstance(dataset, IndexedVolumes):
         _check_volumes(dataset, report, workers, progress)
@@ -90,7 +90,7 @@ def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: P
     return report
 
 
-def _check_volumes(dataset: IndexedVolumes, report: Report, workers: int, progress: Progress) -> None:
+def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, progress: Progress) -> None:
     scans = dataset.index.scans
     report.cases = len(scans)
     report.findings += _unused_files(dataset)
@@ -118,7 +118,7 @@ def _check_volumes(dataset: IndexedVolumes, report: Report, workers: int, progre
     report.findings += _look_alikes(sorted(images, key=lambda image: image.file), copies)
 
 
-def _check_stacks(dataset: Dataset, report: Report, progress: Progress) -> None:
+def _check_stacks(dataset: Dataset, report: CheckReport, progress: Progress) -> None:
     """Any other dataset: its own complaints, and with ``deep`` (or where that is quick) those of reading every case."""
     report.findings += dataset.faults()
     loads: list[tuple[Case, str]] = []

@@ -9,11 +9,11 @@ from adbench.datasets.base import Dataset
 from adbench.datasets.issues import SEVERITIES, Issue
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.store.slice_store import SliceStore
-from adbench.datasets.validation.check import Report
+from adbench.datasets.validation.check import CheckReport
 from adbench.errors import UserError
 
 
-def check_stores(dataset: Dataset, cache: Path, report: Report, progress: Progress | None = None) -> None:
+def check_stores(dataset: Dataset, cache: Path, report: CheckReport, progress: Progress | None = None) -> None:
     """Add to ``report`` what is wrong with the stores that a run on ``dataset`` would open.
 
     Args:

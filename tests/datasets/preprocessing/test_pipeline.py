@@ -266,13 +266,13 @@ def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(registration, "installed", lambda: False)
     for params in (RecipeParams(registration="affine"), RecipeParams(n4=True), RecipeParams(brain="template")):
         with pytest.raises(UserError, match=r'needs SimpleITK: pip install "adbench-mri\[prepare\]"'):
-            pipeline.steps(params, skull=True, on_template=False)
+            pipeline.recipe_steps(params, skull=True, on_template=False)
     monkeypatch.setattr(brain_extraction, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'with deepbet needs deepbet: pip install "adbench-mri\[prepare\]"'):
-        pipeline.steps(RecipeParams(brain="deepbet"), skull=True, on_template=False)
+        pipeline.recipe_steps(RecipeParams(brain="deepbet"), skull=True, on_template=False)
     # ATLAS (on the template) and BraTS (no skull) prepare all the same.
-    assert pipeline.steps(RecipeParams(), skull=True, on_template=True)[1]["tool"] == "MNI152 2009a symmetric"
-    assert pipeline.steps(RecipeParams(), skull=False, on_template=False)[1]["without a mask"] == "background"
+    assert pipeline.recipe_steps(RecipeParams(), skull=True, on_template=True)[1]["tool"] == "MNI152 2009a symmetric"
+    assert pipeline.recipe_steps(RecipeParams(), skull=False, on_template=False)[1]["without a mask"] == "background"
 
 
 def test_what_is_slow_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
