@@ -254,14 +254,13 @@ class IndexedVolumes(VolumeDataset):
         expected = self._expected_there
         title = TITLES.get(self.family, self.info.name)
         for family, paths in others.items():
-            hint = (
-                f"use --dataset {family}" if family in ("ixi", "atlas", "brats21") else "it has no adapter of its own"
-            )
-            if family == "brats23" and self.family == "brats21":
+            hint = "it has no adapter of its own"
+            if family in ("ixi", "atlas", "brats21"):
+                hint = f"use --dataset {family}"
+            elif family == "brats23" and self.family == "brats21":
                 hint = "it holds the patients of BraTS'21 with other labels (3 is the enhancing tumour), and only one of the two may be used"
-            return UserError(
-                f"No {title} file in {root}: this looks like {TITLES[family]} ({paths[0]}); {hint}. {expected}"
-            )
+            looks = f"this looks like {TITLES[family]} ({paths[0]}); {hint}"
+            return UserError(f"No {title} file in {root}: {looks}. {expected}")
         for archive in [*below.partial, *below.archives]:
             refuse_unreadable(archive)
             return UserError(
@@ -281,9 +280,8 @@ class IndexedVolumes(VolumeDataset):
             )
         if below.broken:
             return UserError(f"{root} holds only links that lead nowhere, such as {below.broken[0]}. {expected}")
-        return UserError(
-            f"No NIfTI file in {root}, which holds {below.others + len(below.pictures) or 'no'} other files. {expected}"
-        )
+        others_there = below.others + len(below.pictures) or "no"
+        return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
 
     def _mixed(self, root: Path, families: Mapping[str, list[str]]) -> UserError:
         listed = " and ".join(f"{TITLES[f]} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
@@ -348,7 +346,10 @@ class IndexedVolumes(VolumeDataset):
     def _chosen(self, modality: str) -> tuple[list[Case], list[str]]:
         if modality not in self.available():
             raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
-        self._check_excluded()
+        known = {name for scan in self.index.scans for name in (scan.subject, scan.id)}
+        for name in self.params.exclude:
+            if name not in known:
+                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
         issues.refuse(self.faults())
         sessions = Counter(scan.subject for scan in self.index.scans)
         cases, remarks = [], []
@@ -383,12 +384,6 @@ class IndexedVolumes(VolumeDataset):
         if modality not in scan.files:
             return f"it has no {modality}"
         return self.left_out(scan)
-
-    def _check_excluded(self) -> None:
-        known = {name for scan in self.index.scans for name in (scan.subject, scan.id)}
-        for name in self.params.exclude:
-            if name not in known:
-                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
 
     # -- what is in it -----------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ An uncompressed tar is read in place: its members are indexed once, after that a
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import lzma
 import shutil
@@ -143,7 +144,15 @@ def _whole(archive: Path) -> Iterator[None]:
         raise UserError(
             f"{archive} cannot be unpacked here ({error}): unpack it with 7-Zip or a similar tool."
         ) from None
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        gzip.BadGzipFile,
+        lzma.LZMAError,
+        zlib.error,
+        EOFError,
+        ValueError,
+    ) as error:
         raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
 
 
