@@ -37,7 +37,7 @@ def test_info(cli: Cli, brats: Path, tmp_path: Path, monkeypatch: pytest.MonkeyP
     told = json.loads(cli("data", "info", "-d", "brats21", "--json")[1])
     assert told["modalities"]["T1"]["cases"] == 5
     assert told["modalities"]["T1"]["left_out"] == [
-        "BraTS2021_00009: left out, it has no lesion mask, so it can neither teach what is healthy nor be scored"
+        "BraTS2021_00009: left out, it has no lesion mask, so it can neither be trained on nor be scored"
     ]
     written = json.loads(lists.read_text())
     assert written["T1"] == told["modalities"]["T1"]["subjects"]

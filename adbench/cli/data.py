@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 data = typer.Typer(help="Look at datasets: find, check, prepare, show; write synthetic ones.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
-SHOWN = 5  # findings of one kind that are printed
+SHOWN = 5  # issues of one kind that are printed
 
 DatasetName = Annotated[
     str, typer.Option("--dataset", "-d", help="ixi, atlas, brats21, folder, phantom or a plug-in's.")
@@ -37,7 +38,8 @@ def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
     values = {key: value for _, key, value in map(run_config.parse_assignment, texts)}
     source, cls = run_config.locate(name, str(root) if root else None, values, "--data-root")
     params = build(cls.Params, f"dataset {name}", source.params)
-    return cls(params, Path(source.root) if source.root else None)
+    found: Dataset = cls(params, Path(source.root) if source.root else None)
+    return found
 
 
 def cores(workers: int) -> int:
@@ -49,7 +51,7 @@ def cores(workers: int) -> int:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Ctrl-C says that nothing is lost, and exits with 130."""
+    """Turn Ctrl-C into a message that nothing is lost, and exit code 130."""
     try:
         yield
     except KeyboardInterrupt:
@@ -100,7 +102,7 @@ def info(
     splits: Annotated[Path | None, typer.Option(help="Write the id lists of every role to this JSON file.")] = None,
     json_: Json = False,
 ) -> None:
-    """Say what a dataset holds: modalities, subjects by role, sites, flags, what is left out and why."""
+    """Describe a dataset: modalities, subjects by role, sites, flags, what is left out and why."""
     from adbench.datasets.overview import overview
 
     what = overview(located(dataset, data_root, set_ or []))
@@ -115,8 +117,9 @@ def info(
         return
     from adbench.utils.console import out, say, table
 
-    out.print(f"{what['dataset']} in {what['root'] or 'memory'}", style="bold", markup=False, soft_wrap=True)
-    out.print(f"licence: {what['licence']}", markup=False, soft_wrap=True)
+    line = partial(out.print, markup=False, soft_wrap=True)
+    line(f"{what['dataset']} in {what['root'] or 'memory'}", style="bold")
+    line(f"licence: {what['licence']}")
     rows = []
     for name, found in what["modalities"].items():
         roles = [str(len(found["subjects"][role])) for role in ("train", "val", "test")]
@@ -125,20 +128,17 @@ def info(
     table("subjects by role", columns, rows, caption="Who is left out and why: --json. Id lists: --splits FILE")
     for name, found in what["modalities"].items():
         for why, subjects in found["healthy"].items():
-            text = f"{name}, taken for healthy: {len(subjects)} subjects ({why})"
-            out.print(text, markup=False, soft_wrap=True)
+            line(f"{name}, taken for healthy: {len(subjects)} subjects ({why})")
     if set(what["sites"]) - {""}:
         rows = [[site or "unknown", *map(str, counts.values())] for site, counts in what["sites"].items()]
         table("sites", [("site", "left"), *((h, "right") for h in ("train", "val", "test"))], rows)
     if what["labels"]:
-        meaning = ", ".join(f"{value} ({of})" for value, of in what["labels"].items())
-        out.print(f"lesion masks hold {meaning}", markup=False, soft_wrap=True)
+        line(f"lesion masks hold {', '.join(f'{value} ({of})' for value, of in what['labels'].items())}")
     for name, found in what["modalities"].items():
         if found["sessions"]:
-            several = f"{name}, subjects with several sessions: {', '.join(found['sessions'])}"
-            out.print(several, markup=False, soft_wrap=True)
+            line(f"{name}, subjects with several sessions: {', '.join(found['sessions'])}")
     for flag, subjects in what["flags"].items():
-        out.print(f"{flag}: {', '.join(subjects)}", markup=False)
+        line(f"{flag}: {', '.join(subjects)}")
     if splits is not None:
         say(f"Id lists: {splits}")
 
@@ -154,27 +154,27 @@ def check(
     data_root: Root = None,
     deep: Annotated[bool, typer.Option("--deep", help="Read every voxel, not headers alone.")] = False,
     store: Annotated[
-        bool, typer.Option("--store", help="Hold what was prepared from them against its digests, too.")
+        bool, typer.Option("--store", help="Compare what was prepared from them with its digests, too.")
     ] = False,
     cache: Cache = None,
     set_: Set = None,
     workers: Workers = 0,
-    report: Annotated[Path | None, typer.Option(help="Write every finding to this JSON file.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Print every finding, not the first few of a kind.")] = False,
+    report: Annotated[Path | None, typer.Option(help="Write every issue to this JSON file.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Print every issue, not the first few of a kind.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """List what is wrong with the files of a dataset, with file and value.
+    """Check the files of a dataset; list what is wrong with them, with file and value.
 
     Exit code 0: nothing but information; 1: warnings; 2: errors.
     """
-    from adbench.datasets.validation.check import check as examine
-    from adbench.datasets.validation.issues import by_code
+    from adbench.datasets.issues import by_code
+    from adbench.datasets.validation.check import check as check_dataset
     from adbench.utils.console import LiveProgress, out, print_json, say
 
     chosen = located(dataset, data_root, set_ or [])
     with LiveProgress(quiet or json_) as progress:
-        found = examine(chosen, deep=deep, workers=cores(workers), progress=progress)
+        found = check_dataset(chosen, deep=deep, workers=cores(workers), progress=progress)
         if store:
             from adbench.config import run_config
             from adbench.datasets.validation.store_check import check_stores
@@ -187,16 +187,17 @@ def check(
     if json_:
         print_json(found.as_dict())
         raise typer.Exit(found.exit_code)
+    line = partial(out.print, markup=False, soft_wrap=True)
     colours = {"error": "bold red", "warning": "yellow", "info": "dim"}
-    for (severity, code), findings in by_code(found.findings).items():
-        out.print(f"{severity} {code} ({len(findings)})", style=colours[severity], markup=False)
-        shown = findings if every else findings[:SHOWN]
-        for finding in shown:
-            out.print(f"  {finding.message}", markup=False, soft_wrap=True)
-        if len(shown) < len(findings):
-            out.print(f"  ... and {len(findings) - len(shown)} more (--all, or --report FILE)", markup=False)
+    for (severity, code), issues in by_code(found.findings).items():
+        line(f"{severity} {code} ({len(issues)})", style=colours[severity])
+        shown = issues if every else issues[:SHOWN]
+        for issue in shown:
+            line(f"  {issue.message}")
+        if len(shown) < len(issues):
+            line(f"  ... and {len(issues) - len(shown)} more (--all, or --report FILE)")
     counts = ", ".join(f"{n} {severity}{'s' * (n != 1 and severity != 'info')}" for severity, n in found.counts.items())
-    out.print(f"{found.cases} cases, {found.files} files: {counts}", style="bold", markup=False)
+    line(f"{found.cases} cases, {found.files} files: {counts}", style="bold")
     if report is not None:
         say(f"Report: {report}")
     raise typer.Exit(found.exit_code)
@@ -208,8 +209,8 @@ def unpack(
     out: Annotated[Path, typer.Option(help="Folder to unpack into.")],
     quiet: Quiet = False,
 ) -> None:
-    """Unpack an archive: whole files only, nothing outside the folder; interrupted, it goes on where it stopped."""
-    from adbench.datasets.io.unpack import unpack as extract
+    """Unpack an archive: whole files only, nothing outside the folder. An interrupted run continues where it stopped."""
+    from adbench.datasets.io.archive import unpack as extract
     from adbench.utils.console import LiveProgress, say
 
     with resumable(), LiveProgress(quiet) as progress:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from adbench.datasets.validation.issues import Finding
+from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet
 
@@ -149,7 +149,7 @@ class Dataset(ABC):
             UserError: an unreadable file, an image and mask of different size, NaN or Inf: names the file.
         """
 
-    def faults(self) -> Iterable[Finding]:
+    def faults(self) -> Iterable[Issue]:
         """What is wrong with the files as a whole, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
         return ()
 
@@ -157,7 +157,7 @@ class Dataset(ABC):
         """The cases as they lie there, whatever :meth:`faults` says: for ``data check``."""
         return self.discover(modality)
 
-    def examine(self, case: Case, modality: str) -> tuple[Stack | None, list[Finding]]:
+    def examine(self, case: Case, modality: str) -> tuple[Stack | None, list[Issue]]:
         """Decode one case and say what is wrong with it: :meth:`load` refuses errors and remarks on all else.
 
         Returns:
@@ -166,8 +166,8 @@ class Dataset(ABC):
         try:
             stack = self.load(case, modality)
         except UserError as error:
-            return None, [Finding("error", "unreadable", case.id, "", str(error))]
-        return stack, [Finding("info", "remark", case.id, "", remark) for remark in stack.remarks]
+            return None, [Issue("error", "unreadable", case.id, "", str(error))]
+        return stack, [Issue("info", "remark", case.id, "", remark) for remark in stack.remarks]
 
     def exclusions(self, modality: str) -> list[str]:
         """What :meth:`discover` found and left out, and why; one line each, for the manifest."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset
+from adbench.datasets.io.archive import size_of
 from adbench.datasets.splits import ROLES
 
 
@@ -36,7 +37,7 @@ def overview(dataset: Dataset) -> dict[str, Any]:
         cases = dataset.discover(modality)
         modalities[modality] = {
             "cases": len(cases),
-            "bytes": sum(file.stat().st_size for file in {f for case in cases for f in case.files}),
+            "bytes": sum(size_of(file) for file in {f for case in cases for f in case.files}),
             "subjects": id_lists(cases),
             "sessions": _sessions(cases),
             "healthy": _healthy(cases),

@@ -1,4 +1,4 @@
-"""Reading anyone's anomaly maps and masks: folders of NIfTI volumes or PNG slices, matched by case id."""
+"""Anomaly maps and masks in folders of NIfTI volumes or PNG slices, matched by case id."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import subject_of
+from adbench.datasets.io.nifti import Header
+from adbench.datasets.io.png import read_stored
 from adbench.errors import UserError
 from adbench.metrics.counting import as_bool
 
@@ -21,7 +23,6 @@ _ENDINGS = {
 }
 _TYPES = (".nii.gz", ".nii", ".png")
 _SLICE = re.compile(r"(?P<case>.+?)[-_]slice[-_]?(?P<index>\d+)(?P<rest>.*)")
-_AFFINE_TOLERANCE = 1e-3  # mm: headers are written with few digits
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class External:
     Attributes:
         volume: its id.
         subject: the part of the id that names the subject, see :func:`adbench.datasets.io.filename_patterns.subject_of`.
-        maps: (S, H, W) in the type of the file; for NIfTI the last axis of the file comes first.
+        maps: (S, H, W) in the type of the file, scaled by its header; for NIfTI the last axis of the file comes first.
         lesion: (S, H, W) bool, wherever the mask says so.
         brain: (S, H, W) bool; all True when no brain masks were given.
         slices: (S,) slice indices.
@@ -95,48 +96,40 @@ class CaseFolder:
         return len(self._maps)
 
     def __iter__(self) -> Iterator[External]:
-        for volume in self.volumes:
-            maps, reference = _stack(self._maps[volume])
-            lesion, grid = _stack(self._masks[volume])
-            _same_grid(volume, "map", maps, reference, "mask", lesion, grid)
+        for case in self.volumes:
+            maps, grid = _stack(self._maps[case])
+            lesion = _on_grid(case, "mask", self._masks[case], maps, grid)
             brain = np.ones(maps.shape, bool)
             if self._brain is not None:
-                values, grid = _stack(self._brain[volume])
-                _same_grid(volume, "map", maps, reference, "brain mask", values, grid)
-                brain = self._binary(values, f"case {volume!r} (brain)", None, grid is None)
-            found = self._binary(lesion, f"case {volume!r}", self._labels, reference is None)
-            slices = np.array(sorted(self._maps[volume])) if reference is None else np.arange(len(maps))
-            yield External(volume, subject_of(volume), maps, found, brain, slices, _spacing(reference))
-
-    def _binary(self, values: np.ndarray, where: str, labels: list[int] | None, is_png: bool) -> np.ndarray:
-        if labels is None:
-            if is_png and not np.any((values != 0) & (values != 255)):
-                return values == 255
-            return as_bool(values, where)
-        other = np.setdiff1d(values, [0, *labels])
-        if len(other):
-            raise UserError(
-                f"Labels of {where} hold {', '.join(f'{v:g}' for v in other[:5])}, neither 0 nor one of the given "
-                f"lesion labels {', '.join(map(str, labels))}."
-            )
-        return np.isin(values, labels)
+                values = _on_grid(case, "brain mask", self._brain[case], maps, grid)
+                brain = _binary(values, f"case {case!r} (brain)", None, grid is None)
+            found = _binary(lesion, f"case {case!r}", self._labels, grid is None)
+            slices = np.array(sorted(self._maps[case])) if grid is None else np.arange(len(maps))
+            spacing = None if grid is None else (grid.zooms[2], grid.zooms[0], grid.zooms[1])
+            yield External(case, subject_of(case), maps, found, brain, slices, spacing)
 
 
-def _spacing(affine: np.ndarray | None) -> tuple[float, float, float] | None:
-    """Voxel size in the order of a stack, whose first axis is the last of the file."""
-    if affine is None:
-        return None
-    row, column, plane = np.linalg.norm(affine[:3, :3], axis=0).tolist()
-    return plane, row, column
+def _binary(values: np.ndarray, where: str, labels: list[int] | None, is_png: bool) -> np.ndarray:
+    if labels is None:
+        if is_png and not np.any((values != 0) & (values != 255)):
+            return np.asarray(values == 255)
+        return as_bool(values, where)
+    other = np.setdiff1d(values, [0, *labels])
+    if len(other):
+        raise UserError(
+            f"Labels of {where} hold {', '.join(f'{v:g}' for v in other[:5])}, neither 0 nor one of the given "
+            f"lesion labels {', '.join(map(str, labels))}."
+        )
+    return np.isin(values, labels)
 
 
-Files = dict[int, Path]  # slice index -> file; a NIfTI volume is at index 0
+_Files = dict[int, Path]  # slice index -> file; a NIfTI volume is at index 0
 
 
-def _find(folder: Path, role: str) -> dict[str, Files]:
+def _find(folder: Path, role: str) -> dict[str, _Files]:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} of {role}s.")
-    found: dict[str, Files] = {}
+    found: dict[str, _Files] = {}
     for path in sorted(folder.iterdir()):
         kind = next((kind for kind in _TYPES if path.name.lower().endswith(kind)), None)
         if kind is None or path.name.startswith("."):
@@ -156,7 +149,7 @@ def _find(folder: Path, role: str) -> dict[str, Files]:
     return found
 
 
-def _match(a: str, first: Mapping[str, Files], b: str, second: Mapping[str, Files]) -> None:
+def _match(a: str, first: Mapping[str, _Files], b: str, second: Mapping[str, _Files]) -> None:
     parts = []
     for has, lacks, own, other in ((a, b, first, second), (b, a, second, first)):
         names = sorted(set(own) - set(other))
@@ -174,79 +167,33 @@ def _match(a: str, first: Mapping[str, Files], b: str, second: Mapping[str, File
         )
 
 
-def _stack(files: Files) -> tuple[np.ndarray, np.ndarray | None]:
-    """((S, H, W) values as stored, (4, 4) affine or None for PNG)."""
-    if _is_nifti(files):
-        return _read_nifti(files[0])
-    planes = [_read_png(files[index]) for index in sorted(files)]
+def _stack(files: _Files) -> tuple[np.ndarray, Header | None]:
+    """((S, H, W) values as stored, the header of a NIfTI volume or None for PNG slices)."""
+    if 0 in files and not files[0].name.lower().endswith(".png"):
+        volume = nifti.read(files[0], finite=False, exact=True)
+        return np.moveaxis(volume.data, -1, 0), volume.header
+    planes = [read_stored(files[index]) for index in sorted(files)]
     if len({plane.shape for plane in planes}) > 1:
         sizes = " and ".join(sorted({str(plane.shape) for plane in planes}))
         raise UserError(f"The slices beside {files[min(files)]} have different sizes: {sizes}.")
     return np.stack(planes), None
 
 
-def _is_nifti(files: Files) -> bool:
-    return any(not path.name.lower().endswith(".png") for path in files.values())
-
-
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    import nibabel
-
-    try:
-        image: Any = nibabel.load(path)
-        values = np.asarray(image.dataobj)
-    except (OSError, ValueError, EOFError, nibabel.filebasedimages.ImageFileError) as error:
-        raise UserError(f"{path} cannot be read as NIfTI: {error}.") from None
-    while values.ndim > 3 and values.shape[-1] == 1:
-        values = values[..., 0]
-    if values.ndim != 3:
-        raise UserError(f"{path} has shape {values.shape}: give a three-dimensional volume.")
-    values = values.astype(values.dtype.newbyteorder("="), copy=False)
-    return np.moveaxis(values, -1, 0), np.asarray(image.affine, dtype=np.float64)
-
-
-def _read_png(path: Path) -> np.ndarray:
-    from PIL import Image, UnidentifiedImageError
-
-    try:
-        with Image.open(path) as image:
-            values = np.asarray(image)
-    except (OSError, ValueError, SyntaxError, UnidentifiedImageError) as error:
-        raise UserError(f"{path} cannot be read as PNG: {error}.") from None
-    if values.ndim != 2:
-        raise UserError(f"{path} has shape {values.shape}: give a grey image, not a coloured one.")
-    return values.astype(np.int64)
-
-
-def _same_grid(
-    subject: str,
-    a: str,
-    first: np.ndarray,
-    affine: np.ndarray | None,
-    b: str,
-    second: np.ndarray,
-    other: np.ndarray | None,
-) -> None:
-    if (affine is None) != (other is None):
+def _on_grid(case: str, role: str, files: _Files, maps: np.ndarray, grid: Header | None) -> np.ndarray:
+    """The values of a case's mask, which must lie on the grid of its map."""
+    values, own = _stack(files)
+    if (grid is None) != (own is None):
         raise UserError(
-            f"The {a} and the {b} of case {subject!r} are of different types: give both as NIfTI or as PNG."
+            f"The map and the {role} of case {case!r} are of different types: give both as NIfTI or as PNG."
         )
-    if first.shape != second.shape:
-        sizes = [tuple(np.moveaxis(x, 0, -1).shape) if affine is not None else x.shape for x in (first, second)]
+    difference = ""
+    if grid is not None and own is not None:
+        difference = nifti.off_grid(own, grid)
+    elif values.shape != maps.shape:
+        difference = f"{nifti.by(values.shape)} pixels against {nifti.by(maps.shape)}"
+    if difference:
         raise UserError(
-            f"The {a} of case {subject!r} has the grid {_sizes(sizes[0])} but its {b} has {_sizes(sizes[1])}: "
-            "resample one onto the other."
+            f"The {role} of case {case!r} does not lie on the grid of its map: {difference}. Resample one onto the other, or "
+            "correct the header that is wrong."
         )
-    if affine is not None and other is not None and not np.allclose(affine, other, atol=_AFFINE_TOLERANCE):
-        raise UserError(
-            f"The {a} and the {b} of case {subject!r} have the same shape but different affines: "
-            f"{_rows(affine)} and {_rows(other)}. Resample one onto the other, or correct the header that is wrong."
-        )
-
-
-def _sizes(shape: tuple[int, ...]) -> str:
-    return " x ".join(map(str, shape))
-
-
-def _rows(affine: np.ndarray) -> str:
-    return "[" + "; ".join(" ".join(f"{value:.6g}" for value in row) for row in affine[:3] + 0.0) + "]"
+    return values

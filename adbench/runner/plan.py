@@ -13,11 +13,11 @@ from adbench.context import Progress
 from adbench.datasets import selection
 from adbench.datasets.base import Dataset, Split
 from adbench.datasets.io.filename_patterns import person, shared_patients
+from adbench.datasets.issues import warn
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store.slice_store import SliceStore, prepare
 from adbench.datasets.validation import similarity
-from adbench.datasets.validation.issues import warn
 from adbench.errors import UserError
 from adbench.methods.base import Resources
 from adbench.params import build

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import tarfile
 import zipfile
 from pathlib import Path
@@ -13,8 +14,7 @@ import real_layouts as layouts
 
 from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.io import archive, nifti
-from adbench.datasets.io.archive import Member, members, read_bytes
-from adbench.datasets.io.unpack import unpack
+from adbench.datasets.io.archive import Member, members, read_bytes, size_of, unpack
 from adbench.errors import UserError
 
 SMALL = layouts.SMALL
@@ -49,7 +49,7 @@ def test_a_tar_is_read_in_place_as_the_folder_would_be(cases: Path, tar: Path, a
         mine, theirs = inside.read(one, "T1"), outside.read(other, "T1")
         np.testing.assert_array_equal(mine.image, theirs.image)
         np.testing.assert_array_equal(mine.lesion, theirs.lesion)
-        assert [f.stat().st_size for f in one.files] == [f.stat().st_size for f in other.files]
+        assert [size_of(f) for f in one.files] == [size_of(f) for f in other.files]
         assert [archive.digest_of(f) for f in one.files] == [archive.digest_of(f) for f in other.files]
     assert str(one.files[0]).startswith(f"{tar}:BraTS2021_Training_Data/BraTS2021_00003/")
 
@@ -143,13 +143,19 @@ def test_unpacking(cases: Path, tmp_path: Path, mode: str) -> None:
     assert nifti.read(lost).data.shape == SMALL
 
 
-def test_unpacking_stays_in_its_folder(tmp_path: Path) -> None:
-    path = tmp_path / "evil.tar"
-    with tarfile.open(path, "w") as tar:
-        info = tarfile.TarInfo("../outside.nii.gz")
-        info.size = 3
-        tar.addfile(info, io.BytesIO(b"bad"))
-    with pytest.raises(UserError, match=r"holds ../outside.nii.gz, which would land outside"):
+@pytest.mark.parametrize("name", ["../outside.nii.gz", "a/../../outside.nii.gz"])
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_unpacking_stays_in_its_folder(tmp_path: Path, kind: str, name: str) -> None:
+    path = tmp_path / f"evil.{kind}"
+    if kind == "tar":
+        with tarfile.open(path, "w") as tar:
+            info = tarfile.TarInfo(name)
+            info.size = 3
+            tar.addfile(info, io.BytesIO(b"bad"))
+    else:
+        with zipfile.ZipFile(path, "w") as zipped:
+            zipped.writestr(name, b"bad")
+    with pytest.raises(UserError, match=rf"holds {re.escape(name)}, which would land outside"):
         unpack(path, tmp_path / "out")
     assert not (tmp_path / "outside.nii.gz").exists()
 

@@ -18,17 +18,17 @@ from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
-from adbench.datasets.validation.check import Report, check
-from adbench.datasets.validation.issues import CODES, Finding
+from adbench.datasets.issues import CODES, Issue
+from adbench.datasets.validation.check import CheckReport, check
 
 SHAPE = layouts.BRATS_SHAPE
 
 
-def report(root: Path, cls: Any = BraTS21, deep: bool = True, **params: Any) -> Report:
+def report(root: Path, cls: Any = BraTS21, deep: bool = True, **params: Any) -> CheckReport:
     return check(layouts.dataset(cls, root, **params), deep=deep, workers=2)
 
 
-def only(found: Report, code: str) -> Finding:
+def only(found: CheckReport, code: str) -> Issue:
     """The finding of ``code``; it is the only one beside information."""
     loud = [f for f in found.findings if f.severity != "info" or f.code == code]
     assert [f.code for f in loud] == [code], loud
@@ -179,7 +179,7 @@ def test_sform_and_qform_disagree(case: Path) -> None:
     image.set_qform(shifted, 1)
     nibabel.save(image, path)
     finding = only(report(case.parent), "affine-conflict")
-    assert f"{path}: sform and qform place a corner 12.0 mm apart" in finding.message
+    assert f"{path} has an sform and a qform that place a corner 12.0 mm apart" in finding.message
 
 
 # -- voxels --------------------------------------------------------------------------------------------------------------
@@ -193,7 +193,10 @@ def test_nonfinite_voxels(case: Path) -> None:
     assert not [f for f in report(case.parent, deep=False).findings if f.code == "nonfinite"]
     (finding,) = (f for f in report(case.parent).findings if f.code == "nonfinite")
     assert finding.severity == "error"
-    assert finding.message == f"{path} holds 2 NaN or infinite voxels, the first at (100, 101, 77)"
+    assert (
+        finding.message
+        == f"{path} holds 2 NaN or infinite voxels, the first at (100, 101, 77). Repair the volume or remove it."
+    )
 
 
 def test_a_constant_image(case: Path) -> None:

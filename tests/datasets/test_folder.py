@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.issues import Issue
 from adbench.datasets.overview import overview
 from adbench.datasets.store.slice_store import prepare
 from adbench.datasets.validation.check import check
-from adbench.datasets.validation.issues import Finding
 from adbench.errors import UserError
 from adbench.params import build
 
@@ -104,7 +104,7 @@ def test_prepared_training_holds_no_lesion_slice(root, tmp_path):
     train = store.healthy("train")
     assert train.slice_numbers.tolist() == [3, 10]
     assert store.labelled("test").subjects == ["s-3", "s4"]
-    assert "s1: slice 4: it has 280 lesion pixels in train, and does not teach" in store.manifest["remarks"]
+    assert "s1: slice 4: it has 280 lesion pixels in train, and is not trained on" in store.manifest["remarks"]
     assert store.shape == (32, 32)
     assert "s1: slice 4: 140 of 280 lesion pixels lie outside the brain" in store.manifest["remarks"]
 
@@ -390,8 +390,8 @@ def test_other_files_are_no_obstacle(root):
 # ---- identity, health, and everything that check lists
 
 
-def findings(root: Path, **params: object) -> dict[str, list[Finding]]:
-    found: dict[str, list[Finding]] = {}
+def findings(root: Path, **params: object) -> dict[str, list[Issue]]:
+    found: dict[str, list[Issue]] = {}
     for finding in check(folder(root, **params)).findings:
         found.setdefault(finding.code, []).append(finding)
     return found
@@ -421,7 +421,9 @@ def test_slices_in_other_folders_are_refused(root, stray):
 def test_a_test_subject_without_its_mask_is_refused(root):
     (root / "test" / "s4-slice_3-segmentation.png").unlink()
     message = refused(root)
-    assert message.startswith(f"s4-slice_3-FLAIR.png in {root / 'test'} has no segmentation, and test/ declares nobody")
+    assert message.startswith(
+        f"s4-slice_3-FLAIR.png in {root / 'test'} has no segmentation, and test/ declares no subject"
+    )
     assert "add s4-slice_3-segmentation.png (all 0 where there is no lesion)" in message
     assert [f.message for f in findings(root)["missing-mask"]] == [message]
     left = folder(root, unmasked="leave-out")
@@ -439,7 +441,7 @@ def test_a_val_folder_needs_masks_for_all_or_for_nobody(root):
         path.unlink()
     cases = folder(root).discover("T1")
     assert {case.healthy for case in cases if case.split == "val"} == {
-        "it lies in val/, where nobody has a segmentation"
+        "it lies in val/, where no subject has a segmentation"
     }
 
 

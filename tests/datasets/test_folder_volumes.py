@@ -231,7 +231,7 @@ def test_subjects_without_a_mask_where_others_have_one(tmp_path: Path) -> None:
     assert len(left.exclusions("FLAIR")) == 8
     healthy = roles(folder(tmp_path, unmasked="healthy"))
     assert {healthy[f"h{n}"] for n in range(8)} == {"train", "val"}
-    assert {healthy[f"p{n}"] for n in range(6)} == {"val", "test"}  # patients need not teach
+    assert {healthy[f"p{n}"] for n in range(6)} == {"val", "test"}  # patients need not train
 
 
 def test_visits_of_one_patient_have_one_role(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Synthetic datasets are told from the real ones by their content alone: names, grids, types and labels are theirs."""
+"""Synthetic datasets differ from the real ones in content alone: names, grids, types and labels are the same."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adbench.datasets.adapters.atlas import Atlas
 from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
-from adbench.datasets.phantom.layouts import _JOBS, synthesise
+from adbench.datasets.phantom.layouts import LAYOUTS, synthesise
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 
@@ -24,9 +24,15 @@ def loud(root: Path, cls: type) -> list[str]:
     return [finding.message for finding in found if finding.severity != "info"]
 
 
-def test_brats(tmp_path: Path) -> None:
-    root = tmp_path / "synthetic brats"
-    files = synthesise("brats21", 1, root)
+@pytest.fixture(scope="module")
+def brats(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
+    """A synthetic BraTS'21 case: its root and its files."""
+    root = tmp_path_factory.mktemp("synthetic brats")
+    return root, synthesise("brats21", 1, root)
+
+
+def test_brats(brats: tuple[Path, list[Path]]) -> None:
+    root, files = brats
     assert [file.relative_to(root).as_posix() for file in files] == [
         f"RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021/BraTS2021_00000/BraTS2021_00000_{kind}.nii.gz"
         for kind in ("flair", "seg", "t1", "t1ce", "t2")
@@ -104,21 +110,22 @@ def test_ixi(tmp_path: Path) -> None:
     assert (inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum() > 0.8
 
 
-def test_the_same_seed_gives_the_same_bytes_and_files_are_kept(tmp_path: Path) -> None:
-    one = synthesise("brats21", 1, tmp_path / "a", seed=5)
-    again = [file.read_bytes() for file in one]
-    stamps = [file.stat().st_mtime_ns for file in one]
-    one[2].unlink()
-    assert synthesise("brats21", 1, tmp_path / "a", seed=5) == one
-    assert [file.read_bytes() for file in one] == again
-    assert [file.stat().st_mtime_ns for i, file in enumerate(one) if i != 2] == stamps[:2] + stamps[3:]
+def test_the_same_seed_gives_the_same_bytes_and_files_are_kept(brats: tuple[Path, list[Path]]) -> None:
+    root, files = brats
+    before = [file.read_bytes() for file in files]
+    stamps = [file.stat().st_mtime_ns for file in files]
+    files[2].unlink()
+    assert synthesise("brats21", 1, root) == files
+    assert [file.read_bytes() for file in files] == before
+    assert [file.stat().st_mtime_ns for i, file in enumerate(files) if i != 2] == stamps[:2] + stamps[3:]
 
 
 @pytest.mark.parametrize(("layout", "n", "count"), [("ixi", 300, 300), ("atlas", 100, 120), ("brats21", 200, 200)])
 def test_many_subjects_have_names_of_their_own(layout: str, n: int, count: int) -> None:
-    jobs = list(_JOBS[layout](n, 0))
+    list_jobs, _ = LAYOUTS[layout]
+    jobs = list(list_jobs(n, 0))
     assert len({job.stem for job in jobs}) == len({job.subject for job in jobs}) == count
-    assert [job.stem for job in jobs] == [job.stem for job in _JOBS[layout](n, 0)]
+    assert [job.stem for job in jobs] == [job.stem for job in list_jobs(n, 0)]
     if layout == "ixi":
         assert {job.stem.split("-")[1] for job in jobs} == {"Guys", "HH", "IOP"}
         assert len({job.stem[:6] for job in jobs}) == count

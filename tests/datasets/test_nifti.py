@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adbench.datasets.io import nifti
-from adbench.datasets.io.nifti import NiftiError
+from adbench.datasets.io.archive import FileError
 
 OBLIQUE = np.array([[0.02, -0.003, 1.2, -90], [-0.93, 0.13, 0.02, 102], [0.13, 0.93, 0.0, -114], [0, 0, 0, 1]])
 
@@ -51,6 +51,18 @@ def test_scaling_of_the_header_is_applied(tmp_path: Path) -> None:
     volume = nifti.read(path)
     assert volume.data.dtype == np.float32
     np.testing.assert_allclose(volume.data, nibabel.load(path).get_fdata(), atol=1e-6)
+
+
+def test_scores_keep_the_precision_of_their_file(tmp_path: Path) -> None:
+    """What nibabel gives, to the last bit: float64 as stored, and scaled integers in float64."""
+    scores = np.random.default_rng(0).random((3, 4, 5))
+    save(tmp_path / "f.nii.gz", scores)
+    np.testing.assert_array_equal(nifti.read(tmp_path / "f.nii.gz", exact=True).data, scores)
+    assert nifti.read(tmp_path / "f.nii.gz").data.dtype == np.float32
+    path = save(tmp_path / "i.nii.gz", np.arange(60, dtype=np.int16).reshape(3, 4, 5), slope=0.1, inter=-4.0)
+    found, expected = nifti.read(path, exact=True).data, np.asarray(nibabel.load(path).dataobj)
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
 
 
 def test_nifti2_several_members_and_a_trailing_axis(tmp_path: Path) -> None:
@@ -112,8 +124,8 @@ def test_values_tell_a_mask_from_an_image(tmp_path: Path, data: np.ndarray, expe
     assert nifti.mask_values(tmp_path / name) == expected
 
 
-def broken(path: Path) -> NiftiError:
-    with pytest.raises(NiftiError) as caught:
+def broken(path: Path) -> FileError:
+    with pytest.raises(FileError) as caught:
         nifti.read(path)
     assert str(path) in str(caught.value)
     return caught.value
@@ -129,7 +141,7 @@ def good(tmp_path: Path) -> Path:
 def test_truncated_gzip(good: Path, share: float) -> None:
     content = good.read_bytes()
     good.write_bytes(content[: int(len(content) * share)])
-    assert broken(good).kind in ("truncated", "unreadable")
+    assert broken(good).code in ("truncated", "unreadable")
     if share > 0.4:
         assert "truncated" in str(broken(good))
         nifti.read_header(good)  # the header alone is whole
@@ -140,7 +152,7 @@ def test_truncated_plain_file_says_both_lengths(good: Path) -> None:
     plain = good.with_suffix("").with_suffix(".nii")
     plain.write_bytes(raw[:-100])
     error = broken(plain)
-    assert error.kind == "truncated"
+    assert error.code == "truncated"
     assert f"{len(raw) - 100} bytes where its header announces {len(raw)}" in str(error)
 
 
@@ -160,9 +172,9 @@ def test_values_that_are_no_numbers(tmp_path: Path) -> None:
     data[1, 2, 3] = np.nan
     data[3, 4, 5] = np.inf
     error = broken(save(tmp_path / "nan.nii.gz", data))
-    assert error.kind == "nonfinite"
+    assert error.code == "nonfinite"
     assert "holds 2 NaN or infinite voxels, the first at (1, 2, 3)" in str(error)
-    assert nifti.nonfinite(nifti.decode(tmp_path / "nan.nii.gz").data) == (2, (1, 2, 3))
+    assert nifti.nonfinite(nifti.read(tmp_path / "nan.nii.gz", finite=False).data) == (2, (1, 2, 3))
     assert "stores complex voxels" in str(broken(save(tmp_path / "c.nii.gz", np.zeros((3, 3, 3), np.complex64))))
     colour = np.zeros((3, 3, 3), [("R", "u1"), ("G", "u1"), ("B", "u1")])
     assert "stores colour voxels" in str(broken(save(tmp_path / "rgb.nii.gz", colour)))
@@ -183,9 +195,22 @@ def test_singular_affine_is_damage(good: Path) -> None:
     assert "header" in str(broken(good))
 
 
+def test_a_quaternion_that_rounding_made_too_long(good: Path) -> None:
+    """The sform says where the head lies; without one the header is damaged."""
+    raw = bytearray(gzip.decompress(good.read_bytes()))
+    raw[252:256] = struct.pack("<2h", 1, 1)  # codes of qform and sform
+    raw[256:268] = struct.pack("<3f", 0.0, 0.0, 1.0000002)
+    good.write_bytes(gzip.compress(bytes(raw)))
+    np.testing.assert_allclose(nifti.read(good).affine, OBLIQUE, atol=1e-6)
+    assert nifti.read_header(good).codes == (1, 0)
+    raw[254:256] = struct.pack("<h", 0)
+    good.write_bytes(gzip.compress(bytes(raw)))
+    assert "The header of" in str(broken(good))
+
+
 def test_errors_survive_a_process_boundary() -> None:
-    error = pickle.loads(pickle.dumps(NiftiError("truncated", "x is truncated")))
-    assert (error.kind, str(error)) == ("truncated", "x is truncated")
+    error = pickle.loads(pickle.dumps(FileError("truncated", "x is truncated")))
+    assert (error.code, str(error)) == ("truncated", "x is truncated")
 
 
 def test_sform_and_qform_that_disagree(tmp_path: Path) -> None:

@@ -14,15 +14,14 @@ from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score
 
 from adbench.datasets.phantom import anatomy, contrast, fields, lesions
-from adbench.datasets.phantom import template as templates
-from adbench.datasets.phantom.dataset import Phantom
-from adbench.datasets.phantom.subject import Subject
-from adbench.datasets.phantom.template import Frame
+from adbench.datasets.phantom.dataset import Phantom, PhantomSubject
+from adbench.datasets.phantom.template import PhantomGrid
+from adbench.datasets.preprocessing import template as templates
 from adbench.datasets.store.slice_store import SliceStore, prepare
 from adbench.errors import UserError
 from adbench.params import build
 
-COARSE = Frame(4.0)
+COARSE = PhantomGrid(4.0)
 
 
 def phantom(**params: object) -> Phantom:
@@ -45,7 +44,7 @@ def flair(tmp_path_factory: pytest.TempPathFactory) -> SliceStore:
 def test_spline_weights_are_a_partition_of_unity():
     spacing = 17.0
     constant = np.full(fields.control_shape(spacing, COARSE.bounds), 2.5)
-    np.testing.assert_allclose(fields.evaluate(constant, COARSE.axes, spacing, COARSE.bounds), 2.5, rtol=1e-5)
+    np.testing.assert_allclose(fields.evaluate_spline(constant, COARSE.axes, spacing, COARSE.bounds), 2.5, rtol=1e-5)
 
 
 def test_spline_is_the_cardinal_cubic_b_spline():
@@ -65,7 +64,8 @@ def test_random_fields_have_zero_mean_and_unit_variance():
 
 def test_fields_are_the_same_at_every_resolution():
     coarse, fine = (
-        fields.random_field(np.random.default_rng(3), frame.axes, 11.0, frame.bounds) for frame in (COARSE, Frame(2.0))
+        fields.random_field(np.random.default_rng(3), frame.axes, 11.0, frame.bounds)
+        for frame in (COARSE, PhantomGrid(2.0))
     )
     np.testing.assert_allclose(fine[::2, ::2, ::2], coarse, atol=1e-4)
 
@@ -79,7 +79,7 @@ def jacobian(coordinates: np.ndarray, step: float) -> np.ndarray:
 @pytest.mark.parametrize("seed", range(10))
 def test_deformations_are_invertible(seed):
     rng = np.random.default_rng(seed)
-    frame = Frame(3.0)
+    frame = PhantomGrid(3.0)
     coordinates = anatomy.deformation(rng, frame)
     determinant = jacobian(coordinates, 3.0)
     assert 0.08 < determinant.min() < 1 < determinant.max() < 3.5
@@ -96,14 +96,14 @@ def test_deformations_move_but_not_far():
 
 
 def test_spline_levels_at_their_limit_do_not_fold():
-    frame = Frame(3.0)
+    frame = PhantomGrid(3.0)
     for spacing, share, _ in anatomy.LEVELS:
         assert share <= 1
         limit = share * anatomy.INJECTIVE * spacing
         coordinates = np.stack(np.meshgrid(*frame.axes, indexing="ij"))
         for i in range(3):
             signs = np.random.default_rng(i).choice([-limit, limit], fields.control_shape(spacing, frame.bounds))
-            coordinates[i] += fields.evaluate(signs, frame.axes, spacing, frame.bounds)
+            coordinates[i] += fields.evaluate_spline(signs, frame.axes, spacing, frame.bounds)
         assert jacobian(coordinates, 3.0).min() > 0.1
 
 
@@ -125,9 +125,9 @@ def test_mass_effect_pushes_outward_and_fades():
 
 @pytest.mark.parametrize("kind", [None, *lesions.KINDS])
 def test_a_plane_alone_is_the_plane_of_the_volume(kind):
-    subject = Subject(0, "someone", kind)
+    subject = PhantomSubject(0, "someone", kind)
     planes = (20, 24)
-    whole, alone = Frame(4.0), Frame(4.0, planes)
+    whole, alone = PhantomGrid(4.0), PhantomGrid(4.0, planes)
     results = []
     for frame in (whole, alone):
         body, pathology = subject.draw(frame)
@@ -138,15 +138,15 @@ def test_a_plane_alone_is_the_plane_of_the_volume(kind):
 
 
 def test_no_head_is_cut_off():
-    frame = Frame(4.0, tuple(range(18, 34)))
+    frame = PhantomGrid(4.0, tuple(range(18, 34)))
     for index in range(30):
-        brain = anatomy.build(np.random.default_rng(index), frame).brain
+        brain = anatomy.build_anatomy(np.random.default_rng(index), frame).brain
         assert not brain[[0, -1]].any()
         assert not brain[:, [0, -1]].any()
 
 
 def test_tissues_are_fractions():
-    body = anatomy.build(np.random.default_rng(0), COARSE)
+    body = anatomy.build_anatomy(np.random.default_rng(0), COARSE)
     np.testing.assert_allclose(body.gm + body.wm + body.csf, 1, atol=1e-5)
     assert min(body.gm.min(), body.wm.min(), body.csf.min()) >= 0
     litres = body.brain.sum() * 4.0**3 / 1e6
@@ -171,7 +171,7 @@ def test_anatomy_lesion_and_brain_are_shared_by_the_modalities():
 @pytest.mark.parametrize("kind", lesions.KINDS)
 def test_lesions_are_bright_on_flair_and_t2_and_dark_on_t1(kind):
     for name in ("p", "q", "r"):
-        body, pathology = Subject(1, name, kind).draw(COARSE)
+        body, pathology = PhantomSubject(1, name, kind).draw(COARSE)
         healthy = lesions.Pathology(
             np.zeros_like(pathology.water), np.zeros_like(pathology.fluid), np.zeros_like(pathology.mask)
         )
@@ -187,7 +187,7 @@ def lesion_components(kind: lesions.Kind, count: int) -> list[np.ndarray]:
     """Volumes (ml) of the connected lesions of ``count`` subjects, each in descending order."""
     result = []
     for index in range(count):
-        body, pathology = Subject(2, f"{kind}{index}", kind).draw(Frame(3.0))
+        body, pathology = PhantomSubject(2, f"{kind}{index}", kind).draw(PhantomGrid(3.0))
         labels, _ = ndimage.label(body.volume(pathology.mask), np.ones((3, 3, 3)))
         result.append(np.sort(np.bincount(labels.ravel())[1:])[::-1] * 0.027)
     return result
@@ -278,7 +278,7 @@ def test_slices_are_evenly_spaced_and_in_the_head():
     planes = np.array(dataset.planes())
     assert len(planes) == 10
     assert np.ptp(np.diff(planes)) == 0
-    heights = Frame(1.7).axes[2][planes]
+    heights = PhantomGrid(1.7).axes[2][planes]
     assert heights.min() > 0
     assert heights.max() < 56
 
@@ -287,7 +287,7 @@ def test_slices_are_evenly_spaced_and_in_the_head():
 @pytest.mark.parametrize("resolution", [0.8, 1.7, 4.0])
 def test_slices_have_one_distance_at_every_number_and_resolution(slices, resolution):
     planes = np.array(phantom(slices=slices, resolution=resolution).planes())
-    heights = Frame(resolution).axes[2][planes]
+    heights = PhantomGrid(resolution).axes[2][planes]
     assert len(set(np.diff(planes))) <= 1
     assert len(planes) == slices or np.diff(planes)[0] == 1  # every plane there is
     assert heights.min() > -2

@@ -88,7 +88,7 @@ def test_atlas_testing_without_masks_is_left_out_by_name(tmp_path: Path) -> None
     dataset = layouts.dataset(Atlas, tmp_path)
     assert [case.subject for case in dataset.discover("T1")] == ["sub-r001s001"]
     assert dataset.exclusions("T1") == [
-        "sub-r002s001: left out, it has no lesion mask, so it can neither teach what is healthy nor be scored"
+        "sub-r002s001: left out, it has no lesion mask, so it can neither be trained on nor be scored"
     ]
 
 
@@ -241,7 +241,7 @@ def test_symlinks_are_followed_once(tmp_path: Path) -> None:
     dataset = layouts.dataset(BraTS21, root)
     assert len(dataset.discover("T1")) == 1
     assert not dataset.index.duplicates
-    assert dataset.index.walk.broken == [root / "gone", root / "itself"]
+    assert dataset.index.files.broken == [root / "gone", root / "itself"]
 
 
 def test_a_root_of_dead_links(tmp_path: Path) -> None:
@@ -390,8 +390,10 @@ def test_a_mask_with_fractions(tmp_path: Path) -> None:
     assert "holds the value 0.37, expected whole numbers" in read_error(tmp_path)
 
 
-def test_a_float_mask_of_whole_numbers_is_fine(tmp_path: Path) -> None:
-    layouts.brats(tmp_path, "00000", SMALL, seg=layouts.lesion(SMALL).astype(np.float32))
+@pytest.mark.parametrize("factor", [1, 0.9999999])
+def test_a_float_mask_of_whole_numbers_is_fine(tmp_path: Path, factor: float) -> None:
+    layouts.brats(tmp_path, "00000", SMALL, seg=(layouts.lesion(SMALL) * factor).astype(np.float32))
+    assert not [f for f in check(layouts.dataset(BraTS21, tmp_path), deep=True).findings if f.code == "label"]
     dataset = layouts.dataset(BraTS21, tmp_path)
     raw = dataset.read(dataset.discover("T1")[0], "T1")
     assert raw.lesion.dtype.kind == "i"

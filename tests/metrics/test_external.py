@@ -190,18 +190,22 @@ def test_a_missing_brain_mask_or_slice_is_named(tmp_path, test):
 
 def test_another_grid_or_affine_is_printed_with_both(tmp_path, test):
     write(test[1] / "c2_seg.nii.gz", np.zeros((12, 10, 5), np.uint8))
-    with pytest.raises(UserError, match="The map of case 'c2' has the grid 12 x 10 x 4 but its mask has 12 x 10 x 5"):
+    with pytest.raises(
+        UserError, match="The mask of case 'c2' does not lie on the grid of its map: 12x10x5 voxels against 12x10x4"
+    ):
         evaluate_folders(*test, out=tmp_path / "out")
     shifted = AFFINE.copy()
     shifted[:3, 3] = [7, 0, -3]
     write(test[1] / "c2_seg.nii.gz", case(2)[1], shifted)
     message = (
-        r"The map and the mask of case 'c2' have the same shape but different affines: "
-        r"\[1\.5 0 0 0; 0 1\.5 0 0; 0 0 2 0\] and \[1\.5 0 0 7; 0 1\.5 0 0; 0 0 2 -3\]"
+        r"The mask of case 'c2' does not lie on the grid of its map: its affine puts a corner 7\.6 mm away from the image's "
+        r"\(RAS against RAS\)\. Resample one onto the other, or correct the header that is wrong\."
     )
     with pytest.raises(UserError, match=message):
         evaluate_folders(*test, out=tmp_path / "out")
-    write(test[1] / "c2_seg.nii.gz", case(2)[1], AFFINE + 1e-5)
+    rounded = AFFINE.copy()
+    rounded[:3, 3] = 0.004, -0.004, 0.004  # a header with two digits
+    write(test[1] / "c2_seg.nii.gz", case(2)[1], rounded)
     assert evaluate_folders(*test, out=tmp_path / "out").metrics["auprc"].value is not None
 
 
@@ -246,10 +250,12 @@ def test_folders_that_are_not_what_they_should_be(tmp_path, test):
         CaseFolder(maps, masks)
     (masks / "c1_mask.nii").unlink()
     write(masks / "c1_seg.nii.gz", np.zeros((*SHAPE, 3), np.uint8))
-    with pytest.raises(UserError, match=r"c1_seg\.nii\.gz has shape \(12, 10, 4, 3\): give a three-dimensional volume"):
+    with pytest.raises(
+        UserError, match=r"c1_seg\.nii\.gz has 4 axes of \(12, 10, 4, 3\) voxels, expected a 3-D volume"
+    ):
         list(CaseFolder(maps, masks))
     (masks / "c1_seg.nii.gz").write_bytes(b"not an image")
-    with pytest.raises(UserError, match=r"c1_seg\.nii\.gz cannot be read as NIfTI"):
+    with pytest.raises(UserError, match=r"c1_seg\.nii\.gz is not a NIfTI file"):
         list(CaseFolder(maps, masks))
     with pytest.raises(UserError, match="give val_maps, val_masks and val_brain"):
         evaluate_folders(*test, out=tmp_path / "out", val_maps=maps, val_masks=masks)
@@ -268,7 +274,7 @@ def test_pictures_that_are_not_grey_or_not_pictures(tmp_path):
     with pytest.raises(UserError, match=r"a\.png has shape \(4, 4, 3\): give a grey image"):
         list(CaseFolder(tmp_path / "m", tmp_path / "k"))
     (tmp_path / "m" / "a.png").write_bytes(b"no")
-    with pytest.raises(UserError, match=r"a\.png cannot be read as PNG"):
+    with pytest.raises(UserError, match=r"a\.png cannot be read as a PNG image"):
         list(CaseFolder(tmp_path / "m", tmp_path / "k"))
     (tmp_path / "m" / "a.png").unlink()
     write(tmp_path / "m" / "a.nii", np.zeros((4, 4, 1), np.float32))

@@ -43,8 +43,8 @@ class Atlas(IndexedVolumes):
     """Stroke, T1 with skull on the MNI152 2009a symmetric 1 mm grid, one lesion mask a subject.
 
     The site is the cohort in the subject's name (``r009``). Subjects without a mask (the folder ``Testing``) are found
-    and left out. Subjects with known artefacts are kept and flagged; ``exclude_flagged`` leaves them out, and everybody
-    else keeps their role. All subjects validate or are tested by default: healthy slices come from another source.
+    and left out. Subjects with known artefacts are kept and flagged; ``exclude_flagged`` leaves them out, and all others
+    keep their role. All subjects validate or are tested by default: healthy slices come from another source.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -69,15 +69,8 @@ class Atlas(IndexedVolumes):
         shape=(197, 233, 189),
         zooms=(1.0, 1.0, 1.0),
         orientation="RAS",
+        on_template=True,
     )
-
-    @property
-    def on_template(self) -> bool:
-        return True
-
-    def companion_of(self, modality: str) -> str:
-        """None is needed."""
-        return modality
 
     def flags_of(self, subject: str) -> tuple[str, ...]:
         """``artefact`` for the subjects of the public lists."""

@@ -67,15 +67,8 @@ class BraTS21(IndexedVolumes):
         orientation="LPS",
         integers=True,
         zero_background=True,
+        skull=False,
     )
-
-    @property
-    def skull(self) -> bool:
-        return False
-
-    def companion_of(self, modality: str) -> str:
-        """None is needed."""
-        return modality
 
     @cached_property
     def patients(self) -> dict[str, tuple[str, str]]:
@@ -105,7 +98,7 @@ class BraTS21(IndexedVolumes):
         return found if patient == number else replace(found, subject=f"BraTS2021_{patient}", session=number)
 
     def left_out(self, scan: Scan) -> str:
-        """Cases without mask, and second scans of nobody knows whom."""
+        """Cases without mask, and second scans of unknown patients."""
         if why := super().left_out(scan):
             return why
         if second_scan(scan.subject) and scan.subject[-5:] not in self.patients and self.params.second_scans != "use":

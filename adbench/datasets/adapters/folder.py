@@ -1,4 +1,4 @@
-"""Data of your own: PNG slices in the layout the MAD-AD authors' tools read or flat and healthy, or NIfTI volumes."""
+"""Data of your own: PNG slices in the layout that the MAD-AD authors' tools read or flat and healthy, or NIfTI volumes."""
 
 from __future__ import annotations
 
@@ -12,34 +12,35 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from adbench.datasets import issues
 from adbench.datasets.adapters.folder_volumes import (
     FOLDERS,
+    MODALITIES,
     SECOND_SCAN,
     SLICE_FIELDS,
     SLICE_PIXELS,
+    SPELLINGS,
     FolderParams,
     FolderVolumes,
-    holds_volumes,
+    why_healthy,
 )
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
-from adbench.datasets.io.file_index import walk
+from adbench.datasets.io.archive import FileError
+from adbench.datasets.io.file_index import FoundFiles, find_files
 from adbench.datasets.io.filename_patterns import person, second_scan, split_visit
-from adbench.datasets.io.png import PNGError, read_image, read_mask
-from adbench.datasets.io.png import shape as shape_of
+from adbench.datasets.io.png import read_image, read_mask, read_shape
+from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
-from adbench.datasets.validation.case_checks import OUTSIDE
-from adbench.datasets.validation.issues import Finding, Severity, refuse
+from adbench.datasets.splits import ROLES
 from adbench.errors import UserError
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
 
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
-MODALITIES = ("FLAIR", "T1", "T2", "T1CE", "PD")
-SPELLINGS = {**{name: name for name in MODALITIES}, "T1W": "T1", "T2W": "T2", "T1C": "T1CE", "PDW": "PD"}
-BRAIN, LESION = "brainmask", "segmentation"
+BRAIN, LESION = "brainmask", "segmentation"  # as the last word of a file's name
 
 _SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
-_TOKEN = re.compile(r"^(?P<rest>.+)[-_](?P<token>[A-Za-z0-9]+)$")
+_LAST_WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
+_Slice = tuple[Split | None, str, str, int]  # role by its folder, subject, session, index
 
 
 @dataclass(frozen=True)
@@ -54,25 +55,35 @@ class _File:
     kind: str
 
     @property
-    def slice(self) -> tuple[Split | None, str, str, int]:
+    def slice(self) -> _Slice:
         return self.split, self.subject, self.session, self.index
+
+    @property
+    def is_mask(self) -> bool:
+        return self.kind in (BRAIN, LESION)
+
+    def sibling(self, kind: str) -> str:
+        """Name of the file of another kind beside it."""
+        match = _LAST_WORD.match(self.path.stem)
+        return f"{match['rest'] if match else self.path.stem}-{kind}.png"
 
 
 class Folder(Dataset):
     """Your own NIfTI volumes, or PNG slices in the MAD-AD layout or flat and healthy.
 
     A root with NIfTI files and no PNG slices is read as volumes
-    (:class:`~adbench.datasets.adapters.folder_volumes.FolderVolumes`). The layout with splits is ``{train|val|test}/{id}-slice_{k}-{MODALITY}.png`` with ``{id}-slice_{k}-brainmask.png``
-    and ``{id}-slice_{k}-segmentation.png`` beside it. A folder with PNG files directly inside is taken as healthy: its
+    (:class:`~adbench.datasets.adapters.folder_volumes.FolderVolumes`). The layout with splits is
+    ``{train|val|test}/{id}-slice_{k}-{MODALITY}.png`` with ``{id}-slice_{k}-brainmask.png`` and
+    ``{id}-slice_{k}-segmentation.png`` beside it. A folder with PNG files directly inside is taken as healthy: its
     patients are split into train and val by a seeded hash of their id, so a patient has the same role in every modality.
     ``validation``, ``training`` and ``testing`` are other names of the folders; PNG files anywhere else are refused.
 
-    The folder train/, a flat folder, and a val/ in which nobody has a segmentation declare their subjects healthy.
-    Anybody else needs one, unless ``unmasked`` says what they are.
+    The folder train/, a flat folder, and a val/ without any segmentation declare their subjects healthy. All other
+    subjects need one, unless ``unmasked`` says what they are.
 
     Intensities are taken as stored, divided by the largest value of the type (255, or 65535 for 16 bit). They are not
-    normalised again: whoever wrote the slices normalised the volume, and a slice alone no longer knows the range of the
-    volume it came from.
+    normalised again: whoever wrote the slices normalised the volume, and a slice alone does not show the range of the volume
+    that it came from.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -94,47 +105,117 @@ class Folder(Dataset):
     quick: ClassVar[bool] = True
 
     def __new__(cls, params: ParamSet, root: Path | None) -> Folder:
-        """Whichever of the two kinds lies at ``root``."""
-        if root is not None and root.is_dir() and holds_volumes(root):
-            there = _pictures(root)
-            slices = [*there.loose, *(path for path, _ in there.found)]
-            if not slices:
-                return FolderVolumes(params, root)  # type: ignore[return-value]
-            raise UserError(f"{root} holds NIfTI volumes and PNG slices such as {slices[0]}: keep one kind in it.")
-        return super().__new__(cls)
+        """The one of the two kinds that lies at ``root``."""
+        files = find_files(root) if root is not None and root.is_dir() else FoundFiles()
+        if root is None or not files.volumes:
+            return super().__new__(cls)
+        if slices := _by_split(root, files.pictures)[0]:
+            raise UserError(f"{root} holds NIfTI volumes and PNG slices such as {slices[0][0]}: keep one kind in it.")
+        return FolderVolumes(params, root)  # type: ignore[return-value]
+
+    # -- what is there ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _pictures(self) -> tuple[list[tuple[Path, Split | None]], list[Path]]:
+        """See :func:`_by_split`.
+
+        Raises:
+            UserError: the root is missing or no folder, or there are no PNG slices.
+        """
+        root = self.root
+        for name, field in FolderParams.model_fields.items():
+            if name not in SLICE_FIELDS and getattr(self.params, name) != field.default:
+                raise UserError(f"dataset.{name} is for NIfTI volumes, and {root} holds none.")
+        expected = f"Expected there: {self.info.layout}."
+        if root is None:
+            raise UserError(f"The dataset folder needs a data root. {expected}")
+        if not root.is_dir():
+            raise UserError(f"The data root {root} {'is not a folder' if root.exists() else 'is missing'}. {expected}")
+        slices, strays = _by_split(root, find_files(root).pictures)
+        if not slices:
+            inside = sorted(entry.name for entry in root.iterdir())
+            what = f"only {', '.join(inside[:5])}{' ...' if len(inside) > 5 else ''}" if inside else "nothing"
+            where = f" (PNG files lie in {strays[0].parent})" if strays else ""
+            raise UserError(f"No PNG slices in {root}, which holds {what}{where}. {expected}")
+        return slices, strays
+
+    @cached_property
+    def _files(self) -> list[_File]:
+        """Every PNG by its name."""
+        return [self._named(path, split) for path, split in self._pictures[0]]
+
+    def _named(self, path: Path, split: Split | None) -> _File:
+        rest, kind = path.stem, ""
+        if match := _LAST_WORD.match(path.stem):
+            word = match["word"]
+            kind = word.lower() if word.lower() in (BRAIN, LESION) else SPELLINGS.get(word.upper(), "")
+            rest = match["rest"] if kind else rest
+        numbered = _SLICE.match(rest)
+        name, index = (numbered["subject"], int(numbered["index"])) if numbered else (rest, 0)
+        return _File(path, split, *split_visit(name), index, kind or self.params.modality.upper())
+
+    @cached_property
+    def _masks(self) -> dict[str, dict[_Slice, Path]]:
+        return {kind: {f.slice: f.path for f in self._files if f.kind == kind} for kind in (BRAIN, LESION)}
+
+    @cached_property
+    def _masked(self) -> set[tuple[Split | None, str]]:
+        """Subjects with a segmentation, by role and name."""
+        return {(split, subject) for split, subject, _, _ in self._masks[LESION]}
+
+    @cached_property
+    def _masked_roles(self) -> set[Split | None]:
+        return {split for split, _ in self._masked}
 
     def available(self) -> tuple[str, ...]:
         """The modalities found, the one with most files first."""
-        return _by_count(self._index)
+        counts = Counter(file.kind for file in self._files if not file.is_mask)
+        return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
+
+    def _healthy(self, file: _File) -> str:
+        """Why the subject of ``file`` counts as healthy without a segmentation; "" where nothing says so."""
+        if file.split is None and self.params.unmasked != "healthy":
+            return "it lies in a flat folder, which is for healthy subjects"
+        return why_healthy(self.params, file.split, self._masked_roles, "segmentation")
+
+    def _left_out(self, file: _File) -> str:
+        """Why the subject of ``file`` takes no role, or ""."""
+        if second_scan(file.subject) and self.params.second_scans != "use":
+            return SECOND_SCAN
+        masked = file.is_mask or (file.split, file.subject) in self._masked
+        if self.params.unmasked == "leave-out" and not masked and not self._healthy(file):
+            return "it has no segmentation and dataset.unmasked is leave-out"
+        return ""
+
+    # -- cases -----------------------------------------------------------------------------------------------------
 
     def discover(self, modality: str) -> list[Case]:
         """One case per subject and split that has ``modality``, sorted by split and subject; reads PNG headers only."""
-        refuse(self.faults())
+        issues.refuse(self.faults())
         return self.found(modality)
 
     def found(self, modality: str) -> list[Case]:
         """As :meth:`discover`, whatever :meth:`faults` says."""
-        images = {file.slice: file for file in self._index if file.kind == modality and not self._left_out(file)}
+        images = {file.slice: file for file in self._files if file.kind == modality and not self._left_out(file)}
         if not images:
             raise UserError(
                 f"No {modality} slice in {self.root}: there is {', '.join(self.available()) or 'no known modality'}. "
                 f"The modality is the last word of a file name, as in sub-01-slice_68-{modality}.png."
             )
         masks = self._masks
-        shapes = {shape_of(file.path) for file in images.values()}
+        shapes = {read_shape(file.path) for file in images.values()}
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
         roles = self._drawn(images.values())
-        grouped: dict[tuple[Split, str, str], list[_File]] = defaultdict(list)
+        grouped: dict[tuple[int, Split, str, str], list[_File]] = defaultdict(list)
         for file in images.values():
-            grouped[file.split or roles[person(file.subject)], file.subject, file.session].append(file)
-        sessions = Counter((split, subject) for split, subject, _ in grouped)
+            split = file.split or roles[person(file.subject)]
+            grouped[ROLES.index(split), split, file.subject, file.session].append(file)
+        sessions = Counter((split, subject) for _, split, subject, _ in grouped)
         labelled: dict[tuple[str, str], set[int]] = defaultdict(set)
         for _, subject, session, index in masks[LESION]:
             labelled[subject, session].add(index)
         cases = []
-        for (split, subject, session), files in sorted(
-            grouped.items(), key=lambda item: (SPLITS.index(item[0][0]), *item[0])
-        ):
+        for (_, split, subject, session), files in sorted(grouped.items()):
             files.sort(key=lambda file: file.index)
             rows = [(f.index, f.path, masks[BRAIN].get(f.slice), masks[LESION].get(f.slice)) for f in files]
             unused = labelled[subject, session] - {file.index for file in files}
@@ -150,59 +231,71 @@ class Folder(Dataset):
             )
         return cases
 
+    def _drawn(self, files: Iterable[_File]) -> dict[str, Split]:
+        """The split of every patient of a flat folder, drawn by the first of the names that the patient has."""
+        names: dict[str, str] = {}
+        for file in files:
+            if file.split is None:
+                names.setdefault(person(file.subject), file.subject)
+        draws = {who: derive(self.params.split_seed, "folder", name) / 2**63 for who, name in names.items()}
+        roles: dict[str, Split] = {s: "val" if draw < self.params.val_share else "train" for s, draw in draws.items()}
+        order = sorted(draws, key=lambda subject: draws[subject])
+        if len(order) > 1 and self.params.val_share > 0:  # a small folder still gets both
+            roles[order[0]], roles[order[-1]] = "val", "train"
+        return roles
+
     def exclusions(self, modality: str) -> list[str]:
         """Subjects that are left out, and why."""
-        left = {f.subject: why for f in self._index if f.kind == modality and (why := self._left_out(f))}
+        left = {f.subject: why for f in self._files if f.kind == modality and (why := self._left_out(f))}
         return [f"{subject}: left out, {why}" for subject, why in sorted(left.items())]
+
+    # -- pixels ----------------------------------------------------------------------------------------------------
 
     def load(self, case: Case, modality: str) -> Stack:
         """Decode one subject's slices; the image is set to 0 outside the brain."""
-        stack, findings = self.examine(case, modality)
-        refuse(findings)
+        stack, found = self.examine(case, modality)
+        issues.refuse(found)
         assert stack is not None
-        stack.remarks = [finding.message for finding in findings]
+        stack.remarks = [issue.message for issue in found]
         return stack
 
-    def examine(self, case: Case, modality: str) -> tuple[Stack | None, list[Finding]]:
+    def examine(self, case: Case, modality: str) -> tuple[Stack | None, list[Issue]]:
         """Decode one subject's slices, and say what is wrong with each."""
         rows, side = case.extra["slices"], case.extra["side"]
-        findings: list[Finding] = []
-
-        def add(severity: Severity, code: str, message: str, path: Path | str = "") -> None:
-            findings.append(Finding(severity, code, case.id, str(path), message))
-
-        for index in case.extra["unused"]:
-            add("info", "unused-file", f"slice {index}: it has a segmentation and no {modality} image")
-        unmasked = [index for index, _, brain, _ in rows if brain is None]
-        if unmasked:
-            add("info", "remark", f"no brainmask, brain = image > 0 ({_slices(unmasked)})")
+        found = [
+            issues.info("unused-file", "", f"slice {index}: it has a segmentation and no {modality} image", case.id)
+            for index in case.extra["unused"]
+        ]
+        if unmasked := [index for index, _, brain, _ in rows if brain is None]:
+            message = f"no brainmask, brain = image > 0 ({_slices(unmasked)})"
+            found.append(issues.info("remark", "", message, case.id))
         images, brains, lesions, kept = [], [], [], []
         for index, path, brain_path, lesion_path in rows:
             try:
                 image = read_image(path)
                 brain = image > 0 if brain_path is None else read_mask(brain_path, path, image.shape)
                 lesion = read_mask(lesion_path, path, image.shape) if lesion_path else np.zeros_like(brain)
-            except PNGError as error:
-                add("error", error.code, str(error), path)
+            except FileError as error:
+                found.append(Issue("error", error.code, case.id, str(path), str(error)))
                 continue
             if not (brain.any() and image.any()):
                 what = "no brain in it" if image.any() else "its image is black"
-                add("warning", "black-slice", f"slice {index}: left out, {what}", path)
+                found.append(issues.warning("black-slice", path, f"slice {index}: left out, {what}", case.id))
                 continue
             marked, outside = int(lesion.sum()), int((lesion & ~brain).sum())
             if outside:
-                severity: Severity = "warning" if outside >= OUTSIDE * marked else "info"
+                severity = issues.warning if outside >= OUTSIDE_BRAIN * marked else issues.info
                 message = f"slice {index}: {outside} of {marked} lesion pixels lie outside the brain"
-                add(severity, "outside-brain", message, lesion_path)
+                found.append(severity("outside-brain", lesion_path, message, case.id))
             if marked and case.split == "train":
-                message = f"slice {index}: it has {marked} lesion pixels in train, and does not teach"
-                add("warning", "lesion-in-train", message, lesion_path)
+                message = f"slice {index}: it has {marked} lesion pixels in train, and is not trained on"
+                found.append(issues.warning("lesion-in-train", lesion_path, message, case.id))
             images.append(resize.pad_square(np.where(brain, image, np.float32(0)), side))
             brains.append(resize.pad_square(brain, side))
             lesions.append(resize.pad_square(lesion, side))
             kept.append(index)
-        if any(finding.severity == "error" for finding in findings):
-            return None, findings
+        if any(issue.severity == "error" for issue in found):
+            return None, found
         image_stack, brain_stack, lesion_stack = (
             np.stack(part) if part else np.zeros((0, side, side), dtype)
             for part, dtype in ((images, np.float32), (brains, np.bool_), (lesions, np.bool_))
@@ -211,11 +304,12 @@ class Folder(Dataset):
             before, lesion_stack = lesion_stack, resize.resize_mask(lesion_stack, self.params.size)
             for position in resize.lost(before, lesion_stack):
                 pixels = int(before[position].sum())
-                add("info", "remark", f"slice {kept[position]}: its lesion ({pixels} pixels) was lost in resizing")
+                message = f"slice {kept[position]}: its lesion ({pixels} pixels) was lost in resizing"
+                found.append(issues.info("remark", "", message, case.id))
             brain_stack = resize.resize_mask(brain_stack, self.params.size)
             image_stack = np.clip(resize.resize_image(image_stack, self.params.size), 0, 1) * brain_stack
         masked = any(lesion is not None for *_, lesion in rows)
-        return Stack(image_stack, brain_stack, lesion_stack if masked else None, kept), findings
+        return Stack(image_stack, brain_stack, lesion_stack if masked else None, kept), found
 
     def recipe(self) -> dict[str, Any]:
         """The parameters and the steps in words."""
@@ -229,170 +323,73 @@ class Folder(Dataset):
         params = self.params.model_dump(mode="json", include=set(SLICE_PIXELS))
         return {**super().recipe(), "params": params, "steps": steps if self.params.size else steps[:-1]}
 
-    @cached_property
-    def _index(self) -> list[_File]:
-        """Every PNG by its name, checked for the mistakes that names can show."""
-        root = self.root
-        for name, field in FolderParams.model_fields.items():
-            if name not in SLICE_FIELDS and getattr(self.params, name) != field.default:
-                raise UserError(f"dataset.{name} is for NIfTI volumes, and {root} holds none.")
-        expected = f"Expected there: {self.info.layout}."
-        if root is None:
-            raise UserError(f"The dataset folder needs a data root. {expected}")
-        if not root.is_dir():
-            raise UserError(f"The data root {root} {'is not a folder' if root.exists() else 'is missing'}. {expected}")
-        there = self._pictures
-        if not there.found and not there.loose:
-            inside = sorted(entry.name for entry in root.iterdir())
-            what = f"only {', '.join(inside[:5])}{' ...' if len(inside) > 5 else ''}" if inside else "nothing"
-            where = f" (PNG files lie in {there.strays[0].parent})" if there.strays else ""
-            raise UserError(f"No PNG slices in {root}, which holds {what}{where}. {expected}")
-        return [self._named(path, split) for path, split in (*there.found, *((path, None) for path in there.loose))]
+    # -- what names can show to be wrong ---------------------------------------------------------------------------
 
-    @cached_property
-    def _pictures(self) -> _Pictures:
-        assert self.root is not None
-        return _pictures(self.root)
-
-    def _named(self, path: Path, split: Split | None) -> _File:
-        rest, kind = path.stem, ""
-        if match := _TOKEN.match(path.stem):
-            token = match["token"]
-            kind = token.lower() if token.lower() in (BRAIN, LESION) else SPELLINGS.get(token.upper(), "")
-            rest = match["rest"] if kind else rest
-        numbered = _SLICE.match(rest)
-        name, index = (numbered["subject"], int(numbered["index"])) if numbered else (rest, 0)
-        return _File(path, split, *split_visit(name), index, kind or self.params.modality.upper())
-
-    # -- what names can show to be wrong ------------------------------------------------------------------------------
-
-    def faults(self) -> Iterator[Finding]:
+    def faults(self) -> Iterator[Issue]:
         """Names that say no modality or mean one slice twice, patients in two splits, masks and images without the other."""
-        files, there = self._index, self._pictures
-        if there.found and there.loose:
+        slices, strays = self._pictures
+        loose = [path for path, split in slices if split is None]
+        if loose and len(loose) < len(slices):
             message = (
-                f"{self.root} has both split folders and PNG files of its own, such as {there.loose[0].name}: "
+                f"{self.root} has both split folders and PNG files of its own, such as {loose[0].name}: "
                 f"move those into train/, val/ or test/, or out of the folder."
             )
-            yield Finding("error", "stray", "", str(there.loose[0]), message)
-        for folder in sorted({path.parent for path in there.strays}):
+            yield issues.error("stray", loose[0], message)
+        for folder in sorted({path.parent for path in strays}):
             message = f"{folder} holds PNG files and is none of train/, val/ and test/: move them into one, or out of {self.root}."
-            yield Finding("error", "stray", "", str(folder), message)
-        yield from _name_faults(files)
-        yield from self._mask_faults([file for file in files if file.kind not in (BRAIN, LESION)])
+            yield issues.error("stray", folder, message)
+        yield from _name_faults(self._files)
+        yield from self._missing_masks()
 
-    def _mask_faults(self, images: list[_File]) -> Iterator[Finding]:
+    def _missing_masks(self) -> Iterator[Issue]:
         """Subjects that need a segmentation and have none, and slices without one where the subject's others have one."""
         lesions = self._masks[LESION]
+        images = [file for file in self._files if not file.is_mask]
         owners = {(file.split, file.subject) for file in images if file.slice in lesions}
-        seen: set[Any] = set()
+        seen: set[tuple[Split | None, str]] = set()
         for file in images:
             subject = (file.split, file.subject)
             if file.slice in lesions or self._left_out(file):
                 continue
+            lacks = f"{file.path.name} in {file.path.parent} has no segmentation"
+            remedy = f"add {file.sibling(LESION)} (all 0 where there is no lesion)"
             if subject in owners:
-                message = (
-                    f"{file.path.name} in {file.path.parent} has no segmentation while other slices of {file.subject} have "
-                    f"one: add {_sibling(file.path, LESION)} (all 0 where there is no lesion)."
-                )
-                yield Finding("error", "missing-mask", file.subject, str(file.path), message)
+                message = f"{lacks} while other slices of {file.subject} have one: {remedy}."
+                yield issues.error("missing-mask", file.path, message, file.subject)
             elif subject not in seen and not self._healthy(file):
                 seen.add(subject)
                 message = (
-                    f"{file.path.name} in {file.path.parent} has no segmentation, and {file.split}/ declares nobody healthy: "
-                    f"add {_sibling(file.path, LESION)} (all 0 where there is no lesion), or say what subjects without one are "
+                    f"{lacks}, and {file.split}/ declares no subject healthy: {remedy}, or say what subjects without one are "
                     "with --set dataset.unmasked=healthy or leave-out."
                 )
-                yield Finding("error", "missing-mask", file.subject, str(file.path), message)
+                yield issues.error("missing-mask", file.path, message, file.subject)
 
-    def sizes(self, modality: str) -> Iterator[Finding]:
+    def sizes(self, modality: str) -> Iterator[Issue]:
         """Slices of another size than the first."""
         first: tuple[Path, tuple[int, int]] | None = None
-        for path in (file.path for file in self._index if file.kind == modality):
+        for path in (file.path for file in self._files if file.kind == modality):
             try:
-                shape = shape_of(path)
-            except PNGError:  # found when its pixels are read
+                shape = read_shape(path)
+            except FileError:  # found when its pixels are read
                 continue
             first = first or (path, shape)
             if shape != first[1]:
                 one, other = (f"{height}x{width}" for height, width in (shape, first[1]))
                 message = f"{path} is {one} and {first[0].name} is {other} (height x width): smaller slices are padded"
-                yield Finding("warning", "shape", "", str(path), message)
-
-    @cached_property
-    def _masks(self) -> dict[str, dict[Any, Path]]:
-        return {kind: {f.slice: f.path for f in self._index if f.kind == kind} for kind in (BRAIN, LESION)}
-
-    @cached_property
-    def _masked_roles(self) -> set[Split | None]:
-        return {file.split for file in self._index if file.kind == LESION}
-
-    def _healthy(self, file: _File) -> str:
-        """Why the subject of ``file`` counts as healthy when it has no segmentation; "" when nobody says so."""
-        if self.params.unmasked == "healthy":
-            return "dataset.unmasked says so"
-        if file.split is None:
-            return "it lies in a flat folder, which is for healthy subjects"
-        if file.split == "train":
-            return "it lies in train/, which is for healthy subjects"
-        if file.split == "val" and "val" not in self._masked_roles:
-            return "it lies in val/, where nobody has a segmentation"
-        return ""
-
-    def _left_out(self, file: _File) -> str:
-        """Why the subject of ``file`` takes no role, or ""."""
-        if second_scan(file.subject) and self.params.second_scans != "use":
-            return SECOND_SCAN
-        masked = file.kind in (BRAIN, LESION) or (file.split, file.subject) in self._masked
-        if self.params.unmasked == "leave-out" and not masked and not self._healthy(file):
-            return "it has no segmentation and dataset.unmasked is leave-out"
-        return ""
-
-    @cached_property
-    def _masked(self) -> set[tuple[Split | None, str]]:
-        return {(file.split, file.subject) for file in self._index if file.kind == LESION}
-
-    def _drawn(self, files: Iterable[_File]) -> dict[str, Split]:
-        """The split of every patient of a flat folder, drawn by the first of the names that he has."""
-        names: dict[str, str] = {}
-        for file in files:
-            if file.split is None:
-                names.setdefault(person(file.subject), file.subject)
-        draws = {who: derive(self.params.split_seed, "folder", name) / 2**63 for who, name in names.items()}
-        roles: dict[str, Split] = {s: "val" if draw < self.params.val_share else "train" for s, draw in draws.items()}
-        order = sorted(draws, key=lambda subject: draws[subject])
-        if len(order) > 1 and self.params.val_share > 0:  # a small folder still gets both
-            roles[order[0]], roles[order[-1]] = "val", "train"
-        return roles
+                yield issues.warning("shape", path, message)
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """PNG files below a root: directly in it, in a split folder with their split, and anywhere else."""
-
-    loose: list[Path]
-    found: list[tuple[Path, Split]]
-    strays: list[Path]
-
-
-def _pictures(root: Path) -> _Pictures:
-    loose: list[Path] = []
-    found: list[tuple[Path, Split]] = []
+def _by_split(root: Path, pictures: Iterable[Path]) -> tuple[list[tuple[Path, Split | None]], list[Path]]:
+    """Slices with the role of their folder (None directly in ``root``), ordered by role; and PNG files anywhere else."""
+    slices: list[tuple[Path, Split | None]] = []
     strays: list[Path] = []
-    for path in walk(root).pictures:
-        folders = path.relative_to(root).parts[:-1]
-        if not folders:
-            loose.append(path)
-        elif len(folders) == 1 and folders[0].lower() in FOLDERS:
-            found.append((path, FOLDERS[folders[0].lower()]))
+    for path in pictures:
+        folders = [folder.lower() for folder in path.relative_to(root).parts[:-1]]
+        if not folders or (len(folders) == 1 and folders[0] in FOLDERS):
+            slices.append((path, FOLDERS[folders[0]] if folders else None))
         else:
             strays.append(path)
-    return _Pictures(loose, sorted(found, key=lambda item: (SPLITS.index(item[1]), item[0])), strays)
-
-
-def _by_count(files: Iterable[_File]) -> tuple[str, ...]:
-    counts = Counter(file.kind for file in files if file.kind not in (BRAIN, LESION))
-    return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
+    return sorted(slices, key=lambda item: (len(ROLES) if item[1] is None else ROLES.index(item[1]), item[0])), strays
 
 
 def _slices(indices: list[int]) -> str:
@@ -400,28 +397,19 @@ def _slices(indices: list[int]) -> str:
     return f"slice{'s' * (len(indices) > 1)} {shown}{' ...' if len(indices) > 8 else ''}"
 
 
-def _sibling(path: Path, kind: str) -> str:
-    match = _TOKEN.match(path.stem)
-    return f"{match['rest'] if match else path.stem}-{kind}.png"
-
-
-def _name_faults(files: list[_File]) -> Iterator[Finding]:
+def _name_faults(files: list[_File]) -> Iterator[Issue]:
     """Names without a modality, names that mean the same slice, masks without image, patients in two splits."""
-
-    def error(code: str, file: _File, message: str) -> Finding:
-        return Finding("error", code, file.subject, str(file.path), message)
-
-    seen: dict[Any, Path] = {}
+    seen: dict[tuple[_Slice, str], Path] = {}
     homes: dict[str, _File] = {}
-    told: set[str] = set()
-    imaged = {file.slice for file in files if file.kind not in (BRAIN, LESION)}
+    reported: set[str] = set()
+    imaged = {file.slice for file in files if not file.is_mask}
     for file in files:
         if not file.kind:
             message = (
                 f"The name of {file.path} does not end with a modality ({', '.join(MODALITIES)}), {BRAIN} or {LESION}: "
                 f"rename it as in sub-01-slice_68-FLAIR.png, or give their modality with --set dataset.modality=FLAIR."
             )
-            yield error("unnamed-image", file, message)
+            yield issues.error("unnamed-image", file.path, message, file.subject)
             continue
         other = seen.setdefault((file.slice, file.kind), file.path)
         if other != file.path:
@@ -429,16 +417,16 @@ def _name_faults(files: list[_File]) -> Iterator[Finding]:
                 f"{other.name} and {file.path.name} in {file.path.parent} are both {file.kind} of slice {file.index} of "
                 f"{file.subject}: remove or renumber one."
             )
-            yield error("conflict", file, message)
+            yield issues.error("conflict", file.path, message, file.subject)
         who = person(file.subject)
         home = homes.setdefault(who, file)
-        if home.split != file.split and who not in told:
-            told.add(who)
+        if home.split != file.split and who not in reported:
+            reported.add(who)
             message = (
                 f"The subject {file.subject} is in two splits, {home.split} ({home.path.name}) and {file.split} "
                 f"({file.path.name}): keep each subject in one."
             )
-            yield error("two-roles", file, message)
-        if file.kind in (BRAIN, LESION) and file.slice not in imaged:
-            message = f"{file.path} has no image beside it: add {_sibling(file.path, 'FLAIR')} or remove the mask."
-            yield error("missing-image", file, message)
+            yield issues.error("two-roles", file.path, message, file.subject)
+        if file.is_mask and file.slice not in imaged:
+            message = f"{file.path} has no image beside it: add {file.sibling('FLAIR')} or remove the mask."
+            yield issues.error("missing-image", file.path, message, file.subject)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import ClassVar, Literal
 
-from adbench.datasets.adapters.volumes import CHOOSING, Expected, IndexedVolumes, Scan, VolumeParams, off_grid
+from adbench.datasets import issues
+from adbench.datasets.adapters.volumes import CHOOSING, STRIPPED, Expected, IndexedVolumes, Scan, VolumeParams
 from adbench.datasets.base import DatasetInfo, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File
-from adbench.datasets.io.file_index import walk
 from adbench.datasets.io.filename_patterns import (
     BRAIN,
     LESION,
@@ -25,25 +25,15 @@ from adbench.datasets.io.filename_patterns import (
     second_scan,
     split_visit,
 )
-from adbench.datasets.validation.issues import Finding, Severity
+from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
 MODALITIES = ("FLAIR", "T1", "T2", "T1CE", "PD")
-SPELLINGS = {
-    **{name: name for name in MODALITIES},
-    **{
-        "T1W": "T1",
-        "T1N": "T1",
-        "T2W": "T2",
-        "T1C": "T1CE",
-        "T1GD": "T1CE",
-        "CE-T1W": "T1CE",
-        "PDW": "PD",
-        "T2F": "FLAIR",
-    },
-}
-LESION_WORDS = (
+SPELLINGS = {name: name for name in MODALITIES} | {
+    "T1W": "T1", "T1N": "T1", "T2W": "T2", "T1C": "T1CE", "T1GD": "T1CE", "CE-T1W": "T1CE", "PDW": "PD", "T2F": "FLAIR"
+}  # fmt: skip
+_LESION_WORDS = [
     "seg",
     "segmentation",
     "lesion",
@@ -55,25 +45,21 @@ LESION_WORDS = (
     "msk",
     "tumor",
     "wmh",
-)
-BRAIN_WORDS = ("brainmask",)
-ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
-_LESION = re.compile(r"lesion|tumo|[-_]label-l(?:_|$)")
-FOLDERS: dict[str, Split] = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
+]
+_BRAIN_WORDS = ("brainmask",)
+_ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
+_SAYS_LESION = re.compile(r"lesion|tumo|[-_]label-l(?:_|$)")
+_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
 }
+FOLDERS: dict[str, Split] = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
 SECOND_SCAN = (
     "it is probably a second scan of another patient of BraTS'21 (numbers 01538 to 01656): say "
     "--set dataset.second_scans=use if it is not"
 )
-FIELDS = ("subject", "session", "site", "modality")
-STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
+_FIELDS = ("subject", "session", "site", "modality")
 _WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
 _BIDS = re.compile(
     r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$"
@@ -120,8 +106,26 @@ class FolderParams(VolumeParams):
     )
 
 
+def why_healthy(params: FolderParams, role: Split | None, masked_roles: Container[Split | None], mask: str) -> str:
+    """Why a subject without ``mask`` counts as healthy; "" where nothing says so.
+
+    Args:
+        params: of the dataset.
+        role: by the subject's folder; None: it lies in no split folder.
+        masked_roles: those in whose folders some subject has a mask.
+        mask: what the subject lacks, for the sentence.
+    """
+    if params.unmasked == "healthy":
+        return "dataset.unmasked says so"
+    if role == "train":
+        return "it lies in train/, which is for healthy subjects"
+    if role == "val" and "val" not in masked_roles:
+        return f"it lies in val/, where no subject has a {mask}"
+    return ""
+
+
 SLICE_PIXELS = ("size", "val_share", "split_seed", "modality")  # what shapes PNG slices and their roles
-SLICE_FIELDS = (*SLICE_PIXELS, "unmasked", "second_scans")  # what PNG slices heed
+SLICE_FIELDS = (*SLICE_PIXELS, "unmasked", "second_scans")  # what applies to PNG slices
 
 
 class FolderVolumes(IndexedVolumes):
@@ -133,8 +137,8 @@ class FolderVolumes(IndexedVolumes):
     test give the roles; otherwise patients are drawn: those with masks into train, val and test, those that were declared
     healthy into train and val.
 
-    Nobody is healthy by default: a subject without mask is one where its folder (train/) or ``unmasked`` says so. A file
-    that holds few whole numbers or probabilities and whose name says nothing is taken for a mask that should have been named.
+    No subject is healthy by default: one without mask is where its folder (train/) or ``unmasked`` says so. A file that
+    holds few whole numbers or probabilities and whose name says nothing is taken for a mask that should have been named.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -179,7 +183,7 @@ class FolderVolumes(IndexedVolumes):
             match = pattern.search(path)
             if match is None:
                 continue
-            found = {name: match.groupdict().get(name) or "" for name in FIELDS}
+            found = {name: match.groupdict().get(name) or "" for name in _FIELDS}
             if not kind:
                 kind = SPELLINGS.get(found["modality"].upper(), "") if found["modality"] else self._stated(path)
                 if not kind:
@@ -201,12 +205,12 @@ class FolderVolumes(IndexedVolumes):
         kind = SPELLINGS.get(word.upper(), "")
         if bids and kind == "T1" and "_ce-" in entities:  # BIDS: with a contrast agent
             kind = "T1CE"
-        if not kind and word.lower() in LESION_WORDS:
+        if not kind and word.lower() in _LESION_WORDS:
             kind = LESION
-        elif not kind and word.lower() in BRAIN_WORDS:
+        elif not kind and word.lower() in _BRAIN_WORDS:
             kind = BRAIN
-        elif not kind and word.lower() in ANY_MASK:
-            kind = BRAIN if "brain" in entities else LESION if _LESION.search(entities) else ""
+        elif not kind and word.lower() in _ANY_MASK:
+            kind = BRAIN if "brain" in entities else LESION if _SAYS_LESION.search(entities) else ""
             if not kind:
                 raise UserError(
                     f"{path}: is this a brain mask or a lesion mask? Say it with --set dataset.lesion_pattern=... or "
@@ -240,7 +244,7 @@ class FolderVolumes(IndexedVolumes):
     def _homes(self) -> dict[str, dict[Split, File]]:
         """Person -> the roles that names of folders give, each with a file."""
         homes: dict[str, dict[Split, File]] = defaultdict(dict)
-        below = {file: path for path, file in self.index.walk.volumes.items()}
+        below = {file: path for path, file in self.index.files.volumes.items()}
         for scan in self.index.scans:
             for file in scan.files.values():
                 for part in PurePosixPath(below[file]).parts[:-1]:
@@ -253,7 +257,7 @@ class FolderVolumes(IndexedVolumes):
     def _unnamed_masks(self) -> dict[str, list[tuple[File, str]]]:
         """Case id -> files that look like masks by their content, and what they hold, of cases without a named mask.
 
-        Under "" those that are of nobody here by their names and lie on the grid of a case.
+        Under "" those whose names are of no subject here and that lie on the grid of a case.
         """
         owners: dict[str, Scan] = {}
         for scan in sorted(self.index.scans, key=lambda scan: LESION in scan.files):
@@ -262,30 +266,28 @@ class FolderVolumes(IndexedVolumes):
         found: dict[str, list[tuple[File, str]]] = defaultdict(list)
         for path in self.index.unused:
             owner = next((owners[name] for name in names_in(path) if name in owners), None)
-            file = self.index.walk.volumes[path]
+            file = self.index.files.volumes[path]
             with suppress(UserError):  # a file that is not used need not be whole
-                asked = self._on_a_grid(file) if owner is None else LESION not in owner.files
+                asked = self._on_a_grid(nifti.read_header(file)) if owner is None else LESION not in owner.files
                 if asked and (what := nifti.mask_values(file)):
                     found[owner.id if owner else ""].append((file, what))
         return dict(found)
 
-    def _on_a_grid(self, file: File) -> bool:
-        """Whether ``file`` lies on the grid of some image here."""
-        header = nifti.read_header(file)
-        return any(not off_grid(header, grid) for grid in self._grids.get(header.shape, ()))
+    def _on_a_grid(self, header: nifti.Header) -> bool:
+        return any(header.shape == grid.shape and not nifti.off_grid(header, grid) for grid in self._grids)
 
     @cached_property
-    def _grids(self) -> dict[tuple[int, ...], list[nifti.Header]]:
-        """Shape -> headers of the images, one of each affine."""
-        grids: dict[tuple[int, ...], dict[bytes, nifti.Header]] = defaultdict(dict)
+    def _grids(self) -> list[nifti.Header]:
+        """Headers of the images, one of each shape and affine."""
+        grids: dict[tuple[tuple[int, ...], bytes], nifti.Header] = {}
         for image in self._images:
             with suppress(UserError):  # that case is reported when its turn comes
                 header = nifti.read_header(image)
-                grids[header.shape].setdefault(header.affine.tobytes(), header)
-        return {shape: list(headers.values()) for shape, headers in grids.items()}
+                grids.setdefault((header.shape, header.affine.tobytes()), header)
+        return list(grids.values())
 
-    def faults(self) -> Iterator[Finding]:
-        """Also patients in two split folders, cases in none, and cases that nobody declared healthy and no mask shows ill."""
+    def faults(self) -> Iterator[Issue]:
+        """Also patients in two split folders, cases in none, and cases without mask that are not declared healthy."""
         yield from super().faults()
         scans = [scan for scan in self.index.scans if not self.excluded(scan)]
         for who, roles in self._homes.items():
@@ -293,21 +295,19 @@ class FolderVolumes(IndexedVolumes):
                 subject = next(scan.subject for scan in self.index.scans if person(scan.subject) == who)
                 places = " and ".join(f"{role} ({file})" for role, file in sorted(roles.items()))
                 message = f"The subject {subject} is in two splits, {places}: keep each subject in one."
-                yield Finding("error", "two-roles", subject, str(next(iter(roles.values()))), message)
+                yield issues.error("two-roles", next(iter(roles.values())), message, subject)
         for scan in scans:
-            first = str(next(iter(scan.files.values())))
             if self._homes and person(scan.subject) not in self._homes:
-                message = f"{first} lies in no train, val or test folder while others do: move it into one."
-                yield Finding("error", "stray", scan.id, first, message)
+                message = f"{scan.first} lies in no train, val or test folder while others do: move it into one."
+                yield issues.error("stray", scan.first, message, scan.id)
         for file, what in self._unnamed_masks.get("", []):
             message = (
                 f"{file} holds {what}, as a mask does, lies on the grid of an image here, and its name says neither of whom it "
                 "is nor of what: if it marks lesions, whose they are is not known. Name it after its subject, or take it out."
             )
-            yield Finding("warning", "unnamed-mask", "", str(file), message)
+            yield issues.warning("unnamed-mask", file, message)
         masked = sum(LESION in scan.files for scan in self.index.scans)
         for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
-            first = str(next(iter(scan.files.values())))
             if self.params.unmasked != "leave-out" or self.healthy(scan):
                 yield from self._looks_ill(scan)
             if self.params.unmasked == "refuse" and not self.healthy(scan):
@@ -315,37 +315,30 @@ class FolderVolumes(IndexedVolumes):
                     f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: say "
                     "--set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/."
                 )
-                yield Finding("error", "missing-mask", scan.id, first, message)
+                yield issues.error("missing-mask", scan.first, message, scan.id)
 
-    def _looks_ill(self, scan: Scan) -> Iterator[Finding]:
+    def _looks_ill(self, scan: Scan) -> Iterator[Issue]:
+        severity = issues.warning if self.params.unmasked == "healthy" else issues.error
         for file, what in self._unnamed_masks.get(scan.id, []):
             message = (
                 f"{file} holds {what}, as a mask does, and its name does not say of what: if it marks lesions, {scan.id} is not "
                 "healthy. Name it with --set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare "
                 "the case healthy with --set dataset.unmasked=healthy."
             )
-            severity: Severity = "warning" if self.params.unmasked == "healthy" else "error"
-            yield Finding(severity, "unnamed-mask", scan.id, str(file), message)
+            yield severity("unnamed-mask", file, message, scan.id)
 
     def healthy(self, scan: Scan) -> str:
         """By its folder, or by ``unmasked``."""
-        if self.params.unmasked == "healthy":
-            return "dataset.unmasked says so"
-        role = self._folders.get(person(scan.subject))
-        if role == "train":
-            return "it lies in train/, which is for healthy subjects"
-        if role == "val" and "val" not in self._masked_roles:
-            return "it lies in val/, where nobody has a lesion mask"
-        return ""
+        return why_healthy(self.params, self._folders.get(person(scan.subject)), self._masked_roles, "lesion mask")
 
     @cached_property
     def _masked_roles(self) -> set[Split]:
-        """Roles given by folders in which somebody has a lesion mask."""
+        """Roles given by folders in which some subject has a lesion mask."""
         owners = {person(scan.subject) for scan in self.index.scans if LESION in scan.files}
         return {self._folders[who] for who in owners if who in self._folders}
 
     def left_out(self, scan: Scan) -> str:
-        """Cases without mask where ``unmasked`` says so, and second scans of nobody knows whom."""
+        """Cases without mask where ``unmasked`` says so, and second scans of unknown patients."""
         if second_scan(scan.subject) and self.params.second_scans != "use":
             return SECOND_SCAN
         if LESION in scan.files or self.healthy(scan):
@@ -360,7 +353,7 @@ class FolderVolumes(IndexedVolumes):
         healthy = [scan for scan in usable if person(scan.subject) not in patients]
         ill = [scan for scan in usable if person(scan.subject) in patients]
         roles = self._drawn(healthy, p.val_share, 0.0)
-        # Where healthy subjects teach, patients need not.
+        # Where healthy subjects train, patients need not.
         val = p.val_share / max(p.val_share + p.test_share, 1e-9)
         return roles | (self._drawn(ill, val, 1 - val) if healthy else self._drawn(ill, p.val_share, p.test_share))
 
@@ -374,7 +367,8 @@ class FolderVolumes(IndexedVolumes):
         return images
 
     @cached_property
-    def _skull(self) -> bool:
+    def skull(self) -> bool:
+        """As stated; otherwise the first image that can be read decides, by its share of zeros."""
         if self.params.skull != "auto":
             return self.params.skull == "yes"
         problem: UserError | None = None
@@ -386,24 +380,12 @@ class FolderVolumes(IndexedVolumes):
         assert problem is not None
         raise problem
 
-    @property
-    def skull(self) -> bool:
-        return self._skull
-
     @cached_property
-    def _template_grid(self) -> bool:
+    def on_template(self) -> bool:
+        """Whether every image that can be read lies on the MNI152 2009a 1 mm grid."""
         from adbench.datasets.preprocessing.template import same_grid
 
-        fits = []
-        for image in self._images:
-            with suppress(UserError):  # as above
-                header = nifti.read_header(image)
-                fits.append(same_grid(header.shape, header.affine))
-        return bool(fits) and all(fits)
-
-    @property
-    def on_template(self) -> bool:
-        return self._template_grid
+        return bool(self._grids) and all(same_grid(grid.shape, grid.affine) for grid in self._grids)
 
     @property
     def lesion_labels(self) -> tuple[int, ...] | None:
@@ -431,8 +413,8 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     seen: set[str] = set()
 
     def field(name: str) -> str:
-        if name not in FIELDS:
-            raise UserError(f"Unknown field {{{name}}} in the pattern {text!r}: there are {', '.join(FIELDS)}.")
+        if name not in _FIELDS:
+            raise UserError(f"Unknown field {{{name}}} in the pattern {text!r}: there are {', '.join(_FIELDS)}.")
         if name in seen:
             return f"(?P={name})"
         seen.add(name)
@@ -444,8 +426,3 @@ def compile_pattern(text: str) -> re.Pattern[str]:
     if "subject" not in seen:
         raise UserError(f"The pattern {text!r} has no {{subject}}: it must say who each file belongs to.")
     return re.compile(rf"(?:^|/){body}$")
-
-
-def holds_volumes(root: Path) -> bool:
-    """Whether a NIfTI file lies anywhere below the folder ``root``."""
-    return bool(walk(root).volumes)

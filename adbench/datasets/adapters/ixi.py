@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.params import ParamSet, param
 
@@ -53,12 +53,6 @@ class IXI(IndexedVolumes):
         lesion=False,
         one_grid=False,
         known_missing=frozenset((subject, kind) for subject in NO_T2 for kind in ("T2", "PD")),
+        companion="T1",
+        healthy="IXI scanned healthy volunteers",
     )
-
-    def healthy(self, scan: Scan) -> str:
-        """Everybody in IXI is."""
-        return "IXI scanned healthy volunteers"
-
-    def companion_of(self, modality: str) -> str:
-        """T1 serves T2 and PD."""
-        return "T1"

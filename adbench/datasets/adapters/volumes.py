@@ -5,7 +5,6 @@ An adapter says what its file names mean and what its volumes are like (:class:`
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,19 +14,20 @@ from typing import ClassVar
 
 import numpy as np
 
-from adbench.datasets import splits
+from adbench.datasets import issues, splits
 from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
-from adbench.datasets.io.archive import File, read_bytes, refuse_unreadable
-from adbench.datasets.io.file_index import Walk, walk
+from adbench.datasets.io.archive import File, FileError, read_bytes, refuse_unreadable
+from adbench.datasets.io.file_index import FoundFiles, find_files
 from adbench.datasets.io.filename_patterns import BRAIN, LESION, TITLES, Named, person, recognise
+from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
-from adbench.datasets.validation.issues import Finding, refuse
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
 CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed")
-GRID_TOLERANCE = 0.5  # voxels by which an image and its mask may lie apart: rounding in headers, not another grid
+LABEL_TOLERANCE = 1e-3  # by which a label may differ from a whole number: rounding in floats
+STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
 
 
 class VolumeParams(RecipeParams):
@@ -44,7 +44,7 @@ class VolumeParams(RecipeParams):
 
 @dataclass(frozen=True)
 class Expected:
-    """What the volumes of a dataset are like as distributed; ``data check`` holds every file against it.
+    """What the volumes of a dataset are like as distributed; ``data check`` compares every file with it.
 
     Attributes:
         sequences: that every case should have.
@@ -57,6 +57,10 @@ class Expected:
         one_grid: whether all sequences of a case share a grid.
         zero_background: whether everything outside the brain is exactly 0.
         known_missing: (subject, sequence) that the distribution lacks.
+        skull: whether images show the skull.
+        on_template: whether images lie on the MNI152 2009a 1 mm grid.
+        companion: the modality whose brain mask and registration serve all others; "" when each has its own.
+        healthy: why subjects count as healthy without a lesion mask; "" when nothing says so.
     """
 
     sequences: tuple[str, ...]
@@ -69,6 +73,10 @@ class Expected:
     one_grid: bool = True
     zero_background: bool = False
     known_missing: frozenset[tuple[str, str]] = frozenset()
+    skull: bool = True
+    on_template: bool = False
+    companion: str = ""
+    healthy: str = ""
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,11 @@ class Scan:
         """The modalities that are there."""
         return tuple(kind for kind in self.files if kind not in (LESION, BRAIN))
 
+    @property
+    def first(self) -> File:
+        """Its first file, for messages."""
+        return next(iter(self.files.values()))
+
 
 @dataclass
 class Index:
@@ -107,14 +120,14 @@ class Index:
         duplicates: (the file that is used, a second one of the same content, subject, session and kind).
         conflicts: (scan, the file that is used, a second one of other content for the same kind, the kind).
         unused: volumes whose names follow no pattern of this dataset, or of sequences that are not used.
-        walk: what else lies there.
+        files: everything that lies there.
     """
 
     scans: list[Scan]
     duplicates: list[tuple[File, File]]
     conflicts: list[tuple[Scan, File, File, str]]
     unused: list[str]
-    walk: Walk
+    files: FoundFiles
 
 
 class IndexedVolumes(VolumeDataset):
@@ -131,6 +144,16 @@ class IndexedVolumes(VolumeDataset):
     def expected(self) -> Expected:
         """What the volumes should be like."""
         return self.distributed
+
+    @property
+    def skull(self) -> bool:
+        """Whether the images show the skull."""
+        return self.expected.skull
+
+    @property
+    def on_template(self) -> bool:
+        """Whether the images already lie on the MNI152 2009a 1 mm grid."""
+        return self.expected.on_template
 
     def named(self, path: str) -> Named | None:
         """What a path below the root says about its file; None when it is not of this dataset."""
@@ -149,20 +172,20 @@ class IndexedVolumes(VolumeDataset):
     def left_out(self, scan: Scan) -> str:
         """Why ``scan`` is not used, or "" when it is."""
         if self.expected.lesion and LESION not in scan.files:
-            return "it has no lesion mask, so it can neither teach what is healthy nor be scored"
+            return "it has no lesion mask, so it can neither be trained on nor be scored"
         return ""
 
     def healthy(self, scan: Scan) -> str:
-        """Why ``scan`` counts as healthy without a lesion mask; "" when nobody says so."""
-        return ""
+        """Why ``scan`` counts as healthy without a lesion mask; "" where nothing says so."""
+        return self.expected.healthy
 
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether the distribution gives no mask for ``scan``."""
         return False
 
-    @abstractmethod
     def companion_of(self, modality: str) -> str:
-        """The modality whose brain mask and registration serve ``modality`` ("" when it has its own)."""
+        """The modality whose brain mask and registration serve ``modality``, which may be itself."""
+        return self.expected.companion or modality
 
     # -- what is there -----------------------------------------------------------------------------------------------
 
@@ -180,41 +203,43 @@ class IndexedVolumes(VolumeDataset):
                 downloaded or encrypted.
         """
         root = self._root()
-        below = walk(root, tars=self.tars)
+        found = find_files(root, tars=self.tars)
         families: dict[str, list[str]] = defaultdict(list)
         groups: dict[tuple[str, str], list[tuple[Named, File]]] = defaultdict(list)
         unused = []
-        for path, file in below.volumes.items():
-            mine = self.named(path)
-            if mine is not None and mine.kind:
-                groups[mine.subject, mine.session].append((mine, file))
+        for path, file in found.volumes.items():
+            name = self.named(path)
+            if name is not None and name.kind:
+                groups[name.subject, name.session].append((name, file))
             else:
                 unused.append(path)
             if self.family and (known := recognise(path)):
                 families[known.family].append(path)
-        strangers = {family: paths for family, paths in families.items() if family != self.family}
+        others = {family: paths for family, paths in families.items() if family != self.family}
         if not groups:
-            raise self._nothing(root, below, strangers)
-        if strangers:
-            raise self._mixed(root, {**strangers, self.family: families[self.family]})
-        scans: list[Scan] = []
-        duplicates: list[tuple[File, File]] = []
-        conflicts: list[tuple[Scan, File, File, str]] = []
-        for (subject, session), found in sorted(groups.items()):
+            raise self._nothing(root, found, others)
+        if others:
+            raise self._mixed(root, families)
+        index = Index([], [], [], unused, found)
+        for (subject, session), members in sorted(groups.items()):
             files: dict[str, File] = {}
-            site = next((name.site for name, _ in found if name.site), "")
+            site = next((name.site for name, _ in members if name.site), "")
             scan = Scan(subject, session, site, files, self.flags_of(subject))
-            for name, file in sorted(found, key=lambda pair: (pair[1].name, str(pair[1]))):
+            for name, file in sorted(members, key=lambda pair: (pair[1].name, str(pair[1]))):
                 first = files.setdefault(name.kind, file)
                 if first is not file and _same_content(first, file):
-                    duplicates.append((first, file))
+                    index.duplicates.append((first, file))
                 elif first is not file:
-                    conflicts.append((scan, first, file, name.kind))
-            scans.append(scan)
-        return Index(scans, duplicates, conflicts, unused, below)
+                    index.conflicts.append((scan, first, file, name.kind))
+            index.scans.append(scan)
+        return index
+
+    @property
+    def _expected_there(self) -> str:
+        return f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
 
     def _root(self) -> Path:
-        expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
+        expected = self._expected_there
         if self.root is None:
             raise UserError(f"The dataset {self.info.name} needs a data root. {expected}")
         if not self.root.exists():
@@ -224,19 +249,18 @@ class IndexedVolumes(VolumeDataset):
             raise UserError(f"The data root {self.root} is a file, expected a folder. {expected}")
         return self.root
 
-    def _nothing(self, root: Path, below: Walk, strangers: Mapping[str, list[str]]) -> UserError:
+    def _nothing(self, root: Path, below: FoundFiles, others: Mapping[str, list[str]]) -> UserError:
         """Why a root without a single file of this dataset is not usable."""
-        expected = f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
+        expected = self._expected_there
         title = TITLES.get(self.family, self.info.name)
-        for family, paths in strangers.items():
-            hint = (
-                f"use --dataset {family}" if family in ("ixi", "atlas", "brats21") else "it has no adapter of its own"
-            )
-            if family == "brats23" and self.family == "brats21":
+        for family, paths in others.items():
+            hint = "it has no adapter of its own"
+            if family in ("ixi", "atlas", "brats21"):
+                hint = f"use --dataset {family}"
+            elif family == "brats23" and self.family == "brats21":
                 hint = "it holds the patients of BraTS'21 with other labels (3 is the enhancing tumour), and only one of the two may be used"
-            return UserError(
-                f"No {title} file in {root}: this looks like {TITLES[family]} ({paths[0]}); {hint}. {expected}"
-            )
+            looks = f"this looks like {TITLES[family]} ({paths[0]}); {hint}"
+            return UserError(f"No {title} file in {root}: {looks}. {expected}")
         for archive in [*below.partial, *below.archives]:
             refuse_unreadable(archive)
             return UserError(
@@ -256,9 +280,8 @@ class IndexedVolumes(VolumeDataset):
             )
         if below.broken:
             return UserError(f"{root} holds only links that lead nowhere, such as {below.broken[0]}. {expected}")
-        return UserError(
-            f"No NIfTI file in {root}, which holds {below.others + len(below.pictures) or 'no'} other files. {expected}"
-        )
+        others_there = below.others + len(below.pictures) or "no"
+        return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
 
     def _mixed(self, root: Path, families: Mapping[str, list[str]]) -> UserError:
         listed = " and ".join(f"{TITLES[f]} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
@@ -270,7 +293,7 @@ class IndexedVolumes(VolumeDataset):
 
     # -- what keeps it from being used -------------------------------------------------------------------------------
 
-    def faults(self) -> Iterator[Finding]:
+    def faults(self) -> Iterator[Issue]:
         """What is wrong with the files as a whole: ``data check`` lists everything, :meth:`discover` refuses the first error."""
         for scan, first, second, kind in self.index.conflicts:
             if self.excluded(scan):
@@ -283,7 +306,7 @@ class IndexedVolumes(VolumeDataset):
             else:
                 what = "mean the same scan and sequence"
             message = f"{first} and {second} {what}: {remedy}, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
-            yield Finding("error", "conflict", scan.id, str(second), message)
+            yield issues.error("conflict", second, message, scan.id)
 
     def excluded(self, scan: Scan) -> bool:
         """Whether the user left ``scan`` out."""
@@ -306,7 +329,7 @@ class IndexedVolumes(VolumeDataset):
         return self._drawn(usable, self.params.val_share, self.params.test_share)
 
     def _drawn(self, scans: list[Scan], val: float, test: float) -> dict[str, Split]:
-        """A role for every patient, drawn under the first of the names that he has here."""
+        """A role for every patient, drawn under the first of the names that the patient has here."""
         names: dict[str, str] = {}
         sites = {names.setdefault(person(scan.subject), scan.subject): scan.site for scan in scans}
         roles = splits.assign(sites, val, test, self.params.split_seed, self.info.name)
@@ -323,8 +346,11 @@ class IndexedVolumes(VolumeDataset):
     def _chosen(self, modality: str) -> tuple[list[Case], list[str]]:
         if modality not in self.available():
             raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
-        self._check_excluded()
-        refuse(self.faults())
+        known = {name for scan in self.index.scans for name in (scan.subject, scan.id)}
+        for name in self.params.exclude:
+            if name not in known:
+                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
+        issues.refuse(self.faults())
         sessions = Counter(scan.subject for scan in self.index.scans)
         cases, remarks = [], []
         for scan in self.index.scans:
@@ -359,12 +385,6 @@ class IndexedVolumes(VolumeDataset):
             return f"it has no {modality}"
         return self.left_out(scan)
 
-    def _check_excluded(self) -> None:
-        known = {name for scan in self.index.scans for name in (scan.subject, scan.id)}
-        for name in self.params.exclude:
-            if name not in known:
-                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
-
     # -- what is in it -----------------------------------------------------------------------------------------------
 
     def read(self, case: Case, modality: str) -> RawVolume:
@@ -390,46 +410,32 @@ class IndexedVolumes(VolumeDataset):
             )
         return raw
 
-    def _mask(self, file: File | None, image: nifti.Volume, source: File) -> np.ndarray | None:
+    def _mask(self, file: File | None, image: nifti.NiftiVolume, source: File) -> np.ndarray | None:
         """The decoded mask, on the image's grid; the last one is kept for the next modality of the same case."""
         if file is None:
             return None
-        last: tuple[File, nifti.Volume] | None = self.__dict__.get("_last_mask")
+        last: tuple[File, nifti.NiftiVolume] | None = self.__dict__.get("_last_mask")
         mask = last[1] if last is not None and last[0] == file else nifti.read(file)
         self.__dict__["_last_mask"] = (file, mask)
-        apart = off_grid(mask.header, image.header)
-        if apart:
-            raise UserError(f"{file} does not lie on the grid of its image {source.name}: {apart}.")
-        return integers(mask.data, file)
+        if difference := nifti.off_grid(mask.header, image.header):
+            raise UserError(f"{file} does not lie on the grid of its image {source.name}: {difference}.")
+        return whole_numbers(mask.data, file)
 
 
-def off_grid(mask: nifti.Header, image: nifti.Header) -> str:
-    """How the grids of a mask and its image differ, "" when they are the same."""
-    if mask.shape != image.shape:
-        return f"{_by(mask.shape)} voxels against {_by(image.shape)}"
-    apart = nifti.displacement(mask.affine, image.affine, image.shape)
-    if apart > GRID_TOLERANCE * min(image.zooms):
-        return f"its affine puts a corner {apart:.1f} mm away from the image's ({mask.orientation} against {image.orientation})"
-    return ""
-
-
-def integers(data: np.ndarray, file: File) -> np.ndarray:
+def whole_numbers(data: np.ndarray, file: File) -> np.ndarray:
     """``data`` as integers.
 
     Raises:
-        UserError: a value is no integer: names the file and the value.
+        UserError: a value differs from a whole number by more than :data:`LABEL_TOLERANCE`: names the file and the value.
     """
     if data.dtype.kind in "iub":
         return data
     rounded = np.rint(data)
-    if not np.array_equal(rounded, data):
-        value = float(data[rounded != data][0])
+    wrong = np.abs(data - rounded) > LABEL_TOLERANCE
+    if wrong.any():
+        value = float(data[wrong][0])
         raise UserError(f"{file} holds the value {value:g}, expected whole numbers: it is not a label mask.")
-    return rounded.astype(np.int16)
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+    return np.asarray(rounded, np.int16)
 
 
 def _same_content(one: File, other: File) -> bool:
@@ -438,7 +444,7 @@ def _same_content(one: File, other: File) -> bool:
         return False
     try:
         return nifti.checksum(one) == nifti.checksum(other)
-    except nifti.NiftiError:
+    except FileError:
         return read_bytes(one) == read_bytes(other)
 
 

@@ -1,43 +1,44 @@
-"""Files that lie on disk or inside a tar archive, read the same way; archives that cannot be read are told apart.
+"""Files on disk and inside uncompressed tar archives, read the same way; and unpacking of all other archives.
 
 An uncompressed tar is read in place: its members are indexed once, after that a member is a range of bytes.
 """
 
 from __future__ import annotations
 
+import gzip
 import hashlib
-import os
+import lzma
+import shutil
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TypeAlias
+from typing import IO, TypeAlias
 
+from adbench.context import Progress
 from adbench.errors import UserError
+from adbench.utils.files import replacing
 
-PARTIAL = (
-    ".part",
-    ".partial",
-    ".crdownload",
-    ".download",
-    ".aria2",
-    ".tmp",
-    ".!ut",
-)  # what downloads in progress end with
-ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".gpg", ".enc")
+# What the names of unfinished downloads end with.
+PARTIAL = (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp", ".!ut")
+_ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".gpg", ".enc")
 _ENCRYPTED = (b"Salted__", b"U2FsdGVkX1")  # openssl enc, raw and base64
+_COMPRESSED = (b"\x1f\x8b", b"PK", b"BZ", b"\xfd7zXZ\0")
+_BLOCK = 1 << 20
 
 
-@dataclass(frozen=True)
-class State:
-    """What is known of a member without reading it, named as :func:`os.stat` names it."""
+class FileError(UserError):
+    """A file that is not what it should be; ``code`` is the code of the issue in ``adbench data check``."""
 
-    st_size: int
-    st_mtime_ns: int
-    st_ctime_ns: int
-    st_ino: int
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+    def __reduce__(self) -> tuple[type[FileError], tuple[str, str]]:
+        return type(self), (self.code, str(self))  # errors come back from worker processes
 
 
 @dataclass(frozen=True, order=True)
@@ -61,11 +62,6 @@ class Member:
         """The file name without its folders."""
         return PurePosixPath(self.path).name
 
-    def stat(self) -> State:
-        """Its own size and the rest of its archive."""
-        archive = self.archive.stat()
-        return State(self.size, archive.st_mtime_ns, archive.st_ctime_ns, archive.st_ino)
-
     def __str__(self) -> str:
         return f"{self.archive}:{self.path}"
 
@@ -77,9 +73,9 @@ def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
     """``count`` bytes of ``file`` from ``start``, or all of them.
 
     Raises:
-        UserError: it is missing or cannot be read; names the file and the reason.
+        FileError: it is missing or cannot be read; names the file and the reason.
     """
-    with reading(file):
+    with _reading(file):
         if isinstance(file, Member):
             left = max(0, file.size - start)
             wanted = left if count is None else min(count, left)
@@ -87,7 +83,7 @@ def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
                 archive.seek(file.offset + start)
                 content = archive.read(wanted)
             if len(content) < wanted:
-                raise UserError(f"{file} cannot be read: the archive was cut off after it was indexed.")
+                raise FileError("unreadable", f"{file} cannot be read: the archive was cut off after it was indexed.")
             return content
         with open(file, "rb", buffering=0 if count is not None else -1) as plain:
             plain.seek(start)
@@ -95,95 +91,84 @@ def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
 
 
 def state_of(file: File) -> dict[str, int]:
-    """What tells a file from another one, or from itself before it was written to, without reading it.
+    """What distinguishes a file from another one, or from an earlier version of itself, without reading it.
 
     Size and modification time alone do not: a copy may keep both. The time of the last change of the file's entry
-    (ctime) cannot be set, and a file that took another one's place has an inode of its own.
+    (ctime) cannot be set, and a file that replaced another one has an inode of its own.
 
     Returns:
-        ``bytes``, ``mtime_ns``, ``ctime_ns``, ``inode``.
+        ``bytes`` (of a member: its own; the rest is that of its archive), ``mtime_ns``, ``ctime_ns``, ``inode``.
     """
-    state = file.stat()
+    state = (file.archive if isinstance(file, Member) else file).stat()
     return {
-        "bytes": state.st_size,
+        "bytes": file.size if isinstance(file, Member) else state.st_size,
         "mtime_ns": state.st_mtime_ns,
         "ctime_ns": state.st_ctime_ns,
         "inode": state.st_ino,
     }
 
 
+def size_of(file: File) -> int:
+    """Bytes of ``file`` as it is stored.
+
+    Raises:
+        FileError: it is missing or may not be read.
+    """
+    with _reading(file):
+        return state_of(file)["bytes"]
+
+
 def digest_of(file: File) -> str:
     """SHA-256 of the bytes of ``file``."""
     if isinstance(file, Member):
         return hashlib.sha256(read_bytes(file)).hexdigest()
-    with reading(file), open(file, "rb") as plain:
+    with _reading(file), open(file, "rb") as plain:
         return hashlib.file_digest(plain, "sha256").hexdigest()
 
 
 @contextmanager
-def reading(file: File) -> Iterator[None]:
-    """Turn an operating-system error while reading ``file`` into a ``UserError``."""
+def _reading(file: File) -> Iterator[None]:
+    """Turn an operating-system error while reading ``file`` into a ``FileError``."""
     try:
         yield
     except OSError as error:
-        raise UserError(f"{file} cannot be read: {error.strerror or error}.") from None
+        raise FileError("unreadable", f"{file} cannot be read: {error.strerror or error}.") from None
+
+
+@contextmanager
+def _whole(archive: Path) -> Iterator[None]:
+    """Turn whatever a damaged archive raises into one sentence."""
+    try:
+        yield
+    except NotImplementedError as error:  # zip knows compressions that Python does not, Deflate64 of Windows for one
+        raise UserError(
+            f"{archive} cannot be unpacked here ({error}): unpack it with 7-Zip or a similar tool."
+        ) from None
+    except (
+        tarfile.TarError,
+        zipfile.BadZipFile,
+        gzip.BadGzipFile,
+        lzma.LZMAError,
+        zlib.error,
+        EOFError,
+        ValueError,
+    ) as error:
+        raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
 
 
 def is_archive(name: str) -> bool:
-    """Whether a file of this name is an archive, a download in progress included."""
+    """Whether a file of this name is an archive, an unfinished download of one included."""
     lower = name.lower()
     for ending in PARTIAL:
         lower = lower.removesuffix(ending)
-    return lower.endswith(ARCHIVES)
-
-
-def members(archive: Path) -> list[Member]:
-    """Every regular file of an uncompressed tar, in its order.
-
-    Raises:
-        UserError: the archive is half downloaded, encrypted, compressed or no tar at all; says what to do.
-    """
-    refuse_unreadable(archive)
-    with reading(archive), open(archive, "rb") as raw:
-        first = raw.read(512)
-        size = os.fstat(raw.fileno()).st_size
-    if first[:2] in (b"\x1f\x8b", b"PK", b"BZ") or first[:6] == b"\xfd7zXZ\0":
-        raise UserError(
-            f"{archive} is a compressed archive, which cannot be read in place: unpack it once with "
-            f"`adbench data unpack '{archive}' --out DIR`."
-        )
-    try:
-        with tarfile.open(archive, "r:") as tar:
-            found = [
-                Member(archive, info.name, info.offset_data, info.size)
-                for info in tar
-                if info.isreg() and not info.sparse
-            ]
-    except (tarfile.TarError, EOFError, ValueError) as error:
-        raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
-    except OSError as error:
-        raise UserError(f"{archive} cannot be read: {error.strerror or error}.") from None
-    if found and found[-1].offset + found[-1].size > size:
-        last = found[-1]
-        raise UserError(
-            f"{archive} is half downloaded: it has {size} bytes and its member {last.path} ends at byte "
-            f"{last.offset + last.size}. Download it again."
-        )
-    with open(archive, "rb") as raw:
-        raw.seek(max(0, size - 1024))
-        if raw.read().strip(b"\0"):
-            raise UserError(
-                f"{archive} is half downloaded: it has {size} bytes and no end mark after its {len(found)} files. "
-                "Download it again."
-            )
-    return found
+    return lower.endswith(_ARCHIVES)
 
 
 def refuse_unreadable(archive: Path) -> None:
     """Refuse an archive that no tool can open as it is.
 
     Raises:
-        UserError: a download in progress, an empty file, or an encrypted archive.
+        UserError: an unfinished download, an empty file, or an encrypted archive.
     """
     lower = archive.name.lower()
     if lower.endswith(PARTIAL):
@@ -196,13 +181,120 @@ def refuse_unreadable(archive: Path) -> None:
             f"{archive} is encrypted: decrypt it with the command and password that its provider sent you, then unpack it."
         )
     if first[:2] == b"PK":
-        try:
-            with zipfile.ZipFile(archive) as zipped:
-                locked = next((info.filename for info in zipped.infolist() if info.flag_bits & 1), None)
-        except (zipfile.BadZipFile, ValueError) as error:
-            raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
+        with _reading(archive), _whole(archive), zipfile.ZipFile(archive) as zipped:
+            locked = next((info.filename for info in zipped.infolist() if info.flag_bits & 1), None)
         if locked:
             raise UserError(
                 f"{archive} is encrypted (its member {locked} needs a password): unpack it with the password that its "
                 "provider sent you."
             )
+
+
+def members(archive: Path) -> list[Member]:
+    """Every regular file of an uncompressed tar, in its order.
+
+    Raises:
+        UserError: the archive is half downloaded, encrypted, compressed or no tar at all; says what to do.
+    """
+    refuse_unreadable(archive)
+    if read_bytes(archive, 0, 6).startswith(_COMPRESSED):
+        raise UserError(
+            f"{archive} is a compressed archive, which cannot be read in place: unpack it once with "
+            f"`adbench data unpack '{archive}' --out DIR`."
+        )
+    with _reading(archive), _whole(archive), tarfile.open(archive, "r:") as tar:
+        found = [
+            Member(archive, info.name, info.offset_data, info.size) for info in tar if info.isreg() and not info.sparse
+        ]
+    size = size_of(archive)
+    if found and found[-1].offset + found[-1].size > size:
+        last = found[-1]
+        what = f"its member {last.path} ends at byte {last.offset + last.size}"
+    elif read_bytes(archive, max(0, size - 1024)).strip(b"\0"):
+        what = f"no end mark after its {len(found)} files"
+    else:
+        return found
+    raise UserError(f"{archive} is half downloaded: it has {size} bytes and {what}. Download it again.")
+
+
+def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[int, list[Path]]:
+    """Unpack the regular files of a tar (also compressed) or zip below ``out``: whole files only.
+
+    A file that is there with the same content is kept, so that an interrupted run goes on. Links and devices inside the
+    archive are passed over.
+
+    Args:
+        archive: the file.
+        out: folder, made if need be.
+        progress: receives bytes of the archive's content.
+
+    Returns:
+        How many files lie there now, and which of them are archives themselves.
+
+    Raises:
+        UserError: missing, encrypted, half downloaded, damaged, of an unknown kind, or one of its members would land
+            outside ``out``.
+    """
+    archive, out, progress = Path(archive), Path(out), progress or Progress()
+    if not archive.is_file():
+        raise UserError(f"There is no archive {archive}.")
+    refuse_unreadable(archive)
+    count, nested = 0, []
+    with _whole(archive):
+        for name, size, content, done, total in _contents(archive):
+            try:
+                target = out / tarfile.data_filter(tarfile.TarInfo(name), str(out)).name
+            except tarfile.FilterError:
+                raise UserError(
+                    f"{archive} holds {name}, which would land outside {out}: the archive is not to be trusted."
+                ) from None
+            if not _is_there(target, size, content):
+                content.seek(0)
+                with replacing(target) as temporary, open(temporary, "wb") as file, content as source:
+                    shutil.copyfileobj(source, file, _BLOCK)
+                    if file.tell() != size:
+                        raise EOFError(f"{name} has {file.tell()} of {size} bytes")
+            count += 1
+            if is_archive(target.name):
+                nested.append(target)
+            progress.update(f"unpack {archive.name}", done, total)
+    return count, nested
+
+
+def _is_there(target: Path, size: int, content: IO[bytes]) -> bool:
+    """Whether ``target`` holds ``content``: archives of two releases may hold files of one name and size."""
+    if not (target.is_file() and target.stat().st_size == size):
+        return False
+    with open(target, "rb") as file:
+        while block := file.read(_BLOCK):
+            if content.read(len(block)) != block:
+                return False
+    return True
+
+
+def _contents(archive: Path) -> Iterator[tuple[str, int, IO[bytes], int, int]]:
+    """(name, size, content, how far through the archive in bytes, of how many) of every regular file."""
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as zipped:
+            infos = [info for info in zipped.infolist() if not info.is_dir()]
+            total, done = sum(info.file_size for info in infos), 0
+            for info in infos:
+                done += info.file_size
+                yield info.filename, info.file_size, zipped.open(info), done, total
+        return
+    try:
+        tar = tarfile.open(archive, "r:*")
+    except tarfile.ReadError as error:
+        raise UserError(
+            f"{archive} is no tar or zip archive, or damaged ({str(error).splitlines()[0]}): unpack it with the tool it was made with."
+        ) from None
+    whole = size_of(archive)
+    with tar:
+        plain = read_bytes(archive, 257, 5) == b"ustar"
+        if plain:
+            members(archive)  # one that was cut between two members reads like a smaller one
+        for member in tar:
+            content = tar.extractfile(member) if member.isreg() else None
+            if content is not None:
+                done = member.offset_data + member.size if plain else 0
+                yield member.name, member.size, content, min(done, whole), whole

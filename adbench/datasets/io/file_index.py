@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,21 +13,19 @@ from adbench.errors import UserError
 
 
 @dataclass
-class Walk:
-    """What lies below a root.
+class FoundFiles:
+    """What lies below a root; every list is sorted.
 
     Attributes:
-        volumes: path below the root (with ``/``) -> file, sorted; a member of a tar has the archive's name as a folder.
-        tables: paths of spreadsheets and text tables.
+        volumes: path below the root (with ``/``) -> file; a member of a tar has the archive's name as a folder.
         archives: archives that were not opened.
         broken: links that lead nowhere.
-        partial: downloads in progress.
+        partial: unfinished downloads.
         pictures: PNG files.
         others: how many other files there are.
     """
 
     volumes: dict[str, File] = field(default_factory=dict)
-    tables: list[Path] = field(default_factory=list)
     archives: list[Path] = field(default_factory=list)
     broken: list[Path] = field(default_factory=list)
     partial: list[Path] = field(default_factory=list)
@@ -36,43 +33,40 @@ class Walk:
     others: int = 0
 
 
-def walk(root: Path, *, tars: bool = False) -> Walk:
-    """Walk ``root``; links are followed, a folder that was seen before is not entered again, hidden files are passed over.
+def find_files(root: Path, *, tars: bool = False) -> FoundFiles:
+    """Find every file below ``root``: links are followed, no folder is entered twice, hidden files are passed over.
 
     Args:
-        root: a folder, or a tar archive.
+        root: a folder, or an archive.
         tars: whether to look into uncompressed tar archives.
 
     Raises:
         UserError: a folder cannot be read, or (with ``tars``) a tar is damaged, half downloaded or compressed.
     """
-    found = Walk()
+    found = FoundFiles()
     if root.is_file():
         _add_archive(found, root, "", tars)
-    else:
-        seen: set[tuple[int, int]] = set()
-        pending = [(str(root), "")]
-        while pending:
-            folder, below = pending.pop()
-            try:
-                state = Path(folder).stat()
-                if (state.st_dev, state.st_ino) in seen:
-                    continue
-                seen.add((state.st_dev, state.st_ino))
-                with os.scandir(folder) as entries:
-                    for entry in entries:
-                        if entry.name.startswith("."):
-                            continue
-                        if _is_folder(entry):
-                            pending.append((entry.path, f"{below}{entry.name}/"))
-                        else:
-                            _add(found, entry, f"{below}{entry.name}", tars)
-            except OSError as error:
-                raise UserError(
-                    f"The folder {folder} cannot be read: {error.strerror}. Mend its permissions."
-                ) from None
+    seen: set[tuple[int, int]] = set()
+    pending = [] if root.is_file() else [(str(root), "")]
+    while pending:
+        folder, below = pending.pop()
+        try:
+            state = Path(folder).stat()
+            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+        except OSError as error:
+            raise UserError(f"The folder {folder} cannot be read: {error.strerror}. Correct its permissions.") from None
+        if (state.st_dev, state.st_ino) in seen:
+            continue
+        seen.add((state.st_dev, state.st_ino))
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if _is_folder(entry):
+                pending.append((entry.path, f"{below}{entry.name}/"))
+            else:
+                _add(found, entry, f"{below}{entry.name}", tars)
     found.volumes = dict(sorted(found.volumes.items()))
-    for paths in (found.tables, found.archives, found.broken, found.partial, found.pictures):
+    for paths in (found.archives, found.broken, found.partial, found.pictures):
         paths.sort()
     return found
 
@@ -80,13 +74,11 @@ def walk(root: Path, *, tars: bool = False) -> Walk:
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
         return entry.is_dir()
-    except OSError as error:
-        if error.errno == errno.ELOOP:  # a link to itself leads nowhere
-            return False
-        raise
+    except OSError:  # a link to itself leads nowhere
+        return False
 
 
-def _add(found: Walk, entry: os.DirEntry[str], below: str, tars: bool) -> None:
+def _add(found: FoundFiles, entry: os.DirEntry[str], below: str, tars: bool) -> None:
     path, lower = Path(entry.path), entry.name.lower()
     if entry.is_symlink() and not path.exists():
         found.broken.append(path)
@@ -96,15 +88,13 @@ def _add(found: Walk, entry: os.DirEntry[str], below: str, tars: bool) -> None:
         found.partial.append(path)
     elif archive.is_archive(lower):
         _add_archive(found, path, f"{below}/", tars)
-    elif lower.endswith((".xls", ".xlsx", ".csv", ".tsv")):
-        found.tables.append(path)
     elif lower.endswith(".png"):
         found.pictures.append(path)
     else:
         found.others += 1
 
 
-def _add_archive(found: Walk, path: Path, below: str, tars: bool) -> None:
+def _add_archive(found: FoundFiles, path: Path, below: str, tars: bool) -> None:
     if not (tars and path.name.lower().endswith(".tar")):
         found.archives.append(path)
         return

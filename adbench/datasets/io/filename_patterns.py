@@ -1,10 +1,12 @@
-"""What file names of known datasets say: which dataset, who, where, which sequence. Paths are not parsed beyond the
-last two parts, so a layout may lie at any depth."""
+"""What file names say: which known dataset, which patient and visit, which site, which sequence.
+
+Paths are not parsed beyond the last two parts, so a layout may lie at any depth.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
@@ -18,7 +20,6 @@ TITLES = {
     "brats23": "BraTS2023-GLI",
     "brats23-other": "BraTS2023 (not glioma)",
 }
-SITES_IXI = {"Guys": "Guy's", "HH": "HH", "IOP": "IOP"}
 
 
 @dataclass(frozen=True)
@@ -40,64 +41,25 @@ class Named:
     kind: str
 
 
-_BRATS = {"t1": "T1", "t1ce": "T1CE", "t2": "T2", "flair": "FLAIR", "seg": LESION}
-_BRATS23 = {"t1n": "T1", "t1c": "T1CE", "t2w": "T2", "t2f": "FLAIR", "seg": LESION}
+_IXI_SITES = {"Guys": "Guy's", "HH": "HH", "IOP": "IOP"}
+_KINDS = {"t1": "T1", "t1n": "T1", "t1ce": "T1CE", "t1c": "T1CE", "t2": "T2", "t2w": "T2", "flair": "FLAIR", "t2f": "FLAIR", "pd": "PD", "seg": LESION}  # fmt: skip
 _END = r"\.nii(?:\.gz)?$"
-
-
-def _ixi(match: re.Match[str], parent: str) -> Named:
-    kind = match["kind"] if match["kind"] in ("T1", "T2", "PD") else ""
-    return Named("ixi", match["subject"], f"{match['site']}-{match['scan']}", SITES_IXI[match["site"]], kind)
-
-
-def _atlas(match: re.Match[str], parent: str) -> Named | None:
-    rest, folder = match["rest"] or "", parent.lower()
-    if rest.endswith("_mask") or (not rest and folder == "masks"):
-        kind = LESION if not rest or "lesion" in rest.lower() else ""
-    elif rest.endswith("_T1w") or (not rest and folder == "images"):
-        kind = "T1"
-    else:
-        return None
-    return Named("atlas", f"sub-{match['site']}{match['number']}", match["session"] or "", match["site"], kind)
-
-
-def _brats(family: str) -> Callable[[re.Match[str], str], Named]:
-    return lambda match, parent: Named(family, match["subject"], "", "", _BRATS[match["kind"].lower()])
-
-
-def _brats23(match: re.Match[str], parent: str) -> Named:
-    family = "brats23" if match["task"] == "GLI" else "brats23-other"
-    return Named(family, match["subject"], match["session"], "", _BRATS23[match["kind"].lower()])
-
-
-_PATTERNS: list[tuple[re.Pattern[str], Callable[[re.Match[str], str], Named | None]]] = [
-    (
-        re.compile(r"^(?P<subject>IXI\d{3})-(?P<site>Guys|HH|IOP)-(?P<scan>\d{4})-(?P<kind>[A-Z0-9]+)(?:-\d+)?" + _END),
-        _ixi,
+_BRATS = r"(?P<kind>t1|t1ce|t2|flair|seg)" + _END
+_BRATS23 = r"\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)" + _END
+_FAMILIES = {
+    "ixi": re.compile(
+        r"(?P<subject>IXI\d{3})-(?P<session>(?P<site>Guys|HH|IOP)-\d{4})-(?P<kind>[A-Z0-9]+)(?:-\d+)?" + _END
     ),
-    (
-        re.compile(
-            r"^sub-(?P<site>r\d{3})(?P<number>s\d{3})(?:_(?P<session>ses-[A-Za-z0-9]+))?"
-            r"(?P<rest>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*_[A-Za-z0-9]+)?" + _END
-        ),
-        _atlas,
-    ),
-    (re.compile(r"^(?P<subject>BraTS2021_\d{5})_(?P<kind>t1|t1ce|t2|flair|seg)" + _END), _brats("brats21")),
-    (
-        re.compile(r"^(?P<subject>BraTS20_(?:Training|Validation)_\d{3})_(?P<kind>t1|t1ce|t2|flair|seg)" + _END),
-        _brats("brats20"),
-    ),
-    (
-        re.compile(r"^(?P<subject>Brats1[789]_\w+?)_(?P<kind>t1|t1ce|t2|flair|seg)" + _END, re.IGNORECASE),
-        _brats("brats19"),
-    ),
-    (
-        re.compile(
-            r"^(?P<subject>BraTS-(?P<task>[A-Z]+)-\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)" + _END
-        ),
-        _brats23,
-    ),
-]
+    "brats21": re.compile(r"(?P<subject>BraTS2021_\d{5})_" + _BRATS),
+    "brats20": re.compile(r"(?P<subject>BraTS20_(?:Training|Validation)_\d{3})_" + _BRATS),
+    "brats19": re.compile(r"(?P<subject>Brats1[789]_\w+?)_" + _BRATS, re.IGNORECASE),
+    "brats23": re.compile(r"(?P<subject>BraTS-GLI-" + _BRATS23),
+    "brats23-other": re.compile(r"(?P<subject>BraTS-[A-Z]+-" + _BRATS23),
+}
+_ATLAS = re.compile(
+    r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9]+))?"
+    r"(?P<rest>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*_[A-Za-z0-9]+)?" + _END
+)
 
 
 def recognise(path: str) -> Named | None:
@@ -106,28 +68,41 @@ def recognise(path: str) -> Named | None:
     Args:
         path: of the file, with ``/``; of its folders only the last is looked at.
     """
-    parts = PurePosixPath(path).parts
-    parent = parts[-2] if len(parts) > 1 else ""
-    for pattern, read in _PATTERNS:
-        if match := pattern.match(parts[-1]):
-            return read(match, parent)
-    return None
+    *_, parent, name = ("", *PurePosixPath(path).parts)
+    for family, pattern in _FAMILIES.items():
+        if match := pattern.match(name):
+            found = match.groupdict("")
+            site = _IXI_SITES.get(found.get("site", ""), "")
+            return Named(
+                family, found["subject"], found.get("session", ""), site, _KINDS.get(found["kind"].lower(), "")
+            )
+    match = _ATLAS.match(name)
+    if match is None:
+        return None
+    rest, parent = match["rest"] or "", parent.lower()
+    if rest.endswith("_mask") or (not rest and parent == "masks"):
+        kind = LESION if not rest or "lesion" in rest.lower() else ""
+    elif rest.endswith("_T1w") or (not rest and parent == "images"):
+        kind = "T1"
+    else:
+        return None
+    return Named("atlas", match["subject"], match["session"] or "", match["site"], kind)
 
 
 # What a name says after the patient: a session, a visit, a time point, in BIDS and in the releases with visits of their own.
-_VISITS = (
-    re.compile(r"^(?P<subject>BraTS[-_][a-z]+(?:[-_]RT)?[-_]\d+)[-_](?P<visit>\d{1,3})$", re.IGNORECASE),
-    re.compile(r"^(?P<subject>IXI\d{3})[-_](?P<visit>.+)$", re.IGNORECASE),
-    re.compile(r"^(?P<subject>Brats1[789]_.+)_(?P<visit>\d+)$", re.IGNORECASE),
-    re.compile(r"^(?P<subject>UPENN-GBM-\d+)_(?P<visit>\d+)$", re.IGNORECASE),
-    re.compile(r"^(?P<subject>OAS\d+(?:[-_]\d+)?)[-_](?P<visit>MR[-_]?d?\d+)$", re.IGNORECASE),
-    re.compile(
+_VISITS = [
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"^(?P<subject>BraTS[-_][a-z]+(?:[-_]RT)?[-_]\d+)[-_](?P<visit>\d{1,3})$",
+        r"^(?P<subject>IXI\d{3})[-_](?P<visit>.+)$",
+        r"^(?P<subject>Brats1[789]_.+)_(?P<visit>\d+)$",
+        r"^(?P<subject>UPENN-GBM-\d+)_(?P<visit>\d+)$",
+        r"^(?P<subject>OAS\d+(?:[-_]\d+)?)[-_](?P<visit>MR[-_]?d?\d+)$",
         r"^(?P<subject>sub-[a-z0-9]+)_(?P<visit>(?:ses|acq|run)-[a-z0-9]+(?:_(?:acq|run)-[a-z0-9]+)*)(?:_.*)?$",
-        re.IGNORECASE,
-    ),
-)
-# What people append everywhere else. A word says by itself that it is no part of the patient's name; a letter or a date is
-# one only after a name with a number, for "sub-T01" is a patient, and so is the fifth volunteer of "site2_v05".
+    )
+]
+# What is appended everywhere else. A word says by itself that it is no part of the patient's name; a letter or a date does
+# so only after a name with a number, because "sub-T01" is a patient, and so is the fifth volunteer of "site2_v05".
 _NUMBER = r"[-_]?\d+(?:[-_]\d+)*[a-z]?"
 _SUFFIX = re.compile(
     r"^(?P<subject>.+?)[-_. ](?:(?P<word>ses-[a-z0-9]+"
@@ -137,32 +112,34 @@ _SUFFIX = re.compile(
     r"|(?P<date>(?:19|20)\d\d(?P<bar>[-_.]?)(?:0[1-9]|1[0-2])(?P=bar)(?:0[1-9]|[12]\d|3[01])))$",
     re.IGNORECASE,
 )
-_KINDS = re.compile(
+_NO_PATIENT = re.compile(
     r"^(?:sub|subj|subject|pat|patient|pt|p|s|case|id|mrn|anon|control|volunteer|scan|exam|study|image|img|vol|volume|brain"
     r"|(?:site|cent(?:er|re)|hospital|hosp|scanner|group|cohort|arm)[-_]?\w*)$",
     re.IGNORECASE,
 )
 # Releases that know one patient by another name or by a part of it; any other patient is the name itself.
-_PERSONS = (
-    (re.compile(r"^BraTS(?:2021[-_]|[-_]GLI[-_])(\d+)$", re.IGNORECASE), "brats glioma {}"),
-    (
-        re.compile(r"^BraTS[-_]([a-z]+?)s?(?:[-_](RT))?[-_](\d+)$", re.IGNORECASE),
-        "brats {} {} {}",
+_PERSONS = {
+    "brats glioma {}": re.compile(r"^BraTS(?:2021[-_]|[-_]GLI[-_])(\d+)$", re.IGNORECASE),
+    "brats {} {} {}": re.compile(
+        r"^BraTS[-_]([a-z]+?)s?(?:[-_](RT))?[-_](\d+)$", re.IGNORECASE
     ),  # PED is PEDs elsewhere
-    (re.compile(r"^BraTS1[789]_(.+)$", re.IGNORECASE), "brats {}"),
-    (re.compile(r"^IXI[-_]?(\d+)$", re.IGNORECASE), "ixi {}"),
-)
+    "brats {}": re.compile(r"^BraTS1[789]_(.+)$", re.IGNORECASE),
+    "ixi {}": re.compile(r"^IXI[-_]?(\d+)$", re.IGNORECASE),
+}
 _ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
-_COLLECTIONS = (
-    (re.compile(r"^BraTS(?:2021[-_]|[-_]GLI[-_])\d", re.IGNORECASE), "BraTS'21 and BraTS2023-GLI"),
-    (re.compile(r"^BraTS20_", re.IGNORECASE), "BraTS'20"),
-    (re.compile(r"^BraTS1[789]_", re.IGNORECASE), "BraTS'17 to BraTS'19"),
-    (re.compile(r"^BraTS[-_]GoAT[-_]\d", re.IGNORECASE), "BraTS-GoAT"),
-    (re.compile(r"^BRATS_\d", re.IGNORECASE), "the brain tumours of the MSD (Task01)"),
-    (re.compile(r"^UCSF-PDGM-\d", re.IGNORECASE), "UCSF-PDGM"),
-    (re.compile(r"^UPENN-GBM-\d", re.IGNORECASE), "UPENN-GBM"),
-)
-_APART = {"UCSF-PDGM", "UPENN-GBM"}  # two hospitals: each overlaps with BraTS, not with the other
+_COLLECTIONS = {
+    name: re.compile(pattern, re.IGNORECASE)
+    for name, pattern in {
+        "BraTS'21 and BraTS2023-GLI": r"^BraTS(?:2021[-_]|[-_]GLI[-_])\d",
+        "BraTS'20": r"^BraTS20_",
+        "BraTS'17 to BraTS'19": r"^BraTS1[789]_",
+        "BraTS-GoAT": r"^BraTS[-_]GoAT[-_]\d",
+        "the brain tumours of the MSD (Task01)": r"^BRATS_\d",
+        "UCSF-PDGM": r"^UCSF-PDGM-\d",
+        "UPENN-GBM": r"^UPENN-GBM-\d",
+    }.items()
+}
+_UNRELATED = {"UCSF-PDGM", "UPENN-GBM"}  # two hospitals: each overlaps with BraTS, not with the other
 SECOND_SCANS = range(1538, 1657)  # numbers of BraTS'21 that are probably second scans of other patients
 _BRATS21 = re.compile(r"^(?:sub-)?BraTS2021[-_](\d+)$", re.IGNORECASE)
 
@@ -187,8 +164,8 @@ def split_visit(name: str) -> tuple[str, str]:
 
 
 def _is_patient(name: str, *, by_word: bool) -> bool:
-    """Whether ``name`` may be that of a patient, and not of a kind of names ("patient", "site2")."""
-    return not _KINDS.match(name) and (by_word or any(letter.isdigit() for letter in _bare(name)))
+    """Whether ``name`` may be that of a patient, and not a word for patients or places ("patient", "site2")."""
+    return not _NO_PATIENT.match(name) and (by_word or any(letter.isdigit() for letter in _bare(name)))
 
 
 def subject_of(case: str) -> str:
@@ -204,7 +181,7 @@ def person(name: str) -> str:
     families (GLI, MET, PED, MEN, SSA) are different patients.
     """
     subject = _bare(subject_of(name))
-    for pattern, known in _PERSONS:
+    for known, pattern in _PERSONS.items():
         if match := pattern.match(subject):
             subject = known.format(*(part or "" for part in match.groups()))
             break
@@ -242,14 +219,17 @@ def second_scan(subject: str) -> bool:
 
 
 def shared_patients(one: set[str], other: set[str]) -> tuple[str, str] | None:
-    """Two releases that share patients under names that cannot be told apart, one on each side; None when there are none.
+    """Two releases that share patients under names that do not show it, one on each side; None when there are none.
 
     BraTS'21 contains the patients of the earlier years under new numbers; the MSD, UCSF-PDGM and UPENN-GBM gave to BraTS.
     """
-    sides = [{name for pattern, name in _COLLECTIONS for s in side if pattern.match(_bare(s))} for side in (one, other)]
+    sides = [
+        {name for name, pattern in _COLLECTIONS.items() for s in side if pattern.match(_bare(s))}
+        for side in (one, other)
+    ]
     for mine in sorted(sides[0]):
         for theirs in sorted(sides[1]):
-            if mine != theirs and {mine, theirs} != _APART:
+            if mine != theirs and {mine, theirs} != _UNRELATED:
                 return mine, theirs
     return None
 

@@ -1,7 +1,7 @@
 """NIfTI files: the header alone in under a millisecond, or the voxels with the gzip decoded once.
 
-A file is a path or a member of a tar archive (:class:`adbench.datasets.io.archive.Member`); both give a name, a size and
-their bytes. Decoding uses ISA-L, several times faster than zlib, and holds a volume once in its stored type.
+A file is a path or a member of a tar archive (:class:`adbench.datasets.io.archive.Member`). nibabel interprets headers;
+gzip streams are inflated by ISA-L, several times faster than zlib, and a volume is held once in its stored type.
 """
 
 from __future__ import annotations
@@ -15,27 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from adbench.datasets.io.archive import File, read_bytes, reading
-from adbench.errors import UserError
+from adbench.datasets.io.archive import File, FileError, read_bytes, size_of
 from adbench.utils.files import replacing
 
 SUFFIXES = (".nii.gz", ".nii")
+_GZIP = b"\x1f\x8b"
 _FIRST = 16384  # compressed bytes that surely hold a header
-BLANK = 0.9  # share of zeros among probabilities of a lesion
-_BLOCK = 1 << 20  # uncompressed bytes that are looked at at a time
 _LONGEST = 540  # bytes of a NIfTI-2 header; one of NIfTI-1 has 348
-AGAIN = "Copy or download it again."
-
-
-class NiftiError(UserError):
-    """A file that is not what it should be; ``kind`` sorts it: unreadable, truncated, dtype, axes or nonfinite."""
-
-    def __init__(self, kind: str, message: str) -> None:
-        super().__init__(message)
-        self.kind = kind
-
-    def __reduce__(self) -> tuple[type[NiftiError], tuple[str, str]]:
-        return type(self), (self.kind, str(self))  # it may come back from a worker process
+_BLOCK = 1 << 20  # uncompressed bytes that are looked at at a time
+_MOSTLY_ZERO = 0.9  # share of zeros among probabilities of a lesion
+_FEW_VALUES = 16  # the most values of a label mask
+_GRID_TOLERANCE = 0.5  # voxels by which two grids may lie apart: rounding in headers, not another grid
+_AGAIN = "Copy or download it again."
 
 
 @dataclass(frozen=True)
@@ -77,71 +68,78 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Volume:
+class NiftiVolume:
     """A decoded volume.
 
     Attributes:
-        data: (X, Y, Z) in the stored axis order; the stored type, or float32 where the header scales or the file holds
-            64-bit floats. Read-only.
-        affine: (4, 4) float64 voxel to mm, RAS+.
+        data: (X, Y, Z) in the stored axis order, read-only; for its type see :func:`read`.
         header: what the file says.
     """
 
     data: np.ndarray
-    affine: np.ndarray
     header: Header
+
+    @property
+    def affine(self) -> np.ndarray:
+        """(4, 4) float64 voxel to mm, RAS+."""
+        return self.header.affine
 
 
 def read_header(file: File) -> Header:
     """The header of ``file``; reads its first bytes only.
 
     Raises:
-        UserError: missing, empty, not NIfTI, damaged, or its voxels are no real numbers; names the file.
+        FileError: missing, empty, not NIfTI, damaged, or its voxels are no real numbers; names the file.
     """
-    return parse_header(_first_bytes(file), file)
+    first = read_bytes(file, 0, _FIRST)
+    if first[:2] == _GZIP:
+        from isal import isal_zlib
+
+        try:
+            first = isal_zlib.decompressobj(31).decompress(first, _LONGEST)
+        except isal_zlib.IsalError as error:  # type: ignore[misc]
+            raise _damaged(file, error) from None
+    return _parse_header(first[:_LONGEST], file)
 
 
-def read(file: File) -> Volume:
+def read(file: File, *, finite: bool = True, exact: bool = False) -> NiftiVolume:
     """Header and voxels of a 3-D volume.
 
+    Args:
+        file: NIfTI, compressed or not.
+        finite: refuse NaN and infinite voxels.
+        exact: keep 64-bit floats and scale by the header in the precision that nibabel uses; otherwise both become
+            float32. All other volumes keep their stored type.
+
     Raises:
-        UserError: as :func:`read_header`; truncated or damaged, not 3-D, or NaN or infinite voxels (how many, and where).
+        FileError: as :func:`read_header`; truncated or damaged, not 3-D, or (with ``finite``) NaN or infinite voxels:
+            how many, and where the first is.
     """
-    volume = decode(file)
-    bad = nonfinite(volume.data)
-    if bad is not None:
-        count, first = bad
-        raise NiftiError(
-            "nonfinite",
-            f"{file} holds {count} NaN or infinite voxels, the first at {first}. Repair the volume or remove it.",
-        )
-    return volume
-
-
-def decode(file: File) -> Volume:
-    """As :func:`read`, but NaN and infinite voxels pass: for whoever wants to count them."""
-    content = read_bytes(file)
-    if not content:
-        raise NiftiError("unreadable", f"{file} is empty. {AGAIN}")
-    if content[:2] == b"\x1f\x8b":
-        content = _inflated(content, file)
-    header = parse_header(content[:_LONGEST], file)
+    content = _inflated(file)
+    header = _parse_header(content[:_LONGEST], file)
     if len(header.shape) != 3:
-        raise NiftiError(
-            "axes", f"{file} has {len(header.shape)} axes of {header.shape} voxels, expected a 3-D volume."
-        )
+        raise FileError("axes", f"{file} has {len(header.shape)} axes of {header.shape} voxels, expected a 3-D volume.")
     if len(content) < header.bytes:
         raise _truncated(file, len(content), header)
     voxels = np.frombuffer(content, header.dtype, count=int(np.prod(header.shape)), offset=header.offset)
     data = voxels.reshape(header.shape, order="F")
     if (header.slope, header.inter) != (1.0, 0.0):
-        data = data.astype(np.float32) * np.float32(header.slope) + np.float32(header.inter)
-    elif data.dtype.kind == "f" and data.dtype.itemsize > 4:
+        if exact:
+            from nibabel.volumeutils import apply_read_scaling
+
+            data = apply_read_scaling(data, np.float64(header.slope), np.float64(header.inter))
+        else:
+            data = data.astype(np.float32) * np.float32(header.slope) + np.float32(header.inter)
+    elif data.dtype.kind == "f" and data.dtype.itemsize > 4 and not exact:
         with np.errstate(over="ignore"):
             data = data.astype(np.float32)
     elif not data.dtype.isnative:
         data = data.astype(data.dtype.newbyteorder("="))
-    return Volume(data, header.affine, header)
+    bad = nonfinite(data) if finite else None
+    if bad is not None:
+        what = f"{file} holds {bad[0]} NaN or infinite voxels, the first at {bad[1]}"
+        raise FileError("nonfinite", f"{what}. Repair the volume or remove it.")
+    return NiftiVolume(data, header)
 
 
 def nonfinite(data: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
@@ -156,42 +154,40 @@ def nonfinite(data: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
 def checksum(file: File, *, plain: bool = True) -> tuple[int, int] | None:
     """CRC-32 and length (modulo 2^32) of the uncompressed bytes: two files with the same pair hold the same volume.
 
-    A gzip's last eight bytes state them, and that is all that is read unless the length is not what the header announces:
-    a gzip of several members, or something behind the voxels.
+    The last eight bytes of a gzip state them, and nothing else is read unless the stated length is not what the header
+    announces: a gzip of several members, or something behind the voxels.
 
     Args:
         file: NIfTI, compressed or not.
         plain: read an uncompressed file, which states nothing; otherwise only its length is looked at, and None returned.
 
     Raises:
-        NiftiError: truncated or damaged.
+        FileError: truncated or damaged.
     """
     header = read_header(file)
-    stated = _trailer(file)
-    if stated is not None and stated[1] == header.bytes % 2**32:
-        return stated
-    if stated is None and not plain:
-        with reading(file):
-            length = file.stat().st_size
-        if length < header.bytes:
-            raise _truncated(file, length, header)
+    size = size_of(file)
+    if read_bytes(file, 0, 2) == _GZIP:
+        crc, length = struct.unpack("<II", read_bytes(file, max(0, size - 8), 8).rjust(8, b"\0"))
+        if length == header.bytes % 2**32:
+            return crc, length
+    elif not plain:
+        if size < header.bytes:
+            raise _truncated(file, size, header)
         return None
-    content = read_bytes(file)
-    if stated is not None:
-        content = _inflated(content, file)
+    content = _inflated(file)
     if len(content) < header.bytes:
         raise _truncated(file, len(content), header)
     return zlib.crc32(content), len(content) % 2**32
 
 
-def mask_values(file: File, most: int = 16) -> str:
+def mask_values(file: File) -> str:
     """What a volume holds that looks like a mask, in words; "" for any other, and for one of zeros alone.
 
-    That is at most ``most`` whole numbers, or probabilities: values from 0 to 1, and at least :data:`BLANK` of them 0. An
-    image is told apart from its first voxels that are tissue; the rest is then not decoded.
+    That is at most 16 whole numbers, or probabilities: values from 0 to 1, and at least nine tenths of them 0. An image
+    is distinguished by its first voxels that are tissue; the rest is then not decoded.
 
     Raises:
-        UserError: as :func:`read_header`, or its gzip stream is damaged.
+        FileError: as :func:`read_header`, or its gzip stream is damaged.
     """
     header = read_header(file)
     found = np.empty(0, np.float64)
@@ -206,51 +202,17 @@ def mask_values(file: File, most: int = 16) -> str:
         marked += int(np.count_nonzero(data))
         if whole:
             found = np.union1d(found, values)
-            whole = len(found) <= most and bool((np.rint(found) == found).all())
-        soft = soft and bool(((values >= 0) & (values <= 1)).all()) and marked <= (1 - BLANK) * total
+            whole = len(found) <= _FEW_VALUES and bool((np.rint(found) == found).all())
+        soft = soft and bool(((values >= 0) & (values <= 1)).all()) and marked <= (1 - _MOSTLY_ZERO) * total
         if not (whole or soft):
             return ""
     if not marked:
         return ""
-    return (
-        f"the values {', '.join(f'{value:g}' for value in found)} alone"
-        if whole
-        else "values from 0 to 1, most of them 0"
-    )
+    listed = ", ".join(f"{value:g}" for value in found)
+    return f"the values {listed} alone" if whole else "values from 0 to 1, most of them 0"
 
 
-def _blocks(file: File) -> Iterator[bytes]:
-    """The uncompressed bytes of ``file``, about a megabyte at a time."""
-    from isal import isal_zlib
-
-    content = read_bytes(file)
-    if content[:2] != b"\x1f\x8b":
-        yield from (content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK))
-        return
-    try:
-        while content[:2] == b"\x1f\x8b":  # a gzip may have several members
-            stream = isal_zlib.decompressobj(31)
-            while not stream.eof:
-                block = stream.decompress(content, _BLOCK)
-                if not block and not stream.eof:
-                    return
-                yield block
-                content = stream.unused_data if stream.eof else stream.unconsumed_tail
-    except isal_zlib.IsalError as error:  # type: ignore[misc]
-        raise _damaged(file, error) from None
-
-
-def _trailer(file: File) -> tuple[int, int] | None:
-    """CRC-32 and length as a gzip's last eight bytes state them; None if ``file`` is no gzip."""
-    with reading(file):
-        size = file.stat().st_size
-    if size < 18 or read_bytes(file, 0, 2) != b"\x1f\x8b":
-        return None
-    crc, length = struct.unpack("<II", read_bytes(file, size - 8, 8))
-    return crc, length
-
-
-def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int, int] = (1, 0), level: int = 2) -> None:
+def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int, int] = (1, 0)) -> None:
     """Write a gzipped NIfTI-1 file atomically; the same input gives the same bytes.
 
     Args:
@@ -258,7 +220,6 @@ def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int,
         data: (X, Y, Z), stored in its own type without scaling.
         affine: (4, 4) voxel to mm, RAS+.
         codes: (sform, qform) codes; 0 leaves that form out. A qform holds no shear.
-        level: of the compression, 0 to 3.
     """
     import nibabel
     from isal import igzip
@@ -268,45 +229,69 @@ def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int,
     image.set_sform(affine if codes[0] else None, codes[0])
     image.set_qform(affine if codes[1] else None, codes[1])
     with replacing(Path(path)) as temporary:
-        temporary.write_bytes(igzip.compress(image.to_bytes(), level, mtime=0))
+        temporary.write_bytes(igzip.compress(image.to_bytes(), 2, mtime=0))
 
 
-def parse_header(first: bytes, file: File) -> Header:
-    """The header in the first uncompressed bytes of ``file``.
+def off_grid(mask: Header, image: Header) -> str:
+    """How the grids of a mask and its image differ, "" when they are the same to within half a voxel."""
+    if mask.shape != image.shape:
+        return f"{by(mask.shape)} voxels against {by(image.shape)}"
+    distance = _displacement(mask.affine, image.affine, image.shape)
+    if distance > _GRID_TOLERANCE * min(image.zooms):
+        return f"its affine puts a corner {distance:.1f} mm away from the image's ({mask.orientation} against {image.orientation})"
+    return ""
 
-    Raises:
-        UserError: not NIfTI, damaged, or its voxels are no real numbers.
-    """
+
+def by(shape: tuple[int, ...]) -> str:
+    """A shape in words: "240x240x155"."""
+    return "x".join(map(str, shape))
+
+
+def _displacement(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
+    """The largest distance in mm between where two affines put the same corner of a volume of ``shape``."""
+    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij")).reshape(3, -1)
+    difference = (one - other)[:3, :3] @ corners + (one - other)[:3, 3:]
+    return float(np.sqrt((difference**2).sum(axis=0)).max())
+
+
+def _parse_header(first: bytes, file: File) -> Header:
+    """The header in the first uncompressed bytes of ``file``."""
     from nibabel import Nifti1Header, Nifti2Header
     from nibabel.spatialimages import HeaderDataError
 
-    kind = {348: Nifti1Header, 540: Nifti2Header}.get(_header_length(first))
-    if kind is None or len(first) < (348 if kind is Nifti1Header else 540):
-        raise NiftiError("unreadable", f"{file} is not a NIfTI file: it begins with {first[:8]!r}. {AGAIN}")
+    if not first:
+        raise FileError("unreadable", f"{file} is empty. {_AGAIN}")
+    lengths = {348: Nifti1Header, 540: Nifti2Header}
+    stated = {int.from_bytes(first[:4], order) for order in ("little", "big")} & set(lengths)
+    length = stated.pop() if stated else _LONGEST + 1
+    if len(first) < length:
+        raise FileError("unreadable", f"{file} is not a NIfTI file: it begins with {first[:8]!r}. {_AGAIN}")
     try:
-        raw = kind.from_fileobj(io.BytesIO(first), check=False)
+        raw = lengths[length].from_fileobj(io.BytesIO(first), check=False)
         shape = tuple(int(n) for n in raw.get_data_shape())
         dtype = np.dtype(raw.get_data_dtype())
         slope, inter = raw.get_slope_inter()
-        sform, qform = raw.get_sform(coded=True), raw.get_qform(coded=True)
         affine = np.asarray(raw.get_best_affine(), np.float64)
-        offset = int(raw.get_data_offset()) or (352 if kind is Nifti1Header else 544)
+        sform = raw.get_sform(coded=True)
+        try:
+            qform = raw.get_qform(coded=True)
+        except (HeaderDataError, ValueError):  # rounding may make its quaternion longer than 1
+            if not sform[1]:
+                raise
+            qform = None, 0  # the sform is enough
+        offset = int(raw.get_data_offset()) or length + 4
     except (HeaderDataError, ValueError, TypeError, KeyError) as error:
-        raise NiftiError("unreadable", f"The header of {file} is damaged ({error}). {AGAIN}") from None
+        raise FileError("unreadable", f"The header of {file} is damaged ({error}). {_AGAIN}") from None
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if dtype.kind not in "iufb":
-        raise NiftiError(
-            "dtype", f"{file} stores {_type_name(dtype)} voxels, expected real numbers: convert it to a scalar volume."
-        )
+        kind = "colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
+        raise FileError("dtype", f"{file} stores {kind} voxels, expected real numbers: convert it to a scalar volume.")
     if not shape or min(shape) < 1 or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
-        raise NiftiError(
-            "unreadable", f"The header of {file} is damaged (shape {shape}, affine {affine[:3].tolist()}). {AGAIN}"
-        )
+        what = f"shape {shape}, affine {affine[:3].tolist()}"
+        raise FileError("unreadable", f"The header of {file} is damaged ({what}). {_AGAIN}")
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    apart = 0.0
-    if sform[1] and qform[1] and sform[0] is not None and qform[0] is not None:
-        apart = displacement(np.asarray(sform[0]), np.asarray(qform[0]), shape)
+    both = sform[1] and qform[1] and sform[0] is not None and qform[0] is not None
     return Header(
         shape=shape,
         dtype=dtype,
@@ -316,62 +301,52 @@ def parse_header(first: bytes, file: File) -> Header:
         slope=1.0 if slope is None else float(slope),
         inter=0.0 if inter is None else float(inter),
         offset=offset,
-        disagreement=apart,
+        disagreement=_displacement(np.asarray(sform[0]), np.asarray(qform[0]), shape) if both else 0.0,
     )
 
 
-def displacement(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) -> float:
-    """The largest distance in mm between where two affines put the same corner of a volume of ``shape``."""
-    corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij")).reshape(3, -1)
-    difference = (one - other)[:3, :3] @ corners + (one - other)[:3, 3:]
-    return float(np.sqrt((difference**2).sum(axis=0)).max())
-
-
-def _header_length(first: bytes) -> int:
-    if len(first) < 4:
-        return 0
-    little, big = struct.unpack("<i", first[:4])[0], struct.unpack(">i", first[:4])[0]
-    return next((n for n in (little, big) if n in (348, 540)), 0)
-
-
-def _type_name(dtype: np.dtype) -> str:
-    return "colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
-
-
-def _first_bytes(file: File) -> bytes:
-    """The first uncompressed bytes, enough for a header."""
-    first = read_bytes(file, 0, _FIRST)
-    if not first:
-        raise NiftiError("unreadable", f"{file} is empty. {AGAIN}")
-    if first[:2] != b"\x1f\x8b":
-        return first[:_LONGEST]
-    from isal import isal_zlib
-
-    try:
-        return isal_zlib.decompressobj(31).decompress(first, _LONGEST)
-    except isal_zlib.IsalError as error:  # type: ignore[misc]
-        raise _damaged(file, error) from None
-
-
-def _inflated(content: bytes, file: File) -> bytes:
+def _inflated(file: File) -> bytes:
+    """The uncompressed bytes of ``file``."""
+    content = read_bytes(file)
+    if content[:2] != _GZIP:
+        return content
     from isal import igzip, isal_zlib
 
     try:
-        return igzip.decompress(content)
+        return bytes(igzip.decompress(content))
     except EOFError:
-        raise NiftiError(
-            "truncated",
-            f"{file} is truncated: the gzip stream ends before its end mark, after {len(content)} bytes. {AGAIN}",
-        ) from None
+        what = f"the gzip stream ends before its end mark, after {len(content)} bytes"
+        raise FileError("truncated", f"{file} is truncated: {what}. {_AGAIN}") from None
     except (isal_zlib.IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]
         raise _damaged(file, error) from None
 
 
-def _truncated(file: File, length: int, header: Header) -> NiftiError:
-    return NiftiError(
-        "truncated", f"{file} is truncated: {length} bytes where its header announces {header.bytes}. {AGAIN}"
+def _blocks(file: File) -> Iterator[bytes]:
+    """The uncompressed bytes of ``file``, about a megabyte at a time, as far as they go in a truncated file."""
+    from isal import isal_zlib
+
+    content = read_bytes(file)
+    if content[:2] != _GZIP:
+        yield from (content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK))
+        return
+    try:
+        while content[:2] == _GZIP:  # a gzip may have several members
+            stream = isal_zlib.decompressobj(31)
+            while not stream.eof and (block := stream.decompress(content, _BLOCK)):
+                yield block
+                content = stream.unconsumed_tail
+            if not stream.eof:
+                return
+            content = stream.unused_data
+    except isal_zlib.IsalError as error:  # type: ignore[misc]
+        raise _damaged(file, error) from None
+
+
+def _truncated(file: File, length: int, header: Header) -> FileError:
+    return FileError(
+        "truncated", f"{file} is truncated: {length} bytes where its header announces {header.bytes}. {_AGAIN}"
     )
 
 
-def _damaged(file: File, error: Exception) -> NiftiError:
-    return NiftiError("unreadable", f"{file} is damaged: its gzip stream cannot be decoded ({error}). {AGAIN}")
+def _damaged(file: File, error: Exception) -> FileError:
+    return FileError("unreadable", f"{file} is damaged: its gzip stream cannot be decoded ({error}). {_AGAIN}")

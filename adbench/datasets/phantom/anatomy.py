@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from adbench.datasets.phantom import fields
-from adbench.datasets.phantom.template import ORIGIN, Frame, template
+from adbench.datasets.phantom.template import PhantomGrid, template
+from adbench.datasets.preprocessing.template import ORIGIN
 
 # Choi & Lee (2000), "Injectivity conditions of 2D and 3D uniform cubic B-spline functions": a displacement whose
 # coefficients stay below spacing / 2.48 along each axis is injective. The bound is one on first derivatives, so shares
@@ -39,7 +40,7 @@ class MassEffect:
         """Where the tissue now at ``points`` was before: (3, P) mm -> (3, P) mm."""
         offset = points - np.asarray(self.centre, np.float32)[:, None]
         squared = (offset**2).sum(axis=0)
-        return points - offset * np.float32(self.strength) * np.exp(-squared / np.float32(self.radius) ** 2)
+        return np.asarray(points - offset * np.float32(self.strength) * np.exp(-squared / np.float32(self.radius) ** 2))
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Anatomy:
         rim: (P,) float32 in (0.5, 1], how much of the voxel is brain and not the empty outside.
     """
 
-    frame: Frame
+    frame: PhantomGrid
     brain: np.ndarray
     points: np.ndarray
     gm: np.ndarray
@@ -68,7 +69,7 @@ class Anatomy:
 
     def field(self, rng: np.random.Generator, spacing: float) -> np.ndarray:
         """(P,) smooth random field of unit variance with features of ``spacing`` mm."""
-        return fields.random_field(rng, self.frame.axes, spacing, self.frame.bounds)[self.brain]
+        return np.asarray(fields.random_field(rng, self.frame.axes, spacing, self.frame.bounds)[self.brain])
 
     def volume(self, values: np.ndarray) -> np.ndarray:
         """(X, Y, Z) with ``values`` (P,) in the brain and 0 outside."""
@@ -77,7 +78,7 @@ class Anatomy:
         return volume
 
 
-def deformation(rng: np.random.Generator, frame: Frame) -> np.ndarray:
+def deformation(rng: np.random.Generator, frame: PhantomGrid) -> np.ndarray:
     """A random invertible map from the subject's grid to the template.
 
     A rotation, a scaling, the size of the ventricles and two levels of B-spline displacement; about what is left
@@ -99,7 +100,7 @@ def deformation(rng: np.random.Generator, frame: Frame) -> np.ndarray:
         shape = (3, *fields.control_shape(spacing, frame.bounds))
         coefficients = np.clip(rng.normal(0, deviation / fields.UNIT, shape), -limit, limit)
         for axis in range(3):
-            moved[axis] += fields.evaluate(coefficients[axis], frame.axes, spacing, frame.bounds)
+            moved[axis] += fields.evaluate_spline(coefficients[axis], frame.axes, spacing, frame.bounds)
     return moved
 
 
@@ -113,7 +114,7 @@ def _affine(rng: np.random.Generator, grid: np.ndarray) -> np.ndarray:
     return np.stack(moved) + shift.astype(np.float32)[:, None, None, None]
 
 
-def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
+def _on_grid(lattice: np.ndarray, frame: PhantomGrid) -> np.ndarray:
     """A (3, ...) map of the 4 mm lattice on the subject's grid, by separable linear interpolation."""
     result = lattice
     for axis in (2, 1, 0):
@@ -125,7 +126,7 @@ def _on_grid(lattice: np.ndarray, frame: Frame) -> np.ndarray:
     return result
 
 
-def build(rng: np.random.Generator, frame: Frame, mass: MassEffect | None = None) -> Anatomy:
+def build_anatomy(rng: np.random.Generator, frame: PhantomGrid, mass: MassEffect | None = None) -> Anatomy:
     """Draw one subject.
 
     Args:

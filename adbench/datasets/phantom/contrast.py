@@ -69,7 +69,7 @@ def tissue_signal(rng: np.random.Generator, anatomy: Anatomy, pathology: Patholo
     if c.agent and pathology.enhancing is not None:
         signal = signal + c.agent * pathology.enhancing
     bias = np.exp(np.float32(rng.uniform(*BIAS)) * anatomy.field(rng, COIL))
-    return np.clip(signal * bias * (2 * anatomy.rim - 1) ** 0.7, 0, None).astype(np.float32)
+    return np.asarray(np.clip(signal * bias * (2 * anatomy.rim - 1) ** 0.7, 0, None), np.float32)
 
 
 def add_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:
@@ -81,7 +81,7 @@ def add_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.
         rng: source of the noise.
     """
     real, imaginary = rng.standard_normal((2, *signal.shape), dtype=np.float32) * np.float32(sigma)
-    return np.sqrt((signal + real) ** 2 + imaginary**2)
+    return np.asarray(np.sqrt((signal + real) ** 2 + imaginary**2))
 
 
 def normalise(volume: np.ndarray, brain: np.ndarray) -> np.ndarray:
@@ -93,4 +93,4 @@ def normalise(volume: np.ndarray, brain: np.ndarray) -> np.ndarray:
     """
     low, high = np.percentile(volume[brain], (0.5, 99.5))
     scaled = (volume - np.float32(low)) / np.float32(max(high - low, 1e-6))
-    return (np.clip(scaled, 0, 1) * brain).astype(np.float32)
+    return np.asarray(np.clip(scaled, 0, 1) * brain, np.float32)

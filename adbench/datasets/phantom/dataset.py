@@ -1,20 +1,72 @@
-"""The phantom as a dataset: who is in which split, and which axial slices are kept."""
+"""The phantom as a dataset: its subjects from seed to scan, who is in which split, which axial slices are kept."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
-from adbench.datasets.phantom.lesions import KINDS, Kind
-from adbench.datasets.phantom.subject import Subject
-from adbench.datasets.phantom.template import Frame, template_digest
+from adbench.datasets.phantom import anatomy as anatomies
+from adbench.datasets.phantom import contrast, lesions
+from adbench.datasets.phantom.anatomy import Anatomy
+from adbench.datasets.phantom.lesions import KINDS, Kind, Pathology
+from adbench.datasets.phantom.template import PhantomGrid
 from adbench.datasets.preprocessing import resize
+from adbench.datasets.preprocessing.template import template_digest
 from adbench.errors import unknown
 from adbench.params import ParamSet, param
+from adbench.utils.seeds import derive
 
 LOWEST, HIGHEST = -2.0, 56.0  # mm above the anterior commissure: basal ganglia to high convexity
+
+
+@dataclass(frozen=True)
+class PhantomSubject:
+    """Everything about a subject follows from these; anatomy and lesion do not depend on the modality.
+
+    Attributes:
+        seed: of the dataset.
+        name: of the subject ("phantom-test-003").
+        kind: of lesion, or None.
+    """
+
+    seed: int
+    name: str
+    kind: Kind | None
+
+    def _rng(self, *names: object) -> np.random.Generator:
+        return np.random.default_rng(derive(self.seed, "phantom", self.name, *names))
+
+    def draw(self, frame: PhantomGrid) -> tuple[Anatomy, Pathology]:
+        """Anatomy and pathology on ``frame``: a plane of a volume is the same alone as within the whole."""
+        draws = self._rng("lesion")
+        tumour = lesions.plan_tumour(draws) if self.kind == "tumour" else None
+        anatomy = anatomies.build_anatomy(self._rng("anatomy"), frame, tumour.mass if tumour else None)
+        pathology = lesions.draw_ageing(self._rng("ageing"), anatomy)
+        if tumour is not None:
+            pathology = pathology.joined(lesions.grow_tumour(draws, anatomy, tumour))
+        elif self.kind is not None:
+            pathology = pathology.joined(lesions.DRAW[self.kind](draws, anatomy))
+        return anatomy, pathology
+
+    def scan(self, modality: str, frame: PhantomGrid) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The scan in one modality ("FLAIR", "T1", "T2") on ``frame``, as the recipe leaves it.
+
+        Returns:
+            (X, Y, Z) RAS each: the image in [0, 1], float32 and 0 outside the brain; brain and lesion, bool.
+        """
+        anatomy, pathology = self.draw(frame)
+        rng = self._rng("scan", modality)
+        signal = anatomy.volume(contrast.tissue_signal(rng, anatomy, pathology, modality))
+        sigma = rng.uniform(*contrast.CONTRASTS[modality].noise)
+        noisy = [
+            contrast.add_noise(signal[:, :, i], sigma, self._rng("noise", modality, plane))
+            for i, plane in enumerate(frame.numbers)
+        ]
+        image = contrast.normalise(np.stack(noisy, axis=2), anatomy.brain)
+        return image, anatomy.brain, anatomy.volume(pathology.mask)
 
 
 class PhantomParams(ParamSet):
@@ -69,16 +121,16 @@ class Phantom(Dataset):
         ill_val, well_test = p.n_val // 2, p.n_test // 5
         return [("train", p.n_train, 0), ("val", p.n_val - ill_val, ill_val), ("test", well_test, p.n_test - well_test)]
 
-    def subject(self, case: Case) -> Subject:
+    def subject(self, case: Case) -> PhantomSubject:
         """The generator behind ``case``, for whole volumes."""
-        return Subject(self.params.seed, case.subject, case.flags[0] if case.flags else None)  # type: ignore[arg-type]
+        return PhantomSubject(self.params.seed, case.subject, case.flags[0] if case.flags else None)  # type: ignore[arg-type]
 
     def planes(self) -> tuple[int, ...]:
         """Axial voxel indices of the slices: one distance between all neighbours, centred on the supratentorial brain.
 
         Fewer than asked for when the resolution has fewer planes between :data:`LOWEST` and :data:`HIGHEST`.
         """
-        z = Frame(self.params.resolution).axes[2]
+        z = PhantomGrid(self.params.resolution).axes[2]
         inside = np.flatnonzero((z > LOWEST) & (z < HIGHEST))
         count = min(self.params.slices, len(inside))
         step = max(1, len(inside) // (count + 1))
@@ -88,11 +140,10 @@ class Phantom(Dataset):
     def load(self, case: Case, modality: str) -> Stack:
         """Generate one subject: (S, H, W) with anterior at the top, padded to a square."""
         planes = self.planes()
-        volume = self.subject(case).scan(modality, Frame(self.params.resolution, planes))
-        side = resize.square_side([volume.image.shape[:2]], resize.MULTIPLE)
+        volumes = self.subject(case).scan(modality, PhantomGrid(self.params.resolution, planes))
+        side = resize.square_side([volumes[0].shape[:2]], resize.MULTIPLE)
         image, brain, lesion = (
-            resize.pad_square(np.ascontiguousarray(v.transpose(2, 1, 0)[:, ::-1]), side)
-            for v in (volume.image, volume.brain, volume.lesion)
+            resize.pad_square(np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1]), side) for volume in volumes
         )
         return Stack(image, brain, lesion, planes)
 

@@ -48,7 +48,7 @@ def control_shape(spacing: float, bounds: Sequence[tuple[float, float]]) -> tupl
     return tuple(int(np.ceil((high - low + 2 * MARGIN) / spacing)) + 1 for low, high in bounds)
 
 
-def evaluate(
+def evaluate_spline(
     coefficients: np.ndarray, axes: Sequence[np.ndarray], spacing: float, bounds: Sequence[tuple[float, float]]
 ) -> np.ndarray:
     """The spline with ``coefficients`` on the grid spanned by ``axes``.
@@ -74,4 +74,4 @@ def random_field(
 ) -> np.ndarray:
     """A smooth field of zero mean and unit variance whose features are about ``spacing`` mm large."""
     coefficients = rng.standard_normal(control_shape(spacing, bounds), dtype=np.float32)
-    return evaluate(coefficients, axes, spacing, bounds) / np.float32(UNIT)
+    return evaluate_spline(coefficients, axes, spacing, bounds) / np.float32(UNIT)

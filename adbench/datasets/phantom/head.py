@@ -31,14 +31,12 @@ class Head:
         origin: mm of the first voxel.
         tissue: (X, Y, Z) uint8, one of the constants of this module; whatever is inside the brain counts for nothing.
         brain: (X, Y, Z) bool on the same grid.
-        offset: voxel of this grid at which the brain's own frame starts.
         texture: (X, Y, Z) float32, relative brightness.
     """
 
     origin: tuple[float, float, float]
     tissue: np.ndarray
     brain: np.ndarray
-    offset: tuple[int, int, int]
     texture: np.ndarray
 
     def signal(self, modality: str, anatomy: Anatomy, brain_signal: np.ndarray) -> np.ndarray:
@@ -55,7 +53,7 @@ class Head:
         from scipy import ndimage
 
         values = np.asarray(BRIGHTNESS[modality], np.float32)
-        outside = ndimage.gaussian_filter(values[self.tissue], 0.6) * self.texture
+        outside: np.ndarray = ndimage.gaussian_filter(values[self.tissue], 0.6) * self.texture
         fade = (2 * anatomy.rim - 1) ** 0.7
         outside[self.brain] = brain_signal + (1 - fade) * values[FLUID]
         return outside
@@ -110,7 +108,6 @@ def grow(rng: np.random.Generator, anatomy: Anatomy, *, below: int = 0, front: i
         origin=(float(x[0]), float(y[0]), float(z[0])),
         tissue=_smooth_labels(tissue, shape),
         brain=brain,
-        offset=(0, 0, below),
         texture=_finer(texture, shape),
     )
 
@@ -123,7 +120,7 @@ def _finer(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """A coarse map on the 1 mm grid by linear interpolation; (i, j, k) of the coarse map is (2i, 2j, 2k) of the fine."""
     from scipy import ndimage
 
-    return ndimage.affine_transform(coarse, [1 / STEP] * 3, output_shape=shape, order=1, mode="nearest")
+    return np.asarray(ndimage.affine_transform(coarse, [1 / STEP] * 3, output_shape=shape, order=1, mode="nearest"))
 
 
 def _smooth_labels(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

@@ -8,20 +8,22 @@ MNI152 grid with skull, face removed; BraTS'21 in LPS, skull-stripped, backgroun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adbench.context import Progress
 from adbench.datasets.io import nifti
 from adbench.datasets.phantom import contrast, head
+from adbench.datasets.phantom.dataset import PhantomSubject
 from adbench.datasets.phantom.lesions import Kind
-from adbench.datasets.phantom.subject import Subject
-from adbench.datasets.phantom.template import ORIGIN, SHAPE, Frame
+from adbench.datasets.phantom.template import PhantomGrid
+from adbench.datasets.preprocessing.template import ORIGIN, SHAPE
 from adbench.errors import UserError, unknown
 from adbench.utils.seeds import derive
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from adbench.datasets.phantom.anatomy import Anatomy
     from adbench.datasets.phantom.lesions import Pathology
 
-FRAME = Frame(1.0)
+FRAME = PhantomGrid(1.0)
 SITES_IXI = (("Guys", 0.55), ("HH", 0.32), ("IOP", 0.13))
 COHORTS = ("r001", "r002", "r005", "r009", "r027", "r038", "r052")
 BRATS_SHAPE = (240, 240, 155)
@@ -38,22 +40,19 @@ BRATS_SHIFT = (-118, 121, 70)  # mm from the template's world to that of SRI24 a
 
 
 @dataclass(frozen=True)
-class Job:
+class SyntheticCase:
     """One synthetic case.
 
     Attributes:
-        layout: key of :data:`LAYOUTS`.
-        subject: name the case is drawn from.
+        subject: name that the case is drawn from.
         stem: of its files.
         folder: below the output folder.
-        number: of the case, from 0.
+        seed: the user's.
     """
 
-    layout: str
     subject: str
     stem: str
     folder: str
-    number: int
     seed: int
 
 
@@ -82,59 +81,44 @@ def synthesise(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder with --out.")
     out.mkdir(parents=True, exist_ok=True)
-    jobs = list(_JOBS[layout](n, seed))
-    phase = f"synthetic {layout}"
+    list_jobs, write_case = LAYOUTS[layout]
+    jobs = list(list_jobs(n, seed))
+    folders = [out / job.folder for job in jobs]
     written: list[Path] = []
-    if workers <= 1:
-        for done, job in enumerate(jobs, 1):
-            written += write_case(job, out)
-            progress.update(phase, done, len(jobs))
-        return sorted(written)
-    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=get_context("spawn")) as pool:
-        futures = [pool.submit(write_case, job, out) for job in jobs]
-        try:
-            for done, future in enumerate(as_completed(futures), 1):
-                written += future.result()
-                progress.update(phase, done, len(jobs))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with ExitStack() as stack:
+        each: Any = map
+        if workers > 1:
+            spawn = get_context("spawn")
+            each = stack.enter_context(ProcessPoolExecutor(min(workers, len(jobs)), mp_context=spawn)).map
+        for done, files in enumerate(each(write_case, jobs, folders), 1):
+            written += files
+            progress.update(f"synthetic {layout}", done, len(jobs))
     return sorted(written)
 
 
-def write_case(job: Job, out: Path) -> list[Path]:
-    """Write the missing files of one case; returns all of its files."""
-    return LAYOUTS[job.layout](job, out / job.folder)
+def _drawn(job: SyntheticCase, kind: Kind | None) -> tuple[Anatomy, Pathology]:
+    return PhantomSubject(job.seed, job.subject, kind).draw(FRAME)
 
 
-def _write(path: Path, data: np.ndarray, affine: np.ndarray, codes: tuple[int, int]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nifti.write(path, data, affine, codes=codes)
-
-
-def _drawn(job: Job, kind: Kind | None) -> tuple[Anatomy, Pathology]:
-    return Subject(job.seed, job.subject, kind).draw(FRAME)
-
-
-def _rng(job: Job, *names: object) -> np.random.Generator:
+def _rng(job: SyntheticCase, *names: object) -> np.random.Generator:
     return np.random.default_rng(derive(job.seed, "layout", job.subject, *names))
 
 
-def _signal(job: Job, anatomy: Anatomy, pathology: Pathology, modality: str) -> np.ndarray:
+def _signal(job: SyntheticCase, anatomy: Anatomy, pathology: Pathology, modality: str) -> np.ndarray:
     return contrast.tissue_signal(_rng(job, "scan", modality), anatomy, pathology, modality)
 
 
 # -- IXI -----------------------------------------------------------------------------------------------------------------
 
 
-def _ixi_jobs(n: int, seed: int) -> Iterator[Job]:
+def _ixi_jobs(n: int, seed: int) -> Iterator[SyntheticCase]:
     rng = np.random.default_rng(derive(seed, "layout", "ixi"))
     number = 0
     for index in range(n):
         number += int(rng.integers(1, 4)) if n < 200 else 1  # the real numbers have gaps too
         site = rng.choice([name for name, _ in SITES_IXI], p=[share for _, share in SITES_IXI])
         stem = f"IXI{number:03d}-{site}-{int(rng.integers(1, 2200)):04d}"
-        yield Job("ixi", f"ixi-{index:04d}", stem, "", index, seed)
+        yield SyntheticCase(f"ixi-{index:04d}", stem, "", seed)
 
 
 def _rotation(rng: np.random.Generator, pitch: float, spread: float) -> np.ndarray:
@@ -142,7 +126,7 @@ def _rotation(rng: np.random.Generator, pitch: float, spread: float) -> np.ndarr
     from scipy.spatial.transform import Rotation
 
     angles = [pitch + rng.normal(0, spread), rng.normal(0, spread), rng.normal(0, spread)]
-    return Rotation.from_euler("xyz", angles, degrees=True).as_matrix()
+    return np.asarray(Rotation.from_euler("xyz", angles, degrees=True).as_matrix())
 
 
 def _grid(
@@ -174,7 +158,7 @@ _PSR = np.array([[0, 0, 1], [-1, 0, 0], [0, 1, 0]], float)  # sagittal: to poste
 _LPS = np.diag([-1.0, -1, 1])  # axial
 
 
-def _ixi(job: Job, folder: Path) -> list[Path]:
+def _ixi(job: SyntheticCase, folder: Path) -> list[Path]:
     from scipy import ndimage
 
     paths = {m: folder / f"IXI-{m}" / f"{job.stem}-{m}.nii.gz" for m in ("T1", "T2", "PD")}
@@ -207,14 +191,14 @@ def _ixi(job: Job, folder: Path) -> list[Path]:
         scan = ndimage.affine_transform(signal, back[:3, :3], back[:3, 3], output_shape=shape, order=1, cval=0.0)
         noise = _rng(job, "noise", modality)
         scan = contrast.add_noise(scan, float(noise.uniform(0.015, 0.03)), noise)
-        _write(path, (scan * gain).round().clip(0, 32767).astype(np.int16), affine, (1, 1))
+        nifti.write(path, (scan * gain).round().clip(0, 32767).astype(np.int16), affine, codes=(1, 1))
     return list(paths.values())
 
 
 # -- ATLAS ---------------------------------------------------------------------------------------------------------------
 
 
-def _atlas_jobs(n: int, seed: int) -> Iterator[Job]:
+def _atlas_jobs(n: int, seed: int) -> Iterator[SyntheticCase]:
     numbers = dict.fromkeys(COHORTS, 0)
     rng = np.random.default_rng(derive(seed, "layout", "atlas"))
     for index in range(n + n // 5):
@@ -223,10 +207,10 @@ def _atlas_jobs(n: int, seed: int) -> Iterator[Job]:
         stem = f"sub-{cohort}s{numbers[cohort]:03d}"
         part = "Training" if index < n else "Testing"
         folder = f"ATLAS_2/{part}/{cohort.upper()}/{stem}/ses-1/anat"
-        yield Job("atlas", f"atlas-{index:04d}", stem, folder, index, seed)
+        yield SyntheticCase(f"atlas-{index:04d}", stem, folder, seed)
 
 
-def _atlas(job: Job, folder: Path) -> list[Path]:
+def _atlas(job: SyntheticCase, folder: Path) -> list[Path]:
     stem = f"{job.stem}_ses-1_space-MNI152NLin2009aSym"
     image, mask = folder / f"{stem}_T1w.nii.gz", folder / f"{stem}_label-L_desc-T1lesion_mask.nii.gz"
     paths = [image] if "Testing" in job.folder else [image, mask]
@@ -246,10 +230,10 @@ def _atlas(job: Job, folder: Path) -> list[Path]:
     affine[:3, 3] = ORIGIN
     start = [round(own - low) for own, low in zip(whole.origin, ORIGIN, strict=True)]
     scaled = (np.rint(scan * 1440) / 20).clip(0, 100).astype(np.float32)  # 0 to 100 in steps of .05
-    _write(image, _placed(scaled, SHAPE, start), affine, (4, 4))
+    nifti.write(image, _placed(scaled, SHAPE, start), affine, codes=(4, 4))
     if mask in paths:
         start = [round(low - o) for (low, _), o in zip(FRAME.bounds, ORIGIN, strict=True)]
-        _write(mask, _placed(anatomy.volume(pathology.mask).astype(np.uint8), SHAPE, start), affine, (4, 4))
+        nifti.write(mask, _placed(anatomy.volume(pathology.mask).astype(np.uint8), SHAPE, start), affine, codes=(4, 4))
     return paths
 
 
@@ -268,17 +252,17 @@ def _placed(data: np.ndarray, shape: tuple[int, ...], start: list[int]) -> np.nd
 # -- BraTS'21 ------------------------------------------------------------------------------------------------------------
 
 
-def _brats_jobs(n: int, seed: int) -> Iterator[Job]:
+def _brats_jobs(n: int, seed: int) -> Iterator[SyntheticCase]:
     rng = np.random.default_rng(derive(seed, "layout", "brats21"))
     number = -1
     for index in range(n):
         number += 1 + int(rng.random() < 0.25) * int(rng.integers(1, 3))
         stem = f"BraTS2021_{number:05d}"
         folder = f"RSNA_ASNR_MICCAI_BraTS2021_TrainingData_16July2021/{stem}"
-        yield Job("brats21", f"brats21-{index:04d}", stem, folder, index, seed)
+        yield SyntheticCase(f"brats21-{index:04d}", stem, folder, seed)
 
 
-def _brats(job: Job, folder: Path) -> list[Path]:
+def _brats(job: SyntheticCase, folder: Path) -> list[Path]:
     names = {"T1": "t1", "T1CE": "t1ce", "T2": "t2", "FLAIR": "flair", "": "seg"}
     paths = {modality: folder / f"{job.stem}_{name}.nii.gz" for modality, name in names.items()}
     if all(path.exists() for path in paths.values()):
@@ -298,7 +282,7 @@ def _brats(job: Job, folder: Path) -> list[Path]:
             if pathology.enhancing is not None and pathology.necrotic is not None:
                 values[pathology.mask & (pathology.enhancing > 0.5)] = 4
                 values[pathology.mask & pathology.necrotic] = 1
-        _write(path, _to_brats(anatomy.volume(values)), BRATS_AFFINE, (2, 0) if modality else (1, 1))
+        nifti.write(path, _to_brats(anatomy.volume(values)), BRATS_AFFINE, codes=(2, 0) if modality else (1, 1))
     return list(paths.values())
 
 
@@ -310,5 +294,10 @@ def _to_brats(volume: np.ndarray) -> np.ndarray:
     return _placed(volume[::-1, ::-1], BRATS_SHAPE, start)
 
 
-LAYOUTS: dict[str, Callable[[Job, Path], list[Path]]] = {"ixi": _ixi, "atlas": _atlas, "brats21": _brats}
-_JOBS: dict[str, Callable[[int, int], Iterator[Job]]] = {"ixi": _ixi_jobs, "atlas": _atlas_jobs, "brats21": _brats_jobs}
+LAYOUTS: dict[
+    str, tuple[Callable[[int, int], Iterator[SyntheticCase]], Callable[[SyntheticCase, Path], list[Path]]]
+] = {
+    "ixi": (_ixi_jobs, _ixi),
+    "atlas": (_atlas_jobs, _atlas),
+    "brats21": (_brats_jobs, _brats),
+}

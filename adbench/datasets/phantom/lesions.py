@@ -58,15 +58,13 @@ class Tumour:
     Attributes:
         centre: template coordinates, mm.
         core, oedema: mean radii, mm.
+        mass: the displacement by the core.
     """
 
     centre: tuple[float, float, float]
     core: float
     oedema: float
-
-    def mass(self, strength: float) -> MassEffect:
-        """The displacement by the core."""
-        return MassEffect(self.centre, 1.8 * self.core, strength)
+    mass: MassEffect
 
 
 def _edge(inside: np.ndarray, softness: float = SOFT) -> np.ndarray:
@@ -77,7 +75,7 @@ def _edge(inside: np.ndarray, softness: float = SOFT) -> np.ndarray:
 def _place(rng: np.random.Generator, where: np.ndarray) -> np.ndarray:
     """A random point (3,) of the template's 4 mm lattice where ``where`` holds, mm."""
     candidates = template().lattice[where]
-    return candidates[rng.integers(len(candidates))] + rng.uniform(-2, 2, 3)
+    return np.asarray(candidates[rng.integers(len(candidates))] + rng.uniform(-2, 2, 3))
 
 
 def _distances(anatomy: Anatomy, centre: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -85,7 +83,7 @@ def _distances(anatomy: Anatomy, centre: np.ndarray) -> tuple[np.ndarray, np.nda
     return offset, np.sqrt((offset**2).sum(axis=0))
 
 
-def plan_tumour(rng: np.random.Generator) -> tuple[Tumour, MassEffect]:
+def plan_tumour(rng: np.random.Generator) -> Tumour:
     """Draw a tumour in deep or subcortical white matter and the displacement that goes with it."""
     maps = template()
     z = maps.lattice[..., 2]
@@ -98,8 +96,9 @@ def plan_tumour(rng: np.random.Generator) -> tuple[Tumour, MassEffect]:
     )
     centre = _place(rng, deep)
     core = rng.uniform(10, 20)
-    tumour = Tumour((float(centre[0]), float(centre[1]), float(centre[2])), core, core + rng.uniform(5, 15))
-    return tumour, tumour.mass(rng.uniform(0.4, 0.7))
+    oedema = core + rng.uniform(5, 15)
+    place = (float(centre[0]), float(centre[1]), float(centre[2]))
+    return Tumour(place, core, oedema, MassEffect(place, 1.8 * core, rng.uniform(0.4, 0.7)))
 
 
 def grow_tumour(rng: np.random.Generator, anatomy: Anatomy, tumour: Tumour) -> Pathology:
@@ -152,7 +151,7 @@ def _patch(rng: np.random.Generator, anatomy: Anatomy) -> np.ndarray:
     return _edge(radius + 2.6 * anatomy.field(rng, 9.0) - r)
 
 
-def stroke(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
+def draw_stroke(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """One large or one to three small infarcts, at any age: the older, the more of it is a cavity with a bright rim."""
     if rng.random() < 0.75:
         occupancy = _wedge(rng, anatomy)
@@ -181,7 +180,7 @@ def _spot(anatomy: Anatomy, centre: np.ndarray, radii: np.ndarray, wobble: np.nd
     return result
 
 
-def multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
+def draw_multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """Many small plaques in the white matter, most at the ventricles, some black holes on T1."""
     maps = template()
     z = maps.lattice[..., 2]
@@ -203,7 +202,7 @@ def multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     return Pathology(water, fluid, occupancy > 0.5)
 
 
-def ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
+def draw_ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     """What healthy people have: caps and bands at the ventricles, a few spots and wide perivascular spaces. No mask."""
     maps = template()
     count = anatomy.points.shape[1]
@@ -226,4 +225,7 @@ def ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     return Pathology(water.astype(np.float32), np.zeros(count, np.float32), np.zeros(count, bool))
 
 
-DRAW: dict[Kind, Callable[[np.random.Generator, Anatomy], Pathology]] = {"stroke": stroke, "ms": multiple_sclerosis}
+DRAW: dict[Kind, Callable[[np.random.Generator, Anatomy], Pathology]] = {
+    "stroke": draw_stroke,
+    "ms": draw_multiple_sclerosis,
+}

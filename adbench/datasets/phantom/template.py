@@ -4,45 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.util import find_spec
-from pathlib import Path
 
 import numpy as np
 
-from adbench.errors import UserError
-from adbench.utils.hashing import digest_file
+from adbench.datasets.io import nifti
+from adbench.datasets.preprocessing.template import ORIGIN, SHAPE, template_files
 
-SHAPE = (197, 233, 189)  # voxels of 1 mm
-ORIGIN = (-98.0, -134.0, -72.0)  # mm, RAS
 FIELD = ((-98.0, 98.0), (-128.0, 87.5), (-72.0, 116.0))  # mm, what a phantom volume shows: any head fits with a margin
-FILES = {name: f"mni_icbm152_{name}_tal_nlin_sym_09a_converted.nii.gz" for name in ("t1", "gm", "wm")}
-
-
-def template_files() -> dict[str, Path]:
-    """Where the installed nilearn keeps the three maps.
-
-    Raises:
-        UserError: nilearn is missing or does not ship them.
-    """
-    package = find_spec("nilearn")  # located, not imported: that would take a second
-    if package is None or package.origin is None:
-        raise UserError("The phantom needs nilearn, which ships the MNI152 template: pip install nilearn.")
-    folder = Path(package.origin).parent / "datasets" / "data"
-    files = {name: folder / file for name, file in FILES.items()}
-    for file in files.values():
-        if not file.is_file():
-            raise UserError(f"The phantom needs {file}, which nilearn should ship: reinstall nilearn (>= 0.12).")
-    return files
-
-
-@cache
-def template_digest() -> str:
-    """SHA-256 (first 16 hex digits each) of the three files, for the recipe."""
-    return " ".join(digest_file(file)[:16] for file in template_files().values())
 
 
 @dataclass(frozen=True)
-class Frame:
+class PhantomGrid:
     """The grid of a phantom volume: the template's brain with a margin, in RAS, at ``resolution`` mm.
 
     Attributes:
@@ -75,13 +47,6 @@ class Frame:
         x, y, z = self.axes
         return len(x), len(y), len(z)
 
-    @property
-    def affine(self) -> np.ndarray:
-        """(4, 4) voxel of the whole volume to mm."""
-        affine = np.diag([self.resolution] * 3 + [1.0])
-        affine[:3, 3] = [low for low, _ in FIELD]
-        return affine
-
 
 class Template:
     """Maps of the template at 1 mm, ready to be sampled.
@@ -93,13 +58,9 @@ class Template:
     """
 
     def __init__(self) -> None:
-        import nibabel
         from scipy import ndimage
 
-        t1, gm, wm = (
-            np.asarray(nibabel.load(file).dataobj, np.float32) / 255  # type: ignore[attr-defined]
-            for file in template_files().values()
-        )
+        t1, gm, wm = (np.asarray(nifti.read(file).data, np.float32) / 255 for file in template_files().values())
         brain = t1 > 0
         csf = np.where(brain, 1 - gm - wm, 0).clip(0, 1)
         # The T1 template as a mixture of its tissues: what is left over is myelin and iron, the deep nuclei above all.
@@ -110,7 +71,7 @@ class Template:
         detail = np.where(brain, t1 - gm * means[0] - wm * means[1] - csf * means[2], 0) / means[1]
         depth = _distance(brain)  # mm below the surface of the brain
         ventricles = _lateral_ventricles(csf[::2, ::2, ::2], depth[::2, ::2, ::2])
-        self.maps = {
+        self.maps: dict[str, np.ndarray] = {
             "gm": _quantise(gm),
             "wm": _quantise(wm),
             "brain": _quantise(ndimage.gaussian_filter(brain.astype(np.float32), 0.7)),
@@ -145,7 +106,7 @@ class Template:
         from scipy import ndimage
 
         voxels = points - np.asarray(ORIGIN, np.float32)[:, None]
-        return ndimage.map_coordinates(self.maps[name], voxels, order=1, output=np.float32, mode="nearest")
+        return np.asarray(ndimage.map_coordinates(self.maps[name], voxels, order=1, output=np.float32, mode="nearest"))
 
 
 @cache

@@ -8,96 +8,18 @@ An adapter subclasses :class:`VolumeDataset`, says what its volumes are like (:a
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from adbench.datasets.base import Case, Dataset, Stack
-from adbench.params import ParamSet, param
+from adbench.datasets.preprocessing.pipeline import recipe_steps, run_recipe, tool_of
+from adbench.datasets.preprocessing.recipe import RawVolume, RecipeParams
+from adbench.params import ParamSet
 
-if TYPE_CHECKING:
-    import numpy as np
-
-    from adbench.datasets.io.archive import File
-
-RECIPE_VERSION = "2"  # raised when any step may give other pixels
-EXTRA = 'pip install "adbench-mri[prepare]"'
-
-
-class RecipeParams(ParamSet):
-    """How a volume becomes slices. An adapter's parameters extend these and may change the defaults."""
-
-    brain: str = param(
-        "auto",
-        "where the brain mask comes from: given (a mask beside the image), background (every voxel that is not 0), "
-        "template (the MNI152 mask after registration), deepbet, hd-bet, or a plug-in's name; auto: given, else "
-        "background for images without skull, else the first installed of deepbet and hd-bet, else template",
-        source="adbench",
-    )
-    template_margin: float = param(
-        1.0, "how far the template's brain mask is dilated before it is used", unit="mm", source="adbench", ge=0, le=20
-    )
-    n4: bool = param(
-        False,
-        "correct the bias field inside the brain (N4)",
-        source="Tustison et al. 2010, doi:10.1109/TMI.2010.2046908",
-    )
-    registration: Literal["none", "rigid", "affine"] = param(
-        "none", "how the volume is brought onto the MNI152 2009a 1 mm grid", source="adbench"
-    )
-    clip_low: float = param(0.5, "percentile inside the brain that becomes 0", unit="%", source="adbench", ge=0, lt=50)
-    clip_high: float = param(
-        99.5, "percentile inside the brain that becomes 1", unit="%", source="adbench", gt=50, le=100
-    )
-    min_brain: float = param(
-        0.02,
-        "axial slices with less brain than this share of the square field of view are left out",
-        source="adbench",
-        ge=0,
-        lt=1,
-    )
-    slice_step: int = param(1, "keep every n-th axial slice", unit="slices", source="adbench", ge=1)
-    field_of_view: float = param(
-        256.0, "side of the square that each slice is padded or cropped to", unit="mm", source="adbench", ge=32, le=512
-    )
-    size: int = param(256, "side of the prepared square slices", unit="px", source="adbench", ge=16, le=2048)
-    exclude: tuple[str, ...] = param((), "subjects or cases (by id) to leave out", source="adbench")
-
-
-@dataclass
-class RawVolume:
-    """One decoded image of one case, and what belongs to it; everything on the image's own grid.
-
-    Attributes:
-        case: id of the case, for messages.
-        modality: "T1", "T2", ...
-        image: (X, Y, Z) of a real type, as stored (scaled by the header). No orientation is assumed.
-        affine: (4, 4) voxel to world in mm, RAS+.
-        source: the image's file, for messages.
-        brain: (X, Y, Z) bool or 0/1, when a mask lies beside the image.
-        lesion: (X, Y, Z) integers, when there is a lesion mask.
-        lesion_labels: values of ``lesion`` that count; None: every value but 0.
-        skull: False when the provider removed everything but brain and set it to 0.
-        companion: the T1 of the same subject and session, for a modality whose brain mask (and registration) come from
-            there; on a grid of its own.
-    """
-
-    case: str
-    modality: str
-    image: np.ndarray
-    affine: np.ndarray
-    source: File | None = None
-    brain: np.ndarray | None = None
-    lesion: np.ndarray | None = None
-    lesion_labels: tuple[int, ...] | None = None
-    skull: bool = True
-    companion: RawVolume | None = None
-
-    def __str__(self) -> str:
-        return f"{self.modality} of case {self.case}{f' ({self.source})' if self.source else ''}"
+__all__ = ["RawVolume", "RecipeParams", "VolumeDataset"]
 
 
 class VolumeDataset(Dataset):
-    """A dataset of NIfTI volumes. Subclasses give ``info``, ``discover`` and ``read``; ``discover`` heeds ``exclude``."""
+    """A dataset of NIfTI volumes. Subclasses give ``info``, ``discover`` and ``read``; ``discover`` leaves out what ``exclude`` names."""
 
     Params: ClassVar[type[ParamSet]] = RecipeParams
     params: RecipeParams
@@ -107,8 +29,6 @@ class VolumeDataset(Dataset):
     @property
     def memory_per_worker(self) -> int:  # type: ignore[override]
         """As measured on heads of 1 mm: the networks of hd-bet take most."""
-        from adbench.datasets.preprocessing.pipeline import tool_of
-
         return 2_700_000_000 if self.skull and tool_of(self.params, self.skull) == "hd-bet" else 1_500_000_000
 
     @property
@@ -139,15 +59,11 @@ class VolumeDataset(Dataset):
 
     def load(self, case: Case, modality: str) -> Stack:
         """Decode one case and run the recipe on it."""
-        from adbench.datasets.preprocessing.pipeline import run_recipe
-
-        return run_recipe(self.read(case, modality), self.params, on_template=self.on_template, products=self.products)
+        return run_recipe(self.read(case, modality), self.params, on_template=self.on_template, cache=self.products)
 
     def recipe(self) -> dict[str, Any]:
         """The parameters that shape pixels, and every step with the version of its tool."""
-        from adbench.datasets.preprocessing.pipeline import steps
-
         described = super().recipe()
         for name in self.choosing:
             described["params"].pop(name, None)
-        return {**described, "steps": steps(self.params, skull=self.skull, on_template=self.on_template)}
+        return {**described, "steps": recipe_steps(self.params, skull=self.skull, on_template=self.on_template)}

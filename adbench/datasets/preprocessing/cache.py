@@ -1,6 +1,6 @@
-"""Keeping what is slow to make: a brain mask, a bias field, a registration.
+"""A cache of what is slow to make: brain masks, bias fields, registrations.
 
-A product is found by its step, the step's parameters and versions, and the voxels it was made from. So a change of
+An entry is found by its step, the step's parameters and versions, and the voxels it was made from. So a change of
 slicing or size costs no second extraction, T2 and PD share what was made of their T1, and an interrupted case goes on.
 """
 
@@ -19,10 +19,8 @@ import numpy as np
 from adbench.utils.files import replacing
 from adbench.utils.hashing import digest
 
-Arrays = dict[str, np.ndarray]
 
-
-def fingerprint(*arrays: np.ndarray) -> str:
+def array_digest(*arrays: np.ndarray) -> str:
     """SHA-256 of shapes, types and values."""
     state = hashlib.sha256()
     for array in arrays:
@@ -32,38 +30,33 @@ def fingerprint(*arrays: np.ndarray) -> str:
     return state.hexdigest()
 
 
-def kept(folder: Path | None, what: list[Any], make: Callable[[], Arrays]) -> Arrays:
-    """The product that ``what`` identifies: read from ``folder`` if it is there and whole, else made and written.
+def cached(folder: Path | None, what: list[Any], name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+    """The array that ``what`` identifies: read from ``folder`` if it is there and whole, else made and written.
 
     Args:
         folder: None keeps nothing.
         what: JSON values: step, version, parameters, fingerprints of its inputs.
-        make: gives the arrays by name.
+        name: of the array in its file; a mask of the name "bits" is kept as eight voxels a byte.
+        make: gives the array.
     """
     if folder is None:
         return make()
     path = folder / f"{what[0]}-{digest(what)[:32]}.npz"
     try:
         with np.load(path, allow_pickle=False) as stored:
-            return dict(stored)
+            array = np.asarray(stored[name])
+            if name != "bits":
+                return array
+            shape = tuple(int(n) for n in stored["shape"])
+        return np.unpackbits(array, count=int(np.prod(shape))).view(np.bool_).reshape(shape)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, KeyError):
         path.unlink(missing_ok=True)  # half a file, or one that a disk spoiled: make it again
-    arrays = make()
+    array = make()
+    arrays = {"bits": np.packbits(array), "shape": np.array(array.shape)} if name == "bits" else {name: array}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     with replacing(path) as temporary:
         temporary.write_bytes(buffer.getvalue())
-    return arrays
-
-
-def packed(mask: np.ndarray) -> Arrays:
-    """A bool mask as eight voxels a byte."""
-    return {"bits": np.packbits(mask), "shape": np.array(mask.shape)}
-
-
-def unpacked(arrays: Arrays) -> np.ndarray:
-    """The mask that :func:`packed` packed."""
-    shape = tuple(int(n) for n in arrays["shape"])
-    return np.unpackbits(arrays["bits"], count=int(np.prod(shape))).view(np.bool_).reshape(shape)
+    return array

@@ -10,14 +10,15 @@ import numpy as np
 
 from adbench.datasets.base import Stack
 from adbench.datasets.geometry import Geometry, matrix
-from adbench.datasets.preprocessing import brain_extraction, registration, resize, slicing, template
-from adbench.datasets.preprocessing import cache as products
-from adbench.datasets.preprocessing.base import EXTRA, RECIPE_VERSION, RawVolume, RecipeParams
+from adbench.datasets.preprocessing import brain_extraction, registration, slicing, template
+from adbench.datasets.preprocessing.cache import array_digest, cached
+from adbench.datasets.preprocessing.recipe import EXTRA, RECIPE_VERSION, RawVolume, RecipeParams
 from adbench.datasets.preprocessing.reorient import resample, to_ras, voxel_ml, zooms
+from adbench.datasets.preprocessing.resize import lost, resize_image, resize_mask
 from adbench.errors import UserError
 
 
-def steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[str, Any]]:
+def recipe_steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[str, Any]]:
     """Every step in order, with its parameters and the version of the tool it uses, for the manifest and its hash.
 
     Args:
@@ -63,16 +64,14 @@ def tool_of(params: RecipeParams, skull: bool) -> str:
     return brain_extraction.automatic() if skull else "background"
 
 
-def run_recipe(
-    raw: RawVolume, params: RecipeParams, *, on_template: bool = False, products: Path | None = None
-) -> Stack:
+def run_recipe(raw: RawVolume, params: RecipeParams, *, on_template: bool = False, cache: Path | None = None) -> Stack:
     """Prepare one volume.
 
     Args:
         raw: from the adapter.
         params: of the recipe.
         on_template: the image claims to lie on the template's grid: no registration, the template's mask fits.
-        products: folder that keeps brain masks, bias fields and registrations; None keeps nothing.
+        cache: folder that keeps brain masks, bias fields and registrations; None keeps nothing.
 
     Returns:
         The slices with their geometry and quality figures: ``brain_ml`` and ``lesion_ml_source`` (in the file),
@@ -83,10 +82,10 @@ def run_recipe(
     Raises:
         UserError: masks on another grid, no brain, a constant image, a missing tool; names the case and the file.
     """
-    return _Head(raw, params, on_template, products).prepare()
+    return _VolumePipeline(raw, params, on_template, cache).prepare()
 
 
-class _Head:
+class _VolumePipeline:
     """One volume in RAS order on its way through the steps."""
 
     def __init__(self, raw: RawVolume, params: RecipeParams, on_template: bool, folder: Path | None) -> None:
@@ -97,15 +96,15 @@ class _Head:
         self.given = self._beside(raw.brain, "brain mask")
         lesion = self._beside(raw.lesion, "lesion mask")
         self.lesion = None if lesion is None else _chosen(lesion, raw.lesion_labels)
-        self.at_home = template.same_grid(self.image.shape, self.affine)
-        if on_template and not self.at_home:
+        self.on_template_grid = template.same_grid(self.image.shape, self.affine)
+        if on_template and not self.on_template_grid:
             raise UserError(
                 f"{raw}: its grid of {self.image.shape} voxels from {self.affine[:3, 3].round(1).tolist()} is not the "
                 f"template's, {template.SHAPE} from {list(template.ORIGIN)}: is this file of the dataset it claims to be? "
                 f"If it is another, register it with --set dataset.registration=affine."
             )
-        self.kind = "none" if self.at_home else params.registration
-        self.companion = None if raw.companion is None else _Head(raw.companion, params, on_template, folder)
+        self.kind = "none" if self.on_template_grid else params.registration
+        self.companion = None if raw.companion is None else _VolumePipeline(raw.companion, params, on_template, folder)
 
     def _beside(self, mask: np.ndarray | None, what: str) -> np.ndarray | None:
         if mask is None:
@@ -117,16 +116,15 @@ class _Head:
     @cached_property
     def fingerprint(self) -> str:
         """Identifies the voxels and where they are."""
-        return products.fingerprint(self.image, self.affine)
+        return array_digest(self.image, self.affine)
 
     # -- brain ----------------------------------------------------------------------------------------------------
 
     @cached_property
     def brain(self) -> np.ndarray:
         """(X, Y, Z) bool on this volume's grid."""
-        rule = self.params.brain
-        where = str(self.raw)
-        if rule == "given" and self.given is None:
+        rule, where = self.params.brain, str(self.raw)
+        if self.given is None and rule == "given":
             raise UserError(
                 f"{where}: there is no brain mask beside the image. Add it, or use --set dataset.brain=auto."
             )
@@ -137,36 +135,34 @@ class _Head:
             return mask
         if rule == "background" or (rule == "auto" and not self.raw.skull):
             return brain_extraction.background(self.image, where)
-        if self.companion is not None:
-            return self._carried(self.companion)
+        if other := self.companion:  # the same subject's T1
+            to_other = np.linalg.inv(other.affine) @ self.to_companion @ self.affine
+            return self._on_own_grid(
+                other.brain, to_other, f"the brain of {other.raw} lies outside it: are both of one subject and session?"
+            )
         tool = brain_extraction.automatic() if rule == "auto" else rule
         if tool == "template":
-            return self._from_template()
+            return self._brain_of_template()
         what = ["brain", RECIPE_VERSION, brain_extraction.tool(tool).version, self.raw.modality, self.fingerprint]
 
-        def make():
-            return products.packed(brain_extraction.extract(tool, self.image, self.affine, self.raw.modality, where))
+        def extract() -> np.ndarray:
+            return brain_extraction.extract(tool, self.image, self.affine, self.raw.modality, where)
 
-        return products.unpacked(products.kept(self.folder, what, make))
+        return cached(self.folder, what, "bits", extract)
 
-    def _carried(self, other: _Head) -> np.ndarray:
-        """The brain mask of ``other``, the same subject's T1, on this grid."""
-        mask = resample(other.brain, np.linalg.inv(other.affine) @ self.to_companion @ self.affine, self.image.shape, linear=False)  # fmt: skip
-        if not mask.any():
-            raise UserError(
-                f"{self.raw}: the brain of {other.raw} lies outside it: are both of one subject and session?"
-            )
-        return mask
-
-    def _from_template(self) -> np.ndarray:
-        margin = template.mask(self.params.template_margin)
-        if self.at_home:
-            return margin & (self.image != 0)
+    def _brain_of_template(self) -> np.ndarray:
+        mask = template.mask(self.params.template_margin)
+        if self.on_template_grid:
+            return np.asarray(mask & (self.image != 0))
         to_template = np.linalg.inv(template.AFFINE) @ np.linalg.inv(self.to_head("affine", None)) @ self.affine
-        mask = resample(margin, to_template, self.image.shape, linear=False)
-        if not mask.any():
-            raise UserError(f"{self.raw}: registration to the template failed: its brain lies outside the image.")
-        return mask
+        failed = "registration to the template failed: its brain lies outside the image."
+        return self._on_own_grid(mask, to_template, failed)
+
+    def _on_own_grid(self, mask: np.ndarray, to_voxel: np.ndarray, failed: str) -> np.ndarray:
+        moved = resample(mask, to_voxel, self.image.shape, linear=False)
+        if not moved.any():
+            raise UserError(f"{self.raw}: {failed}")
+        return moved
 
     # -- registration ---------------------------------------------------------------------------------------------
 
@@ -176,24 +172,13 @@ class _Head:
         other = self.companion
         assert other is not None
         inside = other.brain
-        what = [
-            "companion",
-            RECIPE_VERSION,
-            registration.tool_version(),
-            registration.LEVELS,
-            products.fingerprint(inside),
-        ]
+        what = ["companion", RECIPE_VERSION, registration.tool_version(), registration.LEVELS, array_digest(inside)]
         what += [other.fingerprint, self.fingerprint]
-        found = products.kept(
-            self.folder,
-            what,
-            lambda: {
-                "matrix": registration.register(
-                    other.image, other.affine, inside, self.image, self.affine, np.eye(4), "rigid"
-                )
-            },
-        )
-        return np.linalg.inv(found["matrix"])
+
+        def register() -> np.ndarray:
+            return registration.register(other.image, other.affine, inside, self.image, self.affine, np.eye(4), "rigid")
+
+        return np.linalg.inv(cached(self.folder, what, "matrix", register))
 
     def to_head(self, kind: Literal["rigid", "affine"], inside: np.ndarray | None) -> np.ndarray:
         """(4, 4): template world to this volume's world, mm.
@@ -204,7 +189,7 @@ class _Head:
         """
         if self.companion is not None and inside is not None:
             there = self.companion.to_head(kind, self.companion.brain)
-            return np.linalg.inv(self.to_companion) @ there
+            return np.asarray(np.linalg.inv(self.to_companion) @ there)
         moving = np.asarray(self.image, np.float32)
         start = np.eye(4)
         if inside is None:
@@ -217,26 +202,13 @@ class _Head:
             around = template.mask(template.BRAIN_MARGIN)
             moving = moving * inside
             start[:3, 3] = _centre(moving, self.affine) - _centre(template.brain(), template.AFFINE)
-        what = [
-            kind,
-            RECIPE_VERSION,
-            registration.tool_version(),
-            registration.LEVELS,
-            start[0, 0],
-            products.fingerprint(around),
-            self.fingerprint,
-        ]
-        what.append("head" if inside is None else products.fingerprint(inside))
-        found = products.kept(
-            self.folder,
-            what,
-            lambda: {
-                "matrix": registration.register(
-                    template.brain(), template.AFFINE, around, moving, self.affine, start, kind
-                )
-            },
-        )
-        return found["matrix"]
+        what = [kind, RECIPE_VERSION, registration.tool_version(), registration.LEVELS, start[0, 0]]
+        what += [array_digest(around), self.fingerprint, "head" if inside is None else array_digest(inside)]
+
+        def register() -> np.ndarray:
+            return registration.register(template.brain(), template.AFFINE, around, moving, self.affine, start, kind)
+
+        return cached(self.folder, what, "matrix", register)
 
     # -- all of it ------------------------------------------------------------------------------------------------
 
@@ -244,25 +216,17 @@ class _Head:
         """The image, its bias field removed when the recipe says so."""
         if not self.params.n4:
             return self.image
-        what = [
-            "n4",
-            RECIPE_VERSION,
-            registration.tool_version(),
-            registration.SHRINK,
-            self.fingerprint,
-            products.fingerprint(inside),
-        ]
-        found = products.kept(
-            self.folder, what, lambda: {"log": registration.bias_field(self.image, self.affine, inside)}
-        )
-        return registration.unbiased(self.image, self.affine, found["log"])
+        what = ["n4", RECIPE_VERSION, registration.tool_version(), registration.SHRINK]
+        what += [self.fingerprint, array_digest(inside)]
+        log = cached(self.folder, what, "log", lambda: registration.bias_field(self.image, self.affine, inside))
+        return registration.unbiased(self.image, self.affine, log)
 
     def prepare(self) -> Stack:
         """Run every step."""
         params, raw = self.params, self.raw
         inside = self.brain
         image = self.corrected(inside)
-        levels = slicing.window(image, inside, params)
+        levels = slicing.intensity_window(image, inside, params)
         if not levels.high > levels.low:
             raise UserError(f"{raw}: the image is constant inside the brain ({levels.low:g} everywhere).")
         quality = {
@@ -281,11 +245,11 @@ class _Head:
             lesion = None if lesion is None else resample(lesion, to_voxel, template.SHAPE, linear=False)
             if not inside.any():
                 raise UserError(f"{raw}: registration failed: the brain lies outside the template.")
-        if self.kind != "none" or self.at_home:
+        if self.kind != "none" or self.on_template_grid:
             core = template.mask(0.0)
             quality["registration_correlation"] = float(np.corrcoef(image[core], template.brain()[core])[0, 1])
             quality["registration_overlap"] = float(2 * (inside & core).sum() / (inside.sum() + core.sum()))
-        chosen = slicing.cut(inside, affine, params)
+        cut = slicing.cut(inside, affine, params)
         geometry = Geometry(
             original_shape=tuple(int(n) for n in raw.image.shape),
             original_affine=matrix(raw.affine),
@@ -293,21 +257,27 @@ class _Head:
             registered_affine=matrix(affine),
             to_original_world=matrix(back),
             registration=self.kind,
-            corner=chosen.corner,
-            side=chosen.side,
+            corner=cut.corner,
+            side=cut.side,
             size=params.size,
             step=params.slice_step,
         )
-        remarks = _left_out(chosen)
-        brain_slices = resize.resize_mask(slicing.slices(inside, chosen), params.size)
-        raw_slices, wide = slicing.slices(image, chosen), slicing.slices(inside, chosen)
-        image_slices = slicing.resized(slicing.scaled(raw_slices, wide, levels), brain_slices, params.size)
+        remarks = []
+        if cut.thin:
+            remarks.append(f"slices {ranges(cut.thin)}: left out, too little brain")
+        if cut.outside:
+            remarks.append(f"{cut.outside} brain voxels lie beyond the field of view")
+        wide = slicing.slices(inside, cut)
+        brain_slices = resize_mask(wide, params.size)
+        image_slices = slicing.scaled(slicing.slices(image, cut), wide, levels)
+        if image_slices.shape[-2:] != (params.size, params.size):
+            image_slices = np.clip(resize_image(image_slices, params.size), 0, 1) * brain_slices
         lesion_slices = None
         if lesion is not None:
-            full = slicing.slices(lesion, chosen)
-            lesion_slices = resize.resize_mask(full, params.size)
-            remarks += self._lesions(lesion, full, lesion_slices, brain_slices, chosen, geometry, quality)
-        return Stack(image_slices, brain_slices, lesion_slices, chosen.planes, remarks, geometry, quality)
+            full = slicing.slices(lesion, cut)
+            lesion_slices = resize_mask(full, params.size)
+            remarks += self._lesions(lesion, full, lesion_slices, brain_slices, cut, geometry, quality)
+        return Stack(image_slices, brain_slices, lesion_slices, cut.planes, remarks, geometry, quality)
 
     def _lesions(
         self,
@@ -315,34 +285,30 @@ class _Head:
         full: np.ndarray,
         prepared: np.ndarray,
         brain: np.ndarray,
-        chosen: slicing.Cut,
+        cut: slicing.Cut,
         geometry: Geometry,
         quality: dict[str, float],
     ) -> list[str]:
         """Enter the lesion volumes into ``quality``; remarks about what was lost on the way."""
         assert self.lesion is not None
         unit = geometry.prepared_voxel_ml * geometry.volume_scale
-        before, outside = float(self.lesion.sum()), prepared & ~brain
-        quality["lesion_ml_source"] = before * voxel_ml(self.affine)
+        outside = int((prepared & ~brain).sum())
+        quality["lesion_ml_source"] = float(self.lesion.sum()) * voxel_ml(self.affine)
         quality["lesion_ml"] = float(prepared.sum()) * unit
-        quality["lesion_outside_brain_ml"] = float(outside.sum()) * unit
+        quality["lesion_outside_brain_ml"] = float(outside) * unit
         remarks = []
         every = registered.sum(axis=(0, 1))
-        skipped = [z for z in np.flatnonzero(every) if z not in chosen.planes and z % geometry.step == 0]
+        skipped = [z for z in np.flatnonzero(every) if z not in cut.planes and z % geometry.step == 0]
         if skipped:
             voxels = int(every[skipped].sum())
             remarks.append(f"lesion: {voxels} of {int(every.sum())} voxels lie in slices left out ({ranges(skipped)})")
-        cropped = int(every[list(chosen.planes)].sum()) - int(full.sum())
-        if cropped:
+        if cropped := int(every[list(cut.planes)].sum()) - int(full.sum()):
             remarks.append(f"lesion: {cropped} voxels lie beyond the field of view")
-        for position in resize.lost(full, prepared):
-            remarks.append(
-                f"slice {chosen.planes[position]}: its lesion ({int(full[position].sum())} voxels) was lost in resizing"
-            )
-        if outside.any():
-            remarks.append(
-                f"lesion: {int(outside.sum())} of {int(prepared.sum())} prepared voxels lie outside the brain mask"
-            )
+        for position in lost(full, prepared):
+            voxels = int(full[position].sum())
+            remarks.append(f"slice {cut.planes[position]}: its lesion ({voxels} voxels) was lost in resizing")
+        if outside:
+            remarks.append(f"lesion: {outside} of {int(prepared.sum())} prepared voxels lie outside the brain mask")
         return remarks
 
 
@@ -356,7 +322,7 @@ def _centre(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
     few = np.maximum(image[::4, ::4, ::4], 0).astype(np.float64)
     sums = [few.sum(axis=tuple(a for a in range(3) if a != axis)) for axis in range(3)]
     voxel = [4 * float((s * np.arange(len(s))).sum() / s.sum()) for s in sums]
-    return affine[:3, :3] @ voxel + affine[:3, 3]
+    return np.asarray(affine[:3, :3] @ voxel + affine[:3, 3])
 
 
 def _crown(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
@@ -370,15 +336,6 @@ def _crown(image: np.ndarray, affine: np.ndarray) -> np.ndarray:
     top = np.percentile(points[:, 2], 99.9)
     low, high = np.percentile(points[points[:, 2] > top - 130], [1, 99], axis=0)
     return np.array([(low[0] + high[0]) / 2, (low[1] + high[1]) / 2, top])
-
-
-def _left_out(chosen: slicing.Cut) -> list[str]:
-    remarks = []
-    if chosen.thin:
-        remarks.append(f"slices {ranges(chosen.thin)}: left out, too little brain")
-    if chosen.outside:
-        remarks.append(f"{chosen.outside} brain voxels lie beyond the field of view")
-    return remarks
 
 
 def ranges(numbers: Any) -> str:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from adbench.datasets.preprocessing.base import EXTRA
+from adbench.datasets.preprocessing.recipe import EXTRA
 from adbench.datasets.preprocessing.reorient import zooms
 from adbench.errors import UserError
 
@@ -31,7 +31,7 @@ def installed() -> bool:
     return find_spec("SimpleITK") is not None
 
 
-def toolkit(purpose: str) -> Any:
+def _toolkit(purpose: str) -> Any:
     """The module SimpleITK.
 
     Raises:
@@ -45,8 +45,8 @@ def toolkit(purpose: str) -> Any:
 
 
 @contextmanager
-def _alone(sitk: Any, what: str) -> Iterator[None]:
-    """On one thread, with ITK's errors made readable."""
+def _single_threaded(sitk: Any, what: str) -> Iterator[None]:
+    """Run on one thread, with ITK's errors made readable."""
     # The filters' own setting does not reach every part of a registration; only this one makes two runs agree.
     before = sitk.ProcessObject.GetGlobalDefaultNumberOfThreads()
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
@@ -75,7 +75,7 @@ def bias_field(image: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> np.n
     Returns:
         float16, each axis shrunk by :data:`SHRINK` (less where an axis is short); see :func:`unbiased`.
     """
-    sitk = toolkit("N4 bias correction")
+    sitk = _toolkit("N4 bias correction")
     # Thick slices are few: shrink an axis only as far as its voxels are smaller than the coarsest ones.
     steps = _steps(image.shape, affine)
     few = tuple(slice(None, None, step) for step in steps)
@@ -85,7 +85,7 @@ def bias_field(image: np.ndarray, affine: np.ndarray, brain: np.ndarray) -> np.n
     filter_ = sitk.N4BiasFieldCorrectionImageFilter()
     filter_.SetMaximumNumberOfIterations([50, 50, 30, 20])
     filter_.SetConvergenceThreshold(1e-3)
-    with _alone(sitk, "N4 bias correction"):
+    with _single_threaded(sitk, "N4 bias correction"):
         filter_.Execute(coarse, inside)
         log = sitk.GetArrayFromImage(filter_.GetLogBiasFieldAsImage(coarse)).transpose(2, 1, 0)
     return np.ascontiguousarray(log).astype(np.float16)
@@ -96,7 +96,7 @@ def unbiased(image: np.ndarray, affine: np.ndarray, log: np.ndarray) -> np.ndarr
     from scipy import ndimage
 
     steps = _steps(image.shape, affine)
-    full = ndimage.affine_transform(
+    full: np.ndarray = ndimage.affine_transform(
         log.astype(np.float32), 1 / steps, output_shape=image.shape, order=1, mode="nearest", output=np.float32
     )
     np.exp(-full, out=full)
@@ -107,7 +107,7 @@ def unbiased(image: np.ndarray, affine: np.ndarray, log: np.ndarray) -> np.ndarr
 def _steps(shape: tuple[int, ...], affine: np.ndarray) -> np.ndarray:
     size = zooms(affine)
     wanted = np.round(SHRINK * size.min() / size).clip(1, SHRINK)
-    return np.minimum(wanted, np.maximum(1, np.asarray(shape) // 16)).astype(int)
+    return np.asarray(np.minimum(wanted, np.maximum(1, np.asarray(shape) // 16)), int)
 
 
 def register(
@@ -133,7 +133,7 @@ def register(
     Returns:
         (4, 4): fixed world to moving world, mm. The same input gives the same numbers.
     """
-    sitk = toolkit("Registration")
+    sitk = _toolkit("Registration")
     to_fixed = fixed_affine @ np.diag([*(1 / zooms(fixed_affine)), 1.0])  # mm along the axes to world
     to_moving = moving_affine @ np.diag([*(1 / zooms(moving_affine)), 1.0])
     start = np.linalg.inv(to_moving) @ initial @ to_fixed
@@ -142,7 +142,7 @@ def register(
     centre = (np.argwhere(fixed_mask[::4, ::4, ::4]).mean(axis=0) * 4 * zooms(fixed_affine)).tolist()
     found = sitk.Euler3DTransform()
     found.SetCenter(centre)
-    with _alone(sitk, "Registration"):
+    with _single_threaded(sitk, "Registration"):
         _search(sitk, target, where, subject, start, found)
         if kind == "affine":
             rigid, found = found, sitk.AffineTransform(3)
@@ -150,7 +150,7 @@ def register(
             found.SetMatrix(rigid.GetMatrix())
             found.SetTranslation(rigid.GetTranslation())
             _search(sitk, target, where, subject, start, found)
-    return to_moving @ start @ _homogeneous(found) @ np.linalg.inv(to_fixed)
+    return np.asarray(to_moving @ start @ _homogeneous(found) @ np.linalg.inv(to_fixed))
 
 
 def _search(sitk: Any, fixed: Any, mask: Any, moving: Any, start: np.ndarray, transform: Any) -> None:

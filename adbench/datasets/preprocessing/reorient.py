@@ -26,7 +26,7 @@ def to_ras(array: np.ndarray, affine: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 def zooms(affine: np.ndarray) -> np.ndarray:
     """(3,) voxel size along each axis, mm."""
-    return np.sqrt((np.asarray(affine, np.float64)[:3, :3] ** 2).sum(axis=0))
+    return np.asarray(np.sqrt((np.asarray(affine, np.float64)[:3, :3] ** 2).sum(axis=0)))
 
 
 def voxel_ml(affine: np.ndarray) -> float:
@@ -55,7 +55,7 @@ def resample(
         source = array.view(np.uint8) if array.dtype == np.bool_ else array
         kind = source.dtype.type
     to_voxel = clean(to_voxel)  # where grids agree, a copy is a copy
-    moved = ndimage.affine_transform(
+    moved: np.ndarray = ndimage.affine_transform(
         source, to_voxel[:3, :3], to_voxel[:3, 3], shape, order=int(linear), output=kind, mode="grid-constant"
     )
     return moved.view(np.bool_) if array.dtype == np.bool_ else moved

@@ -51,8 +51,10 @@ def resize_image(stack: np.ndarray, side: int) -> np.ndarray:
     stack = np.asarray(stack, np.float32)
     if stack.shape[-2:] == (side, side):
         return stack
+    if not len(stack):
+        return np.empty((0, side, side), np.float32)
     resized = [Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR) for image in stack]
-    return np.stack([np.asarray(image, np.float32) for image in resized]) if resized else _none(side, np.float32)
+    return np.stack([np.asarray(image, np.float32) for image in resized])
 
 
 def resize_mask(stack: np.ndarray, side: int) -> np.ndarray:
@@ -80,7 +82,3 @@ def lost(before: np.ndarray, after: np.ndarray) -> np.ndarray:
     """
     had, has = (stack.any(axis=tuple(range(1, stack.ndim))) for stack in (before, after))
     return np.flatnonzero(had & ~has)
-
-
-def _none(side: int, dtype: type) -> np.ndarray:
-    return np.empty((0, side, side), dtype)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from adbench.datasets.preprocessing import resize
-from adbench.datasets.preprocessing.base import RecipeParams
 from adbench.datasets.preprocessing.brain_extraction import bounds
+from adbench.datasets.preprocessing.recipe import RecipeParams
 from adbench.datasets.preprocessing.reorient import zooms
 
 
@@ -22,7 +20,7 @@ class Window:
     clipped: float
 
 
-def window(image: np.ndarray, brain: np.ndarray, params: RecipeParams) -> Window:
+def intensity_window(image: np.ndarray, brain: np.ndarray, params: RecipeParams) -> Window:
     """The percentiles of the intensities inside the brain.
 
     Args:
@@ -98,15 +96,9 @@ def _start(length: int, side: int, first: int, stop: int) -> int:
     return min(max(start, stop - side), first)
 
 
-def slices(volume: np.ndarray, cut: Cut, planes: Sequence[int] | None = None) -> np.ndarray:
-    """The kept planes of a RAS volume as (S, rows, columns): anterior at the top, left at low columns.
-
-    Args:
-        volume: (X, Y, Z), any type.
-        cut: from :func:`cut`.
-        planes: other planes than those of ``cut``.
-    """
-    chosen = list(cut.planes if planes is None else planes)
+def slices(volume: np.ndarray, cut: Cut) -> np.ndarray:
+    """The kept planes of a (X, Y, Z) RAS volume as (S, rows, columns): anterior at the top, left at low columns."""
+    chosen = list(cut.planes)
     stack = volume[:, ::-1, chosen].transpose(2, 1, 0)
     height, width = stack.shape[1:]
     (left, top), (columns, rows) = cut.corner, cut.side
@@ -116,10 +108,3 @@ def slices(volume: np.ndarray, cut: Cut, planes: Sequence[int] | None = None) ->
     target = (slice(None), slice(down.start - top, down.stop - top), slice(across.start - left, across.stop - left))
     result[target] = stack[:, down, across]
     return result
-
-
-def resized(image: np.ndarray, brain: np.ndarray, size: int) -> np.ndarray:
-    """``image`` at ``size`` x ``size``, back in [0, 1] and 0 outside the resized ``brain``."""
-    if image.shape[-2:] == (size, size):
-        return image
-    return np.clip(resize.resize_image(image, size), 0, 1) * brain

@@ -1,4 +1,4 @@
-"""The files of one case, header by header and, if asked, voxel by voxel."""
+"""Checks of the files of one case, header by header and, if asked, voxel by voxel."""
 
 from __future__ import annotations
 
@@ -7,218 +7,185 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from adbench.datasets.adapters.volumes import Expected, Scan, off_grid
+from adbench.datasets import issues
+from adbench.datasets.adapters.volumes import LABEL_TOLERANCE, STRIPPED, Expected, Scan
 from adbench.datasets.io import nifti
-from adbench.datasets.io.archive import File
+from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.filename_patterns import BRAIN, LESION
-from adbench.datasets.io.nifti import Header, NiftiError, Volume
+from adbench.datasets.io.nifti import Header, NiftiVolume
+from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing.reorient import to_ras, zooms
 from adbench.datasets.validation import similarity
-from adbench.datasets.validation.issues import Finding, Severity
-from adbench.errors import UserError
 
-ZOOM_TOLERANCE = 0.01  # mm
-PLAUSIBLE_ZOOMS = (0.2, 10.0)  # mm
-SHEARED = 1.0  # mm by which sform and qform may place a corner apart
-OUTSIDE = 0.05  # share of a lesion outside the brain that is worth a warning
-STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
-TEMPLATE_MARGIN = 5.0  # mm around the template's brain that still counts as brain
+_ZOOM_TOLERANCE = 0.01  # mm
+_PLAUSIBLE_ZOOMS = (0.2, 10.0)  # mm
+_DISAGREEMENT = 1.0  # mm by which sform and qform may place a corner apart
+_TEMPLATE_MARGIN = 5.0  # mm around the template's brain that still counts as brain
 
 
 @dataclass
-class Examined:
+class CheckedCase:
     """What was found in one case.
 
     Attributes:
-        checksums: kind -> CRC-32 and length of the uncompressed file; of plain files only when every voxel is read.
+        issues: of its files.
+        checksums: modality or kind of mask -> CRC-32 and length of the uncompressed file; of uncompressed files only
+            when every voxel is read.
         prints: modality -> fingerprint and slice hashes, where every voxel was read.
-        files: how many were opened.
     """
 
     scan: Scan
-    findings: list[Finding] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
     checksums: dict[str, tuple[int, int]] = field(default_factory=dict)
     prints: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
-    files: int = 0
 
 
-def examine(scan: Scan, expected: Expected, deep: bool) -> Examined:
-    """Open every file of ``scan``, images first."""
-    result = Examined(scan)
+def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
+    """Check every file of ``scan`` against what its dataset should be like.
+
+    Args:
+        scan: the files.
+        expected: what they should be like.
+        deep: read every voxel, not headers alone.
+    """
+    result = CheckedCase(scan)
     headers: dict[str, Header] = {}
-    kinds = sorted(scan.files, key=lambda kind: (kind in (LESION, BRAIN), kind))
-    for kind in kinds:
-        file = scan.files[kind]
-        result.files += 1
-
-        def add(severity: Severity, code: str, message: str, file: File = file) -> None:
-            result.findings.append(Finding(severity, code, scan.id, str(file), message))
-
+    for kind, file in sorted(scan.files.items(), key=lambda item: (item[0] in (LESION, BRAIN), item[0])):
         try:
-            headers[kind] = nifti.read_header(file)
-            whole = nifti.checksum(file, plain=deep)
-            if whole is not None:
-                result.checksums[kind] = whole
-        except NiftiError as error:
-            add("error", error.kind, str(error))
-            headers.pop(kind, None)
+            header = nifti.read_header(file)
+            checksum = nifti.checksum(file, plain=deep)
+        except FileError as error:
+            result.issues.append(Issue("error", error.code, scan.id, str(file), str(error)))
             continue
-        except UserError as error:
-            add("error", "unreadable", str(error))
-            headers.pop(kind, None)
-            continue
-        for severity, code, message in _header(kind, file, headers[kind], expected):
-            add(severity, code, message)
-    result.findings += _grids(scan, headers, expected)
+        headers[kind] = header
+        if checksum is not None:
+            result.checksums[kind] = checksum
+        result.issues += _header(scan.id, kind in (LESION, BRAIN), file, header, expected)
+    result.issues += _grids(scan, headers, expected)
     if deep:
-        result.findings += _voxels(scan, headers, expected, result.prints)
+        result.issues += _voxels(scan, headers, expected, result.prints)
     return result
 
 
-Check = tuple[Severity, str, str]
+def _header(case: str, mask: bool, file: File, header: Header, expected: Expected) -> Iterator[Issue]:
+    def warning(code: issues.Code, message: str) -> Issue:
+        return issues.warning(code, file, f"{file} {message}", case)
 
-
-def _header(kind: str, file: File, header: Header, expected: Expected) -> Iterator[Check]:
-    mask = kind in (LESION, BRAIN)
+    size = nifti.by(header.shape)
     if len(header.shape) != 3:
-        yield "error", "axes", f"{file} has {len(header.shape)} axes ({_by(header.shape)} voxels), expected 3"
+        what = f"{file} has {len(header.shape)} axes ({size} voxels), expected 3"
+        yield issues.error("axes", file, what, case)
         return
     if expected.shape and header.shape != expected.shape:
-        yield "warning", "shape", f"{file} has {_by(header.shape)} voxels, the distribution {_by(expected.shape)}"
-    if expected.zooms and max(abs(a - b) for a, b in zip(header.zooms, expected.zooms, strict=True)) > ZOOM_TOLERANCE:
-        yield (
-            "warning",
-            "voxel-size",
-            f"{file} has voxels of {_mm(header.zooms)}, the distribution {_mm(expected.zooms)}",
-        )
-    elif min(header.zooms) < PLAUSIBLE_ZOOMS[0] or max(header.zooms) > PLAUSIBLE_ZOOMS[1]:
-        yield "warning", "voxel-size", f"{file} has voxels of {_mm(header.zooms)}: implausible for a head"
+        yield warning("shape", f"has {size} voxels, the distribution {nifti.by(expected.shape)}")
+    if expected.zooms and max(abs(a - b) for a, b in zip(header.zooms, expected.zooms, strict=True)) > _ZOOM_TOLERANCE:
+        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}, the distribution {_mm(expected.zooms)}")
+    elif min(header.zooms) < _PLAUSIBLE_ZOOMS[0] or max(header.zooms) > _PLAUSIBLE_ZOOMS[1]:
+        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head")
     if header.codes == (0, 0):
-        yield "warning", "orientation", f"{file} has neither sform nor qform: it does not say where left is"
+        yield warning("orientation", "has neither sform nor qform: it does not say where left is")
     elif expected.orientation and header.orientation != expected.orientation:
-        yield (
-            "warning",
-            "orientation",
-            f"{file} is stored as {header.orientation}, the distribution as {expected.orientation}; the affine is trusted",
-        )
-    if header.disagreement > SHEARED:
-        yield (
-            "warning",
-            "affine-conflict",
-            f"{file}: sform and qform place a corner {header.disagreement:.1f} mm apart; the sform is used",
-        )
+        what = f"is stored as {header.orientation}, the distribution as {expected.orientation}; the affine is trusted"
+        yield warning("orientation", what)
+    if header.disagreement > _DISAGREEMENT:
+        what = f"has an sform and a qform that place a corner {header.disagreement:.1f} mm apart; the sform is used"
+        yield warning("affine-conflict", what)
     if mask and header.dtype.kind == "f":
-        yield "warning", "dtype", f"{file} stores labels as {header.dtype}"
+        yield warning("dtype", f"stores labels as {header.dtype}")
     elif not mask and expected.integers and header.dtype.kind == "f":
-        yield "warning", "dtype", f"{file} stores {header.dtype} voxels, the distribution integers: was it processed?"
+        yield warning("dtype", f"stores {header.dtype} voxels, the distribution integers: was it processed?")
 
 
-def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Finding]:
+def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Issue]:
     """Masks and sequences that do not lie on the grid of the case's first image."""
-    if not expected.one_grid:
-        return
     reference = next((kind for kind in (*expected.sequences, *scan.sequences) if kind in headers), None)
-    if reference is None:
+    if not expected.one_grid or reference is None:
         return
     for kind, header in headers.items():
         if kind == reference or len(header.shape) != 3:
             continue
-        if apart := off_grid(header, headers[reference]):
+        if difference := nifti.off_grid(header, headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
-            message = f"{file} does not lie on the grid of {image.name}: {apart}"
-            yield Finding("error", "off-grid", scan.id, str(file), message)
+            yield issues.error(
+                "off-grid", file, f"{file} does not lie on the grid of {image.name}: {difference}", scan.id
+            )
 
 
 def _voxels(
     scan: Scan, headers: Mapping[str, Header], expected: Expected, prints: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> Iterator[Finding]:
+) -> Iterator[Issue]:
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
-    lesion: Volume | None = None
+    lesion: NiftiVolume | None = None
     stripped = expected.zero_background
     for kind in sorted(headers, key=lambda kind: (kind == LESION, kind)):
         file = scan.files[kind]
         try:
-            volume = nifti.decode(file)
-        except NiftiError as error:
-            yield Finding("error", error.kind, scan.id, str(file), str(error))
-            continue
-        bad = nifti.nonfinite(volume.data)
-        if bad is not None:
-            message = f"{file} holds {bad[0]} NaN or infinite voxels, the first at {bad[1]}"
-            yield Finding("error", "nonfinite", scan.id, str(file), message)
-            continue
-        if kind == LESION:
-            lesion = volume
-            yield from _labels(scan, file, volume, expected)
-            continue
-        if kind == BRAIN:
-            brain = volume.data != 0
-            if not brain.any():
-                yield Finding("error", "empty-mask", scan.id, str(file), f"{file} is an empty brain mask")
-            continue
-        low, high = volume.data.min(), volume.data.max()
-        if low == high:
-            yield Finding("error", "constant", scan.id, str(file), f"{file} is constant: every voxel is {low:g}")
+            volume = nifti.read(file)
+        except FileError as error:
+            yield Issue("error", error.code, scan.id, str(file), str(error))
             continue
         inside = volume.data != 0
-        head, affine = to_ras(volume.data, volume.affine)
-        coarse = similarity.fingerprint(head.T, head.T != 0, spacing=zooms(affine)[::-1].tolist())
-        prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
-        if expected.zero_background and (corners := _corners(volume.data)):
-            message = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
-            yield Finding("warning", "background", scan.id, str(file), message)
-        stripped = stripped or inside.mean() < 1 - STRIPPED
-        if BRAIN not in headers:
-            brain = inside if brain is None or brain.shape != inside.shape else brain | inside
-    if lesion is not None:
-        within = _within(brain, lesion, BRAIN in headers, stripped)
-        if within is not None:
-            yield from _outside(scan, scan.files[LESION], lesion, within)
+        if kind == LESION:
+            lesion = volume
+            yield from _labels(scan.id, file, volume.data, expected)
+        elif kind == BRAIN:
+            brain = inside
+            if not brain.any():
+                yield issues.error("empty-mask", file, f"{file} is an empty brain mask", scan.id)
+        elif (low := volume.data.min()) == volume.data.max():
+            yield issues.error("constant", file, f"{file} is constant: every voxel is {low:g}", scan.id)
+        else:
+            head, affine = to_ras(volume.data, volume.affine)
+            coarse = similarity.fingerprint(head.T, head.T != 0, spacing=zooms(affine)[::-1].tolist())
+            prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
+            if expected.zero_background and (corners := _corners(volume.data)):
+                what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
+                yield issues.warning("background", file, what, scan.id)
+            stripped = stripped or bool(inside.mean() < 1 - STRIPPED)
+            if BRAIN not in headers:
+                brain = inside if brain is None or brain.shape != inside.shape else brain | inside
+    if lesion is None:
+        return
+    within = _where_lesions_may_be(brain, lesion, BRAIN in headers, stripped)
+    marked = lesion.data != 0
+    if within is not None and (outside := int((marked & ~within).sum())):
+        total, file = int(marked.sum()), scan.files[LESION]
+        what = f"{file} marks {outside} of {total} lesion voxels ({outside / total:.1%}) outside the brain"
+        severity = issues.warning if outside >= OUTSIDE_BRAIN * total else issues.info
+        yield severity("outside-brain", file, what, scan.id)
 
 
-def _within(brain: np.ndarray | None, lesion: Volume, given: bool, stripped: bool) -> np.ndarray | None:
-    """Where a lesion may be: the given mask, the foreground of stripped images, or on the MNI grid the template's brain."""
+def _where_lesions_may_be(
+    brain: np.ndarray | None, lesion: NiftiVolume, given: bool, stripped: bool
+) -> np.ndarray | None:
+    """The given mask, the foreground of skull-stripped images, or on the MNI grid the template's brain."""
     from adbench.datasets.preprocessing import template
 
     if brain is None or brain.shape != lesion.data.shape:
         return None
     if not given and template.same_grid(lesion.header.shape, lesion.affine):
-        return template.mask(TEMPLATE_MARGIN)
+        return template.mask(_TEMPLATE_MARGIN)
     return brain if given or stripped else None
 
 
-def _labels(scan: Scan, file: File, volume: Volume, expected: Expected) -> Iterator[Finding]:
-    values, counts = np.unique(volume.data, return_counts=True)
+def _labels(case: str, file: File, data: np.ndarray, expected: Expected) -> Iterator[Issue]:
+    values, counts = np.unique(data, return_counts=True)
+    rounded = np.rint(values)
+    wrong = np.abs(values - rounded) > LABEL_TOLERANCE
+    allowed = "whole numbers are allowed"
     if expected.labels:
-        wrong = ~np.isin(values, list(expected.labels))
+        wrong |= ~np.isin(rounded, list(expected.labels))
         allowed = f"allowed are {', '.join(map(str, expected.labels))}"
-    else:
-        wrong = np.rint(values) != values
-        allowed = "whole numbers are allowed"
     for value, count in list(zip(values[wrong], counts[wrong], strict=True))[:5]:
-        message = f"{file} holds the label {value:g} in {count} voxels; {allowed}"
-        yield Finding("error", "label", scan.id, str(file), message)
+        yield issues.error("label", file, f"{file} holds the label {value:g} in {count} voxels; {allowed}", case)
     if not (values != 0).any():
-        yield Finding("warning", "empty-mask", scan.id, str(file), f"{file} is empty: no voxel is lesion")
-
-
-def _outside(scan: Scan, file: File, lesion: Volume, brain: np.ndarray) -> Iterator[Finding]:
-    marked = lesion.data != 0
-    outside, total = int((marked & ~brain).sum()), int(marked.sum())
-    if outside:
-        share = outside / total
-        message = f"{file} marks {outside} of {total} lesion voxels ({share:.1%}) outside the brain"
-        yield Finding("warning" if share >= OUTSIDE else "info", "outside-brain", scan.id, str(file), message)
+        yield issues.warning("empty-mask", file, f"{file} is empty: no voxel is lesion", case)
 
 
 def _corners(data: np.ndarray) -> float:
     """The largest absolute value in the eight corners, 3 voxels wide each."""
     ends = (slice(0, 3), slice(-3, None))
     return float(max(np.abs(data[a, b, c].astype(np.float64)).max() for a in ends for b in ends for c in ends))
-
-
-def _by(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
 
 
 def _mm(zooms: tuple[float, float, float]) -> str:

@@ -1,4 +1,4 @@
-"""Cases whose preparation looks unlike that of the others: a brain too large, a registration that failed, a lost lesion."""
+"""Outliers among prepared cases: an implausible brain volume, a failed registration, a lesion that was lost."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 FAR = 4.0  # robust standard deviations
-FEWEST = 8  # cases below which "unlike the others" means nothing
-ABSOLUTE = {"brain_ml": (500.0, 2600.0), "registration_overlap": (0.85, 1.0)}  # whatever the others are like
+FEWEST = 8  # cases below which a spread says nothing
+ABSOLUTE = {"brain_ml": (500.0, 2600.0), "registration_overlap": (0.85, 1.0)}  # plausible for any case
 KEPT = 0.05  # share of a lesion that may get lost or grow
 SMALL = 0.1  # ml; a smaller lesion may lose more by the size of one voxel
 LEAST = {"clipped_share": 0.002}  # nearly the same by construction: a smaller difference means nothing

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from adbench.context import Progress
 from adbench.datasets.base import Dataset
+from adbench.datasets.issues import SEVERITIES, Issue
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.store.slice_store import SliceStore
-from adbench.datasets.validation.check import Report
-from adbench.datasets.validation.issues import SEVERITIES, Finding
+from adbench.datasets.validation.check import CheckReport
 from adbench.errors import UserError
 
 
-def check_stores(dataset: Dataset, cache: Path, report: Report, progress: Progress | None = None) -> None:
+def check_stores(dataset: Dataset, cache: Path, report: CheckReport, progress: Progress | None = None) -> None:
     """Add to ``report`` what is wrong with the stores that a run on ``dataset`` would open.
 
     Args:
@@ -27,15 +27,15 @@ def check_stores(dataset: Dataset, cache: Path, report: Report, progress: Progre
         _, folder = store_folder(dataset, modality, cache)
         if not folder.exists():
             what = f"{modality} is not prepared with these parameters: there is no {folder}"
-            report.findings.append(Finding("info", "no-store", "", str(folder), what))
+            report.findings.append(Issue("info", "no-store", "", str(folder), what))
             continue
         try:
             store = SliceStore.open(folder)
             stacks = 3 * len(store.cases)
             for done, (case, fault) in enumerate(store.faults(), 1):
                 if fault:
-                    report.findings.append(Finding("error", "damaged-store", case, str(folder), fault))
+                    report.findings.append(Issue("error", "damaged-store", case, str(folder), fault))
                 progress.update(f"check the store of {modality}", done, stacks)
         except UserError as error:
-            report.findings.append(Finding("error", "damaged-store", "", str(folder), str(error)))
+            report.findings.append(Issue("error", "damaged-store", "", str(folder), str(error)))
     report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))

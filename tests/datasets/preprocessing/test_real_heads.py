@@ -170,7 +170,7 @@ def test_a_tumour_lands_where_it_belongs(number: int, volume: float, shelf: Path
     data, affine = nrrd(shelf / "pyradiomics-3.0.1" / "data" / f"brain{number}_image.nrrd")
     mask, _ = nrrd(shelf / "pyradiomics-3.0.1" / "data" / f"brain{number}_label.nrrd")
     raw = RawVolume(f"brain{number}", "T1", data, affine, lesion=mask.astype(np.uint8))
-    stack = run_recipe(raw, RecipeParams(registration="affine", n4=True, brain="deepbet"), products=tmp_path)
+    stack = run_recipe(raw, RecipeParams(registration="affine", n4=True, brain="deepbet"), cache=tmp_path)
     quality, geometry = stack.quality, stack.geometry
     assert geometry is not None
     assert stack.lesion is not None

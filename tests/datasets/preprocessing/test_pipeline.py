@@ -266,47 +266,47 @@ def test_without_the_extra_the_message_says_how_to_get_it(monkeypatch: pytest.Mo
     monkeypatch.setattr(registration, "installed", lambda: False)
     for params in (RecipeParams(registration="affine"), RecipeParams(n4=True), RecipeParams(brain="template")):
         with pytest.raises(UserError, match=r'needs SimpleITK: pip install "adbench-mri\[prepare\]"'):
-            pipeline.steps(params, skull=True, on_template=False)
+            pipeline.recipe_steps(params, skull=True, on_template=False)
     monkeypatch.setattr(brain_extraction, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r'with deepbet needs deepbet: pip install "adbench-mri\[prepare\]"'):
-        pipeline.steps(RecipeParams(brain="deepbet"), skull=True, on_template=False)
+        pipeline.recipe_steps(RecipeParams(brain="deepbet"), skull=True, on_template=False)
     # ATLAS (on the template) and BraTS (no skull) prepare all the same.
-    assert pipeline.steps(RecipeParams(), skull=True, on_template=True)[1]["tool"] == "MNI152 2009a symmetric"
-    assert pipeline.steps(RecipeParams(), skull=False, on_template=False)[1]["without a mask"] == "background"
+    assert pipeline.recipe_steps(RecipeParams(), skull=True, on_template=True)[1]["tool"] == "MNI152 2009a symmetric"
+    assert pipeline.recipe_steps(RecipeParams(), skull=False, on_template=False)[1]["without a mask"] == "background"
 
 
-def test_slow_products_are_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_slow_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adbench.datasets.preprocessing import brain_extraction
 
     image, brain, _ = head()
     made = []
     monkeypatch.setattr(brain_extraction, "extract", lambda *_: made.append(1) or brain)
     params = PARAMS.model_copy(update={"brain": "deepbet"})
-    first = run_recipe(RawVolume("a", "T1", image, RAS), params, products=tmp_path)
-    smaller = run_recipe(RawVolume("a", "T1", image, RAS), params.model_copy(update={"size": 40}), products=tmp_path)
+    first = run_recipe(RawVolume("a", "T1", image, RAS), params, cache=tmp_path)
+    smaller = run_recipe(RawVolume("a", "T1", image, RAS), params.model_copy(update={"size": 40}), cache=tmp_path)
     assert len(made) == 1
     assert first.image.shape[1:] == (80, 80)
     assert smaller.image.shape[1:] == (40, 40)
     (kept,) = tmp_path.iterdir()
     kept.write_bytes(kept.read_bytes()[:50])  # half a file
-    again = run_recipe(RawVolume("a", "T1", image, RAS), params, products=tmp_path)
+    again = run_recipe(RawVolume("a", "T1", image, RAS), params, cache=tmp_path)
     np.testing.assert_array_equal(first.image, again.image)
-    run_recipe(RawVolume("a", "T1", image + 1, RAS), params, products=tmp_path)  # another head
+    run_recipe(RawVolume("a", "T1", image + 1, RAS), params, cache=tmp_path)  # another head
     assert len(made) == 3
 
 
-def test_a_damaged_product_is_made_again(tmp_path: Path) -> None:
-    from adbench.datasets.preprocessing.cache import kept
+def test_a_damaged_entry_of_the_cache_is_made_again(tmp_path: Path) -> None:
+    from adbench.datasets.preprocessing.cache import cached
 
-    def make() -> dict[str, np.ndarray]:
-        return {"noise": np.random.default_rng(0).integers(0, 4, 20000)}
+    def make() -> np.ndarray:
+        return np.random.default_rng(0).integers(0, 4, 20000)
 
-    expected = kept(tmp_path, ["noise"], make)["noise"]
+    expected = cached(tmp_path, ["step"], "noise", make)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
     for place in range(60, len(whole) - 200, 499):  # the checksum fails, or the stream cannot be inflated at all
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 255]) + whole[place + 1 :])
-        np.testing.assert_array_equal(kept(tmp_path, ["noise"], make)["noise"], expected)
+        np.testing.assert_array_equal(cached(tmp_path, ["step"], "noise", make), expected)
 
 
 def test_ranges() -> None:

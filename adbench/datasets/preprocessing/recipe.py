@@ -1,0 +1,89 @@
+"""Input of the recipe: its parameters, and one decoded volume with everything that belongs to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from adbench.params import ParamSet, param
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from adbench.datasets.io.archive import File
+
+RECIPE_VERSION = "2"  # raised when any step may give other pixels
+EXTRA = 'pip install "adbench-mri[prepare]"'
+
+
+class RecipeParams(ParamSet):
+    """How a volume becomes slices. An adapter's parameters extend these and may change the defaults."""
+
+    brain: str = param(
+        "auto",
+        "where the brain mask comes from: given (a mask beside the image), background (every voxel that is not 0), "
+        "template (the MNI152 mask after registration), deepbet, hd-bet, or a plug-in's name; auto: given, else "
+        "background for images without skull, else the first installed of deepbet and hd-bet, else template",
+        source="adbench",
+    )
+    template_margin: float = param(
+        1.0, "how far the template's brain mask is dilated before it is used", unit="mm", source="adbench", ge=0, le=20
+    )
+    n4: bool = param(
+        False,
+        "correct the bias field inside the brain (N4)",
+        source="Tustison et al. 2010, doi:10.1109/TMI.2010.2046908",
+    )
+    registration: Literal["none", "rigid", "affine"] = param(
+        "none", "how the volume is brought onto the MNI152 2009a 1 mm grid", source="adbench"
+    )
+    clip_low: float = param(0.5, "percentile inside the brain that becomes 0", unit="%", source="adbench", ge=0, lt=50)
+    clip_high: float = param(
+        99.5, "percentile inside the brain that becomes 1", unit="%", source="adbench", gt=50, le=100
+    )
+    min_brain: float = param(
+        0.02,
+        "axial slices with less brain than this share of the square field of view are left out",
+        source="adbench",
+        ge=0,
+        lt=1,
+    )
+    slice_step: int = param(1, "keep every n-th axial slice", unit="slices", source="adbench", ge=1)
+    field_of_view: float = param(
+        256.0, "side of the square that each slice is padded or cropped to", unit="mm", source="adbench", ge=32, le=512
+    )
+    size: int = param(256, "side of the prepared square slices", unit="px", source="adbench", ge=16, le=2048)
+    exclude: tuple[str, ...] = param((), "subjects or cases (by id) to leave out", source="adbench")
+
+
+@dataclass
+class RawVolume:
+    """One decoded image of one case, and what belongs to it; everything on the image's own grid.
+
+    Attributes:
+        case: id of the case, for messages.
+        modality: "T1", "T2", ...
+        image: (X, Y, Z) of a real type, as stored (scaled by the header). No orientation is assumed.
+        affine: (4, 4) voxel to world in mm, RAS+.
+        source: the image's file, for messages.
+        brain: (X, Y, Z) bool or 0/1, when a mask lies beside the image.
+        lesion: (X, Y, Z) integers, when there is a lesion mask.
+        lesion_labels: values of ``lesion`` that count; None: every value but 0.
+        skull: False when the provider removed everything but brain and set it to 0.
+        companion: the T1 of the same subject and session, for a modality whose brain mask (and registration) come from
+            there; on a grid of its own.
+    """
+
+    case: str
+    modality: str
+    image: np.ndarray
+    affine: np.ndarray
+    source: File | None = None
+    brain: np.ndarray | None = None
+    lesion: np.ndarray | None = None
+    lesion_labels: tuple[int, ...] | None = None
+    skull: bool = True
+    companion: RawVolume | None = None
+
+    def __str__(self) -> str:
+        return f"{self.modality} of case {self.case}{f' ({self.source})' if self.source else ''}"
