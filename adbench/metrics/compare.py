@@ -13,20 +13,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adbench.errors import UserError, unknown
-from adbench.metrics import bootstrap, jackknife
-from adbench.metrics.evaluate import Estimate, estimate, evaluate, sample, sums, too_few
+from adbench.metrics import jackknife
+from adbench.metrics.base import Metric
+from adbench.metrics.evaluate import Estimate, estimate, measure, too_few
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.spatial import sample_spatial
-from adbench.metrics.spec import spec
-
-if TYPE_CHECKING:
-    from adbench.metrics.base import Metric
-    from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.spatial import Sampled, SpatialAccumulator
+from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.metrics.thresholds import choose_thresholds
 
 EXACT = 12  # subjects up to which every pattern of signs is looked at
 FLIPS = 2000  # patterns beyond that, from a fixed seed
@@ -63,6 +60,7 @@ class Samples:
         left_out: metric -> (S, m) the same without one subject each, NaN where undefined.
         n: metric -> subjects it is taken over, as in :class:`adbench.metrics.evaluate.Estimate`.
         owners: subject of each volume; empty where each volume is a subject.
+        specs: metric -> its facts; may be empty where all metrics are built in.
     """
 
     cohort: tuple[tuple[str, int, int], ...]
@@ -70,6 +68,11 @@ class Samples:
     left_out: dict[str, np.ndarray]
     n: dict[str, int]
     owners: tuple[str, ...] = ()
+    specs: Mapping[str, MetricSpec] = field(default_factory=dict)
+
+    def spec(self, metric: str) -> MetricSpec:
+        """The facts of a metric."""
+        return self.specs[metric] if metric in self.specs else SPECS[metric]
 
     def value(self, metric: str) -> float:
         """The mean over training seeds."""
@@ -86,10 +89,10 @@ class Samples:
             self.left_out[metric],
             self.n[metric],
             level,
-            spec(metric).oracle,
+            self.spec(metric).oracle,
             n_all=len(set(self.owners or self.cohort)),
-            lesions=spec(metric).over_lesions,
-            bounds=spec(metric).bounds,
+            lesions=self.spec(metric).over_lesions,
+            bounds=self.spec(metric).bounds,
             values=self.values[metric],
         )
 
@@ -122,29 +125,27 @@ def sample_method(runs: Sequence[Trained]) -> Samples:
     owners = runs[0].spatial.subject_of if runs[0].spatial is not None else {}
     names_of = tuple(owners.get(volume, volume) for volume, *_ in cohorts[0])
     draws = jackknife.weights_of(names_of)
-    values: list[dict[str, float]] = []
-    left_out: list[dict[str, np.ndarray]] = []
-    n: dict[str, int] = {}
+    found = []
     for run in runs:
-        point = evaluate(run.test, run.val, intervals=False, spatial=run.spatial, metrics=run.metrics)
-        found = sample(run.test, point.subjects, draws)
-        for metric in run.metrics:
-            if not metric.needs_maps:
-                found[metric.name] = bootstrap.ratio(*sums(metric, run.test, point.thresholds)[:2], draws)
-        if run.spatial is not None:
-            found |= {
-                k: one.samples for k, one in sample_spatial(run.spatial, draws).items() if one.samples is not None
-            }
-        values.append({name: metric.value for name, metric in point.metrics.items() if metric.value is not None})
-        left_out.append(found)
-        n |= {name: point.metrics[name].n for name in values[-1]}
-    names = [name for name in values[0] if all(name in one for one in values)]
+        owner_of = dict(zip(run.test, names_of, strict=True))
+        found.append(measure(run.test, run.spatial, run.metrics, owner_of, choose_thresholds(run.val), draws))
+    names = [
+        name
+        for name in found[0].metrics
+        if all(name in one.metrics and one.metrics[name].value is not None for one in found)
+    ]
+    specs = {name: found[0].specs[name] for name in names}
+
+    def every(name: str) -> list[Sampled]:
+        return [one.metrics[name] for one in found]
+
     return Samples(
         cohorts[0],
-        {name: np.array([one[name] for one in values]) for name in names},
-        {name: np.stack([one[name] for one in left_out]) for name in names},
-        {name: n[name] for name in names},
+        {name: np.array([one.value for one in every(name)]) for name in names},
+        {name: np.stack([one.samples for one in every(name) if one.samples is not None]) for name in names},
+        {name: found[-1].metrics[name].n for name in names},
         names_of,
+        specs,
     )
 
 
@@ -194,7 +195,6 @@ def compare(
     metric: str,
     *,
     level: float = 0.95,
-    less_is_better: bool | None = None,
     above_chance: bool = True,
 ) -> Table:
     """Ranks, and the paired differences behind them.
@@ -208,7 +208,6 @@ def compare(
         methods: name -> samples of :func:`sample_method`, of the same subjects.
         metric: what to compare.
         level: 1 - level is the probability that methods that are equally good do not share one rank.
-        less_is_better: None decides by the metric (errors and false alarms).
         above_chance: False ranks also methods whose interval reaches chance.
 
     Raises:
@@ -224,15 +223,16 @@ def compare(
             raise unknown(f"metric of {name}", metric, own.values)
         _same_cohort(names[0], first.cohort, name, own.cohort)
         if own.n[metric] < jackknife.MINIMUM:
-            raise UserError(too_few(own.n[metric], "a rank", spec(metric).over_lesions) + ".")
+            raise UserError(too_few(own.n[metric], "a rank", own.spec(metric).over_lesions) + ".")
         if np.isnan(own.left_out[metric]).any():
             raise UserError(f"{metric} of {name} is undefined without one of its subjects: it cannot be compared.")
-    sign = -1 if (spec(metric).less_is_better if less_is_better is None else less_is_better) else 1
+    facts = first.spec(metric)
+    sign = -1 if facts.less_is_better else 1
     values = {name: methods[name].value(metric) for name in names}
     order = sorted(names, key=lambda name: (-sign * values[name], name))
     ranks: dict[str, int | None] = dict.fromkeys(order)
     reasons = {}
-    chance = _chance(metric, first.cohort)
+    chance = _chance(facts, first.cohort)
     if not above_chance:
         pass
     elif chance is not None:
@@ -242,7 +242,7 @@ def compare(
             elif reasons:  # a higher value never stands behind a lower one
                 reasons[name] = BELOW_CHANCE_ROW
     elif all(DETECTS in methods[name].values for name in names):
-        prevalence = _chance(DETECTS, first.cohort)
+        prevalence = _chance(first.spec(DETECTS), first.cohort)
         assert prevalence is not None
         reasons = {
             name: f"{NOT_ABOVE_CHANCE} by {DETECTS}"
@@ -313,7 +313,7 @@ def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, 
         leverage = lesion / lesion.sum()
     else:
         over = (np.abs(influence) > 1e-15).any(axis=1)
-        if spec(metric).over_lesions and (over & (lesion > 0)).any():
+        if methods[0].spec(metric).over_lesions and (over & (lesion > 0)).any():
             over &= lesion > 0
         leverage = over / np.count_nonzero(over) if over.any() else np.full(len(over), 1 / len(over))
     influence *= 1 - leverage[:, None]
@@ -385,7 +385,9 @@ class _Flipped:
         at = np.arange(len(means))
         gaps = means[at, lead][:, None] - means
         spread = self.squares[np.ix_(rows, rows)][lead] + drawn[at, lead][:, None] + drawn
-        return np.sqrt(np.divide(gaps * gaps, spread, out=np.zeros_like(gaps), where=spread > 1e-30).max(axis=1))
+        return np.asarray(
+            np.sqrt(np.divide(gaps * gaps, spread, out=np.zeros_like(gaps), where=spread > 1e-30).max(axis=1))
+        )
 
 
 def _squares(shares: np.ndarray) -> np.ndarray:
@@ -409,10 +411,9 @@ def _above(samples: Samples, metric: str, chance: float, level: float) -> bool:
     return low is not None and low > chance
 
 
-def _chance(metric: str, cohort: Sequence[tuple[str, int, int]]) -> float | None:
-    chance = spec(metric).chance
-    if chance != "prevalence":
-        return None if spec(metric).less_is_better else chance
+def _chance(facts: MetricSpec, cohort: Sequence[tuple[str, int, int]]) -> float | None:
+    if facts.chance != "prevalence":
+        return None if facts.less_is_better else facts.chance
     lesion = sum(positive for _, positive, _ in cohort)
     return lesion / sum(positive + negative for _, positive, negative in cohort)
 

@@ -13,12 +13,11 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import score_bins as _keys
-from adbench.metrics.partition import WHOLE, Partition, contains
+from adbench.metrics.partition import WHOLE, Bins, Partition, contains
 
 PIECE = 1 << 19  # voxels at a time, for a caller to give to :func:`counted`
 _BLOCK = 1 << 16  # voxels whose places in a dense vector are computed together: they stay in a processor cache
 DENSE = 1 << 22  # widest range of cells that is counted in a dense vector
-Bins = tuple[np.ndarray, np.ndarray, np.ndarray]  # (K,) int64 keys ascending, lesion voxels, background voxels
 
 
 class _Work(threading.local):
@@ -179,10 +178,10 @@ def _inside(cell: np.ndarray, found: np.ndarray, mass: np.ndarray, apart: np.nda
     candidates = np.flatnonzero(outside)
     lowest, width = int(found[0]), int(found[-1]) - int(found[0]) + 1
     if width > DENSE:
-        return candidates[contains(found[places], cell[candidates])]
+        return np.asarray(candidates[contains(found[places], cell[candidates])])
     table = np.zeros(width, np.bool_)
     table[found[places].astype(np.int64) - lowest] = True
-    return candidates[table[np.subtract(cell[candidates], lowest, dtype=np.intp)]]
+    return np.asarray(candidates[table[np.subtract(cell[candidates], lowest, dtype=np.intp)]])
 
 
 def grouped(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Bins:

@@ -28,7 +28,8 @@ def groups(n: int) -> np.ndarray:
 
 def weights(n: int) -> np.ndarray:
     """(g, n) float64: row ``i`` takes every subject once and leaves out those of group ``i`` of :func:`groups`."""
-    return (groups(n) != np.arange(min(n, MOST))[:, None]).astype(np.float64)
+    kept: np.ndarray = groups(n) != np.arange(min(n, MOST))[:, None]
+    return kept.astype(np.float64)
 
 
 def weights_of(owners: Sequence[str]) -> np.ndarray:

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from adbench.errors import UserError, unknown
-from adbench.metrics.lesion import components
+from adbench.metrics.volume import components
 
 
 @dataclass(frozen=True)
@@ -381,7 +381,7 @@ def _cddpm_filtered(case: Case) -> np.ndarray:
         )
     cross = np.zeros((3, 3, 3), bool)
     cross[1, 1, :] = cross[1, :, 1] = True  # within the slice
-    return median_filter(case.maps * binary_erosion(case.brain, cross, iterations=times), 5)
+    return np.asarray(median_filter(case.maps * binary_erosion(case.brain, cross, iterations=times), 5))
 
 
 def _cddpm_search(scores: np.ndarray, lesion: np.ndarray) -> float:
@@ -408,7 +408,7 @@ def _without_small(mask: np.ndarray, at_most: int) -> np.ndarray:
     labels, count = components(mask)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
-    return (sizes > at_most)[labels]
+    return np.asarray((sizes > at_most)[labels])
 
 
 def _again(cases: Iterable[Case]) -> Iterable[Case]:

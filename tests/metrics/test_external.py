@@ -11,9 +11,10 @@ from PIL import Image
 from adbench.errors import UserError
 from adbench.evaluation.map_files import CaseFolder
 from adbench.evaluation.maps import evaluate_folders, table
-from adbench.metrics.evaluate import NAMES, evaluate
+from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.spec import HISTOGRAM_METRICS
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 SHAPE = (12, 10, 4)  # x, y, slices
@@ -69,7 +70,7 @@ def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
     assert result.metrics["auprc"].value == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-9)
     assert result.metrics["dice@val"].value > 0.3
     assert result.metrics["lesion_recall@val"].value > 0
-    assert set(NAMES) < set(result.metrics)
+    assert set(HISTOGRAM_METRICS) < set(result.metrics)
     assert list(result.strata) == ["lesion_size"]
     names = {path.name for path in out.iterdir()}
     plots = {"pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
