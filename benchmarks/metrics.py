@@ -200,26 +200,6 @@ def side_madad(count: int) -> dict[str, float]:
     return {"seconds": time.process_time() - clock, "dice": result.values["dice"] or 0}
 
 
-def side_cuda(total: int) -> dict[str, float]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return {"seconds": 0}
-    from adbench.metrics.histogram import ScoreHistogram
-
-    scores = torch.rand(32, 256, 256, device="cuda").abs()
-    labels = torch.rand(32, 256, 256, device="cuda") < 0.01
-    histogram = ScoreHistogram()
-    histogram.update(scores, labels)
-    torch.cuda.synchronize()
-    batches = max(1, total // scores.numel())
-    clock = time.perf_counter()
-    for _ in range(batches):
-        histogram.update(scores, labels)
-    torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - clock, "slices": 32 * batches}
-
-
 SIDES = {
     **{f"scale {name}": partial(side_scale, name=name) for name in SCALES},
     "optional": side_optional,
@@ -228,7 +208,6 @@ SIDES = {
     "stream": side_stream,
     "literal": side_literal,
     "madad": side_madad,
-    "cuda": side_cuda,
 }
 
 
@@ -258,7 +237,6 @@ def report(scale: float) -> str:
     slow_slice, fast_slice = literal["seconds"] / few, fast["seconds"] / count
     moved = {name: measure(f"scale {name}", total) for name in SCALES}
     optional = measure("optional", 3)
-    cuda = measure("cuda", total)
     rows = [
         ("AP and AUROC, scikit-learn", f"{peer['seconds']:.1f} s", f"{peer['peak']:.0f} MB", "1"),
         (
@@ -308,9 +286,6 @@ def report(scale: float) -> str:
         "Metrics on request, ms a volume of 100 x 200 x 200: "
         + ", ".join(f"{name} {1e3 * optional[name]:.0f}" for name in optional if name not in ("seconds", "peak"))
         + ".",
-        f"CUDA update: {cuda['slices'] / cuda['seconds']:.0f} slices of 256 x 256 a second."
-        if cuda["seconds"]
-        else "CUDA update: not measured, there is no GPU here.",
     ]
     return "\n".join(lines)
 

@@ -92,7 +92,7 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
         draws: (R, n) weights.
 
     Returns:
-        ``auprc``, ``auroc``, ``dice_pooled@best`` and ``dice@best`` (whose oracle thresholds are chosen anew in each
+        ``auprc``, ``auroc``, ``dice_pooled@best`` and ``dice@best`` (whose oracle thresholds are chosen again in each
         replicate), each (R,), NaN where a replicate has no lesion voxel (or, for ``auroc``, no background voxel).
     """
     positives = np.array([histogram.n_positive for _, histogram in histograms.items()], np.float64)

@@ -2,7 +2,7 @@
 
 Which method leads is chosen on the data, and the gap between the first and the rest of equally good methods grows with
 their number. So the reference distribution repeats the choice: the signs of the subjects' differences are flipped, the
-best of the flipped values is taken anew, and the largest gap to it counts. Rows drop out one at a time, the clearest
+best of the flipped values is chosen again, and the largest gap to it counts. Rows drop out one at a time, the clearest
 first, and the rest is held against a smaller set. This is the model confidence set of Hansen, Lunde and Nason (2011,
 Econometrica 79:453) with the gap to the leader as its statistic, or multiple comparisons with the best (Hsu 1984, Ann
 Stat 12:1136) with a stepwise maximum over sign flips (Romano and Wolf 2005, JASA 100:94) as its critical value.
@@ -19,8 +19,9 @@ import numpy as np
 from adbench.errors import UserError, unknown
 from adbench.metrics import jackknife
 from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Estimate, estimate, measure, too_few
+from adbench.metrics.evaluate import measure
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.jackknife import Estimate, estimate, too_few
 from adbench.metrics.spatial import Sampled, SpatialAccumulator
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.metrics.thresholds import choose_thresholds
@@ -134,7 +135,6 @@ def sample_method(runs: Sequence[Trained]) -> Samples:
         for name in found[0].metrics
         if all(name in one.metrics and one.metrics[name].value is not None for one in found)
     ]
-    specs = {name: found[0].specs[name] for name in names}
 
     def every(name: str) -> list[Sampled]:
         return [one.metrics[name] for one in found]
@@ -145,7 +145,7 @@ def sample_method(runs: Sequence[Trained]) -> Samples:
         {name: np.stack([one.samples for one in every(name) if one.samples is not None]) for name in names},
         {name: found[-1].metrics[name].n for name in names},
         names_of,
-        specs,
+        {name: found[0].metrics[name].spec for name in names},
     )
 
 
@@ -199,8 +199,8 @@ def compare(
 ) -> Table:
     """Ranks, and the paired differences behind them.
 
-    The best value leads a rank. From the lowest row up, rows whose ``p_rank`` is at most ``1 - level`` are told apart
-    from it; the first that is not and all above it share its rank. ``auprc`` and ``auroc`` have a chance level (the
+    The best value leads a rank. From the lowest row up, rows whose ``p_rank`` is at most ``1 - level`` differ
+    from it; the first that does not and all above it share its rank. ``auprc`` and ``auroc`` have a chance level (the
     prevalence, 1/2): a method whose interval reaches it has no rank. By a metric without one, such as false alarms, a map
     that says nothing may look best: there a method that is not above chance by ``auprc`` has no rank.
 
@@ -292,7 +292,7 @@ def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, 
 
     Exchanging the maps of two methods on one subject then changes the sign of that subject's difference: exactly where the
     metric is a mean, to first order where it comes from a pooled curve. The influence is the value less that without the
-    subject, times ``1 - leverage``. Its mean is taken out among lesion-bearing and lesion-free subjects apart, because
+    subject, times ``1 - leverage``. Its mean is subtracted separately among lesion-bearing and lesion-free subjects, because
     exchanging maps leaves the cohort as it is.
 
     The leverage says how much of the metric is taken over a subject: its share of the lesion voxels for ``auroc``; equal
@@ -332,7 +332,7 @@ class _Flipped:
     """Values of every row under sign flips of the subjects, and under new draws of training seeds.
 
     Seeds are too few to be permuted: their means are drawn from normal distributions with the variances that were seen,
-    and those variances anew from the chi-squared distributions that go with them, as in a t-test.
+    and those variances from the corresponding chi-squared distributions, as in a t-test.
     """
 
     def __init__(self, shares: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int) -> None:
@@ -427,8 +427,9 @@ def _same_cohort(
 ) -> None:
     if first == second:
         return
-    odd = sorted(set(first) ^ set(second))[0]
+    differing = sorted(set(first) ^ set(second))[0]
     raise UserError(
-        f"{a} and {b} were not scored on the same voxels: subject {odd[0]!r} with {odd[1]} lesion and {odd[2]} "
+        f"{a} and {b} were not scored on the same voxels: subject {differing[0]!r} with {differing[1]} lesion and "
+        f"{differing[2]} "
         "background voxels is on one side only. A paired comparison needs the same test split."
     )

@@ -15,6 +15,8 @@ from adbench.metrics import score_bins as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.jackknife import Estimate as Estimate
+from adbench.metrics.jackknife import estimate as estimate
 from adbench.metrics.spatial import Sampled, SpatialAccumulator, sample_spatial, sampled
 from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS, WIDE, MetricSpec
 from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresholds, healthy_scores
@@ -22,31 +24,6 @@ from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresh
 _HEALTHY = {f"fpr_healthy@{rule}": rule for rule in CONFORMAL}
 NO_LESION = SPECS["auprc"].undefined
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in AT}, "dice@subject_best": "dice@subject_best"}
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One number with its interval.
-
-    Attributes:
-        value: the metric on the test split; None when undefined.
-        low: lower end of its interval; None when undefined.
-        high: upper end.
-        n: lesion-bearing subjects; for a metric that needs no lesion, the subjects that it is taken over.
-        oracle: whether a threshold was chosen on the test split itself.
-        reason: why ``value`` or the interval is undefined; empty otherwise.
-        n_all: subjects of the split, with and without a lesion.
-        spread: width of the bracket in which the number of the single scores lies, see :attr:`Evaluation.brackets`.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    oracle: bool = False
-    reason: str = ""
-    n_all: int = 0
-    spread: float = 0.0
 
 
 @dataclass
@@ -86,7 +63,7 @@ def compact(
     froc: Sequence[float] = (),
     groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Join scores where no number feels it, so that the counts of both splits can be kept: see :mod:`.bins`.
+    """Join scores where it changes no number, so that the counts of both splits can be stored.
 
     Every threshold that is chosen on the single scores, on validation or as an oracle on test or in a stratum of it, stays
     the edge of a bin.
@@ -129,7 +106,7 @@ def evaluate(
         test: brain voxels of the test volumes, one for each session of a subject; their ids are the subjects' where each
             has one volume. One map a volume and voxel: stack modalities elsewhere.
         val: validation subjects, from which the thresholds are chosen, see :func:`choose_thresholds`; they stay fixed
-            when a subject is left out for an interval, oracle thresholds are chosen anew.
+            when a subject is left out for an interval, oracle thresholds are chosen again.
         intervals: False gives values alone.
         level: probability inside the interval.
         spatial: counts of the same volumes' maps, streamed with :func:`choose_thresholds` of the same ``val``; adds
@@ -198,14 +175,12 @@ class Measured:
 
     Attributes:
         metrics: name -> value, what it is without one subject each, subjects.
-        specs: name -> facts of those metrics.
         subjects: rows as in :attr:`Evaluation.subjects`.
         oracles: rule -> threshold chosen on the test split itself.
         brackets: as :attr:`Evaluation.brackets`.
     """
 
     metrics: dict[str, Sampled]
-    specs: dict[str, MetricSpec]
     subjects: list[dict[str, Any]]
     oracles: dict[str, float]
     brackets: dict[str, tuple[float, float]]
@@ -238,47 +213,43 @@ def measure(
     for name in HISTOGRAM_METRICS:
         n = len(set(owners)) - len(ill) if name in _HEALTHY else len(ill)
         why = "" if name in points else _why_undefined(SPECS[name], test, ill, missing)
-        found[name] = Sampled(points.get(name), samples.get(name), n, why)
-    specs = {metric.name: spec_of(metric) for metric in metrics}
+        found[name] = Sampled(SPECS[name], points.get(name), samples.get(name), n, why)
     streamed = {metric.name for metric in spatial.metrics} if spatial is not None else set()
     for metric in metrics:
         if metric.name not in streamed:
             found[metric.name] = _sampled_plugin(metric, test, thresholds, owners, draws)
     if spatial is not None:
-        specs |= {metric.name: spec_of(metric) for metric in spatial.metrics}
         for name, one in sample_spatial(spatial, draws).items():
-            if one.value is None and name in SPECS:
-                one.reason = missing.get(SPECS[name].rule, one.reason)
+            if one.value is None:
+                one.reason = missing.get(one.spec.rule, one.reason)
             found[name] = one
         for row, extra in zip(rows, spatial.rows, strict=True):
             row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}
-    specs |= {name: SPECS[name] for name in found if name in SPECS}
-    return Measured(found, specs, rows, oracles, brackets)
+    return Measured(found, rows, oracles, brackets)
 
 
 def _evaluated(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run) -> Evaluation:
     owners = [run.subject_of[volume] for volume in test]
     draws = jackknife.weights_of(owners) if run.intervals else None
     found = measure(test, spatial, run.metrics, run.subject_of, (run.thresholds, run.missing), draws)
-    metrics = {
-        name: estimate(
+    n_all = len(set(owners))
+    metrics = {}
+    for name, one in found.metrics.items():
+        facts, bracket = one.spec, found.brackets.get(name)
+        metrics[name] = estimate(
             one.value,
             one.samples,
             one.n,
             run.level,
-            found.specs[name].oracle,
+            facts.oracle,
             one.reason,
-            n_all=len(set(owners)),
-            lesions=found.specs[name].over_lesions,
-            bounds=found.specs[name].bounds,
-            bracket=found.brackets.get(name),
+            n_all=n_all,
+            lesions=facts.over_lesions,
+            bounds=facts.bounds,
+            bracket=bracket,
         )
-        for name, one in found.metrics.items()
-    }
-    prevalence = sum(row["lesion_voxels"] for row in found.subjects) / sum(
-        row["brain_voxels"] for row in found.subjects
-    )
-    return Evaluation(metrics, run.thresholds | found.oracles, found.subjects, prevalence, [], found.brackets)
+    lesion, brain = (sum(row[f"{what}_voxels"] for row in found.subjects) for what in ("lesion", "brain"))
+    return Evaluation(metrics, run.thresholds | found.oracles, found.subjects, lesion / brain, [], found.brackets)
 
 
 def _sampled_plugin(
@@ -289,24 +260,28 @@ def _sampled_plugin(
     draws: np.ndarray | None,
 ) -> Sampled:
     """A plug-in metric that was not measured while maps were streamed."""
+    facts = spec_of(metric)
     if metric.needs_maps:
-        return Sampled(reason="it needs maps, and none were streamed")
+        return Sampled(facts, reason="it needs maps, and none were streamed")
     pairs = [measured(metric, Subject(volume, histogram, thresholds)) for volume, histogram in test.items()]
     above, below = np.array([pair or (0.0, 0.0) for pair in pairs]).T
-    value = bootstrap.ratio(above, below, np.ones((1, len(pairs))))
+    values = bootstrap.ratio(above, below, np.ones((1, len(pairs))))
     if metric.of_all and None in pairs:
-        value[:] = np.nan
+        values[:] = np.nan
     if draws is not None:
-        value = np.concatenate([value, bootstrap.ratio(above, below, draws)])
-    return sampled(value, len({o for o, pair in zip(owners, pairs, strict=True) if pair is not None}), metric.undefined)
+        values = np.concatenate([values, bootstrap.ratio(above, below, draws)])
+    n = len({owner for owner, pair in zip(owners, pairs, strict=True) if pair is not None})
+    return sampled(facts, values, n, metric.undefined)
 
 
 def _check_spatial(test: SubjectHistograms, thresholds: dict[str, float], spatial: SpatialAccumulator) -> None:
     own = {row.volume for row in spatial.rows}
-    odd = sorted(own.symmetric_difference(test))
-    if odd:
-        side = "histograms" if odd[0] in test else "spatial counts"
-        raise UserError(f"Volume {odd[0]!r} ({len(odd)} in all) has only {side}: stream the same volumes into both.")
+    alone = sorted(own.symmetric_difference(test))
+    if alone:
+        side = "histograms" if alone[0] in test else "spatial counts"
+        raise UserError(
+            f"Volume {alone[0]!r} ({len(alone)} in all) has only {side}: stream the same volumes into both."
+        )
     for rule in ("val", *CONFORMAL):
         if spatial.thresholds.get(rule) != thresholds.get(rule):
             raise UserError(
@@ -351,64 +326,6 @@ def healthy_failures(rows: Sequence[dict[str, Any]], rule: str) -> tuple[np.ndar
     shares = np.array([1 / volumes[row["subject"]] for row in rows])
     rates = np.array([np.nan if (rate := row[f"fpr@{rule}"]) is None else rate for row in rows], float)
     return shares * (rates > HEALTHY_FPR), shares * ~np.isnan(rates)
-
-
-def estimate(
-    value: float | None,
-    left_out: np.ndarray | None,
-    n: int,
-    level: float,
-    oracle: bool = False,
-    reason: str = "",
-    *,
-    n_all: int = 0,
-    lesions: bool = True,
-    bounds: tuple[float, float] = jackknife.UNIT,
-    bracket: tuple[float, float] | None = None,
-    values: np.ndarray | None = None,
-) -> Estimate:
-    """An :class:`Estimate` from a value and what it is without one subject each.
-
-    Args:
-        value: on the sample itself; None when undefined.
-        left_out: (m,) the value without one subject each, or (S, m) for S training seeds, NaN where undefined; None when
-            no interval was asked for.
-        n: subjects that the number is taken over; below :data:`adbench.metrics.jackknife.MINIMUM` there is no interval.
-        level: probability inside the interval.
-        oracle: whether a threshold was chosen on the test split.
-        reason: why ``value`` is None.
-        n_all: subjects of the split.
-        lesions: whether ``n`` counts lesion-bearing subjects.
-        bounds: natural range of the metric.
-        bracket: ends between which the number of the unbinned scores lies; the interval is widened by as much.
-        values: (S,) of each training seed, with ``value`` their mean; None for one seed.
-    """
-    if value is None:
-        return Estimate(None, None, None, n, oracle, reason, n_all)
-    value = float(value)
-    spread = bracket[1] - bracket[0] if bracket is not None else 0.0
-    why = ""
-    if left_out is None:
-        why = "no interval was asked for"
-    elif n < jackknife.MINIMUM:
-        why = too_few(n, "an interval", lesions)
-    elif np.isnan(left_out).any():
-        why = "undefined without one of its subjects"
-    if why or left_out is None:
-        return Estimate(value, None, None, n, oracle, why, n_all, spread)
-    low, high = jackknife.interval(
-        np.array([value]) if values is None else values, np.atleast_2d(left_out), n, level, bounds
-    )
-    if bracket is not None:
-        low = max(bounds[0], low - max(0.0, value - bracket[0]))
-        high = min(bounds[1], high + max(0.0, bracket[1] - value))
-    return Estimate(value, low, high, n, oracle, "", n_all, spread)
-
-
-def too_few(n: int, what: str, lesions: bool = True) -> str:
-    """The sentence for ``n`` subjects that do not suffice: "3 subjects with lesions: an interval needs 6"."""
-    who = f"subject{'' if n == 1 else 's'}{' with lesions' if lesions else ''}"
-    return f"{n} {who}: {what} needs {jackknife.MINIMUM}"
 
 
 def _best_mean_dice(test: SubjectHistograms, pool: Curve) -> tuple[float, float]:

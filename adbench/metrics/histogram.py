@@ -36,8 +36,8 @@ _KINDS = {  # array -> kinds of its type
 class ScoreHistogram:
     """Lesion and background voxels of one subject (or one pool), counted by the bin of their score.
 
-    A bin is named by the key of the lowest score in it (:mod:`adbench.metrics.score_bins`). Which scores share a bin is said by
-    the partition (:mod:`adbench.metrics.partition`); at first none do.
+    A bin is named by the key of the lowest score in it (:mod:`adbench.metrics.score_bins`). The partition
+    (:mod:`adbench.metrics.partition`) says which scores share a bin; at first none do.
     """
 
     def __init__(self, partition: Partition | None = None) -> None:
@@ -84,7 +84,7 @@ class ScoreHistogram:
         """Count voxels.
 
         Args:
-            scores: any shape, array or torch tensor (counted on its device), finite; higher is more anomalous. Floats of
+            scores: any shape, array or torch tensor, finite; higher is more anomalous. Floats of
                 any width and integers keep their order.
             labels: same shape, bool or 0/1: whether the voxel belongs to a lesion.
             case: the subject, for messages.
@@ -117,16 +117,16 @@ class ScoreHistogram:
         self._join_if_many()
 
     def rebin(self, partition: Partition) -> None:
-        """Take over the bins of ``partition``, which are those of today or unions of them."""
+        """Change to the bins of ``partition``, which are the present ones or unions of them."""
         if partition is self.partition:
             return
-        keys, positive, negative = self.counts()  # folded by the bins of before
+        keys, positive, negative = self.counts()  # folded by the old bins
         self.partition = partition
         self._bins = grouped(partition.of(keys), positive, negative)
         self._loose = _loose(self._bins[0], self.partition)
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
-        """Join scores where no number feels it, see :func:`adbench.metrics.partition.coarser`."""
+        """Join scores where it changes no number, see :func:`adbench.metrics.partition.coarser`."""
         self.rebin(coarser(self.counts(), [self.counts()], self.partition, thresholds))
 
     def counts(self) -> Bins:
@@ -199,7 +199,7 @@ class SubjectHistograms:
         self._most = self._limit = most
 
     def update(self, subject: str, scores: Any, labels: Any) -> None:
-        """Count voxels of ``subject``; see :meth:`ScoreHistogram.update`. Nothing to count still registers the id."""
+        """Count voxels of ``subject``; see :meth:`ScoreHistogram.update`. An empty array registers the id."""
         histogram = self._of(subject)
         if self._current is not None and self._current is not histogram:
             self._current.counts()  # folds the partial counts of the subject just finished: memory stays flat
@@ -218,7 +218,7 @@ class SubjectHistograms:
         self._join_if_many()
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
-        """Join scores where no number feels it, unless there are few; see :func:`adbench.metrics.partition.coarser`.
+        """Join scores where it changes no number, unless there are few bins; see :func:`adbench.metrics.partition.coarser`.
 
         Args:
             thresholds: more scores that stay edges, besides those given at first.

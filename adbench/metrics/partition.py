@@ -1,7 +1,7 @@
 """Which scores share a bin: a partition of the keys that follows the data.
 
 At first every score has a bin of its own, and all numbers are those of the scores. When the bins of all subjects
-together become too many, scores are joined where the numbers do not feel it. The unit is the *cell*: the scores that
+together become too many, scores are joined where the numbers do not change. The unit is the *cell*: the scores that
 share ten mantissa bits. A cell that holds little of what lies at or above it is made one bin. A cell that holds much of
 it (all scores of a map that is offset by 1000, or the saturated end of a probability) is cut at quantiles instead. So the
 width of a bin never depends on the size of the scores, and a float16 map, whose values are cells of their own, stays
@@ -180,17 +180,17 @@ def coarser(
     Whole cells are joined, those first that widen the brackets of the pooled average precision and AUROC least, until
     the brackets are :data:`TIES` wide. The others are cut so that a bin holds at most :data:`STEP` of the voxels at or
     above it; a score that alone holds more is a bin of its own. Where a bin would blur the average precision of one
-    subject, its scores there stay apart.
+    subject, its scores there keep bins of their own.
 
     Args:
         pool: counts of all members together.
         members: counts of the subjects, all binned by ``partition``.
-        partition: today's bins.
+        partition: the present bins.
         thresholds: scores that stay edges, because something is counted there.
     """
     cells, positive, negative, several, rounded = _by_cell(*pool)
     pins = distinct(np.array([_keys.key_of(threshold) for threshold in thresholds], np.int64))
-    pins = pins[partition.of(pins) == pins]  # within a bin nothing can be told apart any more
+    pins = pins[partition.of(pins) == pins]  # scores within a bin can no longer be separated
     cut = _to_cut(positive, negative)
     cut |= contains(pins >> _keys.CELL_SHIFT, cells)
     several |= contains(partition.cells, cells)
@@ -198,7 +198,7 @@ def coarser(
     # One score alone in its cell may get neighbours. Where there are as many of it as of a tie, or where it is a float16
     # value, it stays one.
     several |= rounded & (mass <= LIGHT * np.cumsum(mass[::-1])[::-1])
-    kept = partition.cells[~contains(cells, partition.cells)]  # nobody is there today: as it is
+    kept = partition.cells[~contains(cells, partition.cells)]  # no score of the members is there: unchanged
     edges = [
         partition.edges[contains(kept, partition.edges >> _keys.CELL_SHIFT)],
         cells[several] << _keys.CELL_SHIFT,

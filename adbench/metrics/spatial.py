@@ -12,11 +12,11 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap, lesion
-from adbench.metrics.base import Metric, Subject, check_names, measured
+from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
-from adbench.metrics.spec import FROC_RATES, MAP_METRICS, SPECS
+from adbench.metrics.spec import FROC_RATES, MAP_METRICS, SPECS, MetricSpec
 from adbench.metrics.volume import checked_volume
 from adbench.utils.files import write_json
 
@@ -214,12 +214,14 @@ class Sampled:
     """One metric of a split.
 
     Attributes:
+        spec: its facts.
         value: on the split itself; None when undefined.
         samples: (R,) under each weighting of the subjects, NaN where undefined; None where none was asked for.
         n: subjects that it is taken over.
         reason: why it is undefined.
     """
 
+    spec: MetricSpec
     value: float | None = None
     samples: np.ndarray | None = None
     n: int = 0
@@ -287,13 +289,12 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
     values |= _froc(spatial, weights) | _images(rows, weights)
     result = {}
     for name in MAP_METRICS:
-        rule = SPECS[name].rule
+        facts = SPECS[name]
         if name in values:
-            result[name] = sampled(values[name], over.get(name, bearing), SPECS[name].undefined)
-        elif rule:
-            result[name] = Sampled(reason=f"no {rule} threshold was known while the maps were streamed")
+            result[name] = sampled(facts, values[name], over.get(name, bearing))
         else:
-            result[name] = Sampled(reason="no FROC thresholds were given")
+            rule = f"no {facts.rule} threshold was known while the maps were streamed"
+            result[name] = Sampled(facts, reason=rule if facts.rule else "no FROC thresholds were given")
     for metric in spatial.metrics:
         pairs = [row.measures.get(metric.name, (0.0, 0.0)) for row in rows]
         has = np.array([metric.name in row.measures for row in rows])
@@ -301,15 +302,15 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
         found = bootstrap.ratio(above, below, weights)
         if metric.of_all and not has.all():
             found[:] = np.nan
-        result[metric.name] = sampled(found, subjects(has), metric.undefined)
+        result[metric.name] = sampled(spec_of(metric), found, subjects(has), metric.undefined)
     return result
 
 
-def sampled(values: np.ndarray, n: int, reason: str) -> Sampled:
-    """(1 + R,) values, the first on the split itself; undefined for ``reason`` where that one is NaN."""
+def sampled(facts: MetricSpec, values: np.ndarray, n: int, undefined: str = "") -> Sampled:
+    """The metric with (1 + R,) ``values``, the first on the split itself; undefined where that one is NaN."""
     if np.isnan(values[0]):
-        return Sampled(n=n, reason=reason)
-    return Sampled(float(values[0]), values[1:] if len(values) > 1 else None, n)
+        return Sampled(facts, n=n, reason=undefined or facts.undefined)
+    return Sampled(facts, float(values[0]), values[1:] if len(values) > 1 else None, n)
 
 
 def _froc(spatial: SpatialAccumulator, weights: np.ndarray) -> dict[str, np.ndarray]:

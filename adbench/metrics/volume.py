@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics.counting import as_bool
-from adbench.metrics.score_bins import is_tensor
+from adbench.metrics.score_bins import as_array
 
 JOINED = 1.5  # neighbouring slices are joined up to this multiple of their volume's median distance
 
@@ -72,11 +71,11 @@ def checked_volume(
         UserError: shapes differ, masks are not binary, the brain mask is empty, or a score in the brain is not finite.
     """
     where = f"case {subject!r}"
-    stack = _array(maps)
+    stack = as_array(maps)
     masks = as_bool(brain, f"{where} (brain)"), as_bool(lesion, where)
     pictures = {"reconstruction": recon, "image": image}
     arrays = {"brain mask": masks[0], "lesion mask": masks[1]}
-    arrays |= {name: _array(value) for name, value in pictures.items() if value is not None}
+    arrays |= {name: as_array(value) for name, value in pictures.items() if value is not None}
     if stack.ndim != 3:
         raise UserError(f"Maps of {where} have shape {stack.shape}: give slices x height x width.")
     for name, array in arrays.items():
@@ -135,11 +134,3 @@ def components(mask: np.ndarray, cuts: np.ndarray | None = None) -> tuple[np.nda
     # An empty plane in each cut keeps apart what lies on its two sides.
     labels, count = cc3d.connected_components(np.insert(mask, cuts, False, axis=0), connectivity=26, return_N=True)
     return np.delete(labels, cuts + np.arange(len(cuts)), axis=0), int(count)
-
-
-def _array(value: object) -> np.ndarray:
-    """``value`` in its own type: casting float64 to float32 would tie scores that differ."""
-    if is_tensor(value):
-        tensor: Any = value.detach().cpu()  # type: ignore[attr-defined]
-        return np.asarray(tensor.numpy() if str(tensor.dtype) != "torch.bfloat16" else tensor.float().numpy())
-    return np.asarray(value)
