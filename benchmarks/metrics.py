@@ -45,6 +45,7 @@ def voxels(
 
 
 def side_sklearn(total: int) -> dict[str, float]:
+    """CPU seconds of average precision and AUROC by scikit-learn on pooled arrays, and their values."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores, labels = np.empty(total, np.float32), np.empty(total, bool)
@@ -61,6 +62,7 @@ def side_sklearn(total: int) -> dict[str, float]:
 
 
 def side_adbench(total: int) -> dict[str, float]:
+    """CPU seconds of counting, of every number and of every interval, and the pooled values."""
     from adbench.metrics import jackknife
     from adbench.metrics.evaluate import evaluate, sample
     from adbench.metrics.histogram import SubjectHistograms
@@ -145,6 +147,7 @@ def side_optional(count: int) -> dict[str, float]:
 
 
 def side_stream(total: int) -> dict[str, float]:
+    """CPU seconds of counting and of every number without validation; its peak memory is what counts."""
     from adbench.metrics.evaluate import evaluate
     from adbench.metrics.histogram import SubjectHistograms
 
@@ -187,6 +190,7 @@ def side_literal(count: int) -> dict[str, float]:
 
 
 def side_madad(count: int) -> dict[str, float]:
+    """CPU seconds of the official-madad preset on ``count`` slices, and its Dice."""
     from adbench.metrics.presets import Case, official_madad
 
     data, volumes = list(slices(min(count, 200))), []
@@ -291,6 +295,7 @@ def report(scale: float) -> str:
 
 
 def main() -> None:
+    """Print the table, or measure one side in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full size (1.0: 100 M voxels)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

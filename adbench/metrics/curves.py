@@ -88,6 +88,7 @@ class Curve:
 
     @cached_property
     def thresholds(self) -> np.ndarray:
+        """(K,) float64 lower edges of the bins, descending."""
         return _keys.edges(self._keys)
 
     @property
