@@ -89,6 +89,7 @@ def spec_of(metric: type[Metric] | Metric, name: str = "") -> MetricSpec:
         low=metric.bounds[0],
         high=None if metric.bounds[1] == math.inf else metric.bounds[1],
         group="optional",
+        rule=own.partition("@")[2],
         needs_maps=metric.needs_maps,
         undefined=metric.undefined,
     )

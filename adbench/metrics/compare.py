@@ -23,13 +23,12 @@ from adbench.metrics.evaluate import measure
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.jackknife import Estimate, estimate, too_few
 from adbench.metrics.spatial import Sampled, SpatialAccumulator
-from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.metrics.spec import RANKED_BY, SPECS, MetricSpec
 from adbench.metrics.thresholds import choose_thresholds
 
 EXACT = 12  # subjects up to which every pattern of signs is looked at
 FLIPS = 2000  # patterns beyond that, from a fixed seed
 NOT_ABOVE_CHANCE = "not above chance"
-DETECTS = "auprc"  # by which a method tells lesions from the rest at all, whatever it is compared by
 BELOW_CHANCE_ROW = "below a row that is not above chance"
 _ODD = 0x51_6E5  # seed of the patterns: the same for every comparison
 
@@ -241,13 +240,13 @@ def compare(
                 reasons[name] = NOT_ABOVE_CHANCE
             elif reasons:  # a higher value never stands behind a lower one
                 reasons[name] = BELOW_CHANCE_ROW
-    elif all(DETECTS in methods[name].values for name in names):
-        prevalence = _chance(first.spec(DETECTS), first.cohort)
+    elif all(RANKED_BY in methods[name].values for name in names):
+        prevalence = _chance(first.spec(RANKED_BY), first.cohort)
         assert prevalence is not None
         reasons = {
-            name: f"{NOT_ABOVE_CHANCE} by {DETECTS}"
+            name: f"{NOT_ABOVE_CHANCE} by {RANKED_BY}"
             for name in order
-            if not _above(methods[name], DETECTS, prevalence, level)
+            if not _above(methods[name], RANKED_BY, prevalence, level)
         }
     left = [name for name in order if name not in reasons]
     n = min(methods[name].n[metric] for name in names)
