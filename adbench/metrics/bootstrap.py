@@ -51,7 +51,7 @@ def blocks(histograms: SubjectHistograms, size: int = _BLOCK) -> Iterator[tuple[
     Yields:
         (n, b) float64 lesion voxels, (n, b) float64 background voxels, (b,) bool: which bins hold different scores.
     """
-    counts = [histogram.counts() for _, histogram in histograms.items()]
+    counts = [histogram.counts() for histogram in histograms.values()]
     union = _union([own for own, _, _ in counts])
     places = [np.searchsorted(union, own) for own, _, _ in counts]
     bearing = np.zeros(len(union), bool)
@@ -95,8 +95,8 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
         ``auprc``, ``auroc``, ``dice_pooled@best`` and ``dice@best`` (whose oracle thresholds are chosen again in each
         replicate), each (R,), NaN where a replicate has no lesion voxel (or, for ``auroc``, no background voxel).
     """
-    positives = np.array([histogram.n_positive for _, histogram in histograms.items()], np.float64)
-    negatives = np.array([histogram.n_negative for _, histogram in histograms.items()], np.float64)
+    positives = np.array([histogram.n_positive for histogram in histograms.values()], np.float64)
+    negatives = np.array([histogram.n_negative for histogram in histograms.values()], np.float64)
     total_positive, total_negative = draws @ positives, draws @ negatives
     bearing = (positives > 0).astype(np.float64)
     replicates = len(draws)
@@ -151,7 +151,7 @@ def mean_dice(histograms: SubjectHistograms, at: np.ndarray | None = None) -> tu
     Returns:
         (K,) int64 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
     """
-    counts = [histogram.counts() for _, histogram in histograms.items() if histogram.n_positive]
+    counts = [histogram.counts() for histogram in histograms.values() if histogram.n_positive]
     if not counts:
         return np.zeros(0, np.int64), np.zeros(0)
     at = _union([own for own, _, _ in counts]) if at is None else at
@@ -193,7 +193,7 @@ def curves(histograms: SubjectHistograms, draws: np.ndarray, points: int = 2000)
         draws: (R, n) weights.
         points: thresholds at most, evenly spread over the occupied bins.
     """
-    counts = [histogram.counts() for _, histogram in histograms.items()]
+    counts = [histogram.counts() for histogram in histograms.values()]
     union = _union([own for own, _, _ in counts])
     keys = union[np.unique(np.linspace(0, len(union) - 1, min(points, len(union))).astype(np.int64))][::-1]
     tp, fp = np.zeros((2, len(counts), len(keys)))

@@ -77,7 +77,7 @@ def compact(
     chosen = [*choose_thresholds(val)[0].values(), *froc]
     if val is not None:
         val.compact([*chosen, *healthy_scores(val)])
-    best = [Curve(histogram).best_dice()[1] for _, histogram in test.items() if histogram.n_positive]
+    best = [Curve(histogram).best_dice()[1] for histogram in test.values() if histogram.n_positive]
     parts = [test]
     for members in (lesion_size_groups(test), *(groups or {}).values()):
         parts += [test.subset([v for v in test if members.get(v) == name]) for name in sorted(set(members.values()))]
@@ -413,7 +413,7 @@ def _row(curve: Curve, names: Sequence[str], keys: np.ndarray) -> dict[str, Any]
 def _why_undefined(facts: MetricSpec, test: SubjectHistograms, ill: set[str], missing: Mapping[str, str]) -> str:
     if facts.over_lesions and not ill:
         return facts.undefined
-    if facts.name == "auroc" and not any(histogram.n_negative for _, histogram in test.items()):
+    if facts.name == "auroc" and not any(histogram.n_negative for histogram in test.values()):
         return "no background voxel in the whole test split"
     return missing.get(facts.rule, facts.undefined)
 

@@ -180,7 +180,7 @@ class ScoreHistogram:
         self._loose = _loose(self._bins[0], self.partition)
 
 
-class SubjectHistograms:
+class SubjectHistograms(Mapping[str, ScoreHistogram]):
     """One :class:`ScoreHistogram` a subject, in the order of the subjects' ids whatever the order of arrival.
 
     All share one partition. Until ``most`` bins are occupied, every score has its own.
@@ -214,7 +214,7 @@ class SubjectHistograms:
         for subject, histogram in other.items():
             keys, positive, negative = histogram.counts()
             self._of(subject)._push(*grouped(self.partition.of(keys), positive, negative))
-        self._current, self._finished = None, sum(histogram._loose for _, histogram in self.items())
+        self._current, self._finished = None, sum(histogram._loose for histogram in self.values())
         self._join_if_many()
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
@@ -224,12 +224,12 @@ class SubjectHistograms:
             thresholds: more scores that stay edges, besides those given at first.
         """
         self.thresholds = tuple(sorted({*self.thresholds, *thresholds}))
-        if sum(len(histogram.counts()[0]) for _, histogram in self.items()) > MOST_BINS:
+        if sum(len(histogram.counts()[0]) for histogram in self.values()) > MOST_BINS:
             self._join()
 
     def pooled(self) -> ScoreHistogram:
         """All subjects in one histogram."""
-        parts = [histogram.counts() for _, histogram in self.items()]
+        parts = [histogram.counts() for histogram in self.values()]
         return ScoreHistogram.from_counts(*added(parts, self.partition), self.partition) if parts else ScoreHistogram()
 
     def subset(self, subjects: list[str]) -> SubjectHistograms:
@@ -244,30 +244,16 @@ class SubjectHistograms:
         """Subject ids, sorted."""
         return sorted(self._by_subject)
 
-    def items(self) -> Iterator[tuple[str, ScoreHistogram]]:
-        """(subject, histogram), sorted by subject."""
-        return ((subject, self._by_subject[subject]) for subject in self.subjects)
-
     def __len__(self) -> int:
         return len(self._by_subject)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.subjects)
 
-    def __contains__(self, subject: object) -> bool:
-        return subject in self._by_subject
-
     def __getitem__(self, subject: str) -> ScoreHistogram:
         if subject not in self._by_subject:
             raise KeyError(f"no subject {subject!r} among {len(self)}")
         return self._by_subject[subject]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SubjectHistograms):
-            return NotImplemented
-        return self.subjects == other.subjects and all(self[subject] == other[subject] for subject in self.subjects)
-
-    __hash__ = None  # type: ignore[assignment]
 
     def to_npz(self, path: str | Path) -> None:
         """Write atomically to ``path``; equal histograms give equal bytes."""
@@ -288,7 +274,7 @@ class SubjectHistograms:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Flat arrays, one after another the bins of all subjects; see :meth:`from_arrays`."""
-        counts = [histogram.counts() for _, histogram in self.items()]
+        counts = [histogram.counts() for histogram in self.values()]
         keys, positive, negative = (np.concatenate([c[i] for c in counts] or [np.zeros(0, np.int64)]) for i in range(3))
         return {
             "header": np.array([FORMAT], np.int64),
@@ -359,7 +345,7 @@ class SubjectHistograms:
             self._join()
 
     def _join(self) -> None:
-        members = [histogram for _, histogram in self.items()]
+        members = list(self.values())
         counts = [member.counts() for member in members]
         self._rebin(coarser(added(counts, self.partition), counts, self.partition, self.thresholds))
         self._finished = sum(member._loose for member in members if member is not self._current)
