@@ -45,6 +45,7 @@ def voxels(
 
 
 def side_sklearn(total: int) -> dict[str, float]:
+    """CPU seconds of average precision and AUROC by scikit-learn on pooled arrays, and their values."""
     from sklearn.metrics import average_precision_score, roc_auc_score
 
     scores, labels = np.empty(total, np.float32), np.empty(total, bool)
@@ -61,6 +62,7 @@ def side_sklearn(total: int) -> dict[str, float]:
 
 
 def side_adbench(total: int) -> dict[str, float]:
+    """CPU seconds of counting, of every number and of every interval, and the pooled values."""
     from adbench.metrics import jackknife
     from adbench.metrics.evaluate import evaluate, sample
     from adbench.metrics.histogram import SubjectHistograms
@@ -145,6 +147,7 @@ def side_optional(count: int) -> dict[str, float]:
 
 
 def side_stream(total: int) -> dict[str, float]:
+    """CPU seconds of counting and of every number without validation; its peak memory is what counts."""
     from adbench.metrics.evaluate import evaluate
     from adbench.metrics.histogram import SubjectHistograms
 
@@ -187,6 +190,7 @@ def side_literal(count: int) -> dict[str, float]:
 
 
 def side_madad(count: int) -> dict[str, float]:
+    """CPU seconds of the official-madad preset on ``count`` slices, and its Dice."""
     from adbench.metrics.presets import Case, official_madad
 
     data, volumes = list(slices(min(count, 200))), []
@@ -200,26 +204,6 @@ def side_madad(count: int) -> dict[str, float]:
     return {"seconds": time.process_time() - clock, "dice": result.values["dice"] or 0}
 
 
-def side_cuda(total: int) -> dict[str, float]:
-    import torch
-
-    if not torch.cuda.is_available():
-        return {"seconds": 0}
-    from adbench.metrics.histogram import ScoreHistogram
-
-    scores = torch.rand(32, 256, 256, device="cuda").abs()
-    labels = torch.rand(32, 256, 256, device="cuda") < 0.01
-    histogram = ScoreHistogram()
-    histogram.update(scores, labels)
-    torch.cuda.synchronize()
-    batches = max(1, total // scores.numel())
-    clock = time.perf_counter()
-    for _ in range(batches):
-        histogram.update(scores, labels)
-    torch.cuda.synchronize()
-    return {"seconds": time.perf_counter() - clock, "slices": 32 * batches}
-
-
 SIDES = {
     **{f"scale {name}": partial(side_scale, name=name) for name in SCALES},
     "optional": side_optional,
@@ -228,7 +212,6 @@ SIDES = {
     "stream": side_stream,
     "literal": side_literal,
     "madad": side_madad,
-    "cuda": side_cuda,
 }
 
 
@@ -258,7 +241,6 @@ def report(scale: float) -> str:
     slow_slice, fast_slice = literal["seconds"] / few, fast["seconds"] / count
     moved = {name: measure(f"scale {name}", total) for name in SCALES}
     optional = measure("optional", 3)
-    cuda = measure("cuda", total)
     rows = [
         ("AP and AUROC, scikit-learn", f"{peer['seconds']:.1f} s", f"{peer['peak']:.0f} MB", "1"),
         (
@@ -308,14 +290,12 @@ def report(scale: float) -> str:
         "Metrics on request, ms a volume of 100 x 200 x 200: "
         + ", ".join(f"{name} {1e3 * optional[name]:.0f}" for name in optional if name not in ("seconds", "peak"))
         + ".",
-        f"CUDA update: {cuda['slices'] / cuda['seconds']:.0f} slices of 256 x 256 a second."
-        if cuda["seconds"]
-        else "CUDA update: not measured, there is no GPU here.",
     ]
     return "\n".join(lines)
 
 
 def main() -> None:
+    """Print the table, or measure one side in this process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full size (1.0: 100 M voxels)")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)

@@ -244,6 +244,7 @@ POWERS: dict[str, Callable[[int, int], float]] = {
 
 
 def main() -> int:
+    """Run all studies and print the tables; 1 when a number leaves its band."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=1000)
     parser.add_argument("--json", action="store_true")

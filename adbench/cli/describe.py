@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 from adbench.config import registry
 from adbench.config.protocols import PROTOCOLS
 from adbench.errors import UserError, unknown
-from adbench.metrics.spec import SPECS, spec
+from adbench.metrics.spec import SPECS
 from adbench.params import ParamSet
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
     ]
     if kind == "metrics":
         for row in rows:
-            row |= spec(row["name"]).as_dict()
+            row |= registry.metric_spec(row["name"]).as_dict()
     return rows
 
 
@@ -140,7 +140,7 @@ def description(name: str) -> dict[str, Any]:
 
 
 def _metric_facts(name: str) -> dict[str, Any]:
-    facts = spec(name)
+    facts = registry.metric_spec(name)
     found = {"heading": facts.heading, "direction": facts.direction, "unit": facts.unit, "over": facts.scope}
     if facts.oracle:
         found["oracle"] = "it chooses something on the test split"

@@ -12,7 +12,7 @@ from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import Any, Literal
 
 from adbench.errors import UserError, unknown
-from adbench.metrics.spec import SPECS
+from adbench.metrics.spec import SPECS, MetricSpec
 
 Kind = Literal["methods", "datasets", "metrics"]
 
@@ -63,8 +63,8 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
     "metrics": {
         name: (f"adbench.metrics.{target}", SPECS[name].definition)
         for name, target in {
-            "alarms@fpr1": "false_positive_rate:FalseAlarms1",
-            "alarms@fpr5": "false_positive_rate:FalseAlarms5",
+            "alarms@fpr1": "optional:FalseAlarms1",
+            "alarms@fpr5": "optional:FalseAlarms5",
             "surface_dice@2mm": "optional:SurfaceDice",
             "hd95": "optional:HD95",
             "volume_error": "optional:VolumeError",
@@ -146,6 +146,24 @@ def load(kind: Kind, name: str) -> type[Any]:
             f"The {kind[:-1]} {name!r} of {entry.origin} is unavailable: loading {entry.target} "
             f"failed with {type(error).__name__}: {error}."
         ) from error
+
+
+def metric_spec(name: str) -> MetricSpec:
+    """The facts of the metric called ``name``: a built-in one, or a plug-in, whose class is loaded.
+
+    A name that is not installed here (a record from a machine with other plug-ins) stands for itself, more being better;
+    :func:`adbench.results.record.facts` reads what such a record says about it.
+    """
+    if name in SPECS:
+        return SPECS[name]
+    from adbench.metrics.base import spec_of
+
+    try:
+        return spec_of(load("metrics", name), name)
+    except UserError:
+        return MetricSpec(
+            name, name, "a metric that is not installed here", "subject mean", high=None, group="optional"
+        )
 
 
 def distribution(kind: Kind, name: str) -> Distribution | None:

@@ -22,7 +22,6 @@ from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import Evaluation, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
-from adbench.metrics.spec import spec
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.record import Number, Record
 from adbench.results.rundir import SPLITS
@@ -277,7 +276,7 @@ def _plugins(record: Record, unchecked: Collection[str], found: Findings) -> lis
         if number is None:
             found.add(f"metrics.{name}", why="it is missing")
         elif name in registry.entries("metrics"):
-            facts = spec(name)
+            facts = registry.metric_spec(name)
             for fact in ("less_is_better", "oracle", "unit"):
                 found.same(f"optional.{name}.{fact}", getattr(part, fact), getattr(facts, fact), "the metric says so")
             chosen.append(registry.load("metrics", name)())

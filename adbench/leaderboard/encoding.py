@@ -10,8 +10,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from adbench.errors import UserError
-from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.storage import FORMAT, from_arrays, to_arrays
+from adbench.metrics.histogram import FORMAT, SubjectHistograms
 
 MAX_BINS = 1 << 23  # of all subjects together
 MAX_SUBJECTS = 20_000
@@ -64,7 +63,7 @@ def pack_histograms(histograms: SubjectHistograms) -> dict[str, Any]:
     The keys of all subjects together are stored once; the bins of a subject are the steps between their numbers among
     them. The bytes of each column are stored by significance. xz then finds most of them equal.
     """
-    arrays = to_arrays(histograms)
+    arrays = histograms.to_arrays()
     keys, ends = arrays["keys"], arrays["ends"]
     every, place = np.unique(keys, return_inverse=True)
     starts = np.concatenate([[0], ends[:-1]]).astype(np.int64)
@@ -134,7 +133,7 @@ def unpack_histograms(counts: Counts) -> SubjectHistograms:
     place -= np.repeat(before, bins)
     if place.max(initial=-1) >= len(every):
         raise ValueError("a bin has no key")
-    return from_arrays(
+    return SubjectHistograms.from_arrays(
         {
             "header": np.array([FORMAT]),
             "subjects": np.frombuffer("\0".join(counts.subjects).encode(), np.uint8),

@@ -1,4 +1,4 @@
-"""The contract of a metric that somebody else brings: entry-point group ``adbench.metrics``."""
+"""The contract of a metric that a plug-in brings: entry-point group ``adbench.metrics``."""
 
 from __future__ import annotations
 
@@ -12,39 +12,8 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics.histogram import ScoreHistogram
-
-
-@dataclass(frozen=True)
-class Volume:
-    """The stacked slices of one volume (one session of one subject), S of them on the prepared grid.
-
-    Attributes:
-        maps: (S, H, W) scores in the type that the map has, higher is more anomalous, finite inside the brain.
-        lesion: (S, H, W) bool, inside the brain.
-        brain: (S, H, W) bool.
-        slices: (S,) slice indices, or positions in mm, ascending.
-        recon: (S, H, W) float32 pseudo-healthy image in [0, 1], or None.
-        image: (S, H, W) float32 input image in [0, 1], or None.
-        spacing: mm from one slice index to the next, from row to row, from column to column; None where it is unknown.
-    """
-
-    maps: np.ndarray
-    lesion: np.ndarray
-    brain: np.ndarray
-    slices: np.ndarray
-    recon: np.ndarray | None = None
-    image: np.ndarray | None = None
-    spacing: tuple[float, float, float] | None = None
-
-    def components(self, mask: np.ndarray) -> tuple[np.ndarray, int]:
-        """Connected components of an (S, H, W) bool ``mask`` of this volume, as every lesion metric counts them.
-
-        Returns:
-            (S, H, W) labels from 1, and how many; see :func:`adbench.metrics.lesion.components`.
-        """
-        from adbench.metrics.lesion import breaks, components
-
-        return components(mask, breaks(self.slices))
+from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.metrics.volume import Volume as Volume
 
 
 @dataclass(frozen=True)
@@ -97,6 +66,33 @@ class Metric(ABC):
 
         For a mean over subjects return ``(value, 1.0)``. None leaves the subject out.
         """
+
+
+def spec_of(metric: type[Metric] | Metric, name: str = "") -> MetricSpec:
+    """The facts of a metric: those of the table for a built-in one, those that the class of a plug-in states otherwise.
+
+    Args:
+        metric: the class, or an object of it.
+        name: that it was found by; "" for its own.
+    """
+    own = name or metric.name
+    if own in SPECS:
+        return SPECS[own]
+    return MetricSpec(
+        own,
+        metric.heading or own,
+        (metric.__doc__ or "").strip().split("\n")[0],
+        "subjects",
+        less_is_better=bool(metric.less_is_better),
+        oracle=bool(metric.oracle),
+        unit=metric.unit,
+        low=metric.bounds[0],
+        high=None if metric.bounds[1] == math.inf else metric.bounds[1],
+        group="optional",
+        rule=own.partition("@")[2],
+        needs_maps=metric.needs_maps,
+        undefined=metric.undefined,
+    )
 
 
 def measured(metric: Metric, subject: Subject) -> tuple[float, float] | None:

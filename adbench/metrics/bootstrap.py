@@ -14,7 +14,7 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.partition import distinct
+from adbench.metrics.partition import Bins, distinct
 
 _BLOCK = 384  # bins at a time: a block of 1000 replicates stays in a processor cache
 
@@ -42,71 +42,39 @@ def weights_of(owners: Sequence[str], replicates: int, seed: int) -> np.ndarray:
     return weights(len(subjects), replicates, seed)[:, place]
 
 
-_Counts = tuple[np.ndarray, np.ndarray, np.ndarray]  # (k,) keys ascending, lesion voxels, background voxels
+def blocks(histograms: SubjectHistograms, size: int = _BLOCK) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The bins of n subjects in descending score, ``size`` at a time, neighbouring bins without any lesion voxel as one.
 
+    Between two bins with lesion voxels true positives stay as they are and false positives only rise, so no sum over
+    pairs of voxels and no highest precision or Dice changes; most bins of a map are such.
 
-@dataclass(frozen=True)
-class Block:
-    """b neighbouring bins of n subjects, in descending score.
-
-    Attributes:
-        keys: (b,) int64 keys; their numbers when lesion-free bins were taken together.
-        positive: (n, b) float64 lesion voxels.
-        negative: (n, b) float64 background voxels.
-        joined: (b,) bool, whether a bin holds different scores.
+    Yields:
+        (n, b) float64 lesion voxels, (n, b) float64 background voxels, (b,) bool: which bins hold different scores.
     """
-
-    keys: np.ndarray
-    positive: np.ndarray
-    negative: np.ndarray
-    joined: np.ndarray
-
-
-def blocks(histograms: SubjectHistograms, size: int = _BLOCK, *, lesions_only: bool = False) -> Iterator[Block]:
-    """The occupied bins of all subjects in descending score, ``size`` at a time.
-
-    Args:
-        histograms: n subjects.
-        size: bins at a time.
-        lesions_only: take neighbouring bins without any lesion voxel as one, and number the bins instead of giving
-            their keys. Between two bins with lesion voxels true positives stay as they are and false positives only
-            rise, so no sum over pairs of voxels and no highest precision or Dice changes; most bins of a map are such.
-    """
-    counts: list[_Counts] = [histogram.counts() for _, histogram in histograms.items()]
-    union = _union([c[0] for c in counts])
-    joined = histograms.partition.joined(union)
-    if lesions_only:
-        counts, union, joined = _without_gaps(counts, union, joined)
-    for stop in range(len(union), 0, -size):
-        start = max(0, stop - size)
-        keys = union[start:stop]
-        positive = np.zeros((len(counts), len(keys)))
-        negative = np.zeros((len(counts), len(keys)))
-        for row, (own, lesion, background) in enumerate(counts):
-            first, last = np.searchsorted(own, (keys[0], keys[-1] + 1))
-            place = np.searchsorted(keys, own[first:last])
-            positive[row, place] = lesion[first:last]
-            negative[row, place] = background[first:last]
-        yield Block(keys[::-1], positive[:, ::-1], negative[:, ::-1], joined[start:stop][::-1])
-
-
-def _without_gaps(
-    counts: Sequence[_Counts], union: np.ndarray, joined: np.ndarray
-) -> tuple[list[_Counts], np.ndarray, np.ndarray]:
+    counts = [histogram.counts() for histogram in histograms.values()]
+    union = _union([own for own, _, _ in counts])
     places = [np.searchsorted(union, own) for own, _, _ in counts]
     bearing = np.zeros(len(union), bool)
     for place, (_, lesion, _) in zip(places, counts, strict=True):
         bearing[place[lesion > 0]] = True
     starts = np.ones(len(union), bool)
     starts[1:] = bearing[1:] | bearing[:-1]
-    number = np.cumsum(starts, dtype=np.int64) - 1
-    result: list[_Counts] = []
+    number = np.cumsum(starts) - 1
+    joined = histograms.partition.joined(union)[starts]
+    numbered = []  # the bins of each subject, by number
     for place, (_, lesion, background) in zip(places, counts, strict=True):
         own, first = np.unique(number[place], return_index=True)
         if len(first):
             lesion, background = np.add.reduceat(lesion, first), np.add.reduceat(background, first)
-        result.append((own, lesion, background))
-    return result, np.arange(starts.sum(), dtype=np.int64), joined[starts]
+        numbered.append((own, lesion, background))
+    for stop in range(len(joined), 0, -size):
+        start = max(0, stop - size)
+        counted = np.zeros((2, len(counts), stop - start))
+        for row, (own, *both) in enumerate(numbered):
+            first, last = np.searchsorted(own, (start, stop))
+            for table, part in zip(counted, both, strict=True):
+                table[row, own[first:last] - start] = part[first:last]
+        yield counted[0][:, ::-1], counted[1][:, ::-1], joined[start:stop][::-1]
 
 
 def _union(keys: Sequence[np.ndarray]) -> np.ndarray:
@@ -124,11 +92,11 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
         draws: (R, n) weights.
 
     Returns:
-        ``auprc``, ``auroc``, ``dice_pooled@best`` and ``dice@best`` (whose oracle thresholds are chosen anew in each
+        ``auprc``, ``auroc``, ``dice_pooled@best`` and ``dice@best`` (whose oracle thresholds are chosen again in each
         replicate), each (R,), NaN where a replicate has no lesion voxel (or, for ``auroc``, no background voxel).
     """
-    positives = np.array([histogram.n_positive for _, histogram in histograms.items()], np.float64)
-    negatives = np.array([histogram.n_negative for _, histogram in histograms.items()], np.float64)
+    positives = np.array([histogram.n_positive for histogram in histograms.values()], np.float64)
+    negatives = np.array([histogram.n_negative for histogram in histograms.values()], np.float64)
     total_positive, total_negative = draws @ positives, draws @ negatives
     bearing = (positives > 0).astype(np.float64)
     replicates = len(draws)
@@ -137,8 +105,7 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
     tp, fp = np.zeros(replicates), np.zeros(replicates)
     own_tp, own_fp = np.zeros(len(positives)), np.zeros(len(positives))
     floor = np.maximum(positives, 1)
-    for block in blocks(histograms, lesions_only=True):
-        positive, negative = block.positive, block.negative
+    for positive, negative, joined in blocks(histograms):
         steps = draws @ positive
         here_tp = np.cumsum(steps, axis=1)
         here_tp += tp[:, None]
@@ -147,8 +114,8 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
         here_fp += fp[:, None]
         tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()
         pair_sum += np.einsum("rb,rb->r", steps_fp, here_tp) - 0.5 * np.einsum("rb,rb->r", steps_fp, steps)
-        if block.joined.any():  # precision halfway through the bin, as in Curve.average_precision
-            half = 0.5 * block.joined
+        if joined.any():  # precision halfway through the bin, as in Curve.average_precision
+            half = 0.5 * joined
             middle_tp = here_tp - half * np.maximum(steps - 1, 0)
             middle = here_fp - half * steps_fp
             middle += middle_tp
@@ -184,7 +151,7 @@ def mean_dice(histograms: SubjectHistograms, at: np.ndarray | None = None) -> tu
     Returns:
         (K,) int64 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
     """
-    counts = [histogram.counts() for _, histogram in histograms.items() if histogram.n_positive]
+    counts = [histogram.counts() for histogram in histograms.values() if histogram.n_positive]
     if not counts:
         return np.zeros(0, np.int64), np.zeros(0)
     at = _union([own for own, _, _ in counts]) if at is None else at
@@ -203,7 +170,7 @@ def mean_dice(histograms: SubjectHistograms, at: np.ndarray | None = None) -> tu
     return at[::-1], (total / len(counts))[::-1]
 
 
-def _mean_dice_by_steps(counts: Sequence[_Counts], occupied: int) -> tuple[np.ndarray, np.ndarray]:
+def _mean_dice_by_steps(counts: Sequence[Bins], occupied: int) -> tuple[np.ndarray, np.ndarray]:
     """:func:`mean_dice` where few bins are those of several subjects: the Dice of one changes at its own bins alone."""
     keys, steps = np.empty(occupied, np.int64), np.empty(occupied)
     end = 0
@@ -226,28 +193,20 @@ def curves(histograms: SubjectHistograms, draws: np.ndarray, points: int = 2000)
         draws: (R, n) weights.
         points: thresholds at most, evenly spread over the occupied bins.
     """
-    positives = np.array([histogram.n_positive for _, histogram in histograms.items()], np.float64)
+    counts = [histogram.counts() for histogram in histograms.values()]
+    union = _union([own for own, _, _ in counts])
+    keys = union[np.unique(np.linspace(0, len(union) - 1, min(points, len(union))).astype(np.int64))][::-1]
+    tp, fp = np.zeros((2, len(counts), len(keys)))
+    for row, (own, lesion, background) in enumerate(counts):
+        first = np.searchsorted(own, keys)
+        for target, part in ((tp, lesion), (fp, background)):
+            target[row] = np.append(np.cumsum(part[::-1])[::-1], 0)[first]
+    positives = np.array([lesion.sum() for _, lesion, _ in counts], np.float64)
     bearing = positives > 0
-    total = len(_union([histogram.counts()[0] for _, histogram in histograms.items()]))
-    kept = np.unique(np.linspace(0, total - 1, min(points, total)).astype(np.int64))
-    own_tp, own_fp = np.zeros((len(positives), 1)), np.zeros((len(positives), 1))
-    keys, tp, fp, dice, start = [], [], [], [], 0
-    for block in blocks(histograms):
-        here_tp = np.cumsum(block.positive, axis=1) + own_tp
-        here_fp = np.cumsum(block.negative, axis=1) + own_fp
-        own_tp, own_fp = here_tp[:, -1:].copy(), here_fp[:, -1:].copy()
-        columns = kept[(kept >= start) & (kept < start + len(block.keys))] - start
-        start += len(block.keys)
-        here_tp, here_fp = here_tp[:, columns], here_fp[:, columns]
-        volume = 2 * here_tp[bearing] / (here_tp[bearing] + here_fp[bearing] + positives[bearing, None])
-        keys.append(block.keys[columns])
-        tp.append(draws @ here_tp)
-        fp.append(draws @ here_fp)
-        dice.append(draws[:, bearing] @ volume)
-    weight = draws @ bearing
-    mean = np.concatenate(dice, axis=1)
-    mean = np.divide(mean, weight[:, None], out=np.full(mean.shape, np.nan), where=weight[:, None] > 0)
-    return Curves(np.concatenate(keys), np.concatenate(tp, axis=1), np.concatenate(fp, axis=1), mean)
+    dice = 2 * tp[bearing] / (tp[bearing] + fp[bearing] + positives[bearing, None])
+    weight = (draws @ bearing)[:, None]
+    mean = np.divide(draws[:, bearing] @ dice, weight, out=np.full((len(draws), len(keys)), np.nan), where=weight > 0)
+    return Curves(keys, draws @ tp, draws @ fp, mean)
 
 
 @dataclass(frozen=True)
@@ -278,24 +237,5 @@ def ratio(above: np.ndarray, below: np.ndarray, draws: np.ndarray) -> np.ndarray
     return _over(draws @ np.asarray(above, np.float64), draws @ np.asarray(below, np.float64))
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float] | None:
-    """(low, high) percentile interval of the defined replicates.
-
-    Args:
-        values: (R,) replicates, NaN where undefined.
-        level: probability inside, (0, 1).
-
-    Returns:
-        None when fewer than half of the replicates are defined.
-    """
-    if not 0 < level < 1:
-        raise UserError(f"level = {level!r} is not valid: give a probability between 0 and 1, such as 0.95.")
-    defined = values[~np.isnan(values)]
-    if len(defined) < len(values) / 2 or not len(defined):
-        return None
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
-
-
 def _over(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)
+    return np.asarray(np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0))

@@ -2,7 +2,7 @@
 
 Which method leads is chosen on the data, and the gap between the first and the rest of equally good methods grows with
 their number. So the reference distribution repeats the choice: the signs of the subjects' differences are flipped, the
-best of the flipped values is taken anew, and the largest gap to it counts. Rows drop out one at a time, the clearest
+best of the flipped values is chosen again, and the largest gap to it counts. Rows drop out one at a time, the clearest
 first, and the rest is held against a smaller set. This is the model confidence set of Hansen, Lunde and Nason (2011,
 Econometrica 79:453) with the gap to the leader as its statistic, or multiple comparisons with the best (Hsu 1984, Ann
 Stat 12:1136) with a stepwise maximum over sign flips (Romano and Wolf 2005, JASA 100:94) as its critical value.
@@ -13,25 +13,22 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adbench.errors import UserError, unknown
-from adbench.metrics import bootstrap, jackknife
-from adbench.metrics.evaluate import Estimate, estimate, evaluate, sample, sums, too_few
+from adbench.metrics import jackknife
+from adbench.metrics.base import Metric
+from adbench.metrics.evaluate import measure
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.spatial import sample_spatial
-from adbench.metrics.spec import spec
-
-if TYPE_CHECKING:
-    from adbench.metrics.base import Metric
-    from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.jackknife import Estimate, estimate, too_few
+from adbench.metrics.spatial import Sampled, SpatialAccumulator
+from adbench.metrics.spec import RANKED_BY, SPECS, MetricSpec
+from adbench.metrics.thresholds import choose_thresholds
 
 EXACT = 12  # subjects up to which every pattern of signs is looked at
 FLIPS = 2000  # patterns beyond that, from a fixed seed
 NOT_ABOVE_CHANCE = "not above chance"
-DETECTS = "auprc"  # by which a method tells lesions from the rest at all, whatever it is compared by
 BELOW_CHANCE_ROW = "below a row that is not above chance"
 _ODD = 0x51_6E5  # seed of the patterns: the same for every comparison
 
@@ -63,6 +60,7 @@ class Samples:
         left_out: metric -> (S, m) the same without one subject each, NaN where undefined.
         n: metric -> subjects it is taken over, as in :class:`adbench.metrics.evaluate.Estimate`.
         owners: subject of each volume; empty where each volume is a subject.
+        specs: metric -> its facts; may be empty where all metrics are built in.
     """
 
     cohort: tuple[tuple[str, int, int], ...]
@@ -70,6 +68,11 @@ class Samples:
     left_out: dict[str, np.ndarray]
     n: dict[str, int]
     owners: tuple[str, ...] = ()
+    specs: Mapping[str, MetricSpec] = field(default_factory=dict)
+
+    def spec(self, metric: str) -> MetricSpec:
+        """The facts of a metric."""
+        return self.specs[metric] if metric in self.specs else SPECS[metric]
 
     def value(self, metric: str) -> float:
         """The mean over training seeds."""
@@ -86,10 +89,10 @@ class Samples:
             self.left_out[metric],
             self.n[metric],
             level,
-            spec(metric).oracle,
+            self.spec(metric).oracle,
             n_all=len(set(self.owners or self.cohort)),
-            lesions=spec(metric).over_lesions,
-            bounds=spec(metric).bounds,
+            lesions=self.spec(metric).over_lesions,
+            bounds=self.spec(metric).bounds,
             values=self.values[metric],
         )
 
@@ -122,29 +125,26 @@ def sample_method(runs: Sequence[Trained]) -> Samples:
     owners = runs[0].spatial.subject_of if runs[0].spatial is not None else {}
     names_of = tuple(owners.get(volume, volume) for volume, *_ in cohorts[0])
     draws = jackknife.weights_of(names_of)
-    values: list[dict[str, float]] = []
-    left_out: list[dict[str, np.ndarray]] = []
-    n: dict[str, int] = {}
+    found = []
     for run in runs:
-        point = evaluate(run.test, run.val, intervals=False, spatial=run.spatial, metrics=run.metrics)
-        found = sample(run.test, point.subjects, draws)
-        for metric in run.metrics:
-            if not metric.needs_maps:
-                found[metric.name] = bootstrap.ratio(*sums(metric, run.test, point.thresholds)[:2], draws)
-        if run.spatial is not None:
-            found |= {
-                k: one.samples for k, one in sample_spatial(run.spatial, draws).items() if one.samples is not None
-            }
-        values.append({name: metric.value for name, metric in point.metrics.items() if metric.value is not None})
-        left_out.append(found)
-        n |= {name: point.metrics[name].n for name in values[-1]}
-    names = [name for name in values[0] if all(name in one for one in values)]
+        owner_of = dict(zip(run.test, names_of, strict=True))
+        found.append(measure(run.test, run.spatial, run.metrics, owner_of, choose_thresholds(run.val), draws))
+    names = [
+        name
+        for name in found[0].metrics
+        if all(name in one.metrics and one.metrics[name].value is not None for one in found)
+    ]
+
+    def every(name: str) -> list[Sampled]:
+        return [one.metrics[name] for one in found]
+
     return Samples(
         cohorts[0],
-        {name: np.array([one[name] for one in values]) for name in names},
-        {name: np.stack([one[name] for one in left_out]) for name in names},
-        {name: n[name] for name in names},
+        {name: np.array([one.value for one in every(name)]) for name in names},
+        {name: np.stack([one.samples for one in every(name) if one.samples is not None]) for name in names},
+        {name: found[-1].metrics[name].n for name in names},
         names_of,
+        {name: found[0].metrics[name].spec for name in names},
     )
 
 
@@ -194,13 +194,12 @@ def compare(
     metric: str,
     *,
     level: float = 0.95,
-    less_is_better: bool | None = None,
     above_chance: bool = True,
 ) -> Table:
     """Ranks, and the paired differences behind them.
 
-    The best value leads a rank. From the lowest row up, rows whose ``p_rank`` is at most ``1 - level`` are told apart
-    from it; the first that is not and all above it share its rank. ``auprc`` and ``auroc`` have a chance level (the
+    The best value leads a rank. From the lowest row up, rows whose ``p_rank`` is at most ``1 - level`` differ
+    from it; the first that does not and all above it share its rank. ``auprc`` and ``auroc`` have a chance level (the
     prevalence, 1/2): a method whose interval reaches it has no rank. By a metric without one, such as false alarms, a map
     that says nothing may look best: there a method that is not above chance by ``auprc`` has no rank.
 
@@ -208,7 +207,6 @@ def compare(
         methods: name -> samples of :func:`sample_method`, of the same subjects.
         metric: what to compare.
         level: 1 - level is the probability that methods that are equally good do not share one rank.
-        less_is_better: None decides by the metric (errors and false alarms).
         above_chance: False ranks also methods whose interval reaches chance.
 
     Raises:
@@ -224,15 +222,16 @@ def compare(
             raise unknown(f"metric of {name}", metric, own.values)
         _same_cohort(names[0], first.cohort, name, own.cohort)
         if own.n[metric] < jackknife.MINIMUM:
-            raise UserError(too_few(own.n[metric], "a rank", spec(metric).over_lesions) + ".")
+            raise UserError(too_few(own.n[metric], "a rank", own.spec(metric).over_lesions) + ".")
         if np.isnan(own.left_out[metric]).any():
             raise UserError(f"{metric} of {name} is undefined without one of its subjects: it cannot be compared.")
-    sign = -1 if (spec(metric).less_is_better if less_is_better is None else less_is_better) else 1
+    facts = first.spec(metric)
+    sign = -1 if facts.less_is_better else 1
     values = {name: methods[name].value(metric) for name in names}
     order = sorted(names, key=lambda name: (-sign * values[name], name))
     ranks: dict[str, int | None] = dict.fromkeys(order)
     reasons = {}
-    chance = _chance(metric, first.cohort)
+    chance = _chance(facts, first.cohort)
     if not above_chance:
         pass
     elif chance is not None:
@@ -241,13 +240,13 @@ def compare(
                 reasons[name] = NOT_ABOVE_CHANCE
             elif reasons:  # a higher value never stands behind a lower one
                 reasons[name] = BELOW_CHANCE_ROW
-    elif all(DETECTS in methods[name].values for name in names):
-        prevalence = _chance(DETECTS, first.cohort)
+    elif all(RANKED_BY in methods[name].values for name in names):
+        prevalence = _chance(first.spec(RANKED_BY), first.cohort)
         assert prevalence is not None
         reasons = {
-            name: f"{NOT_ABOVE_CHANCE} by {DETECTS}"
+            name: f"{NOT_ABOVE_CHANCE} by {RANKED_BY}"
             for name in order
-            if not _above(methods[name], DETECTS, prevalence, level)
+            if not _above(methods[name], RANKED_BY, prevalence, level)
         }
     left = [name for name in order if name not in reasons]
     n = min(methods[name].n[metric] for name in names)
@@ -292,7 +291,7 @@ def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, 
 
     Exchanging the maps of two methods on one subject then changes the sign of that subject's difference: exactly where the
     metric is a mean, to first order where it comes from a pooled curve. The influence is the value less that without the
-    subject, times ``1 - leverage``. Its mean is taken out among lesion-bearing and lesion-free subjects apart, because
+    subject, times ``1 - leverage``. Its mean is subtracted separately among lesion-bearing and lesion-free subjects, because
     exchanging maps leaves the cohort as it is.
 
     The leverage says how much of the metric is taken over a subject: its share of the lesion voxels for ``auroc``; equal
@@ -313,7 +312,7 @@ def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, 
         leverage = lesion / lesion.sum()
     else:
         over = (np.abs(influence) > 1e-15).any(axis=1)
-        if spec(metric).over_lesions and (over & (lesion > 0)).any():
+        if methods[0].spec(metric).over_lesions and (over & (lesion > 0)).any():
             over &= lesion > 0
         leverage = over / np.count_nonzero(over) if over.any() else np.full(len(over), 1 / len(over))
     influence *= 1 - leverage[:, None]
@@ -332,7 +331,7 @@ class _Flipped:
     """Values of every row under sign flips of the subjects, and under new draws of training seeds.
 
     Seeds are too few to be permuted: their means are drawn from normal distributions with the variances that were seen,
-    and those variances anew from the chi-squared distributions that go with them, as in a t-test.
+    and those variances from the corresponding chi-squared distributions, as in a t-test.
     """
 
     def __init__(self, shares: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int) -> None:
@@ -385,7 +384,9 @@ class _Flipped:
         at = np.arange(len(means))
         gaps = means[at, lead][:, None] - means
         spread = self.squares[np.ix_(rows, rows)][lead] + drawn[at, lead][:, None] + drawn
-        return np.sqrt(np.divide(gaps * gaps, spread, out=np.zeros_like(gaps), where=spread > 1e-30).max(axis=1))
+        return np.asarray(
+            np.sqrt(np.divide(gaps * gaps, spread, out=np.zeros_like(gaps), where=spread > 1e-30).max(axis=1))
+        )
 
 
 def _squares(shares: np.ndarray) -> np.ndarray:
@@ -409,10 +410,9 @@ def _above(samples: Samples, metric: str, chance: float, level: float) -> bool:
     return low is not None and low > chance
 
 
-def _chance(metric: str, cohort: Sequence[tuple[str, int, int]]) -> float | None:
-    chance = spec(metric).chance
-    if chance != "prevalence":
-        return None if spec(metric).less_is_better else chance
+def _chance(facts: MetricSpec, cohort: Sequence[tuple[str, int, int]]) -> float | None:
+    if facts.chance != "prevalence":
+        return None if facts.less_is_better else facts.chance
     lesion = sum(positive for _, positive, _ in cohort)
     return lesion / sum(positive + negative for _, positive, negative in cohort)
 
@@ -426,8 +426,9 @@ def _same_cohort(
 ) -> None:
     if first == second:
         return
-    odd = sorted(set(first) ^ set(second))[0]
+    differing = sorted(set(first) ^ set(second))[0]
     raise UserError(
-        f"{a} and {b} were not scored on the same voxels: subject {odd[0]!r} with {odd[1]} lesion and {odd[2]} "
+        f"{a} and {b} were not scored on the same voxels: subject {differing[0]!r} with {differing[1]} lesion and "
+        f"{differing[2]} "
         "background voxels is on one side only. A paired comparison needs the same test split."
     )

@@ -1,6 +1,6 @@
 """From scores and labels to counts by bin: the inner loop of :mod:`adbench.metrics.histogram`.
 
-Large arrays that are made anew for each map cost more than the counting itself, so those of a fixed size are used again.
+Allocating large arrays for each map costs more than the counting itself, so arrays of a fixed size are reused.
 """
 
 from __future__ import annotations
@@ -13,12 +13,11 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import score_bins as _keys
-from adbench.metrics.partition import WHOLE, Partition, contains
+from adbench.metrics.partition import WHOLE, Bins, Partition, contains
 
 PIECE = 1 << 19  # voxels at a time, for a caller to give to :func:`counted`
 _BLOCK = 1 << 16  # voxels whose places in a dense vector are computed together: they stay in a processor cache
 DENSE = 1 << 22  # widest range of cells that is counted in a dense vector
-Bins = tuple[np.ndarray, np.ndarray, np.ndarray]  # (K,) int64 keys ascending, lesion voxels, background voxels
 
 
 class _Work(threading.local):
@@ -39,38 +38,39 @@ class _Work(threading.local):
 _work = _Work()
 
 
-def checked(scores: Any, labels: Any, where: str) -> tuple[Any, Any]:
+def checked(scores: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarray]:
     """One array as :func:`counted` takes it, all of it checked.
 
     Args:
-        scores: any shape, array or torch tensor, see :meth:`adbench.metrics.histogram.ScoreHistogram.update`.
+        scores: any shape, array or torch tensor (copied to the host), see
+            :meth:`adbench.metrics.histogram.ScoreHistogram.update`.
         labels: same shape, bool or 0/1.
         where: what they belong to, for messages ("case 'a'").
 
     Returns:
-        (n,) scores, float32 or float64, and (n,) labels, bool; arrays or tensors on a device.
+        (n,) scores, float32 or float64, and (n,) labels, bool.
 
     Raises:
         UserError: shapes differ, a label is not 0 or 1, a score is NaN or infinite, or float64 cannot hold it.
     """
-    if _keys.is_tensor(scores):
-        if scores.device.type != "cpu":
-            return checked_on_device(scores, labels, where)
-        scores = scores.detach()
-        scores = (scores.float() if str(scores.dtype) == "torch.bfloat16" else scores).numpy()
-    labels = as_bool(labels, where)
-    scores = np.asarray(scores)
-    _check_shapes(scores.shape, labels.shape, where)
+    scores, labels = _keys.as_array(scores), as_bool(labels, where)
+    if scores.shape != labels.shape:
+        raise UserError(
+            f"Scores of {where} have shape {scores.shape} but its labels have shape {labels.shape}: "
+            "give one label for each score."
+        )
     scores, labels = np.ascontiguousarray(_keys.as_float(scores, where)).ravel(), labels.ravel()
     if scores.size and not (np.isfinite(scores.min()) and np.isfinite(scores.max())):
-        raise _not_finite(int(np.count_nonzero(~np.isfinite(scores))), scores.size, where)
+        wrong = int(np.count_nonzero(~np.isfinite(scores)))
+        raise UserError(
+            f"Scores of {where} hold {wrong} NaN or infinite value{'s' if wrong > 1 else ''} of {scores.size}: "
+            "repair the map; nothing is replaced silently."
+        )
     return scores, labels
 
 
-def counted(scores: Any, labels: Any, partition: Partition) -> Bins:
+def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> Bins:
     """The bins of ``partition`` that occur in (n,) scores, ascending, and their lesion and background voxels."""
-    if _keys.is_tensor(scores):
-        return counted_on_device(scores, labels, partition)
     ordered = _keys.ordered(scores)
     narrow = ordered.dtype == np.int32
     shift = _keys.NARROW_SHIFT if narrow else _keys.CELL_SHIFT
@@ -179,10 +179,10 @@ def _inside(cell: np.ndarray, found: np.ndarray, mass: np.ndarray, apart: np.nda
     candidates = np.flatnonzero(outside)
     lowest, width = int(found[0]), int(found[-1]) - int(found[0]) + 1
     if width > DENSE:
-        return candidates[contains(found[places], cell[candidates])]
+        return np.asarray(candidates[contains(found[places], cell[candidates])])
     table = np.zeros(width, np.bool_)
     table[found[places].astype(np.int64) - lowest] = True
-    return candidates[table[np.subtract(cell[candidates], lowest, dtype=np.intp)]]
+    return np.asarray(candidates[table[np.subtract(cell[candidates], lowest, dtype=np.intp)]])
 
 
 def grouped(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Bins:
@@ -230,37 +230,6 @@ def _batches(parts: list[Bins], bins: int = 1 << 17) -> Iterator[list[Bins]]:
         yield batch
 
 
-def checked_on_device(scores: Any, labels: Any, where: str) -> tuple[Any, Any]:
-    """:func:`checked` for a torch tensor, without a copy to the host."""
-    import torch
-
-    labels = torch.as_tensor(labels, device=scores.device)
-    _check_shapes(tuple(scores.shape), tuple(labels.shape), where)
-    if labels.dtype != torch.bool:
-        wrong = labels[(labels != 0) & (labels != 1)]
-        if wrong.numel():
-            raise _not_labels(torch.unique(wrong).tolist(), where)
-    if not scores.is_floating_point():
-        scores = torch.from_numpy(_keys.as_float(scores.cpu().numpy(), where)).to(scores.device)
-    scores = scores if scores.dtype == torch.float64 else scores.float()
-    wrong = int((~torch.isfinite(scores)).sum())
-    if wrong:
-        raise _not_finite(wrong, scores.numel(), where)
-    return scores.reshape(-1), labels.reshape(-1).bool()
-
-
-def counted_on_device(scores: Any, labels: Any, partition: Partition) -> Bins:
-    """:func:`counted` for a torch tensor on its device; only the scores that occur leave it."""
-    import torch
-
-    coded = _keys.ordered_tensor(scores).long()
-    found, place = torch.unique(coded, return_inverse=True)
-    counts = torch.bincount(place * 2 + labels, minlength=2 * len(found)).reshape(-1, 2)
-    negative, positive = counts.T.cpu().numpy()
-    keys = _keys.widened(found.cpu().numpy().astype(np.int64 if scores.dtype == torch.float64 else np.int32))
-    return grouped(partition.of(keys), positive, negative)
-
-
 def as_bool(labels: Any, where: str) -> np.ndarray:
     """``labels`` as a bool array.
 
@@ -271,7 +240,7 @@ def as_bool(labels: Any, where: str) -> np.ndarray:
     Raises:
         UserError: a value is neither 0 nor 1.
     """
-    array = labels.detach().cpu().numpy() if _keys.is_tensor(labels) else np.asarray(labels)
+    array = _keys.as_array(labels)
     if array.dtype == np.bool_:
         return array
     if array.dtype.kind not in "iuf":
@@ -281,27 +250,9 @@ def as_bool(labels: Any, where: str) -> np.ndarray:
             return np.ascontiguousarray(array).view(np.bool_)
     elif bool(np.all((array == 0) | (array == 1))):
         return array.astype(np.bool_)
-    raise _not_labels(np.unique(array[(array != 0) & (array != 1)]).tolist(), where)
-
-
-def _check_shapes(scores: tuple[int, ...], labels: tuple[int, ...], where: str) -> None:
-    if scores != labels:
-        raise UserError(
-            f"Scores of {where} have shape {tuple(scores)} but its labels have shape {tuple(labels)}: "
-            "give one label for each score."
-        )
-
-
-def _not_labels(values: list[Any], where: str) -> UserError:
+    values = np.unique(array[(array != 0) & (array != 1)]).tolist()
     shown = ", ".join(f"{value:g}" for value in values[:5]) + (", ..." if len(values) > 5 else "")
-    return UserError(
+    raise UserError(
         f"Labels of {where} hold the value{'s' if len(values) > 1 else ''} {shown}: give 0 and 1, "
         "or say which values are lesion."
-    )
-
-
-def _not_finite(count: int, size: int, where: str) -> UserError:
-    return UserError(
-        f"Scores of {where} hold {count} NaN or infinite value{'s' if count > 1 else ''} of {size}: "
-        "repair the map; nothing is replaced silently."
     )

@@ -88,12 +88,13 @@ class Curve:
 
     @cached_property
     def thresholds(self) -> np.ndarray:
+        """(K,) float64 lower edges of the bins, descending."""
         return _keys.edges(self._keys)
 
     @property
     def lesion_keys(self) -> np.ndarray:
         """(L,) int64 keys of the bins with a lesion voxel, ascending."""
-        return self._keys[self._steps.place][::-1]
+        return np.asarray(self._keys[self._steps.place][::-1])
 
     @property
     def recall(self) -> np.ndarray:
@@ -110,13 +111,13 @@ class Curve:
     @property
     def precision(self) -> np.ndarray:
         """(K,) share of predicted voxels that are lesion."""
-        return self.tp / (self.tp + self.fp)
+        return np.asarray(self.tp / (self.tp + self.fp))
 
     @property
     def dice(self) -> np.ndarray:
         """(K,) ``2 tp / (tp + fp + n_positive)``: the Dice coefficient, which is also F1."""
         self._need(positive=True)
-        return 2 * self.tp / (self.tp + self.fp + self.n_positive)
+        return np.asarray(2 * self.tp / (self.tp + self.fp + self.n_positive))
 
     @property
     def prevalence(self) -> float:

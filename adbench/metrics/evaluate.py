@@ -5,52 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics import score_bins as _keys
-from adbench.metrics.base import Metric, Subject, check_names, measured
+from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.spec import WIDE, of_class, spec
+from adbench.metrics.jackknife import Estimate as Estimate
+from adbench.metrics.jackknife import estimate as estimate
+from adbench.metrics.spatial import Sampled, SpatialAccumulator, sample_spatial, sampled
+from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS, WIDE, MetricSpec
 from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresholds, healthy_scores
 
-if TYPE_CHECKING:
-    from adbench.metrics.spatial import SpatialAccumulator
-
-_POOLED = ("auprc", "auroc", "dice_pooled@best")
 _HEALTHY = {f"fpr_healthy@{rule}": rule for rule in CONFORMAL}
+NO_LESION = SPECS["auprc"].undefined
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in AT}, "dice@subject_best": "dice@subject_best"}
-NAMES = ("auprc", "auroc", "auprc_subject", *AT, "dice@best", "dice_pooled@best", "dice@subject_best", *_HEALTHY)
-NO_LESION = "no lesion voxel in the whole test split"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One number with its interval.
-
-    Attributes:
-        value: the metric on the test split; None when undefined.
-        low: lower end of its interval; None when undefined.
-        high: upper end.
-        n: lesion-bearing subjects; for a metric that needs no lesion, the subjects that it is taken over.
-        oracle: whether a threshold was chosen on the test split itself.
-        reason: why ``value`` or the interval is undefined; empty otherwise.
-        n_all: subjects of the split, with and without a lesion.
-        spread: width of the bracket in which the number of the single scores lies, see :attr:`Evaluation.brackets`.
-    """
-
-    value: float | None
-    low: float | None
-    high: float | None
-    n: int
-    oracle: bool = False
-    reason: str = ""
-    n_all: int = 0
-    spread: float = 0.0
 
 
 @dataclass
@@ -90,7 +63,7 @@ def compact(
     froc: Sequence[float] = (),
     groups: Mapping[str, Mapping[str, str]] | None = None,
 ) -> None:
-    """Join scores where no number feels it, so that the counts of both splits can be kept: see :mod:`.bins`.
+    """Join scores where it changes no number, so that the counts of both splits can be stored.
 
     Every threshold that is chosen on the single scores, on validation or as an oracle on test or in a stratum of it, stays
     the edge of a bin.
@@ -104,7 +77,7 @@ def compact(
     chosen = [*choose_thresholds(val)[0].values(), *froc]
     if val is not None:
         val.compact([*chosen, *healthy_scores(val)])
-    best = [Curve(histogram).best_dice()[1] for _, histogram in test.items() if histogram.n_positive]
+    best = [Curve(histogram).best_dice()[1] for histogram in test.values() if histogram.n_positive]
     parts = [test]
     for members in (lesion_size_groups(test), *(groups or {}).values()):
         parts += [test.subset([v for v in test if members.get(v) == name]) for name in sorted(set(members.values()))]
@@ -133,11 +106,11 @@ def evaluate(
         test: brain voxels of the test volumes, one for each session of a subject; their ids are the subjects' where each
             has one volume. One map a volume and voxel: stack modalities elsewhere.
         val: validation subjects, from which the thresholds are chosen, see :func:`choose_thresholds`; they stay fixed
-            when a subject is left out for an interval, oracle thresholds are chosen anew.
+            when a subject is left out for an interval, oracle thresholds are chosen again.
         intervals: False gives values alone.
         level: probability inside the interval.
         spatial: counts of the same volumes' maps, streamed with :func:`choose_thresholds` of the same ``val``; adds
-            the metrics of :data:`adbench.metrics.spatial.NAMES` and its plug-in metrics.
+            the metrics of :data:`adbench.metrics.spec.MAP_METRICS` and its plug-in metrics.
         metrics: plug-in metrics. One that needs maps is measured while ``spatial`` is streamed.
         groups: grouping -> volume -> group, e.g. ``{"site": {"sub-1": "A"}}``; joined with those of ``spatial``.
         strata: whether to repeat every metric by lesion size (``small``, ``medium``, ``large``: up to the 25th, up to
@@ -148,17 +121,15 @@ def evaluate(
         UserError: no test subject, a subject without brain voxels, a subject in both splits,
             or ``spatial`` of other subjects or of another threshold.
     """
-    from adbench.metrics.spatial import NAMES as SPATIAL_NAMES
-
     owners = dict(subject_of or (spatial.subject_of if spatial is not None else {}))
     owners = {volume: owners.get(volume, volume) for volume in test}
     _check(test, val, owners)
-    check_names(metrics, (*NAMES, *SPATIAL_NAMES))
+    check_names(metrics, (*HISTOGRAM_METRICS, *MAP_METRICS))
     thresholds, missing = choose_thresholds(val)
     if spatial is not None:
         _check_spatial(test, thresholds, spatial)
     run = _Run(thresholds, missing, intervals, level, tuple(metrics), owners)
-    result = _measure(test, spatial, run)
+    result = _evaluated(test, spatial, run)
     result.notes = _notes(result.subjects, result.metrics, missing)
     wide = {name: ends for name, ends in result.brackets.items() if ends[1] - ends[0] > WIDE}
     if wide:
@@ -174,7 +145,7 @@ def evaluate(
             for group in dict.fromkeys(members.values()):
                 chosen = [volume for volume in test if members.get(volume) == group]
                 part = None if spatial is None else spatial.subset(chosen)
-                result.strata[grouping][group] = _measure(test.subset(chosen), part, run).metrics
+                result.strata[grouping][group] = _evaluated(test.subset(chosen), part, run).metrics
     return result
 
 
@@ -198,95 +169,119 @@ class _Run:
     subject_of: dict[str, str]
 
 
-def _measure(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run) -> Evaluation:
-    owners = [run.subject_of[volume] for volume in test]
-    points, rows, oracles, ends = _points(test, run.thresholds, owners)
-    ill = {row["subject"] for row in rows if row["lesion_voxels"]}
-    prevalence = sum(row["lesion_voxels"] for row in rows) / sum(row["brain_voxels"] for row in rows)
-    n_all = len(set(owners))
-    draws = jackknife.weights_of(owners) if run.intervals else None
-    left_out = sample(test, rows, draws) if draws is not None else {}
-    metrics = {}
-    for name in NAMES:
-        metrics[name] = estimate(
-            points.get(name),
-            left_out.get(name),
-            n_all - len(ill) if name in _HEALTHY else len(ill),
-            run.level,
-            spec(name).oracle,
-            _why_undefined(name, test, ill, run.missing),
-            n_all=n_all,
-            lesions=spec(name).over_lesions,
-            bracket=ends.get(name),
-        )
-    metrics |= _plugins(test, spatial, run, draws)
-    if spatial is not None:
-        from adbench.metrics.spatial import FALSE_ALARMS, sample_spatial
+@dataclass
+class Measured:
+    """All metrics of one test split before they get intervals.
 
-        own = {metric.name: metric for metric in spatial.metrics}
+    Attributes:
+        metrics: name -> value, what it is without one subject each, subjects.
+        subjects: rows as in :attr:`Evaluation.subjects`.
+        oracles: rule -> threshold chosen on the test split itself.
+        brackets: as :attr:`Evaluation.brackets`.
+    """
+
+    metrics: dict[str, Sampled]
+    subjects: list[dict[str, Any]]
+    oracles: dict[str, float]
+    brackets: dict[str, tuple[float, float]]
+
+
+def measure(
+    test: SubjectHistograms,
+    spatial: SpatialAccumulator | None,
+    metrics: Sequence[Metric],
+    subject_of: Mapping[str, str],
+    chosen: tuple[Mapping[str, float], Mapping[str, str]],
+    draws: np.ndarray | None,
+) -> Measured:
+    """Every metric of one test split, and under each weighting of its subjects.
+
+    Args:
+        test: V volumes.
+        spatial: counts of their maps, or None.
+        metrics: plug-in metrics.
+        subject_of: volume -> subject.
+        chosen: from :func:`adbench.metrics.thresholds.choose_thresholds`: thresholds, and why others are missing.
+        draws: (R, V) weights, such as :func:`adbench.metrics.jackknife.weights_of`; None for values alone.
+    """
+    thresholds, missing = chosen
+    owners = [subject_of[volume] for volume in test]
+    points, rows, oracles, brackets = _points(test, thresholds, owners)
+    ill = {row["subject"] for row in rows if row["lesion_voxels"]}
+    samples = sample(test, rows, draws) if draws is not None else {}
+    found = {}
+    for name in HISTOGRAM_METRICS:
+        n = len(set(owners)) - len(ill) if name in _HEALTHY else len(ill)
+        why = "" if name in points else _why_undefined(SPECS[name], test, ill, missing)
+        found[name] = Sampled(SPECS[name], points.get(name), samples.get(name), n, why)
+    streamed = {metric.name for metric in spatial.metrics} if spatial is not None else set()
+    for metric in metrics:
+        if metric.name not in streamed:
+            found[metric.name] = _sampled_plugin(metric, test, thresholds, owners, draws)
+    if spatial is not None:
         for name, one in sample_spatial(spatial, draws).items():
-            rule = FALSE_ALARMS.get(name, name.partition("@")[2])
-            facts = of_class(own[name]) if name in own else spec(name)
-            metrics[name] = estimate(
-                one.value,
-                one.samples,
-                one.n,
-                run.level,
-                facts.oracle,
-                run.missing.get(rule, one.reason) if one.value is None else "",
-                n_all=n_all,
-                lesions=facts.over_lesions,
-                bounds=facts.bounds,
-            )
+            if one.value is None:
+                one.reason = missing.get(one.spec.rule, one.reason)
+            found[name] = one
         for row, extra in zip(rows, spatial.rows, strict=True):
             row |= {"lesions": len(extra.lesion_sizes), "recon_l1": extra.recon_l1, "recon_ssim": extra.recon_ssim}
-    return Evaluation(metrics, run.thresholds | oracles, rows, prevalence, [], ends)
+    return Measured(found, rows, oracles, brackets)
 
 
-def _plugins(
-    test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run, draws: np.ndarray | None
-) -> dict[str, Estimate]:
-    streamed = {metric.name for metric in spatial.metrics} if spatial is not None else set()
-    result = {}
-    for metric in run.metrics:
-        if metric.name in streamed:
-            continue
-        if metric.needs_maps:
-            result[metric.name] = Estimate(None, None, None, 0, metric.oracle, "it needs maps, and none were streamed")
-            continue
-        above, below, pairs = sums(metric, test, run.thresholds)
-        value = bootstrap.ratio(above, below, np.ones((1, len(pairs))))[0]
-        if metric.of_all and None in pairs:
-            value = np.nan
-        result[metric.name] = estimate(
-            None if np.isnan(value) else float(value),
-            bootstrap.ratio(above, below, draws) if draws is not None else None,
-            len({run.subject_of[volume] for volume, pair in zip(test, pairs, strict=True) if pair is not None}),
+def _evaluated(test: SubjectHistograms, spatial: SpatialAccumulator | None, run: _Run) -> Evaluation:
+    owners = [run.subject_of[volume] for volume in test]
+    draws = jackknife.weights_of(owners) if run.intervals else None
+    found = measure(test, spatial, run.metrics, run.subject_of, (run.thresholds, run.missing), draws)
+    n_all = len(set(owners))
+    metrics = {}
+    for name, one in found.metrics.items():
+        facts, bracket = one.spec, found.brackets.get(name)
+        metrics[name] = estimate(
+            one.value,
+            one.samples,
+            one.n,
             run.level,
-            metric.oracle,
-            metric.undefined if np.isnan(value) else "",
-            n_all=len({run.subject_of[volume] for volume in test}),
-            lesions=of_class(metric).over_lesions,
-            bounds=of_class(metric).bounds,
+            facts.oracle,
+            one.reason,
+            n_all=n_all,
+            lesions=facts.over_lesions,
+            bounds=facts.bounds,
+            bracket=bracket,
         )
-    return result
+    lesion, brain = (sum(row[f"{what}_voxels"] for row in found.subjects) for what in ("lesion", "brain"))
+    return Evaluation(metrics, run.thresholds | found.oracles, found.subjects, lesion / brain, [], found.brackets)
 
 
-def sums(
-    metric: Metric, test: SubjectHistograms, thresholds: Mapping[str, float]
-) -> tuple[np.ndarray, np.ndarray, list[tuple[float, float] | None]]:
-    """(V,) numerators and (V,) denominators of a metric that needs no maps, 0 where it leaves a volume out; and as measured."""
+def _sampled_plugin(
+    metric: Metric,
+    test: SubjectHistograms,
+    thresholds: Mapping[str, float],
+    owners: Sequence[str],
+    draws: np.ndarray | None,
+) -> Sampled:
+    """A plug-in metric that was not measured while maps were streamed."""
+    facts = spec_of(metric)
+    if metric.needs_maps:
+        return Sampled(facts, reason="it needs maps, and none were streamed")
     pairs = [measured(metric, Subject(volume, histogram, thresholds)) for volume, histogram in test.items()]
     above, below = np.array([pair or (0.0, 0.0) for pair in pairs]).T
-    return above, below, pairs
+    values = bootstrap.ratio(above, below, np.ones((1, len(pairs))))
+    if metric.of_all and None in pairs:
+        values[:] = np.nan
+    if draws is not None:
+        values = np.concatenate([values, bootstrap.ratio(above, below, draws)])
+    n = len({owner for owner, pair in zip(owners, pairs, strict=True) if pair is not None})
+    return sampled(facts, values, n, metric.undefined)
 
 
 def _check_spatial(test: SubjectHistograms, thresholds: dict[str, float], spatial: SpatialAccumulator) -> None:
     own = {row.volume for row in spatial.rows}
-    odd = sorted(own.symmetric_difference(test))
-    if odd:
-        side = "histograms" if odd[0] in test else "spatial counts"
-        raise UserError(f"Volume {odd[0]!r} ({len(odd)} in all) has only {side}: stream the same volumes into both.")
+    alone = sorted(own.symmetric_difference(test))
+    if alone:
+        side = "histograms" if alone[0] in test else "spatial counts"
+        raise UserError(
+            f"Volume {alone[0]!r} ({len(alone)} in all) has only {side}: stream the same volumes into both."
+        )
     for rule in ("val", *CONFORMAL):
         if spatial.thresholds.get(rule) != thresholds.get(rule):
             raise UserError(
@@ -333,64 +328,6 @@ def healthy_failures(rows: Sequence[dict[str, Any]], rule: str) -> tuple[np.ndar
     return shares * (rates > HEALTHY_FPR), shares * ~np.isnan(rates)
 
 
-def estimate(
-    value: float | None,
-    left_out: np.ndarray | None,
-    n: int,
-    level: float,
-    oracle: bool = False,
-    reason: str = "",
-    *,
-    n_all: int = 0,
-    lesions: bool = True,
-    bounds: tuple[float, float] = jackknife.UNIT,
-    bracket: tuple[float, float] | None = None,
-    values: np.ndarray | None = None,
-) -> Estimate:
-    """An :class:`Estimate` from a value and what it is without one subject each.
-
-    Args:
-        value: on the sample itself; None when undefined.
-        left_out: (m,) the value without one subject each, or (S, m) for S training seeds, NaN where undefined; None when
-            no interval was asked for.
-        n: subjects that the number is taken over; below :data:`adbench.metrics.jackknife.MINIMUM` there is no interval.
-        level: probability inside the interval.
-        oracle: whether a threshold was chosen on the test split.
-        reason: why ``value`` is None.
-        n_all: subjects of the split.
-        lesions: whether ``n`` counts lesion-bearing subjects.
-        bounds: natural range of the metric.
-        bracket: ends between which the number of the unbinned scores lies; the interval is widened by as much.
-        values: (S,) of each training seed, with ``value`` their mean; None for one seed.
-    """
-    if value is None:
-        return Estimate(None, None, None, n, oracle, reason, n_all)
-    value = float(value)
-    spread = bracket[1] - bracket[0] if bracket is not None else 0.0
-    why = ""
-    if left_out is None:
-        why = "no interval was asked for"
-    elif n < jackknife.MINIMUM:
-        why = too_few(n, "an interval", lesions)
-    elif np.isnan(left_out).any():
-        why = "undefined without one of its subjects"
-    if why or left_out is None:
-        return Estimate(value, None, None, n, oracle, why, n_all, spread)
-    low, high = jackknife.interval(
-        np.array([value]) if values is None else values, np.atleast_2d(left_out), n, level, bounds
-    )
-    if bracket is not None:
-        low = max(bounds[0], low - max(0.0, value - bracket[0]))
-        high = min(bounds[1], high + max(0.0, bracket[1] - value))
-    return Estimate(value, low, high, n, oracle, "", n_all, spread)
-
-
-def too_few(n: int, what: str, lesions: bool = True) -> str:
-    """The sentence for ``n`` subjects that do not suffice: "3 subjects with lesions: an interval needs 6"."""
-    who = f"subject{'' if n == 1 else 's'}{' with lesions' if lesions else ''}"
-    return f"{n} {who}: {what} needs {jackknife.MINIMUM}"
-
-
 def _best_mean_dice(test: SubjectHistograms, pool: Curve) -> tuple[float, float]:
     """Highest mean per-volume Dice and its threshold. It lies where a lesion voxel is reached: elsewhere Dice only falls."""
     keys, means = bootstrap.mean_dice(test, pool.lesion_keys)
@@ -399,7 +336,7 @@ def _best_mean_dice(test: SubjectHistograms, pool: Curve) -> tuple[float, float]
 
 
 def _points(
-    test: SubjectHistograms, thresholds: dict[str, float], owners: Sequence[str]
+    test: SubjectHistograms, thresholds: Mapping[str, float], owners: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float], dict[str, tuple[float, float]]]:
     """Values by metric, rows by volume, oracle thresholds, and brackets by metric."""
     pool = Curve(test.pooled())
@@ -414,12 +351,15 @@ def _points(
     at = {name: thresholds[rule] for name, rule in AT.items() if rule in thresholds}
     at |= {"dice@best": oracles["best"]} if oracles else {}
     keys = np.array([_keys.key_of(threshold) for threshold in at.values()], np.int64)
-    rows, brackets = [], _Brackets(pool, list(at), keys, test.partition.of(keys))
+    bins = test.partition.of(keys)
+    rows, ends = [], dict[str, list[tuple[float, float]]]()
     for owner, (volume, histogram) in zip(owners, test.items(), strict=True):
         curve = Curve(histogram)
         names = {"subject": owner, **({} if owner == volume else {"volume": volume})}
         rows.append(names | _row(curve, list(at), keys))
-        brackets.add(curve)
+        if pool.n_positive and not pool.exact and curve.n_positive:
+            for name, bracket in _volume_brackets(curve, list(at), keys, bins).items():
+                ends.setdefault(name, []).append(bracket)
     for rule in CONFORMAL:
         rates = _healthy_rates(test, owners, thresholds.get(rule))
         for row in rows:
@@ -431,7 +371,7 @@ def _points(
         values = [row[column] for row in rows if row[column] is not None]
         if values:
             points[name] = float(np.mean(values))
-    return points, rows, oracles, brackets.found()
+    return points, rows, oracles, _brackets(pool, ends)
 
 
 def _healthy_rates(test: SubjectHistograms, owners: Sequence[str], threshold: float | None) -> dict[str, float]:
@@ -470,14 +410,12 @@ def _row(curve: Curve, names: Sequence[str], keys: np.ndarray) -> dict[str, Any]
     return row | dict(zip(names, (2 * tp / (tp + fp + curve.n_positive)).tolist(), strict=True))
 
 
-def _why_undefined(name: str, test: SubjectHistograms, ill: set[str], missing: dict[str, str]) -> str:
-    if name in _HEALTHY:
-        return missing.get(_HEALTHY[name], "no lesion-free subject in the test split")
-    if not ill:
-        return NO_LESION
-    if name == "auroc" and not any(histogram.n_negative for _, histogram in test.items()):
+def _why_undefined(facts: MetricSpec, test: SubjectHistograms, ill: set[str], missing: Mapping[str, str]) -> str:
+    if facts.over_lesions and not ill:
+        return facts.undefined
+    if facts.name == "auroc" and not any(histogram.n_negative for histogram in test.values()):
         return "no background voxel in the whole test split"
-    return missing.get(AT.get(name, ""), "")
+    return missing.get(facts.rule, facts.undefined)
 
 
 def _check(test: SubjectHistograms, val: SubjectHistograms | None, subject_of: Mapping[str, str]) -> None:
@@ -506,7 +444,7 @@ def _notes(rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: di
     subjects = len({row["subject"] for row in rows})
     what = "subjects" if subjects == len(rows) else "volumes"
     if free == len(rows):
-        undefined = ", ".join(name for name in NAMES if metrics[name].reason == NO_LESION)
+        undefined = ", ".join(name for name in HISTOGRAM_METRICS if metrics[name].reason == NO_LESION)
         notes.append(f"Undefined, because there is {NO_LESION}: {undefined}.")
     elif free:
         notes.append(f"{free} of {len(rows)} test {what} bear no lesion and are not in the per-volume means.")
@@ -518,45 +456,32 @@ def _notes(rows: list[dict[str, Any]], metrics: dict[str, Estimate], missing: di
     return notes
 
 
-class _Brackets:
-    """Metric -> (low, high) between which it provably lies for the scores before they were joined.
-
-    Only of metrics that joining may have changed; nothing while every bin is one score. The mean of numbers of volumes
-    lies between the means of their ends.
+def _volume_brackets(
+    curve: Curve, names: Sequence[str], keys: np.ndarray, bins: np.ndarray
+) -> dict[str, tuple[float, float]]:
+    """Metric -> (low, high) between which the number of one volume lies for the scores before they were joined.
 
     Args:
-        pool: curve of all volumes.
+        curve: of the volume.
         names: of the Dice at fixed thresholds.
         keys: (T,) keys of these thresholds.
         bins: (T,) the bins in which they lie.
     """
+    found = {"auprc_subject": curve.average_precision_bracket(), "dice@subject_best": curve.best_dice_bracket()}
+    if (bins == keys).all():
+        return found  # every threshold is the edge of a bin
+    (tp, fp), (tp_bin, fp_bin) = curve.reaching(keys), curve.reaching(bins)
+    low, high = (2 * p / (p + n + curve.n_positive) for p, n in ((tp, fp_bin), (tp_bin, fp)))
+    return found | dict(zip(names, zip(low.tolist(), high.tolist(), strict=True), strict=True))
 
-    def __init__(self, pool: Curve, names: Sequence[str], keys: np.ndarray, bins: np.ndarray) -> None:
-        self._pool, self._names, self._keys, self._bins = pool, names, keys, bins
-        self._needed = bool(pool.n_positive) and not pool.exact
-        self._ends: dict[str, list[tuple[float, float]]] = {}
 
-    def add(self, curve: Curve) -> None:
-        """The curve of one volume."""
-        if not self._needed or not curve.n_positive:
-            return
-        self._ends.setdefault("auprc_subject", []).append(curve.average_precision_bracket())
-        self._ends.setdefault("dice@subject_best", []).append(curve.best_dice_bracket())
-        if (self._bins == self._keys).all():
-            return  # every threshold is the edge of a bin
-        (tp, fp), (tp_bin, fp_bin) = curve.reaching(self._keys), curve.reaching(self._bins)
-        low, high = (2 * p / (p + n + curve.n_positive) for p, n in ((tp, fp_bin), (tp_bin, fp)))
-        for name, ends in zip(self._names, np.transpose([low, high]).tolist(), strict=True):
-            self._ends.setdefault(name, []).append((ends[0], ends[1]))
-
-    def found(self) -> dict[str, tuple[float, float]]:
-        """The brackets that are not a single number."""
-        if not self._needed:
-            return {}
-        pool = self._pool
-        found = {"auprc": pool.average_precision_bracket(), "dice_pooled@best": pool.best_dice_bracket()}
-        if pool.n_negative:
-            found["auroc"] = pool.auroc_bracket()
-        for name, own in self._ends.items():
-            found[name] = (float(np.mean([low for low, _ in own])), float(np.mean([high for _, high in own])))
-        return {name: (low, high) for name, (low, high) in found.items() if high > low}
+def _brackets(pool: Curve, ends: Mapping[str, list[tuple[float, float]]]) -> dict[str, tuple[float, float]]:
+    """The brackets that are not a single number; a mean over volumes lies between the means of their ends."""
+    if not pool.n_positive or pool.exact:
+        return {}
+    found = {"auprc": pool.average_precision_bracket(), "dice_pooled@best": pool.best_dice_bracket()}
+    if pool.n_negative:
+        found["auroc"] = pool.auroc_bracket()
+    for name, own in ends.items():
+        found[name] = (float(np.mean([low for low, _ in own])), float(np.mean([high for _, high in own])))
+    return {name: (low, high) for name, (low, high) in found.items() if high > low}

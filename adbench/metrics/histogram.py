@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,21 +10,34 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import score_bins as _keys
-from adbench.metrics.counting import PIECE, Bins, added, checked, counted, grouped
-from adbench.metrics.partition import Partition, coarser
+from adbench.metrics.counting import PIECE, added, checked, counted, grouped
+from adbench.metrics.partition import Bins, Partition, coarser
+from adbench.metrics.storage import damaged, read_arrays, write_arrays
 
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 MOST_BINS = 1 << 16  # of all subjects together, before scores are joined
 _MORE_BINS = 1 << 15  # single scores in cells that were empty then, before they are joined too
 MANY_BINS = 1 << 22  # the same where maps take longer to make than to count: about 100 MB
 _FIRST_PIECE = 1 << 16  # voxels that are counted at a time while every score has a bin of its own
+FORMAT = 2  # of the arrays in a file
+_FILE = "histogram file"
+_KINDS = {  # array -> kinds of its type
+    "header": "i",  # FORMAT
+    "subjects": "u",  # UTF-8, ids separated by a zero byte
+    "ends": "i",  # (n,) end of each subject's bins in the three vectors below
+    "keys": "i",
+    "positive": "u",
+    "negative": "u",
+    "cells": "i",  # the partition: cells with joined scores
+    "edges": "i",  # the keys within them, other than their lowest, at which a bin begins
+}
 
 
 class ScoreHistogram:
     """Lesion and background voxels of one subject (or one pool), counted by the bin of their score.
 
-    A bin is named by the key of the lowest score in it (:mod:`adbench.metrics.score_bins`). Which scores share a bin is said by
-    the partition (:mod:`adbench.metrics.partition`); at first none do.
+    A bin is named by the key of the lowest score in it (:mod:`adbench.metrics.score_bins`). The partition
+    (:mod:`adbench.metrics.partition`) says which scores share a bin; at first none do.
     """
 
     def __init__(self, partition: Partition | None = None) -> None:
@@ -71,7 +84,7 @@ class ScoreHistogram:
         """Count voxels.
 
         Args:
-            scores: any shape, array or torch tensor (counted on its device), finite; higher is more anomalous. Floats of
+            scores: any shape, array or torch tensor, finite; higher is more anomalous. Floats of
                 any width and integers keep their order.
             labels: same shape, bool or 0/1: whether the voxel belongs to a lesion.
             case: the subject, for messages.
@@ -104,17 +117,17 @@ class ScoreHistogram:
         self._join_if_many()
 
     def rebin(self, partition: Partition) -> None:
-        """Take over the bins of ``partition``, which are those of today or unions of them."""
+        """Change to the bins of ``partition``, which are the present ones or unions of them."""
         if partition is self.partition:
             return
-        keys, positive, negative = self.counts()  # folded by the bins of before
+        keys, positive, negative = self.counts()  # folded by the old bins
         self.partition = partition
         self._bins = grouped(partition.of(keys), positive, negative)
         self._loose = _loose(self._bins[0], self.partition)
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
-        """Join scores where no number feels it, see :func:`adbench.metrics.partition.coarser`."""
-        self.rebin(coarser(self.counts(), [self], self.partition, thresholds))
+        """Join scores where it changes no number, see :func:`adbench.metrics.partition.coarser`."""
+        self.rebin(coarser(self.counts(), [self.counts()], self.partition, thresholds))
 
     def counts(self) -> Bins:
         """(K,) int64 keys ascending, (K,) int64 lesion voxels, (K,) int64 background voxels; no bin is empty."""
@@ -167,7 +180,7 @@ class ScoreHistogram:
         self._loose = _loose(self._bins[0], self.partition)
 
 
-class SubjectHistograms:
+class SubjectHistograms(Mapping[str, ScoreHistogram]):
     """One :class:`ScoreHistogram` a subject, in the order of the subjects' ids whatever the order of arrival.
 
     All share one partition. Until ``most`` bins are occupied, every score has its own.
@@ -186,7 +199,7 @@ class SubjectHistograms:
         self._most = self._limit = most
 
     def update(self, subject: str, scores: Any, labels: Any) -> None:
-        """Count voxels of ``subject``; see :meth:`ScoreHistogram.update`. Nothing to count still registers the id."""
+        """Count voxels of ``subject``; see :meth:`ScoreHistogram.update`. An empty array registers the id."""
         histogram = self._of(subject)
         if self._current is not None and self._current is not histogram:
             self._current.counts()  # folds the partial counts of the subject just finished: memory stays flat
@@ -201,22 +214,22 @@ class SubjectHistograms:
         for subject, histogram in other.items():
             keys, positive, negative = histogram.counts()
             self._of(subject)._push(*grouped(self.partition.of(keys), positive, negative))
-        self._current, self._finished = None, sum(histogram._loose for _, histogram in self.items())
+        self._current, self._finished = None, sum(histogram._loose for histogram in self.values())
         self._join_if_many()
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
-        """Join scores where no number feels it, unless there are few; see :func:`adbench.metrics.partition.coarser`.
+        """Join scores where it changes no number, unless there are few bins; see :func:`adbench.metrics.partition.coarser`.
 
         Args:
             thresholds: more scores that stay edges, besides those given at first.
         """
         self.thresholds = tuple(sorted({*self.thresholds, *thresholds}))
-        if sum(len(histogram.counts()[0]) for _, histogram in self.items()) > MOST_BINS:
+        if sum(len(histogram.counts()[0]) for histogram in self.values()) > MOST_BINS:
             self._join()
 
     def pooled(self) -> ScoreHistogram:
         """All subjects in one histogram."""
-        parts = [histogram.counts() for _, histogram in self.items()]
+        parts = [histogram.counts() for histogram in self.values()]
         return ScoreHistogram.from_counts(*added(parts, self.partition), self.partition) if parts else ScoreHistogram()
 
     def subset(self, subjects: list[str]) -> SubjectHistograms:
@@ -231,47 +244,93 @@ class SubjectHistograms:
         """Subject ids, sorted."""
         return sorted(self._by_subject)
 
-    def items(self) -> Iterator[tuple[str, ScoreHistogram]]:
-        """(subject, histogram), sorted by subject."""
-        return ((subject, self._by_subject[subject]) for subject in self.subjects)
-
     def __len__(self) -> int:
         return len(self._by_subject)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.subjects)
 
-    def __contains__(self, subject: object) -> bool:
-        return subject in self._by_subject
-
     def __getitem__(self, subject: str) -> ScoreHistogram:
         if subject not in self._by_subject:
             raise KeyError(f"no subject {subject!r} among {len(self)}")
         return self._by_subject[subject]
 
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, SubjectHistograms):
-            return NotImplemented
-        return self.subjects == other.subjects and all(self[subject] == other[subject] for subject in self.subjects)
-
-    __hash__ = None  # type: ignore[assignment]
-
     def to_npz(self, path: str | Path) -> None:
         """Write atomically to ``path``; equal histograms give equal bytes."""
-        from adbench.metrics.storage import write_histograms
-
-        write_histograms(Path(path), self)
+        write_arrays(Path(path), self.to_arrays())
 
     @classmethod
     def from_npz(cls, path: str | Path) -> SubjectHistograms:
-        """Read what :meth:`to_npz` wrote, checking everything: the file may come from a stranger.
+        """Read what :meth:`to_npz` wrote; everything is checked, because the file may come from anywhere.
 
         Raises:
             UserError: the file is missing, damaged, or says something impossible.
         """
-        from adbench.metrics.storage import read_histograms
+        arrays = read_arrays(Path(path), _KINDS, _FILE)
+        try:
+            return cls.from_arrays(arrays)
+        except ValueError as error:
+            raise damaged(Path(path), _FILE, error) from None
 
-        return read_histograms(Path(path))
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Flat arrays, one after another the bins of all subjects; see :meth:`from_arrays`."""
+        counts = [histogram.counts() for histogram in self.values()]
+        keys, positive, negative = (np.concatenate([c[i] for c in counts] or [np.zeros(0, np.int64)]) for i in range(3))
+        return {
+            "header": np.array([FORMAT], np.int64),
+            "subjects": np.frombuffer("\0".join(self.subjects).encode(), np.uint8),
+            "ends": np.cumsum([len(c[0]) for c in counts], dtype=np.int64),
+            "keys": keys,
+            "positive": positive.astype(np.min_scalar_type(int(positive.max(initial=0)))),
+            "negative": negative.astype(np.min_scalar_type(int(negative.max(initial=0)))),
+            "cells": self.partition.cells,
+            "edges": self.partition.inner_edges,
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> SubjectHistograms:
+        """The histograms of which :meth:`to_arrays` gave ``arrays``; everything is checked.
+
+        Raises:
+            ValueError: the arrays contradict each other, or say what no histogram can.
+        """
+        header = arrays["header"].tolist()
+        if header != [FORMAT]:
+            raise ValueError(
+                f"its header is {header}, not [{FORMAT}]: an earlier version wrote it, or it is something else"
+            )
+        histograms = cls()
+        histograms.partition = partition = Partition.from_arrays(arrays["cells"], arrays["edges"])
+        text = arrays["subjects"].tobytes().decode()  # UnicodeDecodeError is a ValueError
+        subjects = text.split("\0") if text else []
+        ends, keys = arrays["ends"], arrays["keys"].astype(np.int64)
+        positive, negative = arrays["positive"], arrays["negative"]
+        if subjects != sorted(set(subjects)) or "" in subjects:
+            raise ValueError("its subject ids are not distinct, sorted and non-empty")
+        if len(subjects) != len(ends):
+            raise ValueError(f"{len(subjects)} subjects but {len(ends)} ends")
+        starts = np.concatenate([[0], ends])
+        if (np.diff(starts) < 0).any() or starts[-1] != len(keys):
+            raise ValueError("its subjects do not divide its bins")
+        if not len(keys) == len(positive) == len(negative):
+            raise ValueError(f"{len(keys)} keys but {len(positive)} and {len(negative)} counts")
+        if len(keys):
+            if int(keys.min()) <= -_keys.INFINITY or int(keys.max()) >= _keys.INFINITY:
+                raise ValueError("a key is not that of a finite score")
+            if (partition.of(keys) != keys).any():
+                raise ValueError("a key lies within a bin and not at its beginning")
+            if max(int(positive.max()), int(negative.max())) > 1 << 53:
+                raise ValueError("a count is larger than 2^53")
+            if ((positive == 0) & (negative == 0)).any():
+                raise ValueError("a bin is empty")
+        for subject, start, end in zip(subjects, starts[:-1], ends, strict=True):
+            own = keys[start:end]
+            if (own[1:] <= own[:-1]).any():
+                raise ValueError(f"the bins of subject {subject!r} are not in order")
+            histograms._by_subject[subject] = ScoreHistogram.from_counts(
+                own, positive[start:end], negative[start:end], partition
+            )
+        return histograms
 
     def _of(self, subject: str) -> ScoreHistogram:
         if not isinstance(subject, str) or not subject:
@@ -286,9 +345,9 @@ class SubjectHistograms:
             self._join()
 
     def _join(self) -> None:
-        members = [histogram for _, histogram in self.items()]
-        pool = added([member.counts() for member in members], self.partition)
-        self._rebin(coarser(pool, members, self.partition, self.thresholds))
+        members = list(self.values())
+        counts = [member.counts() for member in members]
+        self._rebin(coarser(added(counts, self.partition), counts, self.partition, self.thresholds))
         self._finished = sum(member._loose for member in members if member is not self._current)
         self._limit = max(self._most, _MORE_BINS, 2 * sum(member._loose for member in members))
 

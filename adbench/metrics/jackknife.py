@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -21,6 +22,31 @@ MOST = 500  # subjects left out one at a time; of more, groups are, since the co
 UNIT = (0.0, 1.0)
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """One number with its interval.
+
+    Attributes:
+        value: the metric on the test split; None when undefined.
+        low: lower end of its interval; None when undefined.
+        high: upper end.
+        n: lesion-bearing subjects; for a metric that needs no lesion, the subjects that it is taken over.
+        oracle: whether a threshold was chosen on the test split itself.
+        reason: why ``value`` or the interval is undefined; empty otherwise.
+        n_all: subjects of the split, with and without a lesion.
+        spread: width of the bracket in which the number of the single scores lies, see :attr:`adbench.metrics.evaluate.Evaluation.brackets`.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+    oracle: bool = False
+    reason: str = ""
+    n_all: int = 0
+    spread: float = 0.0
+
+
 def groups(n: int) -> np.ndarray:
     """(n,) which subjects are left out together: each alone up to :data:`MOST` of them, then in that many groups."""
     return np.arange(n) % min(n, MOST)
@@ -28,7 +54,8 @@ def groups(n: int) -> np.ndarray:
 
 def weights(n: int) -> np.ndarray:
     """(g, n) float64: row ``i`` takes every subject once and leaves out those of group ``i`` of :func:`groups`."""
-    return (groups(n) != np.arange(min(n, MOST))[:, None]).astype(np.float64)
+    kept: np.ndarray = groups(n) != np.arange(min(n, MOST))[:, None]
+    return kept.astype(np.float64)
 
 
 def weights_of(owners: Sequence[str]) -> np.ndarray:
@@ -41,6 +68,62 @@ def weights_of(owners: Sequence[str]) -> np.ndarray:
     return weights(len(subjects))[:, place]
 
 
+def estimate(
+    value: float | None,
+    left_out: np.ndarray | None,
+    n: int,
+    level: float,
+    oracle: bool = False,
+    reason: str = "",
+    *,
+    n_all: int = 0,
+    lesions: bool = True,
+    bounds: tuple[float, float] = UNIT,
+    bracket: tuple[float, float] | None = None,
+    values: np.ndarray | None = None,
+) -> Estimate:
+    """An :class:`Estimate` from a value and what it is without one subject each.
+
+    Args:
+        value: on the sample itself; None when undefined.
+        left_out: (m,) the value without one subject each, or (S, m) for S training seeds, NaN where undefined; None when
+            no interval was asked for.
+        n: subjects that the number is taken over; below :data:`MINIMUM` there is no interval.
+        level: probability inside the interval.
+        oracle: whether a threshold was chosen on the test split.
+        reason: why ``value`` is None.
+        n_all: subjects of the split.
+        lesions: whether ``n`` counts lesion-bearing subjects.
+        bounds: natural range of the metric.
+        bracket: ends between which the number of the unbinned scores lies; the interval is widened by as much.
+        values: (S,) of each training seed, with ``value`` their mean; None for one seed.
+    """
+    if value is None:
+        return Estimate(None, None, None, n, oracle, reason, n_all)
+    value = float(value)
+    spread = bracket[1] - bracket[0] if bracket is not None else 0.0
+    why = ""
+    if left_out is None:
+        why = "no interval was asked for"
+    elif n < MINIMUM:
+        why = too_few(n, "an interval", lesions)
+    elif np.isnan(left_out).any():
+        why = "undefined without one of its subjects"
+    if why or left_out is None:
+        return Estimate(value, None, None, n, oracle, why, n_all, spread)
+    low, high = interval(np.array([value]) if values is None else values, np.atleast_2d(left_out), n, level, bounds)
+    if bracket is not None:
+        low = max(bounds[0], low - max(0.0, value - bracket[0]))
+        high = min(bounds[1], high + max(0.0, bracket[1] - value))
+    return Estimate(value, low, high, n, oracle, "", n_all, spread)
+
+
+def too_few(n: int, what: str, lesions: bool = True) -> str:
+    """The sentence for ``n`` subjects that do not suffice: "3 subjects with lesions: an interval needs 6"."""
+    who = f"subject{'' if n == 1 else 's'}{' with lesions' if lesions else ''}"
+    return f"{n} {who}: {what} needs {MINIMUM}"
+
+
 def interval(
     values: np.ndarray, left_out: np.ndarray, n: int, level: float = 0.95, bounds: tuple[float, float] = UNIT
 ) -> tuple[float, float]:
@@ -51,7 +134,7 @@ def interval(
     bias is upward) without its factor ``(n - 1) / n``. Degrees of freedom follow Satterthwaite: ``2 n / (kurtosis of u - 1)``, at most ``n - 1``. Training
     seeds add the variance of their mean with ``S - 1`` degrees of freedom.
 
-    Where nobody differs the ends meet. At an end of the range (every lesion found, say) that would claim too much: there
+    Where all subjects agree, both ends are the value. At an end of the range (every lesion found, say) that would claim too much: there
     the other end is that of Clopper and Pearson (1934) for ``n`` subjects all alike, which holds for any share.
 
     Args:

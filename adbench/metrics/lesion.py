@@ -4,17 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from adbench.errors import UserError
-from adbench.metrics.base import Volume
-from adbench.metrics.counting import as_bool
-from adbench.metrics.score_bins import is_tensor, predict
+from adbench.metrics.score_bins import predict
+from adbench.metrics.volume import Volume, breaks, components
 
 COVERED, INSIDE = 10, 30  # a match covers at least this % of the lesion, and has at least this % of itself inside it
-JOINED = 1.5  # neighbouring slices are joined up to this multiple of their volume's median distance
 
 
 @dataclass
@@ -53,97 +49,6 @@ class VolumeRow:
     recon_l1: float | None = None
     recon_ssim: float | None = None
     measures: dict[str, tuple[float, float]] = field(default_factory=dict)
-
-
-def checked_volume(
-    subject: str,
-    maps: object,
-    lesion: object,
-    brain: object,
-    slices: Sequence[int] | np.ndarray | None,
-    recon: object = None,
-    image: object = None,
-    spacing: tuple[float, float, float] | None = None,
-) -> Volume:
-    """A :class:`Volume` from arrays or tensors, in slice order.
-
-    Args:
-        subject: for messages.
-        maps: (S, H, W) scores.
-        lesion: (S, H, W) bool or 0/1; voxels outside the brain are not evaluated.
-        brain: (S, H, W) bool or 0/1.
-        slices: (S,) distinct slice indices, or positions in mm; None for 0, 1, 2, ...
-        recon: (S, H, W) or None; with ``image``.
-        image: (S, H, W) or None.
-        spacing: mm from one slice index to the next, from row to row, from column to column; None where unknown.
-
-    Raises:
-        UserError: shapes differ, masks are not binary, the brain mask is empty, or a score in the brain is not finite.
-    """
-    where = f"case {subject!r}"
-    stack = _array(maps)
-    masks = as_bool(brain, f"{where} (brain)"), as_bool(lesion, where)
-    pictures = {"reconstruction": recon, "image": image}
-    arrays = {"brain mask": masks[0], "lesion mask": masks[1]}
-    arrays |= {name: _array(value) for name, value in pictures.items() if value is not None}
-    if stack.ndim != 3:
-        raise UserError(f"Maps of {where} have shape {stack.shape}: give slices x height x width.")
-    for name, array in arrays.items():
-        if array.shape != stack.shape:
-            raise UserError(f"Maps of {where} have shape {stack.shape} but its {name} has shape {array.shape}.")
-    indices = np.arange(len(stack)) if slices is None else np.asarray(slices)
-    if indices.shape != (len(stack),) or len(set(indices.tolist())) != len(stack):
-        raise UserError(f"Case {subject!r} has {len(stack)} maps but its slice indices are {indices.tolist()}.")
-    if not masks[0].any():
-        raise UserError(f"Case {subject!r} has no brain voxel: its brain mask is empty. Correct the mask.")
-    wrong = int(np.count_nonzero(~np.isfinite(stack[masks[0]])))
-    if wrong:
-        raise UserError(
-            f"Scores of {where} hold {wrong} NaN or infinite value{'s' if wrong > 1 else ''} inside the brain: "
-            "repair the map; nothing is replaced silently."
-        )
-    order = np.argsort(indices)
-    if (order != np.arange(len(order))).any():
-        stack, masks, indices = stack[order], (masks[0][order], masks[1][order]), indices[order]
-        arrays = {name: array[order] for name, array in arrays.items()}
-    return Volume(
-        stack, masks[1] & masks[0], masks[0], indices, arrays.get("reconstruction"), arrays.get("image"), spacing
-    )
-
-
-def breaks(slices: np.ndarray) -> np.ndarray:
-    """Where a volume is cut: (k,) places p such that nothing is joined between its planes p - 1 and p.
-
-    Two neighbours adjoin when their distance is at most 1.5 times the median distance of the volume's own neighbours.
-    That is a ratio: for slices of one regular grid, as all volumes here are, indices and millimetres give the same.
-
-    Args:
-        slices: (S,) slice indices, or positions in mm, ascending.
-    """
-    gaps = np.diff(slices)
-    if len(gaps) < 2:
-        return np.zeros(0, np.int64)
-    return np.flatnonzero(gaps > JOINED * np.median(gaps) * (1 + 1e-9)) + 1  # positions in mm carry round-off
-
-
-def components(mask: np.ndarray, cuts: np.ndarray | None = None) -> tuple[np.ndarray, int]:
-    """Connected components: voxels that touch by a face, an edge or a corner (26 neighbours).
-
-    Args:
-        mask: (S, H, W) bool.
-        cuts: from :func:`breaks`; None: every plane adjoins the next.
-
-    Returns:
-        (S, H, W) labels from 1, and how many.
-    """
-    import cc3d
-
-    if cuts is None or not len(cuts):
-        labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
-        return labels, int(count)
-    # An empty plane in each cut keeps apart what lies on its two sides.
-    labels, count = cc3d.connected_components(np.insert(mask, cuts, False, axis=0), connectivity=26, return_N=True)
-    return np.delete(labels, cuts + np.arange(len(cuts)), axis=0), int(count)
 
 
 @dataclass(frozen=True)
@@ -272,19 +177,11 @@ def ssim_map(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     from scipy.ndimage import gaussian_filter
 
     def smooth(image: np.ndarray) -> np.ndarray:
-        return gaussian_filter(image, 1.5, radius=5)
+        return np.asarray(gaussian_filter(image, 1.5, radius=5))
 
     x, y = first.astype(np.float64), second.astype(np.float64)
     mean_x, mean_y = smooth(x), smooth(y)
     var_x, var_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
     covariance = smooth(x * y) - mean_x * mean_y
     luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
-    return luminance * (2 * covariance + 0.03**2) / (var_x + var_y + 0.03**2)
-
-
-def _array(value: object) -> np.ndarray:
-    """``value`` in its own type: casting float64 to float32 would tie scores that differ."""
-    if is_tensor(value):
-        tensor: Any = value.detach().cpu()  # type: ignore[attr-defined]
-        return np.asarray(tensor.numpy() if str(tensor.dtype) != "torch.bfloat16" else tensor.float().numpy())
-    return np.asarray(value)
+    return np.asarray(luminance * (2 * covariance + 0.03**2) / (var_x + var_y + 0.03**2))

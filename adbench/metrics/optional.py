@@ -1,6 +1,7 @@
-"""What the field also asks for: surface distances, volume error, per-region overlap, calibration. Measured when named.
+"""Metrics measured on request: false alarms, surface distances, volume error, per-region overlap, calibration.
 
-Each looks at one volume at a time on the prepared grid, brain voxels only, and is summed as any plug-in metric.
+They follow the contract of any plug-in metric: each measures one volume at a time, brain voxels only, on the prepared
+grid, and the sums over volumes are divided. Headings and directions are in :mod:`adbench.metrics.spec`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from adbench.metrics.base import Metric, Subject, Volume
+from adbench.metrics.base import Metric, Subject
 from adbench.metrics.score_bins import predict
+from adbench.metrics.volume import Volume
 
 TOLERANCE = 2.0  # mm
 MAX_FPR = 0.3
@@ -18,15 +20,37 @@ BINS = 15
 _NO_MM = "no lesion-bearing volume has both a val threshold and a known voxel size in mm"
 
 
-class SurfaceDice(Metric):
-    """Share of the surfaces of lesion and prediction that lie within 2 mm of each other, at the val threshold."""
+class FalseAlarms1(Metric):
+    """Mean share of the lesion-free voxels of a test subject at or above the threshold :attr:`rule`."""
 
-    name: ClassVar[str] = "surface_dice@2mm"
-    needs_maps: ClassVar[bool] = True
-    undefined: ClassVar[str] = _NO_MM
+    name = "alarms@fpr1"
+    rule: ClassVar[str] = "fpr1"
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
-        """The volume's value and 1; 0 where nothing is predicted, None without a lesion."""
+        if self.rule not in subject.thresholds or not subject.histogram.n_negative:
+            return None
+        _, false = subject.histogram.positives_at(subject.thresholds[self.rule])
+        return false / subject.histogram.n_negative, 1.0
+
+
+class FalseAlarms5(FalseAlarms1):
+    """The same at the threshold that 5 % of the voxels of healthy validation subjects exceed."""
+
+    name = "alarms@fpr5"
+    rule = "fpr5"
+
+
+class SurfaceDice(Metric):
+    """Share of the surfaces of lesion and prediction within 2 mm of each other, at the val threshold.
+
+    A mean over lesion-bearing volumes; 0 where nothing is predicted.
+    """
+
+    name = "surface_dice@2mm"
+    needs_maps = True
+    undefined = _NO_MM
+
+    def measure(self, subject: Subject) -> tuple[float, float] | None:
         found = _with_surfaces(subject)
         if found is None:
             return None
@@ -39,14 +63,16 @@ class SurfaceDice(Metric):
 
 
 class HD95(Metric):
-    """95th percentile of the distances between the surfaces of lesion and prediction, at the val threshold."""
+    """95th percentile of the distances between the surfaces of lesion and prediction at the val threshold, mm.
 
-    name: ClassVar[str] = "hd95"
-    needs_maps: ClassVar[bool] = True
-    undefined: ClassVar[str] = _NO_MM
+    A mean over lesion-bearing volumes; the diagonal of the grid where nothing is predicted.
+    """
+
+    name = "hd95"
+    needs_maps = True
+    undefined = _NO_MM
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
-        """The volume's value in mm and 1; the grid's diagonal where nothing is predicted, None without a lesion."""
         found = _with_surfaces(subject)
         if found is None:
             return None
@@ -58,14 +84,13 @@ class HD95(Metric):
 
 
 class VolumeError(Metric):
-    """Mean absolute difference of predicted and true lesion volume, at the val threshold, healthy subjects included."""
+    """Mean absolute difference of predicted and true lesion volume at the val threshold, ml, healthy subjects included."""
 
-    name: ClassVar[str] = "volume_error"
-    needs_maps: ClassVar[bool] = True
-    undefined: ClassVar[str] = "no volume has both a val threshold and a known voxel size in mm"
+    name = "volume_error"
+    needs_maps = True
+    undefined = "no volume has both a val threshold and a known voxel size in mm"
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
-        """The volume's value in ml and 1."""
         volume = subject.volume
         predicted = _predicted(subject)
         if volume is None or predicted is None or volume.spacing is None:
@@ -75,14 +100,13 @@ class VolumeError(Metric):
 
 
 class AUPRO(Metric):
-    """Area under the per-region-overlap curve up to a false-positive rate of 0.3, over lesions."""
+    """Area under the per-region-overlap curve up to a false-positive rate of 0.3, a mean over lesions."""
 
-    name: ClassVar[str] = "aupro"
-    needs_maps: ClassVar[bool] = True
-    undefined: ClassVar[str] = "no volume has lesion and background"
+    name = "aupro"
+    needs_maps = True
+    undefined = "no volume has lesion and background"
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
-        """The volume's value times its lesions, and how many they are; None without lesion or without background."""
         volume = subject.volume
         if volume is None or not volume.lesion.any():
             return None
@@ -95,15 +119,17 @@ class AUPRO(Metric):
 
 
 class ECE(Metric):
-    """Expected calibration error: how far shares of lesion are from the probabilities that a map claims."""
+    """Expected calibration error: how far shares of lesion are from the probabilities that a map claims.
 
-    name: ClassVar[str] = "ece"
-    needs_maps: ClassVar[bool] = True
-    undefined: ClassVar[str] = "not every map lies in [0, 1], so these are no probabilities"
-    of_all: ClassVar[bool] = True
+    A mean over volumes; undefined unless every score in every brain lies in [0, 1].
+    """
+
+    name = "ece"
+    needs_maps = True
+    undefined = "not every map lies in [0, 1], so these are no probabilities"
+    of_all = True
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
-        """The volume's value and 1; None when a score in the brain is below 0 or above 1."""
         volume = subject.volume
         if volume is None:
             return None
@@ -200,7 +226,7 @@ def _with_surfaces(subject: Subject) -> tuple[Volume, np.ndarray] | None:
 def _predicted(subject: Subject) -> np.ndarray | None:
     if subject.volume is None or "val" not in subject.thresholds:
         return None
-    return predict(subject.volume.maps, subject.thresholds["val"]) & subject.volume.brain
+    return np.asarray(predict(subject.volume.maps, subject.thresholds["val"]) & subject.volume.brain)
 
 
 def _surface(mask: np.ndarray, volume: Volume) -> np.ndarray:
@@ -214,4 +240,4 @@ def _surface(mask: np.ndarray, volume: Volume) -> np.ndarray:
         cross[[0, 2]] = False
     inner = binary_erosion(mask[box], cross)
     places = np.argwhere(mask[box] & ~inner) + [part.start for part in box]
-    return np.column_stack([volume.slices[places[:, 0]], places[:, 1:]]) * np.array(volume.spacing)
+    return np.asarray(np.column_stack([volume.slices[places[:, 0]], places[:, 1:]]) * np.array(volume.spacing))

@@ -1,7 +1,7 @@
 """Which scores share a bin: a partition of the keys that follows the data.
 
 At first every score has a bin of its own, and all numbers are those of the scores. When the bins of all subjects
-together become too many, scores are joined where the numbers do not feel it. The unit is the *cell*: the scores that
+together become too many, scores are joined where the numbers do not change. The unit is the *cell*: the scores that
 share ten mantissa bits. A cell that holds little of what lies at or above it is made one bin. A cell that holds much of
 it (all scores of a map that is offset by 1000, or the saturated end of a probability) is cut at quantiles instead. So the
 width of a bin never depends on the size of the scores, and a float16 map, whose values are cells of their own, stays
@@ -12,15 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from adbench.metrics import score_bins as _keys
 
-if TYPE_CHECKING:
-    from adbench.metrics.histogram import ScoreHistogram
-
+Bins = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""Counts by bin: (K,) int64 keys ascending, (K,) int64 lesion voxels, (K,) int64 background voxels."""
 TIES = 5e-4
 """Width of the brackets of average precision that joining whole cells may leave (twice it for AUROC)."""
 STEP = 2.0**-10
@@ -51,6 +49,23 @@ class Partition:
         self.edges = np.zeros(0, np.int64) if edges is None else edges
         self.seen = self.cells if seen is None else united(seen, self.cells)
 
+    @classmethod
+    def from_arrays(cls, cells: np.ndarray, inner: np.ndarray) -> Partition:
+        """The partition with these :attr:`cells` and :attr:`inner_edges`, checked.
+
+        Raises:
+            ValueError: they are not distinct, ascending and finite, or an edge lies in none of the cells.
+        """
+        cells, inner = cells.astype(np.int64), inner.astype(np.int64)
+        limit = _keys.INFINITY >> _keys.CELL_SHIFT
+        if len(cells) and ((cells[1:] <= cells[:-1]).any() or cells[0] < -limit or cells[-1] >= limit):
+            raise ValueError("its cells are not distinct, ascending and finite")
+        if len(inner) and ((inner[1:] <= inner[:-1]).any() or not contains(cells, inner >> _keys.CELL_SHIFT).all()):
+            raise ValueError("an edge lies in none of its cells, or the edges are not ascending")
+        if (inner & ((1 << _keys.CELL_SHIFT) - 1) == 0).any():
+            raise ValueError("an edge is the lowest of its cell")
+        return cls(cells, np.union1d(inner, cells << _keys.CELL_SHIFT))
+
     @cached_property
     def _table(self) -> tuple[int, np.ndarray, np.ndarray]:
         """Lowest cell with joined scores less one; of every cell from there to above the highest its kind and first edge."""
@@ -64,17 +79,17 @@ class Partition:
 
     def _places(self, cells: np.ndarray) -> np.ndarray:
         lowest, kinds, _ = self._table
-        return np.minimum(np.maximum(cells - lowest, 0), len(kinds) - 1)  # far faster than np.clip
+        return np.asarray(np.minimum(np.maximum(cells - lowest, 0), len(kinds) - 1))  # far faster than np.clip
 
     def kinds(self, cells: np.ndarray) -> np.ndarray:
         """(n,) uint8: whether each of ``cells`` is :data:`SINGLE`, :data:`CUT` or :data:`WHOLE`."""
-        return self._table[1][self._places(cells)]
+        return np.asarray(self._table[1][self._places(cells)])
 
     def numbers(self, bins: np.ndarray) -> np.ndarray:
         """(n,) which of the edges begins each of ``bins``; -1 for single scores."""
         _, kinds, edge = self._table
         places = self._places(bins >> _keys.CELL_SHIFT)
-        numbers = edge[places]
+        numbers: np.ndarray = edge[places]
         cut = np.flatnonzero(kinds[places] == CUT)
         numbers[cut] = np.searchsorted(self.edges, bins[cut])
         return numbers
@@ -82,7 +97,7 @@ class Partition:
     @property
     def inner_edges(self) -> np.ndarray:
         """Those of the edges that are not the lowest of their cell."""
-        return self.edges[(self.edges & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
+        return np.asarray(self.edges[(self.edges & ((1 << _keys.CELL_SHIFT) - 1)) != 0])
 
     def of(self, keys: np.ndarray) -> np.ndarray:
         """The bin of each key: the key at which it begins. Fastest where keys ascend."""
@@ -109,7 +124,7 @@ class Partition:
     def joined(self, bins: np.ndarray) -> np.ndarray:
         """(n,) bool: which bins may hold different scores; in the others all scores are equal."""
         kinds = self.kinds(bins >> _keys.CELL_SHIFT)
-        joined = kinds == WHOLE
+        joined: np.ndarray = kinds == WHOLE
         cut = np.flatnonzero(kinds == CUT)
         joined[cut] = self.ends(bins[cut]) - bins[cut] > 1
         return joined
@@ -151,12 +166,12 @@ def contains(sorted_values: np.ndarray, values: np.ndarray) -> np.ndarray:
     if not len(sorted_values):
         return np.zeros(len(values), bool)
     places = np.minimum(np.searchsorted(sorted_values, values), len(sorted_values) - 1)
-    return sorted_values[places] == values
+    return np.asarray(sorted_values[places] == values)
 
 
 def coarser(
-    pool: tuple[np.ndarray, np.ndarray, np.ndarray],
-    members: Sequence[ScoreHistogram],
+    pool: Bins,
+    members: Sequence[Bins],
     partition: Partition,
     thresholds: Iterable[float] = (),
 ) -> Partition:
@@ -165,17 +180,17 @@ def coarser(
     Whole cells are joined, those first that widen the brackets of the pooled average precision and AUROC least, until
     the brackets are :data:`TIES` wide. The others are cut so that a bin holds at most :data:`STEP` of the voxels at or
     above it; a score that alone holds more is a bin of its own. Where a bin would blur the average precision of one
-    subject, its scores there stay apart.
+    subject, its scores there keep bins of their own.
 
     Args:
-        pool: (K,) keys ascending, lesion and background voxels of all members together.
-        members: histograms of the subjects, all binned by ``partition``.
-        partition: today's bins.
+        pool: counts of all members together.
+        members: counts of the subjects, all binned by ``partition``.
+        partition: the present bins.
         thresholds: scores that stay edges, because something is counted there.
     """
     cells, positive, negative, several, rounded = _by_cell(*pool)
     pins = distinct(np.array([_keys.key_of(threshold) for threshold in thresholds], np.int64))
-    pins = pins[partition.of(pins) == pins]  # within a bin nothing can be told apart any more
+    pins = pins[partition.of(pins) == pins]  # scores within a bin can no longer be separated
     cut = _to_cut(positive, negative)
     cut |= contains(pins >> _keys.CELL_SHIFT, cells)
     several |= contains(partition.cells, cells)
@@ -183,7 +198,7 @@ def coarser(
     # One score alone in its cell may get neighbours. Where there are as many of it as of a tie, or where it is a float16
     # value, it stays one.
     several |= rounded & (mass <= LIGHT * np.cumsum(mass[::-1])[::-1])
-    kept = partition.cells[~contains(cells, partition.cells)]  # nobody is there today: as it is
+    kept = partition.cells[~contains(cells, partition.cells)]  # no score of the members is there: unchanged
     edges = [
         partition.edges[contains(kept, partition.edges >> _keys.CELL_SHIFT)],
         cells[several] << _keys.CELL_SHIFT,
@@ -223,7 +238,7 @@ def _to_cut(positive: np.ndarray, negative: np.ndarray) -> np.ndarray:
         widths = [share * np.maximum(highest - lowest, 0) / TIES, share * negative / negative.sum() / (2 * TIES)]
     else:  # as if any of the voxels might turn out to be a lesion
         widths = [mass / max(total, 1) * mass / np.maximum(tail, 1) / (8 * TIES)]
-    cut = mass > CROWDED * tail  # whatever is seen so far: more of the highest scores may follow
+    cut: np.ndarray = mass > CROWDED * tail  # whatever is seen so far: more of the highest scores may follow
     for width in widths:
         order = np.argsort(width)
         cut[order] |= np.cumsum(width[order]) > 1
@@ -260,9 +275,9 @@ def _cuts(
     return np.concatenate([keys[begins], alone + 1, pinned])
 
 
-def _blurred(member: ScoreHistogram, partition: Partition) -> np.ndarray:
+def _blurred(member: Bins, partition: Partition) -> np.ndarray:
     """Keys of a subject in bins that would blur its own average precision."""
-    keys, positive, negative = member.counts()
+    keys, positive, negative = member
     total = positive.sum()
     bins = partition.of(keys)
     same = bins[1:] == bins[:-1]
@@ -274,4 +289,4 @@ def _blurred(member: ScoreHistogram, partition: Partition) -> np.ndarray:
     first = np.flatnonzero(np.append(True, bins[1:] != bins[:-1]))
     lesion, background = np.add.reduceat(positive[joined], first), np.add.reduceat(negative[joined], first)
     blurred = (background > 0) & (lesion / total * (lesion + background) / tail[joined[first]] > _OWN)
-    return keys[joined[np.repeat(blurred, np.diff(first, append=len(joined)))]]
+    return np.asarray(keys[joined[np.repeat(blurred, np.diff(first, append=len(joined)))]])

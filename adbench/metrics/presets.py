@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from adbench.errors import UserError, unknown
-from adbench.metrics.lesion import components
+from adbench.metrics.volume import components
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ def thor(
     ``2 tp / (predicted + lesion + 1e-6)``, ``ap_*`` the average precision. A pixel is predicted when its score is above
     the threshold, or at least 1. Slices outside all bins, those without lesion among them, are not counted. Maps with a
     score outside [0, 1] have no value. The authors' script scores 21 slice indices that it lists and leaves out 20 as
-    artefacts; which is said neither in the paper nor here, so every slice that is given is scored.
+    artefacts; the paper does not list them, so every slice that is given is scored.
 
     It differs from the strata of ``dice_pooled@best`` in that slices and not subjects are binned, and that no slice
     without lesion counts, so false alarms there cost nothing.
@@ -329,7 +329,7 @@ def evaluate_preset(name: str, cases: Iterable[Case], val: Iterable[Case] | None
 
     Args:
         name: ``official-madad``, ``thor``, ``cddpm`` or ``upd``.
-        cases: test cases; iterated more than once, so a list or an object that starts anew, not a generator.
+        cases: test cases; iterated more than once, so a list, not a generator.
         val: validation cases, for presets that choose a threshold there.
     """
     if name not in PRESETS:
@@ -381,7 +381,7 @@ def _cddpm_filtered(case: Case) -> np.ndarray:
         )
     cross = np.zeros((3, 3, 3), bool)
     cross[1, 1, :] = cross[1, :, 1] = True  # within the slice
-    return median_filter(case.maps * binary_erosion(case.brain, cross, iterations=times), 5)
+    return np.asarray(median_filter(case.maps * binary_erosion(case.brain, cross, iterations=times), 5))
 
 
 def _cddpm_search(scores: np.ndarray, lesion: np.ndarray) -> float:
@@ -408,7 +408,7 @@ def _without_small(mask: np.ndarray, at_most: int) -> np.ndarray:
     labels, count = components(mask)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)
     sizes[0] = 0
-    return (sizes > at_most)[labels]
+    return np.asarray((sizes > at_most)[labels])
 
 
 def _again(cases: Iterable[Case]) -> Iterable[Case]:

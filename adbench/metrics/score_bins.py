@@ -28,6 +28,14 @@ def is_tensor(value: Any) -> bool:
     return type(value).__module__.partition(".")[0] == "torch" and hasattr(value, "detach")
 
 
+def as_array(value: Any) -> np.ndarray:
+    """An array or a torch tensor (copied to the host) as an array, in its own type; bfloat16 becomes float32."""
+    if is_tensor(value):
+        tensor = value.detach().cpu()
+        value = (tensor.float() if str(tensor.dtype) == "torch.bfloat16" else tensor).numpy()
+    return np.asarray(value)
+
+
 def as_float(scores: np.ndarray, where: str) -> np.ndarray:
     """``scores`` as float32 where that loses nothing, else as float64.
 
@@ -66,15 +74,6 @@ def ordered(scores: np.ndarray) -> np.ndarray:
     integers = np.int32 if scores.dtype == np.float32 else np.int64
     bits = np.ascontiguousarray(scores).view(integers)
     return _flipped(bits) if bits.size and bits.min() < 0 else bits
-
-
-def ordered_tensor(scores: Any) -> Any:
-    """:func:`ordered` for a float32 or float64 torch tensor, on the device where it lives."""
-    import torch
-
-    integers = torch.int64 if scores.dtype == torch.float64 else torch.int32
-    bits = scores.detach().contiguous().view(integers)
-    return torch.where(bits < 0, torch.iinfo(integers).min - bits, bits)
 
 
 def widened(ordered: np.ndarray) -> np.ndarray:

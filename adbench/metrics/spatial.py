@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,34 +12,15 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap, lesion
-from adbench.metrics.base import Metric, Subject, check_names, measured
+from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
+from adbench.metrics.spec import FROC_RATES, MAP_METRICS, SPECS, MetricSpec
+from adbench.metrics.volume import checked_volume
 from adbench.utils.files import write_json
 
-FROC_RATES = (1, 2, 4, 8)
-FALSE_ALARMS = {"fa_slice": "val", "fa_slice@conformal05": "conformal05", "fa_slice@conformal10": "conformal10"}
-FALSE_COMPONENTS = {"fa_scan@conformal05": "conformal05", "fa_scan@conformal10": "conformal10"}
 _COUNTED = ("val", "conformal05", "conformal10")  # rules at whose thresholds components and alarms are counted
-NAMES = (
-    "lesion_recall@val",
-    "lesion_f1@val",
-    "lesion_iou@val",
-    "pq@val",
-    "froc",
-    *(f"froc@{rate}" for rate in FROC_RATES),
-    *FALSE_ALARMS,
-    *FALSE_COMPONENTS,
-    "image_auroc",
-    "image_auprc",
-    "image_auroc@max",
-    "image_auprc@max",
-    "recon_l1",
-    "recon_ssim",
-)
-_NO_LESION = "no lesion in the test split"
-_NO_HEALTHY = "no lesion-free volume in the test split"
 
 
 def froc_thresholds(histograms: SubjectHistograms, count: int = 32) -> list[float]:
@@ -85,7 +66,7 @@ class SpatialAccumulator:
         self.thresholds = dict(thresholds)
         self.froc = [float(threshold) for threshold in froc]
         self.metrics = tuple(metrics)
-        check_names(self.metrics, NAMES)
+        check_names(self.metrics, MAP_METRICS)
         self._rows: dict[str, VolumeRow] = {}
 
     @property
@@ -127,11 +108,11 @@ class SpatialAccumulator:
             **groups: strata, e.g. ``site="A"``, ``modality="FLAIR"``; None is left out.
 
         Raises:
-            UserError: the volume was added before, or see :func:`adbench.metrics.lesion.checked_volume`.
+            UserError: the volume was added before, or see :func:`adbench.metrics.volume.checked_volume`.
         """
         if volume in self._rows:
             raise UserError(f"Volume {volume!r} was added before: give all of its slices at once.")
-        checked = lesion.checked_volume(volume, maps, lesion_mask, brain, slices, recon, image, spacing)
+        checked = checked_volume(volume, maps, lesion_mask, brain, slices, recon, image, spacing)
         row = VolumeRow(volume, subject or volume, {name: group for name, group in groups.items() if group is not None})
         row.slice_lesion, row.slice_max, row.slice_top = lesion.slice_scores(checked)
         thresholds = [self.thresholds[rule] for rule in self.rules]
@@ -230,8 +211,17 @@ class SpatialAccumulator:
 
 @dataclass
 class Sampled:
-    """One spatial metric: its value, that under each weighting, over how many subjects, or why it is undefined."""
+    """One metric of a split.
 
+    Attributes:
+        spec: its facts.
+        value: on the split itself; None when undefined.
+        samples: (R,) under each weighting of the subjects, NaN where undefined; None where none was asked for.
+        n: subjects that it is taken over.
+        reason: why it is undefined.
+    """
+
+    spec: MetricSpec
     value: float | None = None
     samples: np.ndarray | None = None
     n: int = 0
@@ -244,12 +234,12 @@ def ratios(spatial: SpatialAccumulator) -> dict[str, tuple[np.ndarray, np.ndarra
     Metrics at a threshold that does not exist are left out. Panoptic quality (Kirillov et al. 2019, CVPR:9404) is
     recognition quality, here ``lesion_f1@val``, times the mean IoU of the lesions that are found.
     """
-    rows = spatial.rows
+    rows, rules = spatial.rows, spatial.rules
     lesions = np.array([len(row.lesion_sizes) for row in rows], float)
     free = np.array([row.slice_lesion.count(False) for row in rows], float)
     healthy = (lesions == 0).astype(float)
     found: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-    if "val" in spatial.thresholds:
+    if "val" in rules:
         matched = np.array([row.found[0] for row in rows], float)
         false = np.array([row.false_components[0] for row in rows], float)
         iou = np.array([sum(row.lesion_ious) for row in rows], float)
@@ -257,13 +247,14 @@ def ratios(spatial: SpatialAccumulator) -> dict[str, tuple[np.ndarray, np.ndarra
         found["lesion_f1@val"] = 2 * matched, matched + false + lesions
         found["lesion_iou@val"] = iou, lesions
         found["pq@val"] = 2 * iou, matched + false + lesions
-    for name, rule in FALSE_ALARMS.items():
-        if rule in spatial.rules:
-            found[name] = np.array([row.alarms[rule] for row in rows], float), free
-    for name, rule in FALSE_COMPONENTS.items():
-        if rule in spatial.rules:
-            place = spatial.rules.index(rule)
-            found[name] = np.array([row.false_components[place] for row in rows], float) * healthy, healthy
+    for place, rule in enumerate(rules):
+        name = "fa_slice" if rule == "val" else f"fa_slice@{rule}"
+        found[name] = np.array([row.alarms[rule] for row in rows], float), free
+        if f"fa_scan@{rule}" in SPECS:
+            found[f"fa_scan@{rule}"] = (
+                np.array([row.false_components[place] for row in rows], float) * healthy,
+                healthy,
+            )
     for name in ("recon_l1", "recon_ssim"):
         values = [getattr(row, name) for row in rows]
         found[name] = np.array([value or 0.0 for value in values]), np.array([v is not None for v in values], float)
@@ -279,85 +270,71 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
     """
     rows = spatial.rows
     every = np.ones((1, len(rows)))
-    weights = every if draws is None else np.concatenate([every, draws])
-    table = _Table(spatial, weights, draws is not None)
-    lesion_count = np.array([len(row.lesion_sizes) for row in rows], float)
-    bearing = table.subjects(lesion_count)
-    sums = ratios(spatial)
-    result: dict[str, Sampled] = {}
-    for name in ("lesion_recall@val", "lesion_f1@val", "lesion_iou@val", "pq@val"):
-        if name not in sums:
-            result[name] = Sampled(reason=_no_threshold("val"))
-            continue
-        values = bootstrap.ratio(*sums[name], weights)
-        result[name] = table.split(np.where(weights @ lesion_count > 0, values, np.nan), bearing, _NO_LESION)
-    result |= table.froc(lesion_count, bearing)
-    for names, reason in ((FALSE_ALARMS, "every slice has a lesion"), (FALSE_COMPONENTS, _NO_HEALTHY)):
-        for name, rule in names.items():
-            known = name in sums
-            result[name] = table.ratio(*sums[name], reason) if known else Sampled(reason=_no_threshold(rule))
-    result |= table.images(bearing)
-    for name in ("recon_l1", "recon_ssim"):
-        result[name] = table.ratio(*sums[name], "the method gives no reconstruction")
+    weights = every if draws is None else np.concatenate([every, draws])  # the first row is the split itself
+
+    def subjects(counts: np.ndarray) -> int:
+        """How many subjects have a volume that counts."""
+        return len({row.subject for row, count in zip(rows, counts, strict=True) if count})
+
+    lesions = np.array([len(row.lesion_sizes) for row in rows], float)
+    bearing, drawn = subjects(lesions), weights @ lesions > 0
+    values: dict[str, np.ndarray] = {}
+    over: dict[str, int] = {}
+    for name, (above, below) in ratios(spatial).items():
+        values[name] = bootstrap.ratio(above, below, weights)
+        if SPECS[name].over_lesions:
+            values[name] = np.where(drawn, values[name], np.nan)
+        else:
+            over[name] = subjects(below)
+    values |= _froc(spatial, weights) | _images(rows, weights)
+    result = {}
+    for name in MAP_METRICS:
+        facts = SPECS[name]
+        if name in values:
+            result[name] = sampled(facts, values[name], over.get(name, bearing))
+        else:
+            rule = f"no {facts.rule} threshold was known while the maps were streamed"
+            result[name] = Sampled(facts, reason=rule if facts.rule else "no FROC thresholds were given")
     for metric in spatial.metrics:
         pairs = [row.measures.get(metric.name, (0.0, 0.0)) for row in rows]
-        above, below = np.array(pairs, float).reshape(-1, 2).T
         has = np.array([metric.name in row.measures for row in rows])
+        above, below = np.array(pairs, float).reshape(-1, 2).T
+        found = bootstrap.ratio(above, below, weights)
         if metric.of_all and not has.all():
-            result[metric.name] = Sampled(n=table.subjects(has), reason=metric.undefined)
-        else:
-            result[metric.name] = table.ratio(above, below, metric.undefined, table.subjects(has))
+            found[:] = np.nan
+        result[metric.name] = sampled(spec_of(metric), found, subjects(has), metric.undefined)
     return result
 
 
-@dataclass
-class _Table:
-    spatial: SpatialAccumulator
-    weights: np.ndarray  # its first row is the sample itself
-    sampled: bool
-    rows: list[VolumeRow] = field(init=False)
+def sampled(facts: MetricSpec, values: np.ndarray, n: int, undefined: str = "") -> Sampled:
+    """The metric with (1 + R,) ``values``, the first on the split itself; undefined where that one is NaN."""
+    if np.isnan(values[0]):
+        return Sampled(facts, n=n, reason=undefined or facts.undefined)
+    return Sampled(facts, float(values[0]), values[1:] if len(values) > 1 else None, n)
 
-    def __post_init__(self) -> None:
-        self.rows = self.spatial.rows
 
-    def split(self, values: np.ndarray, n: int, reason: str) -> Sampled:
-        if np.isnan(values[0]):
-            return Sampled(n=n, reason=reason)
-        return Sampled(float(values[0]), values[1:] if self.sampled else None, n)
+def _froc(spatial: SpatialAccumulator, weights: np.ndarray) -> dict[str, np.ndarray]:
+    if not spatial.froc:
+        return {}
+    recall, false = froc_curve(spatial, weights)
+    at = {}
+    for rate in FROC_RATES:
+        best = np.where(false <= rate, recall, 0.0).max(axis=1)
+        at[f"froc@{rate}"] = np.where(np.isnan(recall[:, 0]), np.nan, best)  # NaN recall: no lesion was drawn
+    return {"froc": np.mean(list(at.values()), axis=0), **at}
 
-    def ratio(self, above: np.ndarray, below: np.ndarray, reason: str, n: int | None = None) -> Sampled:
-        found = bootstrap.ratio(above, below, self.weights)
-        return self.split(found, self.subjects(below) if n is None else n, reason)
 
-    def subjects(self, counts: np.ndarray) -> int:
-        """How many subjects have a volume that counts."""
-        return len({row.subject for row, count in zip(self.rows, counts, strict=True) if count})
-
-    def froc(self, lesion_count: np.ndarray, bearing: int) -> dict[str, Sampled]:
-        names = ["froc", *(f"froc@{rate}" for rate in FROC_RATES)]
-        if not self.spatial.froc:
-            return {name: Sampled(reason="no FROC thresholds were given") for name in names}
-        recall, false = froc_curve(self.spatial, self.weights)
-        result, at = {}, []
-        for rate in FROC_RATES:
-            best = np.where(false <= rate, recall, 0.0).max(axis=1)  # NaN recall (no lesion drawn) stays NaN
-            at.append(np.where(np.isnan(recall[:, 0]), np.nan, best))
-            result[f"froc@{rate}"] = self.split(at[-1], bearing, _NO_LESION)
-        return {"froc": self.split(np.mean(at, axis=0), bearing, _NO_LESION), **result}
-
-    def images(self, bearing: int) -> dict[str, Sampled]:
-        result: dict[str, Sampled] = {}
-        for column, suffix in (("slice_top", ""), ("slice_max", "@max")):
-            histograms = SubjectHistograms()
-            for row in self.rows:
-                histograms.update(row.volume, np.array(getattr(row, column)), np.array(row.slice_lesion, bool))
-            values = bootstrap.pooled(histograms, self.weights)
-            reason = "not both kinds of slices, with and without lesion, in the test split"
-            both = ~np.isnan(values["auroc"][0])
-            for metric in ("auroc", "auprc"):
-                one = self.split(values[metric], bearing, reason)
-                result[f"image_{metric}{suffix}"] = one if both else Sampled(n=bearing, reason=reason)
-        return result
+def _images(rows: Sequence[VolumeRow], weights: np.ndarray) -> dict[str, np.ndarray]:
+    found: dict[str, np.ndarray] = {}
+    for column, suffix in (("slice_top", ""), ("slice_max", "@max")):
+        histograms = SubjectHistograms()
+        for row in rows:
+            histograms.update(row.volume, np.array(getattr(row, column)), np.array(row.slice_lesion, bool))
+        pooled = bootstrap.pooled(histograms, weights)
+        if np.isnan(pooled["auroc"][0]):  # only one kind of slices
+            pooled["auprc"][:] = np.nan
+        found |= {f"image_{area}{suffix}": pooled[area] for area in ("auroc", "auprc")}
+    return found
 
 
 def froc_curve(spatial: SpatialAccumulator, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -376,5 +353,44 @@ def froc_curve(spatial: SpatialAccumulator, weights: np.ndarray) -> tuple[np.nda
     return recall, np.divide(weights @ false, volumes, out=np.full(recall.shape, np.nan), where=volumes > 0)
 
 
-def _no_threshold(rule: str) -> str:
-    return f"no {rule} threshold was known while the maps were streamed"
+def recall_by_size(
+    spatial: SpatialAccumulator, replicates: int = 200, seed: int = 0
+) -> list[tuple[str, int, float, tuple[float, float] | None]]:
+    """Share of lesions found at the val threshold by lesion size, in factors of four.
+
+    Args:
+        spatial: counts of the volumes.
+        replicates: resamples of the subjects behind the intervals.
+        seed: of them.
+
+    Returns:
+        For each size up to the largest: its voxels as text, how many lesions it has, the share found (NaN without any)
+        and the 95 % percentile interval (None without one).
+
+    Raises:
+        UserError: there is no val threshold or no lesion.
+    """
+    rows = spatial.rows
+    sizes = [np.array(row.lesion_sizes, int) for row in rows]
+    largest = max((int(own.max()) for own in sizes if len(own)), default=0)
+    if "val" not in spatial.thresholds or not largest:
+        why = "no lesion" if not largest else "no threshold was chosen on validation"
+        raise UserError(f"No plot of lesion recall by size was drawn: {why}.")
+    owners = list(spatial.subject_of.values())
+    draws = bootstrap.weights_of(owners, replicates, seed)
+    bins: list[tuple[str, int, float, tuple[float, float] | None]] = []
+    low = 1
+    while low <= largest:
+        inside = [(low <= own) & (own < 4 * low) for own in sizes]
+        count = np.array([own.sum() for own in inside], float)
+        pairs = zip(inside, rows, strict=True)
+        found = np.array([np.count_nonzero(own & (np.array(row.lesion_ious) > 0)) for own, row in pairs], float)
+        share, ends = float("nan"), None
+        if count.any():
+            share = float(found.sum() / count.sum())
+            drawn = bootstrap.ratio(found, count, draws)
+            if len(set(owners)) > 1 and np.isnan(drawn).mean() <= 0.5:
+                ends = tuple(np.nanquantile(drawn, [0.025, 0.975]).tolist())
+        bins.append((f"{low}-{4 * low - 1}", int(count.sum()), share, ends))
+        low *= 4
+    return bins

@@ -1,21 +1,21 @@
-"""What every metric is called, which way is better, and what it is over: the one table that all tables and pages read.
+"""What every metric is called, which way is better, and what it is over: the one table that all code and pages read.
 
-The formulas are in ``docs/metrics.md``. Nothing here imports more than the registry; a plug-in's class is loaded when it
-is asked about.
+The formulas are in ``docs/metrics.md``. Nothing here imports NumPy, so that ``adbench list metrics`` is fast; the facts of
+a plug-in come from its class, see :func:`adbench.metrics.base.spec_of`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
-
-from adbench.errors import UserError
-
-if TYPE_CHECKING:
-    from adbench.metrics.base import Metric
+from typing import Any, Literal
 
 WIDE = 1e-3  # a number whose bins leave more open than this is marked in tables
+FROC_RATES = (1, 2, 4, 8)  # false components a volume
+RANKED_BY = "auprc"  # what boards rank by, and what says whether a method tells lesions from the rest at all
 Scope = Literal["pooled", "subject mean", "lesion", "slice", "reconstruction", "healthy", "subjects"]
+_OVER_LESIONS = ("pooled", "subject mean", "lesion", "slice")
+_NO_LESION = "no lesion in the test split"
+_NOT_BOTH = "not both kinds of slices, with and without lesion, in the test split"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class MetricSpec:
         high: no value is above it; None: there is no such bound.
         chance: what scores without information get: a number, "prevalence", or None where it depends on the data.
         group: "headline" is measured in every run, "optional" when it is asked for by name.
+        rule: at whose threshold, chosen on validation, it is measured; "" for none.
+        needs_maps: whether it is measured while the maps are streamed; otherwise histograms are enough.
+        undefined: the reason that is shown when the test split leaves it undefined.
     """
 
     name: str
@@ -48,6 +51,9 @@ class MetricSpec:
     high: float | None = 1.0
     chance: float | Literal["prevalence"] | None = None
     group: Literal["headline", "optional"] = "headline"
+    rule: str = ""
+    needs_maps: bool = False
+    undefined: str = "no lesion voxel in the whole test split"
 
     @property
     def bounds(self) -> tuple[float, float]:
@@ -57,17 +63,12 @@ class MetricSpec:
     @property
     def over_lesions(self) -> bool:
         """Whether it is taken over subjects with lesions, so that their number decides what can be said."""
-        return self.scope not in ("reconstruction", "healthy", "subjects")
+        return self.scope in _OVER_LESIONS
 
     @property
     def direction(self) -> str:
         """Which way is better, in words."""
         return "less is better" if self.less_is_better else "more is better"
-
-    def as_dict(self) -> dict[str, str | bool]:
-        """What tables in JSON say about a column."""
-        names = ("name", "heading", "definition", "less_is_better", "oracle", "unit", "scope", "group")
-        return {name: getattr(self, name) for name in names}
 
     @property
     def column(self) -> str:
@@ -75,55 +76,44 @@ class MetricSpec:
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.heading}{unit}{' ↓' if self.less_is_better else ''}{' (oracle)' if self.oracle else ''}"
 
+    def as_dict(self) -> dict[str, str | bool]:
+        """What tables in JSON say about a column."""
+        names = ("name", "heading", "definition", "less_is_better", "oracle", "unit", "scope", "group")
+        return {name: getattr(self, name) for name in names}
 
-def _asked(name: str, heading: str, definition: str, scope: Scope, **facts: object) -> MetricSpec:
-    return MetricSpec(name, heading, definition, scope, group="optional", **facts)  # type: ignore[arg-type]
 
-
-_CONFORMAL = {
-    one.name: one
-    for rule, percent in (("conformal05", 5), ("conformal10", 10))
-    for one in (
-        MetricSpec(
-            f"dice@{rule}",
-            f"Dice@{rule}",
-            f"Mean per-volume Dice at the threshold that {percent} % of healthy subjects may fail at (split-conformal)",
-            "subject mean",
-        ),
-        MetricSpec(
-            f"fpr_healthy@{rule}",
-            f"Healthy failures @{percent} %",
-            f"Share of healthy test subjects above 1 % false-positive voxels, of which at most {percent} % are promised",
-            "healthy",
-            less_is_better=True,
-            chance=percent / 100,
-        ),
-        MetricSpec(
-            f"fa_slice@{rule}",
-            f"False-alarm slices @{rule}",
-            f"Share of lesion-free slices with a positive where {percent} % of healthy subjects may fail",
-            "healthy",
-            less_is_better=True,
-        ),
-        MetricSpec(
-            f"fa_scan@{rule}",
-            f"False alarms a scan @{rule}",
-            f"Predicted components of a lesion-free volume where {percent} % of healthy subjects may fail",
-            "healthy",
-            less_is_better=True,
-            high=None,
-        ),
+def _mean_dice(rule: str, where: str, *, oracle: bool = False) -> MetricSpec:
+    definition = f"Mean per-volume Dice at {where}"
+    return MetricSpec(
+        f"dice@{rule}", f"Dice@{rule}", definition, "subject mean", oracle=oracle, rule="" if oracle else rule
     )
-}
-_FROC = [
-    MetricSpec(
-        f"froc@{rate}",
-        f"FROC @{rate}",
-        f"Lesion recall at {rate} false component{'s' if rate > 1 else ''} a volume",
-        "lesion",
-    )
-    for rate in (1, 2, 4, 8)
-]
+
+
+def _lesions(name: str, heading: str, definition: str, rule: str = "") -> MetricSpec:
+    return MetricSpec(name, heading, definition, "lesion", rule=rule, needs_maps=True, undefined=_NO_LESION)
+
+
+def _healthy(name: str, heading: str, definition: str, rule: str, undefined: str, **more: Any) -> MetricSpec:
+    facts: dict[str, Any] = {"less_is_better": True, "rule": rule, "undefined": undefined, **more}
+    return MetricSpec(name, heading, definition, "healthy", **facts)
+
+
+def _images(name: str, heading: str, by: str, area: str, chance: float | None) -> MetricSpec:
+    definition = f"Slices with against slices without lesion, by {by}: {area}"
+    return MetricSpec(name, heading, definition, "slice", chance=chance, needs_maps=True, undefined=_NOT_BOTH)
+
+
+def _reconstruction(name: str, heading: str, definition: str, **more: Any) -> MetricSpec:
+    why = "the method gives no reconstruction"
+    return MetricSpec(name, heading, definition, "reconstruction", needs_maps=True, undefined=why, **more)
+
+
+def _asked(name: str, heading: str, definition: str, scope: Scope, **more: Any) -> MetricSpec:
+    return MetricSpec(name, heading, definition, scope, group="optional", **more)
+
+
+_FAIL = {"conformal05": 5, "conformal10": 10}  # rule -> % of healthy subjects that may fail
+_TOP, _MAX = "the median of the highest 1 % of scores", "a slice's highest score"
 _TABLE = (
     MetricSpec(
         "auprc",
@@ -139,32 +129,14 @@ _TABLE = (
         "Mean over lesion-bearing subjects of per-subject average precision",
         "subject mean",
     ),
-    MetricSpec(
-        "dice@val",
-        "Dice@val",
-        "Mean per-volume Dice at the threshold that maximises pooled Dice on validation",
-        "subject mean",
+    _mean_dice("val", "the threshold that maximises pooled Dice on validation"),
+    _mean_dice("fpr1", "1 % false-positive voxels on healthy validation subjects"),
+    _mean_dice("fpr5", "5 % false-positive voxels on healthy validation subjects"),
+    *(
+        _mean_dice(rule, f"the threshold that {percent} % of healthy subjects may fail at (split-conformal)")
+        for rule, percent in _FAIL.items()
     ),
-    MetricSpec(
-        "dice@fpr1",
-        "Dice@fpr1",
-        "Mean per-volume Dice at 1 % false-positive voxels on healthy validation subjects",
-        "subject mean",
-    ),
-    MetricSpec(
-        "dice@fpr5",
-        "Dice@fpr5",
-        "Mean per-volume Dice at 5 % false-positive voxels on healthy validation subjects",
-        "subject mean",
-    ),
-    *(_CONFORMAL[f"dice@{rule}"] for rule in ("conformal05", "conformal10")),
-    MetricSpec(
-        "dice@best",
-        "Dice@best",
-        "Mean per-volume Dice at the best common threshold, chosen on test: an oracle, for comparison only",
-        "subject mean",
-        oracle=True,
-    ),
+    _mean_dice("best", "the best common threshold, chosen on test: an oracle, for comparison only", oracle=True),
     MetricSpec(
         "dice_pooled@best",
         "Pooled Dice@best",
@@ -179,95 +151,107 @@ _TABLE = (
         "subject mean",
         oracle=True,
     ),
-    *(_CONFORMAL[f"fpr_healthy@{rule}"] for rule in ("conformal05", "conformal10")),
-    MetricSpec(
+    *(
+        _healthy(
+            f"fpr_healthy@{rule}",
+            f"Healthy failures @{percent} %",
+            f"Share of healthy test subjects above 1 % false-positive voxels, of which at most {percent} % are promised",
+            rule,
+            "no lesion-free subject in the test split",
+            chance=percent / 100,
+        )
+        for rule, percent in _FAIL.items()
+    ),
+    _lesions(
         "lesion_recall@val",
         "Lesion recall",
         "Share of lesions (26-connected) that a predicted component is matched with, at the val threshold",
-        "lesion",
+        "val",
     ),
-    MetricSpec(
-        "lesion_f1@val", "Lesion F1", "F1 of lesions and of predicted components at the val threshold", "lesion"
-    ),
-    MetricSpec(
+    _lesions("lesion_f1@val", "Lesion F1", "F1 of lesions and of predicted components at the val threshold", "val"),
+    _lesions(
         "lesion_iou@val",
         "Lesion IoU",
         "Mean over lesions of the intersection over union with the matched component (0: not found)",
-        "lesion",
+        "val",
     ),
-    MetricSpec(
+    _lesions(
         "pq@val",
         "Panoptic quality",
         "Mean intersection over union of the found lesions times lesion_f1@val",
-        "lesion",
+        "val",
     ),
-    MetricSpec("froc", "FROC", "Mean lesion recall at 1, 2, 4 and 8 false components a volume", "lesion"),
-    *_FROC,
-    MetricSpec(
-        "fa_slice",
-        "False-alarm slices",
-        "Share of lesion-free slices with any voxel above the val threshold",
-        "healthy",
-        less_is_better=True,
+    _lesions("froc", "FROC", "Mean lesion recall at 1, 2, 4 and 8 false components a volume"),
+    *(
+        _lesions(
+            f"froc@{rate}",
+            f"FROC @{rate}",
+            f"Lesion recall at {rate} false component{'s' if rate > 1 else ''} a volume",
+        )
+        for rate in FROC_RATES
     ),
-    *(_CONFORMAL[f"fa_slice@{rule}"] for rule in ("conformal05", "conformal10")),
-    *(_CONFORMAL[f"fa_scan@{rule}"] for rule in ("conformal05", "conformal10")),
-    MetricSpec(
-        "image_auroc",
-        "Image AUROC",
-        "Slices with against slices without lesion, by the median of the highest 1 % of scores: ROC area",
-        "slice",
-        chance=0.5,
+    *(
+        _healthy(
+            name,
+            heading,
+            f"Share of lesion-free slices with {where}",
+            rule,
+            "every slice has a lesion",
+            needs_maps=True,
+        )
+        for name, heading, where, rule in (
+            ("fa_slice", "False-alarm slices", "any voxel above the val threshold", "val"),
+            *(
+                (
+                    f"fa_slice@{rule}",
+                    f"False-alarm slices @{rule}",
+                    f"a positive where {percent} % of healthy subjects may fail",
+                    rule,
+                )
+                for rule, percent in _FAIL.items()
+            ),
+        )
     ),
-    MetricSpec(
-        "image_auprc",
-        "Image AUPRC",
-        "Slices with against slices without lesion, by the median of the highest 1 % of scores: average precision",
-        "slice",
+    *(
+        _healthy(
+            f"fa_scan@{rule}",
+            f"False alarms a scan @{rule}",
+            f"Predicted components of a lesion-free volume where {percent} % of healthy subjects may fail",
+            rule,
+            "no lesion-free volume in the test split",
+            needs_maps=True,
+            high=None,
+        )
+        for rule, percent in _FAIL.items()
     ),
-    MetricSpec(
-        "image_auroc@max",
-        "Image AUROC (max)",
-        "Slices with against slices without lesion, by a slice's highest score: ROC area",
-        "slice",
-        chance=0.5,
-    ),
-    MetricSpec(
-        "image_auprc@max",
-        "Image AUPRC (max)",
-        "Slices with against slices without lesion, by a slice's highest score: average precision",
-        "slice",
-    ),
-    MetricSpec(
+    _images("image_auroc", "Image AUROC", _TOP, "ROC area", 0.5),
+    _images("image_auprc", "Image AUPRC", _TOP, "average precision", None),
+    _images("image_auroc@max", "Image AUROC (max)", _MAX, "ROC area", 0.5),
+    _images("image_auprc@max", "Image AUPRC (max)", _MAX, "average precision", None),
+    _reconstruction(
         "recon_l1",
         "Reconstruction L1",
         "Mean absolute reconstruction error on healthy tissue",
-        "reconstruction",
         less_is_better=True,
         high=None,
     ),
-    MetricSpec(
+    _reconstruction(
         "recon_ssim",
         "Reconstruction SSIM",
         "Structural similarity of the reconstruction on healthy tissue",
-        "reconstruction",
         low=-1.0,
     ),
-    _asked(
-        "alarms@fpr1",
-        "False alarms @1 %",
-        "Share of lesion-free test voxels above the threshold that 1 % of healthy validation voxels exceed",
-        "healthy",
-        less_is_better=True,
-        chance=0.01,
-    ),
-    _asked(
-        "alarms@fpr5",
-        "False alarms @5 %",
-        "Share of lesion-free test voxels above the threshold that 5 % of healthy validation voxels exceed",
-        "healthy",
-        less_is_better=True,
-        chance=0.05,
+    *(
+        _asked(
+            f"alarms@fpr{percent}",
+            f"False alarms @{percent} %",
+            f"Share of lesion-free test voxels above the threshold that {percent} % of healthy validation voxels exceed",
+            "healthy",
+            less_is_better=True,
+            chance=percent / 100,
+            rule=f"fpr{percent}",
+        )
+        for percent in (1, 5)
     ),
     _asked(
         "surface_dice@2mm",
@@ -309,47 +293,6 @@ _TABLE = (
     ),
 )
 SPECS: dict[str, MetricSpec] = {one.name: one for one in _TABLE}
-
-
-def of_class(metric: type[Metric] | Metric, name: str = "") -> MetricSpec:
-    """The facts that a plug-in's class states about itself.
-
-    Args:
-        metric: the class, or an object of it.
-        name: that it was found by; "" for its own.
-    """
-    doc = (metric.__doc__ or "").strip().split("\n")[0]
-    own = name or metric.name
-    if own in SPECS:
-        return SPECS[own]
-    return MetricSpec(
-        own,
-        metric.heading or own,
-        doc,
-        "subjects",
-        less_is_better=bool(metric.less_is_better),
-        oracle=bool(metric.oracle),
-        unit=metric.unit,
-        low=metric.bounds[0],
-        high=None if metric.bounds[1] == float("inf") else metric.bounds[1],
-        group="optional",
-    )
-
-
-def spec(name: str) -> MetricSpec:
-    """The facts of the metric called ``name``: a built-in one, or a plug-in's, whose class is loaded.
-
-    A name that nothing here knows (a record from a machine with other plug-ins) stands for itself, more being better;
-    :func:`adbench.results.record.facts` reads what such a record says about it.
-    """
-    found = SPECS.get(name)
-    if found is not None:
-        return found
-    from adbench.config import registry
-
-    try:
-        return of_class(registry.load("metrics", name), name)
-    except UserError:
-        return MetricSpec(
-            name, name, "a metric that is not installed here", "subject mean", high=None, group="optional"
-        )
+"""Every built-in metric by its name, in the order of tables: those of every run, then those that are asked for."""
+HISTOGRAM_METRICS = tuple(name for name, one in SPECS.items() if one.group == "headline" and not one.needs_maps)
+MAP_METRICS = tuple(name for name, one in SPECS.items() if one.group == "headline" and one.needs_maps)

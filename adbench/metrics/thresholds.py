@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 
-AT = {f"dice@{rule}": rule for rule in ("val", "fpr1", "fpr5", "conformal05", "conformal10")}
+AT = {f"dice@{rule}": rule for rule in ("val", "fpr1", "fpr5", "conformal05", "conformal10")}  # metric -> rule
 CONFORMAL = {"conformal05": 0.05, "conformal10": 0.10}  # rule -> share of healthy subjects it may fail on
 HEALTHY_FPR = 0.01  # a healthy subject with more false-positive voxels than this is a failure of a conformal rule
 

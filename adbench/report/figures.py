@@ -10,9 +10,8 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap
-from adbench.metrics.plots import recall_by_size
 from adbench.metrics.score_bins import edges
-from adbench.metrics.spatial import froc_curve
+from adbench.metrics.spatial import froc_curve, recall_by_size
 from adbench.report.collect import BAND, Part, Report
 from adbench.report.drawing import (
     GRID,

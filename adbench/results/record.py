@@ -8,9 +8,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adbench.config.registry import metric_spec
 from adbench.errors import UserError
 from adbench.metrics.spec import SPECS, MetricSpec
-from adbench.metrics.spec import spec as installed
 from adbench.utils.files import write_json
 
 SCHEMA = 1
@@ -131,7 +131,7 @@ def facts(name: str, *records: Record) -> MetricSpec:
         return SPECS[name]
     part = next((record.optional[name] for record in records if name in record.optional), None)
     if part is None:
-        return installed(name)
+        return metric_spec(name)
     return MetricSpec(
         name,
         part.heading,

@@ -18,7 +18,6 @@ from adbench.config.protocols import Protocol
 from adbench.datasets.io.archive import state_of
 from adbench.errors import UserError
 from adbench.methods.base import Method
-from adbench.metrics.spec import spec as facts_of
 from adbench.results.record import MetricPart, TunedFrom
 from adbench.utils.hashing import digest, digest_file
 from adbench.utils.import_closure import Closure, of_plugin
@@ -114,7 +113,7 @@ def measure_digest() -> str:
 
 def metric_part(name: str) -> MetricPart:
     """What a record keeps about the metric ``name`` that was asked for."""
-    facts = facts_of(name)
+    facts = registry.metric_spec(name)
     return MetricPart(
         source=source_digest("metrics", name),
         heading=facts.heading,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from adbench.metrics import bootstrap
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, Trained, compare, contributions, sample_method
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.spec import MetricSpec
 
 
 def cohort(quality: float, noise_seed: int, subjects: int = 24, free: int = 4, size: int = 300) -> SubjectHistograms:
@@ -43,7 +45,11 @@ def methods() -> dict[str, Samples]:
     return {"bad": method(0.7, 1), "good": method(2.2, 2), "twin": method(2.2, 3), "fair": method(1.4, 4)}
 
 
-def means(**subjects: object) -> dict[str, Samples]:
+PLAIN = {"m": MetricSpec("m", "M", "", "subject mean", high=None)}
+LESS = {"m": dataclasses.replace(PLAIN["m"], less_is_better=True)}
+
+
+def means(*, specs: dict[str, MetricSpec] = PLAIN, **subjects: object) -> dict[str, Samples]:
     """Methods whose metric is the mean of one value a subject; a list of lists has one row a training seed."""
     made = {}
     for name, values in subjects.items():
@@ -51,7 +57,7 @@ def means(**subjects: object) -> dict[str, Samples]:
         n = rows.shape[1]
         without = np.stack([[np.mean(np.delete(row, i)) for i in range(n)] for row in rows])
         who = tuple((f"s{i:03d}", 1, 1) for i in range(n))
-        made[name] = Samples(who, {"m": rows.mean(axis=1)}, {"m": without}, {"m": n})
+        made[name] = Samples(who, {"m": rows.mean(axis=1)}, {"m": without}, {"m": n}, specs=specs)
     return made
 
 
@@ -69,9 +75,9 @@ def test_ranks_share_ties_and_count_methods_above(methods: dict[str, Samples]) -
 
 def test_less_is_better_turns_the_table(methods: dict[str, Samples]) -> None:
     rng = np.random.default_rng(0)
-    errors = means(a=rng.normal(1, 0.1, 30), b=rng.normal(2, 0.1, 30))
-    assert compare(errors, "m", less_is_better=True).ranks == {"a": 1, "b": 2}
-    (difference,) = compare(errors, "m", less_is_better=True).differences
+    errors = means(a=rng.normal(1, 0.1, 30), b=rng.normal(2, 0.1, 30), specs=LESS)
+    assert compare(errors, "m").ranks == {"a": 1, "b": 2}
+    (difference,) = compare(errors, "m").differences
     assert (difference.a, difference.b) == ("a", "b")
     assert difference.low < difference.value < difference.high < 0
 
@@ -134,7 +140,7 @@ def test_p_is_never_below_what_the_subjects_can_resolve() -> None:
     who = tuple((f"s{i}", int(i < n), 1) for i in range(n + free))
     rng = np.random.default_rng(0)
     made = {
-        name: Samples(who, {"m": np.array([v])}, {"m": v - rng.normal(0, 1e-6, (1, n + free))}, {"m": n})
+        name: Samples(who, {"m": np.array([v])}, {"m": v - rng.normal(0, 1e-6, (1, n + free))}, {"m": n}, specs=PLAIN)
         for name, v in (("a", 1.0), ("b", 0.0))
     }
     (difference,) = compare(made, "m").differences
@@ -307,8 +313,9 @@ def test_a_comparison_does_not_load_scipy() -> None:
         "import sys, numpy as np\n"
         "from adbench.metrics.compare import Samples, compare\n"
         "who = tuple((str(i), 1, 1) for i in range(9))\n"
-        "own = lambda v: Samples(who, {'m': np.array([v])}, {'m': v - np.arange(9)[None] / 1e4 * v}, {'m': 9})\n"
-        "table = compare({'a': own(0.5), 'b': own(0.2)}, 'm')\n"
+        "m = 'auprc_subject'\n"
+        "own = lambda v: Samples(who, {m: np.array([v])}, {m: v - np.arange(9)[None] / 1e4 * v}, {m: 9})\n"
+        "table = compare({'a': own(0.5), 'b': own(0.2)}, m)\n"
         "assert table.differences[0].p < 0.05, table.differences\n"
         "print([name for name in sys.modules if name.startswith('scipy')])"
     )

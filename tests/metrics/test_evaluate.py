@@ -10,8 +10,9 @@ import torch
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap
-from adbench.metrics.evaluate import NAMES, choose_thresholds, evaluate, healthy_failures, sample
+from adbench.metrics.evaluate import choose_thresholds, evaluate, healthy_failures, sample
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.spec import HISTOGRAM_METRICS
 
 
 def split(seed, subjects, healthy=0, shift=1.5, prefix="t"):
@@ -80,7 +81,7 @@ def test_values_equal_their_definitions(seed):
     result = evaluate(histograms(test), histograms(val))
     thresholds, expected = definitions(test, val)
     assert {rule: result.thresholds[rule] for rule in thresholds} == thresholds
-    assert tuple(result.metrics) == NAMES
+    assert tuple(result.metrics) == HISTOGRAM_METRICS
     for name, value in expected.items():
         assert result.metrics[name].value == pytest.approx(value, abs=1e-9), name
         assert (result.metrics[name].n, result.metrics[name].n_all) == (3 if name.startswith("fpr_healthy") else 7, 10)
@@ -137,7 +138,7 @@ def test_replicates_equal_evaluating_the_drawn_subjects():
     for row, draw in enumerate(draws):
         drawn = {f"{s}#{k}": v for (s, v), times in zip(data.items(), draw, strict=True) for k in range(int(times))}
         expected = evaluate(histograms(drawn), val, intervals=False)
-        for name in NAMES:
+        for name in HISTOGRAM_METRICS:
             if expected.metrics[name].value is None:
                 assert np.isnan(values[name][row]), name
             else:
@@ -151,9 +152,9 @@ def test_blocks_of_bins_do_not_change_replicates(monkeypatch):
     whole = bootstrap.pooled(test, draws)
     original, sizes = bootstrap.blocks, []
 
-    def small(h, lesions_only):
-        for block in original(h, 3, lesions_only=lesions_only):
-            sizes.append(len(block.keys))
+    def small(h):
+        for block in original(h, 3):
+            sizes.append(len(block[2]))
             yield block
 
     monkeypatch.setattr(bootstrap, "blocks", small)
@@ -163,19 +164,21 @@ def test_blocks_of_bins_do_not_change_replicates(monkeypatch):
     assert max(sizes) == 3
 
 
-def test_bins_without_lesions_taken_together_do_not_change_replicates(monkeypatch):
+def test_bins_without_lesions_taken_together_do_not_change_replicates():
     """Rare lesions, as in a brain: most bins hold background only, and runs of them are taken as one."""
     rng = np.random.default_rng(4)
     labels = rng.random((6, 4000)) < 0.002
-    test = histograms({f"t{i}": (rng.normal(0.5 * one, 1).astype(np.float16), one) for i, one in enumerate(labels)})
+    data = {f"t{i}": (rng.normal(0.5 * one, 1).astype(np.float16), one) for i, one in enumerate(labels)}
+    test = histograms(data)
     draws = bootstrap.weights(6, 50, 0)
     together = bootstrap.pooled(test, draws)
-    original = bootstrap.blocks
-    count = {how: sum(len(b.keys) for b in original(test, lesions_only=how)) for how in (True, False)}
-    assert count[True] <= 2 * labels.sum() + 1 < count[False] / 4
-    monkeypatch.setattr(bootstrap, "blocks", lambda h, lesions_only: original(h))
-    for name, values in bootstrap.pooled(test, draws).items():
-        np.testing.assert_allclose(together[name], values, rtol=1e-13, err_msg=name)
+    bins = sum(len(joined) for _, _, joined in bootstrap.blocks(test))
+    assert bins <= 2 * labels.sum() + 1 < len(test.pooled().counts()[0]) / 4
+    for row, draw in enumerate(draws[:10].astype(int)):
+        drawn = {f"{name}-{k}": data[name] for name, times in zip(data, draw, strict=True) for k in range(times)}
+        expected = evaluate(histograms(drawn), intervals=False)
+        for name in ("auprc", "auroc", "dice_pooled@best", "dice@best"):
+            assert together[name][row] == pytest.approx(expected.metrics[name].value, rel=1e-12), name
 
 
 def test_the_same_and_in_other_order_the_same_bits():
@@ -202,7 +205,7 @@ def test_float32_scores_are_counted_one_by_one_and_a_chosen_threshold_reproduces
 
 def test_no_lesion_anywhere_says_what_is_undefined():
     result = evaluate(histograms(split(0, 3, healthy=3)), histograms(split(1, 3, healthy=1, prefix="v")))
-    names = [name for name in NAMES if not name.startswith("fpr_healthy")]
+    names = [name for name in HISTOGRAM_METRICS if not name.startswith("fpr_healthy")]
     for name in names:
         assert result.metrics[name].value is None
         assert result.metrics[name].reason == "no lesion voxel in the whole test split"

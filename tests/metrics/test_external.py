@@ -11,9 +11,10 @@ from PIL import Image
 from adbench.errors import UserError
 from adbench.evaluation.map_files import CaseFolder
 from adbench.evaluation.maps import evaluate_folders, table
-from adbench.metrics.evaluate import NAMES, evaluate
+from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.spec import HISTOGRAM_METRICS
 
 AFFINE = np.diag([1.5, 1.5, 2.0, 1.0])
 SHAPE = (12, 10, 4)  # x, y, slices
@@ -48,28 +49,24 @@ def test(tmp_path):
     return folders(tmp_path / "test", range(5))
 
 
-@pytest.fixture
-def val(tmp_path):
-    return folders(tmp_path / "val", range(20, 24), "v")
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory):
+    """What two presets and all plots of five cases give, and the folder of it."""
+    root = tmp_path_factory.mktemp("evaluated")
+    val = dict(zip(("val_maps", "val_masks", "val_brain"), folders(root / "val", range(20, 24), "v"), strict=True))
+    test = folders(root / "test", range(5))
+    return evaluate_folders(*test, out=root / "out", **val, presets=["official-madad", "upd"]), root / "out"
 
 
-def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
-    out = tmp_path / "out"
-    result = evaluate_folders(
-        *test,
-        out=out,
-        val_maps=val[0],
-        val_masks=val[1],
-        val_brain=val[2],
-        presets=["official-madad", "upd"],
-    )
+def test_folders_give_numbers_json_and_plots(evaluated):
+    result, out = evaluated
     arrays = [case(seed, lesion=seed > 0) for seed in range(5)]
     scores = np.concatenate([maps[brain > 0] for maps, _, brain in arrays])
     labels = np.concatenate([mask[brain > 0] for _, mask, brain in arrays])
     assert result.metrics["auprc"].value == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-9)
     assert result.metrics["dice@val"].value > 0.3
     assert result.metrics["lesion_recall@val"].value > 0
-    assert set(NAMES) < set(result.metrics)
+    assert set(HISTOGRAM_METRICS) < set(result.metrics)
     assert list(result.strata) == ["lesion_size"]
     names = {path.name for path in out.iterdir()}
     plots = {"pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
@@ -85,9 +82,8 @@ def test_folders_give_numbers_json_and_plots(tmp_path, test, val):
     assert "1 of 5 test subjects bear no lesion" in text
 
 
-def test_stored_counts_give_the_same_numbers_again(tmp_path, test, val):
-    out = tmp_path / "out"
-    result = evaluate_folders(*test, out=out, val_maps=val[0], val_masks=val[1], val_brain=val[2])
+def test_stored_counts_give_the_same_numbers_again(evaluated):
+    result, out = evaluated
     again = evaluate(
         SubjectHistograms.from_npz(out / "histograms.npz"),
         SubjectHistograms.from_npz(out / "val_histograms.npz"),

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from adbench.errors import UserError
-from adbench.metrics import counting
 from adbench.metrics import histogram as module
 from adbench.metrics import score_bins as keys
 from adbench.metrics.curves import Curve
@@ -249,25 +248,8 @@ def test_tensors_count_as_arrays_do(dtype):
     labels = torch.arange(500) % 7 == 0
     assert listed(of(scores, labels)) == counts_of(scores.double().numpy(), labels.numpy())
     assert of(scores, labels.to(torch.uint8)) == of(scores, labels)
-    counts = counting.counted_on_device(*counting.checked_on_device(scores, labels, "a case"), Partition())
-    on_device = ScoreHistogram.from_counts(*counts)
-    assert on_device == of(scores, labels)  # those functions run on any device, the CPU included
     if torch.cuda.is_available():
-        assert of(scores.cuda(), labels.cuda()) == on_device
-
-
-def test_the_device_path_counts_in_joined_bins_and_refuses_as_the_host_path():
-    scores, labels = crowd(0)
-    histogram = of(scores, labels)
-    histogram.compact()
-    checked = counting.checked_on_device(torch.from_numpy(scores), torch.from_numpy(labels), "a")
-    found = counting.counted_on_device(*checked, histogram.partition)
-    for one, other in zip(found, histogram.counts(), strict=True):
-        np.testing.assert_array_equal(one, other)
-    with pytest.raises(UserError, match="1 NaN or infinite value of 2"):
-        counting.checked_on_device(torch.tensor([0.0, torch.inf]), torch.zeros(2), "a case")
-    with pytest.raises(UserError, match="hold the value 3"):
-        counting.checked_on_device(torch.zeros(2), torch.tensor([0, 3]), "a case")
+        assert of(scores.cuda(), labels.cuda()) == of(scores, labels)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

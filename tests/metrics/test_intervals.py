@@ -15,8 +15,9 @@ from simulation import studies
 
 from adbench.errors import UserError
 from adbench.metrics import jackknife
-from adbench.metrics.evaluate import NAMES, estimate, evaluate
+from adbench.metrics.evaluate import estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.spec import HISTOGRAM_METRICS
 
 EVERYTHING = (-np.inf, np.inf)
 
@@ -163,7 +164,7 @@ def test_odd_inputs_give_no_warning(test: SubjectHistograms) -> None:
         warnings.simplefilter("error")
         for one in (test, constant, only):
             metrics = evaluate(one, strata=True).metrics
-            for name in NAMES:
+            for name in HISTOGRAM_METRICS:
                 assert metrics[name].value is not None or metrics[name].reason
                 assert metrics[name].low is not None or metrics[name].reason
     perfect = evaluate(cohort(8, noise=0.0)).metrics["auprc"]

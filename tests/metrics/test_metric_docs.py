@@ -10,9 +10,10 @@ import pytest
 from adbench.config import registry
 from adbench.errors import UserError
 from adbench.metrics import evaluate as evaluation
+from adbench.metrics.base import spec_of
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.presets import PRESETS
-from adbench.metrics.spec import SPECS, of_class
+from adbench.metrics.spec import SPECS
 
 PAGE = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
 
@@ -41,7 +42,7 @@ def plugin(tmp_path, monkeypatch):
 
 def test_a_metric_from_an_entry_point_appears_among_the_numbers(plugin):
     metric = registry.load("metrics", "lesion_load_error")()
-    assert of_class(metric).column == "Load error ↓"
+    assert spec_of(metric).column == "Load error ↓"
     test, val = SubjectHistograms(), SubjectHistograms()
     scores = np.float16([3, 2, 2, 1, 0])
     val.update("v", scores, [1, 1, 0, 0, 0])

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 
-from adbench.errors import UserError
 from adbench.metrics import bootstrap, plots, score_bins
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
@@ -24,23 +23,22 @@ def histograms(prefix, lesion=0.1, subjects=4):
     return result
 
 
-def test_pr_plot_is_written_and_repeats(tmp_path):
+def test_plots_are_written_and_repeat(tmp_path):
     test = histograms("t")
     result = evaluate(test, histograms("va"))
-    plots.pr_plot(test, result, tmp_path / "deep" / "pr.png")
-    first = (tmp_path / "deep" / "pr.png").read_bytes()
-    assert first[:4] == b"\x89PNG"
-    plots.pr_plot(test, result, tmp_path / "again.png")
-    assert (tmp_path / "again.png").read_bytes() == first
+    assert plots.all_plots(test, result, tmp_path / "deep" / "one") == []
+    assert plots.all_plots(test, result, tmp_path / "two") == []
+    for name in ("pr.png", "roc.png", "dice.png"):
+        first = (tmp_path / "deep" / "one" / name).read_bytes()
+        assert first[:4] == b"\x89PNG"
+        assert (tmp_path / "two" / name).read_bytes() == first
 
 
-def test_a_curve_needs_a_lesion_and_a_known_ending(tmp_path):
-    test = histograms("t")
-    result = evaluate(test)
-    with pytest.raises(UserError, match=r"end its name in \.png, \.svg or \.pdf"):
-        plots.pr_plot(test, result, tmp_path / "pr.jpeg")
-    with pytest.raises(UserError, match="no lesion voxel in the whole test split"):
-        plots.pr_plot(histograms("h", lesion=0), result, tmp_path / "pr.png")
+def test_without_a_lesion_nothing_is_drawn(tmp_path):
+    healthy = histograms("h", lesion=0)
+    assert plots.all_plots(healthy, evaluate(healthy), tmp_path) == [
+        "No plot was drawn: no lesion voxel in the whole test split."
+    ]
     assert not list(tmp_path.iterdir())
 
 

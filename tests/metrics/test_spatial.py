@@ -12,10 +12,12 @@ import torch
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap, lesion
+from adbench.metrics import volume as volumes
 from adbench.metrics.base import Metric
 from adbench.metrics.evaluate import choose_thresholds, evaluate, lesion_size_groups
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.spatial import NAMES, SpatialAccumulator, froc_curve, froc_thresholds, sample_spatial
+from adbench.metrics.spatial import SpatialAccumulator, froc_curve, froc_thresholds, sample_spatial
+from adbench.metrics.spec import MAP_METRICS
 
 FROC = [1.2, 1.0, 0.99, 0.98, 0.9]
 
@@ -155,8 +157,8 @@ def test_a_map_that_covers_everything_finds_nothing():
     ],
 )
 def test_a_volume_is_cut_where_its_own_gaps_say(slices, cuts):
-    assert lesion.breaks(np.array(slices)).tolist() == cuts
-    assert lesion.breaks(np.array(slices) * 0.9).tolist() == cuts, "the same in mm"
+    assert volumes.breaks(np.array(slices)).tolist() == cuts
+    assert volumes.breaks(np.array(slices) * 0.9).tolist() == cuts, "the same in mm"
 
 
 def test_one_irregular_volume_cuts_no_other():
@@ -171,7 +173,7 @@ def test_one_irregular_volume_cuts_no_other():
 
 def test_plugin_metrics_see_the_same_components():
     maps, mask, brain = volume(3, (7, 12, 11))
-    checked = lesion.checked_volume("a", maps, mask, brain, SLICES)
+    checked = volumes.checked_volume("a", maps, mask, brain, SLICES)
     labels, count = checked.components(checked.lesion)
     expected, number = slabs(mask & brain, SLICES)
     assert count == number
@@ -181,7 +183,7 @@ def test_plugin_metrics_see_the_same_components():
 def test_neighbours_touch_by_a_corner():
     mask = np.zeros((3, 4, 4), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = True
-    assert lesion.components(mask)[1] == 1
+    assert volumes.components(mask)[1] == 1
     full = np.ones_like(mask)
     scores = np.float32([0.1, 0.9, 0.5])[:, None, None] * mask
 
@@ -230,7 +232,7 @@ def test_maps_keep_their_type(dtype):
         scores = scores * 1e300  # far beyond float32
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checked = lesion.checked_volume("a", scores, mask, brain, None)
+        checked = volumes.checked_volume("a", scores, mask, brain, None)
     assert checked.maps.dtype == dtype
     _, highest, _ = lesion.slice_scores(checked)
     assert highest == [float(scores[k][brain[k]].max()) for k in range(5)]
@@ -409,7 +411,7 @@ def test_evaluate_adds_spatial_metrics_plugins_and_strata():
     for i, (subject, arrays) in enumerate(data.items()):
         spatial.add_volume(subject, *arrays, site="A" if i < 5 else "B", modality=None)
     result = evaluate(test, val, spatial=spatial, metrics=[LesionVoxels(), MeanMap()], strata=True)
-    assert set(NAMES) < set(result.metrics)
+    assert set(MAP_METRICS) < set(result.metrics)
     assert result.metrics["lesion_voxels"].value == np.mean([(m & b).sum() for _, m, b in data.values()])
     pooled = np.concatenate([maps[brain] for maps, _, brain in data.values()])
     assert result.metrics["mean_map"].value == pytest.approx(pooled.mean(dtype=np.float64), abs=1e-9)
