@@ -120,7 +120,7 @@ def main() -> int:
     from adbench.datasets.adapters.brats import BraTS21
     from adbench.datasets.phantom.layouts import synthesise
     from adbench.datasets.store import workers
-    from adbench.datasets.store.slice_store import prepare
+    from adbench.datasets.store.prepare import prepare
     from adbench.datasets.validation.check import check
 
     parser = argparse.ArgumentParser(description=__doc__)

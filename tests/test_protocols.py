@@ -21,7 +21,8 @@ from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
 from adbench.datasets.selection import InsertedSet, scored
 from adbench.datasets.slices import LabelledSet
-from adbench.datasets.store.slice_store import SliceStore, prepare
+from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.runner import plan
 from adbench.testing import check_dataset

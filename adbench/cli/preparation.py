@@ -137,7 +137,7 @@ def show(
     """Draw a contact sheet of prepared slices with the contours of brain (cyan) and lesion (red); prepares first if need be."""
     from adbench.config import run_config
     from adbench.datasets.contact_sheet import contact_sheet
-    from adbench.datasets.store.slice_store import prepare as prepare_store
+    from adbench.datasets.store.prepare import prepare as prepare_store
     from adbench.utils.console import LiveProgress, say
 
     chosen = located(dataset, data_root, set_ or [])
@@ -170,7 +170,7 @@ def export(
     from adbench.config import run_config
     from adbench.datasets.contact_sheet import choose
     from adbench.datasets.export import SPACES, export_case
-    from adbench.datasets.store.slice_store import prepare as prepare_store
+    from adbench.datasets.store.prepare import prepare as prepare_store
     from adbench.utils.console import LiveProgress, say
 
     if space not in SPACES:

@@ -1,7 +1,8 @@
 """The contract between adbench and a dataset on disk.
 
 A dataset finds its cases (:meth:`Dataset.discover`, cheap, nothing decoded) and loads one case at a time as a stack of
-axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.slice_store.prepare` calls both, once, and writes the slice store.
+axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.prepare.prepare` calls both, once, and writes the slice
+store.
 """
 
 from __future__ import annotations
@@ -127,6 +128,11 @@ class Dataset(ABC):
     def __init__(self, params: ParamSet, root: Path | None) -> None:
         self.params = params
         self.root = root
+
+    @property
+    def excludes_by_name(self) -> bool:
+        """Whether ``--set dataset.exclude=[ID]`` leaves a case out."""
+        return "exclude" in type(self.params).model_fields
 
     def available(self) -> tuple[str, ...]:
         """The modalities that are really there, the default one first."""

@@ -13,7 +13,7 @@ from PIL import Image
 
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.overview import overview
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.datasets.validation.check import check
 from adbench.datasets.validation.issues import Finding
 from adbench.errors import UserError
