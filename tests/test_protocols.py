@@ -173,7 +173,7 @@ def test_spread_slices(store: SliceStore) -> None:
 
 
 def test_a_healthy_protocol_refuses_a_lesion(store: SliceStore) -> None:
-    with pytest.raises(UserError, match=r"takes the test subjects for healthy, and BraTS2021_\d+ has a lesion mask"):
+    with pytest.raises(UserError, match=r"takes the test subjects as healthy, but BraTS2021_\d+ has a lesion"):
         scored(store, "test", "all", healthy=True)
 
 

@@ -183,5 +183,5 @@ def export(
     with resumable(), LiveProgress(quiet) as progress:
         store = prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
     for case in choose(store, wanted, 0):
-        for path in export_case(store, case.id, out, space=space):  # type: ignore[arg-type]
+        for path in export_case(store, case.id, out, space=space):
             say(str(path))

@@ -67,7 +67,7 @@ class Geometry:
 
     def prepared_affine(self) -> np.ndarray:
         """(4, 4): prepared (column, row, plane) to registered world, mm."""
-        return np.asarray(self.registered_affine) @ self.prepared_to_registered()
+        return np.asarray(np.asarray(self.registered_affine) @ self.prepared_to_registered())
 
     def original_to_registered(self) -> np.ndarray:
         """(4, 4): original voxel indices to registered voxel indices."""

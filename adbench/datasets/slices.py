@@ -179,7 +179,7 @@ class LabelledSet(SliceSet):
     def subject_index(self) -> np.ndarray:
         """(n,) index into :attr:`subjects` of each position; rows of one subject stand together."""
         number = {subject: index for index, subject in enumerate(self.subjects)}
-        return np.array([number[case.subject] for case in self._cases], dtype=np.int64)[self.case_index]
+        return np.asarray([number[self._pixels.cases[index].subject] for index in self._owner.tolist()], np.int64)
 
     @cached_property
     def cases(self) -> list[str]:

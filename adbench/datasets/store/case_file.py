@@ -12,7 +12,7 @@ import errno
 import json
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,15 +33,7 @@ SUFFIX = ".case"
 _LENGTH = 8  # bytes that say how long the JSON is
 
 
-@dataclass(frozen=True)
-class Task:
-    """One case to prepare.
-
-    Attributes:
-        wanted: (modality, the case as its dataset describes it for that modality, folder of its case file).
-    """
-
-    wanted: tuple[tuple[str, Case, Path], ...]
+Task = Sequence[tuple[str, Case, Path]]  # one case: modality, the case as it is for that modality, folder of its file
 
 
 @dataclass(frozen=True)
@@ -49,8 +41,6 @@ class Prepared:
     """What became of one case and modality.
 
     Attributes:
-        modality: of it.
-        case: its id.
         file: name of the case file.
         written: bytes that were written; 0 when the file was there.
         record: what the file says of the case: ``slices``, ``shape`` (S, H, W), ``remarks`` and, with slices, what the
@@ -61,7 +51,7 @@ class Prepared:
     """
 
     modality: str
-    case: str
+    case: Case
     file: str = ""
     written: int = 0
     record: dict[str, Any] = field(default_factory=dict)
@@ -80,7 +70,7 @@ def run(dataset: Dataset, task: Task) -> list[Prepared]:
     """
     done: list[Prepared] = []
     known: dict[File, dict[str, Any]] = {}  # a mask that all sequences share is hashed once
-    for modality, case, folder in task.wanted:
+    for modality, case, folder in task:
         try:
             with threads.limited(1, load_torch=False):
                 done.append(_prepare(dataset, modality, case, folder, known))
@@ -92,7 +82,7 @@ def run(dataset: Dataset, task: Task) -> list[Prepared]:
                 problem = "out of memory; prepare fewer cases at a time with --workers 1"
             if case.id not in problem:
                 problem = f"case {case.id}: {problem}"
-            done.append(Prepared(modality, case.id, problem=problem, trace=traceback.format_exc()))
+            done.append(Prepared(modality, case, problem=problem, trace=traceback.format_exc()))
     return done
 
 
@@ -106,25 +96,26 @@ def _prepare(dataset: Dataset, modality: str, case: Case, folder: Path, known: d
     if record is not None:
         with suppress(OSError):
             os.utime(path)  # it is in use: not to be removed
-        return Prepared(modality, case.id, path.name, 0, record, sources)
+        return Prepared(modality, case, path.name, 0, record, sources)
     stack = dataset.load(case, modality)
     check(stack, case)
     written, record = _write(path, stack)
-    return Prepared(modality, case.id, path.name, written, record, sources)
+    return Prepared(modality, case, path.name, written, record, sources)
 
 
 def _name(case: Case, sources: list[dict[str, Any]]) -> str:
     """Hash of everything but the recipe that shapes the pixels. A split, a site or the place of the data does not."""
     files = [[file.name, source["sha256"]] for file, source in zip(case.files, sources, strict=True)]
-    return digest([case.subject, case.session, list(case.flags), _plain(case.extra), files])[:32]
+    return digest([case.subject, case.session, list(case.flags), _plain(case.extra, case.files), files])[:32]
 
 
-def _plain(value: Any) -> Any:
-    """``value`` as JSON, files by their names."""
+def _plain(value: Any, used: Sequence[File]) -> Any:
+    """``value`` as JSON, files by their names; a mapping without the files that are not ``used``."""
     if isinstance(value, Mapping):
-        return sorted([str(key), _plain(item)] for key, item in value.items())
+        kept = {key: item for key, item in value.items() if not isinstance(item, Path | Member) or item in used}
+        return sorted([str(key), _plain(item, used)] for key, item in kept.items())
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_plain(item, used) for item in value]
     return value.name if isinstance(value, Path | Member) else str(value)
 
 

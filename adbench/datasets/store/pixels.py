@@ -223,12 +223,9 @@ class Rows:
         return block
 
     def _map(self, path: Path, count: int) -> np.ndarray:
-        voxels, offset = count * int(np.prod(self.shape)), 0
-        for name, dtype in ARRAYS.items():
-            if name == self.name:
-                break
-            offset += voxels * np.dtype(dtype).itemsize
-        end = offset + voxels * self.dtype.itemsize
+        sizes = [np.dtype(dtype).itemsize for dtype in ARRAYS.values()]
+        voxels, place = count * int(np.prod(self.shape)), list(ARRAYS).index(self.name)
+        offset, end = voxels * sum(sizes[:place]), voxels * sum(sizes[: place + 1])
         try:
             with open(path, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
@@ -239,8 +236,9 @@ class Rows:
                 f"{path} has {path.stat().st_size} bytes where {end} were written up to the end of the {self.name}: it was "
                 f"truncated after preparation. Delete {path} and run the command again to prepare the case again."
             ) from None
-        if hasattr(mapped, "madvise"):
-            mapped.madvise(mmap.MADV_WILLNEED)  # all of it is about to be read for its checksum
+        if hasattr(mapped, "madvise"):  # all of the array is about to be read for its checksum
+            page = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
         return np.ndarray((count, *self.shape), self.dtype, mapped, offset)
 
 

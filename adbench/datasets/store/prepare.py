@@ -140,7 +140,7 @@ class _Build:
         cases: in the order of the store.
         folder: of the store.
         case_folder: of the case files.
-        prepared: by case id.
+        prepared: by split, subject and session.
         failures: cases that could not be prepared.
     """
 
@@ -149,7 +149,7 @@ class _Build:
     cases: list[Case]
     folder: Path
     case_folder: Path
-    prepared: dict[str, Prepared] = field(default_factory=dict)
+    prepared: dict[tuple[str, str, str], Prepared] = field(default_factory=dict)
     failures: list[Prepared] = field(default_factory=list)
 
     def take(self, answer: Prepared) -> None:
@@ -157,7 +157,7 @@ class _Build:
         if answer.problem:
             self.failures.append(answer)
         else:
-            self.prepared[answer.case] = answer
+            self.prepared[_order(answer.case)] = answer
 
     def finish(self) -> SliceStore:
         """Write the manifest.
@@ -165,7 +165,7 @@ class _Build:
         Raises:
             UserError: no case has a slice, or two have slices of different sizes.
         """
-        answers = [(case, self.prepared[case.id]) for case in self.cases]
+        answers = [(case, self.prepared[_order(case)]) for case in self.cases]
         kept = [(case, answer) for case, answer in answers if answer.record["slices"]]
         remarks = [
             f"{case.id}: {remark}"
@@ -187,10 +187,9 @@ class _Build:
                     "one size."
                 )
             # Who it is by the dataset as it is today, pixels as they were prepared.
-            who = {"subject": case.subject, "session": case.session, "split": case.split, "site": case.site}
-            stored.append(
-                {**who, "flags": list(case.flags), **answer.record["manifest"], "file": answer.file, "start": rows}
-            )
+            who = {name: getattr(case, name) for name in ("subject", "session", "split", "site")}
+            who["flags"] = list(case.flags)
+            stored.append({**who, **answer.record["manifest"], "file": answer.file, "start": rows})
             rows += len(answer.record["slices"])
         manifest = {
             "store_version": STORE_VERSION,
@@ -225,8 +224,8 @@ def _prepare_cases(
     for build in builds:
         for case in build.cases:
             grouped[_order(case)].append((build.modality, case, build.case_folder))
-    tasks = [Task(tuple(grouped[key])) for key in sorted(grouped)]
-    left = sum(len(task.wanted) for task in tasks)
+    tasks: list[Task] = [grouped[key] for key in sorted(grouped)]
+    left = sum(map(len, tasks))
     # Which of them are wanted is not known before the sources are hashed.
     there = sum(1 for build in builds for _ in build.case_folder.glob(f"*{SUFFIX}"))
     check_disk(dataset, cache, left - min(there, left))
@@ -249,12 +248,12 @@ def _raise_failures(dataset: Dataset, builds: list[_Build]) -> None:
     failures = [failure for build in builds for failure in build.failures]
     for build in builds:
         if build.failures:
-            write_json(build.case_folder / FAILURES, [{"case": f.case, "problem": f.problem, "trace": f.trace} for f in build.failures])  # fmt: skip
+            write_json(build.case_folder / FAILURES, [{"case": f.case.id, "problem": f.problem, "trace": f.trace} for f in build.failures])  # fmt: skip
         else:
             (build.case_folder / FAILURES).unlink(missing_ok=True)
     if not failures:
         return
-    cases = list(dict.fromkeys(failure.case for failure in failures))
+    cases = list(dict.fromkeys(failure.case.id for failure in failures))
     total = len({case.id for build in builds for case in build.cases})
     shown = " ".join(dict.fromkeys(failure.problem for failure in failures[:3]))
     more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""

@@ -232,10 +232,10 @@ def write(folder: Path, manifest: dict[str, Any], cases: Sequence[dict[str, Any]
     Nothing is kept where a file was written with another version of the fingerprint: :func:`keep` makes them then.
     """
     if all(case["version"] == VERSION for case in cases):
-        parts = (("fingerprint", np.float16), ("hashes", np.uint64))
+        texts = [(b64decode(case["fingerprint"]), b64decode(case["hashes"])) for case in cases]
         _write(
-            folder, manifest, [tuple(np.frombuffer(b64decode(case[n]), dtype) for n, dtype in parts) for case in cases]
-        )  # type: ignore[misc]
+            folder, manifest, [(np.frombuffer(one, np.float16), np.frombuffer(two, np.uint64)) for one, two in texts]
+        )
 
 
 def _write(folder: Path, manifest: dict[str, Any], made: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:

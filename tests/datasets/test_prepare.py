@@ -205,6 +205,16 @@ def test_moved_data_share_every_case(root: Path, tmp_path: Path, monkeypatch: py
     assert again.folder != first.folder
 
 
+def test_another_sequence_beside_it_changes_no_case(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    for image in root.rglob("*_t1.nii.gz"):
+        shutil.copy(image, image.with_name(image.name.replace("_t1", "_t2")))
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it decoded again"))
+    assert prepare(small_brats.dataset(root, split_seed=3), "FLAIR", tmp_path, workers=1).files[0] in first.files
+
+
 def test_a_failing_case_is_reported_and_the_rest_goes_on(root: Path, tmp_path: Path) -> None:
     broken = next(root.glob("*00003/*flair*"))
     good = broken.read_bytes()
