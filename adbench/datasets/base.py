@@ -156,11 +156,11 @@ class Dataset(ABC):
         """
 
     def faults(self) -> Iterable[Finding]:
-        """What is wrong with the files as a whole, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
+        """What is wrong with the set of files, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
         return ()
 
     def found(self, modality: str) -> list[Case]:
-        """The cases as they lie there, whatever :meth:`faults` says: for ``data check``."""
+        """The cases on disk even where :meth:`faults` gives errors: for ``data check``."""
         return self.discover(modality)
 
     def examine(self, case: Case, modality: str) -> tuple[Stack | None, list[Finding]]:

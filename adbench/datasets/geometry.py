@@ -1,4 +1,4 @@
-"""Where a prepared slice lies in its patient: every grid between the provider's file and the store, and the way back.
+"""Where prepared slices lie in their volume: the grids between the provider's file and the store, and the way back.
 
 Three grids, each an array shape and an affine to world millimetres (RAS+):
 

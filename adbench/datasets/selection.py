@@ -72,7 +72,7 @@ def _positions(data: LabelledSet, rule: Rule) -> np.ndarray:
 
 
 class InsertedSet(LabelledSet):
-    """Healthy slices with synthetic lesions in them; made when pixels are first asked for, held in memory.
+    """Healthy slices with synthetic lesions in them; made when pixels are first used, held in memory.
 
     Args:
         store: the open store.

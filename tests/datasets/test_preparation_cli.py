@@ -157,7 +157,7 @@ def test_a_cache_that_is_a_file(cli: Cli, root: Path, tmp_path: Path) -> None:
 def test_the_largest_lesion_is_always_shown(root: Path, tmp_path: Path) -> None:
     store = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
     for case in store.cases:
-        shown = contact_sheet.planes(case, 3)
+        shown = contact_sheet.choose_slices(case, 3)
         assert int(np.argmax(case.lesion_voxels)) in shown
         assert len(shown) == 3
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -201,10 +201,6 @@ class Rows:
             f"{path}: the {self.name} of case {case.id} have the {kind} {found[:16]} and were written with {written[:16]}: "
             f"they were changed after preparation. Delete {path} and run the command again to prepare the case again."
         )
-
-    def faults(self) -> Iterator[tuple[str, str]]:
-        """The id of every case and its :meth:`fault` by the SHA-256, one after the other."""
-        return ((case.id, self.fault(index, deep=True)) for index, case in enumerate(self._cases))
 
     def _checked(self, index: int) -> np.ndarray:
         if self._unread[index]:

@@ -35,7 +35,7 @@ class IncompleteStore(UserError):
 
 
 class SliceStore(PixelStore):
-    """An open store. Use :meth:`open`; pixels are read and compared with their checksums only when asked for.
+    """An open store. Use :meth:`open`; pixels are read and compared with their checksums when they are first used.
 
     Attributes:
         images: (H, W) float16 in [0, 1] a row.
@@ -114,7 +114,7 @@ class SliceStore(PixelStore):
     def faults(self) -> Iterator[tuple[str, str]]:
         """Of every array and case, the case's id and one sentence if its pixels are not those that were written, else ""."""
         for rows in (self.images, self.brains, self.lesions):
-            yield from rows.faults()
+            yield from ((case.id, rows.fault(index, deep=True)) for index, case in enumerate(self.cases))
 
     @property
     def empty_cases(self) -> list[str]:

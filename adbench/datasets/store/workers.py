@@ -99,9 +99,9 @@ def _in_processes(dataset: Dataset, tasks: list[Task], count: int) -> Iterator[l
     from concurrent.futures.process import BrokenProcessPool
     from multiprocessing import get_context
 
-    pool = ProcessPoolExecutor(count, get_context("spawn"), _start, (_recipe(dataset),))
+    pool = ProcessPoolExecutor(count, get_context("spawn"), _start)
     try:
-        waiting = {pool.submit(_run_here, task) for task in tasks}
+        waiting = {pool.submit(_run_there, _recipe(dataset), task) for task in tasks}
         for future in as_completed(waiting):
             yield future.result()
     except BrokenProcessPool:
@@ -123,7 +123,7 @@ def _on_ray(dataset: Dataset, tasks: Iterable[Task], count: int) -> Iterator[lis
     with connect(cpus=count):
         import ray
 
-        remote = ray.remote(num_cpus=1, max_retries=1)(_run_remote)
+        remote = ray.remote(num_cpus=1, max_retries=1)(_run_there)
         recipe = ray.put(_recipe(dataset))
         waiting = [remote.remote(recipe, task) for task in tasks]
         try:
@@ -139,37 +139,23 @@ def _recipe(dataset: Dataset) -> _Recipe:
     return type(dataset), dataset.params, dataset.root, dataset.products
 
 
-def _build(recipe: _Recipe) -> Dataset:
+def _run_there(recipe: _Recipe, task: Task) -> list[Prepared]:
     cls, params, root, products = recipe
     dataset = cls(params, root)
     dataset.products = products
-    return dataset
+    return run(dataset, task)
 
 
-def _run_remote(recipe: _Recipe, task: Task) -> list[Prepared]:
-    return run(_build(recipe), task)
-
-
-_dataset: Dataset | None = None  # of this worker process
-
-
-def _start(recipe: _Recipe) -> None:
+def _start() -> None:
     """Make this process a worker: no reaction to Ctrl-C, gone when its parent is."""
     from multiprocessing import parent_process
 
-    global _dataset
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = parent_process()
     if parent is not None:
         Thread(target=_follow, args=(parent,), daemon=True).start()
-    _dataset = _build(recipe)
 
 
 def _follow(parent: Any) -> None:
     parent.join()
     os._exit(1)
-
-
-def _run_here(task: Task) -> list[Prepared]:
-    assert _dataset is not None
-    return run(_dataset, task)

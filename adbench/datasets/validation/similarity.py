@@ -1,4 +1,4 @@
-"""A coarse fingerprint of a volume, to find one scan under two names after small changes or a registration.
+"""Coarse fingerprints of volumes: find one scan under two names, even after small changes or a registration.
 
 Brain voxels are put into cells of the brain's own axes (centre, principal axes and standard deviations of the mask), so
 position, size and tilt of the head fall out; a cell holds the mean intensity less that of the cells around it, which is
@@ -41,7 +41,7 @@ CERTAIN = 0.998  # correlation of one scan with a copy that was hardly changed
 LIKELY, LIKELY_SLICES = 0.85, 0.95  # of one person; a few slices are more alike than volumes are
 FEW_SLICES = 3
 SHARED = 0.6  # share of cells that two fingerprints must both have
-FEWEST = 60  # cells, or voxels of a slice, below which nothing can be said
+FEWEST = 60  # cells, or voxels of a slice, below which there is no fingerprint
 LEVELS = 16  # grey levels of a slice below which it may be equal to another by chance
 MOST = 3_000_000  # voxels that are looked at
 
@@ -168,7 +168,7 @@ def alike(one: Print, other: Print) -> list[Pair]:
 
 
 def slice_hashes(images: np.ndarray) -> np.ndarray:
-    """(S,) uint64: a hash of the pixels of each of (S, H, W) slices; 0 for a slice that says too little about anybody.
+    """(S,) uint64: a hash of the pixels of each of (S, H, W) slices; 0 for a slice that says too little to identify a person.
 
     That is one with fewer than :data:`FEWEST` pixels of the brain, which is where an image is not 0, or fewer than
     :data:`LEVELS` values in it. Equal images have equal brains, as an image is 0 outside.
@@ -213,7 +213,7 @@ def of_store(store: SliceStore, rows: np.ndarray) -> Print:
 
 
 def keep(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
-    """(cases, cells) fingerprints and (rows,) hashes of ``store``, from the file beside its manifest, made if need be."""
+    """(cases, cells) fingerprints and (rows,) hashes of ``store``, from the file beside its manifest, which is made where it is missing."""
     shape = (len(store.cases), int(np.prod(CELLS)))
     with suppress(OSError, ValueError):  # none yet, or cut short
         content = _file(store.folder, store.manifest).read_bytes()
