@@ -1,4 +1,4 @@
-"""Stores that grow in parallel, are interrupted, meet bad files and full disks, and always end as the same store."""
+"""Stores that are prepared in parallel, are interrupted, meet bad files and full disks, and always end as the same store."""
 
 from __future__ import annotations
 
