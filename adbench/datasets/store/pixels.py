@@ -117,10 +117,13 @@ class CaseIndex:
 
     Args:
         cases: with ascending rows.
+
+    Attributes:
+        starts: (cases,) first row of each.
     """
 
     def __init__(self, cases: Sequence[SeenCase]) -> None:
-        self._starts = np.array([case.start for case in cases], np.int64)
+        self.starts = np.array([case.start for case in cases], np.int64)
         self._stops = np.array([case.stop for case in cases], np.int64)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -129,7 +132,7 @@ class CaseIndex:
         Raises:
             IndexError: a row belongs to none of them.
         """
-        index = np.searchsorted(self._starts, rows, side="right") - 1
+        index = np.searchsorted(self.starts, rows, side="right") - 1
         outside = (index < 0) | (rows >= self._stops[index]) if len(self._stops) else np.ones(len(rows), bool)
         if outside.any():
             raise IndexError(f"row {int(rows[outside][0])} belongs to no case that is open here")
@@ -165,18 +168,24 @@ class Rows:
         """
         end = self._cases[-1].stop if self._cases else 0
         wanted = np.arange(*rows.indices(end)) if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        owner = self._owner(wanted.reshape(-1))
+        for index in np.unique(owner[self._unread[owner]]).tolist():
+            if fault := self.fault(index):
+                raise UserError(fault)
+            self._unread[index] = False
+        places = wanted.reshape(-1) - self._owner.starts[owner]
         if not wanted.ndim:
-            return np.asarray(self[wanted.reshape(1)][0])
-        owner = self._owner(wanted)
+            return np.array(self._block(int(owner[0]))[places[0]].reshape(self.shape))
         found = np.empty((len(wanted), *self.shape), self.dtype)
+        flat = found.reshape(len(wanted), int(np.prod(self.shape)))
         cuts = (np.flatnonzero(np.diff(owner)) + 1).tolist()
-        for first, last in zip([0, *cuts], [*cuts, len(wanted)], strict=True) if len(wanted) else ():
-            index = int(owner[first])
-            block, start = self._checked(index), self._cases[index].start
-            if last - first == 1:  # the way of a random order: a plain copy is the fastest
-                found[first] = block[int(wanted[first]) - start]
+        stretches = zip([0, *cuts], [*cuts, len(wanted)], strict=True) if len(wanted) else ()
+        for first, last in stretches:  # of one case each
+            block = self._block(int(owner[first]))
+            if last - first == 1:  # faster than the general way, in a random order
+                flat[first] = block[places[first]]
             else:
-                np.take(block, wanted[first:last] - start, axis=0, out=found[first:last], mode="clip")
+                np.take(block, places[first:last], axis=0, out=flat[first:last], mode="clip")
         return found
 
     def fault(self, index: int, *, deep: bool = False) -> str:
@@ -202,15 +211,8 @@ class Rows:
             f"they were changed after preparation. Delete {path} and run the command again to prepare the case again."
         )
 
-    def _checked(self, index: int) -> np.ndarray:
-        if self._unread[index]:
-            if fault := self.fault(index):
-                raise UserError(fault)
-            self._unread[index] = False
-        return self._block(index)
-
     def _block(self, index: int) -> np.ndarray:
-        """(S, H, W) of one case, mapped."""
+        """(S, H * W) of one case, mapped."""
         block = self._blocks.get(index)
         if block is None:
             while len(self._blocks) >= MAPPED:
@@ -235,7 +237,7 @@ class Rows:
         if hasattr(mapped, "madvise"):  # all of the array is about to be read for its checksum
             page = offset // mmap.PAGESIZE * mmap.PAGESIZE
             mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
-        return np.ndarray((count, *self.shape), self.dtype, mapped, offset)
+        return np.ndarray((count, voxels // max(count, 1)), self.dtype, mapped, offset)
 
 
 class PixelStore:
