@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.params import ParamSet, param
 
 SLICES = 64

@@ -64,8 +64,8 @@ def inflate(file: Path) -> tuple[float, float]:
 
 
 def cold(folder: Path) -> None:
-    """Drop a folder's files from the page cache."""
-    for path in folder.iterdir():
+    """Drop the files of a cache from the page cache."""
+    for path in filter(Path.is_file, folder.rglob("*")):
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
         if hasattr(os, "posix_fadvise"):
@@ -119,8 +119,8 @@ def slow_steps() -> dict[str, float]:
 def main() -> int:
     from adbench.datasets.adapters.brats import BraTS21
     from adbench.datasets.phantom.layouts import synthesise
-    from adbench.datasets.store import workers
-    from adbench.datasets.store.slice_store import prepare
+    from adbench.datasets.store import case_file
+    from adbench.datasets.store.prepare import prepare
     from adbench.datasets.validation.check import check
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -163,17 +163,16 @@ def main() -> int:
         content = gzip.decompress(flair.read_bytes())
         report("  ratio", slow / fast, f"x ({len(content) / 1e6:.0f} MB)")
 
-        task = workers.Task(tuple((modality, case, folder / "parts") for modality in SEQUENCES))
-        workers.run(dataset, workers.Task(task.wanted[:1]), spill=False)  # imports
+        case_file.run(dataset, [("FLAIR", case, folder / "once")])  # imports
         start = cpu()
-        workers.run(dataset, task, spill=True)
+        case_file.run(dataset, [(modality, case, folder / "cases") for modality in SEQUENCES])
         report("one case, four sequences, prepared and written", cpu() - start, "s of one core", CASE_S)
         report("  peak memory", peak_gb(), "GB", WORKER_GB)
 
         store = prepare(dataset, "FLAIR", folder / "cache", workers=1)
-        report("store of one slice", (store.folder / "images.npy").stat().st_size * 2 / len(store) / 1e3, "kB")
+        report("store of one slice", sum(file.stat().st_size for file in store.files) / len(store) / 1e3, "kB")
         order = np.random.default_rng(0).permutation(len(store))
-        cold(store.folder)
+        cold(folder / "cache")
         start = time.perf_counter()
         for row in order:
             store.images[row]

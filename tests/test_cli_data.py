@@ -9,7 +9,6 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent / "datasets"))
@@ -106,21 +105,17 @@ def test_check_reads_prepared_stores(cli: Cli, slices: Path, tmp_path: Path) -> 
     clean, _, _ = cli("data", "prepare", *of, "--quiet")
     assert clean == code == 0
     assert cli("data", "check", *of, "--store")[0] == 0
-    (masks,) = (tmp_path / "cache").rglob("lesions.npy")
-    state, array = masks.stat(), np.lib.format.open_memmap(masks, "r+")
-    array[-1] ^= True
-    array.flush()
-    os.utime(masks, ns=(state.st_atime_ns, state.st_mtime_ns))
+    path = next((tmp_path / "cache").glob("cases/*/*.case"))
+    content, state = path.read_bytes(), path.stat()
+    path.write_bytes(content[:99] + bytes([content[99] ^ 1]) + content[100:])
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
     assert cli("data", "check", *of)[0] == 0
     code, out, _ = cli("data", "check", *of, "--store", "--json")
     assert code == 2
     (finding,) = json.loads(out)["findings"]
     assert (finding["severity"], finding["code"]) == ("error", "damaged-store")
-    assert f"{masks}: the pixels of case {finding['case']} have the SHA-256 " in finding["message"]
-    array[-1] ^= True
-    array.flush()
-    with open(masks, "r+b") as file:
-        file.truncate(state.st_size - 1)
+    assert f"{path}: the images of case {finding['case']} have the SHA-256 " in finding["message"]
+    path.write_bytes(content[:-1])
     assert "bytes where" in json.loads(cli("data", "check", *of, "--store", "--json")[1])["findings"][0]["message"]
 
 

@@ -14,7 +14,7 @@ import pytest
 
 import adbench
 from adbench.config import registry, run_config
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
 from adbench.runner import keys as spec
 from adbench.runner import run_cell

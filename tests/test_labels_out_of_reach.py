@@ -16,8 +16,8 @@ import torch
 
 from adbench.config import registry, run_config
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.datasets.store.pixels import Rows
-from adbench.datasets.store.slice_store import SliceStore, StoredCase
+from adbench.datasets.store.pixels import Rows, StoredCase
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.methods.base import FitReport, Method
 from adbench.runner import plan as planning
 from adbench.runner import run_cell
@@ -122,7 +122,9 @@ def test_no_label_is_reached(data: planning.Data, when: str) -> None:
     assert {thing.name for thing in things if isinstance(thing, Rows)} == {"images", "brains"}
     for thing in things:
         if isinstance(thing, str | Path):
-            assert data.test_store.folder.name not in str(thing)
+            assert not {data.test_store.folder.name, *(file.name for file in data.test_store.files)} & set(
+                str(thing).split("/")
+            )
             assert "lesions" not in str(thing)
     masks = [mask.tobytes() for mask in data.test.lesions() if mask.any()]
     contents = pixels(things)
@@ -137,7 +139,8 @@ def test_no_test_pixel_is_reached_while_fitting(data: planning.Data) -> None:
     contents = pixels(Hostile.found["fit"])
     assert held(data.train)
     assert not held(data.test)
-    rows = {row for thing in Hostile.found["fit"] if isinstance(thing, Rows) for row in range(thing._low, thing._high)}
+    cases = [case for thing in Hostile.found["fit"] if isinstance(thing, Rows) for case in thing._cases]
+    rows = {row for case in cases for row in case.rows.tolist()}
     assert rows >= set(data.train.rows.tolist())
     assert not rows & set(data.test.rows.tolist())
 

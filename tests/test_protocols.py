@@ -21,7 +21,8 @@ from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
 from adbench.datasets.selection import InsertedSet, scored
 from adbench.datasets.slices import LabelledSet
-from adbench.datasets.store.slice_store import SliceStore, prepare
+from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.runner import plan
 from adbench.testing import check_dataset
@@ -172,7 +173,7 @@ def test_spread_slices(store: SliceStore) -> None:
 
 
 def test_a_healthy_protocol_refuses_a_lesion(store: SliceStore) -> None:
-    with pytest.raises(UserError, match=r"takes the test subjects for healthy, and BraTS2021_\d+ has a lesion mask"):
+    with pytest.raises(UserError, match=r"takes the test subjects as healthy, but BraTS2021_\d+ has a lesion"):
         scored(store, "test", "all", healthy=True)
 
 

@@ -12,7 +12,7 @@ import torch
 from adbench.context import Context
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import SliceBatch
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet

@@ -44,9 +44,9 @@ def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
 
 def cores(workers: int) -> int:
     """``workers``, or the number of cores this process may use when it is 0."""
-    from adbench.datasets.store import resource_check
+    from adbench.datasets.store.workers import cores as available
 
-    return workers or resource_check.cores()
+    return workers or available()
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""``adbench data prepare``, ``show`` and ``export``: slice stores made, looked at, and written back to NIfTI."""
+"""``adbench data prepare``, ``show`` and ``export``: prepare slice stores, draw them, write them back to NIfTI."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def prepare(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Prepare slice stores, many cases at a time. Interrupted, it goes on where it stopped; `adbench run` finds the stores."""
+    """Prepare slice stores, many cases at a time. An interrupted preparation resumes; `adbench run` finds the stores."""
     from adbench.config import run_config
     from adbench.datasets.store.prepare import prepare_all
     from adbench.utils.console import LiveProgress, out, print_json, say, table
@@ -125,7 +125,7 @@ def show(
         list[str] | None, typer.Option(help="Subjects or cases, separated by commas; default: a choice.")
     ] = None,
     count: Annotated[
-        int, typer.Option(min=1, help="Cases, when none is named; those with odd figures come first.")
+        int, typer.Option(min=1, help="Cases, when none is named; those with outlying figures come first.")
     ] = 8,
     slices: Annotated[int, typer.Option(min=1, max=40, help="Slices a case.")] = 8,
     out: Annotated[Path | None, typer.Option("--out", help="The PNG; default: <dataset>-<modality>.png.")] = None,
@@ -134,10 +134,10 @@ def show(
     cache: Cache = None,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a contact sheet of prepared slices with the contours of brain (cyan) and lesion (red); prepares first if need be."""
+    """Draw a contact sheet of prepared slices with the contours of brain (cyan) and lesion (red); prepares what is missing first."""
     from adbench.config import run_config
     from adbench.datasets.contact_sheet import contact_sheet
-    from adbench.datasets.store.slice_store import prepare as prepare_store
+    from adbench.datasets.store.prepare import prepare as prepare_store
     from adbench.utils.console import LiveProgress, say
 
     chosen = located(dataset, data_root, set_ or [])
@@ -168,9 +168,9 @@ def export(
 ) -> None:
     """Write prepared images and masks back to NIfTI, for a viewer."""
     from adbench.config import run_config
-    from adbench.datasets.contact_sheet import choose
+    from adbench.datasets.contact_sheet import choose_cases
     from adbench.datasets.export import SPACES, export_case
-    from adbench.datasets.store.slice_store import prepare as prepare_store
+    from adbench.datasets.store.prepare import prepare as prepare_store
     from adbench.utils.console import LiveProgress, say
 
     if space not in SPACES:
@@ -182,6 +182,6 @@ def export(
     name = _modalities(chosen, (modality,) if modality else ())[0]
     with resumable(), LiveProgress(quiet) as progress:
         store = prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
-    for case in choose(store, wanted, 0):
-        for path in export_case(store, case.id, out, space=space):  # type: ignore[arg-type]
+    for case in choose_cases(store, wanted, 0):
+        for path in export_case(store, case.id, out, space=space):
             say(str(path))

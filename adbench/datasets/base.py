@@ -1,7 +1,8 @@
 """The contract between adbench and a dataset on disk.
 
 A dataset finds its cases (:meth:`Dataset.discover`, cheap, nothing decoded) and loads one case at a time as a stack of
-axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.slice_store.prepare` calls both, once, and writes the slice store.
+axial slices (:meth:`Dataset.load`). :func:`adbench.datasets.store.prepare.prepare` calls both, once, and writes the slice
+store.
 """
 
 from __future__ import annotations
@@ -128,6 +129,11 @@ class Dataset(ABC):
         self.params = params
         self.root = root
 
+    @property
+    def excludes_by_name(self) -> bool:
+        """Whether ``--set dataset.exclude=[ID]`` leaves a case out."""
+        return "exclude" in type(self.params).model_fields
+
     def available(self) -> tuple[str, ...]:
         """The modalities that are really there, the default one first."""
         return self.info.modalities
@@ -150,11 +156,11 @@ class Dataset(ABC):
         """
 
     def faults(self) -> Iterable[Issue]:
-        """What is wrong with the files as a whole, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
+        """What is wrong with the set of files, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
         return ()
 
     def found(self, modality: str) -> list[Case]:
-        """The cases as they lie there, whatever :meth:`faults` says: for ``data check``."""
+        """The cases on disk even where :meth:`faults` gives errors: for ``data check``."""
         return self.discover(modality)
 
     def examine(self, case: Case, modality: str) -> tuple[Stack | None, list[Issue]]:

@@ -1,4 +1,4 @@
-"""The contact sheet of a slice store: prepared slices by subject, with the contours of their masks."""
+"""Contact sheets: prepared slices of some cases in one picture, with the contours of their masks."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 
-from adbench.datasets.store.slice_store import SliceStore, StoredCase
+from adbench.datasets.store.pixels import StoredCase
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import unknown
 from adbench.utils.files import replacing
 
 
-def choose(store: SliceStore, subjects: Sequence[str], count: int) -> list[StoredCase]:
-    """The cases to show: those of ``subjects``, or ``count`` of them, those with odd figures first, then spread evenly.
+def choose_cases(store: SliceStore, subjects: Sequence[str], count: int) -> list[StoredCase]:
+    """The cases to show: those of ``subjects``, or ``count`` of them, those with outlying figures first, then spread evenly.
 
     Raises:
         UserError: a subject (or case id) is not in the store.
@@ -31,7 +32,7 @@ def choose(store: SliceStore, subjects: Sequence[str], count: int) -> list[Store
     return first + [others[place] for place in places]
 
 
-def planes(case: StoredCase, count: int) -> list[int]:
+def choose_slices(case: StoredCase, count: int) -> list[int]:
     """Positions of ``count`` slices of a case, evenly spread; the one with the largest lesion replaces its neighbour."""
     total = len(case.slices)
     spread = (
@@ -69,13 +70,13 @@ def contact_sheet(
     """
     from matplotlib.figure import Figure
 
-    cases = choose(store, subjects, count)
+    cases = choose_cases(store, subjects, count)
     down, across = _frame(store, cases)
     figure = Figure(figsize=(1.35 * slices, 1.62 * len(cases) + 0.5), dpi=120, layout="constrained")
     axes = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
     odd = {(found["case"], found["figure"]) for found in store.manifest.get("outliers", [])}
     for axis, case in zip(axes, cases, strict=True):
-        rows = case.start + np.array(planes(case, slices))
+        rows = case.start + np.array(choose_slices(case, slices))
         image, brain, lesion = (
             np.asarray(a[rows])[:, down, across] for a in (store.images, store.brains, store.lesions)
         )

@@ -1,4 +1,4 @@
-"""Where a prepared slice lies in its patient: every grid between the provider's file and the store, and the way back.
+"""Where prepared slices lie in their volume: the grids between the provider's file and the store, and the way back.
 
 Three grids, each an array shape and an affine to world millimetres (RAS+):
 
@@ -67,7 +67,7 @@ class Geometry:
 
     def prepared_affine(self) -> np.ndarray:
         """(4, 4): prepared (column, row, plane) to registered world, mm."""
-        return np.asarray(self.registered_affine) @ self.prepared_to_registered()
+        return np.asarray(np.asarray(self.registered_affine) @ self.prepared_to_registered())
 
     def original_to_registered(self) -> np.ndarray:
         """(4, 4): original voxel indices to registered voxel indices."""

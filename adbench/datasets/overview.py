@@ -1,4 +1,4 @@
-"""What a dataset on disk holds and who has which role: ``adbench data info``, and the id lists beside a run."""
+"""What a dataset on disk holds and which subjects have which role: ``adbench data info``."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def overview(dataset: Dataset) -> dict[str, Any]:
 
 
 def _healthy(cases: Iterable[Case]) -> dict[str, list[str]]:
-    """Why somebody may teach what is healthy -> subjects, of those that train or validate."""
+    """Why subjects of training and validation count as healthy -> those subjects."""
     found: dict[str, set[str]] = defaultdict(set)
     for case in cases:
         if case.split != "test":

@@ -1,9 +1,9 @@
-"""Which labelled slices a protocol scores. The store holds them all; a protocol picks rows, so stores are shared."""
+"""Which labelled slices a protocol scores. A store holds all slices and a protocol picks rows, so stores are shared."""
 
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from adbench.utils.hashing import digest
 if TYPE_CHECKING:
     from adbench.datasets.base import Split
     from adbench.datasets.store.slice_store import SliceStore
-    from adbench.datasets.synthetic_lesions import PseudoParams
+    from adbench.datasets.synthetic_lesions import Inserted, PseudoParams
 
 Rule = Literal["all", "central", "largest-lesion", "spread"]
 SPREAD = 16  # slices a subject
@@ -46,9 +46,9 @@ def scored(
     """
     data = LabelledSet(store, store.rows(split)) if healthy else store.labelled(split)
     if healthy and data.lesion_voxels.any():
-        ill = data.subjects[data.subject_index[int(data.lesion_voxels.argmax())]]
+        subject = data.subjects[data.subject_index[int(data.lesion_voxels.argmax())]]
         raise UserError(
-            f"The protocol takes the {split} subjects for healthy, and {ill} has a lesion mask: choose another protocol."
+            f"The protocol takes the {split} subjects as healthy, but {subject} has a lesion: choose another protocol."
         )
     rows = data.rows[_positions(data, rule)]
     chosen = InsertedSet(store, rows) if inserted else LabelledSet(store, rows)
@@ -72,7 +72,7 @@ def _positions(data: LabelledSet, rule: Rule) -> np.ndarray:
 
 
 class InsertedSet(LabelledSet):
-    """Healthy slices with synthetic lesions in them; made when pixels are first asked for, held in memory.
+    """Healthy slices with synthetic lesions in them; made when pixels are first used, held in memory.
 
     Args:
         store: the open store.
@@ -87,7 +87,7 @@ class InsertedSet(LabelledSet):
         self.params = params or PseudoParams(share=INSERTED)
 
     @cached_property
-    def _made(self) -> Any:
+    def _made(self) -> Inserted:
         from adbench.datasets.synthetic_lesions import insert
 
         names = [self._pixels.cases[index].id for index in self._owner.tolist()]
@@ -104,7 +104,7 @@ class InsertedSet(LabelledSet):
     @cached_property
     def lesion_voxels(self) -> np.ndarray:
         """(n,) voxels of the synthetic lesions."""
-        return self._made.lesions.sum(axis=(1, 2))
+        return np.asarray(self._made.lesions.sum(axis=(1, 2)))
 
     def images(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, H, W) float16 in [0, 1], lesions included."""

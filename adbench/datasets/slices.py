@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -14,8 +14,7 @@ from adbench.utils.hashing import digest
 if TYPE_CHECKING:
     import torch
 
-    from adbench.datasets.store.pixels import PixelStore, Rows, SeenCase
-    from adbench.datasets.store.slice_store import SliceStore
+    from adbench.datasets.store.pixels import CaseIndex, PixelStore, Rows, SeenCase, StoredCase
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class SliceSet:
         rows: row numbers of the store, ascending.
     """
 
-    def __init__(self, store: PixelStore, rows: np.ndarray) -> None:
+    def __init__(self, store: PixelStore | LabelledStore, rows: np.ndarray) -> None:
         self.rows = np.asarray(rows, dtype=np.int64)
         self._pixels = store.seen(self.rows)
         self._owner = self._pixels.owner(self.rows)
@@ -69,6 +68,7 @@ class SliceSet:
 
     @property
     def modality(self) -> str:
+        """Sequence of every slice, upper case ("FLAIR")."""
         return self._pixels.modality
 
     @property
@@ -133,6 +133,20 @@ def spread(total: int, count: int) -> np.ndarray:
     return np.arange(total) if count >= total else np.linspace(0, total - 1, count).astype(np.int64)
 
 
+class LabelledStore(Protocol):
+    """What the evaluation reads of an open store; :class:`adbench.datasets.store.slice_store.SliceStore` is one."""
+
+    owner: CaseIndex
+    lesions: Rows
+
+    @property
+    def cases(self) -> Sequence[StoredCase]: ...
+    def seen(self, rows: np.ndarray) -> PixelStore: ...
+    def describe_rows(self, rows: np.ndarray) -> list[Any]: ...
+    def spacing_of(self, row: int) -> tuple[float, float, float] | None: ...
+    def case_of(self, row: int) -> StoredCase: ...
+
+
 class LabelledSet(SliceSet):
     """Rows with their lesion masks; for the evaluation only, never handed to a method.
 
@@ -142,7 +156,7 @@ class LabelledSet(SliceSet):
 
     domain: Literal["brain", "all"] = "brain"
 
-    def __init__(self, store: SliceStore, rows: np.ndarray) -> None:
+    def __init__(self, store: LabelledStore, rows: np.ndarray) -> None:
         super().__init__(store, rows)
         self._store = store
 
@@ -159,17 +173,13 @@ class LabelledSet(SliceSet):
 
     def lesions(self, positions: np.ndarray | slice = slice(None)) -> np.ndarray:
         """(n, H, W) bool lesion masks."""
-        return self._labels[self.rows[positions]]
-
-    @cached_property
-    def _labels(self) -> Rows:
-        return self._store.labels(self.rows)
+        return self._store.lesions[self.rows[positions]]
 
     @cached_property
     def subject_index(self) -> np.ndarray:
         """(n,) index into :attr:`subjects` of each position; rows of one subject stand together."""
         number = {subject: index for index, subject in enumerate(self.subjects)}
-        return np.array([number[case.subject] for case in self._cases], dtype=np.int64)[self.case_index]
+        return np.asarray([number[self._pixels.cases[index].subject] for index in self._owner.tolist()], np.int64)
 
     @cached_property
     def cases(self) -> list[str]:
@@ -195,7 +205,7 @@ class LabelledSet(SliceSet):
         return {case.id: case.subject for case in self._cases}
 
     def spacing_at(self, position: int) -> tuple[float, float, float] | None:
-        """Voxel size of the volume of the slice at ``position``, mm; see :meth:`SliceStore.spacing_of`."""
+        """Distance of slice indices, rows and columns around the slice at ``position``, mm; None for slices of no volume."""
         return self._store.spacing_of(int(self.rows[position]))
 
     def site_at(self, position: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Who trains, who validates, who is tested: by subject, in proportion within every site, the same on every machine."""
+"""Training, validation and test subjects: split by subject, in proportion within every site, equal on every machine."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ ROLES: tuple[Split, ...] = ("train", "val", "test")
 
 
 def nothing_to_train(modality: str, where: str) -> str:
-    """The sentence for data that cannot train."""
+    """The error sentence for data without a healthy training slice in ``where``."""
     return (
         f"There is no healthy {modality} slice to train on in {where}: its split `train` is empty. "
-        "Learn from another folder with --train-on folder --train-root DIR."
+        "Train on another folder with --train-on folder --train-root DIR."
     )
 
 
 def nothing_to_test(modality: str, where: str, which: str) -> str:
-    """The sentence for data that cannot be scored; ``which`` says what a slice needs (" with a lesion mask")."""
+    """The error sentence for data without a test slice; ``which`` says what a slice needs (" with a lesion mask")."""
     return f"There is no {modality} slice{which} in the split `test` of {where}."
 
 
 def assign(sites: Mapping[str, str], val: float, test: float, seed: int, name: str) -> dict[str, Split]:
     """A role for every subject.
 
-    Sites are gone through in turn, the subjects of each in an order drawn from the seed; each subject takes the role
-    that is farthest behind its share. So the counts follow the shares to within one or two subjects, and every site is
-    divided in nearly the same proportion. The order in which subjects are given does not matter. Every role with a
-    share has a subject when there are enough of them, for a handful of cases train before test before val.
+    Site after site, the subjects are put into an order drawn from the seed, and each takes the role that is farthest
+    behind its share. So the counts follow the shares to within one or two subjects, in every site too, whatever the order
+    in which subjects are given. Every role with a share gets a subject when there are enough of them; where there are not,
+    train comes before test and test before val.
 
     Args:
         sites: subject -> site ("" when unknown).

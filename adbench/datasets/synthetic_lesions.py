@@ -1,14 +1,14 @@
-"""Synthetic lesions put into healthy slices: a labelled set where no lesion was ever drawn by a person.
+"""Synthetic lesions in healthy slices: labels where there are no annotated lesions.
 
-Such a set can choose between methods and parameters, it cannot measure them: what finds these blobs need not find real
-lesions. Four kinds, so that no single cue (say, brightness) wins:
+They serve to choose between parameters, not to measure methods: what finds these blobs need not find real lesions. There
+are four kinds, so that no single cue (brightness, say) is enough:
 
 * ``bright`` and ``dark``: the intensity is raised or lowered, with a coarse texture;
 * ``warp``: the tissue is swirled and swollen in place, no intensity is new;
 * ``foreign``: the gradients of another subject's healthy tissue are blended in, after foreign patch interpolation
   (Tan et al. 2022, MELBA 1, 013) in its Poisson form (Tan et al. 2021, arXiv 2107.02622; Pérez et al. 2003, eq. 7).
 
-Everything about a lesion but the donor of a foreign one follows from the seed and the id of its slice.
+Everything about a lesion except the other subject of a foreign one follows from the seed and the id of its slice.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def insert(images: np.ndarray, brains: np.ndarray, ids: Sequence[SliceId], param
     Args:
         images: (N, H, W), any float type, in [0, 1], 0 outside the brain.
         brains: (N, H, W) bool.
-        ids: of every slice. Donors of foreign tissue are drawn from the other subjects among them.
+        ids: of every slice. Foreign tissue is taken from the other subjects among them.
         params: how many, how large, of what kind.
     """
     changed = np.array(images, dtype=np.float32)
@@ -87,7 +87,7 @@ def insert(images: np.ndarray, brains: np.ndarray, ids: Sequence[SliceId], param
             kinds.append(())
             continue
         others = order[subjects != subject] if (subjects != subject).any() else order
-        donor = int(others[derive(params.seed, "pseudo donor", subject, number) % len(others)])
+        other = int(others[derive(params.seed, "pseudo donor", subject, number) % len(others)])
         chosen = []
         for _ in range(params.lesions):
             kind = params.kinds[rng.integers(len(params.kinds))]
@@ -97,7 +97,7 @@ def insert(images: np.ndarray, brains: np.ndarray, ids: Sequence[SliceId], param
             if count < SMALLEST:
                 break
             blob = _blob(free, count, _likely(changed[index], kind), rng)
-            tissue = np.asarray(images[donor], np.float32), brains[donor]
+            tissue = np.asarray(images[other], np.float32), brains[other]
             changed[index][blob.mask] = _new_values(changed[index], brain, blob, kind, tissue, rng)
             lesions[index] |= blob.mask
             chosen.append(kind)
@@ -117,16 +117,17 @@ class _Blob:
 
 
 def _likely(image: np.ndarray, kind: Kind) -> np.ndarray:
-    """Where a lesion of ``kind`` would show: brightness needs room above, darkness below, a swirl something to swirl."""
+    """(H, W) weights of where a lesion of ``kind`` would show: bright ones in dark tissue, warps at edges."""
     from scipy import ndimage
 
+    likely: np.ndarray = np.ones_like(image)
     if kind == "bright":
-        return np.clip(1 - image, 0.05, 1)
-    if kind == "dark":
-        return np.clip(image, 0.05, 1)
-    if kind == "warp":
-        return ndimage.gaussian_gradient_magnitude(image, 2.0) + 1e-3
-    return np.ones_like(image)
+        likely = np.clip(1 - image, 0.05, 1)
+    elif kind == "dark":
+        likely = np.clip(image, 0.05, 1)
+    elif kind == "warp":
+        likely = ndimage.gaussian_gradient_magnitude(image, 2.0) + 1e-3
+    return likely
 
 
 def _blob(free: np.ndarray, count: int, likely: np.ndarray, rng: np.random.Generator) -> _Blob:
@@ -153,17 +154,17 @@ def _new_values(
     brain: np.ndarray,
     blob: _Blob,
     kind: Kind,
-    donor: tuple[np.ndarray, np.ndarray],
+    foreign: tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
 ) -> np.ndarray:
     """(n,) values of the blob's pixels."""
     if kind == "warp":
         values = _warped(image, blob, rng)
     elif kind == "foreign":
-        values = _foreign(image, brain, blob, donor, rng)
+        values = _foreign(image, brain, blob, foreign, rng)
     else:
         values = image[blob.mask] + (1 if kind == "bright" else -1) * _shift(image, brain, blob, rng)
-    return np.clip(values, 0, 1)
+    return np.asarray(np.clip(values, 0, 1))
 
 
 def _shift(image: np.ndarray, brain: np.ndarray, blob: _Blob, rng: np.random.Generator) -> np.ndarray:
@@ -174,7 +175,7 @@ def _shift(image: np.ndarray, brain: np.ndarray, blob: _Blob, rng: np.random.Gen
     height = rng.uniform(1, 3) * max(high - low, 0.05)
     texture = ndimage.gaussian_filter(rng.standard_normal(image.shape), 2.0)[blob.mask]
     soft = ndimage.gaussian_filter(blob.mask.astype(np.float32), 1.0)[blob.mask]
-    return height * (1 + 0.25 * texture / max(texture.std(), 1e-6)).clip(0.3) * soft / soft.max()
+    return np.asarray(height * (1 + 0.25 * texture / max(texture.std(), 1e-6)).clip(0.3) * soft / soft.max())
 
 
 def _warped(image: np.ndarray, blob: _Blob, rng: np.random.Generator) -> np.ndarray:
@@ -189,26 +190,26 @@ def _warped(image: np.ndarray, blob: _Blob, rng: np.random.Generator) -> np.ndar
         swell * (np.cos(turn) * rows - np.sin(turn) * columns),
         swell * (np.sin(turn) * rows + np.cos(turn) * columns),
     ])  # fmt: skip
-    return ndimage.map_coordinates(image, source + blob.centre[:, None], order=1, mode="nearest")
+    return np.asarray(ndimage.map_coordinates(image, source + blob.centre[:, None], order=1, mode="nearest"))
 
 
 def _foreign(
     image: np.ndarray,
     brain: np.ndarray,
     blob: _Blob,
-    donor: tuple[np.ndarray, np.ndarray],
+    foreign: tuple[np.ndarray, np.ndarray],
     rng: np.random.Generator,
 ) -> np.ndarray:
-    """The solution of Poisson's equation with the donor's gradients inside and the slice's values around.
+    """The solution of Poisson's equation with the gradients of foreign tissue inside and the slice's values around.
 
-    Towards what is not brain nothing is asked (the background's 0 would bleed in). Where the donor has no brain, the
-    slice's own gradients stay.
+    There is no condition at pixels outside the brain: the background's 0 would bleed in. Where the foreign slice has no
+    brain, the slice's own gradients stay.
     """
     from scipy.sparse import csr_matrix
     from scipy.sparse.linalg import spsolve
 
     rows, columns = np.nonzero(blob.mask)
-    guide = _guide(image, blob, donor, rng)
+    guide = _guide(image, blob, foreign, rng)
     number = np.full(image.shape, -1)
     number[rows, columns] = np.arange(len(rows))
     diagonal, right = np.zeros(len(rows)), np.zeros(len(rows))
@@ -229,14 +230,14 @@ def _foreign(
     links = csr_matrix((np.ones(len(i)), (i, j)), shape=(len(rows), len(rows)))
     own = 1e-6  # holds on to the slice where a blob fills an island of brain and nothing around it is fixed
     matrix = csr_matrix((diagonal + own, (np.arange(len(rows)), np.arange(len(rows)))), shape=links.shape) - links
-    return spsolve(matrix, right + own * image[rows, columns])
+    return np.asarray(spsolve(matrix, right + own * image[rows, columns]))
 
 
 def _guide(
-    image: np.ndarray, blob: _Blob, donor: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
+    image: np.ndarray, blob: _Blob, foreign: tuple[np.ndarray, np.ndarray], rng: np.random.Generator
 ) -> np.ndarray:
-    """(H, W): the donor moved so that a random place of its brain comes to lie on the blob; the slice where it has none."""
-    tissue, covered = donor
+    """(H, W): the foreign slice, moved so that a random place of its brain lies on the blob; the slice itself elsewhere."""
+    tissue, covered = foreign
     rows, columns = np.nonzero(covered)
     mine = np.stack(np.nonzero(blob.mask))
     best, most = np.zeros(2, int), -1

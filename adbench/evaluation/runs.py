@@ -200,7 +200,7 @@ def check_masks(folder: Path, record: Record, cache: Path) -> str:
     _same_slices(threshold, test, record)
     for data in (threshold, test):
         firsts = data.rows[np.unique(data.case_index, return_index=True)[1]]
-        store.labels(data.rows)[firsts]  # the first row of a case has all of it checked
+        store.lesions[firsts]  # the first row of a case has all of it checked
     return ""
 
 

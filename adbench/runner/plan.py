@@ -16,7 +16,8 @@ from adbench.datasets.io.filename_patterns import person, shared_patients
 from adbench.datasets.issues import warn
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
-from adbench.datasets.store.slice_store import SliceStore, prepare
+from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.datasets.validation import similarity
 from adbench.errors import UserError
 from adbench.methods.base import Resources

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.slices import SliceSet
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
 
@@ -49,11 +50,14 @@ class _Discs(Dataset):
 def small_sets(folder: Path) -> tuple[SliceSet, SliceSet, SliceSet]:
     """Healthy training slices (12), healthy validation slices (6) and slices to score (6), all without masks.
 
-    The lesion masks are removed once the store is written: a method that looks for them finds no file.
+    The lesion masks are cut off the case files once these are written: a method that looks for them finds none.
 
     Args:
         folder: where the store may be written.
     """
     store = prepare(_Discs(ParamSet(), None), "FLAIR", folder)
-    (store.folder / "lesions.npy").unlink()
+    for case, file in zip(store.cases, store.files, strict=True):
+        os.truncate(
+            file, len(case.slices) * SIZE * SIZE * 3
+        )  # two bytes of the image and one of the brain mask a pixel
     return store.healthy("train"), store.healthy("val"), SliceSet(store, store.rows("test"))

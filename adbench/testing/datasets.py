@@ -11,7 +11,8 @@ import numpy as np
 
 from adbench.config.protocols import PROTOCOLS
 from adbench.datasets.base import Case, Dataset
-from adbench.datasets.store.slice_store import SliceStore, prepare
+from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.testing.rules import Finding, apply, require
 from adbench.utils.hashing import digest

@@ -1,8 +1,8 @@
 """The slices that a search may read, and no others.
 
-A slice store holds every split in one file. Here it is opened without the cases that training and selection do not need:
-they are dropped from the manifest, and of the arrays only the stretch of the others is mapped. A test slice, its mask and
-its lesion size cannot be asked for, by mistake or otherwise.
+A slice store lists the cases of every split. Here it is opened without the cases that training and selection do not need:
+they are dropped from the manifest, so their files are never opened. A test slice, its mask and its lesion size cannot be
+asked for, by mistake or otherwise.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Role:
         return cls(*where, "labelled" if isinstance(data, LabelledSet) else "healthy")
 
     def open(self) -> SliceSet:
-        """The slices; of the arrays nothing is mapped but the stretch of their cases.
+        """The slices; no other case file is opened.
 
         Raises:
             UserError: the store is not there, or was prepared anew.

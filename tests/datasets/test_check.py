@@ -339,7 +339,7 @@ def test_repeated_files_scans_links_and_downloads(tmp_path: Path) -> None:
 
 
 def test_every_code_has_a_test_here() -> None:
-    here = ("test_check.py", "test_folder.py", "test_folder_volumes.py", "test_volumes.py", "test_likeness.py")
+    here = ("test_check.py", "test_folder.py", "test_folder_volumes.py", "test_volumes.py", "test_similarity.py")
     files = [*(Path(__file__).with_name(name) for name in here), Path(__file__).parents[1] / "test_cli_data.py"]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     assert [code for code in CODES if f'"{code}"' not in text] == []

@@ -11,7 +11,8 @@ import small_brats
 
 from adbench.datasets.export import export_case, export_stack, original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry, matrix
-from adbench.datasets.store.slice_store import SliceStore, prepare
+from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 
 

@@ -14,7 +14,7 @@ from PIL import Image
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.issues import Issue
 from adbench.datasets.overview import overview
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 from adbench.params import build

@@ -16,7 +16,7 @@ from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderVolumes, compile_pattern
 from adbench.datasets.io import nifti
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 from adbench.runner import plan

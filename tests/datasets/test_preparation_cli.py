@@ -14,7 +14,7 @@ import small_brats
 from PIL import Image
 
 from adbench.datasets import contact_sheet
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 
 Cli = Callable[..., tuple[int, str, str]]
 SET = [part for name, value in small_brats.PARAMS.items() for part in ("--set", f"dataset.{name}={value}")]
@@ -98,7 +98,7 @@ def test_a_cache_that_may_not_be_written(cli: Cli, root: Path, tmp_path: Path) -
 
 
 def test_what_to_do_next_is_said(cli: Cli, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adbench.datasets.store import prepare as building
+    from adbench.datasets.store import prepare as module
 
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
@@ -117,7 +117,7 @@ def test_what_to_do_next_is_said(cli: Cli, root: Path, tmp_path: Path, monkeypat
         tmp_path / "its cache",
     )
     with monkeypatch.context() as patched:
-        patched.setattr(building, "_build", interrupted)
+        patched.setattr(module, "_prepare_cases", interrupted)
         code, _, err = cli(*verb)
     assert code == 130
     assert "Run the same command again: it goes on where it stopped" in " ".join(err.split())
@@ -157,7 +157,7 @@ def test_a_cache_that_is_a_file(cli: Cli, root: Path, tmp_path: Path) -> None:
 def test_the_largest_lesion_is_always_shown(root: Path, tmp_path: Path) -> None:
     store = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
     for case in store.cases:
-        shown = contact_sheet.planes(case, 3)
+        shown = contact_sheet.choose_slices(case, 3)
         assert int(np.argmax(case.lesion_voxels)) in shown
         assert len(shown) == 3
 

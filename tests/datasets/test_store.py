@@ -16,15 +16,19 @@ import pytest
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.datasets.store import pixels
-from adbench.datasets.store import slice_store as module
-from adbench.datasets.store.slice_store import SliceStore, StoredCase, prepare
+from adbench.datasets.store import case_file, pixels
+from adbench.datasets.store.pixels import StoredCase
+from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import MANIFEST, SliceStore
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
 
 class ToyParams(ParamSet):
     bright: float = param(0.5, "brightness")
+
+
+VOXELS = 3 * 8 * 6  # of a case
 
 
 class Toy(Dataset):
@@ -64,8 +68,22 @@ def stored(store: SliceStore, subject: str) -> StoredCase:
     return next(case for case in store.cases if case.subject == subject)
 
 
-def leftovers(cache: Path) -> list[str]:
-    return sorted(path.name for path in (cache / "stores").iterdir()) if (cache / "stores").exists() else []
+def finished(cache: Path) -> list[str]:
+    """Folders of the stores that are complete."""
+    return sorted(path.parent.name for path in (cache / "stores").glob(f"*/{MANIFEST}"))
+
+
+def case_file_of(store: SliceStore, subject: str) -> Path:
+    return next(file for case, file in zip(store.cases, store.files, strict=True) if case.subject == subject)
+
+
+def change(path: Path, position: int, content: bytes) -> None:
+    """Write over a part of a file, and give it its old times."""
+    state = path.stat()
+    with open(path, "r+b") as file:
+        file.seek(position)
+        file.write(content)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def test_round_trip(store):
@@ -153,71 +171,88 @@ def test_a_second_time_opens_and_touched_sources_prepare_anew(tmp_path, monkeypa
     assert prepare(toy(root), "T1", tmp_path).folder != first.folder
 
 
-@pytest.mark.parametrize("file", ["images.npy", "brains.npy", "lesions.npy"])
-def test_truncation_is_found(store, file):
-    path = store.folder / file
+def test_truncation_is_found(store):
+    path = case_file_of(store, "d")
     os.truncate(path, path.stat().st_size - 1)
-    with pytest.raises(
-        UserError, match=rf"{file} has \d+ bytes where \d+ were written.*Delete .* run the command again"
-    ):
+    message = rf"{path.name} has \d+ bytes where \d+ were written.*Delete .*{path.name} and run the command again"
+    with pytest.raises(UserError, match=message):
         SliceStore.open(store.folder)
+    os.truncate(path, 100)  # of a store that is open
+    with pytest.raises(UserError, match=rf"{path.name} has 100 bytes where {VOXELS * 2} were written.*truncated after"):
+        store.images[:]
+
+
+def test_a_deleted_case_is_prepared_again_and_no_other(store, monkeypatch):
+    before = [(file, file.stat().st_ino) for file in store.files]
+    path = case_file_of(store, "d")
+    content = path.read_bytes()
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{path.name} is missing"):
+        SliceStore.open(store.folder)
+    with pytest.raises(UserError, match=rf"{path.name} is missing"):
+        store.images[:]
+    loaded = []
+    load = Toy.load
+    monkeypatch.setattr(Toy, "load", lambda self, case, modality: loaded.append(case.id) or load(self, case, modality))
+    again = prepare(toy(), "T1", store.folder.parents[1])
+    assert loaded == ["d"]
+    assert path.read_bytes() == content
+    assert [(file, file.stat().st_ino) for file in again.files if file != path] == [
+        one for one in before if one[0] != path
+    ]
 
 
 def test_a_changed_byte_is_found_when_its_case_is_read_and_not_before(store):
-    path = store.folder / "images.npy"
-    state = path.stat()
+    path = case_file_of(store, "b")
     content = bytearray(path.read_bytes())
-    content[-40] ^= 1  # in the last case, which is the second one of training
-    path.write_bytes(content)
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    place = VOXELS * 2 - 40  # in the last slice of the image
+    content[place] ^= 1
+    change(path, place, content[place : place + 1])
     opened = SliceStore.open(store.folder)
-    last = opened.cases[-1]
-    message = rf"images\.npy: the pixels of case {last.id} have the checksum \w+ and were written with {last.checksums['images']}.*Delete .* run the command again"
+    case = stored(opened, "b")
+    message = rf"{path}: the images of case b have the checksum \w+ and were written with {case.checksums['images']}.*Delete {path} and run the command again"
     for split in ("train", "val", "test"):
         slices = opened.healthy(split)
-        whole = np.isin(last.rows, slices.rows).any()
         for read in (slices.images, lambda slices=slices: slices.batch(slice(None))):
-            if whole:
+            if split == "train":
                 with pytest.raises(UserError, match=message):
                     read()
             else:
                 read()
     with pytest.raises(UserError, match=message):
-        opened.images[last.start]
-    ((case, deep),) = [found for found in opened.faults() if found[1]]
-    assert case == last.id
-    assert f"the SHA-256 {hashlib.sha256(content[-96 * 3 :]).hexdigest()[:16]}" in deep
-    assert f"were written with {last.digests['images'][:16]}" in deep
+        opened.images[case.start]
+    ((found, deep),) = [found for found in opened.faults() if found[1]]
+    assert found == "b"
+    assert f"the SHA-256 {hashlib.sha256(content[: VOXELS * 2]).hexdigest()[:16]}" in deep
+    assert f"were written with {case.digests['images'][:16]}" in deep
 
 
 def test_inverted_masks_with_the_old_time_are_found(store):
-    path = store.folder / "lesions.npy"
-    state = path.stat()
-    masks = np.lib.format.open_memmap(path, "r+")
-    masks[:] = ~masks
-    masks.flush()
-    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+    path = case_file_of(store, "d")
+    masks = path.read_bytes()[VOXELS * 3 : VOXELS * 4]
+    change(path, VOXELS * 3, bytes(1 - value for value in masks))
     test = SliceStore.open(store.folder).labelled("test")
-    assert test.brains().any()  # of other files
-    with pytest.raises(UserError, match=r"lesions\.npy: the pixels of case d have the checksum"):
+    assert test.brains().any()
+    with pytest.raises(UserError, match=r"the lesions of case d have the checksum"):
         test.lesions()
 
 
-def test_a_copied_store_is_accepted(store, tmp_path):
-    copied = SliceStore.open(shutil.copytree(store.folder, tmp_path / "elsewhere"))
+def test_a_copied_cache_is_accepted(store, tmp_path):
+    shutil.copytree(store.folder.parents[1], tmp_path / "elsewhere")
+    copied = SliceStore.open(tmp_path / "elsewhere" / "stores" / store.folder.name)
     assert list(copied.faults()) == [(case.id, "") for case in store.cases] * 3
     np.testing.assert_array_equal(copied.images[:], store.images[:])
 
 
-def test_without_checksums_the_digests_are_taken(store):
-    manifest = json.loads(json.dumps(store.manifest))
-    for case in manifest["cases"]:
-        del case["checksums"]
-        case["digests"]["brains"] = "0" * 64
-    older = SliceStore(store.folder, manifest)
-    np.testing.assert_array_equal(older.healthy("train").images(), store.healthy("train").images())
-    with pytest.raises(UserError, match=r"the SHA-256 [1-9a-f].* were written with 0000"):
-        older.healthy("train").brains()
+def test_rows_in_any_order_and_more_cases_than_may_be_mapped(store, monkeypatch):
+    monkeypatch.setattr(pixels, "MAPPED", 2)
+    whole = store.images[:]
+    for rows in ([14, 0, 7, 7, 3], [2, 1, 0], [], [5]):
+        np.testing.assert_array_equal(store.images[np.array(rows, int)], whole[np.array(rows, int)])
+        assert len(store.images._blocks) <= 2
+    np.testing.assert_array_equal(store.brains[3:8], store.brains[:][3:8])
+    with pytest.raises(IndexError, match="row 15 belongs to no case"):
+        store.images[np.array([15])]
 
 
 def test_each_case_is_hashed_once_for_all_sets_of_a_split(store, monkeypatch):
@@ -246,7 +281,7 @@ def test_manifest_damage_is_found(store):
     with pytest.raises(UserError, match=r"manifest\.json is damaged"):
         SliceStore.open(store.folder)
     path.unlink()
-    with pytest.raises(UserError, match=r"incomplete: manifest\.json is missing"):
+    with pytest.raises(UserError, match=r"incomplete: .*manifest\.json is missing"):
         SliceStore.open(store.folder)
 
 
@@ -262,7 +297,7 @@ def test_nan_is_refused_with_the_case_named_and_nothing_left(tmp_path):
     dataset.poison = "c"
     with pytest.raises(UserError, match=r"case c \(generated\): the image holds NaN"):
         prepare(dataset, "T1", tmp_path)
-    assert leftovers(tmp_path) == []
+    assert finished(tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -284,7 +319,7 @@ def test_an_adapter_that_breaks_the_contract_is_named(tmp_path, change, message)
 
     with pytest.raises(UserError, match=f"case [a-e] .*{message}"):
         prepare(Broken(ToyParams(), None), "T1", tmp_path)
-    assert leftovers(tmp_path) == []
+    assert finished(tmp_path) == []
 
 
 def test_no_usable_slice(tmp_path):
@@ -295,46 +330,38 @@ def test_no_usable_slice(tmp_path):
 
     with pytest.raises(UserError, match=r"No usable slice of T1 in toy: [a-e]: slice 3: left out"):
         prepare(Empty(ToyParams(), None), "T1", tmp_path)
-    assert leftovers(tmp_path) == []
+    assert finished(tmp_path) == []
 
 
-@pytest.mark.parametrize("when", ["while writing", "at the end"])
-def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, when):
-    def full(*_args):
-        raise OSError(errno.ENOSPC, "No space left on device")
+@pytest.mark.parametrize("what", ["fsync", "replace"])
+def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, what):
+    original, calls = getattr(os, what), []
 
-    if when == "while writing":
-        original = module._Writer.append
-        calls = []
+    def full(*arguments, **options):
+        calls.append(1)
+        if len(calls) > 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(*arguments, **options)
 
-        def append(self, block):
-            calls.append(1)
-            return full() if len(calls) > 5 else original(self, block)
-
-        monkeypatch.setattr(module._Writer, "append", append)
-    else:
-        monkeypatch.setattr(module.os, "fsync", full)
+    monkeypatch.setattr(os, what, full)
     with pytest.raises(OSError, match="No space left") as caught:
         prepare(toy(), "T1", tmp_path)
     assert caught.value.errno == errno.ENOSPC
-    assert leftovers(tmp_path) == []
+    assert finished(tmp_path) == []
+    assert len(list(tmp_path.glob("cases/*/*.case"))) == 3
+    assert not list(tmp_path.rglob("*.tmp"))
     monkeypatch.undo()
     assert len(prepare(toy(), "T1", tmp_path)) == 15
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full, a device that is always full")
 def test_a_really_full_device_reports_no_space(tmp_path, monkeypatch):
-    original = module._Writer.__init__
+    from contextlib import nullcontext
 
-    def on_full_device(self, path, dtype):
-        original(self, path, dtype)
-        self.file.close()
-        self.file = open("/dev/full", "wb")
-
-    monkeypatch.setattr(module._Writer, "__init__", on_full_device)
+    monkeypatch.setattr(case_file, "replacing", lambda path: nullcontext(Path("/dev/full")))
     with pytest.raises(OSError, match="No space left"):
         prepare(toy(), "T1", tmp_path)
-    assert leftovers(tmp_path) == []
+    assert finished(tmp_path) == []
 
 
 def test_concurrent_preparation_gives_one_store(tmp_path):
@@ -359,29 +386,43 @@ def test_concurrent_preparation_gives_one_store(tmp_path):
         thread.join()
     assert not errors
     assert len({store.folder for store in found}) == 1
-    assert leftovers(tmp_path) == [found[0].folder.name]
+    assert finished(tmp_path) == [found[0].folder.name]
     assert len({store.healthy("train").digest for store in found}) == 1
 
 
-def test_what_nobody_took_up_for_a_month_goes(tmp_path):
-    for name, age in (("dead", 40 * 86400), ("alive", 86400)):
-        partial = tmp_path / "partial" / f"other-t1-{name}"
-        partial.mkdir(parents=True)
-        (partial / "images.npy").write_bytes(b"half")
-        then = time.time() - age
-        for path in (partial / "images.npy", partial):
-            os.utime(path, (then, then))
+def test_case_files_that_no_store_lists_go_after_a_month(tmp_path):
+    first = prepare(toy(bright=0.25), "T1", tmp_path)  # listed, however old
+    unlisted = tmp_path / "cases" / "other-t1-0123"
+    unlisted.mkdir()
+    for name in ("old.case", ".half.case.77.tmp", "young.case", "failures.json"):
+        (unlisted / name).write_bytes(b"")
+    long_ago = time.time() - 40 * 86400
+    for path in (*first.files, *(path for path in unlisted.iterdir() if path.name != "young.case")):
+        os.utime(path, (long_ago, long_ago))
     prepare(toy(), "T1", tmp_path)
-    assert [path.name for path in (tmp_path / "partial").iterdir() if path.is_dir()] == ["other-t1-alive"]
+    assert sorted(path.name for path in unlisted.iterdir()) == ["failures.json", "young.case"]
+    assert all(file.exists() for file in first.files)
+
+
+def test_stores_of_an_earlier_version_are_left_and_named(tmp_path, caplog):
+    older = tmp_path / "stores" / "toy-t1-0123456789abcdef"
+    older.mkdir(parents=True)
+    (older / "images.npy").write_bytes(b"pixels")
+    assert len(prepare(toy(), "T1", tmp_path)) == 15
+    assert "earlier version of adbench prepared (toy-t1-0123456789abcdef)" in caplog.text
+    assert (older / "images.npy").exists()
 
 
 def test_preparing_twice_gives_the_same_bytes(tmp_path):
-    first, second = (prepare(toy(), "T1", tmp_path / name).folder for name in "xy")
-    for name in pixels.ARRAYS:
-        assert (first / f"{name}.npy").read_bytes() == (second / f"{name}.npy").read_bytes()
+    first, second = (prepare(toy(), "T1", tmp_path / name) for name in "xy")
+    assert [file.read_bytes() for file in first.files] == [file.read_bytes() for file in second.files]
+    assert (first.folder / MANIFEST).read_bytes() == (second.folder / MANIFEST).read_bytes()
 
 
-def test_arrays_are_plain_numpy_files(store):
-    images = np.load(store.folder / "images.npy", mmap_mode="r")
-    assert images.shape == (15, 8, 6)
-    assert images.dtype == np.float16
+def test_a_case_file_holds_plain_arrays_one_after_the_other(store):
+    path, rows = case_file_of(store, "c"), stored(store, "c").rows
+    images = np.fromfile(path, np.float16, VOXELS).reshape(3, 8, 6)
+    masks = np.fromfile(path, bool, 2 * VOXELS, offset=2 * VOXELS).reshape(2, 3, 8, 6)
+    np.testing.assert_array_equal(images, store.images[rows])
+    np.testing.assert_array_equal(masks, [store.brains[rows], store.lesions[rows]])
+    assert case_file.read(path)["manifest"]["slices"] == [4, 7, 9]

@@ -10,7 +10,7 @@ import numpy as np
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import SliceSet
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.params import ParamSet, param
 
 

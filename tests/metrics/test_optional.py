@@ -143,7 +143,7 @@ def test_the_store_knows_the_voxel_size(tmp_path):
     case = {"subject": "a", "session": "", "split": "test", "site": "", "flags": [], "slices": [4, 7, 10],
             "lesion_voxels": [0, 2, 0], "brain_voxels": [9, 9, 9], "masked": True, "digests": {}}  # fmt: skip
     cases = [{**case, "start": 0, "geometry": geometry.to_json()}, {**case, "subject": "b", "start": 3}]
-    store = SliceStore(tmp_path, {"modality": "T1", "shape": [20, 20], "rows": 6, "cases": cases})
+    store = SliceStore(tmp_path, {"modality": "T1", "shape": [20, 20], "rows": 6, "cases": cases, "case_folder": ""})
     data = LabelledSet(store, np.array([1, 2, 4]))
     assert data.spacing_at(0) == data.spacing_at(1) == pytest.approx((2.5, 1.6, 3.6))
     assert data.spacing_at(2) is None

@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from numpy.lib import format as npy
 
 from adbench.config import run_config
 from adbench.config.run_config import RunConfig
@@ -72,42 +71,29 @@ def test_a_test_slice_cannot_be_asked_for(data: Data) -> None:
         store.case_of(int(test[0]))
 
 
+def case_files(store: SliceStore, rows: np.ndarray) -> set[Path]:
+    """The files of the cases that have one of ``rows``."""
+    return {store.files[index] for index in store.owner(rows).tolist()}
+
+
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps on this system")
 def test_the_bytes_of_test_slices_are_not_even_mapped(data: Data) -> None:
-    role = Role.of(data.threshold, data.test_store)
-    opened = role.open()
+    opened = Role.of(data.threshold, data.test_store).open()
     opened.images()
-    path = Path(role.store) / "images.npy"
-    first, last = _byte_range(path, data.test.rows)
-    mapped = 0
-    for line in Path("/proc/self/maps").read_text().splitlines():
-        fields = line.split(maxsplit=5)
-        if len(fields) == 6 and fields[5] == str(path):
-            low, high = (int(end, 16) for end in fields[0].split("-"))
-            offset = int(fields[2], 16)
-            overlap = min(last, offset + high - low) - max(first, offset)
-            assert overlap < 2 * os.sysconf("SC_PAGE_SIZE")  # a mapping starts and ends on whole pages
-            mapped += high - low
-    assert mapped > 0
-
-
-def _byte_range(path: Path, rows: np.ndarray) -> tuple[int, int]:
-    with open(path, "rb") as file:
-        npy.read_magic(file)
-        (_, *shape), _, dtype = npy.read_array_header_1_0(file)
-        start = file.tell()
-    size = int(np.prod(shape)) * dtype.itemsize
-    return start + int(rows.min()) * size, start + (int(rows.max()) + 1) * size
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    mapped = {Path(line.split(maxsplit=5)[5]) for line in lines if line.endswith(".case")}
+    assert mapped >= case_files(data.test_store, data.threshold.rows)
+    assert not mapped & case_files(data.test_store, data.test.rows)
 
 
 @contextmanager
-def _watched(monkeypatch: pytest.MonkeyPatch, reads: list[tuple[Path, int, int]]) -> Iterator[None]:
-    """Every way in which this package opens an array is noted: file, first byte, byte after the last."""
+def _watched(monkeypatch: pytest.MonkeyPatch, reads: set[Path]) -> Iterator[None]:
+    """Every way in which this package opens pixels is noted."""
     plain = mmap.mmap
 
-    def mapped(descriptor: int, length: int, *, access: int, offset: int) -> mmap.mmap:
-        reads.append((Path(f"/proc/self/fd/{descriptor}").readlink(), offset, offset + length))
-        return plain(descriptor, length, access=access, offset=offset)
+    def mapped(descriptor: int, length: int, *, access: int) -> mmap.mmap:
+        reads.add(Path(f"/proc/self/fd/{descriptor}").readlink())
+        return plain(descriptor, length, access=access)
 
     def whole(path: Any, *_: Any, **__: Any) -> Any:
         raise AssertionError(f"{path} was opened whole")
@@ -128,28 +114,21 @@ def test_trials_read_no_byte_of_a_test_slice(
     data: Data,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    reads: list[tuple[Path, int, int]] = []
+    reads: set[Path] = set()
     with _watched(monkeypatch, reads):
         result = tune(settings(), trials=2, objective=objective)
     assert result.best is not None
-    store = Path(result.task.train.store)
-    shut = {name: _byte_range(store / f"{name}.npy", data.test.rows) for name in ARRAYS}
-    assert {path.stem for path, _, _ in reads} >= {"images", "brains"}
-    for path, low, high in reads:
-        first, last = shut[path.stem]
-        assert high <= first or low >= last, f"{path.name}: bytes {low} to {high} touch the test slices"
+    store = SliceStore.open(Path(result.task.train.store))
+    assert reads >= case_files(store, data.train.rows)
+    assert not {path.name for path in reads} & {file.name for file in case_files(store, data.test.rows)}
 
 
 def _ruin(store: SliceStore, rows: np.ndarray) -> None:
-    """Write nonsense over ``rows`` of every array, as if nothing had happened to the files."""
-    for name in ARRAYS:
-        path = store.folder / f"{name}.npy"
-        times = path.stat().st_mtime_ns
-        array = np.lib.format.open_memmap(path, "r+")
-        array[rows] = np.nan if name == "images" else ~array[rows]
-        array.flush()
-        del array
-        os.utime(path, ns=(times, times))
+    """Write nonsense over the cases of ``rows``, as if nothing had happened to the files."""
+    for file in case_files(store, rows):
+        state, content = file.stat(), np.frombuffer(file.read_bytes(), np.uint8)
+        file.write_bytes((content ^ 1).tobytes())
+        os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
 def _figures(result: Result) -> list[Any]:
@@ -166,7 +145,7 @@ def test_ruined_test_slices_change_nothing(
     after = tune(private, trials=4, name="after")
     assert _figures(after) == _figures(before)
     # The ruin is real: whoever opens a test slice notices.
-    with pytest.raises(UserError, match=r"images\.npy: the pixels of case .* were changed after preparation"):
+    with pytest.raises(UserError, match=r"the images of case .* were changed after preparation"):
         SliceStore.open(planned.data.test_store.folder).images[planned.data.test.rows]
     code, _, err = cli("run", "--config", after.config, "--quiet")
     assert code == 2

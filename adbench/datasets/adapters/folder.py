@@ -103,6 +103,7 @@ class Folder(Dataset):
     Params: ClassVar[type[ParamSet]] = FolderParams
     params: FolderParams
     quick: ClassVar[bool] = True
+    excludes_by_name = False  # its parameter is for volumes
 
     def __new__(cls, params: ParamSet, root: Path | None) -> Folder:
         """The one of the two kinds that lies at ``root``."""

@@ -1,29 +1,35 @@
-"""Pixels of a slice store, memory-mapped and held against their digests as they are read.
+"""Pixels of prepared cases, memory-mapped and compared with their checksums as they are read.
 
-:class:`PixelStore` is what a method's slice sets read from: images, brain masks and ids of the cases of one role. No
-attribute of it leads to a lesion mask, to a file name, or to the pixels of another role.
+A case file holds, without padding, ``images`` (S, H, W) float16 in [0, 1], ``brains`` and ``lesions`` (S, H, W) bool, and
+then what the manifest says of the case (:mod:`adbench.datasets.store.case_file`). :class:`PixelStore` is what a method's
+slice sets read from: images, brain masks and ids of the cases of one role. No attribute of it leads to a lesion mask, to a
+file name, or to the pixels of another role: a mapping ends before the lesions begin.
 """
 
 from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 from weakref import WeakKeyDictionary
 
 import numpy as np
-from numpy.lib import format as npy
 
 from adbench.errors import UserError
 
 if TYPE_CHECKING:
     from numpy.typing import DTypeLike
 
-ARRAYS: dict[str, DTypeLike] = {"images": np.float16, "brains": np.bool_, "lesions": np.bool_}
-_PATHS: WeakKeyDictionary[Rows, Path] = WeakKeyDictionary()  # kept here, because methods hold ``Rows``
+ARRAYS: dict[str, DTypeLike] = {
+    "images": np.float16,
+    "brains": np.bool_,
+    "lesions": np.bool_,
+}  # in their order in a file
+MAPPED = 2048  # case files that one array keeps mapped; a process may have some 65,000 mappings
+_FILES: WeakKeyDictionary[Rows, Sequence[Path]] = WeakKeyDictionary()  # kept here, because methods hold ``Rows``
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,7 @@ class SeenCase:
 
     Attributes:
         digests: SHA-256 of the case's bytes, by array.
-        checksums: CRC-32 of the same bytes: fast enough to be taken whenever a case is read. Older stores have none.
+        checksums: CRC-32 of the same bytes, fast enough to be computed whenever a case is read.
     """
 
     subject: str
@@ -54,7 +60,44 @@ class SeenCase:
 
     @property
     def rows(self) -> np.ndarray:
+        """(S,) row numbers of the case."""
         return np.arange(self.start, self.stop)
+
+
+@dataclass(frozen=True)
+class StoredCase(SeenCase):
+    """One case of a store, with what only the evaluation may know.
+
+    Attributes:
+        lesion_voxels: per slice.
+        masked: False when the case came without a lesion mask (its rows then hold no lesion).
+        geometry: as :meth:`adbench.datasets.geometry.Geometry.to_json` gives it; None for slices without a volume.
+        quality: figures about the preparation, by name.
+        file: name of its case file.
+    """
+
+    split: str
+    site: str
+    flags: tuple[str, ...]
+    lesion_voxels: tuple[int, ...]
+    brain_voxels: tuple[int, ...]
+    masked: bool
+    geometry: dict[str, Any] | None = None
+    quality: dict[str, float] = field(default_factory=dict)
+    file: str = ""
+
+    @classmethod
+    def from_json(cls, case: dict[str, Any]) -> Self:
+        """The case that a manifest describes."""
+        fields: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in case.items()}
+        return cls(**fields)
+
+    def seen(self) -> SeenCase:
+        """What a method may know of it."""
+        digests, checksums = (
+            {name: value for name, value in of.items() if name != "lesions"} for of in (self.digests, self.checksums)
+        )
+        return SeenCase(self.subject, self.session, self.start, self.slices, digests, checksums=checksums)
 
 
 def digest_block(block: np.ndarray) -> str:
@@ -74,10 +117,13 @@ class CaseIndex:
 
     Args:
         cases: with ascending rows.
+
+    Attributes:
+        starts: (cases,) first row of each.
     """
 
     def __init__(self, cases: Sequence[SeenCase]) -> None:
-        self._starts = np.array([case.start for case in cases], np.int64)
+        self.starts = np.array([case.start for case in cases], np.int64)
         self._stops = np.array([case.stop for case in cases], np.int64)
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
@@ -86,7 +132,7 @@ class CaseIndex:
         Raises:
             IndexError: a row belongs to none of them.
         """
-        index = np.searchsorted(self._starts, rows, side="right") - 1
+        index = np.searchsorted(self.starts, rows, side="right") - 1
         outside = (index < 0) | (rows >= self._stops[index]) if len(self._stops) else np.ones(len(rows), bool)
         if outside.any():
             raise IndexError(f"row {int(rows[outside][0])} belongs to no case that is open here")
@@ -94,48 +140,52 @@ class CaseIndex:
 
 
 class Rows:
-    """The rows of some cases in one array of a store; looks like the whole array when it is indexed by row numbers.
+    """One array of some cases; looks like the array of all cases of the store when it is indexed by row numbers.
 
-    Only the stretch from the first case to the last is mapped. The bytes of a case are held against its checksum when one
-    of its rows is first read in this process.
+    The file of a case is mapped when one of its rows is first read in this process, up to the end of this array, and the
+    bytes are then compared with their checksum.
 
     Args:
-        path: the ``.npy`` file, opened on first use.
+        name: key of :data:`ARRAYS`.
         cases: with ascending rows.
         shape: (H, W) of a row.
+        files: the case file of each case.
     """
 
-    def __init__(self, path: Path, cases: Sequence[SeenCase], shape: tuple[int, int]) -> None:
-        _PATHS[self] = path
-        self.name, self.shape, self.dtype = path.stem, shape, np.dtype(ARRAYS[path.stem])
+    def __init__(self, name: str, cases: Sequence[SeenCase], shape: tuple[int, int], files: Sequence[Path]) -> None:
+        _FILES[self] = files
+        self.name, self.shape, self.dtype = name, shape, np.dtype(ARRAYS[name])
         self._cases, self._owner = tuple(cases), CaseIndex(cases)
-        self._low, self._high = (cases[0].start, cases[-1].stop) if cases else (0, 0)
         self._unread = np.ones(len(cases), bool)
-        self._arrays: tuple[np.ndarray, np.ndarray] | None = None
+        self._blocks: dict[int, np.ndarray] = {}
 
     def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
         """A copy of some rows.
 
         Raises:
             IndexError: a row belongs to no case that is open here.
-            UserError: the file is truncated, or the pixels are not those that were written.
+            UserError: a file is missing or truncated, or the pixels are not those that were written.
         """
-        wanted = np.arange(*rows.indices(self._high)) if isinstance(rows, slice) else np.asarray(rows, np.int64)
+        end = self._cases[-1].stop if self._cases else 0
+        wanted = np.arange(*rows.indices(end)) if isinstance(rows, slice) else np.asarray(rows, np.int64)
         owner = self._owner(wanted.reshape(-1))
-        if self._unread[owner].any():
-            for index in np.unique(owner):
-                if self._unread[index] and (fault := self.fault(index)):
-                    raise UserError(fault)
-                self._unread[index] = False
-        head, body = self._mapped()
-        places = wanted - self._low
+        for index in np.unique(owner[self._unread[owner]]).tolist():
+            if fault := self.fault(index):
+                raise UserError(fault)
+            self._unread[index] = False
+        places = wanted.reshape(-1) - self._owner.starts[owner]
         if not wanted.ndim:
-            return (head[places] if places < len(head) else body[places - len(head)]).copy()
-        early = places < len(head)
-        if not early.any():
-            return body[places - len(head)]
-        found = np.empty((len(places), *self.shape), self.dtype)
-        found[early], found[~early] = head[places[early]], body[places[~early] - len(head)]
+            return np.array(self._block(int(owner[0]))[places[0]].reshape(self.shape))
+        found = np.empty((len(wanted), *self.shape), self.dtype)
+        flat = found.reshape(len(wanted), int(np.prod(self.shape)))
+        cuts = (np.flatnonzero(np.diff(owner)) + 1).tolist()
+        stretches = zip([0, *cuts], [*cuts, len(wanted)], strict=True) if len(wanted) else ()
+        for first, last in stretches:  # of one case each
+            block = self._block(int(owner[first]))
+            if last - first == 1:  # faster than the general way, in a random order
+                flat[first] = block[places[first]]
+            else:
+                np.take(block, places[first:last], axis=0, out=flat[first:last], mode="clip")
         return found
 
     def fault(self, index: int, *, deep: bool = False) -> str:
@@ -143,64 +193,51 @@ class Rows:
 
         Args:
             index: of the case, among those that are open here.
-            deep: hold them against their SHA-256, not the checksum alone.
+            deep: compare their SHA-256, not the checksum alone.
 
         Raises:
-            UserError: the file is truncated.
+            UserError: the file is missing or truncated.
         """
-        case = self._cases[index]
-        head, body = self._mapped()
-        start, stop = case.start - self._low, case.stop - self._low
-        block = body[max(0, start - len(head)) : max(0, stop - len(head))]
-        if start < len(head):
-            block = np.concatenate([head[start:stop], block])
-        if deep or self.name not in case.checksums:
-            kind, found, written = "SHA-256", digest_block(block), case.digests[self.name]
-        else:
-            kind, found, written = "checksum", checksum(block), case.checksums[self.name]
+        case, block = self._cases[index], self._block(index)
+        kind, compute, listed = (
+            ("SHA-256", digest_block, case.digests) if deep else ("checksum", checksum, case.checksums)
+        )
+        found, written = compute(block), listed[self.name]
         if found == written:
             return ""
-        path = _PATHS[self]
+        path = _FILES[self][index]
         return (
-            f"{path}: the pixels of case {case.id} have the {kind} {found[:16]} and were written with {written[:16]}: they "
-            f"were changed after preparation. Delete {path.parent} and run the command again to prepare it anew."
+            f"{path}: the {self.name} of case {case.id} have the {kind} {found[:16]} and were written with {written[:16]}: "
+            f"they were changed after preparation. Delete {path} and run the command again to prepare the case again."
         )
 
-    def faults(self) -> Iterator[tuple[str, str]]:
-        """The id of every case and its :meth:`fault` by the SHA-256, one after the other."""
-        return ((case.id, self.fault(index, deep=True)) for index, case in enumerate(self._cases))
+    def _block(self, index: int) -> np.ndarray:
+        """(S, H * W) of one case, mapped."""
+        block = self._blocks.get(index)
+        if block is None:
+            while len(self._blocks) >= MAPPED:
+                self._blocks.pop(next(iter(self._blocks)), None)
+            block = self._blocks[index] = self._map(_FILES[self][index], len(self._cases[index].slices))
+        return block
 
-    def _mapped(self) -> tuple[np.ndarray, np.ndarray]:
-        """The first rows, in memory, and the others, mapped: a mapping starts on a page, and the bytes before the first row
-        belong to others."""
-        if self._arrays is None:
-            self._arrays = self._map(_PATHS[self])
-        return self._arrays
-
-    def _map(self, path: Path) -> tuple[np.ndarray, np.ndarray]:
-        count = self._high - self._low
-        with open(path, "rb") as file:
-            try:
-                npy.read_magic(file)
-                (_, *shape), _, dtype = npy.read_array_header_1_0(file)
-            except ValueError as error:
-                raise UserError(f"{path} is damaged ({error}): delete {path.parent} and run again.") from None
-            size = int(np.prod(self.shape)) * self.dtype.itemsize
-            begin, stop = (file.tell() + row * size for row in (self._low, self._high))
-            there = path.stat().st_size
-            if tuple(shape) != self.shape or dtype != self.dtype or stop > there:
-                raise UserError(
-                    f"{path} holds {there} bytes of {dtype} {tuple(shape)} where {stop} bytes of {self.dtype} {self.shape} "
-                    f"were written: delete {path.parent} and run the command again to prepare it anew."
-                )
-            page = -(-begin // mmap.ALLOCATIONGRANULARITY) * mmap.ALLOCATIONGRANULARITY
-            early = min(count, -(-(page - begin) // size))
-            file.seek(begin)
-            head = np.frombuffer(file.read(early * size), self.dtype).reshape(early, *self.shape)
-            if early == count:
-                return head, head[:0]
-            held = mmap.mmap(file.fileno(), stop - page, access=mmap.ACCESS_READ, offset=page)
-        return head, np.ndarray((count - early, *self.shape), self.dtype, held, begin + early * size - page)
+    def _map(self, path: Path, count: int) -> np.ndarray:
+        sizes = [np.dtype(dtype).itemsize for dtype in ARRAYS.values()]
+        voxels, place = count * int(np.prod(self.shape)), list(ARRAYS).index(self.name)
+        offset, end = voxels * sum(sizes[:place]), voxels * sum(sizes[: place + 1])
+        try:
+            with open(path, "rb") as file:
+                mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing: run the command again to prepare the case again.") from None
+        except ValueError:  # longer than the file
+            raise UserError(
+                f"{path} has {path.stat().st_size} bytes where {end} were written up to the end of the {self.name}: it was "
+                f"truncated after preparation. Delete {path} and run the command again to prepare the case again."
+            ) from None
+        if hasattr(mapped, "madvise"):  # all of the array is about to be read for its checksum
+            page = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
+        return np.ndarray((count, voxels // max(count, 1)), self.dtype, mapped, offset)
 
 
 class PixelStore:

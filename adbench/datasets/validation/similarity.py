@@ -1,4 +1,4 @@
-"""A coarse fingerprint of a volume, to find one scan under two names after small changes or a registration.
+"""Coarse fingerprints of volumes: find one scan under two names, even after small changes or a registration.
 
 Brain voxels are put into cells of the brain's own axes (centre, principal axes and standard deviations of the mask), so
 position, size and tilt of the head fall out; a cell holds the mean intensity less that of the cells around it, which is
@@ -16,8 +16,9 @@ A hash of the pixels of every slice (.003 s) finds what a fingerprint of the who
 from __future__ import annotations
 
 import hashlib
+from base64 import b64decode, b64encode
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
@@ -26,11 +27,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adbench.datasets.geometry import Geometry
 from adbench.datasets.io.filename_patterns import person
 from adbench.utils.files import replacing
 
 if TYPE_CHECKING:
-    from adbench.datasets.store.slice_store import SliceStore, StoredCase
+    from adbench.datasets.store.slice_store import SliceStore
 
 VERSION = 2
 CELLS = (12, 16, 16)  # along z, y and x
@@ -39,7 +41,7 @@ CERTAIN = 0.998  # correlation of one scan with a copy that was hardly changed
 LIKELY, LIKELY_SLICES = 0.85, 0.95  # of one person; a few slices are more alike than volumes are
 FEW_SLICES = 3
 SHARED = 0.6  # share of cells that two fingerprints must both have
-FEWEST = 60  # cells, or voxels of a slice, below which nothing can be said
+FEWEST = 60  # cells, or voxels of a slice, below which there is no fingerprint
 LEVELS = 16  # grey levels of a slice below which it may be equal to another by chance
 MOST = 3_000_000  # voxels that are looked at
 
@@ -166,7 +168,7 @@ def alike(one: Print, other: Print) -> list[Pair]:
 
 
 def slice_hashes(images: np.ndarray) -> np.ndarray:
-    """(S,) uint64: a hash of the pixels of each of (S, H, W) slices; 0 for a slice that says too little about anybody.
+    """(S,) uint64: a hash of the pixels of each of (S, H, W) slices; 0 for a slice that says too little to identify a person.
 
     That is one with fewer than :data:`FEWEST` pixels of the brain, which is where an image is not 0, or fewer than
     :data:`LEVELS` values in it. Equal images have equal brains, as an image is 0 outside.
@@ -211,48 +213,60 @@ def of_store(store: SliceStore, rows: np.ndarray) -> Print:
 
 
 def keep(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
-    """(cases, cells) fingerprints and (rows,) hashes of ``store``, from the file beside its arrays, made if need be."""
+    """(cases, cells) fingerprints and (rows,) hashes of ``store``, from the file beside its manifest, which is made where it is missing."""
     shape = (len(store.cases), int(np.prod(CELLS)))
     with suppress(OSError, ValueError):  # none yet, or cut short
-        content = _file(store).read_bytes()
+        content = _file(store.folder, store.manifest).read_bytes()
         if hashlib.sha256(content[32:]).digest() == content[:32]:
             values = np.frombuffer(content, np.float16, int(np.prod(shape)), 32).reshape(shape)
             return values, np.frombuffer(content, np.uint64, len(store), 32 + values.nbytes)
     own = type(store)(store.folder, store.manifest)  # its mapped pixels go with it
-    made = [_of_case(own, case) for case in own.cases]
-    return write(store, made)
+    made = [of_case(own.images[case.rows], own.brains[case.rows], case.slices, case.geometry) for case in own.cases]
+    _write(store.folder, store.manifest, made)
+    return np.stack([one for one, _ in made]), np.concatenate([one for _, one in made])
 
 
-def write(store: SliceStore, made: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Keep what :func:`of_blocks` says of every case beside the arrays of ``store``, unless it is read-only.
+def write(folder: Path, manifest: dict[str, Any], cases: Sequence[dict[str, Any]]) -> None:
+    """Keep beside a manifest what its case files say of their cases (:func:`to_json`).
 
-    Returns:
-        As :func:`keep`.
+    Nothing is kept where a file was written with another version of the fingerprint: :func:`keep` makes them then.
     """
-    values, hashes = np.stack([one for one, _ in made]).astype(np.float16), np.concatenate([one for _, one in made])
-    content = values.tobytes() + hashes.tobytes()
-    with suppress(OSError), replacing(_file(store)) as temporary:
+    if all(case["version"] == VERSION for case in cases):
+        texts = [(b64decode(case["fingerprint"]), b64decode(case["hashes"])) for case in cases]
+        _write(
+            folder, manifest, [(np.frombuffer(one, np.float16), np.frombuffer(two, np.uint64)) for one, two in texts]
+        )
+
+
+def _write(folder: Path, manifest: dict[str, Any], made: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
+    content = b"".join([*(one.tobytes() for one, _ in made), *(one.tobytes() for _, one in made)])
+    with suppress(OSError), replacing(_file(folder, manifest)) as temporary:  # a store may be read-only
         temporary.write_bytes(hashlib.sha256(content).digest() + content)
-    return values, hashes
 
 
-def of_blocks(blocks: Mapping[str, np.ndarray], record: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Fingerprint and slice hashes of a case while it is prepared, from its arrays and what the manifest will say of it."""
-    from adbench.datasets.geometry import Geometry
+def of_case(
+    images: np.ndarray, brains: np.ndarray, slices: Sequence[int], geometry: dict[str, Any] | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Fingerprint (cells,) float16 and slice hashes (S,) uint64 of a prepared case.
 
+    Args:
+        images: (S, H, W) float16.
+        brains: (S, H, W) bool.
+        slices: S slice indices.
+        geometry: as the manifest has it.
+    """
     spacing = [1.0, 1.0, 1.0]
-    if record["geometry"] is not None:
-        affine = Geometry.from_json(record["geometry"]).prepared_affine()
+    if geometry is not None:
+        affine = Geometry.from_json(geometry).prepared_affine()
         spacing = np.linalg.norm(affine[:3, :3], axis=0)[::-1].tolist()
-    images = blocks["images"]
-    return fingerprint(images, blocks["brains"], record["slices"], spacing), slice_hashes(images)
+    return fingerprint(images, brains, slices, spacing), slice_hashes(images)
 
 
-def _file(store: SliceStore) -> Path:
-    return store.folder / f"fingerprints-{VERSION}-{store.manifest['cases_digest'][:16]}.bin"
+def to_json(values: np.ndarray, hashes: np.ndarray) -> dict[str, Any]:
+    """What :func:`of_case` gives, as JSON."""
+    texts = {"fingerprint": values, "hashes": hashes}
+    return {"version": VERSION, **{name: b64encode(part.tobytes()).decode() for name, part in texts.items()}}
 
 
-def _of_case(store: SliceStore, case: StoredCase) -> tuple[np.ndarray, np.ndarray]:
-    rows = slice(case.start, case.start + len(case.slices))
-    blocks = {"images": np.asarray(store.images[rows]), "brains": np.asarray(store.brains[rows])}
-    return of_blocks(blocks, {"geometry": case.geometry, "slices": case.slices})
+def _file(folder: Path, manifest: dict[str, Any]) -> Path:
+    return folder / f"fingerprints-{VERSION}-{manifest['cases_digest'][:16]}.bin"

@@ -1,4 +1,4 @@
-"""``adbench data check --store``: every case of the prepared stores against its SHA-256."""
+"""``adbench data check --store``: compare every case of the prepared stores with its SHA-256."""
 
 from __future__ import annotations
 

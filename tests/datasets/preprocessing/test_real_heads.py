@@ -27,7 +27,8 @@ from adbench.datasets.preprocessing import brain_extraction, registration
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams
 from adbench.datasets.preprocessing.pipeline import run_recipe
 from adbench.datasets.preprocessing.reorient import to_ras, voxel_ml
-from adbench.datasets.store.slice_store import SliceStore, prepare
+from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import SliceStore
 
 pytestmark = [
     pytest.mark.skipif(

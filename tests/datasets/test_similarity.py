@@ -13,7 +13,7 @@ from scipy import ndimage
 from adbench.config.protocols import get
 from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
-from adbench.datasets.store.slice_store import prepare
+from adbench.datasets.store.prepare import prepare
 from adbench.datasets.validation import similarity
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError

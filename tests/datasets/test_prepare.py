@@ -1,4 +1,4 @@
-"""Stores that grow in parallel, are interrupted, meet bad files and full disks, and always end as the same store."""
+"""Stores that are prepared in parallel, are interrupted, meet bad files and full disks, and always end as the same store."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 import small_brats
 
-from adbench.datasets.store import prepare as building
-from adbench.datasets.store import resource_check, workers
-from adbench.datasets.store.pixels import ARRAYS
-from adbench.datasets.store.prepare import prepare_all
-from adbench.datasets.store.slice_store import SliceStore, _Writer, prepare
+from adbench.context import Progress
+from adbench.datasets.base import Case, Stack
+from adbench.datasets.store import workers
+from adbench.datasets.store.prepare import prepare, prepare_all
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 
 BOTH = ("FLAIR", "T1")
@@ -33,9 +33,8 @@ def root(tmp_path: Path) -> Path:
 
 
 def content(store: SliceStore) -> dict[str, object]:
-    """Everything a store says, without the times of its files."""
-    manifest = {key: value for key, value in store.manifest.items() if key != "files"}
-    return {"manifest": manifest, **{name: (store.folder / f"{name}.npy").read_bytes() for name in ARRAYS}}
+    """Everything a store says and holds."""
+    return {"manifest": store.manifest, "cases": [file.read_bytes() for file in store.files]}
 
 
 def test_serial_parallel_and_one_by_one_give_the_same_store(root: Path, tmp_path: Path) -> None:
@@ -45,7 +44,7 @@ def test_serial_parallel_and_one_by_one_give_the_same_store(root: Path, tmp_path
     single = prepare(dataset, "FLAIR", tmp_path / "c", workers=1)
     assert content(serial["FLAIR"]) == content(parallel["FLAIR"]) == content(single)
     assert content(serial["T1"]) == content(parallel["T1"])
-    assert not list((tmp_path / "b" / "partial").glob("*/"))
+    assert not list((tmp_path / "b").rglob("*.tmp"))
     assert len(serial["FLAIR"].cases) == 6
 
 
@@ -79,7 +78,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_store(root: Path, tmp_path:
     killed = tmp_path / "killed"
     script = (
         "import os, signal, sys; from pathlib import Path; import small_brats\n"
-        "from adbench.context import Progress; from adbench.datasets.store.slice_store import prepare\n"
+        "from adbench.context import Progress; from adbench.datasets.store.prepare import prepare\n"
         "class Die(Progress):\n"
         "    def update(self, phase, done, total, **figures):\n"
         "        if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -89,8 +88,8 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_store(root: Path, tmp_path:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(there)}
     done = subprocess.run([sys.executable, "-c", script, str(root), str(killed)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
-    (partial,) = (killed / "partial").glob("*/")
-    assert len((partial / "journal.jsonl").read_text().splitlines()) == 3
+    assert len(list(killed.glob("cases/*/*.case"))) == 3
+    assert not list(killed.glob("stores/*"))
     loaded = []
     dataset = small_brats.dataset(root)
     dataset.load = lambda case, modality, original=dataset.load: loaded.append(case.id) or original(case, modality)  # type: ignore[method-assign]
@@ -189,11 +188,31 @@ def test_cases_are_prepared_on_one_thread(root: Path, tmp_path: Path, monkeypatc
     assert os.environ["OMP_NUM_THREADS"] == "2"
 
 
-def test_another_split_copies_every_case(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+def test_another_split_shares_every_case(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
     monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it decoded again"))
     again = prepare(small_brats.dataset(root, split_seed=5, exclude=("BraTS2021_00001",)), "FLAIR", tmp_path, workers=1)
     assert len(again.cases) == 5
+    assert set(again.files) < set(first.files)
+
+
+def test_moved_data_share_every_case(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)
+    moved = shutil.copytree(root, tmp_path / "elsewhere")
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it decoded again"))
+    again = prepare(small_brats.dataset(moved), "FLAIR", tmp_path / "c", workers=1)
+    assert again.files == first.files
+    assert again.folder != first.folder
+
+
+def test_another_sequence_beside_it_changes_no_case(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    for image in root.rglob("*_t1.nii.gz"):
+        shutil.copy(image, image.with_name(image.name.replace("_t1", "_t2")))
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it decoded again"))
+    assert prepare(small_brats.dataset(root, split_seed=3), "FLAIR", tmp_path, workers=1).files[0] in first.files
 
 
 def test_a_failing_case_is_reported_and_the_rest_goes_on(root: Path, tmp_path: Path) -> None:
@@ -206,15 +225,18 @@ def test_a_failing_case_is_reported_and_the_rest_goes_on(root: Path, tmp_path: P
         prepare_all(small_brats.dataset(root), BOTH, tmp_path, workers=2)
     assert "The other 5 are kept" in str(caught.value)
     assert "--set dataset.exclude=[BraTS2021_00003]" in str(caught.value)
-    failures = json.loads(next((tmp_path / "partial").rglob("failures.json")).read_text())
+    (listed,) = tmp_path.glob("cases/*/failures.json")
+    assert str(listed) in str(caught.value)
+    failures = json.loads(listed.read_text())
     assert failures[0]["case"] == "BraTS2021_00003"
     assert "Traceback" in failures[0]["trace"]
     left_out = prepare(small_brats.dataset(root, exclude=("BraTS2021_00003",)), "FLAIR", tmp_path, workers=1)
     assert len(left_out.cases) == 5
     assert any("dataset.exclude" in remark for remark in left_out.manifest["remarks"])
     broken.write_bytes(good)
-    mended = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
-    assert len(mended.cases) == 6
+    repaired = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    assert len(repaired.cases) == 6
+    assert not listed.exists()
 
 
 def test_a_failure_keeps_what_comes_after_it(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -238,90 +260,99 @@ def test_a_failure_keeps_what_comes_after_it(root: Path, tmp_path: Path, monkeyp
     assert loaded == [whole.cases[1].id]
 
 
-def test_a_full_disk_stops_and_the_next_attempt_goes_on(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    append, calls = _Writer.append, []
-
-    def full(self, block):
-        calls.append(1)
-        if len(calls) == 8:  # the second array of the third case
-            raise OSError(errno.ENOSPC, "No space left on device")
-        append(self, block)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(_Writer, "append", full)
-        with pytest.raises(OSError, match="No space left"):
-            prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)
+@pytest.mark.parametrize("count", [1, 2])
+def test_a_full_disk_stops_and_the_next_attempt_goes_on(root: Path, tmp_path: Path, count: int) -> None:
+    """With one process and with several: what a worker meets reaches the process that waits for it."""
+    dataset = small_brats.dataset(root)
+    dataset.__class__ = FullDisk  # which a worker can import
+    with pytest.raises(OSError, match="No space left"):
+        prepare(dataset, "FLAIR", tmp_path / "c", workers=count)
+    there = len(list((tmp_path / "c").glob("cases/*/*.case")))
     loaded = []
     dataset = small_brats.dataset(root)
     dataset.load = lambda case, modality, original=dataset.load: loaded.append(case.id) or original(case, modality)  # type: ignore[method-assign]
     store = prepare(dataset, "FLAIR", tmp_path / "c", workers=1)
-    assert len(loaded) == 4
+    assert "BraTS2021_00003" in loaded
+    assert len(loaded) <= 6 - there  # a worker may have finished another case meanwhile
     assert content(store) == content(prepare(small_brats.dataset(root), "FLAIR", tmp_path / "whole", workers=1))
 
 
-def test_a_full_disk_in_a_worker_ends_everything(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+class FullDisk(small_brats.BraTS21):
+    """The disk is full when the fourth case is prepared."""
 
-    monkeypatch.setattr(workers, "write_part", full)
-    dataset = small_brats.dataset(root)
-    case = dataset.discover("FLAIR")[0]
-    with pytest.raises(OSError, match="No space left"):
-        workers.run(dataset, workers.Task((("FLAIR", case, tmp_path),)), spill=True)
+    def load(self, case: Case, modality: str) -> Stack:
+        if case.id == "BraTS2021_00003":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().load(case, modality)
 
 
 def test_bytes_that_a_power_failure_lost_are_prepared_again(root: Path, tmp_path: Path) -> None:
     whole = prepare(small_brats.dataset(root), "FLAIR", tmp_path / "whole", workers=1)
 
-    class Stop(building.Progress):
+    class Stop(Progress):
         def update(self, phase, done, total, **figures):
             if done == 4:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", Stop(), workers=1)
-    (images,) = (tmp_path / "c" / "partial").glob("*/images.npy")
-    lost = whole.cases[2].start
-    with open(images, "r+b") as file:
-        file.seek(-(images.stat().st_size - 128 - lost * 32 * 32 * 2), os.SEEK_END)
-        file.write(bytes(4096))
+    short, empty, *_ = sorted((tmp_path / "c").glob("cases/*/*.case"))
+    os.truncate(short, short.stat().st_size // 2)
+    os.truncate(empty, 0)
     assert content(prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)) == content(whole)
 
 
-def test_a_damaged_older_store_gives_nothing_away(root: Path, tmp_path: Path) -> None:
+def test_a_damaged_case_is_refused_by_every_store_that_shares_it(root: Path, tmp_path: Path) -> None:
     first = prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
-    with open(first.folder / "images.npy", "r+b") as file:
-        file.seek(-5000, os.SEEK_END)  # in the last case
+    damaged = first.files[-1]
+    with open(damaged, "r+b") as file:
+        file.seek(5000)
         file.write(b"\xff" * 100)
     again = prepare(small_brats.dataset(root, split_seed=9), "FLAIR", tmp_path, workers=1)
+    with pytest.raises(UserError, match=f"{damaged}: the images of case .* Delete {damaged} and run the command again"):
+        again.images[:]
+    damaged.unlink()
+    repaired = prepare(small_brats.dataset(root, split_seed=9), "FLAIR", tmp_path, workers=1)
     fresh = prepare(small_brats.dataset(root, split_seed=9), "FLAIR", tmp_path / "fresh", workers=1)
-    assert content(again) == content(fresh)
+    assert content(repaired) == content(fresh)
+    assert not any(fault for _, fault in repaired.faults())
 
 
 def test_disk_space_is_asked_for_before_anything_is_prepared(
     root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
-    monkeypatch.setattr(resource_check.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it began"))
     needed = 2 * 6 * 150 * 32 * 32 * 4 / 1e9
     with pytest.raises(UserError, match=rf"needs about {needed:.1f} GB more in .*0\.0 GB are free.*dataset\.size=128"):
         prepare_all(small_brats.dataset(root), BOTH, tmp_path)
 
 
-def test_memory_limits_the_workers(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = resource_check.Room(small_brats.dataset(root), tmp_path, 6)
-    monkeypatch.setattr(resource_check, "cores", lambda: 64)
-    monkeypatch.setattr(resource_check, "free_memory", lambda: 5_000_000_000)
-    assert asked.workers(None, 100) == 3
-    assert asked.workers(None, 2) == 1  # not worth two processes
-    assert asked.workers(7, 100) == 7
-    monkeypatch.setattr(resource_check, "free_memory", lambda: 10)
-    assert asked.workers(None, 100) == 1
+def test_disk_space_is_asked_for_on_the_way(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is there already is not counted again."""
+    usage = shutil.disk_usage(tmp_path)
+    free = iter([10**9, 10**9, 1000, 1000])
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage._replace(free=next(free, 10**6)))
+    with pytest.raises(UserError, match=r"needs about .* GB more.*What is finished is kept"):
+        prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1)
+    assert len(list(tmp_path.glob("cases/*/*.case"))) == 2
+    each = small_brats.dataset(root).disk_per_case
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage._replace(free=4 * each))
+    assert len(prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1).cases) == 6
+
+
+def test_memory_limits_the_workers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dataset = small_brats.dataset(root)
+    monkeypatch.setattr(workers, "cores", lambda: 64)
+    monkeypatch.setattr(workers, "free_memory", lambda: 5_000_000_000)
+    assert workers.worker_count(dataset, None, 100) == 3
+    assert workers.worker_count(dataset, None, 2) == 1  # not worth two processes
+    assert workers.worker_count(dataset, 7, 100) == 7
+    monkeypatch.setattr(workers, "free_memory", lambda: 10)
+    assert workers.worker_count(dataset, None, 100) == 1
     monkeypatch.undo()
-    assert resource_check.free_memory() > 0
+    assert workers.free_memory() > 0
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -1,0 +1,191 @@
+"""One prepared case: how it is prepared, checked, named, written to its file, and found there again.
+
+A case file is named by a hash of its sources' bytes and lies in a folder named by a hash of the recipe. It is written
+under another name and renamed when it is whole. So an interrupted preparation goes on by finding the files that exist, and
+stores of the same recipe share them. After the pixels (:mod:`adbench.datasets.store.pixels`) come what is known of the
+case as JSON, and the length of the JSON as 8 bytes, the lowest first.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adbench.datasets.base import Case, Dataset, Stack
+from adbench.datasets.io.archive import File, Member, digest_of, state_of
+from adbench.datasets.store.pixels import ARRAYS, checksum, digest_block
+from adbench.datasets.validation import similarity
+from adbench.errors import UserError
+from adbench.utils import threads
+from adbench.utils.files import replacing
+from adbench.utils.hashing import digest
+
+SUFFIX = ".case"
+_LENGTH = 8  # bytes that say how long the JSON is
+
+
+Task = Sequence[tuple[str, Case, Path]]  # one case: modality, the case as it is for that modality, folder of its file
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What became of one case and modality.
+
+    Attributes:
+        file: name of the case file.
+        written: bytes that were written; 0 when the file was there.
+        record: what the file says of the case: ``slices``, ``shape`` (S, H, W), ``remarks`` and, with slices, what the
+            manifest says of it and its fingerprint.
+        sources: name, state (:func:`adbench.datasets.io.archive.state_of`) and SHA-256 of every source file.
+        problem: why it failed, one sentence; "" when it did not.
+        trace: of the failure.
+    """
+
+    modality: str
+    case: Case
+    file: str = ""
+    written: int = 0
+    record: dict[str, Any] = field(default_factory=dict)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    problem: str = ""
+    trace: str = ""
+
+
+def run(dataset: Dataset, task: Task) -> list[Prepared]:
+    """Prepare one case. A failure is an answer, not an exception, unless it would meet every other case too.
+
+    One thread computes: sums of several end in other digits, and two machines would prepare different bytes.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    done: list[Prepared] = []
+    known: dict[File, dict[str, Any]] = {}  # a mask that all sequences share is hashed once
+    for modality, case, folder in task:
+        try:
+            with threads.limited(1, load_torch=False):
+                done.append(_prepare(dataset, modality, case, folder, known))
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
+            problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            if isinstance(error, MemoryError):
+                problem = "out of memory; prepare fewer cases at a time with --workers 1"
+            if case.id not in problem:
+                problem = f"case {case.id}: {problem}"
+            done.append(Prepared(modality, case, problem=problem, trace=traceback.format_exc()))
+    return done
+
+
+def _prepare(dataset: Dataset, modality: str, case: Case, folder: Path, known: dict[File, dict[str, Any]]) -> Prepared:
+    for file in case.files:
+        if file not in known:
+            known[file] = {"file": str(file), **state_of(file), "sha256": digest_of(file)}
+    sources = [known[file] for file in case.files]
+    path = folder / f"{_name(case, sources)}{SUFFIX}"
+    record = read(path)
+    if record is not None:
+        with suppress(OSError):
+            os.utime(path)  # it is in use: not to be removed
+        return Prepared(modality, case, path.name, 0, record, sources)
+    stack = dataset.load(case, modality)
+    check(stack, case)
+    written, record = _write(path, stack)
+    return Prepared(modality, case, path.name, written, record, sources)
+
+
+def _name(case: Case, sources: list[dict[str, Any]]) -> str:
+    """Hash of everything but the recipe that shapes the pixels. A split, a site or the place of the data does not."""
+    files = [[file.name, source["sha256"]] for file, source in zip(case.files, sources, strict=True)]
+    return digest([case.subject, case.session, list(case.flags), _plain(case.extra, case.files), files])[:32]
+
+
+def _plain(value: Any, used: Sequence[File]) -> Any:
+    """``value`` as JSON, files by their names; a mapping without the files that are not ``used``."""
+    if isinstance(value, Mapping):
+        kept = {key: item for key, item in value.items() if not isinstance(item, Path | Member) or item in used}
+        return sorted([str(key), _plain(item, used)] for key, item in kept.items())
+    if isinstance(value, list | tuple):
+        return [_plain(item, used) for item in value]
+    return value.name if isinstance(value, Path | Member) else str(value)
+
+
+def check(stack: Stack, case: Case) -> None:
+    """Compare what a dataset gave with its contract.
+
+    Raises:
+        UserError: names the case and what is wrong.
+    """
+    where = f"case {case.id} ({case.files[0] if case.files else 'generated'})"
+    count = len(stack.slices)
+    if stack.image.ndim != 3 or stack.image.shape[0] != count:
+        raise UserError(f"{where}: image stack of shape {stack.image.shape}, expected ({count}, H, W).")
+    for name, mask in (("brain", stack.brain), ("lesion", stack.lesion)):
+        if mask is not None and (mask.shape != stack.image.shape or mask.dtype != np.bool_):
+            raise UserError(f"{where}: {name} mask {mask.shape} {mask.dtype}, expected {stack.image.shape} bool.")
+    if not np.isfinite(stack.image).all():
+        raise UserError(f"{where}: the image holds NaN or infinite values. Repair or remove the file.")
+    if count and (stack.image.min() < 0 or stack.image.max() > 1):
+        raise UserError(f"{where}: image values from {stack.image.min():g} to {stack.image.max():g}, expected [0, 1].")
+    if list(stack.slices) != sorted(set(stack.slices)):
+        raise UserError(f"{where}: slice indices must ascend and be unique, got {list(stack.slices)[:8]}.")
+    if not np.isfinite(list(stack.quality.values())).all():
+        raise UserError(f"{where}: quality figures must be finite, got {stack.quality}.")
+
+
+def _write(path: Path, stack: Stack) -> tuple[int, dict[str, Any]]:
+    """Write a case file.
+
+    Returns:
+        Its size in bytes, and what it says of the case.
+    """
+    lesion = np.zeros_like(stack.brain) if stack.lesion is None else stack.lesion
+    arrays = {"images": stack.image, "brains": stack.brain, "lesions": lesion}
+    blocks = {name: np.ascontiguousarray(arrays[name], dtype) for name, dtype in ARRAYS.items()}
+    slices = [int(index) for index in stack.slices]
+    geometry = None if stack.geometry is None else stack.geometry.to_json()
+    record: dict[str, Any] = {"slices": slices, "shape": list(blocks["images"].shape), "remarks": list(stack.remarks)}
+    if slices:
+        record["manifest"] = {
+            "slices": slices,
+            "lesion_voxels": lesion.sum(axis=(1, 2)).tolist(),
+            "brain_voxels": stack.brain.sum(axis=(1, 2)).tolist(),
+            "masked": stack.lesion is not None,
+            "digests": {name: digest_block(block) for name, block in blocks.items()},
+            "checksums": {name: checksum(block) for name, block in blocks.items()},
+            "geometry": geometry,
+            "quality": {name: float(value) for name, value in stack.quality.items()},
+        }
+        record["likeness"] = similarity.to_json(
+            *similarity.of_case(blocks["images"], blocks["brains"], slices, geometry)
+        )
+    text = json.dumps(record, allow_nan=False).encode()
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        for block in blocks.values():
+            file.write(block.data)
+        file.write(text + len(text).to_bytes(_LENGTH, "little"))
+        size = file.tell()
+    return size, record
+
+
+def read(path: Path) -> dict[str, Any] | None:
+    """What a case file says of its case; None when it is not there or was cut off."""
+    try:
+        with open(path, "rb") as file:
+            size = file.seek(-_LENGTH, os.SEEK_END)
+            length = int.from_bytes(file.read(_LENGTH), "little")
+            pixels = file.seek(size - length)
+            record: dict[str, Any] = json.loads(file.read(length))
+            voxels = int(np.prod(record["shape"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return record if pixels == voxels * sum(np.dtype(dtype).itemsize for dtype in ARRAYS.values()) else None
