@@ -158,11 +158,11 @@ class Bench:
     def naive_train(self) -> list[dict[str, Any]]:
         """The UNet of madad with the frozen encoder run at every step, float32."""
         import torch
+        from adbench.methods.madad.network import diffusion_loss
 
         from adbench.methods import training
         from adbench.methods.common import image_ops
         from adbench.methods.madad import diffusion, masking
-        from adbench.methods.madad.network import diffusion_loss
 
         method = self.loaded()
         p, codec, unet = method.params, method._codec, method._unet.train().requires_grad_(True)

@@ -1,4 +1,4 @@
-"""``adbench new``: begin a method or dataset of your own."""
+"""``adbench new``: create a package with a method or dataset of your own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 from adbench.cli.app import app
 
-new = typer.Typer(help="Begin a package of your own: a new method or dataset.", no_args_is_help=True)
+new = typer.Typer(help="Create a package with a new method or dataset of your own.", no_args_is_help=True)
 app.add_typer(new, name="new")
 
 Name = Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")]

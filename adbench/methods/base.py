@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from adbench.context import Context
 from adbench.errors import UserError, unknown
-from adbench.methods.card import Card
 from adbench.params import ParamSet, build
 from adbench.utils.files import replacing, write_json
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
 
 WEIGHTS = "model.safetensors"
-CARD = "method.json"
+DESCRIPTION = "method.json"
 
 
 @dataclass
@@ -71,7 +70,6 @@ class Method(ABC):
         version: raised by hand when the numbers may change.
         Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`.
         presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
-        card: equations, variants, deviations and published figures, for `adbench describe` and the documentation.
         smoke: parameter values on top of "tiny" with which a fit takes a second or two; for the conformance checks.
     """
 
@@ -79,7 +77,6 @@ class Method(ABC):
     version: ClassVar[str] = "1"
     Params: ClassVar[type[ParamSet]] = ParamSet
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
-    card: ClassVar[Card | None] = None
     smoke: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
@@ -137,8 +134,8 @@ class Method(ABC):
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state().items()}
         with replacing(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary)
-        card = {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
-        write_json(folder / CARD, card | ({"notes": notes} if (notes := self.notes()) else {}))
+        saved = {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
+        write_json(folder / DESCRIPTION, saved | ({"notes": notes} if (notes := self.notes()) else {}))
 
     @classmethod
     def load(cls, folder: Path, ctx: Context) -> Self:
@@ -152,13 +149,13 @@ class Method(ABC):
 
         folder = Path(folder)
         try:
-            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            found = (card["method"], card["version"])
+            saved = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            found = (saved["method"], saved["version"])
             if found != (cls.name, cls.version):
                 raise UserError(
                     f"{folder} holds {found[0]} version {found[1]}, not {cls.name} version {cls.version}: fit it again or name the right folder."
                 )
-            params = build(cls.Params, f"method {cls.name}", card["params"])
+            params = build(cls.Params, f"method {cls.name}", saved["params"])
             tensors = load_file(folder / WEIGHTS)
         except FileNotFoundError as error:
             raise UserError(
@@ -170,7 +167,7 @@ class Method(ABC):
             ) from None
         method = cls(params, ctx)
         try:
-            method.load_notes(card.get("notes", {}))
+            method.load_notes(saved.get("notes", {}))
             method.load_state(tensors)
         except (RuntimeError, KeyError, TypeError) as error:  # torch reports missing keys and wrong shapes this way
             raise UserError(
@@ -233,8 +230,8 @@ class NetworkMethod(Method):
         return dict(self._network.state_dict())
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        from adbench.methods.common.preprocess import placed
+        from adbench.methods.common.preprocess import frozen
 
         network = self.build()
         network.load_state_dict(state)
-        self._network = placed(network, self.ctx.device)
+        self._network = frozen(network, self.ctx.device)

@@ -12,7 +12,7 @@ import torch
 from adbench.context import Context
 from adbench.datasets.slices import SliceBatch
 from adbench.errors import UserError
-from adbench.methods.asymmetry import Asymmetry, midline, mirrored
+from adbench.methods.simple import Asymmetry, midline, mirrored
 from adbench.testing import check_method
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,7 +22,9 @@ from adbench.methods.madad.method import MADAD
 def ticking(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.5) -> None:
     """A clock that goes on by so much whenever somebody looks."""
     ticks = itertools.count(100.0, seconds)
-    monkeypatch.setattr("adbench.methods.training.run.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
+    monkeypatch.setattr(
+        "adbench.methods.training.run.time", SimpleNamespace(perf_counter=lambda: next(ticks), monotonic=time.monotonic)
+    )
 
 
 @pytest.mark.parametrize(("epochs", "steps"), [(2, 6), (0.1, 1), (2.5, 8)])

@@ -13,7 +13,6 @@ from adbench.context import Context
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
 from adbench.methods.common import schedulers
-from adbench.methods.common.diffusion import build_unet
 from adbench.methods.ddpm import DDPM
 from adbench.testing import check_method
 
@@ -178,7 +177,7 @@ def test_small_batches_give_equal_maps_with_every_noise(train: SliceSet) -> None
         ddpm = method(noise=kind, sampler="ancestral", timesteps=12)
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            ddpm._network = build_unet(ddpm.params).eval()
+            ddpm._network = ddpm.build().eval()
         whole = ddpm.score(slices(3))
         for k in range(3):
             batch = slices(3)
@@ -197,7 +196,7 @@ def test_small_batches_give_equal_maps_with_every_noise(train: SliceSet) -> None
         ({"sampler": "ddim", "start": 5, "sampler_steps": 9}, "sampler_steps"),
         ({"image_size": 33}, "multiple of 4"),
         ({"channels": (20, 32)}, "multiples of 32"),
-        ({"attention": (True,)}, "one entry a level"),
+        ({"attention": (True,)}, "one entry per level"),
         ({"head_channels": 24}, "head_channels must divide"),
         ({"persistence": 1.5}, "persistence"),
         ({"timesteps": 0}, "timesteps"),

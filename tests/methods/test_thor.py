@@ -13,7 +13,6 @@ from adbench.context import Context
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
 from adbench.methods.common import schedulers
-from adbench.methods.common.diffusion import build_unet
 from adbench.methods.thor import PAPER_PARAMETERS, THOR, harmonic_mean, region_mask
 from adbench.testing import check_method
 
@@ -83,7 +82,7 @@ def test_presets_have_the_paper_steps() -> None:
 
 def test_paper_network_has_the_published_size() -> None:
     with torch.device("meta"):
-        network = build_unet(THOR.resolve("paper", {}))
+        network = THOR(THOR.resolve("paper", {}), Context()).build()
     count = sum(p.numel() for p in network.parameters())
     assert count == PAPER_PARAMETERS
     assert round(count / 1e6, 1) == 18.5

@@ -153,11 +153,12 @@ def _package_file(package: str, relative: str) -> Path | None:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its damage makes
         raise UserError(
             f"{path} does not hold perceptual weights ({error}): install it again with {INSTALL}."
         ) from None
+    return tensors
 
 
 def _fill(model: LPIPS, tensors: list[torch.Tensor], path: Path) -> LPIPS:
