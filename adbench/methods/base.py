@@ -39,7 +39,7 @@ class FitReport:
         parameters: trainable and frozen parameters of the fitted model.
         best: figures of the checkpoint kept, e.g. {"unet.step": 900, "unet.val_loss": 0.12}.
         curves: per stage, the logged points, e.g. {"unet": [{"step": 50, "loss": .3, "val_loss": .2}, ...]}.
-        earlier_seconds: training time of interrupted attempts that this fit went on from.
+        earlier_seconds: training time of interrupted attempts that this fit continued.
         notes: what a reader of the numbers must know.
     """
 
@@ -53,9 +53,9 @@ class FitReport:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run of a method asks of a machine: CPU cores, and GPU memory in GiB (0: no GPU).
+    """What one run of a method needs: CPU cores, and GPU memory in GiB (0: no GPU).
 
-    A run computes with as many threads as it asks for cores, unless the user sets ``OMP_NUM_THREADS``.
+    A run computes with as many threads as it has cores here, unless the user sets ``OMP_NUM_THREADS``.
     """
 
     cpus: float = 1.0
@@ -112,7 +112,7 @@ class Method(ABC):
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         if state:
             raise UserError(
                 f"The checkpoint of {self.name} holds tensors that {self.name} does not expect: {', '.join(state)}."
@@ -123,7 +123,7 @@ class Method(ABC):
         return {}
 
     def load_notes(self, notes: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`notes` gave; called before :meth:`load_state`."""
+        """Restore what :meth:`notes` returned; called before :meth:`load_state`."""
 
     def save(self, folder: Path) -> None:
         """Write the fitted method into ``folder``: tensors as safetensors, the rest as JSON. No pickle."""
@@ -177,7 +177,7 @@ class Method(ABC):
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:
-        """What one run with ``params`` asks for."""
+        """What one run with ``params`` needs."""
         return Resources()
 
     @classmethod

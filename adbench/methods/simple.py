@@ -271,7 +271,7 @@ def _mirror_grid(line: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 
 def mirrored(image: torch.Tensor, line: torch.Tensor) -> torch.Tensor:
-    """``image`` (B, C, H, W) reflected across each slice's ``line`` of :func:`midline`, 0 from outside the picture."""
+    """``image`` (B, C, H, W) reflected across each slice's ``line`` of :func:`midline`, 0 from outside the image."""
     import torch.nn.functional as F
 
     grid = _mirror_grid(line.to(image), (image.shape[-2], image.shape[-1]))

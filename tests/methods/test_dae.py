@@ -16,7 +16,6 @@ from adbench.methods import training
 from adbench.methods.common import image_ops, noise
 from adbench.methods.common.networks import DenoisingUNet
 from adbench.methods.dae import DAE
-from adbench.testing import check_method
 
 SMALL: dict[str, Any] = {**DAE.smoke, "steps": 2, "sigma": 0.0, "standardise": False, "flip": False}
 
@@ -126,10 +125,6 @@ def test_learns_to_take_the_noise_away(train: SliceSet) -> None:
     report = dae.fit(train, None)
     losses = [point["loss"] for point in report.curves["denoiser"]]
     assert losses[-1] < 0.3 * losses[0]
-
-
-def test_contract() -> None:
-    assert not [finding for finding in check_method(DAE) if finding.problem]
 
 
 @pytest.mark.parametrize(

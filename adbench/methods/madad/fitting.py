@@ -58,6 +58,22 @@ def _autoencoder_loss(
     return loss, recon
 
 
+def _plan(p: MADADParams, samples: int, steps: int, batch: int, lr: float, weight_decay: float = 0.0) -> training.Plan:
+    """The plan of a stage that has ``steps`` of its own; a budget in minutes is shared in proportion to the steps."""
+    length = p.length(samples, steps, batch)
+    return training.Plan(
+        steps=length,
+        seconds=p.seconds(steps / (p.ae_steps + p.steps)),
+        batch=batch,
+        lr=lr,
+        weight_decay=weight_decay,
+        warmup=min(p.warmup, length // 10),
+        clip=p.clip,
+        ema=p.ema,
+        accumulate=p.accumulate,
+    )
+
+
 def _opponent(p: MADADParams, ctx: Context) -> training.Opponent | None:
     if p.gan_weight == 0:
         return None
@@ -112,17 +128,7 @@ def _fit_autoencoder(
             total += float(value) * len(where)
         return total / len(healthy)
 
-    steps = p.length(len(slices), p.ae_steps, p.ae_batch)
-    plan = training.Plan(
-        steps=steps,
-        seconds=p.seconds(p.ae_steps / (p.ae_steps + p.steps)),
-        batch=p.ae_batch,
-        lr=p.ae_lr,
-        warmup=min(p.warmup, steps // 10),
-        clip=p.clip,
-        ema=p.ema,
-        accumulate=p.accumulate,
-    )
+    plan = _plan(p, len(slices), p.ae_steps, p.ae_batch, p.ae_lr)
     stage = training.Stage(
         "autoencoder", codec, len(slices), draw, loss, plan, validate if healthy else None, identity, opponent,
         watched_from=None, upcoming=slices.prefetch,
@@ -238,19 +244,8 @@ def _fit_unet(
                 total += float(loss(module, {key: value.to(device) for key, value in batch.items()})) * len(where) / 3
         return total / number
 
-    steps = p.length(count, p.steps, p.batch)
+    plan = _plan(p, count, p.steps, p.batch, p.lr, p.weight_decay)
     before = p.ae_steps / (p.ae_steps + p.steps)
-    plan = training.Plan(
-        steps=steps,
-        seconds=p.seconds(1 - before),
-        batch=p.batch,
-        lr=p.lr,
-        weight_decay=p.weight_decay,
-        warmup=min(p.warmup, steps // 10),
-        clip=p.clip,
-        ema=p.ema,
-        accumulate=p.accumulate,
-    )
     stage = training.Stage(
         "unet", unet, count, draw, loss, plan, validate if healthy else None, identity, watched_from=before
     )

@@ -14,7 +14,7 @@ from adbench.methods.base import FitReport
 
 Batch = dict[str, torch.Tensor]
 LOGGED = 20  # logged points of a curve, at least
-VALIDATIONS = 10  # unless the plan says otherwise
+VALIDATIONS = 10  # of a stage, about
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,11 @@ class Plan:
         seconds: wall-clock budget in place of ``steps``, interrupted attempts included; the schedule follows the time spent.
         optimizer: "adamw" or "adam".
         weight_decay: of AdamW.
-        schedule: "cosine" (to ``final_lr`` times the peak) or "constant", after the warm-up.
+        schedule: "cosine" (to 0) or "constant", after the warm-up.
         warmup: steps of linear warm-up; the first step has ``lr / warmup``, never 0.
-        final_lr: end of the cosine as a share of the peak.
         clip: largest gradient norm; 0 does not clip.
         ema: decay of the exponential moving average of the weights; 0 keeps none.
         accumulate: micro-batches per step, to save memory; doubled when a CUDA device runs out.
-        validate_every: steps between validations; 0 means about ten in all.
     """
 
     steps: int
@@ -45,11 +43,9 @@ class Plan:
     weight_decay: float = 0.0
     schedule: str = "cosine"
     warmup: int = 0
-    final_lr: float = 0.0
     clip: float = 1.0
     ema: float = 0.0
     accumulate: int = 1
-    validate_every: int = 0
 
     def lr_at(self, step: int, spent: float = 0.0) -> float:
         """Learning rate of optimiser step ``step`` (0-based); ``spent`` is the share of ``seconds`` that is gone."""
@@ -58,7 +54,7 @@ class Plan:
         if self.schedule == "constant":
             return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup) if self.seconds is None else min(1.0, spent)
-        return self.lr * (self.final_lr + (1 - self.final_lr) * 0.5 * (1 + math.cos(math.pi * done)))
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
 
     def due(self, step: int, before: float, spent: float) -> tuple[bool, bool, bool]:
         """Whether the stage is finished, validates and logs when ``step`` steps are done.
@@ -70,7 +66,7 @@ class Plan:
             finished = spent >= 1
             validates = finished or int(spent * VALIDATIONS) > int(before * VALIDATIONS)
             return finished, validates, validates or int(spent * LOGGED) > int(before * LOGGED)
-        interval = self.validate_every or max(1, -(-self.steps // VALIDATIONS))
+        interval = max(1, -(-self.steps // VALIDATIONS))
         finished = step >= self.steps
         validates = finished or step % interval == 0
         return finished, validates, validates or step % max(1, min(interval, self.steps // LOGGED, 100)) == 0
