@@ -161,8 +161,7 @@ class Bench:
 
         from adbench.methods import training
         from adbench.methods.common import image_ops
-        from adbench.methods.madad import diffusion, masking
-        from adbench.methods.madad.network import diffusion_loss
+        from adbench.methods.madad import diffusion
 
         method = self.loaded()
         p, codec, unet = method.params, method._codec, method._unet.train().requires_grad_(True)
@@ -181,12 +180,12 @@ class Bench:
             with torch.no_grad():
                 mean, std = codec.encode(image * 2 - 1)
             z0 = (mean + std * torch.randn(mean.shape, generator=generator).to(mean)) * method._scale
-            mask = masking.random_masks(masking.allowed_cells(brain, tuple(mean.shape[-2:])), generator)
+            mask = diffusion.random_masks(diffusion.allowed_cells(brain, tuple(mean.shape[-2:])), generator)
             t = torch.randint(1, len(alphas), (size,), generator=generator).to(mean.device)
             noise = torch.randn(mean.shape, generator=generator).to(mean)
             clean, logit = unet(diffusion.q_sample(z0, mask, noise, t, alphas), t)
             optimizer.zero_grad()
-            diffusion_loss(clean, logit, z0, mask, p.mask_loss, p.mask_weight).backward()
+            diffusion.diffusion_loss(clean, logit, z0, mask, p.mask_loss, p.mask_weight).backward()
             torch.nn.utils.clip_grad_norm_(unet.parameters(), 1.0)
             optimizer.step()
             done += 1
@@ -198,12 +197,12 @@ class Bench:
         """Slice by slice, float32, the repaired and the plain latent decoded one after the other."""
         import torch
 
-        from adbench.methods.madad import scoring
+        from adbench.methods.common import preprocess
 
         method = self.loaded()
         codec, decode = method._codec, method._codec.decode
         codec.decode = lambda latent: torch.cat([decode(each) for each in latent.split(1)])
-        scoring.fast = lambda device: torch.autocast(device.type, enabled=False)
+        preprocess.autocast = lambda device: torch.autocast(device.type, enabled=False)
         batches = [self.data.batch(slice(n, n + 1)).to(self.device) for n in range(len(self.data))]
         done = 0
 

@@ -98,7 +98,7 @@ def test_what_fits_and_scores_counts_and_what_draws_and_ranks_does_not() -> None
     )
     assert not [name for name in ae if name.startswith(("adbench.cli", "adbench.report", "adbench.leaderboard"))]
     assert "adbench.methods.common.noise" in spec.source_files("methods", "dae")
-    assert "adbench.methods.madad.masking" in spec.source_files("methods", "madad")
+    assert "adbench.methods.madad.diffusion" in spec.source_files("methods", "madad")
 
 
 def test_a_module_that_is_loaded_while_fitting_and_scoring_is_in_the_closure(tmp_path: Path) -> None:

@@ -5,11 +5,10 @@ needs it: ``adbench --help`` must answer at once.
 """
 
 from adbench.cli import run  # isort: skip - the first verb in --help
-from adbench.cli import convert, data, evaluate, info, leaderboard, new, preparation, report, status, tune
+from adbench.cli import data, evaluate, info, leaderboard, new, preparation, report, status, tune
 from adbench.cli.app import main
 
 __all__ = [
-    "convert",
     "data",
     "evaluate",
     "info",

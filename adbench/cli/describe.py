@@ -1,33 +1,50 @@
-"""What there is, what it takes and whether it keeps its contract: ``adbench list``, ``describe`` and ``test`` as plain data."""
+"""Descriptions of methods, datasets, metrics and protocols as plain data and as Markdown, and the conformance checks."""
 
 from __future__ import annotations
 
 import inspect
-from dataclasses import asdict
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from adbench.config import registry
 from adbench.config.protocols import PROTOCOLS
 from adbench.errors import UserError, unknown
 from adbench.metrics.spec import SPECS
 from adbench.params import ParamSet
+from adbench.utils.files import write_text
 
 if TYPE_CHECKING:
     from adbench.testing import Finding
 
-KINDS = ("methods", "datasets", "protocols", "metrics")
+KINDS: tuple[registry.Kind, ...] = ("methods", "datasets", "metrics")
+LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+# Headings of a method's card, and the keys of its parts in --json.
+PARTS = {
+    "Cite": "paper",
+    "Equations": "equations",
+    "Variants": "variants",
+    "Deviations from the paper and its code": "deviations",
+    "Published": "published",
+    "Tried here": "tried",
+}
+MADE = "<!-- Made by `adbench describe --all --markdown --out docs/methods` from the code: change it there. -->"
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
     """Everything of ``kind``: name, summary, origin, and the problem that makes it unavailable ("" when none).
 
     A metric also has what :meth:`adbench.metrics.spec.MetricSpec.as_dict` gives.
+
+    Raises:
+        UserError: no such kind.
     """
-    if kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
     if kind == "protocols":
         return [{"name": p.name, "summary": p.summary, "origin": "built-in", "problem": ""} for p in PROTOCOLS.values()]
+    wanted = next((one for one in KINDS if one == kind), None)
+    if wanted is None:
+        raise unknown("kind", kind, ("methods", "datasets", "protocols", "metrics"))
     rows: list[dict[str, Any]] = []
     if kind == "metrics":
         headline = [one for one in SPECS.values() if one.group == "headline"]
@@ -39,7 +56,7 @@ def listing(kind: str) -> list[dict[str, Any]]:
             "origin": entry.origin,
             "problem": registry.status(entry),
         }
-        for entry in registry.entries(cast(registry.Kind, kind)).values()
+        for entry in registry.entries(wanted).values()
     ]
     if kind == "metrics":
         for row in rows:
@@ -49,14 +66,14 @@ def listing(kind: str) -> list[dict[str, Any]]:
 
 def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
     schema = cls.model_json_schema().get("properties", {})
-    rows = []
-    line = [*cls.__mro__]
+    line = cls.__mro__
     age = {name: next(n for n, c in enumerate(line) if name in inspect.get_annotations(c)) for name in cls.model_fields}
+    rows = []
     for name, field in sorted(cls.model_fields.items(), key=lambda item: age[item[0]]):
         extra = field.json_schema_extra if isinstance(field.json_schema_extra, dict) else {}
         annotation = field.annotation
         kind = annotation.__name__ if isinstance(annotation, type) else str(annotation)
-        limits = [f"{sign} {schema.get(name, {})[key]}" for key, sign in _LIMITS.items() if key in schema.get(name, {})]
+        limits = [f"{sign} {schema.get(name, {})[key]}" for key, sign in LIMITS.items() if key in schema.get(name, {})]
         rows.append(
             {
                 "name": name,
@@ -70,34 +87,62 @@ def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
     return rows
 
 
-_LIMITS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
+def _card_text(cls: type[Any]) -> str:
+    """The card of a method: the file ``NAME.md`` beside its module; "" when there is none."""
+    path = Path(inspect.getfile(cls)).with_name(f"{cls.name}.md")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
+
+
+def _card(cls: type[Any]) -> dict[str, Any] | None:
+    """The parts of a method's card: the paper, and the lines under each other heading of :data:`PARTS`."""
+    text = _card_text(cls)
+    if not text:
+        return None
+    found: dict[str, list[str]] = {key: [] for key in PARTS.values()}
+    for part in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        heading, _, body = part.partition("\n")
+        lines = [line.removeprefix("* ") for line in body.splitlines() if line and not line.startswith("```")]
+        found[PARTS.get(heading.strip(), heading.strip())] = lines
+    variants = dict(line.replace("`", "").split(": ", 1) for line in found["variants"])
+    return {**found, "paper": " ".join(found["paper"]), "variants": variants}
+
+
+def sections(card: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
+    """Headings and lines of a card, in the order of reading; empty parts are left out."""
+    for heading, key in PARTS.items():
+        if not card[key]:
+            continue
+        if key == "variants":
+            yield heading, [f"{name}: {text}" for name, text in card[key].items()]
+        else:
+            yield heading, [card[key]] if key == "paper" else card[key]
 
 
 def description(name: str) -> dict[str, Any]:
     """Everything about the method, dataset, metric or protocol called ``name``.
 
     Returns:
-        kind, name, doc, facts, card (of a method that has one: :class:`adbench.methods.card.Card`), params (name, type,
-        default, unit, doc, source; its own before those it shares), presets, scope (for ``--set``).
+        kind, name, doc, facts, card (of a method that has one: paper, equations, variants, deviations, published, tried),
+        params (name, type, default, unit, doc, source; its own before those it shares), presets, scope (for ``--set``).
 
     Raises:
         UserError: nothing has that name.
     """
+    plain: dict[str, Any] = {"name": name, "card": None, "params": [], "presets": {}, "scope": ""}
     if name in PROTOCOLS and name not in registry.entries("datasets"):
-        return _protocol(name)
-    for kind in ("methods", "datasets", "metrics"):
-        entry = registry.entries(kind).get(name)  # type: ignore[arg-type]
+        fields = PROTOCOLS[name].as_dict()
+        del fields["name"]
+        return {"kind": "protocol", "doc": fields.pop("summary"), "facts": fields, **plain}
+    for kind in KINDS:
+        entry = registry.entries(kind).get(name)
         if entry is None:
             continue
-        cls = registry.load(kind, name)  # type: ignore[arg-type]
+        cls = registry.load(kind, name)
         facts: dict[str, Any] = {"from": entry.origin, "defined in": entry.target}
-        card = None
-        presets: dict[str, Any] = {}
-        scope = name
+        plain["scope"] = name
         if kind == "methods":
             facts["version"] = cls.version
-            presets = cls.presets
-            card = asdict(cls.card) if cls.card else None
+            plain |= {"presets": cls.presets, "card": _card(cls)}
         elif kind == "datasets":
             info = cls.info
             facts |= {
@@ -108,33 +153,15 @@ def description(name: str) -> dict[str, Any]:
                 "expected layout": info.layout,
                 "default protocol": info.protocol,
             }
-            scope = "dataset"
+            plain["scope"] = "dataset"
         else:
             facts |= _metric_facts(name)
-        params = _params(cls.Params) if hasattr(cls, "Params") else []
-        doc = inspect.cleandoc(cls.__doc__ or "")
-        return {
-            "kind": kind[:-1],
-            "name": name,
-            "doc": doc,
-            "facts": facts,
-            "card": card,
-            "params": params,
-            "presets": presets,
-            "scope": scope,
-        }
+        plain["params"] = _params(cls.Params) if hasattr(cls, "Params") else []
+        return {"kind": kind[:-1], "doc": inspect.cleandoc(cls.__doc__ or ""), "facts": facts, **plain}
     if name in SPECS:
-        return {
-            "kind": "metric",
-            "name": name,
-            "doc": SPECS[name].definition,
-            "facts": {**_metric_facts(name), "formula": "docs/metrics.md has it"},
-            "card": None,
-            "params": [],
-            "presets": {},
-            "scope": "",
-        }
-    known = [n for kind in ("methods", "datasets", "metrics") for n in registry.entries(kind)]  # type: ignore[arg-type]
+        facts = {**_metric_facts(name), "formula": "docs/metrics.md has it"}
+        return {"kind": "metric", "doc": SPECS[name].definition, "facts": facts, **plain}
+    known = [known for kind in KINDS for known in registry.entries(kind)]
     error: UserError = unknown("name", name, [*known, *PROTOCOLS, *SPECS])
     raise error
 
@@ -147,20 +174,52 @@ def _metric_facts(name: str) -> dict[str, Any]:
     return {what: value for what, value in found.items() if value}
 
 
-def _protocol(name: str) -> dict[str, Any]:
-    fields = PROTOCOLS[name].as_dict()
-    doc = fields.pop("summary")
-    fields.pop("name")
-    return {
-        "kind": "protocol",
-        "name": name,
-        "doc": doc,
-        "facts": fields,
-        "card": None,
-        "params": [],
-        "presets": {},
-        "scope": "",
-    }
+def _cell(value: Any) -> str:
+    text = ", ".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    return text.replace("|", "\\|").replace("<", "&lt;")
+
+
+def page(name: str) -> str:
+    """The page of the method ``name`` as Markdown: what it is, its card, its parameters.
+
+    Raises:
+        UserError: no such method.
+    """
+    what = description(name)
+    if what["kind"] != "method":
+        raise UserError(f"{name} is a {what['kind']}; only methods have a card: `adbench list methods` shows them.")
+    card = _card_text(registry.load("methods", name))
+    lines = [f"# {name}", "", MADE, "", what["doc"], "", *([card, ""] if card else [])]
+    if what["params"]:
+        presets = [preset for preset, values in what["presets"].items() if values]
+        heads = ["parameter", "default", *presets, "unit", "meaning", "source"]
+        lines += ["## Parameters", "", f"| {' | '.join(heads)} |", "|" + "---|" * len(heads)]
+        for p in what["params"]:
+            special = [what["presets"][preset].get(p["name"], "") for preset in presets]
+            cells = [p["default"], *special, p["unit"], p["doc"], p["source"]]
+            lines.append(f"| `{p['name']}` | {' | '.join(map(_cell, cells))} |")
+        lines += ["", f"A column of a preset shows what it changes. Set one with `--set {name}.NAME=VALUE`.", ""]
+    return "\n".join(lines)
+
+
+def index_page() -> str:
+    """The page that lists the built-in methods, as Markdown."""
+    lines = ["# Methods", "", MADE, "", "| method | what it is | paper |", "|---|---|---|"]
+    for name, (_, summary) in registry.BUILTIN["methods"].items():
+        card = description(name)["card"]
+        lines.append(f"| [{name}]({name}.md) | {_cell(summary)} | {_cell(card['paper'] if card else '')} |")
+    return "\n".join([*lines, ""])
+
+
+def write_pages(folder: Path, name: str | None = None) -> list[Path]:
+    """Write the page of the method ``name`` into ``folder``, or of every built-in method and the one that lists them."""
+    names = [name] if name else list(registry.BUILTIN["methods"])
+    texts = {one: page(one) for one in names} | ({} if name else {"index": index_page()})
+    paths = []
+    for one, text in texts.items():
+        paths.append(Path(folder) / f"{one}.md")
+        write_text(paths[-1], text)
+    return paths
 
 
 def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import adbench
+from adbench.cli.describe import KINDS
 from adbench.config import registry
 from adbench.config.run_config import DATA_VARIABLE, default_cache
 from adbench.results.provenance import package_versions, processor
@@ -67,8 +68,8 @@ def examine() -> dict[str, Any]:
     for entry in registry.entries("datasets").values():
         if root and not entry.problem and (Path(root) / entry.name).is_dir():
             note(f"data of {entry.name}", Path(root) / entry.name)
-    for kind in ("methods", "datasets", "metrics"):
-        for entry in registry.entries(kind).values():  # type: ignore[arg-type]
+    for kind in KINDS:
+        for entry in registry.entries(kind).values():
             if entry.origin != "built-in":
                 problem = registry.status(entry)
                 note(f"plugin {kind[:-1]} {entry.name}", entry.origin, f"problem: {problem}" if problem else "ok")

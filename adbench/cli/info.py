@@ -1,4 +1,4 @@
-"""What there is and whether it works: ``adbench list``, ``describe``, ``doctor``, ``test``."""
+"""What is installed and whether it works: ``adbench list``, ``describe``, ``doctor``, ``test``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def list_(
     kind: Annotated[str, typer.Argument(help="methods, datasets, protocols or metrics.")],
     json_: Json = False,
 ) -> None:
-    """List what there is, plugins included; a plugin that cannot be loaded is shown with the reason."""
+    """List methods, datasets, protocols or metrics, plug-ins included; one that cannot be loaded is shown with the reason."""
     from adbench.cli.describe import listing
 
     rows = listing(kind)
@@ -47,7 +47,7 @@ def list_(
 def describe(
     name: Annotated[str | None, typer.Argument(help="A method, dataset, metric or protocol.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every built-in method; with --markdown --out.")] = False,
-    markdown: Annotated[bool, typer.Option("--markdown", help="Print the card of a method as Markdown.")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of a method as Markdown.")] = False,
     out_: Annotated[Path | None, typer.Option("--out", help="Folder for the Markdown pages, one a method.")] = None,
     json_: Json = False,
 ) -> None:
@@ -73,7 +73,7 @@ def describe(
     for key, value in what["facts"].items():
         out.print(f"{key}: {value}", markup=False, soft_wrap=True)
     if what["card"]:
-        from adbench.cli.method_docs import sections
+        from adbench.cli.describe import sections
 
         for heading, lines in sections(what["card"]):
             out.print(f"\n{heading}", style="bold")
@@ -91,27 +91,23 @@ def describe(
 
 
 def _pages(name: str | None, every: bool, markdown: bool, folder: Path | None) -> None:
-    from adbench.cli import method_docs
+    from adbench.cli.describe import page, write_pages
     from adbench.utils.console import say
 
     if every and (name or not markdown or folder is None):
         raise UserError("--all writes the pages of the built-in methods: adbench describe --all --markdown --out DIR.")
-    if every and folder is not None:
-        for path in method_docs.write_all(folder):
-            say(str(path))
-        return
-    if name is None:
+    if not every and name is None:
         raise UserError("Name a method: adbench describe thor --markdown.")
-    page = method_docs.page(name)
-    if folder is None:
-        typer.echo(page)
-    else:
-        say(str(method_docs.write(folder, name, page)))
+    if folder is not None:
+        for path in write_pages(folder, name):
+            say(str(path))
+    elif name is not None:
+        typer.echo(page(name))
 
 
 @app.command(epilog="Example:  adbench doctor")
 def doctor(json_: Json = False) -> None:
-    """Check the installation: versions, device, data roots, plugins, and a foreign package called adbench."""
+    """Check the installation: versions, device, data roots, plug-ins, and another package called adbench."""
     from adbench.cli.doctor import examine
 
     report = examine()
@@ -136,7 +132,7 @@ def conformance(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     json_: Json = False,
 ) -> None:
-    """Hold a method or dataset against its contract, rule by rule; exit 1 when one is broken."""
+    """Check a method or dataset against its contract, rule by rule; exit 1 when one is broken."""
     from dataclasses import asdict
 
     from adbench.cli.describe import conformance as check
@@ -156,3 +152,12 @@ def conformance(
                 err.print(f"\n{finding.rule}:\n{finding.trace}", markup=False)
     if any(finding.problem for finding in findings):
         raise typer.Exit(1)
+
+
+@app.command(hidden=True, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def convert(ctx: typer.Context) -> None:
+    """Name the script that converts the published autoencoder of MAD-AD."""
+    raise UserError(
+        "`adbench convert` is a script of its own now: "
+        "python examples/convert_madad_vae.py vae.pt --out madad-vae, in the source folder of adbench."
+    )

@@ -1,15 +1,113 @@
-"""``adbench new``: begin a method or dataset of your own."""
+"""``adbench new``: create an installable package with one working method or dataset, its tests and its documentation."""
 
 from __future__ import annotations
 
+import re
+import shutil
 from pathlib import Path
 from typing import Annotated, Literal
+from uuid import uuid4
 
 import typer
 
 from adbench.cli.app import app
+from adbench.errors import UserError
 
-new = typer.Typer(help="Begin a package of your own: a new method or dataset.", no_args_is_help=True)
+Kind = Literal["method", "dataset"]
+TEMPLATES = Path(__file__).parent / "templates"
+NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
+LONGEST = 40
+# Classes that the templates import or define: a class of one of these names would hide it.
+TAKEN = {"Any", "Case", "ClassVar", "Dataset", "DatasetInfo", "File", "FitReport", "Method", "Params", "ParamSet", "Path",
+         "RawVolume", "RecipeParams", "SliceBatch", "SliceSet", "Split", "UserError", "VolumeDataset"}  # fmt: skip
+
+
+def new_package(kind: Kind, name: str, out: Path) -> Path:
+    """Write the package of a new method or dataset.
+
+    Args:
+        kind: what it holds.
+        name: what users will type: lower-case letters, digits and single underscores.
+        out: folder in which the package's folder ``adbench-<name>`` is made.
+
+    Returns:
+        The package's folder.
+
+    Raises:
+        UserError: a name that is not valid or taken, or a folder that is there already.
+    """
+    check_name(kind, name)
+    folder = Path(out) / f"adbench-{name.replace('_', '-')}"
+    if folder.exists() or folder.is_symlink():
+        raise UserError(f"{folder} exists already: choose another name, or another place with --out DIR.")
+    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}.partial")
+    try:
+        for path, text in files(kind, name).items():
+            (partial / path).parent.mkdir(parents=True, exist_ok=True)
+            (partial / path).write_text(text, encoding="utf-8")
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def check_name(kind: Kind, name: str) -> None:
+    """Refuse a ``name`` that cannot become an entry point and a module, or that is taken.
+
+    Raises:
+        UserError: such a name; it suggests a valid one where it can.
+    """
+    import importlib.util
+
+    from adbench.cli.describe import KINDS
+    from adbench.config import registry
+
+    if not NAME.fullmatch(name) or len(name) > LONGEST:
+        better = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_").lstrip("0123456789_")[:LONGEST].rstrip("_")
+        hint = f" Try {better!r}." if NAME.fullmatch(better) else ""
+        raise UserError(
+            f"{name!r} cannot name a {kind}: use lower-case letters, digits and single underscores, beginning with a "
+            f"letter, at most {LONGEST} of them.{hint}"
+        )
+    for other in KINDS:
+        entry = registry.entries(other).get(name)
+        if entry is not None:
+            raise UserError(f"There is a {other[:-1]} called {name!r} already ({entry.origin}): choose another name.")
+    if importlib.util.find_spec(f"adbench_{name}") is not None:
+        raise UserError(f"A module adbench_{name} is installed already: choose another name.")
+
+
+def files(kind: Kind, name: str) -> dict[str, str]:
+    """Path -> text of every file of the package."""
+    import builtins
+
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    from adbench import __version__
+
+    camel = "".join(part.capitalize() for part in name.split("_"))
+    values = {
+        "kind": kind,
+        "name": name,
+        "module": f"adbench_{name}",
+        "distribution": f"adbench-{name.replace('_', '-')}",
+        "cls": camel + kind.capitalize() if camel in TAKEN or hasattr(builtins, camel) else camel,
+        "adbench_version": __version__,
+    }
+    environment = Environment(  # Python and Markdown, not HTML: nothing is escaped, and the name is checked
+        loader=FileSystemLoader([TEMPLATES / kind, TEMPLATES]), undefined=StrictUndefined, keep_trailing_newline=True
+    )
+    places = {
+        "pyproject.toml": "pyproject.toml",
+        "README.md": "README.md",
+        f"src/{values['module']}/__init__.py": "__init__.py",
+        f"src/{values['module']}/{kind}.py": f"{kind}.py",
+        f"tests/test_{name}.py": "test.py",
+    }
+    return {place: environment.get_template(f"{source}.jinja").render(values) for place, source in places.items()}
+
+
+new = typer.Typer(help="Create a package with a new method or dataset of your own.", no_args_is_help=True)
 app.add_typer(new, name="new")
 
 Name = Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")]
@@ -28,8 +126,7 @@ def dataset(name: Name, out: Where = Path()) -> None:
     _make("dataset", name, out)
 
 
-def _make(kind: Literal["method", "dataset"], name: str, out: Path) -> None:
-    from adbench.cli.scaffold.make import new_package
+def _make(kind: Kind, name: str, out: Path) -> None:
     from adbench.utils.console import say
 
     folder = new_package(kind, name, out)

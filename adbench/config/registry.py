@@ -31,7 +31,7 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
         "ddpm": ("adbench.methods.ddpm:DDPM", "Denoising diffusion: noise the slice, walk back, take the residual"),
         "thor": ("adbench.methods.thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
         "asymmetry": (
-            "adbench.methods.asymmetry:Asymmetry",
+            "adbench.methods.simple:Asymmetry",
             "Difference to the mirrored half of the brain, no training",
         ),
         "histeq": ("adbench.methods.simple:HistEq", "Histogram-equalised intensity, no training"),

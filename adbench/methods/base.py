@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from adbench.context import Context
 from adbench.errors import UserError, unknown
-from adbench.methods.card import Card
 from adbench.params import ParamSet, build
 from adbench.utils.files import replacing, write_json
 
@@ -28,7 +27,7 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
 
 WEIGHTS = "model.safetensors"
-CARD = "method.json"
+DESCRIPTION = "method.json"
 
 
 @dataclass
@@ -40,7 +39,7 @@ class FitReport:
         parameters: trainable and frozen parameters of the fitted model.
         best: figures of the checkpoint kept, e.g. {"unet.step": 900, "unet.val_loss": 0.12}.
         curves: per stage, the logged points, e.g. {"unet": [{"step": 50, "loss": .3, "val_loss": .2}, ...]}.
-        earlier_seconds: training time of interrupted attempts that this fit went on from.
+        earlier_seconds: training time of interrupted attempts that this fit continued.
         notes: what a reader of the numbers must know.
     """
 
@@ -54,9 +53,9 @@ class FitReport:
 
 @dataclass(frozen=True)
 class Resources:
-    """What one run of a method asks of a machine: CPU cores, and GPU memory in GiB (0: no GPU).
+    """What one run of a method needs: CPU cores, and GPU memory in GiB (0: no GPU).
 
-    A run computes with as many threads as it asks for cores, unless the user sets ``OMP_NUM_THREADS``.
+    A run computes with as many threads as it has cores here, unless the user sets ``OMP_NUM_THREADS``.
     """
 
     cpus: float = 1.0
@@ -71,7 +70,6 @@ class Method(ABC):
         version: raised by hand when the numbers may change.
         Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`.
         presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
-        card: equations, variants, deviations and published figures, for `adbench describe` and the documentation.
         smoke: parameter values on top of "tiny" with which a fit takes a second or two; for the conformance checks.
     """
 
@@ -79,7 +77,6 @@ class Method(ABC):
     version: ClassVar[str] = "1"
     Params: ClassVar[type[ParamSet]] = ParamSet
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
-    card: ClassVar[Card | None] = None
     smoke: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
@@ -115,7 +112,7 @@ class Method(ABC):
         return {}
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        """Take back what :meth:`state` gave."""
+        """Restore what :meth:`state` returned."""
         if state:
             raise UserError(
                 f"The checkpoint of {self.name} holds tensors that {self.name} does not expect: {', '.join(state)}."
@@ -126,7 +123,7 @@ class Method(ABC):
         return {}
 
     def load_notes(self, notes: dict[str, Any]) -> None:  # noqa: B027
-        """Take back what :meth:`notes` gave; called before :meth:`load_state`."""
+        """Restore what :meth:`notes` returned; called before :meth:`load_state`."""
 
     def save(self, folder: Path) -> None:
         """Write the fitted method into ``folder``: tensors as safetensors, the rest as JSON. No pickle."""
@@ -137,8 +134,8 @@ class Method(ABC):
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state().items()}
         with replacing(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary)
-        card = {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
-        write_json(folder / CARD, card | ({"notes": notes} if (notes := self.notes()) else {}))
+        saved = {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
+        write_json(folder / DESCRIPTION, saved | ({"notes": notes} if (notes := self.notes()) else {}))
 
     @classmethod
     def load(cls, folder: Path, ctx: Context) -> Self:
@@ -152,13 +149,13 @@ class Method(ABC):
 
         folder = Path(folder)
         try:
-            card = json.loads((folder / CARD).read_text(encoding="utf-8"))
-            found = (card["method"], card["version"])
+            saved = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+            found = (saved["method"], saved["version"])
             if found != (cls.name, cls.version):
                 raise UserError(
                     f"{folder} holds {found[0]} version {found[1]}, not {cls.name} version {cls.version}: fit it again or name the right folder."
                 )
-            params = build(cls.Params, f"method {cls.name}", card["params"])
+            params = build(cls.Params, f"method {cls.name}", saved["params"])
             tensors = load_file(folder / WEIGHTS)
         except FileNotFoundError as error:
             raise UserError(
@@ -170,7 +167,7 @@ class Method(ABC):
             ) from None
         method = cls(params, ctx)
         try:
-            method.load_notes(card.get("notes", {}))
+            method.load_notes(saved.get("notes", {}))
             method.load_state(tensors)
         except (RuntimeError, KeyError, TypeError) as error:  # torch reports missing keys and wrong shapes this way
             raise UserError(
@@ -180,7 +177,7 @@ class Method(ABC):
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:
-        """What one run with ``params`` asks for."""
+        """What one run with ``params`` needs."""
         return Resources()
 
     @classmethod
@@ -233,8 +230,8 @@ class NetworkMethod(Method):
         return dict(self._network.state_dict())
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        from adbench.methods.common.preprocess import placed
+        from adbench.methods.common.preprocess import frozen
 
         network = self.build()
         network.load_state_dict(state)
-        self._network = placed(network, self.ctx.device)
+        self._network = frozen(network, self.ctx.device)

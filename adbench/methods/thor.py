@@ -7,20 +7,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, Resources
-from adbench.methods.card import Card
-from adbench.methods.common.diffusion import TINY, DiffusionMethod, DiffusionParams
+from adbench.methods.common.diffusion import SMOKE, TINY, DiffusionMethod, DiffusionParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
     import torch
 
     from adbench.datasets.slices import SliceBatch, SliceSet
+    from adbench.methods.common.perceptual import Difference
 
 STARTS = {"gaussian": (350, (300, 150, 50)), "simplex": (250, (200, 150, 100, 50))}
 PAPER_PARAMETERS = 18_500_993  # "18.5 M"
 
 
 class THORParams(DiffusionParams):
+    """Parameters of :class:`THOR`."""
+
     start: int | None = param(
         None,
         "Step the slice is noised to; none: 350 of 1000 for Gaussian, 250 for simplex noise, in proportion to T.",
@@ -56,10 +58,7 @@ class THORParams(DiffusionParams):
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Self:
-        if self.first >= self.timesteps:
-            raise ValueError(f"start must be below timesteps ({self.timesteps})")
-        if self.first >= self.trained_steps:
-            raise ValueError(f"start must be below t_max ({self.t_max}): the network never sees later steps")
+        self.check_start(self.first)
         if any(not 0 <= t < self.first for t in self.marks):
             raise ValueError(f"every step of harmonise must lie in [0, start = {self.first})")
         if self.stride > self.first:
@@ -110,36 +109,6 @@ class THOR(DiffusionMethod):
     name = "thor"
     Params = THORParams
     params: THORParams
-    card = Card(
-        paper="Bercea et al. 2024, MICCAI, arXiv 2403.08464",
-        equations=(
-            "training: min mean (f(x_t, t) - eps)^2, T = 1000, linear beta from 1e-4 to .02",
-            "start: x_t = sqrt(abar) x + sqrt(1 - abar) eps, t = 350 (Gaussian) or 250 (simplex); then ancestral sampling",
-            "at 300, 150, 50 (Gaussian) or 200, 150, 100, 50 (simplex): m = |x_0' - x| p / max, p = clip(G_2 * P(x_0', x), 0, 1)",
-            "M = clip((dilate13(close13(m)) + m) / 2, 0, 1); the walk goes on from M x_0' + (1 - M) x, noised with the same eps",
-            "map: harmonic mean of the m of these and of every 50th step",
-        ),
-        variants={
-            "noise": "gaussian or simplex, each with its start and steps",
-            "perceptual": "P: gms, ssim, stlpips, lpips or none (p = 1)",
-            "normalise": "maps divided by their largest value in the slice (the paper), or comparable between slices",
-            "stride": "ancestral sampling on every n-th step",
-        },
-        deviations=(
-            "gms instead of LPIPS by default: the weights of LPIPS are a download",
-            "trained on eps itself; the published code rescales the target by mistake",
-            "intensities in [-1, 1]; simplex noise 2-D with unit variance; the 13 px of the mask follow the grid",
-            "the largest value of a map is taken within its slice: it does not depend on the batch",
-            "tiny is too short a training for eps: it predicts x0, is trained on the steps it visits, walks in strides of 25 and goes without a perceptual map, because blurred reconstructions differ from every fold",
-        ),
-        published=(
-            "ATLAS T1, trained on IXI and lesion-free ATLAS: Dice .297, protocol not stated (a public leaderboard)",
-            "methods of this kind: per-volume Dice .05 to .35 on ATLAS T1 when trained on IXI",
-        ),
-        tried=(
-            "real FLAIR strokes, validation AUPRC of tiny: none .42, ssim .32, gms .22; Gaussian noise .33 (none), .16 (gms); eps as the target .11 (gms)",
-        ),
-    )
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
             **TINY,
@@ -152,16 +121,8 @@ class THOR(DiffusionMethod):
         "base": {"steps": 30_000, "decay": "cosine", "normalise": False, "sigma": 3.0},
         "paper": {"steps": 200_000},
     }
-    smoke: ClassVar[dict[str, Any]] = {
-        "image_size": 32,
-        "channels": (32, 32),
-        "attention": (False, False),
-        "stem": 2,
-        "steps": 6,
-        "batch": 4,
-        "stride": 50,
-    }
-    _difference: Any = None
+    smoke: ClassVar[dict[str, Any]] = {**SMOKE, "stride": 50}
+    _difference: Difference | None = None
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         self._perceptual()  # weights that are missing are reported before the training, not after it
@@ -170,7 +131,7 @@ class THOR(DiffusionMethod):
             raise AssertionError(f"the paper's network has {PAPER_PARAMETERS} parameters, this one {report.parameters}")
         return report
 
-    def _perceptual(self) -> Any:
+    def _perceptual(self) -> Difference:
         from adbench.methods.common import perceptual
 
         if self._difference is None:
@@ -190,13 +151,13 @@ class THOR(DiffusionMethod):
         import torch
 
         from adbench.methods.common.image_ops import gaussian_blur
-        from adbench.methods.common.preprocess import Frame
+        from adbench.methods.common.preprocess import preprocess
 
         p = self.params
         with torch.inference_mode():
-            frame = Frame.of(batch, p.image_size, p.standardise)
-            maps, clean = self._walk(frame.image, frame.brain, self._generators(batch))
-            return gaussian_blur(frame.stretched(maps) * batch.brain, p.sigma), frame.restored(clean)
+            seen = preprocess(batch, p.image_size, p.standardise)
+            maps, clean = self._walk(seen.image, seen.brain, self.generators(batch))
+            return gaussian_blur(seen.to_slice_grid(maps) * batch.brain, p.sigma), seen.restore(clean)
 
     def _walk(
         self, image: torch.Tensor, brain: torch.Tensor, generators: list[torch.Generator]
@@ -204,15 +165,14 @@ class THOR(DiffusionMethod):
         """Harmonic mean of the stored maps and the restored slice, both on the network's grid."""
         from adbench.methods.common import schedulers
 
-        p = self.params
-        schedule = schedulers.Schedule(p.schedule, p.timesteps)
+        p, schedule = self.params, self.noise_schedule
         window = max(1, round(p.window * p.image_size / 128)) | 1  # odd
-        epsilon = self._draw_noise(len(image), generators)
+        epsilon = self.draw_noise(len(image), generators)
         stored = []
         x = schedule.noised(2 * image - 1, epsilon, p.first)
         times = schedulers.respaced(p.first, p.stride, {*p.marks, *range(0, p.first, p.map_every)})
         for t, to in zip(times, [*times[1:], -1], strict=True):
-            clean = self._predict_clean(x, t)
+            clean = self.predict_clean(x, t)
             if t < p.first and (t % p.map_every == 0 or t in p.marks):
                 found = self._map((clean + 1) / 2, image, brain)
                 normal = found / found.amax(dim=(1, 2, 3), keepdim=True).clamp(min=1e-8)
@@ -221,8 +181,8 @@ class THOR(DiffusionMethod):
                     region = region_mask(normal, window)
                     blend = region * (clean + 1) / 2 + (1 - region) * image
                     x = schedule.noised(2 * blend - 1, epsilon, t)
-                    clean = self._predict_clean(x, t)
-            x = schedule.ancestral(x, clean, t, to, lambda: self._draw_noise(len(image), generators))
+                    clean = self.predict_clean(x, t)
+            x = schedule.ancestral(x, clean, t, to, lambda: self.draw_noise(len(image), generators))
         return harmonic_mean(stored), (x + 1) / 2 * brain
 
     @classmethod

@@ -1,4 +1,4 @@
-"""A few small slices to hold methods against: made on the spot, prepared through the real slice store."""
+"""A few small generated slices for the checks of methods, prepared through the real slice store."""
 
 from __future__ import annotations
 

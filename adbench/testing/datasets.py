@@ -1,4 +1,4 @@
-"""The contract of a dataset, rule by rule."""
+"""The rules that a dataset must keep, and the check of a dataset against them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from adbench.utils.hashing import digest
 
 
 @dataclass
-class Trial:
-    """A dataset on its way through the rules."""
+class DatasetUnderTest:
+    """What the rules of a dataset work on: its cases and its prepared slices in one modality."""
 
     dataset: Dataset
     folder: Path
@@ -38,7 +38,7 @@ class Trial:
         return prepare(self.dataset, self.modality, self.folder)
 
 
-def rule_says_what_it_is(trial: Trial) -> None:
+def rule_says_what_it_is(trial: DatasetUnderTest) -> None:
     """info names the licence, how to get the data and the expected layout; parameters are documented."""
     info = trial.dataset.info
     for field in ("name", "version", "licence", "obtain", "layout", "protocol"):
@@ -47,12 +47,12 @@ def rule_says_what_it_is(trial: Trial) -> None:
         require(parameter.description, f"parameter {name} has no description: make it with adbench.params.param")
 
 
-def rule_offers_known_modalities(trial: Trial) -> None:
+def rule_offers_known_modalities(trial: DatasetUnderTest) -> None:
     """available() is a non-empty part of info.modalities, and an unknown modality is a UserError."""
     there = trial.dataset.available()
     require(there, "available() is empty")
-    strange = set(there) - set(trial.dataset.info.modalities)
-    require(not strange, f"available() gives {sorted(strange)}, which info.modalities does not list")
+    unlisted = set(there) - set(trial.dataset.info.modalities)
+    require(not unlisted, f"available() gives {sorted(unlisted)}, which info.modalities does not list")
     try:
         trial.dataset.discover("NO-SUCH-SEQUENCE")
     except UserError:
@@ -60,7 +60,7 @@ def rule_offers_known_modalities(trial: Trial) -> None:
     require(False, "discover accepted a modality that does not exist")
 
 
-def rule_finds_unique_cases(trial: Trial) -> None:
+def rule_finds_unique_cases(trial: DatasetUnderTest) -> None:
     """discover gives the same cases each time; no case twice, no subject in two splits."""
     ids = [(case.id, case.split) for case in trial.cases]
     require(ids, "discover found no case")
@@ -73,7 +73,7 @@ def rule_finds_unique_cases(trial: Trial) -> None:
         require(other == case.split, f"subject {case.subject} is in {other} and in {case.split}")
 
 
-def rule_loads_every_case(trial: Trial) -> None:
+def rule_loads_every_case(trial: DatasetUnderTest) -> None:
     """Every case loads into stacks of the contract's shapes, types and range, on one grid, background 0."""
     store = trial.store
     require(len(store), "no slice was prepared")
@@ -85,7 +85,7 @@ def rule_loads_every_case(trial: Trial) -> None:
         require(share < 0.5, f"case {case.subject}: {share:.0%} of the lesion lies outside the brain")
 
 
-def rule_gives_identical_bytes(trial: Trial) -> None:
+def rule_gives_identical_bytes(trial: DatasetUnderTest) -> None:
     """Preparing twice gives the same bytes."""
     with tempfile.TemporaryDirectory() as name:
         again = prepare(trial.dataset, trial.modality, Path(name))
@@ -93,8 +93,8 @@ def rule_gives_identical_bytes(trial: Trial) -> None:
     require(same, "two preparations differ")
 
 
-def rule_trains_on_healthy_slices(trial: Trial) -> None:
-    """The training slices exist (unless the dataset's protocol learns elsewhere) and none of them holds a lesion voxel."""
+def rule_trains_on_healthy_slices(trial: DatasetUnderTest) -> None:
+    """The training slices exist (unless the dataset's protocol trains on another dataset) and none of them holds a lesion voxel."""
     info = trial.dataset.info
     elsewhere = info.protocol in PROTOCOLS and PROTOCOLS[info.protocol].train_on not in ("", info.name)
     rows = trial.store.healthy("train").rows
@@ -102,21 +102,14 @@ def rule_trains_on_healthy_slices(trial: Trial) -> None:
     require(not np.asarray(trial.store.lesions[rows]).any(), "a training slice holds lesion voxels")
 
 
-RULES = (
-    rule_says_what_it_is,
-    rule_offers_known_modalities,
-    rule_finds_unique_cases,
-    rule_loads_every_case,
-    rule_gives_identical_bytes,
-    rule_trains_on_healthy_slices,
-)
+RULES = [rule for name, rule in list(globals().items()) if name.startswith("rule_")]
 
 
 def check_dataset(dataset: Dataset) -> list[Finding]:
-    """Hold ``dataset`` (with its root and parameters) against every rule.
+    """Check ``dataset`` (with its root and parameters) against every rule.
 
     Returns:
-        One finding a rule, in order; ``problem`` is empty where the rule holds.
+        One finding per rule, in order; ``problem`` is empty where the rule holds.
     """
     with tempfile.TemporaryDirectory() as name:
-        return apply(RULES, Trial(dataset, Path(name)))
+        return apply(RULES, DatasetUnderTest(dataset, Path(name)))

@@ -1,4 +1,4 @@
-"""The contract of a method, rule by rule."""
+"""The rules that a method must keep, and the check of a method class against them."""
 
 from __future__ import annotations
 
@@ -19,30 +19,24 @@ SEED = 3
 
 
 class _Interrupted(KeyboardInterrupt):
-    """Stands for a user's Ctrl-C in the middle of training."""
+    """A user's Ctrl-C in the middle of training."""
 
 
-class _InterruptAt(Progress):
-    def __init__(self, update: int) -> None:
-        self.left = update
+class _Updates(Progress):
+    """Counts reports of progress; interrupts at the ``stop_at``-th."""
+
+    def __init__(self, stop_at: int = 0) -> None:
+        self.count, self.stop_at = 0, stop_at
 
     def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
-        self.left -= 1
-        if self.left == 0:
+        self.count += 1
+        if self.count == self.stop_at:
             raise _Interrupted
 
 
-class _Count(Progress):
-    def __init__(self) -> None:
-        self.updates = 0
-
-    def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
-        self.updates += 1
-
-
 @dataclass
-class Trial:
-    """A method class on its way through the rules; what one rule fitted, the next ones reuse."""
+class MethodUnderTest:
+    """What the rules of a method work on; what one rule fitted, the next ones reuse."""
 
     cls: type[Method]
     params: ParamSet
@@ -51,31 +45,36 @@ class Trial:
     test: SliceSet
     folder: Path
     device: str
-    progress: _Count = field(default_factory=_Count)
+    progress: _Updates = field(default_factory=_Updates)
     fitted: Method | None = None
     report: FitReport | None = None
 
     def context(self, name: str, progress: Progress | None = None) -> Context:
+        """A context with a folder of its own, called ``name``."""
         folder = self.folder / name
         folder.mkdir(parents=True, exist_ok=True)
         return Context(self.device, SEED, folder, checkpoint_seconds=0, progress=progress or Progress())
 
     def fit(self, name: str, progress: Progress | None = None) -> Method:
+        """A method fitted in the context ``name``."""
         method = self.cls(self.params, self.context(name, progress))
         self.report = method.fit(self.train, self.val)
         return method
 
     @property
     def method(self) -> Method:
+        """The first fit, made when it is asked for."""
         if self.fitted is None:
             self.fitted = self.fit("first", self.progress)
         return self.fitted
 
     @property
     def batch(self) -> SliceBatch:
+        """Every test slice, as a new batch on the device."""
         return self.test.batch(slice(0, len(self.test))).to(self.device)
 
     def score(self, method: Method, batch: SliceBatch | None = None) -> Any:
+        """Maps of ``batch``, or of every test slice."""
         import torch
 
         with torch.inference_mode():
@@ -88,7 +87,7 @@ def _largest_difference(first: Any, second: Any) -> float:
     return float((first.float() - second.float()).abs().max()) / span
 
 
-def rule_is_documented(trial: Trial) -> None:
+def rule_is_documented(trial: MethodUnderTest) -> None:
     """The class has a docstring, a name, and parameters that each say what they do and where their default is from."""
     cls = trial.cls
     require((cls.__doc__ or "").strip(), "the class has no docstring")
@@ -101,7 +100,7 @@ def rule_is_documented(trial: Trial) -> None:
         )
 
 
-def rule_presets_resolve(trial: Trial) -> None:
+def rule_presets_resolve(trial: MethodUnderTest) -> None:
     """The presets tiny, base and paper exist and hold valid parameters; an unknown parameter is refused."""
     for preset in ("tiny", "base", "paper"):
         trial.cls.resolve(preset, {})
@@ -112,13 +111,13 @@ def rule_presets_resolve(trial: Trial) -> None:
     require(False, "an unknown parameter was accepted (Params must forbid extra fields)")
 
 
-def rule_never_reads_a_label(trial: Trial) -> None:
+def rule_never_reads_a_label(trial: MethodUnderTest) -> None:
     """Fitting opens no lesion mask."""
     require(isinstance(trial.method, trial.cls), "fit did not leave a method")
     require(isinstance(trial.report, FitReport), f"fit returned {type(trial.report).__name__}, not a FitReport")
 
 
-def rule_honours_the_budget(trial: Trial) -> None:
+def rule_honours_the_budget(trial: MethodUnderTest) -> None:
     """The fit takes no more optimiser steps than Method.budget allows."""
     _ = trial.method
     assert trial.report is not None
@@ -127,7 +126,7 @@ def rule_honours_the_budget(trial: Trial) -> None:
         require(trial.report.steps <= allowed, f"took {trial.report.steps} steps, its parameters allow {allowed}")
 
 
-def rule_map_has_the_shape_of_the_slice(trial: Trial) -> None:
+def rule_map_has_the_shape_of_the_slice(trial: MethodUnderTest) -> None:
     """score gives floating-point maps (B, 1, H, W) on the grid and device of the batch."""
     maps, batch = trial.score(trial.method), trial.batch
     require(
@@ -137,7 +136,7 @@ def rule_map_has_the_shape_of_the_slice(trial: Trial) -> None:
     require(maps.device == batch.image.device, f"maps are on {maps.device}, the batch is on {batch.image.device}")
 
 
-def rule_map_is_finite(trial: Trial) -> None:
+def rule_map_is_finite(trial: MethodUnderTest) -> None:
     """No NaN and no infinity, on ordinary slices and on one without any contrast."""
     batch = trial.batch
     require(bool(trial.score(trial.method).isfinite().all()), "the maps hold NaN or infinite values")
@@ -147,7 +146,7 @@ def rule_map_is_finite(trial: Trial) -> None:
     )
 
 
-def rule_leaves_its_input_alone(trial: Trial) -> None:
+def rule_leaves_its_input_alone(trial: MethodUnderTest) -> None:
     """score does not write into the batch it is given."""
     batch = trial.batch
     before = batch.image.clone()
@@ -155,7 +154,7 @@ def rule_leaves_its_input_alone(trial: Trial) -> None:
     require(bool((batch.image == before).all()), "score changed batch.image in place")
 
 
-def rule_reconstruction_is_an_image(trial: Trial) -> None:
+def rule_reconstruction_is_an_image(trial: MethodUnderTest) -> None:
     """reconstruct gives None or images in [0, 1] of the shape of the slices."""
     import torch
 
@@ -168,7 +167,7 @@ def rule_reconstruction_is_an_image(trial: Trial) -> None:
     require(low >= -1e-6 and high <= 1 + 1e-6, f"reconstructions from {low:g} to {high:g}, expected [0, 1]")
 
 
-def rule_does_not_depend_on_the_batch(trial: Trial) -> None:
+def rule_does_not_depend_on_the_batch(trial: MethodUnderTest) -> None:
     """A slice gets the same map alone, in pairs, among others, and beside much brighter ones (to 1e-3 of the range)."""
     import torch
 
@@ -183,7 +182,7 @@ def rule_does_not_depend_on_the_batch(trial: Trial) -> None:
     require(difference < 1e-3, f"maps differ by {difference:.2g} of their range beside slices of full intensity")
 
 
-def rule_does_not_depend_on_what_came_before(trial: Trial) -> None:
+def rule_does_not_depend_on_what_came_before(trial: MethodUnderTest) -> None:
     """A slice gets the same map whatever was scored before it: none, the same subject's other slices, or other subjects'.
 
     A method that rescales by what it saw of a subject or of a test set gives a slice another map when the order changes.
@@ -201,8 +200,8 @@ def rule_does_not_depend_on_what_came_before(trial: Trial) -> None:
     require(difference < 1e-3, f"maps differ by {difference:.2g} of their range when slices come in another order")
 
 
-def rule_is_deterministic(trial: Trial) -> None:
-    """The same seed gives the same maps, fitted anew and scored anew."""
+def rule_is_deterministic(trial: MethodUnderTest) -> None:
+    """The same seed gives the same maps, when scored again and when fitted again."""
     first = trial.score(trial.method)
     require(bool((trial.score(trial.method) == first).all()), "scoring twice gave different maps: seed every draw")
     difference = _largest_difference(first, trial.score(trial.fit("second")))
@@ -211,24 +210,24 @@ def rule_is_deterministic(trial: Trial) -> None:
     )
 
 
-def rule_survives_saving(trial: Trial) -> None:
+def rule_survives_saving(trial: MethodUnderTest) -> None:
     """A saved and loaded method gives equal maps, and the folder holds safetensors and JSON only."""
     folder = trial.folder / "saved"
     trial.method.save(folder)
     others = sorted(p.name for p in folder.rglob("*") if p.is_file() and p.suffix not in {".safetensors", ".json"})
-    require(not others, f"save wrote {', '.join(others)}: only safetensors and JSON are read from strangers")
+    require(not others, f"save wrote {', '.join(others)}: only safetensors and JSON are allowed")
     loaded = trial.cls.load(folder, trial.context("loaded"))
     difference = _largest_difference(trial.score(trial.method), trial.score(loaded))
     require(difference < 1e-6, f"maps differ by {difference:.2g} of their range after saving and loading")
 
 
-def rule_resumes_to_equal_numbers(trial: Trial) -> None:
+def rule_resumes_to_equal_numbers(trial: MethodUnderTest) -> None:
     """A fit that is interrupted in the middle and called again ends with the same maps."""
     expected = trial.score(trial.method)
-    if trial.progress.updates < 2:
+    if trial.progress.count < 2:
         return  # nothing to interrupt: the fit reports no intermediate progress
     try:
-        trial.fit("resumed", _InterruptAt(max(1, trial.progress.updates // 2)))
+        trial.fit("resumed", _Updates(stop_at=max(1, trial.progress.count // 2)))
     except _Interrupted:
         difference = _largest_difference(expected, trial.score(trial.fit("resumed")))
         require(difference < 1e-5, f"maps differ by {difference:.2g} of their range after an interruption")
@@ -236,25 +235,11 @@ def rule_resumes_to_equal_numbers(trial: Trial) -> None:
     require(False, "the fit swallowed KeyboardInterrupt: a user could not stop it")
 
 
-RULES = (
-    rule_is_documented,
-    rule_presets_resolve,
-    rule_never_reads_a_label,
-    rule_honours_the_budget,
-    rule_map_has_the_shape_of_the_slice,
-    rule_map_is_finite,
-    rule_leaves_its_input_alone,
-    rule_reconstruction_is_an_image,
-    rule_does_not_depend_on_the_batch,
-    rule_does_not_depend_on_what_came_before,
-    rule_is_deterministic,
-    rule_survives_saving,
-    rule_resumes_to_equal_numbers,
-)
+RULES = [rule for name, rule in list(globals().items()) if name.startswith("rule_")]
 
 
 def check_method(cls: type[Method], *, overrides: dict[str, Any] | None = None, device: str = "cpu") -> list[Finding]:
-    """Hold ``cls`` against every rule, on a few slices of 64x64 pixels.
+    """Check ``cls`` against every rule, on a few slices of 64x64 pixels.
 
     Args:
         cls: the method.
@@ -262,9 +247,9 @@ def check_method(cls: type[Method], *, overrides: dict[str, Any] | None = None, 
         device: where to run.
 
     Returns:
-        One finding a rule, in order; ``problem`` is empty where the rule holds.
+        One finding per rule, in order; ``problem`` is empty where the rule holds.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         params = cls.resolve("tiny", {**cls.smoke, **(overrides or {})})
-        return apply(RULES, Trial(cls, params, *small_sets(folder), folder, device))
+        return apply(RULES, MethodUnderTest(cls, params, *small_sets(folder), folder, device))

@@ -1,4 +1,4 @@
-"""Rules: named functions that hold a class against its contract. A broken rule is reported by name, the rest still run."""
+"""Rules are named functions that check a class against its contract; a broken one is reported, and the rest still run."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Finding:
-    """What one rule found.
+    """The outcome of one rule.
 
     Attributes:
         rule: the rule's name.
-        asks: what it asks for, one sentence.
+        asks: what it asks for, in one sentence.
         problem: how the class breaks it; "" when it does not.
         trace: the traceback when the class raised something of its own.
     """

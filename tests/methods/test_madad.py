@@ -15,8 +15,9 @@ from memory_sets import SMALL, make_set
 from adbench.context import Context
 from adbench.datasets.slices import SliceSet
 from adbench.errors import UserError
-from adbench.methods.madad import diffusion, masking
-from adbench.methods.madad.method import MADAD, UNET_SIZES, MADADParams
+from adbench.methods.madad import diffusion
+from adbench.methods.madad.method import MADAD
+from adbench.methods.madad.params import UNET_SIZES, MADADParams
 
 ALPHAS = diffusion.alphas_cumprod()
 
@@ -44,8 +45,6 @@ def test_q_sample_noises_where_the_mask_is_one() -> None:
 @pytest.mark.parametrize("flip", ["nothing", "forward mask", "head", "gate of the loss"])
 def test_polarity_gating_and_heads_together(flip: str) -> None:
     """An oracle that knows z0 and M repairs exactly the noised cells; turning any polarity round breaks it."""
-    from adbench.methods.madad.network import diffusion_loss
-
     generator = torch.Generator().manual_seed(0)
     z0 = torch.randn((2, 4, 8, 8), generator=generator)
     mask = (torch.rand((2, 1, 8, 8), generator=generator) < 0.3).float()
@@ -65,7 +64,7 @@ def test_polarity_gating_and_heads_together(flip: str) -> None:
     kept = torch.equal(out[clean], untouched[clean])
     restored = torch.allclose(out, z0, atol=1e-5)
     logit = (2 * (1 - mask if flip == "gate of the loss" else mask) - 1) * 20
-    perfect = float(diffusion_loss(z0, logit, z0, mask, "bce", 1.0)) < 1e-6
+    perfect = float(diffusion.diffusion_loss(z0, logit, z0, mask, "bce", 1.0)) < 1e-6
     assert (repaired and kept and restored and perfect and torch.equal(flagged, mask)) == (flip == "nothing")
 
 
@@ -109,7 +108,7 @@ def test_masked_ddim_against_numpy(eta: float, restore: bool) -> None:
 
 def test_training_masks_have_the_stated_share_and_sizes() -> None:
     allowed = torch.ones((4000, 1, 32, 32), dtype=torch.bool)
-    masks = masking.random_masks(allowed, torch.Generator().manual_seed(0))
+    masks = diffusion.random_masks(allowed, torch.Generator().manual_seed(0))
     share = masks.mean(dim=(1, 2, 3))
     assert float(share.mean()) == pytest.approx(0.2, abs=0.01)  # U(0, .4)
     assert float(share.std()) == pytest.approx(0.4 / 12**0.5, abs=0.01)
@@ -117,7 +116,7 @@ def test_training_masks_have_the_stated_share_and_sizes() -> None:
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     # Of masks with exactly one size, the rectangles have that size.
     for sides in ((1, 1), (8, 8), (4, 4)):
-        one = masking.random_masks(
+        one = diffusion.random_masks(
             allowed[:50], torch.Generator().manual_seed(1), sizes=(sides[0],), probabilities=(1.0,)
         )
         tiles = one.view(50, 32 // sides[0], sides[0], 32 // sides[1], sides[1])
@@ -129,7 +128,7 @@ def test_training_masks_have_the_stated_share_and_sizes() -> None:
         found = [np.mean(np.array(runs) == size) for size in (1, 2, 4, 8)]
         np.testing.assert_allclose(found, [0.2, 0.3, 0.3, 0.2], atol=0.05)
     assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.1
-    same = masking.random_masks(
+    same = diffusion.random_masks(
         allowed[:64], torch.Generator().manual_seed(3), sizes=(1, 8), probabilities=(0.5, 0.5), per_batch=True
     )
     assert len({_shortest(mask[0]) for mask in same if float(mask.mean()) > 0.1}) == 1
@@ -148,26 +147,24 @@ def _shortest(mask: torch.Tensor) -> int:
 def test_background_is_never_noised() -> None:
     brain = torch.zeros((6, 1, 128, 128), dtype=torch.bool)
     brain[:, :, 30:100, 30:100] = True
-    allowed = masking.allowed_cells(brain, (32, 32))
+    allowed = diffusion.allowed_cells(brain, (32, 32))
     blocks = brain.float().view(6, 1, 8, 16, 8, 16).mean(dim=(3, 5)) >= 0.9
     assert torch.equal(allowed, blocks.repeat_interleave(4, 2).repeat_interleave(4, 3))
     assert 0 < int(allowed[0].sum()) < 1024
-    masks = masking.random_masks(allowed, torch.Generator().manual_seed(0), largest_share=1.0)
+    masks = diffusion.random_masks(allowed, torch.Generator().manual_seed(0), largest_share=1.0)
     assert float(masks[~allowed].sum()) == 0
     assert float(masks.sum()) > 0
 
 
 @pytest.mark.parametrize("kind", ["mse", "bce"])
 def test_loss_against_numpy(kind: str) -> None:
-    from adbench.methods.madad.network import diffusion_loss
-
     rng = np.random.default_rng(2)
     clean, z0 = rng.normal(size=(2, 2, 3, 4, 4)).astype(np.float32)
     logit = rng.normal(size=(2, 1, 4, 4)).astype(np.float32)
     mask = (rng.random((2, 1, 4, 4)) < 0.4).astype(np.float32)
     p = 1 / (1 + np.exp(-logit))
     second = np.mean((p - mask) ** 2) if kind == "mse" else -np.mean(mask * np.log(p) + (1 - mask) * np.log(1 - p))
-    found = diffusion_loss(*map(torch.from_numpy, (clean, logit, z0, mask)), kind, 0.01)
+    found = diffusion.diffusion_loss(*map(torch.from_numpy, (clean, logit, z0, mask)), kind, 0.01)
     assert float(found) == pytest.approx(np.mean((clean - z0) ** 2) + 0.01 * second, rel=1e-5)
 
 
@@ -175,7 +172,7 @@ def test_loss_against_numpy(kind: str) -> None:
 def test_map_against_scipy(difference: str, gamma: float) -> None:
     from scipy.ndimage import gaussian_filter
 
-    from adbench.methods.madad.scoring import anomaly_map
+    from adbench.methods.madad.method import anomaly_map
 
     rng = np.random.default_rng(3)
     one, other = rng.uniform(-1, 1, (2, 2, 1, 40, 32))
@@ -188,7 +185,7 @@ def test_map_against_scipy(difference: str, gamma: float) -> None:
 
 @pytest.mark.parametrize(("size", "millions"), [("XS", 16.1), ("S", 64.5), ("M", 145.0), ("L", 257.7), ("XL", 402.7)])
 def test_unet_has_the_published_size(size: str, millions: float) -> None:
-    from adbench.methods.madad.fitting import new_unet
+    from adbench.methods.madad.networks import new_unet
 
     params = MADAD.resolve("paper", {"unet_size": size})
     assert isinstance(params, MADADParams)
@@ -202,7 +199,7 @@ def test_unet_has_the_published_size(size: str, millions: float) -> None:
 
 
 def test_paper_autoencoder_has_the_published_size_and_grid() -> None:
-    from adbench.methods.madad.autoencoder import new_codec
+    from adbench.methods.madad.networks import new_codec
 
     p = MADAD.resolve("paper", {})
     assert isinstance(p, MADADParams)
@@ -215,7 +212,7 @@ def test_paper_autoencoder_has_the_published_size_and_grid() -> None:
 def test_mask_head_starts_undecided_and_heads_are_set() -> None:
     from diffusers.models.attention_processor import Attention
 
-    from adbench.methods.madad.network import TwoHeadUNet
+    from adbench.methods.madad.networks import TwoHeadUNet
 
     unet = TwoHeadUNet(4, 32, heads=4, residual=True).eval()
     z = torch.randn(2, 4, 8, 8)
@@ -241,7 +238,7 @@ def test_three_channels_become_one(tmp_path: Path, nested: bool) -> None:
     """The grey codec equals the colour one fed with three copies and averaged."""
     from diffusers import AutoencoderKL
 
-    from adbench.methods.madad.autoencoder import pretrained_codec
+    from adbench.methods.madad.networks import pretrained_codec
 
     _tiny_vae(3, tmp_path / "vae" if nested else tmp_path)
     codec, scale = pretrained_codec(str(tmp_path))
@@ -277,7 +274,7 @@ def test_missing_autoencoder_is_one_clear_sentence(
 ) -> None:
     from huggingface_hub import constants
 
-    from adbench.methods.madad.autoencoder import pretrained_codec
+    from adbench.methods.madad.networks import pretrained_codec
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
@@ -409,7 +406,7 @@ def test_variants_set_their_knobs_and_can_be_overridden() -> None:
         ({"gama": 1}, "Did you mean 'gamma'"),
         ({"image_size": 100}, "must be a multiple of 32"),
         ({"patch_probabilities": (0.5, 0.5)}, "one entry for each of patch_sizes"),
-        ({"unet_attention": (True,)}, "one entry a level"),
+        ({"unet_attention": (True,)}, "one entry per level"),
         ({"variant": "other"}, "variant = 'other' is not valid"),
         ({"ae_steps": 0}, "ae_steps must be at least 1"),
     ],
@@ -429,7 +426,7 @@ def test_parameters_are_read_without_torch() -> None:
 
 
 def test_codec_with_a_base_starts_as_averaging_and_interpolation() -> None:
-    from adbench.methods.madad.autoencoder import new_codec
+    from adbench.methods.madad.networks import new_codec
 
     codec = new_codec((16, 16), 1, 2, False, patch=2, base=True).eval()
     image = torch.rand(2, 1, 16, 16) * 2 - 1

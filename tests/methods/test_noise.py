@@ -81,8 +81,8 @@ def test_octaves_add_fine_structure() -> None:
 @pytest.mark.parametrize("kind", ["gaussian", "simplex"])
 def test_a_slice_has_its_own_noise_in_any_batch(kind: str) -> None:
     draw = noise.gaussian if kind == "gaussian" else noise.simplex
-    pair = draw(2, (16, 16), noise.per_slice([11, 12]))
-    alone = draw(1, (16, 16), noise.per_slice([12]))
+    pair = draw(2, (16, 16), [generator(11), generator(12)])
+    alone = draw(1, (16, 16), [generator(12)])
     assert torch.equal(pair[1:], alone)
     assert not torch.equal(pair[:1], alone)
 

@@ -150,7 +150,7 @@ def test_augmentation_keeps_range_background_and_seed() -> None:
 
 def test_resizing_does_not_alias() -> None:
     stripes = (torch.arange(64) % 2).float().expand(1, 1, 64, 64)
-    assert torch.allclose(image_ops.shrink(stripes, (16, 16))[..., 2:-2], torch.tensor(0.5), atol=0.05)
+    assert torch.allclose(image_ops.resize(stripes, (16, 16))[..., 2:-2], torch.tensor(0.5), atol=0.05)
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., :30] = True
-    assert int(image_ops.shrink_mask(mask, (16, 16)).sum()) in (16 * 7, 16 * 8)
+    assert int(image_ops.resize_mask(mask, (16, 16)).sum()) in (16 * 7, 16 * 8)

@@ -13,7 +13,6 @@ from adbench.context import Context
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
 from adbench.methods.common import schedulers
-from adbench.methods.common.diffusion import build_unet
 from adbench.methods.thor import PAPER_PARAMETERS, THOR, harmonic_mean, region_mask
 from adbench.testing import check_method
 
@@ -83,7 +82,7 @@ def test_presets_have_the_paper_steps() -> None:
 
 def test_paper_network_has_the_published_size() -> None:
     with torch.device("meta"):
-        network = build_unet(THOR.resolve("paper", {}))
+        network = THOR(THOR.resolve("paper", {}), Context()).build()
     count = sum(p.numel() for p in network.parameters())
     assert count == PAPER_PARAMETERS
     assert round(count / 1e6, 1) == 18.5
@@ -133,11 +132,9 @@ def test_harmonisation_leads_back_to_the_slice_outside_the_region() -> None:
     np.testing.assert_allclose(seen[200][1].numpy(), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "overrides",
-    [{}, {"noise": "gaussian", "target": "epsilon", "t_max": None, "perceptual": "ssim", "normalise": True}],
-)
-def test_contract(overrides: dict[str, Any]) -> None:
+def test_contract_with_other_parameters() -> None:
+    """The defaults are checked with every built-in method in tests/testing."""
+    overrides = {"noise": "gaussian", "target": "epsilon", "t_max": None, "perceptual": "ssim", "normalise": True}
     assert not [finding for finding in check_method(THOR, overrides=overrides) if finding.problem]
 
 

@@ -1,96 +1,101 @@
-"""Fitting one network on healthy slices: what autoencoders and diffusion models have in common around the training loop."""
+"""A method that is one network trained on healthy slices: the way from its batches and its loss to a fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from abc import abstractmethod
+from typing import TYPE_CHECKING, ClassVar
 
-import torch
-from torch import nn
-
-from adbench.methods import training
-from adbench.methods.base import FitReport
-from adbench.methods.common.prefetch import Pictures
+from adbench.methods.base import FitReport, NetworkMethod
+from adbench.methods.common.params import NetworkParams
 
 if TYPE_CHECKING:
-    from adbench.context import Context
+    import torch
+    from torch import nn
+
     from adbench.datasets.slices import SliceSet
+    from adbench.methods.common.preprocess import SliceLoader
+    from adbench.methods.training import Batch
 
-# (slices, indices (B,), generator, vary) -> the tensors of a batch; ``vary`` is False in validation: nothing is augmented.
-MakeBatch = Callable[[Pictures, torch.Tensor, torch.Generator, bool], training.Batch]
 
+class TrainedNetwork(NetworkMethod):
+    """A :class:`~adbench.methods.base.NetworkMethod` that the shared training loop fits with Adam.
 
-def fit_network(
-    stage: str,
-    method: str,
-    network: nn.Module,
-    make: MakeBatch,
-    loss: Callable[[nn.Module, training.Batch], torch.Tensor],
-    params: Any,
-    data: tuple[SliceSet, SliceSet | None],
-    ctx: Context,
-    *,
-    schedule: str,
-    val_slices: int = 512,
-    val_batch: int = 64,
-) -> FitReport:
-    """Train ``network`` in place with Adam; the best weights by the validation loss are kept.
+    A subclass says how its network is built, what a batch holds and what its loss is. Checkpoints, resuming to the same
+    numbers, mixed precision, several processes, and the choice of the best weights by the loss on ``val`` come with it.
 
-    Args:
-        stage: name of the stage, for progress, curves, seeds and checkpoints.
-        method: name of the method, for the seeds of validation.
-        network: trained in place.
-        make: makes batches.
-        loss: scalar mean over the samples of a batch, for training and validation.
-        params: the method's parameters: image_size, standardise, steps, epochs, minutes, batch, lr, warmup, clip, ema.
-        data: training slices, and validation slices or None.
-        ctx: device, seed, workdir, progress.
-        schedule: of the learning rate, "constant" or "cosine".
+    Class attributes:
+        stage: name of the training, for progress, curves, seeds and checkpoints.
         val_slices: validation slices at most, evenly spread.
-        val_batch: validation slices at a time; their draws depend on it.
+        val_batch: validation slices at a time; their random draws depend on it.
     """
-    train, val = data
-    size = (params.image_size, params.image_size)
-    pictures = Pictures(train, size, ctx.device, standardise=params.standardise)
-    healthy = None
-    if val is not None and len(val):
-        healthy = Pictures(val.limited(val_slices), size, ctx.device, standardise=params.standardise)
 
-    def validate(module: nn.Module) -> float:
-        assert healthy is not None
-        total = 0.0
-        for start in range(0, len(healthy), val_batch):
-            indices = torch.arange(start, min(start + val_batch, len(healthy)))
-            generator = training.generator(ctx.seed, method, "validate", start)
-            total += float(loss(module, make(healthy, indices, generator, False))) * len(indices)
-        return total / len(healthy)
+    params: NetworkParams
+    stage: ClassVar[str] = "network"
+    val_slices: ClassVar[int] = 512
+    val_batch: ClassVar[int] = 64
 
-    result = training.train_stage(
-        training.Stage(
-            name=stage,
-            module=network,
-            samples=len(pictures),
-            draw=lambda indices, generator: make(pictures, indices, generator, True),
-            loss=lambda module, batch, step: loss(module, batch),
-            validate=validate if healthy else None,
+    @abstractmethod
+    def make_batch(
+        self, slices: SliceLoader, indices: torch.Tensor, generator: torch.Generator, *, training: bool
+    ) -> Batch:
+        """The tensors of one batch, each with first axis B.
+
+        Args:
+            slices: ``slices.get(indices)`` gives images (B, 1, S, S) in [0, 1] and brain masks, on the device.
+            indices: (B,) positions.
+            generator: the CPU generator of every random draw of this batch.
+            training: False in validation: nothing is augmented.
+        """
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
+        """Scalar mean over the samples of ``batch``, for training and validation."""
+
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        """Build the network and train it; the best weights by the validation loss are kept."""
+        from adbench.methods import training
+        from adbench.methods.common.preprocess import SliceLoader, pieces
+
+        p, ctx = self.params, self.ctx
+        with training.seeded(ctx.seed, self.name, "init"):
+            self._network = self.build()
+        slices = SliceLoader(train, p.image_size, ctx.device, standardise=p.standardise)
+        held_out: SliceLoader | None = None
+        if val is not None and len(val):
+            held_out = SliceLoader(val.limited(self.val_slices), p.image_size, ctx.device, standardise=p.standardise)
+
+        def validate(module: nn.Module) -> float:
+            assert held_out is not None
+            total = 0.0
+            for indices in pieces(len(held_out), self.val_batch):
+                generator = training.generator(ctx.seed, self.name, "validate", int(indices[0]))
+                batch = self.make_batch(held_out, indices, generator, training=False)
+                total += float(self.loss(module, batch)) * len(indices)
+            return total / len(held_out)
+
+        stage = training.Stage(
+            name=self.stage,
+            module=self._network,
+            samples=len(slices),
+            draw=lambda indices, generator: self.make_batch(slices, indices, generator, training=True),
+            loss=lambda module, batch, step: self.loss(module, batch),
+            validate=validate if held_out else None,
             plan=training.Plan(
-                steps=params.length(len(pictures), params.steps, params.batch),
-                seconds=params.seconds(),
-                batch=params.batch,
-                lr=params.lr,
+                steps=p.length(len(slices), p.steps, p.batch),
+                seconds=p.seconds(),
+                batch=p.batch,
+                lr=p.lr,
                 optimizer="adam",
-                schedule=schedule,
-                warmup=params.warmup,
-                clip=params.clip,
-                ema=params.ema,
+                schedule=p.lr_schedule,
+                warmup=p.warmup,
+                clip=p.clip,
+                ema=p.ema,
             ),
             identity={
-                "params": params.model_dump(mode="json"),
+                "params": p.model_dump(mode="json"),
                 "train": train.digest,
                 "val": val.digest if val else None,
             },
-            upcoming=pictures.expect,
-        ),
-        ctx,
-    )
-    return training.report([(stage, result)], [network])
+            upcoming=slices.prefetch,
+        )
+        return training.report([(self.stage, training.train_stage(stage, ctx))], [self._network])

@@ -1,6 +1,7 @@
-"""Image operations that several methods share: resizing between grids, smoothing, augmentation.
+"""Image operations that methods share: resizing, smoothing, intensity standardisation, augmentation, signed residuals.
 
-Everything works on (B, C, H, W) tensors on their own device. The module imports torch; methods import it inside functions.
+Everything works on (B, C, H, W) tensors on their own device and treats each slice by itself. The module imports torch;
+methods import it inside functions.
 """
 
 from __future__ import annotations
@@ -11,23 +12,18 @@ import torch
 import torch.nn.functional as F
 
 
-def shrink(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """``image`` (B, C, H, W) on the grid ``size``: bilinear, area-antialiased where it gets smaller, no padding."""
+def resize(image: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """``image`` (B, C, H, W) on the grid ``size`` (h, w): bilinear, area-antialiased where it gets smaller, no padding."""
     if tuple(image.shape[-2:]) == tuple(size):
         return image
     return F.interpolate(image, size=size, mode="bilinear", align_corners=False, antialias=True)
 
 
-def stretch(maps: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Maps or reconstructions (B, C, h, w) back on a slice grid ``size``, bilinear."""
-    return shrink(maps, size)
-
-
-def shrink_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """A bool mask (B, 1, H, W) on the grid ``size``: true where at least half of the area was."""
+def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """A bool mask (B, 1, H, W) on the grid ``size`` (h, w): true where at least half of the area was."""
     if tuple(mask.shape[-2:]) == tuple(size):
         return mask
-    return shrink(mask.float(), size) >= 0.5
+    return resize(mask.float(), size) >= 0.5
 
 
 def gaussian_kernel(sigma: float, truncate: float = 4.0) -> torch.Tensor:
@@ -39,9 +35,9 @@ def gaussian_kernel(sigma: float, truncate: float = 4.0) -> torch.Tensor:
 
 
 def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
-    """``image`` (B, C, H, W) convolved with a Gaussian of ``sigma`` px, zero outside the picture; unchanged for 0.
+    """``image`` (B, C, H, W) convolved with a Gaussian of ``sigma`` px, zero outside the image; unchanged for 0.
 
-    Equals ``scipy.ndimage.gaussian_filter(..., mode="constant")`` on each picture.
+    Equals ``scipy.ndimage.gaussian_filter(..., mode="constant")`` on each image.
     """
     if sigma <= 0:
         return image
@@ -51,6 +47,11 @@ def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
     flat = F.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(radius, 0))
     flat = F.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, radius))
     return flat.reshape(image.shape)
+
+
+def blur_within(image: torch.Tensor, inside: torch.Tensor, sigma: float) -> torch.Tensor:
+    """``image`` (B, 1, H, W), 0 outside the mask ``inside`` (float), smoothed without mixing in what lies outside."""
+    return gaussian_blur(image, sigma) / gaussian_blur(inside, sigma).clamp(min=1e-6) * inside
 
 
 CENTRE, SPREAD = 0.4, 0.15  # where the median and one interquartile range of a standardised slice lie in [0, 1]
@@ -134,3 +135,55 @@ def augment(
     scale = contrast.to(image.device).view(-1, 1, 1, 1)
     out = (moved[:, :1] - mean) * scale + mean + bright.to(image.device).view(-1, 1, 1, 1)
     return out.clamp(0, 1) * mask, mask
+
+
+def random_flip(
+    image: torch.Tensor, brain: torch.Tensor, generator: torch.Generator, probability: float = 0.5
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Each slice mirrored left-right with ``probability``."""
+    happens = (torch.rand((len(image), 1, 1, 1), generator=generator) < probability).to(image.device)
+    return torch.where(happens, image.flip(-1), image), torch.where(happens, brain.flip(-1), brain)
+
+
+def random_affine(
+    image: torch.Tensor,
+    brain: torch.Tensor,
+    generator: torch.Generator,
+    *,
+    degrees: float = 10.0,
+    shift: float = 0.1,
+    scale: float = 0.1,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slices rotated by up to ``degrees``, shifted by up to ``shift`` of the side, scaled by up to ``1 ± scale``."""
+    count = len(image)
+    angle = uniform((count,), -degrees, degrees, generator) * (math.pi / 180)
+    offset = uniform((count, 2), -shift, shift, generator) * 2  # the grid spans 2
+    zoom = 1 / uniform((count,), 1 - scale, 1 + scale, generator)
+    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
+    affine = torch.stack([torch.stack([cos, -sin, offset[:, 0]], 1), torch.stack([sin, cos, offset[:, 1]], 1)], 1)
+    grid = F.affine_grid(affine.to(image.device), list(image.shape), align_corners=False)
+    both = F.grid_sample(torch.cat([image, brain.to(image.dtype)], 1), grid, padding_mode="zeros", align_corners=False)
+    mask = both[:, 1:] >= 0.5
+    return both[:, :1] * mask, mask
+
+
+def one_sided(residual: torch.Tensor, sign: str) -> torch.Tensor:
+    """What counts of a signed residual: "abs" both sides, "positive" (brighter than healthy) or "negative"; not negative."""
+    if sign == "positive":
+        return residual.clamp(min=0)
+    return residual.abs() if sign == "abs" else (-residual).clamp(min=0)
+
+
+def signed_map(residual: torch.Tensor, sign: str, sigma: float, smooth: str = "magnitude") -> torch.Tensor:
+    """The anomaly map of a signed residual ``x - x_healthy``.
+
+    Args:
+        residual: (B, 1, H, W), 0 outside the brain.
+        sign: "abs", "positive" (brighter than healthy) or "negative".
+        sigma: Gaussian smoothing in px, 0: none.
+        smooth: "magnitude" smooths the chosen part of the residual, "signed" smooths the residual before the choice.
+    """
+    if smooth == "signed":
+        residual = gaussian_blur(residual, sigma)
+    part = one_sided(residual, sign)
+    return part if smooth == "signed" else gaussian_blur(part, sigma)

@@ -1,6 +1,6 @@
 """Noise that the diffusion and denoising methods share: white Gaussian, multi-octave simplex, coarse Gaussian.
 
-Random numbers are drawn on the CPU, from the generator of a training step or from one generator a slice, so they depend
+Random numbers are drawn on the CPU, from the generator of a training step or from one generator per slice, so they depend
 neither on the device nor on the batch; fields are evaluated on the device, all slices and octaves at once. The module
 imports torch; methods import it inside functions.
 """
@@ -8,7 +8,6 @@ imports torch; methods import it inside functions.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -38,18 +37,13 @@ class Simplex:
         return SIMPLEX_STD * math.sqrt(sum(self.persistence ** (2 * k) for k in range(self.octaves)))
 
 
-def per_slice(seeds: Sequence[int]) -> list[torch.Generator]:
-    """One CPU generator a slice."""
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
 def gaussian(count: int, size: tuple[int, int], generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
     """White noise (count, 1, h, w), mean 0 and variance 1, on the CPU.
 
     Args:
         count: slices.
         size: (h, w).
-        generator: one for all, or one a slice.
+        generator: one for all, or one per slice.
     """
     if isinstance(generator, list):
         return torch.cat([torch.randn((1, 1, *size), generator=one) for one in generator])
@@ -99,7 +93,7 @@ def simplex(
     Args:
         count: slices.
         size: (h, w).
-        generator: one for all, or one a slice.
+        generator: one for all, or one per slice.
         shape: octaves, persistence and wavelength.
         device: where the field is evaluated and returned.
         unit: divide by the field's standard deviation, as the forward process of a diffusion model assumes.
@@ -126,8 +120,8 @@ def coarse(
 ) -> torch.Tensor:
     """Low-resolution Gaussian noise stretched bilinearly (count, 1, h, w), on the CPU (Kascenas et al. 2022, §2.1).
 
-    ``cells`` x ``cells`` independent values of standard deviation ``std`` cover the picture; the lattice lies at a random
-    place, different in each slice. Bilinear interpolation leaves (2/3) ``std`` averaged over the picture.
+    ``cells`` x ``cells`` independent values of standard deviation ``std`` cover the image; the lattice lies at a random
+    place, different in each slice. Bilinear interpolation leaves (2/3) ``std`` averaged over the image.
 
     Args:
         count: slices.

@@ -1,6 +1,6 @@
 """Maps of perceptual difference between a slice and its reconstruction: ``gms``, ``ssim``, ``stlpips``, ``lpips``, ``none``.
 
-Pictures are (B, 1, H, W) in [0, 1], maps (B, 1, H, W), 0 where nothing differs. The first two need no weights. The module
+Images are (B, 1, H, W) in [0, 1], maps (B, 1, H, W), 0 where nothing differs. The first two need no weights. The module
 imports torch; methods import it inside functions.
 """
 
@@ -19,7 +19,7 @@ from adbench.methods.common.image_ops import gaussian_kernel
 
 Difference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
-GMS_CONSTANT = 170 / 255**2  # Xue et al. 2014, for pictures in [0, 1]
+GMS_CONSTANT = 170 / 255**2  # Xue et al. 2014, for images in [0, 1]
 INSTALL = "pip install --no-deps stlpips-pytorch"  # only its weights are read; its dependencies are not needed
 
 
@@ -57,7 +57,7 @@ def none(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 
 
 class _BlurPool(nn.Module):
-    """A fixed smoothing filter with stride 2, the picture reflected by 2 px."""
+    """A fixed smoothing filter with stride 2, the image reflected by 2 px."""
 
     filt: torch.Tensor
 
@@ -153,11 +153,12 @@ def _package_file(package: str, relative: str) -> Path | None:
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file raises whatever its damage makes
         raise UserError(
             f"{path} does not hold perceptual weights ({error}): install it again with {INSTALL}."
         ) from None
+    return tensors
 
 
 def _fill(model: LPIPS, tensors: list[torch.Tensor], path: Path) -> LPIPS:

@@ -1,6 +1,6 @@
 """Noise schedules and samplers of the diffusion methods in pixel space (Ho et al. 2020; Nichol & Dhariwal 2021; Song et al. 2021).
 
-Steps are numbered 0 .. T-1; ``-1`` stands for the clean picture. The samplers loop over time only: slices are a batch, and
+Steps are numbered 0 .. T-1; ``-1`` stands for the clean slice. The samplers loop over time only: slices are a batch, and
 each slice draws from a generator of its own. The module imports torch; methods import it inside functions.
 """
 
@@ -40,7 +40,7 @@ class Schedule:
         return 1.0 if t < 0 else float(self.bar[t])
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
-        """``sqrt(bar_t) x_0 + sqrt(1 - bar_t) eps`` with one step for all slices, or a step a slice (B,)."""
+        """``sqrt(bar_t) x_0 + sqrt(1 - bar_t) eps`` with one step for all slices, or one step per slice (B,)."""
         bar = (
             self.bar[t].to(clean.dtype).to(clean.device)
             if isinstance(t, torch.Tensor)
@@ -82,7 +82,7 @@ def respaced(start: int, stride: int, marks: Iterable[int] = ()) -> list[int]:
 def denoise(
     schedule: Schedule, x: torch.Tensor, times: list[int], predict: Predict, noise: Noise | None = None
 ) -> torch.Tensor:
-    """Walk ``x`` from ``times[0]`` to the clean picture.
+    """Walk ``x`` from ``times[0]`` to the clean slice.
 
     Args:
         schedule: noise schedule.

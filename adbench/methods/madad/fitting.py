@@ -14,40 +14,25 @@ from adbench.methods import training
 from adbench.methods.base import FitReport
 from adbench.methods.common import image_ops, perceptual
 from adbench.methods.common.perceptual import Difference
-from adbench.methods.common.prefetch import Pictures
-from adbench.methods.madad import diffusion, masking
-from adbench.methods.madad.autoencoder import LatentCodec, kl_divergence, new_codec, pretrained_codec
-from adbench.methods.madad.network import TwoHeadUNet, diffusion_loss
+from adbench.methods.common.preprocess import SliceLoader, pieces
+from adbench.methods.madad import diffusion
+from adbench.methods.madad.networks import (
+    LatentCodec,
+    TwoHeadUNet,
+    kl_divergence,
+    new_codec,
+    new_unet,
+    pretrained_codec,
+)
 
 if TYPE_CHECKING:
     from adbench.context import Context
     from adbench.datasets.slices import SliceSet
-    from adbench.methods.madad.method import MADADParams
+    from adbench.methods.madad.params import MADADParams
 
 VALIDATION_SLICES = 512
 VALIDATION_SHARE = 0.3  # largest noised share in validation, arXiv 2502.16943
 VALIDATION_PROBABILITIES = (0.3, 0.3, 0.2, 0.2)
-
-
-def new_unet(p: MADADParams, channels: int) -> TwoHeadUNet:
-    """The untrained UNet that ``p`` describes."""
-    from adbench.methods.madad.method import UNET_SIZES
-
-    width, heads = UNET_SIZES[p.unet_size]
-    return TwoHeadUNet(
-        channels,
-        width,
-        p.unet_multipliers,
-        p.unet_layers,
-        p.unet_attention,
-        heads,
-        p.dropout,
-        p.prediction == "residual",
-    )
-
-
-def _pieces(count: int, size: int) -> list[torch.Tensor]:
-    return list(torch.arange(count).split(size))
 
 
 def _perceptual(p: MADADParams, device: str) -> Difference | None:
@@ -73,10 +58,26 @@ def _autoencoder_loss(
     return loss, recon
 
 
+def _plan(p: MADADParams, samples: int, steps: int, batch: int, lr: float, weight_decay: float = 0.0) -> training.Plan:
+    """The plan of a stage that has ``steps`` of its own; a budget in minutes is shared in proportion to the steps."""
+    length = p.length(samples, steps, batch)
+    return training.Plan(
+        steps=length,
+        seconds=p.seconds(steps / (p.ae_steps + p.steps)),
+        batch=batch,
+        lr=lr,
+        weight_decay=weight_decay,
+        warmup=min(p.warmup, length // 10),
+        clip=p.clip,
+        ema=p.ema,
+        accumulate=p.accumulate,
+    )
+
+
 def _opponent(p: MADADParams, ctx: Context) -> training.Opponent | None:
     if p.gan_weight == 0:
         return None
-    from monai.networks.nets import PatchDiscriminator
+    from monai.networks.nets.patchgan_discriminator import PatchDiscriminator
 
     with training.seeded(ctx.seed, "madad", "discriminator"):
         network = PatchDiscriminator(spatial_dims=2, channels=64, in_channels=1, out_channels=1, num_layers_d=3)
@@ -93,8 +94,8 @@ def _opponent(p: MADADParams, ctx: Context) -> training.Opponent | None:
 def _fit_autoencoder(
     p: MADADParams,
     codec: LatentCodec,
-    pictures: Pictures,
-    healthy: Pictures | None,
+    slices: SliceLoader,
+    healthy: SliceLoader | None,
     difference: Difference | None,
     identity: dict[str, Any],
     ctx: Context,
@@ -104,7 +105,7 @@ def _fit_autoencoder(
     opponent = _opponent(p, ctx)
 
     def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
-        image, brain = pictures.get(indices)
+        image, brain = slices.get(indices)
         if p.augment:
             image, _ = image_ops.augment(image, brain, generator)
         return {"image": image * 2 - 1, "noise": torch.randn((len(indices), *shape), generator=generator)}
@@ -118,7 +119,7 @@ def _fit_autoencoder(
     def validate(module: nn.Module) -> float:
         assert healthy is not None
         total = 0.0
-        for where in _pieces(len(healthy), 32):
+        for where in pieces(len(healthy), 32):
             image = healthy.get(where)[0] * 2 - 1
             noise = torch.randn(
                 (len(where), *shape), generator=training.generator(ctx.seed, "madad", "ae-val", int(where[0]))
@@ -127,20 +128,10 @@ def _fit_autoencoder(
             total += float(value) * len(where)
         return total / len(healthy)
 
-    steps = p.length(len(pictures), p.ae_steps, p.ae_batch)
-    plan = training.Plan(
-        steps=steps,
-        seconds=p.seconds(p.ae_steps / (p.ae_steps + p.steps)),
-        batch=p.ae_batch,
-        lr=p.ae_lr,
-        warmup=min(p.warmup, steps // 10),
-        clip=p.clip,
-        ema=p.ema,
-        accumulate=p.accumulate,
-    )
+    plan = _plan(p, len(slices), p.ae_steps, p.ae_batch, p.ae_lr)
     stage = training.Stage(
-        "autoencoder", codec, len(pictures), draw, loss, plan, validate if healthy else None, identity, opponent,
-        watched_from=None, upcoming=pictures.expect,
+        "autoencoder", codec, len(slices), draw, loss, plan, validate if healthy else None, identity, opponent,
+        watched_from=None, upcoming=slices.prefetch,
     )  # fmt: skip
     return training.train_stage(stage, ctx)
 
@@ -160,25 +151,27 @@ class Latents:
     allowed: torch.Tensor
 
 
-def encode_all(p: MADADParams, codec: LatentCodec, pictures: Pictures, copies: int, name: str, ctx: Context) -> Latents:
+def encode_all(
+    p: MADADParams, codec: LatentCodec, slices: SliceLoader, copies: int, name: str, ctx: Context
+) -> Latents:
     """Run the frozen encoder once over every slice and ``copies`` augmented versions of it.
 
     The result stays on the device when it fits in 30 % of its free memory, else on the CPU.
     """
-    device = pictures.device
+    device = slices.device
     cells = p.image_size // codec.factor
-    total = (copies + 1) * len(pictures) * (8 * codec.channels + 1) * cells**2
+    total = (copies + 1) * len(slices) * (8 * codec.channels + 1) * cells**2
     keep = device
     if device.type == "cuda" and total > 0.3 * torch.cuda.mem_get_info(device)[0]:
         keep = torch.device("cpu")
     means, stds, allowed = [], [], []
-    pieces = _pieces(len(pictures), 32)
+    parts = pieces(len(slices), 32)
     done = 0
     with torch.inference_mode():
         for copy in range(copies + 1):
-            for where, following in zip(pieces, [*pieces[1:], pieces[0]], strict=True):
-                image, brain = pictures.get(where)
-                pictures.expect(following)
+            for where, following in zip(parts, [*parts[1:], parts[0]], strict=True):
+                image, brain = slices.get(where)
+                slices.prefetch(following)
                 if copy:
                     image, brain = image_ops.augment(
                         image, brain, training.generator(ctx.seed, "madad", name, copy, int(where[0]))
@@ -186,12 +179,13 @@ def encode_all(p: MADADParams, codec: LatentCodec, pictures: Pictures, copies: i
                 mean, std = codec.encode(image * 2 - 1)
                 means.append(mean.to(keep))
                 stds.append(std.to(keep))
-                allowed.append(masking.allowed_cells(brain, (cells, cells), share=p.background_share).to(keep))
+                allowed.append(diffusion.allowed_cells(brain, (cells, cells), share=p.background_share).to(keep))
                 done += 1
-                ctx.progress.update(f"encode {name}", done, len(pieces) * (copies + 1))
-    shape = (copies + 1, len(pictures))
+                ctx.progress.update(f"encode {name}", done, len(parts) * (copies + 1))
+    shape = (copies + 1, len(slices))
     # clone: tensors made in inference mode cannot take part in training
-    return Latents(*(torch.cat(parts).clone().unflatten(0, shape) for parts in (means, stds, allowed)))
+    mean, std, cells_allowed = (torch.cat(kept).clone() for kept in (means, stds, allowed))
+    return Latents(*(kept.view(*shape, *kept.shape[1:]) for kept in (mean, std, cells_allowed)))
 
 
 def _fit_unet(
@@ -215,7 +209,7 @@ def _fit_unet(
         sample = torch.randn(shape, generator=generator).to(source.mean.device)
         return {
             "z0": (source.mean[where] + source.std[where] * sample) * scale,
-            "mask": masking.random_masks(source.allowed[where], generator, sizes=p.patch_sizes, **masks),
+            "mask": diffusion.random_masks(source.allowed[where], generator, sizes=p.patch_sizes, **masks),
             "noise": torch.randn(shape, generator=generator),
             "t": torch.randint(1, last + 1, (len(indices),), generator=generator),
         }
@@ -230,7 +224,7 @@ def _fit_unet(
     def loss(module: nn.Module, batch: training.Batch, step: int = 0) -> torch.Tensor:
         z = diffusion.q_sample(batch["z0"], batch["mask"], batch["noise"], batch["t"], alphas)
         clean, logit = module(z, batch["t"])
-        return diffusion_loss(clean, logit, batch["z0"], batch["mask"], p.mask_loss, p.mask_weight)
+        return diffusion.diffusion_loss(clean, logit, batch["z0"], batch["mask"], p.mask_loss, p.mask_weight)
 
     def validate(module: nn.Module) -> float:
         assert healthy is not None
@@ -238,7 +232,7 @@ def _fit_unet(
         usual = p.patch_sizes == (1, 2, 4, 8)
         probabilities = VALIDATION_PROBABILITIES if usual else p.patch_probabilities
         device = next(module.parameters()).device
-        for where in _pieces(number, 64):
+        for where in pieces(number, 64):
             # Each slice takes part with one time of every third of the schedule, so that the figure is not all luck.
             for turn in range(3):
                 generator = training.generator(ctx.seed, "madad", "unet-val", int(where[0]), turn)
@@ -250,19 +244,8 @@ def _fit_unet(
                 total += float(loss(module, {key: value.to(device) for key, value in batch.items()})) * len(where) / 3
         return total / number
 
-    steps = p.length(count, p.steps, p.batch)
+    plan = _plan(p, count, p.steps, p.batch, p.lr, p.weight_decay)
     before = p.ae_steps / (p.ae_steps + p.steps)
-    plan = training.Plan(
-        steps=steps,
-        seconds=p.seconds(1 - before),
-        batch=p.batch,
-        lr=p.lr,
-        weight_decay=p.weight_decay,
-        warmup=min(p.warmup, steps // 10),
-        clip=p.clip,
-        ema=p.ema,
-        accumulate=p.accumulate,
-    )
     stage = training.Stage(
         "unet", unet, count, draw, loss, plan, validate if healthy else None, identity, watched_from=before
     )
@@ -287,10 +270,9 @@ def fit(
     ``ready`` is given the codec, the UNet and the scale of the latents before the UNet is trained in place.
     """
     difference = _perceptual(p, ctx.device)
-    size = (p.image_size, p.image_size)
-    pictures = Pictures(train, size, ctx.device, standardise=p.standardise)
+    slices = SliceLoader(train, p.image_size, ctx.device, standardise=p.standardise)
     healthy = (
-        Pictures(val.limited(VALIDATION_SLICES), size, ctx.device, standardise=p.standardise)
+        SliceLoader(val.limited(VALIDATION_SLICES), p.image_size, ctx.device, standardise=p.standardise)
         if val is not None and len(val)
         else None
     )
@@ -311,9 +293,9 @@ def fit(
             raise UserError(f"method madad with autoencoder = {p.autoencoder!r}: {error}.") from None
     stages = []
     if p.ae_steps:
-        stages.append(("autoencoder", _fit_autoencoder(p, codec, pictures, healthy, difference, identity, ctx)))
+        stages.append(("autoencoder", _fit_autoencoder(p, codec, slices, healthy, difference, identity, ctx)))
     codec.eval().requires_grad_(False).to(ctx.device)
-    latents = encode_all(p, codec, pictures, p.augmented_copies if p.augment else 0, "train", ctx)
+    latents = encode_all(p, codec, slices, p.augmented_copies if p.augment else 0, "train", ctx)
     checked = encode_all(p, codec, healthy, 0, "val", ctx) if healthy else None
     scale = scale or latent_scale(latents)
     with training.seeded(ctx.seed, "madad", "unet"):

@@ -14,11 +14,9 @@ of one process up to rounding, but for dropout and batch normalisation, which se
 
 from __future__ import annotations
 
-from adbench.methods.training.draws import batch_indices, forked, generator, seeded
-from adbench.methods.training.loop import train_stage
-from adbench.methods.training.plan import Plan
-from adbench.methods.training.run import Run
-from adbench.methods.training.stage import Batch, Opponent, Stage, StageResult, report
+from adbench.methods.training.run import Run, train_stage
+from adbench.methods.training.stage import Batch, Opponent, Plan, Stage, StageResult, report
+from adbench.methods.training.step import batch_indices, forked, generator, seeded
 
 __all__ = [
     "Batch",

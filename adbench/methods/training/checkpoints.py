@@ -50,7 +50,9 @@ class StageFolder:
         if index is None or self.folder is None:
             return None
         if index["identity"] != self.identity:
-            self.logger.warning("%s belongs to other parameters or data: training starts anew.", self.folder)
+            self.logger.warning(
+                "%s belongs to other parameters or data: training starts from the beginning.", self.folder
+            )
             return None
         tensors = {}
         for role, file in index["files"].items():
@@ -62,7 +64,9 @@ class StageFolder:
 
     @property
     def _way_out(self) -> str:
-        return f"Delete {self.folder} and run the same command again: this stage is then trained anew."
+        return (
+            f"Delete {self.folder} and run the same command again: this stage is then trained again from the beginning."
+        )
 
     def _index(self) -> dict[str, Any] | None:
         try:

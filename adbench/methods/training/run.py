@@ -1,4 +1,4 @@
-"""The state of one stage while it is trained: a step, a validation, a checkpoint."""
+"""From a stage to its trained weights: the training loop, and the state that a checkpoint holds."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ import torch
 from torch import nn
 
 from adbench.errors import UserError
+from adbench.methods.common.preprocess import memory_layout
 from adbench.methods.training.checkpoints import StageFolder
-from adbench.methods.training.devices import add_up, make_accelerator, micro_batches, of_first
-from adbench.methods.training.draws import batch_indices, generator
-from adbench.methods.training.stage import Batch, Stage
+from adbench.methods.training.stage import Batch, Stage, StageResult
+from adbench.methods.training.step import (
+    batch_indices,
+    forked,
+    generator,
+    make_accelerator,
+    micro_batches,
+    of_first_process,
+    sum_over_processes,
+)
 from adbench.utils import distributed
 from adbench.utils.seeds import derive
 
@@ -24,8 +32,90 @@ if TYPE_CHECKING:
     from adbench.context import Context
 
 
+def train_stage(stage: Stage, ctx: Context) -> StageResult:
+    """Train ``stage.module`` in place and leave the kept weights in it, in evaluation mode.
+
+    With ``ctx.workdir`` the stage keeps its checkpoints in the folder ``stage.name`` there and continues from them; a
+    finished stage is not trained again. Without it nothing touches the disk.
+
+    Raises:
+        UserError: a loss that is not finite (with step and learning rate), a full disk, a device too small for one sample.
+    """
+    with forked():
+        run = Run(stage, ctx)
+        first = 0
+        if not run.restore():
+            stage.module.train()
+            first = run.step
+            _loop(run)
+            run.keep_last()
+            run.save(finished=True)
+            assert run.best is not None
+            stage.module.load_state_dict(run.best)
+    ctx.logger.debug("%s: steps %d to %d.", stage.name, first, run.step)
+    stage.module.eval()
+    note = ""
+    if stage.plan.seconds is not None:
+        note = (
+            f"{stage.name} was trained for {stage.plan.seconds / 60:g} minutes, which were {run.step} steps here: "
+            "this number, and so every number of the fit, depends on the machine."
+        )
+    return StageResult(run.step, run.curve, run.best_step, run.best_loss, run.earlier_seconds, note)
+
+
+def _loop(run: Run) -> None:
+    ctx, name = run.ctx, run.stage.name
+    events = _event_writer(run)
+    saved = shown = time.monotonic()
+    shown -= 1.0
+    val: dict[str, float] = {}
+    finished = False
+    try:
+        while not finished:
+            before = run.spent
+            run.take_step()
+            finished, validates, logs = run.plan.due(run.step, before, run.spent)
+            now = time.monotonic()
+            saves = now - saved >= ctx.checkpoint_seconds and not finished
+            if not (logs or saves or now - shown >= 1.0):
+                continue
+            run.check()
+            recent = sum(run.losses) / max(1, len(run.losses))
+            if logs:
+                point = {"step": run.step, "loss": recent, "lr": run.lr}
+                if validates and (value := run.validate()) is not None:
+                    point["val_loss"] = value
+                    val = {"val": value}
+                run.curve.append(point)
+                run.losses = []
+                if events is not None:
+                    for key in list(point)[1:]:
+                        events.add_scalar(key, point[key], run.step)
+            done, total = run.done(finished)
+            ctx.progress.update(name, done, total, loss=recent, lr=run.lr, **val)
+            shown = time.monotonic()
+            if saves:
+                run.save()
+                saved = time.monotonic()
+    finally:
+        if events is not None:
+            events.close()
+
+
+def _event_writer(run: Run) -> Any:
+    """Writes loss curves for TensorBoard beside the checkpoints, when asked for; points of a killed attempt are withdrawn."""
+    ctx = run.ctx
+    if not ctx.tensorboard or ctx.workdir is None or distributed.rank() > 0:
+        return None
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError("--tensorboard needs tensorboardX: pip install tensorboardX, or leave the flag out.") from None
+    return SummaryWriter(str(ctx.workdir / run.stage.name / "tensorboard"), purge_step=run.step + 1, flush_secs=10)
+
+
 class Run:
-    """One stage on its way; :func:`adbench.methods.training.train_stage` drives it."""
+    """One stage while it is trained: a step, a validation, a checkpoint; :func:`train_stage` drives it."""
 
     def __init__(self, stage: Stage, ctx: Context) -> None:
         from diffusers.training_utils import EMAModel
@@ -37,19 +127,20 @@ class Run:
             )
         self.accelerator = make_accelerator(ctx.device)
         self.device = self.accelerator.device
-        # Convolutions in bf16 are fastest with channels last; on a CPU the plain layout is.
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
-        self.module = stage.module.to(device=self.device, memory_format=layout)  # type: ignore[call-overload]
+        self.module = stage.module.to(device=self.device, memory_format=memory_layout(self.device))  # type: ignore[call-overload]
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.plan.optimizer]
         fused = True if self.device.type == "cuda" else None  # one kernel for all weights
         self.optimizer = kind(self.parameters, lr=self.plan.lr, weight_decay=self.plan.weight_decay, fused=fused)
         self.ema = EMAModel(self.parameters, decay=self.plan.ema, foreach=True) if self.plan.ema > 0 else None
-        self.rival: tuple[nn.Module, torch.optim.Optimizer] | None = None
+        # All that is trained, by its name in the checkpoint.
+        self.modules: dict[str, nn.Module] = {"model": stage.module}
+        self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
         if stage.opponent is not None:
-            adversary = stage.opponent.module.to(self.device)
-            betas = (0.5, 0.9)
-            self.rival = (adversary, torch.optim.Adam(adversary.parameters(), lr=stage.opponent.lr, betas=betas))
+            opponent = self.modules["rival"] = stage.opponent.module.to(self.device)
+            self.optimizers["rival_optimizer"] = torch.optim.Adam(
+                opponent.parameters(), lr=stage.opponent.lr, betas=(0.5, 0.9)
+            )
         self.step, self.lr, self.spent = 0, self.plan.lr_at(0), 0.0
         self.begin, self.earlier_seconds = time.perf_counter(), 0.0
         self.parts = self.plan.accumulate
@@ -58,14 +149,12 @@ class Run:
         self.best_step, self.best_loss = 0, None if stage.validate is None else math.inf
         self.pending: list[tuple[torch.Tensor, torch.Tensor]] = []  # loss and gradient norm, still on the device
         self.losses: list[float] = []  # since the last point of the curve
+        plan = {key: value for key, value in asdict(self.plan).items() if key != "accumulate"}  # changes no number
         self.folder = StageFolder(
             ctx.workdir / stage.name if ctx.workdir is not None else None,
-            {"seed": ctx.seed, "samples": stage.samples, **stage.identity, "plan": self._plan_identity()},
+            {"seed": ctx.seed, "samples": stage.samples, **stage.identity, "plan": plan},
             ctx.logger,
         )
-
-    def _plan_identity(self) -> dict[str, Any]:
-        return {key: value for key, value in asdict(self.plan).items() if key != "accumulate"}  # changes no number
 
     @property
     def elapsed(self) -> float:
@@ -82,18 +171,18 @@ class Run:
     # Checkpoints
 
     def _state(self) -> dict[str, torch.Tensor]:
-        tensors = {f"model.{key}": value for key, value in self.stage.module.state_dict().items()}
-        for index, values in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in values.items()}
+        tensors: dict[str, torch.Tensor] = {}
+        for name, module in self.modules.items():
+            tensors |= {f"{name}.{key}": value for key, value in module.state_dict().items()}
+        for name, optimizer in self.optimizers.items():
+            for index, values in optimizer.state_dict()["state"].items():
+                tensors |= {f"{name}.{index}.{key}": value for key, value in values.items()}
         if self.ema is not None:
             tensors |= {f"ema.{index}": value for index, value in enumerate(self.ema.shadow_params)}
-        if self.rival is not None:
-            tensors |= {f"rival.{key}": value for key, value in self.rival[0].state_dict().items()}
-            for index, values in self.rival[1].state_dict()["state"].items():
-                tensors |= {f"rival_optimizer.{index}.{key}": value for key, value in values.items()}
         return tensors
 
     def save(self, *, finished: bool = False) -> None:
+        """Commit a checkpoint: the whole training state, or the kept weights alone once the stage is finished."""
         if distributed.rank() > 0:
             return
         figures = {
@@ -110,7 +199,7 @@ class Run:
     def restore(self) -> bool:
         """Continue from the checkpoint, if there is one; True when the stage had been finished."""
         found = self.folder.read()
-        distributed.wait()  # nobody writes before everybody has read
+        distributed.wait()  # no process writes before all have read
         if found is None:
             return False
         figures, state, best = found
@@ -124,18 +213,18 @@ class Run:
             self.stage.module.load_state_dict(best)
             return True
 
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+        def part(name: str) -> dict[str, torch.Tensor]:
+            prefix = f"{name}."
+            return {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
 
-        self.stage.module.load_state_dict(part("model."))
-        _load_optimizer(self.optimizer, part("optimizer."))
+        for name, module in self.modules.items():
+            module.load_state_dict(part(name))
+        for name, optimizer in self.optimizers.items():
+            _load_optimizer(optimizer, part(name))
         if self.ema is not None:
             for index, shadow in enumerate(self.ema.shadow_params):
                 shadow.copy_(state[f"ema.{index}"])
             self.ema.optimization_step = self.step
-        if self.rival is not None:
-            self.rival[0].load_state_dict(part("rival."))
-            _load_optimizer(self.rival[1], part("rival_optimizer."))
         self._look_at_clock()
         of = f" of {self.plan.steps}" if self.plan.seconds is None else ""
         self.ctx.logger.info("%s continues at step %d%s.", self.stage.name, self.step, of)
@@ -170,33 +259,34 @@ class Run:
                 self.optimizer.zero_grad(set_to_none=True)
                 torch.cuda.empty_cache()
                 self.ctx.logger.warning(
-                    "%s: out of memory, going on with %d micro-batches a step.", self.stage.name, self.parts
+                    "%s: out of memory, going on with %d micro-batches per step.", self.stage.name, self.parts
                 )
-        add_up([*(p.grad for p in self.parameters), total])
+        sum_over_processes([*(p.grad for p in self.parameters), total])
         return total
 
-    def _train_rival(self, batch: Batch) -> None:
+    def _train_opponent(self, batch: Batch) -> None:
         opponent = self.stage.opponent
-        if opponent is None or self.rival is None or self.step < opponent.start:
+        if opponent is None or self.step < opponent.start:
             return
-        module, optimizer = self.rival
+        optimizer = self.optimizers["rival_optimizer"]
         optimizer.zero_grad(set_to_none=True)
         for number, (piece, share) in enumerate(micro_batches(batch, self.parts, self.plan.batch)):
             self._seed("rival", number)
             with self.accelerator.autocast():
-                loss = opponent.loss(self.module, module, piece)
+                loss = opponent.loss(self.module, opponent.module, piece)
             self.accelerator.backward(loss * share)
-        add_up(p.grad for p in module.parameters())
+        sum_over_processes(p.grad for p in opponent.module.parameters())
         optimizer.step()
 
     def _look_at_clock(self) -> None:
         if self.plan.seconds is not None:
-            self.spent = of_first(self.elapsed / self.plan.seconds, self.device)
+            self.spent = of_first_process(self.elapsed / self.plan.seconds, self.device)
 
     def _indices(self, step: int) -> torch.Tensor:
         return batch_indices(self.ctx.seed, self.stage.name, step, self.plan.batch, self.stage.samples)
 
     def take_step(self) -> None:
+        """One optimiser step; its loss stays on the device until :meth:`check`."""
         plan, name = self.plan, self.stage.name
         indices = self._indices(self.step)
         with torch.no_grad():
@@ -212,7 +302,7 @@ class Run:
         self.optimizer.step()
         if self.ema is not None:
             self.ema.step(self.parameters)
-        self._train_rival(batch)
+        self._train_opponent(batch)
         self.pending.append((loss, norm.detach()))
         self.step += 1
         self._look_at_clock()
@@ -243,22 +333,22 @@ class Run:
     # What is kept
 
     def validate(self) -> float | None:
-        """Figure of the averaged weights, which are kept when it is the best so far."""
+        """Validation loss of the averaged weights, which are kept when it is the best so far; None without validation."""
         value = None
         with self._averaged(), torch.no_grad():
             self.stage.module.eval()
             if self.stage.validate is not None:
                 with self.accelerator.autocast():
-                    value = of_first(float(self.stage.validate(self.stage.module)), self.device)
+                    value = of_first_process(float(self.stage.validate(self.stage.module)), self.device)
                 if self.best_loss is None or value < self.best_loss:
                     self.best_loss, self.best_step = value, self.step
                     self.best = self._weights()
-            self._show()
+            self._call_watch()
             self.stage.module.train()
         return value
 
-    def _show(self) -> None:
-        """Let whoever watches score with the weights as they are; the clock of a wall-clock budget stands still."""
+    def _call_watch(self) -> None:
+        """Let ``Context.watch`` score with the weights as they are; the clock of a wall-clock budget stands still."""
         before = self.stage.watched_from
         if self.ctx.watch is None or before is None or distributed.rank() > 0:
             return

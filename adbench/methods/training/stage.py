@@ -1,7 +1,8 @@
-"""What a method hands to the training loop, and what it gets back."""
+"""What is trained and how: a :class:`Stage` and its :class:`Plan`, and the :class:`StageResult` that comes back."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,65 @@ import torch
 from torch import nn
 
 from adbench.methods.base import FitReport
-from adbench.methods.training.plan import Plan
 
 Batch = dict[str, torch.Tensor]
+LOGGED = 20  # logged points of a curve, at least
+VALIDATIONS = 10  # of a stage, about
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how a stage is trained.
+
+    Attributes:
+        steps: optimiser steps.
+        batch: samples per step (over all devices and micro-batches).
+        lr: peak learning rate.
+        seconds: wall-clock budget in place of ``steps``, interrupted attempts included; the schedule follows the time spent.
+        optimizer: "adamw" or "adam".
+        weight_decay: of AdamW.
+        schedule: "cosine" (to 0) or "constant", after the warm-up.
+        warmup: steps of linear warm-up; the first step has ``lr / warmup``, never 0.
+        clip: largest gradient norm; 0 does not clip.
+        ema: decay of the exponential moving average of the weights; 0 keeps none.
+        accumulate: micro-batches per step, to save memory; doubled when a CUDA device runs out.
+    """
+
+    steps: int
+    batch: int
+    lr: float
+    seconds: float | None = None
+    optimizer: str = "adamw"
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    warmup: int = 0
+    clip: float = 1.0
+    ema: float = 0.0
+    accumulate: int = 1
+
+    def lr_at(self, step: int, spent: float = 0.0) -> float:
+        """Learning rate of optimiser step ``step`` (0-based); ``spent`` is the share of ``seconds`` that is gone."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        if self.schedule == "constant":
+            return self.lr
+        done = (step - self.warmup) / max(1, self.steps - self.warmup) if self.seconds is None else min(1.0, spent)
+        return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    def due(self, step: int, before: float, spent: float) -> tuple[bool, bool, bool]:
+        """Whether the stage is finished, validates and logs when ``step`` steps are done.
+
+        The last step took the share of ``seconds`` from ``before`` to ``spent``. Counted in steps, these moments are fixed
+        steps, so that a continued run logs the same ones.
+        """
+        if self.seconds is not None:
+            finished = spent >= 1
+            validates = finished or int(spent * VALIDATIONS) > int(before * VALIDATIONS)
+            return finished, validates, validates or int(spent * LOGGED) > int(before * LOGGED)
+        interval = max(1, -(-self.steps // VALIDATIONS))
+        finished = step >= self.steps
+        validates = finished or step % interval == 0
+        return finished, validates, validates or step % max(1, min(interval, self.steps // LOGGED, 100)) == 0
 
 
 @dataclass
@@ -43,12 +100,12 @@ class Stage:
         draw: (indices (B,), generator) -> tensors with first axis B. Every random draw of the step is made here, from the
             CPU generator, for the whole batch at once: what is drawn does not depend on micro-batches, device or processes.
         loss: (module, batch, step) -> scalar mean over the samples of ``batch``, which may be a part of a step's batch.
-        validate: (module in evaluation mode with the averaged weights) -> figure to minimise, or None: keep the last weights.
         plan: how.
+        validate: (module in evaluation mode with the averaged weights) -> figure to minimise, or None: keep the last weights.
         identity: whatever else the numbers depend on; a checkpoint with another identity is not continued.
         opponent: see :class:`Opponent`.
-        watched_from: share of the whole training that was done before this stage, for those who watch a method learn; None:
-            the method cannot score yet while the stage runs.
+        watched_from: share of the whole training that was done before this stage, for ``Context.watch``; None: the method
+            cannot score yet while the stage runs.
         upcoming: told the indices of the next step while this one is computed, so that their samples can be read ahead.
     """
 
@@ -74,7 +131,7 @@ class StageResult:
         curve: logged points: step, loss (mean since the last point), lr, and val_loss where it was taken.
         best_step: optimiser steps done when the kept weights were taken.
         best_loss: their validation figure; None without validation.
-        earlier_seconds: time spent on the stage by interrupted attempts that it went on from.
+        earlier_seconds: time spent on the stage by interrupted attempts that it continued.
         note: what a reader of its numbers must know; "" when there is nothing.
     """
 

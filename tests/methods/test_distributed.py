@@ -24,7 +24,7 @@ FIT = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from adbench import ranks
+    from adbench.utils import distributed as ranks
     from adbench.context import Context
     from adbench.methods.madad.method import MADAD
     from memory_sets import SMALL, make_set

@@ -10,7 +10,7 @@ from typing import Literal
 
 import pytest
 
-from adbench.cli.scaffold.make import TAKEN, check_name, files, new_package
+from adbench.cli.new import TAKEN, check_name, files, new_package
 from adbench.errors import UserError
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -32,6 +32,10 @@ def test_new_method_installs_passes_its_tests_runs_and_is_ranked(
         r for r in json.loads(shell("adbench list methods --json", tmp_path, environment)) if r["name"] == "my_method"
     ]
     assert (row["origin"], row["problem"]) == ("adbench-my-method 0.1.0", "")
+    card = tmp_path / "adbench-my-method" / "src" / "adbench_my_method" / "my_method.md"
+    card.write_text("## Cite\n\nAuthor 2026\n\n## Variants\n\n* `components`: few or many\n", encoding="utf-8")
+    described = json.loads(shell("adbench describe my_method --json", tmp_path, environment))["card"]
+    assert (described["paper"], described["variants"]) == ("Author 2026", {"components": "few or many"})
     findings = json.loads(shell("adbench test my_method --json", tmp_path, environment))
     assert len(findings) > 10
     assert not [finding for finding in findings if finding["problem"]]

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import pickle
+import subprocess
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,11 +17,20 @@ from typing import Any
 import pytest
 import torch
 
-from adbench.convert import pickles
-from adbench.convert.madad_vae import convert
-from adbench.errors import UserError
-
 Cli = Callable[..., tuple[int, str, str]]
+SCRIPT = Path(__file__).parents[2] / "examples" / "convert_madad_vae.py"
+spec = importlib.util.spec_from_file_location("convert_madad_vae", SCRIPT)
+assert spec is not None
+assert spec.loader is not None
+script: Any = sys.modules.setdefault(spec.name, importlib.util.module_from_spec(spec))
+spec.loader.exec_module(script)
+ConversionError, convert, read = script.ConversionError, script.convert, script.read
+
+
+def run(*arguments: object) -> tuple[int, str, str]:
+    """The script as a user runs it, in a process of its own."""
+    done = subprocess.run([sys.executable, SCRIPT, *map(str, arguments)], capture_output=True, text=True, check=False)
+    return done.returncode, done.stdout, done.stderr
 
 
 def autoencoder(**other: Any) -> Any:
@@ -68,10 +80,10 @@ def test_state_dict_with_names_of_older_versions(tmp_path: Path) -> None:
     weight = state["module.encoder.conv_in.weight"]
     state["module.encoder.conv_in.weight"] = torch.stack([weight, weight + 1], -1)[..., 0]  # strided
     torch.save(state, tmp_path / "vae.pt")
-    contents = pickles.read(tmp_path / "vae.pt")
+    contents = read(tmp_path / "vae.pt")
     assert contents.named == ""
     assert all(torch.equal(contents.tensors[name], value) for name, value in state.items())
-    with pytest.raises(UserError, match="not those of a diffusers AutoencoderKL"):
+    with pytest.raises(ConversionError, match="not those of a diffusers AutoencoderKL"):
         convert(tmp_path / "vae.pt", tmp_path / "out")  # 8 and 16 channels do not make 32 groups
     wide = autoencoder(block_out_channels=(32, 64), norm_num_groups=32)
     torch.save(wide.half().state_dict(), tmp_path / "wide.pt")
@@ -80,9 +92,9 @@ def test_state_dict_with_names_of_older_versions(tmp_path: Path) -> None:
 
 def test_converted_folder_trains_madad(tmp_path: Path, slices: Path, cli: Cli) -> None:
     torch.save(autoencoder(), tmp_path / "vae.pt")
-    code, out, err = cli("convert", "madad-vae", str(tmp_path / "vae.pt"), "--out", str(tmp_path / "vae"))
-    assert (code, out) == (0, "")
-    assert "4 in the latent, 2 times smaller" in err
+    code, out, err = run(tmp_path / "vae.pt", "--out", tmp_path / "vae")
+    assert (code, err) == (0, "")
+    assert "4 in the latent, 2 times smaller" in out
     sets = {
         "autoencoder": tmp_path / "vae", "ae_steps": 0, "steps": 2, "batch": 2, "image_size": 32, "augmented_copies": 0,
         "unet_multipliers": "[1, 1]",
@@ -121,7 +133,9 @@ def rewritten(source: Path, target: Path, pickled: bytes | None = None, drop: st
 
 @pytest.mark.parametrize("modern", [True, False])
 @pytest.mark.parametrize("hidden", ["root", "attribute", "weight"])
-def test_payload_is_refused_and_does_not_run(tmp_path: Path, cli: Cli, modern: bool, hidden: str) -> None:
+def test_payload_is_refused_and_does_not_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], modern: bool, hidden: str
+) -> None:
     struck, vae = tmp_path / "struck", autoencoder()
     content: Any = Payload(struck)
     if hidden == "attribute":
@@ -133,8 +147,9 @@ def test_payload_is_refused_and_does_not_run(tmp_path: Path, cli: Cli, modern: b
     torch.load(tmp_path / "vae.pt", weights_only=False)
     assert struck.exists()  # the payload is sharp
     struck.unlink()
-    code, _, err = cli("convert", "madad-vae", str(tmp_path / "vae.pt"), "--out", str(tmp_path / "out"))
-    assert code == 2
+    monkeypatch.setattr(sys, "argv", ["convert", str(tmp_path / "vae.pt"), "--out", str(tmp_path / "out")])
+    assert script.main() == 2
+    err = capsys.readouterr().err
     assert "is refused: it asks for posix.system" in " ".join(err.split())
     assert "Traceback" not in err
     assert not struck.exists()
@@ -159,11 +174,11 @@ def test_payload_is_refused_and_does_not_run(tmp_path: Path, cli: Cli, modern: b
 )
 def test_strange_programs_are_one_sentence(tmp_path: Path, program: bytes) -> None:
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"refused|cannot be read|holds no tensor"):
-        pickles.read(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", program))
+    with pytest.raises(ConversionError, match=r"refused|cannot be read|holds no tensor"):
+        read(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", program))
     (tmp_path / "c.pt").write_bytes(program)
-    with pytest.raises(UserError, match=r"refused|cannot be read|holds no tensor"):
-        pickles.read(tmp_path / "c.pt")
+    with pytest.raises(ConversionError, match=r"refused|cannot be read|holds no tensor"):
+        read(tmp_path / "c.pt")
 
 
 def test_tensors_beyond_their_data_are_refused(tmp_path: Path) -> None:
@@ -175,12 +190,12 @@ def test_tensors_beyond_their_data_are_refused(tmp_path: Path) -> None:
         text = f"I0\n(I{size}\ntp9\n(I{stride}\nt".encode()
         storage = b"(Vstorage\nctorch\nFloatStorage\nV0\nVcpu\nI6\ntQ"
         program = b"(Va\nctorch._utils\n_rebuild_tensor_v2\n(" + storage + text + b"I00\nNtRd."
-        with pytest.raises(UserError, match="reaches beyond its data"):
-            pickles.read(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", program))
+        with pytest.raises(ConversionError, match="reaches beyond its data"):
+            read(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", program))
     assert honest.startswith(b"\x80")
     for change, message in (({"drop": "data/0"}, "storage 0 is missing"), ({"cut": "data/0"}, "another size")):
-        with pytest.raises(UserError, match=message):
-            pickles.read(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", **change))
+        with pytest.raises(ConversionError, match=message):
+            read(rewritten(tmp_path / "a.pt", tmp_path / "b.pt", **change))
 
 
 def test_a_few_modules_that_stand_for_endless_ones_are_refused(tmp_path: Path) -> None:
@@ -190,8 +205,8 @@ def test_a_few_modules_that_stand_for_endless_ones_are_refused(tmp_path: Path) -
         parent.a = parent.b = node
         node = parent
     torch.save(node, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="more than 100000 parts"):
-        pickles.read(tmp_path / "a.pt")
+    with pytest.raises(ConversionError, match="more than 100000 parts"):
+        read(tmp_path / "a.pt")
 
 
 @pytest.mark.parametrize("modern", [True, False])
@@ -200,8 +215,8 @@ def test_cut_files_are_one_sentence(tmp_path: Path, modern: bool) -> None:
     whole = (tmp_path / "vae.pt").read_bytes()
     for share in (0.0, 0.001, 0.3, 0.9, 0.9999):
         (tmp_path / "cut.pt").write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(UserError, match=r"cut\.pt cannot be read as a file of torch.save|is refused"):
-            pickles.read(tmp_path / "cut.pt")
+        with pytest.raises(ConversionError, match=r"cut\.pt cannot be read as a file of torch.save|is refused"):
+            read(tmp_path / "cut.pt")
 
 
 def test_other_files_and_places_are_one_sentence(tmp_path: Path) -> None:
@@ -222,6 +237,12 @@ def test_other_files_and_places_are_one_sentence(tmp_path: Path) -> None:
         ("vae.pt", "full", "is there already"),
         ("nan.pt", "out", "NaN"),
     ):
-        with pytest.raises(UserError, match=message):
+        with pytest.raises(ConversionError, match=message):
             convert(tmp_path / name, tmp_path / out)
     assert not (tmp_path / "out").exists()
+
+
+def test_the_old_command_names_the_script(cli: Cli) -> None:
+    code, _, err = cli("convert", "madad-vae", "vae.pt", "--out", "vae")
+    assert code == 2
+    assert "python examples/convert_madad_vae.py vae.pt --out madad-vae" in " ".join(err.split())

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "adbench-localcontrast"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "adbench-localcontrast"
 
 
 @pytest.fixture(scope="module")

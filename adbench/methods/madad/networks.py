@@ -1,24 +1,29 @@
-"""The KL autoencoder of MAD-AD: built here or read from a diffusers-format folder or hub id."""
+"""The networks of MAD-AD: the KL autoencoder, built here or pre-trained, and the two-headed UNet."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from adbench.errors import UserError
+from adbench.methods.madad.params import UNET_SIZES
+
+if TYPE_CHECKING:
+    from adbench.methods.madad.params import MADADParams
 
 
 class LatentCodec(nn.Module):
-    """diffusers ``AutoencoderKL`` for one-channel pictures in [-1, 1], with an optional space-to-depth step in front.
+    """diffusers ``AutoencoderKL`` for one-channel images in [-1, 1], with an optional space-to-depth step in front.
 
     Args:
         config: keyword arguments of ``AutoencoderKL``.
-        patch: side of the pixel blocks that become channels before the autoencoder; 1 leaves the picture as it is.
+        patch: side of the pixel blocks that become channels before the autoencoder; 1 leaves the image as it is.
         base: the first latent channel is the mean of the cell's pixels, and the decoder adds to its interpolation; the
             autoencoder learns the rest. Without it no channel has a fixed meaning.
     """
@@ -27,12 +32,12 @@ class LatentCodec(nn.Module):
         super().__init__()
         self.patch, self.base = patch, base
         self.config = {key: value for key, value in config.items() if not key.startswith("_")}
-        self.vae: Any = AutoencoderKL(**self.config)
+        self.vae: Any = AutoencoderKL(**self.config)  # type: ignore[no-untyped-call]  # diffusers has no types
 
     @property
     def factor(self) -> int:
-        """Picture pixels per latent cell, along one side."""
-        return self.patch * 2 ** (len(self.vae.config.block_out_channels) - 1)
+        """Image pixels per latent cell, along one side."""
+        return int(self.patch * 2 ** (len(self.vae.config.block_out_channels) - 1))
 
     @property
     def channels(self) -> int:
@@ -40,7 +45,7 @@ class LatentCodec(nn.Module):
         return int(self.vae.config.latent_channels)
 
     def encode(self, image: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Mean and standard deviation (B, C, H/f, W/f) of the posterior of pictures (B, 1, H, W) in [-1, 1]."""
+        """Mean and standard deviation (B, C, H/f, W/f) of the posterior of images (B, 1, H, W) in [-1, 1]."""
         posterior = self.vae.encode(nn.functional.pixel_unshuffle(image, self.patch)).latent_dist
         if not self.base:
             return posterior.mean, posterior.std
@@ -48,11 +53,11 @@ class LatentCodec(nn.Module):
         return torch.cat([means, posterior.mean[:, 1:]], dim=1), posterior.std
 
     def decode(self, latent: torch.Tensor) -> torch.Tensor:
-        """Pictures (B, 1, H, W), about [-1, 1], of unscaled latents."""
-        picture = nn.functional.pixel_shuffle(self.vae.decode(latent).sample, self.patch)
+        """Images (B, 1, H, W), about [-1, 1], of unscaled latents."""
+        image = nn.functional.pixel_shuffle(self.vae.decode(latent).sample, self.patch)
         if not self.base:
-            return picture
-        return picture + nn.functional.interpolate(latent[:, :1], scale_factor=self.factor, mode="bilinear")
+            return image
+        return image + nn.functional.interpolate(latent[:, :1], scale_factor=self.factor, mode="bilinear")
 
     def forward(self, image: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Reconstruction from a posterior sample made with ``noise``, and the posterior's mean and standard deviation."""
@@ -88,7 +93,7 @@ def new_codec(
 def grey(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Weights of a three-channel autoencoder turned into those of a one-channel one.
 
-    Equals feeding the grey picture to all three inputs (their filters are added) and averaging the three outputs.
+    Equals feeding the grey image to all three inputs (their filters are added) and averaging the three outputs.
     """
     out = dict(state)
     out["encoder.conv_in.weight"] = state["encoder.conv_in.weight"].sum(dim=1, keepdim=True)
@@ -111,7 +116,7 @@ def pretrained_codec(source: str) -> tuple[LatentCodec, float]:
             "(config.json and diffusion_pytorch_model.safetensors)."
         )
     try:
-        found: Any = AutoencoderKL.from_pretrained(
+        found: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
             str(folder) if folder.exists() else source, subfolder=subfolder or None, use_safetensors=True
         )
     except Exception as error:  # the hub client raises many unrelated types
@@ -137,3 +142,70 @@ def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """KL from N(mean, std²) to N(0, 1), summed over the latent, averaged over the batch."""
     each = 0.5 * (mean**2 + std**2 - 1 - 2 * std.clamp(min=1e-12).log())
     return each.sum(dim=(1, 2, 3)).mean()
+
+
+class TwoHeadUNet(nn.Module):
+    """``(z_t, t) -> (f_z0, logit of f_M)`` on a diffusers ``UNet2DModel`` trunk.
+
+    Args:
+        channels: of the latent, in and out.
+        width: base channels.
+        multipliers: of the width, one a level.
+        layers: residual blocks a level.
+        attention: whether a level has self-attention, one entry a level.
+        heads: attention heads, the same number at every level.
+        dropout: in the residual blocks.
+        residual: the clean head predicts ``z0 - z_t`` (starting at 0) instead of ``z0``.
+    """
+
+    def __init__(
+        self,
+        channels: int = 4,
+        width: int = 256,
+        multipliers: Sequence[int] = (1, 2, 4),
+        layers: int = 2,
+        attention: Sequence[bool] = (True, True, True),
+        heads: int = 8,
+        dropout: float = 0.4,
+        residual: bool = False,
+    ) -> None:
+        super().__init__()
+        levels = list(zip(multipliers, attention, strict=True))
+        groups = min(32, width // 4)
+        self.residual = residual
+        trunk: Any = UNet2DModel(  # type: ignore[no-untyped-call]  # diffusers has no types
+            in_channels=channels,
+            out_channels=channels,
+            block_out_channels=tuple(width * m for m in multipliers),
+            layers_per_block=layers,
+            down_block_types=tuple("AttnDownBlock2D" if on else "DownBlock2D" for _, on in levels),
+            up_block_types=tuple("AttnUpBlock2D" if on else "UpBlock2D" for _, on in reversed(levels)),
+            attention_head_dim=width // heads,
+            norm_num_groups=groups,
+            dropout=dropout,
+        )
+        self.trunk: nn.Module = trunk
+        for module in trunk.modules():
+            if isinstance(module, Attention):
+                module.heads = heads  # diffusers would fix the channels a head instead
+        # The trunk ends in its features; its own output layers become the head of the clean latent.
+        self.clean_head = nn.Sequential(trunk.conv_norm_out, trunk.conv_act, trunk.conv_out)
+        trunk.conv_norm_out, trunk.conv_act, trunk.conv_out = nn.Identity(), nn.Identity(), nn.Identity()
+        self.mask_head = nn.Sequential(nn.GroupNorm(groups, width), nn.Conv2d(width, 1, 3, padding=1))
+        zeroed: list[Any] = [self.mask_head[-1], *([self.clean_head[-1]] if residual else [])]
+        for layer in zeroed:
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean latent (B, C, h, w) and mask logit (B, 1, h, w) for noisy latents (B, C, h, w) at times (B,) in 1..T."""
+        features = self.trunk(z, t).sample
+        clean = self.clean_head(features)
+        return (z + clean if self.residual else clean), self.mask_head(features)
+
+
+def new_unet(p: MADADParams, channels: int) -> TwoHeadUNet:
+    """The untrained UNet that ``p`` describes, for latents of ``channels``."""
+    width, heads = UNET_SIZES[p.unet_size]
+    residual = p.prediction == "residual"
+    return TwoHeadUNet(channels, width, p.unet_multipliers, p.unet_layers, p.unet_attention, heads, p.dropout, residual)

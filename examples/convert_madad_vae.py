@@ -1,27 +1,33 @@
-"""The tensors in a file written by ``torch.save``, read without executing anything that the file says.
+"""Convert the autoencoder that the authors of MAD-AD publish into a folder that ``madad.autoencoder`` takes.
 
-A pickle is a program: it names functions and calls them. Here every name is looked up in a fixed table. Rebuilding a tensor
-gives a note of where its numbers lie; classes of networks become inert stand-ins that only hold what they are given; any
-other name is refused. No module that the file names is ever imported. Both layouts are read: the zip archive that torch has
-written since 1.6, and the older sequence of pickles.
+    python examples/convert_madad_vae.py vae.pt --out madad-vae
+    adbench run --method madad --set madad.autoencoder=madad-vae --set madad.ae_steps=0 --dataset phantom --preset base
+
+The published file is a pickled diffusers ``AutoencoderKL``; the folder holds config.json and safetensors.
+
+A pickle is a program: it names functions and calls them. Here nothing in it is executed. Every name is looked up in a fixed
+table: rebuilding a tensor gives a note of where its numbers lie; classes of networks become inert stand-ins that only hold
+what they are given; any other name is refused. No module that the file names is imported. Both layouts are read: the zip
+archive that torch has written since 1.6, and the older sequence of pickles. Needs torch and diffusers, nothing else.
 """
 
 from __future__ import annotations
 
+import argparse
 import math
 import pickle
+import re
+import shutil
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
-from adbench.errors import UserError
-
-if TYPE_CHECKING:
-    import torch
+import torch
 
 MAGIC = 0x1950A86A20F9469CFC6C  # opens the older layout
 PARTS = 100_000  # of a pickled module
@@ -38,6 +44,10 @@ DTYPES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
 }
+
+
+class ConversionError(Exception):
+    """The file cannot be converted; the message is one sentence for the user."""
 
 
 class Refused(Exception):
@@ -93,8 +103,6 @@ class View:
         Raises:
             Refused: it does not lie within its storage.
         """
-        import torch
-
         ends = [(side - 1) * step for side, step in zip(self.size, self.stride, strict=True)]
         whole = all(isinstance(n, int) and n >= 0 for n in (self.offset, *self.size, *self.stride))
         empty = 0 in self.size
@@ -161,8 +169,6 @@ class _Reader(pickle.Unpickler):
 
 
 def _width(dtype: str) -> int:
-    import torch
-
     return int(getattr(torch, dtype).itemsize)
 
 
@@ -258,18 +264,18 @@ def read(path: Path) -> Contents:
     """The tensors in ``path``, a module or a state dict written by ``torch.save``.
 
     Raises:
-        UserError: not there, damaged, holding anything but weights, or without a tensor.
+        ConversionError: not there, damaged, holding anything but weights, or without a tensor.
     """
     path = Path(path)
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_sequence(path)
         tensors = {name: view.tensor() for name, view in _walk(content, iter(range(PARTS)))}
     except FileNotFoundError:
-        raise UserError(f"There is no file {path}.") from None
+        raise ConversionError(f"There is no file {path}.") from None
     except IsADirectoryError:
-        raise UserError(f"{path} is a folder; expected a file written by torch.save.") from None
+        raise ConversionError(f"{path} is a folder; expected a file written by torch.save.") from None
     except Refused as error:
-        raise UserError(f"{path} is refused: {error}. Nothing in it was executed.") from None
+        raise ConversionError(f"{path} is refused: {error}. Nothing in it was executed.") from None
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,
@@ -286,12 +292,126 @@ def read(path: Path) -> Contents:
         RecursionError,
         MemoryError,
     ) as error:  # fmt: skip - what a damaged pickle or archive raises
-        raise UserError(
+        raise ConversionError(
             f"{path} cannot be read as a file of torch.save ({type(error).__name__}): it is damaged, cut short or something else."
         ) from None
     if not tensors:
-        raise UserError(f"{path} holds no tensor of a module or state dict.")
+        raise ConversionError(f"{path} holds no tensor of a module or state dict.")
     state = content.state if isinstance(content, Inert) else {}
     config = state.get("_internal_dict")
     named = content.named if isinstance(content, Inert) else ""
     return Contents(tensors, dict(config) if isinstance(config, dict) else {}, named)
+
+
+SCALE = 0.18215  # of the latents of KL-f8, where the file says nothing
+GROUPS = 32
+# Names that attention layers had in older versions of diffusers.
+RENAMED = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def _current(name: str) -> str:
+    name = name.removeprefix("module.")
+    parts = re.fullmatch(r"(.*\.attentions\.\d+)\.(query|key|value|proj_attn)\.(weight|bias)", name)
+    return f"{parts[1]}.{RENAMED[parts[2]]}.{parts[3]}" if parts else name
+
+
+def architecture(tensors: dict[str, torch.Tensor], config: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of ``AutoencoderKL``: what the shapes of the tensors say, and the rest from the file's own configuration.
+
+    Raises:
+        KeyError: the tensors are not those of an ``AutoencoderKL``.
+    """
+    found = [re.match(r"encoder\.down_blocks\.(\d+)\.resnets\.(\d+)\.", name) for name in tensors]
+    places = {(int(one[1]), int(one[2])) for one in found if one}
+    levels = range(1 + max((level for level, _ in places), default=-1))
+    channels = [tensors[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"].shape[0] for level in levels]
+    groups, scale = config.get("norm_num_groups"), config.get("scaling_factor")
+    return {
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "block_out_channels": channels,
+        "layers_per_block": sum(level == 0 for level, _ in places),
+        "down_block_types": ["DownEncoderBlock2D"] * len(channels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(channels),
+        "mid_block_add_attention": any(name.startswith("encoder.mid_block.attentions.") for name in tensors),
+        "use_quant_conv": "quant_conv.weight" in tensors,
+        "use_post_quant_conv": "post_quant_conv.weight" in tensors,
+        "norm_num_groups": groups if type(groups) is int and 0 < groups <= min(channels) else GROUPS,
+        "act_fn": act if (act := config.get("act_fn")) in ("silu", "swish", "relu", "gelu", "mish") else "silu",
+        "scaling_factor": float(scale) if type(scale) is float and math.isfinite(scale) and scale > 0 else SCALE,
+    }
+
+
+def convert(file: Path, out: Path) -> dict[str, Any]:
+    """Write the autoencoder in ``file`` as a folder in diffusers format that ``madad.autoencoder`` takes.
+
+    Args:
+        file: a whole ``AutoencoderKL``, or its state dict, written by ``torch.save``; only its tensors are read.
+        out: the folder; must not hold anything yet.
+
+    Returns:
+        What was found: the configuration, the number of parameters and of tensors.
+
+    Raises:
+        ConversionError: not such a file, damaged, asking for code to be run, or ``out`` is not empty.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ConversionError(f"{out} is there already: name a new folder with --out.")
+    contents = read(file)
+    tensors = {_current(name): value for name, value in contents.tensors.items()}
+
+    from diffusers import AutoencoderKL
+
+    try:
+        config = architecture(tensors, contents.config)
+        with torch.device("meta"):
+            model: Any = AutoencoderKL(**config)
+        model.load_state_dict({name: value.float() for name, value in tensors.items()}, assign=True)
+    except (KeyError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        what = " ".join(str(error).split())[:200]
+        raise ConversionError(f"The tensors in {file} are not those of a diffusers AutoencoderKL: {what}.") from None
+    if any(not bool(value.isfinite().all()) for value in model.state_dict().values()):
+        raise ConversionError(f"The tensors in {file} hold NaN or infinite numbers.")
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        model.save_pretrained(partial)  # safetensors and config.json
+        if out.exists():
+            out.rmdir()
+        partial.rename(out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return {
+        "out": str(out),
+        "config": config,
+        "parameters": sum(value.numel() for value in model.parameters()),
+        "tensors": len(tensors),
+    }
+
+
+def main() -> int:
+    """Command line; 2 with one sentence on standard error when the file cannot be converted."""
+    parser = argparse.ArgumentParser(
+        description="Convert the published autoencoder of MAD-AD; nothing in the file is executed."
+    )
+    parser.add_argument("file", type=Path, help="The published file: a pickled AutoencoderKL, or its state dict.")
+    parser.add_argument("--out", type=Path, required=True, help="New folder for config.json and safetensors.")
+    given = parser.parse_args()
+    try:
+        found = convert(given.file, given.out)
+    except ConversionError as error:
+        print(f"convert_madad_vae: {error}", file=sys.stderr)
+        return 2
+    config = found["config"]
+    print(
+        f"{found['tensors']} tensors, {found['parameters'] / 1e6:.2f} M parameters: {config['in_channels']} channel(s) in, "
+        f"{config['latent_channels']} in the latent, {2 ** (len(config['block_out_channels']) - 1)} times smaller.\n"
+        f"Use it with --set madad.autoencoder={given.out}"
+    )
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,4 +1,4 @@
-"""Cards of methods: complete, and the committed pages are those of the code."""
+"""Listings, descriptions and the pages of methods: complete, and the committed pages are those of the code."""
 
 from __future__ import annotations
 
@@ -7,30 +7,32 @@ from pathlib import Path
 
 import pytest
 
-from adbench.cli import method_docs
+from adbench.cli.describe import description, index_page, listing, page
 from adbench.config import registry
 from adbench.errors import UserError
 
-DOCS = Path(__file__).parents[1] / "docs" / "methods"
+from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS
+
+DOCS = Path(__file__).parents[2] / "docs" / "methods"
 Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.mark.parametrize("name", registry.BUILTIN["methods"])
 def test_every_built_in_method_has_a_whole_card(name: str) -> None:
-    cls = registry.load("methods", name)
-    assert cls.card is not None
-    assert cls.card.paper
-    assert cls.card.equations
-    assert cls.card.published
+    cls, card = registry.load("methods", name), description(name)["card"]
+    assert set(card) == {"paper", "equations", "variants", "deviations", "published", "tried"}
+    assert card["paper"]
+    assert card["equations"]
+    assert card["published"]
     assert set(cls.presets) == {"tiny", "base", "paper"}
-    for names in cls.card.variants:  # a variant is set by a parameter that exists
+    for names in card["variants"]:  # a variant is set by a parameter that exists
         assert {part.strip() for part in names.split(",")} <= set(cls.Params.model_fields)
     idea = cls.__doc__.strip().split("\n")
     assert len(idea) <= 7
 
 
 def test_committed_pages_are_those_of_the_code() -> None:
-    made = {name: method_docs.page(name) for name in registry.BUILTIN["methods"]} | {"index": method_docs.index()}
+    made = {name: page(name) for name in registry.BUILTIN["methods"]} | {"index": index_page()}
     committed = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
     assert committed.keys() == made.keys()
     stale = [name for name, text in made.items() if committed[name] != text]
@@ -44,13 +46,13 @@ def test_describe_prints_the_card(cli: Cli) -> None:
         assert part in " ".join(out.split())
     code, out, _ = cli("describe", "thor", "--markdown")
     assert code == 0
-    assert out.strip() == method_docs.page("thor").strip()
+    assert out.strip() == page("thor").strip()
 
 
 def test_pages_are_written(cli: Cli, tmp_path: Path) -> None:
     code, _, err = cli("describe", "--all", "--markdown", "--out", str(tmp_path / "pages"))
     assert code == 0
-    assert (tmp_path / "pages" / "madad.md").read_text() == method_docs.page("madad")
+    assert (tmp_path / "pages" / "madad.md").read_text() == page("madad")
     assert "index.md" in err
     for wrong, message in (
         (["describe"], "Name what to describe"),
@@ -64,4 +66,22 @@ def test_pages_are_written(cli: Cli, tmp_path: Path) -> None:
 
 def test_only_methods_have_cards() -> None:
     with pytest.raises(UserError, match="only methods have a card"):
-        method_docs.page("auprc")
+        page("auprc")
+
+
+def test_every_built_in_metric_is_listed_once_with_a_line() -> None:
+    headline = [name for name, facts in SPECS.items() if facts.group == "headline"]
+    assert headline == [*HISTOGRAM_METRICS, *MAP_METRICS]
+    rows = [row for row in listing("metrics") if row["origin"] == "built-in"]
+    assert [row["name"] for row in rows] == list(SPECS) == [*headline, *registry.BUILTIN["metrics"]]
+    assert {row["name"] for row in rows if row["oracle"]} == {name for name in SPECS if name.endswith("best")}
+    assert all(row["summary"] == SPECS[row["name"]].definition and not row["problem"] for row in rows)
+
+
+def test_descriptions_hold_the_presets_of_a_method() -> None:
+    described = description("ae")
+    assert described["presets"]["tiny"]["steps"] < next(
+        p["default"] for p in described["params"] if p["name"] == "steps"
+    )
+    assert description("dice@val")["kind"] == "metric"
+    assert description("phantom")["facts"]["default protocol"] == "phantom"
