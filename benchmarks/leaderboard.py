@@ -19,8 +19,7 @@ from adbench import api
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.build import build
 from adbench.leaderboard.checks import RUN_FIELDS, check
-from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.submit import pack
+from adbench.leaderboard.submission import Submission, pack
 from adbench.utils.hashing import digest
 
 COMMITTED = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"

@@ -1,16 +1,14 @@
-"""Leaderboards from records: tables of each protocol, and one page of all. Never edited by hand; the same records give
-the same bytes."""
+"""The generated files of leaderboards: tables of each protocol, and one page of all. The same records give the same bytes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 from adbench.errors import UserError
 from adbench.leaderboard import export
-from adbench.leaderboard.board import Board, boards, read_all
-from adbench.leaderboard.render import page
-from adbench.leaderboard.reported import FILE, read_reported
+from adbench.leaderboard.board import Board
+from adbench.leaderboard.page import REPORTED, page, read_reported
+from adbench.leaderboard.ranking import boards, read_all
 from adbench.utils.files import write_text
 
 PAGE = "index.html"
@@ -24,13 +22,12 @@ def make(root: Path) -> dict[str, str]:
     """
     root = Path(root)
     found = boards(read_all(root))
-    made = {PAGE: page(found, read_reported(root / FILE))}
+    made = {PAGE: page(found, read_reported(root / REPORTED))}
     groups: dict[str, list[Board]] = {}
     for board in found:
-        folder = board.entries[0].paths[0].partition("/")[0]
-        groups.setdefault(folder, []).append(board)
+        groups.setdefault(board.entries[0].paths[0].partition("/")[0], []).append(board)
     for folder, own in groups.items():
-        protocol = own[0].protocol
+        protocol = own[0].test_set.protocol
         made[f"{folder}/index.md"] = export.markdown(protocol, own)
         made[f"{folder}/table.csv"] = export.table_csv(own)
         made[f"{folder}/table.json"] = export.table_json(protocol, own)
@@ -46,16 +43,10 @@ def build(root: Path) -> list[Path]:
     return [Path(root) / name for name in made]
 
 
-def stale(root: Path, made: Mapping[str, str] | None = None) -> list[Path]:
-    """Generated files that are missing, or are not what the records give now.
-
-    Args:
-        root: folder of leaderboards.
-        made: of :func:`make`; None makes them.
-    """
-    made = make(root) if made is None else made
+def stale(root: Path) -> list[Path]:
+    """Generated files below ``root`` that are missing, or are not what the records give now."""
     wrong = []
-    for name, text in made.items():
+    for name, text in make(root).items():
         path = Path(root) / name
         try:
             same = path.read_bytes() == text.encode()

@@ -17,8 +17,8 @@ from board_files import rekey, rename
 
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import NUMBERS, RANKED_BY, ranking_left_out
-from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.checks import NUMBERS
+from adbench.leaderboard.submission import RANKED_BY, Submission, ranking_left_out
 from adbench.metrics.evaluate import choose_thresholds, evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.score_bins import key_of
@@ -57,14 +57,14 @@ class Forged:
             found = evaluate(self.test, self.validation, level=0.95, spatial=spatial, strata=True)
             record |= {name: json.loads(json.dumps(found.as_dict()[name])) for name in NUMBERS}
             record["notes"] = found.notes
-            left_out = encoding.pack_values(ranking_left_out(self.test, spatial.subject_of))
+            left_out = encoding.encode_values(ranking_left_out(self.test, spatial.subject_of))
             raw["ranking"] = {"metric": RANKED_BY, "left_out": left_out}
-            raw["histograms"] = encoding.pack_histograms(self.test)
+            raw["histograms"] = encoding.encode_histograms(self.test)
             kept = ThresholdCounts.of(self.validation, NAMES)
-            raw["submission"], raw["validation"] = files.VERSION, encoding.pack_histograms(kept)
-            raw["healthy_scores"] = encoding.pack_values(np.array(kept.healthy_scores))
+            raw["submission"], raw["validation"] = files.VERSION, encoding.encode_histograms(kept)
+            raw["healthy_scores"] = encoding.encode_values(np.array(kept.healthy_scores))
         text = (json.dumps(self.spatial, indent=1) + "\n").encode()
-        raw["spatial"] = encoding.pack_bytes(text)
+        raw["spatial"] = encoding.encode_bytes(text)
         record["files"]["spatial.json"] = files.sha256(text)
         record["files"]["splits.json"] = files.sha256((json.dumps(raw["splits"], indent=1) + "\n").encode())
         for role in ("train", "val", "threshold", "test"):

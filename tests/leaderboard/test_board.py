@@ -21,9 +21,10 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import export
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.board import Board, boards, linear, read_all
+from adbench.leaderboard.board import Board
 from adbench.leaderboard.build import build, make, stale
-from adbench.leaderboard.reported import read_reported
+from adbench.leaderboard.page import read_reported
+from adbench.leaderboard.ranking import boards, linear, read_all
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Trained, compare, sample_method
@@ -43,13 +44,13 @@ def trained(run: api.Run) -> Trained:
 
 def test_numbers_are_those_of_the_runs(found: list[Board], runs: list[api.Run]) -> None:
     """The boards come from stored values; here the same from the runs, by the metrics package alone."""
-    flair = next(board for board in found if board.modality == "FLAIR")
+    flair = next(board for board in found if board.test_set.modality == "FLAIR")
     samples = {}
     for entry in flair.entries:
         own = [
             r for r in runs if r.record.test.modality == "FLAIR" and r.record.method.name == entry.record.method.name
         ]
-        assert [s.record.run_key for s in entry.seeds] == [r.record.run_key for r in own]
+        assert [record.run_key for record in entry.records] == [r.record.run_key for r in own]
         samples[entry.key] = sample_method([trained(run) for run in own])
         expected = samples[entry.key].estimates()
         for metric in ("auprc", "dice@val", "lesion_recall@val", "fa_slice"):
@@ -71,7 +72,7 @@ def test_numbers_are_those_of_the_runs(found: list[Board], runs: list[api.Run]) 
 
 
 def test_one_seed_has_the_interval_of_its_record(found: list[Board]) -> None:
-    t1 = next(board for board in found if board.modality == "T1")
+    t1 = next(board for board in found if board.test_set.modality == "T1")
     for entry in t1.entries:
         for metric, estimate in entry.estimates.items():
             number = entry.record.metrics[metric]
