@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from adbench.leaderboard.board import Board
 from adbench.leaderboard.export import RANKS, READING, board_json, columns
 from adbench.utils.console import out, print_json, say, table
 
 WIDE = 140  # characters; a narrower terminal gets fewer columns
+HEADING = 12  # characters of a line of a heading
 
 
 def print_boards(
@@ -36,10 +38,12 @@ def print_boards(
             found = [
                 column for column in found if column in metrics or column.heading in ("#", "method", "seeds", "seed")
             ]
-        headings = [(column.heading, "right" if column.right else "left") for column in found]
+        # Narrow headings leave the cells their width; why a row has no rank stands below the table.
+        headings = [("\n".join(wrap(one.heading, HEADING)), "right" if one.right else "left") for one in found]
+        cells = [[cell.partition(" ")[0] for cell in one.cells] if one.heading == "#" else one.cells for one in found]
         title = f"{board.test_set.protocol} v{board.test_set.version} · {board.title}"
         caption = _caption(board) if board is boards[-1] else ""
-        table(title, headings, list(zip(*(column.cells for column in found), strict=True)), caption=caption)
+        table(title, headings, list(zip(*cells, strict=True)), caption=caption)
         if board.unranked:
             say(f"Not ranked: {board.unranked}.")
         elif board.pooled and (without := [f"{e.label} ({e.reason})" for e in board.entries if e.rank is None]):

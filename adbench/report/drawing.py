@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import io
 import re
 from collections.abc import Callable
@@ -66,15 +65,12 @@ def stroke(index: int) -> str:
     return STROKES[index // len(SERIES) % len(STROKES)]
 
 
-def styled(draw: Draw) -> Draw:
-    @functools.wraps(draw)
-    def inner(report: Report) -> Figure | None:
-        import matplotlib as mpl
+def styled(draw: Draw, report: Report) -> Figure | None:
+    """The chart that ``draw`` makes of ``report`` in :data:`STYLE`; None when it has nothing to show."""
+    import matplotlib as mpl
 
-        with mpl.rc_context(STYLE):
-            return draw(report)
-
-    return inner
+    with mpl.rc_context(STYLE):
+        return draw(report)
 
 
 def svg(figure: Figure, name: str, label: str) -> str:

@@ -28,7 +28,6 @@ from adbench.report.drawing import (
     one,
     plain,
     shade,
-    styled,
     tilt,
 )
 
@@ -38,7 +37,6 @@ if TYPE_CHECKING:
 _RECALL = np.linspace(0, 1, 201)
 
 
-@styled
 def pr(report: Report) -> Figure | None:
     """Pooled precision against recall with a band over subjects; chance and chosen thresholds."""
     parts = [part for part in report.parts if part.curve.n_positive]
@@ -65,7 +63,6 @@ def pr(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def roc(report: Report) -> Figure | None:
     """Pooled true-positive against false-positive rate with a band over subjects."""
     parts = [part for part in report.parts if part.curve.n_positive and part.curve.n_negative]
@@ -88,7 +85,6 @@ def roc(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def dice(report: Report) -> Figure | None:
     """Mean per-volume Dice against the threshold, a panel a run: their maps have scales of their own."""
     parts = [part for part in report.parts if part.curve.n_positive]
@@ -122,7 +118,6 @@ def dice(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def subjects(report: Report) -> Figure | None:
     """Every lesion-bearing subject's own number, joined across runs, and against its lesion volume."""
     columns = [(part, _rows(part, report.ranked_by)) for part in report.parts]
@@ -166,7 +161,6 @@ def subjects(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def strata(report: Report) -> Figure | None:
     """AUPRC and Dice by lesion size and every other grouping of the subjects."""
     groupings: dict[str, list[str]] = {}
@@ -207,7 +201,6 @@ def strata(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def lesions(report: Report) -> Figure | None:
     """Lesion recall by lesion size at the chosen threshold, and against false components a volume (FROC)."""
     from matplotlib.figure import Figure
@@ -262,7 +255,6 @@ def lesions(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def cost(report: Report) -> Figure | None:
     """AUPRC against the time a volume takes; only with three runs or more."""
     found = []
@@ -284,7 +276,6 @@ def cost(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def losses(report: Report) -> Figure | None:
     """Training curves, a panel a stage."""
     panels_of = []
