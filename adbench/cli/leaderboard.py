@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -34,7 +34,7 @@ def show(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Rank results, one table for each protocol, test set and modality.
+    """Show results as ranked tables, one for each protocol, test set and modality.
 
     Runs are listed one by one, by AUPRC. In a leaderboard the seeds of a method stand together, and methods that
     paired comparisons do not tell from the best share a rank.
@@ -94,14 +94,14 @@ def verify(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute every number again from the stored counts, and check keys, hashes, protocol, subjects and splits.
+    """Verify results: compute every number again, and check keys, hashes, protocol, subjects and splits.
 
     Prints what differs, field by field; exit 1 when something does.
     """
     from adbench.leaderboard import verify as verifying
-    from adbench.utils.console import err, out, print_json, say
+    from adbench.utils.console import LiveProgress, err, out, print_json, say
 
-    with _progress(quiet or json_) as progress:
+    with LiveProgress(quiet or json_) as progress:
         count, issues = verifying.verify(paths or [BOARDS], progress)
     if json_:
         print_json({"results": count, "findings": [issue.as_dict() for issue in issues]})
@@ -145,11 +145,11 @@ def merge(
     into: Annotated[Path, typer.Option("--into", help="Folder of leaderboards.")] = BOARDS,
     quiet: Quiet = False,
 ) -> None:
-    """Take results into the leaderboards, if all of them verify; else nothing changes."""
+    """Merge results into the leaderboards if all of them verify; else nothing changes."""
     from adbench.leaderboard import merge as merging
-    from adbench.utils.console import say
+    from adbench.utils.console import LiveProgress, say
 
-    with _progress(quiet) as progress:
+    with LiveProgress(quiet) as progress:
         merged = merging.merge(paths, into, progress)
     for one in merged:
         say(f"  {'added' if one.added else 'already there'}: {one.path}")
@@ -166,23 +166,7 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same kind.")],
     json_: Json = False,
 ) -> None:
-    """What differs between two results (identity, numbers, paired difference), or between two leaderboards."""
+    """Compare two results (identity, numbers, paired difference) or two folders of leaderboards."""
     from adbench.leaderboard import diff as comparing
 
     comparing.print_diff(comparing.diff(a, b), json_)
-
-
-class _progress:
-    """Live progress as the plain function that the leaderboard takes."""
-
-    def __init__(self, quiet: bool) -> None:
-        from adbench.utils.console import LiveProgress
-
-        self._live = LiveProgress(quiet)
-
-    def __enter__(self) -> Any:
-        live = self._live.__enter__()
-        return lambda done, total: live.update("verify", done, total)
-
-    def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import NUMBERS, numbers_without
 from adbench.leaderboard.issues import Issue, differences
@@ -59,7 +60,7 @@ class _Known:
     shared: SharedFields
 
 
-def merge(paths: Sequence[Path], root: Path, progress: Callable[[int, int], None] | None = None) -> list[Merged]:
+def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -> list[Merged]:
     """Merge results into the leaderboards below ``root``: all of them, or none when one does not verify.
 
     A result of a run that is there already takes its place if it was asked for more metrics.
@@ -67,7 +68,7 @@ def merge(paths: Sequence[Path], root: Path, progress: Callable[[int, int], None
     Args:
         paths: submissions, runs, or folders of either.
         root: folder of leaderboards.
-        progress: called with how many are verified, and of how many.
+        progress: receives progress.
 
     Returns:
         One entry a run, in the order given.

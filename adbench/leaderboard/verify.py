@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import skeleton, steps
@@ -76,12 +77,12 @@ class CheckResult:
     text: str = ""
 
 
-def verify(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> tuple[int, list[Issue]]:
+def verify(paths: Sequence[Path], progress: Progress | None = None) -> tuple[int, list[Issue]]:
     """Verify submissions, whole leaderboards, or runs.
 
     Args:
         paths: files, folders of leaderboards, or run folders.
-        progress: called with how many are done, and of how many.
+        progress: receives progress.
 
     Returns:
         (how many results were checked, what is wrong).
@@ -121,12 +122,12 @@ def _is_submission(path: Path) -> bool:
         return b'"submission"' in file.read(64)
 
 
-def check_all(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[CheckResult]:
+def check_all(paths: Sequence[Path], progress: Progress | None = None) -> list[CheckResult]:
     """:func:`check_one` for each path, on all cores when there are many.
 
     Args:
         paths: of :func:`targets`.
-        progress: called with how many are done, and of how many.
+        progress: receives progress.
     """
     workers = min(os.cpu_count() or 1, len(paths))
     done: list[CheckResult] = []
@@ -134,8 +135,7 @@ def check_all(paths: Sequence[Path], progress: Callable[[int, int], None] | None
     def collect(results: Iterable[CheckResult]) -> list[CheckResult]:
         for result in results:
             done.append(result)
-            if progress:
-                progress(len(done), len(paths))
+            (progress or Progress()).update("verify", len(done), len(paths))
         return done
 
     if workers < 2 or len(paths) < 4:
@@ -221,7 +221,7 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         fields,
         (method.name, record.seed) if steps(record) > 0 else None,
         _scores(record),
-        # A folder of anybody's is only named by its slices.
+        # The dataset "folder" may be any data: only the digest tells which.
         (
             digest([record.protocol, test.name, test.modality, test.params, test.digest * (test.name == "folder")]),
             frozenset(splits.test),

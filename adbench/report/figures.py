@@ -27,6 +27,7 @@ from adbench.report.drawing import (
     mark,
     one,
     plain,
+    point,
     shade,
     tilt,
 )
@@ -177,22 +178,14 @@ def strata(report: Report) -> Figure | None:
         groups = groupings[grouping]
         sizes: dict[str, int] = {}
         for index, part in enumerate(report.parts):
-            offset = (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
+            offset = _offset(index, report)
             for place, group in enumerate(groups):
                 number = part.run.record.strata.get(grouping, {}).get(group, {}).get(metric)
                 if number is None or number.value is None:
                     continue
                 sizes[group] = number.n
-                if number.low is not None and number.high is not None:
-                    axes.vlines(place + offset, number.low, number.high, color=colour(index), linewidth=2.2, alpha=0.45)
-                axes.plot(
-                    place + offset,
-                    number.value,
-                    "o",
-                    markersize=5.5,
-                    color=colour(index),
-                    label=part.label if not place else None,
-                )
+                label = part.label if not place else None
+                point(axes, place + offset, number.value, (number.low, number.high), index, label)
         shown = [f"{group}\n{sizes.get(group, 0)} subjects" for group in groups]
         axes.set_xticks(range(len(groups)), shown, **tilt(len(groups)))
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.5, len(groups) - 0.5), title=f"{metric} by {grouping.replace('_', ' ')}")
@@ -217,12 +210,10 @@ def lesions(report: Report) -> Figure | None:
     figure = Figure(figsize=(11.2, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, sizes in bins.items():
-        offset = (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
+        offset = _offset(index, report)
         for place, (_, count, share, ends) in enumerate(sizes):
-            if count and ends is not None:
-                left.vlines(place + offset, *ends, color=colour(index), linewidth=2.2, alpha=0.45)
             if count:
-                left.plot(place + offset, share, "o", markersize=5.5, color=colour(index))
+                point(left, place + offset, share, ends or (None, None), index)
     if bins:
         named = next(iter(bins.values()))
         left.set_xticks(range(len(named)), [f"≥ {size.split('-')[0]}\nn={count}" for size, count, _, _ in named])
@@ -266,9 +257,7 @@ def cost(report: Report) -> Figure | None:
         return None
     figure, axes = one("seconds a volume (scoring)", "AUPRC")
     for index, part, value, number, seconds in found:
-        if number.low is not None and number.high is not None:
-            axes.vlines(seconds, number.low, number.high, color=colour(index), linewidth=2.2, alpha=0.35)
-        axes.plot(seconds, value, "o", markersize=7, color=colour(index), label=part.label)
+        point(axes, seconds, value, (number.low, number.high), index, part.label)
     axes.set_xscale("log")
     plain(axes.xaxis)
     axes.set(ylim=(0, 1.02), title="What it costs")
@@ -315,6 +304,11 @@ CHARTS: dict[str, tuple[Draw, str]] = {
 }  # fmt: skip
 
 
+def _offset(index: int, report: Report) -> float:
+    """Runs stand beside each other within a group of 1."""
+    return (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
+
+
 def volume_seconds(part: Part) -> float | None:
     """Seconds of scoring a test subject takes on average."""
     record = part.run.record
@@ -335,13 +329,13 @@ def _rows(part: Part, metric: str) -> dict[str, tuple[float, float]]:
 
 
 def _lines(points: Any) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss curves of one stage; records may come from strangers, so that anything but numbers is left out."""
+    """Loss curves of one stage; a record is untrusted, so anything but numbers is left out."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
-    for point in points if isinstance(points, list) else ():
-        step = point.get("step") if isinstance(point, dict) else None
+    for entry in points if isinstance(points, list) else ():
+        step = entry.get("step") if isinstance(entry, dict) else None
         if not _is_number(step):
             continue
-        for name, value in point.items():
+        for name, value in entry.items():
             if name != "step" and "loss" in str(name) and _is_number(value):
                 steps, values = lines.setdefault(str(name), ([], []))
                 steps.append(float(step))

@@ -14,7 +14,7 @@ from adbench.context import Progress
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.report import drawing, figures
 from adbench.report.collect import Part, Portrait, Report, Shown
-from adbench.report.tiles import box, contour, found, image_uri, map_uri
+from adbench.report.drawing import box, contour, found, image_uri, map_uri
 from adbench.results.format import flat, html_page
 from adbench.results.record import Number, asked, facts
 from adbench.results.rundir import safe

@@ -1,4 +1,4 @@
-"""What is committed: the grid of the phantom's board, and its records as they are and as somebody might change them."""
+"""What is committed: the grid of the phantom's board, and its records, as they are and after a change."""
 
 from __future__ import annotations
 

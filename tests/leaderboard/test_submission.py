@@ -1,4 +1,4 @@
-"""The file of one result: what is packed comes back, and what a stranger wrote is refused before it costs anything."""
+"""The file of one result: what is packed comes back, and a malformed file is refused before it costs anything."""
 
 from __future__ import annotations
 

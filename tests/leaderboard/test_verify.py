@@ -348,7 +348,7 @@ def test_the_command_prints_both_values(submission: Submission, tmp_path: Path, 
 
 
 def test_names_cannot_drive_the_terminal(submission: Submission, tmp_path: Path, cli: Cli) -> None:
-    """Escape sequences in a stranger's names are shown, not obeyed."""
+    """Escape sequences in names are shown, not obeyed."""
 
     def change(raw: dict[str, Any]) -> None:
         record = raw["record"]
