@@ -14,7 +14,7 @@ from adbench.metrics.spec import MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
 
-VALUE_ONLY = ("dice@best", "lesion_recall@val", "fa_slice")  # columns that show no interval
+VALUE_ONLY = ("dice@best", "lesion_recall@val", "fa_slice", "auroc")  # columns that show no interval
 READING = (
     "AUPRC over all test voxels that count, the brain unless said (chance: the prevalence); Dice per volume at the "
     "threshold chosen on validation subjects; lesion recall and false-alarm slices at the same threshold; [95 % interval "
