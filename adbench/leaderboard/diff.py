@@ -13,7 +13,7 @@ from adbench.leaderboard.checks import NUMBERS
 from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.issues import differences
 from adbench.leaderboard.ranking import boards, cohort, read_all
-from adbench.leaderboard.submission import RANKED_BY, Submission, load
+from adbench.leaderboard.submission import RANKED_BY, Submission, read_or_pack
 from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, Samples, compare
 from adbench.results.format import NONE, flat, p_text
@@ -79,7 +79,7 @@ def _one(path: Path) -> Submission:
     found = targets(path)
     if len(found) > 1:
         raise UserError(f"There are {len(found)} results at {path}: name one of them.")
-    return load(found[0])
+    return read_or_pack(found[0])
 
 
 def _results(a: Submission, b: Submission) -> ResultDiff:

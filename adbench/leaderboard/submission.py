@@ -252,7 +252,7 @@ def pack(run: Path) -> Submission:
     return parse(json.dumps(raw).encode(), run)
 
 
-def load(path: Path) -> Submission:
+def read_or_pack(path: Path) -> Submission:
     """The submission in a file, or the run in a folder as one; see :func:`read` and :func:`pack`."""
     return pack(path) if Path(path).is_dir() else read(path)
 

@@ -20,7 +20,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import skeleton, steps
 from adbench.leaderboard.issues import Issue
-from adbench.leaderboard.submission import Submission, file_name, load
+from adbench.leaderboard.submission import Submission, file_name, read_or_pack
 from adbench.results.record import RECORD, Record
 from adbench.results.rundir import safe
 from adbench.utils.hashing import digest
@@ -154,7 +154,7 @@ def _one_thread() -> None:
 def check_one(path: Path) -> CheckResult:
     """Check one submission or run by itself."""
     try:
-        submission = load(path)
+        submission = read_or_pack(path)
     except UserError as error:
         return CheckResult(path, [Issue("file", why=str(error), file=str(path))])
     try:

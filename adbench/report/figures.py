@@ -13,7 +13,7 @@ from adbench.metrics import bootstrap
 from adbench.metrics.plots import recall_by_size
 from adbench.metrics.score_bins import edges
 from adbench.metrics.spatial import froc_curve
-from adbench.report.collect import BAND, Part, Report
+from adbench.report.collect import BAND, Report, ShownRun
 from adbench.report.drawing import (
     GRID,
     INK,
@@ -309,7 +309,7 @@ def _offset(index: int, report: Report) -> float:
     return (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
 
 
-def volume_seconds(part: Part) -> float | None:
+def volume_seconds(part: ShownRun) -> float | None:
     """Seconds of scoring a test subject takes on average."""
     record = part.run.record
     per_slice = record.timing.get("score_per_slice")
@@ -318,11 +318,11 @@ def volume_seconds(part: Part) -> float | None:
     return per_slice * record.test.slices / record.test.subjects
 
 
-def _numbered(report: Report, parts: Sequence[Part]) -> list[tuple[int, Part]]:
+def _numbered(report: Report, parts: Sequence[ShownRun]) -> list[tuple[int, ShownRun]]:
     return [(index, part) for index, part in enumerate(report.parts) if part in parts]
 
 
-def _rows(part: Part, metric: str) -> dict[str, tuple[float, float]]:
+def _rows(part: ShownRun, metric: str) -> dict[str, tuple[float, float]]:
     """Volume -> (lesion voxels, its own number), where it has one."""
     rows = part.evaluation.subjects
     return {r.get("volume", r["subject"]): (r["lesion_voxels"], r[metric]) for r in rows if r[metric] is not None}
@@ -347,12 +347,12 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _named(part: Part, metric: str) -> str:
+def _named(part: ShownRun, metric: str) -> str:
     number = part.run.record.metrics.get(metric)
     return part.label if number is None or number.value is None else f"{part.label}  {number.value:.3f}"
 
 
-def _marks(part: Part) -> list[tuple[int, str]]:
+def _marks(part: ShownRun) -> list[tuple[int, str]]:
     found = []
     for rule, marker in (("val", "o"), ("pooled_best", "*")):
         if rule in part.evaluation.thresholds:
@@ -362,7 +362,7 @@ def _marks(part: Part) -> list[tuple[int, str]]:
     return found
 
 
-def _interesting(part: Part, thresholds: np.ndarray, means: np.ndarray) -> tuple[float, float]:
+def _interesting(part: ShownRun, thresholds: np.ndarray, means: np.ndarray) -> tuple[float, float]:
     """Where the Dice curve is worth its ink: from where half of the brain is predicted to where almost nothing is."""
     curve = part.curve
     share = (curve.tp + curve.fp) / (curve.n_positive + curve.n_negative)

@@ -13,7 +13,7 @@ from adbench import __version__
 from adbench.context import Progress
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.report import drawing, figures
-from adbench.report.collect import Part, Portrait, Report, Shown
+from adbench.report.collect import Portrait, Report, ShownRun, ShownSlice
 from adbench.report.drawing import box, contour, found, image_uri, map_uri
 from adbench.results.format import flat, html_page
 from adbench.results.record import Number, asked, facts
@@ -86,12 +86,12 @@ def write_report(report: Report, out: Path, command: str, progress: Progress | N
         files.append(out / "figures" / f"subject-{number:02d}-{safe(portrait.subject)[:80]}.png")
         _sheet(report, portrait, files[-1])
         progress.update("pages and pictures", len(figures.CHARTS) + number, total)
-    write_text(out / PAGE, page(report, charts, command))
+    write_text(out / PAGE, _page(report, charts, command))
     progress.update("pages and pictures", total, total)
     return [out / PAGE, *files]
 
 
-def page(report: Report, charts: Mapping[str, Mapping[str, Any]], command: str) -> str:
+def _page(report: Report, charts: Mapping[str, Mapping[str, Any]], command: str) -> str:
     """The HTML of ``report``.
 
     Args:
@@ -136,14 +136,14 @@ def _ordered(metrics: Mapping[str, Number]) -> dict[str, Number]:
     return {**known, **metrics}
 
 
-def _mark(part: Part) -> float | None:
+def _mark(part: ShownRun) -> float | None:
     """Where the chosen threshold lies between the ends of the window, as a share; None without one."""
     low, high = part.window
     threshold = part.evaluation.thresholds.get("val")
     return None if threshold is None else round(min(1.0, max(0.0, (threshold - low) / (high - low))), 4)
 
 
-def _details(part: Part) -> dict[str, list[tuple[str, Any]]]:
+def _details(part: ShownRun) -> dict[str, list[tuple[str, Any]]]:
     """Heading -> (name, value) pairs: what the numbers of a run were made from."""
     record, method = part.run.record, part.run.record.method
     roles = [(role, getattr(record, role)) for role in ("train", "val", "threshold", "test")]
@@ -186,7 +186,7 @@ def _details(part: Part) -> dict[str, list[tuple[str, Any]]]:
     }
 
 
-def _config(part: Part) -> str:
+def _config(part: ShownRun) -> str:
     path = part.run.folder / "config.yaml"
     if not path.is_file() or path.stat().st_size > _MAX_CONFIG:
         return "config.yaml is not there"
@@ -214,7 +214,7 @@ def _portrait(report: Report, portrait: Portrait, number: int) -> dict[str, Any]
     }
 
 
-def _slice(report: Report, portrait: Portrait, parts: list[Part], shown: Shown, source: str) -> dict[str, Any]:
+def _slice(report: Report, portrait: Portrait, parts: list[ShownRun], shown: ShownSlice, source: str) -> dict[str, Any]:
     """The tiles of one slice; its image is on the page once, under the id ``source``."""
     where = f"{portrait.subject}, slice {shown.number}"
     image = Tile(f"Input, {where}", "input", uri=image_uri(shown.image), id=source)
@@ -252,7 +252,7 @@ def _slice(report: Report, portrait: Portrait, parts: list[Part], shown: Shown, 
     }
 
 
-def _value(portrait: Portrait, part: Part) -> str:
+def _value(portrait: Portrait, part: ShownRun) -> str:
     value = portrait.values.get(part.label)
     return "—" if value is None else f"{value:.3f}"
 
