@@ -225,8 +225,8 @@ def _ranking(submission: Submission, defined: bool) -> Iterator[Issue]:
         return
     yield from differences("ranking.metric", stored.metric, RANKED_BY)
     expected = ranking_left_out(submission.test, submission.spatial.subject_of)
-    close = {"rtol": CLOSE["rel_tol"], "atol": CLOSE["abs_tol"], "equal_nan": True}
-    if len(values) != len(expected) or not np.allclose(values, expected, **close):  # type: ignore[arg-type]
+    rtol, atol = CLOSE["rel_tol"], CLOSE["abs_tol"]
+    if len(values) != len(expected) or not np.allclose(values, expected, rtol=rtol, atol=atol, equal_nan=True):
         yield Issue("ranking.left_out", why="they are not the values that the histograms give")
 
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dde2e8", "#fefefe"
 SERIES = ("#2463c8", "#d0480b", "#2b8541", "#9534b0", "#c0265a", "#0b7d90", "#84600a", "#5f3ec2", "#4d5966", "#a33b2f")
@@ -244,9 +245,9 @@ def box(brain: np.ndarray) -> tuple[int, int, int, int]:
     return left, top, right - left, bottom - top
 
 
-def _uri(picture: object, **options: object) -> str:
+def _uri(picture: Image, **options: Any) -> str:
     data = io.BytesIO()
-    picture.save(data, "PNG", optimize=True, **options)  # type: ignore[attr-defined]
+    picture.save(data, "PNG", optimize=True, **options)
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
