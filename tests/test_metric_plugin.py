@@ -16,8 +16,8 @@ import pytest
 
 from adbench import api
 from adbench.config import registry
-from adbench.leaderboard.board import boards, read_all
 from adbench.leaderboard.build import make
+from adbench.leaderboard.ranking import boards, read_all
 from adbench.report.render import COLUMNS
 from adbench.report.render import _columns as report_columns
 from adbench.results import record as records
@@ -245,7 +245,7 @@ def test_seeds_of_which_one_has_it(plugin: Path, run: Callable[..., list[dict]],
     assert cli("leaderboard", "merge", tmp_path / "seed1", "--into", root)[0] == 0
     (board,) = boards(read_all(root))
     for entry in board.entries:
-        own = [submission.record.metrics["spread"].value for submission in entry.seeds]
+        own = [record.metrics["spread"].value for record in entry.records]
         number = entry.estimates["spread"]
         assert number.value == pytest.approx(np.mean(own))
         assert number.low <= number.value <= number.high

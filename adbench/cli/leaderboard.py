@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -15,7 +15,7 @@ board = typer.Typer(help="Ranked tables of results that anyone can verify.", no_
 app.add_typer(board, name="leaderboard")
 
 BOARDS = Path("leaderboards")
-SHOWN = 20  # findings of one file
+SHOWN = 20  # issues of one file
 Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of leaderboards.")]
 
 
@@ -34,35 +34,28 @@ def show(
     ] = None,
     json_: Json = False,
 ) -> None:
-    """Rank results, one table for each protocol, test set and modality.
+    """Show results as ranked tables, one for each protocol, test set and modality.
 
     Runs are listed one by one, by AUPRC. In a leaderboard the seeds of a method stand together, and methods that
     paired comparisons do not tell from the best share a rank.
     """
-    where = folder or out
-    if any(where.glob("*/records/*.json")):
-        from adbench.leaderboard import board as published
-        from adbench.leaderboard.terminal import print_published
-
-        found_boards = published.boards(published.glance_all(where), lean=not json_)
-        _known(sort, {name for board in found_boards for entry in board.entries for name in entry.estimates})
-        print_published(found_boards, json_, sort)
-        return
-    from adbench.leaderboard.table import HEADLINE, boards
+    from adbench.leaderboard.board import run_boards
     from adbench.leaderboard.terminal import print_boards
     from adbench.results.rundir import records
 
-    every = [record for _, record in records(where)]
-    if not every:
+    where = folder or out
+    if any(where.glob("*/records/*.json")):
+        from adbench.leaderboard.ranking import boards, glance_all
+
+        found = boards(glance_all(where), lean=not json_)
+    else:
+        found = run_boards(record for _, record in records(where))
+    if not found:
         raise UserError(f"There is no record below {where}. `adbench run` writes them.")
-    _known(sort, {name for record in every for name in record.metrics})
-    found = boards(every, sort or HEADLINE)
-    print_boards(found, json_)
-
-
-def _known(metric: str | None, there: set[str]) -> None:
-    if metric is not None and metric not in there:
-        raise unknown("metric", metric, sorted(there))
+    known = {name for board in found for entry in board.entries for name in entry.estimates}
+    if sort is not None and sort not in known:
+        raise unknown("metric", sort, sorted(known))
+    print_boards(found, json_, sort)
 
 
 @board.command("build", epilog="Example:  adbench leaderboard build leaderboards")
@@ -101,30 +94,29 @@ def verify(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compute every number again from the stored counts, and check keys, hashes, protocol, subjects and splits.
+    """Verify results: compute every number again, and check keys, hashes, protocol, subjects and splits.
 
     Prints what differs, field by field; exit 1 when something does.
     """
     from adbench.leaderboard import verify as verifying
-    from adbench.leaderboard.issues import as_rows
-    from adbench.utils.console import err, out, print_json, say
+    from adbench.utils.console import LiveProgress, err, out, print_json, say
 
-    with _progress(quiet or json_) as progress:
-        count, findings = verifying.verify(paths or [BOARDS], progress)
+    with LiveProgress(quiet or json_) as progress:
+        count, issues = verifying.verify(paths or [BOARDS], progress)
     if json_:
-        print_json({"results": count, "findings": as_rows(findings)})
-    elif findings:
-        for file, own in groupby(sorted(findings, key=lambda finding: finding.file), lambda finding: finding.file):
+        print_json({"results": count, "findings": [issue.as_dict() for issue in issues]})
+    elif issues:
+        for file, own in groupby(sorted(issues, key=lambda issue: issue.file), lambda issue: issue.file):
             out.print(file, style="bold", markup=False, soft_wrap=True)
-            sentences = [finding.sentence for finding in own]
+            sentences = [issue.sentence for issue in own]
             for sentence in sentences[:SHOWN]:
                 out.print(f"  {sentence}", markup=False, soft_wrap=True)
             if len(sentences) > SHOWN:
                 out.print(f"  and {len(sentences) - SHOWN} more: --json prints all")
-        err.print(f"{len({f.file for f in findings})} of {count} results do not verify.", style="bold red")
+        err.print(f"{len({issue.file for issue in issues})} of {count} results do not verify.", style="bold red")
     else:
         say(f"{count} results verified: every number follows from the stored counts.")
-    if findings:
+    if issues:
         raise typer.Exit(1)
 
 
@@ -136,10 +128,10 @@ def submit(
     out: Annotated[Path, typer.Option("--out", help="Folder for the file, or its name (*.json).")] = Path(),
 ) -> None:
     """Pack a run into one file for a pull request: its record and the counts that all numbers follow from, no image."""
-    from adbench.leaderboard import submit as submitting
+    from adbench.leaderboard import merge as merging
     from adbench.utils.console import say
 
-    path = submitting.submit(run, out)
+    path = merging.submit(run, out)
     say(f"{path} ({path.stat().st_size / 1024:.0f} kB). Next: adbench leaderboard merge {path}, and a pull request.")
 
 
@@ -153,12 +145,12 @@ def merge(
     into: Annotated[Path, typer.Option("--into", help="Folder of leaderboards.")] = BOARDS,
     quiet: Quiet = False,
 ) -> None:
-    """Take results into the leaderboards, if all of them verify; else nothing changes."""
-    from adbench.leaderboard import submit as submitting
-    from adbench.utils.console import say
+    """Merge results into the leaderboards if all of them verify; else nothing changes."""
+    from adbench.leaderboard import merge as merging
+    from adbench.utils.console import LiveProgress, say
 
-    with _progress(quiet) as progress:
-        merged = submitting.merge(paths, into, progress)
+    with LiveProgress(quiet) as progress:
+        merged = merging.merge(paths, into, progress)
     for one in merged:
         say(f"  {'added' if one.added else 'already there'}: {one.path}")
     say(f"{sum(one.added for one in merged)} of {len(merged)} added. Next: adbench leaderboard build {into}")
@@ -174,23 +166,7 @@ def diff(
     b: Annotated[Path, typer.Argument(metavar="B", help="Another one of the same kind.")],
     json_: Json = False,
 ) -> None:
-    """What differs between two results (identity, numbers, paired difference), or between two leaderboards."""
+    """Compare two results (identity, numbers, paired difference) or two folders of leaderboards."""
     from adbench.leaderboard import diff as comparing
 
     comparing.print_diff(comparing.diff(a, b), json_)
-
-
-class _progress:
-    """Live progress as the plain function that the leaderboard takes."""
-
-    def __init__(self, quiet: bool) -> None:
-        from adbench.utils.console import LiveProgress
-
-        self._live = LiveProgress(quiet)
-
-    def __enter__(self) -> Any:
-        live = self._live.__enter__()
-        return lambda done, total: live.update("verify", done, total)
-
-    def __exit__(self, *error: Any) -> None:
-        self._live.__exit__(*error)

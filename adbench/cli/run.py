@@ -227,7 +227,7 @@ class Report:
     def end(self) -> None:
         """Print the table of what was asked for and one of what failed; exit 1 (2 for a single user error) in that case."""
         from adbench.executors.base import Failed
-        from adbench.leaderboard.table import boards
+        from adbench.leaderboard.board import run_boards
         from adbench.leaderboard.terminal import print_boards
         from adbench.results.record import read
         from adbench.utils.console import complain, say, table
@@ -236,7 +236,7 @@ class Report:
             raise self._only
         # Curves, subjects and strata are not shown, and would fill the memory.
         slim: dict[str, Any] = {"subjects": [], "strata": {}, "fit": {}, "identity": {}}
-        found = boards(read(folder).model_copy(update=slim) for folder in self._shown)
+        found = run_boards(read(folder).model_copy(update=slim) for folder in self._shown)
         print_boards(found, self._json, failures=[(label, Failed(reason)) for label, reason, _ in self._failed])
         if not self._json:
             if self._reused:

@@ -1,44 +1,63 @@
-"""Published results as boards: one a test set, the seeds of a method together, ranked by paired comparisons."""
+"""Boards: results on one test set beside each other, best first.
+
+A board of runs has a row a run. A board of published results (:mod:`adbench.leaderboard.ranking`) has the seeds of a
+method together, and ranks.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
 
 import numpy as np
 
-from adbench.errors import UserError
-from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import RANKED_BY
 from adbench.leaderboard.consistency import steps
-from adbench.leaderboard.submission import Submission
-from adbench.metrics import bootstrap, jackknife
-from adbench.metrics.compare import NOT_ABOVE_CHANCE, Difference, Samples, compare
-from adbench.metrics.evaluate import Estimate, estimate
-from adbench.metrics.spatial import ratios
+from adbench.leaderboard.submission import RANKED_BY
+from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import MetricSpec
 from adbench.results.known import is_released
-from adbench.results.record import Number, Record, asked, facts, lacking
+from adbench.results.record import Number, Record, asked, facts
 from adbench.results.rundir import safe
-from adbench.utils.hashing import digest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from adbench.metrics.compare import Difference
 
 HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
 STRATA_METRICS = (RANKED_BY, "dice@val")
-ALPHA = 0.05  # error rate of the ranks of one board
+
+
+class TestSet(NamedTuple):
+    """What two results must share for their numbers to stand in one table."""
+
+    protocol: str
+    version: str  # of the protocol
+    dataset: str
+    modality: str
+    digest: str  # hash of the test slices
+
+
+def test_set(record: Record) -> TestSet:
+    """The test set and the protocol of a result."""
+    protocol, test = record.protocol, record.test
+    return TestSet(str(protocol["name"]), str(protocol["version"]), test.name, test.modality, test.digest)
 
 
 @dataclass
 class Entry:
-    """One method with its parameters and its training data on one test set: a row.
+    """A row: one run, or the seeds of one method with its parameters and training data.
 
     Attributes:
-        key: hash of what its seeds share.
-        seeds: its results, by seed.
-        paths: where each lies, relative to the leaderboards.
-        estimates: metric -> mean over seeds with its interval over subjects and seeds.
+        key: run key, or hash of what the seeds share.
+        records: its results, by seed.
+        paths: where each lies, relative to the leaderboards; empty for runs.
+        estimates: metric -> its number; of several seeds their mean, with an interval over subjects and seeds.
+        label: name of the row.
         rank: 1 is best; None where ``reason`` says why there is none.
         tied: whether others share the rank.
         to_best: the paired difference between the board's best and this entry; None for the best and without a rank.
@@ -46,54 +65,70 @@ class Entry:
     """
 
     key: str
-    seeds: list[Submission]
+    records: list[Record]
     paths: list[str]
-    estimates: dict[str, Estimate] = field(default_factory=dict)
+    estimates: Mapping[str, Estimate | Number]
+    label: str = ""
     rank: int | None = None
     tied: bool = False
     to_best: Difference | None = None
     reason: str = ""
-    label: str = ""
 
     @property
     def record(self) -> Record:
         """The record of the first seed: all that its seeds share may be read there."""
-        return self.seeds[0].record
+        return self.records[0]
+
+    @property
+    def id(self) -> str:
+        """A name that is valid in HTML and distinct among the entries of all boards."""
+        return f"e-{self.key}-{self.record.test.digest[:6]}"
+
+    @property
+    def href(self) -> str:
+        """Where its numbers lead: to its record, or to its details where it has several."""
+        return quote(self.paths[0]) if len(self.paths) == 1 else f"#{self.id}"
+
+    def value(self, metric: str) -> float | None:
+        """The value of a metric; None where it is undefined or was not measured."""
+        number = self.estimates.get(metric)
+        return None if number is None else number.value
 
     @property
     def trained(self) -> bool:
         """Whether optimiser steps were taken, so that another seed gives other numbers."""
-        return any(steps(s.record) > 0 for s in self.seeds)
+        return any(steps(record) > 0 for record in self.records)
 
     @property
     def conformance(self) -> str:
-        """Whether the method passed the conformance checks: the worst of what its seeds say, "not said" by older ones."""
-        said = {_conformance(s.record) for s in self.seeds}
-        return next(word for word in ("failed", "not said", "not run", "passed") if word in said)
+        """Whether the method passed the conformance checks: the worst of its seeds, "not said" by older records."""
+        outcomes = {_conformance(record) for record in self.records}
+        return next(word for word in ("failed", "not said", "not run", "passed") if word in outcomes)
 
     @property
     def hours(self) -> float:
-        """Training and scoring, mean over seeds."""
-        spent = [r.timing["fit"] + r.timing.get("score", 0.0) for r in (s.record for s in self.seeds)]
+        """Hours of training and scoring, mean over seeds."""
+        spent = [record.timing["fit"] + record.timing.get("score", 0.0) for record in self.records]
         return float(np.mean(spent)) / 3600
 
     @property
-    def gpu(self) -> bool:
-        """Whether every seed ran on a GPU."""
-        return all(str(s.record.provenance.get("device", "")).startswith("cuda") for s in self.seeds)
+    def device(self) -> str:
+        """ "GPU" where every seed ran on one, else "CPU"."""
+        devices = [str(record.provenance.get("device", "")) for record in self.records]
+        return "GPU" if all(device.startswith("cuda") for device in devices) else "CPU"
 
     @property
     def volume_seconds(self) -> float:
-        """Scoring time of one test subject, mean over seeds."""
+        """Seconds to score one test subject, mean over seeds."""
         test = self.record.test
-        per_slice = float(np.mean([s.record.timing["score_per_slice"] for s in self.seeds]))
+        per_slice = float(np.mean([record.timing["score_per_slice"] for record in self.records]))
         return per_slice * test.slices / test.subjects
 
     def stratum(self, grouping: str, group: str, metric: str) -> Estimate | None:
         """A metric within a stratum: mean over seeds; with several seeds, the interval spans those of all."""
-        found = [s.record.strata.get(grouping, {}).get(group, {}).get(metric) for s in self.seeds]
+        found = [record.strata.get(grouping, {}).get(group, {}).get(metric) for record in self.records]
         numbers = [number for number in found if number is not None and number.value is not None]
-        if not numbers or len(numbers) < len(self.seeds):
+        if not numbers or len(numbers) < len(self.records):
             return None
         lows, highs = [n.low for n in numbers if n.low is not None], [n.high for n in numbers if n.high is not None]
         whole = len(lows) == len(highs) == len(numbers)
@@ -110,27 +145,32 @@ class Entry:
 
 @dataclass
 class Board:
-    """One test set: what stands in it can be compared.
+    """The results on one test set: what stands in it can be compared.
 
     Attributes:
-        protocol: name.
-        version: of the protocol.
-        dataset: that is tested on.
-        modality: of it.
-        test_digest: hash of the test slices.
+        test_set: what its results share.
         entries: best first.
+        pooled: whether an entry is all seeds of a method, ranked; else it is one run.
         differences: the leader of each rank against every entry ranked below it, by key.
         unranked: why there are no ranks; empty when there are.
     """
 
-    protocol: str
-    version: str
-    dataset: str
-    modality: str
-    test_digest: str
+    test_set: TestSet
     entries: list[Entry]
+    pooled: bool
     differences: list[Difference] = field(default_factory=list)
     unranked: str = ""
+
+    def __post_init__(self) -> None:
+        """Label the rows: method and preset, and their key where these and the training data are the same."""
+        names = [
+            (e.record.method.name, e.record.method.preset, e.record.train.name, None if self.pooled else e.record.seed)
+            for e in self.entries
+        ]
+        count = Counter(names)
+        for name, entry in zip(names, self.entries, strict=True):
+            entry.label = f"{name[0]} [{name[1]}]" + (f" {entry.key[:6]}" if count[name] > 1 else "")
+        self.sort()
 
     @property
     def record(self) -> Record:
@@ -140,266 +180,140 @@ class Board:
     @property
     def id(self) -> str:
         """A name that is valid in HTML and distinct among boards."""
-        parts = (self.protocol, self.dataset, self.modality)
-        return "-".join(safe(part).replace(".", "_") for part in parts) + f"-{self.test_digest[:6]}"
+        parts = (self.test_set.protocol, self.test_set.dataset, self.test_set.modality)
+        return "-".join(safe(part).replace(".", "_") for part in parts) + f"-{self.test_set.digest[:6]}"
 
-    def seeds(self, entry: Entry) -> str:
-        """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here."""
-        most = max((len(other.seeds) for other in self.entries if other.trained), default=0)
-        return f"{len(entry.seeds)} of {most}" if entry.trained and len(entry.seeds) < most else f"{len(entry.seeds)}"
+    @property
+    def title(self) -> str:
+        """What its numbers are about, in one line."""
+        test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
+        lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
+        return (
+            f"{self.test_set.dataset} {self.test_set.modality}: {test.subjects} test subjects{lesion}, {test.slices} "
+            f"slices, prevalence {self.record.prevalence:.4f}"
+            f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
+        )
 
     @cached_property
     def metrics(self) -> list[str]:
-        """The columns that some entry has: those of every board, the protocol's own, and what was asked for."""
-        names = [*HEADLINE, *self.extra]
-        return [n for n in names if n == RANKED_BY or any(e.estimates[n].value is not None for e in self.entries)]
+        """The columns: those of every board where some entry has a number, the protocol's own, and what was asked for."""
+        names = [*HEADLINE, *(() if self.pooled else ("auroc",)), *self.extra]
+        return [name for name in names if name == RANKED_BY or any(e.value(name) is not None for e in self.entries)]
 
     @cached_property
     def extra(self) -> list[str]:
         """The metrics of the protocol, and those that some entry was asked for."""
-        names = [*self.record.protocol.get("metrics", ()), *asked(*(s.record for e in self.entries for s in e.seeds))]
-        return [name for name in dict.fromkeys(names) if name not in HEADLINE]
+        return extra_metrics([record for entry in self.entries for record in entry.records])
 
     def facts(self, metric: str) -> MetricSpec:
         """What is known about a column."""
-        return facts(metric, *(s.record for e in self.entries for s in e.seeds))
+        return facts(metric, *(record for entry in self.entries for record in entry.records))
+
+    @cached_property
+    def columns(self) -> list[MetricSpec]:
+        """What is known about each of :attr:`metrics`."""
+        return [self.facts(metric) for metric in self.metrics]
 
     @cached_property
     def groupings(self) -> dict[str, dict[str, int]]:
         """Grouping -> group -> subjects, where there is more than one group."""
         found = {
-            grouping: {group: _subjects(metrics) for group, metrics in groups.items()}
+            grouping: {group: max((n.n for n in metrics.values()), default=0) for group, metrics in groups.items()}
             for grouping, groups in self.record.strata.items()
         }
         return {grouping: groups for grouping, groups in found.items() if len(groups) > 1}
 
+    def seeds(self, entry: Entry) -> str:
+        """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here; of a run, its seed."""
+        if not self.pooled:
+            return str(entry.record.seed)
+        most = max((len(other.records) for other in self.entries if other.trained), default=0)
+        count = len(entry.records)
+        return f"{count} of {most}" if entry.trained and count < most else f"{count}"
 
-def read_all(root: Path) -> list[tuple[str, Submission]]:
-    """Every result below ``root``, with its path relative to it, in path order.
+    def sort(self, by: str | None = None) -> None:
+        """Put the best entry first.
 
-    Types, digests and places are checked; numbers are not recomputed, which is what ``verify`` is for.
+        Entries without the metric stand last, ordered by the protocol's own metrics: a test set without lesions has no
+        AUPRC, but false alarms. Equal ones are ordered by method and seed.
 
-    Raises:
-        UserError: no result; one that is not what it says; two with one key and different numbers.
-    """
-    from adbench.leaderboard.verify import across, facts_of, place
+        Args:
+            by: metric, whichever way is better; None: by rank, then by the ranking metric.
+        """
+        order = [by or RANKED_BY, *self.record.protocol.get("metrics", ())]
+        signs = {metric: 1 if self.facts(metric).less_is_better else -1 for metric in order}
 
-    root = Path(root)
-    paths = sorted(root.glob("*/records/*.json"))
-    if not paths:
-        raise UserError(
-            f"There is no result at {root}/<protocol>/records: `adbench leaderboard merge` puts them there."
-        )
-    found = []
-    for path in paths:
-        submission = files.read(path)
-        if submission.raw["digest"] != files.own_digest(submission.raw):
-            raise UserError(f"{path}: digest: it is not that of the content; `adbench leaderboard verify` says more.")
-        for finding in place(path, submission.record):
-            raise UserError(f"{path}: {finding.sentence}.")
-        found.append((path.relative_to(root).as_posix(), submission))
-    for finding in across([facts_of(submission, counts=False) for _, submission in found]):
-        raise UserError(f"{finding.file}: {finding.sentence}.")
-    return found
+        def key(entry: Entry) -> tuple[Any, ...]:
+            rank = (entry.rank is None, entry.rank or 0) if by is None else ()
+            values = [(place, entry.value(metric), signs[metric]) for place, metric in enumerate(order)]
+            first = next(((place, sign * v) for place, v, sign in values if v is not None), (len(order), 0.0))
+            return (*rank, *first, entry.record.method.name, entry.record.seed, entry.key)
 
+        self.entries.sort(key=key)
 
-def glance_all(root: Path) -> list[tuple[str, Submission]]:
-    """:func:`read_all` for a quick look: only types are checked."""
-    return [
-        (path.relative_to(root).as_posix(), files.glance(path)) for path in sorted(Path(root).glob("*/records/*.json"))
-    ]
+    def rows(self, metrics: Sequence[str] | None = None) -> list[dict[str, Any]]:
+        """One dictionary an entry, with the columns of the CSV file.
 
+        Args:
+            metrics: which; None: those of this board.
+        """
+        return [self._row(entry, self.metrics if metrics is None else metrics) for entry in self.entries]
 
-def boards(results: Iterable[tuple[str, Submission]], *, lean: bool = False) -> list[Board]:
-    """Results in boards, ranked.
+    def _row(self, entry: Entry, metrics: Sequence[str]) -> dict[str, Any]:
+        record = entry.record
+        numbers: dict[str, float | None] = {}
+        for metric in metrics:
+            number = entry.estimates.get(metric) or Estimate(None, None, None, 0)
+            numbers |= {metric: number.value, f"{metric}_low": number.low, f"{metric}_high": number.high}
+        return {
+            "protocol": self.test_set.protocol,
+            "version": self.test_set.version,
+            "dataset": self.test_set.dataset,
+            "modality": self.test_set.modality,
+            "rank": entry.rank,
+            "tied": int(entry.tied),
+            "method": record.method.name,
+            "preset": record.method.preset,
+            "trained_on": record.train.name,
+            "seeds": len(entry.records),
+            "prevalence": record.prevalence,
+            **numbers,
+            "gpu_hours": entry.hours if entry.device == "GPU" else 0.0,
+            "cpu_hours": entry.hours if entry.device == "CPU" else 0.0,
+            "seconds_per_volume": entry.volume_seconds,
+            "key": entry.key,
+            "records": " ".join(entry.paths),
+        }
 
-    Args:
-        results: from :func:`read_all`.
-        lean: leave out the intervals over seeds that need spatial counts.
-    """
-    groups: dict[tuple[str, ...], dict[str, Entry]] = {}
-    for path, submission in results:
-        record = submission.record
-        if problem := lacking(record):
-            raise UserError(f"{path}: {problem}; `adbench leaderboard verify` says more.")
-        place = (
-            str(record.protocol["name"]),
-            str(record.protocol["version"]),
-            record.test.name,
-            record.test.modality,
-            record.test.digest,
-        )
-        shared = {key: value for key, value in record.identity.items() if key != "seed"}
-        key = digest(shared)[:12]
-        entry = groups.setdefault(place, {}).setdefault(key, Entry(key, [], []))
-        entry.seeds.append(submission)
-        entry.paths.append(path)
-    made = []
-    for (protocol, version, dataset, modality, test_digest), entries in sorted(groups.items()):
-        board = Board(protocol, version, dataset, modality, test_digest, list(entries.values()))
-        try:
-            _fill(board, lean)
-        except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
-            raise UserError(
-                f"The results of {protocol} on {dataset} {modality} contradict themselves ({error!r}): "
-                "`adbench leaderboard verify` says which, and where."
-            ) from None
-        made.append(board)
-    return made
+    def to_frame(self) -> pd.DataFrame:
+        """The board as a table: a row an entry, the columns of :meth:`rows`; numbers are not rounded."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows()).astype({"rank": "Int64"})
 
 
-def _fill(board: Board, lean: bool) -> None:
-    samples = {}
-    for entry in board.entries:
-        order = sorted(range(len(entry.seeds)), key=lambda i: (entry.seeds[i].record.seed, entry.paths[i]))
-        entry.seeds, entry.paths = [entry.seeds[i] for i in order], [entry.paths[i] for i in order]
-        left_out = _left_out(entry, lean)
-        for metric in (*HEADLINE, *board.extra):
-            entry.estimates[metric] = _estimate(entry, metric, left_out.get(metric))
-        if RANKED_BY in left_out:
-            values = np.array([s.record.metrics[RANKED_BY].value for s in entry.seeds], float)
-            n = entry.estimates[RANKED_BY].n
-            owners = tuple(row["subject"] for row in entry.record.subjects)
-            samples[entry.key] = Samples(
-                cohort(entry.record), {RANKED_BY: values}, {RANKED_BY: left_out[RANKED_BY]}, {RANKED_BY: n}, owners
-            )
-    _rank(board, samples)
-    _label(board)
-
-
-def _rank(board: Board, samples: Mapping[str, Samples]) -> None:
-    ranks: Mapping[str, int | None] = {}
-    reasons: Mapping[str, str] = {}
-    by_key = {entry.key: entry for entry in board.entries}
-    if not samples:
-        board.unranked = board.entries[0].estimates[RANKED_BY].reason or f"{RANKED_BY} is undefined"
-    elif len(samples) > 1:
-        try:
-            table = compare(samples, RANKED_BY, level=1 - ALPHA)
-            ranks, reasons, board.differences = table.ranks, table.reasons, table.differences
-        except UserError as error:
-            board.unranked = str(error).rstrip(".")
-    else:  # one row is first of one, if it says anything
-        ((key, _),) = samples.items()
-        estimate, chance = by_key[key].estimates[RANKED_BY], board.record.prevalence
-        if estimate.low is None:
-            board.unranked = estimate.reason
-        elif estimate.low <= chance:
-            reasons = {key: NOT_ABOVE_CHANCE}
-        else:
-            ranks = {key: 1}
-    taken = list(ranks.values())
-
-    def order(entry: Entry) -> tuple[Any, ...]:
-        value = entry.estimates[RANKED_BY].value
-        return entry.rank is None, entry.rank or 0, -(value or 0.0), entry.record.method.name, entry.key
-
-    for entry in board.entries:
-        entry.rank = ranks.get(entry.key)
-        entry.tied = taken.count(entry.rank) > 1 if entry.rank is not None else False
-        if entry.rank is None:
-            entry.reason = reasons.get(entry.key) or entry.estimates[RANKED_BY].reason or board.unranked
-    board.entries.sort(key=order)
-    best = board.entries[0].key
-    against = {d.b: d for d in board.differences if d.a == best}
-    for entry in board.entries:
-        entry.to_best = against.get(entry.key)
-
-
-def _label(board: Board) -> None:
-    """Names of the rows; where the method, preset and training data do not tell them apart, their key does."""
-    names = [f"{e.record.method.name} [{e.record.method.preset}]" for e in board.entries]
-    full = [(name, e.record.train.name) for name, e in zip(names, board.entries, strict=True)]
-    for name, which, entry in zip(names, full, board.entries, strict=True):
-        entry.label = name if full.count(which) == 1 else f"{name} {entry.key[:6]}"
-
-
-def _estimate(entry: Entry, metric: str, left_out: np.ndarray | None) -> Estimate:
-    numbers = [s.record.metrics.get(metric) for s in entry.seeds]
-    if len(numbers) == 1 and numbers[0] is not None:
-        return _as_estimate(numbers[0])
-    defined = [number for number in numbers if number is not None and number.value is not None]
-    oracle = facts(metric, entry.record).oracle
-    if len(defined) < len(numbers):
-        reason = next((n.reason for n in numbers if n is not None and n.reason), "")
-        if not reason:
-            count = sum(number is not None for number in numbers)
-            reason = f"measured for {count} of {len(numbers)} seeds" if count else "not measured"
-        return Estimate(None, None, None, 0, oracle, reason)
-    values = np.array([number.value for number in defined], float)
-    n, n_all = defined[0].n, defined[0].n_all
-    if left_out is None:
-        return Estimate(float(values.mean()), None, None, n, oracle, "no interval over seeds", n_all)
-    ends = [
-        s.record.brackets.get(metric, (number.value, number.value))
-        for s, number in zip(entry.seeds, defined, strict=True)
-    ]
-    return estimate(
-        float(values.mean()),
-        left_out,
-        n,
-        float(entry.record.protocol["level"]),
-        oracle,
-        n_all=n_all,
-        lesions=facts(metric, entry.record).over_lesions,
-        bounds=facts(metric, entry.record).bounds,
-        bracket=(float(np.mean([low for low, _ in ends])), float(np.mean([high for _, high in ends]))),
-        values=values,
-    )
-
-
-def _as_estimate(number: Number) -> Estimate:
-    return Estimate(
-        number.value, number.low, number.high, number.n, number.oracle, number.reason, number.n_all, number.spread
-    )
-
-
-def _left_out(entry: Entry, lean: bool) -> dict[str, np.ndarray]:
-    """Metric -> (S, n) each seed's value without one subject each, of the metrics for which that is stored or cheap."""
-    found: dict[str, np.ndarray] = {}
-    stored = [one for one in (submission.left_out for submission in entry.seeds) if one is not None]
-    if len(stored) < len(entry.seeds):
-        return found
-    found[RANKED_BY] = np.stack(stored)
-    if len(entry.seeds) == 1:
-        return found  # its record has the other intervals
-    weights = jackknife.weights_of([row["subject"] for row in entry.record.subjects])
-    parts = [linear(submission, lean) for submission in entry.seeds]
-    for metric in (name for name in parts[0] if all(name in part for part in parts)):
-        found[metric] = np.stack([bootstrap.ratio(*part[metric], weights) for part in parts])
-    return found
-
-
-def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> (n,) numerator and (n,) denominator of each volume, of the shown metrics that are such ratios.
+def run_boards(records: Iterable[Record]) -> list[Board]:
+    """Runs in boards, one a row. Of several records of one run the newest counts, with the optional metrics of all.
 
     Args:
-        submission: one result.
-        lean: leave out those that need spatial counts.
+        records: of any runs.
     """
-    rows = submission.record.subjects
-    dice = [row["dice@val"] for row in rows]
-    found = {
-        "dice@val": (
-            np.array([value or 0.0 for value in dice], float),
-            np.array([value is not None for value in dice], float),
-        )
-    }
-    if not lean:
-        counted = ratios(submission.spatial)
-        found |= {name: counted[name] for name in ("lesion_recall@val", "fa_slice") if name in counted}
-        for metric in sorted({name for row in submission.spatial.rows for name in row.measures}):
-            pairs = np.array([row.measures.get(metric, (0.0, 0.0)) for row in submission.spatial.rows], float)
-            found[metric] = (pairs[:, 0], pairs[:, 1])
-    return found
+    newest: dict[str, Record] = {}
+    for record in sorted(records, key=lambda record: record.created):
+        older = newest.get(record.run_key)
+        newest[record.run_key] = record if older is None else _joined(record, older)
+    groups: dict[TestSet, list[Entry]] = {}
+    for record in newest.values():
+        groups.setdefault(test_set(record), []).append(Entry(record.run_key, [record], [], record.metrics))
+    return [Board(where, entries, pooled=False) for where, entries in sorted(groups.items())]
 
 
-def cohort(record: Record) -> tuple[tuple[str, int, int], ...]:
-    """(volume, lesion voxels, background voxels) of each test volume: what must agree to compare."""
-    return tuple(
-        (row.get("volume", row["subject"]), row["lesion_voxels"], row["brain_voxels"] - row["lesion_voxels"])
-        for row in record.subjects
-    )
+def _joined(record: Record, older: Record) -> Record:
+    """``record`` with the metrics that only ``older`` was asked for."""
+    parts = {name: part for name, part in older.optional.items() if name not in record.optional}
+    numbers = {name: older.metrics[name] for name in parts if name in older.metrics}
+    update = {"metrics": {**record.metrics, **numbers}, "optional": {**record.optional, **parts}}
+    return record.model_copy(update=update) if parts else record
 
 
 def _conformance(record: Record) -> str:
@@ -409,26 +323,7 @@ def _conformance(record: Record) -> str:
     return method.conformance or "not said"
 
 
-def _subjects(metrics: Mapping[str, Number]) -> int:
-    return max((number.n for number in metrics.values()), default=0)
-
-
-def by_modality(found: Sequence[Board]) -> list[dict[str, Any]]:
-    """Where a dataset is tested in several modalities: the same methods beside each other.
-
-    Returns:
-        One table a protocol and dataset: its boards, and rows of (label, training data, {board id: entry}).
-    """
-    tables = []
-    groups: dict[tuple[str, str], list[Board]] = {}
-    for board in found:
-        groups.setdefault((board.protocol, board.dataset), []).append(board)
-    for (protocol, dataset), group in groups.items():
-        if len({board.modality for board in group}) < 2:
-            continue
-        rows: dict[tuple[str, str], dict[str, Entry]] = {}
-        for board in group:
-            for entry in board.entries:
-                rows.setdefault((entry.label, entry.record.train.name), {})[board.id] = entry
-        tables.append({"protocol": protocol, "dataset": dataset, "boards": group, "rows": rows})
-    return tables
+def extra_metrics(records: Sequence[Record]) -> list[str]:
+    """The metrics beside :data:`HEADLINE` of some records of one protocol: its own, and those that they were asked for."""
+    names = dict.fromkeys([*records[0].protocol.get("metrics", ()), *asked(*records)])
+    return [name for name in names if name not in HEADLINE]

@@ -1,10 +1,14 @@
-"""What can be held against a rule in one published result: its keys, protocol, subjects and hashes, and every number."""
+"""What can be checked in one published result: its keys, protocol, subjects and hashes, and every number.
+
+A check takes a submission and yields what is wrong with it. :data:`CHECKS` is the list of all.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -13,52 +17,42 @@ from adbench.config import protocols, registry
 from adbench.datasets.io.filename_patterns import person, shared_patients
 from adbench.errors import UserError
 from adbench.leaderboard import released
-from adbench.leaderboard import submission as files
 from adbench.leaderboard.consistency import check_costs, check_texts, check_validation, check_volume
-from adbench.leaderboard.issues import CLOSE, Finding, Findings
-from adbench.leaderboard.submission import Submission
-from adbench.metrics import bootstrap, jackknife
+from adbench.leaderboard.issues import CLOSE, Issue, differences
+from adbench.leaderboard.submission import RANKED_BY, SPATIAL, Submission, own_digest, ranking_left_out, sha256
 from adbench.metrics.base import Metric, Subject
-from adbench.metrics.evaluate import Evaluation, evaluate
-from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
+from adbench.metrics.evaluate import evaluate
+from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.record import Number, Record
 from adbench.results.rundir import SPLITS
 from adbench.runner.keys import METRICS_VERSION
 from adbench.utils.hashing import digest
 
-RANKED_BY = "auprc"
-SPATIAL = "spatial.json"
 NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subjects")  # of a record, from its counts
 # What run_identity of adbench.runner.keys adds to fit_identity.
 RUN_FIELDS = frozenset({"protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices"})
 
 
-def check(submission: Submission) -> list[Finding]:
+def check(submission: Submission) -> list[Issue]:
     """What is wrong with ``submission`` by itself."""
-    where = str(submission.path)
-    found = Findings(where)
-    found.same("digest", submission.raw["digest"], files.own_digest(submission.raw))
-    check_texts(submission.record, found)
-    check_costs(submission.record, found)
-    released.check_method(submission.record, found)
-    _check_keys(submission.record, found)
-    _check_protocol(submission.record, found)
-    _check_splits(submission, found)
-    _check_hashes(submission, found)
-    released.check_data(submission, found)
-    try:
-        _check_numbers(submission, found)
-    except (UserError, ValueError, ArithmeticError, IndexError, KeyError, TypeError) as error:
-        found.add("histograms", why=f"they cannot be evaluated: {error}")
-    return found.list
+    issues: list[Issue] = []
+    for one in CHECKS:
+        try:
+            issues.extend(one(submission))
+        except (UserError, ValueError, ArithmeticError, IndexError, KeyError, TypeError) as error:
+            issues.append(Issue("file", why=f"its {one.__name__.removeprefix('check_')} cannot be checked: {error}"))
+    return [replace(issue, file=str(submission.path)) for issue in issues]
 
 
-def _check_keys(record: Record, found: Findings) -> None:
+def check_keys(submission: Submission) -> Iterator[Issue]:
+    """The digest and the keys are the hashes of what they name, and the identity says what the record says."""
+    record = submission.record
     identity = record.identity
-    found.same("run_key", record.run_key, digest(identity))
-    found.same("fit_key", record.fit_key, digest({k: v for k, v in identity.items() if k not in RUN_FIELDS}))
+    yield from differences("digest", submission.raw["digest"], own_digest(submission.raw))
+    yield from differences("run_key", record.run_key, digest(identity))
+    fit = {name: value for name, value in identity.items() if name not in RUN_FIELDS}
+    yield from differences("fit_key", record.fit_key, digest(fit))
     stated = {
         "method": record.method.name,
         "method_version": record.method.version,
@@ -75,135 +69,141 @@ def _check_keys(record: Record, found: Findings) -> None:
     }
     for name, value in stated.items():
         if name not in identity:
-            found.add(f"identity.{name}", why="it is missing")
+            yield Issue(f"identity.{name}", why="it is missing")
         else:
-            found.same(f"identity.{name}", identity[name], value, "the rest of the record says so")
+            yield from differences(f"identity.{name}", identity[name], value, "the rest of the record says so")
     for name in identity.keys() - stated.keys() - {"files", "metrics_version", "measure_source"}:
-        found.add(f"identity.{name}", why="it is no part of what a run is known by")
+        yield Issue(f"identity.{name}", why="it is no part of the identity of a run")
     if not isinstance(identity.get("files"), list):
-        found.add("identity.files", why="it must be a list")
-    found.same(
-        "identity.metrics_version", identity.get("metrics_version"), METRICS_VERSION, "numbers of other definitions"
-    )
-    found.same("train.modality", record.train.modality, record.test.modality)
-    if record.val is not None:
-        found.same("val.modality", record.val.modality, record.test.modality)
-    found.same("threshold.modality", record.threshold.modality, record.test.modality)
-    found.same("threshold.name", record.threshold.name, record.test.name)
+        yield Issue("identity.files", why="it must be a list")
+    version = identity.get("metrics_version")
+    yield from differences("identity.metrics_version", version, METRICS_VERSION, "numbers of other definitions")
 
 
-def _check_protocol(record: Record, found: Findings) -> None:
-    name = record.protocol.get("name")
+def check_protocol(submission: Submission) -> Iterator[Issue]:
+    """The protocol is that of this adbench, field by field, and the data fit it."""
+    record, name = submission.record, submission.record.protocol.get("name")
+    for role in ("train", "val", "threshold"):
+        if (part := getattr(record, role)) is not None:
+            yield from differences(f"{role}.modality", part.modality, record.test.modality)
+    yield from differences("threshold.name", record.threshold.name, record.test.name)
     if not isinstance(name, str) or name not in protocols.PROTOCOLS:
-        found.add("protocol.name", name, why=f"this adbench knows {', '.join(protocols.PROTOCOLS)}")
+        yield Issue("protocol.name", name, why=f"this adbench knows {', '.join(protocols.PROTOCOLS)}")
         return
     protocol = protocols.get(name)
-    found.same("protocol", record.protocol, protocol.as_dict(), f"protocol {name} of this adbench")
+    yield from differences("protocol", record.protocol, protocol.as_dict(), f"protocol {name} of this adbench")
     if protocol.datasets and record.test.name not in protocol.datasets:
-        found.add("test.name", record.test.name, why=f"protocol {name} tests on {' or '.join(protocol.datasets)}")
+        yield Issue("test.name", record.test.name, why=f"protocol {name} tests on {' or '.join(protocol.datasets)}")
     if protocol.train_on and record.train.name != protocol.train_on:
-        found.add("train.name", record.train.name, why=f"protocol {name} learns from {protocol.train_on}")
+        yield Issue("train.name", record.train.name, why=f"protocol {name} trains on {protocol.train_on}")
 
 
-def _check_splits(submission: Submission, found: Findings) -> None:
+def check_splits(submission: Submission) -> Iterator[Issue]:
+    """The lists of subjects have the lengths that the record states, and no subject has two roles."""
     record, splits = submission.record, submission.content.splits
-    roles = {"train": record.train, "val": record.val, "threshold": record.threshold, "test": record.test}
-    for role, part in roles.items():
-        subjects = getattr(splits, role)
+    for role in ("train", "val", "threshold", "test"):
+        part, subjects = getattr(record, role), getattr(splits, role)
         if subjects != sorted(set(subjects)):
-            found.add(f"splits.{role}", why="its subjects are not sorted and distinct")
-        found.same(
-            f"{role}.subjects", part.subjects if part is not None else 0, len(subjects), f"length of splits.{role}"
-        )
-        if part is not None and part.slices < part.subjects:
-            found.add(f"{role}.slices", part.slices, why=f"fewer than {part.subjects} subjects")
-        if part is not None and not 0 <= (part.lesion_subjects or 0) <= part.subjects:
-            found.add(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
-        if part is not None and min(part.grid) < 1:
-            found.add(f"{role}.grid", list(part.grid), why="a slice has a pixel")
-    taught = {person(s): s for s in (*splits.val, *splits.train)}
-    learn, choose, tested = ({person(s): s for s in own} for own in (splits.train, splits.threshold, splits.test))
+            yield Issue(f"splits.{role}", why="its subjects are not sorted and distinct")
+        stated = part.subjects if part is not None else 0
+        yield from differences(f"{role}.subjects", stated, len(subjects), f"length of splits.{role}")
+        if part is None:
+            continue
+        if part.slices < part.subjects:
+            yield Issue(f"{role}.slices", part.slices, why=f"fewer than {part.subjects} subjects")
+        if not 0 <= (part.lesion_subjects or 0) <= part.subjects:
+            yield Issue(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
+        if min(part.grid) < 1:
+            yield Issue(f"{role}.grid", list(part.grid), why="a slice has at least one pixel")
+    train, fitted, threshold, test = (
+        {person(subject): subject for subject in own}
+        for own in (splits.train, [*splits.val, *splits.train], splits.threshold, splits.test)
+    )
     for field, one, other in (
-        ("splits.train", taught, tested),
-        ("splits.train", learn, choose),
-        ("splits.threshold", choose, tested),
+        ("splits.train", fitted, test),
+        ("splits.train", train, threshold),
+        ("splits.threshold", threshold, test),
     ):
         both = sorted(one.keys() & other.keys())
         if both:
-            a, b = one[both[0]], other[both[0]]
-            name = repr(a) if a == b else f"{a!r} and {b!r}"
-            found.add(field, why=f"{len(both)} subjects have two roles, e.g. {name}")
-    shared = shared_patients(set(taught.values()), set(tested.values()) | set(choose.values()))
+            names = sorted({repr(one[both[0]]), repr(other[both[0]])})
+            yield Issue(field, why=f"{len(both)} subjects have two roles, e.g. {' and '.join(names)}")
+    shared = shared_patients(set(fitted.values()), {*test.values(), *threshold.values()})
     if shared:
-        found.add("splits.train", why=f"{shared[0]} and {shared[1]} share patients under different names")
-    subjects = [row.get("subject") for row in record.subjects]
+        yield Issue("splits.train", why=f"{shared[0]} and {shared[1]} share patients under different names")
+    subjects = sorted({str(row.get("subject")) for row in record.subjects})
     volumes = [row.get("volume", row.get("subject")) for row in record.subjects]
     for field, stored, expected, what in (
-        ("subjects", sorted({str(s) for s in subjects}), splits.test, "subjects of splits.test"),
+        ("subjects", subjects, splits.test, "subjects of splits.test"),
         ("histograms.subjects", submission.content.histograms.subjects, volumes, "volumes of subjects"),
     ):
         if stored != expected:
             odd = sorted({str(s) for s in stored} ^ {str(s) for s in expected}) or ["the order, or one is there twice"]
-            found.add(field, why=f"they are not the {what}: {odd[0]}")
+            yield Issue(field, why=f"they are not the {what}: {odd[0]}")
 
 
-def _check_hashes(submission: Submission, found: Findings) -> None:
+def check_hashes(submission: Submission) -> Iterator[Issue]:
+    """The files that the submission holds are those that the record lists."""
     listed = submission.record.files
     splits = json.dumps(submission.raw["splits"], indent=1) + "\n"
-    found.same(f"files.{SPLITS}", listed.get(SPLITS), files.sha256(splits.encode()))
+    yield from differences(f"files.{SPLITS}", listed.get(SPLITS), sha256(splits.encode()))
     try:
-        found.same(f"files.{SPATIAL}", listed.get(SPATIAL), files.sha256(submission.spatial_bytes))
+        yield from differences(f"files.{SPATIAL}", listed.get(SPATIAL), sha256(submission.spatial_bytes))
     except ValueError as error:
-        found.add("spatial", why=str(error))
+        yield Issue("spatial", why=str(error))
 
 
-def _check_numbers(submission: Submission, found: Findings) -> None:
+def check_numbers(submission: Submission) -> Iterator[Issue]:
+    """Every number of the record follows from the counts, and the counts fit each other."""
     record = submission.record
-    for field, unpack in (
-        ("histograms", lambda: submission.test),
-        ("validation", lambda: submission.validation),
-        ("spatial", lambda: submission.spatial),
-        ("ranking.left_out", lambda: submission.left_out),
+    for field, part in (
+        ("histograms", "test"),
+        ("validation", "validation"),
+        ("spatial", "spatial"),
+        ("ranking.left_out", "left_out"),
     ):
         try:
-            unpack()
+            getattr(submission, part)
         except ValueError as error:
-            found.add(field, why=str(error))
+            yield Issue(field, why=str(error))
             return
     test, validation, spatial = submission.test, submission.validation, submission.spatial
-    check_validation(submission, found)
-    with_lesion = sum(bool(h.n_positive) for _, h in test.items())
-    found.same("test.lesion_subjects", record.test.lesion_subjects, with_lesion)
+    yield from check_validation(submission)
+    with_lesion = sum(bool(histogram.n_positive) for _, histogram in test.items())
+    yield from differences("test.lesion_subjects", record.test.lesion_subjects, with_lesion)
     for row in spatial.rows:
         if row.volume in test:
-            check_volume(row, test[row.volume], spatial, math.prod(record.test.grid), found)
+            yield from check_volume(row, test[row.volume], spatial, math.prod(record.test.grid))
     slices = sum(len(row.slice_lesion) for row in spatial.rows)
     if slices > record.test.slices:
-        found.same("test.slices", record.test.slices, slices, "spatial counts")
+        yield from differences("test.slices", record.test.slices, slices, "spatial counts")
     thresholds = choose_thresholds(validation)[0]
-    froc = froc_thresholds(validation) if validation is not None else []
-    found.same("spatial.thresholds", spatial.thresholds, thresholds)
-    if spatial.froc != froc:
-        found.same("thresholds", {rule: record.thresholds.get(rule) for rule in thresholds}, thresholds)
-        found.add("spatial.froc", why="its thresholds are not those that the validation scores give")
+    yield from differences("spatial.thresholds", spatial.thresholds, thresholds)
+    if spatial.froc != (froc_thresholds(validation) if validation is not None else []):
+        stated = {rule: record.thresholds.get(rule) for rule in thresholds}
+        yield from differences("thresholds", stated, thresholds)
+        yield Issue("spatial.froc", why="its thresholds are not those that the validation scores give")
         return
-    which = record.protocol.get("name")
-    if not isinstance(which, str) or which not in protocols.PROTOCOLS:
-        return  # said above; without its rules there is nothing to compute
-    protocol = protocols.get(which)
-    unchecked = _not_installed(record, spatial, found)
-    metrics = _plugins(record, unchecked, found)
+    name = record.protocol.get("name")
+    if not isinstance(name, str) or name not in protocols.PROTOCOLS:
+        return  # check_protocol says so; without its rules there is nothing to compute
+    unchecked = _not_installed(submission)
+    for metric in unchecked:
+        why = "this metric is not installed here: its value, interval and strata could not be checked"
+        yield Issue(f"metrics.{metric}", record.metrics[metric].value, why=why)
+    yield from _optional_facts(record)
+    metrics = [_metric(name, record) for name in record.optional if name in record.metrics and name not in unchecked]
     spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
     evaluation = evaluate(
-        test,
-        validation,
-        level=protocol.level,
-        spatial=spatial,
-        metrics=metrics,
-        strata=True,
+        test, validation, level=protocols.get(name).level, spatial=spatial, metrics=metrics, strata=True
     )
-    _compare(record, evaluation, unchecked, found)
-    _check_ranking(submission, evaluation, found)
+    stored, recomputed = numbers_without(record, unchecked), evaluation.as_dict()
+    for field in NUMBERS:
+        yield from differences(field, stored[field], recomputed[field])
+    for note in evaluation.notes:
+        if note not in record.notes:
+            yield Issue("notes", why=f"this one is missing: {note}")
+    yield from _ranking(submission, evaluation.metrics[RANKED_BY].value is not None)
 
 
 def numbers_without(record: Record, metrics: Collection[str]) -> dict[str, Any]:
@@ -216,73 +216,49 @@ def numbers_without(record: Record, metrics: Collection[str]) -> dict[str, Any]:
     return content
 
 
-def _compare(record: Record, evaluation: Evaluation, unchecked: Collection[str], found: Findings) -> None:
-    stored = numbers_without(record, unchecked)
-    recomputed = evaluation.as_dict()
-    for name in NUMBERS:
-        found.same(name, stored[name], recomputed[name])
-    for note in evaluation.notes:
-        if note not in record.notes:
-            found.add("notes", why=f"this one is missing: {note}")
-
-
-def _check_ranking(submission: Submission, evaluation: Evaluation, found: Findings) -> None:
-    stored = submission.content.ranking
-    defined = evaluation.metrics[RANKED_BY].value is not None
+def _ranking(submission: Submission, defined: bool) -> Iterator[Issue]:
+    stored, values = submission.content.ranking, submission.left_out
     if (stored is None) == defined:
-        found.add("ranking", why=f"{RANKED_BY} is {'defined' if defined else 'undefined'}")
-    if stored is None or not defined or submission.left_out is None:
+        yield Issue("ranking", why=f"{RANKED_BY} is {'defined' if defined else 'undefined'}")
+    if stored is None or values is None or not defined:
         return
-    found.same("ranking.metric", stored.metric, RANKED_BY)
-    left_out = ranking_left_out(submission.test, submission.spatial.subject_of)
-    if len(submission.left_out) != len(left_out) or not np.allclose(
-        submission.left_out, left_out, rtol=CLOSE["rel_tol"], atol=CLOSE["abs_tol"], equal_nan=True
-    ):
-        found.add("ranking.left_out", why="they are not the values that the histograms give")
+    yield from differences("ranking.metric", stored.metric, RANKED_BY)
+    expected = ranking_left_out(submission.test, submission.spatial.subject_of)
+    rtol, atol = CLOSE["rel_tol"], CLOSE["abs_tol"]
+    if len(values) != len(expected) or not np.allclose(values, expected, rtol=rtol, atol=atol, equal_nan=True):
+        yield Issue("ranking.left_out", why="they are not the values that the histograms give")
 
 
-def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> np.ndarray:
-    """(n,) the ranking metric without one subject each.
-
-    Args:
-        test: volumes.
-        subject_of: volume -> its subject.
-    """
-    return bootstrap.pooled(test, jackknife.weights_of([subject_of[volume] for volume in test]))[RANKED_BY]
-
-
-def _not_installed(record: Record, spatial: SpatialAccumulator, found: Findings) -> list[str]:
-    """The metrics whose numbers nothing that is here gives."""
-    measured = {name for row in spatial.rows for name in row.measures}
-    names = [
+def _not_installed(submission: Submission) -> list[str]:
+    """The metrics whose code is not installed here and that left no sums, so that their numbers cannot be computed."""
+    record = submission.record
+    known = {*registry.entries("metrics"), *(name for row in submission.spatial.rows for name in row.measures)}
+    return [
         name
         for name in record.optional
-        if name in record.metrics and record.metrics[name].value is not None
-        if name not in measured and name not in registry.entries("metrics")
+        if name not in known and name in record.metrics and record.metrics[name].value is not None
     ]
-    for name in names:
-        why = "this metric is not installed here: its value, interval and strata could not be checked"
-        found.add(f"metrics.{name}", record.metrics[name].value, why=why)
-    return names
 
 
-def _plugins(record: Record, unchecked: Collection[str], found: Findings) -> list[Metric]:
-    """The metrics that the record was asked for. One that looked at maps left its sums; the code of others must be here."""
-    chosen: list[Metric] = []
+def _optional_facts(record: Record) -> Iterator[Issue]:
+    """What the record says about its optional metrics is what those that are installed here say."""
     for name in set(record.protocol.get("metrics", ())) - set(record.optional):
-        found.add(f"optional.{name}", why="the protocol measures it, and nothing is said about it")
+        yield Issue(f"optional.{name}", why="the protocol measures it, and nothing is said about it")
     for name, part in record.optional.items():
-        number = record.metrics.get(name)
-        if number is None:
-            found.add(f"metrics.{name}", why="it is missing")
+        if name not in record.metrics:
+            yield Issue(f"metrics.{name}", why="it is missing")
         elif name in registry.entries("metrics"):
-            facts = registry.metric_spec(name)
             for fact in ("less_is_better", "oracle", "unit"):
-                found.same(f"optional.{name}.{fact}", getattr(part, fact), getattr(facts, fact), "the metric says so")
-            chosen.append(registry.load("metrics", name)())
-        elif name not in unchecked:
-            chosen.append(_summed(name, number))
-    return chosen
+                expected = getattr(registry.metric_spec(name), fact)
+                yield from differences(f"optional.{name}.{fact}", getattr(part, fact), expected, "the metric says so")
+
+
+def _metric(name: str, record: Record) -> Metric:
+    """The optional metric ``name``: as installed, or from the sums that it left when it looked at the maps."""
+    if name in registry.entries("metrics"):
+        found: Metric = registry.load("metrics", name)()
+        return found
+    return _summed(name, record.metrics[name])
 
 
 def _summed(metric: str, number: Number) -> Metric:
@@ -298,3 +274,16 @@ def _summed(metric: str, number: Number) -> Metric:
             raise NotImplementedError
 
     return Summed()
+
+
+CHECKS: tuple[Callable[[Submission], Iterator[Issue]], ...] = (
+    check_keys,
+    check_texts,
+    check_costs,
+    released.check_method,
+    check_protocol,
+    check_splits,
+    check_hashes,
+    released.check_data,
+    check_numbers,
+)

@@ -1,4 +1,4 @@
-"""What one result can be held against beside its own numbers: names, costs, and counts that must fit each other."""
+"""Names, costs and counts of one published result: each must be possible, and they must fit each other."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 
 from adbench.config import registry
-from adbench.leaderboard import submission as files
-from adbench.leaderboard.issues import Findings
-from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.issues import Issue, differences
+from adbench.leaderboard.submission import WITH, WITHOUT, Submission
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
 from adbench.metrics.score_bins import key_of, predict
@@ -28,8 +27,9 @@ SMALLEST = 0.005  # GiB: an interpreter with NumPy needs more
 _LETTERS = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "-": "", "_": "", ".": "", " ": ""})
 
 
-def check_texts(record: Record, found: Findings) -> None:
-    """Names that a page or a path will show, and every other text."""
+def check_texts(submission: Submission) -> Iterator[Issue]:
+    """Names are ASCII and read like no other; every text is printable and of bounded length."""
+    record = submission.record
     names = {
         "method.name": record.method.name,
         "method.version": record.method.version,
@@ -41,29 +41,25 @@ def check_texts(record: Record, found: Findings) -> None:
     }
     for field, name in names.items():
         if not name or len(name) > 80 or not name.isprintable():
-            found.add(field, name, why="a name has 1 to 80 printable characters")
+            yield Issue(field, name, why="a name has 1 to 80 printable characters")
         elif not name.isascii():
             odd = next(letter for letter in name if not letter.isascii())
-            found.add(field, name, why=f"a name has ASCII letters, and U+{ord(odd):04X} may pass for one")
-    for field, known in (
-        ("method.name", registry.BUILTIN["methods"]),
-        ("test.name", registry.BUILTIN["datasets"]),
-        ("train.name", registry.BUILTIN["datasets"]),
-    ):
-        alike = {skeleton(name): name for name in known}.get(skeleton(names[field]))
+            yield Issue(field, name, why=f"a name has ASCII letters, and U+{ord(odd):04X} may pass for one")
+    for field, kind in (("method.name", "methods"), ("test.name", "datasets"), ("train.name", "datasets")):
+        alike = {skeleton(name): name for name in registry.BUILTIN[kind]}.get(skeleton(names[field]))
         if alike not in (None, names[field]):
-            found.add(field, names[field], why=f"it reads like {alike!r}")
-    shown = record.model_dump(mode="json", exclude={"subjects", "fit"})  # subjects are held against the splits
+            yield Issue(field, names[field], why=f"it reads like {alike!r}")
+    shown = record.model_dump(mode="json", exclude={"subjects", "fit"})  # subjects are compared with the splits
     for field, text in _texts(shown):
         if field not in names and not (len(text) <= LONGEST and text.isprintable()):
-            found.add(field, text, why=f"a text has at most {LONGEST} printable characters")
+            yield Issue(field, text, why=f"a text has at most {LONGEST} printable characters")
     for name in record.files:
         if name != safe(name) or name.startswith("."):
-            found.add(f"files.{name}", why="it is not the plain name of a file beside the record")
+            yield Issue(f"files.{name}", why="it is not the plain name of a file beside the record")
     try:
         datetime.fromisoformat(record.created)
     except ValueError:
-        found.add("created", record.created, why="it is no ISO 8601 time")
+        yield Issue("created", record.created, why="it is no ISO 8601 time")
 
 
 def skeleton(name: str) -> str:
@@ -72,7 +68,7 @@ def skeleton(name: str) -> str:
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
-    """Every text within a JSON value, names of fields among them, with where it stands."""
+    """Every text within a JSON value, names of fields included, with the field it belongs to."""
     if isinstance(value, str):
         yield field, value
     elif isinstance(value, dict):
@@ -85,74 +81,79 @@ def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
 
 
 def steps(record: Record) -> int:
-    """Optimiser steps of the training, 0 for a method that takes none or does not say."""
+    """Optimiser steps of the training; 0 for a method that takes none or does not say."""
     count = record.fit.get("steps")
     return count if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
-def check_costs(record: Record, found: Findings) -> None:
-    """Times, memory and number of weights that a machine of this world can have."""
+def check_costs(submission: Submission) -> Iterator[Issue]:
+    """Times, memory and number of weights are such that a machine can have them."""
+    record = submission.record
     if problem := lacking(record):
         field, _, why = problem.partition(": ")
-        found.add(field, why=why)
+        yield Issue(field, why=why)
         return
     fit, each, count = record.timing["fit"], record.timing["score_per_slice"], steps(record)
     if record.fit.get("steps") != count or count < 0:
-        found.add("fit.steps", record.fit.get("steps"), why="it must be a whole number that is not negative")
+        yield Issue("fit.steps", record.fit.get("steps"), why="it must be a whole number that is not negative")
     if fit < count * STEP:
-        found.add("timing.fit", fit, why=f"{count} optimiser steps take more than {count * STEP:g} s")
+        yield Issue("timing.fit", fit, why=f"{count} optimiser steps take more than {count * STEP:g} s")
     fastest = math.prod(record.test.grid) * PIXEL
     if each < fastest:
-        found.add("timing.score_per_slice", each, why=f"to read the pixels of a slice takes more than {fastest:.1g} s")
+        yield Issue(
+            "timing.score_per_slice", each, why=f"to read the pixels of a slice takes more than {fastest:.1g} s"
+        )
     if "score" in record.timing and not math.isclose(record.timing["score"], each * record.test.slices, rel_tol=1e-6):
-        found.same("timing.score", record.timing["score"], each * record.test.slices, "score_per_slice x slices")
+        yield Issue("timing.score", record.timing["score"], each * record.test.slices, "score_per_slice x slices")
     for name, value in record.memory.items():
         if not (math.isfinite(value) and value >= 0):
-            found.add(f"memory.{name}", value, why="it must be a number that is not negative")
+            yield Issue(f"memory.{name}", value, why="it must be a number that is not negative")
     weights, memory = record.method.parameters, max(record.memory.values(), default=0.0)
     if weights < 0 or (weights == 0 and count > 0):
-        found.add("method.parameters", weights, why=f"{count} optimiser steps train a positive number of weights")
+        yield Issue("method.parameters", weights, why=f"{count} optimiser steps train a positive number of weights")
     if memory < max(SMALLEST, 2 * weights / 2**30):
-        found.add("memory", memory, why=f"GiB at most, which is too little for a process with {weights} weights")
+        yield Issue("memory", memory, why=f"GiB at most, which is too little for a process with {weights} weights")
 
 
-def check_validation(submission: Submission, found: Findings) -> None:
-    """The validation counts are those of the subjects that the record names, and not the test's own."""
+def check_validation(submission: Submission) -> Iterator[Issue]:
+    """The validation counts are those of the subjects that the record names, and not the test's own.
+
+    Raises:
+        ValueError: the stored counts are impossible.
+    """
     record, validation, test = submission.record, submission.validation, submission.test
-    ill = record.threshold.lesion_subjects or 0
+    with_lesion = record.threshold.lesion_subjects or 0
+    without = record.threshold.subjects - with_lesion
     if validation is None:
-        found.same("validation.healthy", 0, record.threshold.subjects - ill)
-        found.same("validation.ill", False, ill > 0)
+        yield from differences("validation.healthy", 0, without)
+        yield from differences("validation.ill", False, with_lesion > 0)
         return
-    known = set(submission.content.splits.threshold)
-    healthy = validation.subset([name for name in validation if name != files.WITH])
+    known = {WITH, WITHOUT, *submission.content.splits.threshold}
     for name, histogram in validation.items():
-        if bool(histogram.n_positive) != (name == files.WITH):
-            found.add("validation", why=f"{name}: {histogram.n_positive} lesion voxels")
-        if name not in (files.WITH, files.WITHOUT) and name not in known:
-            found.add("validation", why=f"{name} is none of splits.threshold")
+        if bool(histogram.n_positive) != (name == WITH):
+            yield Issue("validation", why=f"{name}: {histogram.n_positive} lesion voxels")
+        if name not in known:
+            yield Issue("validation", why=f"{name} is none of splits.threshold")
+    healthy = validation.subset([name for name in validation if name != WITH])
     scores = validation.healthy_scores if isinstance(validation, ThresholdCounts) else None
-    count = len(healthy) if scores is None else len(scores)
-    found.same("validation.healthy", count, record.threshold.subjects - ill)
-    found.same("validation.ill", files.WITH in validation, ill > 0)
+    yield from differences("validation.healthy", len(healthy) if scores is None else len(scores), without)
+    yield from differences("validation.ill", WITH in validation, with_lesion > 0)
     if scores:
-        _check_healthy_scores(scores, healthy.pooled(), found)
-    for role, own in (
-        ("with a lesion", [validation[files.WITH]] if files.WITH in validation else []),
-        ("without a lesion", [healthy.pooled()] if len(healthy) else []),
-    ):
-        same = [v for v in test if bool(test[v].n_positive) == (role == "with a lesion")]
-        if own and same and _equal(own[0], test.subset(same)):
-            found.add("validation", why=f"the counts of subjects {role} are those of the test subjects")
+        yield from _healthy_scores(scores, healthy.pooled())
+    for own, ill in ((validation.subset([name for name in validation if name == WITH]), True), (healthy, False)):
+        same = test.subset([volume for volume in test if bool(test[volume].n_positive) == ill])
+        if len(own) and len(same) and _equal(own.pooled(), same):
+            subjects = "with a lesion" if ill else "without a lesion"
+            yield Issue("validation", why=f"the counts of subjects {subjects} are those of the test subjects")
 
 
-def _check_healthy_scores(scores: list[float], pool: ScoreHistogram, found: Findings) -> None:
+def _healthy_scores(scores: list[float], pool: ScoreHistogram) -> Iterator[Issue]:
     keys, _, _ = pool.counts()
     own = pool.partition.of(np.array([key_of(score) for score in scores], np.int64))
     if not (np.isin(own, keys) | (own > keys[-1])).all():  # above all, where no score is reached by few enough
-        found.add("healthy_scores", why="one of them is no score of the healthy validation subjects")
+        yield Issue("healthy_scores", why="one of them is no score of the healthy validation subjects")
     elif pool.positives_at(scores[-1])[1] > 0.01 * pool.n_negative:
-        found.add("healthy_scores", scores[-1], why="more than 1 % of the voxels of all of them reach the highest")
+        yield Issue("healthy_scores", scores[-1], why="more than 1 % of the voxels of all of them reach the highest")
 
 
 def _equal(own: ScoreHistogram, test: SubjectHistograms) -> bool:
@@ -165,64 +166,58 @@ def _equal(own: ScoreHistogram, test: SubjectHistograms) -> bool:
     return len(mine.counts()[0]) > 2 and mine == its
 
 
-def check_volume(
-    row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, pixels: int, found: Findings
-) -> None:
-    """What the lesions and slices of a volume have in common with its scores, and with each other.
+def check_volume(row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, pixels: int) -> Iterator[Issue]:
+    """The lesions and slices of a volume fit its scores, and each other.
 
     Args:
         row: its spatial counts.
         scores: its histogram.
         spatial: the counts of all volumes.
         pixels: of a slice, outside the brain too.
-        found: takes what is wrong.
     """
-    where = f"spatial.{row.volume}"
-    found.same(f"{where}.lesion_sizes", sum(row.lesion_sizes), scores.n_positive, "lesion voxels of the histogram")
-    found.same(
-        f"{where}.slice_lesion", any(row.slice_lesion), bool(scores.n_positive), "lesion voxels of the histogram"
-    )
-    _check_slices(row, scores, pixels, where, found)
+    where, same = f"spatial.{row.volume}", "lesion voxels of the histogram"
+    yield from differences(f"{where}.lesion_sizes", sum(row.lesion_sizes), scores.n_positive, same)
+    yield from differences(f"{where}.slice_lesion", any(row.slice_lesion), bool(scores.n_positive), same)
+    yield from _slices(row, scores, pixels, where)
     for place, threshold in enumerate([*(spatial.thresholds[rule] for rule in spatial.rules), *spatial.froc]):
         true, false = scores.positives_at(threshold)
         if row.found[place] > true or row.found[place] + row.false_components[place] > true + false:
-            found.add(
-                f"{where}.found", row.found[place], why=f"only {true} lesion voxels of {true + false} are predicted"
-            )
+            why = f"only {true} lesion voxels of {true + false} are predicted"
+            yield Issue(f"{where}.found", row.found[place], why=why)
             break
     if "val" in spatial.rules:
         shared = sum(iou * size for iou, size in zip(row.lesion_ious, row.lesion_sizes, strict=True))
         if shared > scores.positives_at(spatial.thresholds["val"])[0] * (1 + 1e-9):
-            found.add(f"{where}.lesion_ious", why="their lesions overlap in more voxels than are predicted")
+            yield Issue(f"{where}.lesion_ious", why="their lesions overlap in more voxels than are predicted")
     over = {rule: predict(np.array(row.slice_max), spatial.thresholds[rule]) for rule in spatial.rules}
     alarms = {rule: int(np.sum(above & ~np.array(row.slice_lesion, bool))) for rule, above in over.items()}
-    found.same(f"{where}.alarms", row.alarms, alarms, "from slice_max")
+    yield from differences(f"{where}.alarms", row.alarms, alarms, "from slice_max")
 
 
-def _check_slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: str, found: Findings) -> None:
+def _slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: str) -> Iterator[Issue]:
     """The highest score of each slice, and the median of its highest 1 %, are scores of the volume, and enough reach them."""
     keys, positive, negative = scores.counts()
     if not row.slice_max or not len(keys):
         return
     lesion = np.array(row.slice_lesion, bool)
     bins = {
-        name: scores.partition.of(np.array([key_of(score) for score in values], np.int64))
-        for name, values in (("slice_max", row.slice_max), ("slice_top", row.slice_top))
+        name: scores.partition.of(np.array([key_of(score) for score in getattr(row, name)], np.int64))
+        for name in ("slice_max", "slice_top")
     }
     if bins["slice_max"].max() != keys.max():
-        found.add(f"{where}.slice_max", max(row.slice_max), why="the highest score of the histogram is another one")
+        yield Issue(f"{where}.slice_max", max(row.slice_max), why="the highest score of the histogram is another one")
         return
     if (np.array(row.slice_top) > np.array(row.slice_max)).any():
-        found.add(f"{where}.slice_top", max(row.slice_top), why="the scores of a slice are not above its highest one")
+        yield Issue(f"{where}.slice_top", max(row.slice_top), why="the scores of a slice are not above its highest one")
         return
-    if (lesion.sum()) > scores.n_positive:
-        found.add(f"{where}.slice_lesion", int(lesion.sum()), why=f"of {scores.n_positive} lesion voxels")
+    if lesion.sum() > scores.n_positive:
+        yield Issue(f"{where}.slice_lesion", int(lesion.sum()), why=f"of {scores.n_positive} lesion voxels")
     for name, own in bins.items():
         place = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
         there = np.where(lesion, positive[place] + negative[place], negative[place]) * (keys[place] == own)
         if not there.all():
             score = getattr(row, name)[int(np.argmin(there > 0))]
-            found.add(f"{where}.{name}", score, why="no voxel of the histogram has this score where the slice could")
+            yield Issue(f"{where}.{name}", score, why="no voxel of the histogram has this score where the slice could")
             return
     # The median of the highest n/100 of n scores: half of them reach it, and no more than half lie above it.
     tops, counts, total = np.sort(bins["slice_top"])[::-1], positive + negative, scores.n_positive + scores.n_negative
@@ -235,10 +230,9 @@ def _check_slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: st
         needed = max(number, (at_least / 100 - number / 2) / 2)
         have = int(reach[np.searchsorted(keys, top)])
         if have < needed:
-            found.add(f"{where}.slice_top", why=f"{number} slices need {needed:.0f} voxels that high, {have} are")
+            yield Issue(f"{where}.slice_top", why=f"{number} slices need {needed:.0f} voxels that high, {have} are")
             return
     above = int(reach[np.searchsorted(keys, tops[0], side="right")])
     if above > total / 200 + slices / 4:
-        found.add(
-            f"{where}.slice_top", max(row.slice_top), why=f"{above} voxels are higher than in any slice's upper half"
-        )
+        why = f"{above} voxels are higher than in any slice's upper half"
+        yield Issue(f"{where}.slice_top", max(row.slice_top), why=why)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.leaderboard.board import Board, boards, cohort, read_all
-from adbench.leaderboard.checks import NUMBERS, RANKED_BY
-from adbench.leaderboard.issues import Findings
-from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import load, targets
+from adbench.leaderboard.checks import NUMBERS
+from adbench.leaderboard.export import rank_text
+from adbench.leaderboard.issues import differences
+from adbench.leaderboard.ranking import boards, cohort, read_all
+from adbench.leaderboard.submission import RANKED_BY, Submission, read_or_pack
+from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, Samples, compare
-from adbench.results.record import Record
+from adbench.results.format import NONE, flat, p_text
+from adbench.utils.console import out, print_json, say, table
+
+LONGEST = 60  # characters of a value in a table
 
 
 @dataclass
@@ -66,102 +69,74 @@ def diff(a: Path, b: Path) -> ResultDiff | BoardsDiff:
     """
     whole = [Path(path).is_dir() and any(Path(path).glob("*/records/*.json")) for path in (a, b)]
     if all(whole):
-        return diff_boards(a, b)
+        return _boards(a, b)
     if any(whole):
         raise UserError(f"One of {a} and {b} is a folder of leaderboards and the other is not: name two of a kind.")
-    return diff_results(_one(a), _one(b))
-
-
-def diff_results(a: Submission, b: Submission) -> ResultDiff:
-    """Compare two results."""
-    mine, its = a.record, b.record
-    flat = [dict(_flat(record.identity)) for record in (mine, its)]
-    keys = list(dict.fromkeys([*flat[0], *flat[1]]))
-    identity = [(key, flat[0].get(key), flat[1].get(key)) for key in keys if flat[0].get(key) != flat[1].get(key)]
-    names = list(dict.fromkeys([*mine.metrics, *its.metrics]))
-    metrics = [(name, _value(mine, name), _value(its, name)) for name in names]
-    found = ResultDiff(identity, metrics)
-    if a.left_out is None or b.left_out is None:
-        found.why_not_paired = f"{RANKED_BY} is undefined in one of them"
-        return found
-    pair = {}
-    for name, one in (("A", a), ("B", b)):
-        number = one.record.metrics[RANKED_BY]
-        assert number.value is not None
-        assert one.left_out is not None
-        values = np.array([number.value])
-        pair[name] = Samples(
-            cohort(one.record), {RANKED_BY: values}, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n}
-        )
-    try:
-        (found.paired,) = compare(pair, RANKED_BY, above_chance=False).differences
-    except UserError as error:
-        found.why_not_paired = str(error)
-    return found
-
-
-def diff_boards(a: Path, b: Path) -> BoardsDiff:
-    """Compare two states of the leaderboards."""
-    sides = [read_all(a), read_all(b)]
-    keyed = [{submission.record.run_key: (path, submission) for path, submission in side} for side in sides]
-    changed = []
-    for key in keyed[0].keys() & keyed[1].keys():
-        (path, mine), (_, its) = keyed[0][key], keyed[1][key]
-        found = Findings(path)
-        for name in NUMBERS:
-            found.same(name, mine.record.model_dump(mode="json")[name], its.record.model_dump(mode="json")[name])
-        changed += [(path, finding.field, finding.stored, finding.expected) for finding in found.list[:1]]
-    ranks = [_ranks(boards(side)) for side in sides]
-    moved = [
-        (*key, ranks[0].get(key, "—"), ranks[1].get(key, "—"))
-        for key in dict.fromkeys([*ranks[0], *ranks[1]])
-        if ranks[0].get(key) != ranks[1].get(key)
-    ]
-    return BoardsDiff(
-        sorted(path for key, (path, _) in keyed[0].items() if key not in keyed[1]),
-        sorted(path for key, (path, _) in keyed[1].items() if key not in keyed[0]),
-        sorted(changed, key=lambda row: row[:2]),
-        moved,
-    )
-
-
-def _value(record: Record, metric: str) -> float | None:
-    return record.metrics[metric].value if metric in record.metrics else None
-
-
-def _ranks(found: Iterable[Board]) -> Mapping[tuple[str, str], str]:
-    from adbench.leaderboard.export import rank
-
-    return {
-        (f"{board.protocol} · {board.dataset} {board.modality}", entry.label): rank(entry)
-        for board in found
-        for entry in board.entries
-    }
+    return _results(_one(a), _one(b))
 
 
 def _one(path: Path) -> Submission:
     found = targets(path)
     if len(found) > 1:
         raise UserError(f"There are {len(found)} results at {path}: name one of them.")
-    return load(found[0])
+    return read_or_pack(found[0])
 
 
-def _flat(values: Any, prefix: str = "") -> list[tuple[str, Any]]:
-    if not isinstance(values, dict):
-        return [(prefix, values)]
-    return [pair for key, value in values.items() for pair in _flat(value, f"{prefix}.{key}" if prefix else str(key))]
+def _results(a: Submission, b: Submission) -> ResultDiff:
+    sides = [dict(flat(one.record.identity)) for one in (a, b)]
+    values = [{name: number.value for name, number in one.record.metrics.items()} for one in (a, b)]
+    found = ResultDiff([row for row in _beside(*sides) if row[1] != row[2]], _beside(*values))
+    samples = {}
+    for name, one in (("A", a), ("B", b)):
+        if one.left_out is None:
+            found.why_not_paired = f"{RANKED_BY} is undefined in one of them"
+            return found
+        number = one.record.metrics[RANKED_BY]
+        value = {RANKED_BY: np.array([number.value], float)}
+        samples[name] = Samples(cohort(one.record), value, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n})
+    try:
+        (found.paired,) = compare(samples, RANKED_BY, above_chance=False).differences
+    except UserError as error:
+        found.why_not_paired = str(error)
+    return found
+
+
+def _beside(a: dict[Any, Any], b: dict[Any, Any]) -> list[tuple[Any, Any, Any]]:
+    """(key, in A, in B) of every key of two dictionaries; None where one has no such key."""
+    return [(key, a.get(key), b.get(key)) for key in dict.fromkeys([*a, *b])]
+
+
+def _boards(a: Path, b: Path) -> BoardsDiff:
+    sides = [read_all(a), read_all(b)]
+    own, other = ({submission.record.run_key: (path, submission.record) for path, submission in side} for side in sides)
+    changed = []
+    for key, (path, record) in own.items():
+        if key in other:
+            mine, its = (one.model_dump(mode="json", include=set(NUMBERS)) for one in (record, other[key][1]))
+            first = next((issue for name in NUMBERS for issue in differences(name, mine[name], its[name])), None)
+            changed += [(path, first.field, first.stored, first.expected)] if first else []
+    ranks = [
+        {
+            (f"{where.protocol} · {where.dataset} {where.modality}", entry.label): rank_text(entry)
+            for board in boards(side)
+            for where in [board.test_set]
+            for entry in board.entries
+        }
+        for side in sides
+    ]
+    return BoardsDiff(
+        sorted(path for key, (path, _) in own.items() if key not in other),
+        sorted(path for key, (path, _) in other.items() if key not in own),
+        sorted(changed, key=lambda row: row[:2]),
+        [(*key, old or NONE, new or NONE) for key, old, new in _beside(*ranks) if old != new],
+    )
 
 
 def print_diff(found: ResultDiff | BoardsDiff, as_json: bool) -> None:
     """Print a comparison as tables, or as one JSON document."""
-    from dataclasses import asdict
-
-    from adbench.utils.console import out, print_json, say, table
-
     if as_json:
         print_json(asdict(found))
-        return
-    if isinstance(found, BoardsDiff):
+    elif isinstance(found, BoardsDiff):
         for name, paths in (("A", found.only_a), ("B", found.only_b)):
             for path in paths:
                 out.print(f"only in {name}: {path}", markup=False, soft_wrap=True)
@@ -171,32 +146,33 @@ def print_diff(found: ResultDiff | BoardsDiff, as_json: bool) -> None:
             table("ranks", [("board", "left"), ("row", "left"), ("A", "right"), ("B", "right")], found.ranks)
         if found.same:
             say("Nothing differs.")
-        return
+    else:
+        _print_results(found)
+
+
+def _print_results(found: ResultDiff) -> None:
     if found.identity:
-        rows = [[key, _text(mine), _text(its)] for key, mine, its in found.identity]
+        rows = [[key, _short(mine), _short(its)] for key, mine, its in found.identity]
         table("what decides the numbers", [("field", "left"), ("A", "left"), ("B", "left")], rows)
     else:
         say("Both have the same run key: the same method, parameters, data, protocol and seed.")
     rows = [
-        [name, _number(mine), _number(its), "" if mine is None or its is None else f"{its - mine:+.4f}"]
+        [name, *(NONE if value is None else f"{value:.4f}" for value in (mine, its)), ""]
+        if mine is None or its is None
+        else [name, f"{mine:.4f}", f"{its:.4f}", f"{its - mine:+.4f}"]
         for name, mine, its in found.metrics
     ]
     table("numbers", [("metric", "left"), ("A", "right"), ("B", "right"), ("B - A", "right")], rows)
     if found.paired is None:
         say(f"Not paired: {found.why_not_paired}")
         return
-    d = found.paired
-    p = f"p = {d.p:.3f}" if d.p >= 0.001 else "p < 0.001"
+    one = found.paired
     say(
-        f"{RANKED_BY}, {d.a} - {d.b} on the same subjects: {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}], {p}; "
-        "for one comparison, not for many."
+        f"{RANKED_BY}, {one.a} - {one.b} on the same subjects: {one.value:+.4f} [{one.low:+.4f}, {one.high:+.4f}], "
+        f"p {p_text(one.p)}; for one comparison, not for many."
     )
 
 
-def _text(value: Any) -> str:
+def _short(value: Any) -> str:
     text = str(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _number(value: float | None) -> str:
-    return "—" if value is None else f"{value:.4f}"
+    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."

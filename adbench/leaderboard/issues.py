@@ -1,9 +1,9 @@
-"""Something in a published result that is not as it must be, and how two JSON values are compared."""
+"""What is wrong with a published result, and how two JSON values are compared."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,58 +11,53 @@ CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-12}  # the order of a sum differs betwee
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something in a file that is not as it must be.
+class Issue:
+    """One thing that is wrong with a file.
 
     Attributes:
-        file: where.
-        field: which, with dots: "metrics.auprc.value".
-        stored: what the file says.
-        expected: what it must say; what was recomputed.
-        why: in words, when the two values do not say it.
+        field: where in the file, with dots: "metrics.auprc.value".
+        stored: the value in the file.
+        expected: the value that was recomputed, or that a rule asks for.
+        why: an explanation, where the two values are not enough.
+        file: path of the file.
     """
 
-    file: str
     field: str
     stored: Any = None
     expected: Any = None
     why: str = ""
+    file: str = ""
 
     @property
     def sentence(self) -> str:
-        """The finding in one line."""
+        """The issue in one line, without the file."""
         values = f"stored {_shown(self.stored)}, recomputed {_shown(self.expected)}"
-        if self.why and self.expected is None:  # only words say what is wrong
+        if self.why and self.expected is None:  # there is no value to compare with
             values = "" if self.stored is None else f"stored {_shown(self.stored)}"
         return f"{self.field}: {values}{f' ({self.why})' if values and self.why else self.why}"
 
+    def as_dict(self) -> dict[str, Any]:
+        """The issue as JSON values."""
+        return {name: repr(value) if isinstance(value, _Absent) else value for name, value in asdict(self).items()}
 
-def as_rows(findings: Iterable[Finding]) -> list[dict[str, Any]]:
-    """Findings for JSON."""
-    return [{k: repr(v) if isinstance(v, _Absent) else v for k, v in asdict(finding).items()} for finding in findings]
 
+def differences(field: str, stored: Any, expected: Any, why: str = "") -> Iterator[Issue]:
+    """Where two JSON values differ, inside dictionaries and lists too; floating-point numbers may differ by rounding.
 
-class Findings:
-    """Collects what is wrong with one file."""
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.list: list[Finding] = []
-
-    def add(self, field: str, stored: Any = None, expected: Any = None, why: str = "") -> None:
-        """Something is wrong with ``field``."""
-        self.list.append(Finding(self.where, field, stored, expected, why))
-
-    def same(self, field: str, stored: Any, expected: Any, why: str = "") -> None:
-        """Compare two JSON values, going into dictionaries and lists; numbers may differ by rounding."""
-        if isinstance(stored, dict) and isinstance(expected, dict):
-            for key in [*expected, *(key for key in stored if key not in expected)]:
-                self.same(f"{field}.{key}", stored.get(key, _ABSENT), expected.get(key, _ABSENT), why)
-        elif isinstance(stored, (list, tuple)) and isinstance(expected, (list, tuple)) and len(stored) == len(expected):
-            for index, (one, other) in enumerate(zip(stored, expected, strict=True)):
-                self.same(f"{field}.{index}", one, other, why)
-        elif not _equal(stored, expected):
-            self.add(field, stored, expected, why)
+    Args:
+        field: name of the value, the prefix of every issue's field.
+        stored: the value in the file.
+        expected: the value that it must have.
+        why: of every issue.
+    """
+    if isinstance(stored, dict) and isinstance(expected, dict):
+        for key in [*expected, *(key for key in stored if key not in expected)]:
+            yield from differences(f"{field}.{key}", stored.get(key, _ABSENT), expected.get(key, _ABSENT), why)
+    elif isinstance(stored, (list, tuple)) and isinstance(expected, (list, tuple)) and len(stored) == len(expected):
+        for index, (one, other) in enumerate(zip(stored, expected, strict=True)):
+            yield from differences(f"{field}.{index}", one, other, why)
+    elif not _equal(stored, expected):
+        yield Issue(field, stored, expected, why)
 
 
 class _Absent:
@@ -77,7 +72,7 @@ def _equal(a: Any, b: Any) -> bool:
     if isinstance(a, bool) or isinstance(b, bool):
         return a is b
     if isinstance(a, (int, float)) and isinstance(b, (int, float)):
-        return a == b or (isinstance(a, float) and isinstance(b, (int, float)) and math.isclose(a, b, **CLOSE))
+        return a == b or (isinstance(a, float) and math.isclose(a, b, **CLOSE))
     return bool(type(a) is type(b) and a == b)
 
 

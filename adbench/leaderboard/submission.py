@@ -14,8 +14,8 @@
       "ranking": {…} or null      the metric that ranks, without one subject each
     }
 
-Thresholds depend on nothing more of the validation split (:class:`adbench.metrics.evaluate.ThresholdCounts`). Such a file
-comes from a stranger: its size, what it unpacks to, and every type and value are checked before anything is computed,
+Thresholds depend on nothing more of the validation split (:class:`adbench.metrics.thresholds.ThresholdCounts`). Such a
+file is untrusted: its size, what it decompresses to, and every type and value are checked before anything is computed,
 and nothing in it is ever executed.
 """
 
@@ -24,6 +24,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -34,38 +35,42 @@ from pydantic import Field, ValidationError
 
 from adbench.errors import UserError
 from adbench.leaderboard.encoding import (
-    Counts,
-    Part,
-    pack_bytes,
-    pack_histograms,
-    pack_values,
-    unpack_bytes,
-    unpack_histograms,
-    unpack_values,
+    EncodedHistograms,
+    Strict,
+    decode_bytes,
+    decode_histograms,
+    decode_values,
+    encode_bytes,
+    encode_histograms,
+    encode_values,
 )
+from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.thresholds import ThresholdCounts
+from adbench.results import record as records
 from adbench.results.record import SCHEMA, Record
-from adbench.results.rundir import safe
+from adbench.results.rundir import SPLITS, safe
 from adbench.utils.hashing import digest
 
 VERSION = 3
 READ = (2, 3)  # layouts that can be read; layout 2 keeps the counts of each healthy validation subject
+RANKED_BY = "auprc"
+SPATIAL = "spatial.json"
 MAX_FILE = 32 << 20  # bytes
-_MAX_SPATIAL = 64 << 20  # bytes, unpacked
+_MAX_SPATIAL = 64 << 20  # bytes, decompressed
 WITH = "validation subjects with a lesion"
 WITHOUT = "validation subjects without a lesion"
 
 
-class Ranking(Part):
+class Ranking(Strict):
     """A metric without one subject each, so that methods are compared without opening a histogram."""
 
     metric: str
     left_out: str  # base64 of little-endian float64
 
 
-class Splits(Part):
+class Splits(Strict):
     """Subjects by role."""
 
     train: list[str]
@@ -74,25 +79,24 @@ class Splits(Part):
     test: list[str]
 
 
-class Content(Part):
+class Content(Strict):
     """Everything in the file."""
 
     submission: Literal[2, 3]
     digest: str
     record: Record
     splits: Splits
-    histograms: Counts
-    validation: Counts | None
+    histograms: EncodedHistograms
+    validation: EncodedHistograms | None
     healthy_scores: str | None = None  # layout 3: base64 of little-endian float64
     spatial: str
     ranking: Ranking | None
 
 
 _Count = Annotated[int, Field(ge=0, le=1 << 53)]
-_Share = Annotated[list[float], Field(min_length=2, max_length=2)]
 
 
-class _SpatialRow(Part):
+class _SpatialRow(Strict):
     """One volume of spatial.json, with the types it must have."""
 
     volume: str
@@ -108,10 +112,10 @@ class _SpatialRow(Part):
     alarms: dict[str, _Count]
     recon_l1: float | None
     recon_ssim: float | None
-    measures: dict[str, _Share]
+    measures: dict[str, Annotated[list[float], Field(min_length=2, max_length=2)]]
 
 
-class _Spatial(Part):
+class _Spatial(Strict):
     thresholds: dict[str, float]
     froc: list[float]
     rows: list[_SpatialRow]
@@ -124,17 +128,12 @@ class Submission:
     Attributes:
         content: what is in it, typed.
         path: the file it was read from, or the run it was packed from.
-        data: the bytes of the file.
+        raw: the JSON value in its own order; empty after a :func:`glance`.
     """
 
     content: Content
     path: Path
-    data: bytes = field(repr=False)
-
-    @cached_property
-    def raw(self) -> dict[str, Any]:
-        """The JSON value, in its own order."""
-        return _parsed(self.data, self.path)
+    raw: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def record(self) -> Record:
@@ -144,7 +143,7 @@ class Submission:
     @cached_property
     def test(self) -> SubjectHistograms:
         """Test scores; a ``ValueError`` when the stored counts are impossible."""
-        return unpack_histograms(self.content.histograms)
+        return decode_histograms(self.content.histograms)
 
     @cached_property
     def validation(self) -> SubjectHistograms | None:
@@ -155,39 +154,33 @@ class Submission:
         """
         if self.content.validation is None:
             return None
-        counts = unpack_histograms(self.content.validation)
+        counts = decode_histograms(self.content.validation)
         if self.content.submission == 2:
             return counts
         if not set(counts) <= {WITH, WITHOUT}:
             raise ValueError(f"the validation subjects are {counts.subjects}")
         ill, healthy = (counts[name] if name in counts else None for name in (WITH, WITHOUT))  # noqa: SIM401
-        return ThresholdCounts(
-            ill,
-            healthy,
-            unpack_values(self.content.healthy_scores or "").tolist(),
-            names=(WITH, WITHOUT),
-        )
+        scores = decode_values(self.content.healthy_scores or "").tolist()
+        return ThresholdCounts(ill, healthy, scores, names=(WITH, WITHOUT))
 
     @cached_property
     def spatial_bytes(self) -> bytes:
         """The bytes of spatial.json."""
-        return unpack_bytes(self.content.spatial, _MAX_SPATIAL)
+        return decode_bytes(self.content.spatial, _MAX_SPATIAL)
 
     @cached_property
     def spatial(self) -> SpatialAccumulator:
         """The spatial counts.
 
         Raises:
-            ValueError: they do not unpack, or are of other types or lengths than they must be.
+            ValueError: they cannot be decompressed, or have other types or lengths than they must have.
         """
         return _spatial(self.spatial_bytes)
 
     @cached_property
     def left_out(self) -> np.ndarray | None:
         """(n,) float64: the ranking metric without one test subject each, NaN where undefined; None when it is undefined."""
-        if self.content.ranking is None:
-            return None
-        return unpack_values(self.content.ranking.left_out)
+        return None if self.content.ranking is None else decode_values(self.content.ranking.left_out)
 
     @property
     def text(self) -> str:
@@ -203,55 +196,65 @@ class Submission:
 
 
 def file_name(record: Record) -> str:
-    """The name of the file of ``record`` in a leaderboard; it says what is in it and can only name a plain file."""
-    parts = (
-        record.test.name,
-        record.test.modality.lower(),
-        record.method.name,
-        record.method.preset,
-        f"seed{record.seed}",
-        record.run_key[:10],
-    )
+    """The name of the file of ``record`` in a leaderboard; it describes the run and can only name a plain file."""
+    test, method = record.test, record.method
+    parts = (test.name, test.modality.lower(), method.name, method.preset, f"seed{record.seed}", record.run_key[:10])
     return "-".join(safe(part)[:40] for part in parts).lstrip(".") + ".json"
 
 
-def compose(
-    record: dict[str, Any],
-    splits: dict[str, Any],
-    histograms: SubjectHistograms,
-    validation: SubjectHistograms | None,
-    spatial: bytes,
-    ranking: tuple[str, np.ndarray] | None,
-) -> dict[str, Any]:
-    """The JSON value of a submission.
+def own_digest(raw: Mapping[str, Any]) -> str:
+    """What the field ``digest`` of a submission must be."""
+    return digest({key: value for key, value in raw.items() if key != "digest"})
+
+
+def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> np.ndarray:
+    """(n,) the ranking metric without one subject each.
 
     Args:
-        record: content of record.json.
-        splits: content of splits.json.
-        histograms: test scores.
-        validation: validation scores.
-        spatial: bytes of spatial.json.
-        ranking: metric and its (n,) values without one subject each, or None when it is undefined.
+        test: volumes.
+        subject_of: volume -> its subject.
     """
-    kept = None if validation is None else ThresholdCounts.of(validation, names=(WITH, WITHOUT))
+    return bootstrap.pooled(test, jackknife.weights_of([subject_of[volume] for volume in test]))[RANKED_BY]
+
+
+def pack(run: Path) -> Submission:
+    """The run in a folder as a submission.
+
+    Raises:
+        UserError: no such run, a file that differs from its hash in the record, or a run without its lists of subjects.
+    """
+    from adbench.evaluation.runs import checked_file
+
+    run = Path(run)
+    record = records.read(run)
+    if SPLITS not in record.files:
+        raise UserError(f"{run} was made before runs kept their lists of subjects: run it again with --force.")
+    files = {name: checked_file(run, record, name) for name in ("histograms.npz", SPATIAL, SPLITS)}
+    test = SubjectHistograms.from_npz(files["histograms.npz"])
+    kept, left_out = None, None
+    if "val_histograms.npz" in record.files:
+        validation = SubjectHistograms.from_npz(checked_file(run, record, "val_histograms.npz"))
+        kept = ThresholdCounts.of(validation, names=(WITH, WITHOUT))
+    if record.metrics[RANKED_BY].value is not None:
+        left_out = ranking_left_out(test, SpatialAccumulator.from_json(files[SPATIAL]).subject_of)
     raw: dict[str, Any] = {
         "submission": VERSION,
         "digest": "",
-        "record": record,
-        "splits": splits,
-        "histograms": pack_histograms(histograms),
-        "validation": None if kept is None else pack_histograms(kept),
-        "healthy_scores": None if kept is None else pack_values(np.array(kept.healthy_scores)),
-        "spatial": pack_bytes(spatial),
-        "ranking": None if ranking is None else {"metric": ranking[0], "left_out": pack_values(ranking[1])},
+        "record": json.loads((run / records.RECORD).read_text(encoding="utf-8")),
+        "splits": json.loads(files[SPLITS].read_text(encoding="utf-8")),
+        "histograms": encode_histograms(test),
+        "validation": None if kept is None else encode_histograms(kept),
+        "healthy_scores": None if kept is None else encode_values(np.array(kept.healthy_scores)),
+        "spatial": encode_bytes(files[SPATIAL].read_bytes()),
+        "ranking": None if left_out is None else {"metric": RANKED_BY, "left_out": encode_values(left_out)},
     }
     raw["digest"] = own_digest(raw)
-    return raw
+    return parse(json.dumps(raw).encode(), run)
 
 
-def own_digest(raw: dict[str, Any]) -> str:
-    """What ``digest`` must say."""
-    return digest({key: value for key, value in raw.items() if key != "digest"})
+def read_or_pack(path: Path) -> Submission:
+    """The submission in a file, or the run in a folder as one; see :func:`read` and :func:`pack`."""
+    return pack(path) if Path(path).is_dir() else read(path)
 
 
 def read(path: Path) -> Submission:
@@ -263,6 +266,11 @@ def read(path: Path) -> Submission:
     return parse(_bytes(path), Path(path))
 
 
+def glance(path: Path) -> Submission:
+    """The submission in ``path`` for a quick look: types are checked; duplicate keys, layout and digest are not."""
+    return Submission(_typed(_bytes(path), Path(path)), Path(path))
+
+
 def parse(data: bytes, path: Path) -> Submission:
     """The submission in ``data``; see :func:`read`.
 
@@ -270,16 +278,8 @@ def parse(data: bytes, path: Path) -> Submission:
         data: content of the file.
         path: for messages.
     """
-    raw = _parsed(data, path)
-    submission = Submission(_typed(data, path), path, data)
-    submission.__dict__["raw"] = raw
-    return submission
-
-
-def glance(path: Path) -> Submission:
-    """The submission in ``path`` for a quick look: types are checked, oddities of its JSON and its digest are not."""
-    data = _bytes(path)
-    return Submission(_typed(data, Path(path)), Path(path), data)
+    raw = _json(data, path)
+    return Submission(_typed(data, path), path, raw)
 
 
 def _bytes(path: Path) -> bytes:
@@ -296,7 +296,8 @@ def _bytes(path: Path) -> bytes:
     return data
 
 
-def _parsed(data: bytes, path: Path) -> dict[str, Any]:
+def _json(data: bytes, path: Path) -> dict[str, Any]:
+    """The JSON value of the file. Duplicate keys, NaN and numbers without bound, which JSON parsers accept, are errors."""
     try:
         raw = json.loads(
             data.decode("utf-8"),
@@ -319,50 +320,6 @@ def _parsed(data: bytes, path: Path) -> dict[str, Any]:
         found = record.get("schema_version") if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{path}: record.schema_version: {found!r}; this adbench reads schema {SCHEMA}.")
     return raw
-
-
-def _typed(data: bytes, path: Path) -> Content:
-    try:
-        return Content.model_validate_json(data, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "file"
-        raise UserError(f"{path}: {where}: {first['msg']}.") from None
-
-
-def _spatial(data: bytes) -> SpatialAccumulator:
-    try:
-        typed = _Spatial.model_validate_json(data, strict=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
-    try:
-        spatial = SpatialAccumulator.from_values(typed.model_dump(), "the file")
-    except UserError as error:
-        raise ValueError(str(error)) from None
-    if [row.volume for row in typed.rows] != [row.volume for row in spatial.rows]:
-        raise ValueError("its volumes are not distinct and sorted")
-    count, val = len(spatial.rules) + len(typed.froc), "val" in typed.thresholds
-    for row in typed.rows:
-        slices, lesions = len(row.slice_lesion), len(row.lesion_sizes)
-        if (len(row.slice_max), len(row.slice_top), len(row.lesion_ious)) != (slices, slices, lesions * val):
-            raise ValueError(f"the lists of volume {row.volume!r} differ in length")
-        if (len(row.found), len(row.false_components), list(row.alarms)) != (count, count, spatial.rules):
-            raise ValueError(f"volume {row.volume!r} is not counted at each threshold")
-        if max(row.found, default=0) > lesions:
-            raise ValueError(f"volume {row.volume!r} has {lesions} lesions and {max(row.found)} that are found")
-        if val and row.found[0] != sum(iou > 0 for iou in row.lesion_ious):
-            raise ValueError(f"the lesions of volume {row.volume!r} that are found are not those with an overlap")
-    return spatial
-
-
-def sha256(data: bytes) -> str:
-    """SHA-256 (hex) of ``data``."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def _compact(value: Any) -> str:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -388,3 +345,48 @@ def _small(text: str) -> int:
     if len(text) > 19:
         raise ValueError(f"the number {text[:40]} is too large")
     return int(text)
+
+
+def _typed(data: bytes, path: Path) -> Content:
+    try:
+        return Content.model_validate_json(data, strict=True)
+    except ValidationError as error:
+        raise UserError(f"{path}: {_first(error)}.") from None
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+
+
+def _spatial(data: bytes) -> SpatialAccumulator:
+    try:
+        typed = _Spatial.model_validate_json(data, strict=True)
+        spatial = SpatialAccumulator.from_values(typed.model_dump(), "the file")
+    except ValidationError as error:
+        raise ValueError(_first(error)) from None
+    except UserError as error:
+        raise ValueError(str(error)) from None
+    if [row.volume for row in typed.rows] != [row.volume for row in spatial.rows]:
+        raise ValueError("its volumes are not distinct and sorted")
+    count, val = len(spatial.rules) + len(typed.froc), "val" in typed.thresholds
+    for row in typed.rows:
+        slices, lesions = len(row.slice_lesion), len(row.lesion_sizes)
+        if (len(row.slice_max), len(row.slice_top), len(row.lesion_ious)) != (slices, slices, lesions * val):
+            raise ValueError(f"the lists of volume {row.volume!r} differ in length")
+        if (len(row.found), len(row.false_components), list(row.alarms)) != (count, count, spatial.rules):
+            raise ValueError(f"volume {row.volume!r} is not counted at each threshold")
+        if max(row.found, default=0) > lesions:
+            raise ValueError(f"volume {row.volume!r} has {lesions} lesions and {max(row.found)} that are found")
+        if val and row.found[0] != sum(iou > 0 for iou in row.lesion_ious):
+            raise ValueError(f"the lesions of volume {row.volume!r} that are found are not those with an overlap")
+    return spatial
+
+
+def sha256(data: bytes) -> str:
+    """SHA-256 (hex) of ``data``."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"), allow_nan=False)

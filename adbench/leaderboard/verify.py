@@ -1,4 +1,4 @@
-"""Every number of a published result, computed again from its counts; and all else in it that can be held against a rule.
+"""Verify published results: every number is computed again from its counts, and everything else is checked by a rule.
 
 What this shows: the numbers follow from the counts, the counts belong to the subjects, the keys to what they are made
 of. What it cannot show is that the counts came out of the method: for that, anyone may repeat the run, and its keys and
@@ -9,38 +9,90 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
+from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import skeleton, steps
-from adbench.leaderboard.issues import Finding
-from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.issues import Issue
+from adbench.leaderboard.submission import Submission, file_name, read_or_pack
 from adbench.results.record import RECORD, Record
 from adbench.results.rundir import safe
 from adbench.utils.hashing import digest
 
+_OF_SLICES = {"name", "subjects", "slices", "lesion_subjects", "grid"}  # fields that the digest of slices decides
 
-def verify(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> tuple[int, list[Finding]]:
+
+class SharedField(NamedTuple):
+    """A value that all results with the same key must share.
+
+    Attributes:
+        field: what an issue names.
+        key: what the results have in common.
+        value: what must then be equal.
+        why: the sentence of an issue, with ``{other}`` for the other value and ``{file}`` for its file.
+        stored: the value that an issue shows, where one is worth showing.
+    """
+
+    field: str
+    key: Any
+    value: Any
+    why: str
+    stored: Any = None
+
+
+@dataclass(frozen=True)
+class SharedFields:
+    """What must agree between one result and the others of a leaderboard."""
+
+    file: str
+    run_key: str
+    fields: list[SharedField]
+    training: tuple[str, int] | None  # method and seed, where scores of another training cannot be equal by accident
+    scores: dict[tuple[str, str], str]  # (test slices, volume) -> how its lesion and other voxels are ordered
+    cohort: tuple[str, frozenset[str]]  # hash of the cohort that is meant, its subjects
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One result, checked by itself.
+
+    Attributes:
+        path: the file, or the folder of the run.
+        issues: what is wrong.
+        shared: what must agree with other results; None when it cannot be read.
+        name: of its file in a leaderboard.
+        text: of that file.
+    """
+
+    path: Path
+    issues: list[Issue]
+    shared: SharedFields | None = None
+    name: str = ""
+    text: str = ""
+
+
+def verify(paths: Sequence[Path], progress: Progress | None = None) -> tuple[int, list[Issue]]:
     """Verify submissions, whole leaderboards, or runs.
 
     Args:
         paths: files, folders of leaderboards, or run folders.
-        progress: called with how many are done, and of how many.
+        progress: receives progress.
 
     Returns:
-        (how many results were looked at, what is wrong).
+        (how many results were checked, what is wrong).
 
     Raises:
         UserError: there is nothing at a path.
     """
-    examined = examine_all([target for path in paths for target in targets(path)], progress)
-    findings = [finding for one in examined for finding in one.findings]
-    return len(examined), findings + across([one.facts for one in examined if one.facts is not None])
+    results = check_all([target for path in paths for target in targets(path)], progress)
+    issues = [issue for result in results for issue in result.issues]
+    return len(results), issues + contradictions([result.shared for result in results if result.shared is not None])
 
 
 def targets(path: Path) -> list[Path]:
@@ -70,77 +122,26 @@ def _is_submission(path: Path) -> bool:
         return b'"submission"' in file.read(64)
 
 
-def load(path: Path) -> Submission:
-    """The submission in ``path``, or the run there as one."""
-    if path.is_dir():
-        from adbench.leaderboard.submit import pack
-
-        return pack(path)
-    return files.read(path)
-
-
-SAID = {"name", "subjects", "slices", "lesion_subjects", "grid"}  # of slices, that their digest decides
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What must agree between the results of a leaderboard."""
-
-    file: str
-    run_key: str
-    test_digest: str
-    cohort: str
-    parts: dict[str, tuple[str, str]]  # role -> digest of its slices, hash of what is said about them
-    numbers: str
-    method: str
-    seed: int
-    trained: bool
-    weights: tuple[str, int]  # hash of what decides the number of weights, that number
-    scores: dict[str, str]  # volume -> how its lesion and other voxels are ordered, where that is no accident
-    test: tuple[str, frozenset[str]]  # hash of the cohort that is meant, its subjects
-    voxels: tuple[str, int, int] | None = None  # digest of the validation slices, their lesion and other voxels
-
-
-@dataclass(frozen=True)
-class Examined:
-    """One result, looked at by itself.
-
-    Attributes:
-        path: the file, or the folder of the run.
-        findings: what is wrong.
-        facts: what must agree with others; None when it cannot be read.
-        name: of its file in a leaderboard.
-        text: of that file.
-    """
-
-    path: Path
-    findings: list[Finding]
-    facts: Facts | None = None
-    name: str = ""
-    text: str = ""
-
-
-def examine_all(paths: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> list[Examined]:
-    """:func:`examine` each path, on all cores when there are many.
+def check_all(paths: Sequence[Path], progress: Progress | None = None) -> list[CheckResult]:
+    """:func:`check_one` for each path, on all cores when there are many.
 
     Args:
         paths: of :func:`targets`.
-        progress: called with how many are done, and of how many.
+        progress: receives progress.
     """
     workers = min(os.cpu_count() or 1, len(paths))
-    examined: list[Examined] = []
+    done: list[CheckResult] = []
 
-    def collect(results: Iterable[Examined]) -> list[Examined]:
-        for one in results:
-            examined.append(one)
-            if progress:
-                progress(len(examined), len(paths))
-        return examined
+    def collect(results: Iterable[CheckResult]) -> list[CheckResult]:
+        for result in results:
+            done.append(result)
+            (progress or Progress()).update("verify", len(done), len(paths))
+        return done
 
     if workers < 2 or len(paths) < 4:
-        return collect(map(examine, paths))
+        return collect(map(check_one, paths))
     with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
-        return collect(pool.map(examine, paths))
+        return collect(pool.map(check_one, paths))
 
 
 def _one_thread() -> None:
@@ -150,180 +151,158 @@ def _one_thread() -> None:
     threadpool_limits(1)
 
 
-def examine(path: Path) -> Examined:
-    """One submission or run by itself."""
+def check_one(path: Path) -> CheckResult:
+    """Check one submission or run by itself."""
     try:
-        submission = load(path)
+        submission = read_or_pack(path)
     except UserError as error:
-        return Examined(path, [Finding(str(path), "file", why=str(error))])
+        return CheckResult(path, [Issue("file", why=str(error), file=str(path))])
     try:
-        findings = check(submission)
+        issues = check(submission)
     except RecursionError:
-        return Examined(path, [Finding(str(path), "file", why="it is nested too deeply")])
+        return CheckResult(path, [Issue("file", why="it is nested too deeply", file=str(path))])
     if path.is_file():
-        findings += place(path, submission.record)
-    return Examined(path, findings, facts_of(submission), files.file_name(submission.record), submission.text)
+        issues += check_place(path, submission.record)
+    return CheckResult(path, issues, shared_fields(submission), file_name(submission.record), submission.text)
 
 
-def facts_of(submission: Submission, *, counts: bool = True) -> Facts:
+def check_place(path: Path, record: Record) -> list[Issue]:
+    """A file in a leaderboard must have the name and the folder that its record says."""
+    if path.parent.name != "records":
+        return []
+    name, folder, found = file_name(record), safe(str(record.protocol.get("name"))), path.absolute().parent.parent.name
+    issues = []
+    if path.name != name:
+        issues.append(Issue("file", path.name, name, "the name that its record gives", str(path)))
+    if found != folder:
+        issues.append(Issue("protocol.name", found, folder, "its folder", str(path)))
+    if path.is_symlink():
+        issues.append(Issue("file", why="it is a link, not a file", file=str(path)))
+    return issues
+
+
+def shared_fields(submission: Submission, *, counts: bool = True) -> SharedFields:
     """What must agree between ``submission`` and others.
 
     Args:
         submission: one result.
-        counts: unpack its validation counts too.
+        counts: decode its validation counts too.
     """
     record, splits = submission.record, submission.content.splits
-    return Facts(
+    test, method = record.test, record.method
+    columns = ("subject", "volume", "brain_voxels", "lesion_voxels")
+    cohort = digest([[row.get(name) for name in columns] for row in record.subjects])
+    weights = digest([method.name, method.source, method.params, test.grid])
+    fields = [
+        SharedField("run_key", record.run_key, numbers(record), "the same run_key has other numbers in {file}"),
+        SharedField("subjects", test.digest, cohort, "the same test slices have other subjects or voxels in {file}"),
+        SharedField(
+            "method.parameters",
+            weights,
+            method.parameters,
+            "the same method with the same parameters has {other} weights in {file}",
+            method.parameters,
+        ),
+        SharedField(
+            "method.name", skeleton(method.name), method.name, "it reads like {other!r} in {file}", method.name
+        ),
+    ]
+    for role in ("train", "val", "threshold", "test"):
+        if (part := getattr(record, role)) is not None:
+            said = digest([part.model_dump(mode="json", include=_OF_SLICES), getattr(splits, role)])
+            why = "the same slices have another name, size, grid or other subjects in {file}"
+            fields.append(SharedField(role, part.digest, said, why))
+    if counts and (voxels := _validation_voxels(submission)) is not None:
+        why = "the same validation slices have {other} lesion and other voxels in {file}"
+        fields.append(SharedField("validation", record.threshold.digest, voxels, why, list(voxels)))
+    return SharedFields(
         str(submission.path),
         record.run_key,
-        record.test.digest,
-        digest(
-            [
-                [row.get(name) for name in ("subject", "volume", "brain_voxels", "lesion_voxels")]
-                for row in record.subjects
-            ]
-        ),
-        {
-            role: (part.digest, digest([part.model_dump(mode="json", include=SAID), getattr(splits, role)]))
-            for role in ("train", "val", "threshold", "test")
-            if (part := getattr(record, role)) is not None
-        },
-        numbers(record),
-        record.method.name,
-        record.seed,
-        steps(record) > 0,
-        (
-            digest([record.method.name, record.method.source, record.method.params, record.test.grid]),
-            record.method.parameters,
-        ),
+        fields,
+        (method.name, record.seed) if steps(record) > 0 else None,
         _scores(record),
-        (_cohort(record), frozenset(splits.test)),
-        _voxels(submission) if counts else None,
+        # The dataset "folder" may be any data: only the digest tells which.
+        (
+            digest([record.protocol, test.name, test.modality, test.params, test.digest * (test.name == "folder")]),
+            frozenset(splits.test),
+        ),
     )
 
 
-def _cohort(record: Record) -> str:
-    """What names a cohort; a folder of anybody's is only named by its slices."""
-    test = record.test
-    return digest([record.protocol, test.name, test.modality, test.params, test.digest * (test.name == "folder")])
+def numbers(record: Record) -> str:
+    """Hash of all that the counts decide, without optional metrics: two results of one run key must agree in it."""
+    return digest(numbers_without(record, record.optional))
 
 
-def _scores(record: Record) -> dict[str, str]:
-    """Volume -> its AUPRC and AUROC, where they lie strictly between the best and chance.
+def _validation_voxels(submission: Submission) -> tuple[int, int] | None:
+    try:
+        pool = submission.validation.pooled() if submission.validation is not None else None
+    except ValueError:
+        return None  # the checks of the result itself say so
+    return None if pool is None else (pool.n_positive, pool.n_negative)
+
+
+def _scores(record: Record) -> dict[tuple[str, str], str]:
+    """The AUPRC and AUROC of each volume, where they lie strictly between the best and chance.
 
     Two trainings, whose maps differ in every voxel, do not agree in four digits of both on half of the volumes, and to
     change so many digits of a copy, more than a voxel of each has to be moved.
     """
     return {
-        str(row.get("volume", row.get("subject"))): f"{auprc:.4f} {auroc:.4f}"
+        (record.test.digest, str(row.get("volume", row.get("subject")))): f"{auprc:.4f} {auroc:.4f}"
         for row in record.subjects
         if isinstance(auprc := row.get("auprc"), float) and isinstance(auroc := row.get("auroc"), float)
         if 0.0001 < auprc < 0.9999 and 0.0001 < auroc < 0.9999 and auroc != 0.5
     }
 
 
-def _voxels(submission: Submission) -> tuple[str, int, int] | None:
-    try:
-        pool = submission.validation.pooled() if submission.validation is not None else None
-    except ValueError:
-        return None  # said by check
-    if pool is None:
-        return None
-    return submission.record.threshold.digest, pool.n_positive, pool.n_negative
+def contradictions(results: Sequence[SharedFields]) -> list[Issue]:
+    """Where the results of a leaderboard contradict each other."""
+    return [*_differing(results), *_copies(results), *_dropped(results)]
 
 
-def numbers(record: Record) -> str:
-    """Hash of all that the counts decide, but for metrics that were asked for: two results of one run key must agree."""
-    return digest(numbers_without(record, record.optional))
+def _differing(results: Sequence[SharedFields]) -> Iterator[Issue]:
+    first: dict[tuple[str, Any], tuple[SharedField, SharedFields]] = {}
+    for result in results:
+        for shared in result.fields:
+            other, whose = first.setdefault((shared.field, shared.key), (shared, result))
+            if other.value != shared.value:
+                why = shared.why.format(other=other.value, file=whose.file)
+                yield Issue(shared.field, shared.stored, why=why, file=result.file)
+            elif shared.field == "run_key" and whose is not result:
+                yield Issue("run_key", why=f"the same run is also in {whose.file}", file=result.file)
 
 
-def across(facts: Sequence[Facts]) -> list[Finding]:
-    """What the results of a leaderboard contradict each other in."""
-    findings = []
-    first: dict[tuple[str, str], Facts] = {}
-    for one in facts:
-        other = first.setdefault(("run_key", one.run_key), one)
-        if other.numbers != one.numbers:
-            findings.append(Finding(one.file, "run_key", why=f"the same run_key has other numbers in {other.file}"))
-        elif other is not one:
-            findings.append(Finding(one.file, "run_key", why=f"the same run is also in {other.file}"))
-        other = first.setdefault(("subjects", one.test_digest), one)
-        if other.cohort != one.cohort:
-            why = f"the same test slices have other subjects or voxels in {other.file}"
-            findings.append(Finding(one.file, "subjects", why=why))
-        for role, (slices, said) in one.parts.items():
-            other = first.setdefault((role, slices), one)
-            if other.parts[role][1] != said:
-                why = f"the same slices have another name, size, grid or other subjects in {other.file}"
-                findings.append(Finding(one.file, role, why=why))
-        key, weights = one.weights
-        other = first.setdefault(("weights", key), one)
-        if other.weights[1] != weights:
-            why = f"the same method with the same parameters has {other.weights[1]} weights in {other.file}"
-            findings.append(Finding(one.file, "method.parameters", weights, why=why))
-        other = first.setdefault(("name", skeleton(one.method)), one)
-        if other.method != one.method:
-            findings.append(
-                Finding(one.file, "method.name", one.method, why=f"it reads like {other.method!r} in {other.file}")
-            )
-        if one.voxels is not None:
-            other = first.setdefault(("voxels", one.voxels[0]), one)
-            if other.voxels is not None and other.voxels != one.voxels:
-                why = f"the same validation slices have {other.voxels[1:]} lesion and other voxels in {other.file}"
-                findings.append(Finding(one.file, "validation", list(one.voxels[1:]), why=why))
-    return [*findings, *_copies(facts), *_dropped(facts)]
-
-
-def _copies(facts: Sequence[Facts]) -> list[Finding]:
+def _copies(results: Sequence[SharedFields]) -> Iterator[Issue]:
     """Trainings under other seeds, or under another method's name, whose scores are those of another result."""
-    findings: list[Finding] = []
-    owners: dict[tuple[str, str, str], dict[str, Facts]] = defaultdict(dict)
-    for one in facts:
-        if not (one.trained and one.scores):
+    owners: dict[tuple[str, str, str], list[SharedFields]] = defaultdict(list)
+    for result in results:
+        if result.training is None:
             continue
-        shared: Counter[str] = Counter()
-        for volume, scores in one.scores.items():
-            for other in owners[one.test_digest, volume, scores].values():
-                if (other.seed, other.method) != (one.seed, one.method):
-                    shared[other.file] += 1
-            owners[one.test_digest, volume, scores][one.file] = one
-        for file, count in shared.most_common(1):
-            if count > max(1, len(one.scores) / 2):
+        equal: Counter[str] = Counter()
+        for volume, scores in result.scores.items():
+            alike = owners[(*volume, scores)]
+            equal.update(other.file for other in alike if other.training != result.training)
+            alike.append(result)
+        for file, count in equal.most_common(1):
+            if count > max(1, len(result.scores) / 2):
                 why = (
-                    f"{count} of {len(one.scores)} subjects have the very scores that they have in {file}, another "
+                    f"{count} of {len(result.scores)} subjects have the very scores that they have in {file}, another "
                     "training; a training without chance needs no second seed"
                 )
-                findings.append(Finding(one.file, "seed", one.seed, why=why))
-    return findings
+                yield Issue("seed", result.training[1], why=why, file=result.file)
 
 
-def _dropped(facts: Sequence[Facts]) -> list[Finding]:
+def _dropped(results: Sequence[SharedFields]) -> Iterator[Issue]:
     """Results without some of the test subjects that the same protocol has in another result on the same data."""
-    findings = []
-    largest: dict[str, Facts] = {}
-    for one in facts:
-        key, subjects = one.test
-        if len(subjects) > len(largest.setdefault(key, one).test[1]):
-            largest[key] = one
-    for one in facts:
-        whole = largest[one.test[0]]
-        missing = sorted(whole.test[1] - one.test[1])
+    largest: dict[str, SharedFields] = {}
+    for result in results:
+        cohort, subjects = result.cohort
+        if len(subjects) > len(largest.setdefault(cohort, result).cohort[1]):
+            largest[cohort] = result
+    for result in results:
+        whole = largest[result.cohort[0]]
+        missing = sorted(whole.cohort[1] - result.cohort[1])
         if missing:
             why = f"{len(missing)} test subjects of {whole.file} are missing, e.g. {missing[0]}"
-            findings.append(Finding(one.file, "splits.test", why=why))
-    return findings
-
-
-def place(path: Path, record: Record) -> list[Finding]:
-    """A file in a leaderboard must lie where its record says."""
-    if path.parent.name != "records":
-        return []
-    findings = []
-    name, folder = files.file_name(record), safe(str(record.protocol.get("name")))
-    if path.name != name:
-        findings.append(Finding(str(path), "file", path.name, name, "the name that its record gives"))
-    if path.absolute().parent.parent.name != folder:
-        findings.append(Finding(str(path), "protocol.name", path.absolute().parent.parent.name, folder, "its folder"))
-    if path.is_symlink():
-        findings.append(Finding(str(path), "file", why="it is a link, not a file"))
-    return findings
+            yield Issue("splits.test", why=why, file=result.file)

@@ -25,7 +25,7 @@ DRIFT = 0.01  # maps made again may differ by this much before the reader is tol
 
 
 @dataclass(eq=False)
-class Part:
+class ShownRun:
     """One run of the report.
 
     Attributes:
@@ -67,7 +67,7 @@ class Part:
 
 
 @dataclass
-class Shown:
+class ShownSlice:
     """One slice of one volume, (H, W) arrays; maps and reconstructions by the label of the part that has one."""
 
     number: int
@@ -94,7 +94,7 @@ class Portrait:
     reason: str
     lesion_voxels: int
     values: dict[str, float | None]
-    slices: list[Shown] = field(default_factory=list)
+    slices: list[ShownSlice] = field(default_factory=list)
 
 
 @dataclass
@@ -109,7 +109,7 @@ class Report:
         notes: what the reader must know.
     """
 
-    parts: list[Part]
+    parts: list[ShownRun]
     comparison: Table | None
     portraits: list[Portrait]
     ranked_by: str
@@ -164,24 +164,24 @@ def collect(
     return Report(parts, comparison, [p for p in portraits if p.slices], ranked_by, notes)
 
 
-def _parts(runs: Sequence[Run], progress: Progress) -> list[Part]:
+def _parts(runs: Sequence[Run], progress: Progress) -> list[ShownRun]:
     parts = []
     for group, members in method_groups(runs).items():
         seeds_differ = len({run.record.seed for run in members}) == len(members)
         for number, run in enumerate(members):
             tail = f" seed {run.record.seed}" if seeds_differ else f" run {number + 1}"
             label = group + (tail if len(members) > 1 else "")
-            parts.append(Part(run, label, group, run.evaluation(intervals=False), window(run.histograms.pooled())))
+            parts.append(ShownRun(run, label, group, run.evaluation(intervals=False), window(run.histograms.pooled())))
             progress.update("numbers", len(parts), len(runs))
     return sorted(parts, key=lambda part: (-(_value(part, "auprc") or -1.0), part.label))
 
 
-def _value(part: Part, metric: str) -> float | None:
+def _value(part: ShownRun, metric: str) -> float | None:
     number = part.run.record.metrics.get(metric)
     return number.value if number else None
 
 
-def _compare(parts: list[Part], notes: list[str], progress: Progress) -> Table | None:
+def _compare(parts: list[ShownRun], notes: list[str], progress: Progress) -> Table | None:
     if len({part.group for part in parts}) < 2:
         return None
     lacking = next((part for part in parts if _value(part, "auprc") is None), None)
@@ -206,7 +206,7 @@ def window(pooled: ScoreHistogram, low: float = 0.01, high: float = 0.995) -> tu
     return float(ends[0]), float(max(ends[1], ends[0] + max(1e-6, 1e-3 * abs(ends[0]))))
 
 
-def choose(parts: Sequence[Part], count: int, asked: Sequence[str] = ()) -> tuple[list[Portrait], str]:
+def choose(parts: Sequence[ShownRun], count: int, asked: Sequence[str] = ()) -> tuple[list[Portrait], str]:
     """The volumes to show: ``count`` best, median, worst by their mean over the runs, and as many at random.
 
     Best, median and worst are taken among lesion-bearing volumes by the first of :data:`RANKED_BY` that every run has;
@@ -270,7 +270,7 @@ def choose_slices(volume: VolumeMaps, count: int) -> list[int]:
 
 
 def _look(
-    part: Part,
+    part: ShownRun,
     portraits: Sequence[Portrait],
     count: int,
     visit: Callable[[Run, VolumeMaps], None] | None,
@@ -289,7 +289,7 @@ def _look(
         chosen = choose_slices(volume, count)
         if not portrait.slices:
             portrait.slices = [
-                Shown(int(volume.slices[i]), volume.image[i], volume.brain[i], volume.lesion[i]) for i in chosen
+                ShownSlice(int(volume.slices[i]), volume.image[i], volume.brain[i], volume.lesion[i]) for i in chosen
             ]
         for shown, index in zip(portrait.slices, chosen, strict=True):
             shown.maps[part.label] = volume.maps[index]

@@ -1,24 +1,28 @@
-"""How charts of a report look: colours, panels, legends, and how they leave as PNG or as SVG that follows the page's theme."""
+"""How charts and slices of a report look: charts as PNG, or as SVG in the colours of the page; slices as PNG inside the page."""
 
 from __future__ import annotations
 
-import functools
+import base64
 import io
 import re
 from collections.abc import Callable
+from functools import cache
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adbench.metrics.score_bins import predict
 from adbench.report.collect import Report
+from adbench.runner.pictures import brain_box
 from adbench.utils.files import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 INK, MUTED, GRID, PAPER = "#1c2530", "#5b6672", "#dde2e8", "#fefefe"
 SERIES = ("#2463c8", "#d0480b", "#2b8541", "#9534b0", "#c0265a", "#0b7d90", "#84600a", "#5f3ec2", "#4d5966", "#a33b2f")
@@ -52,6 +56,7 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+OUTSIDE = 0  # palette index of what is not brain: transparent
 STROKES = ("-", "--", ":", "-.")
 Draw = Callable[[Report], "Figure | None"]
 
@@ -66,15 +71,12 @@ def stroke(index: int) -> str:
     return STROKES[index // len(SERIES) % len(STROKES)]
 
 
-def styled(draw: Draw) -> Draw:
-    @functools.wraps(draw)
-    def inner(report: Report) -> Figure | None:
-        import matplotlib as mpl
+def styled(draw: Draw, report: Report) -> Figure | None:
+    """The chart that ``draw`` makes of ``report`` in :data:`STYLE`; None when it has nothing to show."""
+    import matplotlib as mpl
 
-        with mpl.rc_context(STYLE):
-            return draw(report)
-
-    return inner
+    with mpl.rc_context(STYLE):
+        return draw(report)
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
@@ -123,21 +125,43 @@ def plain(axis: Axis) -> None:
 
 
 def line(index: int) -> dict[str, Any]:
+    """Style of the curve of the part at ``index``, as keyword arguments of ``plot``."""
     return {"color": colour(index), "linestyle": stroke(index)}
 
 
 def mark(index: int, marker: str) -> dict[str, Any]:
+    """Style of a marker on the curve of the part at ``index``, as keyword arguments of ``plot``."""
     size = 13 if marker == "*" else 8  # a star of one size with a dot looks smaller
     return {"color": colour(index), "markersize": size, "markeredgecolor": PAPER, "markeredgewidth": 0.8, "zorder": 4}
 
 
+def point(
+    axes: Axes, x: float, y: float, ends: tuple[float | None, float | None], index: int, label: str | None = None
+) -> None:
+    """A number of the part at ``index`` with its interval, where both ends are known."""
+    low, high = ends
+    if low is not None and high is not None:
+        axes.vlines(x, low, high, color=colour(index), linewidth=2.2, alpha=0.45)
+    axes.plot(x, y, "o", markersize=5.5, color=colour(index), label=label)
+
+
 def shade(axes: Axes, x: np.ndarray, rows: np.ndarray, index: int, crowd: int) -> None:
+    """The band between the 2.5 % and 97.5 % quantiles of (R, K) resampled curves.
+
+    Args:
+        axes: to draw on.
+        x: (K,) abscissae.
+        rows: (R, K) ordinates; NaN is left out.
+        index: of the part.
+        crowd: how many bands share the axes: more are paler.
+    """
     low, high = np.nanquantile(rows, [0.025, 0.975], axis=0)
     alpha = 0.18 if crowd <= 2 else 0.1 if crowd <= 4 else 0.05
     axes.fill_between(x, low, high, color=colour(index), alpha=alpha, linewidth=0)
 
 
 def one(x: str, y: str) -> tuple[Figure, Axes]:
+    """A figure with one panel and its axes' labels."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.6, 4.4), layout="constrained")
@@ -147,6 +171,7 @@ def one(x: str, y: str) -> tuple[Figure, Axes]:
 
 
 def grid_of(count: int, x: str, y: str, *, columns: int = 4, share_y: bool = False) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels in at most ``columns`` columns, labelled at their outer sides."""
     from matplotlib.figure import Figure
 
     columns = 3 if columns > 3 and count in (3, 5, 6, 9) else min(columns, count)
@@ -166,10 +191,69 @@ def grid_of(count: int, x: str, y: str, *, columns: int = 4, share_y: bool = Fal
 
 
 def tilt(count: int) -> dict[str, Any]:
+    """Style of the tick labels of ``count`` groups: many are tilted."""
     return {"rotation": 30, "ha": "right", "rotation_mode": "anchor"} if count > 4 else {}
 
 
 def legend(axes: Axes, place: Any = "best") -> None:
+    """Draw a legend unless it would be empty, or too long to be read."""
     handles, labels = axes.get_legend_handles_labels()
     if handles and len(labels) <= 12:
         axes.legend(loc=place)
+
+
+def image_uri(image: np.ndarray) -> str:
+    """A grey (H, W) slice in [0, 1] as a PNG data URI."""
+    from PIL import Image
+
+    return _uri(Image.fromarray((np.clip(np.nan_to_num(image), 0, 1) * 255).round().astype(np.uint8)))
+
+
+def map_uri(scores: np.ndarray, brain: np.ndarray, window: tuple[float, float]) -> str:
+    """An anomaly map (H, W) as a PNG data URI: inferno between the ends of ``window``, transparent outside the brain."""
+    from PIL import Image
+
+    low, high = window
+    share = np.clip((np.nan_to_num(scores.astype(np.float64)) - low) / (high - low), 0, 1)
+    picture = Image.fromarray(np.where(brain, 1 + np.round(share * 254), OUTSIDE).astype(np.uint8), "P")
+    picture.putpalette(_palette())
+    return _uri(picture, transparency=OUTSIDE)
+
+
+def contour(mask: np.ndarray) -> str:
+    """The outline of a (H, W) bool mask as an SVG path, pixel centres at whole numbers plus one half."""
+    from contourpy import LineType, contour_generator
+
+    if not mask.any():
+        return ""
+    padded = np.pad(mask.astype(np.float32), 1)
+    lines: list[np.ndarray] = contour_generator(z=padded, line_type=LineType.Separate).lines(0.5)  # type: ignore[assignment]
+    # Padding moved every index by one, and the centre of pixel 0 lies at 0.5.
+    return "".join("M" + "L".join(f"{x - 0.5:.1f} {y - 0.5:.1f}" for x, y in line[:-1]) + "Z" for line in lines)
+
+
+def found(scores: np.ndarray, brain: np.ndarray, threshold: float | None) -> np.ndarray:
+    """(H, W) bool: the voxels of the brain that are predicted at ``threshold``; none without one."""
+    return np.zeros_like(brain) if threshold is None else np.asarray(predict(scores, threshold)) & brain
+
+
+def box(brain: np.ndarray) -> tuple[int, int, int, int]:
+    """(x, y, width, height) around (S, H, W) brain masks, so that the page is spent on tissue."""
+    rows, columns = brain_box(np.asarray(brain.any(axis=0)))
+    height, width = brain.shape[-2:]
+    (top, bottom, _), (left, right, _) = rows.indices(height), columns.indices(width)
+    return left, top, right - left, bottom - top
+
+
+def _uri(picture: Image, **options: Any) -> str:
+    data = io.BytesIO()
+    picture.save(data, "PNG", optimize=True, **options)
+    return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+@cache
+def _palette() -> bytes:
+    from matplotlib import colormaps
+
+    shades = (colormaps["inferno"](np.linspace(0, 1, 255))[:, :3] * 255).round().astype(np.uint8)
+    return bytes(3) + shades.tobytes()

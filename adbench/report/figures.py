@@ -12,7 +12,7 @@ from adbench.errors import UserError
 from adbench.metrics import bootstrap
 from adbench.metrics.score_bins import edges
 from adbench.metrics.spatial import froc_curve, recall_by_size
-from adbench.report.collect import BAND, Part, Report
+from adbench.report.collect import BAND, Report, ShownRun
 from adbench.report.drawing import (
     GRID,
     INK,
@@ -26,8 +26,8 @@ from adbench.report.drawing import (
     mark,
     one,
     plain,
+    point,
     shade,
-    styled,
     tilt,
 )
 
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 _RECALL = np.linspace(0, 1, 201)
 
 
-@styled
 def pr(report: Report) -> Figure | None:
     """Pooled precision against recall with a band over subjects; chance and chosen thresholds."""
     parts = [part for part in report.parts if part.curve.n_positive]
@@ -64,7 +63,6 @@ def pr(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def roc(report: Report) -> Figure | None:
     """Pooled true-positive against false-positive rate with a band over subjects."""
     parts = [part for part in report.parts if part.curve.n_positive and part.curve.n_negative]
@@ -87,7 +85,6 @@ def roc(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def dice(report: Report) -> Figure | None:
     """Mean per-volume Dice against the threshold, a panel a run: their maps have scales of their own."""
     parts = [part for part in report.parts if part.curve.n_positive]
@@ -121,7 +118,6 @@ def dice(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def subjects(report: Report) -> Figure | None:
     """Every lesion-bearing subject's own number, joined across runs, and against its lesion volume."""
     columns = [(part, _rows(part, report.ranked_by)) for part in report.parts]
@@ -165,7 +161,6 @@ def subjects(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def strata(report: Report) -> Figure | None:
     """AUPRC and Dice by lesion size and every other grouping of the subjects."""
     groupings: dict[str, list[str]] = {}
@@ -182,22 +177,14 @@ def strata(report: Report) -> Figure | None:
         groups = groupings[grouping]
         sizes: dict[str, int] = {}
         for index, part in enumerate(report.parts):
-            offset = (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
+            offset = _offset(index, report)
             for place, group in enumerate(groups):
                 number = part.run.record.strata.get(grouping, {}).get(group, {}).get(metric)
                 if number is None or number.value is None:
                     continue
                 sizes[group] = number.n
-                if number.low is not None and number.high is not None:
-                    axes.vlines(place + offset, number.low, number.high, color=colour(index), linewidth=2.2, alpha=0.45)
-                axes.plot(
-                    place + offset,
-                    number.value,
-                    "o",
-                    markersize=5.5,
-                    color=colour(index),
-                    label=part.label if not place else None,
-                )
+                label = part.label if not place else None
+                point(axes, place + offset, number.value, (number.low, number.high), index, label)
         shown = [f"{group}\n{sizes.get(group, 0)} subjects" for group in groups]
         axes.set_xticks(range(len(groups)), shown, **tilt(len(groups)))
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.5, len(groups) - 0.5), title=f"{metric} by {grouping.replace('_', ' ')}")
@@ -206,7 +193,6 @@ def strata(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def lesions(report: Report) -> Figure | None:
     """Lesion recall by lesion size at the chosen threshold, and against false components a volume (FROC)."""
     from matplotlib.figure import Figure
@@ -223,12 +209,10 @@ def lesions(report: Report) -> Figure | None:
     figure = Figure(figsize=(11.2, 4.0), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, sizes in bins.items():
-        offset = (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
+        offset = _offset(index, report)
         for place, (_, count, share, ends) in enumerate(sizes):
-            if count and ends is not None:
-                left.vlines(place + offset, *ends, color=colour(index), linewidth=2.2, alpha=0.45)
             if count:
-                left.plot(place + offset, share, "o", markersize=5.5, color=colour(index))
+                point(left, place + offset, share, ends or (None, None), index)
     if bins:
         named = next(iter(bins.values()))
         left.set_xticks(range(len(named)), [f"≥ {size.split('-')[0]}\nn={count}" for size, count, _, _ in named])
@@ -261,7 +245,6 @@ def lesions(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def cost(report: Report) -> Figure | None:
     """AUPRC against the time a volume takes; only with three runs or more."""
     found = []
@@ -273,9 +256,7 @@ def cost(report: Report) -> Figure | None:
         return None
     figure, axes = one("seconds a volume (scoring)", "AUPRC")
     for index, part, value, number, seconds in found:
-        if number.low is not None and number.high is not None:
-            axes.vlines(seconds, number.low, number.high, color=colour(index), linewidth=2.2, alpha=0.35)
-        axes.plot(seconds, value, "o", markersize=7, color=colour(index), label=part.label)
+        point(axes, seconds, value, (number.low, number.high), index, part.label)
     axes.set_xscale("log")
     plain(axes.xaxis)
     axes.set(ylim=(0, 1.02), title="What it costs")
@@ -283,7 +264,6 @@ def cost(report: Report) -> Figure | None:
     return figure
 
 
-@styled
 def losses(report: Report) -> Figure | None:
     """Training curves, a panel a stage."""
     panels_of = []
@@ -323,7 +303,12 @@ CHARTS: dict[str, tuple[Draw, str]] = {
 }  # fmt: skip
 
 
-def volume_seconds(part: Part) -> float | None:
+def _offset(index: int, report: Report) -> float:
+    """Runs stand beside each other within a group of 1."""
+    return (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
+
+
+def volume_seconds(part: ShownRun) -> float | None:
     """Seconds of scoring a test subject takes on average."""
     record = part.run.record
     per_slice = record.timing.get("score_per_slice")
@@ -332,24 +317,24 @@ def volume_seconds(part: Part) -> float | None:
     return per_slice * record.test.slices / record.test.subjects
 
 
-def _numbered(report: Report, parts: Sequence[Part]) -> list[tuple[int, Part]]:
+def _numbered(report: Report, parts: Sequence[ShownRun]) -> list[tuple[int, ShownRun]]:
     return [(index, part) for index, part in enumerate(report.parts) if part in parts]
 
 
-def _rows(part: Part, metric: str) -> dict[str, tuple[float, float]]:
+def _rows(part: ShownRun, metric: str) -> dict[str, tuple[float, float]]:
     """Volume -> (lesion voxels, its own number), where it has one."""
     rows = part.evaluation.subjects
     return {r.get("volume", r["subject"]): (r["lesion_voxels"], r[metric]) for r in rows if r[metric] is not None}
 
 
 def _lines(points: Any) -> dict[str, tuple[list[float], list[float]]]:
-    """Loss curves of one stage; records may come from strangers, so that anything but numbers is left out."""
+    """Loss curves of one stage; a record is untrusted, so anything but numbers is left out."""
     lines: dict[str, tuple[list[float], list[float]]] = {}
-    for point in points if isinstance(points, list) else ():
-        step = point.get("step") if isinstance(point, dict) else None
+    for entry in points if isinstance(points, list) else ():
+        step = entry.get("step") if isinstance(entry, dict) else None
         if not _is_number(step):
             continue
-        for name, value in point.items():
+        for name, value in entry.items():
             if name != "step" and "loss" in str(name) and _is_number(value):
                 steps, values = lines.setdefault(str(name), ([], []))
                 steps.append(float(step))
@@ -361,12 +346,12 @@ def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
-def _named(part: Part, metric: str) -> str:
+def _named(part: ShownRun, metric: str) -> str:
     number = part.run.record.metrics.get(metric)
     return part.label if number is None or number.value is None else f"{part.label}  {number.value:.3f}"
 
 
-def _marks(part: Part) -> list[tuple[int, str]]:
+def _marks(part: ShownRun) -> list[tuple[int, str]]:
     found = []
     for rule, marker in (("val", "o"), ("pooled_best", "*")):
         if rule in part.evaluation.thresholds:
@@ -376,7 +361,7 @@ def _marks(part: Part) -> list[tuple[int, str]]:
     return found
 
 
-def _interesting(part: Part, thresholds: np.ndarray, means: np.ndarray) -> tuple[float, float]:
+def _interesting(part: ShownRun, thresholds: np.ndarray, means: np.ndarray) -> tuple[float, float]:
     """Where the Dice curve is worth its ink: from where half of the brain is predicted to where almost nothing is."""
     curve = part.curve
     share = (curve.tp + curve.fp) / (curve.n_positive + curve.n_negative)

@@ -14,8 +14,8 @@ from PIL import Image
 
 from adbench import api
 from adbench.leaderboard.build import build
-from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.submit import merge, pack
+from adbench.leaderboard.merge import merge
+from adbench.leaderboard.submission import Submission, pack
 from adbench.runner import run_cell
 from adbench.utils.hashing import digest
 

@@ -17,8 +17,8 @@ from board_files import rekey, rename
 
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import NUMBERS, RANKED_BY, ranking_left_out
-from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.checks import NUMBERS
+from adbench.leaderboard.submission import RANKED_BY, Submission, ranking_left_out
 from adbench.metrics.evaluate import choose_thresholds, evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.score_bins import key_of
@@ -45,7 +45,7 @@ class Forged:
         """The text of the file, with all that follows from the counts and the identity made again.
 
         Args:
-            numbers: compute them from the counts, as somebody does who knows how they are checked.
+            numbers: compute them from the counts, as a forger does who knows how they are checked.
         """
         record, raw = self.record, self.raw
         if numbers:
@@ -57,14 +57,14 @@ class Forged:
             found = evaluate(self.test, self.validation, level=0.95, spatial=spatial, strata=True)
             record |= {name: json.loads(json.dumps(found.as_dict()[name])) for name in NUMBERS}
             record["notes"] = found.notes
-            left_out = encoding.pack_values(ranking_left_out(self.test, spatial.subject_of))
+            left_out = encoding.encode_values(ranking_left_out(self.test, spatial.subject_of))
             raw["ranking"] = {"metric": RANKED_BY, "left_out": left_out}
-            raw["histograms"] = encoding.pack_histograms(self.test)
+            raw["histograms"] = encoding.encode_histograms(self.test)
             kept = ThresholdCounts.of(self.validation, NAMES)
-            raw["submission"], raw["validation"] = files.VERSION, encoding.pack_histograms(kept)
-            raw["healthy_scores"] = encoding.pack_values(np.array(kept.healthy_scores))
+            raw["submission"], raw["validation"] = files.VERSION, encoding.encode_histograms(kept)
+            raw["healthy_scores"] = encoding.encode_values(np.array(kept.healthy_scores))
         text = (json.dumps(self.spatial, indent=1) + "\n").encode()
-        raw["spatial"] = encoding.pack_bytes(text)
+        raw["spatial"] = encoding.encode_bytes(text)
         record["files"]["spatial.json"] = files.sha256(text)
         record["files"]["splits.json"] = files.sha256((json.dumps(raw["splits"], indent=1) + "\n").encode())
         for role in ("train", "val", "threshold", "test"):
@@ -79,7 +79,7 @@ class Forged:
         return json.dumps(raw)
 
     def _count_again(self, froc: int) -> None:
-        """No lesion is found at thresholds at which nobody counted; alarms follow from the slices' highest scores."""
+        """No lesion is found at thresholds at which nothing was counted; alarms follow from the slices' highest scores."""
         rules = [rule for rule in ("val", "conformal05", "conformal10") if rule in self.spatial["thresholds"]]
         for row in self.spatial["rows"]:
             none = [0] * (len(rules) + froc)
@@ -150,7 +150,7 @@ class Forgery:
 def folder(
     change: Callable[[Forged], object], *, numbers: bool = True
 ) -> Callable[[Submission, Submission], list[str]]:
-    """A change of the result on a folder of anybody's."""
+    """A change of the result on a folder of slices."""
     return lambda small, shipped: [_changed(small, change, numbers)]
 
 
@@ -252,7 +252,7 @@ def _floating(forged: Forged) -> None:
 
 
 def _renamed(forged: Forged) -> None:
-    """The last test subject gets a name that nobody has."""
+    """The last test subject gets a new name."""
     *others, last = forged.test.subjects
     counts, forged.test = forged.test[last], forged.test.subset(others)
     forged.test._by_subject[f"{last}x"] = counts
@@ -327,7 +327,7 @@ def _background(own: ScoreHistogram, row: dict[str, Any], at: int) -> bool:
 
 
 def _elsewhere(forged: Forged) -> None:
-    """A phantom of other parameters, which nobody knows."""
+    """A phantom of other parameters, which is unknown."""
     for role in ("train", "val", "threshold", "test"):
         forged.record[role]["params"]["seed"] = 7
         forged.record[role]["digest"] = digest([role, 7])
@@ -474,15 +474,13 @@ FORGERIES = (
     Forgery("another number of training slices, on the phantom", phantom(_put("train/slices", 24)), "train.slices"),
     Forgery("another number of test slices, on the phantom", phantom(_put("test/slices", 400)), "test.slices"),
     Forgery("another size, on the phantom", phantom(_put("test/grid", [256, 256])), "test.grid.0"),
-    Forgery(
-        "training slices that nobody knows, on the phantom", phantom(_put("train/digest", "0" * 64)), "train.digest"
-    ),
+    Forgery("unknown training slices, on the phantom", phantom(_put("train/digest", "0" * 64)), "train.digest"),
     Forgery(
         "the same, with a parameter that the phantom has not",
         phantom(_all(_put("train/digest", "0" * 64), _put("train/params/noise", 1))),
         "train.params",
     ),
-    Forgery("training slices that nobody knows, elsewhere", folder(_all(_own(), _put("train/digest", "0" * 64))), ""),
+    Forgery("unknown training slices, elsewhere", folder(_all(_own(), _put("train/digest", "0" * 64))), ""),
     Forgery(
         "a weaker protocol",
         folder(lambda f: (_put("protocol/level", 0.5)(f), _put("identity/protocol/level", 0.5)(f)), numbers=False),

@@ -21,9 +21,9 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import export
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.board import Board, boards, linear, read_all
-from adbench.leaderboard.build import build, make, stale
-from adbench.leaderboard.reported import read_reported
+from adbench.leaderboard.board import Board, run_boards
+from adbench.leaderboard.build import build, make, read_reported, stale
+from adbench.leaderboard.ranking import boards, linear, read_all
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Trained, compare, sample_method
@@ -43,13 +43,13 @@ def trained(run: api.Run) -> Trained:
 
 def test_numbers_are_those_of_the_runs(found: list[Board], runs: list[api.Run]) -> None:
     """The boards come from stored values; here the same from the runs, by the metrics package alone."""
-    flair = next(board for board in found if board.modality == "FLAIR")
+    flair = next(board for board in found if board.test_set.modality == "FLAIR")
     samples = {}
     for entry in flair.entries:
         own = [
             r for r in runs if r.record.test.modality == "FLAIR" and r.record.method.name == entry.record.method.name
         ]
-        assert [s.record.run_key for s in entry.seeds] == [r.record.run_key for r in own]
+        assert [record.run_key for record in entry.records] == [r.record.run_key for r in own]
         samples[entry.key] = sample_method([trained(run) for run in own])
         expected = samples[entry.key].estimates()
         for metric in ("auprc", "dice@val", "lesion_recall@val", "fa_slice"):
@@ -71,7 +71,7 @@ def test_numbers_are_those_of_the_runs(found: list[Board], runs: list[api.Run]) 
 
 
 def test_one_seed_has_the_interval_of_its_record(found: list[Board]) -> None:
-    t1 = next(board for board in found if board.modality == "T1")
+    t1 = next(board for board in found if board.test_set.modality == "T1")
     for entry in t1.entries:
         for metric, estimate in entry.estimates.items():
             number = entry.record.metrics[metric]
@@ -96,6 +96,38 @@ def test_best_comes_first(found: list[Board]) -> None:
         assert board.entries[0].rank == 1
         assert values[0] == max(values)
         assert board.entries[0].to_best is None
+
+
+def test_runs_and_published_results_stand_in_one_order(found: list[Board], runs: list[api.Run]) -> None:
+    """One seed each on T1: the same rows, whether they come from runs or from submissions."""
+    published = next(board for board in found if board.test_set.modality == "T1")
+    (own,) = [board for board in run_boards(run.record for run in runs) if board.test_set.modality == "T1"]
+    assert [entry.label for entry in own.entries] == [entry.label for entry in published.entries]
+    for metric in ("auprc", "fa_slice"):
+        for board in (own, published):
+            board.sort(metric)
+        assert [entry.label for entry in own.entries] == [entry.label for entry in published.entries]
+        values = [entry.value(metric) for entry in own.entries]
+        assert values == sorted(values, reverse=metric == "auprc")  # type: ignore[type-var]
+    for board in (own, published):
+        board.sort()
+
+
+def test_seeds_of_runs_are_rows_of_their_own(runs: list[api.Run]) -> None:
+    flair = next(board for board in run_boards(run.record for run in runs) if board.test_set.modality == "FLAIR")
+    assert sorted(flair.seeds(entry) for entry in flair.entries) == ["0", "0", "0", "1", "1", "1"]
+    assert {entry.label for entry in flair.entries} == {"histeq [tiny]", "zscore [tiny]", "constant [tiny]"}
+    assert {entry.rank for entry in flair.entries} == {None}
+
+
+def test_to_frame_has_the_columns_of_the_csv(found: list[Board], built: Path) -> None:
+    header = (built / "folder" / "table.csv").read_text().splitlines()[0].split(",")
+    for board in found:
+        frame = board.to_frame()
+        assert set(frame.columns) <= set(header)
+        assert [column for column in header if column in frame.columns] == list(frame.columns)
+        assert frame["auprc"].tolist() == [entry.value("auprc") for entry in board.entries]
+        assert frame["rank"].isna().tolist() == [entry.rank is None for entry in board.entries]
 
 
 def _unranked(raw: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What is committed: the grid of the phantom's board, and its records as they are and as somebody might change them."""
+"""What is committed: the grid of the phantom's board, and its records, as they are and after a change."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adbench.leaderboard import submission as files
 from adbench.leaderboard.build import stale
 from adbench.leaderboard.checks import check
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import examine
+from adbench.leaderboard.verify import check_one
 
 ROOT = Path(__file__).parents[2] / "leaderboards"
 RECORDS = sorted(ROOT.glob("*/records/*.json"))
@@ -54,7 +54,7 @@ def test_files_are_small() -> None:
 @pytest.mark.parametrize("path", RECORDS[:: max(1, len(RECORDS) // 4)], ids=lambda path: path.stem)
 def test_records_verify(path: Path) -> None:
     """Some; `adbench leaderboard verify`, which continuous integration runs too, looks at all."""
-    assert examine(path).findings == []
+    assert check_one(path).issues == []
 
 
 @pytest.fixture(scope="module")

@@ -16,8 +16,8 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.diff import BoardsDiff, ResultDiff, diff
+from adbench.leaderboard.merge import merge
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.submit import merge
 
 Cli = Callable[..., tuple[int, str, str]]
 FORGED = {forgery.name: forgery for forgery in FORGERIES}

@@ -1,4 +1,4 @@
-"""The file of one result: what is packed comes back, and what a stranger wrote is refused before it costs anything."""
+"""The file of one result: what is packed comes back, and a malformed file is refused before it costs anything."""
 
 from __future__ import annotations
 
@@ -19,9 +19,8 @@ from adbench.errors import UserError
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import check
-from adbench.leaderboard.encoding import Counts
-from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.submit import pack
+from adbench.leaderboard.encoding import EncodedHistograms
+from adbench.leaderboard.submission import Submission, pack
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.thresholds import ThresholdCounts, choose_thresholds
@@ -40,7 +39,7 @@ def histograms(seed: int, subjects: int = 5, voxels: int = 500, dtype: str = "fl
 def test_histograms_of_single_scores_come_back() -> None:
     for dtype in ("float16", "float32", "float64"):
         own = histograms(1, dtype=dtype)
-        again = encoding.unpack_histograms(Counts(**encoding.pack_histograms(own)))
+        again = encoding.decode_histograms(EncodedHistograms(**encoding.encode_histograms(own)))
         assert again == own
         assert all(one.exact for _, one in again.items())
 
@@ -51,7 +50,7 @@ def test_joined_histograms_come_back(dtype: str) -> None:
     own.compact([0.25])
     assert len(own.partition.cells)
     assert len(own.partition.inner_edges)
-    again = encoding.unpack_histograms(Counts(**encoding.pack_histograms(own)))
+    again = encoding.decode_histograms(EncodedHistograms(**encoding.encode_histograms(own)))
     assert again == own
     assert np.array_equal(again.partition.cells, own.partition.cells)
     assert np.array_equal(again.partition.edges, own.partition.edges)
@@ -62,11 +61,11 @@ def test_joined_histograms_come_back(dtype: str) -> None:
 
 def test_no_subjects_and_empty_subjects_come_back() -> None:
     own = SubjectHistograms()
-    assert encoding.unpack_histograms(Counts(**encoding.pack_histograms(own))) == own
+    assert encoding.decode_histograms(EncodedHistograms(**encoding.encode_histograms(own))) == own
     for name in ("a", "c"):
         own.update(name, np.zeros(0, np.float32), np.zeros(0, bool))
     own.update("b", np.float32([-2, 3]), np.array([True, False]))
-    assert encoding.unpack_histograms(Counts(**encoding.pack_histograms(own))) == own
+    assert encoding.decode_histograms(EncodedHistograms(**encoding.encode_histograms(own))) == own
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -89,7 +88,7 @@ def test_files_of_layout_2_are_read(runs: list[api.Run], submission: Submission)
     kept._by_subject[files.WITH] = own.subset(ill).pooled()
 
     def older(raw: dict[str, Any]) -> None:
-        raw |= {"submission": 2, "validation": encoding.pack_histograms(kept)}
+        raw |= {"submission": 2, "validation": encoding.encode_histograms(kept)}
         del raw["healthy_scores"]
 
     found = files.parse(altered(submission, older).encode(), Path("older.json"))
@@ -221,7 +220,7 @@ def test_keys_that_no_score_has(submission: Submission) -> None:
     planes[2, 0] = 1
     counts["data"] = base64.b64encode(lzma.compress(planes.tobytes(), lzma.FORMAT_XZ)).decode()
     with pytest.raises(ValueError, match=r"key|order"):
-        encoding.unpack_histograms(Counts(**counts))
+        encoding.decode_histograms(EncodedHistograms(**counts))
 
 
 @pytest.mark.parametrize(

@@ -21,11 +21,11 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.board import boards as boards_of
-from adbench.leaderboard.board import read_all
 from adbench.leaderboard.checks import RUN_FIELDS, check
+from adbench.leaderboard.merge import merge
+from adbench.leaderboard.ranking import boards as boards_of
+from adbench.leaderboard.ranking import read_all
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.submit import merge
 from adbench.leaderboard.verify import verify
 from adbench.metrics.score_bins import CELL_SHIFT
 from adbench.runner import keys as specs
@@ -48,7 +48,7 @@ def test_what_runs_leave_is_accepted(built: Path, runs: list[api.Run]) -> None:
 
 def _move_voxel(raw: dict[str, Any]) -> None:
     """One background voxel of one subject becomes a lesion voxel."""
-    own = encoding.unpack_histograms(encoding.Counts(**raw["histograms"]))
+    own = encoding.decode_histograms(encoding.EncodedHistograms(**raw["histograms"]))
     name = own.subjects[2]
     keys, positive, negative = own[name].counts()
     first = int(np.flatnonzero(negative)[0])
@@ -56,11 +56,11 @@ def _move_voxel(raw: dict[str, Any]) -> None:
     negative[first] -= 1
     moved = type(own[name]).from_counts(keys, positive, negative, own.partition)
     own._by_subject[name] = moved
-    raw["histograms"] = encoding.pack_histograms(own)
+    raw["histograms"] = encoding.encode_histograms(own)
 
 
 def _better_lesions(raw: dict[str, Any]) -> None:
-    spatial = json.loads(encoding.unpack_bytes(raw["spatial"], 1 << 20))
+    spatial = json.loads(encoding.decode_bytes(raw["spatial"], 1 << 20))
     for row in spatial["rows"]:
         row["found"] = [len(row["lesion_sizes"]) for _ in row["found"]]
         row["lesion_ious"] = [1.0 for _ in row["lesion_ious"]]
@@ -70,7 +70,7 @@ def _better_lesions(raw: dict[str, Any]) -> None:
 
 
 def _other_froc(raw: dict[str, Any]) -> None:
-    spatial = json.loads(encoding.unpack_bytes(raw["spatial"], 1 << 20))
+    spatial = json.loads(encoding.decode_bytes(raw["spatial"], 1 << 20))
     spatial["froc"][-1] *= 0.5
     data = (json.dumps(spatial, indent=1) + "\n").encode()
     raw["spatial"] = base64.b64encode(lzma.compress(data, lzma.FORMAT_XZ)).decode()
@@ -78,12 +78,12 @@ def _other_froc(raw: dict[str, Any]) -> None:
 
 
 def _lower_validation(raw: dict[str, Any]) -> None:
-    own = encoding.unpack_histograms(encoding.Counts(**raw["validation"]))
+    own = encoding.decode_histograms(encoding.EncodedHistograms(**raw["validation"]))
     keys, positive, negative = own[files.WITH].counts()
     assert own[files.WITH].exact
     moved = type(own[files.WITH]).from_counts(keys - (50 << CELL_SHIFT), positive, negative)
     own._by_subject[files.WITH] = moved
-    raw["validation"] = encoding.pack_histograms(own)
+    raw["validation"] = encoding.encode_histograms(own)
 
 
 def _train_on_test(raw: dict[str, Any]) -> None:
@@ -139,7 +139,7 @@ TAMPERED: dict[str, tuple[Change, str]] = {
     "lesions found": (_better_lesions, "metrics.lesion_recall@val.value"),
     "FROC thresholds": (_other_froc, "spatial.froc"),
     "values without one subject": (
-        lambda raw: raw["ranking"].update(left_out=encoding.pack_values(np.full(9, 0.99))),
+        lambda raw: raw["ranking"].update(left_out=encoding.encode_values(np.full(9, 0.99))),
         "ranking.left_out",
     ),
     "no values without one subject": (_set("ranking", None), "ranking"),
@@ -227,16 +227,16 @@ def test_an_edit_without_a_new_digest(submission: Submission) -> None:
         _set("record/identity/plugin_metrics", [["a"]]),
         lambda raw: raw["record"]["subjects"].__setitem__(0, {}),
         _set("record/identity/params", 1),
-        _set("histograms/keys", encoding.pack_ascending(np.array([1]))),
-        _set("histograms/cells", encoding.pack_ascending(np.array([-(1 << 60)]))),
-        _set("histograms/edges", encoding.pack_ascending(np.array([(1 << 50) + 1]))),
+        _set("histograms/keys", encoding.encode_ascending(np.array([1]))),
+        _set("histograms/cells", encoding.encode_ascending(np.array([-(1 << 60)]))),
+        _set("histograms/edges", encoding.encode_ascending(np.array([(1 << 50) + 1]))),
         _set("histograms/bins", [1] * 9),
         _set("histograms/subjects", ["s"] * 9),
         _set("ranking/left_out", "x"),
         _set("validation", None),
         _set("healthy_scores", "x"),
         _set("healthy_scores", None),
-        _set("healthy_scores", encoding.pack_values(np.array([np.nan, 1.0]))),
+        _set("healthy_scores", encoding.encode_values(np.array([np.nan, 1.0]))),
         _set("record/fit/steps", "many"),
         _set("record/method/params", {"no_such": 1}),
         _set("record/provenance/adbench", ["0.1.0"]),
@@ -300,7 +300,7 @@ def test_spatial_counts_that_the_histograms_do_not_allow(
     """Even where every number was computed again from the altered counts."""
 
     def better(raw: dict[str, Any]) -> None:
-        spatial = json.loads(encoding.unpack_bytes(raw["spatial"], 1 << 20))
+        spatial = json.loads(encoding.decode_bytes(raw["spatial"], 1 << 20))
         row = spatial["rows"][-1]
         change(row)
         data = (json.dumps(spatial, indent=1) + "\n").encode()
@@ -348,7 +348,7 @@ def test_the_command_prints_both_values(submission: Submission, tmp_path: Path, 
 
 
 def test_names_cannot_drive_the_terminal(submission: Submission, tmp_path: Path, cli: Cli) -> None:
-    """Escape sequences in a stranger's names are shown, not obeyed."""
+    """Escape sequences in names are shown, not obeyed."""
 
     def change(raw: dict[str, Any]) -> None:
         record = raw["record"]

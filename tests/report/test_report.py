@@ -17,8 +17,8 @@ from PIL import Image
 from adbench import api
 from adbench.errors import UserError
 from adbench.report.collect import choose, choose_slices, collect, window
+from adbench.report.drawing import contour, map_uri
 from adbench.report.render import write_report
-from adbench.report.tiles import contour, map_uri
 from adbench.runner.fit import FIT
 from adbench.runner.fit import fitted as read_fit
 from adbench.utils.files import write_json

@@ -1,0 +1,153 @@
+"""Submit a run as one file, and merge such files into the leaderboards: only results that verify get in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from adbench.context import Progress
+from adbench.errors import UserError
+from adbench.leaderboard.checks import NUMBERS, numbers_without
+from adbench.leaderboard.issues import Issue, differences
+from adbench.leaderboard.submission import parse, read
+from adbench.leaderboard.verify import SharedFields, check_all, check_one, contradictions, shared_fields, targets
+from adbench.results.record import Record
+from adbench.results.rundir import safe
+from adbench.utils.files import write_text
+
+
+def submit(run: Path, out: Path) -> Path:
+    """Pack the run in a folder into one file for a pull request.
+
+    Args:
+        run: its folder.
+        out: a folder for the file, or its name (``*.json``).
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: the run cannot be packed, or does not verify.
+    """
+    result = check_one(run)
+    _refuse(result.issues, 1)
+    path = out if out.suffix == ".json" else out / result.name
+    write_text(path, result.text)
+    return path
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What became of one result.
+
+    Attributes:
+        path: its file in the leaderboards.
+        added: False when the very run was there already, with every metric that this one was asked for.
+    """
+
+    path: Path
+    added: bool
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A result that is in the leaderboards, or that will be."""
+
+    path: Path
+    origin: Path
+    record: Record
+    shared: SharedFields
+
+
+def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -> list[Merged]:
+    """Merge results into the leaderboards below ``root``: all of them, or none when one does not verify.
+
+    A result of a run that is there already takes its place if it was asked for more metrics.
+
+    Args:
+        paths: submissions, runs, or folders of either.
+        root: folder of leaderboards.
+        progress: receives progress.
+
+    Returns:
+        One entry a run, in the order given.
+
+    Raises:
+        UserError: something does not verify, or contradicts a result that is there.
+    """
+    results = check_all([target for path in paths for target in targets(path)], progress)
+    _refuse([issue for result in results for issue in result.issues], len(results))
+    folders: dict[Path, dict[str, _Known]] = {}
+    texts: dict[Path, str] = {}
+    merged: dict[str, Merged] = {}
+    for result in results:
+        assert result.shared is not None
+        record = parse(result.text.encode(), result.path).record
+        folder = root / safe(record.protocol["name"]) / "records"
+        if folder not in folders:
+            folders[folder] = _read(folder)
+        old = folders[folder].get(record.run_key)
+        if old is not None and (why := _contradiction(record, old.record)):
+            raise UserError(
+                f"{result.path} has the run_key of {old.origin} and different numbers ({why}): nothing was merged."
+            )
+        path = folder / result.name if old is None else old.path
+        added = old is None or _has_more_metrics(record, old.record, result.path, old.origin)
+        if added:
+            texts[path] = result.text
+            shared = result.shared if old is None else old.shared
+            folders[folder][record.run_key] = _Known(path, result.path, record, shared)
+        before = merged.get(record.run_key)
+        merged[record.run_key] = Merged(path, added or (before is not None and before.added))
+    for known in folders.values():
+        _refuse(contradictions([one.shared for one in known.values()]), len(results))
+    for path, text in texts.items():
+        write_text(path, text)
+    return list(merged.values())
+
+
+def _read(folder: Path) -> dict[str, _Known]:
+    """Run key -> the results in a folder of records."""
+    found: dict[str, _Known] = {}
+    for path in sorted(folder.glob("*.json")):
+        submission = read(path)
+        known = _Known(path, path, submission.record, shared_fields(submission))
+        twin = found.setdefault(submission.record.run_key, known)
+        if twin is not known:
+            raise UserError(f"{path} and {twin.path} are one run: remove one of them.")
+    return found
+
+
+def _contradiction(new: Record, old: Record) -> str:
+    """The first number in which two results of one run differ, among those that both have; "" when they agree."""
+    apart = new.optional.keys() ^ old.optional.keys()
+    mine, its = numbers_without(new, apart), numbers_without(old, apart)
+    first = next((issue for name in NUMBERS for issue in differences(name, mine[name], its[name])), None)
+    return f"{first.field}: {first.stored} and {first.expected}" if first else ""
+
+
+def _has_more_metrics(new: Record, old: Record, path: Path, other: Path) -> bool:
+    """Whether ``new`` was asked for metrics that ``old`` was not.
+
+    Raises:
+        UserError: each has a metric that the other has not.
+    """
+    mine, its = (sorted(one.optional.keys() - another.optional.keys()) for one, another in ((new, old), (old, new)))
+    if mine and its:
+        raise UserError(
+            f"{path} and {other} are one run, one with the metric {mine[0]} and the other with {its[0]}: nothing was "
+            f"merged. Run it once with --metrics {','.join([*mine, *its])}."
+        )
+    return bool(mine)
+
+
+def _refuse(issues: Sequence[Issue], count: int, shown: int = 5) -> None:
+    """Raise an error that names the first issues, if there are any in ``count`` results."""
+    if not issues:
+        return
+    lines = [f"{issue.file}: {issue.sentence}" for issue in issues[:shown]]
+    if len(issues) > shown:
+        lines.append(f"and {len(issues) - shown} more")
+    wrong = len({issue.file for issue in issues})
+    raise UserError(f"{wrong} of {count} results do not verify, and nothing was written:\n  " + "\n  ".join(lines))
