@@ -52,7 +52,7 @@ def test_a_methods_own_scope_touches_only_that_method(tmp_path: Path) -> None:
 
 def test_resolved_config_round_trips_to_the_same_cell(tmp_path: Path) -> None:
     cell = one_cell(load("method: histeq\ndataset: phantom\ndevice: cpu\nset: {dataset: {seed: 5}}", tmp_path))
-    again = one_cell(load(run_config.from_spec(cell).to_yaml(), tmp_path))
+    again = one_cell(load(run_config.from_cell(cell).to_yaml(), tmp_path))
     assert again == cell
 
 

@@ -26,13 +26,6 @@ def plan(slices: Path, out: Path, method: str = "zscore") -> planning.Plan:
     return planned
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: they take most of the time."""
-    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
-
-
 def content(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != rundir.FAILURE}
 
@@ -44,9 +37,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "method.json", "fit.json"])
-def test_a_damaged_fit_is_refused_and_the_record_stays(
-    quick: None, slices: Path, tmp_path: Path, cli: Cli, name: str
-) -> None:
+def test_a_damaged_fit_is_refused_and_the_record_stays(slices: Path, tmp_path: Path, cli: Cli, name: str) -> None:
     planned = plan(slices, tmp_path)
     first = run_cell.run_cell(planned)
     before = content(planned.run_folder)
@@ -74,7 +65,7 @@ def test_a_damaged_fit_is_refused_and_the_record_stays(
 
 @pytest.mark.parametrize("phase", ["score", "evaluate", "record", "commit"])
 def test_a_forced_run_that_fails_takes_nothing_away(
-    quick: None, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     planned = plan(slices, tmp_path)
     run_cell.run_cell(planned, save_maps=True)
@@ -93,12 +84,12 @@ def test_a_forced_run_that_fails_takes_nothing_away(
 
 
 def test_a_kill_while_files_are_renamed_loses_no_record(
-    quick: None, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plan(slices, tmp_path)
     first = run_cell.run_cell(planned)
     replace = Path.replace
-    for renames in range(len(first.files) + 2):  # the outputs, the configuration, the record
+    for renames in range(len(first.files) + 3):  # the outputs, the configuration, the samples, the record
         left = [renames]
 
         def stop(self: Path, target: Path, left: list[int] = left) -> Path:
@@ -124,14 +115,14 @@ def test_a_kill_while_files_are_renamed_loses_no_record(
         )
 
 
-def test_maps_stay_with_a_record_that_is_made_again_for_a_metric(quick: None, slices: Path, tmp_path: Path) -> None:
+def test_maps_stay_with_a_record_that_is_made_again_for_a_metric(slices: Path, tmp_path: Path) -> None:
     planned = plan(slices, tmp_path)
     run_cell.run_cell(planned, save_maps=True)
     again = run_cell.run_cell(plan(slices, tmp_path), force=True)
     assert {rundir.MAPS, rundir.VAL_MAPS} <= again.files.keys()
 
 
-def test_a_fit_says_which_files_are_its_own(quick: None, slices: Path, tmp_path: Path) -> None:
+def test_a_fit_says_which_files_are_its_own(slices: Path, tmp_path: Path) -> None:
     planned = plan(slices, tmp_path)
     run_cell.run_cell(planned)
     fit = json.loads((planned.fit_folder / FIT).read_text())

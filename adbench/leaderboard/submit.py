@@ -17,6 +17,7 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results import record as records
 from adbench.results.record import Record
+from adbench.results.result import Result
 from adbench.results.rundir import SPLITS, safe
 from adbench.utils.files import write_text
 
@@ -27,21 +28,19 @@ def pack(run: Path) -> Submission:
     Raises:
         UserError: no such run, a file that differs from its hash in the record, or a run too old to say its subjects.
     """
-    from adbench.evaluation.runs import checked_file
-
-    run = Path(run)
-    record = records.read(run)
+    result = Result(run)
+    record = result.record
     if SPLITS not in record.files:
         raise UserError(f"{run} was made before runs kept their lists of subjects: run it again with --force.")
-    checked = {name: checked_file(run, record, name) for name in ("histograms.npz", SPATIAL, SPLITS)}
+    checked = {name: result.file(name) for name in ("histograms.npz", SPATIAL, SPLITS)}
     test = SubjectHistograms.from_npz(checked["histograms.npz"])
     validation = None
     if "val_histograms.npz" in record.files:
-        validation = SubjectHistograms.from_npz(checked_file(run, record, "val_histograms.npz"))
+        validation = SubjectHistograms.from_npz(result.file("val_histograms.npz"))
     defined = record.metrics[RANKED_BY].value is not None
     subject_of = SpatialAccumulator.from_json(checked[SPATIAL]).subject_of
     raw = files.compose(
-        json.loads((run / records.RECORD).read_text(encoding="utf-8")),
+        json.loads((result.folder / records.RECORD).read_text(encoding="utf-8")),
         json.loads(checked[SPLITS].read_text(encoding="utf-8")),
         test,
         validation,

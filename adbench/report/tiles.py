@@ -8,8 +8,8 @@ from functools import cache
 
 import numpy as np
 
+from adbench.evaluation.pictures import brain_box
 from adbench.metrics.score_bins import predict
-from adbench.runner.pictures import brain_box
 
 OUTSIDE = 0  # palette index of what is not brain: transparent
 

@@ -20,7 +20,7 @@ def keep(source: str, broken: Sequence[str]) -> None:
     """Write down the outcome of ``adbench test``.
 
     Args:
-        source: :func:`adbench.runner.keys.source_digest` of the method that was tested.
+        source: :func:`adbench.config.source.source_digest` of the method that was tested.
         broken: names of the rules that it breaks.
     """
     write_json(_file(source), {"source": source, "adbench": __version__, "broken": list(broken)})

@@ -1,4 +1,4 @@
-"""Why two runs are not the same run: the fields in which their identities differ."""
+"""Why two runs have different keys: the fields in which their identities differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One field.
+    """One field in which two identities differ.
 
     Attributes:
         field: its name; parts of nested ones are joined by dots.
@@ -82,7 +82,7 @@ def find(run: str, out: Path) -> Path:
     Raises:
         UserError: none, or several.
     """
-    if (Path(run) / "config.yaml").exists() or rundir.read_identity(Path(run)) is not None:
+    if (Path(run) / rundir.CONFIG).exists() or rundir.read_identity(Path(run)) is not None:
         return Path(run)
     name = Path(run).name
     found = [seen.folder for seen in progress.runs(out) if seen.folder.name == name]
@@ -124,7 +124,7 @@ def why(run: Path, out: Path) -> Answer:
 def _sources(found: dict[str, Any], out: Path) -> dict[str, str]:
     """Hashes of the source files of a run by module or path, as the folder of its fit has them; empty where there is none."""
     folder = rundir.fit_folder(out, str(found["identity"].get("method")), str(found["fit_key"]))
-    return provenance.origin(folder).get("sources", {})
+    return dict(provenance.origin(folder).get("sources", {}))
 
 
 def _changed_files(mine: dict[str, str], its: dict[str, str]) -> str:

@@ -27,7 +27,13 @@ from adbench.utils.timing import Clock
 
 @dataclass
 class Counts:
-    """What scoring leaves: histograms of both labelled splits, and counts that needed the maps."""
+    """What remains of the maps after scoring.
+
+    Attributes:
+        threshold: scores of the validation subjects; None when there are none.
+        test: scores of the test volumes.
+        spatial: counts of lesions and components, which need whole maps.
+    """
 
     threshold: SubjectHistograms | None
     test: SubjectHistograms

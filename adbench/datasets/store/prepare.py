@@ -20,6 +20,7 @@ from typing import Any, Self
 import numpy as np
 
 from adbench.config import registry
+from adbench.config.source import source_digest
 from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.base import Case, Dataset
@@ -32,7 +33,6 @@ from adbench.datasets.store.slice_store import MANIFEST, STORE_VERSION, SliceSto
 from adbench.datasets.store.workers import Executor, Prepared, Task
 from adbench.datasets.validation import outliers, similarity
 from adbench.errors import UserError
-from adbench.runner.keys import source_digest
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
 
