@@ -13,7 +13,8 @@ from adbench.config.source import source_digest
 from adbench.leaderboard import make_known
 from adbench.leaderboard.make_known import data, methods
 from adbench.leaderboard.submission import glance
-from adbench.results.conformance import keep, outcome
+from adbench.results.known import conformance as outcome
+from adbench.results.known import keep_conformance as keep
 from adbench.results.known import known
 
 BOARD = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"

@@ -177,7 +177,7 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
     """
     from adbench.config import run_config
     from adbench.config.source import source_digest
-    from adbench.results import conformance as outcomes
+    from adbench.results import known
     from adbench.testing import check_dataset, check_method
 
     values = {key: value for _, key, value in (run_config.parse_assignment(f"it.{text}") for text in assignments)}
@@ -185,7 +185,9 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
         findings = check_method(
             registry.load("methods", name), overrides=values, device=run_config.resolve_device(device)
         )
-        outcomes.keep(source_digest("methods", name), [finding.rule for finding in findings if finding.problem])
+        known.keep_conformance(
+            source_digest("methods", name), [finding.rule for finding in findings if finding.problem]
+        )
         return findings
     if name in registry.entries("datasets"):
         return check_dataset(run_config.locate(name, str(root) if root else None, values, "--data-root").open())

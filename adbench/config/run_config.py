@@ -106,21 +106,15 @@ def from_cell(cell: Cell) -> RunConfig:
 def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
     """``config`` with every default filled in from its ``cells``, to show the whole run on one page."""
     found = list(cells)
-    first = found[0]
-    params = {cell.method: cell.params.json_values for cell in found}
+    first = from_cell(found[0])
+    shared = ("preset", "data_root", "train_root", "device")
+    scopes = {scope: values for scope, values in first.set.items() if scope != "method"}
     return config.model_copy(
         update={
+            **{name: getattr(first, name) for name in shared},
             "modality": tuple(dict.fromkeys(cell.modality for cell in found)),
-            "protocol": config.protocol or first.protocol.name,
-            "preset": first.preset,
-            "data_root": first.test.root,
-            "train_root": first.train.root if first.train else None,
-            "device": first.device,
-            "set": {
-                **params,
-                "dataset": first.test.params.json_values,
-                **({"train": first.train.params.json_values} if first.train else {}),
-            },
+            "protocol": config.protocol or first.protocol,
+            "set": {**{cell.method: cell.params.json_values for cell in found}, **scopes},
         }
     )
 

@@ -12,11 +12,12 @@ from adbench.errors import UserError
 from adbench.evaluation.map_files import CaseFolder, External
 from adbench.metrics import plots
 from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Evaluation, choose_thresholds, compact, evaluate
+from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.spec import WIDE
+from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.rundir import write_counts
 from adbench.utils.files import write_json
 

@@ -19,10 +19,11 @@ from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Evaluation, choose_thresholds
+from adbench.metrics.evaluate import Evaluation
 from adbench.metrics.histogram import ScoreHistogram
 from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.thresholds import choose_thresholds
 from adbench.results import rundir
 from adbench.results.result import Result
 from adbench.runner.fit import fitted, load_fit

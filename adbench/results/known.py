@@ -1,4 +1,4 @@
-"""What this release knows about any result: the source of its own methods, and the data that ships with it.
+"""What this release knows about any result: the source of its own methods, the data that ships with it, who passed.
 
 ``known.json`` beside this module is made by ``python -m adbench.leaderboard.make_known`` (``make known``), never by hand::
 
@@ -13,13 +13,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from adbench import __version__
+from adbench.config.run_config import default_cache
 from adbench.config.source import source_digest
 from adbench.results.record import MethodPart
+from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
 
 FILE = Path(__file__).with_name("known.json")
@@ -55,3 +58,36 @@ def is_released(method: str, origin: str, source: str, version: str) -> bool:
 def weights_key(method: MethodPart, grid: tuple[int, int]) -> str:
     """What decides the number of weights of a built-in method."""
     return digest([method.name, method.params, list(grid)])[:16]
+
+
+def _conformance_file(source: str) -> Path:
+    return default_cache() / "conformance" / f"{source}.json"
+
+
+def keep_conformance(source: str, broken: Sequence[str]) -> None:
+    """Write down the outcome of ``adbench test``.
+
+    Args:
+        source: :func:`adbench.config.source.source_digest` of the method that was tested.
+        broken: names of the rules that it breaks.
+    """
+    write_json(_conformance_file(source), {"source": source, "adbench": __version__, "broken": list(broken)})
+
+
+def conformance(method: str, origin: str, source: str) -> str:
+    """ "passed", "failed" or "not run": whether ``adbench test`` was passed by a method with this very source.
+
+    The tests of adbench hold its own methods against the same rules before their source enters ``known.json``.
+
+    Args:
+        method: its name.
+        origin: "built-in" or a distribution.
+        source: hash of its source.
+    """
+    if is_released(method, origin, source, __version__):
+        return "passed"
+    try:
+        found = json.loads(_conformance_file(source).read_text(encoding="utf-8"))
+        return "failed" if found["broken"] else "passed"
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return "not run"

@@ -19,7 +19,7 @@ from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.evaluate import Estimate, Evaluation
-from adbench.results import conformance, provenance, rundir, status
+from adbench.results import known, provenance, rundir, status
 from adbench.results.record import DataPart, MethodPart, Number, Record, metric_part
 from adbench.runner.fit import fit_method, fitted, peak_memory
 from adbench.runner.measure import measure, numbers
@@ -170,7 +170,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
             preset=cell.preset,
             params=cell.params.json_values,
             parameters=fit["parameters"],
-            conformance=conformance.outcome(cell.method, origin, source),
+            conformance=known.conformance(cell.method, origin, source),
         ),
         train=_data_part(data.train, *learned),
         val=_data_part(data.val, *learned) if data.val else None,

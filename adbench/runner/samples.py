@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adbench.datasets.slices import LabelledSet
 from adbench.runner.inference import ScoredVolume
+
+_ARRAYS = ("image", "brain", "lesion", "map")
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Samples:
     def save(self, path: Path) -> None:
         """Write the collected slices, in the order in which they were chosen, for :func:`load_samples`."""
         found = [self._found[position] for position in self._shown]
-        arrays = {name: np.stack([getattr(one, name) for one in found]) for name in ("image", "brain", "lesion", "map")}
+        arrays: dict[str, Any] = {name: np.stack([getattr(one, name) for one in found]) for name in _ARRAYS}
         recons = [one.reconstruction for one in found if one.reconstruction is not None]
         if len(recons) == len(found):
             arrays["reconstruction"] = np.stack(recons)
@@ -94,9 +97,9 @@ def load_samples(path: Path) -> list[Sample]:
     """The slices that :meth:`Samples.save` wrote."""
     with np.load(path) as kept:
         arrays = dict(kept)
-    recons = arrays.get("reconstruction", [None] * len(arrays["title"]))
-    names = ("image", "brain", "lesion", "map")
-    return [
-        Sample(str(title), *slices, recon)
-        for title, *slices, recon in zip(arrays["title"], *(arrays[name] for name in names), recons, strict=True)
-    ]
+    recons = arrays.get("reconstruction")
+    found = []
+    for row, title in enumerate(arrays["title"]):
+        image, brain, lesion, scores = (arrays[name][row] for name in _ARRAYS)
+        found.append(Sample(str(title), image, brain, lesion, scores, None if recons is None else recons[row]))
+    return found
