@@ -101,7 +101,7 @@ def evaluate_folders(
     return result
 
 
-COLUMNS = ("metric", "value", "95 % interval", "subjects", "remark")
+COLUMNS = ("metric", "value", "interval", "subjects", "remark")
 
 
 def rows(result: Evaluation) -> list[list[str]]:

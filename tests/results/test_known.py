@@ -17,7 +17,7 @@ from adbench.results.known import conformance as outcome
 from adbench.results.known import keep_conformance as keep
 from adbench.results.known import known
 
-BOARD = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"
+BOARD = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
 
 
 def test_the_outcome_belongs_to_a_source() -> None:

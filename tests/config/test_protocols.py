@@ -26,7 +26,7 @@ from adbench.errors import UserError
 from adbench.runner import overlap, plan
 from adbench.testing import check_dataset
 
-sys.path.insert(0, str(Path(__file__).parent / "datasets"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 import real_layouts as layouts
 import small_brats
 
@@ -115,7 +115,7 @@ def test_protocols_that_do_not_fit(name: str | None, dataset: str, train_on: str
 
 
 def cell(**values: Any) -> Any:
-    return next(run_config.cells(RunConfig(method=("histeq",), device="cpu", **values)))
+    return run_config.cells(RunConfig(method=("histeq",), device="cpu", **values))[0]
 
 
 def test_the_training_source_is_found_where_all_data_lie(

@@ -375,9 +375,9 @@ def test_every_data_file_that_a_plug_in_may_read_moves_its_key(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "any_name"),
     [
-        ("from adbench import registry", True),
+        ("from adbench.config import registry", True),
         ("import adbench.params\nBase = adbench.config.registry.load('methods', 'a' + 'e')", True),
-        ("import adbench\nload = getattr(adbench, 'registry').load", True),
+        ("import adbench\nload = getattr(adbench, 'config').registry.load", True),
         ("from adbench.api import load", True),
         ("from adbench.config.cell import registry", True),
         ("import importlib\ndef get(name):\n    return importlib.import_module(f'adbench.methods.{name}')", True),
