@@ -15,6 +15,7 @@ from adbench.metrics.plots import all_plots
 from adbench.results.result import Result
 from adbench.results.rundir import SAMPLES
 from adbench.runner.samples import Sample, load_samples
+from adbench.utils import distributed
 from adbench.utils.files import replacing
 
 log = logging.getLogger("adbench")
@@ -26,7 +27,7 @@ def illustrate(folder: Path, progress: Progress | None = None) -> None:
     What goes wrong is logged, never raised; the next call on the folder tries again.
     """
     kept = Path(folder) / SAMPLES
-    if not kept.exists():
+    if distributed.rank() > 0 or not kept.exists():
         return
     (progress or Progress()).update("pictures", 0, 0)
     try:
@@ -35,9 +36,10 @@ def illustrate(folder: Path, progress: Progress | None = None) -> None:
         sample_sheet(load_samples(kept), run.folder / "samples.png", title, run.record.thresholds.get("val"))
         for problem in all_plots(run.histograms, run.stored_evaluation, run.folder, spatial=run.spatial):
             log.info("%s: %s", folder, problem)
-        kept.unlink()
+        kept.unlink(missing_ok=True)
     except Exception as error:
-        log.warning("The pictures of %s could not be drawn (%s: %s).", folder, type(error).__name__, error)
+        if kept.exists():  # else another process has drawn them
+            log.warning("The pictures of %s could not be drawn (%s: %s).", folder, type(error).__name__, error)
 
 
 def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:
