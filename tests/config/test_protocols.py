@@ -128,7 +128,7 @@ def test_the_training_source_is_found_where_all_data_lie(
     monkeypatch.setenv("ADBENCH_DATA", str(ixi.parent))
     found = cell(dataset=("atlas",), set={"train": {"size": 64}, "dataset": {"size": 64}})
     assert (found.train.root, found.test.root) == (str(ixi), str(atlas))
-    assert (found.protocol, found.modality, found.train.params["size"]) == ("ixi->atlas", "T1", 64)
+    assert (found.protocol.name, found.modality, found.train.params.size) == ("ixi->atlas", "T1", 64)
     assert run_config.from_cell(found).train_on == "ixi"
     (again,) = run_config.cells(run_config.from_cell(found))
     assert again == found

@@ -53,7 +53,7 @@ class Spy(Method):
 
 
 @pytest.fixture
-def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
+def spy(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> type[Spy]:
     entry = registry.Entry("methods", "spy", f"{__name__}:Spy", "a spy", "built-in")
     known, load = registry.entries, registry.load
     monkeypatch.setattr(
