@@ -85,11 +85,10 @@ def find(run: str, out: Path) -> Path:
     if (Path(run) / rundir.CONFIG).exists() or rundir.read_identity(Path(run)) is not None:
         return Path(run)
     name = Path(run).name
-    found = [seen.folder for seen in progress.runs(out) if seen.folder.name == name]
+    folders = [seen.folder for seen in progress.runs(out)]
+    found = [folder for folder in folders if folder.name == name]
     if not found and len(name) >= 4:
-        found = [
-            seen.folder for seen in progress.runs(out) if seen.folder.name.rpartition("-")[2].startswith(name[:10])
-        ]
+        found = [folder for folder in folders if folder.name.rpartition("-")[2].startswith(name[:10])]
     if len(found) != 1:
         raise UserError(
             f"{run!r} names {len(found) or 'no'} run{'s' if found else ''} below {out}: give its folder, as `adbench status` "
@@ -102,11 +101,11 @@ def why(run: Path, out: Path) -> Answer:
     """Which other run below ``out`` is nearest to ``run``, and what makes it another one.
 
     Raises:
-        UserError: the run does not say what it is.
+        UserError: the folder holds no identity.
     """
     mine = progress.identity(run, out)
     if mine is None:
-        raise UserError(f"{run} says nowhere what it is: neither a record nor {rundir.IDENTITY} is in it.")
+        raise UserError(f"The identity of {run} is unknown: it holds neither a record nor {rundir.IDENTITY}.")
     best: tuple[int, Path, tuple[Difference, ...], bool] | None = None
     for seen in progress.runs(out):
         if seen.folder.resolve() == run.resolve() or (other := progress.identity(seen.folder, out)) is None:

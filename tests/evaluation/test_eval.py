@@ -14,6 +14,8 @@ from sklearn.metrics import average_precision_score
 
 from adbench.results import record
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
+
 Cli = Callable[..., tuple[int, str, str]]
 
 

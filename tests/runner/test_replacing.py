@@ -17,6 +17,8 @@ from adbench.runner import plan as planning
 from adbench.runner import run_cell
 from adbench.runner.fit import FIT
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
+
 Cli = Callable[..., tuple[int, str, str]]
 
 
