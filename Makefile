@@ -33,7 +33,7 @@ board: setup
 	$(BIN)/adbench leaderboard build
 
 known: setup
-	$(BIN)/python -m adbench.results.known
+	$(BIN)/python -m adbench.leaderboard.make_known
 
 lint: setup
 	$(BIN)/ruff check .

@@ -33,7 +33,7 @@ class Context:
         checkpoint_seconds: a training in progress is saved at least this often.
         tensorboard: write loss curves for TensorBoard beside the checkpoints.
         watch: a training loop calls it after a validation with the share (0 to 1) of the training that is done, while the
-            method can already score; None when nobody wants to know.
+            method can already score; None when nothing is called.
         progress: receives progress.
         logger: for messages a user may want to read later.
     """

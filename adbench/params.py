@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import cached_property
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from adbench.errors import UserError, unknown
+from adbench.utils.hashing import canonical_json
 
 
 class ParamSet(BaseModel):
     """Base of every parameter set: frozen, unknown names are errors, every field is documented."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @cached_property
+    def json_values(self) -> dict[str, Any]:
+        """Every field as a JSON value, by name; do not change it."""
+        return self.model_dump(mode="json")
+
+    @cached_property
+    def json_text(self) -> str:
+        """Equal text for equal parameters, see :func:`adbench.utils.hashing.canonical_json`."""
+        return canonical_json(self.json_values)
+
+
+P = TypeVar("P", bound=ParamSet)
 
 
 def param(default: Any, doc: str, *, unit: str = "", source: str = "", **constraints: Any) -> Any:
@@ -28,13 +43,16 @@ def param(default: Any, doc: str, *, unit: str = "", source: str = "", **constra
     return Field(default, description=doc, json_schema_extra={"unit": unit, "source": source}, **constraints)
 
 
-def build(cls: type[ParamSet], owner: str, values: dict[str, Any]) -> ParamSet:
+def build(cls: type[P], owner: str, values: dict[str, Any]) -> P:
     """Validate ``values`` into ``cls``; a wrong name or type becomes one clear :class:`UserError`.
 
     Args:
         cls: the parameter model.
         owner: whose parameters these are, for the message ("method madad").
         values: the merged values, by field name.
+
+    Raises:
+        UserError: an unknown name (the nearest is given), or a value of a wrong type or out of range.
     """
     known = cls.model_fields  # asked for once: it is a property, and slow
     for name in values:

@@ -72,6 +72,15 @@ def slices(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process draw nothing: pictures take most of the time of a small run."""
+    from adbench.evaluation import pictures
+
+    monkeypatch.setattr(pictures, "all_plots", lambda *_, **__: [])
+    monkeypatch.setattr(pictures, "sample_sheet", lambda *_, **__: None)
+
+
+@pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: ``code, out, err = cli("run", "--method", ...)``."""
 

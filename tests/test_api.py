@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+import adbench
 from adbench import api
 from adbench.errors import UserError
+from adbench.evaluation.run import Part
 from adbench.metrics.histogram import ScoreHistogram
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -69,6 +71,41 @@ def test_evaluation_repeats_the_record(runs: list[api.Run]) -> None:
         assert (again.metrics[name].value, again.metrics[name].low) == (number.value, number.low)
 
 
+def test_the_package_offers_the_api_on_first_use() -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys, adbench\n"
+        "assert not [name for name in sys.modules if name.startswith('adbench.')]\n"
+        "from adbench import api\n"
+        "assert (adbench.run, adbench.load, adbench.compare) == (api.run, api.load, api.compare)\n"
+        "heavy = {'torch', 'pandas', 'matplotlib', 'scipy', 'sklearn', 'nibabel', 'ray'} & set(sys.modules)\n"
+        "assert not heavy, heavy\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    with pytest.raises(AttributeError, match="'adbench' has no attribute 'rum'"):
+        getattr(adbench, "rum")  # noqa: B009
+
+
+def test_runs_become_a_table(runs: list[api.Run], tmp_path: Path) -> None:
+    import pandas as pd
+
+    frame = api.to_frame([*runs, runs[0]])  # one that is given twice counts once
+    assert len(frame) == sum(len(run.record.metrics) for run in runs)
+    row = frame.query("run_key == @key and metric == 'auprc'", local_dict={"key": runs[0].record.run_key}).iloc[0]
+    stored = runs[0].record.metrics["auprc"]
+    assert (row["method"], row["seed"], row["value"], row["low"]) == ("histeq", 0, stored.value, stored.low)
+    assert runs[0].to_frame()["metric"].tolist() == list(runs[0].record.metrics)
+    frame.to_csv(tmp_path / "runs.csv", index=False)
+    assert pd.read_csv(tmp_path / "runs.csv")["value"].tolist()[0] == pytest.approx(frame["value"][0])
+
+
+def test_a_result_says_which_metrics_it_lacks(runs: list[api.Run]) -> None:
+    assert runs[0].missing(["hd95"]) == ["hd95"]
+    assert runs[0].missing([]) == []
+
+
 def test_compare_pools_seeds_and_ranks(runs: list[api.Run]) -> None:
     table = api.compare(runs)
     assert list(table.ranks) == ["histeq [tiny]", "constant [tiny]"]
@@ -92,7 +129,7 @@ def test_a_part_shows_what_the_whole_set_shows(runs: list[api.Run]) -> None:
 
     data = runs[0].data
     whole = InsertedSet(data.test_store, data.test.rows)  # lesions that depend on the set they are put into
-    part = api.Part(data.test_store, whole, np.array([1, 4, 6]))
+    part = Part(data.test_store, whole, np.array([1, 4, 6]))
     assert part.subjects == [whole.subjects[i] for i in (1, 4, 6)]
     assert np.array_equal(part.batch(slice(None)).image, whole.batch(np.array([1, 4, 6])).image)
     assert np.array_equal(part.batch(np.array([2])).image, whole.batch(np.array([6])).image)

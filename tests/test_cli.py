@@ -16,7 +16,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from adbench.results.rundir import MAPS, OUTPUTS, VAL_MAPS
+from adbench.results.rundir import DRAWN, MAPS, RECORDED, VAL_MAPS
 from adbench.utils import files
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -36,7 +36,7 @@ def test_run_prints_a_ranked_table_and_leaves_everything(cli: Cli, slices: Path,
     assert len(folders) == 2
     for folder in folders:
         names = {path.name for path in folder.iterdir()}
-        assert names == {"record.json", "config.yaml", *(OUTPUTS - {MAPS, VAL_MAPS})}
+        assert names == {"record.json", "config.yaml", *DRAWN, *(RECORDED - {MAPS, VAL_MAPS})}
         assert Image.open(folder / "samples.png").size[0] > 400
 
 

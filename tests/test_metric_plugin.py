@@ -15,14 +15,13 @@ import numpy as np
 import pytest
 
 from adbench import api
-from adbench.config import registry
+from adbench.config import registry, source
 from adbench.leaderboard.build import make
 from adbench.leaderboard.ranking import boards, read_all
 from adbench.report.render import COLUMNS
 from adbench.report.render import _columns as report_columns
 from adbench.results import record as records
 from adbench.results.rundir import records as every
-from adbench.runner import keys, run_cell
 
 Cli = Callable[..., tuple[int, str, str]]
 MODULE = '''
@@ -71,18 +70,16 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (site / "their_metrics.py").write_text(MODULE)
     monkeypatch.syspath_prepend(site)
     monkeypatch.delitem(sys.modules, "their_metrics", raising=False)
-    for cached in (registry.entries, keys.source_digest):
+    for cached in (registry.entries, source.source_digest):
         cached.cache_clear()
     yield site / "their_metrics.py"
-    for cached in (registry.entries, keys.source_digest):
+    for cached in (registry.entries, source.source_digest):
         cached.cache_clear()
 
 
 @pytest.fixture
-def run(cli: Cli, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[dict]]:
+def run(cli: Cli, slices: Path, tmp_path: Path, no_pictures: None) -> Callable[..., list[dict]]:
     """``run("--metrics", "missed")``: the rows of the only table, as JSON; without pictures, which cost the most."""
-    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
 
     def call(*arguments: object, out: str = "runs") -> list[dict]:
         code, text, err = cli(
@@ -137,7 +134,7 @@ def test_a_metric_keeps_those_asked_for_earlier_and_follows_its_source(
     run("--metrics", "spread")
     assert {path: path.stat().st_mtime_ns for path in stored} == stored, "all is there: nothing runs"
     plugin.write_text(MODULE + "# another version\n")
-    keys.source_digest.cache_clear()
+    source.source_digest.cache_clear()
     run()
     assert {path: path.stat().st_mtime_ns for path in stored} == stored, "it was not asked for"
     run("--metrics", "missed")
@@ -150,7 +147,7 @@ def test_a_metric_that_fails_takes_nothing_away(
     before = run("--metrics", "spread")
     plugin.write_text(MODULE.replace("return subject.histogram.n_positive - found", "return 1 / 0"))
     sys.modules.pop("their_metrics")
-    for cached in (registry.entries, keys.source_digest):
+    for cached in (registry.entries, source.source_digest):
         cached.cache_clear()
     with pytest.raises(ZeroDivisionError):
         cli(
@@ -159,7 +156,7 @@ def test_a_metric_that_fails_takes_nothing_away(
         )  # fmt: skip
     plugin.write_text(MODULE)
     sys.modules.pop("their_metrics")
-    for cached in (registry.entries, keys.source_digest):
+    for cached in (registry.entries, source.source_digest):
         cached.cache_clear()
     assert run() == before
 
@@ -265,7 +262,7 @@ def test_eval_and_the_api_give_what_the_run_was_asked_for(
         name: number["value"] for name, number in row["metrics"].items()
     }
     plugin.write_text(MODULE + "# another version\n")
-    keys.source_digest.cache_clear()
+    source.source_digest.cache_clear()
     assert "spread" not in json.loads(cli("eval", folder, "--json")[1])["evaluation"]["metrics"]
     assert "--save-maps" in cli("eval", folder, "--metrics", "spread")[2]
 

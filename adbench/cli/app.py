@@ -67,7 +67,7 @@ def split(values: list[str] | None) -> tuple[str, ...]:
 
 
 def main() -> None:
-    """Entry point: errors a user can mend become one sentence and exit code 2."""
+    """Entry point: errors that a user can correct become one sentence and exit code 2."""
     try:
         app()
     except UserError as error:
@@ -80,7 +80,7 @@ def main() -> None:
             )
         if isinstance(error, PermissionError):
             _fail(
-                f"Not allowed to write or read {error.filename}: choose another --out or --cache, or mend its permissions.",
+                f"Not allowed to write or read {error.filename}: choose another --out or --cache, or correct its permissions.",
                 error,
             )
         if error.filename is not None:  # a read-only disk, a file where a folder should be, or the other way round

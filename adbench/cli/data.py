@@ -30,15 +30,12 @@ Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Cases at a
 def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
     """The dataset called ``name`` with its root and the parameters of ``--set`` (``size=128`` or ``dataset.size=128``)."""
     from adbench.config import run_config
-    from adbench.params import build
 
     texts = [
         text if text.partition("=")[0].strip().startswith("dataset.") else f"dataset.{text}" for text in assignments
     ]
     values = {key: value for _, key, value in map(run_config.parse_assignment, texts)}
-    source, cls = run_config.locate(name, str(root) if root else None, values, "--data-root")
-    params = build(cls.Params, f"dataset {name}", source.params)
-    found: Dataset = cls(params, Path(source.root) if source.root else None)
+    found: Dataset = run_config.locate(name, str(root) if root else None, values, "--data-root").open()
     return found
 
 

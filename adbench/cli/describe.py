@@ -235,9 +235,8 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
         UserError: nothing has that name, or its parameters are wrong.
     """
     from adbench.config import run_config
-    from adbench.params import build
-    from adbench.results import conformance as outcomes
-    from adbench.runner.keys import source_digest
+    from adbench.config.source import source_digest
+    from adbench.results import known
     from adbench.testing import check_dataset, check_method
 
     values = {key: value for _, key, value in (run_config.parse_assignment(f"it.{text}") for text in assignments)}
@@ -245,10 +244,10 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
         findings = check_method(
             registry.load("methods", name), overrides=values, device=run_config.resolve_device(device)
         )
-        outcomes.keep(source_digest("methods", name), [finding.rule for finding in findings if finding.problem])
+        known.keep_conformance(
+            source_digest("methods", name), [finding.rule for finding in findings if finding.problem]
+        )
         return findings
     if name in registry.entries("datasets"):
-        source, cls = run_config.locate(name, str(root) if root else None, values, "--data-root")
-        params = build(cls.Params, f"dataset {name}", source.params)
-        return check_dataset(cls(params, Path(source.root) if source.root else None))
+        return check_dataset(run_config.locate(name, str(root) if root else None, values, "--data-root").open())
     raise unknown("method or dataset", name, [*registry.entries("methods"), *registry.entries("datasets")])

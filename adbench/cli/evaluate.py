@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adbench.cli.app import Json, app, split
 from adbench.errors import UserError
+
+if TYPE_CHECKING:
+    from adbench.metrics.evaluate import Evaluation
+    from adbench.metrics.presets import PresetResult
 
 
 @app.command(
@@ -37,15 +43,65 @@ def evaluate(
     json_: Json = False,
 ) -> None:
     """Evaluate a finished run again, or anyone's maps against their masks, without running a model."""
-    from adbench.evaluation.runs import print_evaluation, reevaluate, score_folders
+    from adbench.evaluation.run import Run
+    from adbench.utils.console import say
 
     if (run is None) == (maps is None):
         raise UserError("Name a run, or your own maps with --maps DIR --masks DIR; not both.")
+    evaluation, found = None, []
     if run is not None:
-        results = reevaluate(run, split(metrics), split(protocol))
+        finished = Run(run)
+        found = [finished.preset(name) for name in split(protocol)]
+        evaluation = None if found else finished.evaluate_again(split(metrics))
     else:
+        from adbench.config import registry
+        from adbench.evaluation.maps import evaluate_folders
+        from adbench.metrics.presets import PresetResult
+
         if maps is None or masks is None:
             raise UserError("--maps needs --masks DIR: the lesion masks that the maps are held against.")
-        folders = {"brain": brain, "val_maps": val_maps, "val_masks": val_masks, "val_brain": val_brain}
-        results = score_folders(maps, masks, folders, labels, split(metrics), split(protocol), out)
-    print_evaluation(results, json_)
+        evaluation = evaluate_folders(
+            maps,
+            masks,
+            brain,
+            out=out,
+            labels=_labels(labels),
+            val_maps=val_maps,
+            val_masks=val_masks,
+            val_brain=val_brain,
+            metrics=[registry.load("metrics", name)() for name in split(metrics)],
+            presets=split(protocol),
+        )
+        stored = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["presets"]
+        found = [PresetResult(**preset) for preset in stored]
+    _show(evaluation, found, json_)
+    if run is None and not json_:
+        say(f"JSON, histograms and plots: {out}")
+
+
+def _labels(text: str | None) -> list[int] | None:
+    """Mask values, separated by commas."""
+    try:
+        return None if text is None else [int(value) for value in text.split(",")]
+    except ValueError:
+        raise UserError(f"--labels {text!r} must be whole numbers separated by commas, e.g. 1,2,4.") from None
+
+
+def _show(evaluation: Evaluation | None, presets: list[PresetResult], as_json: bool) -> None:
+    from adbench.evaluation import maps
+    from adbench.utils.console import print_json, say, table
+
+    if as_json:
+        plain = evaluation.as_dict() if evaluation else None
+        print_json({"evaluation": plain, "presets": [asdict(preset) for preset in presets]})
+        return
+    if evaluation is not None:
+        columns = [(name, "right" if name in ("value", "subjects") else "left") for name in maps.COLUMNS]
+        table("evaluation", columns, maps.rows(evaluation), caption=maps.caption(evaluation))
+        for note in evaluation.notes:
+            say(note)
+    for preset in presets:
+        rows = [[name, "—" if value is None else f"{value:.4f}"] for name, value in preset.values.items()]
+        table(f"as published: {preset.name}", [("number", "left"), ("value", "right")], rows)
+        for note in preset.notes:
+            say(note)

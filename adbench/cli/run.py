@@ -145,7 +145,7 @@ def run(
             def announce(plan: Any) -> None:
                 progress.reset()
                 if not quiet:
-                    say(f"[{next(number)}/{tally.missing}] {plan.spec.label}")
+                    say(f"[{next(number)}/{tally.missing}] {plan.cell.label}")
 
             report = Report(tally.total, json_)
             with LiveProgress(quiet or executor == "ray") as progress:
@@ -172,7 +172,7 @@ def _show_plan(launch: Any, cluster: Any, as_json: bool) -> None:
             found = "to run"
         cells.append(
             {
-                "cell": plan.spec.label,
+                "cell": plan.cell.label,
                 "state": found,
                 "reason": detail.get("message", ""),
                 "cpus": share.cpus,
@@ -216,7 +216,7 @@ class Report:
         """Take note of an outcome."""
         folder = outcome.plan.run_folder
         if outcome.error is not None:
-            self._failed.append((outcome.plan.spec.label, outcome.reason, folder))
+            self._failed.append((outcome.plan.cell.label, outcome.reason, folder))
             self._only = outcome.error if self._total == 1 else None
             return
         self._reused += outcome.reused

@@ -1,4 +1,4 @@
-"""Grid files: the product of methods, datasets, modalities and seeds, less what is excluded, plus what is included.
+"""Grid files: the product of methods, datasets, modalities and seeds, with cells excluded and other products included.
 
 ::
 
@@ -10,22 +10,21 @@
     exclude:
       - {method: histeq, seed: [1, 2]}        # every cell for which all of this holds
     include:
-      - {method: ddpm, seed: 0, preset: base} # a product of its own; what it does not say is as above
+      - {method: ddpm, seed: 0, preset: base} # a product of its own; keys that it does not set are as above
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pydantic import field_validator
 
 from adbench.config import run_config
+from adbench.config.cell import Cell
 from adbench.config.run_config import RunConfig
 from adbench.errors import UserError, unknown
-from adbench.runner.keys import CellSpec
-from adbench.utils.hashing import digest
 
 AXES = ("method", "dataset", "modality", "protocol", "seed", "preset")
 _BLOCK = (*AXES, "data_root", "train_on", "train_root", "metrics", "set")
@@ -53,9 +52,9 @@ def load(path: Path, flags: dict[str, Any], assignments: list[str]) -> GridConfi
     """The grid in ``path`` with the command line's ``flags`` and ``assignments`` on top (they change no included block).
 
     Raises:
-        UserError: unreadable file, unknown key or axis (the nearest is given), ill-typed value.
+        UserError: unreadable file, unknown key or axis (the nearest is given), a value of a wrong type.
     """
-    grid = run_config.load(path, flags, assignments, GridConfig)
+    grid = run_config.load_as(GridConfig, path, flags, assignments)
     for number, block in enumerate(grid.include, 1):
         for name in block:
             if name not in _BLOCK:
@@ -95,35 +94,43 @@ def _methods(grid: GridConfig) -> set[str]:
     return set(grid.method).union(*(_values(block.get("method", ())) for block in grid.include))
 
 
-def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.resolve_device) -> Iterator[CellSpec]:
+def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.resolve_device) -> list[Cell]:
     """Every cell of the grid once, resolved and checked.
 
+    Args:
+        grid: from :func:`load`.
+        resolve_device: as in :func:`adbench.config.run_config.cells`.
+
     Raises:
-        UserError: anything unknown, missing or out of range; a rule that excludes nothing (told after the last cell).
+        UserError: anything unknown, missing or out of range; a rule that excludes nothing.
     """
+    found: list[Cell] = []
     used = [False] * len(grid.exclude)
     known: dict[str, set[str]] = {axis: set() for axis in AXES}
-    seen: set[bytes] = set()
     if grid.method or grid.dataset or not grid.include:
-        for spec in run_config.cells(_block(grid, None), resolve_device):
-            place = _place(spec)
+        for cell in run_config.cells(_block(grid, None), resolve_device):
+            place = _place(cell)
             for axis, value in place.items():
                 known[axis].add(value)
             matching = [number for number, rule in enumerate(grid.exclude) if _matches(rule, place)]
             for number in matching:
                 used[number] = True
-            if not matching and _first(spec, seen):
-                yield spec
+            if not matching:
+                found.append(cell)
     for number, rule in enumerate(grid.exclude):
         if not used[number]:
             raise _excludes_nothing(number + 1, rule, known)
     for block in grid.include:
-        yield from (spec for spec in run_config.cells(_block(grid, block), resolve_device) if _first(spec, seen))
+        found += run_config.cells(_block(grid, block), resolve_device)
+    unique: dict[tuple[Any, ...], Cell] = {}
+    for cell in found:
+        unique.setdefault(cell.key, cell)
+    return list(unique.values())
 
 
-def _place(spec: CellSpec) -> dict[str, str]:
+def _place(cell: Cell) -> dict[str, str]:
     """Where the cell stands on every axis."""
-    found = (spec.method, spec.test.dataset, spec.modality, spec.protocol, spec.seed, spec.preset)
+    found = (cell.method, cell.test.dataset, cell.modality, cell.protocol.name, cell.seed, cell.preset)
     return {axis: str(value) for axis, value in zip(AXES, found, strict=True)}
 
 
@@ -135,14 +142,6 @@ def _values(value: Any) -> list[str]:
 
 def _matches(rule: dict[str, Any], place: dict[str, str]) -> bool:
     return all(place[axis].lower() in (v.lower() for v in _values(value)) for axis, value in rule.items())
-
-
-def _first(spec: CellSpec, seen: set[bytes]) -> bool:
-    key = bytes.fromhex(digest(spec.model_dump(mode="json")))
-    if key in seen:
-        return False
-    seen.add(key)
-    return True
 
 
 def _excludes_nothing(number: int, rule: dict[str, Any], known: dict[str, set[str]]) -> UserError:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import cached_property
+from typing import Any, Literal
 
 from adbench.errors import UserError, unknown
+from adbench.utils.hashing import canonical_json
 
-if TYPE_CHECKING:
-    from adbench.datasets.selection import Rule
+Rule = Literal["all", "central", "largest-lesion", "spread"]  # see adbench.datasets.selection.scored
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,11 @@ class Protocol:
             for field, value in values
             if field.name not in optional or value != field.default
         }
+
+    @cached_property
+    def json_text(self) -> str:
+        """:meth:`as_dict` as canonical JSON, for keys."""
+        return canonical_json(self.as_dict())
 
 
 _LESION_FREE = "all lesion-free slices of the split `train` of the training source; lesion-free slices of its `val` to choose a checkpoint"

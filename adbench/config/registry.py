@@ -88,7 +88,7 @@ class Entry:
         problem: why it cannot be used; empty when it can (a plugin's import is only tried by :func:`status`).
     """
 
-    kind: str
+    kind: Kind
     name: str
     target: str
     summary: str
@@ -136,12 +136,13 @@ def load(kind: Kind, name: str) -> type[Any]:
         raise UserError(f"The {kind[:-1]} {name!r} is unavailable: {entry.problem}.")
     module, _, attribute = entry.target.partition(":")
     if entry.origin == "built-in":
-        return getattr(importlib.import_module(module), attribute)
+        found: type[Any] = getattr(importlib.import_module(module), attribute)
+        return found
     try:
         return _checked(kind, getattr(importlib.import_module(module), attribute))
     except KeyboardInterrupt:
         raise
-    except BaseException as error:  # a stranger's module may raise anything, SystemExit included
+    except BaseException as error:  # a plug-in's module may raise anything, SystemExit included
         raise UserError(
             f"The {kind[:-1]} {name!r} of {entry.origin} is unavailable: loading {entry.target} "
             f"failed with {type(error).__name__}: {error}."
@@ -172,7 +173,8 @@ def distribution(kind: Kind, name: str) -> Distribution | None:
     return next((point.dist for point in points if point.dist), None)
 
 
-def _checked(kind: Kind, cls: type[Any]) -> type[Any]:
+def _checked(kind: Kind, cls: Any) -> type[Any]:
+    """``cls`` if it is a complete subclass of the contract of ``kind``; a ``TypeError`` that says why otherwise."""
     base = {
         "methods": ("adbench.methods.base", "Method"),
         "datasets": ("adbench.datasets.base", "Dataset"),
@@ -192,7 +194,7 @@ def status(entry: Entry) -> str:
     if entry.problem or entry.origin == "built-in":
         return entry.problem
     try:
-        load(entry.kind, entry.name)  # type: ignore[arg-type]
+        load(entry.kind, entry.name)
     except UserError as error:
         return str(error)
     return ""
@@ -203,7 +205,7 @@ def summary(entry: Entry) -> str:
     if entry.summary:
         return entry.summary
     try:
-        doc = load(entry.kind, entry.name).__doc__  # type: ignore[arg-type]
+        doc = load(entry.kind, entry.name).__doc__
     except UserError:
         return ""
     return (doc or "").strip().split("\n")[0]

@@ -1,10 +1,11 @@
-"""From what the user wrote to cells: defaults < preset < YAML file < ``--set``. Every name is checked, nothing is ignored."""
+"""The run configuration: defaults < preset < YAML file < ``--set``, and the cells it asks for. No name goes unchecked."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,11 +14,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from adbench.config import protocols, registry
+from adbench.config.cell import Cell, Source, TunedFrom
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError, unknown
-from adbench.params import build
-from adbench.results.record import TunedFrom
-from adbench.runner.keys import CellSpec, Source
+from adbench.params import ParamSet
 
 DATA_VARIABLE = "ADBENCH_DATA"
 CACHE_VARIABLE = "ADBENCH_CACHE"
@@ -81,51 +81,40 @@ class RunConfig(BaseModel):
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)
 
 
-def from_spec(spec: CellSpec) -> RunConfig:
-    """The configuration whose only cell is ``spec``, with every parameter spelled out."""
-    scopes = {"method": spec.params, "dataset": spec.test.params}
-    if spec.train is not None:
-        scopes["train"] = spec.train.params
+def from_cell(cell: Cell) -> RunConfig:
+    """The configuration whose only cell is ``cell``, with every parameter spelled out."""
+    scopes = {"method": cell.params.json_values, "dataset": cell.test.params.json_values}
+    if cell.train is not None:
+        scopes["train"] = cell.train.params.json_values
     return RunConfig(
-        method=(spec.method,),
-        dataset=(spec.test.dataset,),
-        modality=(spec.modality,),
-        protocol=spec.protocol,
-        seed=(spec.seed,),
-        preset=spec.preset,
-        data_root=spec.test.root,
-        train_on=spec.train.dataset if spec.train else None,
-        train_root=spec.train.root if spec.train else None,
-        device=spec.device,
-        metrics=spec.metrics,
+        method=(cell.method,),
+        dataset=(cell.test.dataset,),
+        modality=(cell.modality,),
+        protocol=cell.protocol.name,
+        seed=(cell.seed,),
+        preset=cell.preset,
+        data_root=cell.test.root,
+        train_on=cell.train.dataset if cell.train else None,
+        train_root=cell.train.root if cell.train else None,
+        device=cell.device,
+        metrics=cell.metrics,
         set=scopes,
-        tuned_from=spec.tuned_from,
+        tuned_from=cell.tuned_from,
     )
 
 
-def resolved(specs: Iterable[CellSpec], config: RunConfig) -> RunConfig:
-    """``config`` with every default filled in, so that the whole run is on one page."""
-    first: CellSpec | None = None
-    modalities: dict[str, None] = {}
-    params: dict[str, dict[str, Any]] = {}
-    for spec in specs:
-        first = first or spec
-        modalities[spec.modality] = None
-        params[spec.method] = spec.params
-    assert first is not None
+def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
+    """``config`` with every default filled in from its ``cells``, to show the whole run on one page."""
+    found = list(cells)
+    first = from_cell(found[0])
+    shared = ("preset", "data_root", "train_root", "device")
+    scopes = {scope: values for scope, values in first.set.items() if scope != "method"}
     return config.model_copy(
         update={
-            "modality": tuple(modalities),
+            **{name: getattr(first, name) for name in shared},
+            "modality": tuple(dict.fromkeys(cell.modality for cell in found)),
             "protocol": config.protocol or first.protocol,
-            "preset": first.preset,
-            "data_root": first.test.root,
-            "train_root": first.train.root if first.train else None,
-            "device": first.device,
-            "set": {
-                **params,
-                "dataset": first.test.params,
-                **({"train": first.train.params} if first.train else {}),
-            },
+            "set": {**{cell.method: cell.params.json_values for cell in found}, **scopes},
         }
     )
 
@@ -151,26 +140,25 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     return scope, key, value
 
 
-C = TypeVar("C", bound="RunConfig")
+C = TypeVar("C", bound=RunConfig)
 
 
-def load(
-    path: Path | None,
-    flags: dict[str, Any],
-    assignments: list[str],
-    model: type[C] = RunConfig,  # type: ignore[assignment]
-) -> C:
+def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
     """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
 
     Args:
         path: the file, or None.
         flags: values given on the command line; None and empty ones are not given.
         assignments: texts of ``--set``.
-        model: what to build.
 
     Raises:
-        UserError: unreadable file, unknown key (the nearest is given), ill-typed value.
+        UserError: unreadable file, unknown key (the nearest is given), a value of a wrong type.
     """
+    return load_as(RunConfig, path, flags, assignments)
+
+
+def load_as(model: type[C], path: Path | None, flags: dict[str, Any], assignments: list[str]) -> C:
+    """:func:`load` for a ``model`` that may have more keys than a run configuration."""
     merged: dict[str, Any] = {}
     if path is not None:
         try:
@@ -200,7 +188,7 @@ def validated(model: type[C], content: dict[str, Any]) -> C:
     """``content`` as a configuration.
 
     Raises:
-        UserError: an ill-typed value.
+        UserError: a value of a wrong type.
     """
     try:
         return model(**content)
@@ -235,34 +223,39 @@ def resolve_device(device: str) -> str:
     return device
 
 
-def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> tuple[Source, type[Any]]:
-    """The dataset called ``name`` with its root and resolved parameters, and its class.
+def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> Source:
+    """The dataset called ``name``, its parameters validated and its folder found.
+
+    Args:
+        name: of the dataset.
+        root: its folder, or None: ``$ADBENCH_DATA/<name>``.
+        params: those that differ from the defaults.
+        flag: the option that gives ``root``, for messages.
 
     Raises:
         UserError: unknown dataset or parameter; no root given, or none there (says what is expected and where to get it).
     """
-    cls = registry.load("datasets", name)
-    resolved = build(cls.Params, f"dataset {name}", params).model_dump(mode="json")
-    if not cls.info.needs_root:
+    source = Source.resolve(name, None, params)
+    info = source.dataset_class.info
+    if not info.needs_root:
         if root is not None:
             raise UserError(f"The dataset {name} is generated and takes no {flag}.")
-        return Source(dataset=name, root=None, params=resolved), cls
+        return source
     if root is None and os.environ.get(DATA_VARIABLE):
         root = str(Path(os.environ[DATA_VARIABLE]) / name)
+    expected = f"Expected there: {info.layout}. To get it: {info.obtain}."
     if root is None:
         raise UserError(
             f"The dataset {name} needs its folder: give {flag} DIR or set {DATA_VARIABLE} to the folder that holds {name}/. "
-            f"Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
+            f"{expected}"
         )
     if not Path(root).exists():
-        raise UserError(
-            f"There is no folder {root} for the dataset {name}. Expected there: {cls.info.layout}. To get it: {cls.info.obtain}."
-        )
-    return Source(dataset=name, root=str(Path(root).resolve()), params=resolved), cls
+        raise UserError(f"There is no folder {root} for the dataset {name}. {expected}")
+    return replace(source, root=str(Path(root).resolve()))
 
 
-def _modalities(config: RunConfig, source: Source, cls: type[Any], protocol: Protocol) -> tuple[str, ...]:
-    there = cls(build(cls.Params, cls.info.name, source.params), Path(source.root) if source.root else None).available()
+def _modalities(config: RunConfig, source: Source, protocol: Protocol) -> tuple[str, ...]:
+    there: tuple[str, ...] = source.open().available()
     if protocol.modalities:
         unfit = [name for name in config.modality if name.upper() not in protocol.modalities]
         if unfit or not set(protocol.modalities) & set(there):
@@ -309,22 +302,23 @@ def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Source | None
             raise UserError("--set train.… sets the training source, but --train-on names none.")
         return None
     try:
-        return locate(name, config.train_root, config.set.get("train", {}), "--train-root")[0]
+        return locate(name, config.train_root, config.set.get("train", {}), "--train-root")
     except UserError as error:
         if config.train_on is not None:
             raise
         raise UserError(f"The protocol {protocol.name} learns from {name}. {error}") from None
 
 
-def _tuned(search: TunedFrom | None, method: str, params: dict[str, Any]) -> TunedFrom | None:
+def _tuned(search: TunedFrom | None, method: str, params: ParamSet) -> TunedFrom | None:
     """What the record of ``method`` with ``params`` says about ``search``."""
     if search is None or search.method != method:
         return None
-    changed = tuple(name for name, value in search.params.items() if params.get(name) != value)
+    values = params.json_values
+    changed = tuple(name for name, value in search.params.items() if values.get(name) != value)
     return search.model_copy(update={"changed": changed})
 
 
-def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_device) -> Iterator[CellSpec]:
+def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_device) -> list[Cell]:
     """Every cell of ``config``: datasets × modalities × methods × seeds, resolved and checked.
 
     Args:
@@ -346,28 +340,33 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
     methods = {}
     for name in dict.fromkeys(config.method):
         cls = registry.load("methods", name)
-        overrides = {**config.set.get("method", {}), **config.set.get(name, {})}
-        methods[name] = cls.resolve(preset, overrides).model_dump(mode="json")
+        params = cls.resolve(preset, {**config.set.get("method", {}), **config.set.get(name, {})})
+        methods[name] = cls, params, _tuned(config.tuned_from, name, params)
     for name in config.metrics:
         registry.load("metrics", name)
+    found = []
     for dataset in dict.fromkeys(config.dataset):
-        source, cls = locate(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
-        protocol = protocols.choose(config.protocol, dataset, cls.info.protocol, config.train_on)
+        source = locate(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
+        protocol = protocols.choose(config.protocol, dataset, source.dataset_class.info.protocol, config.train_on)
         train = _train(config, dataset, protocol)
         metrics = tuple(sorted({*config.metrics, *protocol.metrics}))
-        for modality, (name, params), seed in product(
-            _modalities(config, source, cls, protocol), methods.items(), dict.fromkeys(config.seed)
-        ):
-            yield CellSpec(
+        found += [
+            Cell(
                 method=name,
+                method_class=cls,
                 preset=preset,
                 params=params,
                 test=source,
                 train=train,
                 modality=modality,
-                protocol=protocol.name,
+                protocol=protocol,
                 seed=seed,
                 device=device,
                 metrics=metrics,
-                tuned_from=_tuned(config.tuned_from, name, params),
+                tuned_from=tuned,
             )
+            for modality, (name, (cls, params, tuned)), seed in product(
+                _modalities(config, source, protocol), methods.items(), dict.fromkeys(config.seed)
+            )
+        ]
+    return found

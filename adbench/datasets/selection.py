@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from adbench.config.protocols import Rule
 from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
 from adbench.utils.hashing import digest
@@ -16,7 +17,6 @@ if TYPE_CHECKING:
     from adbench.datasets.store.slice_store import SliceStore
     from adbench.datasets.synthetic_lesions import Inserted, PseudoParams
 
-Rule = Literal["all", "central", "largest-lesion", "spread"]
 SPREAD = 16  # slices a subject
 INSERTED = 0.5  # share of the slices that get a synthetic lesion; the others stay healthy
 

@@ -1,4 +1,4 @@
-"""Scoring anyone's maps: folders in, numbers with intervals, a JSON and plots out. No method, no training, no store."""
+"""Anyone's anomaly maps against their masks: folders in, numbers with intervals, a JSON file and plots out."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from adbench.errors import UserError
 from adbench.evaluation.map_files import CaseFolder, External
 from adbench.metrics import plots
 from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Evaluation, choose_thresholds, compact, evaluate
+from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.spec import WIDE
+from adbench.metrics.thresholds import choose_thresholds
+from adbench.results.rundir import write_counts
 from adbench.utils.files import write_json
 
 Folder = str | Path
@@ -89,10 +91,7 @@ def evaluate_folders(
     result.notes += notes
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    test.to_npz(folder / "histograms.npz")
-    if val is not None:
-        val.to_npz(folder / "val_histograms.npz")
-    spatial.to_json(folder / "spatial.json")
+    write_counts(folder, test, val, spatial)
     for problem in plots.all_plots(test, result, folder, spatial=spatial, seed=seed):
         result.notes.append(problem)
     inputs = {"maps": str(maps), "masks": str(masks), "brain": None if brain is None else str(brain)}
@@ -102,23 +101,36 @@ def evaluate_folders(
     return result
 
 
-def table(result: Evaluation) -> str:
-    """The numbers of an evaluation as aligned text, one metric a line, then the notes."""
-    lines = [("metric", "value", "interval", "subjects", "")]
+COLUMNS = ("metric", "value", "interval", "subjects", "remark")
+
+
+def rows(result: Evaluation) -> list[list[str]]:
+    """The numbers of an evaluation as text, one metric a row, in the order of :data:`COLUMNS`."""
+    found = []
     for name, metric in result.metrics.items():
         ends = "" if metric.low is None or metric.high is None else f"[{metric.low:.4f}, {metric.high:.4f}]"
-        remark = " ".join(part for part in ("oracle" if metric.oracle else "", metric.reason) if part)
         about = "≈" if metric.spread > WIDE else ""
-        value = "-" if metric.value is None else f"{about}{metric.value:.4f}"
-        lines.append((name, value, ends, str(metric.n) if metric.value is not None else "", remark))
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
-    rows = ["  ".join([*(line[i].ljust(widths[i]) for i in range(4)), line[4]]).rstrip() for line in lines]
-    rows.append(f"lesion prevalence {result.prevalence:.6f} (the chance level of auprc)")
-    return "\n".join([*rows, *result.notes])
+        value = "—" if metric.value is None else f"{about}{metric.value:.4f}"
+        remark = ", ".join(part for part in ("oracle" if metric.oracle else "", metric.reason) if part)
+        found.append([name, value, ends, str(metric.n) if metric.value is not None else "", remark])
+    return found
+
+
+def caption(result: Evaluation) -> str:
+    """What a reader must know beside the numbers: the chance level of auprc."""
+    return f"lesion prevalence {result.prevalence:.6f}: the chance level of auprc"
+
+
+def table(result: Evaluation) -> str:
+    """The numbers of an evaluation as aligned text, one metric a line, then the notes."""
+    lines = [list(COLUMNS), *rows(result)]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(COLUMNS))]
+    texts = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in lines]
+    return "\n".join([*texts, caption(result), *result.notes])
 
 
 class _Cases:
-    """The cases of a folder as a preset reads them: anew at each iteration."""
+    """The cases of a folder as a preset reads them; can be iterated repeatedly."""
 
     def __init__(self, folder: CaseFolder) -> None:
         self._folder = folder

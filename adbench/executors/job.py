@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from adbench.config.cell import Cell
 from adbench.errors import UserError
+from adbench.evaluation.pictures import illustrate
 from adbench.executors.base import Options
-from adbench.runner.keys import CellSpec
 from adbench.runner.plan import Plan, plan
 from adbench.runner.run_cell import run_cell
 from adbench.utils import threads
@@ -138,6 +139,7 @@ def carry_out(job: Job) -> Result:
             tensorboard=job.options.tensorboard,
             facts={"gpus": job.gpus},
         )
+        illustrate(planned.run_folder)
     except Exception as error:
         return Result(
             type(error).__name__,
@@ -162,10 +164,10 @@ def _out_of_memory(error: BaseException | None) -> bool:
 
 
 def _plan(job: Job) -> Plan:
-    (planned,) = plan([CellSpec(**job.spec)], Path(job.out), Path(job.cache))
+    (planned,) = plan([Cell.from_json(job.spec)], Path(job.out), Path(job.cache))
     if planned.run_key != job.run_key:
         raise UserError(
-            f"The node {socket.gethostname()} computes another key for {planned.spec.label}: its adbench, its plug-ins or its "
+            f"The node {socket.gethostname()} computes another key for {planned.cell.label}: its adbench, its plug-ins or its "
             "data are not those that the grid was started with. Install the same versions on every node; after a change, "
             "start the grid again."
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adbench.config import grid, run_config
+from adbench.config.cell import Cell
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError, unknown
@@ -19,8 +20,7 @@ from adbench.executors.gpu_sharing import Share, share
 from adbench.executors.monitor import GridView
 from adbench.executors.node import gpu_memory_gb
 from adbench.results import progress as survey
-from adbench.runner.keys import CellSpec
-from adbench.runner.plan import Plan, plans
+from adbench.runner.plan import Plan, plan
 
 if TYPE_CHECKING:
     from adbench.executors.ray import Packed
@@ -119,7 +119,7 @@ class Launch:
         with connect(self.placement.address) as cluster:
             yield cluster
 
-    def cells(self, cluster: Cluster | None = None) -> Iterator[CellSpec]:
+    def cells(self, cluster: Cluster | None = None) -> list[Cell]:
         """Every cell of the grid.
 
         Raises:
@@ -132,9 +132,9 @@ class Launch:
 
     def plans(self, cluster: Cluster | None = None, progress: Progress | None = None) -> Iterator[Plan]:
         """Every cell that is wanted, planned."""
-        for plan in plans(self.cells(cluster), self.out, self.cache, progress):
-            if not self.retry_failed or self.done(plan) or survey.state(plan.run_folder)[0] in ("failed", "lost"):
-                yield plan
+        for one in plan(self.cells(cluster), self.out, self.cache, progress):
+            if not self.retry_failed or self.done(one) or survey.state(one.run_folder)[0] in ("failed", "lost"):
+                yield one
 
     def done(self, plan: Plan) -> bool:
         """Whether nothing is to be done for the cell."""
@@ -147,11 +147,11 @@ class Launch:
             UserError: as :meth:`cells`, or from the data; nothing to run at all.
         """
         tally = Tally()
-        for plan in self.plans(cluster, progress):
+        for one in self.plans(cluster, progress):
             tally.total += 1
-            if self.done(plan):
+            if self.done(one):
                 tally.done += 1
-            elif survey.state(plan.run_folder)[0] == "failed":
+            elif survey.state(one.run_folder)[0] == "failed":
                 tally.failed += 1
         if not tally.total:
             raise UserError(
@@ -164,10 +164,10 @@ class Launch:
         place = self.placement
         if cluster is not None:
             return self._packed(cluster).share(plan)
-        memory = gpu_memory_gb() if plan.spec.device != "cpu" else 0.0
+        memory = gpu_memory_gb() if plan.cell.device != "cpu" else 0.0
         cores = len(os.sched_getaffinity(0))
         return share(
-            plan.resources, plan.spec.device, gpu_memory_gb=memory, most_cpus=cores, cpus=place.cpus, gpus=place.gpus
+            plan.resources, plan.cell.device, gpu_memory_gb=memory, most_cpus=cores, cpus=place.cpus, gpus=place.gpus
         )
 
     def _packed(self, cluster: Cluster) -> Packed:
@@ -213,10 +213,10 @@ class Launch:
         packed = self._packed(cluster)
 
         def tick() -> None:
-            view.tick((cell.plan.spec.label, cell.plan.run_folder) for cell in packed.running)
+            view.tick((cell.plan.cell.label, cell.plan.run_folder) for cell in packed.running)
 
         for outcome in packed.run(self.plans(cluster), tick):
-            view.ended(outcome.plan.spec.label, outcome.reason, outcome.seconds, outcome.reused)
+            view.ended(outcome.plan.cell.label, outcome.reason, outcome.seconds, outcome.reused)
             yield outcome
 
 

@@ -107,7 +107,7 @@ class Packed:
         """What the cell gets."""
         return share(
             plan.resources,
-            plan.spec.device,
+            plan.cell.device,
             gpu_memory_gb=self._gpu_memory,
             most_cpus=self._most_cpus,
             cpus=self.cpus,
@@ -172,8 +172,8 @@ class Packed:
         if whole:
             portion = Share(portion.cpus, 1.0)
         self.cluster.require(portion.cpus, portion.gpus)
-        spec = plan.spec.model_dump(mode="json")
-        if portion.gpus and plan.spec.device != "cpu":
+        spec = plan.cell.to_json()
+        if portion.gpus and plan.cell.device != "cpu":
             spec["device"] = "cuda"  # Ray says which
         job = Job(
             spec,
@@ -186,7 +186,7 @@ class Packed:
             portion.gpus,
             portion.memory_fraction(self._gpu_memory),
         )
-        task = self._task.options(num_cpus=portion.cpus, num_gpus=portion.gpus, name=plan.spec.label)
+        task = self._task.options(num_cpus=portion.cpus, num_gpus=portion.gpus, name=plan.cell.label)
         self._running[task.remote(job.to_json())] = Running(plan, portion, time.perf_counter(), whole)
 
     def _drain(self) -> Iterator[Outcome]:

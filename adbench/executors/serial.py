@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 
 from adbench.context import Progress
+from adbench.evaluation.pictures import illustrate
 from adbench.executors.base import Options, Outcome
 from adbench.runner.plan import Plan
 from adbench.runner.run_cell import run_cell
@@ -22,7 +23,7 @@ def serial(
     """Run the cells one after the other, each when its outcome is asked for; a failing cell does not stop the others.
 
     Args:
-        plans: from :func:`adbench.runner.plan.plans`.
+        plans: from :func:`adbench.runner.plan.plan`.
         progress: receives progress.
         options: how; None: as by default.
         before: called with the plan of each cell that really runs.
@@ -33,6 +34,7 @@ def serial(
         try:
             if not options.force and plan.done(save_maps=options.save_maps):
                 plan.trace()
+                illustrate(plan.run_folder, progress)
                 yield Outcome(plan, reused=True)
                 continue
             before(plan)
@@ -44,6 +46,7 @@ def serial(
                 save_maps=options.save_maps,
                 tensorboard=options.tensorboard,
             )
+            illustrate(plan.run_folder, progress)
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
             if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all

@@ -50,6 +50,7 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results import record as records
 from adbench.results.record import SCHEMA, Record
+from adbench.results.result import Result
 from adbench.results.rundir import SPLITS, safe
 from adbench.utils.hashing import digest
 
@@ -223,24 +224,22 @@ def pack(run: Path) -> Submission:
     Raises:
         UserError: no such run, a file that differs from its hash in the record, or a run without its lists of subjects.
     """
-    from adbench.evaluation.runs import checked_file
-
-    run = Path(run)
-    record = records.read(run)
+    result = Result(run)
+    record = result.record
     if SPLITS not in record.files:
         raise UserError(f"{run} was made before runs kept their lists of subjects: run it again with --force.")
-    files = {name: checked_file(run, record, name) for name in ("histograms.npz", SPATIAL, SPLITS)}
+    files = {name: result.file(name) for name in ("histograms.npz", SPATIAL, SPLITS)}
     test = SubjectHistograms.from_npz(files["histograms.npz"])
     kept, left_out = None, None
     if "val_histograms.npz" in record.files:
-        validation = SubjectHistograms.from_npz(checked_file(run, record, "val_histograms.npz"))
+        validation = SubjectHistograms.from_npz(result.file("val_histograms.npz"))
         kept = ThresholdCounts.of(validation, names=(WITH, WITHOUT))
     if record.metrics[RANKED_BY].value is not None:
         left_out = ranking_left_out(test, SpatialAccumulator.from_json(files[SPATIAL]).subject_of)
     raw: dict[str, Any] = {
         "submission": VERSION,
         "digest": "",
-        "record": json.loads((run / records.RECORD).read_text(encoding="utf-8")),
+        "record": json.loads((result.folder / records.RECORD).read_text(encoding="utf-8")),
         "splits": json.loads(files[SPLITS].read_text(encoding="utf-8")),
         "histograms": encode_histograms(test),
         "validation": None if kept is None else encode_histograms(kept),
@@ -249,7 +248,7 @@ def pack(run: Path) -> Submission:
         "ranking": None if left_out is None else {"metric": RANKED_BY, "left_out": encode_values(left_out)},
     }
     raw["digest"] = own_digest(raw)
-    return parse(json.dumps(raw).encode(), run)
+    return parse(json.dumps(raw).encode(), result.folder)
 
 
 def read_or_pack(path: Path) -> Submission:

@@ -8,9 +8,10 @@ from functools import cached_property
 
 import numpy as np
 
-from adbench.api import Run, VolumeMaps, compare, method_groups, same_test
 from adbench.context import Progress
 from adbench.errors import UserError
+from adbench.evaluation.compare import compare, method_groups, same_test
+from adbench.evaluation.run import Run, VolumeMaps
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Table
 from adbench.metrics.curves import Curve
@@ -34,7 +35,7 @@ class ShownRun:
         group: the method it belongs to when there are several seeds.
         evaluation: its numbers without intervals, computed from the histograms; those with intervals are in the record.
         window: scores that a map is shown between: the 1st and 99.5th percentile over the test brain voxels.
-        drift: largest :attr:`adbench.api.VolumeMaps.drift` among the volumes shown.
+        drift: largest :attr:`adbench.evaluation.run.VolumeMaps.drift` among the volumes shown.
     """
 
     run: Run

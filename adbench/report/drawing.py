@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adbench.evaluation.pictures import brain_box
 from adbench.metrics.score_bins import predict
 from adbench.report.collect import Report
-from adbench.runner.pictures import brain_box
 from adbench.utils.files import replacing
 
 if TYPE_CHECKING:

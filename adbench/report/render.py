@@ -11,6 +11,7 @@ import numpy as np
 
 from adbench import __version__
 from adbench.context import Progress
+from adbench.evaluation.pictures import sample_sheet
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.report import drawing, figures
 from adbench.report.collect import Portrait, Report, ShownRun, ShownSlice
@@ -18,7 +19,7 @@ from adbench.report.drawing import box, contour, found, image_uri, map_uri
 from adbench.results.format import flat, html_page
 from adbench.results.record import Number, asked, facts
 from adbench.results.rundir import safe
-from adbench.runner.pictures import Sample, sample_sheet
+from adbench.runner.samples import Sample
 from adbench.utils.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"

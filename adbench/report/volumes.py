@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from adbench import __version__
-from adbench.api import Run, VolumeMaps
 from adbench.datasets.export import original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry
 from adbench.datasets.io import nifti
 from adbench.errors import UserError
+from adbench.evaluation.run import Run, VolumeMaps
 from adbench.utils.files import write_json
 
 if TYPE_CHECKING:

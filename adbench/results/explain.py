@@ -1,4 +1,4 @@
-"""Why two runs are not the same run: the fields in which their identities differ."""
+"""Why two runs have different keys: the fields in which their identities differ."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MEANING = {
 
 @dataclass(frozen=True)
 class Difference:
-    """One field.
+    """One field in which two identities differ.
 
     Attributes:
         field: its name; parts of nested ones are joined by dots.
@@ -82,14 +82,13 @@ def find(run: str, out: Path) -> Path:
     Raises:
         UserError: none, or several.
     """
-    if (Path(run) / "config.yaml").exists() or rundir.read_identity(Path(run)) is not None:
+    if (Path(run) / rundir.CONFIG).exists() or rundir.read_identity(Path(run)) is not None:
         return Path(run)
     name = Path(run).name
-    found = [seen.folder for seen in progress.runs(out) if seen.folder.name == name]
+    folders = [seen.folder for seen in progress.runs(out)]
+    found = [folder for folder in folders if folder.name == name]
     if not found and len(name) >= 4:
-        found = [
-            seen.folder for seen in progress.runs(out) if seen.folder.name.rpartition("-")[2].startswith(name[:10])
-        ]
+        found = [folder for folder in folders if folder.name.rpartition("-")[2].startswith(name[:10])]
     if len(found) != 1:
         raise UserError(
             f"{run!r} names {len(found) or 'no'} run{'s' if found else ''} below {out}: give its folder, as `adbench status` "
@@ -102,11 +101,11 @@ def why(run: Path, out: Path) -> Answer:
     """Which other run below ``out`` is nearest to ``run``, and what makes it another one.
 
     Raises:
-        UserError: the run does not say what it is.
+        UserError: the folder holds no identity.
     """
     mine = progress.identity(run, out)
     if mine is None:
-        raise UserError(f"{run} says nowhere what it is: neither a record nor {rundir.IDENTITY} is in it.")
+        raise UserError(f"The identity of {run} is unknown: it holds neither a record nor {rundir.IDENTITY}.")
     best: tuple[int, Path, tuple[Difference, ...], bool] | None = None
     for seen in progress.runs(out):
         if seen.folder.resolve() == run.resolve() or (other := progress.identity(seen.folder, out)) is None:
@@ -124,7 +123,7 @@ def why(run: Path, out: Path) -> Answer:
 def _sources(found: dict[str, Any], out: Path) -> dict[str, str]:
     """Hashes of the source files of a run by module or path, as the folder of its fit has them; empty where there is none."""
     folder = rundir.fit_folder(out, str(found["identity"].get("method")), str(found["fit_key"]))
-    return provenance.origin(folder).get("sources", {})
+    return dict(provenance.origin(folder).get("sources", {}))
 
 
 def _changed_files(mine: dict[str, str], its: dict[str, str]) -> str:

@@ -126,7 +126,7 @@ def announced(out: Path, plans: Iterable[Plan], *, force: bool = False) -> Itera
                 continue
             content = {
                 "folder": str(plan.run_folder.relative_to(out)),
-                "label": plan.spec.label,
+                "label": plan.cell.label,
                 "run_key": plan.run_key,
                 "fit_key": plan.fit_key,
                 "identity": plan.identity,

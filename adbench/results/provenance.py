@@ -65,7 +65,7 @@ def git_revision() -> str | None:
 
 
 def processor() -> str:
-    """The model of this machine's CPU, as its maker calls it where that can be told."""
+    """The model of this machine's CPU, under its maker's name where that is known."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines():
             name, _, value = line.partition(":")
@@ -98,7 +98,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def sign(folder: Path, device: str, sources: dict[str, str]) -> None:
-    """Say in the folder of a fit what makes it: the sources, and each machine that has had a hand in it.
+    """Write into the folder of a fit what makes it: the sources, and each machine that took part.
 
     Args:
         folder: of the fit.

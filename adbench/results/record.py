@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adbench.config.cell import TunedFrom
 from adbench.config.registry import metric_spec
+from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.utils.files import write_json
@@ -50,6 +53,8 @@ class MetricPart(_Part):
 
 
 class MethodPart(_Part):
+    """The method of a run."""
+
     name: str
     version: str
     origin: str  # "built-in", or the distribution that provides it
@@ -61,6 +66,8 @@ class MethodPart(_Part):
 
 
 class DataPart(_Part):
+    """The slices of a run in one role."""
+
     name: str
     modality: str
     digest: str  # hash of ids, pixels and masks that were used
@@ -70,28 +77,6 @@ class DataPart(_Part):
     params: dict[str, Any] = {}
     grid: tuple[int, int]  # (H, W) in pixels
     store_remarks: int = 0  # number of remarks in the store's manifest (slices left out, and why)
-
-
-class TunedFrom(_Part):
-    """The search that chose a method's parameters. No part of any key: where a value comes from changes no number."""
-
-    search: str  # its name
-    method: str
-    objective: str  # val_auprc, pseudo or recon
-    value: float  # of the objective, on validation slices, with the chosen parameters
-    default: float | None  # the same with the method as it came (trial 0)
-    params: dict[str, Any]  # the parameters it chose
-    changed: tuple[str, ...] = ()  # those of them that the run sets to something else
-    trials: int
-    complete: int
-    stopped: int  # early, by successive halving
-    failed: int
-    cpu_hours: float  # of cores held by all trials
-    gpu_hours: float
-    seed: int
-    slices: str  # digest of the validation slices it chose on
-    identity: str  # hash of all that decides the search: method, parameters, space, data, objective, seed
-    table: str  # hash of its trials
 
 
 class Record(_Part):
@@ -146,16 +131,38 @@ def facts(name: str, *records: Record) -> MetricSpec:
     )
 
 
+def metric_part(name: str) -> MetricPart:
+    """What a record keeps about the installed metric ``name``."""
+    about = metric_spec(name)
+    return MetricPart(
+        source=source_digest("metrics", name),
+        heading=about.heading,
+        definition=about.definition,
+        less_is_better=about.less_is_better,
+        oracle=about.oracle,
+        unit=about.unit,
+    )
+
+
+def missing_metrics(record: Record, wanted: Iterable[str]) -> list[str]:
+    """Those of ``wanted``, additional metrics by name, that ``record`` lacks or has from another source than here."""
+    return [
+        name
+        for name in wanted
+        if name not in record.optional or record.optional[name].source != source_digest("metrics", name)
+    ]
+
+
 def asked(*records: Record) -> tuple[str, ...]:
     """The metrics that some of ``records`` were asked for beside those of every run."""
     return tuple(dict.fromkeys(name for record in records for name in record.optional))
 
 
 def lacking(record: Record) -> str:
-    """What every table relies on and is not there, or cannot be: "field: why"; empty when all is there.
+    """What every table needs and the record lacks or has wrong, as "field: why"; empty when all is there.
 
     Args:
-        record: typed, but perhaps from a stranger.
+        record: of valid types, but perhaps from an unknown author.
     """
     for name in ("name", "version"):
         if not isinstance(record.protocol.get(name), str):
@@ -169,7 +176,7 @@ def lacking(record: Record) -> str:
     for name, value in record.timing.items():
         if not 0 <= value <= MAX_SECONDS:
             return f"timing.{name}: {value} is no number of seconds"
-    return "" if record.test.subjects > 0 else "test.subjects: nobody was tested"
+    return "" if record.test.subjects > 0 else "test.subjects: no subject was tested"
 
 
 def write(record: Record, folder: Path) -> None:
@@ -178,7 +185,7 @@ def write(record: Record, folder: Path) -> None:
 
 
 def read(path: Path, max_bytes: int = 64 << 20) -> Record:
-    """Read a record. Records may come from strangers: size, schema and every type are checked.
+    """Read a record. It may come from an unknown author: size, schema and every type are checked.
 
     Raises:
         UserError: not a record, of another schema, damaged, or larger than ``max_bytes``.

@@ -6,9 +6,10 @@
         record.json      put there last: the run is complete when it is there and its key matches
         .new/            what an attempt in progress has made; replaces the files above when it is complete
         failure.json     the last failed attempt, with its traceback; removed by a success
-        identity.json  status.json  .lease    of a run that is not complete: what it will be, what it is doing, who does it
+        identity.json  status.json  .lease    of a run that is not complete: what it will be, what it is doing, and by whom
         config.yaml  splits.json  histograms.npz  val_histograms.npz  spatial.json
-        samples.png  pr.png  roc.png  dice.png  lesion_recall.png  froc.png
+        samples.npz      slices to be drawn; removed when the pictures are there
+        samples.png  pr.png  roc.png  dice.png  lesion_recall.png  froc.png    drawn after the record
     OUT/fits/<method>-<fit key>/
         fit.json         written last: the fit is complete; holds the SHA-256 of the files that the method saved
         model.safetensors  method.json  <stage>/ checkpoints
@@ -24,33 +25,34 @@ import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
+from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results.record import RECORD, Record, read
 from adbench.utils.files import write_json
 
 FAILURE = "failure.json"
 IDENTITY = "identity.json"
+CONFIG = "config.yaml"
 SPLITS = "splits.json"  # subjects by role
+HISTOGRAMS, VAL_HISTOGRAMS, SPATIAL = "histograms.npz", "val_histograms.npz", "spatial.json"  # counts of the scores
 MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
-PLOTS = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
-OUTPUTS = {
-    "histograms.npz",
-    "val_histograms.npz",
-    "spatial.json",
-    SPLITS,
-    MAPS,
-    VAL_MAPS,
-} | PLOTS  # a record lists them
+SAMPLES = "samples.npz"
+RECORDED = {SPLITS, HISTOGRAMS, VAL_HISTOGRAMS, SPATIAL, MAPS, VAL_MAPS}  # a record lists those that are there
+DRAWN = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
 NEW, READY = ".new", "ready.json"  # an attempt in progress, and its record
 _HEAD = 512  # bytes of a record that hold its key
 _IDENTITY = 1 << 18  # characters that hold its identity too
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
+@lru_cache(maxsize=1024)
 def safe(text: str) -> str:
+    """``text`` as part of a file name: letters, digits, ".", "_" and "-" alone."""
     return _SAFE.sub("_", text.replace("->", "-to-"))
 
 
@@ -58,13 +60,13 @@ def run_folder(
     out: Path, protocol: str, dataset: str, modality: str, method: str, preset: str, seed: int, key: str
 ) -> Path:
     """The folder of the run with ``key``."""
-    name = f"{safe(method)}-{safe(preset)}-seed{seed}-{key[:10]}"
-    return Path(out) / safe(protocol) / safe(f"{dataset}-{modality.lower()}") / name
+    board = f"{safe(protocol)}/{safe(f'{dataset}-{modality.lower()}')}"
+    return Path(f"{os.fspath(out)}/{board}/{safe(method)}-{safe(preset)}-seed{seed}-{key[:10]}")
 
 
 def fit_folder(out: Path, method: str, key: str) -> Path:
     """The folder of the fit with ``key``."""
-    return Path(out) / "fits" / f"{safe(method)}-{key[:16]}"
+    return Path(f"{os.fspath(out)}/fits/{safe(method)}-{key[:16]}")
 
 
 def complete(folder: Path, key: str) -> Record | None:
@@ -78,7 +80,7 @@ def complete(folder: Path, key: str) -> Record | None:
 def recorded(folder: Path, key: str) -> bool:
     """Whether the record of ``key`` is in ``folder``, told from its two ends: ten thousand take a second."""
     try:
-        with open(folder / RECORD, "rb") as file:
+        with open(f"{folder}/{RECORD}", "rb") as file:
             head = file.read(_HEAD)
             file.seek(-2, os.SEEK_END)
             return f'"run_key": "{key}"'.encode() in head and file.read() == b"}\n"
@@ -117,8 +119,18 @@ def begin(folder: Path) -> Path:
     return new
 
 
+def write_counts(
+    folder: Path, test: SubjectHistograms, validation: SubjectHistograms | None, spatial: SpatialAccumulator
+) -> None:
+    """Write what every number is computed from into ``folder``: histograms of both splits, and spatial counts."""
+    test.to_npz(folder / HISTOGRAMS)
+    if validation is not None:
+        validation.to_npz(folder / VAL_HISTOGRAMS)
+    spatial.to_json(folder / SPATIAL)
+
+
 def abandon(folder: Path) -> None:
-    """Remove what an attempt made that came to nothing."""
+    """Remove what a failed attempt has made."""
     if not (folder / NEW / READY).exists():
         shutil.rmtree(folder / NEW, ignore_errors=True)
 
@@ -130,9 +142,9 @@ def commit(record: Record, folder: Path) -> None:
 
 
 def promote(folder: Path) -> bool:
-    """Move a complete attempt to its place; called again after a kill in the middle, it goes on.
+    """Move a complete attempt to its place; called again after a kill in the middle, it continues.
 
-    From the moment that the new record is written, nothing is left to do but renaming.
+    Once the new record is written, only renaming is left to do.
 
     Returns:
         Whether there was one.
@@ -141,7 +153,7 @@ def promote(folder: Path) -> bool:
     if not (new / READY).exists():
         return False
     listed = json.loads((new / READY).read_text(encoding="utf-8"))["files"]
-    for name in (RECORD, FAILURE, IDENTITY, *(OUTPUTS - listed.keys())):
+    for name in (RECORD, FAILURE, IDENTITY, SAMPLES, *DRAWN, *(RECORDED - listed.keys())):
         (folder / name).unlink(missing_ok=True)
     for path in new.iterdir():
         if path.name != READY:

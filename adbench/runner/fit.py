@@ -1,4 +1,4 @@
-"""Fitting one method, or taking up the fit that is there. What this module imports counts into the key of every fit."""
+"""Fitting a method, or loading the fit that is there. What this module imports counts into the key of every fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import numpy as np
 from adbench.context import Context
 from adbench.datasets.slices import SliceSet
 from adbench.methods.base import Method
-from adbench.params import build
+from adbench.params import ParamSet
 from adbench.utils import distributed, seeds
 from adbench.utils.files import write_json
 from adbench.utils.hashing import check_file, digest_file, read_sealed, sealed
@@ -27,11 +27,11 @@ FIT = "fit.json"
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators too, for plugins that use them."""
+    """Seed the global generators of Python, NumPy and torch, for plug-ins that use them."""
     import torch
 
     random.seed(seed)
-    np.random.seed(seed % 2**32)  # noqa: NPY002 - the global generator is what a stranger's code may use
+    np.random.seed(seed % 2**32)  # noqa: NPY002 - a plug-in may use the global generator
     torch.manual_seed(seed)
 
 
@@ -84,12 +84,12 @@ def load_fit(cls: type[M], folder: Path, fit: dict[str, Any], ctx: Context) -> M
 
 
 def _fit_again(folder: Path) -> str:
-    return f"Delete {folder} and run the same command again: the fit is then made anew."
+    return f"Delete {folder} and run the same command again: the fit is then made again."
 
 
 def fit_method(
     cls: type[Method],
-    params: dict[str, Any],
+    params: ParamSet,
     train: SliceSet,
     val: SliceSet | None,
     folder: Path,
@@ -101,11 +101,11 @@ def fit_method(
 
     Args:
         cls: the method.
-        params: its parameters, resolved.
+        params: its parameters.
         train: healthy slices to learn from.
         val: healthy slices to choose a checkpoint with, or None.
         folder: of the fit.
-        key: of the fit; a complete one with this key is not made again.
+        key: of the fit; a complete fit with this key is not made again.
         ctx: surroundings, the seed among them.
         watch: called now and then with the half-trained method and the share of its training that is done.
 
@@ -118,7 +118,7 @@ def fit_method(
     if stored is None:
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(seeds.derive(ctx.seed, "fit"))
-        method = cls(build(cls.Params, f"method {cls.name}", params), ctx)
+        method = cls(params, ctx)
         ctx.watch = partial(watch, method) if watch else None
         start = time.perf_counter()
         report = method.fit(train, val)

@@ -1,22 +1,20 @@
-"""Running a fitted method over labelled slices, one volume at a time, in batches that do not care about volumes."""
+"""Running a fitted method over labelled slices: batches may cross volumes, results come one volume at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from adbench.context import Context
+from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
-from adbench.utils.timing import Clock
-
-if TYPE_CHECKING:
-    from adbench.datasets.slices import LabelledSet, SliceBatch
-    from adbench.methods.base import Method
+from adbench.methods.base import Method
 from adbench.metrics.score_bins import as_float
+from adbench.utils.timing import Clock
 
 
 @dataclass
@@ -64,7 +62,7 @@ def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np
 def _run_some(
     method: Method, batch: SliceBatch, there: np.ndarray, device: str
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """Slices without brain are not computed: nothing in them counts, and their maps are 0."""
+    """Score the slices with brain (``there``); the maps of the others are 0, and nothing in them counts."""
     shape = (len(batch), *batch.image.shape[-2:])
     maps, recon = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     if there.any():

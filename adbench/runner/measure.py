@@ -16,9 +16,10 @@ from adbench.datasets.slices import LabelledSet
 from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric
-from adbench.metrics.evaluate import Evaluation, choose_thresholds, compact, evaluate
+from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
+from adbench.metrics.thresholds import choose_thresholds
 from adbench.runner.fit import seed_everything
 from adbench.runner.inference import ScoredVolume, score_volumes
 from adbench.utils import seeds
@@ -27,7 +28,13 @@ from adbench.utils.timing import Clock
 
 @dataclass
 class Counts:
-    """What scoring leaves: histograms of both labelled splits, and counts that needed the maps."""
+    """What remains of the maps after scoring.
+
+    Attributes:
+        threshold: scores of the validation subjects; None when there are none.
+        test: scores of the test volumes.
+        spatial: counts of lesions and components, which need whole maps.
+    """
 
     threshold: SubjectHistograms | None
     test: SubjectHistograms

@@ -1,35 +1,29 @@
-"""From a cell to a plan: prepare the data, hold it against the rules, derive the keys. Nothing is trained here."""
+"""From a cell to a plan: prepare the data, check that no subject has two roles, compute the keys. Nothing is trained here."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adbench.config import protocols, registry
+from adbench.config import registry
+from adbench.config.cell import Cell, Source
 from adbench.config.protocols import Protocol
 from adbench.context import Progress
 from adbench.datasets import selection
-from adbench.datasets.base import Dataset, Split
-from adbench.datasets.io.filename_patterns import person, shared_patients
+from adbench.datasets.base import Dataset
 from adbench.datasets.issues import warn
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.store.slice_store import SliceStore
-from adbench.datasets.validation import similarity
 from adbench.errors import UserError
 from adbench.methods.base import Resources
-from adbench.params import build
 from adbench.results import rundir
-from adbench.results.record import Record, write
-from adbench.runner import keys as specs
-from adbench.runner.keys import CellSpec, Source
-from adbench.utils.hashing import digest
-
-_LABELLED: tuple[Split, Split] = ("val", "test")
-_KEPT = 8  # sets of slices that stay open while cells are planned
+from adbench.results.record import Record, missing_metrics, write
+from adbench.runner.keys import fit_identity, key_of, run_identity
+from adbench.runner.overlap import check_names, check_pixels
 
 
 @dataclass(frozen=True)
@@ -58,10 +52,19 @@ class Data:
 
 @dataclass(frozen=True)
 class Plan:
-    """A cell whose data is prepared and whose keys are known."""
+    """A cell whose data is prepared and whose keys are known.
 
-    spec: CellSpec
-    protocol: Protocol
+    Attributes:
+        cell: what is run.
+        data: its slices.
+        identity: everything that decides its numbers, see :mod:`adbench.runner.keys`.
+        fit_key: hash of the part of it that decides the fit.
+        run_key: hash of all of it.
+        fit_folder: where the fit is kept.
+        run_folder: where the record is kept.
+    """
+
+    cell: Cell
     data: Data
     identity: dict[str, Any]
     fit_key: str
@@ -70,26 +73,21 @@ class Plan:
     run_folder: Path
 
     @property
-    def train_source(self) -> Source:
-        """Where the training slices come from."""
-        return self.spec.train or self.spec.test
-
-    @property
     def resources(self) -> Resources:
         """What the method asks for."""
-        cls = registry.load("methods", self.spec.method)
-        return cls.resources(build(cls.Params, f"method {self.spec.method}", self.spec.params))
+        asked: Resources = self.cell.method_class.resources(self.cell.params)
+        return asked
 
     def done(self, *, save_maps: bool = False) -> bool:
         """Whether there is a complete record with every metric that was asked for (and, with ``save_maps``, the maps).
 
-        Told without reading all of the record, unless metrics were asked for beside those that the protocol measures.
+        Only the two ends of the record are read, unless metrics were asked for beside those that the protocol measures.
         """
         if save_maps and not (self.run_folder / rundir.MAPS).exists():
             return False
         if not rundir.recorded(self.run_folder, self.run_key):
             return False
-        return set(self.spec.metrics) <= set(self.protocol.metrics) or self.record() is not None
+        return set(self.cell.metrics) <= set(self.cell.protocol.metrics) or self.record() is not None
 
     def record(self) -> Record | None:
         """The complete record of this cell with every metric that was asked for, as its source is now, if there is one.
@@ -97,49 +95,35 @@ class Plan:
         The same parameters may have been run before a search chose them: the record then learns where they come from.
         """
         record = rundir.complete(self.run_folder, self.run_key)
-        if record is None or self.lacks(record):
+        if record is None or missing_metrics(record, self.cell.metrics):
             return None
-        if self.spec.tuned_from not in (None, record.tuned_from):
-            record = record.model_copy(update={"tuned_from": self.spec.tuned_from})
+        if self.cell.tuned_from not in (None, record.tuned_from):
+            record = record.model_copy(update={"tuned_from": self.cell.tuned_from})
             write(record, self.run_folder)
         return record
 
     def stored(self) -> Record | None:
-        """The complete record of this cell, whatever it was asked for; None where there is none, or a damaged one."""
+        """The complete record of this cell, whatever metrics it has; None where there is none, or a damaged one."""
         try:
             return rundir.complete(self.run_folder, self.run_key)
         except UserError:
             return None
 
     def with_metrics_of(self, record: Record | None) -> Plan:
-        """This plan, with the metrics that ``record`` was asked for, where they are still there."""
+        """This plan, with the additional metrics of ``record`` too, where they are still installed."""
         usable = {name for name, entry in registry.entries("metrics").items() if not registry.status(entry)}
-        names = {*self.spec.metrics, *(usable & set(record.optional if record is not None else ()))}
-        return replace(self, spec=self.spec.model_copy(update={"metrics": tuple(sorted(names))}))
-
-    def lacks(self, record: Record) -> bool:
-        """Whether ``record`` is without a metric that is asked for, or has it from another source."""
-        return any(
-            name not in record.optional or record.optional[name].source != specs.source_digest("metrics", name)
-            for name in self.spec.metrics
-        )
+        names = {*self.cell.metrics, *(usable & set(record.optional if record is not None else ()))}
+        return replace(self, cell=replace(self.cell, metrics=tuple(sorted(names))))
 
     def trace(self) -> None:
-        """Let the record of a run that was made before a search chose its parameters know about the search."""
-        if self.spec.tuned_from is not None:
+        """Tell the record of a run that was made before a search chose its parameters about the search."""
+        if self.cell.tuned_from is not None:
             self.record()
 
 
-def located(source: Source) -> Dataset:
-    """The dataset of ``source`` with its root and parameters."""
-    cls = registry.load("datasets", source.dataset)
-    params = build(cls.Params, f"dataset {source.dataset}", source.params)
-    return cls(params, Path(source.root) if source.root else None)
-
-
 def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
-    """The slice store of ``source``, prepared if need be; what is suspicious about its files is a warning."""
-    dataset = located(source)
+    """The slice store of ``source``, prepared if need be; doubtful files are warned of."""
+    dataset: Dataset = source.open()
     store = prepare(dataset, modality, cache, progress)
     for finding in dataset.faults():
         if finding.severity == "warning":
@@ -149,18 +133,13 @@ def open_store(source: Source, modality: str, cache: Path, progress: Progress) -
 
 def labelled(store: SliceStore, protocol: Protocol) -> tuple[LabelledSet, LabelledSet]:
     """The slices of ``store`` that choose the threshold and those that are scored, as ``protocol`` says."""
-    threshold, scored = (
-        selection.scored(
-            store,
-            split,
-            protocol.slices,
-            healthy=protocol.healthy,
-            inserted=protocol.inserted,
-            domain=protocol.domain,
-        )
-        for split in _LABELLED
-    )
-    return threshold, scored
+    rules: dict[str, Any] = {
+        "healthy": protocol.healthy,
+        "inserted": protocol.inserted,
+        "domain": protocol.domain,
+    }
+    threshold = selection.scored(store, "val", protocol.slices, **rules)
+    return threshold, selection.scored(store, "test", protocol.slices, **rules)
 
 
 def gather(
@@ -174,105 +153,26 @@ def gather(
     """
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
-    learn, val = train_store.healthy("train"), train_store.healthy("val")
+    learned, val = train_store.healthy("train"), train_store.healthy("val")
     threshold, scored = labelled(test_store, protocol)
-    learn_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
-    if not len(learn):
-        raise UserError(nothing_to_train(modality, learn_from))
+    learned_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
+    if not len(learned):
+        raise UserError(nothing_to_train(modality, learned_from))
     if not len(scored):
-        which = (
-            ""
-            if protocol.healthy
-            else " with a lesion mask"
-            if protocol.slices != "largest-lesion"
-            else " with a lesion"
-        )
-        raise UserError(nothing_to_test(modality, scored_from, which))
-    if learn.shape != scored.shape:
+        lesion = " with a lesion" if protocol.slices == "largest-lesion" else " with a lesion mask"
+        raise UserError(nothing_to_test(modality, scored_from, "" if protocol.healthy else lesion))
+    if learned.shape != scored.shape:
         raise UserError(
-            f"Training slices are {learn.shape[0]}x{learn.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "
+            f"Training slices are {learned.shape[0]}x{learned.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
-    _check_roles(learn, val, threshold, scored)
-    _check_likeness(train_store, test_store, learn, val, threshold, scored)
-    return Data(learn, val if len(val) else None, threshold, scored, train_store, test_store)
+    check_names(learned, val, threshold, scored)
+    check_pixels(train_store, test_store, learned, val, threshold, scored)
+    return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store)
 
 
-def _check_roles(learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet) -> None:
-    """No person has two roles, under whatever name a release knows them.
-
-    Raises:
-        UserError: somebody has, or two releases meet that share patients under names that do not tell.
-    """
-    teach, watch, choose, tested = ({person(s): s for s in data.subjects} for data in (learn, val, threshold, scored))
-    seen = watch | teach
-    if twice := _twice(teach, watch, choose, tested):
-        raise UserError(
-            f"{len(twice)} subjects have two roles among training, validation and test, e.g. "
-            f"{' and '.join(map(repr, twice[0]))}: split by subject, or rename them if they are different people."
-        )
-    both = shared_patients(set(seen.values()), set(tested.values()) | set(choose.values()))
-    if both:
-        raise UserError(
-            f"Training has subjects of {both[0]} and the test dataset of {both[1]}: they share patients under different "
-            "names. Use one of the two."
-        )
-
-
-def _check_likeness(
-    train: SliceStore, test: SliceStore, learn: SliceSet, val: SliceSet, threshold: SliceSet, scored: SliceSet
-) -> None:
-    """No slice is there under the names of two people, no scan has two roles, slightly changed; a likeness is a warning.
-
-    Raises:
-        UserError: one is, or has.
-    """
-    teach, watch = similarity.of_store(train, learn.rows), similarity.of_store(train, val.rows)
-    choose, tested = similarity.of_store(test, threshold.rows), similarity.of_store(test, scored.rows)
-    sides = (("training", teach), ("validation", watch), ("validation", choose), ("test", tested))
-    cases = [(role, *case) for role, side in sides for case in zip(side.subjects, side.hashes, strict=True)]
-    for (first, second), count in similarity.shared_slices([case[1:] for case in cases]).items():
-        names = " and ".join(f"{cases[index][1]!r} ({cases[index][0]})" for index in (first, second))
-        raise UserError(
-            f"{names} share {count} slice{'s' * (count > 1)}, pixel by pixel: they are one person under two names. Give both "
-            "one name and one role, or leave one of them out."
-        )
-    for one, other, roles in (
-        (teach, tested, "training and test"),
-        (watch, tested, "validation and test"),
-        (teach, choose, "training and validation"),
-        (choose, tested, "validation and test"),
-    ):
-        for pair in similarity.alike(one, other):
-            names = f"{one.subjects[pair.one]!r} ({roles.split()[0]}) and {other.subjects[pair.other]!r} ({roles.split()[-1]})"
-            if pair.certain:
-                raise UserError(
-                    f"{names} are one scan, hardly changed: their fingerprints correlate by {pair.correlation:.4f}, and "
-                    f"copies by {similarity.CERTAIN} or more. Leave one of them out."
-                )
-            warn(
-                f"{names} may be one person: their fingerprints correlate by {pair.correlation:.3f}. If they are, leave one out."
-            )
-
-
-def _twice(
-    teach: dict[str, str], watch: dict[str, str], choose: dict[str, str], tested: dict[str, str]
-) -> list[list[str]]:
-    """Of each key with two roles, the names it has in them. To watch the training and to choose the threshold go together.
-
-    Args:
-        teach: key -> name of what trains.
-        watch: of what chooses the checkpoint.
-        choose: of what chooses the threshold.
-        tested: of what is scored.
-    """
-    seen = watch | teach
-    keys = seen.keys() & tested.keys() | teach.keys() & choose.keys() | choose.keys() & tested.keys()
-    return [sorted({role[key] for role in (seen, choose, tested) if key in role}) for key in sorted(keys)]
-
-
-def plans(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> Iterator[Plan]:
-    """Plan one cell after the other; data that neighbours share is opened and hashed once, and not kept beyond them.
+def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
+    """Plan every cell; data that cells share are opened and hashed once.
 
     Args:
         cells: from :func:`adbench.config.run_config.cells` or :func:`adbench.config.grid.cells`.
@@ -281,27 +181,22 @@ def plans(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress 
         progress: receives the progress of preparation.
 
     Raises:
-        UserError: from :func:`gather`, or a method or protocol that does not exist.
+        UserError: from :func:`gather`.
     """
-    shared: dict[str, Data] = {}
-    for spec in cells:
-        protocol = protocols.get(spec.protocol)
-        which = digest([spec.test.model_dump(), spec.train and spec.train.model_dump(), spec.modality, protocol.name])
-        if which not in shared:
-            if len(shared) == _KEPT:
-                del shared[next(iter(shared))]
-            shared[which] = gather(spec.test, spec.train, spec.modality, protocol, cache, progress or Progress())
-        data = shared[which]
-        fit = specs.fit_identity(spec, data.train, data.val)
-        identity = specs.run_identity(fit, spec, protocol, data.threshold, data.test)
-        fit_key, run_key = digest(fit), digest(identity)
+    shared: dict[tuple[Any, ...], Data] = {}
+    plans = []
+    for cell in cells:
+        if cell.data_key not in shared:
+            shared[cell.data_key] = gather(
+                cell.test, cell.train, cell.modality, cell.protocol, cache, progress or Progress()
+            )
+        data = shared[cell.data_key]
+        fit = fit_identity(cell, data.train, data.val)
+        identity = run_identity(fit, cell, data.threshold, data.test)
+        fit_key, run_key = key_of(fit, cell), key_of(identity, cell)
         folder = rundir.run_folder(
-            out, protocol.name, spec.test.dataset, spec.modality, spec.method, spec.preset, spec.seed, run_key
+            out, cell.protocol.name, cell.test.dataset, cell.modality, cell.method, cell.preset, cell.seed, run_key
         )
-        fits = rundir.fit_folder(out, spec.method, fit_key)
-        yield Plan(spec, protocol, data, identity, fit_key, run_key, fits, folder)
-
-
-def plan(cells: Iterable[CellSpec], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
-    """All of :func:`plans` at once."""
-    return list(plans(cells, out, cache, progress))
+        fits = rundir.fit_folder(out, cell.method, fit_key)
+        plans.append(Plan(cell, data, identity, fit_key, run_key, fits, folder))
+    return plans

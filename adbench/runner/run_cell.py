@@ -1,4 +1,4 @@
-"""One cell of the grid: prepare, fit, score, evaluate, record. ``run_cell(spec) -> Record``, and nothing else knows how."""
+"""One cell of the grid: fit, score, measure, record. Pictures are drawn afterwards (:mod:`adbench.evaluation.pictures`)."""
 
 from __future__ import annotations
 
@@ -7,40 +7,35 @@ from collections.abc import Callable
 from contextlib import nullcontext, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from functools import wraps
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec
-
-import numpy as np
+from typing import Any
 
 from adbench.config import registry, run_config
+from adbench.config.cell import Source
+from adbench.config.source import source_files
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.evaluate import Estimate, Evaluation
-from adbench.metrics.plots import all_plots
-from adbench.results import conformance, provenance, rundir, status
-from adbench.results.record import DataPart, MethodPart, Number, Record
-from adbench.runner import pictures
+from adbench.results import known, provenance, rundir, status
+from adbench.results.record import DataPart, MethodPart, Number, Record, metric_part
 from adbench.runner.fit import fit_method, fitted, peak_memory
-from adbench.runner.inference import ScoredVolume
-from adbench.runner.keys import Source, metric_part, source_files
-from adbench.runner.measure import Counts, measure, numbers
-from adbench.runner.plan import Plan
+from adbench.runner.measure import measure, numbers
+from adbench.runner.plan import Data, Plan
+from adbench.runner.samples import Samples
 from adbench.utils import distributed, threads
 from adbench.utils.files import write_json, write_text
 from adbench.utils.hashing import digest_file
 from adbench.utils.locks import held
 from adbench.utils.timing import Clock
 
-P = ParamSpec("P")
 log = logging.getLogger("adbench")
 
 
 def run_cell(
-    cell: Plan,
+    plan: Plan,
     progress: Progress | None = None,
     *,
     force: bool = False,
@@ -49,13 +44,13 @@ def run_cell(
     tensorboard: bool = False,
     facts: dict[str, Any] | None = None,
 ) -> Record:
-    """The record of ``cell``: the stored one when it is complete, else made now.
+    """The record of ``plan``: the stored one when it is complete, else made now.
 
-    Interrupted anywhere and called again, it goes on where it stopped and ends with the same numbers. Called by several
+    Interrupted anywhere and called again, it resumes where it stopped and ends with the same numbers. Called by several
     processes at once, one makes the record and the others wait for it; of runs with one fit, one trains.
 
     Args:
-        cell: from :func:`adbench.runner.plan.plan`.
+        plan: from :func:`adbench.runner.plan.plan`.
         progress: receives progress.
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
@@ -66,28 +61,31 @@ def run_cell(
     Raises:
         Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
     """
-    done = None if force else cell.record()
+    done = None if force else plan.record()
     if done is not None:
         return done
     ctx = Context(
-        device=cell.spec.device,
-        seed=cell.spec.seed,
-        workdir=cell.fit_folder,
+        device=plan.cell.device,
+        seed=plan.cell.seed,
+        workdir=plan.fit_folder,
         checkpoint_seconds=checkpoint_seconds,
         tensorboard=tensorboard,
         progress=progress or Progress(),
         logger=log,
     )
-    if distributed.rank() > 0:
-        return _assist(cell, ctx)
-    with held(cell.run_folder, _waits(ctx.progress)) as waited:
-        made = rundir.promote(cell.run_folder) and not force  # by a process that was killed at the very end
-        there = (waited or made) and distributed.world() == 1 and cell.done(save_maps=save_maps)
-        if there and (done := cell.record()) is not None:
-            return done  # the process that had the folder has made it
-        with status.reported(cell.run_folder, ctx.progress, label=cell.spec.label, **(facts or {})) as ctx.progress:
-            record = _make(cell, ctx, save_maps)
-    distributed.wait()
+    with threads.limited(threads.count(plan.resources.cpus)):
+        if distributed.rank() > 0:
+            return _assist(plan, ctx)
+        with held(plan.run_folder, _waits(ctx.progress)) as waited:
+            promoted = (
+                rundir.promote(plan.run_folder) and not force
+            )  # made by a process that was killed at the very end
+            there = (waited or promoted) and distributed.world() == 1 and plan.done(save_maps=save_maps)
+            if there and (done := plan.record()) is not None:
+                return done  # the process that had the folder has made it
+            with status.reported(plan.run_folder, ctx.progress, label=plan.cell.label, **(facts or {})) as ctx.progress:
+                record = _make(plan, ctx, save_maps)
+        distributed.wait()
     return record
 
 
@@ -95,148 +93,93 @@ def _waits(progress: Progress) -> Callable[[str], None]:
     return lambda owner: progress.update(f"wait for {owner}", 0, 0)
 
 
-def _on_its_threads(work: Callable[Concatenate[Plan, P], Record]) -> Callable[Concatenate[Plan, P], Record]:
-    """``work`` with as many CPU threads as the run is to compute with."""
-
-    @wraps(work)
-    def limited(cell: Plan, *args: P.args, **kwargs: P.kwargs) -> Record:
-        with threads.limited(threads.count(cell.resources.cpus)):
-            return work(cell, *args, **kwargs)
-
-    return limited
-
-
-@_on_its_threads
-def _make(cell: Plan, ctx: Context, save_maps: bool) -> Record:
-    """Fit, score, evaluate, record; an error is written down and goes on. An earlier record stays until the new one is whole."""
-    earlier = cell.stored()
-    cell = cell.with_metrics_of(earlier)
+def _make(plan: Plan, ctx: Context, save_maps: bool) -> Record:
+    """Fit, score, evaluate, record; an error is written down and raised. An earlier record stays until the new one is whole."""
+    earlier = plan.stored()
+    plan = plan.with_metrics_of(earlier)
     save_maps = save_maps or (earlier is not None and rundir.MAPS in earlier.files)
     if earlier is None:
-        rundir.write_identity(cell.run_folder, cell.fit_key, cell.run_key, cell.identity)
-    new = rundir.begin(cell.run_folder)
-    write_text(new / "config.yaml", run_config.from_spec(cell.spec).to_yaml())
-    write_json(new / rundir.SPLITS, cell.data.id_lists())
+        rundir.write_identity(plan.run_folder, plan.fit_key, plan.run_key, plan.identity)
+    new = rundir.begin(plan.run_folder)
+    write_text(new / rundir.CONFIG, run_config.from_cell(plan.cell).to_yaml())
+    write_json(new / rundir.SPLITS, plan.data.id_lists())
     phase = "fit"
     clock = Clock()
     try:
-        method, fit = _fit(cell, ctx)
+        method, fit = _fit(plan, ctx)
         phase = "score"
-        metrics = [registry.load("metrics", name)() for name in cell.spec.metrics]
-        data, samples = cell.data, _Samples(cell.data.test)
+        metrics = [registry.load("metrics", name)() for name in plan.cell.metrics]
+        samples = Samples(plan.data.test)
         keep_in = (new / rundir.MAPS, new / rundir.VAL_MAPS) if save_maps else None
-        counts = measure(method, data.threshold, data.test, ctx, clock, metrics, keep_in, samples)
+        counts = measure(method, plan.data.threshold, plan.data.test, ctx, clock, metrics, keep_in, samples)
         phase = "evaluate"
         ctx.progress.update(phase, 0, 0)
         with clock.phase("evaluate"):
-            evaluation = numbers(counts, cell.protocol.level, metrics)
+            evaluation = numbers(counts, plan.cell.protocol.level, metrics)
         phase = "record"
-        ctx.progress.update("pictures and record", 0, 0)
-        record = _record(cell, fit, counts, evaluation, samples.found, clock, new)
-        rundir.commit(record, cell.run_folder)
+        ctx.progress.update(phase, 0, 0)
+        samples.save(new / rundir.SAMPLES)
+        rundir.write_counts(new, counts.test, counts.threshold, counts.spatial)
+        record = _record(plan, fit, evaluation, clock, new)
+        rundir.commit(record, plan.run_folder)
     except BaseException as error:
-        rundir.abandon(cell.run_folder)
+        rundir.abandon(plan.run_folder)
         with suppress(OSError):  # on a full disk the error itself still reaches the user
             if not isinstance(error, (KeyboardInterrupt, SystemExit)):
-                rundir.write_failure(cell.run_folder, error, phase)
+                rundir.write_failure(plan.run_folder, error, phase)
         raise
     return record
 
 
-@_on_its_threads
-def _assist(cell: Plan, ctx: Context) -> Record:
+def _assist(plan: Plan, ctx: Context) -> Record:
     """What the other processes of a launch do: train together with the first one, then wait for the record it writes."""
-    _fit(cell, ctx)
+    _fit(plan, ctx)
     distributed.wait()
-    record = cell.record()
+    record = plan.record()
     if record is None:
         raise UserError(
-            f"{cell.spec.label}: the first process of the launch wrote no record; its own message says why."
+            f"{plan.cell.label}: the first process of the launch wrote no record; its own message says why."
         )
     return record
 
 
-def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
-    alone = distributed.rank() > 0 or fitted(cell.fit_folder, cell.fit_key) is not None
-    with nullcontext() if alone else held(cell.fit_folder, _waits(ctx.progress)):
-        cls, data = registry.load("methods", cell.spec.method), cell.data
+def _fit(plan: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
+    cell, data = plan.cell, plan.data
+    alone = distributed.rank() > 0 or fitted(plan.fit_folder, plan.fit_key) is not None
+    with nullcontext() if alone else held(plan.fit_folder, _waits(ctx.progress)):
         if not alone:
-            provenance.sign(cell.fit_folder, ctx.device, source_files("methods", cell.spec.method))
-        return fit_method(cls, cell.spec.params, data.train, data.val, cell.fit_folder, cell.fit_key, ctx)
+            provenance.sign(plan.fit_folder, ctx.device, source_files("methods", cell.method))
+        return fit_method(cell.method_class, cell.params, data.train, data.val, plan.fit_folder, plan.fit_key, ctx)
 
 
-class _Samples:
-    """The slices of a few test volumes that the picture of a run shows."""
-
-    def __init__(self, data: LabelledSet) -> None:
-        self._data, self._shown = data, pictures.choose_positions(data)
-        self._found: dict[int, pictures.Sample] = {}
-
-    def __call__(self, scored: ScoredVolume) -> None:
-        for index, position in enumerate(scored.positions.tolist()):
-            if position in self._shown:
-                at = np.array([position])
-                recon = None if scored.reconstructions is None else scored.reconstructions[index]
-                self._found[position] = pictures.Sample(
-                    scored.volume,
-                    self._data.images(at)[0].astype(np.float32),
-                    self._data.counted(at)[0],
-                    self._data.lesions(at)[0],
-                    scored.maps[index],
-                    recon,
-                )
-
-    @property
-    def found(self) -> list[pictures.Sample]:
-        """In the order in which they were chosen."""
-        return [self._found[position] for position in self._shown]
-
-
-def _record(
-    cell: Plan,
-    fit: dict[str, Any],
-    counts: Counts,
-    evaluation: Evaluation,
-    samples: list[pictures.Sample],
-    clock: Clock,
-    folder: Path,
-) -> Record:
-    title = f"{cell.spec.label} · {cell.protocol.name}"
-    with clock.phase("pictures"):
-        threshold = evaluation.thresholds.get("val")
-        pictures.sample_sheet(samples, folder / "samples.png", title, threshold)
-        not_drawn = all_plots(counts.test, evaluation, folder, spatial=counts.spatial)
-    counts.test.to_npz(folder / "histograms.npz")
-    counts.spatial.to_json(folder / "spatial.json")
-    if counts.threshold is not None:
-        counts.threshold.to_npz(folder / "val_histograms.npz")
-    files = sorted(path for path in folder.iterdir() if path.name in rundir.OUTPUTS)
-    cls, origin = registry.load("methods", cell.spec.method), registry.entries("methods")[cell.spec.method].origin
+def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Clock, folder: Path) -> Record:
+    """The record of what was measured; the files that belong to it lie in ``folder``."""
+    cell, data = plan.cell, plan.data
+    origin, source = registry.entries("methods")[cell.method].origin, plan.identity["method_source"]
+    learned, measured = (data.train_store, cell.train_source), (data.test_store, cell.test)
     return Record(
-        run_key=cell.run_key,
-        fit_key=cell.fit_key,
-        identity=cell.identity,
+        run_key=plan.run_key,
+        fit_key=plan.fit_key,
+        identity=plan.identity,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         method=MethodPart(
-            name=cell.spec.method,
-            version=cls.version,
+            name=cell.method,
+            version=cell.method_class.version,
             origin=origin,
-            source=cell.identity["method_source"],
-            preset=cell.spec.preset,
-            params=cell.spec.params,
+            source=source,
+            preset=cell.preset,
+            params=cell.params.json_values,
             parameters=fit["parameters"],
-            conformance=conformance.outcome(cell.spec.method, origin, cell.identity["method_source"]),
+            conformance=known.conformance(cell.method, origin, source),
         ),
-        train=_data_part(cell.data.train, cell.data.train_store, cell.spec.train or cell.spec.test),
-        val=_data_part(cell.data.val, cell.data.train_store, cell.spec.train or cell.spec.test)
-        if cell.data.val
-        else None,
-        threshold=_data_part(cell.data.threshold, cell.data.test_store, cell.spec.test),
-        test=_data_part(cell.data.test, cell.data.test_store, cell.spec.test),
+        train=_data_part(data.train, *learned),
+        val=_data_part(data.val, *learned) if data.val else None,
+        threshold=_data_part(data.threshold, *measured),
+        test=_data_part(data.test, *measured),
         protocol=cell.protocol.as_dict(),
-        seed=cell.spec.seed,
+        seed=cell.seed,
         metrics=_numbers(evaluation.metrics),
-        optional={name: metric_part(name) for name in cell.spec.metrics},
+        optional={name: metric_part(name) for name in cell.metrics},
         strata={
             grouping: {group: _numbers(metrics) for group, metrics in groups.items()}
             for grouping, groups in evaluation.strata.items()
@@ -245,36 +188,36 @@ def _record(
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
-        notes=fit.get("notes", []) + _other_threads(cell) + _left_out(cell) + evaluation.notes + not_drawn,
+        notes=fit.get("notes", []) + _other_threads(plan) + _left_out(data) + evaluation.notes,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],
-            "score_per_slice": clock.seconds["score"] / len(cell.data.test),
+            "score_per_slice": clock.seconds["score"] / len(data.test),
             **clock.seconds,
         },
         memory={"score_host": peak_memory("cpu")["host"], **{f"fit_{k}": v for k, v in fit["memory"].items()}},
-        provenance=provenance.collect(cell.spec.device, cell.fit_folder),
-        files={path.name: digest_file(path) for path in files},
-        tuned_from=cell.spec.tuned_from,
+        provenance=provenance.collect(cell.device, plan.fit_folder),
+        files={path.name: digest_file(path) for path in sorted(folder.iterdir()) if path.name in rundir.RECORDED},
+        tuned_from=cell.tuned_from,
     )
 
 
-def _other_threads(cell: Plan) -> list[str]:
+def _other_threads(plan: Plan) -> list[str]:
     """A note on a number of threads that the user chose: on a CPU it moves the last digits."""
-    asked, used = threads.default(cell.resources.cpus), threads.count(cell.resources.cpus)
-    if cell.spec.device != "cpu" or used == asked:
+    asked, used = threads.default(plan.resources.cpus), threads.count(plan.resources.cpus)
+    if plan.cell.device != "cpu" or used == asked:
         return []
     return [
-        f"Computed with {used} CPU thread{'s' * (used > 1)} ({threads.VARIABLE}) where {cell.spec.method} asks for {asked}: "
+        f"Computed with {used} CPU thread{'s' * (used > 1)} ({threads.VARIABLE}) where {plan.cell.method} asks for {asked}: "
         "a training on a CPU ends elsewhere in its last digits."
     ]
 
 
-def _left_out(cell: Plan) -> list[str]:
-    """A note on cases without a usable slice: they were given, and nobody scored them."""
-    stores = {"training": cell.data.train_store, "test": cell.data.test_store}
-    if cell.data.train_store.folder == cell.data.test_store.folder:
-        stores = {"": cell.data.test_store}
+def _left_out(data: Data) -> list[str]:
+    """A note on cases without a usable slice, which were given and are not scored."""
+    stores = {"training": data.train_store, "test": data.test_store}
+    if data.train_store.folder == data.test_store.folder:
+        stores = {"": data.test_store}
     return [
         f"{len(empty)} case{'s' if len(empty) > 1 else ''} of the {f'{role} ' if role else ''}dataset "
         f"{'have' if len(empty) > 1 else 'has'} no slice with brain and {'are' if len(empty) > 1 else 'is'} in no split: "
@@ -299,7 +242,7 @@ def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
         subjects=len(data.subjects),
         slices=len(data),
         lesion_subjects=with_lesion,
-        params=source.params,
+        params=source.params.json_values,
         grid=data.shape,
         store_remarks=len(store.manifest["remarks"]),
     )

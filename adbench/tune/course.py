@@ -51,7 +51,7 @@ class Course:
             params = (
                 propose(task.space, task.mode, task.seed, number, table.trials)
                 if number
-                else defaults(task.space, task.cell.params)
+                else defaults(task.space, task.cell.params.json_values)
             )
             trial = Trial(number, params)
             table.trials.append(trial)

@@ -20,7 +20,6 @@ from adbench.errors import UserError
 from adbench.executors.gpu_sharing import Share, share
 from adbench.executors.job import mark
 from adbench.executors.node import gpu_memory_gb, look
-from adbench.params import build
 from adbench.tune.course import Course
 from adbench.tune.table import Table
 from adbench.tune.task import Options, Task
@@ -82,7 +81,7 @@ def drive(
     """
     _environment()
     cls = registry.load("methods", task.cell.method)
-    wants = cls.resources(build(cls.Params, f"method {task.cell.method}", task.cell.params))
+    wants = cls.resources(task.cell.params)
     with connect(options.address) as cluster:
         from ray import tune
         from ray.tune import TuneConfig, Tuner

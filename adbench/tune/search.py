@@ -6,22 +6,20 @@ import json
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from adbench.config import registry
 from adbench.config import run_config as configs
+from adbench.config.cell import Cell, TunedFrom
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError
 from adbench.params import build
 from adbench.results import rundir
-from adbench.results.record import TunedFrom
 from adbench.runner import keys as specs
 from adbench.runner.fit import fitted
-from adbench.runner.keys import CellSpec
 from adbench.runner.plan import Data, plan
 from adbench.tune import halving, objective, space
 from adbench.tune.course import keep_best, left
@@ -116,18 +114,16 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
         raise UserError(
             "--set pseudo.… sets the synthetic lesions of --objective pseudo, and this objective is another."
         )
-    cells = list(configs.cells(config.model_copy(update={"set": scopes, "tuned_from": None})))
+    cells = configs.cells(config.model_copy(update={"set": scopes, "tuned_from": None}))
     if len(cells) != 1:
         raise UserError(
             f"A search tunes one method on one dataset, modality and seed; this asks for {len(cells)}: "
             f"{', '.join(cell.label for cell in cells[:3])}…"
         )
     (cell,) = cells
-    cls = registry.load("methods", cell.method)
     fixed = {**config.set.get("method", {}), **config.set.get(cell.method, {})}
-    wanted, values = space.build(cls, cell.params, fixed, options.space)
-    params = cls.resolve(cell.preset, {**cell.params, **values}).model_dump(mode="json")
-    cell = cell.model_copy(update={"params": params})
+    wanted, values = space.build(cell.method_class, cell.params.json_values, fixed, options.space)
+    cell = cell.with_params(values)
     stores = Path(config.cache) if config.cache else configs.default_cache()
     (planned,) = plan([cell], Path(config.out), stores, progress)
     data = planned.data
@@ -135,7 +131,7 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
     fit = specs.fit_identity(cell, data.train, data.val)
     identity = {
         **fit,
-        "protocol": planned.protocol.as_dict(),
+        "protocol": cell.protocol.as_dict(),
         "objective": options.objective,
         "select_slices": select.digest,
         "space": wanted,
@@ -190,11 +186,9 @@ def _running(name: str, owner: str) -> None:
     raise UserError(f"The search {name} is running ({owner}): wait for it, or stop it.")
 
 
-def chosen_cell(task: Task, trial: Trial) -> CellSpec:
+def chosen_cell(task: Task, trial: Trial) -> Cell:
     """The cell with the parameters of ``trial``."""
-    cls = registry.load("methods", task.cell.method)
-    params = cls.resolve(task.cell.preset, {**task.cell.params, **trial.params}).model_dump(mode="json")
-    return task.cell.model_copy(update={"params": params})
+    return task.cell.with_params(trial.params)
 
 
 def origin(name: str, task: Task, table: Table, best: Trial) -> TunedFrom:
@@ -228,8 +222,8 @@ def _conclude(folder: Path, task: Task, table: Table, config: RunConfig, data: D
     keep_best(folder, table)
     best, path = table.best, None
     if best is not None:
-        cell = chosen_cell(task, best).model_copy(update={"tuned_from": origin(folder.name, task, table, best)})
-        found = configs.from_spec(cell)
+        cell = replace(chosen_cell(task, best), tuned_from=origin(folder.name, task, table, best))
+        found = configs.from_cell(cell)
         path = folder / BEST
         # Where it runs is no matter of the choice.
         out = found.model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
@@ -239,7 +233,7 @@ def _conclude(folder: Path, task: Task, table: Table, config: RunConfig, data: D
     return Result(folder, task, table, best, path)
 
 
-def _hand_over(home: Path, cell: CellSpec, data: Data, out: Path) -> None:
+def _hand_over(home: Path, cell: Cell, data: Data, out: Path) -> None:
     """Copy the best fit to where ``adbench run`` looks for it, so that it is not trained a second time."""
     key = digest(specs.fit_identity(cell, data.train, data.val))
     target = rundir.fit_folder(out, cell.method, key)

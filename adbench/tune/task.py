@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, PlainSerializer, ValidationError
 
+from adbench.config.cell import Cell
 from adbench.errors import UserError
-from adbench.runner.keys import CellSpec
 from adbench.tune.data import Role
 from adbench.tune.space import Space
 from adbench.tune.table import Mode
@@ -55,6 +55,10 @@ class Options:
     address: str | None = None
 
 
+def _cell(value: Any) -> Any:
+    return value if isinstance(value, Cell) else Cell.from_json(value)
+
+
 class Task(BaseModel):
     """A search.
 
@@ -74,7 +78,7 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
     version: int = 1
     identity: dict[str, Any]
-    cell: CellSpec
+    cell: Annotated[InstanceOf[Cell], BeforeValidator(_cell), PlainSerializer(Cell.to_json)]
     objective: str
     mode: Mode
     space: Space

@@ -7,12 +7,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from adbench.config import registry
+from adbench.config.source import source_files
 from adbench.context import Context
 from adbench.methods.base import Method
 from adbench.results import provenance, rundir
@@ -80,10 +81,8 @@ def _fit_and_measure(
 ) -> None:
     from adbench.runner.fit import fit_method, seed_everything
 
-    cls = registry.load("methods", task.cell.method)
-    resolved = cls.resolve(task.cell.preset, {**task.cell.params, **params}).model_dump(mode="json")
     device = "cuda" if task.cell.device.startswith("cuda") else task.cell.device  # Ray says which, and shows no other
-    spec = task.cell.model_copy(update={"params": resolved, "device": device})
+    spec = replace(task.cell.with_params(params), device=device)
     train = task.train.open()
     val = task.val.open() if task.val else None
     select = task.select.open()
@@ -100,8 +99,8 @@ def _fit_and_measure(
             tell(share, value)
 
     key = digest(specs.fit_identity(spec, train, val))
-    provenance.sign(home, device, specs.source_files("methods", spec.method))
-    method, _ = fit_method(cls, resolved, train, val, home, key, ctx, watch)
+    provenance.sign(home, device, source_files("methods", spec.method))
+    method, _ = fit_method(spec.method_class, spec.params, train, val, home, key, ctx, watch)
     seed_everything(seeds.derive(spec.seed, "score"))
     tell(FULL, objective.measure(task.objective, method, select, ctx))
 

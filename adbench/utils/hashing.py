@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
 
+_ENCODER = json.JSONEncoder(sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
 
 def canonical_json(value: Any) -> str:
     """``value`` as JSON with sorted keys and no spaces: equal values give equal text. NaN is refused."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return _ENCODER.encode(value)
 
 
 def digest(value: Any) -> str:
     """SHA-256 (hex) of the canonical JSON of ``value``."""
     return hashlib.sha256(canonical_json(value).encode()).hexdigest()
+
+
+def digest_parts(parts: Mapping[str, str]) -> str:
+    """:func:`digest` of the object whose values have the canonical JSON texts ``parts``, by key.
+
+    Neighbouring cells share most of these texts, and need not have them made again.
+    """
+    text = ",".join(f"{canonical_json(name)}:{parts[name]}" for name in sorted(parts))
+    return hashlib.sha256(f"{{{text}}}".encode()).hexdigest()
 
 
 def digest_file(path: Path, chunk: int = 1 << 22) -> str:

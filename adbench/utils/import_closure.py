@@ -41,8 +41,8 @@ _BARE = {"exec", "eval", "compile", "__import__", "__builtins__", "__all__"}
 _CALLS = ("importlib.import_module", "__import__")
 
 
-class _Said(NamedTuple):
-    """What a module says.
+class _Contents(NamedTuple):
+    """What the text of a module shows.
 
     Attributes:
         names: dotted names that it may import or reach (``from a import b`` gives ``a.b``, which need not be a module).
@@ -56,7 +56,7 @@ class _Said(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def _read(source: bytes, package: str) -> _Said:
+def _read(source: bytes, package: str) -> _Contents:
     """What a module with this source says, in a package that its relative imports start from."""
     nodes = list(_nodes(ast.parse(source)))
     names: list[str] = []
@@ -93,7 +93,7 @@ def _read(source: bytes, package: str) -> _Said:
                 opaque |= _runs(name)
                 unused &= not name.startswith("importlib.")
                 names.append(name)
-    return _Said(tuple(dict.fromkeys(names)), tuple(dict.fromkeys(strings)), opaque or unused)
+    return _Contents(tuple(dict.fromkeys(names)), tuple(dict.fromkeys(strings)), opaque or unused)
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
@@ -255,15 +255,15 @@ class Closure:
     def _imported(self, module: str, path: Path, guessed: bool = False) -> Iterator[str]:
         """What a module imports; one whose file is only guessed to be source may be none."""
         package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        said = self._said(path, package, guessed)
+        contents = self._contents(path, package, guessed)
         if module.partition(".")[0] == _OWN:
-            yield from (name for name in said.names if name.partition(".")[0] == _OWN)
+            yield from (name for name in contents.names if name.partition(".")[0] == _OWN)
             return
-        self._of_plugin(module, said.opaque)
-        self._reaches_any |= _OWN in said.names  # the package itself: whatever is loaded is an attribute below it
-        self._names_own |= any(text == _OWN or text.startswith(f"{_OWN}.") for text in said.strings)
-        self._take_named(path.parent, PurePosixPath(*package.split(".")), said.strings)
-        for name in said.names:
+        self._of_plugin(module, contents.opaque)
+        self._reaches_any |= _OWN in contents.names  # the package itself: whatever is loaded is an attribute below it
+        self._names_own |= any(text == _OWN or text.startswith(f"{_OWN}.") for text in contents.strings)
+        self._take_named(path.parent, PurePosixPath(*package.split(".")), contents.strings)
+        for name in contents.names:
             yield from self._starred(name[:-2]) if name.endswith(".*") else (name,)
 
     def _of_plugin(self, module: str, opaque: bool) -> None:
@@ -271,20 +271,22 @@ class Closure:
         if (found := self._package(module)) is not None:
             self._packages.setdefault(*found)
 
-    def _said(self, path: Path, package: str, guessed: bool = False) -> _Said:
+    def _contents(self, path: Path, package: str, guessed: bool = False) -> _Contents:
         try:
             return _read(path.read_bytes(), package)
         except (OSError, SyntaxError, ValueError) as error:
             if guessed and not isinstance(error, OSError):
-                return _Said((), (), opaque=False)
-            raise UserError(f"{path} cannot be read as Python source ({error}): mend it or install it again.") from None
+                return _Contents((), (), opaque=False)
+            raise UserError(
+                f"{path} cannot be read as Python source ({error}): correct it or install it again."
+            ) from None
 
     def _starred(self, package: str) -> Iterator[str]:
         """What ``from package import *`` may import: the modules that ``__all__``, or any other string, names."""
         yield package
         path = self._locate(package)
         if path is not None and path.name == "__init__.py":
-            yield from (f"{package}.{text}" for text in self._said(path, package).strings if text.isidentifier())
+            yield from (f"{package}.{text}" for text in self._contents(path, package).strings if text.isidentifier())
 
     def _rest(self) -> list[str]:
         """Take all source of the plug-in's packages; gives what it imports, and the other modules of its distribution."""

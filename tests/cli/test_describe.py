@@ -10,7 +10,6 @@ import pytest
 from adbench.cli.describe import description, index_page, listing, page
 from adbench.config import registry
 from adbench.errors import UserError
-
 from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS
 
 DOCS = Path(__file__).parents[2] / "docs" / "methods"

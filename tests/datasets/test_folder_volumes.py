@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import real_layouts as layouts
 
+from adbench.config.cell import Source
 from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderVolumes, compile_pattern
@@ -20,7 +21,6 @@ from adbench.datasets.store.prepare import prepare
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 from adbench.runner import plan
-from adbench.runner.keys import Source
 
 SMALL = layouts.SMALL
 AFFINE = np.diag([1.0, 1, 1, 1])
@@ -351,7 +351,7 @@ def test_a_mask_of_nobody_is_named_where_it_lies_on_a_grid(tmp_path: Path, caplo
     (finding,) = [f for f in check(folder(root)).findings if f.code == "unnamed-mask"]
     assert finding.severity == "warning"
     assert said in finding.message
-    source = Source(dataset="folder", root=str(root), params={"field_of_view": 32, "size": 32})
+    source = Source.resolve("folder", str(root), {"field_of_view": 32, "size": 32})
     with caplog.at_level(logging.WARNING, logger="adbench"):
         for _ in range(2):
             plan.open_store(source, "FLAIR", tmp_path / "cache", Progress())

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
+from adbench.config.cell import Source
 from adbench.config.protocols import get
 from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
@@ -19,7 +20,6 @@ from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 from adbench.params import build
 from adbench.runner import plan
-from adbench.runner.keys import Source
 
 SHAPE = (40, 56, 48)
 
@@ -103,7 +103,7 @@ def root(tmp_path: Path) -> Path:
 
 
 def gather(root: Path) -> None:
-    source = Source(dataset="folder", root=str(root), params={})
+    source = Source.resolve("folder", str(root), {})
     plan.gather(source, None, "T1", get("folder"), root.parent / "cache", Progress())
 
 

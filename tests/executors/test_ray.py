@@ -60,18 +60,18 @@ def test_the_numbers_of_the_serial_executor(cluster: Any, grid: Callable[..., La
 
 def test_what_fails_is_told_and_tried_again_alone(cluster: Any, grid: Callable[..., Launch], mended: Path) -> None:
     launch = grid("raising,histeq,killed,undefined,constant")
-    reasons = {o.plan.spec.method: o.reason for o in packed(launch, cluster).run(launch.plans())}
+    reasons = {o.plan.cell.method: o.reason for o in packed(launch, cluster).run(launch.plans())}
     assert reasons["histeq"] == reasons["constant"] == ""
     assert reasons["raising"] == "ValueError: no such luck"
     assert "SIGKILL: the kernel does this when memory runs out), 3 times" in reasons["killed"]
     assert "val00" in reasons["undefined"]
     for plan in launch.plans():
-        if reasons[plan.spec.method]:
+        if reasons[plan.cell.method]:
             failure = json.loads((plan.run_folder / rundir.FAILURE).read_text())
-            assert failure["phase"] == {"undefined": "score", "raising": "fit", "killed": "start"}[plan.spec.method]
+            assert failure["phase"] == {"undefined": "score", "raising": "fit", "killed": "start"}[plan.cell.method]
             assert not (plan.run_folder / status.STATUS).exists()
     mended.touch()
-    again = {o.plan.spec.method: o for o in packed(launch, cluster).run(launch.plans())}
+    again = {o.plan.cell.method: o for o in packed(launch, cluster).run(launch.plans())}
     assert {name for name, outcome in again.items() if outcome.reused} == {"histeq", "constant"}
     assert [outcome.reason for outcome in again.values()] == [""] * 5
 

@@ -29,7 +29,7 @@ def warm(plugin: dict[str, str]) -> Iterator[Warm]:
 
 
 def job(plan: Plan, launch: Launch) -> str:
-    spec = plan.spec.model_dump(mode="json")
+    spec = plan.cell.to_json()
     return Job(spec, plan.run_key, str(launch.out), str(launch.cache), mark(launch.out), Options(), 1).to_json()
 
 

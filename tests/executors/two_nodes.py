@@ -63,7 +63,7 @@ def main() -> None:
         outcomes = list(
             packed.run(
                 launch.plans(cluster),
-                lambda: disturb([(cell.plan.spec.label, cell.plan.run_folder) for cell in packed.running]),
+                lambda: disturb([(cell.plan.cell.label, cell.plan.run_folder) for cell in packed.running]),
             )
         )
         told["seconds"] = time.monotonic() - begin

@@ -13,10 +13,10 @@ from board_files import altered, place, rekey
 from PIL import Image
 
 from adbench import api
+from adbench.evaluation import pictures
 from adbench.leaderboard.build import build
 from adbench.leaderboard.merge import merge
 from adbench.leaderboard.submission import Submission, pack
-from adbench.runner import run_cell
 from adbench.utils.hashing import digest
 
 REPORTED = Path(__file__).parents[2] / "leaderboards" / "reported.csv"
@@ -35,8 +35,8 @@ def runs(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
         Image.fromarray(lesion).save(path)
     common: dict[str, Any] = {"data_root": str(slices), "device": "cpu", "out": root / "runs"}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_cell, "all_plots", lambda *_, **__: [])
-        patch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
+        patch.setattr(pictures, "all_plots", lambda *_, **__: [])
+        patch.setattr(pictures, "sample_sheet", lambda *_, **__: None)
         made = api.run("histeq,zscore,constant", "folder", modality="FLAIR", seed=(0, 1), **common)
         return made + api.run("histeq,zscore,constant", "folder", modality="T1", **common)
 

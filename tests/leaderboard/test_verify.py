@@ -29,7 +29,6 @@ from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import verify
 from adbench.metrics.score_bins import CELL_SHIFT
 from adbench.runner import keys as specs
-from adbench.runner import run_cell
 from adbench.utils.hashing import digest
 
 Change = Callable[[dict[str, Any]], object]
@@ -371,10 +370,10 @@ def test_run_fields_are_those_of_the_identity(submission: Submission, monkeypatc
     class Protocol:
         as_dict = dict
 
-    class Spec:
-        metrics = ()
+    class Cell:
+        protocol = Protocol()
 
-    run = specs.run_identity({"method": "m"}, Spec(), Protocol(), Slices(), Slices())  # type: ignore[arg-type]
+    run = specs.run_identity({"method": "m"}, Cell(), Slices(), Slices())  # type: ignore[arg-type]
     assert set(run) - {"method"} == RUN_FIELDS
     assert submission.record.run_key == digest(submission.record.identity)
 
@@ -389,14 +388,12 @@ def test_leaderboards_import_no_torch() -> None:
 
 
 def test_a_healthy_test_set_and_a_metric_by_name(
-    make_slices: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_slices: Callable[..., Path], tmp_path: Path, no_pictures: None
 ) -> None:
     """No lesion to rank by; the metrics that a run added are computed again too."""
     slices = make_slices(tmp_path / "slices", test=4)
     for path in (slices / "test").glob("*-segmentation.png"):
         Image.fromarray(np.zeros((32, 32), np.uint8)).save(path)
-    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
     (run,) = api.run(
         "histeq", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs", metrics="alarms@fpr1"
     )

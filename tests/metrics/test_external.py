@@ -77,7 +77,7 @@ def test_folders_give_numbers_json_and_plots(evaluated):
     assert [preset["name"] for preset in saved["presets"]] == ["official-madad", "upd"]
     assert saved["settings"] == {"level": 0.95, "seed": 0, "labels": None}
     text = table(result)
-    assert text.splitlines()[0].split() == ["metric", "value", "interval", "subjects"]
+    assert text.splitlines()[0].split() == ["metric", "value", "interval", "subjects", "remark"]
     assert f"{result.metrics['auprc'].value:.4f}" in text
     assert "1 of 5 test subjects bear no lesion" in text
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.config import registry
+from adbench.config.source import source_digest
 from adbench.context import Progress
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.io.archive import state_of
@@ -32,9 +33,8 @@ from adbench.datasets.store.slice_store import (
 )
 from adbench.datasets.store.workers import Executor, check_disk, prepare_cases, worker_count
 from adbench.datasets.validation import outliers, similarity
-from adbench.datasets.validation.issues import warn
+from adbench.datasets.issues import warn
 from adbench.errors import UserError
-from adbench.runner.keys import source_digest
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
 

@@ -24,12 +24,14 @@ from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
-from adbench.runner import plan
+from adbench.runner import overlap, plan
 from adbench.testing import check_dataset
 
-sys.path.insert(0, str(Path(__file__).parent / "datasets"))
+sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 import real_layouts as layouts
 import small_brats
+
+pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
 
 EASY = {"brain": "background", "registration": "none", "n4": False, "size": 64, "min_brain": 0.0, "field_of_view": 32.0}
 FLAGS = [f"--set=dataset.{name}={value}" for name, value in EASY.items()]
@@ -116,7 +118,7 @@ def test_protocols_that_do_not_fit(name: str | None, dataset: str, train_on: str
 
 
 def cell(**values: Any) -> Any:
-    return next(run_config.cells(RunConfig(method=("histeq",), device="cpu", **values)))
+    return run_config.cells(RunConfig(method=("histeq",), device="cpu", **values))[0]
 
 
 def test_the_training_source_is_found_where_all_data_lie(
@@ -129,9 +131,9 @@ def test_the_training_source_is_found_where_all_data_lie(
     monkeypatch.setenv("ADBENCH_DATA", str(ixi.parent))
     found = cell(dataset=("atlas",), set={"train": {"size": 64}, "dataset": {"size": 64}})
     assert (found.train.root, found.test.root) == (str(ixi), str(atlas))
-    assert (found.protocol, found.modality, found.train.params["size"]) == ("ixi->atlas", "T1", 64)
-    assert run_config.from_spec(found).train_on == "ixi"
-    (again,) = run_config.cells(run_config.from_spec(found))
+    assert (found.protocol.name, found.modality, found.train.params.size) == ("ixi->atlas", "T1", 64)
+    assert run_config.from_cell(found).train_on == "ixi"
+    (again,) = run_config.cells(run_config.from_cell(found))
     assert again == found
 
 
@@ -196,7 +198,7 @@ def test_inserted_lesions_are_the_same_every_time_and_part_of_the_digest(store: 
 # -- persons -------------------------------------------------------------------------------------------------------------
 
 
-def overlap(tmp_path: Path, train: dict[str, int], test: dict[str, int]) -> str:
+def refused(tmp_path: Path, train: dict[str, int], test: dict[str, int]) -> str:
     """What planning says to two folders of volumes with these subjects (name: seed)."""
     for side, names in (("train", train), ("test", test)):
         for name, seed in names.items():
@@ -226,7 +228,7 @@ class Role:
 def check_roles(
     train: list[str], test: list[str], val: list[str] | None = None, threshold: list[str] | None = None
 ) -> None:
-    plan._check_roles(*(Role(names) for names in (train, val or [], threshold or [], test)))  # type: ignore[arg-type]
+    overlap.check_names(*(Role(names) for names in (train, val or [], threshold or [], test)))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +261,7 @@ def test_releases_that_share_patients_are_refused() -> None:
 
 
 def test_planning_refuses_a_person_on_both_sides(tmp_path: Path) -> None:
-    message = overlap(tmp_path, {"IXI012-Guys-0700": 1, "other": 2}, {"IXI012-HH-1211": 3, "another": 4})
+    message = refused(tmp_path, {"IXI012-Guys-0700": 1, "other": 2}, {"IXI012-HH-1211": 3, "another": 4})
     assert "e.g. 'IXI012'" in message
 
 

@@ -9,13 +9,15 @@ import pytest
 
 from adbench import __version__
 from adbench.config import registry
+from adbench.config.source import source_digest
+from adbench.leaderboard import make_known
+from adbench.leaderboard.make_known import data, methods
 from adbench.leaderboard.submission import glance
-from adbench.results.conformance import keep, outcome
-from adbench.results.known import data, known, methods
-from adbench.runner import keys as specs
-from adbench.runner.keys import source_digest
+from adbench.results.known import conformance as outcome
+from adbench.results.known import keep_conformance as keep
+from adbench.results.known import known
 
-BOARD = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"
+BOARD = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
 
 
 def test_the_outcome_belongs_to_a_source() -> None:
@@ -63,7 +65,7 @@ def test_sources_of_published_results_stay_valid(monkeypatch: pytest.MonkeyPatch
     if not paths:
         pytest.skip("no record is committed")
     record = glance(paths[0]).record
-    monkeypatch.setattr(specs, "source_digest", lambda kind, name: "new")
+    monkeypatch.setattr(make_known, "source_digest", lambda kind, name: "new")
     made = methods([record])
     assert made["methods"][__version__]["zscore"] == [record.method.source, "new"]
     assert made["methods"][__version__]["ae"] == ["new"]

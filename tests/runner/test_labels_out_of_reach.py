@@ -91,8 +91,6 @@ def data(monkeypatch: pytest.MonkeyPatch, slices: Path, tmp_path: Path) -> plann
     more = {"methods": {"hostile": entry}}
     monkeypatch.setattr(registry, "entries", lambda kind: {**known(kind), **more.get(kind, {})})
     monkeypatch.setattr(registry, "load", lambda kind, name: Hostile if name == "hostile" else load(kind, name))
-    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
     settings = run_config.RunConfig(method="hostile", dataset="folder", data_root=str(slices), device="cpu")
     (plan,) = planning.plan(run_config.cells(settings), tmp_path / "runs", tmp_path / "cache")
     run_cell.run_cell(plan)

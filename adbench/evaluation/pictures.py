@@ -1,50 +1,45 @@
-"""The picture of a run: a few test slices with input, reconstruction, map and truth."""
+"""Pictures of a finished run: a few test slices with input, reconstruction, map and truth, and the curves of its numbers.
+
+They are drawn after the record is committed: a number never waits for a picture, and no picture can fail a run.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
+from adbench.context import Progress
+from adbench.metrics.plots import all_plots
+from adbench.results.result import Result
+from adbench.results.rundir import SAMPLES
+from adbench.runner.samples import Sample, load_samples
+from adbench.utils import distributed
 from adbench.utils.files import replacing
 
-if TYPE_CHECKING:
-    from adbench.datasets.slices import LabelledSet
+log = logging.getLogger("adbench")
 
 
-@dataclass
-class Sample:
-    """One slice to show; arrays (H, W). A threshold or window (lowest, highest score shown) of its own wins over the sheet's."""
+def illustrate(folder: Path, progress: Progress | None = None) -> None:
+    """Draw ``samples.png`` and the plots of the finished run in ``folder``, unless that was done.
 
-    title: str
-    image: np.ndarray
-    brain: np.ndarray
-    lesion: np.ndarray
-    map: np.ndarray
-    reconstruction: np.ndarray | None
-    threshold: float | None = None
-    window: tuple[float, float] | None = None
-
-
-def choose_positions(data: LabelledSet, count: int = 6) -> list[int]:
-    """Positions of ``count`` slices worth showing: the largest-lesion slice of subjects spread over lesion volume.
-
-    The choice looks at the masks only, never at a score, so it flatters no method and is the same for all of them.
+    What goes wrong is logged, never raised; the next call on the folder tries again.
     """
-    area = data.lesion_voxels
-    best: list[tuple[int, int]] = []
-    for subject in range(len(data.subjects)):
-        positions = np.flatnonzero(data.subject_index == subject)
-        volume = int(area[positions].sum())
-        if volume:
-            best.append((volume, int(positions[np.argmax(area[positions])])))
-    if not best:
-        return np.linspace(0, len(data) - 1, min(count, len(data))).astype(int).tolist()
-    best.sort()
-    chosen = np.linspace(0, len(best) - 1, min(count, len(best))).round().astype(int)
-    return [best[i][1] for i in chosen][::-1]
+    kept = Path(folder) / SAMPLES
+    if distributed.rank() > 0 or not kept.exists():
+        return
+    (progress or Progress()).update("pictures", 0, 0)
+    try:
+        run = Result(folder)
+        title = f"{run.label} · {run.record.test.name} {run.record.test.modality} · {run.record.protocol['name']}"
+        sample_sheet(load_samples(kept), run.folder / "samples.png", title, run.record.thresholds.get("val"))
+        for problem in all_plots(run.histograms, run.stored_evaluation, run.folder, spatial=run.spatial):
+            log.info("%s: %s", folder, problem)
+        kept.unlink(missing_ok=True)
+    except Exception as error:
+        if kept.exists():  # else another process has drawn them
+            log.warning("The pictures of %s could not be drawn (%s: %s).", folder, type(error).__name__, error)
 
 
 def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:

@@ -27,12 +27,12 @@ def one_cell(settings: run_config.RunConfig) -> run_config.CellSpec:
 
 def test_precedence_default_preset_file_set(tmp_path: Path) -> None:
     base = "method: histeq\ndataset: phantom\ndevice: cpu\n"
-    default = one_cell(load(base, tmp_path)).params["sigma"]
+    default = one_cell(load(base, tmp_path)).params.sigma
     from_file = load(base + "set: {method: {sigma: 1.5}}", tmp_path)
     from_set = load(base + "set: {method: {sigma: 1.5}}", tmp_path, sets=["method.sigma=2.5"])
     assert default not in (1.5, 2.5)
-    assert one_cell(from_file).params["sigma"] == 1.5
-    assert one_cell(from_set).params["sigma"] == 2.5
+    assert one_cell(from_file).params.sigma == 1.5
+    assert one_cell(from_set).params.sigma == 2.5
 
 
 def test_flags_win_over_the_file_and_lists_expand(tmp_path: Path) -> None:
@@ -45,14 +45,14 @@ def test_flags_win_over_the_file_and_lists_expand(tmp_path: Path) -> None:
 
 def test_a_methods_own_scope_touches_only_that_method(tmp_path: Path) -> None:
     settings = load("method: [histeq, zscore]\ndataset: phantom\ndevice: cpu", tmp_path, sets=["zscore.sigma=9"])
-    by_name = {cell.method: cell.params["sigma"] for cell in run_config.cells(settings)}
+    by_name = {cell.method: cell.params.sigma for cell in run_config.cells(settings)}
     assert by_name["zscore"] == 9
     assert by_name["histeq"] != 9
 
 
 def test_resolved_config_round_trips_to_the_same_cell(tmp_path: Path) -> None:
     cell = one_cell(load("method: histeq\ndataset: phantom\ndevice: cpu\nset: {dataset: {seed: 5}}", tmp_path))
-    again = one_cell(load(run_config.from_spec(cell).to_yaml(), tmp_path))
+    again = one_cell(load(run_config.from_cell(cell).to_yaml(), tmp_path))
     assert again == cell
 
 

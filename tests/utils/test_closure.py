@@ -14,10 +14,9 @@ import pytest
 
 import adbench
 from adbench.config import registry, run_config
+from adbench.config import source as sources
 from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
-from adbench.runner import keys as spec
-from adbench.runner import run_cell
 from adbench.runner.plan import plan
 from adbench.utils import import_closure
 from adbench.utils.hashing import digest
@@ -50,7 +49,7 @@ def copy(tmp_path: Path) -> Path:
 
 
 def key(copy: Path, module: str = "adbench.methods.ae") -> str:
-    return digest(Closure([module, *spec.FIT_AND_SCORE], within={"adbench": copy}).digests())
+    return digest(Closure([module, *sources.FIT_AND_SCORE], within={"adbench": copy}).digests())
 
 
 def edited(path: Path) -> Iterator[None]:
@@ -62,8 +61,8 @@ def edited(path: Path) -> Iterator[None]:
 
 
 def test_each_imported_file_moves_the_key_and_no_other_does(copy: Path) -> None:
-    counted = {path.relative_to(copy) for path in Closure(["adbench.methods.ae", *spec.FIT_AND_SCORE], within={"adbench": copy}).files.values()}  # fmt: skip
-    assert key(copy) == spec.source_digest("methods", "ae")
+    counted = {path.relative_to(copy) for path in Closure(["adbench.methods.ae", *sources.FIT_AND_SCORE], within={"adbench": copy}).files.values()}  # fmt: skip
+    assert key(copy) == sources.source_digest("methods", "ae")
     before = key(copy)
     for name in counted:
         for _ in edited(copy / name):
@@ -76,7 +75,7 @@ def test_each_imported_file_moves_the_key_and_no_other_does(copy: Path) -> None:
 
 def test_what_fits_and_scores_counts_and_what_draws_and_ranks_does_not() -> None:
     """The modules of which the measured faults were: a seed's shift, what scores, a module of another method."""
-    ae = spec.source_files("methods", "ae").keys()
+    ae = sources.source_files("methods", "ae").keys()
     assert {
         f"adbench.{name}"
         for name in (
@@ -92,13 +91,22 @@ def test_what_fits_and_scores_counts_and_what_draws_and_ranks_does_not() -> None
     assert (
         not {
             f"adbench.{name}"
-            for name in ("methods.common.noise", "methods.vae", "runner.run_cell", "runner.pictures", "runner.keys")
+            for name in (
+                "methods.common.noise",
+                "methods.vae",
+                "api",
+                "config.registry",
+                "config.protocols",
+                "runner.run_cell",
+                "runner.samples",
+                "runner.keys",
+            )
         }
         & ae
     )
     assert not [name for name in ae if name.startswith(("adbench.cli", "adbench.report", "adbench.leaderboard"))]
-    assert "adbench.methods.common.noise" in spec.source_files("methods", "dae")
-    assert "adbench.methods.madad.diffusion" in spec.source_files("methods", "madad")
+    assert "adbench.methods.common.noise" in sources.source_files("methods", "dae")
+    assert "adbench.methods.madad.diffusion" in sources.source_files("methods", "madad")
 
 
 def test_a_module_that_is_loaded_while_fitting_and_scoring_is_in_the_closure(tmp_path: Path) -> None:
@@ -107,13 +115,13 @@ def test_a_module_that_is_loaded_while_fitting_and_scoring_is_in_the_closure(tmp
 
     script = (
         "import json, sys\n"
-        "from adbench import fitting, scoring\n"
+        "from adbench.runner import fit, inference\n"
         "from adbench.methods.ae import AE\n"
         "import adbench.methods.common.fit_network, adbench.methods.common.preprocess, adbench.methods.training\n"
         "print(json.dumps([n for n in sys.modules if n.split('.')[0] == 'adbench']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert set(json.loads(done.stdout)) <= spec.source_files("methods", "ae").keys()
+    assert set(json.loads(done.stdout)) <= sources.source_files("methods", "ae").keys()
 
 
 def test_the_version_of_adbench_is_in_no_key(copy: Path) -> None:
@@ -190,20 +198,20 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (site / name).parent.mkdir(parents=True, exist_ok=True)
         (site / name).write_text(text)
     monkeypatch.syspath_prepend(site)
-    for cached in (registry.entries, spec.source_digest):
+    for cached in (registry.entries, sources.source_digest):
         cached.cache_clear()
     yield site
     for name in [name for name in sys.modules if name.startswith(("adbench_scaled", "beside_scaled"))]:
         del sys.modules[name]
-    for cached in (registry.entries, spec.source_digest):
+    for cached in (registry.entries, sources.source_digest):
         cached.cache_clear()
 
 
 def test_a_plug_in_counts_with_its_data_and_what_lies_beside_it(plugin: Path) -> None:
     def made() -> str:
-        return digest(spec.source_files("methods", "scaled"))
+        return digest(sources.source_files("methods", "scaled"))
 
-    own = {name for name in spec.source_files("methods", "scaled") if not name.startswith("adbench.")}
+    own = {name for name in sources.source_files("methods", "scaled") if not name.startswith("adbench.")}
     assert own == {
         "adbench",
         "adbench_scaled",
@@ -227,7 +235,7 @@ def test_a_plug_in_counts_with_its_data_and_what_lies_beside_it(plugin: Path) ->
     source.write_text(
         f"{source.read_text()}\n\ndef more(name):\n    import importlib\n\n    importlib.import_module(name)\n"
     )
-    assert "adbench_scaled.unused" in spec.source_files("methods", "scaled"), "it may import anything of its package"
+    assert "adbench_scaled.unused" in sources.source_files("methods", "scaled"), "it may import anything of its package"
 
 
 def written(folder: Path, files: dict[str, str]) -> Path:
@@ -367,11 +375,11 @@ def test_every_data_file_that_a_plug_in_may_read_moves_its_key(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "any_name"),
     [
-        ("from adbench import registry", True),
+        ("from adbench.config import registry", True),
         ("import adbench.params\nBase = adbench.config.registry.load('methods', 'a' + 'e')", True),
-        ("import adbench\nload = getattr(adbench, 'registry').load", True),
+        ("import adbench\nload = getattr(adbench, 'config').registry.load", True),
         ("from adbench.api import load", True),
-        ("from adbench.runner.keys import registry", True),
+        ("from adbench.config.cell import registry", True),
         ("import importlib\ndef get(name):\n    return importlib.import_module(f'adbench.methods.{name}')", True),
         ("MODULES = ['adbench.methods.ae']", False),
         ("import adbench.methods.base\nBase = adbench.methods.base.Method", False),
@@ -383,13 +391,15 @@ def test_a_plug_in_that_can_load_by_name_counts_with_all_that_is_built_in(
 ) -> None:
     (plugin / "adbench_scaled" / "unused.py").write_text(text)
     (plugin / "beside_scaled.py").write_text("import adbench_scaled.unused\n")
-    found = spec.source_files("methods", "scaled").keys()
+    found = sources.source_files("methods", "scaled").keys()
     modules = {target.partition(":")[0] for target, _ in registry.BUILTIN["methods"].values()}
     assert (modules <= found) == any_name == ("adbench.methods.ae" in found)
 
 
 def test_what_hands_a_method_its_pixels_and_sets_its_threads_counts() -> None:
-    assert {"adbench.datasets.store.pixels", "adbench.utils.threads"} <= spec.source_files("methods", "zscore").keys()
+    assert {"adbench.datasets.store.pixels", "adbench.utils.threads"} <= sources.source_files(
+        "methods", "zscore"
+    ).keys()
 
 
 def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: Path) -> None:
@@ -405,7 +415,7 @@ def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: 
     (plugin / "adbench_scaled-1.0.dist-info" / "RECORD").write_text("\n".join(record))
     source = plugin / "adbench_scaled" / "method.py"
     source.write_text("import other_library\n" + source.read_text())
-    found = spec.source_files("methods", "scaled").keys()
+    found = sources.source_files("methods", "scaled").keys()
     assert {"beside_scaled", "unrelated.csv", "beside.csv", "adbench_scaled/network.pth"} <= found
     assert not {"other_library", "unrelated", "yaml", "__editable__.scaled.pth"} & found, (
         "another distribution; not imported; a library"
@@ -415,14 +425,12 @@ def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: 
 def test_too_much_data_is_said(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(import_closure, "MOST_DATA", 4)
     with pytest.raises(UserError, match=r"adbench_scaled holds .* of data files; .* name them in a parameter"):
-        spec.source_files("methods", "scaled")
+        sources.source_files("methods", "scaled")
 
 
 def test_a_changed_table_is_another_run_and_why_names_it(
-    plugin: Path, slices: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+    plugin: Path, slices: Path, tmp_path: Path, cli: Cli, no_pictures: None
 ) -> None:
-    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])  # pictures cost the most
-    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
     arguments = ("run", "--method", "scaled", "--dataset", "folder", "--data-root", slices, "--device", "cpu")
     where = ("--out", tmp_path / "runs", "--quiet")
 
@@ -433,7 +441,7 @@ def test_a_changed_table_is_another_run_and_why_names_it(
     assert cli(*arguments, *where)[0] == 0
     assert len(records()) == 1
     (plugin / "adbench_scaled" / "tables" / "weights.json").write_text("[2.0]")
-    spec.source_digest.cache_clear()
+    sources.source_digest.cache_clear()
     assert cli(*arguments, *where)[0] == 0
     first, second = records()
     answer = json.loads(cli("why", second.parent, "--json")[1])
@@ -474,7 +482,7 @@ def test_an_edited_dataset_plug_in_is_prepared_again(tmp_path: Path, monkeypatch
         (tmp_path / "flat_dataset.py").write_text(DATASET.replace("GREY", grey))
         sys.modules.pop("flat_dataset", None)
         importlib.invalidate_caches()
-        for cached in (registry.entries, spec.source_digest):
+        for cached in (registry.entries, sources.source_digest):
             cached.cache_clear()
         cls = registry.load("datasets", "flat")
         store = prepare(cls(cls.Params(), None), "T1", tmp_path / "cache")
@@ -483,7 +491,7 @@ def test_an_edited_dataset_plug_in_is_prepared_again(tmp_path: Path, monkeypatch
     assert folders[0] == folders[1] != folders[2]
     del sys.modules["flat_dataset"]
     monkeypatch.undo()
-    for cached in (registry.entries, spec.source_digest):
+    for cached in (registry.entries, sources.source_digest):
         cached.cache_clear()
 
 
@@ -493,7 +501,7 @@ def test_a_class_without_a_file_has_no_key(monkeypatch: pytest.MonkeyPatch) -> N
     nowhere = type("Nowhere", (HistEq,), {"__module__": "made_of_nothing"})
     monkeypatch.setattr(registry, "load", lambda kind, name: nowhere)
     with pytest.raises(UserError, match=r"the method 'histeq' \(made_of_nothing\) lies in no file"):
-        spec.source_files("methods", "histeq")
+        sources.source_files("methods", "histeq")
 
 
 def test_a_file_that_a_parameter_names_is_read_again_when_it_changes(tmp_path: Path, slices: Path) -> None:
@@ -515,14 +523,20 @@ def test_a_file_that_a_parameter_names_is_read_again_when_it_changes(tmp_path: P
 
 def test_what_counts_and_measures_is_in_the_key_of_a_run_and_not_in_that_of_a_fit(copy: Path) -> None:
     def measured() -> str:
-        return digest(Closure(spec.MEASURE, within={"adbench": copy}).digests())
+        return digest(Closure(sources.MEASURE, within={"adbench": copy}).digests())
 
-    assert measured() == spec.measure_digest()
+    assert measured() == sources.measure_digest()
     fit, run = key(copy), measured()
     for name in ("runner/measure.py", "metrics/evaluate.py", "metrics/spatial.py", "metrics/counting.py"):
         for _ in edited(copy / "adbench" / name):
             assert measured() != run, name
             assert key(copy) == fit, name
-    for name in ("runner/run_cell.py", "runner/pictures.py", "metrics/plots.py", "leaderboard/board.py"):
+    for name in (
+        "runner/run_cell.py",
+        "runner/samples.py",
+        "evaluation/pictures.py",
+        "metrics/plots.py",
+        "leaderboard/board.py",
+    ):
         for _ in edited(copy / "adbench" / name):
             assert measured() == run, name

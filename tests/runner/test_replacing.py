@@ -17,6 +17,8 @@ from adbench.runner import plan as planning
 from adbench.runner import run_cell
 from adbench.runner.fit import FIT
 
+pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
+
 Cli = Callable[..., tuple[int, str, str]]
 
 
@@ -24,13 +26,6 @@ def plan(slices: Path, out: Path, method: str = "zscore") -> planning.Plan:
     settings = run_config.RunConfig(method=method, dataset="folder", data_root=str(slices), device="cpu")
     (planned,) = planning.plan(run_config.cells(settings), out, out / "cache")
     return planned
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No pictures: they take most of the time."""
-    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
 
 
 def content(folder: Path) -> dict[str, bytes]:
@@ -44,9 +39,7 @@ def flip(path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "method.json", "fit.json"])
-def test_a_damaged_fit_is_refused_and_the_record_stays(
-    quick: None, slices: Path, tmp_path: Path, cli: Cli, name: str
-) -> None:
+def test_a_damaged_fit_is_refused_and_the_record_stays(slices: Path, tmp_path: Path, cli: Cli, name: str) -> None:
     planned = plan(slices, tmp_path)
     first = run_cell.run_cell(planned)
     before = content(planned.run_folder)
@@ -74,7 +67,7 @@ def test_a_damaged_fit_is_refused_and_the_record_stays(
 
 @pytest.mark.parametrize("phase", ["score", "evaluate", "record", "commit"])
 def test_a_forced_run_that_fails_takes_nothing_away(
-    quick: None, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, phase: str
 ) -> None:
     planned = plan(slices, tmp_path)
     run_cell.run_cell(planned, save_maps=True)
@@ -93,12 +86,12 @@ def test_a_forced_run_that_fails_takes_nothing_away(
 
 
 def test_a_kill_while_files_are_renamed_loses_no_record(
-    quick: None, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     planned = plan(slices, tmp_path)
     first = run_cell.run_cell(planned)
     replace = Path.replace
-    for renames in range(len(first.files) + 2):  # the outputs, the configuration, the record
+    for renames in range(len(first.files) + 3):  # the outputs, the configuration, the samples, the record
         left = [renames]
 
         def stop(self: Path, target: Path, left: list[int] = left) -> Path:
@@ -124,14 +117,14 @@ def test_a_kill_while_files_are_renamed_loses_no_record(
         )
 
 
-def test_maps_stay_with_a_record_that_is_made_again_for_a_metric(quick: None, slices: Path, tmp_path: Path) -> None:
+def test_maps_stay_with_a_record_that_is_made_again_for_a_metric(slices: Path, tmp_path: Path) -> None:
     planned = plan(slices, tmp_path)
     run_cell.run_cell(planned, save_maps=True)
     again = run_cell.run_cell(plan(slices, tmp_path), force=True)
     assert {rundir.MAPS, rundir.VAL_MAPS} <= again.files.keys()
 
 
-def test_a_fit_says_which_files_are_its_own(quick: None, slices: Path, tmp_path: Path) -> None:
+def test_a_fit_says_which_files_are_its_own(slices: Path, tmp_path: Path) -> None:
     planned = plan(slices, tmp_path)
     run_cell.run_cell(planned)
     fit = json.loads((planned.fit_folder / FIT).read_text())

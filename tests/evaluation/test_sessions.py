@@ -13,7 +13,6 @@ import pytest
 
 from adbench import api
 from adbench.evaluation.maps import evaluate_folders
-from adbench.evaluation.runs import evaluate_run
 
 Cli = Callable[..., tuple[int, str, str]]
 TEST = [("sub-20", "ses-1"), ("sub-20", "ses-2"), ("sub-21", "ses-1"), ("sub-22", "ses-1")]
@@ -75,7 +74,7 @@ def test_a_run_is_scored_by_volume_and_resampled_by_subject(run: api.Run) -> Non
         assert row["dice@val"] == pytest.approx(2 * tp / (tp + fp + row["lesion_voxels"]), abs=1e-12)
     assert run.subjects == ["sub-20", "sub-21", "sub-22"]
     assert "4 volumes of 3 test subjects: scored by volume, resampled by subject." in record.notes
-    again = evaluate_run(run.folder)
+    again = run.evaluate_again()
     assert {name: (one.value, one.low) for name, one in again.metrics.items()} == {
         name: (one.value, one.low) for name, one in record.metrics.items()
     }

@@ -12,7 +12,9 @@ from PIL import Image
 
 from adbench import executors
 from adbench.config import registry, run_config
+from adbench.config.cell import Cell
 from adbench.errors import UserError
+from adbench.evaluation import pictures
 from adbench.methods.base import FitReport, Method
 from adbench.results import record, rundir
 from adbench.runner import plan as planning
@@ -51,7 +53,7 @@ class Spy(Method):
 
 
 @pytest.fixture
-def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
+def spy(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> type[Spy]:
     entry = registry.Entry("methods", "spy", f"{__name__}:Spy", "a spy", "built-in")
     known, load = registry.entries, registry.load
     monkeypatch.setattr(
@@ -173,3 +175,32 @@ def test_a_subject_without_brain_is_named_in_the_record(slices: Path, tmp_path: 
         made = run_cell.run_cell(plan)
     assert made.test.subjects == 5
     assert "1 case of the dataset has no slice with brain and is in no split: test01." in made.notes
+
+
+def test_pictures_are_drawn_after_the_record_and_fail_no_run(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (plan,) = plans(slices, tmp_path)
+
+    def fail(*_: object, **__: object) -> None:
+        assert plan.done(), "a number waits for a picture"
+        raise OSError("no ink")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(pictures, "sample_sheet", fail)
+        (outcome,) = executors.serial([plan])
+    assert outcome.error is None
+    assert "pictures" in caplog.text
+    assert "no ink" in caplog.text
+    assert not (plan.run_folder / "samples.png").exists()
+    (again,) = executors.serial([plan])  # answered from its record, and drawn at last
+    assert again.reused
+    assert {path.name for path in plan.run_folder.iterdir()} >= rundir.DRAWN
+    assert not (plan.run_folder / rundir.SAMPLES).exists()
+    assert not rundir.DRAWN & outcome.record.files.keys()
+
+
+def test_a_cell_travels_as_plain_data(slices: Path, tmp_path: Path) -> None:
+    (plan,) = plans(slices, tmp_path, sets={"method": {"sigma": 1.0}})
+    text = json.dumps(plan.cell.to_json())
+    assert Cell.from_json(json.loads(text)) == plan.cell

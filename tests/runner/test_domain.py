@@ -13,16 +13,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from adbench.config.protocols import PROTOCOLS, get
 from adbench.results import record
-from adbench.runner import run_cell
 
 Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(cli: Cli, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], tuple[Path, str]]:
+def run(cli: Cli, slices: Path, tmp_path: Path, no_pictures: None) -> Callable[[str], tuple[Path, str]]:
     """``run("folder")``: the folder of the run with its maps, and its table."""
-    monkeypatch.setattr(run_cell, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(run_cell.pictures, "sample_sheet", lambda *_, **__: None)
 
     def call(protocol: str) -> tuple[Path, str]:
         code, out, err = cli(

@@ -53,16 +53,16 @@ def test_parameters_of_one_method_and_of_one_block(written: Written) -> None:
     )
     cells = list(grid.cells(found))
     histeq, zscore, block = cells
-    assert (histeq.params["sigma"], block.params["sigma"]) == (1.5, 1.5)
-    assert (histeq.params["polarity"], block.params["polarity"]) == ("auto", "bright")
-    assert zscore.params["sigma"] != 1.5
-    assert (histeq.test.params["n_test"], block.test.params["n_test"]) == (20, 2)
-    assert {cell.test.params["n_train"] for cell in cells} == {4}
+    assert (histeq.params.sigma, block.params.sigma) == (1.5, 1.5)
+    assert (histeq.params.polarity, block.params.polarity) == ("auto", "bright")
+    assert zscore.params.sigma != 1.5
+    assert (histeq.test.params.n_test, block.test.params.n_test) == (20, 2)
+    assert {cell.test.params.n_train for cell in cells} == {4}
 
 
 def test_a_block_with_another_dataset_inherits_nothing_of_the_first_one(written: Written, slices: Path) -> None:
     found = written(method="histeq", include=[{"dataset": "folder", "data_root": str(slices), "modality": "FLAIR"}])
-    assert [(cell.test.dataset, cell.protocol) for cell in grid.cells(found)] == [
+    assert [(cell.test.dataset, cell.protocol.name) for cell in grid.cells(found)] == [
         ("phantom", "phantom"),
         ("folder", "folder"),
     ]

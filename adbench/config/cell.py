@@ -1,0 +1,183 @@
+"""One cell of a grid: a method, its data, a protocol and a seed, resolved once and carried as typed objects.
+
+Classes and parameters are looked up and validated when a cell is made. Only at the border of a process does a cell become
+plain JSON (:meth:`Cell.to_json`), and :meth:`Cell.from_json` resolves it again on the other side.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from adbench.config import protocols, registry
+from adbench.config.protocols import Protocol
+from adbench.params import ParamSet, build
+
+
+class TunedFrom(BaseModel):
+    """The search that chose a method's parameters. No part of any key: where a value comes from changes no number."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+    search: str  # its name
+    method: str
+    objective: str  # val_auprc, pseudo or recon
+    value: float  # of the objective, on validation slices, with the chosen parameters
+    default: float | None  # the same with the method's own parameters (trial 0)
+    params: dict[str, Any]  # the parameters it chose
+    changed: tuple[str, ...] = ()  # those of them that the run sets to something else
+    trials: int
+    complete: int
+    stopped: int  # early, by successive halving
+    failed: int
+    cpu_hours: float  # of cores held by all trials
+    gpu_hours: float
+    seed: int
+    slices: str  # digest of the validation slices it chose on
+    identity: str  # hash of all that decides the search: method, parameters, space, data, objective, seed
+    table: str  # hash of its trials
+
+
+@dataclass(frozen=True)
+class Source:
+    """A dataset with its parameters and the folder it lies in.
+
+    Attributes:
+        dataset: its name.
+        root: absolute path of its folder; None for a dataset that is generated.
+        params: validated parameters.
+        dataset_class: a subclass of :class:`adbench.datasets.base.Dataset`.
+    """
+
+    dataset: str
+    root: str | None
+    params: ParamSet
+    dataset_class: type[Any] = field(repr=False, compare=False)
+
+    @classmethod
+    def resolve(cls, dataset: str, root: str | None, values: dict[str, Any]) -> Source:
+        """The dataset called ``dataset``, with ``values`` for those parameters that differ from their defaults.
+
+        Raises:
+            UserError: unknown dataset or parameter, or a value out of range.
+        """
+        found = registry.load("datasets", dataset)
+        return cls(dataset, root, build(found.Params, f"dataset {dataset}", values), found)
+
+    def open(self) -> Any:
+        """The dataset, an instance of :attr:`dataset_class`."""
+        return self.dataset_class(self.params, Path(self.root) if self.root else None)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for :meth:`from_json`."""
+        return {"dataset": self.dataset, "root": self.root, "params": self.params.json_values}
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Source:
+        """The source that :meth:`to_json` describes."""
+        return cls.resolve(content["dataset"], content["root"], content["params"])
+
+    @cached_property
+    def key(self) -> tuple[str, str | None, str]:
+        """Equal for equal sources, and hashable."""
+        return self.dataset, self.root, self.params.json_text
+
+
+@dataclass(frozen=True)
+class Cell:
+    """Everything that one run needs to know.
+
+    Attributes:
+        method: its name.
+        preset: name of the preset that the parameters started from.
+        params: the method's parameters, validated, every field present.
+        test: the dataset that is scored and whose validation split chooses the threshold.
+        train: the training source when it is another one, else None.
+        device: a torch device string; part of no key.
+        metrics: optional and plug-in metrics that are measured beside the others, by name; part of no key.
+        tuned_from: the search that chose ``params``; part of no key.
+        method_class: a subclass of :class:`adbench.methods.base.Method`.
+    """
+
+    method: str
+    preset: str
+    params: ParamSet
+    test: Source
+    train: Source | None
+    modality: str
+    protocol: Protocol
+    seed: int
+    device: str
+    metrics: tuple[str, ...] = ()
+    tuned_from: TunedFrom | None = None
+    method_class: type[Any] = field(kw_only=True, repr=False, compare=False)
+
+    @property
+    def label(self) -> str:
+        """A short name for progress bars and messages."""
+        return f"{self.method} [{self.preset}] {self.test.dataset} {self.modality} seed {self.seed}"
+
+    @property
+    def train_source(self) -> Source:
+        """Where the training slices come from."""
+        return self.train or self.test
+
+    @property
+    def data_key(self) -> tuple[Any, ...]:
+        """Equal for cells that use the same slices in the same roles."""
+        return self.test.key, self.train and self.train.key, self.modality, self.protocol.name
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for equal cells, and hashable."""
+        return (self.method, self.preset, self.params.json_text, self.seed, self.device, self.metrics, *self.data_key)
+
+    def with_params(self, values: dict[str, Any]) -> Cell:
+        """This cell with ``values`` in the place of some of the method's parameters.
+
+        Raises:
+            UserError: an unknown parameter, or a value out of range.
+        """
+        changed = self.method_class.resolve(self.preset, {**self.params.json_values, **values})
+        return replace(self, params=changed)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, for another process or a file."""
+        return {
+            "method": self.method,
+            "preset": self.preset,
+            "params": self.params.json_values,
+            "test": self.test.to_json(),
+            "train": self.train.to_json() if self.train else None,
+            "modality": self.modality,
+            "protocol": self.protocol.name,
+            "seed": self.seed,
+            "device": self.device,
+            "metrics": list(self.metrics),
+            "tuned_from": self.tuned_from.model_dump(mode="json") if self.tuned_from else None,
+        }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> Cell:
+        """The cell that :meth:`to_json` describes, resolved in this process.
+
+        Raises:
+            UserError: a method, dataset, protocol or parameter that does not exist here.
+        """
+        method = registry.load("methods", content["method"])
+        tuned = content["tuned_from"]
+        return cls(
+            **{
+                **content,
+                "params": build(method.Params, f"method {content['method']}", content["params"]),
+                "test": Source.from_json(content["test"]),
+                "train": Source.from_json(content["train"]) if content["train"] else None,
+                "protocol": protocols.get(content["protocol"]),
+                "metrics": tuple(content["metrics"]),
+                "tuned_from": TunedFrom(**tuned) if tuned else None,
+                "method_class": method,
+            }
+        )
