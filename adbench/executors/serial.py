@@ -22,28 +22,21 @@ def serial(
     """Run the cells one after the other, each when its outcome is asked for; a failing cell does not stop the others.
 
     Args:
-        plans: from :func:`adbench.runner.plan.plans`.
+        plans: from :func:`adbench.runner.plan.plan`.
         progress: receives progress.
-        options: how; None: as by default.
+        options: how; None: the defaults.
         before: called with the plan of each cell that really runs.
     """
     options = options or Options()
     for plan in plans:
         begin = time.perf_counter()
         try:
-            if not options.force and plan.done(save_maps=options.save_maps):
+            if options.done(plan):
                 plan.trace()
                 yield Outcome(plan, reused=True)
                 continue
             before(plan)
-            run_cell(
-                plan,
-                progress,
-                force=True,
-                checkpoint_seconds=options.checkpoint_seconds,
-                save_maps=options.save_maps,
-                tensorboard=options.tensorboard,
-            )
+            run_cell(plan, progress, **options.of_cell)
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
             if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all

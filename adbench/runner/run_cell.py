@@ -32,7 +32,7 @@ from adbench.runner.plan import Plan
 from adbench.utils import distributed, threads
 from adbench.utils.files import write_json, write_text
 from adbench.utils.hashing import digest_file
-from adbench.utils.locks import held
+from adbench.utils.locks import acquire
 from adbench.utils.timing import Clock
 
 P = ParamSpec("P")
@@ -80,7 +80,7 @@ def run_cell(
     )
     if distributed.rank() > 0:
         return _assist(cell, ctx)
-    with held(cell.run_folder, _waits(ctx.progress)) as waited:
+    with acquire(cell.run_folder, _waits(ctx.progress)) as waited:
         made = rundir.promote(cell.run_folder) and not force  # by a process that was killed at the very end
         there = (waited or made) and distributed.world() == 1 and cell.done(save_maps=save_maps)
         if there and (done := cell.record()) is not None:
@@ -158,7 +158,7 @@ def _assist(cell: Plan, ctx: Context) -> Record:
 
 def _fit(cell: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
     alone = distributed.rank() > 0 or fitted(cell.fit_folder, cell.fit_key) is not None
-    with nullcontext() if alone else held(cell.fit_folder, _waits(ctx.progress)):
+    with nullcontext() if alone else acquire(cell.fit_folder, _waits(ctx.progress)):
         cls, data = registry.load("methods", cell.spec.method), cell.data
         if not alone:
             provenance.sign(cell.fit_folder, ctx.device, source_files("methods", cell.spec.method))
