@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from adbench.context import Progress
 from adbench.errors import UserError, unknown
 from adbench.results.record import Record
 from adbench.runner.plan import Plan
+from adbench.runner.run_cell import run_cell
 
 EXECUTORS = ("serial", "ray")
 
@@ -60,15 +62,26 @@ class Options:
         """Whether nothing is left to do for ``plan``."""
         return not self.force and plan.done(save_maps=self.save_maps)
 
-    @property
-    def of_cell(self) -> dict[str, Any]:
-        """Arguments of :func:`adbench.runner.run_cell.run_cell` for a cell that is not done."""
-        return {
-            "force": True,
-            "checkpoint_seconds": self.checkpoint_seconds,
-            "save_maps": self.save_maps,
-            "tensorboard": self.tensorboard,
-        }
+    def run(self, plan: Plan, progress: Progress | None = None, **facts: Any) -> None:
+        """Run a cell that is not done, in this process.
+
+        Args:
+            plan: the cell.
+            progress: receives progress.
+            **facts: shown beside the progress by ``adbench status``.
+
+        Raises:
+            Exception: whatever ends the cell; ``failure.json`` has it with its traceback.
+        """
+        run_cell(
+            plan,
+            progress,
+            force=True,
+            checkpoint_seconds=self.checkpoint_seconds,
+            save_maps=self.save_maps,
+            tensorboard=self.tensorboard,
+            facts=facts,
+        )
 
 
 class CellFailed(Exception):

@@ -13,6 +13,7 @@ from adbench.utils.cluster import Cluster
 from adbench.utils.files import write_text
 
 MARK = ".adbench"  # a file that tells one output folder from another
+_GPU_MEMORY: dict[str, float] = {}  # GiB by node: the answer takes a process that imports torch
 
 
 def mark(out: Path) -> str:
@@ -76,8 +77,12 @@ def check_nodes(cluster: Cluster, out: Path) -> tuple[str, float]:
     problems = ray.get([ask(node.id, _problem, str(out), found) for node in cluster.nodes])
     if any(problems):
         raise UserError(next(filter(None, problems)))
-    memory = ray.get([ask(node.id, gpu_memory_gb, gpus=0.001) for node in cluster.nodes if node.gpus])
-    return found, min(memory, default=0.0)
+    with_gpu = [node.id for node in cluster.nodes if node.gpus]
+    if unknown := [node for node in with_gpu if node not in _GPU_MEMORY]:
+        _GPU_MEMORY.update(
+            zip(unknown, ray.get([ask(node, gpu_memory_gb, gpus=0.001) for node in unknown]), strict=True)
+        )
+    return found, min((_GPU_MEMORY[node] for node in with_gpu), default=0.0)
 
 
 def _problem(out: str, expected: str) -> str:

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Iterator
 from adbench.context import Progress
 from adbench.executors.base import Options, Outcome
 from adbench.runner.plan import Plan
-from adbench.runner.run_cell import run_cell
 from adbench.utils import distributed
 
 
@@ -36,7 +35,7 @@ def serial(
                 yield Outcome(plan, reused=True)
                 continue
             before(plan)
-            run_cell(plan, progress, **options.of_cell)
+            options.run(plan, progress)
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
             if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all

@@ -28,16 +28,18 @@ from adbench.executors.base import CellFailed, Options
 from adbench.executors.nodes import check_mark
 from adbench.runner.keys import CellSpec
 from adbench.runner.plan import Plan, plan
-from adbench.runner.run_cell import run_cell
 from adbench.utils import threads
 
-# What a cell of a built-in method imports. A module that is missing here only costs time.
+# What most cells import. A module that is missing here is imported by each cell that needs it.
 PRELOAD = [
     "adbench.executors.worker",
     "matplotlib.pyplot",
     "threadpoolctl",
     "torch",
     "scipy.ndimage",
+    "cc3d",
+    "contourpy",
+    "nibabel",
     "accelerate",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d",
@@ -194,7 +196,7 @@ def run_job(job: Job) -> Result:
         check_mark(job.out, job.mark)
         planned = _plan(job)
         phase = ""
-        run_cell(planned, facts={"gpus": job.gpus}, **job.options.of_cell)
+        job.options.run(planned, gpus=job.gpus)
     except Exception as raised:
         error = raised
     node, seconds = socket.gethostname(), time.perf_counter() - begin

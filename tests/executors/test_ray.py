@@ -26,12 +26,11 @@ from adbench.executors.nodes import check_mark, mark
 from adbench.executors.ray import RayExecutor
 from adbench.methods.base import WEIGHTS
 from adbench.results import rundir, status
-from adbench.results.record import Record
+from adbench.results.record import RECORD
 from adbench.runner.plan import Plan
 from adbench.utils import threads
 
 pytestmark = pytest.mark.timeout(600)
-SHORT = ("slow.steps=3", "slow.pause=0.01")
 FEW = ("ae.steps=6", "ae.batch=4", "ae.image_size=64")
 
 
@@ -44,62 +43,45 @@ def log(plan: Plan) -> list[tuple[int, int]]:
     return [tuple(map(int, line.split())) for line in (plan.fit_folder / "log").read_text().splitlines()]  # type: ignore[misc]
 
 
-def test_the_numbers_of_the_serial_executor(cluster: Any, grid: Callable[..., Launch]) -> None:
-    here = grid("histeq,zscore,slow", *SHORT, out="serial")
-    there = grid("histeq,zscore,slow", *SHORT, out="ray")
-    expected = {outcome.plan.run_key: outcome.record for outcome in serial(here.plan())}
-    outcomes = list(on_ray(there, cluster).run(there.plan()))
-    assert [outcome.reason for outcome in outcomes] == [""] * 3
-    assert {outcome.plan.run_key for outcome in outcomes} == set(expected)
-    for outcome in outcomes:
-        made, same = outcome.record, expected[outcome.plan.run_key]
-        assert made is not None
-        assert same is not None
-        assert made.metrics == same.metrics
-        assert made.subjects == same.subjects
-        assert {name: made.files[name] for name in made.files if name.endswith((".npz", ".json"))} == {
-            name: same.files[name] for name in same.files if name.endswith((".npz", ".json"))
-        }
-    again = list(on_ray(there, cluster).run(there.plan()))
-    assert all(outcome.reused for outcome in again)
-
-
-def _left(plan: Plan) -> tuple[bytes, dict[str, str], Record]:
-    """The weights, the digests of counts, and the record."""
-    record = plan.record()
-    assert record is not None
-    counts = {name: value for name, value in record.files.items() if name.endswith(".npz")}
-    return (plan.fit_folder / WEIGHTS).read_bytes(), counts, record
-
-
-def _serial(launch: Launch) -> tuple[bytes, dict[str, str], Record]:
-    (outcome,) = serial(launch.plan())
-    assert outcome.reason == ""
-    return _left(outcome.plan)
-
-
 def test_serial_and_ray_end_in_the_same_bits(
     cluster: Any, grid: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv(threads.VARIABLE)
     before = torch.get_num_threads()
-    weights, counts, record = _serial(grid("ae", *FEW, out="serial"))
+    here, there = (grid("histeq,ae", *FEW, out=out) for out in ("serial", "ray"))
+    assert [outcome.reason for outcome in serial(here.plan())] == ["", ""]
     assert torch.get_num_threads() == before
-    assert record.provenance["threads"] == 2, "what ae asks for, however many cores there are"
-    assert not any("CPU thread" in note for note in record.notes)
+    # Ray keeps fewer cores for a run than it has threads.
+    outcomes = list(on_ray(there, cluster, cpus=1).run(there.plan()))
+    assert [(outcome.reason, outcome.reused) for outcome in outcomes] == [("", False)] * 2
+    for plan, same in zip(here.plans, there.plans, strict=True):
+        record, elsewhere = plan.record(), same.record()
+        assert record is not None
+        assert elsewhere is not None
+        assert elsewhere.run_key == record.run_key
+        assert elsewhere.metrics == record.metrics
+        assert elsewhere.subjects == record.subjects
+        counted = [name for name in record.files if name.endswith((".npz", ".json"))]
+        assert [elsewhere.files[name] for name in counted] == [record.files[name] for name in counted]
+        for part in ("threads", "cpu", "gpu", "precision", "fit"):
+            assert elsewhere.provenance[part] == record.provenance[part]
+        assert not any("CPU thread" in note for note in record.notes)
+    assert all(outcome.reused for outcome in on_ray(there, cluster).run(there.plans))
 
-    launch = grid("ae", *FEW, out="ray")  # Ray keeps fewer cores for the run than it has threads
-    (outcome,) = on_ray(launch, cluster, cpus=1).run(launch.plan())
-    assert outcome.reason == ""
-    *same, elsewhere = _left(outcome.plan)
-    assert same == [weights, counts]
-    assert elsewhere.run_key == record.run_key
-    for part in ("threads", "cpu", "gpu", "precision", "fit"):
-        assert elsewhere.provenance[part] == record.provenance[part]
+    ae, on_worker = here.plans[1], there.plans[1]
+    weights = (ae.fit_folder / WEIGHTS).read_bytes()
+    assert (on_worker.fit_folder / WEIGHTS).read_bytes() == weights
+    record = ae.record()
+    assert record is not None
+    assert record.provenance["threads"] == 2, "what ae asks for, however many cores there are"
 
     monkeypatch.setenv(threads.VARIABLE, "1")
-    alone, _, told = _serial(grid("ae", *FEW, out="one"))
-    assert alone != weights, "or this test would see nothing"
+    one = grid("ae", *FEW, out="one")
+    (outcome,) = serial(one.plan())
+    assert outcome.reason == ""
+    assert (outcome.plan.fit_folder / WEIGHTS).read_bytes() != weights, "or this test would see nothing"
+    told = outcome.record
+    assert told is not None
     assert told.run_key == record.run_key
     assert (told.provenance["threads"], told.provenance["precision"]) == (1, "float32")
     assert told.provenance["fit"][0]["threads"] == 1
@@ -107,22 +89,37 @@ def test_serial_and_ray_end_in_the_same_bits(
     assert note.startswith("Computed with 1 CPU thread (OMP_NUM_THREADS) where ae asks for 2")
 
 
-def test_what_fails_is_told_and_tried_again_alone(cluster: Any, grid: Callable[..., Launch], repaired: Path) -> None:
-    launch = grid("raising,histeq,killed,undefined,constant")
-    reasons = {o.plan.spec.method: o.reason for o in on_ray(launch, cluster).run(launch.plan())}
-    assert reasons["histeq"] == reasons["constant"] == ""
-    assert reasons["raising"] == "ValueError: no such luck"
-    assert "SIGKILL: the kernel does this when memory runs out), 3 times" in reasons["killed"]
-    assert "val00" in reasons["undefined"]
-    for plan in launch.plan():
-        if reasons[plan.spec.method]:
-            failure = json.loads((plan.run_folder / rundir.FAILURE).read_text())
-            assert failure["phase"] == {"undefined": "score", "raising": "fit", "killed": "start"}[plan.spec.method]
-            assert not (plan.run_folder / status.STATUS).exists()
+def test_what_fails_is_told_and_tried_again_alone(
+    cluster: Any, cli: Callable[..., tuple[int, str, str]], slices: Path, tmp_path: Path, repaired: Path
+) -> None:
+    out = tmp_path / "runs"
+    command = ("run", "--method", "raising,histeq,killed,undefined,constant", "--dataset", "folder", "--device", "cpu")
+    command += ("--data-root", str(slices), "--out", str(out), "--executor", "ray")
+    code, shown, err = cli(*command)
+    assert code == 1
+    assert "constant [tiny]" in shown
+    failures = " ".join(shown.split("failed", 1)[1].split())
+    assert "ValueError: no such luck" in failures
+    assert "[4/5]" in err
+    assert "3 of 5 cells failed; the same command tries them again." in err
+    said = {"raising": "no such luck", "undefined": "val00"}
+    said["killed"] = "SIGKILL: the kernel does this when memory runs out), 3 times"
+    phases = {"undefined": "score", "raising": "fit", "killed": "start"}
+    for method, text in said.items():
+        (folder,) = out.glob(f"*/*/{method}-*")
+        failure = json.loads((folder / rundir.FAILURE).read_text())
+        assert failure["phase"] == phases[method]
+        assert text in failure["message"]
+        assert not (folder / status.STATUS).exists()
+    made = {path: path.stat().st_mtime_ns for path in out.rglob(RECORD)}
+    assert {path.parent.name.split("-")[0] for path in made} == {"histeq", "constant"}
+
     repaired.touch()
-    again = {o.plan.spec.method: o for o in on_ray(launch, cluster).run(launch.plan())}
-    assert {name for name, outcome in again.items() if outcome.reused} == {"histeq", "constant"}
-    assert [outcome.reason for outcome in again.values()] == [""] * 5
+    code, shown, _ = cli(*command, "--json", "--quiet")
+    assert code == 0
+    assert json.loads(shown)["failures"] == []
+    assert len(json.loads(shown)["boards"][0]["rows"]) == 5
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "what was complete was made again"
 
 
 def test_a_killed_process_starts_again_where_it_was(cluster: Any, grid: Callable[..., Launch]) -> None:
@@ -183,35 +180,6 @@ def test_out_of_memory_gets_a_whole_gpu_once(
     (outcome,) = on_ray(again, cluster, gpus=1.0).run(again.plan())
     assert "OutOfMemoryError" in outcome.reason  # it had a whole one already
     assert shares == [1.0]
-
-
-def test_the_end_of_a_grid_with_failures(
-    cluster: Any, cli: Callable[..., tuple[int, str, str]], slices: Path, tmp_path: Path, repaired: Path
-) -> None:
-    flags = (
-        "--dataset",
-        "folder",
-        "--data-root",
-        slices,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "runs",
-        "--executor",
-        "ray",
-    )
-    code, out, err = cli("run", "--method", "raising,constant,undefined", *flags)
-    assert code == 1
-    assert "constant [tiny]" in out
-    shown = " ".join(out.split("failed", 1)[1].split())
-    assert "ValueError: no such luck" in shown
-    assert "[2/3]" in err
-    assert "2 of 3 cells failed; the same command tries them again." in err
-    repaired.touch()
-    code, out, _ = cli("run", "--method", "raising,constant,undefined", *flags, "--json", "--quiet")
-    assert code == 0
-    assert json.loads(out)["failures"] == []
-    assert len(json.loads(out)["boards"][0]["rows"]) == 3
 
 
 def test_asking_for_more_than_there_is(cluster: Any, grid: Callable[..., Launch]) -> None:
