@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from adbench.executors.launch import Launch
+from adbench.utils.locks import acquire
 
 STEPS = 30
 
@@ -50,3 +55,19 @@ def test_two_commands_do_the_work_once(command: list[str], plugin: dict[str, str
         assert json.loads(answers[0]) == json.loads(answers[1])
     assert len(list((tmp_path / "runs").rglob("record.json"))) == 1
     assert not list((tmp_path / "runs").rglob("status.json"))
+
+
+def test_a_command_says_for_whom_it_waits(
+    grid: Callable[..., Launch], command: list[str], plugin: dict[str, str], tmp_path: Path
+) -> None:
+    (plan,) = grid("slow", f"slow.steps={STEPS}").plan()
+    with acquire(plan.run_folder):
+        waiting = subprocess.Popen(
+            command[:-1], env=plugin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None
+        said = next((line for line in waiting.stderr if "wait for" in line), "")
+    assert f"wait for process {os.getpid()} on" in said
+    waiting.communicate()
+    assert waiting.returncode == 0
+    assert plan.record() is not None

@@ -16,7 +16,7 @@ def test_the_user_decides_else_the_method(monkeypatch: pytest.MonkeyPatch) -> No
     assert threads.count(2) == 3
     for nonsense in ("0", "many", "-1", "1.5"):
         monkeypatch.setenv(threads.VARIABLE, nonsense)
-        with pytest.raises(UserError, match=f"OMP_NUM_THREADS={nonsense} is no number of threads"):
+        with pytest.raises(UserError, match=f"OMP_NUM_THREADS={nonsense} is not a number of threads"):
             threads.count(2)
 
 
