@@ -73,12 +73,16 @@ class Launch:
         """Every cell of the grid.
 
         Raises:
-            UserError: anything unknown, missing or out of range.
+            UserError: anything unknown, missing or out of range; no cell at all.
         """
         resolve = run_config.resolve_device if self.cluster is None else self._resolve_device
         if isinstance(self.settings, grid.GridConfig):
-            return list(grid.cells(self.settings, resolve))
-        return list(run_config.cells(self.settings, resolve))
+            cells = list(grid.cells(self.settings, resolve))
+        else:
+            cells = list(run_config.cells(self.settings, resolve))
+        if not cells:
+            raise UserError("The grid has no cell.")
+        return cells
 
     def _resolve_device(self, device: str) -> str:
         """The device of a cell where the GPUs are the cluster's."""
@@ -95,7 +99,7 @@ class Launch:
         """Plan every cell that is wanted; prepares data that are not prepared yet.
 
         Raises:
-            UserError: as :attr:`cells`, or from the data; nothing to run at all.
+            UserError: as :attr:`cells`, or from the data; no cell has failed where only those are wanted.
         """
         planned = plan(self.cells, self.out, self.cache, progress)
         done = {cell.run_key for cell in planned if self.options.done(cell)}
@@ -106,9 +110,7 @@ class Launch:
         ]
         self.missing = [cell for cell in self.plans if cell.run_key not in done]
         if not self.plans:
-            raise UserError(
-                "No cell has failed: run without --retry-failed." if self.retry_failed else "The grid has no cell."
-            )
+            raise UserError("No cell has failed: run without --retry-failed.")
         return self.plans
 
     def request(self, cell: Plan) -> ResourceRequest:

@@ -131,7 +131,7 @@ def connect(
     else:
         _check_answers(address)
     try:
-        context = ray.init(address=address, **arguments)
+        context: Any = ray.init(address=address, **arguments)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         ray.shutdown()
         raise UserError(_refusal(address, error)) from error
