@@ -33,7 +33,13 @@ from adbench.utils import threads
 # What most cells import. A module that is missing here is imported by each cell that needs it.
 PRELOAD = [
     "adbench.executors.worker",
+    "adbench.datasets.adapters.folder",
+    "adbench.datasets.phantom.dataset",
+    "adbench.datasets.store.prepare",
+    "adbench.methods.simple",
+    "isal.igzip_lib",
     "matplotlib.pyplot",
+    "matplotlib.backends.backend_agg",
     "threadpoolctl",
     "torch",
     "scipy.ndimage",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
 import os
 import signal
@@ -16,7 +17,7 @@ import pytest
 from adbench.executors.base import CellFailed, Options
 from adbench.executors.launch import Launch
 from adbench.executors.nodes import mark
-from adbench.executors.worker import Job, exit_reason, run_in_process
+from adbench.executors.worker import PRELOAD, Job, exit_reason, run_in_process
 from adbench.runner.plan import Plan
 
 pytestmark = pytest.mark.usefixtures("plugin")
@@ -124,6 +125,11 @@ def test_nothing_survives_the_one_who_asked(grid: Callable[..., Launch]) -> None
     asking.kill()
     asking.join()
     assert gone(*family)
+
+
+def test_what_the_server_imports_exists() -> None:
+    """The server leaves out a module that is not there, and each cell would take longer."""
+    assert [name for name in PRELOAD if importlib.util.find_spec(name) is None] == []
 
 
 def test_reasons() -> None:
