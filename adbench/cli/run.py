@@ -1,13 +1,20 @@
-"""``adbench run``."""
+"""Train and score: ``adbench run``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, split
+
+if TYPE_CHECKING:
+    from adbench.executors import Outcome
+    from adbench.executors.launch import Launch
+    from adbench.runner.plan import Plan
+
+MAX_ROWS = 200  # a table of more rows is no help
 
 
 @app.command(
@@ -93,7 +100,7 @@ def run(
     from adbench.errors import UserError
     from adbench.executors import Options
     from adbench.executors.gpu_sharing import parse
-    from adbench.executors.launch import Launch, Placement
+    from adbench.executors.launch import Launch
     from adbench.utils import distributed
     from adbench.utils.console import LiveProgress, say
 
@@ -114,70 +121,74 @@ def run(
     }
     if grid is not None and config is not None:
         raise UserError("--grid takes everything that --config takes: give one of the two.")
-    assignments = set_ or []
-    settings = grids.load(grid, flags, assignments) if grid else configs.load(config, flags, assignments)
-    cpus, gpus = parse(cpus_per_run, "--cpus-per-run"), parse(gpus_per_run, "--gpus-per-run")
-    launch = Launch(
-        settings,
-        Placement(executor, address, cpus, gpus, max_concurrent),
-        Options(force, checkpoint_seconds, save_maps, tensorboard),
-        retry_failed,
+    settings = grids.load(grid, flags, set_ or []) if grid else configs.load(config, flags, set_ or [])
+    options = Options(
+        executor=executor,
+        address=address,
+        cpus=parse(cpus_per_run, "--cpus-per-run"),
+        gpus=parse(gpus_per_run, "--gpus-per-run"),
+        max_concurrent=max_concurrent,
+        force=force,
+        checkpoint_seconds=checkpoint_seconds,
+        save_maps=save_maps,
+        tensorboard=tensorboard,
     )
     if executor != "serial" and distributed.world() > 1:
         raise UserError(
             "A launcher of several processes trains one cell on all of them: use --executor serial with it."
         )
-    done = 0
-    with launch.connected() as cluster:
-        distributed.join(next(iter(launch.cells(cluster))).device)
+    launch = Launch(settings, options, retry_failed)
+    outcomes: list[Outcome] = []
+    with launch.connected():
+        distributed.join(launch.cells[0].device)
         quiet = quiet or distributed.rank() > 0
         if not quiet:
-            shown = settings if grid else configs.resolved(launch.cells(cluster), settings)
+            shown = settings if grid else configs.resolved(launch.cells, settings)
             say(shown.to_yaml().rstrip())
         try:
             with LiveProgress(quiet) as progress, distributed.first():
-                tally = launch.tally(cluster, progress)
+                launch.plan(progress)
             if dry_run:
-                _show_plan(launch, cluster, json_)
+                _show_plan(launch, json_)
                 return
-            number = iter(range(1, tally.missing + 1))
+            number = iter(range(1, len(launch.missing) + 1))
 
-            def announce(plan: Any) -> None:
+            def announce(plan: Plan) -> None:
                 progress.reset()
                 if not quiet:
-                    say(f"[{next(number)}/{tally.missing}] {plan.cell.label}")
+                    say(f"[{next(number)}/{len(launch.missing)}] {plan.cell.label}")
 
-            report = Report(tally.total, json_)
             with LiveProgress(quiet or executor == "ray") as progress:
-                for outcome in launch.outcomes(tally, cluster, progress, before=announce, quiet=quiet):
-                    report.add(outcome)
-                    done += outcome.error is None
+                for outcome in launch.outcomes(progress, before=announce, quiet=quiet):
+                    outcomes.append(outcome)
         except KeyboardInterrupt:
+            done = sum(outcome.error is None for outcome in outcomes)
             say(f"Interrupted with {done} cells done. Run the same command again: it goes on where it stopped.")
             raise typer.Exit(130) from None
     if distributed.rank() == 0:
-        report.end()
+        _report(outcomes, json_)
 
 
-def _show_plan(launch: Any, cluster: Any, as_json: bool) -> None:
-    """What ``--dry-run`` shows."""
+def _show_plan(launch: Launch, as_json: bool) -> None:
+    """What ``--dry-run`` prints."""
     from adbench.results.progress import state
     from adbench.utils.console import print_json, say, table
 
+    missing = {plan.run_key for plan in launch.missing}
     cells = []
-    for plan in launch.plans(cluster):
-        share = launch.share(plan, cluster)
-        found, detail = ("complete", {}) if launch.done(plan) else state(plan.run_folder)
-        if found == "waiting" or (found == "complete" and not launch.done(plan)):
+    for plan in launch.plans:
+        asks = launch.request(plan)
+        found, detail = state(plan.run_folder) if plan.run_key in missing else ("complete", {})
+        if found == "waiting" or (found == "complete" and plan.run_key in missing):
             found = "to run"
         cells.append(
             {
                 "cell": plan.cell.label,
                 "state": found,
                 "reason": detail.get("message", ""),
-                "cpus": share.cpus,
-                "gpus": share.gpus,
-                "asks_for": str(share),
+                "cpus": asks.cpus,
+                "gpus": asks.gpus,
+                "asks_for": str(asks),
                 "run_key": plan.run_key,
                 "fit_key": plan.fit_key,
                 "folder": str(plan.run_folder),
@@ -187,67 +198,41 @@ def _show_plan(launch: Any, cluster: Any, as_json: bool) -> None:
         print_json(cells)
         return
     columns = [("cell", "left"), ("state", "left"), ("asks for", "left")]
-    named = [(c["cell"], f"{c['state']}: {c['reason']}" if c["reason"] else c["state"], c["asks_for"]) for c in cells]
-    table("cells", columns, named)
+    rows = [(c["cell"], f"{c['state']}: {c['reason']}" if c["reason"] else c["state"], c["asks_for"]) for c in cells]
+    table("cells", columns, rows)
     ready = sum(cell["state"] == "complete" for cell in cells)
     fits = len({cell["fit_key"] for cell in cells})
     say(f"{len(cells)} cells: {ready} complete, {len(cells) - ready} to run; {fits} different fits.")
 
 
-class Report:
-    """What ``adbench run`` says at the end.
+def _report(outcomes: list[Outcome], as_json: bool) -> None:
+    """Print the table of the records and one of what failed; exit 1 (2 for a single user error) if something did."""
+    from adbench.executors.base import CellFailed
+    from adbench.leaderboard.board import run_boards
+    from adbench.leaderboard.terminal import print_boards
+    from adbench.results.record import read
+    from adbench.utils.console import complain, say, table
 
-    Args:
-        total: cells of the grid.
-        as_json: print JSON.
-    """
-
-    SHOWN = 200  # a table of more rows is no help
-
-    def __init__(self, total: int, as_json: bool) -> None:
-        self._total, self._json = total, as_json
-        self._shown: list[Path] = []  # run folders
-        self._parents: dict[Path, None] = {}
-        self._failed: list[tuple[str, str, Path]] = []
-        self._only: BaseException | None = None
-        self._reused = 0
-
-    def add(self, outcome: Any) -> None:
-        """Take note of an outcome."""
-        folder = outcome.plan.run_folder
-        if outcome.error is not None:
-            self._failed.append((outcome.plan.cell.label, outcome.reason, folder))
-            self._only = outcome.error if self._total == 1 else None
-            return
-        self._reused += outcome.reused
-        self._parents[folder.parent] = None
-        if self._json or self._total <= self.SHOWN:
-            self._shown.append(folder)
-
-    def end(self) -> None:
-        """Print the table of what was asked for and one of what failed; exit 1 (2 for a single user error) in that case."""
-        from adbench.executors.base import Failed
-        from adbench.leaderboard.board import run_boards
-        from adbench.leaderboard.terminal import print_boards
-        from adbench.results.record import read
-        from adbench.utils.console import complain, say, table
-
-        if self._only is not None and not isinstance(self._only, Failed):
-            raise self._only
-        # Curves, subjects and strata are not shown, and would fill the memory.
-        slim: dict[str, Any] = {"subjects": [], "strata": {}, "fit": {}, "identity": {}}
-        found = run_boards(read(folder).model_copy(update=slim) for folder in self._shown)
-        print_boards(found, self._json, failures=[(label, Failed(reason)) for label, reason, _ in self._failed])
-        if not self._json:
-            if self._reused:
-                say(f"{self._reused} of {self._total} answered from records.")
-            for folder in self._parents:
-                say(f"Records and pictures: {folder}")
-            if self._total > self.SHOWN:
-                say("So many are ranked by: adbench leaderboard show --out OUT")
-        if self._failed:
-            if not self._json:
-                rows = [(label, reason, f"{folder}/failure.json") for label, reason, folder in self._failed]
-                table("failed", [("cell", "left"), ("reason", "left"), ("traceback", "left")], rows)
-            complain(f"{len(self._failed)} of {self._total} cells failed; the same command tries them again.")
-            raise typer.Exit(1)
+    failed = [outcome for outcome in outcomes if outcome.error is not None]
+    if len(outcomes) == 1 and failed and not isinstance(failed[0].error, CellFailed):
+        assert failed[0].error is not None
+        raise failed[0].error
+    folders = [outcome.plan.run_folder for outcome in outcomes if outcome.error is None]
+    shown = folders if as_json or len(outcomes) <= MAX_ROWS else []
+    # Curves, subjects and strata are not shown, and would fill the memory.
+    slim: dict[str, Any] = {"subjects": [], "strata": {}, "fit": {}, "identity": {}}
+    found = run_boards(read(folder).model_copy(update=slim) for folder in shown)
+    print_boards(found, as_json, failures=[(o.plan.cell.label, CellFailed(o.reason)) for o in failed])
+    if not as_json:
+        if reused := sum(outcome.reused for outcome in outcomes):
+            say(f"{reused} of {len(outcomes)} answered from records.")
+        for parent in dict.fromkeys(folder.parent for folder in folders):
+            say(f"Records and pictures: {parent}")
+        if len(outcomes) > MAX_ROWS:
+            say("So many are ranked by: adbench leaderboard show --out OUT")
+    if failed:
+        if not as_json:
+            rows = [(o.plan.cell.label, o.reason, f"{o.plan.run_folder}/failure.json") for o in failed]
+            table("failed", [("cell", "left"), ("reason", "left"), ("traceback", "left")], rows)
+        complain(f"{len(failed)} of {len(outcomes)} cells failed; the same command tries them again.")
+        raise typer.Exit(1)

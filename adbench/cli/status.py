@@ -1,13 +1,16 @@
-"""What is going on and why: ``adbench status``, ``adbench why``."""
+"""What runs do, and why one was made: ``adbench status``, ``adbench why``."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from adbench.cli.app import Json, Out, app
+
+if TYPE_CHECKING:
+    from adbench.results.progress import RunState
 
 
 @app.command(epilog="Examples:\n\n  adbench status\n\n  adbench status --out runs --json")
@@ -16,62 +19,63 @@ def status(
     all_: Annotated[bool, typer.Option("--all", help="List complete and waiting runs too.")] = False,
     json_: Json = False,
 ) -> None:
-    """Show what runs below a folder do: running ones with phase and time left, failed ones with the reason.
+    """Show the runs below a folder: running ones with phase and time left, failed ones with the reason.
 
-    Reads small files that the runs keep up to date, so it works from any terminal and any node. A run whose process died
-    is shown as lost; the command that started it takes it up again.
+    Reads small files that the runs keep up to date, so it works from any terminal and any node. A run whose process was
+    killed is shown as lost; the command that started it, run again, goes on with it.
     """
     from adbench.results import progress
     from adbench.utils.console import print_json
 
     counts: dict[str, int] = dict.fromkeys(progress.STATES, 0)
     listed = []
-    for seen in progress.runs(out):
-        counts[seen.state] += 1
-        if all_ or seen.state not in ("complete", "waiting"):
-            listed.append(seen)
+    for run in progress.runs(out):
+        counts[run.state] += 1
+        if all_ or run.state not in ("complete", "waiting"):
+            listed.append(run)
     if json_:
-        runs = [{"folder": str(s.folder), "label": s.label, "state": s.state, **_brief(s.detail)} for s in listed]
+        kept = ("phase", "done", "total", "figures", "host", "pid", "gpus", "started", "error", "message", "time")
+        runs = [
+            {"folder": str(run.folder), "label": run.label, "state": run.state}
+            | {name: run.detail[name] for name in kept if name in run.detail}
+            for run in listed
+        ]
         print_json({"counts": counts, "runs": runs})
         return
     _print(listed, counts)
 
 
-def _brief(detail: dict[str, Any]) -> dict[str, Any]:
-    kept = ("phase", "done", "total", "figures", "host", "pid", "gpus", "started", "error", "message", "time")
-    return {name: detail[name] for name in kept if name in detail}
-
-
-def _print(listed: list[Any], counts: dict[str, int]) -> None:
+def _print(listed: list[RunState], counts: dict[str, int]) -> None:
     import time
 
     from adbench.executors import monitor
     from adbench.utils.console import say, table
 
     now = time.time()
-    busy = [seen for seen in listed if seen.state == "running"]
-    if busy:
-        table(
-            "running", [(name, "left") for name in monitor.COLUMNS], [monitor.row(s.label, s.detail, now) for s in busy]
-        )
-    others = [seen for seen in listed if seen.state != "running"]
+    if running := [monitor.row(run.label, run.detail, now) for run in listed if run.state == "running"]:
+        table("running", [(name, "left") for name in monitor.COLUMNS], running)
+    others = [
+        (str(run.folder), run.state, str(run.detail.get("phase", "")), _reason(run))
+        for run in listed
+        if run.state != "running"
+    ]
     if others:
-        columns = [("run", "left"), ("state", "left"), ("in", "left"), ("what happened", "left")]
-        table("others", columns, [(str(s.folder), s.state, str(s.detail.get("phase", "")), _what(s)) for s in others])
+        table("others", [("run", "left"), ("state", "left"), ("in", "left"), ("what happened", "left")], others)
     say(", ".join(f"{count} {state}" for state, count in counts.items() if count) or "There is no run.")
     if counts["failed"] or counts["interrupted"] or counts["lost"]:
-        say("The command that started them takes up what is failed, interrupted or lost.")
+        say("Run the command that started them again: it takes up what is failed, interrupted or lost.")
 
 
-def _what(seen: Any) -> str:
-    detail = seen.detail
-    if seen.state == "failed":
+def _reason(run: RunState) -> str:
+    """Why a run is where it is, in words."""
+    detail = run.detail
+    if run.state == "failed":
         return f"{detail.get('error', '')}: {detail.get('message', '')}".strip(": ")
-    if seen.state in ("lost", "interrupted") and detail:
+    if run.state in ("lost", "interrupted") and detail:
         at = f" at {detail['done']}/{detail['total']}" if detail.get("total") else ""
-        how = "its process is gone (killed, or its machine is)" if seen.state == "lost" else "by the user"
+        how = "its process was killed, or its machine failed" if run.state == "lost" else "by the user"
         return f"{how}{at}, process {detail.get('pid')} on {detail.get('host')}"
-    return "not started" if seen.state in ("waiting", "interrupted") else ""
+    return "not started" if run.state in ("waiting", "interrupted") else ""
 
 
 @app.command(

@@ -3,40 +3,100 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
-from adbench.errors import UserError
+from adbench.context import Progress
+from adbench.errors import UserError, unknown
+from adbench.evaluation.pictures import illustrate
 from adbench.results.record import Record
 from adbench.runner.plan import Plan
+from adbench.runner.run_cell import run_cell
+
+EXECUTORS = ("serial", "ray")
 
 
 @dataclass(frozen=True)
 class Options:
-    """How cells are run; nothing here changes a number.
+    """Where and how cells are run; nothing here changes a number.
 
     Attributes:
+        executor: one of :data:`EXECUTORS`; what follows up to ``max_concurrent`` is for "ray" only.
+        address: of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
+        cpus: cores a run; None: what its method asks for.
+        gpus: GPUs, or the fraction of one, a run; None: by the memory its method asks for.
+        max_concurrent: runs at a time; None: as many as there is room for.
         force: score again although records are there (fits are kept).
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside its record.
         tensorboard: write loss curves for TensorBoard into the folders of the fits.
+
+    Raises:
+        UserError: an executor that does not exist, or an option that it does not have.
     """
 
+    executor: str = "serial"
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    max_concurrent: int | None = None
     force: bool = False
     checkpoint_seconds: float = 60.0
     save_maps: bool = False
     tensorboard: bool = False
 
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise unknown("executor", self.executor, EXECUTORS)
+        given = {
+            "--address": self.address,
+            "--cpus-per-run": self.cpus,
+            "--gpus-per-run": self.gpus,
+            "--max-concurrent": self.max_concurrent,
+        }
+        for flag, value in given.items():
+            if value is not None and self.executor != "ray":
+                raise UserError(
+                    f"{flag} is for --executor ray; the serial executor runs one cell at a time in this process."
+                )
 
-class Failed(Exception):
+    def done(self, plan: Plan) -> bool:
+        """Whether nothing is left to do for ``plan``."""
+        return not self.force and plan.done(save_maps=self.save_maps)
+
+    def run(self, plan: Plan, progress: Progress | None = None, **facts: Any) -> None:
+        """Run a cell that is not done, in this process.
+
+        Args:
+            plan: the cell.
+            progress: receives progress.
+            **facts: shown beside the progress by ``adbench status``.
+
+        Raises:
+            Exception: whatever ends the cell; ``failure.json`` has it with its traceback.
+        """
+        run_cell(
+            plan,
+            progress,
+            force=True,
+            checkpoint_seconds=self.checkpoint_seconds,
+            save_maps=self.save_maps,
+            tensorboard=self.tensorboard,
+            facts=facts,
+        )
+        illustrate(plan.run_folder, progress)
+
+
+class CellFailed(Exception):
     """A cell failed in another process; the text says how, ``failure.json`` has the traceback."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of one cell: a record, or the error that ended it.
+    """How a cell ended: with a record, or with the error that ended it.
 
     Attributes:
         error: None when the record is there.
-        reused: it was there already and nothing ran.
+        reused: the record was there already and nothing ran.
         seconds: the cell took.
     """
 
@@ -50,9 +110,8 @@ class Outcome:
         """Why there is no record, in one line; "" when there is one."""
         if self.error is None:
             return ""
-        said = str(self.error)
-        plain = isinstance(self.error, (UserError, Failed))
-        return said if plain else f"{type(self.error).__name__}: {said}"
+        text = str(self.error)
+        return text if isinstance(self.error, (UserError, CellFailed)) else f"{type(self.error).__name__}: {text}"
 
     @property
     def record(self) -> Record | None:

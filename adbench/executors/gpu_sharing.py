@@ -9,15 +9,15 @@ from adbench.errors import UserError
 from adbench.methods.base import Resources
 
 CONTEXT_GB = 0.6  # of GPU memory that a process holds before its first tensor: driver, kernels, libraries
-MOST = 8  # runs on one GPU; more of them only wait for each other
+MAX_RUNS = 8  # on one GPU; more of them only wait for each other
 
 
 @dataclass(frozen=True)
-class Share:
-    """What one run holds while it runs.
+class ResourceRequest:
+    """What is kept for one run while it runs.
 
     Attributes:
-        cpus: cores that are kept for it; how many threads it computes with is another matter (:mod:`adbench.utils.threads`).
+        cpus: cores; how many threads the run computes with is another matter (:mod:`adbench.utils.threads`).
         gpus: GPUs, or the fraction of one.
     """
 
@@ -59,7 +59,7 @@ def parse(text: str | None, flag: str) -> float | None:
     return value
 
 
-def share(
+def request(
     asked: Resources,
     device: str,
     *,
@@ -67,25 +67,27 @@ def share(
     most_cpus: float,
     cpus: float | None = None,
     gpus: float | None = None,
-) -> Share:
-    """What a run gets.
+) -> ResourceRequest:
+    """What is requested for a run.
 
-    Left to itself, a run on a GPU gets the largest share 1/n whose memory holds what it wants, n at most :data:`MOST`.
+    Where the user says nothing, a run on a GPU gets the smallest share 1/n whose memory holds what its method asks for and
+    a CUDA context, n at most :data:`MAX_RUNS`.
 
     Args:
         asked: what its method asks for.
         device: "cpu" or a CUDA device.
         gpu_memory_gb: memory of the smallest GPU, in GiB; 0 when there is none or it is not known.
-        most_cpus: cores of the largest node; wanting more by default is cut, asking for more is not.
-        cpus: what the user asks for; None: decide.
-        gpus: what the user asks for; None: decide.
+        most_cpus: cores of the largest node; a method that asks for more gets as many, a user who asks for more does not.
+        cpus: cores that the user asks for; None: decide.
+        gpus: GPUs that the user asks for; None: decide.
     """
     cores = min(asked.cpus, most_cpus) if cpus is None else cpus
     if gpus is not None:
-        return Share(cores, gpus)
+        return ResourceRequest(cores, gpus)
     if device == "cpu":
-        return Share(cores, 0.0)
+        return ResourceRequest(cores, 0.0)
     if not gpu_memory_gb:
-        return Share(cores, 1.0)
-    runs = min(MOST, math.floor(gpu_memory_gb / (asked.gpu_memory_gb + CONTEXT_GB)))
-    return Share(cores, 1.0 if runs <= 1 else math.floor(10_000 / runs) / 10_000)  # Ray counts in ten-thousandths
+        return ResourceRequest(cores, 1.0)
+    runs = min(MAX_RUNS, math.floor(gpu_memory_gb / (asked.gpu_memory_gb + CONTEXT_GB)))
+    share = 1.0 if runs <= 1 else math.floor(10_000 / runs) / 10_000  # Ray counts in ten-thousandths
+    return ResourceRequest(cores, share)

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,222 +14,162 @@ from adbench.config import grid, run_config
 from adbench.config.cell import Cell
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.errors import UserError, unknown
-from adbench.executors import Options, Outcome, serial
-from adbench.executors.gpu_sharing import Share, share
+from adbench.errors import UserError
+from adbench.executors.base import Options, Outcome
+from adbench.executors.gpu_sharing import ResourceRequest, request
 from adbench.executors.monitor import GridView
-from adbench.executors.node import gpu_memory_gb
-from adbench.results import progress as survey
+from adbench.executors.nodes import gpu_memory_gb
+from adbench.executors.serial import serial
+from adbench.results.progress import announced, state
 from adbench.runner.plan import Plan, plan
+from adbench.utils.cluster import ADDRESS_VARIABLE, Cluster, connect
+from adbench.utils.hashing import digest
 
 if TYPE_CHECKING:
-    from adbench.executors.ray import Packed
-    from adbench.utils.cluster import Cluster
-
-EXECUTORS = ("serial", "ray")
+    from adbench.executors.ray import RayExecutor
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where cells run and what each gets.
-
-    Attributes:
-        executor: one of :data:`EXECUTORS`.
-        address: of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
-        cpus: cores a run; None: what its method asks for.
-        gpus: GPUs, or the fraction of one, a run; None: by the memory its method asks for.
-        most: runs at a time; None: as many as there is room for.
-    """
-
-    executor: str = "serial"
-    address: str | None = None
-    cpus: float | None = None
-    gpus: float | None = None
-    most: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.executor not in EXECUTORS:
-            raise unknown("executor", self.executor, EXECUTORS)
-        given = {
-            "--address": self.address,
-            "--cpus-per-run": self.cpus,
-            "--gpus-per-run": self.gpus,
-            "--max-concurrent": self.most,
-        }
-        for flag, value in given.items():
-            if value is not None and self.executor != "ray":
-                raise UserError(
-                    f"{flag} is for --executor ray; the serial executor runs one cell at a time in this process."
-                )
-
-    @property
-    def elsewhere(self) -> bool:
-        """Whether cells may run on other machines."""
-        from adbench.utils.cluster import ADDRESS_VARIABLE
-
-        address = self.address or os.environ.get(ADDRESS_VARIABLE)
-        return self.executor == "ray" and address not in (None, "", "local")
-
-
-@dataclass
-class Tally:
-    """Cells by what is there of them before anything runs."""
-
-    total: int = 0
-    done: int = 0
-    failed: int = 0
-
-    @property
-    def missing(self) -> int:
-        return self.total - self.done
-
-
-@dataclass
 class Launch:
-    """A grid and where it runs. Cells are planned as they are looked at, each time anew; none is kept.
+    """A grid and where it runs.
 
     Args:
         settings: what is wanted.
-        placement: where.
-        options: how.
-        retry_failed: leave out cells that have not failed yet.
+        options: where and how.
+        retry_failed: leave out cells that have neither a record nor failed.
+
+    Attributes:
+        out: folder of runs and fits.
+        cache: folder of slice stores.
+        plans: every wanted cell, after :meth:`plan`.
+        missing: those of them that are not done, after :meth:`plan`.
+
+    Raises:
+        UserError: a URL for a folder.
     """
 
-    settings: RunConfig
-    placement: Placement = field(default_factory=Placement)
-    options: Options = field(default_factory=Options)
-    retry_failed: bool = False
-
-    def __post_init__(self) -> None:
-        self._executor: Packed | None = None
-        self.out = Path(self.settings.out)
-        self.cache = Path(self.settings.cache) if self.settings.cache else run_config.default_cache()
-        for flag, path in (("--out", self.settings.out), ("--cache", self.settings.cache or "")):
+    def __init__(self, settings: RunConfig, options: Options | None = None, retry_failed: bool = False) -> None:
+        for flag, path in (("--out", settings.out), ("--cache", settings.cache or "")):
             if re.match(r"[a-z][a-z0-9+]+:/", path):  # a Path has lost one of the slashes of a URL
                 raise UserError(f"{flag} {path} must be a folder: mount that storage at the same path on every node.")
+        self.settings, self.options, self.retry_failed = settings, options or Options(), retry_failed
+        self.out = Path(settings.out)
+        self.cache = Path(settings.cache) if settings.cache else run_config.default_cache()
+        self.cluster: Cluster | None = None
+        self.plans: list[Plan] = []
+        self.missing: list[Plan] = []
 
     @contextmanager
-    def connected(self) -> Iterator[Cluster | None]:
+    def connected(self) -> Iterator[None]:
         """A connection to the cluster, where there is one; Ray on this machine starts when there is something to run."""
-        if not self.placement.elsewhere:
-            yield None
-            return
-        from adbench.utils.cluster import connect
+        with ExitStack() as stack:
+            address = self.options.address or os.environ.get(ADDRESS_VARIABLE)
+            if self.options.executor == "ray" and address not in (None, "", "local"):
+                self.cluster = stack.enter_context(connect(address))
+            yield
+        self.cluster = None
 
-        with connect(self.placement.address) as cluster:
-            yield cluster
-
-    def cells(self, cluster: Cluster | None = None) -> list[Cell]:
+    @cached_property
+    def cells(self) -> list[Cell]:
         """Every cell of the grid.
 
         Raises:
-            UserError: anything unknown, missing or out of range.
+            UserError: anything unknown, missing or out of range; no cell at all.
         """
-        resolve = run_config.resolve_device if cluster is None else _on(cluster)
+        resolve = run_config.resolve_device if self.cluster is None else self._resolve_device
         if isinstance(self.settings, grid.GridConfig):
-            return grid.cells(self.settings, resolve)
-        return run_config.cells(self.settings, resolve)
+            cells = grid.cells(self.settings, resolve)
+        else:
+            cells = run_config.cells(self.settings, resolve)
+        if not cells:
+            raise UserError("The grid has no cell.")
+        return cells
 
-    def plans(self, cluster: Cluster | None = None, progress: Progress | None = None) -> Iterator[Plan]:
-        """Every cell that is wanted, planned."""
-        for one in plan(self.cells(cluster), self.out, self.cache, progress):
-            if not self.retry_failed or self.done(one) or survey.state(one.run_folder)[0] in ("failed", "lost"):
-                yield one
+    def _resolve_device(self, device: str) -> str:
+        """The device of a cell where the GPUs are the cluster's."""
+        assert self.cluster is not None
+        if device == "auto":
+            return "cuda" if self.cluster.gpus else "cpu"
+        if device != "cpu" and not device.startswith("cuda"):
+            raise UserError(f"Device {device!r} is not one of auto, cpu, cuda.")
+        if device != "cpu" and not self.cluster.gpus:
+            raise UserError(f"Device {device!r} is not there: the cluster at {self.cluster.address} has no GPU.")
+        return device.partition(":")[0]
 
-    def done(self, plan: Plan) -> bool:
-        """Whether nothing is to be done for the cell."""
-        return not self.options.force and plan.done(save_maps=self.options.save_maps)
-
-    def tally(self, cluster: Cluster | None = None, progress: Progress | None = None) -> Tally:
-        """Look at every cell; prepares data that are not prepared yet.
+    def plan(self, progress: Progress | None = None) -> list[Plan]:
+        """Plan every cell that is wanted; prepares data that are not prepared yet.
 
         Raises:
-            UserError: as :meth:`cells`, or from the data; nothing to run at all.
+            UserError: as :attr:`cells`, or from the data; no cell has failed where only those are wanted.
         """
-        tally = Tally()
-        for one in self.plans(cluster, progress):
-            tally.total += 1
-            if self.done(one):
-                tally.done += 1
-            elif survey.state(one.run_folder)[0] == "failed":
-                tally.failed += 1
-        if not tally.total:
-            raise UserError(
-                "No cell has failed: run without --retry-failed." if self.retry_failed else "The grid has no cell."
-            )
-        return tally
+        planned = plan(self.cells, self.out, self.cache, progress)
+        done = {one.run_key for one in planned if self.options.done(one)}
+        self.plans = [
+            one
+            for one in planned
+            if not self.retry_failed or one.run_key in done or state(one.run_folder)[0] in ("failed", "lost")
+        ]
+        self.missing = [one for one in self.plans if one.run_key not in done]
+        if not self.plans:
+            raise UserError("No cell has failed: run without --retry-failed.")
+        return self.plans
 
-    def share(self, plan: Plan, cluster: Cluster | None = None) -> Share:
+    def request(self, plan: Plan) -> ResourceRequest:
         """What a cell gets; without a cluster, what it would get on this machine."""
-        place = self.placement
-        if cluster is not None:
-            return self._packed(cluster).share(plan)
-        memory = gpu_memory_gb() if plan.cell.device != "cpu" else 0.0
-        cores = len(os.sched_getaffinity(0))
-        return share(
-            plan.resources, plan.cell.device, gpu_memory_gb=memory, most_cpus=cores, cpus=place.cpus, gpus=place.gpus
+        if self.cluster is not None:
+            return self._on_cluster.request(plan)
+        return request(
+            plan.resources,
+            plan.cell.device,
+            gpu_memory_gb=gpu_memory_gb() if plan.cell.device != "cpu" else 0.0,
+            most_cpus=len(os.sched_getaffinity(0)),
+            cpus=self.options.cpus,
+            gpus=self.options.gpus,
         )
 
-    def _packed(self, cluster: Cluster) -> Packed:
+    @cached_property
+    def _on_cluster(self) -> RayExecutor:
         """The executor of the cluster, made once: it looks at every node."""
-        if self._executor is None:
-            from adbench.executors.ray import Packed
+        from adbench.executors.ray import RayExecutor
 
-            place = self.placement
-            self._executor = Packed(cluster, self.out, self.cache, self.options, place.cpus, place.gpus, place.most)
-        return self._executor
+        assert self.cluster is not None
+        return RayExecutor(self.cluster, self.out, self.cache, self.options)
 
     def outcomes(
         self,
-        tally: Tally,
-        cluster: Cluster | None = None,
         progress: Progress | None = None,
         *,
         before: Callable[[Plan], None] = lambda plan: None,
         quiet: bool = True,
     ) -> Iterator[Outcome]:
-        """Carry out what is not done; the outcome of every cell.
+        """Run what is not done; the outcome of every cell of :attr:`plans`.
 
         Args:
-            tally: from :meth:`tally`.
-            cluster: from :meth:`connected`.
             progress: receives the progress of the serial executor.
             before: called by the serial executor with each plan that really runs.
             quiet: no live view of the cells that Ray runs.
         """
         with ExitStack() as stack:
-            if tally.missing:
-                stack.enter_context(survey.announced(self.out, self.plans(cluster), force=self.options.force))
-            if self.placement.executor == "serial" or not tally.missing:
-                yield from serial(self.plans(cluster), progress, self.options, before=before)
+            if self.missing:
+                stack.enter_context(announced(self.out, self._name, map(self._announcement, self.missing)))
+            if self.options.executor == "serial" or not self.missing:
+                yield from serial(self.plans, progress, self.options, before=before)
                 return
-            if cluster is None:
-                from adbench.utils.cluster import connect
+            if self.cluster is None:
+                self.cluster = stack.enter_context(connect("local"))
+            executor, view = self._on_cluster, stack.enter_context(GridView(len(self.plans), quiet))
+            for outcome in executor.run(self.plans, lambda: view.tick(executor.running)):
+                view.ended(outcome)
+                yield outcome
 
-                cluster = stack.enter_context(connect("local"))
-            yield from self._on_ray(cluster, stack.enter_context(GridView(tally.total, quiet)))
+    @property
+    def _name(self) -> str:
+        return digest([plan.run_key for plan in self.plans])[:16]
 
-    def _on_ray(self, cluster: Cluster, view: GridView) -> Iterator[Outcome]:
-        packed = self._packed(cluster)
-
-        def tick() -> None:
-            view.tick((cell.plan.cell.label, cell.plan.run_folder) for cell in packed.running)
-
-        for outcome in packed.run(self.plans(cluster), tick):
-            view.ended(outcome.plan.cell.label, outcome.reason, outcome.seconds, outcome.reused)
-            yield outcome
-
-
-def _on(cluster: Cluster) -> Callable[[str], str]:
-    """Device names where the GPUs are the cluster's."""
-
-    def resolve(device: str) -> str:
-        if device == "auto":
-            return "cuda" if cluster.gpus else "cpu"
-        if device != "cpu" and not device.startswith("cuda"):
-            raise UserError(f"Device {device!r} is not one of auto, cpu, cuda.")
-        if device != "cpu" and not cluster.gpus:
-            raise UserError(f"Device {device!r} is not there: the cluster at {cluster.address} has no GPU.")
-        return device.partition(":")[0]
-
-    return resolve
+    def _announcement(self, plan: Plan) -> dict[str, object]:
+        return {
+            "folder": str(plan.run_folder.relative_to(self.out)),
+            "label": plan.cell.label,
+            "run_key": plan.run_key,
+            "fit_key": plan.fit_key,
+            "identity": plan.identity,
+        }

@@ -9,7 +9,6 @@ from adbench.context import Progress
 from adbench.evaluation.pictures import illustrate
 from adbench.executors.base import Options, Outcome
 from adbench.runner.plan import Plan
-from adbench.runner.run_cell import run_cell
 from adbench.utils import distributed
 
 
@@ -25,28 +24,20 @@ def serial(
     Args:
         plans: from :func:`adbench.runner.plan.plan`.
         progress: receives progress.
-        options: how; None: as by default.
+        options: how; None: the defaults.
         before: called with the plan of each cell that really runs.
     """
     options = options or Options()
     for plan in plans:
         begin = time.perf_counter()
         try:
-            if not options.force and plan.done(save_maps=options.save_maps):
+            if options.done(plan):
                 plan.trace()
                 illustrate(plan.run_folder, progress)
                 yield Outcome(plan, reused=True)
                 continue
             before(plan)
-            run_cell(
-                plan,
-                progress,
-                force=True,
-                checkpoint_seconds=options.checkpoint_seconds,
-                save_maps=options.save_maps,
-                tensorboard=options.tensorboard,
-            )
-            illustrate(plan.run_folder, progress)
+            options.run(plan, progress)
         except Exception as error:  # reported by the caller, and in failure.json with its traceback
             if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all

@@ -1,42 +1,37 @@
-"""What an output folder holds: runs that are complete, at work, waiting, failed, or left behind by a process that died.
+"""What an output folder holds: runs that are complete, running, waiting, failed, interrupted, or lost with their process.
 
-A grid at work keeps a list of its unfinished cells in ``OUT/.plans``, so that others can see what is still to come; it goes
-when the grid has come to its end.
+A grid keeps a list of its unfinished cells in ``OUT/.plans`` while it runs, so that others can see what is still to come.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+from uuid import uuid4
 
 from adbench.errors import UserError
 from adbench.results import rundir, status
 from adbench.results.record import RECORD
-from adbench.utils import locks
-from adbench.utils.files import replacing
-
-if TYPE_CHECKING:
-    from adbench.runner.plan import Plan
+from adbench.utils.locks import acquire, is_locked
 
 PLANS = ".plans"
-# In the order in which they are shown.
-STATES = ("running", "waiting", "complete", "failed", "interrupted", "lost")
+_CELLS = "cells.jsonl"  # in a folder below PLANS whose lock the process of the grid holds
+STATES = ("running", "waiting", "complete", "failed", "interrupted", "lost")  # in the order in which they are shown
 
 
 @dataclass(frozen=True)
-class Seen:
-    """One run.
+class RunState:
+    """One run and how far it is.
 
     Attributes:
         folder: of the run; one that waits may have none yet.
-        label: what it is.
-        state: one of :data:`STATES`; "lost" means that its process is gone: killed, or with its machine.
+        label: method, dataset, seed and so on, in words.
+        state: one of :data:`STATES`; "lost" means that its process was killed, or its machine failed.
         detail: of ``status.json`` (what it is doing) or ``failure.json`` (why it failed); empty otherwise.
     """
 
@@ -47,7 +42,7 @@ class Seen:
 
 
 def state(folder: Path) -> tuple[str, dict[str, Any]]:
-    """State and detail of the run in ``folder``; "waiting" when there is nothing in it."""
+    """State and detail of the run in ``folder``, as in :class:`RunState`; "waiting" when there is nothing in it."""
     doing = status.read(folder)
     if doing is not None:
         return doing["state"], doing
@@ -61,7 +56,7 @@ def state(folder: Path) -> tuple[str, dict[str, Any]]:
         return "failed", {"message": f"{folder / rundir.FAILURE} is damaged"}
 
 
-def runs(out: Path) -> Iterator[Seen]:
+def runs(out: Path) -> Iterator[RunState]:
     """Every run below ``out``, in path order; those that wait come last.
 
     Raises:
@@ -75,64 +70,50 @@ def runs(out: Path) -> Iterator[Seen]:
     ):
         found, detail = state(folder)
         if found != "waiting":
-            yield Seen(folder, str(detail.get("label") or folder.relative_to(out)), found, detail)
+            yield RunState(folder, str(detail.get("label") or folder.relative_to(out)), found, detail)
     seen: set[str] = set()
-    for plan in _plans(out):
-        folder = out / plan["folder"]
-        if plan["folder"] not in seen and state(folder)[0] == "waiting":
-            seen.add(plan["folder"])
-            yield Seen(folder, plan["label"], "waiting" if plan["alive"] else "interrupted")
+    for alive, cell in _announced_cells(out):
+        folder = out / cell["folder"]
+        if cell["folder"] not in seen and state(folder)[0] == "waiting":
+            seen.add(cell["folder"])
+            yield RunState(folder, cell["label"], "waiting" if alive else "interrupted")
 
 
-def _plans(out: Path) -> Iterator[dict[str, Any]]:
-    """The unfinished cells of every grid, each with whether somebody is at that grid."""
-    for path in sorted((out / PLANS).glob("*.jsonl")):
+def _announced_cells(out: Path) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """The unfinished cells of every grid with whether that grid still runs; grids that run come first."""
+    grids = [(is_locked(path.parent), path) for path in (out / PLANS).glob(f"*/{_CELLS}")]
+    for alive, path in sorted(grids, key=lambda grid: (not grid[0], grid[1])):
         try:
             with open(path, encoding="utf-8") as file:
-                alive = not locks.gone(json.loads(file.readline()), path.stat().st_mtime)
                 for line in file:
-                    yield {**json.loads(line), "alive": alive}
-        except (OSError, ValueError, KeyError):
-            continue  # being replaced, or gone by now
+                    yield alive, json.loads(line)
+        except (OSError, ValueError):
+            continue  # half written, or gone by now
 
 
 def identity(run: Path, out: Path) -> dict[str, Any] | None:
-    """Key and identity of the run in folder ``run``, or of one that waits to be made there."""
+    """Key and identity of the run in folder ``run``, or of one that waits to be made there; None when there is none."""
     found = rundir.read_identity(run)
-    if found is None:
-        wanted = run.name
-        found = next((plan for plan in _plans(out) if Path(plan["folder"]).name == wanted), None)
-    return found
+    if found is not None:
+        return found
+    return next((cell for _, cell in _announced_cells(out) if Path(cell["folder"]).name == run.name), None)
 
 
 @contextmanager
-def announced(out: Path, plans: Iterable[Plan], *, force: bool = False) -> Iterator[None]:
-    """While the block runs, ``adbench status`` knows of the cells that are to come; interrupted, it still does.
+def announced(out: Path, name: str, cells: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """While the block runs, ``adbench status`` lists ``cells`` as waiting; when an error ends it, as interrupted.
 
     Args:
         out: folder of runs.
-        plans: the whole grid, looked at once; the same grid later replaces its list.
-        force: complete cells are to come too.
+        name: of the grid, the same each time that it is started: a list that it left when interrupted is replaced.
+        cells: that are not complete, each with "folder" (relative to ``out``), "label", "run_key", "fit_key", "identity".
     """
-    out = Path(out)
-    name = hashlib.sha256()
-    whose = locks.me()
-    path = out / PLANS / f"{whose['pid']}.jsonl"
-    with replacing(path, durable=False) as temporary, open(temporary, "w", encoding="utf-8") as file:
-        file.write(json.dumps(whose) + "\n")
-        for plan in plans:
-            name.update(plan.run_key.encode())
-            if plan.done() and not force:
-                continue
-            content = {
-                "folder": str(plan.run_folder.relative_to(out)),
-                "label": plan.cell.label,
-                "run_key": plan.run_key,
-                "fit_key": plan.fit_key,
-                "identity": plan.identity,
-            }
-            file.write(json.dumps(content) + "\n")
-    path = path.replace(path.with_name(f"{name.hexdigest()[:16]}.jsonl"))
-    with locks.beating(lambda: os.utime(path)):
+    plans = Path(out) / PLANS
+    for earlier in plans.glob(f"{name}-*"):
+        if not is_locked(earlier):
+            shutil.rmtree(earlier, ignore_errors=True)
+    folder = plans / f"{name}-{uuid4().hex[:8]}"
+    with acquire(folder):
+        (folder / _CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
         yield
-    path.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

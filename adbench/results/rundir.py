@@ -6,7 +6,7 @@
         record.json      put there last: the run is complete when it is there and its key matches
         .new/            what an attempt in progress has made; replaces the files above when it is complete
         failure.json     the last failed attempt, with its traceback; removed by a success
-        identity.json  status.json  .lease    of a run that is not complete: what it will be, what it is doing, and by whom
+        identity.json  status.json  .lock     of a run that is not complete: what it will be, what it is doing, who does it
         config.yaml  splits.json  histograms.npz  val_histograms.npz  spatial.json
         samples.npz      slices to be drawn; removed when the pictures are there
         samples.png  pr.png  roc.png  dice.png  lesion_recall.png  froc.png    drawn after the record

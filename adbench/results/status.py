@@ -1,10 +1,12 @@
-"""What a run is doing, in a small file beside its record: written as it goes, read by whoever asks, from any machine."""
+"""What a run is doing, in a small file beside its record: written while it runs, read from any process or machine."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,24 +14,20 @@ from pathlib import Path
 from typing import Any
 
 from adbench.context import Progress
-from adbench.utils import locks
 from adbench.utils.files import replacing
+from adbench.utils.locks import is_locked
 
 STATUS = "status.json"
 _EVERY = 1.0  # seconds between two looks whether there is something new to write
 
 
-class Reported(Progress):
-    """Passes progress on and remembers the latest, for the file.
+class _Reported(Progress):
+    """Passes progress on and keeps the latest for the file."""
 
-    Args:
-        to: receives the progress too.
-        facts: what does not change: label, share of the GPU, ...
-    """
-
-    def __init__(self, to: Progress, **facts: Any) -> None:
+    def __init__(self, path: Path, to: Progress, facts: dict[str, Any]) -> None:
+        self._path = path
         self._to = to
-        self._facts = {**facts, **locks.me(), "started": time.time()}
+        self._facts = {**facts, "host": socket.gethostname(), "pid": os.getpid(), "started": time.time()}
         self._now: dict[str, Any] = {
             "phase": "start",
             "done": 0,
@@ -45,16 +43,18 @@ class Reported(Progress):
         self._now = {"phase": phase, "done": done, "total": total, "figures": plain, "phase_started": begun}
         self._to.update(phase, done, total, **figures)
 
-    def write(self, path: Path, state: str = "running") -> None:
-        """Bring the file up to date; a sign of life even when nothing changed."""
+    def write(self, state: str = "running") -> None:
+        """Bring the file up to date."""
         content = {"state": state, **self._facts, **self._now}
-        if content == self._written:
-            with suppress(FileNotFoundError):
-                os.utime(path)
-            return
-        self._written = content
-        with replacing(path, durable=False) as temporary:
-            temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        if content != self._written:
+            self._written = content
+            _write(self._path, content)
+
+    def write_until(self, over: threading.Event) -> None:
+        """Keep the file up to date; a full or unreachable disk does not stop the run."""
+        while not over.wait(_EVERY):
+            with suppress(OSError):
+                self.write()
 
 
 def _plain(value: Any) -> float | str:
@@ -62,51 +62,61 @@ def _plain(value: Any) -> float | str:
     return value if isinstance(value, float) and math.isfinite(value) else str(value)
 
 
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path, durable=False) as temporary:
+        temporary.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
 @contextmanager
 def reported(folder: Path, progress: Progress, **facts: Any) -> Iterator[Progress]:
-    """While the block runs, ``folder`` says so; afterwards the file is gone, or says that the run was interrupted.
+    """Keep a status file in ``folder`` while the block runs; afterwards it is gone, or says "interrupted".
 
     Args:
-        folder: of the run.
+        folder: of the run; the caller holds its lock, which tells others that the run is alive.
         progress: receives the progress too.
-        **facts: stored beside it.
+        **facts: stored in the file: label, share of the GPU, ...
 
     Yields:
         The progress to report to.
     """
-    path = folder / STATUS
-    report = Reported(progress, **facts)
-    report.write(path)
+    report = _Reported(folder / STATUS, progress, facts)
+    report.write()
+    over = threading.Event()
+    thread = threading.Thread(target=report.write_until, args=(over,), daemon=True, name="adbench-status")
+    thread.start()
+    interrupted = False
     try:
-        with locks.beating(lambda: report.write(path), every=_EVERY):
-            yield report
+        yield report
     except (KeyboardInterrupt, SystemExit):
-        report.write(path, "interrupted")
+        interrupted = True
         raise
-    except BaseException:
-        path.unlink(missing_ok=True)
-        raise
-    path.unlink(missing_ok=True)
+    finally:
+        over.set()
+        thread.join()
+        if interrupted:
+            report.write("interrupted")
+        else:
+            (folder / STATUS).unlink(missing_ok=True)
 
 
 def interrupt(folder: Path) -> None:
-    """Say that the run in ``folder`` was interrupted by the user, on behalf of its process, which had no time to."""
+    """Mark the run in ``folder`` as interrupted by the user, for a process that was ended before it could do so."""
     doing = read(folder)
     if doing is not None:
-        with replacing(Path(folder) / STATUS, durable=False) as temporary:
-            temporary.write_text(json.dumps({**doing, "state": "interrupted"}, indent=1) + "\n", encoding="utf-8")
+        _write(Path(folder) / STATUS, {**doing, "state": "interrupted"})
 
 
 def read(folder: Path) -> dict[str, Any] | None:
-    """What the run in ``folder`` is doing; None when it does not say.
+    """The status of the run in ``folder``; None when there is none.
 
-    ``state`` is "running", "interrupted" (by the user), or "lost" (its process is gone: killed, or its machine is).
+    ``state`` is "running", "interrupted" (by the user), or "lost" (no process holds the lock of the folder: it was killed).
     """
-    path = Path(folder) / STATUS
     try:
+        path = Path(folder) / STATUS
         content = dict(json.loads(path.read_text(encoding="utf-8")))
-        touched = path.stat().st_mtime
-        if content["state"] == "running" and locks.gone(content, touched):
+        if content["state"] == "running" and not is_locked(folder):
+            if not path.exists():  # it came to its end between the two looks
+                return None
             content["state"] = "lost"
         float(content["started"]), str(content["phase"]), int(content["done"]), int(content["total"])
         return content

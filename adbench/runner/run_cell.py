@@ -28,7 +28,7 @@ from adbench.runner.samples import Samples
 from adbench.utils import distributed, threads
 from adbench.utils.files import write_json, write_text
 from adbench.utils.hashing import digest_file
-from adbench.utils.locks import held
+from adbench.utils.locks import acquire
 from adbench.utils.timing import Clock
 
 log = logging.getLogger("adbench")
@@ -76,10 +76,9 @@ def run_cell(
     with threads.limited(threads.count(plan.resources.cpus)):
         if distributed.rank() > 0:
             return _assist(plan, ctx)
-        with held(plan.run_folder, _waits(ctx.progress)) as waited:
-            promoted = (
-                rundir.promote(plan.run_folder) and not force
-            )  # made by a process that was killed at the very end
+        with acquire(plan.run_folder, _waits(ctx.progress)) as waited:
+            # A process that was killed at the very end has made it.
+            promoted = rundir.promote(plan.run_folder) and not force
             there = (waited or promoted) and distributed.world() == 1 and plan.done(save_maps=save_maps)
             if there and (done := plan.record()) is not None:
                 return done  # the process that had the folder has made it
@@ -146,7 +145,7 @@ def _assist(plan: Plan, ctx: Context) -> Record:
 def _fit(plan: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
     cell, data = plan.cell, plan.data
     alone = distributed.rank() > 0 or fitted(plan.fit_folder, plan.fit_key) is not None
-    with nullcontext() if alone else held(plan.fit_folder, _waits(ctx.progress)):
+    with nullcontext() if alone else acquire(plan.fit_folder, _waits(ctx.progress)):
         if not alone:
             provenance.sign(plan.fit_folder, ctx.device, source_files("methods", cell.method))
         return fit_method(cell.method_class, cell.params, data.train, data.val, plan.fit_folder, plan.fit_key, ctx)

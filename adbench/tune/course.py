@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.context import Progress
-from adbench.executors.gpu_sharing import Share
+from adbench.executors.gpu_sharing import ResourceRequest
 from adbench.results import rundir
 from adbench.tune.halving import falls_short
 from adbench.tune.table import FULL, Table, Trial, defaults, propose
@@ -28,7 +28,7 @@ class Course:
         task: Task,
         table: Table,
         trials: int,
-        portion: Share,
+        portion: ResourceRequest,
         progress: Progress,
         say: Callable[[str], None],
     ) -> None:

@@ -11,20 +11,19 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from adbench.config import registry
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.executors.gpu_sharing import Share, share
-from adbench.executors.job import mark
-from adbench.executors.node import gpu_memory_gb, look
+from adbench.executors.gpu_sharing import ResourceRequest, request
+from adbench.executors.nodes import check_nodes
+from adbench.params import build
 from adbench.tune.course import Course
 from adbench.tune.table import Table
 from adbench.tune.task import Options, Task
 from adbench.utils import threads
-from adbench.utils.cluster import Cluster, Node, connect
+from adbench.utils.cluster import Cluster, connect
 
 
 def _environment() -> None:
@@ -38,28 +37,7 @@ def _environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _survey(cluster: Cluster, folder: Path) -> float:
-    """Memory of the smallest GPU in GiB, 0 without one.
-
-    Raises:
-        UserError: a node that does not see ``folder`` or may not write there.
-    """
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    def ask(node: Node, question: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> Any:
-        there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-        remote: Any = ray.remote(question)
-        return remote.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=there).remote(*arguments)
-
-    sign = mark(folder)
-    problems = ray.get([ask(node, look, str(folder), sign) for node in cluster.nodes])
-    if any(problems):
-        raise UserError(next(filter(None, problems)))
-    return min(ray.get([ask(node, gpu_memory_gb, gpus=0.001) for node in cluster.nodes if node.gpus]), default=0.0)
-
-
-def _slots(portion: Share, cluster: Cluster) -> int:
+def _slots(portion: ResourceRequest, cluster: Cluster) -> int:
     """How many trials fit at a time."""
     pairs = [((node.cpus, portion.cpus), (node.gpus, portion.gpus)) for node in cluster.nodes]
     return max(1, sum(int(min(have / share for have, share in pair if share)) for pair in pairs))
@@ -90,8 +68,8 @@ def drive(
         from adbench.tune.worker import trial as work
 
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
-        memory = _survey(cluster, folder)
-        portion = share(
+        _, memory = check_nodes(cluster, folder)
+        portion = request(
             wants,
             task.cell.device,
             gpu_memory_gb=memory,

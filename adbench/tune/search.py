@@ -29,7 +29,7 @@ from adbench.tune.task import TASK, Options, Task, difference
 from adbench.tune.worker import fit_folder
 from adbench.utils.files import write_text
 from adbench.utils.hashing import digest
-from adbench.utils.locks import LEASE, held
+from adbench.utils.locks import LOCK, acquire
 
 BEST = "best.yaml"
 
@@ -88,7 +88,7 @@ def search(
     task, data = _define(config, options, progress)
     folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
     _begin(folder, task, options)
-    with held(folder, partial(_running, folder.name)):
+    with acquire(folder, partial(_running, folder.name)):
         task.write(folder)
         table = Table.read(folder, task.mode)
         try:
@@ -241,5 +241,5 @@ def _hand_over(home: Path, cell: Cell, data: Data, out: Path) -> None:
         return
     copy = target.with_name(f".{target.name}.partial")
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LEASE))
+    shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK))
     copy.rename(target)

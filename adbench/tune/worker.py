@@ -24,7 +24,7 @@ from adbench.tune.table import FULL
 from adbench.tune.task import Task
 from adbench.utils import seeds, threads
 from adbench.utils.hashing import digest
-from adbench.utils.locks import held
+from adbench.utils.locks import acquire
 
 Report = Callable[[dict[str, Any]], object]
 
@@ -61,7 +61,7 @@ def run(folder: Path, number: int, params: dict[str, Any], reported: list[float]
     home = fit_folder(folder, number)
     home.mkdir(parents=True, exist_ok=True)
     try:
-        with held(home):  # a killed search's worker may take a moment to die
+        with acquire(home):  # a killed search's worker may take a moment to die
             _fit_and_measure(Task.read(folder), home, params, reported, tell)
     except Exception as error:  # of any kind: a method may be a stranger's
         rundir.write_failure(home, error, "trial")

@@ -1,4 +1,4 @@
-"""Ray, started here and reachable from here alone, or joined where it runs already."""
+"""Ray, started here and reachable from this machine alone, or joined where it runs already."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from adbench.errors import UserError
@@ -26,13 +25,11 @@ class Node:
 
     Attributes:
         id: Ray's.
-        host: its address within the cluster.
         cpus: cores that Ray may use.
         gpus: GPUs that Ray may use.
     """
 
     id: str
-    host: str
     cpus: float
     gpus: float
 
@@ -54,16 +51,8 @@ class Cluster:
         """The machines that are alive now."""
         import ray
 
-        return [
-            Node(
-                node["NodeID"],
-                node["NodeManagerAddress"],
-                node["Resources"].get("CPU", 0.0),
-                node["Resources"].get("GPU", 0.0),
-            )
-            for node in ray.nodes()
-            if node["Alive"]
-        ]
+        alive = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+        return [Node(n["NodeID"], n["Resources"].get("CPU", 0.0), n["Resources"].get("GPU", 0.0)) for n in alive]
 
     @property
     def cpus(self) -> float:
@@ -76,7 +65,7 @@ class Cluster:
         return sum(node.gpus for node in self.nodes)
 
     def require(self, cpus: float, gpus: float) -> None:
-        """Refuse what no node can ever give.
+        """Refuse a run that no node can ever take.
 
         Args:
             cpus: cores of one run.
@@ -103,8 +92,8 @@ def connect(
 ) -> Iterator[Cluster]:
     """Ray for the time of a ``with``: the cluster at ``address`` or ``RAY_ADDRESS``, else one on this machine.
 
-    A local Ray listens on loopback only, has no dashboard, reports nothing to anybody, and leaves Ray's token
-    authentication on. A connection that is open already (a notebook's) is used and left open.
+    A local Ray listens on loopback only, has no dashboard, sends no usage statistics, and leaves Ray's token authentication
+    on. A connection that is open already (a notebook's) is used and left open.
 
     Args:
         address: "host:port", "ray://host:port", "auto" (the cluster that this machine belongs to), or "local" for a Ray
@@ -118,13 +107,17 @@ def connect(
     """
     address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
     local = address == "local"
-    ray = _import(address)
+    _prepare_environment(address)
+    try:
+        import ray
+    except ImportError:
+        raise UserError(f"Ray is not installed for {sys.executable}: pip install 'ray[tune]'.") from None
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, local=False)
         return
     arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, **options}
     if local:
-        if _listens_everywhere(ray):
+        if ray._private.ray_constants.ENABLE_RAY_CLUSTER:
             raise UserError(
                 "Ray was imported with RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER on, so it would listen on every network interface: "
                 "set it to 0 before Ray is imported, or call ray.init() yourself."
@@ -136,38 +129,34 @@ def connect(
             "object_store_memory": _OBJECT_STORE,
         }
     else:
-        _must_answer(address)
+        _check_answers(address)
     try:
-        context = ray.init(address=address, **arguments)
+        context: Any = ray.init(address=address, **arguments)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         ray.shutdown()
-        raise UserError(_why(address, local, error)) from error
+        raise UserError(_refusal(address, error)) from error
     try:
         yield Cluster(context.address_info.get("gcs_address") or address, local)
     finally:
         ray.shutdown()
 
 
-def _import(address: str) -> ModuleType:
-    """Ray, imported with the environment that ``address`` needs (some of it is read on import only)."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_task_oom_retries", "2")  # Ray's own default is for ever
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    if address in ("local", "auto") or _loopback(_host_and_port(address)[0]):
+def _prepare_environment(address: str) -> None:
+    """Set what Ray reads from the environment, some of it on import only; what the user has set stays."""
+    wanted = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_task_oom_retries": "2",  # Ray's own default is for ever
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    host = "localhost" if address in ("local", "auto") else _host_and_port(address)[0]
+    if host in ("localhost", "::1") or host.startswith("127."):
         # Ray then takes 127.0.0.1 for what it is, instead of this machine's address in its network.
-        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        wanted["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     if address != "local" and (Path.home() / ".ray" / "auth_token").exists():
         # Ray itself does so for clusters of its own and for "auto"; a cluster without authentication takes no notice.
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-    try:
-        import ray
-    except ImportError:
-        raise UserError(f"Ray is not installed for {sys.executable}: pip install 'ray[tune]'.") from None
-    return ray
-
-
-def _listens_everywhere(ray: ModuleType) -> bool:
-    return bool(ray._private.ray_constants.ENABLE_RAY_CLUSTER)
+        wanted["RAY_AUTH_MODE"] = "token"
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:
@@ -184,16 +173,8 @@ def _host_and_port(address: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
-def _must_answer(address: str) -> None:
-    """Ray itself would try for two minutes.
-
-    Raises:
-        UserError: nobody listens at ``address``.
-    """
+def _check_answers(address: str) -> None:
+    """Refuse an address where nobody listens; Ray itself would try for two minutes."""
     if address == "auto":
         return
     try:
@@ -205,12 +186,12 @@ def _must_answer(address: str) -> None:
         ) from None
 
 
-def _why(address: str, local: bool, error: BaseException) -> str:
-    text = " ".join(str(error).split())
-    cause = " ".join(str(error.__cause__ or "").split())
+def _refusal(address: str, error: BaseException) -> str:
+    """A sentence on why ``ray.init`` failed."""
+    text, cause = (" ".join(str(part or "").split()) for part in (error, error.__cause__))
     if "ersion mismatch" in text + cause:
         return f"The Ray cluster at {address} runs other versions than this environment: {text or cause}"
-    if local:
+    if address == "local":
         return f"Ray cannot be started on this machine: {text}"
     if address == "auto":
         return f"There is no Ray cluster on this machine to join ({text}): start one with `ray start`, or leave --address out."

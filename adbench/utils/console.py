@@ -1,4 +1,4 @@
-"""What a person sees: progress bars, tables, messages. Tables and JSON go to standard output, all else to standard error."""
+"""The terminal: progress bars, tables, messages. Tables and JSON go to standard output, all else to standard error."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from adbench.context import Progress
 
 
 class Terminal(Console):
-    """A console on which no text can act: names in files of strangers may hold escape sequences."""
+    """A console that prints escape sequences instead of obeying them: names in downloaded files may hold some."""
 
     def render_str(self, text: str, **style: Any) -> Text:
-        """``text`` with its control characters, and those that turn the direction of reading, spelled out."""
+        """``text`` with control characters, and those that change the direction of reading, spelled out."""
         shown = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
         return super().render_str(shown, **style)
 
@@ -51,7 +51,7 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
 
 
 def print_json(value: Any) -> None:
-    """Print ``value`` as JSON and nothing else."""
+    """Print ``value`` as JSON; NaN is refused."""
     sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
@@ -61,19 +61,20 @@ def say(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One clear sentence about what went wrong, on standard error."""
+    """Print an error, one clear sentence, on standard error."""
     err.print(f"[bold red]adbench:[/] {escape(text)}", soft_wrap=True)
 
 
 def figures_text(figures: dict[str, Any]) -> str:
-    parts = []
-    for name, value in figures.items():
-        parts.append(f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}")
-    return "  ".join(parts)
+    """Like "loss 0.1234  best 3"."""
+    return "  ".join(f"{n} {v:.4g}" if isinstance(v, float) else f"{n} {v}" for n, v in figures.items())
 
 
 class LiveProgress(Progress):
-    """Bars with loss and time left on a terminal; elsewhere a plain line now and then."""
+    """Progress bars with loss and time left on a terminal; elsewhere a plain line every ten seconds.
+
+    Of phases without a total only those that wait for somebody else are shown, once.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self._quiet = quiet
@@ -118,7 +119,12 @@ class LiveProgress(Progress):
         self._begun.clear()
 
     def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
-        if self._quiet or not total:
+        if self._quiet:
+            return
+        if not total:
+            if phase.startswith("wait") and phase not in self._said:
+                say(f"  {phase}")
+                self._said[phase] = time.monotonic()
             return
         if self._bars is not None:
             if phase not in self._tasks:

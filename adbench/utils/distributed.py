@@ -1,7 +1,7 @@
-"""The processes of one distributed launch (``accelerate launch``, ``torchrun``): who this one is, and meeting the others.
+"""The processes of one distributed launch (``accelerate launch``, ``torchrun``): which one this is, and waiting for the others.
 
-Launched plainly there is one process, rank 0 of 1, and nothing here does anything. The launcher says who is who in the
-environment, so asking imports no torch.
+Without a launcher there is one process, rank 0 of 1, and nothing here does anything. The launcher sets rank and size in the
+environment, so asking for them imports no torch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,10 @@ def rank() -> int:
 
 
 def join(device: str) -> None:
-    """Connect to the other processes, each on a device of its own; at once when there are none.
+    """Connect to the other processes, each with a device of its own; does nothing in a single process.
+
+    Args:
+        device: "cpu", or "cuda" for one GPU a process.
 
     Raises:
         UserError: ``device`` names one GPU, which the processes would have to share.
@@ -46,7 +49,7 @@ def join(device: str) -> None:
 
 
 def wait() -> None:
-    """Return when every process has come here."""
+    """Return when every process has called this."""
     if world() > 1:
         import torch
 
@@ -55,7 +58,7 @@ def wait() -> None:
 
 @contextmanager
 def first() -> Iterator[None]:
-    """Rank 0 runs the block before the others do; they then find what it left on disk."""
+    """Rank 0 runs the block before the others do; they then find its files on disk."""
     if rank() > 0:
         wait()
     try:

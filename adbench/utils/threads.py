@@ -1,9 +1,9 @@
 """How many CPU threads the numeric libraries compute with: what the user or the method says, never what the machine has.
 
-Several threads add in another order than one, so a training on a CPU ends elsewhere in its last digits with another number
-of them. A run therefore has the same number under every executor and on every machine: ``OMP_NUM_THREADS`` where the user
-has set it, else as many as its method asks for (:class:`adbench.methods.base.Resources`). Records hold the number. Like
-the device it is no part of a key: the run is the same experiment, computed elsewhere.
+Several threads add in another order than one does, so with another number of threads a training on a CPU differs in its last
+digits. A run therefore has the same number under every executor and on every machine: ``OMP_NUM_THREADS`` where the user has
+set it, else as many as its method asks for (:class:`adbench.methods.base.Resources`). Records hold the number. Like the
+device it is no part of a key: the run is the same experiment, computed elsewhere.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def count(cpus: float) -> int:
     if not said:
         return default(cpus)
     if not said.isdecimal() or int(said) == 0:
-        raise UserError(f"{VARIABLE}={said} is no number of threads: unset it, or set it to 1, 2, ...")
+        raise UserError(f"{VARIABLE}={said} is not a number of threads: unset it, or set it to 1, 2, ...")
     return int(said)
 
 
@@ -47,7 +47,7 @@ def limited(number: int, *, load_torch: bool = True) -> Iterator[None]:
 
     Args:
         number: of threads.
-        load_torch: False leaves torch alone where nobody has imported it yet, which saves seconds.
+        load_torch: False leaves torch alone where it is not imported yet, which saves seconds.
     """
     from threadpoolctl import threadpool_limits
 

@@ -1,4 +1,4 @@
-"""Timing the phases of a run."""
+"""Time spent in the phases of a run."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
     folder = tmp_path_factory.mktemp("site")
     misfits.install(folder)
     path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
-    added = {"PYTHONPATH": path, "MISFITS_MENDED": str(folder / "mended"), "OMP_NUM_THREADS": "1"}
+    added = {"PYTHONPATH": path, "MISFITS_REPAIRED": str(folder / "repaired"), "OMP_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in added}
     os.environ.update(added)
     sys.path.insert(0, str(folder))
@@ -37,9 +37,9 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]
 
 
 @pytest.fixture
-def mended(plugin: dict[str, str]) -> Iterator[Path]:
-    """The file whose existence mends the methods; not there at first."""
-    path = Path(plugin["MISFITS_MENDED"])
+def repaired(plugin: dict[str, str]) -> Iterator[Path]:
+    """The file whose existence repairs the methods; not there at first."""
+    path = Path(plugin["MISFITS_REPAIRED"])
     yield path
     path.unlink(missing_ok=True)
 

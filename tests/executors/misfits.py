@@ -1,6 +1,6 @@
 """Methods that go wrong in every way, and one that works slowly: a plug-in for the tests of executors.
 
-They behave once the file that ``MISFITS_MENDED`` names exists, and keep a log of their steps beside their fit.
+They behave once the file that ``MISFITS_REPAIRED`` names exists, and keep a log of their steps beside their fit.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet, param
 
 
-def mended() -> bool:
-    return Path(os.environ["MISFITS_MENDED"]).exists()
+def repaired() -> bool:
+    return Path(os.environ["MISFITS_REPAIRED"]).exists()
 
 
 class Raising(Method):
@@ -24,7 +24,7 @@ class Raising(Method):
     name = "raising"
 
     def fit(self, train, val):
-        if not mended():
+        if not repaired():
             raise ValueError("no such luck")
         return FitReport()
 
@@ -38,7 +38,7 @@ class Killed(Raising):
     name = "killed"
 
     def fit(self, train, val):
-        if not mended():
+        if not repaired():
             os.kill(os.getpid(), signal.SIGKILL)
         return FitReport()
 
@@ -52,7 +52,7 @@ class Undefined(Raising):
         return FitReport()
 
     def score(self, batch):
-        return batch.image if mended() else batch.image * float("nan")
+        return batch.image if repaired() else batch.image * float("nan")
 
 
 class Hungry(Raising):

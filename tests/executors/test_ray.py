@@ -16,21 +16,26 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from adbench.errors import UserError
-from adbench.executors import serial
-from adbench.executors.job import check_mark, mark
-from adbench.executors.launch import Launch, Placement
-from adbench.executors.ray import Packed
+from adbench.executors import Options, serial
+from adbench.executors.gpu_sharing import ResourceRequest
+from adbench.executors.launch import Launch
+from adbench.executors.nodes import check_mark, mark
+from adbench.executors.ray import RayExecutor
+from adbench.methods.base import WEIGHTS
 from adbench.results import rundir, status
+from adbench.results.record import RECORD
 from adbench.runner.plan import Plan
+from adbench.utils import threads
 
 pytestmark = pytest.mark.timeout(600)
-SHORT = ("slow.steps=3", "slow.pause=0.01")
+FEW = ("ae.steps=6", "ae.batch=4", "ae.image_size=64")
 
 
-def packed(launch: Launch, cluster: Any, **more: Any) -> Packed:
-    return Packed(cluster, launch.out, launch.cache, launch.options, **more)
+def on_ray(launch: Launch, cluster: Any, **options: Any) -> RayExecutor:
+    return RayExecutor(cluster, launch.out, launch.cache, Options("ray", **options))
 
 
 def log(plan: Plan) -> list[tuple[int, int]]:
@@ -38,47 +43,88 @@ def log(plan: Plan) -> list[tuple[int, int]]:
     return [tuple(map(int, line.split())) for line in (plan.fit_folder / "log").read_text().splitlines()]  # type: ignore[misc]
 
 
-def test_the_numbers_of_the_serial_executor(cluster: Any, grid: Callable[..., Launch]) -> None:
-    here = grid("histeq,zscore,slow", *SHORT, out="serial")
-    there = grid("histeq,zscore,slow", *SHORT, out="ray")
-    expected = {outcome.plan.run_key: outcome.record for outcome in serial(here.plans())}
-    outcomes = list(packed(there, cluster).run(there.plans()))
-    assert [outcome.reason for outcome in outcomes] == [""] * 3
-    assert {outcome.plan.run_key for outcome in outcomes} == set(expected)
-    for outcome in outcomes:
-        made, same = outcome.record, expected[outcome.plan.run_key]
-        assert made is not None
-        assert same is not None
-        assert made.metrics == same.metrics
-        assert made.subjects == same.subjects
-        assert {name: made.files[name] for name in made.files if name.endswith((".npz", ".json"))} == {
-            name: same.files[name] for name in same.files if name.endswith((".npz", ".json"))
-        }
-    again = list(packed(there, cluster).run(there.plans()))
-    assert all(outcome.reused for outcome in again)
+def test_serial_and_ray_end_in_the_same_bits(
+    cluster: Any, grid: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(threads.VARIABLE)
+    before = torch.get_num_threads()
+    here, there = (grid("histeq,ae", *FEW, out=out) for out in ("serial", "ray"))
+    assert [outcome.reason for outcome in serial(here.plan())] == ["", ""]
+    assert torch.get_num_threads() == before
+    # Ray keeps fewer cores for a run than it has threads.
+    outcomes = list(on_ray(there, cluster, cpus=1).run(there.plan()))
+    assert [(outcome.reason, outcome.reused) for outcome in outcomes] == [("", False)] * 2
+    for plan, same in zip(here.plans, there.plans, strict=True):
+        record, elsewhere = plan.record(), same.record()
+        assert record is not None
+        assert elsewhere is not None
+        assert elsewhere.run_key == record.run_key
+        assert elsewhere.metrics == record.metrics
+        assert elsewhere.subjects == record.subjects
+        counted = [name for name in record.files if name.endswith((".npz", ".json"))]
+        assert [elsewhere.files[name] for name in counted] == [record.files[name] for name in counted]
+        for part in ("threads", "cpu", "gpu", "precision", "fit"):
+            assert elsewhere.provenance[part] == record.provenance[part]
+        assert not any("CPU thread" in note for note in record.notes)
+    assert all(outcome.reused for outcome in on_ray(there, cluster).run(there.plans))
+
+    ae, on_worker = here.plans[1], there.plans[1]
+    weights = (ae.fit_folder / WEIGHTS).read_bytes()
+    assert (on_worker.fit_folder / WEIGHTS).read_bytes() == weights
+    record = ae.record()
+    assert record is not None
+    assert record.provenance["threads"] == 2, "what ae asks for, however many cores there are"
+
+    monkeypatch.setenv(threads.VARIABLE, "1")
+    one = grid("ae", *FEW, out="one")
+    (outcome,) = serial(one.plan())
+    assert outcome.reason == ""
+    assert (outcome.plan.fit_folder / WEIGHTS).read_bytes() != weights, "or this test would see nothing"
+    told = outcome.record
+    assert told is not None
+    assert told.run_key == record.run_key
+    assert (told.provenance["threads"], told.provenance["precision"]) == (1, "float32")
+    assert told.provenance["fit"][0]["threads"] == 1
+    (note,) = [note for note in told.notes if "CPU thread" in note]
+    assert note.startswith("Computed with 1 CPU thread (OMP_NUM_THREADS) where ae asks for 2")
 
 
-def test_what_fails_is_told_and_tried_again_alone(cluster: Any, grid: Callable[..., Launch], mended: Path) -> None:
-    launch = grid("raising,histeq,killed,undefined,constant")
-    reasons = {o.plan.cell.method: o.reason for o in packed(launch, cluster).run(launch.plans())}
-    assert reasons["histeq"] == reasons["constant"] == ""
-    assert reasons["raising"] == "ValueError: no such luck"
-    assert "SIGKILL: the kernel does this when memory runs out), 3 times" in reasons["killed"]
-    assert "val00" in reasons["undefined"]
-    for plan in launch.plans():
-        if reasons[plan.cell.method]:
-            failure = json.loads((plan.run_folder / rundir.FAILURE).read_text())
-            assert failure["phase"] == {"undefined": "score", "raising": "fit", "killed": "start"}[plan.cell.method]
-            assert not (plan.run_folder / status.STATUS).exists()
-    mended.touch()
-    again = {o.plan.cell.method: o for o in packed(launch, cluster).run(launch.plans())}
-    assert {name for name, outcome in again.items() if outcome.reused} == {"histeq", "constant"}
-    assert [outcome.reason for outcome in again.values()] == [""] * 5
+def test_what_fails_is_told_and_tried_again_alone(
+    cluster: Any, cli: Callable[..., tuple[int, str, str]], slices: Path, tmp_path: Path, repaired: Path
+) -> None:
+    out = tmp_path / "runs"
+    command = ("run", "--method", "raising,histeq,killed,undefined,constant", "--dataset", "folder", "--device", "cpu")
+    command += ("--data-root", str(slices), "--out", str(out), "--executor", "ray")
+    code, shown, err = cli(*command)
+    assert code == 1
+    assert "constant [tiny]" in shown
+    failures = " ".join(shown.split("failed", 1)[1].split())
+    assert "ValueError: no such luck" in failures
+    assert "[4/5]" in err
+    assert "3 of 5 cells failed; the same command tries them again." in err
+    said = {"raising": "no such luck", "undefined": "val00"}
+    said["killed"] = "SIGKILL: the kernel does this when memory runs out), 3 times"
+    phases = {"undefined": "score", "raising": "fit", "killed": "start"}
+    for method, text in said.items():
+        (folder,) = out.glob(f"*/*/{method}-*")
+        failure = json.loads((folder / rundir.FAILURE).read_text())
+        assert failure["phase"] == phases[method]
+        assert text in failure["message"]
+        assert not (folder / status.STATUS).exists()
+    made = {path: path.stat().st_mtime_ns for path in out.rglob(RECORD)}
+    assert {path.parent.name.split("-")[0] for path in made} == {"histeq", "constant"}
+
+    repaired.touch()
+    code, shown, _ = cli(*command, "--json", "--quiet")
+    assert code == 0
+    assert json.loads(shown)["failures"] == []
+    assert len(json.loads(shown)["boards"][0]["rows"]) == 5
+    assert {path: path.stat().st_mtime_ns for path in made} == made, "what was complete was made again"
 
 
 def test_a_killed_process_starts_again_where_it_was(cluster: Any, grid: Callable[..., Launch]) -> None:
     launch = grid("slow", "slow.steps=25")
-    (plan,) = launch.plans()
+    (plan,) = launch.plan()
     victims: list[int] = []
 
     def kill() -> None:
@@ -87,7 +133,7 @@ def test_a_killed_process_starts_again_where_it_was(cluster: Any, grid: Callable
             victims.append(doing["pid"])
             os.kill(doing["pid"], signal.SIGKILL)
 
-    (outcome,) = packed(launch, cluster).run([plan], kill)
+    (outcome,) = on_ray(launch, cluster).run([plan], kill)
     assert outcome.reason == ""
     steps = log(plan)
     assert [number for _, number in steps] == list(range(1, 26))
@@ -102,11 +148,11 @@ def test_one_fit_for_several_test_sets_is_trained_once(
     for file in (other / "test").glob("test00*"):
         file.unlink()
     both = [
-        next(grid("slow", "slow.steps=5", data_root=str(root), train_on="folder", train_root=str(slices)).plans())
+        grid("slow", "slow.steps=5", data_root=str(root), train_on="folder", train_root=str(slices)).plan()[0]
         for root in (slices, other)
     ]
     assert both[0].fit_key == both[1].fit_key
-    executor = Packed(cluster, both[0].run_folder.parents[2], tmp_path / "cache")
+    executor = RayExecutor(cluster, both[0].run_folder.parents[2], tmp_path / "cache")
     assert [outcome.reason for outcome in executor.run(both)] == ["", ""]
     assert len(log(both[0])) == 5
     assert len({process for process, _ in log(both[0])}) == 1
@@ -116,22 +162,22 @@ def test_out_of_memory_gets_a_whole_gpu_once(
     cluster: Any, grid: Callable[..., Launch], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     launch = grid("hungry")
-    executor = packed(launch, cluster, gpus=0.25)
+    executor = on_ray(launch, cluster, gpus=0.25)
     shares = []
-    submit = Packed._submit
+    submit = RayExecutor._submit
 
-    def note(self: Packed, plan: Plan, whole: bool = False) -> None:
-        submit(self, plan, whole)
-        shares.append(self.running[-1].share.gpus)
+    def note(self: RayExecutor, plan: Plan, wanted: ResourceRequest) -> None:
+        submit(self, plan, wanted)
+        shares.append(wanted.gpus)
 
-    monkeypatch.setattr(Packed, "_submit", note)
-    (outcome,) = executor.run(launch.plans())
+    monkeypatch.setattr(RayExecutor, "_submit", note)
+    (outcome,) = executor.run(launch.plan())
     assert outcome.reason == ""
     assert shares == [0.25, 1.0]
 
     shares.clear()
     again = grid("hungry", seed=1)
-    (outcome,) = packed(again, cluster, gpus=1.0).run(again.plans())
+    (outcome,) = on_ray(again, cluster, gpus=1.0).run(again.plan())
     assert "OutOfMemoryError" in outcome.reason  # it had a whole one already
     assert shares == [1.0]
 
@@ -139,9 +185,9 @@ def test_out_of_memory_gets_a_whole_gpu_once(
 def test_asking_for_more_than_there_is(cluster: Any, grid: Callable[..., Launch]) -> None:
     launch = grid("histeq")
     with pytest.raises(UserError, match=r"asks for 2 GPU and .* has 1: lower --gpus-per-run"):
-        list(packed(launch, cluster, gpus=2.0).run(launch.plans()))
+        list(on_ray(launch, cluster, gpus=2.0).run(launch.plan()))
     with pytest.raises(UserError, match=r"asks for 64 CPU cores and .* has 2: lower --cpus-per-run"):
-        list(packed(launch, cluster, cpus=64.0).run(launch.plans()))
+        list(on_ray(launch, cluster, cpus=64.0).run(launch.plan()))
 
 
 def test_a_node_must_see_the_same_folder(cluster: Any, grid: Callable[..., Launch], tmp_path: Path) -> None:
@@ -152,11 +198,11 @@ def test_a_node_must_see_the_same_folder(cluster: Any, grid: Callable[..., Launc
         with pytest.raises(UserError, match=r"does not see the folder .* every node mounts at the same path"):
             check_mark(str(elsewhere), mark(tmp_path))
     launch = grid("constant")
-    executor = packed(launch, cluster)
+    executor = on_ray(launch, cluster)
     executor._mark = "the mark of another folder"
-    (outcome,) = executor.run(launch.plans())
+    (outcome,) = executor.run(launch.plan())
     assert "does not see the folder" in outcome.reason
-    (plan,) = launch.plans()
+    (plan,) = launch.plan()
     assert json.loads((plan.run_folder / rundir.FAILURE).read_text())["phase"] == "plan"
 
 
@@ -224,6 +270,6 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(
 
 def test_flags_that_belong_together() -> None:
     with pytest.raises(UserError, match="--gpus-per-run is for --executor ray"):
-        Placement("serial", gpus=0.5)
+        Options("serial", gpus=0.5)
     with pytest.raises(UserError, match="Did you mean 'ray'"):
-        Placement("rey")
+        Options("rey")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+
+from adbench.executors.launch import Launch
+from adbench.utils.locks import acquire
 
 STEPS = 30
 
@@ -51,33 +54,20 @@ def test_two_commands_do_the_work_once(command: list[str], plugin: dict[str, str
     if not kill:
         assert json.loads(answers[0]) == json.loads(answers[1])
     assert len(list((tmp_path / "runs").rglob("record.json"))) == 1
-    assert not list((tmp_path / "runs").rglob(".lease"))
+    assert not list((tmp_path / "runs").rglob("status.json"))
 
 
-def test_the_end_of_a_grid_with_failures(
-    cluster: Any, cli: Callable[..., tuple[int, str, str]], slices: Path, tmp_path: Path, mended: Path
+def test_a_command_says_for_whom_it_waits(
+    grid: Callable[..., Launch], command: list[str], plugin: dict[str, str], tmp_path: Path
 ) -> None:
-    flags = (
-        "--dataset",
-        "folder",
-        "--data-root",
-        slices,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "runs",
-        "--executor",
-        "ray",
-    )
-    code, out, err = cli("run", "--method", "raising,constant,undefined", *flags)
-    assert code == 1
-    assert "constant [tiny]" in out
-    shown = " ".join(out.split("failed", 1)[1].split())
-    assert "ValueError: no such luck" in shown
-    assert "[2/3]" in err
-    assert "2 of 3 cells failed; the same command tries them again." in err
-    mended.touch()
-    code, out, _ = cli("run", "--method", "raising,constant,undefined", *flags, "--json", "--quiet")
-    assert code == 0
-    assert json.loads(out)["failures"] == []
-    assert len(json.loads(out)["boards"][0]["rows"]) == 3
+    (plan,) = grid("slow", f"slow.steps={STEPS}").plan()
+    with acquire(plan.run_folder):
+        waiting = subprocess.Popen(
+            command[:-1], env=plugin, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        assert waiting.stderr is not None
+        said = next((line for line in waiting.stderr if "wait for" in line), "")
+    assert f"wait for process {os.getpid()} on" in said
+    waiting.communicate()
+    assert waiting.returncode == 0
+    assert plan.record() is not None

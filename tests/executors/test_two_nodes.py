@@ -40,7 +40,7 @@ def test_every_cell_is_complete_once_and_has_the_serial_numbers(
         assert [int(number) for _, number in steps] == list(range(1, 41))  # each step made once, none twice
         assert len({process for process, _ in steps}) == (2 if cell["folder"] in told["killed"] else 1)
     here = grid(*wanted[:2], "slow.pause=0.1", seed=(0, 1, 2, 3), out="serial")
-    for outcome in serial(here.plans()):
+    for outcome in serial(here.plan()):
         assert outcome.record is not None
         assert outcome.record.metrics == records[outcome.plan.run_key].metrics
         assert outcome.record.subjects == records[outcome.plan.run_key].subjects

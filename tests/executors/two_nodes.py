@@ -21,9 +21,10 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "a" * 64)
 from ray.cluster_utils import Cluster
 
 from adbench.config.run_config import load
-from adbench.executors.launch import Launch, Placement
+from adbench.executors.base import Options
+from adbench.executors.launch import Launch
+from adbench.executors.ray import RayExecutor
 from adbench.results import status
-from adbench.utils.cluster import connect
 
 BUSY = 5  # steps that a cell has made before something is done to it
 
@@ -35,14 +36,14 @@ def main() -> None:
     )
     second = nodes.add_node(num_cpus=1, object_store_memory=80 << 20)
     raylet = second.all_processes["raylet"][0].process.pid
-    launch = Launch(load(Path(sys.argv[1]), {}, []), Placement("ray", nodes.address, cpus=1))
+    launch = Launch(load(Path(sys.argv[1]), {}, []), Options("ray", nodes.address, cpus=1))
     told: dict[str, object] = {"killed": []}
 
-    def disturb(running: list[tuple[str, Path]]) -> None:
+    def disturb(running: list[Path]) -> None:
         """Kill the process of a cell first; later the whole second node while it is at one."""
         done = told["killed"]
         assert isinstance(done, list)
-        for _, folder in running:
+        for folder in running:
             doing = status.read(folder)
             if len(done) == 2 or doing is None or doing["state"] != "running" or doing["done"] < BUSY:
                 continue
@@ -54,18 +55,13 @@ def main() -> None:
                 nodes.remove_node(second, allow_graceful=False)
                 done.append(str(folder))
 
-    with connect(nodes.address) as cluster:
+    with launch.connected():
+        cluster = launch.cluster
+        assert cluster is not None
         told["nodes"] = len(cluster.nodes)
-        from adbench.executors.ray import Packed
-
-        packed = Packed(cluster, launch.out, launch.cache, launch.options, cpus=1)
+        executor = RayExecutor(cluster, launch.out, launch.cache, launch.options)
         begin = time.monotonic()
-        outcomes = list(
-            packed.run(
-                launch.plans(cluster),
-                lambda: disturb([(cell.plan.cell.label, cell.plan.run_folder) for cell in packed.running]),
-            )
-        )
+        outcomes = list(executor.run(launch.plan(), lambda: disturb([plan.run_folder for plan in executor.running])))
         told["seconds"] = time.monotonic() - begin
         told["left"] = len(cluster.nodes)
         told["cells"] = [

@@ -24,18 +24,18 @@ FIT = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from adbench.utils import distributed as ranks
     from adbench.context import Context
     from adbench.methods.madad.method import MADAD
+    from adbench.utils import distributed
     from memory_sets import SMALL, make_set
 
-    ranks.join("cpu")
-    with ranks.first():
+    distributed.join("cpu")
+    with distributed.first():
         data = make_set(12), make_set(5, seed=1, name="v")
     values = {**SMALL, "dropout": 0.0, "batch": 5, "accumulate": 2}
     method = MADAD(MADAD.resolve("tiny", values), Context(workdir=Path(sys.argv[1]), checkpoint_seconds=0))
     report = method.fit(*data)
-    Path(f"{sys.argv[1]}/curves-{ranks.rank()}.json").write_text(json.dumps(report.curves))
+    Path(f"{sys.argv[1]}/curves-{distributed.rank()}.json").write_text(json.dumps(report.curves))
 """
 
 

@@ -12,7 +12,7 @@ import pytest
 from adbench.config import run_config
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.executors.gpu_sharing import Share
+from adbench.executors.gpu_sharing import ResourceRequest
 from adbench.tune import course as courses
 from adbench.tune import drive as driving
 from adbench.tune import worker
@@ -45,7 +45,7 @@ def in_this_process(
     folder: Path, task: Task, table: Table, options: Options, progress: Progress, say: Callable[[str], None]
 ) -> None:
     """What :func:`adbench.tune.drive.drive` does, one trial after the other."""
-    course = courses.Course(folder, task, table, options.trials, Share(1.0, 0.0), progress, say)
+    course = courses.Course(folder, task, table, options.trials, ResourceRequest(1.0, 0.0), progress, say)
     while (trial := course.next()) is not None:
 
         def report(result: dict[str, Any], number: int = trial.number) -> None:

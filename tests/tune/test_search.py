@@ -26,7 +26,7 @@ from adbench.tune.search import Result, seconds
 from adbench.tune.table import TRIALS, Table
 from adbench.tune.task import difference
 from adbench.tune.worker import fit_folder
-from adbench.utils.locks import held
+from adbench.utils.locks import acquire
 
 Settings = Callable[..., RunConfig]
 Tune = Callable[..., Result]
@@ -155,7 +155,7 @@ def test_another_search_under_the_same_name_is_refused(
 
 def test_only_one_process_works_on_a_search(settings: Settings, tune: Tune) -> None:
     result = tune(settings("histeq"), trials=1, name="one")
-    with held(result.folder), pytest.raises(UserError, match=r"one is running \(process \d+ on"):
+    with acquire(result.folder), pytest.raises(UserError, match=r"one is running \(process \d+ on"):
         tune(settings("histeq"), trials=2, name="one", resume=True)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adbench.errors import UserError
-from adbench.executors.gpu_sharing import CONTEXT_GB, MOST, Share, parse, share
+from adbench.executors.gpu_sharing import CONTEXT_GB, MAX_RUNS, ResourceRequest, parse, request
 from adbench.methods.base import Resources
 
 
@@ -14,13 +14,13 @@ from adbench.methods.base import Resources
     [
         (20.0, 80.0, 3),  # three times 20.6 GiB fit into 80, four do not
         (19.4, 80.0, 4),  # exactly a quarter, with the context that every process holds
-        (4.0, 139.0, MOST),  # more would fit
+        (4.0, 139.0, MAX_RUNS),  # more would fit
         (30.0, 24.0, 1),  # it may not fit at all: alone, it has the best chance
-        (0.0, 24.0, MOST),
+        (0.0, 24.0, MAX_RUNS),
     ],
 )
 def test_as_many_runs_as_have_the_memory(wants: float, memory: float, runs: int) -> None:
-    got = share(Resources(2, wants), "cuda", gpu_memory_gb=memory, most_cpus=16)
+    got = request(Resources(2, wants), "cuda", gpu_memory_gb=memory, most_cpus=16)
     assert int(1 / got.gpus) == runs
     assert got.gpus * runs <= 1
     if runs > 1:
@@ -36,16 +36,18 @@ def test_as_many_runs_as_have_the_memory(wants: float, memory: float, runs: int)
 
 def test_cores() -> None:
     wants = Resources(4, 8)
-    assert share(wants, "cpu", gpu_memory_gb=80, most_cpus=16) == Share(4, 0)
-    assert share(wants, "cpu", gpu_memory_gb=0, most_cpus=2) == Share(2, 0)
-    assert share(wants, "cpu", gpu_memory_gb=0, most_cpus=2, cpus=8) == Share(8, 0)  # asked for: to be refused, not cut
+    assert request(wants, "cpu", gpu_memory_gb=80, most_cpus=16) == ResourceRequest(4, 0)
+    assert request(wants, "cpu", gpu_memory_gb=0, most_cpus=2) == ResourceRequest(2, 0)
+    assert request(wants, "cpu", gpu_memory_gb=0, most_cpus=2, cpus=8) == ResourceRequest(
+        8, 0
+    )  # asked for: to be refused, not cut
 
 
 def test_the_user_decides() -> None:
-    got = share(Resources(1, 8), "cuda", gpu_memory_gb=80, most_cpus=16, cpus=3, gpus=0.25)
-    assert got == Share(3, 0.25)
+    got = request(Resources(1, 8), "cuda", gpu_memory_gb=80, most_cpus=16, cpus=3, gpus=0.25)
+    assert got == ResourceRequest(3, 0.25)
     assert str(got) == "3 CPU, 0.25 GPU"
-    assert share(Resources(1, 8), "cuda", gpu_memory_gb=0, most_cpus=16).gpus == 1  # unknown memory: a whole one
+    assert request(Resources(1, 8), "cuda", gpu_memory_gb=0, most_cpus=16).gpus == 1  # unknown memory: a whole one
 
 
 def test_numbers_on_the_command_line() -> None:

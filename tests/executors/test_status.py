@@ -17,9 +17,8 @@ import pytest
 
 from adbench.context import Progress
 from adbench.executors import monitor
-from adbench.results import progress as survey
-from adbench.results import rundir, status
-from adbench.utils.locks import me
+from adbench.results import progress, rundir, status
+from adbench.utils.locks import acquire
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -36,8 +35,8 @@ def states(cli: Cli, out: Path) -> dict[str, int]:
 
 
 def test_a_run_says_what_it_does_and_falls_silent(tmp_path: Path) -> None:
-    with status.reported(tmp_path, Progress(), label="a run", gpus=0.25) as progress:
-        progress.update("train", 3, 10, loss=float("nan"), best=1)
+    with acquire(tmp_path), status.reported(tmp_path, Progress(), label="a run", gpus=0.25) as report:
+        report.update("train", 3, 10, loss=float("nan"), best=1)
         time.sleep(1.5)
         doing = status.read(tmp_path)
         assert doing is not None
@@ -54,23 +53,20 @@ def test_a_run_says_what_it_does_and_falls_silent(tmp_path: Path) -> None:
 def test_a_run_whose_process_died_is_lost(tmp_path: Path, cli: Cli) -> None:
     folder = tmp_path / "runs" / "protocol" / "data" / "run-abc"
     folder.mkdir(parents=True)
-    content = {**me(), "state": "running", "label": "x", "phase": "fit", "done": 1, "total": 2, "started": 0.0}
-    (folder / status.STATUS).write_text(json.dumps({**content, "figures": {}}))
-    assert states(cli, tmp_path / "runs") == {"running": 1}
-    (folder / status.STATUS).write_text(json.dumps({**content, "born": "1"}))
+    content = {"state": "running", "label": "x", "phase": "fit", "done": 1, "total": 2, "started": 0.0, "figures": {}}
+    (folder / status.STATUS).write_text(json.dumps(content))
+    with acquire(folder):
+        assert states(cli, tmp_path / "runs") == {"running": 1}
     assert states(cli, tmp_path / "runs") == {"lost": 1}
-    (folder / status.STATUS).write_text(json.dumps({**content, "machine": "another"}))
-    assert states(cli, tmp_path / "runs") == {"running": 1}
-    os.utime(folder / status.STATUS, (time.time() - 3600,) * 2)
-    assert states(cli, tmp_path / "runs") == {"lost": 1}
-    (folder / status.STATUS).write_text("{")  # strangers' or damaged
-    assert states(cli, tmp_path / "runs") == {}
+    with acquire(folder):
+        (folder / status.STATUS).write_text("{")  # damaged
+        assert states(cli, tmp_path / "runs") == {}
 
 
 def test_failed_runs_are_listed_and_tried_alone(run: Any, cli: Cli, slices: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     assert run("histeq")[0] == 0
-    (done,) = [seen.folder for seen in survey.runs(out)]
+    (done,) = [seen.folder for seen in progress.runs(out)]
     failed = done.with_name("histeq-tiny-seed1-0123456789")
     failed.mkdir()
     rundir.write_failure(failed, ValueError("no such luck"), "fit")
@@ -94,7 +90,7 @@ def test_failed_runs_are_listed_and_tried_alone(run: Any, cli: Cli, slices: Path
     code, answer, _ = run("histeq,constant,zscore", "--retry-failed", "--json")
     assert code == 0
     assert {row["method"] for row in json.loads(answer)["boards"][0]["rows"]} == {"histeq", "constant"}
-    assert not list(out.glob(f"{survey.PLANS}/*"))
+    assert not list(out.glob(f"{progress.PLANS}/*"))
 
 
 def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_path: Path, cli: Cli) -> None:
@@ -109,7 +105,7 @@ def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_pat
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert states(cli, tmp_path / "runs") == {"running": 1, "waiting": 2}
-    waiting = [seen for seen in survey.runs(tmp_path / "runs") if seen.state == "waiting"]
+    waiting = [seen for seen in progress.runs(tmp_path / "runs") if seen.state == "waiting"]
     why = json.loads(cli("why", waiting[0].folder.name, "--out", tmp_path / "runs", "--json")[1])
     assert why["differences"][0]["field"] == "method"
     process.send_signal(signal.SIGKILL)
@@ -121,12 +117,12 @@ def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_pat
 def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     run("histeq")
-    (first,) = [seen.folder for seen in survey.runs(out)]
+    (first,) = [seen.folder for seen in progress.runs(out)]
     alone = cli("why", first)
     assert "the only run here" in alone[2]
     run("histeq", "--set", "histeq.sigma=1.25")
     run("constant", "--seed", "3")
-    second = next(seen.folder for seen in survey.runs(out) if "histeq" in seen.folder.name and seen.folder != first)
+    second = next(seen.folder for seen in progress.runs(out) if "histeq" in seen.folder.name and seen.folder != first)
     answer = json.loads(cli("why", second, "--json")[1])
     assert Path(answer["other"]).name == first.name
     assert [(d["field"], d["this"]) for d in answer["differences"]] == [("params.sigma", 1.25)]
@@ -136,7 +132,7 @@ def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -
     shutil.copy(other, masks[0])
     run("histeq")
     third = max(
-        (seen.folder for seen in survey.runs(out)), key=lambda folder: (folder / "record.json").stat().st_mtime_ns
+        (seen.folder for seen in progress.runs(out)), key=lambda folder: (folder / "record.json").stat().st_mtime_ns
     )
     answer = json.loads(cli("why", third.name.rpartition("-")[2], "--out", out, "--json")[1])
     assert [d["field"] for d in answer["differences"]] == ["test_slices"]
