@@ -21,7 +21,7 @@ from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quie
 def tune(
     method: Annotated[str | None, typer.Option("--method", "-m", help="The method.")] = None,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", help="The dataset whose test split stays shut.")
+        str | None, typer.Option("--dataset", "-d", help="The dataset; its test split is never opened.")
     ] = None,
     objective: Annotated[
         str,
@@ -40,7 +40,7 @@ def tune(
     name: Annotated[
         str | None, typer.Option(help="Name of the search; default: method-preset-dataset-modality-objective.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search of this name.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search of this name. Ray's state is a pickle: resume only searches you trust.")] = False,
     search_seed: Annotated[int, typer.Option(min=0, help="Seed of the proposals.")] = 0,
     val_slices: Annotated[
         int, typer.Option(min=1, help="Validation slices the objective looks at, at most, evenly spread.")
@@ -55,7 +55,7 @@ def tune(
     seed: Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of every fit.")] = None,
     preset: Preset = None,
     data_root: Root = None,
-    train_on: Annotated[str | None, typer.Option(help="Learn from another dataset.")] = None,
+    train_on: Annotated[str | None, typer.Option(help="Train on another dataset.")] = None,
     train_root: TrainRoot = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     set_: Annotated[

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import ray
 from ray import tune
 from ray.tune.execution.tune_controller import TuneController
 from ray.tune.experiment import Trial as RayTrial
@@ -63,7 +64,7 @@ def _results(trial: RayTrial) -> dict[str, Any]:
 class Generator(SearchGenerator):
     """Optuna's proposals, so many in all and at a time. A resumed search takes both numbers from its new command."""
 
-    def __init__(self, task: Task, trials: int, at_once: int) -> None:
+    def __init__(self, task: Task, trials: int, at_once: int, resumed: bool = False) -> None:
         import optuna
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -81,7 +82,20 @@ class Generator(SearchGenerator):
             points_to_evaluate=[nearest(task.space, task.defaults)],
         )
         super().__init__(ConcurrencyLimiter(search, at_once))
-        self.trials, self.at_once = trials, at_once
+        self.trials, self.at_once, self.resumed = trials, at_once, resumed
+
+    def add_configurations(self, experiments: Any) -> None:
+        """Start a new search, which Ray also does when it cannot read the state of one that is resumed.
+
+        Raises:
+            UserError: it is such a search.
+        """
+        if self.resumed:
+            raise UserError(
+                f"Ray {ray.__version__} cannot read the state of this search, which another version of it or of Python may "
+                "have written: resume it with that version, or start it again under another --name."
+            )
+        super().add_configurations(experiments)
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Go on from a saved state."""
@@ -111,8 +125,8 @@ class Halving(ASHAScheduler):
         return TrialScheduler.CONTINUE if _number(trial) == 0 and result["share"] < FULL else action
 
 
-class Follower(tune.Callback):
-    """Follows Ray's trials: saves the state, says what ended, and interrupts when the time is up.
+class Driver(tune.Callback):
+    """Lets Ray Tune run the trials, and follows them: saves the state, says what ended, interrupts when the time is up.
 
     Args:
         folder: of the search.
@@ -123,7 +137,7 @@ class Follower(tune.Callback):
         say: told about every trial that ends.
     """
 
-    live: ClassVar[Follower]
+    live: ClassVar[Driver]
 
     def __init__(
         self,
@@ -139,9 +153,87 @@ class Follower(tune.Callback):
         self.deadline = math.inf if options.budget is None else time.monotonic() + options.budget
         self._announced: set[int] | None = None
         self._saved = 0.0
-        Follower.live = self
+        Driver.live = self
 
-    def __reduce__(self) -> tuple[Callable[[], Follower], tuple[()]]:
+    def run(self, cluster: Cluster) -> None:
+        """Run what is left of the search on ``cluster``.
+
+        Raises:
+            UserError: more than a node has, a folder that a node cannot write to, nothing but failures.
+        """
+        folder, task, options = self.folder, self.task, self.options
+        cls = registry.load("methods", task.cell.method)
+        wants = cls.resources(build(cls.Params, f"method {task.cell.method}", task.cell.params))
+        number_of_threads = threads.count(wants.cpus)
+        memory = _check_nodes(cluster, folder)
+        most_cpus = max(node.cpus for node in cluster.nodes)
+        portion = share(
+            wants, task.cell.device, gpu_memory_gb=memory, most_cpus=most_cpus, cpus=options.cpus, gpus=options.gpus
+        )
+        cluster.require(portion.cpus, portion.gpus)
+        fraction = portion.memory_fraction(memory)
+
+        def report(result: dict[str, Any]) -> None:
+            tune.report({**result, "cpus": portion.cpus, "gpus": portion.gpus})
+
+        def trial(config: dict[str, Any]) -> None:
+            import torch
+
+            if fraction is not None and torch.cuda.is_available():
+                torch.cuda.set_per_process_memory_fraction(fraction)
+            with threads.limited(number_of_threads):
+                run_trial(folder, int(tune.get_context().get_trial_name()), config, report)
+
+        at_once = _slots(portion, cluster)
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
+        state, ray_folder = folder / STATE, folder / RAY
+        shutil.rmtree(ray_folder, ignore_errors=True)
+        resumed = state.exists()
+        if resumed:
+            try:
+                with zipfile.ZipFile(state) as archive:
+                    archive.extractall(ray_folder)
+            except zipfile.BadZipFile as error:
+                raise UserError(f"{state} is damaged ({error}): delete {folder} and search again.") from None
+        trainable = tune.with_resources(trial, {"cpu": portion.cpus, "gpu": portion.gpus})
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna's: experimental options; reports that a resumed trial makes again
+            tuner = tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    metric="value",
+                    mode=task.mode,
+                    num_samples=options.trials,
+                    search_alg=Generator(
+                        task, options.trials, min(options.max_concurrent or at_once, at_once), resumed
+                    ),
+                    scheduler=Halving() if task.identity["halving"] else None,
+                    trial_name_creator=lambda trial: str(_number(trial)),
+                    trial_dirname_creator=lambda trial: str(_number(trial)),
+                ),
+                run_config=tune.RunConfig(
+                    name=RAY,
+                    storage_path=str(folder),
+                    callbacks=[self],
+                    verbose=0,
+                    failure_config=tune.FailureConfig(max_failures=1),  # a worker that dies gets a second one
+                ),
+            )
+            if resumed:  # the Tuner above has written its settings, those of the new command, into Ray's folder
+                tuner = tune.Tuner.restore(str(ray_folder), trainable)
+            try:
+                tuner.fit()
+            except _Interrupted:
+                pass
+            finally:
+                shutil.rmtree(ray_folder, ignore_errors=True)
+        if self.hopeless:
+            raise UserError(
+                f"The first {count(self.trials, 'failed')} trials all failed, so the search was given up. The last one: "
+                f"{self.trials[-1].error} (tracebacks below {folder / 'trials'})."
+            )
+
+    def __reduce__(self) -> tuple[Callable[[], Driver], tuple[()]]:
         """Ray pickles a callback and reads it back in the same process: it gets the one that is at work."""
         return _live, ()
 
@@ -226,98 +318,8 @@ class Follower(tune.Callback):
                 home.rmdir()
 
 
-def _live() -> Follower:
-    return Follower.live
-
-
-def drive(
-    folder: Path,
-    task: Task,
-    options: Options,
-    cluster: Cluster,
-    trials: list[Trial],
-    progress: Progress,
-    say: Callable[[str], None],
-) -> None:
-    """Run what is left of the search on Ray.
-
-    Args:
-        folder: of the search.
-        task: what is searched.
-        options: how.
-        cluster: an open connection to Ray.
-        trials: receives where the trials stand, whatever happens.
-        progress: receives how many trials have ended.
-        say: told about every trial that ends.
-
-    Raises:
-        UserError: more than a node has, a folder that a node cannot write to, nothing but failures.
-    """
-    cls = registry.load("methods", task.cell.method)
-    wants = cls.resources(build(cls.Params, f"method {task.cell.method}", task.cell.params))
-    number_of_threads = threads.count(wants.cpus)
-    memory = _check_nodes(cluster, folder)
-    most_cpus = max(node.cpus for node in cluster.nodes)
-    portion = share(
-        wants, task.cell.device, gpu_memory_gb=memory, most_cpus=most_cpus, cpus=options.cpus, gpus=options.gpus
-    )
-    cluster.require(portion.cpus, portion.gpus)
-    fraction = portion.memory_fraction(memory)
-
-    def report(result: dict[str, Any]) -> None:
-        tune.report({**result, "cpus": portion.cpus, "gpus": portion.gpus})
-
-    def trial(config: dict[str, Any]) -> None:
-        import torch
-
-        if fraction is not None and torch.cuda.is_available():
-            torch.cuda.set_per_process_memory_fraction(fraction)
-        with threads.limited(number_of_threads):
-            run_trial(folder, int(tune.get_context().get_trial_name()), config, report)
-
-    at_once = _slots(portion, cluster)
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
-    follower = Follower(folder, task, options, trials, progress, say)
-    state, ray_folder = folder / STATE, folder / RAY
-    shutil.rmtree(ray_folder, ignore_errors=True)
-    if state.exists():
-        with zipfile.ZipFile(state) as archive:
-            archive.extractall(ray_folder)
-    trainable = tune.with_resources(trial, {"cpu": portion.cpus, "gpu": portion.gpus})
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna's: experimental options; reports that a resumed trial makes again
-        tuner = tune.Tuner(
-            trainable,
-            tune_config=tune.TuneConfig(
-                metric="value",
-                mode=task.mode,
-                num_samples=options.trials,
-                search_alg=Generator(task, options.trials, min(options.max_concurrent or at_once, at_once)),
-                scheduler=Halving() if task.identity["halving"] else None,
-                trial_name_creator=lambda trial: str(_number(trial)),
-                trial_dirname_creator=lambda trial: str(_number(trial)),
-            ),
-            run_config=tune.RunConfig(
-                name=RAY,
-                storage_path=str(folder),
-                callbacks=[follower],
-                verbose=0,
-                failure_config=tune.FailureConfig(max_failures=1),  # a worker that dies gets a second one
-            ),
-        )
-        if state.exists():  # the Tuner above has written its settings, those of the new command, into Ray's folder
-            tuner = tune.Tuner.restore(str(ray_folder), trainable)
-        try:
-            tuner.fit()
-        except _Interrupted:
-            pass
-        finally:
-            shutil.rmtree(ray_folder, ignore_errors=True)
-    if follower.hopeless:
-        raise UserError(
-            f"The first {count(trials, 'failed')} trials all failed, so the search was given up. The last one: "
-            f"{trials[-1].error} (tracebacks below {folder / 'trials'})."
-        )
+def _live() -> Driver:
+    return Driver.live
 
 
 def _check_nodes(cluster: Cluster, folder: Path) -> float:
@@ -326,7 +328,6 @@ def _check_nodes(cluster: Cluster, folder: Path) -> float:
     Raises:
         UserError: a node that does not see ``folder`` or may not write there.
     """
-    import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     def ask(node: str, question: Callable[..., Any], *arguments: Any, gpus: float = 0.0) -> Any:

@@ -145,9 +145,9 @@ def search(
             os.environ.setdefault(name, value)
         try:
             with connect(options.address) as cluster:
-                from adbench.tune.driver import drive
+                from adbench.tune.driver import Driver
 
-                drive(folder, task, options, cluster, trials, progress, say)
+                Driver(folder, task, options, trials, progress, say).run(cluster)
         finally:
             if trials:
                 result = _conclude(folder, task, tuple(trials), config, data)

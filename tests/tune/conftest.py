@@ -58,7 +58,7 @@ def tune(ray: None) -> Tune:
 def whole(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """A search that nothing disturbed, to be read only."""
     out = tmp_path_factory.mktemp("whole") / "runs"
-    return tune(make_settings(out), trials=6)
+    return tune(make_settings(out), trials=5)
 
 
 @pytest.fixture
