@@ -17,7 +17,7 @@ from adbench.config import run_config as configs
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.datasets.synthetic_lesions import PseudoParams
-from adbench.errors import UserError
+from adbench.errors import UserError, unknown
 from adbench.params import build
 from adbench.results import rundir
 from adbench.results.explain import differences
@@ -27,7 +27,7 @@ from adbench.runner.fit import fitted
 from adbench.runner.keys import CellSpec
 from adbench.runner.plan import Data, plan
 from adbench.tune import space
-from adbench.tune.task import OBJECTIVES, TASK, Options, Role, Task, check_objective, fewer, slices_for
+from adbench.tune.task import OBJECTIVES, TASK, Options, Role, Task, fewer, slices_for
 from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
 from adbench.tune.worker import REPORTS, fit_folder
 from adbench.utils.cluster import connect
@@ -157,8 +157,13 @@ def search(
 
 
 def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Task, Data]:
-    """The search that ``config`` and ``options`` ask for, and its data."""
-    check_objective(options.objective)
+    """The search that ``config`` and ``options`` ask for, and its data (prepared if need be).
+
+    Raises:
+        UserError: anything unknown or missing, several cells, nothing to search, no slices for the objective.
+    """
+    if options.objective not in OBJECTIVES:
+        raise unknown("objective", options.objective, OBJECTIVES)
     scopes = dict(config.set)
     lesions = build(PseudoParams, "pseudo (the synthetic lesions)", scopes.pop("pseudo", {}))
     assert isinstance(lesions, PseudoParams)

@@ -20,7 +20,7 @@ from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet, SliceSet, spread
 from adbench.datasets.store.slice_store import MANIFEST, SliceStore
 from adbench.datasets.synthetic_lesions import PseudoParams
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError
 from adbench.runner.keys import CellSpec
 from adbench.runner.plan import Data
 from adbench.tune.space import Space
@@ -103,16 +103,6 @@ def fewer(data: SliceSet, count: int) -> SliceSet:
     if isinstance(data, InsertedSet):
         return InsertedSet(data._store, rows, data.params)
     return LabelledSet(data._store, rows) if isinstance(data, LabelledSet) else data.limited(count)
-
-
-def check_objective(objective: str) -> None:
-    """Check the name of an objective.
-
-    Raises:
-        UserError: there is no such objective.
-    """
-    if objective not in OBJECTIVES:
-        raise unknown("objective", objective, OBJECTIVES)
 
 
 def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:

@@ -60,12 +60,8 @@ def count(trials: Sequence[Trial], state: str) -> int:
 def ranked(trials: Sequence[Trial], mode: Mode) -> list[Trial]:
     """The complete trials, the best first, the earlier of equals first."""
     sign = -1 if mode == "max" else 1
-    complete = [
-        (sign * trial.value, trial.number, trial)
-        for trial in trials
-        if trial.state == "complete" and trial.value is not None
-    ]
-    return [trial for *_, trial in sorted(complete, key=lambda entry: entry[:2])]
+    complete = (trial for trial in trials if trial.state == "complete")
+    return sorted(complete, key=lambda trial: (sign * (trial.value or 0.0), trial.number))
 
 
 def hours(trials: Sequence[Trial]) -> tuple[float, float]:

@@ -71,10 +71,11 @@ def run_trial(folder: Path, number: int, point: dict[str, Any], report: Callable
             write_json(path, content)
             report({"share": share, "value": value, **content})
 
-        if earlier["error"]:
-            raise RuntimeError(earlier["error"])
         for share_done, value in earlier["reports"]:
             tell(share_done, value)
+        if earlier["error"]:
+            tell(0.0, math.nan, earlier["error"])
+            raise RuntimeError(earlier["error"])
         if done and done[-1][0] >= FULL:
             return
         try:

@@ -69,5 +69,5 @@ def test_a_failure_is_reported_and_not_tried_again(
         with pytest.raises(RuntimeError, match="too smooth"):
             run_trial(folder, 3, {"polarity": "bright", "sigma": 5.0}, reports.append)
     assert calls == [5.0]
-    assert [report["error"] for report in reports] == ["RuntimeError: too smooth"]
+    assert [report["error"] for report in reports] == ["RuntimeError: too smooth"] * 2
     assert "too smooth" in (fit_folder(folder, 3) / "failure.json").read_text()
