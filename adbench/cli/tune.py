@@ -40,7 +40,13 @@ def tune(
     name: Annotated[
         str | None, typer.Option(help="Name of the search; default: method-preset-dataset-modality-objective.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search of this name. Ray's state is a pickle: resume only searches you trust.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the search of this name. Ray's state is a pickle: resume only searches you trust.",
+        ),
+    ] = False,
     search_seed: Annotated[int, typer.Option(min=0, help="Seed of the proposals.")] = 0,
     val_slices: Annotated[
         int, typer.Option(min=1, help="Validation slices the objective looks at, at most, evenly spread.")
