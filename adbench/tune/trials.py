@@ -151,6 +151,7 @@ def _plot(path: Path, title: str, possible: bool, draw: Callable[[], Any]) -> No
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")  # Optuna calls its plots experimental
         drawn = draw()
+        drawn.set_title("", loc="center")
         drawn.set_title(title, fontsize=10, loc="left", pad=12)
         drawn.figure.set_size_inches(9, 4.5)
         with replacing(path) as temporary:
