@@ -23,7 +23,9 @@ BOX, HEIGHT, STEP = 150, 46, 48  # px: width of a box, height of a row, from one
 
 def layers() -> list[list[str]]:
     """Names below ``adbench.`` by layer, the highest first, from the contract."""
-    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"][
+        "contracts"
+    ]
     listed = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
     return [[name.strip().removeprefix("adbench.") for name in layer.replace("|", ":").split(":")] for layer in listed]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,7 +21,7 @@ from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quie
 def tune(
     method: Annotated[str | None, typer.Option("--method", "-m", help="The method.")] = None,
     dataset: Annotated[
-        str | None, typer.Option("--dataset", "-d", help="The dataset whose test split stays shut.")
+        str | None, typer.Option("--dataset", "-d", help="The dataset; its test split is never opened.")
     ] = None,
     objective: Annotated[
         str,
@@ -39,7 +40,13 @@ def tune(
     name: Annotated[
         str | None, typer.Option(help="Name of the search; default: method-preset-dataset-modality-objective.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the search of this name.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            help="Go on with the search of this name. Ray's state is a pickle: resume only searches you trust.",
+        ),
+    ] = False,
     search_seed: Annotated[int, typer.Option(min=0, help="Seed of the proposals.")] = 0,
     val_slices: Annotated[
         int, typer.Option(min=1, help="Validation slices the objective looks at, at most, evenly spread.")
@@ -54,7 +61,7 @@ def tune(
     seed: Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of every fit.")] = None,
     preset: Preset = None,
     data_root: Root = None,
-    train_on: Annotated[str | None, typer.Option(help="Learn from another dataset.")] = None,
+    train_on: Annotated[str | None, typer.Option(help="Train on another dataset.")] = None,
     train_root: TrainRoot = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     set_: Annotated[
@@ -81,7 +88,6 @@ def tune(
     """
     from adbench.config import run_config as configs
     from adbench.executors.gpu_sharing import parse
-    from adbench.tune.report import summary
     from adbench.tune.search import search, seconds
     from adbench.tune.task import Options
     from adbench.utils.console import LiveProgress, print_json, say
@@ -123,7 +129,7 @@ def tune(
         say("Interrupted. Run the same command with --resume: it goes on where it stopped.")
         raise typer.Exit(130) from None
     if json_:
-        print_json(summary(result.task, result.table, result.folder, result.config))
+        print_json(result.to_json())
     else:
         _print(result)
     if result.config is None:
@@ -132,43 +138,32 @@ def tune(
 
 def _print(result: Any) -> None:
     """The ten best trials, what was gained, and what to do next."""
-    from adbench.tune.objective import OBJECTIVES
-    from adbench.tune.report import shown
+    from adbench.tune.task import OBJECTIVES
+    from adbench.tune.trials import count, hours, ranked
     from adbench.utils.console import say, table
 
-    task, trials = result.task, result.table
+    task, trials = result.task, result.trials
     names = list(task.space)
-    sign = -1 if task.mode == "max" else 1
-    complete = sorted(trials.in_state("complete"), key=lambda trial: (sign * trial.value, trial.number))
-    rows = [
-        [
-            str(trial.number),
-            f"{trial.value:.4f}",
-            f"{trial.seconds:.0f}",
-            *(shown(trial.params[name]) for name in names),
-        ]
-        for trial in complete[:10]
-    ]
-    counts = ", ".join(
-        f"{len(trials.in_state(state))} {words}"
-        for state, words in (
-            ("complete", "complete"),
-            ("stopped", "stopped early"),
-            ("failed", "failed"),
-            ("waiting", "waiting"),
-            ("running", "waiting"),
-        )
-        if trials.in_state(state)
-    )
+    cpu_hours, gpu_hours = hours(trials)
+    states = {"complete": "complete", "stopped": "stopped early", "failed": "failed", "waiting": "waiting"}
+    counts = ", ".join(f"{count(trials, state)} {words}" for state, words in states.items() if count(trials, state))
     table(
         f"{task.cell.label}: {task.objective}",
         [("trial", "right"), (task.objective, "right"), ("seconds", "right"), *((name, "right") for name in names)],
-        rows,
+        [
+            [str(t.number), f"{t.value:.4f}", f"{t.seconds:.0f}", *(_shown(t.params[name]) for name in names)]
+            for t in ranked(trials, task.mode)[:10]
+        ],
     )
     say(f"{task.objective}: {OBJECTIVES[task.objective][1]}. Trial 0 is the method as it comes.")
-    say(f"{counts}; {trials.cpu_hours:.2f} CPU-hours, {trials.gpu_hours:.2f} GPU-hours.")
+    say(f"{counts}; {cpu_hours:.2f} CPU-hours, {gpu_hours:.2f} GPU-hours.")
     if result.best is None:
         say(f"No trial is complete yet. Go on with the same command and --resume. Trials: {result.folder}")
         return
     say(f"Table and plots: {result.folder}")
     say(f"Next: adbench run --config {result.config}")
+
+
+def _shown(value: Any) -> str:
+    """A parameter value as a person reads it."""
+    return f"{value:.4g}" if isinstance(value, float) else value if isinstance(value, str) else json.dumps(value)

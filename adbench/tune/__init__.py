@@ -1,6 +1,6 @@
-"""Hyper-parameter search: Optuna proposes, Ray runs, asynchronous successive halving stops what does not pay.
+"""Hyper-parameter search with Ray Tune: Optuna proposes, asynchronous successive halving stops what does not pay.
 
 A search chooses on validation slices and never reads a test slice: its trials open the store through
-:mod:`adbench.tune.data`, which maps no other rows. Its whole state is a JSON table (:mod:`adbench.tune.table`), so that a
-search killed at any moment goes on where it stopped, and nothing that was pickled is ever read back.
+:mod:`adbench.tune.task`, which maps no other rows. :mod:`adbench.tune.search` is the way of a search from its definition to
+its best configuration, :mod:`adbench.tune.driver` what Ray does.
 """

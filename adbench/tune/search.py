@@ -3,35 +3,44 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from adbench.config import run_config as configs
 from adbench.config.cell import Cell, TunedFrom
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.datasets.synthetic_lesions import PseudoParams
-from adbench.errors import UserError
+from adbench.errors import UserError, unknown
 from adbench.params import build
 from adbench.results import rundir
-from adbench.runner import keys as specs
+from adbench.results.explain import differences
+from adbench.runner import keys
 from adbench.runner.fit import fitted
 from adbench.runner.plan import Data, plan
-from adbench.tune import halving, objective, space
-from adbench.tune.course import keep_best, left
-from adbench.tune.data import Role, fewer
-from adbench.tune.table import STARTUP, Table, Trial
-from adbench.tune.task import TASK, Options, Task, difference
-from adbench.tune.worker import fit_folder
+from adbench.tune import space
+from adbench.tune.task import OBJECTIVES, TASK, Options, Role, Task, fewer, slices_for
+from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
+from adbench.tune.worker import REPORTS, fit_folder
+from adbench.utils.cluster import connect
 from adbench.utils.files import write_text
 from adbench.utils.hashing import digest
 from adbench.utils.locks import LOCK, acquire
 
 BEST = "best.yaml"
+RAY_TUNE = {  # environment that Ray Tune reads when it is imported or started; a value that the user has set stays
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the table of trials is ours
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the search at once
+    "TUNE_GLOBAL_CHECKPOINT_S": "1",  # seconds between two saves of its state
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",  # relative paths among the parameters keep their meaning
+    "RAY_AIR_NEW_OUTPUT": "0",  # with it verbose=0 still prints a table
+}
 
 
 @dataclass(frozen=True)
@@ -40,15 +49,54 @@ class Result:
 
     Attributes:
         folder: of the search.
-        best: None while no trial is complete.
+        task: what was searched.
+        trials: in order of their numbers.
         config: the YAML file that ``adbench run --config`` takes; None while no trial is complete.
     """
 
     folder: Path
     task: Task
-    table: Table
-    best: Trial | None
+    trials: tuple[Trial, ...]
     config: Path | None
+
+    @property
+    def best(self) -> Trial | None:
+        """The best complete trial, the earliest among equals; None while no trial is complete."""
+        return next(iter(ranked(self.trials, self.task.mode)), None)
+
+    @property
+    def default(self) -> float | None:
+        """The objective of the method as it comes (trial 0), None while that is not complete."""
+        return self.trials[0].value if self.trials and self.trials[0].state == "complete" else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The search in JSON values, for ``--json``."""
+        best, (cpu_hours, gpu_hours) = self.best, hours(self.trials)
+        return {
+            "search": self.folder.name,
+            "folder": str(self.folder),
+            "method": self.task.cell.method,
+            "objective": self.task.objective,
+            "mode": self.task.mode,
+            "what": OBJECTIVES[self.task.objective][1],
+            "trials": [
+                {
+                    "number": trial.number,
+                    "state": trial.state,
+                    "value": trial.value,
+                    "reports": {f"{share:g}": value for share, value in trial.reports.items()},
+                    "params": trial.params,
+                    "seconds": trial.seconds,
+                    "error": trial.error,
+                }
+                for trial in self.trials
+            ],
+            "best": None if best is None else {"number": best.number, "value": best.value, "params": best.params},
+            "default": self.default,
+            "cpu_hours": cpu_hours,
+            "gpu_hours": gpu_hours,
+            "config": None if self.config is None else str(self.config),
+        }
 
 
 def seconds(text: str) -> float:
@@ -85,28 +133,35 @@ def search(
         raise UserError("--trials must be at least 1.")
     if options.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", options.name):
         raise UserError(f"--name {options.name!r} names a folder: letters, digits, '.', '_' and '-' only.")
-    task, data = _define(config, options, progress)
+    task, data = define(config, options, progress)
     folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
-    _begin(folder, task, options)
+    _check_folder(folder, task, options)
     with acquire(folder, partial(_running, folder.name)):
         task.write(folder)
-        table = Table.read(folder, task.mode)
+        trials: list[Trial] = []
+        for name, value in RAY_TUNE.items():
+            os.environ.setdefault(name, value)
         try:
-            if left(table, options.trials):
-                from adbench.tune.drive import drive
+            with connect(options.address) as cluster:
+                from adbench.tune.driver import Driver
 
-                drive(folder, task, table, options, progress, say)
+                Driver(folder, task, options, trials, progress, say).run(cluster)
         finally:
-            if table.trials:
-                result = _conclude(folder, task, table, config, data)
-            else:  # Ray could not be reached: nothing has begun
+            if trials:
+                result = _conclude(folder, task, tuple(trials), config, data)
+            elif not (folder / STATE).exists():  # Ray could not be reached: nothing has begun
                 shutil.rmtree(folder, ignore_errors=True)
     return result
 
 
-def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Task, Data]:
-    """The search that ``config`` and ``options`` ask for, and its data."""
-    mode = objective.mode_of(options.objective)
+def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Task, Data]:
+    """The search that ``config`` and ``options`` ask for, and its data (prepared if need be).
+
+    Raises:
+        UserError: anything unknown or missing, several cells, nothing to search, no slices for the objective.
+    """
+    if options.objective not in OBJECTIVES:
+        raise unknown("objective", options.objective, OBJECTIVES)
     scopes = dict(config.set)
     lesions = build(PseudoParams, "pseudo (the synthetic lesions)", scopes.pop("pseudo", {}))
     assert isinstance(lesions, PseudoParams)
@@ -127,26 +182,20 @@ def _define(config: RunConfig, options: Options, progress: Progress) -> tuple[Ta
     stores = Path(config.cache) if config.cache else configs.default_cache()
     (planned,) = plan([cell], Path(config.out), stores, progress)
     data = planned.data
-    select = fewer(objective.slices_for(options.objective, data, lesions), options.slices)
-    fit = specs.fit_identity(cell, data.train, data.val)
+    select = fewer(slices_for(options.objective, data, lesions), options.slices)
     identity = {
-        **fit,
+        **keys.fit_identity(cell, data.train, data.val),
         "protocol": cell.protocol.as_dict(),
         "objective": options.objective,
         "select_slices": select.digest,
         "space": wanted,
         "search_seed": options.seed,
         "startup": STARTUP,
-        "halving": {"rungs": list(halving.RUNGS), "factor": halving.FACTOR} if options.halving else {},
+        "halving": {"rungs": list(RUNGS), "factor": FACTOR} if options.halving else {},
     }
     task = Task(
-        identity=identity,
+        identity=json.loads(json.dumps(identity)),  # as it is read back
         cell=cell,
-        objective=options.objective,
-        mode=mode,
-        space=wanted,
-        seed=options.seed,
-        halving=options.halving,
         train=Role.of(data.train, data.train_store),
         val=Role.of(data.val, data.train_store) if data.val is not None else None,
         select=Role.of(select, data.test_store if options.objective == "val_auprc" else data.train_store),
@@ -160,86 +209,81 @@ def _name(task: Task) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
 
 
-def _begin(folder: Path, task: Task, options: Options) -> None:
-    """Hold the wanted search against the one that lies in ``folder``.
+def _check_folder(folder: Path, task: Task, options: Options) -> None:
+    """Check that the wanted search fits what lies in ``folder``.
 
     Raises:
-        UserError: it is there and not resumed, or not there and resumed, or another one.
+        UserError: it is there and not resumed, or not there and resumed, or another one, or of an earlier version.
     """
-    there = (folder / TASK).exists()
-    if options.resume and not there:
-        raise UserError(f"There is no search to resume in {folder}: leave out --resume, or give the --name it has.")
-    if there and not options.resume:
+    before = Task.read(folder) if (folder / TASK).exists() else None
+    if before is None:
+        if options.resume:
+            raise UserError(f"There is no search to resume in {folder}: leave out --resume, or give the --name it has.")
+        return
+    if not options.resume:
         raise UserError(
             f"The search {folder.name} is there already ({folder}): go on with it by --resume, or start another with --name."
         )
-    if there:
-        changed = difference(Task.read(folder).identity, json.loads(json.dumps(task.identity)))  # both as JSON has them
-        if changed:
-            raise UserError(
-                f"The search {folder.name} was begun otherwise ({changed}): resume it as it was, or start another with --name."
-            )
-    folder.mkdir(parents=True, exist_ok=True)
+    changed = next(iter(differences(task.identity, before.identity)), None)
+    if changed is not None:
+        how = changed.meaning or f"was {changed.other!r}, now {changed.this!r}"
+        raise UserError(
+            f"The search {folder.name} was started with other settings ({changed.field}: {how}): resume it as it was, or "
+            "start another with --name."
+        )
 
 
 def _running(name: str, owner: str) -> None:
     raise UserError(f"The search {name} is running ({owner}): wait for it, or stop it.")
 
 
-def chosen_cell(task: Task, trial: Trial) -> Cell:
-    """The cell with the parameters of ``trial``."""
-    return task.cell.with_params(trial.params)
+def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunConfig, data: Data) -> Result:
+    """Write the best configuration, the table and the plots; hand the best fit to ``adbench run``."""
+    write_table(folder, trials)
+    write_plots(folder, task, trials)
+    result = Result(folder, task, trials, None)
+    best = result.best
+    if best is None:
+        return result
+    cell = replace(task.cell.with_params(best.params), tuned_from=_origin(result, best))
+    # Where it runs is no matter of the choice.
+    found = configs.from_cell(cell).model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
+    write_text(folder / BEST, found.to_yaml())
+    _hand_over(fit_folder(folder, best.number), cell, data, Path(config.out))
+    return Result(folder, task, trials, folder / BEST)
 
 
-def origin(name: str, task: Task, table: Table, best: Trial) -> TunedFrom:
+def _origin(result: Result, best: Trial) -> TunedFrom:
     """What a record says about this search."""
     assert best.value is not None
-    first = table.trials[0]
+    task, trials, (cpu_hours, gpu_hours) = result.task, result.trials, hours(result.trials)
     return TunedFrom(
-        search=name,
+        search=result.folder.name,
         method=task.cell.method,
         objective=task.objective,
         value=best.value,
-        default=first.value if first.state == "complete" else None,
+        default=result.default,
         params=best.params,
-        trials=len(table.trials),
-        complete=len(table.in_state("complete")),
-        stopped=len(table.in_state("stopped")),
-        failed=len(table.in_state("failed")),
-        cpu_hours=table.cpu_hours,
-        gpu_hours=table.gpu_hours,
+        trials=len(trials),
+        complete=count(trials, "complete"),
+        stopped=count(trials, "stopped"),
+        failed=count(trials, "failed"),
+        cpu_hours=cpu_hours,
+        gpu_hours=gpu_hours,
         seed=task.seed,
         slices=task.identity["select_slices"],
-        identity=task.name,
-        table=digest([[t.number, t.params, t.state, list(t.reports.items())] for t in table.trials]),
+        identity=digest(task.identity),
+        table=digest([[t.number, t.params, t.state, list(t.reports.items())] for t in trials]),
     )
-
-
-def _conclude(folder: Path, task: Task, table: Table, config: RunConfig, data: Data) -> Result:
-    """Write the best configuration and the report; hand the best fit to ``adbench run``."""
-    from adbench.tune.report import write_report
-
-    keep_best(folder, table)
-    best, path = table.best, None
-    if best is not None:
-        cell = replace(chosen_cell(task, best), tuned_from=origin(folder.name, task, table, best))
-        found = configs.from_cell(cell)
-        path = folder / BEST
-        # Where it runs is no matter of the choice.
-        out = found.model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
-        write_text(path, out.to_yaml())
-        _hand_over(fit_folder(folder, best.number), cell, data, Path(config.out))
-    write_report(folder, task, table)
-    return Result(folder, task, table, best, path)
 
 
 def _hand_over(home: Path, cell: Cell, data: Data, out: Path) -> None:
     """Copy the best fit to where ``adbench run`` looks for it, so that it is not trained a second time."""
-    key = digest(specs.fit_identity(cell, data.train, data.val))
+    key = digest(keys.fit_identity(cell, data.train, data.val))
     target = rundir.fit_folder(out, cell.method, key)
     if fitted(home, key) is None or target.exists():
         return
     copy = target.with_name(f".{target.name}.partial")
     shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK))
+    shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK, REPORTS))
     copy.rename(target)

@@ -45,7 +45,7 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
 
 def build(
     cls: type[Method], base: Mapping[str, Any], fixed: Mapping[str, Any], path: Path | None
-) -> tuple[Space, dict]:
+) -> tuple[Space, dict[str, Any]]:
     """The space to search and the values that the file fixes.
 
     Args:
@@ -153,23 +153,26 @@ def distributions(space: Space) -> dict[str, BaseDistribution]:
     return made
 
 
-def values(space: Space, proposal: Mapping[str, Any]) -> dict[str, Any]:
-    """Parameter values of Optuna's ``proposal``."""
+def values(space: Space, point: Mapping[str, Any]) -> dict[str, Any]:
+    """Parameter values of a ``point`` of ``space`` in Optuna's terms."""
     by_label = {
         name: {label(choice): choice for choice in entry["choices"]}
         for name, entry in space.items()
         if "choices" in entry
     }
-    return {name: by_label[name][value] if name in by_label else value for name, value in proposal.items()}
+    return {name: by_label[name][value] if name in by_label else value for name, value in point.items()}
 
 
-def proposal(space: Space, chosen: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The inverse of :func:`values`; None when a value lies outside ``space``."""
+def nearest(space: Space, params: Mapping[str, Any]) -> dict[str, Any]:
+    """The point of ``space`` nearest to ``params``, in Optuna's terms; :func:`values` gives ``params`` back if it is inside.
+
+    Of a choice that is not offered, the first one is nearest.
+    """
     found = {}
     for name, entry in space.items():
-        value = chosen[name]
-        inside = value in entry["choices"] if "choices" in entry else entry["low"] <= value <= entry["high"]
-        if not inside:
-            return None
-        found[name] = label(value)
+        value = params[name]
+        if "choices" in entry:
+            found[name] = label(value if value in entry["choices"] else entry["choices"][0])
+        else:
+            found[name] = entry["low"] if value is None else min(max(value, entry["low"]), entry["high"])
     return found

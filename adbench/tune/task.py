@@ -1,23 +1,126 @@
-"""What is searched: one JSON file beside the table, read by every worker. Small, so that nothing large travels with a trial."""
+"""What a search is: its definition, one JSON file that every worker reads, and the slices that its trials may read.
+
+A slice store lists the cases of every split. Here it is opened without the cases that training and selection do not need:
+they are dropped from the manifest, so their files are never opened. A test slice, its mask and its lesion size cannot be
+asked for, by mistake or otherwise.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, PlainSerializer, ValidationError
+import numpy as np
+from pydantic import BaseModel, BeforeValidator, ConfigDict, InstanceOf, PlainSerializer
 
 from adbench.config.cell import Cell
+from adbench.datasets.selection import InsertedSet
+from adbench.datasets.slices import LabelledSet, SliceSet, spread
+from adbench.datasets.store.slice_store import MANIFEST, SliceStore
+from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError
-from adbench.tune.data import Role
+from adbench.runner.plan import Data
 from adbench.tune.space import Space
-from adbench.tune.table import Mode
 from adbench.utils.files import write_json
-from adbench.utils.hashing import digest
 
 TASK = "search.json"
+VERSION: Literal[2] = 2  # 1 kept its trials in a table of its own
+Mode = Literal["max", "min"]
+OBJECTIVES: dict[str, tuple[Mode, str]] = {
+    "val_auprc": ("max", "AUPRC over the brain voxels of the labelled validation slices"),
+    "pseudo": ("max", "AUPRC on healthy validation slices with synthetic lesions"),
+    "recon": ("min", "mean absolute error of the reconstruction of healthy validation slices, in the brain"),
+}
+
+Runs = list[tuple[int, int]]  # stretches of rows, each start <= row < stop, ascending
+
+
+def runs(rows: Iterable[int]) -> Runs:
+    """``rows`` as stretches."""
+    wanted = np.unique(np.fromiter(rows, dtype=np.int64))
+    if not len(wanted):
+        return []
+    cuts = np.flatnonzero(np.diff(wanted) > 1) + 1
+    return [(int(part[0]), int(part[-1]) + 1) for part in np.split(wanted, cuts)]
+
+
+@dataclass(frozen=True)
+class Role:
+    """Slices for one purpose, as plain data that travels to a worker.
+
+    Attributes:
+        store: folder of the whole store.
+        cases: digest of its case list; another one means that it was prepared again.
+        rows: which rows.
+        kind: "healthy" slices without masks, "labelled" ones, or healthy ones with "inserted" lesions.
+        lesions: parameters of inserted lesions.
+    """
+
+    store: str
+    cases: str
+    rows: Runs
+    kind: Literal["healthy", "labelled", "inserted"]
+    lesions: dict[str, Any] | None = None
+
+    @classmethod
+    def of(cls, data: SliceSet, store: SliceStore) -> Role:
+        """The role that ``data`` has, which are rows of ``store``."""
+        where = str(store.folder), store.manifest["cases_digest"], runs(data.rows)
+        if isinstance(data, InsertedSet):
+            return cls(*where, "inserted", data.params.model_dump(mode="json"))
+        return cls(*where, "labelled" if isinstance(data, LabelledSet) else "healthy")
+
+    def open(self) -> SliceSet:
+        """The slices; no other case file is opened.
+
+        Raises:
+            UserError: the store is not there, or was prepared again.
+        """
+        path = Path(self.store) / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"A worker cannot read {path} ({error}): give --cache a folder that every node sees."
+            ) from None
+        if manifest.get("cases_digest") != self.cases:
+            raise UserError(f"The store {self.store} was prepared again while the search ran: start the search again.")
+        rows = np.concatenate([np.arange(low, high) for low, high in self.rows])
+        starts = np.array([case["start"] for case in manifest["cases"]])
+        known = np.unique(np.searchsorted(starts, rows, side="right") - 1)
+        store = SliceStore(Path(self.store), {**manifest, "cases": [manifest["cases"][index] for index in known]})
+        if self.kind == "inserted":
+            return InsertedSet(store, rows, PseudoParams(**self.lesions or {}))
+        return LabelledSet(store, rows) if self.kind == "labelled" else SliceSet(store, rows)
+
+
+def fewer(data: SliceSet, count: int) -> SliceSet:
+    """``count`` slices evenly spread over ``data``, of the same kind; all of it when it is smaller."""
+    rows = data.rows[spread(len(data), count)]
+    if isinstance(data, InsertedSet):
+        return InsertedSet(data._store, rows, data.params)
+    return LabelledSet(data._store, rows) if isinstance(data, LabelledSet) else data.limited(count)
+
+
+def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:
+    """The validation slices that ``objective`` looks at; for ``pseudo`` with ``lesions`` in them.
+
+    Raises:
+        UserError: there are none, or none with a lesion.
+    """
+    if objective == "val_auprc":
+        if not len(data.threshold) or not data.threshold.lesion_voxels.any():
+            raise UserError(
+                "The validation split of the test dataset has no lesion to select by: "
+                "use --objective pseudo, which draws lesions into healthy validation slices, or recon."
+            )
+        return data.threshold
+    if data.val is None:
+        raise UserError(f"--objective {objective} needs healthy validation slices, and the training source has none.")
+    return InsertedSet(data.train_store, data.val.rows, lesions) if objective == "pseudo" else data.val
 
 
 @dataclass(frozen=True)
@@ -60,33 +163,48 @@ def _cell(value: Any) -> Any:
 
 
 class Task(BaseModel):
-    """A search.
+    """A search, as every worker reads it.
 
     Attributes:
         identity: everything that its outcome depends on; a search is resumed only with the same.
         cell: the cell that is tuned, with the parameters of trial 0.
-        objective: what is optimised.
-        mode: "max" or "min".
-        space: what is searched.
-        seed: of the search.
-        halving: whether trials may be stopped early.
         train: healthy slices to learn from.
         val: healthy slices that choose the checkpoint, or None.
         select: slices that the objective looks at.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    version: int = 1
+    version: Literal[2] = VERSION
     identity: dict[str, Any]
     cell: Annotated[InstanceOf[Cell], BeforeValidator(_cell), PlainSerializer(Cell.to_json)]
-    objective: str
-    mode: Mode
-    space: Space
-    seed: int
-    halving: bool
     train: Role
     val: Role | None
     select: Role
+
+    @property
+    def objective(self) -> str:
+        """What is optimised."""
+        return str(self.identity["objective"])
+
+    @property
+    def mode(self) -> Mode:
+        """Whether a good objective is large or small."""
+        return OBJECTIVES[self.objective][0]
+
+    @property
+    def space(self) -> Space:
+        """What is searched."""
+        return dict(self.identity["space"])
+
+    @property
+    def seed(self) -> int:
+        """Seed of the proposals."""
+        return int(self.identity["search_seed"])
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The searched parameters of trial 0: the method as it comes."""
+        return {name: self.cell.params.json_values[name] for name in self.space}
 
     def write(self, folder: Path) -> None:
         """Write the file into ``folder``."""
@@ -94,40 +212,23 @@ class Task(BaseModel):
 
     @classmethod
     def read(cls, folder: Path) -> Task:
-        """What :meth:`write` wrote.
+        """Read the file that :meth:`write` wrote.
 
         Raises:
-            UserError: not there, or damaged.
+            UserError: not there, damaged, or of an earlier version.
         """
         path = Path(folder) / TASK
         try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
+            content = json.loads(path.read_text(encoding="utf-8"))
+            if content.get("version") == 1:
+                raise UserError(
+                    f"The search {path.parent.name} was made by an earlier version of adbench, which kept its trials in "
+                    f"another form: start it again under another --name, or delete {path.parent}."
+                )
+            return cls(**content)
         except OSError as error:
             raise UserError(
                 f"A worker cannot read {path} ({error.strerror}): give --out a folder that every node sees."
             ) from None
-        except (ValueError, TypeError, ValidationError) as error:
+        except (ValueError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({' '.join(str(error).split())[:200]}): delete its folder.") from None
-
-    @property
-    def name(self) -> str:
-        """Short hash of the identity."""
-        return digest(self.identity)
-
-
-def difference(before: dict[str, Any], now: dict[str, Any]) -> str:
-    """The first field in which two identities differ, and how, in words; "" when they are equal."""
-    for field in dict.fromkeys([*before, *now]):
-        old, new = before.get(field), now.get(field)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):
-            inner = next(key for key in dict.fromkeys([*old, *new]) if old.get(key) != new.get(key))
-            return f"{field}: {inner} was {old.get(inner)!r}, now {new.get(inner)!r}"
-        return f"{field} was {_short(old)}, now {_short(new)}"
-    return ""
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:16]}…"

@@ -1,7 +1,8 @@
-"""One trial, in a worker process: fit with the proposed parameters, look at the objective on the way and at the end."""
+"""One trial, in a worker process: fit with the proposed parameters, measure the objective on the way and at the end."""
 
 from __future__ import annotations
 
+import json
 import math
 import random
 import time
@@ -15,94 +16,103 @@ import numpy as np
 
 from adbench.config.source import source_files
 from adbench.context import Context
+from adbench.datasets.slices import LabelledSet, SliceSet
+from adbench.errors import UserError
 from adbench.methods.base import Method
+from adbench.metrics.curves import Curve
+from adbench.metrics.histogram import SubjectHistograms
 from adbench.results import provenance, rundir
-from adbench.runner import keys as specs
-from adbench.tune import objective
-from adbench.tune.halving import RUNGS
-from adbench.tune.table import FULL
+from adbench.runner import keys
+from adbench.runner.fit import fit_method, seed_everything
+from adbench.runner.inference import score_volumes
+from adbench.tune.space import values
 from adbench.tune.task import Task
-from adbench.utils import seeds, threads
+from adbench.tune.trials import FULL, RUNGS
+from adbench.utils import seeds
+from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
 from adbench.utils.locks import acquire
 
-Report = Callable[[dict[str, Any]], object]
+REPORTS = "reports.json"  # what a trial has reported, beside its fit
 
 
 def fit_folder(folder: Path, number: int) -> Path:
-    """Where trial ``number`` keeps its fit."""
+    """Where trial ``number`` of the search in ``folder`` keeps its fit."""
     return Path(folder) / "trials" / f"{number:04d}"
 
 
-def trial(config: dict[str, Any]) -> None:
-    """What Ray calls. ``config`` holds a path, a number and the parameters, nothing large."""
-    from ray import tune
-
-    _take_share(config["memory"])
-    with threads.limited(config["threads"]):
-        run(Path(config["folder"]), config["number"], config["params"], config["reported"], tune.report)
-
-
-def run(folder: Path, number: int, params: dict[str, Any], reported: list[float], report: Report) -> None:
-    """Fit and measure one trial; a failure is reported, not raised: other trials go on.
+def run_trial(folder: Path, number: int, point: dict[str, Any], report: Callable[[dict[str, Any]], object]) -> None:
+    """Fit and measure one trial, going on from where an earlier attempt stopped.
 
     Args:
         folder: of the search.
-        number: of the trial.
-        params: the proposed parameters.
-        reported: shares of the training at which an earlier attempt has reported.
-        report: receives share (percent), value and seconds, or an error.
+        number: of the trial; 0 is the method as it comes, whatever ``point`` is.
+        point: the proposal, in Optuna's terms.
+        report: receives ``share`` (percent of the training), ``value`` (of the objective), and ``reports``, ``seconds`` and
+            ``error`` of all attempts.
+
+    Raises:
+        Exception: whatever the method raised, after it was reported. A second attempt after that raises at once: only a
+            process that died gets another try.
     """
     begin = time.perf_counter()
-
-    def tell(share: float, value: float, **more: Any) -> None:
-        report({"share": share, "value": value, "seconds": time.perf_counter() - begin, **more})
-
     home = fit_folder(folder, number)
     home.mkdir(parents=True, exist_ok=True)
-    try:
-        with acquire(home):  # a killed search's worker may take a moment to die
-            _fit_and_measure(Task.read(folder), home, params, reported, tell)
-    except Exception as error:  # of any kind: a method may be a stranger's
-        rundir.write_failure(home, error, "trial")
-        tell(0.0, math.nan, error=f"{type(error).__name__}: {error}")
+    with acquire(home):  # a killed search's worker may take a moment to die
+        path = home / REPORTS
+        earlier: dict[str, Any] = (
+            json.loads(path.read_text()) if path.exists() else {"reports": [], "seconds": 0.0, "error": ""}
+        )
+        done: list[tuple[float, float]] = []
 
+        def tell(share: float, value: float, error: str = "") -> None:
+            if not error:
+                done.append((share, value))
+            content = {"reports": done, "seconds": earlier["seconds"] + time.perf_counter() - begin, "error": error}
+            write_json(path, content)
+            report({"share": share, "value": value, **content})
 
-def _take_share(memory: float | None) -> None:
-    """Fill no more of the GPU than the trial holds."""
-    import torch
-
-    if memory is not None and torch.cuda.is_available():
-        torch.cuda.set_per_process_memory_fraction(memory)
+        for share_done, value in earlier["reports"]:
+            tell(share_done, value)
+        if earlier["error"]:
+            tell(0.0, math.nan, earlier["error"])
+            raise RuntimeError(earlier["error"])
+        if done and done[-1][0] >= FULL:
+            return
+        try:
+            task = Task.read(folder)
+            params = values(task.space, point) if number else task.defaults
+            _fit_and_measure(task, home, params, [rung for rung in RUNGS if all(rung > at for at, _ in done)], tell)
+        except Exception as error:  # of any kind: a method may be anybody's
+            rundir.write_failure(home, error, "trial")
+            tell(0.0, math.nan, error=f"{type(error).__name__}: {error}")
+            raise
 
 
 def _fit_and_measure(
-    task: Task, home: Path, params: dict[str, Any], reported: list[float], tell: Callable[..., None]
+    task: Task, home: Path, params: dict[str, Any], due: list[float], tell: Callable[[float, float], None]
 ) -> None:
-    from adbench.runner.fit import fit_method, seed_everything
-
     device = "cuda" if task.cell.device.startswith("cuda") else task.cell.device  # Ray says which, and shows no other
-    spec = replace(task.cell.with_params(params), device=device)
-    train = task.train.open()
-    val = task.val.open() if task.val else None
-    select = task.select.open()
-    ctx = Context(device=spec.device, seed=spec.seed, workdir=home)
-    due = [rung for rung in RUNGS if rung > max(reported, default=0.0)] if task.halving else []
+    cell = replace(task.cell.with_params(params), device=device)
+    train, val, select = task.train.open(), task.val.open() if task.val else None, task.select.open()
+    ctx = Context(device=cell.device, seed=cell.seed, workdir=home)
 
     def watch(method: Method, done: float) -> None:
-        share = 100 * done
-        if due and due[0] <= share < FULL:
-            while due and due[0] <= share:
+        share_done = 100 * done
+        if due and due[0] <= share_done < FULL:
+            while due and due[0] <= share_done:
                 due.pop(0)
             with _generators_kept():
-                value = objective.measure(task.objective, method, select, ctx)
-            tell(share, value)
+                value = measure(task.objective, method, select, ctx)
+            tell(share_done, value)
 
-    key = digest(specs.fit_identity(spec, train, val))
-    provenance.sign(home, device, source_files("methods", spec.method))
-    method, _ = fit_method(spec.method_class, spec.params, train, val, home, key, ctx, watch)
-    seed_everything(seeds.derive(spec.seed, "score"))
-    tell(FULL, objective.measure(task.objective, method, select, ctx))
+    key = digest(keys.fit_identity(cell, train, val))
+    provenance.sign(home, device, source_files("methods", cell.method))
+    method, _ = fit_method(
+        cell.method_class, cell.params, train, val, home, key, ctx, watch if task.identity["halving"] else None
+    )
+    seed_everything(seeds.derive(cell.seed, "score"))
+    tell(FULL, measure(task.objective, method, select, ctx))
 
 
 @contextmanager
@@ -110,8 +120,43 @@ def _generators_kept() -> Iterator[None]:
     """The global generators are afterwards as before: a fit that is watched gives the same bits as one that is not."""
     import torch
 
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - a stranger's method may use it
+    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - a plug-in method may use it
     with torch.random.fork_rng():
         yield
     random.setstate(before[0])
     np.random.set_state(before[1])  # noqa: NPY002
+
+
+def measure(objective: str, method: Method, slices: SliceSet, ctx: Context) -> float:
+    """``objective`` of a method that can score.
+
+    Raises:
+        UserError: ``recon`` of a method that makes no reconstruction; scores that are not finite.
+    """
+    if objective == "recon":
+        return _reconstruction_error(method, slices, ctx.device)
+    assert isinstance(slices, LabelledSet)
+    histograms = SubjectHistograms()
+    for scored in score_volumes(method, slices, ctx, "score validation"):
+        brain = slices.brains(scored.positions)
+        histograms.update(scored.subject, scored.maps[brain], slices.lesions(scored.positions)[brain])
+    return Curve(histograms.pooled()).average_precision()
+
+
+def _reconstruction_error(method: Method, slices: SliceSet, device: str) -> float:
+    import torch
+
+    total, voxels = 0.0, 0
+    for batch in slices.batches(32):
+        moved = batch.to(device)
+        with torch.inference_mode():
+            recon = method.reconstruct(moved)
+        if recon is None:
+            raise UserError(f"{method.name} makes no reconstruction: use --objective val_auprc or pseudo.")
+        error = (recon.float() - moved.image).abs()[moved.brain]
+        total += float(error.double().sum())
+        voxels += int(moved.brain.sum())
+    value = total / max(voxels, 1)
+    if not np.isfinite(value):
+        raise UserError(f"{method.name} gave a reconstruction that is not finite.")
+    return value

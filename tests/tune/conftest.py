@@ -1,64 +1,88 @@
-"""A small search, and a driver that runs its trials in this process: everything but Ray."""
+"""A small search, one Ray for all of them, and a trial in this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fragile
 import pytest
+from small_search import Begun, Settings, Trial, Tune, make_settings
 
-from adbench.config import run_config
+from adbench.config import registry
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.executors.gpu_sharing import ResourceRequest
-from adbench.tune import course as courses
-from adbench.tune import drive as driving
-from adbench.tune import worker
-from adbench.tune.search import Result, search
-from adbench.tune.table import Table
+from adbench.tune.search import RAY_TUNE, Result, define, search
 from adbench.tune.task import Options, Task
-
-PHANTOM = ("n_train=4", "n_val=4", "n_test=2", "slices=2", "resolution=3.4")
-SMALL = ("image_size=32", "channels=[8, 16]", "latent=8", "steps=20", "batch=4", "warmup=0")
-
-
-class _Stopped(BaseException):
-    """Stands for Ray ending a trial's process."""
+from adbench.tune.worker import run_trial
 
 
 @pytest.fixture
-def settings(tmp_path: Path) -> Callable[..., RunConfig]:
-    """Configuration of a cheap method on a small phantom: ``settings("ae", "method.lr=1e-3")``."""
+def settings(tmp_path: Path) -> Settings:
+    """``settings("ae", "method.lr=1e-3")``, with an output folder of the test's own."""
+    return lambda *arguments: make_settings(tmp_path / "runs", *arguments)
 
-    def make(method: str = "ae", *assignments: str) -> RunConfig:
-        sets = [f"dataset.{text}" for text in PHANTOM]
-        sets += [f"method.{text}" for text in SMALL] if method == "ae" else []
-        flags = {"method": (method,), "dataset": ("phantom",), "device": "cpu", "out": str(tmp_path / "runs")}
-        return run_config.load(None, flags, [*sets, *assignments])
+
+@pytest.fixture(scope="session")
+def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Ray on this machine with two cores, and the plug-in method ``fragile``."""
+    from adbench.utils.cluster import connect
+
+    folder = tmp_path_factory.mktemp("site")
+    fragile.install(folder)
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(folder), before)))
+    for name, value in RAY_TUNE.items():
+        os.environ.setdefault(name, value)
+    sys.path.insert(0, str(folder))
+    registry.entries.cache_clear()
+    with connect("local", cpus=2):
+        yield
+    sys.path.remove(str(folder))
+    registry.entries.cache_clear()
+    os.environ.pop("PYTHONPATH")
+    if before is not None:
+        os.environ["PYTHONPATH"] = before
+
+
+@pytest.fixture(scope="session")
+def tune(ray: None) -> Tune:
+    """``tune(settings, trials=5, ...)``: a search on the shared Ray, one trial at a time."""
+    return lambda settings, **options: search(settings, Options(**{"max_concurrent": 1, "cpus": 1.0, **options}))
+
+
+@pytest.fixture(scope="session")
+def whole(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Result:
+    """A search that nothing disturbed, to be read only."""
+    out = tmp_path_factory.mktemp("whole") / "runs"
+    return tune(make_settings(out), trials=5)
+
+
+@pytest.fixture
+def begun(tmp_path: Path) -> Begun:
+    """``begun(settings, objective="recon")``: folder and task of a search whose trials a test runs itself."""
+
+    def make(settings: RunConfig, **options: Any) -> tuple[Path, Task]:
+        folder = tmp_path / f"search-{len(list(tmp_path.glob('search-*')))}"
+        folder.mkdir()
+        task, _ = define(settings, Options(**options), Progress())
+        task.write(folder)
+        return folder, task
 
     return make
 
 
-def in_this_process(
-    folder: Path, task: Task, table: Table, options: Options, progress: Progress, say: Callable[[str], None]
-) -> None:
-    """What :func:`adbench.tune.drive.drive` does, one trial after the other."""
-    course = courses.Course(folder, task, table, options.trials, ResourceRequest(1.0, 0.0), progress, say)
-    while (trial := course.next()) is not None:
-
-        def report(result: dict[str, Any], number: int = trial.number) -> None:
-            if course.reported(number, result):
-                raise _Stopped
-
-        with suppress(_Stopped):
-            worker.run(folder, trial.number, trial.params, list(trial.reports), report)
-        course.ended(trial.number, crashed=False)
-
-
 @pytest.fixture
-def tune(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
-    """``tune(settings, trials=5, ...)``: a search without Ray."""
-    monkeypatch.setattr(driving, "drive", in_this_process)
-    return lambda settings, **options: search(settings, Options(**options))
+def trial() -> Trial:
+    """``trial(folder, 0, {})``: run a trial in this process; what it reports, without the seconds."""
+
+    def run(folder: Path, number: int, point: dict[str, Any]) -> list[dict[str, Any]]:
+        reports: list[dict[str, Any]] = []
+        run_trial(folder, number, point, lambda result: reports.append({**result, "reports": list(result["reports"])}))
+        assert all(report.pop("seconds") >= 0 for report in reports)
+        return reports
+
+    return run

@@ -49,18 +49,17 @@ def test_what_the_user_sets_is_not_searched_unless_the_file_asks(tmp_path: Path)
     assert "lr" in built("narrow: {lr: {low: 0.001, high: 0.002}}", tmp_path, {"lr": 1e-3})[0]
 
 
-def test_values_and_proposals_are_inverse(tmp_path: Path) -> None:
+def test_points_and_values_are_inverse(tmp_path: Path) -> None:
     wanted, _ = built(
         "replace: {channels: {choices: [[8, 16], [16, 32]]}, augment: {choices: [true, false]}, lr: {low: 0.001, high: 0.01}}",
         tmp_path,
     )
     chosen = {"channels": [16, 32], "augment": False, "lr": 0.005}
-    known = space.proposal(wanted, chosen)
-    assert known is not None
+    known = space.nearest(wanted, chosen)
     assert space.values(wanted, known) == chosen
     assert space.distributions(wanted)["channels"].to_internal_repr(known["channels"]) == 1
-    assert space.proposal(wanted, {**chosen, "lr": 0.5}) is None
-    assert space.proposal(wanted, {**chosen, "channels": [8, 8]}) is None
+    outside = space.nearest(wanted, {"channels": [8, 8], "augment": False, "lr": 0.5})
+    assert space.values(wanted, outside) == {"channels": [8, 16], "augment": False, "lr": 0.01}
 
 
 @pytest.mark.parametrize(

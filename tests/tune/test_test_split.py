@@ -11,24 +11,27 @@ from typing import Any
 
 import numpy as np
 import pytest
+from small_search import Begun, Settings, Trial
 
 from adbench.config import run_config
-from adbench.config.run_config import RunConfig
 from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError
 from adbench.runner.plan import Data, plan
-from adbench.tune.data import Role, fewer, runs
-from adbench.tune.search import Result
-from adbench.tune.task import Task
+from adbench.tune.task import Role, Task, fewer, runs
 
 ARRAYS = ("images", "brains", "lesions")
 
 
+def case_files(store: SliceStore, rows: np.ndarray) -> set[Path]:
+    """The files of the cases that have one of ``rows``."""
+    return {store.files[index] for index in store.owner(rows).tolist()}
+
+
 @pytest.fixture
-def data(settings: Callable[..., RunConfig], tmp_path: Path) -> Data:
+def data(settings: Settings, tmp_path: Path) -> Data:
     (planned,) = plan(run_config.cells(settings("histeq")), tmp_path / "runs", tmp_path / "cache")
     return planned.data
 
@@ -71,11 +74,6 @@ def test_a_test_slice_cannot_be_asked_for(data: Data) -> None:
         store.case_of(int(test[0]))
 
 
-def case_files(store: SliceStore, rows: np.ndarray) -> set[Path]:
-    """The files of the cases that have one of ``rows``."""
-    return {store.files[index] for index in store.owner(rows).tolist()}
-
-
 @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc/self/maps on this system")
 def test_the_bytes_of_test_slices_are_not_even_mapped(data: Data) -> None:
     opened = Role.of(data.threshold, data.test_store).open()
@@ -108,17 +106,13 @@ def _watched(monkeypatch: pytest.MonkeyPatch, reads: set[Path]) -> Iterator[None
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="no /proc/self/fd on this system")
 @pytest.mark.parametrize("objective", ["val_auprc", "pseudo", "recon"])
 def test_trials_read_no_byte_of_a_test_slice(
-    objective: str,
-    settings: Callable[..., RunConfig],
-    tune: Callable[..., Result],
-    data: Data,
-    monkeypatch: pytest.MonkeyPatch,
+    objective: str, settings: Settings, begun: Begun, trial: Trial, data: Data, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    folder, task = begun(settings(), objective=objective)
     reads: set[Path] = set()
     with _watched(monkeypatch, reads):
-        result = tune(settings(), trials=2, objective=objective)
-    assert result.best is not None
-    store = SliceStore.open(Path(result.task.train.store))
+        assert trial(folder, 0, {})[-1]["share"] == 100
+    store = SliceStore.open(Path(task.train.store))
     assert reads >= case_files(store, data.train.rows)
     assert not {path.name for path in reads} & {file.name for file in case_files(store, data.test.rows)}
 
@@ -131,32 +125,28 @@ def _ruin(store: SliceStore, rows: np.ndarray) -> None:
         os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
 
 
-def _figures(result: Result) -> list[Any]:
-    return [(trial.params, trial.state, trial.reports) for trial in result.table.trials]
-
-
 def test_ruined_test_slices_change_nothing(
-    settings: Callable[..., RunConfig], tune: Callable[..., Result], cli: Callable[..., Any], tmp_path: Path
+    settings: Settings, begun: Begun, trial: Trial, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     private = settings().model_copy(update={"cache": str(tmp_path / "own cache")})
-    before = tune(private, trials=4, name="before")
+    points: list[dict[str, Any]] = [{}, {"lr": 5e-3, "sigma": 1.0}]
+    (folder, _), (other, _) = begun(private), begun(private)
+    before = [trial(folder, number, point) for number, point in enumerate(points)]
     (planned,) = plan(run_config.cells(private), tmp_path / "runs", tmp_path / "own cache")
     _ruin(planned.data.test_store, planned.data.test.rows)
-    after = tune(private, trials=4, name="after")
-    assert _figures(after) == _figures(before)
+    assert [trial(other, number, point) for number, point in enumerate(points)] == before
     # The ruin is real: whoever opens a test slice notices.
     with pytest.raises(UserError, match=r"the images of case .* were changed after preparation"):
         SliceStore.open(planned.data.test_store.folder).images[planned.data.test.rows]
-    code, _, err = cli("run", "--config", after.config, "--quiet")
+    (tmp_path / "run.yaml").write_text(private.to_yaml())
+    code, _, err = cli("run", "--config", tmp_path / "run.yaml", "--quiet")
     assert code == 2
     assert "were changed after preparation" in " ".join(err.split())
 
 
-def test_the_task_names_no_test_row(
-    settings: Callable[..., RunConfig], tune: Callable[..., Result], data: Data
-) -> None:
-    result = tune(settings(), trials=1)
-    task = Task.read(result.folder)
+def test_the_task_names_no_test_row(settings: Settings, begun: Begun, data: Data) -> None:
+    folder, _ = begun(settings())
+    task = Task.read(folder)
     assert task.val is not None
     for role in (task.train, task.val, task.select):
         named = np.concatenate([np.arange(low, high) for low, high in role.rows])

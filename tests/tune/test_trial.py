@@ -1,0 +1,73 @@
+"""One trial: what it reports, how it fails, how it goes on."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from small_search import Begun, Settings, Trial
+
+from adbench.errors import UserError
+from adbench.methods.simple import HistEq
+from adbench.tune.worker import REPORTS, fit_folder
+
+
+def test_it_reports_at_the_rungs_and_at_the_end_and_goes_on_after_a_kill(
+    settings: Settings, begun: Begun, trial: Trial
+) -> None:
+    folder, _ = begun(settings())
+    reports = trial(folder, 0, {})
+    assert [report["share"] for report in reports] == sorted(report["share"] for report in reports)
+    assert len(reports) == 3
+    assert 10 <= reports[0]["share"] < 30 <= reports[1]["share"] < 100 == reports[2]["share"]
+    assert [share for share, _ in reports[-1]["reports"]] == [report["share"] for report in reports]
+    assert trial(folder, 0, {}) == reports  # trained and measured, and the process died before Ray knew
+    path = fit_folder(folder, 0) / REPORTS
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "reports": content["reports"][:1]}))
+    again = trial(folder, 0, {})  # the fit is there, its second report is lost
+    assert (again[0], again[-1]["value"]) == (reports[0], reports[-1]["value"])
+
+
+def test_without_early_stopping_and_from_a_method_that_trains_nothing_there_is_one_report(
+    settings: Settings, begun: Begun, trial: Trial
+) -> None:
+    for wanted, options in ((settings(), {"halving": False}), (settings("histeq"), {})):
+        folder, _ = begun(wanted, **options)
+        (report,) = trial(folder, 0, {})
+        assert report["share"] == 100
+        assert 0 < report["value"] < 1
+
+
+def test_the_error_of_a_reconstruction_is_minimised_and_needs_one(
+    settings: Settings, begun: Begun, trial: Trial
+) -> None:
+    folder, task = begun(settings(), objective="recon", halving=False)
+    assert task.mode == "min"
+    assert 0 < trial(folder, 0, {})[-1]["value"] < 0.5
+    folder, _ = begun(settings("histeq"), objective="recon")
+    with pytest.raises(UserError, match="makes no reconstruction: use --objective val_auprc or pseudo"):
+        trial(folder, 0, {})
+
+
+def test_a_failure_is_reported_and_not_tried_again(
+    settings: Settings, begun: Begun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from adbench.tune.worker import run_trial
+
+    calls: list[float] = []
+
+    def broken(self: HistEq, batch: Any) -> Any:
+        calls.append(self.params.sigma)
+        raise RuntimeError("too smooth")
+
+    monkeypatch.setattr(HistEq, "score", broken)
+    folder, _ = begun(settings("histeq"))
+    reports: list[dict[str, Any]] = []
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match="too smooth"):
+            run_trial(folder, 3, {"polarity": "bright", "sigma": 5.0}, reports.append)
+    assert calls == [5.0]
+    assert [report["error"] for report in reports] == ["RuntimeError: too smooth"] * 2
+    assert "too smooth" in (fit_folder(folder, 3) / "failure.json").read_text()
