@@ -16,7 +16,7 @@ MEASURE = ("adbench.runner.measure",)
 FIT_AND_SCORE = (
     "adbench.runner.fit",
     "adbench.runner.inference",
-    "adbench.datasets.store.pixels",
+    "adbench.datasets.pixels",
     "adbench.utils.threads",
 )
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adbench.datasets.store.pixels import StoredCase
+from adbench.datasets.pixels import StoredCase
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import unknown
 from adbench.utils.files import replacing

@@ -14,7 +14,7 @@ from adbench.utils.hashing import digest
 if TYPE_CHECKING:
     import torch
 
-    from adbench.datasets.store.pixels import CaseIndex, PixelStore, Rows, SeenCase, StoredCase
+    from adbench.datasets.pixels import CaseIndex, PixelStore, Rows, SeenCase, StoredCase
 
 
 @dataclass(frozen=True)

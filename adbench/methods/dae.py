@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import Resources
-from adbench.methods.common.fit_network import TrainedNetwork
 from adbench.methods.common.params import (
     AUGMENT,
     BATCH,
@@ -22,6 +21,7 @@ from adbench.methods.common.params import (
     NetworkParams,
     Sign,
 )
+from adbench.methods.training.fit_network import TrainedNetwork
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import Resources
-from adbench.methods.common.diffusion import TINY, DiffusionMethod, DiffusionParams
 from adbench.methods.common.params import CHANNELS, SIGN, Sign
+from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport, Resources
-from adbench.methods.common.diffusion import SMOKE, TINY, DiffusionMethod, DiffusionParams
+from adbench.methods.diffusion import SMOKE, TINY, DiffusionMethod, DiffusionParams
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from adbench.methods.base import Resources
-from adbench.methods.common.fit_network import TrainedNetwork
 from adbench.methods.common.params import BottleneckParams
+from adbench.methods.training.fit_network import TrainedNetwork
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from adbench.datasets.io.filename_patterns import person, shared_patients
 from adbench.datasets.issues import warn
 from adbench.datasets.slices import SliceSet
+from adbench.datasets.store import similarity
 from adbench.datasets.store.slice_store import SliceStore
-from adbench.datasets.validation import similarity
 from adbench.errors import UserError
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from adbench.datasets.validation.outliers import outliers
+from adbench.datasets.store.outliers import outliers
 
 
 def cases(figure: str, *values: float) -> list[dict[str, Any]]:

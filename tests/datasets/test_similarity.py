@@ -14,8 +14,8 @@ from adbench.config.cell import Source
 from adbench.config.protocols import get
 from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.store import similarity
 from adbench.datasets.store.prepare import prepare
-from adbench.datasets.validation import similarity
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 from adbench.params import build

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adbench.datasets import pixels
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
+from adbench.datasets.pixels import StoredCase
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.datasets.store import case_file, pixels
-from adbench.datasets.store.pixels import StoredCase
+from adbench.datasets.store import case_file
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.store.slice_store import MANIFEST, SliceStore
 from adbench.errors import UserError

@@ -15,8 +15,8 @@ import pytest
 import torch
 
 from adbench.config import registry, run_config
+from adbench.datasets.pixels import Rows, StoredCase
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.datasets.store.pixels import Rows, StoredCase
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.methods.base import FitReport, Method
 from adbench.runner import plan as planning

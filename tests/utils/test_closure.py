@@ -117,7 +117,7 @@ def test_a_module_that_is_loaded_while_fitting_and_scoring_is_in_the_closure(tmp
         "import json, sys\n"
         "from adbench.runner import fit, inference\n"
         "from adbench.methods.ae import AE\n"
-        "import adbench.methods.common.fit_network, adbench.methods.common.preprocess, adbench.methods.training\n"
+        "import adbench.methods.training.fit_network, adbench.methods.common.preprocess, adbench.methods.training\n"
         "print(json.dumps([n for n in sys.modules if n.split('.')[0] == 'adbench']))\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
@@ -397,9 +397,7 @@ def test_a_plug_in_that_can_load_by_name_counts_with_all_that_is_built_in(
 
 
 def test_what_hands_a_method_its_pixels_and_sets_its_threads_counts() -> None:
-    assert {"adbench.datasets.store.pixels", "adbench.utils.threads"} <= sources.source_files(
-        "methods", "zscore"
-    ).keys()
+    assert {"adbench.datasets.pixels", "adbench.utils.threads"} <= sources.source_files("methods", "zscore").keys()
 
 
 def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: Path) -> None:

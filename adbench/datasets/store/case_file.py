@@ -2,7 +2,7 @@
 
 A case file is named by a hash of its sources' bytes and lies in a folder named by a hash of the recipe. It is written
 under another name and renamed when it is whole. So an interrupted preparation goes on by finding the files that exist, and
-stores of the same recipe share them. After the pixels (:mod:`adbench.datasets.store.pixels`) come what is known of the
+stores of the same recipe share them. After the pixels (:mod:`adbench.datasets.pixels`) come what is known of the
 case as JSON, and the length of the JSON as 8 bytes, the lowest first.
 """
 
@@ -22,8 +22,8 @@ import numpy as np
 
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.io.archive import File, Member, digest_of, state_of
-from adbench.datasets.store.pixels import ARRAYS, checksum, digest_block
-from adbench.datasets.validation import similarity
+from adbench.datasets.pixels import ARRAYS, checksum, digest_block
+from adbench.datasets.store import similarity
 from adbench.errors import UserError
 from adbench.utils import threads
 from adbench.utils.files import replacing

@@ -22,6 +22,7 @@ from adbench.context import Progress
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.io.archive import state_of
 from adbench.datasets.issues import warn
+from adbench.datasets.store import outliers, similarity
 from adbench.datasets.store.case_file import SUFFIX, Prepared, Task
 from adbench.datasets.store.slice_store import (
     CASES,
@@ -33,7 +34,6 @@ from adbench.datasets.store.slice_store import (
     SliceStore,
 )
 from adbench.datasets.store.workers import Executor, check_disk, prepare_cases, worker_count
-from adbench.datasets.validation import outliers, similarity
 from adbench.errors import UserError
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest

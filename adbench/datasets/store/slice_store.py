@@ -3,7 +3,7 @@
 A store is a folder below ``stores/`` of the cache with ``manifest.json``: the recipe, every case with its rows, digests,
 geometry, quality figures and the name of its case file, every source file with its size and hash, and what was left out.
 The case files lie below ``cases/`` of the cache, a folder a recipe: stores of the same recipe share them.
-:mod:`adbench.datasets.store.prepare` writes both, :mod:`adbench.datasets.store.pixels` reads the pixels.
+:mod:`adbench.datasets.store.prepare` writes both, :mod:`adbench.datasets.pixels` reads the pixels.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from adbench.datasets.base import Split
+from adbench.datasets.pixels import ARRAYS, PixelStore, Rows, StoredCase
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.datasets.store.pixels import ARRAYS, PixelStore, Rows, StoredCase
 from adbench.errors import UserError, unknown
 from adbench.utils.hashing import digest
 

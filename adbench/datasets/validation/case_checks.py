@@ -15,7 +15,7 @@ from adbench.datasets.io.filename_patterns import BRAIN, LESION
 from adbench.datasets.io.nifti import Header, NiftiVolume
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing.reorient import to_ras, zooms
-from adbench.datasets.validation import similarity
+from adbench.datasets.store import similarity
 
 _ZOOM_TOLERANCE = 0.01  # mm
 _PLAUSIBLE_ZOOMS = (0.2, 10.0)  # mm

@@ -24,7 +24,7 @@ from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io.filename_patterns import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
-from adbench.datasets.validation import similarity
+from adbench.datasets.store import similarity
 from adbench.datasets.validation.case_checks import CheckedCase, check_case
 
 REPORT_VERSION = 1

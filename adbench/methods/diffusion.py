@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from adbench.methods.common.fit_network import TrainedNetwork
 from adbench.methods.common.params import (
     BATCH,
     CHANNELS,
@@ -19,6 +18,7 @@ from adbench.methods.common.params import (
     WARMUP,
     NetworkParams,
 )
+from adbench.methods.training.fit_network import TrainedNetwork
 from adbench.params import param
 
 if TYPE_CHECKING:
