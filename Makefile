@@ -5,6 +5,7 @@
 # make setup  only install, into .venv
 PYTHON ?= python3
 VENV   := .venv
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
@@ -24,7 +25,7 @@ demo: setup
 	$(BIN)/adbench run --method madad,ae,zscore,histeq,constant --dataset phantom --preset tiny --out demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup
 
 board: setup
 	$(BIN)/adbench run --grid leaderboards/phantom/grid.yaml --out runs/board

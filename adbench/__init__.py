@@ -15,3 +15,6 @@ def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(".api", __name__), name)
+
+
+import_module(".utils.moved", __name__).install()  # by a relative name, as above: it changes no number

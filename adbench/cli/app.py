@@ -63,6 +63,7 @@ def _options(
 
 
 def split(values: list[str] | None) -> tuple[str, ...]:
+    """The names in options that may be repeated and may hold commas, in order."""
     return tuple(part.strip() for value in values or [] for part in value.split(",") if part.strip())
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from adbench.config.protocols import Rule
-from adbench.datasets.slices import LabelledSet, SliceBatch
+from adbench.datasets.slices import LabelledSet, LabelledStore, SliceBatch
 from adbench.errors import UserError
 from adbench.utils.hashing import digest
 
@@ -80,7 +80,7 @@ class InsertedSet(LabelledSet):
         params: what is put in; None: lesions in half of the slices.
     """
 
-    def __init__(self, store: SliceStore, rows: np.ndarray, params: PseudoParams | None = None) -> None:
+    def __init__(self, store: LabelledStore, rows: np.ndarray, params: PseudoParams | None = None) -> None:
         from adbench.datasets.synthetic_lesions import PseudoParams
 
         super().__init__(store, rows)

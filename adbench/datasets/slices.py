@@ -140,11 +140,20 @@ class LabelledStore(Protocol):
     lesions: Rows
 
     @property
-    def cases(self) -> Sequence[StoredCase]: ...
-    def seen(self, rows: np.ndarray) -> PixelStore: ...
-    def describe_rows(self, rows: np.ndarray) -> list[Any]: ...
-    def spacing_of(self, row: int) -> tuple[float, float, float] | None: ...
-    def case_of(self, row: int) -> StoredCase: ...
+    def cases(self) -> Sequence[StoredCase]:
+        """All cases, in the order of their rows."""
+
+    def seen(self, rows: np.ndarray) -> PixelStore:
+        """What a method may see of the cases of ``rows``."""
+
+    def describe_rows(self, rows: np.ndarray) -> list[Any]:
+        """What identifies the pixels and masks of ``rows``, for a digest."""
+
+    def spacing_of(self, row: int) -> tuple[float, float, float] | None:
+        """Distance in mm between slices, rows and columns; None for slices of no volume."""
+
+    def case_of(self, row: int) -> StoredCase:
+        """The case that ``row`` belongs to."""
 
 
 class LabelledSet(SliceSet):
