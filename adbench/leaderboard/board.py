@@ -198,16 +198,21 @@ class Board:
     def metrics(self) -> list[str]:
         """The columns: those of every board where some entry has a number, the protocol's own, and what was asked for."""
         names = [*HEADLINE, *(() if self.pooled else ("auroc",)), *self.extra]
-        return [name for name in names if name == RANKED_BY or any(e.value(name) is not None for e in self.entries)]
+        wanted = {RANKED_BY, *asked(*self._records)}  # shown without a number too: the cell says why
+        return [name for name in names if name in wanted or any(e.value(name) is not None for e in self.entries)]
 
     @cached_property
     def extra(self) -> list[str]:
         """The metrics of the protocol, and those that some entry was asked for."""
-        return extra_metrics([record for entry in self.entries for record in entry.records])
+        return extra_metrics(self._records)
+
+    @property
+    def _records(self) -> list[Record]:
+        return [record for entry in self.entries for record in entry.records]
 
     def facts(self, metric: str) -> MetricSpec:
         """What is known about a column."""
-        return facts(metric, *(record for entry in self.entries for record in entry.records))
+        return facts(metric, *self._records)
 
     @cached_property
     def columns(self) -> list[MetricSpec]:

@@ -45,9 +45,12 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
         grid.add_column(escape(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         grid.add_row(*(escape(text) for text in row))
-    # Redirected output must not be cut to 80 columns, nor a word where there are many of them.
-    wide = out if out.is_terminal else Terminal(highlight=False, width=max(out.width, 160, 14 * len(columns)))
-    wide.print(grid)
+    if out.is_terminal:
+        out.print(grid)
+        return
+    # Redirected output is as wide as its cells, and no name is cut or folded.
+    needed = grid.__rich_measure__(out, out.options.update_width(2000)).maximum
+    Terminal(highlight=False, width=max(out.width, 160, needed)).print(grid)
 
 
 def print_json(value: Any) -> None:
