@@ -16,11 +16,10 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (``pytest -n 2 --dist loadgroup``) a file stays on one of them, and all that use Ray on the same."""
+    """With several workers (``pytest -n 2 --dist loadgroup``) a file stays on one of them, and what shares a Ray too."""
     for item in items:
-        fixtures = getattr(item, "fixturenames", ())
-        group = "ray" if {"ray_instance", "cluster"} & set(fixtures) else item.path.as_posix()
-        item.add_marker(pytest.mark.xdist_group(group))
+        shares = {"cluster", "ray", "tune", "whole"}.intersection(getattr(item, "fixturenames", ()))
+        item.add_marker(pytest.mark.xdist_group((item.path.parent if shares else item.path).as_posix()))
 
 
 @pytest.fixture(scope="session", autouse=True)
