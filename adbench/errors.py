@@ -1,4 +1,4 @@
-"""The one exception that a user, not a developer, is meant to read."""
+"""Errors that a user can correct, each one sentence."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend: one sentence naming the thing, the place and the way out.
+    """Something the user can correct: one sentence naming the thing, the place and the way out.
 
     The command line prints it without a traceback and exits with code 2 (``--debug`` shows the traceback).
     """

@@ -93,7 +93,7 @@ def run(
 ) -> None:
     """Train and score methods on a dataset; print a table and leave records, pictures and histograms.
 
-    Interrupted runs go on where they stopped; finished ones are answered from their records.
+    Interrupted runs resume; finished ones are answered from their records.
     """
     from adbench.config import grid as grids
     from adbench.config import run_config as configs
@@ -163,7 +163,7 @@ def run(
                     outcomes.append(outcome)
         except KeyboardInterrupt:
             done = sum(outcome.error is None for outcome in outcomes)
-            say(f"Interrupted with {done} cells done. Run the same command again: it goes on where it stopped.")
+            say(f"Interrupted with {done} cells done. Run the same command again to resume.")
             raise typer.Exit(130) from None
     if distributed.rank() == 0:
         _report(outcomes, json_)

@@ -155,7 +155,7 @@ def _print(result: Any) -> None:
             for t in ranked(trials, task.mode)[:10]
         ],
     )
-    say(f"{task.objective}: {OBJECTIVES[task.objective][1]}. Trial 0 is the method as it comes.")
+    say(f"{task.objective}: {OBJECTIVES[task.objective][1]}. Trial 0 has the default parameters.")
     say(f"{counts}; {cpu_hours:.2f} CPU-hours, {gpu_hours:.2f} GPU-hours.")
     if result.best is None:
         say(f"No trial is complete yet. Go on with the same command and --resume. Trials: {result.folder}")

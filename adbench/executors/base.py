@@ -1,4 +1,4 @@
-"""What executors are told and what they give back."""
+"""Options of an executor, and the outcome of a cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a node is asked before it gets work: whether it sees the output folder, and how much GPU memory it has."""
+"""Checks of a cluster node before it gets work: whether it sees the output folder, and its GPU memory."""
 
 from __future__ import annotations
 

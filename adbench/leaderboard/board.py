@@ -16,9 +16,8 @@ from urllib.parse import quote
 import numpy as np
 
 from adbench.leaderboard.consistency import steps
-from adbench.leaderboard.submission import RANKED_BY
 from adbench.metrics.evaluate import Estimate
-from adbench.metrics.spec import MetricSpec
+from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.known import is_released
 from adbench.results.record import Number, Record, asked, facts
 from adbench.results.rundir import safe

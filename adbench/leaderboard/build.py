@@ -16,8 +16,7 @@ from adbench.leaderboard import export
 from adbench.leaderboard.board import STRATA_METRICS, Board, Entry
 from adbench.leaderboard.export import VALUE_ONLY, rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
-from adbench.leaderboard.submission import RANKED_BY
-from adbench.metrics.spec import SPECS
+from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.results.format import html_page, p_text
 from adbench.results.record import Number, facts
 from adbench.utils.files import write_text

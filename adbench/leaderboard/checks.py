@@ -19,10 +19,11 @@ from adbench.errors import UserError
 from adbench.leaderboard import released
 from adbench.leaderboard.consistency import check_costs, check_texts, check_validation, check_volume
 from adbench.leaderboard.issues import CLOSE, Issue, differences
-from adbench.leaderboard.submission import RANKED_BY, SPATIAL, Submission, own_digest, ranking_left_out, sha256
+from adbench.leaderboard.submission import SPATIAL, Submission, own_digest, ranking_left_out, sha256
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.spatial import froc_thresholds
+from adbench.metrics.spec import RANKED_BY
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.record import Number, Record
 from adbench.results.rundir import SPLITS

@@ -13,9 +13,10 @@ from adbench.leaderboard.checks import NUMBERS
 from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.issues import differences
 from adbench.leaderboard.ranking import boards, cohort, read_all
-from adbench.leaderboard.submission import RANKED_BY, Submission, read_or_pack
+from adbench.leaderboard.submission import Submission, read_or_pack
 from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, Samples, compare
+from adbench.metrics.spec import RANKED_BY
 from adbench.results.format import NONE, flat, p_text
 from adbench.utils.console import out, print_json, say, table
 

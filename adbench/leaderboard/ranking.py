@@ -10,12 +10,13 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import HEADLINE, Board, Entry, TestSet, extra_metrics, test_set
-from adbench.leaderboard.submission import RANKED_BY, Submission
+from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
+from adbench.metrics.spec import RANKED_BY
 from adbench.results.record import Number, Record, facts, lacking
 from adbench.utils.hashing import digest
 

@@ -47,6 +47,7 @@ from adbench.leaderboard.encoding import (
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
+from adbench.metrics.spec import RANKED_BY
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results import record as records
 from adbench.results.record import SCHEMA, Record
@@ -56,7 +57,6 @@ from adbench.utils.hashing import digest
 
 VERSION = 3
 READ = (2, 3)  # layouts that can be read; layout 2 keeps the counts of each healthy validation subject
-RANKED_BY = "auprc"
 SPATIAL = "spatial.json"
 MAX_FILE = 32 << 20  # bytes
 _MAX_SPATIAL = 64 << 20  # bytes, decompressed

@@ -1,4 +1,4 @@
-"""From per-subject histograms to numbers with intervals: the one place where a metric gets its name."""
+"""From per-subject histograms to numbers with intervals."""
 
 from __future__ import annotations
 

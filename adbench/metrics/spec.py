@@ -62,7 +62,7 @@ class MetricSpec:
 
     @property
     def over_lesions(self) -> bool:
-        """Whether it is taken over subjects with lesions, so that their number decides what can be said."""
+        """Whether it is computed over subjects with lesions; their number then decides whether there is an interval."""
         return self.scope in _OVER_LESIONS
 
     @property

@@ -20,7 +20,7 @@ from adbench.metrics.histogram import ScoreHistogram
 from adbench.metrics.score_bins import edges
 from adbench.utils import seeds
 
-RANKED_BY = ("dice@val", "auprc")  # the first that every run has
+SUBJECTS_BY = ("dice@val", "auprc")  # the first that every run has
 BAND = 200  # bootstrap replicates behind a band
 DRIFT = 0.01  # maps made again may differ by this much before the reader is told
 
@@ -210,7 +210,7 @@ def window(pooled: ScoreHistogram, low: float = 0.01, high: float = 0.995) -> tu
 def choose(parts: Sequence[ShownRun], count: int, asked: Sequence[str] = ()) -> tuple[list[Portrait], str]:
     """The volumes to show: ``count`` best, median, worst by their mean over the runs, and as many at random.
 
-    Best, median and worst are taken among lesion-bearing volumes by the first of :data:`RANKED_BY` that every run has;
+    Best, median and worst are taken among lesion-bearing volumes by the first of :data:`SUBJECTS_BY` that every run has;
     random ones among all that are left, by the hash of the test set, so that every report on it shows the same.
 
     Args:
@@ -222,7 +222,7 @@ def choose(parts: Sequence[ShownRun], count: int, asked: Sequence[str] = ()) -> 
         The volumes without slices, and the number that ranked them.
     """
     ranked_by = next(
-        (name for name in RANKED_BY if all(_value(part, name) is not None for part in parts)), RANKED_BY[-1]
+        (name for name in SUBJECTS_BY if all(_value(part, name) is not None for part in parts)), SUBJECTS_BY[-1]
     )
     rows = {part.label: {row.get("volume", row["subject"]): row for row in part.evaluation.subjects} for part in parts}
     everyone = next(iter(rows.values()))

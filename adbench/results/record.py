@@ -169,13 +169,13 @@ def lacking(record: Record) -> str:
             return f"protocol.{name}: it is missing"
     level = record.protocol.get("level")
     if not isinstance(level, float) or not 0 < level < 1:
-        return f"protocol.level: {level!r} is no share"
+        return f"protocol.level: {level!r} is not between 0 and 1"
     for name in ("fit", "score_per_slice"):
         if name not in record.timing:
             return f"timing.{name}: it is missing"
     for name, value in record.timing.items():
         if not 0 <= value <= MAX_SECONDS:
-            return f"timing.{name}: {value} is no number of seconds"
+            return f"timing.{name}: {value} is not a number of seconds"
     return "" if record.test.subjects > 0 else "test.subjects: no subject was tested"
 
 

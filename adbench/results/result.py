@@ -1,4 +1,4 @@
-"""A finished run on disk: its record and the counts beside it, from which every number can be computed again."""
+"""A finished run on disk: its record, and the stored counts that every number can be computed from again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""No person and no scan has two roles: the names and the pixels of training, validation and test are compared."""
+"""Checks that no subject and no scan is in two of training, validation and test, by name and by pixels."""
 
 from __future__ import annotations
 

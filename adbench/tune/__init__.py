@@ -1,4 +1,4 @@
-"""Hyper-parameter search with Ray Tune: Optuna proposes, asynchronous successive halving stops what does not pay.
+"""Hyper-parameter search with Ray Tune: Optuna proposes, asynchronous successive halving stops trials that fall behind.
 
 A search chooses on validation slices and never reads a test slice: its trials open the store through
 :mod:`adbench.tune.task`, which maps no other rows. :mod:`adbench.tune.search` is the way of a search from its definition to

@@ -66,7 +66,7 @@ class Result:
 
     @property
     def default(self) -> float | None:
-        """The objective of the method as it comes (trial 0), None while that is not complete."""
+        """The objective with the default parameters (trial 0), None while that is not complete."""
         return self.trials[0].value if self.trials and self.trials[0].state == "complete" else None
 
     def to_json(self) -> dict[str, Any]:
@@ -222,7 +222,7 @@ def _check_folder(folder: Path, task: Task, options: Options) -> None:
         return
     if not options.resume:
         raise UserError(
-            f"The search {folder.name} is there already ({folder}): go on with it by --resume, or start another with --name."
+            f"The search {folder.name} exists already ({folder}): continue it with --resume, or start another with --name."
         )
     changed = next(iter(differences(task.identity, before.identity)), None)
     if changed is not None:

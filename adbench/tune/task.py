@@ -203,7 +203,7 @@ class Task(BaseModel):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The searched parameters of trial 0: the method as it comes."""
+        """The searched parameters of trial 0, the defaults."""
         return {name: self.cell.params.json_values[name] for name in self.space}
 
     def write(self, folder: Path) -> None:

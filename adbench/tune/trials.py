@@ -27,7 +27,7 @@ class Trial:
     """One point of the search space.
 
     Attributes:
-        number: 0 is the method as it comes.
+        number: 0 has the default parameters.
         params: the searched parameters.
         state: "waiting" (interrupted, or still running), "complete", "stopped" (by successive halving) or "failed".
         reports: share of the training (percent) -> objective, in order; the last one of a complete trial is at 100.

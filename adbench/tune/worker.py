@@ -46,7 +46,7 @@ def run_trial(folder: Path, number: int, point: dict[str, Any], report: Callable
 
     Args:
         folder: of the search.
-        number: of the trial; 0 is the method as it comes, whatever ``point`` is.
+        number: of the trial; 0 has the default parameters, whatever ``point`` is.
         point: the proposal, in Optuna's terms.
         report: receives ``share`` (percent of the training), ``value`` (of the objective), and ``reports``, ``seconds`` and
             ``error`` of all attempts.

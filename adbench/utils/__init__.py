@@ -1,1 +1,1 @@
-"""What every room needs and none owns: files, hashes, seeds, locks, threads, the terminal."""
+"""Shared helpers: files, hashes, seeds, locks, threads, the terminal."""

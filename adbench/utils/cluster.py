@@ -145,7 +145,7 @@ def _prepare_environment(address: str) -> None:
     """Set what Ray reads from the environment, some of it on import only; what the user has set stays."""
     wanted = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_task_oom_retries": "2",  # Ray's own default is for ever
+        "RAY_task_oom_retries": "2",  # Ray's own default is to retry without end
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     }
     host = "localhost" if address in ("local", "auto") else _host_and_port(address)[0]
@@ -174,7 +174,7 @@ def _host_and_port(address: str) -> tuple[str, int]:
 
 
 def _check_answers(address: str) -> None:
-    """Refuse an address where nobody listens; Ray itself would try for two minutes."""
+    """Refuse an address that does not answer; Ray itself would try for two minutes."""
     if address == "auto":
         return
     try:

@@ -258,7 +258,7 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 130
     reader.join()
-    assert "Run the same command again: it goes on where it stopped." in said[0]
+    assert "Run the same command again to resume." in said[0]
     while _lives(worker):  # its raylet has just gone: it notices within a second or two
         assert time.monotonic() < deadline, "the worker goes on after the command has ended"
         time.sleep(0.1)

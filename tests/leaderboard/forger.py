@@ -18,11 +18,12 @@ from board_files import rekey, rename
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.checks import NUMBERS
-from adbench.leaderboard.submission import RANKED_BY, Submission, ranking_left_out
+from adbench.leaderboard.submission import Submission, ranking_left_out
 from adbench.metrics.evaluate import choose_thresholds, evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.score_bins import key_of
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
+from adbench.metrics.spec import RANKED_BY
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.utils.hashing import digest
 

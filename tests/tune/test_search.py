@@ -134,7 +134,7 @@ def test_formulas_in_a_table_stay_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("sets", "options", "message"),
     [
-        ((), {}, "is there already"),
+        ((), {}, "exists already"),
         (("method.lr=0.5",), {"resume": True}, "params.lr: was 0.001, now 0.5"),
         ((), {"resume": True, "space": "narrow: {sigma: {low: 1, high: 2}}"}, "space.sigma.low: was 0.0, now 1.0"),
         ((), {"resume": True, "objective": "pseudo"}, "objective: was 'val_auprc', now 'pseudo'"),

@@ -82,7 +82,7 @@ class Folder(Dataset):
     subjects need one, unless ``unmasked`` says what they are.
 
     Intensities are taken as stored, divided by the largest value of the type (255, or 65535 for 16 bit). They are not
-    normalised again: whoever wrote the slices normalised the volume, and a slice alone does not show the range of the volume
+    normalised again: their author normalised the volume, and a slice alone does not show the range of the volume
     that it came from.
     """
 

@@ -279,7 +279,7 @@ class IndexedVolumes(VolumeDataset):
                 f"{none} is named as in {title}, e.g. {first}. {expected} For names of your own there is --dataset folder."
             )
         if below.broken:
-            return UserError(f"{root} holds only links that lead nowhere, such as {below.broken[0]}. {expected}")
+            return UserError(f"{root} holds only broken links, such as {below.broken[0]}. {expected}")
         others_there = below.others + len(below.pictures) or "no"
         return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
 

@@ -1,4 +1,4 @@
-"""Everything below a data root: NIfTI files, those inside tar archives, and what stands in the way."""
+"""An index of the files below a data root: NIfTI files, those inside tar archives, and what cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is wrong with a subject (strokes, tumours, multiple sclerosis) and what merely looks it.
+"""Lesions (strokes, tumours, multiple sclerosis) and harmless bright spots that resemble them.
 
 Every lesion is drawn in template coordinates as a soft occupancy in [0, 1]; its mask is occupancy > 1/2, exact by
 construction. Two maps say what it does to the tissue, the same for every modality: ``water`` (oedema, gliosis,

@@ -1,1 +1,1 @@
-"""The slice store: prepared pixels, how they are made, and how they are read."""
+"""The slice store: prepared cases, how they are made, and what a store lists."""

@@ -1,1 +1,1 @@
-"""What several methods share: image operations, noise, schedules, and fitting one network."""
+"""What several methods share: parameters, networks, image operations, noise, schedules."""
