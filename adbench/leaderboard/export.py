@@ -18,10 +18,10 @@ VALUE_ONLY = ("dice@best", "lesion_recall@val", "fa_slice", "auroc")  # columns 
 READING = (
     "AUPRC over all test voxels that count, the brain unless said (chance: the prevalence); Dice per volume at the "
     "threshold chosen on validation subjects; lesion recall and false-alarm slices at the same threshold; [95 % interval "
-    "over test subjects and training seeds]. ↓: less is better. The oracle chose its threshold on the test split."
+    "over test subjects]. ↓: less is better. The oracle chose its threshold on the test split."
 )
 RANKS = (
-    "Methods that share a rank (=) are not told apart from its first (paired sign flips, the choice of the first "
+    "Intervals of several seeds are over subjects and training seeds. Methods that share a rank (=) are not told apart from its first (paired sign flips, the choice of the first "
     "accounted for; all equal methods share a rank in 95 % of studies)."
 )
 
