@@ -17,6 +17,7 @@ from adbench.results.rundir import SAMPLES
 from adbench.runner.samples import Sample, load_samples
 from adbench.utils import distributed
 from adbench.utils.files import replacing
+from adbench.utils.locks import acquire
 
 log = logging.getLogger("adbench")
 
@@ -24,22 +25,38 @@ log = logging.getLogger("adbench")
 def illustrate(folder: Path, progress: Progress | None = None) -> None:
     """Draw ``samples.png`` and the plots of the finished run in ``folder``, unless that was done.
 
+    The folder is locked meanwhile. Nothing is drawn while another process has it: that process draws when it is done.
     What goes wrong is logged, never raised; the next call on the folder tries again.
     """
     kept = Path(folder) / SAMPLES
     if distributed.rank() > 0 or not kept.exists():
         return
-    (progress or Progress()).update("pictures", 0, 0)
     try:
-        run = Result(folder)
-        title = f"{run.label} · {run.record.test.name} {run.record.test.modality} · {run.record.protocol['name']}"
-        sample_sheet(load_samples(kept), run.folder / "samples.png", title, run.record.thresholds.get("val"))
-        for problem in all_plots(run.histograms, run.stored_evaluation, run.folder, spatial=run.spatial):
-            log.info("%s: %s", folder, problem)
-        kept.unlink(missing_ok=True)
+        with acquire(folder, _leave):
+            if kept.exists():  # else another process has drawn them
+                (progress or Progress()).update("pictures", 0, 0)
+                _draw(Path(folder))
+                kept.unlink()
+    except _Occupied:
+        return
     except Exception as error:
-        if kept.exists():  # else another process has drawn them
-            log.warning("The pictures of %s could not be drawn (%s: %s).", folder, type(error).__name__, error)
+        log.warning("The pictures of %s could not be drawn (%s: %s).", folder, type(error).__name__, error)
+
+
+class _Occupied(Exception):
+    """Another process works on the run."""
+
+
+def _leave(owner: str) -> None:
+    raise _Occupied
+
+
+def _draw(folder: Path) -> None:
+    run = Result(folder)
+    title = f"{run.label} · {run.record.test.name} {run.record.test.modality} · {run.record.protocol['name']}"
+    sample_sheet(load_samples(folder / SAMPLES), folder / "samples.png", title, run.record.thresholds.get("val"))
+    for problem in all_plots(run.histograms, run.stored_evaluation, folder, spatial=run.spatial):
+        log.info("%s: %s", folder, problem)
 
 
 def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
+from adbench.evaluation.pictures import illustrate
 from adbench.executors.base import CellFailed, Options, Outcome
 from adbench.executors.gpu_sharing import ResourceRequest, request
 from adbench.executors.nodes import check_nodes
@@ -105,6 +106,7 @@ class RayExecutor:
                 held.append(plan)
             elif self.options.done(plan):
                 plan.trace()
+                illustrate(plan.run_folder)
                 yield Outcome(plan, reused=True)
             else:
                 self._submit(plan, self.request(plan))

@@ -61,6 +61,7 @@ def run_cell(
     Raises:
         Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
     """
+    before = _making(plan)
     done = None if force else plan.record()
     if done is not None:
         return done
@@ -76,16 +77,23 @@ def run_cell(
     with threads.limited(threads.count(plan.resources.cpus)):
         if distributed.rank() > 0:
             return _assist(plan, ctx)
-        with acquire(plan.run_folder, _waits(ctx.progress)) as waited:
+        with acquire(plan.run_folder, _waits(ctx.progress)):
+            made = _making(plan) != before  # by the process that had the folder
             # A process that was killed at the very end has made it.
             promoted = rundir.promote(plan.run_folder) and not force
-            there = (waited or promoted) and distributed.world() == 1 and plan.done(save_maps=save_maps)
+            there = (made or promoted) and distributed.world() == 1 and plan.done(save_maps=save_maps)
             if there and (done := plan.record()) is not None:
-                return done  # the process that had the folder has made it
+                return done
             with status.reported(plan.run_folder, ctx.progress, label=plan.cell.label, **(facts or {})) as ctx.progress:
                 record = _make(plan, ctx, save_maps)
         distributed.wait()
     return record
+
+
+def _making(plan: Plan) -> tuple[str, dict[str, float]] | None:
+    """What tells the record of ``plan`` from one that is made later, though not from itself after a search signed it."""
+    record = plan.stored()
+    return None if record is None else (record.created, record.timing)
 
 
 def _waits(progress: Progress) -> Callable[[str], None]:

@@ -14,6 +14,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -32,13 +33,14 @@ from adbench.executors.nodes import check_nodes
 from adbench.results import rundir
 from adbench.tune.space import distributions, nearest, values
 from adbench.tune.task import Options, Task
-from adbench.tune.trials import FACTOR, FULL, RUNGS, STARTUP, STATE, State, Trial, count, ranked, write_table
+from adbench.tune.trials import FACTOR, FULL, RUNGS, STARTUP, STATE, State, Trial, ranked, write_table
 from adbench.tune.worker import fit_folder, run_trial
 from adbench.utils import seeds, threads
 from adbench.utils.cluster import Cluster
 from adbench.utils.files import replacing
 
 RAY = "ray"  # Ray's own folder, while a search runs
+LARGEST = 2**30  # bytes of Ray's saved state; that of a thousand trials has a few million
 HOPELESS = 5  # trials that fail before the first success; more of them would fail too
 ENDED = {"complete": "done", "stopped": "stopped early", "failed": "failed"}
 DIED = "its worker process died, for example because the machine ran out of memory"
@@ -186,11 +188,7 @@ class Driver(tune.Callback):
         shutil.rmtree(ray_folder, ignore_errors=True)
         resumed = state.exists()
         if resumed:
-            try:
-                with zipfile.ZipFile(state) as archive:
-                    archive.extractall(ray_folder)
-            except zipfile.BadZipFile as error:
-                raise UserError(f"{state} is damaged ({error}): delete {folder} and search again.") from None
+            _unpack(state, ray_folder)
         trainable = tune.with_resources(trial, {"cpu": portion.cpus, "gpu": portion.gpus})
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Optuna's: experimental options; reports that a resumed trial makes again
@@ -224,9 +222,10 @@ class Driver(tune.Callback):
             finally:
                 shutil.rmtree(ray_folder, ignore_errors=True)
         if self.hopeless:
+            failures = [trial for trial in self.trials if trial.state == "failed"]  # others may run beside them
             raise UserError(
-                f"The first {count(self.trials, 'failed')} trials all failed, so the search was given up. The last one: "
-                f"{self.trials[-1].error} (tracebacks below {folder / 'trials'})."
+                f"The first {len(failures)} trials all failed, so the search was given up. The last one: "
+                f"{failures[-1].error} (tracebacks below {folder / 'trials'})."
             )
 
     def __reduce__(self) -> tuple[Callable[[], Driver], tuple[()]]:
@@ -310,8 +309,28 @@ class Driver(tune.Callback):
                     shutil.rmtree(item, ignore_errors=True)
                 elif item.name != rundir.FAILURE:
                     item.unlink(missing_ok=True)
-            if not any(home.iterdir()):
+            with suppress(OSError):  # not empty: a traceback is kept there, or a stopped worker still writes
                 home.rmdir()
+
+
+def _unpack(state: Path, folder: Path) -> None:
+    """Unpack what :meth:`Driver._save` has packed into ``folder``.
+
+    Raises:
+        UserError: it is damaged, or something else: folders, compressed files, more than :data:`LARGEST`.
+    """
+    try:
+        with zipfile.ZipFile(state) as archive:
+            files = archive.infolist()
+            size = sum(file.file_size for file in files)
+            strange = [f for f in files if Path(f.filename).name != f.filename or f.compress_type != zipfile.ZIP_STORED]
+            if strange:
+                raise zipfile.BadZipFile(f"it holds {strange[0].filename!r}, which no search writes")
+            if size > LARGEST:
+                raise zipfile.BadZipFile(f"its files have {size} bytes, more than any search writes")
+            archive.extractall(folder)
+    except (zipfile.BadZipFile, EOFError, RuntimeError) as error:  # the last: a password is needed
+        raise UserError(f"{state} is damaged ({error}): delete {state.parent} and search again.") from None
 
 
 def _live() -> Driver:

@@ -137,6 +137,7 @@ def search(
     folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
     _check_folder(folder, task, options)
     with acquire(folder, partial(_running, folder.name)):
+        _check_folder(folder, task, options)  # again: another command may have begun and ended in between
         task.write(folder)
         trials: list[Trial] = []
         for name, value in RAY_TUNE.items():

@@ -17,40 +17,38 @@ from pathlib import Path
 
 LOCK = ".lock"  # in the folder; stays there, empty, after the lock is released
 _POLL = 0.1  # seconds between two attempts
+_ASKING = 0.05  # seconds in which a lock that was only asked about (:func:`is_locked`) is surely free again
 
 
 @contextmanager
-def acquire(folder: Path, waiting: Callable[[str], None] = lambda owner: None) -> Iterator[bool]:
+def acquire(folder: Path, waiting: Callable[[str], None] = lambda owner: None) -> Iterator[None]:
     """Work on ``folder`` alone among all processes and threads that ask in this way.
 
     Args:
         folder: is created if need be.
         waiting: called twice a second while another process has the lock, with that process in words; what it raises ends
             the wait.
-
-    Yields:
-        Whether another one had the lock: what one wants to do may have been done by then.
     """
     from filelock import FileLock, SoftFileLock, Timeout
 
     path = Path(folder) / LOCK
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(path)
-    waited = False
+    timeout, interval = _ASKING, _ASKING / 10
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "flock not supported")
         while True:
             try:
-                lock.acquire(timeout=5 * _POLL if waited else 0, poll_interval=_POLL)
+                lock.acquire(timeout=timeout, poll_interval=interval)
                 break
             except Timeout:
-                waited = True
+                timeout, interval = 5 * _POLL, _POLL
                 waiting(_owner(path))
     by_system = not isinstance(lock, SoftFileLock)  # else the file is the lock, and filelock writes it
     try:
         if by_system:
             path.write_text(f"process {os.getpid()} on {socket.gethostname()}", encoding="utf-8")
-        yield waited
+        yield
     finally:
         if by_system:
             with suppress(OSError):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -60,14 +62,13 @@ def test_a_killed_holder_blocks_for_less_than_a_second(tmp_path: Path) -> None:
             holder.send_signal(signal.SIGKILL)
             killed.append(time.monotonic())
 
-    with acquire(tmp_path, waiting) as waited:
+    with acquire(tmp_path, waiting):
         assert time.monotonic() - killed[0] < 1
-        assert waited
         assert (tmp_path / LOCK).read_text().startswith(f"process {os.getpid()} on ")
     assert seen[0].startswith(f"process {holder.pid} on ")
     holder.wait()
-    with acquire(tmp_path) as waited:
-        assert not waited
+    with acquire(tmp_path, lambda owner: pytest.fail(f"{owner} still has it")):
+        pass
 
 
 def test_what_the_callback_raises_ends_the_wait(tmp_path: Path) -> None:
@@ -89,3 +90,29 @@ def test_somebody_who_may_only_read_sees_who_is_at_work(tmp_path: Path) -> None:
         assert is_locked(tmp_path)
         tmp_path.chmod(0o755)
     assert not is_locked(tmp_path / "nothing there")
+
+
+def test_asking_keeps_nobody_waiting(tmp_path: Path) -> None:
+    with acquire(tmp_path):
+        pass
+    asks, done = threading.Event(), threading.Event()
+
+    def ask() -> None:  # as is_locked does, only slower
+        while not done.is_set():
+            with open(tmp_path / LOCK, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)
+                asks.set()
+                time.sleep(0.005)
+            asks.clear()
+            time.sleep(0.005)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        for _ in range(5):
+            asks.wait()
+            with acquire(tmp_path, lambda owner: pytest.fail(f"waits for {owner}")):
+                pass
+    finally:
+        done.set()
+        thread.join()

@@ -28,6 +28,7 @@ from adbench.methods.base import WEIGHTS
 from adbench.results import rundir, status
 from adbench.results.record import RECORD
 from adbench.runner.plan import Plan
+from adbench.runner.run_cell import run_cell
 from adbench.utils import threads
 
 pytestmark = pytest.mark.timeout(600)
@@ -87,6 +88,16 @@ def test_serial_and_ray_end_in_the_same_bits(
     assert told.provenance["fit"][0]["threads"] == 1
     (note,) = [note for note in told.notes if "CPU thread" in note]
     assert note.startswith("Computed with 1 CPU thread (OMP_NUM_THREADS) where ae asks for 2")
+
+
+def test_a_cell_that_was_killed_before_its_pictures_gets_them(cluster: Any, grid: Callable[..., Launch]) -> None:
+    launch = grid("histeq")
+    (plan,) = launch.plan()
+    run_cell(plan)
+    (outcome,) = on_ray(launch, cluster).run([plan])
+    assert outcome.reused
+    assert (plan.run_folder / "samples.png").exists()
+    assert not (plan.run_folder / rundir.SAMPLES).exists()
 
 
 def test_what_fails_is_told_and_tried_again_alone(

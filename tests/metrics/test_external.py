@@ -199,6 +199,10 @@ def test_another_grid_or_affine_is_printed_with_both(tmp_path, test):
     )
     with pytest.raises(UserError, match=message):
         evaluate_folders(*test, out=tmp_path / "out")
+    shifted[:3, 3] = [0.45, 0, 0]  # a little less than half a voxel
+    write(test[1] / "c2_seg.nii.gz", case(2)[1], shifted)
+    with pytest.raises(UserError, match=r"the grid of its map: its affine puts a corner 0\.\d mm away"):
+        evaluate_folders(*test, out=tmp_path / "out")
     rounded = AFFINE.copy()
     rounded[:3, 3] = 0.004, -0.004, 0.004  # a header with two digits
     write(test[1] / "c2_seg.nii.gz", case(2)[1], rounded)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import pytest
 
 from adbench import api
 from adbench.config import run_config
+from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.results import rundir
 from adbench.runner import plan as planning
 from adbench.runner import run_cell
 from adbench.runner.fit import FIT
-from adbench.utils.locks import LOCK
+from adbench.utils.files import write_json
+from adbench.utils.locks import LOCK, acquire
 
 pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
 
@@ -116,6 +119,35 @@ def test_a_kill_while_files_are_renamed_loses_no_record(
             api.Run(planned.run_folder).evaluation(intervals=False).metrics["auprc"].value
             == first.metrics["auprc"].value
         )
+
+
+@pytest.mark.parametrize("made_meanwhile", [False, True])
+def test_a_forced_run_that_waited_scores_again_unless_the_other_did(
+    slices: Path, tmp_path: Path, made_meanwhile: bool
+) -> None:
+    planned = plan(slices, tmp_path)
+    first, held, waits = run_cell.run_cell(planned), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with acquire(planned.run_folder):
+            held.set()
+            waits.wait(60)
+            if made_meanwhile:
+                made = first.model_copy(update={"timing": {**first.timing, "score": 99.0}})
+                write_json(planned.run_folder / rundir.RECORD, made.model_dump(mode="json"))
+
+    class Waits(Progress):
+        def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
+            if phase.startswith("wait for"):
+                waits.set()
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(60)
+    second = run_cell.run_cell(planned, Waits(), force=True)
+    holder.join()
+    assert second.timing != first.timing
+    assert (second.timing["score"] == 99) == made_meanwhile
 
 
 def test_maps_stay_with_a_record_that_is_made_again_for_a_metric(slices: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from adbench.results import record, rundir
 from adbench.runner import plan as planning
 from adbench.runner import run_cell
 from adbench.runner.fit import FIT
+from adbench.utils.locks import acquire
 
 
 def plans(
@@ -198,6 +199,20 @@ def test_pictures_are_drawn_after_the_record_and_fail_no_run(
     assert {path.name for path in plan.run_folder.iterdir()} >= rundir.DRAWN
     assert not (plan.run_folder / rundir.SAMPLES).exists()
     assert not rundir.DRAWN & outcome.record.files.keys()
+
+
+def test_pictures_are_left_to_the_process_that_has_the_run(
+    slices: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (plan,) = plans(slices, tmp_path)
+    run_cell.run_cell(plan)
+    with acquire(plan.run_folder):
+        pictures.illustrate(plan.run_folder)
+    assert not rundir.DRAWN & {path.name for path in plan.run_folder.iterdir()}
+    assert (plan.run_folder / rundir.SAMPLES).exists()
+    assert not caplog.text
+    pictures.illustrate(plan.run_folder)
+    assert (plan.run_folder / "samples.png").exists()
 
 
 def test_a_cell_travels_as_plain_data(slices: Path, tmp_path: Path) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -179,6 +181,24 @@ def test_only_one_process_works_on_a_search(settings: Settings, tmp_path: Path) 
     folder = tmp_path / "runs" / "searches" / "one"
     with acquire(folder), pytest.raises(UserError, match=r"one is running \(process \d+ on"):
         search(settings("histeq"), Options(name="one"))
+
+
+def test_a_search_that_began_and_ended_meanwhile_is_not_gone_on_with(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = import_module("adbench.tune.search")
+
+    @contextmanager
+    def late(folder: Path, *arguments: Any) -> Iterator[None]:
+        task.write(folder)
+        with acquire(folder, *arguments):
+            yield
+
+    task, _ = define(settings("histeq"), Options(), Progress())
+    monkeypatch.setattr(module, "acquire", late)
+    monkeypatch.setattr(module, "connect", lambda address: pytest.fail("it goes on"))
+    with pytest.raises(UserError, match="one is there already"):
+        module.search(settings("histeq"), Options(name="one"))
 
 
 @pytest.mark.parametrize(

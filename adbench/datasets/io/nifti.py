@@ -25,7 +25,7 @@ _LONGEST = 540  # bytes of a NIfTI-2 header; one of NIfTI-1 has 348
 _BLOCK = 1 << 20  # uncompressed bytes that are looked at at a time
 _MOSTLY_ZERO = 0.9  # share of zeros among probabilities of a lesion
 _FEW_VALUES = 16  # the most values of a label mask
-_GRID_TOLERANCE = 0.5  # voxels by which two grids may lie apart: rounding in headers, not another grid
+_GRID_TOLERANCE = 0.1  # voxels by which two grids may lie apart: rounding in headers, not another grid
 _AGAIN = "Copy or download it again."
 
 
@@ -233,7 +233,7 @@ def write(path: Path, data: np.ndarray, affine: np.ndarray, *, codes: tuple[int,
 
 
 def off_grid(mask: Header, image: Header) -> str:
-    """How the grids of a mask and its image differ, "" when they are the same to within half a voxel."""
+    """How the grids of a mask and its image differ, "" when they are the same to within a tenth of a voxel."""
     if mask.shape != image.shape:
         return f"{by(mask.shape)} voxels against {by(image.shape)}"
     distance = _displacement(mask.affine, image.affine, image.shape)
