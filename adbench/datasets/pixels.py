@@ -13,7 +13,6 @@ import mmap
 import resource
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -223,10 +222,8 @@ class Rows:
         if block is None:
             _make_room()
             block = self._blocks[index] = self._map(index)
-            _RECENT[key] = None
-        else:
-            with suppress(KeyError):  # another thread closes it; this one has it still
-                _RECENT.move_to_end(key)
+        _RECENT.pop(key, None)  # not move_to_end: another thread may close it now
+        _RECENT[key] = None
         return block
 
     def _map(self, index: int) -> np.ndarray:

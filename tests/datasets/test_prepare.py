@@ -225,7 +225,7 @@ def test_a_failing_case_is_reported_and_the_rest_goes_on(root: Path, tmp_path: P
         prepare_all(small_brats.dataset(root), BOTH, tmp_path, workers=2)
     assert "The other 5 are kept" in str(caught.value)
     assert "--set dataset.exclude=[BraTS2021_00003]" in str(caught.value)
-    (listed,) = tmp_path.glob("cases/*/*/failures.json")
+    (listed,) = tmp_path.glob("cases/*/failures.json")
     assert str(listed) in str(caught.value)
     failures = json.loads(listed.read_text())
     assert failures[0]["case"] == "BraTS2021_00003"

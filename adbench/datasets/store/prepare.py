@@ -91,7 +91,7 @@ def prepare_all(
             build = _Build(dataset, modality, cases, folder, cache / CASES / _case_folder(dataset, modality))
             store = _existing(folder)
             if store is None:
-                locks.enter_context(acquire(build.workshop, build.waiting(progress)))
+                locks.enter_context(acquire(build.lock_folder, build.waiting(progress)))
                 store = _existing(folder)  # perhaps another process was faster
             if store is None:
                 missing.append(build)
@@ -154,8 +154,8 @@ class _Build:
     failures: list[Prepared] = field(default_factory=list)
 
     @property
-    def workshop(self) -> Path:
-        """Folder of the lock of this store and of what failed; stores of the same recipe have one each."""
+    def lock_folder(self) -> Path:
+        """Stores of the same recipe have one each. The store's own folder is not there before the store is."""
         return self.case_folder / self.folder.name
 
     def waiting(self, progress: Progress) -> Callable[[str], None]:
@@ -270,9 +270,9 @@ def _raise_failures(dataset: Dataset, builds: list[_Build]) -> None:
     failures = [failure for build in builds for failure in build.failures]
     for build in builds:
         if build.failures:
-            write_json(build.workshop / FAILURES, [{"case": f.case.id, "problem": f.problem, "trace": f.trace} for f in build.failures])  # fmt: skip
+            write_json(build.case_folder / FAILURES, [{"case": f.case.id, "problem": f.problem, "trace": f.trace} for f in build.failures])  # fmt: skip
         else:
-            (build.workshop / FAILURES).unlink(missing_ok=True)
+            (build.case_folder / FAILURES).unlink(missing_ok=True)
     if not failures:
         return
     cases = list(dict.fromkeys(failure.case.id for failure in failures))
@@ -285,7 +285,7 @@ def _raise_failures(dataset: Dataset, builds: list[_Build]) -> None:
     raise UserError(
         f"{len(cases)} of {total} cases of {dataset.info.name} could not be prepared: {shown}{more} The other "
         f"{total - len(cases)} are kept; {way_out}. Tracebacks: "
-        f"{next(build.workshop for build in builds if build.failures) / FAILURES}."
+        f"{next(build.case_folder for build in builds if build.failures) / FAILURES}."
     )
 
 
