@@ -151,6 +151,9 @@ class Dataset(ABC):
     def load(self, case: Case, modality: str) -> Stack:
         """Decode one case. Every case of one dataset gives the same H and W.
 
+        The split and the site of the case must not matter, remarks included: stores with other splits share what was
+        prepared. What depends on them belongs into ``Case.extra``.
+
         Raises:
             UserError: an unreadable file, an image and mask of different size, NaN or Inf: names the file.
         """

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import resource
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from weakref import WeakKeyDictionary
+from weakref import ReferenceType, WeakKeyDictionary, ref
 
 import numpy as np
 
@@ -28,8 +30,10 @@ ARRAYS: dict[str, DTypeLike] = {
     "brains": np.bool_,
     "lesions": np.bool_,
 }  # in their order in a file
-MAPPED = 2048  # case files that one array keeps mapped; a process may have some 65,000 mappings
+MAPPED = 2048  # most case files that a process keeps mapped, by all its arrays together
+PREPARE_AGAIN = "`adbench data prepare` or a run on this data prepares"  # what: "the case again"
 _FILES: WeakKeyDictionary[Rows, Sequence[Path]] = WeakKeyDictionary()  # kept here, because methods hold ``Rows``
+_RECENT: OrderedDict[tuple[ReferenceType[Rows], int], None] = OrderedDict()  # mapped cases, the last used one last
 
 
 @dataclass(frozen=True)
@@ -158,6 +162,7 @@ class Rows:
         self._cases, self._owner = tuple(cases), CaseIndex(cases)
         self._unread = np.ones(len(cases), bool)
         self._blocks: dict[int, np.ndarray] = {}
+        self._ref = ref(self)
 
     def __getitem__(self, rows: np.ndarray | slice | int) -> np.ndarray:
         """A copy of some rows.
@@ -208,19 +213,21 @@ class Rows:
         path = _FILES[self][index]
         return (
             f"{path}: the {self.name} of case {case.id} have the {kind} {found[:16]} and were written with {written[:16]}: "
-            f"they were changed after preparation. Delete {path} and run the command again to prepare the case again."
+            f"they were changed after preparation. Delete {path}, then {PREPARE_AGAIN} the case again."
         )
 
     def _block(self, index: int) -> np.ndarray:
         """(S, H * W) of one case, mapped."""
-        block = self._blocks.get(index)
+        block, key = self._blocks.get(index), (self._ref, index)
         if block is None:
-            while len(self._blocks) >= MAPPED:
-                self._blocks.pop(next(iter(self._blocks)), None)
-            block = self._blocks[index] = self._map(_FILES[self][index], len(self._cases[index].slices))
+            _make_room()
+            block = self._blocks[index] = self._map(index)
+        _RECENT.pop(key, None)  # not move_to_end: another thread may close it now
+        _RECENT[key] = None
         return block
 
-    def _map(self, path: Path, count: int) -> np.ndarray:
+    def _map(self, index: int) -> np.ndarray:
+        path, count = _FILES[self][index], len(self._cases[index].slices)
         sizes = [np.dtype(dtype).itemsize for dtype in ARRAYS.values()]
         voxels, place = count * int(np.prod(self.shape)), list(ARRAYS).index(self.name)
         offset, end = voxels * sum(sizes[:place]), voxels * sum(sizes[: place + 1])
@@ -228,16 +235,35 @@ class Rows:
             with open(path, "rb") as file:
                 mapped = mmap.mmap(file.fileno(), end, access=mmap.ACCESS_READ)
         except FileNotFoundError:
-            raise UserError(f"{path} is missing: run the command again to prepare the case again.") from None
+            raise UserError(f"{path} is missing: {PREPARE_AGAIN} the case again.") from None
         except ValueError:  # longer than the file
             raise UserError(
                 f"{path} has {path.stat().st_size} bytes where {end} were written up to the end of the {self.name}: it was "
-                f"truncated after preparation. Delete {path} and run the command again to prepare the case again."
+                f"truncated after preparation. Delete {path}, then {PREPARE_AGAIN} the case again."
             ) from None
-        if hasattr(mapped, "madvise"):  # all of the array is about to be read for its checksum
+        if self._unread[index] and hasattr(mapped, "madvise"):  # all of it is about to be read for its checksum
             page = offset // mmap.PAGESIZE * mmap.PAGESIZE
             mapped.madvise(mmap.MADV_WILLNEED, page, end - page)
         return np.ndarray((count, voxels // max(count, 1)), self.dtype, mapped, offset)
+
+
+def mapping_limit() -> int:
+    """Case files that this process may keep mapped: a third of the files it may open, because a mapping keeps one open."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MAPPED if files == resource.RLIM_INFINITY else max(1, min(MAPPED, files // 3))
+
+
+def _make_room() -> None:
+    """Close the least recently used mappings until one more is within the limit."""
+    limit = mapping_limit()
+    while len(_RECENT) >= limit:
+        try:
+            (owner, index), _ = _RECENT.popitem(last=False)
+        except KeyError:  # another thread was faster
+            return
+        rows = owner()
+        if rows is not None:
+            rows._blocks.pop(index, None)
 
 
 class PixelStore:

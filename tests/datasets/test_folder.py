@@ -109,6 +109,20 @@ def test_prepared_training_holds_no_lesion_slice(root, tmp_path):
     assert "s1: slice 4: 140 of 280 lesion pixels lie outside the brain" in store.manifest["remarks"]
 
 
+def test_remarks_do_not_depend_on_what_was_prepared_before(root: Path, tmp_path: Path) -> None:
+    """The same slices first in test/, then in train/."""
+    before = prepare(folder(root), "T1", tmp_path / "cache")
+    for path in list((root / "test").glob("s-3-*")):
+        shutil.move(path, root / "train" / path.name)
+    after = prepare(folder(root), "T1", tmp_path / "cache")
+    remark = "s-3: slice 10: it has 4 lesion pixels in train, and is not trained on"
+    assert remark not in before.manifest["remarks"]
+    assert remark in after.manifest["remarks"]
+    assert after.manifest["remarks"] == prepare(folder(root), "T1", tmp_path / "fresh").manifest["remarks"]
+    shared = {path.name for path in before.files} & {path.name for path in after.files}
+    assert len(shared) == len(before.files) - 1
+
+
 def test_all_grids_are_padded_to_the_largest(root):
     add(root, "test", "s5-slice_1", shape=(30, 34))
     dataset = folder(root)

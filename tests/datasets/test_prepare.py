@@ -309,7 +309,9 @@ def test_a_damaged_case_is_refused_by_every_store_that_shares_it(root: Path, tmp
         file.seek(5000)
         file.write(b"\xff" * 100)
     again = prepare(small_brats.dataset(root, split_seed=9), "FLAIR", tmp_path, workers=1)
-    with pytest.raises(UserError, match=f"{damaged}: the images of case .* Delete {damaged} and run the command again"):
+    with pytest.raises(
+        UserError, match=f"{damaged}: the images of case .* Delete {damaged}, then `adbench data prepare` or a run"
+    ):
         again.images[:]
     damaged.unlink()
     repaired = prepare(small_brats.dataset(root, split_seed=9), "FLAIR", tmp_path, workers=1)
@@ -340,6 +342,25 @@ def test_disk_space_is_asked_for_on_the_way(root: Path, tmp_path: Path, monkeypa
     each = small_brats.dataset(root).disk_per_case
     monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage._replace(free=4 * each))
     assert len(prepare(small_brats.dataset(root), "FLAIR", tmp_path, workers=1).cases) == 6
+
+
+def test_case_files_of_other_data_are_no_room_on_the_disk(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another root of the same recipe left as many as are wanted now, and none of these is among them."""
+    prepare(small_brats.dataset(root), "FLAIR", tmp_path / "c", workers=1)
+    other = tmp_path / "other"
+    for number in range(6):
+        name = f"BraTS2021_{number + 3:05d}"
+        shutil.copytree(root / f"BraTS2021_{number:05d}", other / name)
+        for file in (other / name).iterdir():
+            file.rename(file.with_name(file.name.replace(f"{number:05d}", f"{number + 3:05d}")))
+    each = small_brats.dataset(root).disk_per_case
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(small_brats.BraTS21, "load", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(workers.shutil, "disk_usage", lambda _: usage._replace(free=int(5.5 * each)))
+    with pytest.raises(UserError, match=rf"needs about {6 * each / 1e9:.1f} GB more"):
+        prepare(small_brats.dataset(other), "FLAIR", tmp_path / "c", workers=1)
 
 
 def test_memory_limits_the_workers(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

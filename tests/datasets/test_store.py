@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from adbench.context import Progress
 from adbench.datasets import pixels
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.pixels import StoredCase
@@ -175,7 +178,9 @@ def test_a_second_time_opens_and_touched_sources_prepare_anew(tmp_path, monkeypa
 def test_truncation_is_found(store):
     path = case_file_of(store, "d")
     os.truncate(path, path.stat().st_size - 1)
-    message = rf"{path.name} has \d+ bytes where \d+ were written.*Delete .*{path.name} and run the command again"
+    message = (
+        rf"{path.name} has \d+ bytes where \d+ were written.*Delete .*{path.name}, then `adbench data prepare` or a run"
+    )
     with pytest.raises(UserError, match=message):
         SliceStore.open(store.folder)
     os.truncate(path, 100)  # of a store that is open
@@ -211,7 +216,7 @@ def test_a_changed_byte_is_found_when_its_case_is_read_and_not_before(store):
     change(path, place, content[place : place + 1])
     opened = SliceStore.open(store.folder)
     case = stored(opened, "b")
-    message = rf"{path}: the images of case b have the checksum \w+ and were written with {case.checksums['images']}.*Delete {path} and run the command again"
+    message = rf"{path}: the images of case b have the checksum \w+ and were written with {case.checksums['images']}.*Delete {path}, then `adbench data prepare` or a run"
     for split in ("train", "val", "test"):
         slices = opened.healthy(split)
         for read in (slices.images, lambda slices=slices: slices.batch(slice(None))):
@@ -246,14 +251,63 @@ def test_a_copied_cache_is_accepted(store, tmp_path):
 
 
 def test_rows_in_any_order_and_more_cases_than_may_be_mapped(store, monkeypatch):
-    monkeypatch.setattr(pixels, "MAPPED", 2)
+    """All arrays and open stores share what may be mapped, and the least recently used are closed."""
     whole = store.images[:]
+    monkeypatch.setattr(pixels, "MAPPED", 3)
+    other = SliceStore.open(store.folder)
     for rows in ([14, 0, 7, 7, 3], [2, 1, 0], [], [5]):
-        np.testing.assert_array_equal(store.images[np.array(rows, int)], whole[np.array(rows, int)])
-        assert len(store.images._blocks) <= 2
+        for opened in (store, other):
+            np.testing.assert_array_equal(opened.images[np.array(rows, int)], whole[np.array(rows, int)])
+            assert opened.brains[:].any()
+            arrays = [rows for one in (store, other) for rows in (one.images, one.brains, one.lesions)]
+            assert sum(len(rows._blocks) for rows in arrays) <= 3
+    for row in (0, 3, 6, 0, 9):  # the first case is used again before a fourth one comes
+        store.images[row]
+    assert sorted(store.images._blocks) == [0, 2, 3]
     np.testing.assert_array_equal(store.brains[3:8], store.brains[:][3:8])
     with pytest.raises(IndexError, match="row 15 belongs to no case"):
         store.images[np.array([15])]
+
+
+CROWDED = """
+import resource, sys
+from pathlib import Path
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[1])))
+import numpy as np
+from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.store.prepare import prepare
+from adbench.params import build
+store = prepare(Folder(build(Folder.Params, "dataset folder", {}), Path(sys.argv[2])), "T1", Path(sys.argv[3]), workers=1)
+rng = np.random.default_rng(0)
+sets = [store.healthy(split) for split in ("train", "val")]
+for slices in sets:
+    images = slices.images()
+    order = rng.permutation(len(slices))
+    np.testing.assert_array_equal(slices.subset(order).images() if hasattr(slices, "subset") else images[order], images[order])
+every, brains = store.images[:], store.brains[:]
+order = rng.permutation(len(store))
+np.testing.assert_array_equal(store.images[order], every[order])
+np.testing.assert_array_equal(store.brains[order], brains[order])
+assert not any(fault for _, fault in store.faults())
+print(len(store.cases))
+"""
+
+
+def test_more_cases_than_files_may_be_open(tmp_path):
+    from PIL import Image
+
+    root = tmp_path / "slices"
+    root.mkdir()
+    rng = np.random.default_rng(5)
+    for number in range(150):
+        Image.fromarray(rng.integers(1, 255, (8, 8), np.uint8)).save(root / f"p{number:04d}-slice_3-T1.png")
+    done = subprocess.run(
+        [sys.executable, "-c", CROWDED, "96", str(root), str(tmp_path / "cache")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "150\n"), done.stderr
 
 
 def test_each_case_is_hashed_once_for_all_sets_of_a_split(store, monkeypatch):
@@ -403,6 +457,84 @@ def test_case_files_that_no_store_lists_go_after_a_month(tmp_path):
     prepare(toy(), "T1", tmp_path)
     assert sorted(path.name for path in unlisted.iterdir()) == ["failures.json", "young.case"]
     assert all(file.exists() for file in first.files)
+
+
+def test_a_case_file_that_is_used_again_during_the_sweep_stays(tmp_path, monkeypatch):
+    """Another process uses it after it was found to be old."""
+    unlisted = tmp_path / "cases" / "other-t1-0123"
+    unlisted.mkdir(parents=True)
+    for name in ("used.case", "old.case"):
+        (unlisted / name).write_bytes(b"")
+        os.utime(unlisted / name, (1, 1))
+    (tmp_path / "stores" / "another").mkdir(parents=True)
+    (tmp_path / "stores" / "another" / MANIFEST).write_text('{"files": []}')
+    read_text = Path.read_text
+
+    def meanwhile(self, **options):
+        if self.parent.name == "another":
+            os.utime(unlisted / "used.case")
+        return read_text(self, **options)
+
+    monkeypatch.setattr(Path, "read_text", meanwhile)
+    prepare(toy(), "T1", tmp_path)
+    assert [path.name for path in unlisted.iterdir()] == ["used.case"]
+
+
+def test_a_case_file_that_is_removed_during_the_preparation_is_named(tmp_path):
+    class Remove(Progress):
+        def update(self, phase, done, total, **figures):
+            if done == total == 5:
+                sorted(tmp_path.glob("cases/*/*.case"))[0].unlink()
+
+    with pytest.raises(UserError, match=r"\.case was removed while toy was being prepared: run the command again"):
+        prepare(toy(), "T1", tmp_path, Remove())
+    assert len(prepare(toy(), "T1", tmp_path)) == 15
+
+
+def test_stores_of_one_recipe_are_prepared_side_by_side_and_the_same_one_waits(tmp_path):
+    """Two roots share a recipe and no lock; who has the lock of one's own store is said."""
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        for subject in "abcde":
+            (tmp_path / name / f"{subject}.raw").write_bytes(b"x")
+    began, go_on, said = threading.Event(), threading.Event(), []
+
+    class Hold(Progress):
+        def update(self, phase, done, total, **figures):
+            began.set()
+            go_on.wait(30)
+
+    class Listen(Progress):
+        def update(self, phase, done, total, **figures):
+            said.append(phase)
+            if "waiting" in phase:
+                go_on.set()
+
+    first = threading.Thread(target=prepare, args=(toy(tmp_path / "one"), "T1", tmp_path / "cache", Hold()))
+    first.start()
+    try:
+        assert began.wait(30)
+        second = threading.Thread(target=prepare, args=(toy(tmp_path / "two"), "T1", tmp_path / "cache", Listen()))
+        second.start()
+        second.join(20)
+        assert not second.is_alive()
+        assert not [phase for phase in said if "waiting" in phase]
+        assert not go_on.is_set()
+        store = prepare(toy(tmp_path / "one"), "T1", tmp_path / "cache", Listen())
+        assert any(f"waiting for process {os.getpid()} on " in phase for phase in said)
+        assert len(store) == 15
+    finally:
+        go_on.set()
+        first.join()
+    assert len(finished(tmp_path / "cache")) == 2
+
+
+def test_what_reads_a_store_says_which_command_prepares_it_again(store):
+    opened = SliceStore.open(store.folder)
+    case_file_of(store, "d").unlink()
+    for read in (lambda: SliceStore.open(store.folder), lambda: opened.lesions[:]):
+        with pytest.raises(UserError, match=r"is missing.*`adbench data prepare` or a run on this data prepares"):
+            read()
 
 
 def test_stores_of_an_earlier_version_are_left_and_named(tmp_path, caplog):

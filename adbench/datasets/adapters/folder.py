@@ -220,14 +220,20 @@ class Folder(Dataset):
             files.sort(key=lambda file: file.index)
             rows = [(f.index, f.path, masks[BRAIN].get(f.slice), masks[LESION].get(f.slice)) for f in files]
             unused = labelled[subject, session] - {file.index for file in files}
+            masked = any(row[3] for row in rows)
             cases.append(
                 Case(
                     subject=subject,
                     split=split,
                     session=session if sessions[split, subject] > 1 else "",
                     files=tuple(path for row in rows for path in row[1:] if path is not None),
-                    healthy="" if any(row[3] for row in rows) else self._healthy(files[0]),
-                    extra={"slices": rows, "side": side, "unused": sorted(unused)},
+                    healthy="" if masked else self._healthy(files[0]),
+                    extra={
+                        "slices": rows,
+                        "side": side,
+                        "unused": sorted(unused),
+                        "train_with_masks": masked and split == "train",
+                    },
                 )
             )
         return cases
@@ -288,7 +294,7 @@ class Folder(Dataset):
                 severity = issues.warning if outside >= OUTSIDE_BRAIN * marked else issues.info
                 message = f"slice {index}: {outside} of {marked} lesion pixels lie outside the brain"
                 found.append(severity("outside-brain", lesion_path, message, case.id))
-            if marked and case.split == "train":
+            if marked and case.extra["train_with_masks"]:
                 message = f"slice {index}: it has {marked} lesion pixels in train, and is not trained on"
                 found.append(issues.warning("lesion-in-train", lesion_path, message, case.id))
             images.append(resize.pad_square(np.where(brain, image, np.float32(0)), side))

@@ -1,6 +1,7 @@
 """One prepared case: how it is prepared, checked, named, written to its file, and found there again.
 
-A case file is named by a hash of its sources' bytes and lies in a folder named by a hash of the recipe. It is written
+A case file is named by two hashes, of what is known of its sources without reading them and of their bytes, and lies in a
+folder named by a hash of the recipe. It is written
 under another name and renamed when it is whole. So an interrupted preparation goes on by finding the files that exist, and
 stores of the same recipe share them. After the pixels (:mod:`adbench.datasets.pixels`) come what is known of the
 case as JSON, and the length of the JSON as 8 bytes, the lowest first.
@@ -91,7 +92,7 @@ def _prepare(dataset: Dataset, modality: str, case: Case, folder: Path, known: d
         if file not in known:
             known[file] = {"file": str(file), **state_of(file), "sha256": digest_of(file)}
     sources = [known[file] for file in case.files]
-    path = folder / f"{_name(case, sources)}{SUFFIX}"
+    path = folder / f"{start_of_name(case)}{digest([source['sha256'] for source in sources])[:20]}{SUFFIX}"
     record = read(path)
     if record is not None:
         with suppress(OSError):
@@ -103,10 +104,14 @@ def _prepare(dataset: Dataset, modality: str, case: Case, folder: Path, known: d
     return Prepared(modality, case, path.name, written, record, sources)
 
 
-def _name(case: Case, sources: list[dict[str, Any]]) -> str:
-    """Hash of everything but the recipe that shapes the pixels. A split, a site or the place of the data does not."""
-    files = [[file.name, source["sha256"]] for file, source in zip(case.files, sources, strict=True)]
-    return digest([case.subject, case.session, list(case.flags), _plain(case.extra, case.files), files])[:32]
+def start_of_name(case: Case) -> str:
+    """How the name of a case's file begins; known without reading the sources.
+
+    With the recipe and the bytes of the sources, it covers everything that shapes the pixels and remarks. A split, a site
+    or the place of the data does not.
+    """
+    files = [[file.name, state_of(file)["bytes"]] for file in case.files]
+    return digest([case.subject, case.session, list(case.flags), _plain(case.extra, case.files), files])[:12] + "-"
 
 
 def _plain(value: Any, used: Sequence[File]) -> Any:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adbench.datasets.base import Case, Dataset
 from adbench.datasets.io.archive import state_of
 from adbench.datasets.issues import warn
 from adbench.datasets.store import outliers, similarity
-from adbench.datasets.store.case_file import SUFFIX, Prepared, Task
+from adbench.datasets.store.case_file import SUFFIX, Prepared, Task, start_of_name
 from adbench.datasets.store.slice_store import (
     CASES,
     MANIFEST,
@@ -37,6 +37,7 @@ from adbench.datasets.store.workers import Executor, check_disk, prepare_cases, 
 from adbench.errors import UserError
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
+from adbench.utils.locks import acquire
 
 PRODUCTS = "products"  # folder below the cache, see Dataset.products
 FAILURES = "failures.json"
@@ -90,7 +91,7 @@ def prepare_all(
             build = _Build(dataset, modality, cases, folder, cache / CASES / _case_folder(dataset, modality))
             store = _existing(folder)
             if store is None:
-                locks.enter_context(_lock(build.case_folder, progress))
+                locks.enter_context(acquire(build.lock_folder, build.waiting(progress)))
                 store = _existing(folder)  # perhaps another process was faster
             if store is None:
                 missing.append(build)
@@ -152,6 +153,20 @@ class _Build:
     prepared: dict[tuple[str, str, str], Prepared] = field(default_factory=dict)
     failures: list[Prepared] = field(default_factory=list)
 
+    @property
+    def lock_folder(self) -> Path:
+        """Stores of the same recipe have one each. The store's own folder is not there before the store is."""
+        return self.case_folder / self.folder.name
+
+    def waiting(self, progress: Progress) -> Callable[[str], None]:
+        """Tells ``progress`` which process prepares the same store now."""
+        return lambda owner: progress.update(f"waiting for {owner}, which prepares the same data", 0, 0)
+
+    def unwritten(self) -> list[Case]:
+        """Cases without a file, by what is known before their sources are read: one of other bytes and as many counts."""
+        there = {path.name.partition("-")[0] + "-" for path in self.case_folder.glob(f"*{SUFFIX}")}
+        return [case for case in self.cases if start_of_name(case) not in there]
+
     def take(self, answer: Prepared) -> None:
         """Enter what became of a case."""
         if answer.problem:
@@ -205,11 +220,20 @@ class _Build:
             "sources": [{"case": case.id, **source} for case, answer in answers for source in answer.sources],
             "remarks": [*self.dataset.exclusions(self.modality), *remarks],
             "case_folder": self.case_folder.name,
-            "files": {a.file: {"bytes": (self.case_folder / a.file).stat().st_size} for _, a in answers},
+            "files": {a.file: {"bytes": self._size(a.file)} for _, a in answers},
         }
         similarity.write(self.folder, manifest, [answer.record["likeness"] for _, answer in kept])
         write_json(self.folder / MANIFEST, manifest)
         return SliceStore.open(self.folder)
+
+    def _size(self, name: str) -> int:
+        try:
+            return (self.case_folder / name).stat().st_size
+        except FileNotFoundError as error:
+            raise UserError(
+                f"{error.filename} was removed while {self.dataset.info.name} was being prepared: run the command again, it "
+                "prepares this case only."
+            ) from None
 
 
 def _prepare_cases(
@@ -225,10 +249,8 @@ def _prepare_cases(
         for case in build.cases:
             grouped[_order(case)].append((build.modality, case, build.case_folder))
     tasks: list[Task] = [grouped[key] for key in sorted(grouped)]
-    left = sum(map(len, tasks))
-    # Which of them are wanted is not known before the sources are hashed.
-    there = sum(1 for build in builds for _ in build.case_folder.glob(f"*{SUFFIX}"))
-    check_disk(dataset, cache, left - min(there, left))
+    left = {(build.modality, _order(case)) for build in builds for case in build.unwritten()}
+    check_disk(dataset, cache, len(left))
     by_modality = {build.modality: build for build in builds}
     name = f"prepare {dataset.info.name} {', '.join(by_modality)}"
     done = written = 0
@@ -236,9 +258,9 @@ def _prepare_cases(
     for number, answer in enumerate(answers, 1):
         for prepared in answer:
             by_modality[prepared.modality].take(prepared)
-            there -= not (prepared.written or prepared.problem)
-            done, written, left = done + bool(prepared.written), written + prepared.written, left - 1
-        check_disk(dataset, cache, left - min(there, left), written=written, done=done)
+            left.discard((prepared.modality, _order(prepared.case)))
+            done, written = done + bool(prepared.written), written + prepared.written
+        check_disk(dataset, cache, len(left), written=written, done=done)
         failed = sum(len(build.failures) for build in builds)
         progress.update(name, number, len(tasks), **({"failed": failed} if failed else {}))
     _raise_failures(dataset, builds)
@@ -291,25 +313,6 @@ def _source_state(cases: Iterable[Case]) -> str:
     return digest(seen)
 
 
-@contextmanager
-def _lock(case_folder: Path, progress: Progress) -> Iterator[None]:
-    """Only one process (and thread) prepares cases of one recipe; the others wait and then find them done."""
-    from filelock import FileLock, Timeout
-
-    case_folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(case_folder / ".lock")
-    try:
-        lock.acquire(timeout=0.5)
-    except Timeout:
-        progress.update("waiting for another process that prepares the same data", 0, 1)
-        lock.acquire()
-        progress.update("waiting for another process that prepares the same data", 1, 1)
-    try:
-        yield
-    finally:
-        lock.release()
-
-
 def _warn_of_older_stores(folder: Path) -> None:
     """Say why data that an earlier version prepared is prepared again: its stores are not read."""
     start = folder.name.rpartition("-")[0]
@@ -334,7 +337,7 @@ def _sweep(cache: Path) -> None:
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return  # what a damaged manifest listed is not known
     for path in old:
-        if (path.parent.name, path.name) not in listed:
+        if (path.parent.name, path.name) not in listed and _unused_for_long(path):  # perhaps one is in use by now
             path.unlink(missing_ok=True)
 
 

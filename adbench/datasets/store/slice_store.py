@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from adbench.datasets.base import Split
-from adbench.datasets.pixels import ARRAYS, PixelStore, Rows, StoredCase
+from adbench.datasets.pixels import ARRAYS, PREPARE_AGAIN, PixelStore, Rows, StoredCase
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.errors import UserError, unknown
 from adbench.utils.hashing import digest
@@ -69,7 +69,7 @@ class SliceStore(PixelStore):
             UserError: a file was truncated or changed, or the store is of another version.
         """
         folder = Path(folder)
-        path, again = folder / MANIFEST, f"Delete {folder} and run the command again to make it again."
+        path, again = folder / MANIFEST, f"Delete {folder}, then {PREPARE_AGAIN} it again."
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["store_version"] != STORE_VERSION:
@@ -87,12 +87,12 @@ class SliceStore(PixelStore):
                 if size != written["bytes"]:
                     raise UserError(
                         f"{below / name} has {size} bytes where {written['bytes']} were written: it was truncated or "
-                        f"changed after preparation. Delete {below / name} and run the command again to prepare the case again."
+                        f"changed after preparation. Delete {below / name}, then {PREPARE_AGAIN} the case again."
                     )
             return cls(folder, manifest)
         except FileNotFoundError as error:
             raise IncompleteStore(
-                f"The store {folder} is incomplete: {error.filename} is missing. Run the command again to prepare it."
+                f"The store {folder} is incomplete: {error.filename} is missing; {PREPARE_AGAIN} it again."
             ) from None
         except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {again}") from None
