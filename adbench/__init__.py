@@ -1,5 +1,6 @@
 """adbench: a benchmark harness for unsupervised anomaly detection on brain MRI."""
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -17,4 +18,14 @@ def __getattr__(name: str) -> Any:
     return getattr(import_module(".api", __name__), name)
 
 
-import_module(".utils.moved", __name__).install()  # by a relative name, as above: it changes no number
+class _OldNames:
+    """Asked last for a module, so only for those that do not exist: an old name answers with the new one."""
+
+    @staticmethod
+    def find_spec(name: str, path: Any = None, target: Any = None) -> None:
+        """Refuse a name that has moved; see :mod:`adbench.utils.moved`, loaded by a relative name as above."""
+        if name.startswith(f"{__name__}."):
+            import_module(".utils.moved", __name__).refuse(name)
+
+
+sys.meta_path.append(_OldNames)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from adbench.methods.base import Resources
 from adbench.methods.common.params import SIGMA, BottleneckParams
-from adbench.methods.training.fit_network import TrainedNetwork
+from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import ParamSet
 
 if TYPE_CHECKING:

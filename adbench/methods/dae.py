@@ -21,7 +21,7 @@ from adbench.methods.common.params import (
     NetworkParams,
     Sign,
 )
-from adbench.methods.training.fit_network import TrainedNetwork
+from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from adbench.methods.common.params import (
     WARMUP,
     NetworkParams,
 )
-from adbench.methods.training.fit_network import TrainedNetwork
+from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
 
 if TYPE_CHECKING:

@@ -6,10 +6,6 @@ Only names that the documentation gave to authors of plug-ins are kept. Names th
 
 from __future__ import annotations
 
-import sys
-from importlib.abc import MetaPathFinder
-from typing import Any
-
 MOVED = {
     "adbench.files": "adbench.utils.files",
     "adbench.hashing": "adbench.utils.hashing",
@@ -32,7 +28,7 @@ MOVED = {
     "adbench.methods.noise": "adbench.methods.common.noise",
     "adbench.methods.perceptual": "adbench.methods.common.perceptual",
     "adbench.methods.sampling": "adbench.methods.common.schedulers",
-    "adbench.methods.single": "adbench.methods.training.fit_network (a base class, TrainedNetwork, instead of fit_network)",
+    "adbench.methods.single": "adbench.methods.trained_network (a base class, TrainedNetwork, instead of fit_network)",
     "adbench.methods.slicewise": "adbench.methods.common.image_ops",
     "adbench.metrics.alarms": "adbench.metrics.optional",
     "adbench.metrics.bins": "adbench.metrics.partition",
@@ -41,16 +37,11 @@ MOVED = {
 }
 
 
-class _Moved(MetaPathFinder):
-    """Asked last, so only for modules that do not exist."""
+def refuse(name: str) -> None:
+    """Say the new name of a module.
 
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name in MOVED:
-            # Not ModuleNotFoundError: `from adbench import seeds` would hide its text.
-            raise ImportError(f"{name} is now {MOVED[name]}.", name=name)
-
-
-def install() -> None:
-    """Let imports of old names say the new ones."""
-    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
-        sys.meta_path.append(_Moved())
+    Raises:
+        ImportError: ``name`` has moved. Not ModuleNotFoundError: ``from adbench import seeds`` would hide its text.
+    """
+    if name in MOVED:
+        raise ImportError(f"{name} is now {MOVED[name]}.", name=name)

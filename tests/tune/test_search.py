@@ -197,7 +197,7 @@ def test_a_search_that_began_and_ended_meanwhile_is_not_gone_on_with(
     task, _ = define(settings("histeq"), Options(), Progress())
     monkeypatch.setattr(module, "acquire", late)
     monkeypatch.setattr(module, "connect", lambda address: pytest.fail("it goes on"))
-    with pytest.raises(UserError, match="one is there already"):
+    with pytest.raises(UserError, match="one exists already"):
         module.search(settings("histeq"), Options(name="one"))
 
 

@@ -133,7 +133,7 @@ def test_killed_and_resumed_it_ends_as_the_undisturbed_search(
 
     code, _, err = cli(*command[3:])
     assert code == 2
-    assert "go on with it by --resume" in " ".join(err.split())
+    assert "continue it with --resume" in " ".join(err.split())
     # Time for no more than a step: what runs is interrupted, and waits.
     short = tune(settings(), trials=3, name="killed", resume=True, budget=0.01)
     assert short.trials[-1].state == "waiting"

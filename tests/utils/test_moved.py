@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 
 import adbench
-from adbench.utils.moved import MOVED, install
+from adbench.utils.moved import MOVED
 
 
 @pytest.mark.parametrize("name", MOVED)
@@ -30,8 +30,6 @@ def test_the_new_names_exist() -> None:
 
 
 def test_unknown_names_stay_unknown() -> None:
-    install()
-    install()
     with pytest.raises(ModuleNotFoundError, match="nonsense"):
         importlib.import_module("adbench.nonsense")
     assert adbench.__version__

@@ -81,7 +81,7 @@ class TrainedParams(ParamSet):
 
 
 class NetworkParams(TrainedParams):
-    """What :class:`adbench.methods.training.fit_network.TrainedNetwork` needs to train and apply one network."""
+    """What :class:`adbench.methods.trained_network.TrainedNetwork` needs to train and apply one network."""
 
     image_size: int = IMAGE_SIZE(128, source="adbench")
     standardise: bool = STANDARDISE(False, source="adbench")
