@@ -157,16 +157,29 @@ def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> Ru
     return load_as(RunConfig, path, flags, assignments)
 
 
+def read_yaml(path: Path, what: str) -> Any:
+    """The content of a YAML file, of plain types.
+
+    Args:
+        path: of the file.
+        what: it is, in the error.
+
+    Raises:
+        UserError: it cannot be read, or is not valid YAML.
+    """
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
 def load_as(model: type[C], path: Path | None, flags: dict[str, Any], assignments: list[str]) -> C:
     """:func:`load` for a ``model`` that may have more keys than a run configuration."""
     merged: dict[str, Any] = {}
     if path is not None:
-        try:
-            content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"The config file {path} cannot be read: {error.strerror}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise UserError(f"The config file {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+        content = read_yaml(path, "config file")
         if not isinstance(content or {}, dict):
             raise UserError(f"The config file {path} must hold a mapping such as `method: madad`.")
         merged.update(content or {})

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-import yaml
-
+from adbench.config.run_config import read_yaml
 from adbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -27,12 +26,7 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
     Raises:
         UserError: unreadable, or not of that form.
     """
-    try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"The search space {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"The search space {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+    content = read_yaml(path, "search space")
     if isinstance(content, dict) and len(content) == 1:
         ((mode, entries),) = content.items()
         if mode in ("narrow", "replace") and isinstance(entries, dict) and entries:
