@@ -5,9 +5,10 @@
 
 The published file is a pickled diffusers ``AutoencoderKL``; the folder holds config.json and safetensors.
 
-A pickle is a program: it names functions and calls them. Here nothing in it is executed. Every name is looked up in a fixed
-table: rebuilding a tensor gives a note of where its numbers lie; classes of networks become inert stand-ins that only hold
-what they are given; any other name is refused. No module that the file names is imported. Both layouts are read: the zip
+A pickle is a program: it names functions and calls them. Here nothing in it is executed. Every name is looked up in a
+table that is made anew for every file, so that no file changes how the next one is read: rebuilding a tensor gives a note of
+where its numbers lie; classes of networks become inert stand-ins that only hold what they are given; any other name is
+refused. No module that the file names is imported. What a file asks for is held against its size. Both layouts are read: the zip
 archive that torch has written since 1.6, and the older sequence of pickles. Needs torch and diffusers, nothing else.
 """
 
@@ -25,12 +26,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 
 MAGIC = 0x1950A86A20F9469CFC6C  # opens the older layout
 PARTS = 100_000  # of a pickled module
+PROGRAM = 1_500_000  # bytes of a pickle, the numbers aside
+ITEMS = 1_000_000  # that all its collections are made from
 PREFIXES = ("diffusers.", "torch.nn.")  # packages whose classes become stand-ins
 DTYPES = {
     "FloatStorage": "float32",
@@ -109,8 +112,10 @@ class View:
         if not whole or (not empty and max(self.offset + sum(ends) + 1, math.prod(self.size)) > self.storage.count):
             raise Refused(f"a tensor of size {list(self.size)} reaches beyond its data")
         dtype = getattr(torch, self.storage.dtype)
-        if empty or self.storage.data is None:
+        if empty:
             return torch.zeros(self.size, dtype=dtype)
+        if self.storage.data is None:
+            raise Refused(f"the data of a tensor of size {list(self.size)} is missing")
         numbers = torch.frombuffer(bytearray(self.storage.data), dtype=dtype)
         return numbers.as_strided(self.size, self.stride, self.offset).clone()
 
@@ -127,27 +132,62 @@ def _parameter(data: Any, *_: Any) -> Any:
     return data
 
 
-KNOWN: dict[tuple[str, str], Any] = {
-    ("torch._utils", "_rebuild_tensor_v2"): _view,
-    ("torch._utils", "_rebuild_parameter"): _parameter,
-    ("collections", "OrderedDict"): OrderedDict,
-    ("builtins", "set"): set,
-    ("__builtin__", "set"): set,
-    **{("torch", name): Kind(dtype) for name, dtype in DTYPES.items()},
-}
+class _Program:
+    """A file that gives at most :data:`PROGRAM` bytes, and never more at once than it holds."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size, self._left = file, size, PROGRAM
+
+    def _taken(self, data: bytes) -> bytes:
+        self._left -= len(data)
+        if self._left < 0:
+            raise Refused(f"beside its numbers it has more than {PROGRAM} bytes")
+        return data
+
+    def read(self, count: int = -1) -> bytes:
+        if not 0 <= count <= self._size:
+            raise EOFError
+        return self._taken(self._file.read(min(count, self._left + 1)))
+
+    def readline(self, count: int | None = -1) -> bytes:
+        return self._taken(self._file.readline(self._left + 1))
 
 
-class _Reader(pickle.Unpickler):
-    """Reads one pickle; ``storage`` gives the storage with a key."""
+class _Reader(pickle._Unpickler):  # type: ignore[name-defined,misc]
+    """Reads one pickle; ``storage`` gives the storage with a key.
+
+    It is the unpickler in Python: that in C makes room for as many objects as a pickle says.
+    """
 
     def __init__(self, file: BinaryIO, storage: Callable[[str, str, int], Storage]) -> None:
         super().__init__(file)
         self._storage = storage
         self._classes: dict[tuple[str, str], type[Inert]] = {}
+        self._items = ITEMS
+
+    def _refuse(self) -> None:
+        raise Refused("it asks for room that no file of network weights needs")
+
+    dispatch: ClassVar[dict[int, Any]] = {**pickle._Unpickler.dispatch, pickle.BYTEARRAY8[0]: _refuse}  # type: ignore[attr-defined]
+
+    def _collection(self, kind: Callable[..., Any], items: Any = ()) -> Any:
+        self._items -= len(items)
+        if self._items < 0:
+            raise Refused(f"its collections are made from more than {ITEMS} items")
+        return kind(items)
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in KNOWN:
-            return KNOWN[module, name]
+        # Objects of this file alone: what a pickle is given, it may change.
+        if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
+            return lambda *parts: _view(*parts)
+        if (module, name) == ("torch._utils", "_rebuild_parameter"):
+            return lambda *parts: _parameter(*parts)
+        if (module, name) == ("collections", "OrderedDict"):
+            return lambda *items: self._collection(OrderedDict, *items)
+        if (module, name) in (("builtins", "set"), ("__builtin__", "set")):
+            return lambda *items: self._collection(set, *items)
+        if module == "torch" and name in DTYPES:
+            return Kind(DTYPES[name])
         if f"{module}.".startswith(PREFIXES):
             made = self._classes.get((module, name))
             if made is None:
@@ -194,7 +234,7 @@ def _read_zip(path: Path) -> Any:
             return held[key]
 
         with archive.open(f"{top}data.pkl") as file:
-            return _Reader(file, storage).load()  # type: ignore[arg-type]
+            return _Reader(_Program(file, path.stat().st_size), storage).load()  # type: ignore[arg-type]
 
 
 def _read_sequence(path: Path) -> Any:
@@ -203,10 +243,11 @@ def _read_sequence(path: Path) -> Any:
     def storage(key: str, dtype: str, count: int) -> Storage:
         return held.setdefault(key, Storage(dtype, count))
 
+    size = path.stat().st_size
     with open(path, "rb") as file:
 
         def following() -> Any:
-            return _Reader(file, storage).load()
+            return _Reader(_Program(file, size), storage).load()  # type: ignore[arg-type]
 
         if following() != MAGIC:
             raise Refused("it was not written by torch.save")
@@ -219,9 +260,9 @@ def _read_sequence(path: Path) -> Any:
             found = held.get(str(key))
             if found is None or found.count != count:
                 raise Refused(f"storage {key} has another size than stated")
-            found.data = file.read(count * _width(found.dtype))
-            if len(found.data) != count * _width(found.dtype):
+            if count * _width(found.dtype) > size - file.tell():
                 raise EOFError
+            found.data = file.read(count * _width(found.dtype))
     return content
 
 
@@ -269,7 +310,12 @@ def read(path: Path) -> Contents:
     path = Path(path)
     try:
         content = _read_zip(path) if zipfile.is_zipfile(path) else _read_sequence(path)
-        tensors = {name: view.tensor() for name, view in _walk(content, iter(range(PARTS)))}
+        tensors, room = {}, 2 * path.stat().st_size  # parameters may share their numbers
+        for name, view in _walk(content, iter(range(PARTS))):
+            tensors[name] = view.tensor()
+            room -= tensors[name].nbytes
+            if room < 0:
+                raise Refused("its tensors have more numbers than the file holds")
     except FileNotFoundError:
         raise ConversionError(f"There is no file {path}.") from None
     except IsADirectoryError:
@@ -279,6 +325,7 @@ def read(path: Path) -> Contents:
     except (
         pickle.UnpicklingError,
         zipfile.BadZipFile,
+        OSError,
         EOFError,
         struct.error,
         ValueError,

@@ -18,6 +18,7 @@ from adbench.config.cell import Cell, Source, TunedFrom
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet
+from adbench.utils import limits
 
 DATA_VARIABLE = "ADBENCH_DATA"
 CACHE_VARIABLE = "ADBENCH_CACHE"
@@ -132,8 +133,8 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
             f"--set {text!r} is not of the form scope.key=value, e.g. method.steps=500 or dataset.size=128."
         )
     try:
-        value = yaml.safe_load(right)
-    except yaml.YAMLError:
+        value = parse_yaml(right, f"--set {left.strip()}")
+    except (yaml.YAMLError, ValueError):
         if not right.lstrip().startswith(("{", "*")):  # a path pattern such as {subject}_seg.nii.gz
             raise UserError(f"--set {text!r}: {right!r} is not a valid YAML value.") from None
         value = right.strip()
@@ -165,14 +166,50 @@ def read_yaml(path: Path, what: str) -> Any:
         what: it is, in the error.
 
     Raises:
-        UserError: it cannot be read, or is not valid YAML.
+        UserError: it cannot be read, is not valid YAML, or is beyond a limit of :mod:`adbench.utils.limits`.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        limits.check(f"The {what} {path}", "has", Path(path).stat().st_size, limits.YAML_BYTES)
+        return parse_yaml(Path(path).read_text(encoding="utf-8"), f"The {what} {path}")
     except OSError as error:
         raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:
         raise UserError(f"The {what} {path} is not valid YAML: {' '.join(str(error).split())}.") from None
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The content of a YAML text, of plain types; what it stands for is counted before it is built.
+
+    Args:
+        text: the YAML.
+        where: it comes from, to begin an error with.
+
+    Raises:
+        UserError: it is beyond a limit of :mod:`adbench.utils.limits`, or a value holds itself.
+        yaml.YAMLError, ValueError: it is not valid, or a value of it is not (a date, say).
+    """
+    sizes: dict[str, int] = {}  # of what has an anchor, its aliases written out
+    counts, anchors = [0], [""]
+    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+        if isinstance(event, yaml.CollectionStartEvent):
+            counts.append(1)
+            anchors.append(event.anchor or "")
+            limits.check(where, "goes down", len(counts) - 1, limits.YAML_DEPTH)
+            sizes.pop(anchors[-1], None)
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = anchors.pop(), counts.pop()
+        elif isinstance(event, yaml.ScalarEvent):
+            anchor, size = event.anchor or "", 1
+        elif isinstance(event, yaml.AliasEvent):
+            if event.anchor in anchors:
+                raise UserError(f"{where} holds a value within itself, by its alias *{event.anchor}: write it out.")
+            anchor, size = "", sizes.get(event.anchor, 1)
+        else:
+            continue
+        sizes[anchor], counts[-1] = size, counts[-1] + size
+        limits.check(where, "stands for", counts[-1], limits.YAML_VALUES)
+    return yaml.load(text, Loader=yaml.CSafeLoader)
 
 
 def load_as(model: type[C], path: Path | None, flags: dict[str, Any], assignments: list[str]) -> C:

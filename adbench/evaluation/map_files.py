@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from adbench.datasets.adapters.volumes import LABEL_TOLERANCE
 from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import subject_of
 from adbench.datasets.io.nifti import Header
@@ -22,6 +23,11 @@ _ENDINGS = {
     "brain mask": ("_brain_mask", "_brainmask", "_brain"),
 }
 _TYPES = (".nii.gz", ".nii", ".png")
+_PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
+# What `adbench data export` and `adbench report --volumes` write; both put maps, masks and images into one folder.
+_EXPORTED = re.compile(
+    r"(?P<case>.+?)(?:_(?P<name>[\w.-]+))?_space-(?:prepared|original|orig)(?:_desc-(?P<desc>[A-Za-z0-9]+)_(?P<kind>[A-Za-z0-9]+))?"
+)
 _SLICE = re.compile(r"(?P<case>.+?)[-_]slice[-_]?(?P<index>\d+)(?P<rest>.*)")
 
 
@@ -53,7 +59,8 @@ class CaseFolder:
 
     A case id is the file name without its type and without an ending that names its role (``_map``, ``_score``,
     ``_mask``, ``_seg``, ``_lesion``, ``_brain`` and the like). PNG files named ``ID_slice_K`` are slices of one case;
-    any other PNG is a case of one slice. NIfTI volumes are cut along their last axis. Scores are used as stored. Cases
+    any other PNG is a case of one slice. NIfTI volumes are cut along their last axis. Scores are used as stored. What
+    ``adbench data export`` and the volumes of ``adbench report`` wrote is read by their names, all roles from one folder. Cases
     whose ids differ in the session alone (``sub-01_ses-1``, ``sub-01_ses-2``) are volumes of one subject.
 
     Args:
@@ -110,6 +117,10 @@ class CaseFolder:
 
 
 def _binary(values: np.ndarray, where: str, labels: list[int] | None, is_png: bool) -> np.ndarray:
+    if values.dtype.kind == "f":
+        whole = np.rint(values)
+        if (np.abs(values - whole) <= LABEL_TOLERANCE).all():  # rounded in a float
+            values = whole
     if labels is None:
         if is_png and not np.any((values != 0) & (values != 255)):
             return np.asarray(values == 255)
@@ -130,15 +141,22 @@ def _find(folder: Path, role: str) -> dict[str, _Files]:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} of {role}s.")
     found: dict[str, _Files] = {}
-    for path in sorted(folder.iterdir()):
+    for path in sorted(folder.iterdir()) + sorted(folder.glob("sub-*/**/anat/*_space-*")):
         kind = next((kind for kind in _TYPES if path.name.lower().endswith(kind)), None)
+        if path.name.lower().endswith(_PAIR) and not path.name.startswith("."):
+            raise UserError(f"{path} is one of a pair of files: {nifti.pair_way_out(path.name)}.")
         if kind is None or path.name.startswith("."):
             continue
         name, index = path.name[: -len(kind)], 0
+        exported = _EXPORTED.fullmatch(name)
+        if exported:
+            name, of = _exported(exported)
+            if of != role:
+                continue
         matched = _SLICE.fullmatch(name) if kind == ".png" else None
         if matched:
             name, index = matched["case"], int(matched["index"])
-        else:
+        elif not exported:
             name = next((name[: -len(end)] for end in _ENDINGS[role] if name.lower().endswith(end)), name)
         files = found.setdefault(name, {})
         if index in files:
@@ -147,6 +165,17 @@ def _find(folder: Path, role: str) -> dict[str, _Files]:
     if not found:
         raise UserError(f"The folder {folder} holds no {role}: give .nii, .nii.gz or .png files.")
     return found
+
+
+def _exported(name: re.Match[str]) -> tuple[str, str]:
+    """Case and role of a file that adbench exported; the role of an image is ""."""
+    if name["desc"] is None:
+        case, _, what = f"{name['case']}_{name['name'] or ''}".rpartition("_")
+        return case, {"map": "map", "lesion": "mask", "brain": "brain mask"}.get(what, "")
+    case = f"{name['case']}_{name['name']}" if name["name"] else name["case"]
+    if name["kind"] == "mask":
+        return case, {"lesion": "mask", "brain": "brain mask"}.get(name["desc"], "")
+    return case, "map" if name["kind"] == "anomaly" else ""
 
 
 def _match(a: str, first: Mapping[str, _Files], b: str, second: Mapping[str, _Files]) -> None:

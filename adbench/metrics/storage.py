@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from adbench.errors import UserError
+from adbench.utils import limits
 from adbench.utils.files import replacing
-
-_MAX_BYTES = 1 << 30  # an array that unpacks to more is not of this package
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -36,10 +35,13 @@ def read_arrays(path: Path, kinds: Mapping[str, str], what: str) -> dict[str, np
         what: the file is, for messages ("histogram file").
 
     Raises:
-        UserError: the file is missing or damaged, or an array is missing, of another type or not 1-D.
+        UserError: the file is missing or damaged, its arrays are larger than :data:`adbench.utils.limits.ARRAY_BYTES`, or
+            one is missing, of another type or not 1-D.
     """
     try:
         with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+            limits.check(path, "holds arrays of", unpacked, limits.ARRAY_BYTES)
             return {name: _member(archive, name, kind) for name, kind in kinds.items()}
     except FileNotFoundError:
         raise UserError(f"There is no {what} {path}.") from None
@@ -51,13 +53,12 @@ def read_arrays(path: Path, kinds: Mapping[str, str], what: str) -> dict[str, np
 
 def damaged(path: Path, what: str, error: Exception) -> UserError:
     """The error for a file that is not what it should be."""
-    return UserError(f"{path} is not a {what}, or it is damaged: {error}. Make it again from the maps.")
+    why = " ".join(str(error).split())[:200]
+    return UserError(f"{path} is not a {what}, or it is damaged: {why}. Make it again from the maps.")
 
 
 def _member(archive: zipfile.ZipFile, name: str, kinds: str) -> np.ndarray:
     info = archive.getinfo(f"{name}.npy")
-    if info.file_size > _MAX_BYTES:
-        raise ValueError(f"{name} unpacks to {info.file_size} bytes")
     with archive.open(info) as file:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):

@@ -10,6 +10,7 @@ import numpy as np
 
 from adbench.datasets.slices import LabelledSet
 from adbench.runner.inference import ScoredVolume
+from adbench.utils import limits
 
 _ARRAYS = ("image", "brain", "lesion", "map")
 
@@ -96,6 +97,8 @@ class Samples:
 def load_samples(path: Path) -> list[Sample]:
     """The slices that :meth:`Samples.save` wrote."""
     with np.load(path) as kept:
+        unpacked = sum(info.file_size for info in kept.zip.infolist())
+        limits.check(path, "holds arrays of", unpacked, limits.ARRAY_BYTES)
         arrays = dict(kept)
     recons = arrays.get("reconstruction")
     found = []

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,12 @@ from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
 from adbench.datasets.issues import CODES, Issue
+from adbench.datasets.preprocessing.pipeline import run_recipe
+from adbench.datasets.preprocessing.recipe import RawVolume, RecipeParams
 from adbench.datasets.validation.check import CheckReport, check
+from adbench.errors import UserError
+from adbench.params import build
+from adbench.utils import limits
 
 SHAPE = layouts.BRATS_SHAPE
 
@@ -402,3 +409,45 @@ def test_the_verb(
     returned, out, _ = cli(*arguments, "--json")
     assert returned == code
     assert json.loads(out) == json.loads(target.read_text())
+
+
+# -- against the standard, beyond a limit ----------------------------------------------------------------------------------
+
+
+def test_a_header_against_the_standard_is_read_and_said(tmp_path: Path) -> None:
+    path = layouts.ixi(tmp_path, kinds="T1") / "IXI-T1" / "IXI002-Guys-0828-T1.nii.gz"
+    raw = bytearray(gzip.decompress(path.read_bytes()))
+    raw[80:84] = struct.pack("<f", -1.0)  # the first voxel size
+    path.write_bytes(gzip.compress(bytes(raw)))
+    finding = only(report(tmp_path, IXI), "header")
+    assert finding.severity == "warning"
+    assert finding.message == f"{path} has voxel sizes of -1, 1, 1 mm, read without their sign"
+
+
+def test_a_volume_beyond_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = layouts.ixi(tmp_path, kinds="T1") / "IXI-T1" / "IXI002-Guys-0828-T1.nii.gz"
+    monkeypatch.setattr(limits, "VOLUME_BYTES", limits.Limit("VOLUME_BYTES", 3711, "bytes"))
+    finding = only(report(tmp_path, IXI), "too-large")
+    assert finding.severity == "error"
+    assert f"{path} needs for its voxels 3712 bytes, where at most 3711 are read" in finding.message
+
+
+def test_a_pair_of_files_is_named(tmp_path: Path) -> None:
+    layouts.ixi(tmp_path, kinds="T1")
+    for ending in (".hdr", ".img"):
+        (tmp_path / f"IXI003-HH-0001-T1{ending}").write_bytes(bytes(400))
+    finding = only(report(tmp_path, IXI), "unused-file")
+    assert "IXI003-HH-0001-T1.hdr is the header of a pair of files: only single files are read" in finding.message
+
+
+def test_a_mask_with_another_background_than_0(tmp_path: Path) -> None:
+    """Every voxel would be lesion."""
+    image, mask = layouts.image(layouts.SMALL, 1), layouts.lesion(layouts.SMALL).astype(np.int8) - 1
+    for kind, data in (("flair", image), ("seg", mask)):
+        nifti.write(tmp_path / "p1" / f"p1_{kind}.nii.gz", data, np.diag([8.0, 8, 8, 1]))
+    found = [f.message for f in report(tmp_path, Folder, modality="FLAIR").findings if f.code == "label"]
+    assert len(found) == 1
+    assert f"{tmp_path / 'p1' / 'p1_seg.nii.gz'} holds the label -1 in" in found[0]
+    raw = RawVolume("p1", "FLAIR", image, np.diag([8.0, 8, 8, 1]), lesion=mask, skull=False)
+    with pytest.raises(UserError, match=r"lesion mask holds the value -1, where 0 is the background"):
+        run_recipe(raw, build(RecipeParams, "recipe", {"size": 16}))

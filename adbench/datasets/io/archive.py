@@ -5,21 +5,26 @@ An uncompressed tar is read in place: its members are indexed once, after that a
 
 from __future__ import annotations
 
+import bz2
 import gzip
 import hashlib
+import io
 import lzma
 import shutil
+import stat
+import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, TypeAlias
 
 from adbench.context import Progress
 from adbench.errors import UserError
+from adbench.utils import limits
 from adbench.utils.files import replacing
 
 # What the names of unfinished downloads end with.
@@ -28,6 +33,8 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar", ".tar.bz2", ".tar
 _ENCRYPTED = (b"Salted__", b"U2FsdGVkX1")  # openssl enc, raw and base64
 _COMPRESSED = (b"\x1f\x8b", b"PK", b"BZ", b"\xfd7zXZ\0")
 _BLOCK = 1 << 20
+_HEADER = 16 << 20  # the most bytes that the headers of a file in a tar may take, a long name say
+_DICTIONARY = 300_000_000  # bytes of memory that unpacking .xz may take
 
 
 class FileError(UserError):
@@ -76,6 +83,8 @@ def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
         FileError: it is missing or cannot be read; names the file and the reason.
     """
     with _reading(file):
+        if not stat.S_ISREG((file.archive if isinstance(file, Member) else file).stat().st_mode):  # a pipe never ends
+            raise FileError("unreadable", f"{file} cannot be read: it is no regular file.")
         if isinstance(file, Member):
             left = max(0, file.size - start)
             wanted = left if count is None else min(count, left)
@@ -181,7 +190,7 @@ def refuse_unreadable(archive: Path) -> None:
             f"{archive} is encrypted: decrypt it with the command and password that its provider sent you, then unpack it."
         )
     if first[:2] == b"PK":
-        with _reading(archive), _whole(archive), zipfile.ZipFile(archive) as zipped:
+        with _reading(archive), _whole(archive), _zip(archive) as zipped:
             locked = next((info.filename for info in zipped.infolist() if info.flag_bits & 1), None)
         if locked:
             raise UserError(
@@ -202,9 +211,11 @@ def members(archive: Path) -> list[Member]:
             f"{archive} is a compressed archive, which cannot be read in place: unpack it once with "
             f"`adbench data unpack '{archive}' --out DIR`."
         )
-    with _reading(archive), _whole(archive), tarfile.open(archive, "r:") as tar:
+    with _reading(archive), _whole(archive), _tar(archive) as tar:
         found = [
-            Member(archive, info.name, info.offset_data, info.size) for info in tar if info.isreg() and not info.sparse
+            Member(archive, info.name, info.offset_data, info.size)
+            for info in _files(archive, tar)
+            if info.isreg() and not info.sparse
         ]
     size = size_of(archive)
     if found and found[-1].offset + found[-1].size > size:
@@ -221,7 +232,8 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
     """Unpack the regular files of a tar (also compressed) or zip below ``out``: whole files only.
 
     A file that is there with the same content is kept, so that an interrupted run goes on. Links and devices inside the
-    archive are passed over.
+    archive are passed over. What is unpacked is held against the limits of :mod:`adbench.utils.limits` and the free space
+    of the disk before it is written.
 
     Args:
         archive: the file.
@@ -232,28 +244,36 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
         How many files lie there now, and which of them are archives themselves.
 
     Raises:
-        UserError: missing, encrypted, half downloaded, damaged, of an unknown kind, or one of its members would land
-            outside ``out``.
+        UserError: missing, encrypted, half downloaded, damaged, of an unknown kind, larger than a limit or the disk, or
+            one of its members would land outside ``out`` or cannot be written.
     """
     archive, out, progress = Path(archive), Path(out), progress or Progress()
     if not archive.is_file():
         raise UserError(f"There is no archive {archive}.")
     refuse_unreadable(archive)
-    count, nested = 0, []
-    with _whole(archive):
+    count, nested, packed, unpacked = 0, [], size_of(archive), 0
+    with _reading(archive), _whole(archive):
         for name, size, content, done, total in _contents(archive):
+            unpacked += size
+            limits.check_unpacking(archive, packed, unpacked, size, out)
             try:
                 target = out / tarfile.data_filter(tarfile.TarInfo(name), str(out)).name
             except tarfile.FilterError:
                 raise UserError(
                     f"{archive} holds {name}, which would land outside {out}: the archive is not to be trusted."
                 ) from None
-            if not _is_there(target, size, content):
-                content.seek(0)
-                with replacing(target) as temporary, open(temporary, "wb") as file, content as source:
-                    shutil.copyfileobj(source, file, _BLOCK)
-                    if file.tell() != size:
-                        raise EOFError(f"{name} has {file.tell()} of {size} bytes")
+            try:
+                if not _is_there(target, size, content):
+                    content.seek(0)
+                    with replacing(target) as temporary, open(temporary, "wb") as file, content as source:
+                        shutil.copyfileobj(source, file, _BLOCK)
+                        if file.tell() != size:
+                            raise EOFError(f"{name} has {file.tell()} of {size} bytes")
+            except gzip.BadGzipFile:
+                raise
+            except OSError as error:
+                reason = error.strerror or error
+                raise UserError(f"{target}, which {archive} holds, cannot be written: {reason}.") from None
             count += 1
             if is_archive(target.name):
                 nested.append(target)
@@ -275,26 +295,102 @@ def _is_there(target: Path, size: int, content: IO[bytes]) -> bool:
 def _contents(archive: Path) -> Iterator[tuple[str, int, IO[bytes], int, int]]:
     """(name, size, content, how far through the archive in bytes, of how many) of every regular file."""
     if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as zipped:
-            infos = [info for info in zipped.infolist() if not info.is_dir()]
+        with _zip(archive) as zipped:
+            infos = [info for info in zipped.infolist() if not info.filename.endswith("/")]
             total, done = sum(info.file_size for info in infos), 0
             for info in infos:
                 done += info.file_size
                 yield info.filename, info.file_size, zipped.open(info), done, total
         return
-    try:
-        tar = tarfile.open(archive, "r:*")
-    except tarfile.ReadError as error:
-        raise UserError(
-            f"{archive} is no tar or zip archive, or damaged ({str(error).splitlines()[0]}): unpack it with the tool it was made with."
-        ) from None
     whole = size_of(archive)
-    with tar:
+    with ExitStack() as opened:
+        try:
+            tar = opened.enter_context(_tar(archive))
+        except tarfile.ReadError as error:
+            raise UserError(
+                f"{archive} is no tar or zip archive, or damaged ({str(error).splitlines()[0]}): unpack it with the tool "
+                "it was made with."
+            ) from None
         plain = read_bytes(archive, 257, 5) == b"ustar"
         if plain:
             members(archive)  # one that was cut between two members reads like a smaller one
-        for member in tar:
+        for member in _files(archive, tar):
             content = tar.extractfile(member) if member.isreg() else None
             if content is not None:
                 done = member.offset_data + member.size if plain else 0
                 yield member.name, member.size, content, min(done, whole), whole
+
+
+class _Bounded(io.BufferedIOBase):
+    """A file that is read in pieces of at most :data:`_HEADER` bytes: a tar may state headers of any length."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+
+    def read(self, count: int | None = None) -> bytes:
+        """The next ``count`` bytes.
+
+        Raises:
+            ValueError: they are too many at once.
+        """
+        if count is None or not 0 <= count <= _HEADER:
+            raise ValueError(f"a header of {count} bytes")
+        return self._file.read(count)
+
+    def seekable(self) -> bool:
+        """It is."""
+        return True
+
+    def seek(self, place: int, whence: int = 0) -> int:
+        """As that of the file."""
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        """As that of the file."""
+        return self._file.tell()
+
+
+@contextmanager
+def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
+    """An open tar, compressed or not.
+
+    Raises:
+        tarfile.ReadError: it is none.
+    """
+    first = read_bytes(archive, 0, 1 << 16)
+    openers: dict[bytes, Callable[..., IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    if first[:2] == b"\xfd7":  # its header may ask for gigabytes
+        lzma.LZMADecompressor(memlimit=_DICTIONARY).decompress(first, 1)
+    with openers.get(first[:2], open)(archive, "rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
+        yield tar
+
+
+def _files(archive: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Every entry of a tar; what was passed is forgotten.
+
+    Raises:
+        UserError: there are too many.
+    """
+    for number, info in enumerate(tar, 1):
+        limits.check(archive, "holds at least", number, limits.ARCHIVE_FILES)
+        yield info
+        tar.members.clear()  # type: ignore[attr-defined]
+
+
+def _zip(archive: Path) -> zipfile.ZipFile:
+    """An open zip, whose list of files is not longer than the limit: it is read as a whole.
+
+    Raises:
+        UserError: there are too many.
+        zipfile.BadZipFile: it is none.
+    """
+    size = size_of(archive)
+    last = read_bytes(archive, max(0, size - (1 << 16) - 22))
+    place = last.rfind(b"PK\5\6")
+    if place >= 0 and len(last) >= place + 22:
+        (length,) = struct.unpack_from("<I", last, place + 12)  # of the list, 46 bytes and a name a file
+        wide = last.rfind(b"PK\6\6", 0, place)
+        if wide >= 0 and len(last) >= wide + 48:
+            (length,) = struct.unpack_from("<Q", last, wide + 40)
+        limits.check(archive, "may list", min(length, size) // 47, limits.ARCHIVE_FILES)
+    return zipfile.ZipFile(archive)

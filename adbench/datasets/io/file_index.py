@@ -21,6 +21,7 @@ class FoundFiles:
         archives: archives that were not opened.
         broken: links that lead nowhere.
         partial: unfinished downloads.
+        pairs: headers of volumes whose voxels lie in a file of their own.
         pictures: PNG files.
         others: how many other files there are.
     """
@@ -29,6 +30,7 @@ class FoundFiles:
     archives: list[Path] = field(default_factory=list)
     broken: list[Path] = field(default_factory=list)
     partial: list[Path] = field(default_factory=list)
+    pairs: list[Path] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
     others: int = 0
 
@@ -66,7 +68,7 @@ def find_files(root: Path, *, tars: bool = False) -> FoundFiles:
             else:
                 _add(found, entry, f"{below}{entry.name}", tars)
     found.volumes = dict(sorted(found.volumes.items()))
-    for paths in (found.archives, found.broken, found.partial, found.pictures):
+    for paths in (found.archives, found.broken, found.partial, found.pairs, found.pictures):
         paths.sort()
     return found
 
@@ -88,6 +90,8 @@ def _add(found: FoundFiles, entry: os.DirEntry[str], below: str, tars: bool) -> 
         found.partial.append(path)
     elif archive.is_archive(lower):
         _add_archive(found, path, f"{below}/", tars)
+    elif lower.endswith((".hdr", ".hdr.gz")):
+        found.pairs.append(path)
     elif lower.endswith(".png"):
         found.pictures.append(path)
     else:

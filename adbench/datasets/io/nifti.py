@@ -7,15 +7,18 @@ gzip streams are inflated by ISA-L, several times faster than zlib, and a volume
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from adbench.datasets.io.archive import File, FileError, read_bytes, size_of
+from adbench.utils import limits
 from adbench.utils.files import replacing
 
 SUFFIXES = (".nii.gz", ".nii")
@@ -23,6 +26,9 @@ _GZIP = b"\x1f\x8b"
 _FIRST = 16384  # compressed bytes that surely hold a header
 _LONGEST = 540  # bytes of a NIfTI-2 header; one of NIfTI-1 has 348
 _BLOCK = 1 << 20  # uncompressed bytes that are looked at at a time
+_PIECE = 8 << 20  # compressed bytes that are read at a time
+_DENSEST = 1100  # bytes that one of gzip can stand for
+_SINGLE, _PAIRS = (b"n+1", b"n+2"), (b"ni1", b"ni2")  # what a header says that it is of
 _MOSTLY_ZERO = 0.9  # share of zeros among probabilities of a lesion
 _FEW_VALUES = 16  # the most values of a label mask
 _GRID_TOLERANCE = 0.1  # voxels by which two grids may lie apart: rounding in headers, not another grid
@@ -42,6 +48,7 @@ class Header:
         slope, inter: stored value * slope + inter is the intensity; (1, 0) when none is given.
         offset: byte at which the voxels start.
         disagreement: mm by which sform and qform place the farthest corner apart; 0 when only one is given.
+        odd: what is against the standard and was read all the same, in words.
     """
 
     shape: tuple[int, ...]
@@ -53,11 +60,12 @@ class Header:
     inter: float
     offset: int
     disagreement: float = 0.0
+    odd: tuple[str, ...] = ()
 
     @property
     def bytes(self) -> int:
         """Length of the whole uncompressed file."""
-        return self.offset + int(np.prod(self.shape)) * self.dtype.itemsize
+        return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def orientation(self) -> str:
@@ -91,14 +99,11 @@ def read_header(file: File) -> Header:
     Raises:
         FileError: missing, empty, not NIfTI, damaged, or its voxels are no real numbers; names the file.
     """
-    first = read_bytes(file, 0, _FIRST)
-    if first[:2] == _GZIP:
-        from isal import isal_zlib
-
-        try:
-            first = isal_zlib.decompressobj(31).decompress(first, _LONGEST)
-        except isal_zlib.IsalError as error:  # type: ignore[misc]
-            raise _damaged(file, error) from None
+    first = b""
+    for block in _blocks(file, _FIRST, _LONGEST):
+        first += block
+        if len(first) >= _LONGEST:
+            break
     return _parse_header(first[:_LONGEST], file)
 
 
@@ -112,29 +117,35 @@ def read(file: File, *, finite: bool = True, exact: bool = False) -> NiftiVolume
             float32. All other volumes keep their stored type.
 
     Raises:
-        FileError: as :func:`read_header`; truncated or damaged, not 3-D, or (with ``finite``) NaN or infinite voxels:
-            how many, and where the first is.
+        FileError: as :func:`read_header`; truncated or damaged, not 3-D, larger than
+            :data:`adbench.utils.limits.VOLUME_BYTES`, or (with ``finite``) NaN or infinite voxels: how many, and where
+            the first is.
     """
-    content = _inflated(file)
-    header = _parse_header(content[:_LONGEST], file)
+    header = read_header(file)
     if len(header.shape) != 3:
         raise FileError("axes", f"{file} has {len(header.shape)} axes of {header.shape} voxels, expected a 3-D volume.")
-    if len(content) < header.bytes:
-        raise _truncated(file, len(content), header)
-    voxels = np.frombuffer(content, header.dtype, count=int(np.prod(header.shape)), offset=header.offset)
+    scaled = (header.slope, header.inter) != (1.0, 0.0)
+    shortened = header.dtype.kind == "f" and header.dtype.itemsize > 4 and not exact
+    converted = scaled or shortened or not header.dtype.isnative
+    width = 0 if not converted else 8 if exact else 4
+    _check_room(file, header, header.bytes + math.prod(header.shape) * width)
+    voxels = np.frombuffer(_content(file, header), header.dtype, math.prod(header.shape), header.offset)
     data = voxels.reshape(header.shape, order="F")
-    if (header.slope, header.inter) != (1.0, 0.0):
-        if exact:
+    with np.errstate(over="ignore", invalid="ignore"):
+        if scaled and exact:
             from nibabel.volumeutils import apply_read_scaling
 
             data = apply_read_scaling(data, np.float64(header.slope), np.float64(header.inter))
-        else:
-            data = data.astype(np.float32) * np.float32(header.slope) + np.float32(header.inter)
-    elif data.dtype.kind == "f" and data.dtype.itemsize > 4 and not exact:
-        with np.errstate(over="ignore"):
+        elif scaled:
             data = data.astype(np.float32)
-    elif not data.dtype.isnative:
-        data = data.astype(data.dtype.newbyteorder("="))
+            data *= np.float32(header.slope)
+            data += np.float32(header.inter)
+        elif shortened:
+            data = data.astype(np.float32)
+        elif not data.dtype.isnative:
+            data = data.astype(data.dtype.newbyteorder("="))
+    del voxels  # of a converted volume the stored voxels go before it is looked at
+    data.flags.writeable = False
     bad = nonfinite(data) if finite else None
     if bad is not None:
         what = f"{file} holds {bad[0]} NaN or infinite voxels, the first at {bad[1]}"
@@ -146,9 +157,9 @@ def nonfinite(data: np.ndarray) -> tuple[int, tuple[int, ...]] | None:
     """(how many voxels are NaN or infinite, index of the first), or None when all are finite."""
     if data.dtype.kind != "f" or np.isfinite(data.sum(dtype=np.float64)):  # one bad voxel spoils the sum
         return None
-    bad = ~np.isfinite(data)
-    first = np.unravel_index(int(bad.argmax()), bad.shape)
-    return int(bad.sum()), tuple(int(i) for i in first)
+    good = np.isfinite(data)
+    first = np.unravel_index(int(good.argmin()), good.shape)
+    return good.size - int(np.count_nonzero(good)), tuple(int(i) for i in first)
 
 
 def checksum(file: File, *, plain: bool = True) -> tuple[int, int] | None:
@@ -174,10 +185,13 @@ def checksum(file: File, *, plain: bool = True) -> tuple[int, int] | None:
         if size < header.bytes:
             raise _truncated(file, size, header)
         return None
-    content = _inflated(file)
-    if len(content) < header.bytes:
-        raise _truncated(file, len(content), header)
-    return zlib.crc32(content), len(content) % 2**32
+    crc = length = 0
+    for block in _blocks(file):
+        crc, length = zlib.crc32(block, crc), length + len(block)
+        _check_size(file, "unpacks to at least", length)
+    if length < header.bytes:
+        raise _truncated(file, length, header)
+    return crc, length % 2**32
 
 
 def mask_values(file: File) -> str:
@@ -187,18 +201,19 @@ def mask_values(file: File) -> str:
     is distinguished by its first voxels that are tissue; the rest is then not decoded.
 
     Raises:
-        FileError: as :func:`read_header`, or its gzip stream is damaged.
+        FileError: as :func:`read`.
     """
     header = read_header(file)
+    _check_room(file, header, header.bytes)
     found = np.empty(0, np.float64)
-    whole, soft, marked, total = True, True, 0, int(np.prod(header.shape))
-    rest, skip = b"", header.offset
+    whole, soft, marked, total = True, True, 0, math.prod(header.shape)
+    rest, skip, left = b"", header.offset, total
     for block in _blocks(file):
         rest, skip = rest + block[skip:], max(0, skip - len(block))
-        count = len(rest) // header.dtype.itemsize
+        count = min(left, len(rest) // header.dtype.itemsize)
         data = np.frombuffer(rest, header.dtype, count).astype(np.float64) * header.slope + header.inter
-        rest = rest[count * header.dtype.itemsize :]
-        values = np.unique(data)
+        rest, left = rest[count * header.dtype.itemsize :], left - count
+        values = np.unique(data) if data.any() else np.zeros(min(1, count))
         marked += int(np.count_nonzero(data))
         if whole:
             found = np.union1d(found, values)
@@ -206,6 +221,8 @@ def mask_values(file: File) -> str:
         soft = soft and bool(((values >= 0) & (values <= 1)).all()) and marked <= (1 - _MOSTLY_ZERO) * total
         if not (whole or soft):
             return ""
+        if not left:
+            break
     if not marked:
         return ""
     listed = ", ".join(f"{value:g}" for value in found)
@@ -271,27 +288,29 @@ def _parse_header(first: bytes, file: File) -> Header:
         shape = tuple(int(n) for n in raw.get_data_shape())
         dtype = np.dtype(raw.get_data_dtype())
         slope, inter = raw.get_slope_inter()
-        affine = np.asarray(raw.get_best_affine(), np.float64)
-        sform = raw.get_sform(coded=True)
-        try:
-            qform = raw.get_qform(coded=True)
-        except (HeaderDataError, ValueError):  # rounding may make its quaternion longer than 1
-            if not sform[1]:
-                raise
-            qform = None, 0  # the sform is enough
+        odd = _standardised(raw)
+        sform, qform = _forms(raw, odd)
+        form = sform[0] if sform[1] else qform[0] if qform[1] else raw.get_base_affine()
+        affine = np.asarray(form, np.float64)
         offset = int(raw.get_data_offset()) or length + 4
-    except (HeaderDataError, ValueError, TypeError, KeyError) as error:
+    except (HeaderDataError, ValueError, TypeError, KeyError, OverflowError) as error:
         raise FileError("unreadable", f"The header of {file} is damaged ({error}). {_AGAIN}") from None
+    magic = bytes(raw["magic"])[:3]
+    if magic in _PAIRS:
+        raise FileError("unreadable", f"{file} is the header of a pair of files: {pair_way_out(file.name)}.")
+    if magic not in _SINGLE:
+        raise FileError("unreadable", f"{file} is not a NIfTI file: its header says {magic!r}. {_AGAIN}")
+    if offset < length:
+        raise FileError("unreadable", f"The header of {file} is damaged (voxels start at byte {offset}). {_AGAIN}")
     while len(shape) > 3 and shape[-1] == 1:
         shape = shape[:-1]
     if dtype.kind not in "iufb":
         kind = "colour" if dtype.fields else "complex" if dtype.kind == "c" else str(dtype)
         raise FileError("dtype", f"{file} stores {kind} voxels, expected real numbers: convert it to a scalar volume.")
-    if not shape or min(shape) < 1 or not np.isfinite(affine).all() or abs(np.linalg.det(affine[:3, :3])) < 1e-9:
+    if not shape or min(shape) < 1 or not _places(affine):
         what = f"shape {shape}, affine {affine[:3].tolist()}"
         raise FileError("unreadable", f"The header of {file} is damaged ({what}). {_AGAIN}")
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
-    both = sform[1] and qform[1] and sform[0] is not None and qform[0] is not None
     return Header(
         shape=shape,
         dtype=dtype,
@@ -301,52 +320,138 @@ def _parse_header(first: bytes, file: File) -> Header:
         slope=1.0 if slope is None else float(slope),
         inter=0.0 if inter is None else float(inter),
         offset=offset,
-        disagreement=_displacement(np.asarray(sform[0]), np.asarray(qform[0]), shape) if both else 0.0,
+        disagreement=_displacement(sform[0], qform[0], shape) if sform[1] and qform[1] else 0.0,
+        odd=tuple(odd),
     )
 
 
-def _inflated(file: File) -> bytes:
-    """The uncompressed bytes of ``file``."""
-    content = read_bytes(file)
-    if content[:2] != _GZIP:
-        return content
-    from isal import igzip, isal_zlib
+def _standardised(raw: Any) -> list[str]:
+    """Give voxel sizes and their handedness the values that the standard and nibabel read them as; says what was odd."""
+    odd, sizes = [], raw["pixdim"]
+    if sizes[0] not in (-1, 1):
+        if sizes[0] != 0:  # which the standard reads as 1
+            odd.append(f"a handedness (qfac) of {sizes[0]:g}, read as {-1 if sizes[0] < 0 else 1}")
+        sizes[0] = -1 if sizes[0] < 0 else 1
+    if (sizes[1:4] < 0).any():
+        odd.append(f"voxel sizes of {', '.join(f'{size:g}' for size in sizes[1:4])} mm, read without their sign")
+        sizes[1:4] = np.abs(sizes[1:4])
+    return odd
 
+
+def _forms(raw: Any, odd: list[str]) -> tuple[Any, Any]:
+    """(sform, its code) and (qform, its code); the code of one that cannot be used is 0, which ``odd`` then says.
+
+    Raises:
+        HeaderDataError, ValueError: the only one cannot be used.
+    """
+    from nibabel.spatialimages import HeaderDataError
+
+    sform, problem = raw.get_sform(coded=True), None
     try:
-        return bytes(igzip.decompress(content))
-    except EOFError:
-        what = f"the gzip stream ends before its end mark, after {len(content)} bytes"
-        raise FileError("truncated", f"{file} is truncated: {what}. {_AGAIN}") from None
-    except (isal_zlib.IsalError, igzip.BadGzipFile) as error:  # type: ignore[misc]
-        raise _damaged(file, error) from None
+        qform = raw.get_qform(coded=True)
+    except (HeaderDataError, ValueError) as error:  # rounding may make its quaternion longer than 1
+        qform, problem = (None, 0), error
+    if qform[1] and not _places(qform[0]):
+        qform, problem = (None, 0), ValueError(f"qform {qform[0][:3].tolist()}")
+    if sform[1] and not _places(sform[0]) and qform[1]:
+        odd.append("an sform that is no affine: the qform is used")
+        sform = None, 0
+    if problem is not None:
+        if not sform[1]:
+            raise problem
+        odd.append(f"a qform that cannot be used ({problem}): the sform is used")
+    return sform, qform
 
 
-def _blocks(file: File) -> Iterator[bytes]:
-    """The uncompressed bytes of ``file``, about a megabyte at a time, as far as they go in a truncated file."""
+def _places(affine: np.ndarray) -> bool:
+    """Whether an affine puts different voxels at different places, all of them finite."""
+    with np.errstate(all="ignore"):
+        volume = abs(np.linalg.det(affine[:3, :3])) if np.isfinite(affine).all() else 0.0
+    return bool(1e-9 <= volume < np.inf)
+
+
+def pair_way_out(name: str) -> str:
+    """What to do about a ``.hdr`` and ``.img`` file."""
+    return f"only single files are read; write one with `nib-convert {name} {name.removesuffix('.gz').removesuffix('.hdr')}.nii.gz`"
+
+
+def _content(file: File, header: Header) -> bytes | bytearray:
+    """The uncompressed bytes of ``file`` up to the end of its voxels; a gzip stream is read to its end mark."""
+    if read_bytes(file, 0, 2) != _GZIP:
+        content = read_bytes(file, 0, header.bytes)
+        if len(content) < header.bytes:
+            raise _truncated(file, len(content), header)
+        return content
+    inflated, length = bytearray(header.bytes), 0
+    for block in _blocks(file):
+        inflated[length : length + len(block)] = block[: max(0, header.bytes - length)]
+        length += len(block)
+        _check_size(file, "unpacks to at least", length)
+    if length < header.bytes:
+        raise _truncated(file, length, header)
+    return inflated
+
+
+def _blocks(file: File, piece: int = _PIECE, most: int = _BLOCK) -> Iterator[bytes]:
+    """The uncompressed bytes of ``file``, at most ``most`` at a time when it is compressed, ``piece`` when it is not.
+
+    Raises:
+        FileError: missing; or the gzip stream is damaged or ends before its end mark.
+    """
     from isal import isal_zlib
 
-    content = read_bytes(file)
-    if content[:2] != _GZIP:
-        yield from (content[start : start + _BLOCK] for start in range(0, len(content), _BLOCK))
+    start, content = piece, read_bytes(file, 0, piece)
+    compressed = content[:2] == _GZIP
+
+    def following() -> bytes:
+        nonlocal start
+        more = read_bytes(file, start, piece)
+        start += piece
+        return more
+
+    if not compressed:
+        while content:
+            yield content
+            content = following()
         return
+    length = 0
+    stream = isal_zlib.decompressobj(31)
     try:
-        while content[:2] == _GZIP:  # a gzip may have several members
-            stream = isal_zlib.decompressobj(31)
-            while not stream.eof and (block := stream.decompress(content, _BLOCK)):
+        while True:
+            block = stream.decompress(content, most)
+            length += len(block)
+            if block:
                 yield block
-                content = stream.unconsumed_tail
-            if not stream.eof:
-                return
-            content = stream.unused_data
+            content = stream.unused_data if stream.eof else stream.unconsumed_tail
+            if stream.eof:  # a gzip may have several members
+                if len(content) < 2:
+                    content += following()
+                if content[:2] != _GZIP:
+                    return
+                stream = isal_zlib.decompressobj(31)
+            elif not content and len(block) < most and not (content := following()):
+                what = f"the gzip stream ends before its end mark, after {length} bytes"
+                raise FileError("truncated", f"{file} is truncated: {what}. {_AGAIN}")
     except isal_zlib.IsalError as error:  # type: ignore[misc]
-        raise _damaged(file, error) from None
+        raise FileError(
+            "unreadable", f"{file} is damaged: its gzip stream cannot be decoded ({error}). {_AGAIN}"
+        ) from None
+
+
+def _check_room(file: File, header: Header, needed: int) -> None:
+    """Refuse a file that is too short for what its header announces, or that needs too many bytes of memory."""
+    length = size_of(file)
+    if length * (_DENSEST if read_bytes(file, 0, 2) == _GZIP else 1) < header.bytes:
+        raise _truncated(file, length, header)
+    _check_size(file, "needs for its voxels", needed)
+
+
+def _check_size(file: File, what: str, size: int) -> None:
+    if problem := limits.exceeded(file, what, size, limits.VOLUME_BYTES):
+        raise FileError("too-large", problem)
 
 
 def _truncated(file: File, length: int, header: Header) -> FileError:
     return FileError(
         "truncated", f"{file} is truncated: {length} bytes where its header announces {header.bytes}. {_AGAIN}"
     )
-
-
-def _damaged(file: File, error: Exception) -> FileError:
-    return FileError("unreadable", f"{file} is damaged: its gzip stream cannot be decoded ({error}). {_AGAIN}")

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from adbench.datasets.io.archive import FileError
+from adbench.datasets.io.archive import FileError, read_bytes
+from adbench.utils import limits
 
 if TYPE_CHECKING:
     from PIL import Image
+
+
+_SIGNATURE, _HEADER = b"\x89PNG\r\n\x1a\n", 24  # bytes up to the height, which the format puts first
+_REPLACE = "Replace or remove the file."
 
 
 def read_shape(path: Path) -> tuple[int, int]:
     """(H, W) by the header alone.
 
     Raises:
-        FileError: unreadable.
+        FileError: missing, no PNG image, or larger than :data:`adbench.utils.limits.IMAGE_PIXELS`.
     """
-    image = _open(path, pixels=False)
-    return image.height, image.width
+    first = read_bytes(path, 0, _HEADER)
+    if len(first) < _HEADER or not first.startswith(_SIGNATURE) or first[12:16] != b"IHDR":
+        what = f"it begins with {first[:8]!r}" if first else "it is empty"
+        raise FileError("unreadable", f"{path} cannot be read as a PNG image ({what}). {_REPLACE}")
+    width, height = struct.unpack(">II", first[16:])
+    if problem := limits.exceeded(path, f"is {height}x{width}, which makes", height * width, limits.IMAGE_PIXELS):
+        raise FileError("too-large", problem)
+    return height, width
 
 
 def read_stored(path: Path) -> np.ndarray:
@@ -87,15 +100,14 @@ def _grey(path: Path) -> np.ndarray:
     return colour[..., 0]
 
 
-def _open(path: Path, *, pixels: bool = True) -> Image.Image:
+def _open(path: Path) -> Image.Image:
     from PIL import Image
 
+    read_shape(path)  # before anything is decoded
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            if pixels:
-                image.load()
+            image.load()
             return image
-    except (OSError, SyntaxError, ValueError) as error:
-        what = "it is empty" if path.exists() and not path.stat().st_size else f"{type(error).__name__}: {error}"
-        message = f"{path} cannot be read as a PNG image ({what}). Replace or remove the file."
-        raise FileError("unreadable", message) from None
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise FileError("unreadable", f"{path} cannot be read as a PNG image ({what}). {_REPLACE}") from None

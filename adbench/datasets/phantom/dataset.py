@@ -19,6 +19,7 @@ from adbench.errors import unknown
 from adbench.params import ParamSet, param
 from adbench.utils.seeds import derive
 
+MOST = 100_000  # subjects of a split
 LOWEST, HIGHEST = -2.0, 56.0  # mm above the anterior commissure: basal ganglia to high convexity
 
 
@@ -72,9 +73,11 @@ class PhantomSubject:
 class PhantomParams(ParamSet):
     """How many synthetic subjects, how large, how ill."""
 
-    n_train: int = param(24, "healthy training subjects", unit="subjects", source="adbench", ge=1)
-    n_val: int = param(12, "validation subjects, half of them healthy", unit="subjects", source="adbench", ge=2)
-    n_test: int = param(20, "test subjects, a fifth of them healthy", unit="subjects", source="adbench", ge=1)
+    n_train: int = param(24, "healthy training subjects", unit="subjects", source="adbench", ge=1, le=MOST)
+    n_val: int = param(
+        12, "validation subjects, half of them healthy", unit="subjects", source="adbench", ge=2, le=MOST
+    )
+    n_test: int = param(20, "test subjects, a fifth of them healthy", unit="subjects", source="adbench", ge=1, le=MOST)
     slices: int = param(10, "axial slices per subject, evenly spaced", unit="slices", source="adbench", ge=1, le=60)
     resolution: float = param(1.7, "voxel size, isotropic", unit="mm", source="adbench", ge=0.5, le=4.0)
     kinds: tuple[Kind, ...] = param(

@@ -111,6 +111,11 @@ class _VolumePipeline:
             return None
         if mask.shape != self.raw.image.shape:
             raise UserError(f"{self.raw}: its {what} has shape {mask.shape}, the image {self.raw.image.shape}.")
+        if mask.dtype.kind == "i" and mask.min(initial=0) < 0:  # everything but 0 would count
+            raise UserError(
+                f"{self.raw}: its {what} holds the value {int(mask.min())}, where 0 is the background and values above mark "
+                "something: write it again with 0."
+            )
         return to_ras(mask, self.raw.affine)[0]
 
     @cached_property

@@ -4,15 +4,19 @@ A case file is named by two hashes, of what is known of its sources without read
 folder named by a hash of the recipe. It is written
 under another name and renamed when it is whole. So an interrupted preparation goes on by finding the files that exist, and
 stores of the same recipe share them. After the pixels (:mod:`adbench.datasets.pixels`) come what is known of the
-case as JSON, and the length of the JSON as 8 bytes, the lowest first.
+case as JSON, and length and CRC-32 of the JSON as 4 bytes each, the lowest first; a CRC of 0, which earlier versions
+wrote, is not compared.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
+import struct
 import traceback
+import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -31,7 +35,8 @@ from adbench.utils.files import replacing
 from adbench.utils.hashing import digest
 
 SUFFIX = ".case"
-_LENGTH = 8  # bytes that say how long the JSON is
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # a disk that takes nothing more
+_ENDING = struct.Struct("<II")  # length and CRC-32 of the JSON
 
 
 Task = Sequence[tuple[str, Case, Path]]  # one case: modality, the case as it is for that modality, folder of its file
@@ -76,7 +81,7 @@ def run(dataset: Dataset, task: Task) -> list[Prepared]:
             with threads.limited(1, load_torch=False):
                 done.append(_prepare(dataset, modality, case, folder, known))
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            if isinstance(error, OSError) and error.errno in FULL:
                 raise
             problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
             if isinstance(error, MemoryError):
@@ -177,20 +182,28 @@ def _write(path: Path, stack: Stack) -> tuple[int, dict[str, Any]]:
     with replacing(path) as temporary, open(temporary, "wb") as file:
         for block in blocks.values():
             file.write(block.data)
-        file.write(text + len(text).to_bytes(_LENGTH, "little"))
+        file.write(text + ending(text))
         size = file.tell()
     return size, record
 
 
+def ending(text: bytes) -> bytes:
+    """What follows the JSON at the end of a case file."""
+    return _ENDING.pack(len(text), zlib.crc32(text))
+
+
 def read(path: Path) -> dict[str, Any] | None:
-    """What a case file says of its case; None when it is not there or was cut off."""
+    """What a case file says of its case; None when it is not there, was cut off, or says something else than was written."""
     try:
         with open(path, "rb") as file:
-            size = file.seek(-_LENGTH, os.SEEK_END)
-            length = int.from_bytes(file.read(_LENGTH), "little")
+            size = file.seek(-_ENDING.size, os.SEEK_END)
+            length, crc = _ENDING.unpack(file.read(_ENDING.size))
             pixels = file.seek(size - length)
-            record: dict[str, Any] = json.loads(file.read(length))
-            voxels = int(np.prod(record["shape"]))
+            text = file.read(length)
+            record: dict[str, Any] = json.loads(text)
+            voxels = math.prod(record["shape"])
     except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if crc and crc != zlib.crc32(text):
         return None
     return record if pixels == voxels * sum(np.dtype(dtype).itemsize for dtype in ARRAYS.values()) else None

@@ -23,7 +23,7 @@ from adbench.datasets.base import Case, Dataset
 from adbench.datasets.io.archive import state_of
 from adbench.datasets.issues import warn
 from adbench.datasets.store import outliers, similarity
-from adbench.datasets.store.case_file import SUFFIX, Prepared, Task, start_of_name
+from adbench.datasets.store.case_file import FULL, SUFFIX, Prepared, Task, start_of_name
 from adbench.datasets.store.slice_store import (
     CASES,
     MANIFEST,
@@ -37,7 +37,7 @@ from adbench.datasets.store.workers import Executor, check_disk, prepare_cases, 
 from adbench.errors import UserError
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
-from adbench.utils.locks import acquire
+from adbench.utils.locks import LOCK, acquire, is_locked
 
 PRODUCTS = "products"  # folder below the cache, see Dataset.products
 FAILURES = "failures.json"
@@ -81,6 +81,29 @@ def prepare_all(
     progress, cache = progress or Progress(), Path(cache)
     if cache.exists() and not cache.is_dir():
         raise UserError(f"The cache {cache} is a file, expected a folder: give another with --cache.")
+    try:
+        return _prepare_all(dataset, modalities, cache, progress, workers, executor)
+    except FileNotFoundError as error:
+        if error.filename is None or not Path(error.filename).is_relative_to(cache):
+            raise
+        raise UserError(f"{error.filename} was removed during the preparation: run the command again.") from None
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise UserError(
+            f"{dataset.info.name} cannot be prepared in {cache}: {error.strerror}. Make room, or give another --cache; what is "
+            "finished is kept."
+        ) from None
+
+
+def _prepare_all(
+    dataset: Dataset,
+    modalities: Sequence[str],
+    cache: Path,
+    progress: Progress,
+    workers: int | None,
+    executor: Executor,
+) -> dict[str, SliceStore]:
     (cache / STORES).mkdir(parents=True, exist_ok=True)
     dataset.products = cache / PRODUCTS
     stores: dict[str, SliceStore] = {}
@@ -100,8 +123,10 @@ def prepare_all(
         if missing:
             for build in missing:
                 _warn_of_older_stores(build.folder)
+            _sweep_temporary(cache, missing)
             _prepare_cases(dataset, missing, cache, progress, workers, executor)
             stores |= {build.modality: build.finish() for build in missing}
+            _sweep_temporary(cache, missing)
             _sweep(cache)
     return {modality: stores[modality] for modality in modalities}
 
@@ -324,8 +349,17 @@ def _warn_of_older_stores(folder: Path) -> None:
         )
 
 
+def _sweep_temporary(cache: Path, own: Sequence[_Build]) -> None:
+    """Remove what killed processes left half written, unless another process prepares data in this cache now."""
+    left = [path for folder in (CASES, STORES, PRODUCTS) for path in (cache / folder).rglob(".*.tmp")]
+    locks = {path.parent for path in (cache / CASES).glob(f"*/*/{LOCK}")} - {build.lock_folder for build in own}
+    if not any(map(is_locked, locks)):
+        for path in left:
+            path.unlink(missing_ok=True)
+
+
 def _sweep(cache: Path) -> None:
-    """Remove case files (and what a killed process left of them) that no store lists and that nothing used for a month."""
+    """Remove case files that no store lists and that nothing used for a month."""
     old = [path for path in (cache / CASES).glob("*/*") if _unused_for_long(path)]
     if not old:
         return
@@ -343,5 +377,5 @@ def _sweep(cache: Path) -> None:
 
 def _unused_for_long(path: Path) -> bool:
     with suppress(OSError):  # another process sweeps too
-        return path.suffix in (SUFFIX, ".tmp") and path.stat().st_mtime < time.time() - STALE
+        return path.suffix == SUFFIX and path.stat().st_mtime < time.time() - STALE
     return False

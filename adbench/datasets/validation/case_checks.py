@@ -87,6 +87,8 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
     elif expected.orientation and header.orientation != expected.orientation:
         what = f"is stored as {header.orientation}, the distribution as {expected.orientation}; the affine is trusted"
         yield warning("orientation", what)
+    for what in header.odd:
+        yield warning("header", f"has {what}")
     if header.disagreement > _DISAGREEMENT:
         what = f"has an sform and a qform that place a corner {header.disagreement:.1f} mm apart; the sform is used"
         yield warning("affine-conflict", what)
@@ -171,13 +173,13 @@ def _where_lesions_may_be(
 def _labels(case: str, file: File, data: np.ndarray, expected: Expected) -> Iterator[Issue]:
     values, counts = np.unique(data, return_counts=True)
     rounded = np.rint(values)
-    wrong = np.abs(values - rounded) > LABEL_TOLERANCE
-    allowed = "whole numbers are allowed"
+    wrong = (np.abs(values - rounded) > LABEL_TOLERANCE) | (rounded < 0)
+    allowed = "whole numbers from 0 (the background) are allowed"
     if expected.labels:
         wrong |= ~np.isin(rounded, list(expected.labels))
         allowed = f"allowed are {', '.join(map(str, expected.labels))}"
     for value, count in list(zip(values[wrong], counts[wrong], strict=True))[:5]:
-        yield issues.error("label", file, f"{file} holds the label {value:g} in {count} voxels; {allowed}", case)
+        yield issues.error("label", file, f"{file} holds the label {value:.9g} in {count} voxels; {allowed}", case)
     if not (values != 0).any():
         yield issues.warning("empty-mask", file, f"{file} is empty: no voxel is lesion", case)
 

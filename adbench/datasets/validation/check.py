@@ -21,6 +21,7 @@ from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderVolumes
 from adbench.datasets.adapters.volumes import IndexedVolumes, Scan
 from adbench.datasets.base import Case, Dataset, Split
+from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
@@ -153,6 +154,9 @@ def _unused_files(dataset: IndexedVolumes) -> Iterator[Issue]:
         yield issues.warning("duplicate-file", other, f"{other} repeats {used}, which is used")
     for path in index.unused:
         yield issues.info("unused-file", path, f"{path} is not used: its name is none of {dataset.info.name}'s")
+    for header in index.files.pairs:
+        what = f"{header} is the header of a pair of files: {nifti.pair_way_out(header.name)}"
+        yield issues.warning("unused-file", header, what)
     for link in index.files.broken:
         yield issues.warning("broken-link", link, f"{link} is a link that leads nowhere")
     for partial in index.files.partial:

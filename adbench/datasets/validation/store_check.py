@@ -7,6 +7,8 @@ from pathlib import Path
 from adbench.context import Progress
 from adbench.datasets.base import Dataset
 from adbench.datasets.issues import SEVERITIES, Issue
+from adbench.datasets.pixels import PREPARE_AGAIN
+from adbench.datasets.store import case_file
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.datasets.validation.check import CheckReport
@@ -32,6 +34,11 @@ def check_stores(dataset: Dataset, cache: Path, report: CheckReport, progress: P
         try:
             store = SliceStore.open(folder)
             stacks = 3 * len(store.cases)
+            for case_id, file in zip((case.id for case in store.cases), store.files, strict=True):
+                if case_file.read(file) is None:
+                    what = f"{file}: what it says of case {case_id} was changed after preparation. Delete {file}, then "
+                    what += f"{PREPARE_AGAIN} the case again."
+                    report.findings.append(Issue("error", "damaged-store", case_id, str(folder), what))
             for done, (case, fault) in enumerate(store.faults(), 1):
                 if fault:
                     report.findings.append(Issue("error", "damaged-store", case, str(folder), fault))

@@ -1,0 +1,89 @@
+"""Limits on what a file from a stranger may ask for: memory, disk, time. Every reader of such files asks here.
+
+Each is read from the environment variable ``ADBENCH_MAX_`` and its name, when that is set, for files that you trust:
+``ADBENCH_MAX_VOLUME_BYTES=2000000000``. With the defaults no reader takes more than 500 MB.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Self
+
+from adbench.errors import UserError
+
+
+class Limit(int):
+    """A number that can be exceeded, with its name and unit; the environment may set another."""
+
+    variable: str
+    unit: str
+
+    def __new__(cls, name: str, default: int, unit: str) -> Self:
+        variable = f"ADBENCH_MAX_{name}"
+        text = os.environ.get(variable, "").strip()
+        limit = super().__new__(cls, int(text) if text.isascii() and text.isdigit() else default)
+        limit.variable, limit.unit = variable, unit
+        return limit
+
+
+VOLUME_BYTES = Limit("VOLUME_BYTES", 320_000_000, "bytes")  # of a NIfTI file uncompressed, and of its decoded voxels
+IMAGE_PIXELS = Limit("IMAGE_PIXELS", 4096 * 4096, "pixels")  # of a PNG image
+ARCHIVE_FILES = Limit("ARCHIVE_FILES", 200_000, "files")  # in a tar or zip
+ARCHIVE_GROWTH = Limit("ARCHIVE_GROWTH", 100, "times")  # an archive's size that unpacks from it, and 100 MB in any case
+ARRAY_BYTES = Limit("ARRAY_BYTES", 200_000_000, "bytes")  # of the arrays in an .npz
+YAML_BYTES = Limit("YAML_BYTES", 200_000, "bytes")  # of a configuration
+YAML_VALUES = Limit("YAML_VALUES", 100_000, "values")  # in a configuration, a repeated alias counted every time
+YAML_DEPTH = Limit("YAML_DEPTH", 50, "levels")  # of lists and mappings within each other
+SMALLEST_GROWTH = 100_000_000  # bytes that any archive may unpack to
+
+
+def exceeded(file: object, what: str, found: int, limit: Limit) -> str:
+    """One sentence when ``found`` is more than ``limit``, else "".
+
+    Args:
+        file: its name begins the sentence.
+        what: verb and object ("holds voxels of"), after the name.
+        found: the number, in the unit of the limit.
+        limit: one of this module.
+    """
+    if found <= limit:
+        return ""
+    return (
+        f"{file} {what} {found} {limit.unit}, where at most {int(limit)} are read: if you trust the file, set "
+        f"{limit.variable} to what it needs and run again."
+    )
+
+
+def check(file: object, what: str, found: int, limit: Limit) -> None:
+    """Refuse what is beyond a limit, see :func:`exceeded`.
+
+    Raises:
+        UserError: names the file, the value, the limit and how to raise it.
+    """
+    if problem := exceeded(file, what, found, limit):
+        raise UserError(problem)
+
+
+def check_unpacking(archive: Path, size: int, unpacked: int, more: int, out: Path) -> None:
+    """Refuse an archive whose content is out of proportion, or does not fit on the disk.
+
+    Args:
+        archive: the file, of ``size`` bytes.
+        size: of it.
+        unpacked: bytes of its content so far, what comes next included.
+        more: bytes that are to be written next.
+        out: folder on the disk that is written to.
+
+    Raises:
+        UserError: names the archive, both sizes and the way out.
+    """
+    if unpacked > SMALLEST_GROWTH:
+        check(archive, f"has {size} bytes and unpacks to", -(-unpacked // max(1, size)), ARCHIVE_GROWTH)
+    there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
+    free = shutil.disk_usage(there).free
+    if more > free:
+        raise UserError(
+            f"{archive} needs {more} bytes more in {out}, where {free} are free: make room or give another --out."
+        )

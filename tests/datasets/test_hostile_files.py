@@ -1,0 +1,485 @@
+"""Every reader of strangers' files, on files that were made to break it: a result or one sentence, little memory, no trace.
+
+Each test changes honest files at random, always in the same way; with ``-m nightly`` twenty times as often.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import importlib.util
+import io
+import lzma
+import os
+import resource
+import shutil
+import struct
+import sys
+import tarfile
+import time
+import zipfile
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from adbench.config.run_config import read_yaml
+from adbench.context import Context
+from adbench.datasets.io import archive, nifti, png
+from adbench.datasets.phantom.dataset import Phantom
+from adbench.datasets.store import case_file
+from adbench.errors import UserError
+from adbench.evaluation.map_files import CaseFolder
+from adbench.methods.simple import ZScore
+from adbench.metrics.storage import read_arrays, write_arrays
+from adbench.params import build
+from adbench.utils import limits
+
+SECONDS, MEGABYTES = 5, 500
+often = pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.nightly)])
+
+# Numbers as formats state sizes, places and counts: the largest, negative, infinite, not a number.
+_NUMBERS = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\x7f\xff\xff\xff", b"\0\0\x80\x7f", b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\0\1", b"77777777777"]  # fmt: skip
+_EDITS = st.lists(
+    st.tuples(
+        st.one_of(st.integers(0, 400), st.integers(0, 1 << 20)), st.sampled_from(_NUMBERS) | st.binary(max_size=6)
+    ),
+    max_size=5,
+)
+
+
+@st.composite
+def changed(draw: st.DrawFn, *honest: bytes) -> bytes:
+    """One of some honest contents, overwritten here and there, with something put in, cut short or said twice."""
+    content = bytearray(draw(st.sampled_from(honest)))
+    for place, new in draw(_EDITS):
+        place %= len(content) + 1
+        content[place : place + len(new)] = new
+    if draw(st.booleans()):
+        start, stop = sorted(draw(st.integers(0, len(content))) for _ in range(2))
+        how = draw(st.sampled_from(["cut", "leave out", "repeat", "append"]))
+        part = content[start:stop]
+        content = {"cut": content[:stop], "leave out": content[:start] + content[stop:], "repeat": content[:stop] + part * 3, "append": content + part}[how]  # fmt: skip
+    return bytes(content)
+
+
+def held(
+    tmp_path: Path, examples: int, files: st.SearchStrategy[bytes], name: str, *reads: Callable[[Path], object]
+) -> None:
+    """Write each file and read it; readers may write below ``tmp_path / "out"`` only."""
+    path = tmp_path / "in" / name
+    path.parent.mkdir()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    @settings(
+        max_examples=examples,
+        derandomize=True,
+        deadline=None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
+    )
+    @given(content=files)
+    def one(content: bytes) -> None:
+        path.write_bytes(content)
+        for read in reads:
+            began = time.process_time()
+            sentence = ""
+            try:
+                read(path)
+            except UserError as error:
+                sentence = str(error)
+            assert "\n" not in sentence
+            assert len(sentence) < 1000
+            assert time.process_time() - began < SECONDS
+        assert path.read_bytes() == content
+
+    one()
+    assert sorted(p.name for p in tmp_path.iterdir()) in (["in"], ["in", "out"])
+    assert [p.name for p in path.parent.iterdir()] == [name]
+    assert not list(tmp_path.rglob("*.tmp"))
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000 < MEGABYTES
+
+
+def volume(dtype: Any = np.int16, **fields: Any) -> bytes:
+    """A small uncompressed NIfTI file."""
+    image = nibabel.Nifti1Image(np.arange(60).reshape(3, 4, 5).astype(dtype), np.diag([2.0, 2, 3, 1]))
+    image.set_qform(image.affine, 1)
+    image.set_sform(image.affine, 1)
+    content = image.to_bytes()
+    header = nibabel.Nifti1Header(content[:348], check=False)
+    for field, value in fields.items():
+        header[field] = value
+    return bytes(header.binaryblock + content[348:])
+
+
+def refused(read: Callable[[], object], *parts: str) -> None:
+    """``read`` ends in one sentence that holds all ``parts``."""
+    with pytest.raises(UserError) as caught:
+        read()
+    for part in parts:
+        assert part in str(caught.value)
+
+
+# -- NIfTI ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"vox_offset": np.inf}, "The header of"),
+        ({"vox_offset": np.nan}, "The header of"),
+        ({"vox_offset": -300}, "voxels start at byte -300"),
+        ({"dim": [3, 32767, 32767, 3, 1, 1, 1, 1]}, "is truncated"),
+        ({"dim": [7] + [32767] * 7}, "has 7 axes"),
+        (
+            {"magic": b"ni1"},
+            "is the header of a pair of files: only single files are read; write one with `nib-convert",
+        ),
+        ({"magic": b""}, "is not a NIfTI file"),
+        ({"scl_slope": 1e38, "scl_inter": 3e38}, "holds 59 NaN or infinite voxels"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.nii", "a.nii.gz"])
+def test_headers_that_lie(tmp_path: Path, fields: dict[str, Any], message: str, name: str) -> None:
+    content = volume(**fields)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    refused(lambda: nifti.read(tmp_path / name), name, message)
+
+
+def test_a_volume_beyond_the_limit_says_how_to_raise_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.nii.gz"
+    path.write_bytes(gzip.compress(volume() + bytes(9_000_000)))  # behind the voxels
+    assert nifti.read(path).data.sum() == 1770
+    monkeypatch.setattr(limits, "VOLUME_BYTES", limits.Limit("VOLUME_BYTES", 1_000_000, "bytes"))
+    for read in (nifti.read, nifti.checksum):
+        (
+            refused(
+                lambda read=read: read(path),
+                str(path),
+                "where at most 1000000 are read",
+                "set ADBENCH_MAX_VOLUME_BYTES",
+            )
+        )
+    monkeypatch.setattr(limits, "VOLUME_BYTES", limits.Limit("VOLUME_BYTES", 471, "bytes"))
+    refused(lambda: nifti.read(path), "needs for its voxels 472 bytes")
+    monkeypatch.setenv("ADBENCH_MAX_VOLUME_BYTES", "10000000")
+    monkeypatch.setattr(limits, "VOLUME_BYTES", limits.Limit("VOLUME_BYTES", 471, "bytes"))
+    assert nifti.read(path).data.sum() == 1770
+
+
+def test_odd_headers_are_read_as_nibabel_reads_them_and_said(tmp_path: Path) -> None:
+    path = tmp_path / "a.nii"
+    for pixdim, odd in (
+        ([1, -2, 2, -3, 1, 1, 1, 1], "voxel sizes of -2, 2, -3 mm, read without their sign"),
+        ([0, 2, 2, 3, 1, 1, 1, 1], ""),
+        ([-1, 2, 2, 3, 1, 1, 1, 1], ""),
+        ([-7, 2, 2, 3, 1, 1, 1, 1], "a handedness (qfac) of -7, read as -1"),
+    ):
+        path.write_bytes(volume(pixdim=pixdim, sform_code=0, quatern_b=0.5))
+        header = nifti.read_header(path)
+        path.write_bytes(
+            volume(pixdim=np.abs(pixdim) * [-1 if pixdim[0] < 0 else 1, *[1] * 7], sform_code=0, quatern_b=0.5)
+        )
+        if abs(pixdim[0]) == 1:
+            np.testing.assert_allclose(header.affine, nibabel.load(path).affine, atol=1e-6)
+        assert header.odd == ((odd,) if odd else ())
+    path.write_bytes(volume(srow_x=[0, 0, 0, 0]))
+    assert nifti.read_header(path).odd == ("an sform that is no affine: the qform is used",)
+    np.testing.assert_allclose(nifti.read_header(path).affine, np.diag([2.0, 2, 3, 1]))
+    path.write_bytes(volume(quatern_b=1.1, quatern_c=1))
+    assert "a qform that cannot be used" in nifti.read_header(path).odd[0]
+
+
+def test_what_is_no_file_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.nii.gz")
+    (tmp_path / "b.nii").symlink_to("/dev/zero")
+    (tmp_path / "c.nii").mkdir()
+    os.mkfifo(tmp_path / "d.png")
+    for name, read in (
+        ("a.nii.gz", nifti.read),
+        ("b.nii", nifti.read),
+        ("c.nii", nifti.read),
+        ("d.png", png.read_image),
+    ):
+        refused(lambda read=read, name=name: read(tmp_path / name), name, "it is no regular file")
+
+
+READ_NIFTI = (
+    nifti.read_header,
+    nifti.mask_values,
+    nifti.checksum,
+    nifti.read,
+    lambda path: nifti.read(path, finite=False, exact=True),
+)
+
+
+@often
+@pytest.mark.parametrize("packed", [False, True])
+def test_nifti(tmp_path: Path, examples: int, packed: bool) -> None:
+    big = nibabel.Nifti2Image(np.zeros((3, 4, 5), np.float64), np.eye(4)).to_bytes()
+    honest = changed(volume(), volume(np.float32, scl_slope=2, scl_inter=1), volume(np.float64), bytes(big))
+    files = st.one_of(honest.map(gzip.compress), changed(gzip.compress(volume()))) if packed else honest
+    held(tmp_path, examples, files, "a.nii.gz" if packed else "a.nii", *READ_NIFTI)
+
+
+def picture(mode: str = "L", kind: str = "PNG") -> bytes:
+    pixels = Image.fromarray((np.arange(80).reshape(8, 10) * 3).astype(np.uint8)).convert(mode)
+    buffer = io.BytesIO()
+    pixels.save(buffer, kind)
+    return buffer.getvalue()
+
+
+@often
+def test_png(tmp_path: Path, examples: int) -> None:
+    files = changed(
+        *(picture(mode) for mode in ("L", "1", "P", "RGB", "LA", "I;16")), picture("L", "TIFF"), picture("L", "GIF")
+    )
+    reads = (png.read_shape, png.read_stored, png.read_image, lambda path: png.read_mask(path, path, (8, 10)))
+    held(tmp_path, examples, files, "a.png", *reads)
+
+
+@pytest.mark.parametrize("content", [picture("L", "TIFF"), picture("L", "GIF"), b"%!PS-Adobe-3.0 EPSF-3.0\n" * 9, b""])
+def test_other_formats_named_png_never_reach_a_decoder(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(picture())
+    refused(lambda: png.read_stored(tmp_path / "a.png"), "a.png cannot be read as a PNG image")
+    refused(lambda: list(CaseFolder(tmp_path, tmp_path / "masks")), "a.png cannot be read as a PNG image")
+
+
+@pytest.mark.parametrize("side", [12_000, 50_000])
+def test_a_picture_that_is_too_large_is_refused_by_its_header(tmp_path: Path, side: int) -> None:
+    (tmp_path / "a.png").write_bytes(picture()[:16] + struct.pack(">II", side, side) + picture()[24:])
+    refused(
+        lambda: png.read_image(tmp_path / "a.png"), f"a.png is {side}x{side}", "16777216", "ADBENCH_MAX_IMAGE_PIXELS"
+    )
+
+
+# -- archives, arrays, text, pickles -------------------------------------------------------------------------------------
+
+
+def tar(kind: int = tarfile.PAX_FORMAT) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=kind) as file:
+        for name, content in (("a/b.nii", b"voxels" * 90), ("é" * 60 + "/" + "x" * 90, b"y"), ("../c", b"bad")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            file.addfile(info, io.BytesIO(content))
+        link = tarfile.TarInfo("a/link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        file.addfile(link)
+    return buffer.getvalue()
+
+
+def zeros(size: int, head: bytes = b"") -> bytes:
+    """``head`` and ``size`` zeros, gzipped."""
+    packer = zlib.compressobj(1, wbits=31)
+    return packer.compress(head) + b"".join(packer.compress(bytes(1 << 20)) for _ in range(size >> 20)) + packer.flush()
+
+
+def test_archives_that_unpack_to_far_more_than_they_are(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    sparse = tarfile.TarInfo("s.nii")
+    sparse.size = 512
+    sparse.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s.nii", "GNU.sparse.realsize": "3100000000"}  # fmt: skip
+    with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        file.addfile(sparse, io.BytesIO(b"1\n0\n0\n".ljust(512, b"\0")))
+    refused(
+        lambda: archive.unpack(tmp_path / "sparse.tar", out), "sparse.tar has 10240 bytes", "ADBENCH_MAX_ARCHIVE_GROWTH"
+    )
+    assert archive.members(tmp_path / "sparse.tar") == []
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
+        zipped.writestr("a.nii", bytes(120_000_000))
+    refused(lambda: archive.unpack(tmp_path / "a.zip", out), "a.zip has", "where at most 100 are read")
+    name = tarfile.TarInfo("x")
+    name.type, name.size = tarfile.XHDTYPE, 1 << 30
+    (tmp_path / "a.tar.gz").write_bytes(zeros(1 << 20, name.tobuf()))
+    refused(lambda: archive.unpack(tmp_path / "a.tar.gz", out), "a header of 1073741824 bytes")
+    assert not out.exists()
+
+
+def test_archives_with_too_many_files_or_for_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "a.tar").write_bytes(tar())
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        for number in range(9):
+            file.writestr(f"{number}", b"x")
+    with monkeypatch.context() as few:
+        few.setattr(limits, "ARCHIVE_FILES", limits.Limit("ARCHIVE_FILES", 3, "files"))
+        refused(lambda: archive.members(tmp_path / "a.tar"), "a.tar holds at least 4 files, where at most 3 are read")
+        refused(lambda: archive.unpack(tmp_path / "a.zip", tmp_path / "out"), "a.zip may list 9 files")
+    usage = shutil.disk_usage(tmp_path)._replace(free=100)
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
+    refused(lambda: archive.unpack(tmp_path / "a.tar", tmp_path / "out"), "needs 540 bytes more", "100 are free")
+
+
+@often
+@pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
+def test_archives(tmp_path: Path, examples: int, name: str) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a/b.nii", b"voxels" * 90)
+        file.writestr("../c", b"bad")
+    plain = changed(tar(), tar(tarfile.GNU_FORMAT))
+    files = {
+        "a.tar": plain,
+        "a.tar.gz": st.one_of(*(plain.map(pack) for pack in (gzip.compress, bz2.compress, lzma.compress)), changed(gzip.compress(tar()))),
+        "a.zip": changed(buffer.getvalue()),
+    }  # fmt: skip
+    held(tmp_path, examples, files[name], name, archive.members, lambda path: archive.unpack(path, tmp_path / "out"))
+
+
+@often
+def test_npz(tmp_path: Path, examples: int) -> None:
+    write_arrays(tmp_path / "x", {"keys": np.arange(9), "ends": np.array([4, 9])})
+    honest = (tmp_path / "x").read_bytes()
+    (tmp_path / "x").unlink()
+    kinds = {"keys": "i", "ends": "i"}
+    held(tmp_path, examples, changed(honest), "a.npz", lambda path: read_arrays(path, kinds, "histogram file"))
+
+
+_YAML = [
+    "method: [zscore, histeq]\nset: {method: {sigma: 2.5}}\nseed: 3\n",
+    "a: &a {x: [1, 2]}\nb: {<<: *a, y: *a}\nc: 2001-12-14\nd: !!binary aGk=\n",
+    "? [x]\n: |\n  text\n---\n- !!set {a, b}\n",
+]
+_MARKS = st.text("[]{}:,-&*a!<#|>?%@\"'\n \t0_e.", max_size=40)
+
+
+@often
+def test_yaml(tmp_path: Path, examples: int) -> None:
+    files = st.one_of(changed(*(text.encode() for text in _YAML)), _MARKS.map(str.encode))
+    held(tmp_path, examples, files, "a.yaml", lambda path: read_yaml(path, "config file"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "goes down 51 levels"),
+        ("a: &a [*a]", "holds a value within itself, by its alias *a"),
+        ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)), "100000 are read"),
+        ("a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)), "100000 are read"),
+        ("a: 1\n" * 100_000, "has 500000 bytes"),
+        ("a: 2001-99-99", "is not valid YAML"),
+    ],
+)  # fmt: skip
+def test_yaml_that_stands_for_too_much(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "a.yaml").write_text(text)
+    refused(lambda: read_yaml(tmp_path / "a.yaml", "config file"), "a.yaml", message)
+
+
+def test_no_number_of_subjects_takes_for_ever() -> None:
+    refused(lambda: build(Phantom.Params, "phantom", {"n_test": 10**12}), "n_test", "100000")
+
+
+@often
+def test_safetensors(tmp_path: Path, examples: int) -> None:
+    import torch
+    from safetensors.torch import save
+
+    tensors = {"heights": torch.arange(2), "mean": torch.zeros(2, 4, 4), "std": torch.ones(2, 4, 4)}
+    saved = tmp_path / "out"
+    context = Context(device="cpu", seed=0, workdir=saved)
+    method = ZScore(build(ZScore.Params, "method zscore", {}), context)
+    method.load_state(tensors)
+    method.save(saved)
+
+    def read(path: Path) -> None:
+        (saved / "model.safetensors").write_bytes(path.read_bytes())
+        ZScore.load(saved, context)
+
+    held(tmp_path, examples, changed(save(tensors)), "a.safetensors", read)
+
+
+@pytest.fixture(scope="module")
+def converter() -> Any:
+    """examples/convert_madad_vae.py."""
+    path = Path(__file__).parents[2] / "examples" / "convert_madad_vae.py"
+    spec = importlib.util.spec_from_file_location("hostile_converter", path)
+    assert spec is not None
+    assert spec.loader is not None
+    script = sys.modules["hostile_converter"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    return script
+
+
+def test_a_pickle_changes_nothing_for_the_next_file(tmp_path: Path, converter: Any) -> None:
+    import torch
+
+    torch.save({"a": torch.ones(2)}, tmp_path / "honest.pt")
+    (tmp_path / "a.pt").write_bytes(b"\x80\x02ctorch\nFloatStorage\n}Vdtype\nVint8\nsb.")  # float32 is called int8
+    with pytest.raises(converter.ConversionError):
+        converter.read(tmp_path / "a.pt")
+    assert converter.read(tmp_path / "honest.pt").tensors["a"].tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        b"\x80\x02]r\xff\xff\xff\x0f.",  # a place in the memo that makes room for all before it
+        *(b"\x80\x05" + code + struct.pack("<Q", 1 << 32) + b"." for code in (b"\x8e", b"\x96", b"\x95", b"\x8d")),
+        b"\x80\x02" + b"]" * 200_000 + b".",
+        b"\x80\x02(" + b"K\x01" * 100_000 + b"tq\0cbuiltins\nset\nq\1" + b"(h\1h\0\x85R" * 1000 + b".",
+    ],
+)
+def test_a_pickle_takes_no_more_memory_than_its_size_allows(
+    tmp_path: Path, converter: Any, monkeypatch: pytest.MonkeyPatch, program: bytes
+) -> None:
+    monkeypatch.setattr(converter, "PROGRAM", 199_999 if b"]]]" in program else converter.PROGRAM)
+    (tmp_path / "a.pt").write_bytes(program)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(converter.ConversionError, match=r"a\.pt (is refused|cannot be read)"):
+        converter.read(tmp_path / "a.pt")
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000 < MEGABYTES
+
+
+@often
+@pytest.mark.parametrize("modern", [True, False])
+def test_pickles_of_the_converter(tmp_path: Path, converter: Any, examples: int, modern: bool) -> None:
+    import torch
+
+    buffer = io.BytesIO()
+    torch.save(torch.nn.Linear(2, 3), buffer, _use_new_zipfile_serialization=modern)
+
+    def read(path: Path) -> None:
+        try:
+            converter.read(path)
+        except converter.ConversionError as error:
+            raise UserError(str(error)) from None
+
+    held(tmp_path, examples, changed(buffer.getvalue()), "a.pt", read)
+
+
+@often
+def test_case_files(tmp_path: Path, examples: int) -> None:
+    """A case file that is not as it was written is one that is not there."""
+    text = b'{"slices": [1], "shape": [1, 2, 3], "remarks": []}'
+    whole = bytes(6 * 4) + text + case_file.ending(text)
+    path = tmp_path / "whole"
+    path.write_bytes(whole)
+    assert case_file.read(path) == {"slices": [1], "shape": [1, 2, 3], "remarks": []}
+    path.unlink()
+
+    def read(path: Path) -> None:
+        content = path.read_bytes()
+        if content[-4:] != bytes(4):  # as earlier versions ended
+            assert (case_file.read(path) is None) == (content[24:] != whole[24:] or len(content) != len(whole))
+
+    held(tmp_path, examples, changed(whole), "a.case", read)
+
+
+@often
+def test_maps_and_masks(tmp_path: Path, examples: int) -> None:
+    mask = nibabel.Nifti1Image((np.arange(60).reshape(3, 4, 5) > 50).astype(np.uint8), np.diag([2.0, 2, 3, 1]))
+    mask.set_qform(mask.affine, 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a_mask.nii").write_bytes(mask.to_bytes())
+    held(
+        tmp_path, examples, changed(volume()), "a_map.nii", lambda path: list(CaseFolder(path.parent, tmp_path / "out"))
+    )
