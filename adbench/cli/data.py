@@ -39,13 +39,6 @@ def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
     return found
 
 
-def cores(workers: int) -> int:
-    """``workers``, or the number of cores this process may use when it is 0."""
-    from adbench.datasets.store.workers import cores as available
-
-    return workers or available()
-
-
 @contextmanager
 def resumable() -> Iterator[None]:
     """Turn Ctrl-C into a message that nothing is lost, and exit code 130."""
@@ -76,10 +69,11 @@ def synth(
     The heads are phantoms; everything that reads, checks, prepares and runs on the real data can be tried on them.
     """
     from adbench.datasets.phantom.layouts import synthesise
+    from adbench.datasets.store.workers import cores
     from adbench.utils.console import LiveProgress, say
 
     with resumable(), LiveProgress(quiet) as progress:
-        files = synthesise(layout, n, out, seed=seed, workers=cores(workers), progress=progress)
+        files = synthesise(layout, n, out, seed=seed, workers=workers or cores(), progress=progress)
     if not quiet:
         size = sum(file.stat().st_size for file in files) / 1e6
         say(
@@ -166,15 +160,16 @@ def check(
     Exit code 0: nothing but information; 1: warnings; 2: errors.
     """
     from adbench.datasets.issues import by_code
+    from adbench.datasets.store.workers import cores
     from adbench.datasets.validation.check import check as check_dataset
     from adbench.utils.console import LiveProgress, out, print_json, say
 
     chosen = located(dataset, data_root, set_ or [])
     with LiveProgress(quiet or json_) as progress:
-        found = check_dataset(chosen, deep=deep, workers=cores(workers), progress=progress)
+        found = check_dataset(chosen, deep=deep, workers=workers or cores(), progress=progress)
         if store:
             from adbench.config import run_config
-            from adbench.datasets.validation.store_check import check_stores
+            from adbench.datasets.validation.check import check_stores
 
             check_stores(chosen, cache or run_config.default_cache(), found, progress)
     if report is not None:

@@ -24,7 +24,7 @@ _ENDINGS = {
 }
 _TYPES = (".nii.gz", ".nii", ".png")
 _PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
-# What `adbench data export` and `adbench report --volumes` write; both put maps, masks and images into one folder.
+# What `adbench data export` and `adbench report --nifti` write; both put maps, masks and images into one folder.
 _EXPORTED = re.compile(
     r"(?P<case>.+?)(?:_(?P<name>[\w.-]+))?_space-(?:prepared|original|orig)(?:_desc-(?P<desc>[A-Za-z0-9]+)_(?P<kind>[A-Za-z0-9]+))?"
 )
@@ -60,7 +60,7 @@ class CaseFolder:
     A case id is the file name without its type and without an ending that names its role (``_map``, ``_score``,
     ``_mask``, ``_seg``, ``_lesion``, ``_brain`` and the like). PNG files named ``ID_slice_K`` are slices of one case;
     any other PNG is a case of one slice. NIfTI volumes are cut along their last axis. Scores are used as stored. What
-    ``adbench data export`` and the volumes of ``adbench report`` wrote is read by their names, all roles from one folder. Cases
+    ``adbench data export`` and ``adbench report --nifti`` wrote is read by their names, all roles from one folder. Cases
     whose ids differ in the session alone (``sub-01_ses-1``, ``sub-01_ses-2``) are volumes of one subject.
 
     Args:

@@ -6,6 +6,7 @@ from adbench.datasets.io.filename_patterns import person, shared_patients
 from adbench.datasets.issues import warn
 from adbench.datasets.slices import SliceSet
 from adbench.datasets.store import similarity
+from adbench.datasets.store.case_file import prints
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 
@@ -65,8 +66,8 @@ def check_pixels(
     Raises:
         UserError: names the two subjects and their roles.
     """
-    training, checkpoint = (similarity.of_store(train_store, data.rows) for data in (train, val))
-    choosing, scored = (similarity.of_store(test_store, data.rows) for data in (threshold, test))
+    training, checkpoint = (prints(train_store, data.rows) for data in (train, val))
+    choosing, scored = (prints(test_store, data.rows) for data in (threshold, test))
     sides = (("training", training), ("validation", checkpoint), ("validation", choosing), ("test", scored))
     cases = [(role, *case) for role, side in sides for case in zip(side.subjects, side.hashes, strict=True)]
     for (first, second), count in similarity.shared_slices([case[1:] for case in cases]).items():

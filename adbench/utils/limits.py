@@ -31,7 +31,7 @@ class Limit(int):
 VOLUME_BYTES = Limit("VOLUME_BYTES", 320_000_000, "bytes")  # of a NIfTI file uncompressed, and of its decoded voxels
 IMAGE_PIXELS = Limit("IMAGE_PIXELS", 4096 * 4096, "pixels")  # of a PNG image
 ARCHIVE_FILES = Limit("ARCHIVE_FILES", 200_000, "files")  # in a tar or zip
-ARCHIVE_GROWTH = Limit("ARCHIVE_GROWTH", 100, "times")  # an archive's size that unpacks from it, and 100 MB in any case
+ARCHIVE_GROWTH = Limit("ARCHIVE_GROWTH", 100, "times its size")  # that unpack from an archive; 100 MB in any case
 ARRAY_BYTES = Limit("ARRAY_BYTES", 200_000_000, "bytes")  # of the arrays in an .npz
 YAML_BYTES = Limit("YAML_BYTES", 200_000, "bytes")  # of a configuration
 YAML_VALUES = Limit("YAML_VALUES", 100_000, "values")  # in a configuration, a repeated alias counted every time
@@ -80,7 +80,7 @@ def check_unpacking(archive: Path, size: int, unpacked: int, more: int, out: Pat
         UserError: names the archive, both sizes and the way out.
     """
     if unpacked > SMALLEST_GROWTH:
-        check(archive, f"has {size} bytes and unpacks to", -(-unpacked // max(1, size)), ARCHIVE_GROWTH)
+        check(archive, "unpacks to", -(-unpacked // max(1, size)), ARCHIVE_GROWTH)
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if more > free:

@@ -292,12 +292,14 @@ def test_archives_that_unpack_to_far_more_than_they_are(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as file:
         file.addfile(sparse, io.BytesIO(b"1\n0\n0\n".ljust(512, b"\0")))
     refused(
-        lambda: archive.unpack(tmp_path / "sparse.tar", out), "sparse.tar has 10240 bytes", "ADBENCH_MAX_ARCHIVE_GROWTH"
+        lambda: archive.unpack(tmp_path / "sparse.tar", out),
+        "sparse.tar unpacks to 302735 times its size",
+        "ADBENCH_MAX_ARCHIVE_GROWTH",
     )
     assert archive.members(tmp_path / "sparse.tar") == []
     with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED, compresslevel=1) as zipped:
         zipped.writestr("a.nii", bytes(120_000_000))
-    refused(lambda: archive.unpack(tmp_path / "a.zip", out), "a.zip has", "where at most 100 are read")
+    refused(lambda: archive.unpack(tmp_path / "a.zip", out), "a.zip unpacks to", "where at most 100 are read")
     name = tarfile.TarInfo("x")
     name.type, name.size = tarfile.XHDTYPE, 1 << 30
     (tmp_path / "a.tar.gz").write_bytes(zeros(1 << 20, name.tobuf()))

@@ -14,7 +14,7 @@ from adbench.config.cell import Source
 from adbench.config.protocols import get
 from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
-from adbench.datasets.store import similarity
+from adbench.datasets.store import case_file, similarity
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
@@ -180,24 +180,18 @@ def test_who_looks_alike_is_named(
     assert caplog.text.count(said) == 1
 
 
-def test_fingerprints_of_a_store_are_made_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fingerprints_of_a_store_lie_in_its_case_files(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = prepare(Folder(build(Folder.Params, "folder", {}), root), "T1", root.parent / "cache")
-    first = similarity.of_store(store, store.rows("test"))
+    first = case_file.prints(store, store.rows("test"))
     assert first.subjects == ["s4", "s5"]
     assert [len(hashes) for hashes in first.hashes] == [3, 3]
     assert len({*first.hashes[0].tolist(), *first.hashes[1].tolist(), 0}) == 7
-    (path,) = store.folder.glob("fingerprints*")
-    content = path.read_bytes()
-
-    def same() -> None:
-        again = similarity.of_store(store, store.rows("test"))
-        np.testing.assert_array_equal(again.values, first.values)
-        np.testing.assert_array_equal(again.hashes, first.hashes)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(similarity, "fingerprint", None)
-        same()
-    for damaged in (b"cut short", b"", bytes(len(content)), content[:-8] + bytes(8)):
-        path.write_bytes(damaged)
-        same()
-        assert path.read_bytes() == content
+    monkeypatch.setattr(similarity, "VERSION", 0)  # of another version they are made from the pixels
+    again = case_file.prints(store, store.rows("test"))
+    np.testing.assert_array_equal(again.values, first.values)
+    np.testing.assert_array_equal(again.hashes, first.hashes)
+    assert case_file.prints(store, np.empty(0, np.int64)).subjects == []
+    file = next(file for case, file in zip(store.cases, store.files, strict=True) if case.subject == "s5")
+    file.write_bytes(file.read_bytes()[:-30] + b"?" + file.read_bytes()[-29:])
+    with pytest.raises(UserError, match=r"what it says of case s5 was changed after preparation. Delete .*\.case"):
+        case_file.prints(store, store.rows("test"))

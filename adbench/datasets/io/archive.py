@@ -16,11 +16,11 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, TypeAlias
+from typing import IO, Any, TypeAlias
 
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -358,7 +358,7 @@ def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
         tarfile.ReadError: it is none.
     """
     first = read_bytes(archive, 0, 1 << 16)
-    openers: dict[bytes, Callable[..., IO[bytes]]] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+    openers: dict[bytes, Any] = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
     if first[:2] == b"\xfd7":  # its header may ask for gigabytes
         lzma.LZMADecompressor(memlimit=_DICTIONARY).decompress(first, 1)
     with openers.get(first[:2], open)(archive, "rb") as file, tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:

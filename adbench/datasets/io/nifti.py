@@ -338,7 +338,7 @@ def _standardised(raw: Any) -> list[str]:
     return odd
 
 
-def _forms(raw: Any, odd: list[str]) -> tuple[Any, Any]:
+def _forms(raw: Any, odd: list[str]) -> tuple[tuple[Any, int], tuple[Any, int]]:
     """(sform, its code) and (qform, its code); the code of one that cannot be used is 0, which ``odd`` then says.
 
     Raises:
@@ -346,11 +346,13 @@ def _forms(raw: Any, odd: list[str]) -> tuple[Any, Any]:
     """
     from nibabel.spatialimages import HeaderDataError
 
-    sform, problem = raw.get_sform(coded=True), None
+    sform: tuple[Any, int] = raw.get_sform(coded=True)
+    qform: tuple[Any, int] = None, 0
+    problem: Exception | None = None
     try:
         qform = raw.get_qform(coded=True)
     except (HeaderDataError, ValueError) as error:  # rounding may make its quaternion longer than 1
-        qform, problem = (None, 0), error
+        problem = error
     if qform[1] and not _places(qform[0]):
         qform, problem = (None, 0), ValueError(f"qform {qform[0][:3].tolist()}")
     if sform[1] and not _places(sform[0]) and qform[1]:

@@ -21,18 +21,21 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.io.archive import File, Member, digest_of, state_of
-from adbench.datasets.pixels import ARRAYS, checksum, digest_block
+from adbench.datasets.pixels import ARRAYS, PREPARE_AGAIN, checksum, digest_block
 from adbench.datasets.store import similarity
 from adbench.errors import UserError
 from adbench.utils import threads
 from adbench.utils.files import replacing
 from adbench.utils.hashing import digest
+
+if TYPE_CHECKING:
+    from adbench.datasets.store.slice_store import SliceStore
 
 SUFFIX = ".case"
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)  # a disk that takes nothing more
@@ -207,3 +210,41 @@ def read(path: Path) -> dict[str, Any] | None:
     if crc and crc != zlib.crc32(text):
         return None
     return record if pixels == voxels * sum(np.dtype(dtype).itemsize for dtype in ARRAYS.values()) else None
+
+
+def described(store: SliceStore, index: int) -> dict[str, Any]:
+    """What the file of a case of ``store`` says of it.
+
+    Raises:
+        UserError: it is missing, or says something else than was written.
+    """
+    file = store.files[index]
+    record = read(file)
+    if record is None:
+        raise UserError(
+            f"{file}: what it says of case {store.cases[index].id} was changed after preparation. Delete {file}, then "
+            f"{PREPARE_AGAIN} the case again."
+        )
+    return record
+
+
+def prints(store: SliceStore, rows: np.ndarray) -> similarity.Print:
+    """The fingerprints of every case that has one of ``rows``, and the hashes of those rows.
+
+    Raises:
+        UserError: a case file is damaged.
+    """
+    subjects, values, hashes = [], [], []
+    for index, case in enumerate(store.cases):
+        wanted = np.isin(case.rows, rows)
+        if wanted.any():
+            likeness = described(store, index)["likeness"]
+            if likeness["version"] == similarity.VERSION:
+                coarse, fine = similarity.from_json(likeness)
+            else:
+                images, brains = store.images[case.rows], store.brains[case.rows]
+                coarse, fine = similarity.of_case(images, brains, case.slices, case.geometry)
+            subjects.append(case.subject)
+            values.append(coarse)
+            hashes.append(np.where(wanted, fine, np.uint64(0)))
+    return similarity.Print(subjects, np.array(values), hashes)

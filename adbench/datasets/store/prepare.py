@@ -22,8 +22,8 @@ from adbench.context import Progress
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.io.archive import state_of
 from adbench.datasets.issues import warn
-from adbench.datasets.store import outliers, similarity
-from adbench.datasets.store.case_file import FULL, SUFFIX, Prepared, Task, start_of_name
+from adbench.datasets.store import outliers
+from adbench.datasets.store.case_file import SUFFIX, Prepared, Task, start_of_name
 from adbench.datasets.store.slice_store import (
     CASES,
     MANIFEST,
@@ -87,13 +87,6 @@ def prepare_all(
         if error.filename is None or not Path(error.filename).is_relative_to(cache):
             raise
         raise UserError(f"{error.filename} was removed during the preparation: run the command again.") from None
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        raise UserError(
-            f"{dataset.info.name} cannot be prepared in {cache}: {error.strerror}. Make room, or give another --cache; what is "
-            "finished is kept."
-        ) from None
 
 
 def _prepare_all(
@@ -247,7 +240,6 @@ class _Build:
             "case_folder": self.case_folder.name,
             "files": {a.file: {"bytes": self._size(a.file)} for _, a in answers},
         }
-        similarity.write(self.folder, manifest, [answer.record["likeness"] for _, answer in kept])
         write_json(self.folder / MANIFEST, manifest)
         return SliceStore.open(self.folder)
 

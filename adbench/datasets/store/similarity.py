@@ -19,20 +19,14 @@ import hashlib
 from base64 import b64decode, b64encode
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import permutations
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from adbench.datasets.geometry import Geometry
 from adbench.datasets.io.filename_patterns import person
-from adbench.utils.files import replacing
-
-if TYPE_CHECKING:
-    from adbench.datasets.store.slice_store import SliceStore
 
 VERSION = 2
 CELLS = (12, 16, 16)  # along z, y and x
@@ -203,47 +197,6 @@ def shared_slices(prints: Sequence[tuple[str, np.ndarray]]) -> dict[tuple[int, i
     return dict(counts.most_common())
 
 
-def of_store(store: SliceStore, rows: np.ndarray) -> Print:
-    """The fingerprints of every case that has one of ``rows``, and the hashes of those rows; see :func:`keep`."""
-    values, hashes = keep(store)
-    hashes = np.where(np.isin(np.arange(len(hashes)), rows), hashes, np.uint64(0))
-    chosen = [index for index, case in enumerate(store.cases) if np.isin(case.rows, rows).any()]
-    cases = [store.cases[index] for index in chosen]
-    return Print([case.subject for case in cases], values[chosen], [hashes[case.rows] for case in cases])
-
-
-def keep(store: SliceStore) -> tuple[np.ndarray, np.ndarray]:
-    """(cases, cells) fingerprints and (rows,) hashes of ``store``, from the file beside its manifest, which is made where it is missing."""
-    shape = (len(store.cases), int(np.prod(CELLS)))
-    with suppress(OSError, ValueError):  # none yet, or cut short
-        content = _file(store.folder, store.manifest).read_bytes()
-        if hashlib.sha256(content[32:]).digest() == content[:32]:
-            values = np.frombuffer(content, np.float16, int(np.prod(shape)), 32).reshape(shape)
-            return values, np.frombuffer(content, np.uint64, len(store), 32 + values.nbytes)
-    own = type(store)(store.folder, store.manifest)  # its mapped pixels go with it
-    made = [of_case(own.images[case.rows], own.brains[case.rows], case.slices, case.geometry) for case in own.cases]
-    _write(store.folder, store.manifest, made)
-    return np.stack([one for one, _ in made]), np.concatenate([one for _, one in made])
-
-
-def write(folder: Path, manifest: dict[str, Any], cases: Sequence[dict[str, Any]]) -> None:
-    """Keep beside a manifest what its case files say of their cases (:func:`to_json`).
-
-    Nothing is kept where a file was written with another version of the fingerprint: :func:`keep` makes them then.
-    """
-    if all(case["version"] == VERSION for case in cases):
-        texts = [(b64decode(case["fingerprint"]), b64decode(case["hashes"])) for case in cases]
-        _write(
-            folder, manifest, [(np.frombuffer(one, np.float16), np.frombuffer(two, np.uint64)) for one, two in texts]
-        )
-
-
-def _write(folder: Path, manifest: dict[str, Any], made: Sequence[tuple[np.ndarray, np.ndarray]]) -> None:
-    content = b"".join([*(one.tobytes() for one, _ in made), *(one.tobytes() for _, one in made)])
-    with suppress(OSError), replacing(_file(folder, manifest)) as temporary:  # a store may be read-only
-        temporary.write_bytes(hashlib.sha256(content).digest() + content)
-
-
 def of_case(
     images: np.ndarray, brains: np.ndarray, slices: Sequence[int], geometry: dict[str, Any] | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -268,5 +221,9 @@ def to_json(values: np.ndarray, hashes: np.ndarray) -> dict[str, Any]:
     return {"version": VERSION, **{name: b64encode(part.tobytes()).decode() for name, part in texts.items()}}
 
 
-def _file(folder: Path, manifest: dict[str, Any]) -> Path:
-    return folder / f"fingerprints-{VERSION}-{manifest['cases_digest'][:16]}.bin"
+def from_json(likeness: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What :func:`to_json` was given."""
+    return (
+        np.frombuffer(b64decode(likeness["fingerprint"]), np.float16),
+        np.frombuffer(b64decode(likeness["hashes"]), np.uint64),
+    )

@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -26,7 +27,11 @@ from adbench.datasets.io.filename_patterns import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import similarity
+from adbench.datasets.store.case_file import described
+from adbench.datasets.store.prepare import store_folder
+from adbench.datasets.store.slice_store import SliceStore
 from adbench.datasets.validation.case_checks import CheckedCase, check_case
+from adbench.errors import UserError
 
 REPORT_VERSION = 1
 
@@ -269,3 +274,36 @@ def _empty_roles(dataset: Dataset, modality: str, filled: set[Split]) -> Iterato
         yield issues.warning("no-train", where, nothing_to_train(modality, where))
     if "test" not in filled:
         yield issues.warning("no-test", where, nothing_to_test(modality, where, " with a lesion mask"))
+
+
+def check_stores(dataset: Dataset, cache: Path, report: CheckReport, progress: Progress | None = None) -> None:
+    """Compare every case of the stores that a run on ``dataset`` would open with its SHA-256 (``data check --store``).
+
+    Args:
+        dataset: with its root and parameters.
+        cache: folder of all stores.
+        report: receives an error a damaged case, and information on modalities that were not prepared yet.
+        progress: receives the number of stacks read.
+    """
+    progress = progress or Progress()
+    for modality in dataset.available():
+        _, folder = store_folder(dataset, modality, cache)
+        if not folder.exists():
+            what = f"{modality} is not prepared with these parameters: there is no {folder}"
+            report.findings.append(issues.info("no-store", folder, what))
+            continue
+        try:
+            store = SliceStore.open(folder)
+            for index, case in enumerate(store.cases):
+                try:
+                    described(store, index)
+                except UserError as error:
+                    report.findings.append(issues.error("damaged-store", folder, str(error), case.id))
+            stacks = 3 * len(store.cases)
+            for done, (case_id, fault) in enumerate(store.faults(), 1):
+                if fault:
+                    report.findings.append(issues.error("damaged-store", folder, fault, case_id))
+                progress.update(f"check the store of {modality}", done, stacks)
+        except UserError as error:
+            report.findings.append(issues.error("damaged-store", folder, str(error)))
+    report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
