@@ -204,7 +204,7 @@ def parse_yaml(text: str, where: str) -> Any:
         elif isinstance(event, yaml.AliasEvent):
             if event.anchor in anchors:
                 raise UserError(f"{where} holds a value within itself, by its alias *{event.anchor}: write it out.")
-            anchor, size = "", sizes.get(event.anchor, 1)
+            anchor, size = "", sizes.get(event.anchor or "", 1)
         else:
             continue
         sizes[anchor], counts[-1] = size, counts[-1] + size

@@ -14,6 +14,7 @@ import os
 import resource
 import shutil
 import struct
+import subprocess
 import sys
 import tarfile
 import time
@@ -120,9 +121,13 @@ def volume(dtype: Any = np.int16, **fields: Any) -> bytes:
 
 
 def refused(read: Callable[[], object], *parts: str) -> None:
-    """``read`` ends in one sentence that holds all ``parts``."""
+    """``read`` ends in one sentence that holds all ``parts``, soon and with little memory."""
+    began, before = time.process_time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(UserError) as caught:
         read()
+    assert time.process_time() - began < SECONDS
+    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000 < MEGABYTES
+    assert "\n" not in str(caught.value)
     for part in parts:
         assert part in str(caught.value)
 
@@ -172,6 +177,20 @@ def test_a_volume_beyond_the_limit_says_how_to_raise_it(tmp_path: Path, monkeypa
     monkeypatch.setenv("ADBENCH_MAX_VOLUME_BYTES", "10000000")
     monkeypatch.setattr(limits, "VOLUME_BYTES", limits.Limit("VOLUME_BYTES", 471, "bytes"))
     assert nifti.read(path).data.sum() == 1770
+
+
+@pytest.mark.nightly
+@pytest.mark.parametrize(("dtype", "side", "scale"), [(np.float32, 430, 1), (np.float64, 290, 1), (np.int16, 536, 1), (np.uint8, 399, 2)])  # fmt: skip
+def test_the_largest_volumes_that_are_read(tmp_path: Path, dtype: Any, side: int, scale: int) -> None:
+    path, header = tmp_path / "a.nii.gz", nibabel.Nifti1Header()
+    header.set_data_shape((side, side, side))
+    header.set_data_dtype(dtype)
+    header["vox_offset"], header["magic"], header["scl_slope"], header["sform_code"] = 352, b"n+1", scale, 1
+    header["srow_x"][0] = header["srow_y"][1] = header["srow_z"][2] = 1
+    path.write_bytes(zeros(side**3 * np.dtype(dtype).itemsize + (1 << 20), header.binaryblock + bytes(4)))
+    code = "import resource, sys; from pathlib import Path; from adbench.datasets.io import nifti; nifti.read(Path(sys.argv[1])); print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert int(done.stdout) / 1000 < MEGABYTES
 
 
 def test_odd_headers_are_read_as_nibabel_reads_them_and_said(tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import resource
+import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,10 @@ from adbench.datasets.store import case_file
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.datasets.validation.check import CheckReport, check_stores
+from adbench.errors import UserError
 
 CALLS = ("replace", "rename", "unlink", "fsync")
-KILLED, FULL = 9, 2
+KILLED, FULL, SAID = 9, 2, 3
 
 
 @pytest.fixture
@@ -34,8 +37,8 @@ def content(store: SliceStore) -> dict[str, Any]:
     return {"manifest": store.manifest, "cases": [file.read_bytes() for file in store.files]}
 
 
-def in_a_child(work: Callable[[], object]) -> int:
-    """The exit code of a process that did ``work``: 0, or 2 when the disk took no more."""
+def child_of(work: Callable[[], object]) -> int:
+    """A process that does ``work`` and exits with 0, with 2 when the disk took no more, with 3 when it ended in a sentence."""
     child = os.fork()
     if not child:
         code = 1
@@ -44,8 +47,14 @@ def in_a_child(work: Callable[[], object]) -> int:
             code = 0
         except OSError as error:
             code = FULL if error.errno in case_file.FULL else 1
+        except UserError as error:
+            code = SAID if "removed" in str(error) or "No such file" in str(error) else 1
         finally:
             os._exit(code)
+    return child
+
+
+def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
@@ -74,7 +83,7 @@ def test_killed_before_every_call_that_changes_the_disk(root: Path, tmp_path: Pa
                 setattr(os, name, dying(getattr(os, name)))
             prepared(root, cache)
 
-        code = in_a_child(die)
+        code = ended(child_of(die))
         left_some += bool(leftovers(cache))
         assert content(prepared(root, cache)) == whole
         assert leftovers(cache) == []
@@ -95,7 +104,7 @@ def test_a_disk_that_takes_files_of_growing_size(root: Path, tmp_path: Path) -> 
             resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
             prepared(root, cache)
 
-        assert in_a_child(full) == (0 if size == longest else FULL)
+        assert ended(child_of(full)) == (0 if size == longest else FULL)
         assert leftovers(cache) == []
         assert content(prepared(root, cache)) == content(whole)
 
@@ -110,6 +119,18 @@ def test_a_disk_that_is_full_when_it_flushes(root: Path, tmp_path: Path, monkeyp
             prepared(root, tmp_path / "cache")
     assert leftovers(tmp_path) == []
     assert content(prepared(root, tmp_path / "cache")) == content(prepared(root, tmp_path / "whole"))
+
+
+@pytest.mark.parametrize("first", ["cases/*/*/.lock", "cases/*/*.case", "stores/*/manifest.json"])
+def test_a_cache_that_is_deleted_while_two_prepare_it(root: Path, tmp_path: Path, first: str) -> None:
+    cache = tmp_path / "cache"
+    children = [child_of(lambda: prepared(root, cache)) for _ in range(2)]
+    deadline = time.monotonic() + 20
+    while not any(cache.glob(first)) and time.monotonic() < deadline:
+        time.sleep(0.002)
+    shutil.rmtree(cache, ignore_errors=True)
+    assert {ended(child) for child in children} <= {0, SAID}
+    assert content(prepared(root, cache)) == content(prepared(root, tmp_path / "whole"))
 
 
 def test_a_changed_end_of_a_case_file_is_found_before_it_is_used(root: Path, tmp_path: Path) -> None:

@@ -347,7 +347,7 @@ def _forms(raw: Any, odd: list[str]) -> tuple[tuple[Any, int], tuple[Any, int]]:
     from nibabel.spatialimages import HeaderDataError
 
     sform: tuple[Any, int] = raw.get_sform(coded=True)
-    qform: tuple[Any, int] = None, 0
+    qform: Any = None, 0
     problem: Exception | None = None
     try:
         qform = raw.get_qform(coded=True)
