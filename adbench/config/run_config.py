@@ -190,7 +190,8 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     sizes: dict[str, int] = {}  # of what has an anchor, its aliases written out
     counts, anchors = [0], [""]
-    for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may be built without libyaml
+    for event in yaml.parse(text, Loader=loader):
         if isinstance(event, yaml.CollectionStartEvent):
             counts.append(1)
             anchors.append(event.anchor or "")
@@ -209,7 +210,7 @@ def parse_yaml(text: str, where: str) -> Any:
             continue
         sizes[anchor], counts[-1] = size, counts[-1] + size
         limits.check(where, "stands for", counts[-1], limits.YAML_VALUES)
-    return yaml.load(text, Loader=yaml.CSafeLoader)
+    return yaml.load(text, Loader=loader)
 
 
 def load_as(model: type[C], path: Path | None, flags: dict[str, Any], assignments: list[str]) -> C:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from adbench.datasets.adapters.volumes import LABEL_TOLERANCE
 from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import subject_of
 from adbench.datasets.io.nifti import Header
-from adbench.datasets.io.png import read_stored
+from adbench.datasets.io.png import read_shape, read_stored
 from adbench.errors import UserError
 from adbench.metrics.counting import as_bool
+from adbench.utils import limits
 
 _ENDINGS = {
     "map": ("_anomaly_map", "_map", "_score", "_anomaly"),
@@ -201,11 +203,14 @@ def _stack(files: _Files) -> tuple[np.ndarray, Header | None]:
     if 0 in files and not files[0].name.lower().endswith(".png"):
         volume = nifti.read(files[0], finite=False, exact=True)
         return np.moveaxis(volume.data, -1, 0), volume.header
-    planes = [read_stored(files[index]) for index in sorted(files)]
-    if len({plane.shape for plane in planes}) > 1:
-        sizes = " and ".join(sorted({str(plane.shape) for plane in planes}))
-        raise UserError(f"The slices beside {files[min(files)]} have different sizes: {sizes}.")
-    return np.stack(planes), None
+    paths = [files[index] for index in sorted(files)]
+    shapes = [read_shape(path) for path in paths]
+    if len(set(shapes)) > 1:
+        sizes = " and ".join(sorted({str(shape) for shape in shapes}))
+        raise UserError(f"The slices beside {paths[0]} have different sizes: {sizes}.")
+    what = f"and its {len(paths) - 1} other slices may need"
+    limits.check(paths[0], what, 2 * math.prod(shapes[0]) * len(paths), limits.VOLUME_BYTES)
+    return np.stack([read_stored(path) for path in paths]), None
 
 
 def _on_grid(case: str, role: str, files: _Files, maps: np.ndarray, grid: Header | None) -> np.ndarray:

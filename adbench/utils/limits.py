@@ -23,7 +23,9 @@ class Limit(int):
     def __new__(cls, name: str, default: int, unit: str) -> Self:
         variable = f"ADBENCH_MAX_{name}"
         text = os.environ.get(variable, "").strip()
-        limit = super().__new__(cls, int(text) if text.isascii() and text.isdigit() else default)
+        if text and not (text.isascii() and text.isdigit()):
+            raise UserError(f"{variable}={text} is no whole number of {unit}: give one, or unset it.")
+        limit = super().__new__(cls, text or default)
         limit.variable, limit.unit = variable, unit
         return limit
 
@@ -33,6 +35,7 @@ IMAGE_PIXELS = Limit("IMAGE_PIXELS", 4096 * 4096, "pixels")  # of a PNG image
 ARCHIVE_FILES = Limit("ARCHIVE_FILES", 200_000, "files")  # in a tar or zip
 ARCHIVE_GROWTH = Limit("ARCHIVE_GROWTH", 100, "times its size")  # that unpack from an archive; 100 MB in any case
 ARRAY_BYTES = Limit("ARRAY_BYTES", 200_000_000, "bytes")  # of the arrays in an .npz
+TABLE_BYTES = Limit("TABLE_BYTES", 20_000_000, "bytes")  # of a table unpacked
 YAML_BYTES = Limit("YAML_BYTES", 200_000, "bytes")  # of a configuration
 YAML_VALUES = Limit("YAML_VALUES", 100_000, "values")  # in a configuration, a repeated alias counted every time
 YAML_DEPTH = Limit("YAML_DEPTH", 50, "levels")  # of lists and mappings within each other

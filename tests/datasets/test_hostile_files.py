@@ -33,6 +33,7 @@ from PIL import Image
 
 from adbench.config.run_config import read_yaml
 from adbench.context import Context
+from adbench.datasets.adapters.brats import read_mapping
 from adbench.datasets.io import archive, nifti, png
 from adbench.datasets.phantom.dataset import Phantom
 from adbench.datasets.store import case_file
@@ -281,6 +282,20 @@ def test_a_picture_that_is_too_large_is_refused_by_its_header(tmp_path: Path, si
     )
 
 
+def test_a_case_of_many_slices_is_refused_before_they_are_decoded(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    large = picture()[:16] + struct.pack(">II", 4096, 4096) + picture()[24:]
+    for number in range(10):
+        (tmp_path / f"a_slice_{number}.png").write_bytes(large)
+        (tmp_path / "masks" / f"a_slice_{number}.png").write_bytes(picture())
+    folder = CaseFolder(tmp_path, tmp_path / "masks")
+    refused(
+        lambda: list(folder),
+        "a_slice_0.png and its 9 other slices may need 335544320 bytes",
+        "ADBENCH_MAX_VOLUME_BYTES",
+    )
+
+
 # -- archives, arrays, text, pickles -------------------------------------------------------------------------------------
 
 
@@ -393,6 +408,19 @@ def test_yaml(tmp_path: Path, examples: int) -> None:
 def test_yaml_that_stands_for_too_much(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "a.yaml").write_text(text)
     refused(lambda: read_yaml(tmp_path / "a.yaml", "config file"), "a.yaml", message)
+
+
+def test_a_table_that_unpacks_to_far_more_than_it_is(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("xl/worksheets/sheet1.xml", bytes(20_000_001))
+    refused(lambda: read_mapping(tmp_path / "a.xlsx"), "a.xlsx unpacks to 20000001 bytes", "ADBENCH_MAX_TABLE_BYTES")
+
+
+def test_a_limit_that_is_no_number_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ADBENCH_MAX_YAML_DEPTH", "lots")
+    refused(
+        lambda: limits.Limit("YAML_DEPTH", 50, "levels"), "ADBENCH_MAX_YAML_DEPTH=lots is no whole number of levels"
+    )
 
 
 def test_no_number_of_subjects_takes_for_ever() -> None:

@@ -15,6 +15,7 @@ from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import Named, second_scan
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
+from adbench.utils import limits
 
 _OLD = re.compile(r"BraTS2021_(\d{5})(?!\d)")
 _NEW = re.compile(r"BraTS-GLI-(\d{5})-(\d{3})(?!\d)")
@@ -138,6 +139,7 @@ def read_mapping(path: Path) -> dict[str, tuple[str, str]]:
 def _rows(path: Path) -> list[str]:
     """The text of every row of every sheet of an .xlsx."""
     with zipfile.ZipFile(path) as file:
+        limits.check(path, "unpacks to", sum(info.file_size for info in file.infolist()), limits.TABLE_BYTES)
         names = file.namelist()
         shared = []
         if "xl/sharedStrings.xml" in names:

@@ -37,7 +37,7 @@ def read_shape(path: Path) -> tuple[int, int]:
 
 
 def read_stored(path: Path) -> np.ndarray:
-    """(H, W) int64 of a grey image as it is stored; of an image with a palette its indices.
+    """(H, W) whole numbers of a grey image as they are stored, of their type; of an image with a palette its indices.
 
     Raises:
         FileError: unreadable, or colour.
@@ -45,7 +45,7 @@ def read_stored(path: Path) -> np.ndarray:
     values = np.asarray(_open(path))
     if values.ndim != 2:
         raise FileError("dtype", f"{path} has shape {values.shape}: give a grey image, not a coloured one.")
-    return values.astype(np.int64)
+    return values.view(np.uint8) if values.dtype == np.bool_ else values
 
 
 def read_image(path: Path) -> np.ndarray:
