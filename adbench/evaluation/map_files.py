@@ -28,7 +28,8 @@ _TYPES = (".nii.gz", ".nii", ".png")
 _PAIR = (".hdr", ".img", ".hdr.gz", ".img.gz")
 # What `adbench data export` and `adbench report --nifti` write; both put maps, masks and images into one folder.
 _EXPORTED = re.compile(
-    r"(?P<case>.+?)(?:_(?P<name>[\w.-]+))?_space-(?:prepared|original|orig)(?:_desc-(?P<desc>[A-Za-z0-9]+)_(?P<kind>[A-Za-z0-9]+))?"
+    r"(?P<case>.+)_(?:(?P<name>map|lesion|brain)_space-(?:prepared|original)"
+    r"|space-(?:prepared|orig)_desc-(?:(?P<desc>lesion|brain)_mask|[A-Za-z0-9]+_anomaly))"
 )
 _SLICE = re.compile(r"(?P<case>.+?)[-_]slice[-_]?(?P<index>\d+)(?P<rest>.*)")
 
@@ -143,22 +144,25 @@ def _find(folder: Path, role: str) -> dict[str, _Files]:
     if not folder.is_dir():
         raise UserError(f"There is no folder {folder} of {role}s.")
     found: dict[str, _Files] = {}
-    for path in sorted(folder.iterdir()) + sorted(folder.glob("sub-*/**/anat/*_space-*")):
-        kind = next((kind for kind in _TYPES if path.name.lower().endswith(kind)), None)
+    exported = {
+        path: case
+        for path in [*folder.glob("*_space-*.nii.gz"), *folder.glob("sub-*/**/anat/*_space-*.nii.gz")]
+        for case, of in [_exported(path.name.removesuffix(".nii.gz"))]
+        if of == role
+    }
+    for path in sorted(exported or folder.iterdir()):
         if path.name.lower().endswith(_PAIR) and not path.name.startswith("."):
             raise UserError(f"{path} is one of a pair of files: {nifti.pair_way_out(path.name)}.")
+        kind = next((kind for kind in _TYPES if path.name.lower().endswith(kind)), None)
         if kind is None or path.name.startswith("."):
             continue
         name, index = path.name[: -len(kind)], 0
-        exported = _EXPORTED.fullmatch(name)
-        if exported:
-            name, of = _exported(exported)
-            if of != role:
-                continue
         matched = _SLICE.fullmatch(name) if kind == ".png" else None
         if matched:
             name, index = matched["case"], int(matched["index"])
-        elif not exported:
+        elif path in exported:
+            name = exported[path]
+        else:
             name = next((name[: -len(end)] for end in _ENDINGS[role] if name.lower().endswith(end)), name)
         files = found.setdefault(name, {})
         if index in files:
@@ -169,15 +173,12 @@ def _find(folder: Path, role: str) -> dict[str, _Files]:
     return found
 
 
-def _exported(name: re.Match[str]) -> tuple[str, str]:
-    """Case and role of a file that adbench exported; the role of an image is ""."""
-    if name["desc"] is None:
-        case, _, what = f"{name['case']}_{name['name'] or ''}".rpartition("_")
-        return case, {"map": "map", "lesion": "mask", "brain": "brain mask"}.get(what, "")
-    case = f"{name['case']}_{name['name']}" if name["name"] else name["case"]
-    if name["kind"] == "mask":
-        return case, {"lesion": "mask", "brain": "brain mask"}.get(name["desc"], "")
-    return case, "map" if name["kind"] == "anomaly" else ""
+def _exported(name: str) -> tuple[str, str]:
+    """Case and role of a file that adbench exported; the role of an image, and of any other file, is ""."""
+    if match := _EXPORTED.fullmatch(name):
+        what = match["name"] or match["desc"] or "map"
+        return match["case"], {"map": "map", "lesion": "mask", "brain": "brain mask"}[what]
+    return "", ""
 
 
 def _match(a: str, first: Mapping[str, _Files], b: str, second: Mapping[str, _Files]) -> None:

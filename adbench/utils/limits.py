@@ -69,21 +69,32 @@ def check(file: object, what: str, found: int, limit: Limit) -> None:
         raise UserError(problem)
 
 
-def check_unpacking(archive: Path, size: int, unpacked: int, more: int, out: Path) -> None:
-    """Refuse an archive whose content is out of proportion, or does not fit on the disk.
+def check_growth(archive: Path, size: int, unpacked: int) -> None:
+    """Refuse an archive whose content is out of proportion.
 
     Args:
-        archive: the file, of ``size`` bytes.
-        size: of it.
+        archive: the file.
+        size: of it, bytes.
         unpacked: bytes of its content so far, what comes next included.
+
+    Raises:
+        UserError: names the archive, how much larger its content is, and how to raise the limit.
+    """
+    if unpacked > SMALLEST_GROWTH:
+        check(archive, "unpacks to", -(-unpacked // max(1, size)), ARCHIVE_GROWTH)
+
+
+def check_free(archive: Path, more: int, out: Path) -> None:
+    """Refuse what does not fit on the disk.
+
+    Args:
+        archive: whose content is written.
         more: bytes that are to be written next.
-        out: folder on the disk that is written to.
+        out: folder on the disk that is written to, there or not.
 
     Raises:
         UserError: names the archive, both sizes and the way out.
     """
-    if unpacked > SMALLEST_GROWTH:
-        check(archive, "unpacks to", -(-unpacked // max(1, size)), ARCHIVE_GROWTH)
     there = next(folder for folder in (out, *out.absolute().parents) if folder.exists())
     free = shutil.disk_usage(there).free
     if more > free:

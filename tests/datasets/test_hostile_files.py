@@ -337,7 +337,13 @@ def test_archives_that_unpack_to_far_more_than_they_are(tmp_path: Path) -> None:
     name = tarfile.TarInfo("x")
     name.type, name.size = tarfile.XHDTYPE, 1 << 30
     (tmp_path / "a.tar.gz").write_bytes(zeros(1 << 20, name.tobuf()))
-    refused(lambda: archive.unpack(tmp_path / "a.tar.gz", out), "a header of 1073741824 bytes")
+    refused(lambda: archive.unpack(tmp_path / "a.tar.gz", out), "a header of more than 1048576 bytes")
+    endless = tarfile.TarInfo("s.nii")
+    endless.size = 1 << 30
+    endless.pax_headers = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "s.nii"}
+    pieces = endless.tobuf(tarfile.PAX_FORMAT) + b"999999999\n" + b"0\n" * (1 << 20)  # so many, all at 0
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(pieces, 1))
+    refused(lambda: archive.unpack(tmp_path / "b.tar.gz", out), "a header of more than 1048576 bytes")
     assert not out.exists()
 
 
@@ -349,10 +355,13 @@ def test_archives_with_too_many_files_or_for_a_full_disk(tmp_path: Path, monkeyp
     with monkeypatch.context() as few:
         few.setattr(limits, "ARCHIVE_FILES", limits.Limit("ARCHIVE_FILES", 3, "files"))
         refused(lambda: archive.members(tmp_path / "a.tar"), "a.tar holds at least 4 files, where at most 3 are read")
-        refused(lambda: archive.unpack(tmp_path / "a.zip", tmp_path / "out"), "a.zip may list 9 files")
+        refused(lambda: archive.unpack(tmp_path / "a.zip", tmp_path / "out"), "a.zip may list 4 files")
     usage = shutil.disk_usage(tmp_path)._replace(free=100)
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: usage)
     refused(lambda: archive.unpack(tmp_path / "a.tar", tmp_path / "out"), "needs 540 bytes more", "100 are free")
+    (tmp_path / "out" / "a").mkdir(parents=True)
+    (tmp_path / "out" / "a" / "b.nii").write_bytes(b"voxels" * 90)  # what is there needs no room
+    refused(lambda: archive.unpack(tmp_path / "a.tar", tmp_path / "out"), "holds ../c, which would land outside")
 
 
 @often

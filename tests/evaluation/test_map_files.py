@@ -46,6 +46,14 @@ def test_what_adbench_exports_is_read_by_its_names(
     assert case.brain.all()
 
 
+def test_names_of_others_that_look_like_it_stay_cases(tmp_path: Path) -> None:
+    for folder in ("maps", "masks"):
+        for name in ("a_space-original", "b_t1_space-prepared", "c_space-MNI", "d_space-orig_desc-x_FLAIR"):
+            write(tmp_path / folder / f"{name}.nii.gz", MASK)
+    found = CaseFolder(tmp_path / "maps", tmp_path / "masks")
+    assert len(found) == 4
+
+
 def test_two_methods_in_one_export_are_two_maps_of_a_case(tmp_path: Path) -> None:
     for method in ("ae", "madad"):
         write(tmp_path / f"sub-1_space-orig_desc-{method}_anomaly.nii.gz", MASK)

@@ -33,7 +33,7 @@ _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar", ".tar.bz2", ".tar
 _ENCRYPTED = (b"Salted__", b"U2FsdGVkX1")  # openssl enc, raw and base64
 _COMPRESSED = (b"\x1f\x8b", b"PK", b"BZ", b"\xfd7zXZ\0")
 _BLOCK = 1 << 20
-_HEADER = 16 << 20  # the most bytes that the headers of a file in a tar may take, a long name say
+_HEADER = _BLOCK  # the most bytes that the headers of a file in a tar may take, a long name say
 _DICTIONARY = 300_000_000  # bytes of memory that unpacking .xz may take
 
 
@@ -255,7 +255,7 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
     with _reading(archive), _whole(archive):
         for name, size, content, done, total in _contents(archive):
             unpacked += size
-            limits.check_unpacking(archive, packed, unpacked, size, out)
+            limits.check_growth(archive, packed, unpacked)
             try:
                 target = out / tarfile.data_filter(tarfile.TarInfo(name), str(out)).name
             except tarfile.FilterError:
@@ -264,6 +264,7 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
                 ) from None
             try:
                 if not _is_there(target, size, content):
+                    limits.check_free(archive, size, out)
                     content.seek(0)
                     with replacing(target) as temporary, open(temporary, "wb") as file, content as source:
                         shutil.copyfileobj(source, file, _BLOCK)
@@ -322,10 +323,13 @@ def _contents(archive: Path) -> Iterator[tuple[str, int, IO[bytes], int, int]]:
 
 
 class _Bounded(io.BufferedIOBase):
-    """A file that is read in pieces of at most :data:`_HEADER` bytes: a tar may state headers of any length."""
+    """A file of which at most :data:`_HEADER` bytes are read before it is told where to go on.
+
+    A tar may state headers of any length; the content of a file is read in shorter pieces, each from a place of its own.
+    """
 
     def __init__(self, file: IO[bytes]) -> None:
-        self._file = file
+        self._file, self._left = file, _HEADER
 
     def read(self, count: int | None = None) -> bytes:
         """The next ``count`` bytes.
@@ -333,8 +337,9 @@ class _Bounded(io.BufferedIOBase):
         Raises:
             ValueError: they are too many at once.
         """
-        if count is None or not 0 <= count <= _HEADER:
-            raise ValueError(f"a header of {count} bytes")
+        if count is None or not 0 <= count <= self._left:
+            raise ValueError(f"a header of more than {_HEADER} bytes")
+        self._left -= count
         return self._file.read(count)
 
     def seekable(self) -> bool:
@@ -343,6 +348,7 @@ class _Bounded(io.BufferedIOBase):
 
     def seek(self, place: int, whence: int = 0) -> int:
         """As that of the file."""
+        self._left = _HEADER
         return self._file.seek(place, whence)
 
     def tell(self) -> int:
@@ -378,7 +384,7 @@ def _files(archive: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
 
 
 def _zip(archive: Path) -> zipfile.ZipFile:
-    """An open zip, whose list of files is not longer than the limit: it is read as a whole.
+    """An open zip, whose list of files is not much longer than the limit: it is read as a whole.
 
     Raises:
         UserError: there are too many.
@@ -392,5 +398,7 @@ def _zip(archive: Path) -> zipfile.ZipFile:
         wide = last.rfind(b"PK\6\6", 0, place)
         if wide >= 0 and len(last) >= wide + 48:
             (length,) = struct.unpack_from("<Q", last, wide + 40)
-        limits.check(archive, "may list", min(length, size) // 47, limits.ARCHIVE_FILES)
-    return zipfile.ZipFile(archive)
+        limits.check(archive, "may list", min(length, size) // 94, limits.ARCHIVE_FILES)
+    zipped = zipfile.ZipFile(archive)
+    limits.check(archive, "lists", len(zipped.infolist()), limits.ARCHIVE_FILES)
+    return zipped
