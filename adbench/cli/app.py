@@ -74,7 +74,7 @@ def main() -> None:
     except UserError as error:
         _fail(str(error), error)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             _fail(
                 f"No space left on the disk of {error.filename or 'the output or cache folder'}: free some and run again.",
                 error,
