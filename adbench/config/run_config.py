@@ -169,8 +169,10 @@ def read_yaml(path: Path, what: str) -> Any:
         UserError: it cannot be read, is not valid YAML, or is beyond a limit of :mod:`adbench.utils.limits`.
     """
     try:
-        limits.check(f"The {what} {path}", "has", Path(path).stat().st_size, limits.YAML_BYTES)
-        return parse_yaml(Path(path).read_text(encoding="utf-8"), f"The {what} {path}")
+        with open(path, "rb") as file:
+            content = file.read(limits.YAML_BYTES + 1)
+        limits.check(f"The {what} {path}", "has at least", len(content), limits.YAML_BYTES)
+        return parse_yaml(content.decode("utf-8"), f"The {what} {path}")
     except OSError as error:
         raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, ValueError) as error:
