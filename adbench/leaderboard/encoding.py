@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adbench.errors import UserError
 from adbench.metrics.histogram import FORMAT, SubjectHistograms
+from adbench.utils.limits import MAX_BINS, MAX_SUBJECTS
 
-MAX_BINS = 1 << 23  # of all subjects together
-MAX_SUBJECTS = 20_000
 _WIDTH = 4  # bytes of one stored count
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0, "dict_size": 1 << 23}]
 _XZ_MEMORY = 64 << 20  # bytes that decompression may use
