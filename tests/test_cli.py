@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -218,6 +219,31 @@ def test_list_describe_and_doctor(cli: Cli) -> None:
         "adbench",
         "other distribution named adbench",
     }
+
+
+def test_a_terminal_that_knows_ascii_alone() -> None:
+    environment = os.environ | {"PYTHONUTF8": "0", "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0"}
+    for arguments in (
+        ["list", "metrics"],
+        ["leaderboard", "show", str(Path(__file__).parents[1] / "leaderboards")],
+        ["run", "--help"],
+    ):
+        command = [sys.executable, "-m", "adbench.cli", *arguments]
+        done = subprocess.run(command, capture_output=True, check=True, env=environment)
+        assert done.stdout.isascii()
+        assert done.stderr.isascii()
+
+
+def test_what_the_doctor_cannot_look_at_is_a_finding(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("ADBENCH_CACHE", str(tmp_path / "file" / "cache"))
+    monkeypatch.setattr("adbench.results.provenance.version", lambda name: {}["no such field"])
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, out, _ = cli("doctor", "--json")
+    report = json.loads(out)
+    assert (code, report["problems"]) == (1, sum(one["verdict"] != "ok" for one in report["findings"]))
+    verdicts = {finding["what"]: finding["verdict"] for finding in report["findings"]}
+    assert verdicts["device"].startswith("problem: torch cannot be imported")
 
 
 def test_every_verb_has_help_with_an_example() -> None:

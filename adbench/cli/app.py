@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import sys
 from pathlib import Path
@@ -69,6 +70,9 @@ def split(values: list[str] | None) -> tuple[str, ...]:
 
 def main() -> None:
     """Entry point: errors that a user can correct become one sentence and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets "\u2193" for an arrow, not an error
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except UserError as error:

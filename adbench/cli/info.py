@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +13,8 @@ import typer
 
 from adbench.cli.app import Json, app
 from adbench.errors import UserError
+
+DISTRIBUTION = "adbench-mri"
 
 
 @app.command(name="list", epilog="Example:  adbench list methods")
@@ -107,21 +113,105 @@ def _pages(name: str | None, every: bool, markdown: bool, folder: Path | None) -
 
 @app.command(epilog="Example:  adbench doctor")
 def doctor(json_: Json = False) -> None:
-    """Check the installation: versions, device, data roots, plug-ins, and another package called adbench."""
-    from adbench.cli.doctor import examine
+    """Check the installation: versions, device, data roots, plug-ins, broken packages, and another package called adbench."""
+    from adbench.utils.console import print_json, table
 
-    report = examine()
+    findings = list(examine())
+    problems = sum(verdict != "ok" for _, _, verdict in findings)
     if json_:
-        from adbench.utils.console import print_json
-
-        print_json(report)
+        keys = ("what", "found", "verdict")
+        print_json({"findings": [dict(zip(keys, one, strict=True)) for one in findings], "problems": problems})
     else:
-        from adbench.utils.console import table
-
-        rows = [(f["what"], f["found"], f["verdict"]) for f in report["findings"]]
-        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], rows)
-    if report["problems"]:
+        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], findings)
+    if problems:
         raise typer.Exit(1)
+
+
+def examine() -> Iterator[tuple[str, str, str]]:
+    """(what, what was found, "ok" or "problem: ...") of everything that a run relies on; imports torch, which takes seconds.
+
+    What cannot even be looked at is a problem of its own.
+    """
+    for check in (_packages, _device, _disk, _data, _plugins):
+        try:
+            for what, found, problem in check():
+                yield what, str(found), f"problem: {problem}" if problem else "ok"
+        except Exception as error:  # a broken environment may raise anything, and the other checks still tell something
+            yield check.__name__.strip("_"), "unknown", f"problem: {type(error).__name__}: {error}"
+
+
+def _packages() -> Iterator[tuple[str, object, str]]:
+    import platform
+    from importlib.metadata import distributions
+
+    import adbench
+    from adbench.results.provenance import package_versions
+    from adbench.utils import installed
+
+    yield "adbench", f"{adbench.__version__} in {Path(adbench.__file__).parent}", ""
+    other = next(
+        iter(distributions(name="adbench")), None
+    )  # another project on PyPI that installs the same import name
+    way_out = f"pip uninstall adbench && pip install --force-reinstall --no-deps {DISTRIBUTION}"
+    yield (
+        "other distribution named adbench",
+        "not installed" if other is None else f"adbench {other.version}",
+        "" if other is None else f"it installs over the same import name; run: {way_out}",
+    )
+    yield "Python", platform.python_version(), "" if sys.version_info >= (3, 11) else "needs 3.11 or newer"
+    for name, version in package_versions().items():
+        yield name, version or "not installed", "" if version else f"pip install {DISTRIBUTION}"
+    for place, why in installed.broken().items():
+        yield "broken package", place, f"{why}; install it again, or remove it"
+
+
+def _device() -> Iterator[tuple[str, object, str]]:
+    from adbench.results.provenance import processor
+
+    try:
+        import torch
+    except Exception as error:  # no torch, or one whose libraries do not load
+        yield "device", "unknown", f"torch cannot be imported ({type(error).__name__}: {error})"
+        return
+    if not torch.cuda.is_available():
+        yield "device", f"CPU ({processor()}), no CUDA device seen", ""
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield f"device cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB", ""
+
+
+def _disk() -> Iterator[tuple[str, object, str]]:
+    from adbench.config.run_config import default_cache
+
+    yield "CPU cores", os.cpu_count(), ""
+    cache = default_cache()
+    there = next(parent for parent in [cache, *cache.absolute().parents] if parent.exists())
+    free, writable = shutil.disk_usage(there).free / 2**30, os.access(there, os.W_OK)
+    problem = (
+        "" if writable and free > 5 else f"{'less than 5 GiB free' if writable else 'not writable'}; set ADBENCH_CACHE"
+    )
+    yield "cache of slice stores", f"{cache} ({free:.0f} GiB free)", problem
+
+
+def _data() -> Iterator[tuple[str, object, str]]:
+    from adbench.config import registry
+    from adbench.config.run_config import DATA_VARIABLE
+
+    root = os.environ.get(DATA_VARIABLE)
+    yield DATA_VARIABLE, root or "not set", "" if not root or Path(root).is_dir() else "no such folder"
+    for entry in registry.entries("datasets").values():
+        if root and not entry.problem and (Path(root) / entry.name).is_dir():
+            yield f"data of {entry.name}", Path(root) / entry.name, ""
+
+
+def _plugins() -> Iterator[tuple[str, object, str]]:
+    from adbench.cli.describe import KINDS
+    from adbench.config import registry
+
+    for kind in KINDS:
+        for entry in registry.entries(kind).values():
+            if entry.origin != "built-in":
+                yield f"plugin {kind[:-1]} {entry.name}", entry.origin, registry.status(entry)
 
 
 @app.command(name="test", epilog="Examples:\n\n  adbench test histeq\n\n  adbench test my_method --set steps=20")

@@ -40,14 +40,14 @@ def show(
     paired comparisons do not tell from the best share a rank.
     """
     from adbench.leaderboard.board import run_boards
-    from adbench.leaderboard.terminal import print_boards
+    from adbench.leaderboard.export import print_boards
     from adbench.results.rundir import records
 
     where = folder or out
     if any(where.glob("*/records/*.json")):
-        from adbench.leaderboard.ranking import boards, glance_all
+        from adbench.leaderboard.ranking import boards, read_all
 
-        found = boards(glance_all(where), lean=not json_)
+        found = boards(read_all(where, lean=not json_))
     else:
         found = run_boards(record for _, record in records(where))
     if not found:

@@ -171,7 +171,7 @@ def run(
 
 def _show_plan(launch: Launch, as_json: bool) -> None:
     """What ``--dry-run`` prints."""
-    from adbench.results.progress import state
+    from adbench.results.status import state
     from adbench.utils.console import print_json, say, table
 
     missing = {plan.run_key for plan in launch.missing}
@@ -209,7 +209,7 @@ def _report(outcomes: list[Outcome], as_json: bool) -> None:
     """Print the table of the records and one of what failed; exit 1 (2 for a single user error) if something did."""
     from adbench.executors.base import CellFailed
     from adbench.leaderboard.board import run_boards
-    from adbench.leaderboard.terminal import print_boards
+    from adbench.leaderboard.export import print_boards
     from adbench.results.record import read
     from adbench.utils.console import complain, say, table
 

@@ -10,7 +10,7 @@ import typer
 from adbench.cli.app import Json, Out, app
 
 if TYPE_CHECKING:
-    from adbench.results.progress import RunState
+    from adbench.results.status import RunState
 
 
 @app.command(epilog="Examples:\n\n  adbench status\n\n  adbench status --out runs --json")
@@ -24,12 +24,12 @@ def status(
     Reads small files that the runs keep up to date, so it works from any terminal and any node. A run whose process was
     killed is shown as lost; the command that started it, run again, goes on with it.
     """
-    from adbench.results import progress
+    from adbench.results import status as states
     from adbench.utils.console import print_json
 
-    counts: dict[str, int] = dict.fromkeys(progress.STATES, 0)
+    counts: dict[str, int] = dict.fromkeys(states.STATES, 0)
     listed = []
-    for run in progress.runs(out):
+    for run in states.runs(out):
         counts[run.state] += 1
         if all_ or run.state not in ("complete", "waiting"):
             listed.append(run)

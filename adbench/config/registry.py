@@ -6,6 +6,8 @@ Nothing here imports torch; listing the built-ins reads a table and imports none
 from __future__ import annotations
 
 import importlib
+import sys
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
@@ -13,6 +15,7 @@ from typing import Any, Literal
 
 from adbench.errors import UserError, unknown
 from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.utils import installed
 
 Kind = Literal["methods", "datasets", "metrics"]
 
@@ -96,8 +99,15 @@ class Entry:
     problem: str = ""
 
 
-def _origin(point: EntryPoint) -> str:
-    return f"{point.dist.name} {point.dist.version}" if point.dist else "unknown distribution"
+def _plugin(kind: Kind, point: EntryPoint) -> Entry:
+    origin = "unknown distribution" if point.dist is None else installed.label(point.dist)
+    if point.dist is None or origin:
+        return Entry(kind, point.name, point.value, "", origin)
+    where = installed.place(point.dist)
+    problem = (
+        f"the metadata in {where} have no name or version: install the package that it belongs to again, or remove it"
+    )
+    return Entry(kind, point.name, point.value, "", "a broken installation", problem)
 
 
 @cache
@@ -106,7 +116,7 @@ def entries(kind: Kind) -> dict[str, Entry]:
     found = {name: Entry(kind, name, target, summary, "built-in") for name, (target, summary) in BUILTIN[kind].items()}
     plugins: dict[str, list[Entry]] = {}
     for point in sorted(entry_points(group=f"adbench.{kind}"), key=lambda p: (p.name, p.value)):
-        entry = Entry(kind, point.name, point.value, "", _origin(point))
+        entry = _plugin(kind, point)
         if entry not in plugins.setdefault(point.name, []):  # one package may be seen twice on the path
             plugins[point.name].append(entry)
     for name, claims in plugins.items():
@@ -139,7 +149,8 @@ def load(kind: Kind, name: str) -> type[Any]:
         found: type[Any] = getattr(importlib.import_module(module), attribute)
         return found
     try:
-        return _checked(kind, getattr(importlib.import_module(module), attribute))
+        with redirect_stdout(sys.stderr):  # standard output is for tables and JSON
+            return _checked(kind, getattr(importlib.import_module(module), attribute))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plug-in's module may raise anything, SystemExit included

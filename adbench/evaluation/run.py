@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +30,7 @@ from adbench.results.result import Result
 from adbench.runner.fit import fitted, load_fit
 from adbench.runner.inference import ScoredVolume, score_volumes
 from adbench.runner.plan import Data, gather, labelled
+from adbench.utils.plain_files import open_plain
 
 
 @dataclass
@@ -120,7 +122,10 @@ class Run(Result):
         Raises:
             UserError: its ``config.yaml`` is missing, or names something that does not exist any more.
         """
-        (cell,) = run_config.cells(run_config.load(self.folder / rundir.CONFIG, {"device": self._device}, []))
+        path = self.folder / rundir.CONFIG
+        with suppress(FileNotFoundError):  # which the configuration says in its own words
+            open_plain(path).close()
+        (cell,) = run_config.cells(run_config.load(path, {"device": self._device}, []))
         return cell
 
     @cached_property

@@ -20,7 +20,7 @@ from adbench.executors.gpu_sharing import ResourceRequest, request
 from adbench.executors.monitor import GridView
 from adbench.executors.nodes import gpu_memory_gb
 from adbench.executors.serial import serial
-from adbench.results.progress import announced, state
+from adbench.results.status import announced, state
 from adbench.runner.plan import Plan, plan
 from adbench.utils.cluster import ADDRESS_VARIABLE, Cluster, connect
 from adbench.utils.hashing import digest

@@ -32,6 +32,7 @@ from adbench.utils import threads
 
 # What most cells import. A module that is missing here is imported by each cell that needs it.
 PRELOAD = [
+    "adbench.utils.installed",  # first: it lets the others look past damaged packages
     "adbench.executors.worker",
     "adbench.datasets.adapters.folder",
     "adbench.datasets.phantom.dataset",

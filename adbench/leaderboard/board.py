@@ -231,9 +231,12 @@ class Board:
         """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here; of a run, its seed."""
         if not self.pooled:
             return str(entry.record.seed)
-        most = max((len(other.records) for other in self.entries if other.trained), default=0)
-        count = len(entry.records)
+        count, most = len(entry.records), self._most_seeds
         return f"{count} of {most}" if entry.trained and count < most else f"{count}"
+
+    @cached_property
+    def _most_seeds(self) -> int:
+        return max((len(entry.records) for entry in self.entries if entry.trained), default=0)
 
     def sort(self, by: str | None = None) -> None:
         """Put the best entry first.

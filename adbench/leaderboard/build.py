@@ -19,12 +19,14 @@ from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.results.format import html_page, p_text
 from adbench.results.record import Number, facts
+from adbench.utils.console import printable
 from adbench.utils.files import write_text
+from adbench.utils.limits import STATUS_BYTES
+from adbench.utils.plain_files import read_plain
 
 PAGE = "index.html"
 TEMPLATES = Path(__file__).parent / "templates"
 REPORTED = "reported.csv"
-_MAX_BYTES = 1 << 20
 _SCALES = (0.1, 0.25, 0.5, 0.75, 1.0)  # ends of the axis that draws AUPRC
 
 
@@ -42,10 +44,10 @@ def make(root: Path) -> dict[str, str]:
         groups.setdefault(board.entries[0].paths[0].partition("/")[0], []).append(board)
     for folder, own in groups.items():
         protocol = own[0].test_set.protocol
-        made[f"{folder}/index.md"] = export.markdown(protocol, own)
-        made[f"{folder}/table.csv"] = export.table_csv(own)
+        made[f"{folder}/index.md"] = printable(export.markdown(protocol, own))
+        made[f"{folder}/table.csv"] = printable(export.table_csv(own))
         made[f"{folder}/table.json"] = export.table_json(protocol, own)
-        made[f"{folder}/table.tex"] = export.latex(own)
+        made[f"{folder}/table.tex"] = printable(export.latex(own))
     return made
 
 
@@ -94,12 +96,10 @@ def read_reported(path: Path) -> list[Reported]:
         UserError: other columns, an empty field, or no text.
     """
     path, names = Path(path), Reported._fields
-    if not path.is_file():
-        return []
-    if path.stat().st_size > _MAX_BYTES:
-        raise UserError(f"{path} has more than {_MAX_BYTES} bytes: it is no table of published numbers.")
     try:
-        rows = list(csv.reader(io.StringIO(path.read_text(encoding="utf-8")), strict=True))
+        rows = list(csv.reader(io.StringIO(read_plain(path, STATUS_BYTES).decode("utf-8")), strict=True))
+    except FileNotFoundError:
+        return []
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a readable table: {error}.") from None
     if not rows or rows[0] != list(names):

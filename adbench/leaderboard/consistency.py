@@ -1,22 +1,22 @@
-"""Names, costs and counts of one published result: each must be possible, and they must fit each other."""
+"""What is wrong with a published result, and first of all whether its names, costs and counts are possible and fit each other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from adbench.config import registry
-from adbench.leaderboard.issues import Issue, differences
 from adbench.leaderboard.submission import WITH, WITHOUT, Submission
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
 from adbench.metrics.score_bins import key_of, predict
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.metrics.thresholds import ThresholdCounts
+from adbench.results.explain import ABSENT, apart
 from adbench.results.record import Record, lacking
 from adbench.results.rundir import safe
 
@@ -25,6 +25,48 @@ STEP = 1e-5  # s: no optimiser step is faster; launching one operation takes as 
 PIXEL = 1e-12  # s: to read one pixel at 4 TB/s
 SMALLEST = 0.005  # GiB: an interpreter with NumPy needs more
 _LETTERS = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "-": "", "_": "", ".": "", " ": ""})
+
+
+@dataclass(frozen=True)
+class Issue:
+    """One thing that is wrong with a file.
+
+    Attributes:
+        field: where in the file, with dots: "metrics.auprc.value".
+        stored: the value in the file.
+        expected: the value that was recomputed, or that a rule asks for.
+        why: an explanation, where the two values are not enough.
+        file: path of the file.
+    """
+
+    field: str
+    stored: Any = None
+    expected: Any = None
+    why: str = ""
+    file: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """The issue in one line, without the file."""
+        values = f"stored {_shown(self.stored)}, recomputed {_shown(self.expected)}"
+        if self.why and self.expected is None:  # there is no value to compare with
+            values = "" if self.stored is None else f"stored {_shown(self.stored)}"
+        return f"{self.field}: {values}{f' ({self.why})' if values and self.why else self.why}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The issue as JSON values."""
+        return {name: repr(value) if value is ABSENT else value for name, value in asdict(self).items()}
+
+
+def differences(field: str, stored: Any, expected: Any, why: str = "") -> Iterator[Issue]:
+    """An issue for each part in which a value of the file differs, by more than rounding, from what it must be."""
+    for name, one, other in apart(stored, expected, field, close=True):
+        yield Issue(name, one, other, why)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def check_texts(submission: Submission) -> Iterator[Issue]:
@@ -128,15 +170,11 @@ def check_validation(submission: Submission) -> Iterator[Issue]:
         yield from differences("validation.healthy", 0, without)
         yield from differences("validation.ill", False, with_lesion > 0)
         return
-    known = {WITH, WITHOUT, *submission.content.splits.threshold}
     for name, histogram in validation.items():
         if bool(histogram.n_positive) != (name == WITH):
             yield Issue("validation", why=f"{name}: {histogram.n_positive} lesion voxels")
-        if name not in known:
-            yield Issue("validation", why=f"{name} is none of splits.threshold")
-    healthy = validation.subset([name for name in validation if name != WITH])
-    scores = validation.healthy_scores if isinstance(validation, ThresholdCounts) else None
-    yield from differences("validation.healthy", len(healthy) if scores is None else len(scores), without)
+    healthy, scores = validation.subset([name for name in validation if name == WITHOUT]), validation.healthy_scores
+    yield from differences("validation.healthy", len(scores), without)
     yield from differences("validation.ill", WITH in validation, with_lesion > 0)
     if scores:
         yield from _healthy_scores(scores, healthy.pooled())

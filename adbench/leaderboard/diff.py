@@ -11,13 +11,14 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.leaderboard.checks import NUMBERS
 from adbench.leaderboard.export import rank_text
-from adbench.leaderboard.issues import differences
 from adbench.leaderboard.ranking import boards, cohort, read_all
-from adbench.leaderboard.submission import Submission, read_or_pack
+from adbench.leaderboard.submission import Submission, read, read_or_pack
 from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, Samples, compare
 from adbench.metrics.spec import RANKED_BY
-from adbench.results.format import NONE, flat, p_text
+from adbench.results.explain import apart
+from adbench.results.format import NONE, p_text
+from adbench.results.record import Record
 from adbench.utils.console import out, print_json, say, table
 
 LONGEST = 60  # characters of a value in a table
@@ -84,9 +85,9 @@ def _one(path: Path) -> Submission:
 
 
 def _results(a: Submission, b: Submission) -> ResultDiff:
-    sides = [dict(flat(one.record.identity)) for one in (a, b)]
+    identity = list(apart(a.record.identity, b.record.identity, absent=None))
     values = [{name: number.value for name, number in one.record.metrics.items()} for one in (a, b)]
-    found = ResultDiff([row for row in _beside(*sides) if row[1] != row[2]], _beside(*values))
+    found = ResultDiff(identity, _beside(*values))
     samples = {}
     for name, one in (("A", a), ("B", b)):
         if one.left_out is None:
@@ -109,13 +110,11 @@ def _beside(a: dict[Any, Any], b: dict[Any, Any]) -> list[tuple[Any, Any, Any]]:
 
 def _boards(a: Path, b: Path) -> BoardsDiff:
     sides = [read_all(a), read_all(b)]
-    own, other = ({submission.record.run_key: (path, submission.record) for path, submission in side} for side in sides)
+    own, other = ({result.record.run_key: result.path for result in side} for side in sides)
     changed = []
-    for key, (path, record) in own.items():
-        if key in other:
-            mine, its = (one.model_dump(mode="json", include=set(NUMBERS)) for one in (record, other[key][1]))
-            first = next((issue for name in NUMBERS for issue in differences(name, mine[name], its[name])), None)
-            changed += [(path, first.field, first.stored, first.expected)] if first else []
+    for key, path in own.items():
+        if key in other and (first := _first_apart(read(Path(a) / path).record, read(Path(b) / other[key]).record)):
+            changed.append((path, *first))
     ranks = [
         {
             (f"{where.protocol} · {where.dataset} {where.modality}", entry.label): rank_text(entry)
@@ -126,11 +125,17 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
         for side in sides
     ]
     return BoardsDiff(
-        sorted(path for key, (path, _) in own.items() if key not in other),
-        sorted(path for key, (path, _) in other.items() if key not in own),
+        sorted(path for key, path in own.items() if key not in other),
+        sorted(path for key, path in other.items() if key not in own),
         sorted(changed, key=lambda row: row[:2]),
         [(*key, old or NONE, new or NONE) for key, old, new in _beside(*ranks) if old != new],
     )
+
+
+def _first_apart(a: Record, b: Record) -> tuple[str, Any, Any] | None:
+    """The first number in which two records of one run differ."""
+    mine, its = (one.model_dump(mode="json", include=set(NUMBERS)) for one in (a, b))
+    return next((found for name in NUMBERS for found in apart(mine[name], its[name], name, close=True)), None)
 
 
 def print_diff(found: ResultDiff | BoardsDiff, as_json: bool) -> None:

@@ -11,9 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from adbench.errors import UserError
 from adbench.metrics.histogram import FORMAT, SubjectHistograms
+from adbench.utils.limits import BINS, SUBJECTS
 
-MAX_BINS = 1 << 23  # of all subjects together
-MAX_SUBJECTS = 20_000
 _WIDTH = 4  # bytes of one stored count
 _XZ = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0, "dict_size": 1 << 23}]
 _XZ_MEMORY = 64 << 20  # bytes that decompression may use
@@ -28,18 +27,18 @@ class Strict(BaseModel):
 class EncodedIntegers(Strict):
     """Ascending integers; see :func:`encode_ascending`."""
 
-    count: Annotated[int, Field(ge=0, le=MAX_BINS)]
+    count: Annotated[int, Field(ge=0, le=BINS)]
     data: str  # base64 of xz of the steps between them
 
 
 class EncodedHistograms(Strict):
     """Histograms of some subjects; see :func:`encode_histograms`."""
 
-    subjects: Annotated[list[str], Field(max_length=MAX_SUBJECTS)]
+    subjects: Annotated[list[str], Field(max_length=SUBJECTS)]
     keys: EncodedIntegers  # of all bins
     cells: EncodedIntegers  # the partition of the scores into bins: cells with joined scores
     edges: EncodedIntegers  # and the edges within them
-    bins: list[Annotated[int, Field(ge=0, le=MAX_BINS)]]  # of each subject
+    bins: list[Annotated[int, Field(ge=0, le=BINS)]]  # of each subject
     data: str  # base64 of xz of three columns: steps between numbers of bins, lesion voxels, background voxels
 
 
@@ -94,8 +93,8 @@ def decode_histograms(encoded: EncodedHistograms) -> SubjectHistograms:
     """
     bins = np.array(encoded.bins, np.int64)
     total = int(bins.sum())
-    if total > MAX_BINS:
-        raise ValueError(f"{total} bins; a submission has at most {MAX_BINS}")
+    if total > BINS:
+        raise ValueError(f"{total} bins; a submission has at most {BINS}")
     if any("\0" in subject for subject in encoded.subjects):
         raise ValueError("a subject id holds a zero byte")
     steps, positive, negative = _integers(encoded.data, _WIDTH, 3, total).astype(np.int64)

@@ -9,9 +9,9 @@ from pathlib import Path
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import NUMBERS, numbers_without
-from adbench.leaderboard.issues import Issue, differences
+from adbench.leaderboard.consistency import Issue, differences
 from adbench.leaderboard.submission import parse, read
-from adbench.leaderboard.verify import SharedFields, check_all, check_one, contradictions, shared_fields, targets
+from adbench.leaderboard.verify import SharedFields, check_all, contradictions, shared_fields, targets
 from adbench.results.record import Record
 from adbench.results.rundir import safe
 from adbench.utils.files import write_text
@@ -30,7 +30,7 @@ def submit(run: Path, out: Path) -> Path:
     Raises:
         UserError: the run cannot be packed, or does not verify.
     """
-    result = check_one(run)
+    (result,) = check_all([run])
     _refuse(result.issues, 1)
     path = out if out.suffix == ".json" else out / result.name
     write_text(path, result.text)
@@ -76,7 +76,7 @@ def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -
     Raises:
         UserError: something does not verify, or contradicts a result that is there.
     """
-    results = check_all([target for path in paths for target in targets(path)], progress)
+    results = list(check_all([target for path in paths for target in targets(path)], progress))
     _refuse([issue for result in results for issue in result.issues], len(results))
     folders: dict[Path, dict[str, _Known]] = {}
     texts: dict[Path, str] = {}

@@ -2,81 +2,163 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.board import HEADLINE, Board, Entry, TestSet, extra_metrics, test_set
+from adbench.leaderboard.board import HEADLINE, STRATA_METRICS, Board, Entry, TestSet, extra_metrics, test_set
 from adbench.leaderboard.submission import Submission
-from adbench.leaderboard.verify import check_place, contradictions, shared_fields
+from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
 from adbench.metrics.spec import RANKED_BY
 from adbench.results.record import Number, Record, facts, lacking
+from adbench.utils import guarded
 from adbench.utils.hashing import digest
+from adbench.utils.limits import VERIFY_BYTES, VERIFY_SECONDS
 
 ALPHA = 0.05  # error rate of the ranks of one board
 
 
-def read_all(root: Path) -> list[tuple[str, Submission]]:
-    """Every result below ``root``, with its path relative to it, in path order.
+@dataclass(frozen=True)
+class Published:
+    """What a board needs of a published result, small enough that thousands fit into the memory.
+
+    Attributes:
+        path: of its file, relative to the leaderboards.
+        key: hash of what it shares with its other seeds.
+        record: its record, without what no board shows.
+        cohort: see :func:`cohort`.
+        owners: subject of each test volume.
+        left_out: (n,) the ranking metric without one subject each; None where it is undefined.
+        linear: see :func:`linear`.
+    """
+
+    path: str
+    key: str
+    record: Record
+    cohort: tuple[tuple[str, int, int], ...]
+    owners: tuple[str, ...]
+    left_out: np.ndarray | None
+    linear: dict[str, tuple[np.ndarray, np.ndarray]]
+
+
+def read_all(root: Path, *, lean: bool = False) -> list[Published]:
+    """Every result below ``root``, in path order.
 
     Types, digests and places are checked; numbers are not recomputed, which is what ``verify`` is for.
+
+    Args:
+        root: folder of leaderboards.
+        lean: a quick look: types alone are checked, and what gives intervals over seeds is left out where it takes long.
 
     Raises:
         UserError: no result; one that is not what it says; two with one key and different numbers.
     """
-    found = _submissions(root, files.read)
-    if not found:
+    paths = sorted(Path(root).glob("*/records/*.json"))
+    if not paths:
         raise UserError(
             f"There is no result at {root}/<protocol>/records: `adbench leaderboard merge` puts them there."
         )
-    for _, submission in found:
-        path = submission.path
-        if submission.raw["digest"] != files.own_digest(submission.raw):
-            raise UserError(f"{path}: digest: it is not that of the content; `adbench leaderboard verify` says more.")
-        for issue in check_place(path, submission.record):
-            raise UserError(f"{path}: {issue.sentence}.")
-    for issue in contradictions([shared_fields(submission, counts=False) for _, submission in found]):
+    found, shared = [], []
+    load = partial(_load, Path(root), lean)
+    for outcome in guarded.each(load, paths, memory=VERIFY_BYTES, seconds=VERIFY_SECONDS):
+        if outcome.result is None:
+            named = str(outcome.item) in outcome.why
+            raise UserError(outcome.why if named else f"{outcome.item}: {outcome.why}.")
+        found.append(outcome.result[0])
+        shared.append(outcome.result[1])
+    for issue in contradictions([one for one in shared if one is not None]):
         raise UserError(f"{issue.file}: {issue.sentence}.")
     return found
 
 
-def glance_all(root: Path) -> list[tuple[str, Submission]]:
-    """:func:`read_all` for a quick look: only types are checked."""
-    return _submissions(root, files.glance)
+def _load(root: Path, lean: bool, path: Path) -> tuple[Published, SharedFields | None]:
+    name = path.relative_to(root).as_posix()
+    if lean:
+        return published(name, files.glance(path), lean=True), None
+    submission = files.read(path)
+    if submission.raw["digest"] != files.own_digest(submission.raw):
+        raise UserError(f"{path}: digest: it is not that of the content; `adbench leaderboard verify` says more.")
+    for issue in check_place(path, submission.record):
+        raise UserError(f"{path}: {issue.sentence}.")
+    return published(name, submission), shared_fields(submission, counts=False)
 
 
-def _submissions(root: Path, read: Callable[[Path], Submission]) -> list[tuple[str, Submission]]:
-    return [(path.relative_to(root).as_posix(), read(path)) for path in sorted(Path(root).glob("*/records/*.json"))]
+def published(path: str, submission: Submission, *, lean: bool = False) -> Published:
+    """What boards need of ``submission``; see :func:`read_all`.
+
+    Args:
+        path: of its file, relative to the leaderboards.
+        submission: a result.
+        lean: leave out the spatial counts.
+
+    Raises:
+        UserError: it lacks what every table needs, or contradicts itself.
+    """
+    record = submission.record
+    if problem := lacking(record):
+        raise UserError(f"{submission.path}: {problem}; `adbench leaderboard verify` says more.")
+    key = digest({name: value for name, value in record.identity.items() if name != "seed"})[:12]
+    made = record.provenance
+    packages = made.get("packages")
+    slim = {
+        "identity": {},
+        "subjects": [],
+        "files": {},
+        "thresholds": {},
+        "memory": {},
+        "notes": [],
+        "fit": {name: record.fit[name] for name in ("steps",) if name in record.fit},
+        "strata": {
+            grouping: {
+                group: {name: numbers[name] for name in STRATA_METRICS if name in numbers}
+                for group, numbers in groups.items()
+            }
+            for grouping, groups in record.strata.items()
+        },
+        "provenance": {name: made[name] for name in ("adbench", "device", "device_name", "threads") if name in made}
+        | {"packages": {"torch": packages.get("torch") if isinstance(packages, dict) else None}},
+    }
+    try:
+        return Published(
+            path,
+            key,
+            record.model_copy(update=slim),
+            cohort(record),
+            tuple(row["subject"] for row in record.subjects),
+            submission.left_out,
+            linear(submission, lean),
+        )
+    except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
+        raise UserError(
+            f"{submission.path} contradicts itself ({error!r}): `adbench leaderboard verify` says where."
+        ) from None
 
 
-def boards(results: Iterable[tuple[str, Submission]], *, lean: bool = False) -> list[Board]:
+def boards(results: Iterable[Published]) -> list[Board]:
     """Published results in boards: the seeds of a method together, ranked.
 
     Args:
         results: from :func:`read_all`.
-        lean: leave out the intervals over seeds that need spatial counts.
 
     Raises:
-        UserError: a result lacks what every table needs, or contradicts itself.
+        UserError: results contradict each other.
     """
-    groups: dict[TestSet, dict[str, list[tuple[str, Submission]]]] = {}
-    for path, submission in results:
-        if problem := lacking(submission.record):
-            raise UserError(f"{path}: {problem}; `adbench leaderboard verify` says more.")
-        identity = submission.record.identity
-        key = digest({name: value for name, value in identity.items() if name != "seed"})[:12]
-        groups.setdefault(test_set(submission.record), {}).setdefault(key, []).append((path, submission))
+    groups: dict[TestSet, dict[str, list[Published]]] = {}
+    for result in results:
+        groups.setdefault(test_set(result.record), {}).setdefault(result.key, []).append(result)
     found = []
     for where, group in sorted(groups.items()):
         try:
-            found.append(_ranked(where, group, lean))
+            found.append(_ranked(where, group))
         except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
             raise UserError(
                 f"The results of {where.protocol} on {where.dataset} {where.modality} contradict themselves ({error!r}): "
@@ -85,22 +167,22 @@ def boards(results: Iterable[tuple[str, Submission]], *, lean: bool = False) -> 
     return found
 
 
-def _ranked(where: TestSet, group: Mapping[str, list[tuple[str, Submission]]], lean: bool) -> Board:
-    extra = extra_metrics([submission.record for members in group.values() for _, submission in members])
+def _ranked(where: TestSet, group: Mapping[str, list[Published]]) -> Board:
+    extra = extra_metrics([seed.record for seeds in group.values() for seed in seeds])
     entries, samples = [], {}
-    for key, members in group.items():
-        members.sort(key=lambda member: (member[1].record.seed, member[0]))
-        records = [submission.record for _, submission in members]
-        left_out = _left_out([submission for _, submission in members], lean)
+    for key, seeds in group.items():
+        seeds.sort(key=lambda seed: (seed.record.seed, seed.path))
+        records = [seed.record for seed in seeds]
+        left_out = _left_out(seeds)
         estimates = {name: _estimate(records, name, left_out.get(name)) for name in (*HEADLINE, *extra)}
-        entries.append(Entry(key, records, [path for path, _ in members], estimates))
+        entries.append(Entry(key, records, [seed.path for seed in seeds], estimates))
         if RANKED_BY in left_out:
             samples[key] = Samples(
-                cohort(records[0]),
+                seeds[0].cohort,
                 {RANKED_BY: np.array([record.metrics[RANKED_BY].value for record in records], float)},
                 {RANKED_BY: left_out[RANKED_BY]},
                 {RANKED_BY: estimates[RANKED_BY].n},
-                tuple(row["subject"] for row in records[0].subjects),
+                seeds[0].owners,
             )
     board = Board(where, entries, pooled=True)
     _rank(board, samples)
@@ -180,19 +262,18 @@ def _estimate(records: Sequence[Record], metric: str, left_out: np.ndarray | Non
     )
 
 
-def _left_out(seeds: Sequence[Submission], lean: bool) -> dict[str, np.ndarray]:
+def _left_out(seeds: Sequence[Published]) -> dict[str, np.ndarray]:
     """Metric -> (S, n) each seed's value without one subject each, of the metrics for which that is stored or cheap."""
     found: dict[str, np.ndarray] = {}
-    stored = [one for one in (submission.left_out for submission in seeds) if one is not None]
+    stored = [seed.left_out for seed in seeds if seed.left_out is not None]
     if len(stored) < len(seeds):
         return found
     found[RANKED_BY] = np.stack(stored)
     if len(seeds) == 1:
         return found  # its record has the other intervals
-    weights = jackknife.weights_of([row["subject"] for row in seeds[0].record.subjects])
-    parts = [linear(submission, lean) for submission in seeds]
-    for metric in (name for name in parts[0] if all(name in part for part in parts)):
-        found[metric] = np.stack([bootstrap.ratio(*part[metric], weights) for part in parts])
+    weights = jackknife.weights_of(seeds[0].owners)
+    for metric in (name for name in seeds[0].linear if all(name in seed.linear for seed in seeds)):
+        found[metric] = np.stack([bootstrap.ratio(*seed.linear[metric], weights) for seed in seeds])
     return found
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -50,16 +49,15 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.spec import RANKED_BY
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results import record as records
-from adbench.results.record import SCHEMA, Record
+from adbench.results.record import SCHEMA, Record, first_error
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS, safe
 from adbench.utils.hashing import digest
+from adbench.utils.limits import RECORD_BYTES, RECORD_VALUES, SPATIAL_BYTES, SPATIAL_VALUES
+from adbench.utils.plain_files import check_json, parse_json, read_json, read_plain
 
 VERSION = 3
-READ = (2, 3)  # layouts that can be read; layout 2 keeps the counts of each healthy validation subject
 SPATIAL = "spatial.json"
-MAX_FILE = 32 << 20  # bytes
-_MAX_SPATIAL = 64 << 20  # bytes, decompressed
 WITH = "validation subjects with a lesion"
 WITHOUT = "validation subjects without a lesion"
 
@@ -83,13 +81,13 @@ class Splits(Strict):
 class Content(Strict):
     """Everything in the file."""
 
-    submission: Literal[2, 3]
+    submission: Literal[3]
     digest: str
     record: Record
     splits: Splits
     histograms: EncodedHistograms
     validation: EncodedHistograms | None
-    healthy_scores: str | None = None  # layout 3: base64 of little-endian float64
+    healthy_scores: str | None  # base64 of little-endian float64
     spatial: str
     ranking: Ranking | None
 
@@ -147,8 +145,8 @@ class Submission:
         return decode_histograms(self.content.histograms)
 
     @cached_property
-    def validation(self) -> SubjectHistograms | None:
-        """Validation scores, as :class:`ThresholdCounts` or, in layout 2, of each healthy subject; None without any.
+    def validation(self) -> ThresholdCounts | None:
+        """Validation scores; None without any.
 
         Raises:
             ValueError: the stored counts are impossible.
@@ -156,8 +154,6 @@ class Submission:
         if self.content.validation is None:
             return None
         counts = decode_histograms(self.content.validation)
-        if self.content.submission == 2:
-            return counts
         if not set(counts) <= {WITH, WITHOUT}:
             raise ValueError(f"the validation subjects are {counts.subjects}")
         ill, healthy = (counts[name] if name in counts else None for name in (WITH, WITHOUT))  # noqa: SIM401
@@ -167,7 +163,7 @@ class Submission:
     @cached_property
     def spatial_bytes(self) -> bytes:
         """The bytes of spatial.json."""
-        return decode_bytes(self.content.spatial, _MAX_SPATIAL)
+        return decode_bytes(self.content.spatial, SPATIAL_BYTES)
 
     @cached_property
     def spatial(self) -> SpatialAccumulator:
@@ -235,16 +231,16 @@ def pack(run: Path) -> Submission:
         validation = SubjectHistograms.from_npz(result.file("val_histograms.npz"))
         kept = ThresholdCounts.of(validation, names=(WITH, WITHOUT))
     if record.metrics[RANKED_BY].value is not None:
-        left_out = ranking_left_out(test, SpatialAccumulator.from_json(files[SPATIAL]).subject_of)
+        left_out = ranking_left_out(test, result.spatial.subject_of)
     raw: dict[str, Any] = {
         "submission": VERSION,
         "digest": "",
-        "record": json.loads((result.folder / records.RECORD).read_text(encoding="utf-8")),
-        "splits": json.loads(files[SPLITS].read_text(encoding="utf-8")),
+        "record": read_json(result.folder / records.RECORD, RECORD_BYTES),
+        "splits": read_json(files[SPLITS], RECORD_BYTES),
         "histograms": encode_histograms(test),
         "validation": None if kept is None else encode_histograms(kept),
         "healthy_scores": None if kept is None else encode_values(np.array(kept.healthy_scores)),
-        "spatial": encode_bytes(files[SPATIAL].read_bytes()),
+        "spatial": encode_bytes(read_plain(files[SPATIAL], SPATIAL_BYTES)),
         "ranking": None if left_out is None else {"metric": RANKED_BY, "left_out": encode_values(left_out)},
     }
     raw["digest"] = own_digest(raw)
@@ -266,8 +262,15 @@ def read(path: Path) -> Submission:
 
 
 def glance(path: Path) -> Submission:
-    """The submission in ``path`` for a quick look: types are checked; duplicate keys, layout and digest are not."""
-    return Submission(_typed(_bytes(path), Path(path)), Path(path))
+    """The submission in ``path`` for a quick look: types are checked; duplicate keys and the digest are not."""
+    data = _bytes(path)
+    if f'"submission": {VERSION},'.encode() not in data[:64]:
+        return read(path)  # of another layout, or written by another program: this says what it is
+    try:
+        check_json(data, RECORD_VALUES)
+    except ValueError as error:
+        raise UserError(f"{path} is not a readable submission: {error}.") from None
+    return Submission(_typed(data, Path(path)), Path(path))
 
 
 def parse(data: bytes, path: Path) -> Submission:
@@ -282,88 +285,43 @@ def parse(data: bytes, path: Path) -> Submission:
 
 
 def _bytes(path: Path) -> bytes:
-    path = Path(path)
     try:
-        if not path.is_file():
-            raise UserError(f"There is no file {path}.")
-        with open(path, "rb") as file:
-            data = file.read(MAX_FILE + 1)
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}).") from None
-    if len(data) > MAX_FILE:
-        raise UserError(f"{path} has more than {MAX_FILE} bytes: that is no submission.")
-    return data
+        return read_plain(path, RECORD_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path}.") from None
 
 
 def _json(data: bytes, path: Path) -> dict[str, Any]:
-    """The JSON value of the file. Duplicate keys, NaN and numbers without bound, which JSON parsers accept, are errors."""
     try:
-        raw = json.loads(
-            data.decode("utf-8"),
-            object_pairs_hook=_distinct,
-            parse_constant=_refuse,
-            parse_float=_finite,
-            parse_int=_small,
-        )
-    except (ValueError, RecursionError) as error:
+        raw = parse_json(data, RECORD_VALUES)
+    except ValueError as error:
         raise UserError(f"{path} is not a readable submission: {error}.") from None
-    if not isinstance(raw, dict) or raw.get("submission") not in READ:
-        found = raw.get("submission") if isinstance(raw, dict) else type(raw).__name__
-        older = isinstance(found, int) and 0 < found < READ[0]
+    layout = raw.get("submission") if isinstance(raw, dict) else type(raw).__name__
+    if layout != VERSION:
+        older = isinstance(layout, int) and 0 < layout < VERSION
         advice = ": make it again from its run with `adbench leaderboard submit`" if older else ""
-        raise UserError(
-            f"{path}: submission: layout {found!r}; this adbench reads layouts {READ[0]} to {VERSION}{advice}."
-        )
+        raise UserError(f"{path}: submission: layout {layout!r}; this adbench reads layout {VERSION}{advice}.")
     record = raw.get("record")
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA:
         found = record.get("schema_version") if isinstance(record, dict) else type(record).__name__
         raise UserError(f"{path}: record.schema_version: {found!r}; this adbench reads schema {SCHEMA}.")
-    return raw
-
-
-def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for index, (key, _) in enumerate(pairs) if key in dict(pairs[:index]))
-        raise ValueError(f"the key {twice!r} occurs twice")
-    return found
-
-
-def _refuse(name: str) -> None:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _finite(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(f"the number {text[:40]} is not finite")
-    return value
-
-
-def _small(text: str) -> int:
-    if len(text) > 19:
-        raise ValueError(f"the number {text[:40]} is too large")
-    return int(text)
+    return dict(raw)
 
 
 def _typed(data: bytes, path: Path) -> Content:
     try:
         return Content.model_validate_json(data, strict=True)
     except ValidationError as error:
-        raise UserError(f"{path}: {_first(error)}.") from None
-
-
-def _first(error: ValidationError) -> str:
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+        raise UserError(f"{path}: {first_error(error)}.") from None
 
 
 def _spatial(data: bytes) -> SpatialAccumulator:
+    check_json(data, SPATIAL_VALUES)
     try:
         typed = _Spatial.model_validate_json(data, strict=True)
         spatial = SpatialAccumulator.from_values(typed.model_dump(), "the file")
     except ValidationError as error:
-        raise ValueError(_first(error)) from None
+        raise ValueError(first_error(error)) from None
     except UserError as error:
         raise ValueError(str(error)) from None
     if [row.volume for row in typed.rows] != [row.volume for row in spatial.rows]:

@@ -7,23 +7,23 @@ seeds say how.
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
-from adbench.leaderboard.consistency import skeleton, steps
-from adbench.leaderboard.issues import Issue
+from adbench.leaderboard.consistency import Issue, skeleton, steps
 from adbench.leaderboard.submission import Submission, file_name, read_or_pack
 from adbench.results.record import RECORD, Record
 from adbench.results.rundir import safe
+from adbench.utils import guarded
 from adbench.utils.hashing import digest
+from adbench.utils.limits import VERIFY_BYTES, VERIFY_SECONDS
+from adbench.utils.plain_files import open_plain
 
 _OF_SLICES = {"name", "subjects", "slices", "lesion_subjects", "grid"}  # fields that the digest of slices decides
 
@@ -67,7 +67,7 @@ class CheckResult:
         issues: what is wrong.
         shared: what must agree with other results; None when it cannot be read.
         name: of its file in a leaderboard.
-        text: of that file.
+        text: of that file; empty where nobody asked for it.
     """
 
     path: Path
@@ -90,7 +90,7 @@ def verify(paths: Sequence[Path], progress: Progress | None = None) -> tuple[int
     Raises:
         UserError: there is nothing at a path.
     """
-    results = check_all([target for path in paths for target in targets(path)], progress)
+    results = list(check_all([target for path in paths for target in targets(path)], progress, texts=False))
     issues = [issue for result in results for issue in result.issues]
     return len(results), issues + contradictions([result.shared for result in results if result.shared is not None])
 
@@ -118,37 +118,31 @@ def targets(path: Path) -> list[Path]:
 
 
 def _is_submission(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return b'"submission"' in file.read(64)
+    try:
+        with open_plain(path) as file:
+            return b'"submission"' in file.read(64)
+    except UserError:
+        return True  # reading it says what it is instead
 
 
-def check_all(paths: Sequence[Path], progress: Progress | None = None) -> list[CheckResult]:
-    """:func:`check_one` for each path, on all cores when there are many.
+def check_all(paths: Sequence[Path], progress: Progress | None = None, *, texts: bool = True) -> Iterator[CheckResult]:
+    """:func:`check_one` for each path, on all cores, in processes that one file may end without taking the others along.
 
     Args:
         paths: of :func:`targets`.
         progress: receives progress.
+        texts: give the texts of their files too.
     """
-    workers = min(os.cpu_count() or 1, len(paths))
-    done: list[CheckResult] = []
-
-    def collect(results: Iterable[CheckResult]) -> list[CheckResult]:
-        for result in results:
-            done.append(result)
-            (progress or Progress()).update("verify", len(done), len(paths))
-        return done
-
-    if workers < 2 or len(paths) < 4:
-        return collect(map(check_one, paths))
-    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
-        return collect(pool.map(check_one, paths))
+    function = check_one if texts else _check_without_text
+    outcomes = guarded.each(function, paths, memory=VERIFY_BYTES, seconds=VERIFY_SECONDS)
+    for done, outcome in enumerate(outcomes, 1):
+        (progress or Progress()).update("verify", done, len(paths))
+        path = outcome.item
+        yield outcome.result or CheckResult(path, [Issue("file", why=outcome.why, file=str(path))])
 
 
-def _one_thread() -> None:
-    """Processes share the cores: with BLAS threads of each beside them, the whole takes three times as long."""
-    from threadpoolctl import threadpool_limits
-
-    threadpool_limits(1)
+def _check_without_text(path: Path) -> CheckResult:
+    return replace(check_one(path), text="")
 
 
 def check_one(path: Path) -> CheckResult:
@@ -157,10 +151,7 @@ def check_one(path: Path) -> CheckResult:
         submission = read_or_pack(path)
     except UserError as error:
         return CheckResult(path, [Issue("file", why=str(error), file=str(path))])
-    try:
-        issues = check(submission)
-    except RecursionError:
-        return CheckResult(path, [Issue("file", why="it is nested too deeply", file=str(path))])
+    issues = check(submission)
     if path.is_file():
         issues += check_place(path, submission.record)
     return CheckResult(path, issues, shared_fields(submission), file_name(submission.record), submission.text)
@@ -176,8 +167,6 @@ def check_place(path: Path, record: Record) -> list[Issue]:
         issues.append(Issue("file", path.name, name, "the name that its record gives", str(path)))
     if found != folder:
         issues.append(Issue("protocol.name", found, folder, "its folder", str(path)))
-    if path.is_symlink():
-        issues.append(Issue("file", why="it is a link, not a file", file=str(path)))
     return issues
 
 

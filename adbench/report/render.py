@@ -11,6 +11,7 @@ import numpy as np
 
 from adbench import __version__
 from adbench.context import Progress
+from adbench.errors import UserError
 from adbench.evaluation.pictures import sample_sheet
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.report import drawing, figures
@@ -21,6 +22,8 @@ from adbench.results.record import Number, asked, facts
 from adbench.results.rundir import safe
 from adbench.runner.samples import Sample
 from adbench.utils.files import write_text
+from adbench.utils.limits import STATUS_BYTES
+from adbench.utils.plain_files import read_plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
@@ -33,7 +36,6 @@ CHART_SECTIONS = (
     ("training", "Training and cost", ("losses", "cost")),
 )
 MANY = 3  # from so many runs on, they stand side by side as columns
-_MAX_CONFIG = 1 << 20  # bytes
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,12 @@ def _details(part: ShownRun) -> dict[str, list[tuple[str, Any]]]:
 
 def _config(part: ShownRun) -> str:
     path = part.run.folder / "config.yaml"
-    if not path.is_file() or path.stat().st_size > _MAX_CONFIG:
+    try:
+        return read_plain(path, STATUS_BYTES).decode("utf-8", errors="replace")
+    except FileNotFoundError:
         return "config.yaml is not there"
-    return path.read_text(encoding="utf-8", errors="replace")
+    except UserError as error:
+        return str(error)
 
 
 def _portrait(report: Report, portrait: Portrait, number: int) -> dict[str, Any]:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
-from adbench.results import progress, provenance, rundir
+from adbench.results import provenance, rundir, status
 
-_ABSENT = "(not there)"
+CLOSE = {"rel_tol": 1e-9, "abs_tol": 1e-12}  # the order of a sum differs between machines
 MEANING = {
     "method_version": "the method's author raised its version",
     "method_source": "the method, a module that it, fitting or scoring imports, or a plug-in's data file was changed",
@@ -22,6 +23,17 @@ MEANING = {
     "metrics_version": "adbench computes a number differently now",
     "measure_source": "what scores, counts and computes the metrics was changed; the fit stays",
 }
+
+
+class _Absent:
+    def __repr__(self) -> str:
+        return "nothing"
+
+    def __reduce__(self) -> str:
+        return "ABSENT"  # one object in every process
+
+
+ABSENT = _Absent()
 
 
 @dataclass(frozen=True)
@@ -60,20 +72,43 @@ class Answer:
 
 def differences(this: dict[str, Any], other: dict[str, Any]) -> tuple[Difference, ...]:
     """Every field in which two identities differ."""
-    mine, its = dict(_leaves(this)), dict(_leaves(other))
     return tuple(
-        Difference(name, mine.get(name, _ABSENT), its.get(name, _ABSENT), MEANING.get(name.partition(".")[0], ""))
-        for name in dict.fromkeys([*mine, *its])
-        if mine.get(name, _ABSENT) != its.get(name, _ABSENT)
+        Difference(name, mine, its, MEANING.get(name.partition(".")[0], ""))
+        for name, mine, its in apart(this, other, absent="(not there)")
     )
 
 
-def _leaves(value: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, inner in value.items():
-        if isinstance(inner, dict) and inner:
-            yield from _leaves(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", inner
+def apart(
+    a: Any, b: Any, name: str = "", *, close: bool = False, absent: Any = ABSENT
+) -> Iterator[tuple[str, Any, Any]]:
+    """Where two JSON values differ, inside dictionaries and lists too.
+
+    Args:
+        a: one value.
+        b: the other.
+        name: of both, the prefix of every name.
+        close: numbers may differ by rounding (:data:`CLOSE`), and 1 is 1.0.
+        absent: stands for a part that one of them has not.
+
+    Yields:
+        (name with dots, in ``a``, in ``b``).
+    """
+    prefix = f"{name}." if name else ""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for key in dict.fromkeys([*b, *a]):
+            yield from apart(a.get(key, absent), b.get(key, absent), f"{prefix}{key}", close=close, absent=absent)
+    elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
+        for index, (one, other) in enumerate(zip(a, b, strict=True)):
+            yield from apart(one, other, f"{prefix}{index}", close=close, absent=absent)
+    elif not _equal(a, b, close):
+        yield name, a, b
+
+
+def _equal(a: Any, b: Any, close: bool) -> bool:
+    numbers = isinstance(a, (int, float)) and isinstance(b, (int, float))
+    if close and numbers and not isinstance(a, bool) and not isinstance(b, bool):
+        return a == b or (isinstance(a, float) and math.isclose(a, b, **CLOSE))
+    return bool(type(a) is type(b) and a == b)
 
 
 def find(run: str, out: Path) -> Path:
@@ -85,7 +120,7 @@ def find(run: str, out: Path) -> Path:
     if (Path(run) / rundir.CONFIG).exists() or rundir.read_identity(Path(run)) is not None:
         return Path(run)
     name = Path(run).name
-    folders = [seen.folder for seen in progress.runs(out)]
+    folders = [seen.folder for seen in status.runs(out)]
     found = [folder for folder in folders if folder.name == name]
     if not found and len(name) >= 4:
         found = [folder for folder in folders if folder.name.rpartition("-")[2].startswith(name[:10])]
@@ -103,12 +138,12 @@ def why(run: Path, out: Path) -> Answer:
     Raises:
         UserError: the folder holds no identity.
     """
-    mine = progress.identity(run, out)
+    mine = status.identity(run, out)
     if mine is None:
         raise UserError(f"The identity of {run} is unknown: it holds neither a record nor {rundir.IDENTITY}.")
     best: tuple[int, Path, tuple[Difference, ...], bool] | None = None
-    for seen in progress.runs(out):
-        if seen.folder.resolve() == run.resolve() or (other := progress.identity(seen.folder, out)) is None:
+    for seen in status.runs(out):
+        if seen.folder.resolve() == run.resolve() or (other := status.identity(seen.folder, out)) is None:
             continue
         found = differences(mine["identity"], other["identity"])
         if best is None or len(found) < best[0]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adbench.metrics.spec import WIDE
+from adbench.utils.console import printable
 
 if TYPE_CHECKING:
     from adbench.metrics.evaluate import Estimate
@@ -93,9 +94,10 @@ def html_page(templates: Path, name: str, **values: Any) -> str:
     )
     environment.filters.update(value=value_text, ends=interval_text, duration=duration, p=p_text)
     script = (templates / f"{name}.js").read_text(encoding="utf-8")
-    return environment.get_template(f"{name}.html").render(
+    page = environment.get_template(f"{name}.html").render(
         style=(templates / f"{name}.css").read_text(encoding="utf-8"),
         script=script,
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         **values,
     )
+    return printable(page)

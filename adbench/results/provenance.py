@@ -41,7 +41,7 @@ def package_versions() -> dict[str, str | None]:
     for name in PACKAGES:
         try:
             found[name] = version(name)
-        except PackageNotFoundError:
+        except (PackageNotFoundError, KeyError, TypeError, ValueError):  # absent, or a part of it was removed
             found[name] = None
     return found
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,8 @@ from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.utils.files import write_json
+from adbench.utils.limits import RECORD_BYTES
+from adbench.utils.plain_files import read_json
 
 SCHEMA = 1
 RECORD = "record.json"
@@ -176,7 +177,22 @@ def lacking(record: Record) -> str:
     for name, value in record.timing.items():
         if not 0 <= value <= MAX_SECONDS:
             return f"timing.{name}: {value} is not a number of seconds"
-    return "" if record.test.subjects > 0 else "test.subjects: no subject was tested"
+    if not (record.test.subjects > 0 and record.subjects):
+        return f"{'subjects' if record.test.subjects > 0 else 'test.subjects'}: no subject was tested"
+    return ""
+
+
+def first_error(error: ValidationError, most: int = 1000) -> str:
+    """The first thing that is wrong with the values of a file, as "field: why".
+
+    Args:
+        error: all of them.
+        most: above this number they are counted only: a list of them takes a thousand bytes each.
+    """
+    if error.error_count() > most:
+        return f"{error.error_count()} values are missing, unknown or of a wrong type"
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
 
 
 def write(record: Record, folder: Path) -> None:
@@ -184,30 +200,24 @@ def write(record: Record, folder: Path) -> None:
     write_json(folder / RECORD, record.model_dump(mode="json"))
 
 
-def read(path: Path, max_bytes: int = 64 << 20) -> Record:
+def read(path: Path) -> Record:
     """Read a record. It may come from an unknown author: size, schema and every type are checked.
 
     Raises:
-        UserError: not a record, of another schema, damaged, or larger than ``max_bytes``.
+        UserError: not a record, of another schema, damaged, or larger than a record may be.
     """
     path = Path(path)
     path = path / RECORD if path.is_dir() else path
     try:
-        if path.stat().st_size > max_bytes:
-            raise UserError(f"{path} has {path.stat().st_size} bytes; a record has at most {max_bytes}.")
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json(path, RECORD_BYTES)
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
             found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
             raise UserError(f"{path} has record schema {found!r}; this adbench reads schema {SCHEMA}.")
         record = Record(**content)
     except FileNotFoundError:
         raise UserError(f"There is no record at {path}.") from None
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise UserError(f"{path} is not a readable record ({error}).") from None
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} is not a valid record: {where}: {first['msg']}.") from None
+        raise UserError(f"{path} is not a valid record: {first_error(error)}.") from None
     if problem := lacking(record):
         raise UserError(f"{path} is not a valid record: {problem}.")
     return record

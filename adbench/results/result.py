@@ -18,6 +18,8 @@ from adbench.results import record as records
 from adbench.results import rundir
 from adbench.results.record import Record
 from adbench.utils.hashing import digest_file
+from adbench.utils.limits import SPATIAL_BYTES, SPATIAL_VALUES
+from adbench.utils.plain_files import open_plain, read_json
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +62,8 @@ class Result:
     @cached_property
     def spatial(self) -> SpatialAccumulator:
         """Counts of lesions, false components and slices of every test volume, and whose volume each is."""
-        found = SpatialAccumulator.from_json(self.file(rundir.SPATIAL))
+        path = self.file(rundir.SPATIAL)
+        found = SpatialAccumulator.from_values(read_json(path, SPATIAL_BYTES, SPATIAL_VALUES), str(path))
         found.metrics = tuple(metric for metric in self.metrics if metric.needs_maps)
         return found
 
@@ -137,9 +140,15 @@ class Result:
         """
         if name not in self.record.files:
             raise UserError(f"The record in {self.folder} lists no {name}: the run is incomplete.")
+        if name != rundir.safe(name) or name.startswith("."):
+            raise UserError(
+                f"The record in {self.folder} lists {name!r}, which is not the plain name of a file beside it."
+            )
         path = self.folder / name
-        if not path.is_file():
-            raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.")
+        try:
+            open_plain(path).close()
+        except FileNotFoundError:
+            raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.") from None
         if (found := digest_file(path)) != self.record.files[name]:
             raise UserError(
                 f"{path} is not the file that the record describes: it has the SHA-256 {found[:16]}, the record says "

@@ -34,6 +34,8 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results.record import RECORD, Record, read
 from adbench.utils.files import write_json
+from adbench.utils.limits import RECORD_VALUES
+from adbench.utils.plain_files import check_json, open_plain
 
 FAILURE = "failure.json"
 IDENTITY = "identity.json"
@@ -46,7 +48,7 @@ RECORDED = {SPLITS, HISTOGRAMS, VAL_HISTOGRAMS, SPATIAL, MAPS, VAL_MAPS}  # a re
 DRAWN = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
 NEW, READY = ".new", "ready.json"  # an attempt in progress, and its record
 _HEAD = 512  # bytes of a record that hold its key
-_IDENTITY = 1 << 18  # characters that hold its identity too
+_IDENTITY = 1 << 18  # bytes that hold its identity too
 _SAFE = re.compile(r"[^A-Za-z0-9._-]+")
 
 
@@ -92,15 +94,17 @@ def read_identity(folder: Path) -> dict[str, Any] | None:
     """``run_key``, ``fit_key`` and ``identity`` of the run in ``folder``, complete or not; None when it does not say."""
     for name in (RECORD, IDENTITY):
         try:
-            with open(folder / name, encoding="utf-8") as file:
-                head = file.read(_IDENTITY)
-        except (OSError, UnicodeDecodeError):
+            with open_plain(folder / name) as file:
+                head = file.read(_IDENTITY).decode("utf-8", errors="ignore")
+        except (OSError, UserError):
             continue
         found: dict[str, Any] = {}
         for field in ("run_key", "fit_key", "identity"):  # they stand first: the rest of a record is not read
             start = head.find(f'"{field}": ')
-            with suppress(ValueError):
-                found[field] = json.JSONDecoder().raw_decode(head, start + len(field) + 4)[0] if start >= 0 else None
+            with suppress(ValueError, RecursionError):
+                value, end = json.JSONDecoder().raw_decode(head, start + len(field) + 4) if start >= 0 else (None, 0)
+                check_json(head[start:end].encode(), RECORD_VALUES)
+                found[field] = value
         if isinstance(found.get("identity"), dict):
             return found
     return None

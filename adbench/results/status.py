@@ -1,23 +1,37 @@
-"""What a run is doing, in a small file beside its record: written while it runs, read from any process or machine."""
+"""How far runs are: a small file beside the record while one runs, and the states of all runs in an output folder.
+
+A grid keeps a list of its unfinished cells in ``OUT/.plans`` while it runs, so that others can see what is still to come.
+"""
 
 from __future__ import annotations
 
 import json
 import math
 import os
+import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from adbench.context import Progress
+from adbench.errors import UserError
+from adbench.results import rundir
+from adbench.results.record import RECORD
 from adbench.utils.files import replacing
-from adbench.utils.locks import is_locked
+from adbench.utils.limits import STATUS_BYTES
+from adbench.utils.locks import acquire, is_locked
+from adbench.utils.plain_files import read_json
 
 STATUS = "status.json"
+PLANS = ".plans"
+_CELLS = "cells.jsonl"  # in a folder below PLANS whose lock the process of the grid holds
+STATES = ("running", "waiting", "complete", "failed", "interrupted", "lost")  # in the order in which they are shown
 _EVERY = 1.0  # seconds between two looks whether there is something new to write
 
 
@@ -113,12 +127,107 @@ def read(folder: Path) -> dict[str, Any] | None:
     """
     try:
         path = Path(folder) / STATUS
-        content = dict(json.loads(path.read_text(encoding="utf-8")))
+        content = dict(read_json(path, STATUS_BYTES))
         if content["state"] == "running" and not is_locked(folder):
             if not path.exists():  # it came to its end between the two looks
                 return None
             content["state"] = "lost"
         float(content["started"]), str(content["phase"]), int(content["done"]), int(content["total"])
         return content
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, UserError, ValueError, KeyError, TypeError):
         return None
+
+
+@dataclass(frozen=True)
+class RunState:
+    """One run and how far it is.
+
+    Attributes:
+        folder: of the run; one that waits may have none yet.
+        label: method, dataset, seed and so on, in words.
+        state: one of :data:`STATES`; "lost" means that its process was killed, or its machine failed.
+        detail: of ``status.json`` (what it is doing) or ``failure.json`` (why it failed); empty otherwise.
+    """
+
+    folder: Path
+    label: str
+    state: str
+    detail: dict[str, Any] = field(default_factory=dict)
+
+
+def state(folder: Path) -> tuple[str, dict[str, Any]]:
+    """State and detail of the run in ``folder``, as in :class:`RunState`; "waiting" when there is nothing in it."""
+    doing = read(folder)
+    if doing is not None:
+        return doing["state"], doing
+    if (folder / RECORD).exists():
+        return "complete", {}
+    try:
+        return "failed", dict(read_json(folder / rundir.FAILURE, STATUS_BYTES))
+    except FileNotFoundError:
+        return "waiting", {}
+    except (UserError, ValueError, TypeError) as error:
+        return "failed", {"message": f"{folder / rundir.FAILURE} is damaged ({error})"}
+
+
+def runs(out: Path) -> Iterator[RunState]:
+    """Every run below ``out``, in path order; those that wait come last.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    out = Path(out)
+    if not out.is_dir():
+        raise UserError(f"There is no folder {out}. Name the one that `adbench run --out` writes to.")
+    for folder in sorted(
+        path for path in out.glob("*/*/*") if path.is_dir() and path.relative_to(out).parts[0] != "fits"
+    ):
+        found, detail = state(folder)
+        if found != "waiting":
+            yield RunState(folder, str(detail.get("label") or folder.relative_to(out)), found, detail)
+    seen: set[str] = set()
+    for alive, cell in _announced_cells(out):
+        folder = out / cell["folder"]
+        if cell["folder"] not in seen and state(folder)[0] == "waiting":
+            seen.add(cell["folder"])
+            yield RunState(folder, cell["label"], "waiting" if alive else "interrupted")
+
+
+def _announced_cells(out: Path) -> Iterator[tuple[bool, dict[str, Any]]]:
+    """The unfinished cells of every grid with whether that grid still runs; grids that run come first."""
+    grids = [(is_locked(path.parent), path) for path in (out / PLANS).glob(f"*/{_CELLS}")]
+    for alive, path in sorted(grids, key=lambda grid: (not grid[0], grid[1])):
+        try:
+            with open(path, encoding="utf-8") as file:
+                for line in file:
+                    yield alive, json.loads(line)
+        except (OSError, ValueError):
+            continue  # half written, or gone by now
+
+
+def identity(run: Path, out: Path) -> dict[str, Any] | None:
+    """Key and identity of the run in folder ``run``, or of one that waits to be made there; None when there is none."""
+    found = rundir.read_identity(run)
+    if found is not None:
+        return found
+    return next((cell for _, cell in _announced_cells(out) if Path(cell["folder"]).name == run.name), None)
+
+
+@contextmanager
+def announced(out: Path, name: str, cells: Iterable[dict[str, Any]]) -> Iterator[None]:
+    """While the block runs, ``adbench status`` lists ``cells`` as waiting; when an error ends it, as interrupted.
+
+    Args:
+        out: folder of runs.
+        name: of the grid, the same each time that it is started: a list that it left when interrupted is replaced.
+        cells: that are not complete, each with "folder" (relative to ``out``), "label", "run_key", "fit_key", "identity".
+    """
+    plans = Path(out) / PLANS
+    for earlier in plans.glob(f"{name}-*"):
+        if not is_locked(earlier):
+            shutil.rmtree(earlier, ignore_errors=True)
+    folder = plans / f"{name}-{uuid4().hex[:8]}"
+    with acquire(folder):
+        (folder / _CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
+        yield
+    shutil.rmtree(folder, ignore_errors=True)

@@ -21,9 +21,15 @@ class Terminal(Console):
     """A console that prints escape sequences instead of obeying them: names in downloaded files may hold some."""
 
     def render_str(self, text: str, **style: Any) -> Text:
-        """``text`` with control characters, and those that change the direction of reading, spelled out."""
-        shown = "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
-        return super().render_str(shown, **style)
+        """``text``, :func:`printable`."""
+        return super().render_str(printable(text), **style)
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters, and those that change the direction of reading, spelled out."""
+    if text.replace("\n", "").replace("\t", "").isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
 out = Terminal(highlight=False)

@@ -39,6 +39,21 @@ TABLE_BYTES = Limit("TABLE_BYTES", 20_000_000, "bytes")  # of a table unpacked
 YAML_BYTES = Limit("YAML_BYTES", 200_000, "bytes")  # of a configuration
 YAML_VALUES = Limit("YAML_VALUES", 100_000, "values")  # in a configuration, a repeated alias counted every time
 YAML_DEPTH = Limit("YAML_DEPTH", 50, "levels")  # of lists and mappings within each other
+RECORD_BYTES = Limit("RECORD_BYTES", 32 << 20, "bytes")  # of a record, or of a submission
+RECORD_VALUES = Limit("RECORD_VALUES", 500_000, "values")  # of a record or submission, in JSON
+SPATIAL_BYTES = Limit("SPATIAL_BYTES", 64 << 20, "bytes")  # of spatial counts, unpacked
+SPATIAL_VALUES = Limit("SPATIAL_VALUES", 3_000_000, "values")  # of spatial counts: three a slice
+STATUS_BYTES = Limit(
+    "STATUS_BYTES", 4 << 20, "bytes"
+)  # of what a run says while it is not complete, and of its configuration
+SUBJECTS = Limit("SUBJECTS", 20_000, "subjects")  # of a submission
+BINS = Limit("BINS", 1 << 22, "bins")  # of the histograms of all subjects together; a run joins scores beyond it
+ISSUES = Limit("ISSUES", 1000, "issues")  # that are listed of one result
+VERIFY_BYTES = Limit(
+    "VERIFY_BYTES", 1 << 30, "bytes"
+)  # of address space to verify one result, beyond that of an idle process
+VERIFY_SECONDS = Limit("VERIFY_SECONDS", 900, "seconds")  # to verify one result
+JSON_DEPTH = 50  # of lists and objects within each other
 SMALLEST_GROWTH = 100_000_000  # bytes that any archive may unpack to
 
 

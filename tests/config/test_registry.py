@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -92,6 +94,39 @@ def test_name_claimed_twice_is_usable_by_neither(install: Install) -> None:
     install("second-dist", "mine", "mine_second:Mine", GOOD)
     with pytest.raises(UserError, match=r"claimed by first-dist 1\.0 and second-dist 1\.0"):
         registry.load("methods", "mine")
+
+
+def test_what_a_plugin_prints_goes_to_standard_error(install: Install, capsys: pytest.CaptureFixture[str]) -> None:
+    install("loud-dist", "mine", "loud_module:Mine", f"print('Loading weights...')\n{GOOD}")
+    assert registry.status(registry.entries("methods")["mine"]) == ""
+    assert capsys.readouterr() == ("", "Loading weights...\n")
+
+
+def test_a_plugin_whose_metadata_are_gone_is_unavailable(install: Install, tmp_path: Path) -> None:
+    install("half-dist", "mine", "half_module:Mine", GOOD)
+    (tmp_path / "half-dist-1.0.dist-info" / "METADATA").unlink()
+    entry = registry.entries("methods")["mine"]
+    assert (entry.origin, registry.status(entry)) == ("a broken installation", entry.problem)
+    assert "half-dist-1.0.dist-info have no name or version" in entry.problem
+
+
+@pytest.mark.parametrize("damage", ["no equals sign here", "= = =\n[", "\0"])
+def test_a_damaged_package_of_somebody_else_ends_nothing(tmp_path: Path, damage: str) -> None:
+    """It is a finding of the doctor; every library that asks for entry points looks past it."""
+    info = tmp_path / "foreign-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_bytes(b"[console_scripts]\n\xff" + damage.encode() + b"\n")
+    code = (
+        "import json, pathlib, sys; from adbench.cli import main; from adbench.cli.describe import listing\n"
+        "from adbench.utils.installed import broken\n"
+        "print(json.dumps([[row['name'] for row in listing('methods') if not row['problem']], broken()]))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    names, broken = json.loads(done.stdout)
+    assert "histeq" in names
+    assert "its entry points cannot be read" in broken[str(info)]
 
 
 def test_listing_imports_nothing_heavy() -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from adbench.context import Progress
 from adbench.executors import monitor
-from adbench.results import progress, rundir, status
+from adbench.results import rundir, status
 from adbench.utils.locks import acquire
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -66,7 +66,7 @@ def test_a_run_whose_process_died_is_lost(tmp_path: Path, cli: Cli) -> None:
 def test_failed_runs_are_listed_and_tried_alone(run: Any, cli: Cli, slices: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     assert run("histeq")[0] == 0
-    (done,) = [seen.folder for seen in progress.runs(out)]
+    (done,) = [seen.folder for seen in status.runs(out)]
     failed = done.with_name("histeq-tiny-seed1-0123456789")
     failed.mkdir()
     rundir.write_failure(failed, ValueError("no such luck"), "fit")
@@ -90,7 +90,7 @@ def test_failed_runs_are_listed_and_tried_alone(run: Any, cli: Cli, slices: Path
     code, answer, _ = run("histeq,constant,zscore", "--retry-failed", "--json")
     assert code == 0
     assert {row["method"] for row in json.loads(answer)["boards"][0]["rows"]} == {"histeq", "constant"}
-    assert not list(out.glob(f"{progress.PLANS}/*"))
+    assert not list(out.glob(f"{status.PLANS}/*"))
 
 
 def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_path: Path, cli: Cli) -> None:
@@ -105,7 +105,7 @@ def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_pat
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert states(cli, tmp_path / "runs") == {"running": 1, "waiting": 2}
-    waiting = [seen for seen in progress.runs(tmp_path / "runs") if seen.state == "waiting"]
+    waiting = [seen for seen in status.runs(tmp_path / "runs") if seen.state == "waiting"]
     why = json.loads(cli("why", waiting[0].folder.name, "--out", tmp_path / "runs", "--json")[1])
     assert why["differences"][0]["field"] == "method"
     process.send_signal(signal.SIGKILL)
@@ -117,12 +117,12 @@ def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_pat
 def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -> None:
     out = tmp_path / "runs"
     run("histeq")
-    (first,) = [seen.folder for seen in progress.runs(out)]
+    (first,) = [seen.folder for seen in status.runs(out)]
     alone = cli("why", first)
     assert "the only run here" in alone[2]
     run("histeq", "--set", "histeq.sigma=1.25")
     run("constant", "--seed", "3")
-    second = next(seen.folder for seen in progress.runs(out) if "histeq" in seen.folder.name and seen.folder != first)
+    second = next(seen.folder for seen in status.runs(out) if "histeq" in seen.folder.name and seen.folder != first)
     answer = json.loads(cli("why", second, "--json")[1])
     assert Path(answer["other"]).name == first.name
     assert [(d["field"], d["this"]) for d in answer["differences"]] == [("params.sigma", 1.25)]
@@ -132,7 +132,7 @@ def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -
     shutil.copy(other, masks[0])
     run("histeq")
     third = max(
-        (seen.folder for seen in progress.runs(out)), key=lambda folder: (folder / "record.json").stat().st_mtime_ns
+        (seen.folder for seen in status.runs(out)), key=lambda folder: (folder / "record.json").stat().st_mtime_ns
     )
     answer = json.loads(cli("why", third.name.rpartition("-")[2], "--out", out, "--json")[1])
     assert [d["field"] for d in answer["differences"]] == ["test_slices"]

@@ -23,7 +23,7 @@ from adbench.leaderboard import export
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import Board, run_boards
 from adbench.leaderboard.build import build, make, read_reported, stale
-from adbench.leaderboard.ranking import boards, linear, read_all
+from adbench.leaderboard.ranking import Published, boards, linear, published, read_all
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
 from adbench.metrics.compare import Trained, compare, sample_method
@@ -199,8 +199,8 @@ def test_few_subjects_have_no_rank_and_say_why(submission: Submission, tmp_path:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda raw: raw["record"]["subjects"].__setitem__(0, {}), "contradict themselves"),
-        (lambda raw: raw["ranking"].update(left_out="!!"), "contradict themselves"),
+        (lambda raw: raw["record"]["subjects"].__setitem__(0, {}), "contradicts itself"),
+        (lambda raw: raw["ranking"].update(left_out="!!"), "contradicts itself"),
         (lambda raw: raw.update(digest="0"), "digest"),
     ],
 )
@@ -400,13 +400,14 @@ def test_two_hundred_results(many: Path, cli: Cli) -> None:
 
 
 def test_a_trained_method_with_fewer_seeds_than_others_says_so(submission: Submission) -> None:
-    def seed(name: str, number: int) -> tuple[str, Submission]:
+    def seed(name: str, number: int) -> Published:
         forged = Forged(submission)
         forged.plugin(name)
         forged.record["seed"] = number
-        return f"folder/records/{name}{number}.json", files.parse(forged.seal(numbers=False).encode(), Path(name))
+        made = files.parse(forged.seal(numbers=False).encode(), Path(name))
+        return published(f"folder/records/{name}{number}.json", made)
 
-    untrained = ("folder/records/histeq.json", submission)
+    untrained = published("folder/records/histeq.json", submission)
     (board,) = boards([*(seed("many", number) for number in range(3)), seed("one", 0), untrained])
     said = {entry.record.method.name: (board.seeds(entry), entry.conformance) for entry in board.entries}
     assert said == {"many": ("3", "not run"), "one": ("1 of 3", "not run"), "histeq": ("1", "passed")}

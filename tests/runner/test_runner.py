@@ -152,7 +152,7 @@ def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_
         with pytest.raises(UserError, match=message):
             record.read(path)
     path.write_text(json.dumps(content)[:-40])
-    with pytest.raises(UserError, match="not a readable record"):
+    with pytest.raises(UserError, match="not readable JSON"):
         record.read(path)
 
 

@@ -1,0 +1,142 @@
+"""Work on strangers' files in processes that may die: each has a limit on memory and time, and takes no other with it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from time import monotonic
+from typing import Any, Generic, TypeVar
+
+from adbench.errors import UserError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[Item, Result]):
+    """What became of one item: a result, or why there is none."""
+
+    item: Item
+    result: Result | None
+    why: str = ""
+
+
+def each(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    memory: int,
+    seconds: float,
+    workers: int | None = None,
+) -> Iterator[Outcome[Item, Result]]:
+    """``function`` of each item, in processes of this machine.
+
+    Args:
+        function: of a module; an exception that it raises is the outcome.
+        items: its arguments.
+        memory: bytes of address space that a process may take beyond what it starts with.
+        seconds: that an item may take.
+        workers: processes; default: one a core.
+
+    Yields:
+        One outcome an item, in their order. Whatever ends a process is the outcome of its item alone.
+    """
+    count = min(workers or os.cpu_count() or 1, len(items))
+    waiting, done, turn = deque(range(len(items))), {}, 0
+    idle: list[_Worker] = []
+    busy: dict[Connection, tuple[_Worker, int, float]] = {}
+    try:
+        while turn < len(items):
+            while waiting and len(busy) < count:
+                worker = idle.pop() if idle else _Worker(function, memory)
+                number = waiting.popleft()
+                worker.pipe.send(items[number])
+                busy[worker.pipe] = (worker, number, monotonic() + seconds)
+            ready = wait(list(busy), max(0.0, min(end for _, _, end in busy.values()) - monotonic()))
+            for pipe, (worker, number, end) in list(busy.items()):
+                if pipe in ready:
+                    answer = worker.receive()
+                elif monotonic() >= end:
+                    answer = None, f"it takes more than {seconds:.0f} s"
+                    worker.stop()
+                else:
+                    continue
+                del busy[pipe]
+                if worker.alive:
+                    idle.append(worker)
+                done[number] = Outcome(items[number], *answer)
+            while turn in done:
+                yield done.pop(turn)
+                turn += 1
+    finally:
+        for worker in (*idle, *(worker for worker, _, _ in busy.values())):
+            worker.stop()
+
+
+class _Worker:
+    """A process that computes one result after another."""
+
+    def __init__(self, function: Callable[..., object], memory: int) -> None:
+        context = get_context()
+        self.pipe, theirs = context.Pipe()
+        self._process: BaseProcess = context.Process(
+            target=_serve, args=(function, theirs, self.pipe, memory), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self.alive = True
+
+    def receive(self) -> tuple[Any, str]:
+        """The result, or why there is none."""
+        try:
+            answer: tuple[Any, str] = self.pipe.recv()
+        except (EOFError, OSError):
+            self._process.join()
+            code = self._process.exitcode or 0
+            self.stop()
+            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with code {code}"
+            return None, f"the process that read it {how}"
+        return answer
+
+    def stop(self) -> None:
+        self.alive = False
+        self._process.kill()
+        self._process.join()
+        self.pipe.close()
+
+
+def _serve(function: Callable[..., object], pipe: Connection, theirs: Connection, memory: int) -> None:
+    from threadpoolctl import threadpool_limits
+
+    theirs.close()
+    threadpool_limits(
+        1
+    )  # processes share the cores: with BLAS threads of each beside them, all take three times as long
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this one gets it, and ends this one
+    with suppress(ImportError):  # systems without limits on processes
+        import resource
+
+        import psutil
+
+        most = psutil.Process().memory_info().vms + memory
+        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+    with suppress(EOFError, OSError):
+        while True:
+            item = pipe.recv()
+            try:
+                pipe.send((function(item), ""))
+            except MemoryError:
+                pipe.send((None, f"it takes more than {memory >> 20} MiB of memory"))
+            except UserError as error:
+                pipe.send((None, str(error)))
+            except Exception as error:
+                pipe.send((None, f"reading it failed with {type(error).__name__}: {error}"))

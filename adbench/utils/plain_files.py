@@ -1,0 +1,128 @@
+"""Plain files and JSON from strangers: read within limits, never through a link, never built before they are counted."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import stat
+from collections import Counter
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from adbench.errors import UserError
+from adbench.utils.limits import JSON_DEPTH, RECORD_VALUES
+
+_STRING = re.compile(rb'"[^"\\]*+(?:\\.?+[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
+_OTHER = bytes(set(range(256)) - set(b",[]{}"))
+
+
+def open_plain(path: Path) -> BinaryIO:
+    """Open a file for reading; what lies in a stranger's folder must be a file, not a link out of it, a pipe or a device.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        UserError: it is no plain file, or cannot be read.
+    """
+    if Path(path).is_symlink():
+        raise UserError(f"{path} is a link, not a file: links are not followed. Put the file itself there.")
+    try:
+        number = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} cannot be read ({getattr(error, 'strerror', None) or error}).") from None
+    if not stat.S_ISREG(os.fstat(number).st_mode):
+        os.close(number)
+        raise UserError(f"There is no file {path}: it is a folder, a pipe or a device.")
+    return open(number, "rb")
+
+
+def read_plain(path: Path, most: int) -> bytes:
+    """The bytes of a plain file; at most ``most`` of them are read.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        UserError: it is no plain file (:func:`open_plain`), or larger.
+    """
+    with open_plain(path) as file:
+        data = file.read(most + 1)
+        if len(data) > most:
+            size = os.fstat(file.fileno()).st_size
+            raise UserError(f"{path} has {size} bytes; such a file has at most {most}. It is not what its name says.")
+    return data
+
+
+def parse_json(data: bytes, most: int) -> Any:
+    """A JSON value of at most ``most`` values, nested no deeper than ``JSON_DEPTH``; both are seen before it is built.
+
+    What Python accepts beyond the standard is refused too: a key twice, NaN, numbers without bound.
+
+    Raises:
+        ValueError: says what is wrong.
+    """
+    check_json(data, most)
+    return json.loads(
+        data.decode("utf-8"),
+        object_pairs_hook=_distinct,
+        parse_constant=_refuse,
+        parse_float=_finite,
+        parse_int=_small,
+    )
+
+
+def read_json(path: Path, most_bytes: int, most: int = RECORD_VALUES) -> Any:
+    """The JSON value in a plain file; see :func:`read_plain` and :func:`parse_json`.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        UserError: anything else that is wrong.
+    """
+    data = read_plain(path, most_bytes)
+    try:
+        return parse_json(data, most)
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON: {error}.") from None
+
+
+def check_json(data: bytes, most: int) -> None:
+    """Refuse JSON text of more than ``most`` values, or nested deeper than ``JSON_DEPTH``, without parsing it.
+
+    Raises:
+        ValueError: it is such a text.
+    """
+    quotes = data.count(b'"') - data.count(b'\\"')
+    structure = _STRING.sub(b"", data).translate(None, _OTHER) if quotes <= 4 * most else b""
+    opened = structure.count(b"[") + structure.count(b"{")
+    if quotes > 4 * most or structure.count(b",") + opened > most:
+        raise ValueError(f"it has more than {most} values, the limit")
+    brackets = structure.translate(None, b",")
+    if max(accumulate(1 if sign in b"[{" else -1 for sign in brackets), default=0) > JSON_DEPTH:
+        raise ValueError(f"it is nested more than {JSON_DEPTH} deep, the limit")
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)
+        raise ValueError(f"the key {twice[:40]!r} occurs twice")
+    return found
+
+
+def _refuse(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"the number {text[:40]} is not finite")
+    return value
+
+
+def _small(text: str) -> int:
+    if len(text) > 19:
+        raise ValueError(f"the number {text[:40]} is too large")
+    return int(text)

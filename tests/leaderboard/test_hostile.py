@@ -1,0 +1,182 @@
+"""Files made to take the reader down, to lead it elsewhere, or to speak to the terminal: one sentence each, and the rest goes on."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from board_files import altered, place, rekey
+
+from adbench import api
+from adbench.errors import UserError
+from adbench.leaderboard import verify as verifying
+from adbench.leaderboard.build import make
+from adbench.leaderboard.merge import merge
+from adbench.leaderboard.submission import Submission, pack
+from adbench.leaderboard.verify import verify
+from adbench.report.render import _config
+from adbench.results.record import read
+from adbench.utils.limits import RECORD_VALUES
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+def _many(submission: Submission) -> dict[str, bytes]:
+    text = json.dumps(submission.raw)
+    odd: dict[str, Any] = {"splits": {"train": [0] * 400_000, "val": [], "threshold": [], "test": []}}
+    return {
+        "keys": (text[:-1] + ', "x": {' + ",".join(['"": 0'] * 100_000) + "}}").encode(),
+        "values": (text[:-1] + ', "x": [' + ",".join(["1"] * (RECORD_VALUES + 1)) + "]}").encode(),
+        "types": json.dumps(submission.raw | odd).encode(),
+        "deep": (text[:-1] + ', "x": ' + "[" * 10_000_000).encode(),
+        "none": altered(submission, lambda raw: raw["record"].update(subjects=[])).encode(),
+        "nan": text.replace('"seed": 0', '"seed": NaN', 1).encode(),
+        "names": altered(
+            submission, lambda raw: raw["record"].update(files={f"/{n}": "" for n in range(200_000)})
+        ).encode(),
+        "steps": altered(submission, lambda raw: raw["record"]["method"]["params"].update(steps=10**12)).encode(),
+    }
+
+
+def test_among_good_results_each_bad_one_is_named_and_costs_little(submission: Submission, tmp_path: Path) -> None:
+    """In a process of its own, to see the memory of all that it starts."""
+    bad = _many(submission)
+    for name, data in bad.items():
+        (tmp_path / f"{name}.json").write_bytes(data)
+    (tmp_path / "good.json").write_text(submission.text)
+    paths = [tmp_path / f"{name}.json" for name in ("good", *bad)]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    command = [sys.executable, "-m", "adbench.cli", "leaderboard", "verify", "--json", "-q", *map(str, paths)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < max(before, 500 << 10)
+    assert done.returncode == 1, done.stderr
+    found = json.loads(done.stdout)
+    assert found["results"] == len(paths)
+    said: dict[str, str] = {}
+    for one in found["findings"]:
+        said[Path(one["file"]).stem] = said.get(Path(one["file"]).stem, "") + f"{one['field']}: {one['why']}\n"
+    assert said.keys() == bad.keys()
+    for name, words in {
+        "keys": "the key '' occurs twice",
+        "values": f"more than {RECORD_VALUES} values",
+        "types": "400000 values are missing, unknown or of a wrong type",
+        "deep": "values, the limit",
+        "nan": "NaN is not JSON",
+        "names": "no more are listed",
+        "none": "subjects: ",
+        "steps": "method.params: ",
+    }.items():
+        assert words in said[name]
+
+
+def test_a_reader_that_dies_takes_no_other_result_along(
+    submission: Submission, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = verifying.check_one
+
+    def check_one(path: Path) -> Any:
+        return os._exit(9) if path.stem == "dies" else real(path)
+
+    paths = [tmp_path / "dies.json", tmp_path / "good.json"]
+    for path in paths:
+        path.write_text(submission.text)
+    monkeypatch.setattr(verifying, "check_one", check_one)
+    first, second = verifying.check_all(paths)
+    assert [issue.sentence for issue in first.issues] == ["file: the process that read it ended itself with code 9"]
+    assert second.issues == []
+
+
+def test_what_a_run_folder_links_to_is_not_read(runs: list[api.Run], tmp_path: Path, cli: Cli) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("method: hunter2")
+    for name in ("record.json", "splits.json", "histograms.npz", "spatial.json"):
+        run = Path(shutil.copytree(runs[0].folder, tmp_path / f"run-{name}"))
+        (run / name).rename(tmp_path / f"moved-{name}")
+        (run / name).symlink_to(tmp_path / f"moved-{name}")
+        with pytest.raises(UserError, match=f"{name} is a link, not a file"):
+            pack(run)
+        with pytest.raises(UserError, match=f"{name} is a link"):
+            merge([run], tmp_path / "into")
+    run = Path(shutil.copytree(runs[0].folder, tmp_path / "run"))
+    (run / "config.yaml").unlink()
+    (run / "config.yaml").symlink_to(secret)
+    (found,) = api.load(run)
+    with pytest.raises(UserError, match="is a link"):
+        _ = found.cell
+    assert (
+        _config(SimpleNamespace(run=found))
+        == f"{run / 'config.yaml'} is a link, not a file: links are not followed. Put the file itself there."
+    )
+
+
+@pytest.mark.parametrize("name", ["../secret", "/dev/zero", "a/b", ".lock", "a\x1bb"])
+def test_a_record_names_files_beside_it_alone(runs: list[api.Run], tmp_path: Path, name: str) -> None:
+    run = Path(shutil.copytree(runs[0].folder, tmp_path / "run"))
+    (tmp_path / "secret").write_text("x")
+    raw = json.loads((run / "record.json").read_text())
+    raw["files"][name] = "0" * 64
+    (run / "record.json").write_text(json.dumps(raw))
+    (found,) = api.load(run)
+    with pytest.raises(UserError, match="not the plain name of a file beside it"):
+        found.check_files()
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda raw: raw.update(subjects=[]), "subjects: no subject was tested"),
+        (lambda raw: raw["metrics"]["auprc"].update(value=float("nan")), "NaN is not JSON"),
+        (lambda raw: raw.update(notes=[1] * 2000), "2000 values are"),
+        (lambda raw: raw.update(fit={"x": [0] * RECORD_VALUES}), "values, the limit"),
+    ],
+)
+def test_records_of_runs_have_the_same_limits(
+    runs: list[api.Run], tmp_path: Path, change: Callable[[dict[str, Any]], object], says: str
+) -> None:
+    raw = json.loads((runs[0].folder / "record.json").read_text())
+    change(raw)
+    (tmp_path / "record.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=says):
+        read(tmp_path)
+
+
+def test_a_pipe_among_submissions_does_not_hang(submission: Submission, tmp_path: Path) -> None:
+    (tmp_path / "good.json").write_text(submission.text)
+    os.mkfifo(tmp_path / "pipe.json")
+    (tmp_path / "link.json").symlink_to("/etc/passwd")
+    count, issues = verify([tmp_path])
+    assert count == 3
+    assert {Path(issue.file).name: issue.field for issue in issues} == {"pipe.json": "file", "link.json": "file"}
+
+
+def test_control_characters_reach_no_page_and_no_table(
+    submission: Submission, runs: list[api.Run], tmp_path: Path
+) -> None:
+    name = "a\x1b]0;b\x07\u202ec\x00\r"
+
+    def change(raw: dict[str, Any]) -> None:
+        record = raw["record"]
+        record["method"]["name"] = record["identity"]["method"] = name
+        record["method"]["preset"] = record["identity"]["preset"] = "\x1b[31m"
+        record["strata"]["\x1b[2J"] = {"\x9b": record["strata"]["lesion_size"]["small"], "\x07": {}}
+        rekey(raw)
+
+    place(tmp_path, altered(submission, change))
+    made = make(tmp_path)
+    assert set(made) == {"index.html", "folder/index.md", "folder/table.csv", "folder/table.json", "folder/table.tex"}
+    for path, text in made.items():
+        assert not [sign for sign in text if not sign.isprintable() and sign not in "\n\t"], path
+        assert "x1b" in text or "u001b" in text, path
+    (row,) = csv.DictReader(io.StringIO(made["folder/table.csv"]))
+    assert row["method"] == r"a\x1b]0;b\x07\u202ec\x00\r"

@@ -1,0 +1,52 @@
+"""One item may end its process in any way; the others do not notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+
+from adbench.errors import UserError
+from adbench.utils import guarded
+
+
+def _act(what: str) -> str:
+    if what == "crash":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if what == "exit":
+        os._exit(3)
+    if what == "hang":
+        time.sleep(60)
+    if what == "eat":
+        bytearray(1 << 30)
+    if what == "refuse":
+        raise UserError("x.json: no.")
+    if what == "fault":
+        raise KeyError("left out")
+    return what.upper()
+
+
+def test_whatever_ends_a_process_is_the_outcome_of_its_item_alone() -> None:
+    items = ["a", "crash", "b", "exit", "hang", "c", "eat", "refuse", "d", "fault", "e"]
+    start = time.monotonic()
+    found = list(guarded.each(_act, items, memory=256 << 20, seconds=1.0, workers=2))
+    assert time.monotonic() - start < 10
+    assert [one.item for one in found] == items
+    assert [one.result for one in found if one.result] == list("ABCDE")
+    assert {one.item: one.why for one in found if one.result is None} == {
+        "crash": "the process that read it was ended by SIGKILL",
+        "exit": "the process that read it ended itself with code 3",
+        "hang": "it takes more than 1 s",
+        "eat": "it takes more than 256 MiB of memory",
+        "refuse": "x.json: no.",
+        "fault": "reading it failed with KeyError: 'left out'",
+    }
+
+
+def test_nothing_to_do_and_a_reader_that_stops_early() -> None:
+    assert list(guarded.each(_act, [], memory=1 << 28, seconds=1.0)) == []
+    outcomes = guarded.each(_act, ["a", "hang", "hang"], memory=1 << 28, seconds=60.0, workers=2)
+    assert next(outcomes).result == "A"
+    start = time.monotonic()
+    outcomes.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - start < 5
