@@ -21,7 +21,7 @@ app.add_typer(data, name="data")
 SHOWN = 5  # issues of one kind that are printed
 
 DatasetName = Annotated[
-    str, typer.Option("--dataset", "-d", help="ixi, atlas, brats21, folder, phantom or a plug-in's.")
+    str, typer.Option("--dataset", "-d", help="A dataset: adbench list datasets shows all.")
 ]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the dataset.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Cases at a time; 0: one a CPU core.")]
@@ -117,6 +117,8 @@ def info(
     line = partial(out.print, markup=False, soft_wrap=True)
     line(f"{what['dataset']} in {what['root'] or 'memory'}", style="bold")
     line(f"licence: {what['licence']}")
+    if what["citation"]:
+        line(f"cite: {what['citation']}")
     rows = []
     for name, found in what["modalities"].items():
         roles = [str(len(found["subjects"][role])) for role in ("train", "val", "test")]

@@ -39,6 +39,7 @@ class DatasetInfo:
         layout: what is expected below the data root.
         protocol: name of the protocol used when none is given.
         needs_root: False for a dataset that is generated.
+        citation: what to cite, "" for data of your own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DatasetInfo:
     layout: str
     protocol: str
     needs_root: bool = True
+    citation: str = ""
 
 
 @dataclass(frozen=True)

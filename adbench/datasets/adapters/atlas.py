@@ -58,10 +58,10 @@ class Atlas(IndexedVolumes):
             "folders of any name and depth; or Images/ and Masks/ with equal names"
         ),
         protocol="ixi->atlas",
+        citation="Liew et al. 2022, doi:10.1038/s41597-022-01401-7",
     )
     Params: ClassVar[type[ParamSet]] = AtlasParams
     params: AtlasParams
-    family: ClassVar[str] = "atlas"
     distributed: ClassVar[Expected] = Expected(
         sequences=("T1",),
         lesion=True,

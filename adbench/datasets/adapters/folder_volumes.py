@@ -18,6 +18,7 @@ from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import (
     BRAIN,
     LESION,
+    UNCLEAR,
     Named,
     folded,
     names_in,
@@ -26,12 +27,14 @@ from adbench.datasets.io.filename_patterns import (
     split_visit,
 )
 from adbench.datasets.issues import Issue
+from adbench.datasets.preprocessing import brain_extraction
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
-MODALITIES = ("FLAIR", "T1", "T2", "T1CE", "PD")
+MODALITIES = ("FLAIR", "T1", "T2", "T1CE", "PD", "DWI", "ADC")
 SPELLINGS = {name: name for name in MODALITIES} | {
-    "T1W": "T1", "T1N": "T1", "T2W": "T2", "T1C": "T1CE", "T1GD": "T1CE", "CE-T1W": "T1CE", "PDW": "PD", "T2F": "FLAIR"
+    "T1W": "T1", "T1N": "T1", "T2W": "T2", "T1C": "T1CE", "T1GD": "T1CE", "CE-T1W": "T1CE", "GADO": "T1CE", "PDW": "PD", "T2F": "FLAIR",
+    "DWI": "DWI", "TRACE": "DWI", "ADC": "ADC",
 }  # fmt: skip
 _LESION_WORDS = [
     "seg",
@@ -101,7 +104,7 @@ class FolderParams(VolumeParams):
     )
     skull: Literal["auto", "yes", "no"] = param(
         "auto",
-        "volumes: whether the images show the skull; auto: the first one that can be read decides, by its share of zeros",
+        "volumes: whether the images show the skull; auto: the first one that can be read decides, by its share of background",
         source="adbench",
     )
 
@@ -210,12 +213,7 @@ class FolderVolumes(IndexedVolumes):
         elif not kind and word.lower() in _BRAIN_WORDS:
             kind = BRAIN
         elif not kind and word.lower() in _ANY_MASK:
-            kind = BRAIN if "brain" in entities else LESION if _SAYS_LESION.search(entities) else ""
-            if not kind:
-                raise UserError(
-                    f"{path}: is this a brain mask or a lesion mask? Say it with --set dataset.lesion_pattern=... or "
-                    "dataset.brain_pattern=... beside dataset.image_pattern=..."
-                )
+            kind = BRAIN if "brain" in entities else LESION if _SAYS_LESION.search(entities) else UNCLEAR
             rest = re.sub(r"[-_](brain|lesion|tumou?r)$", "", rest, flags=re.IGNORECASE) if not bids else rest
         if bids:
             return Named("", bids["subject"], bids["session"] or "", "", kind) if kind else None
@@ -361,20 +359,35 @@ class FolderVolumes(IndexedVolumes):
 
     @cached_property
     def _images(self) -> list[File]:
-        images = [scan.files[kind] for scan in self.index.scans for kind in scan.sequences]
-        if not images:
-            raise UserError(f"There are masks and no images in {self.root}. Expected there: {self.info.layout}.")
-        return images
+        scans = [scan for scan in self.index.scans if not self.excluded(scan)] or self.index.scans
+        return [scan.files[kind] for scan in scans for kind in scan.sequences]
+
+    def available(self) -> tuple[str, ...]:
+        """The modalities found.
+
+        Raises:
+            UserError: there are masks and no image.
+        """
+        there = super().available()
+        if not there:
+            masks = [file for scan in self.index.scans for file in scan.files.values()]
+            first = next(iter(masks), None) or self.index.unclear[0][1]
+            other = f"; {self.index.unused[0]} is of no known name" if self.index.unused else ""
+            raise UserError(
+                f"There are masks ({first}) and no image in {self.root}{other}. Say where the images lie with --set "
+                "dataset.image_pattern=..., such as {subject}/{subject}_{modality}.nii.gz, and the masks with lesion_pattern."
+            )
+        return there
 
     @cached_property
     def skull(self) -> bool:
-        """As stated; otherwise the first image that can be read decides, by its share of zeros."""
+        """As stated; otherwise the first image that can be read decides, by its share of background."""
         if self.params.skull != "auto":
             return self.params.skull == "yes"
         problem: UserError | None = None
         for image in self._images:
             try:
-                return float((nifti.read(image).data == 0).mean()) < STRIPPED
+                return brain_extraction.background_share(nifti.read(image).data) < STRIPPED
             except UserError as error:  # that case is reported when its turn comes; the others are prepared
                 problem = problem or error
         assert problem is not None

@@ -44,9 +44,9 @@ class IXI(IndexedVolumes):
         obtain="https://brain-development.org/ixi-dataset: IXI-T1.tar (4.5 GB), IXI-T2.tar and IXI-PD.tar (3.6 GB each)",
         layout="IXI{nnn}-{Guys|HH|IOP}-{nnnn}-{T1|T2|PD}.nii.gz in folders of any name and depth",
         protocol="ixi",
+        citation="brain-development.org, EPSRC GR/S21533/02",
     )
     Params: ClassVar[type[ParamSet]] = IXIParams
-    family: ClassVar[str] = "ixi"
     tars: ClassVar[bool] = True
     distributed: ClassVar[Expected] = Expected(
         sequences=("T1", "T2", "PD"),
