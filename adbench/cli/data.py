@@ -20,9 +20,7 @@ app.add_typer(data, name="data")
 
 SHOWN = 5  # issues of one kind that are printed
 
-DatasetName = Annotated[
-    str, typer.Option("--dataset", "-d", help="A dataset: adbench list datasets shows all.")
-]
+DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="A dataset: adbench list datasets shows all.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the dataset.")]
 Workers = Annotated[int, typer.Option("--workers", "-j", min=0, help="Cases at a time; 0: one a CPU core.")]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
@@ -119,6 +120,17 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
     )
 
 
+class _Values(yaml.SafeLoader):
+    """YAML in which ``00012`` and ``1:30`` are texts, as in YAML 1.2: names of cases, not numbers to the base 8 or 60."""
+
+
+_Values.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Values.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
 def parse_assignment(text: str) -> tuple[str, str, Any]:
     """``scope.key=value`` as (scope, key, value); the value is read as YAML, so ``500``, ``true`` and ``[1, 2]`` work.
 
@@ -132,7 +144,7 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
             f"--set {text!r} is not of the form scope.key=value, e.g. method.steps=500 or dataset.size=128."
         )
     try:
-        value = yaml.safe_load(right)
+        value = yaml.load(right, _Values)
     except yaml.YAMLError:
         if not right.lstrip().startswith(("{", "*")):  # a path pattern such as {subject}_seg.nii.gz
             raise UserError(f"--set {text!r}: {right!r} is not a valid YAML value.") from None
@@ -168,7 +180,7 @@ def read_yaml(path: Path, what: str) -> Any:
         UserError: it cannot be read, or is not valid YAML.
     """
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        return yaml.load(Path(path).read_text(encoding="utf-8"), _Values)
     except OSError as error:
         raise UserError(f"The {what} {path} cannot be read: {error.strerror}.") from None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -131,6 +131,11 @@ class Dataset(ABC):
         self.params = params
         self.root = root
 
+    @classmethod
+    def title(cls, params: ParamSet) -> str:
+        """The name that the user gave to data of his own, "" for none."""
+        return ""
+
     @property
     def excludes_by_name(self) -> bool:
         """Whether ``--set dataset.exclude=[ID]`` leaves a case out."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import ClassVar
 
-from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.params import ParamSet, param
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 from xml.etree import ElementTree
 
-from adbench.datasets.adapters.volumes import CHOOSING, Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import Named, second_scan
 from adbench.errors import UserError

@@ -9,7 +9,8 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.volumes import CHOOSING, Expected, IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.scans import Expected
+from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import Named
 from adbench.datasets.issues import Issue
@@ -96,7 +97,9 @@ class BraTS23(IndexedVolumes):
         if len(self.groups) > 1:
             yield issues.error("conflict", self._root(), f"{self.root} mixes {listed}, whose labels differ: {known}.")
         elif not set(self.groups) <= set(LABELS):
-            yield issues.error("conflict", self._root(), f"{self.root} holds {listed}, whose labels are not known: {known}.")
+            yield issues.error(
+                "conflict", self._root(), f"{self.root} holds {listed}, whose labels are not known: {known}."
+            )
 
 
 def _group(subject: str) -> str:

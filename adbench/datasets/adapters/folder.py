@@ -13,21 +13,12 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.folder_volumes import (
-    FOLDERS,
-    MODALITIES,
-    SECOND_SCAN,
-    SLICE_FIELDS,
-    SLICE_PIXELS,
-    SPELLINGS,
-    FolderParams,
-    FolderVolumes,
-    why_healthy,
-)
+from adbench.datasets.adapters.folder_volumes import SLICE_FIELDS, SLICE_PIXELS, FolderParams, FolderVolumes
+from adbench.datasets.adapters.own_volumes import FOLDERS, SECOND_SCAN, why_healthy
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.file_index import FoundFiles, find_files
-from adbench.datasets.io.filename_patterns import person, second_scan, split_visit
+from adbench.datasets.io.filename_patterns import MODALITIES, modality_of, person, second_scan, split_visit
 from adbench.datasets.io.png import read_image, read_mask, read_shape
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
@@ -114,6 +105,11 @@ class Folder(Dataset):
             raise UserError(f"{root} holds NIfTI volumes and PNG slices such as {slices[0][0]}: keep one kind in it.")
         return FolderVolumes(params, root)  # type: ignore[return-value]
 
+    @classmethod
+    def title(cls, params: ParamSet) -> str:
+        """``params.name``."""
+        return FolderVolumes.title(params)
+
     # -- what is there ---------------------------------------------------------------------------------------------
 
     @cached_property
@@ -149,7 +145,7 @@ class Folder(Dataset):
         rest, kind = path.stem, ""
         if match := _LAST_WORD.match(path.stem):
             word = match["word"]
-            kind = word.lower() if word.lower() in (BRAIN, LESION) else SPELLINGS.get(word.upper(), "")
+            kind = word.lower() if word.lower() in (BRAIN, LESION) else modality_of(word)
             rest = match["rest"] if kind else rest
         numbered = _SLICE.match(rest)
         name, index = (numbered["subject"], int(numbered["index"])) if numbered else (rest, 0)

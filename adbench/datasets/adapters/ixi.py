@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.scans import Expected
+from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.params import ParamSet, param
 

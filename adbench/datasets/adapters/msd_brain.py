@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import PurePosixPath
 from typing import ClassVar
 
-from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, Scan
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import DatasetInfo
 
 CHANNELS = ("FLAIR", "T1", "T1CE", "T2")  # "modality" of the dataset.json that lies in the archive
@@ -41,4 +42,4 @@ class MSDBrain(IndexedVolumes):
 
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether it lies in ``imagesTs``, whose labels were not published."""
-        return PurePosixPath(getattr(scan.first, "path", str(scan.first))).parent.name == "imagesTs"
+        return PurePosixPath(str(scan.first)).parent.name == "imagesTs"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from adbench.datasets.adapters.volumes import Expected, IndexedVolumes
+from adbench.datasets.adapters.scans import Expected
+from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import DatasetInfo
 
 

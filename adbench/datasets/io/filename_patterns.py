@@ -13,11 +13,32 @@ from pathlib import PurePosixPath
 LESION, BRAIN = "lesion", "brain"
 CHANNELS = "channels"  # one 4-D file that holds several sequences
 UNCLEAR = "mask"  # a mask whose name does not say of what
-_KINDS = {
-    "t1": "T1", "t1w": "T1", "t1n": "T1", "t1ce": "T1CE", "t1c": "T1CE", "t1wks": "T1CE", "t2": "T2", "t2w": "T2",
-    "flair": "FLAIR", "t2f": "FLAIR", "pd": "PD", "dwi": "DWI", "trace": "DWI", "adc": "ADC", "seg": LESION, "msk": LESION,
-    "consensus_gt": LESION, "brainmask": BRAIN,
+MODALITIES = ("FLAIR", "T1", "T2", "T1CE", "PD", "DWI", "ADC")
+_MODALITIES = {name.lower(): name for name in MODALITIES} | {
+    "t1w": "T1", "t1n": "T1", "t1c": "T1CE", "t1gd": "T1CE", "t1wks": "T1CE", "ce-t1w": "T1CE", "gado": "T1CE",
+    "t2w": "T2", "t2f": "FLAIR", "pdw": "PD", "trace": "DWI",
 }  # fmt: skip
+_LESION_WORDS = [
+    "seg",
+    "segmentation",
+    "lesion",
+    "lesions",
+    "lesionmask",
+    "label",
+    "labels",
+    "gt",
+    "consensus_gt",
+    "msk",
+    "tumor",
+    "wmh",
+]
+_KINDS = _MODALITIES | dict.fromkeys(_LESION_WORDS, LESION) | {"brainmask": BRAIN}
+_ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
+_SAYS_LESION = re.compile(r"lesion|tumo|[-_]label-l(?:_|$)")
+_WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
+_BIDS = re.compile(
+    r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$"
+)
 
 
 @dataclass(frozen=True)
@@ -182,6 +203,35 @@ def recognise(path: str) -> Named | None:
         if known.distinct and (found := known.named(family, path)):
             return found
     return None
+
+
+def modality_of(word: str) -> str:
+    """The modality that ``word`` means in any of its spellings ("t1gd", "T2W"), "" for none."""
+    return _MODALITIES.get(word.lower(), "")
+
+
+def common_name(stem: str) -> Named | None:
+    """What a file name without its ending says, as BIDS or by its last word; None where it says nothing.
+
+    ``sub-01_ses-1_ce-gadolinium_T1w``, ``patient07_flair``, ``patient07_lesion_mask``.
+    """
+    match = _WORD.match(stem)
+    if match is None:
+        return None
+    rest, word = match["rest"], match["word"].lower()
+    bids = _BIDS.match(rest)
+    entities = bids["entities"].lower() if bids else rest.lower()
+    kind = _KINDS.get(word, "")
+    if bids and kind == "T1" and "_ce-" in entities:  # with a contrast agent
+        kind = "T1CE"
+    if word in _ANY_MASK:
+        kind = BRAIN if "brain" in entities else LESION if _SAYS_LESION.search(entities) else UNCLEAR
+        rest = rest if bids else re.sub(r"[-_](brain|lesion|tumou?r)$", "", rest, flags=re.IGNORECASE)
+    if not kind:
+        return None
+    if bids:
+        return Named("", bids["subject"], bids["session"] or "", "", kind)
+    return Named("", *split_visit(rest), "", kind)
 
 
 # What a name says after the patient: a session, a visit, a time point, in BIDS and in the releases with visits of their own.

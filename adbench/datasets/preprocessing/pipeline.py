@@ -137,7 +137,9 @@ class _VolumePipeline:
             return mask
         if rule == "background" or (rule == "auto" and not self.raw.skull):
             if value := brain_extraction.background_value(self.image):
-                self.said.append(f"brain: every voxel that is not {value:g}, the value of all corners, and what it encloses")
+                self.said.append(
+                    f"brain: every voxel that is not {value:g}, the value of all corners, and what it encloses"
+                )
             return brain_extraction.background(self.image, where)
         if other := self.companion:  # the same subject's T1
             to_other = np.linalg.inv(other.affine) @ self.to_companion @ self.affine
@@ -247,7 +249,8 @@ class _VolumePipeline:
             image = resample(image, to_voxel, template.SHAPE, linear=True)
             inside = resample(inside, to_voxel, template.SHAPE, linear=False)
             lesion, other = (
-                None if mask is None else resample(mask, to_voxel, template.SHAPE, linear=False) for mask in (lesion, other)
+                None if mask is None else resample(mask, to_voxel, template.SHAPE, linear=False)
+                for mask in (lesion, other)
             )
             if not inside.any():
                 raise UserError(f"{raw}: registration failed: the brain lies outside the template.")
@@ -328,9 +331,11 @@ def _blank(stack: Stack, other: np.ndarray) -> None:
     stack.brain = stack.brain & ~other
     stack.image = stack.image * stack.brain
     stack.lesion = stack.lesion & ~other
-    kept = ~other.any(axis=(1, 2)) | stack.lesion.any(axis=(1, 2))
+    kept = np.asarray(~other.any(axis=(1, 2)) | stack.lesion.any(axis=(1, 2)))
     left = [index for index, keep in zip(stack.slices, kept, strict=True) if not keep]
-    stack.remarks.append(f"other disease: {int(hidden.sum())} prepared voxels are neither lesion nor healthy and do not count")
+    stack.remarks.append(
+        f"other disease: {int(hidden.sum())} prepared voxels are neither lesion nor healthy and do not count"
+    )
     if left:
         stack.remarks.append(f"slices {ranges(left)}: left out, other disease and no lesion")
     stack.slices = [index for index, keep in zip(stack.slices, kept, strict=True) if keep]

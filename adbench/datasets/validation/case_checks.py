@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.volumes import LABEL_TOLERANCE, STRIPPED, Expected, Scan
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import LABEL_TOLERANCE, STRIPPED
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.filename_patterns import BRAIN, LESION
@@ -106,18 +107,20 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
 
 def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Issue]:
     """Masks and sequences that do not lie on the grid of the case's first image."""
-    reference = next((kind for kind in (*expected.sequences, *scan.sequences) if kind in headers), None)
+    images = [kind for kind in dict.fromkeys((*expected.sequences, *scan.sequences)) if kind in headers]
     swapped = ""
-    if not expected.one_grid:
-        reference = expected.drawn_on if expected.drawn_on in headers else None
-        swapped = f", on which it is drawn: is {expected.drawn_on} another sequence's file?"
-        headers = {kind: header for kind, header in headers.items() if kind == LESION or kind == reference}
-    if reference is None:
-        return
-    for kind, header in headers.items():
-        if kind == reference or len(header.shape) != 3:
+    if expected.one_grid:
+        pairs = [(kind, images[0]) for kind in headers if images and kind != images[0]]
+    else:
+        on = [kind for kind in images if expected.drawn_on in ("", kind)]
+        pairs = [(LESION, kind) for kind in on if LESION in headers]
+        swapped = (
+            f", on which it is drawn: is {expected.drawn_on} another sequence's file?" if expected.drawn_on else ""
+        )
+    for kind, reference in pairs:
+        if len(headers[kind].shape) != 3:
             continue
-        if difference := nifti.off_grid(header, headers[reference]):
+        if difference := nifti.off_grid(headers[kind], headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
             what = f"{file} does not lie on the grid of {image.name}: {difference}{swapped}"
             yield issues.error("off-grid", file, what, scan.id)
@@ -149,7 +152,9 @@ def _voxels(
             yield issues.error("constant", file, f"{file} is constant: every voxel is {low:g}", scan.id)
         else:
             head, affine = to_ras(volume.data, volume.affine)
-            coarse = similarity.fingerprint(head.T, head.T != outside, spacing=zooms(affine)[::-1].tolist())
+            coarse = similarity.fingerprint(
+                head.T, to_ras(inside, volume.affine)[0].T, spacing=zooms(affine)[::-1].tolist()
+            )
             prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
             if outside:
                 what = f"{file} has the value {outside:g} in all corners, which is taken for its background"
