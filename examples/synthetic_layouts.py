@@ -71,7 +71,8 @@ def _decathlon(root: Path, names: list[str], modalities: list[str], title: str) 
         channels = np.stack([head(number, modality) for modality in modalities], axis=-1)
         nifti.write(root / "imagesTr" / f"{name}.nii.gz", channels, GRID)
         nifti.write(root / "labelsTr" / f"{name}.nii.gz", _shells(number, 1, 3), GRID)
-    nifti.write(root / "imagesTs" / f"{names[-1]}9.nii.gz", channels + 1, GRID)
+    unlabelled = np.stack([head(100, modality) for modality in modalities], axis=-1)
+    nifti.write(root / "imagesTs" / "BRATS_600.nii.gz", unlabelled, GRID)
     described = {
         "name": title,
         "modality": dict(enumerate(["T1w" if m == "T1" else "T1gd" if m == "T1CE" else m for m in modalities])),
@@ -220,14 +221,17 @@ def bmad(root: Path, n: int = 4) -> None:
         Image.fromarray(np.rot90(data).astype(np.uint8)).save(folder / f"{name}.png")
 
     for number in range(n):
-        image, mask = head(number, "FLAIR"), lesion(number)
-        image = image / image.max() * 255
-        save(root / "Brain" / "train" / "good", f"{number:05d}_17", image[..., 17])
+        save(root / "Brain" / "train" / "good", f"{number:05d}_17", _bright(number)[..., 17])
         for split, first in (("valid", 100), ("test", 200)):
             for verdict, index in (("good", 17), ("Ungood", 10)):
                 folder, name = root / "Brain" / split / verdict, f"{first + number:05d}_{index}"
-                save(folder / "img", name, image[..., index])
-                save(folder / "label", name, mask[..., index] * 255)
+                save(folder / "img", name, _bright(first + number)[..., index])
+                save(folder / "label", name, lesion(first + number)[..., index] * 255)
+
+
+def _bright(number: int) -> np.ndarray:
+    image = head(number, "FLAIR")
+    return np.asarray(image / image.max() * 255)
 
 
 LAYOUTS: dict[str, Callable[..., None]] = {

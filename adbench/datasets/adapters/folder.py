@@ -30,7 +30,9 @@ from adbench.utils.seeds import derive
 BRAIN, LESION = "brainmask", "segmentation"  # as the last word of a file's name
 
 _SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
+_BMAD = re.compile(r"^(?P<subject>\d+)_(?P<index>\d+)$")
 _LAST_WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
+_BELOW = {(), *((v, *p) for v in ("good", "ungood") for p in ((), ("img",), ("label",)))}  # a split folder, as in BMAD
 _Slice = tuple[Split | None, str, str, int]  # role by its folder, subject, session, index
 
 
@@ -67,7 +69,8 @@ class Folder(Dataset):
     ``{train|val|test}/{id}-slice_{k}-{MODALITY}.png`` with ``{id}-slice_{k}-brainmask.png`` and
     ``{id}-slice_{k}-segmentation.png`` beside it. A folder with PNG files directly inside is taken as healthy: its
     patients are split into train and val by a seeded hash of their id, so a patient has the same role in every modality.
-    ``validation``, ``training`` and ``testing`` are other names of the folders; PNG files anywhere else are refused.
+    ``validation``, ``training`` and ``testing`` are other names of the folders; PNG files anywhere else are refused. The folders
+    of BMAD are understood too: ``{train|valid|test}/{good|Ungood}/{img|label}/{subject}_{k}.png``.
 
     The folder train/, a flat folder, and a val/ without any segmentation declare their subjects healthy. All other
     subjects need one, unless ``unmasked`` says what they are.
@@ -96,12 +99,15 @@ class Folder(Dataset):
     quick: ClassVar[bool] = True
     excludes_by_name = False  # its parameter is for volumes
 
+    def __init__(self, params: ParamSet, root: Path | None) -> None:
+        super().__init__(params, root and _only_folder(root))
+
     def __new__(cls, params: ParamSet, root: Path | None) -> Folder:
         """The one of the two kinds that lies at ``root``."""
         files = find_files(root) if root is not None and root.is_dir() else FoundFiles()
         if root is None or not files.volumes:
             return super().__new__(cls)
-        if slices := _by_split(root, files.pictures)[0]:
+        if slices := _by_split(_only_folder(root), [p for p in files.pictures if _only_folder(root) in p.parents])[0]:
             raise UserError(f"{root} holds NIfTI volumes and PNG slices such as {slices[0][0]}: keep one kind in it.")
         return FolderVolumes(params, root)  # type: ignore[return-value]
 
@@ -148,6 +154,10 @@ class Folder(Dataset):
             kind = word.lower() if word.lower() in (BRAIN, LESION) else modality_of(word)
             rest = match["rest"] if kind else rest
         numbered = _SLICE.match(rest)
+        verdict = [folder.lower() for folder in path.parts[-3:-1] if folder.lower() in ("good", "ungood")]
+        if verdict and not kind:
+            numbered = numbered or _BMAD.match(rest)
+            kind = LESION if path.parent.name.lower() == "label" else ""
         name, index = (numbered["subject"], int(numbered["index"])) if numbered else (rest, 0)
         return _File(path, split, *split_visit(name), index, kind or self.params.modality.upper())
 
@@ -382,13 +392,23 @@ class Folder(Dataset):
                 yield issues.warning("shape", path, message)
 
 
+def _only_folder(root: Path) -> Path:
+    """``root``, or the folder below it that holds the splits where nothing else lies beside it ("Brain" of BMAD)."""
+    if not root.is_dir():
+        return root
+    inside = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in FOLDERS:
+        return root
+    return inside[0] if any(entry.is_dir() and entry.name.lower() in FOLDERS for entry in inside[0].iterdir()) else root
+
+
 def _by_split(root: Path, pictures: Iterable[Path]) -> tuple[list[tuple[Path, Split | None]], list[Path]]:
     """Slices with the role of their folder (None directly in ``root``), ordered by role; and PNG files anywhere else."""
     slices: list[tuple[Path, Split | None]] = []
     strays: list[Path] = []
     for path in pictures:
         folders = [folder.lower() for folder in path.relative_to(root).parts[:-1]]
-        if not folders or (len(folders) == 1 and folders[0] in FOLDERS):
+        if not folders or (folders[0] in FOLDERS and tuple(folders[1:]) in _BELOW):
             slices.append((path, FOLDERS[folders[0]] if folders else None))
         else:
             strays.append(path)

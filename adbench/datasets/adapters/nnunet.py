@@ -65,8 +65,13 @@ class NnUNet(OwnVolumes):
             raise UserError(f"{there[0]} cannot be read ({error}): copy it again.") from None
         return {**content, "path": there[0]}
 
-    @cached_property
+    @property
     def channels(self) -> tuple[str, ...]:
+        """The modality of each channel; "" for one that is none."""
+        return self._channels
+
+    @cached_property
+    def _channels(self) -> tuple[str, ...]:
         """The modality of each channel; "" for one that is none.
 
         Raises:
@@ -121,4 +126,4 @@ class NnUNet(OwnVolumes):
                 labels[value] = str(key)
             elif str(key).isdigit():
                 labels[int(key)] = str(value)
-        return replace(super().expected, channels=tuple(self.channels), labels=labels)
+        return replace(super().expected, labels=labels)

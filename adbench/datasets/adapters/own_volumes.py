@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Container, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
@@ -92,6 +93,7 @@ class OwnVolumes(IndexedVolumes):
 
     Params: ClassVar[type[ParamSet]] = OwnParams
     params: OwnParams
+    distributed: ClassVar[Expected] = Expected(sequences=(), lesion=False)
     choosing: ClassVar[tuple[str, ...]] = (*CHOOSING, "second_scans", "name")
 
     @classmethod
@@ -178,10 +180,10 @@ class OwnVolumes(IndexedVolumes):
             if self.params.unmasked != "leave-out" or self.healthy(scan):
                 yield from self._looks_ill(scan)
             if self.params.unmasked == "refuse" and not self.healthy(scan) and not self.unmasked_by_design(scan):
-                message = (
-                    f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: say "
-                    "--set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/."
+                remedy = self._release or (
+                    "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/"
                 )
+                message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
                 yield issues.error("missing-mask", scan.first, message, scan.id)
 
     def _looks_ill(self, scan: Scan) -> Iterator[Issue]:
@@ -233,22 +235,11 @@ class OwnVolumes(IndexedVolumes):
         scans = [scan for scan in self.index.scans if not self.excluded(scan)] or self.index.scans
         return [(scan.files[kind], scan.channels.get(kind)) for scan in scans for kind in scan.sequences]
 
-    def available(self) -> tuple[str, ...]:
-        """The modalities found.
-
-        Raises:
-            UserError: there are masks and no image.
-        """
-        there = super().available()
-        if not there:
-            masks = [file for scan in self.index.scans for file in scan.files.values()]
-            first = next(iter(masks), None) or self.index.unclear[0][1]
-            other = f"; {self.index.unused[0]} is of no known name" if self.index.unused else ""
-            raise UserError(
-                f"There are masks ({first}) and no image in {self.root}{other}. Say where the images lie with --set "
-                "dataset.image_pattern=..., such as {subject}/{subject}_{modality}.nii.gz, and the masks with lesion_pattern."
-            )
-        return there
+    def _only_masks(self) -> str:
+        return (
+            f"{super()._only_masks()} Other names are described by --set dataset.image_pattern=..., such as "
+            "{subject}/{subject}_{modality}.nii.gz, and those of masks by lesion_pattern, of --dataset folder."
+        )
 
     @cached_property
     def skull(self) -> bool:
@@ -282,4 +273,4 @@ class OwnVolumes(IndexedVolumes):
     @property
     def expected(self) -> Expected:
         """Every sequence that is there, on one grid; :meth:`faults` knows who needs a mask."""
-        return Expected(sequences=self.available(), lesion=False)
+        return replace(self.distributed, sequences=self.available(), channels=self.channels)

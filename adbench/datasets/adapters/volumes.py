@@ -66,6 +66,11 @@ class IndexedVolumes(VolumeDataset):
         return self.distributed
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """The sequences of a 4-D file, in their order; "" for one that is not used."""
+        return self.distributed.channels
+
+    @property
     def skull(self) -> bool:
         """Whether images may show the skull."""
         return self.expected.skull is not False
@@ -118,9 +123,21 @@ class IndexedVolumes(VolumeDataset):
     # -- what is there -----------------------------------------------------------------------------------------------
 
     def available(self) -> tuple[str, ...]:
-        """The modalities found, in the order of ``info.modalities``."""
-        counts = Counter(kind for scan in self.index.scans for kind in scan.sequences)
-        return tuple(name for name in self.info.modalities if counts[name])
+        """The modalities found, in the order of ``info.modalities``.
+
+        Raises:
+            UserError: from :attr:`index`, or there are masks and no image.
+        """
+        there = {kind for scan in self.index.scans for kind in scan.sequences}
+        if not there:
+            raise UserError(self._only_masks())
+        return tuple(name for name in self.info.modalities if name in there)
+
+    def _only_masks(self) -> str:
+        index = self.index
+        first = next((file for scan in index.scans for file in scan.files.values()), None) or index.unclear[0][1]
+        other = f"; {index.unused[0]} has no name of {self.info.name}'s" if index.unused else ""
+        return f"There are masks ({first}) and no image in {self.root}{other}. {self._expected_there}"
 
     @cached_property
     def index(self) -> Index:
@@ -141,17 +158,24 @@ class IndexedVolumes(VolumeDataset):
                 groups[name.subject, name.session].append((name, file))
             else:
                 unused.append(path)
-            if self.families and (known := recognise(path)):
+            if known := recognise(path):
                 families[known.family].append(path)
         others = {family: paths for family, paths in families.items() if family not in self.families}
         if not groups:
             raise self._nothing(root, found, others)
-        if others:
+        if others and self.families:
             raise self._mixed(root, families)
         index = Index([], [], [], [], [], unused, found)
         for (subject, session), members in sorted(groups.items()):
             self._add(index, subject, session, sorted(members, key=lambda m: (m[0].rank, m[1].name, str(m[1]))))
         return index
+
+    @cached_property
+    def _release(self) -> str:
+        """What to do where the files are those of a known release; "" where they are not."""
+        found = (recognise(path) for path in self.index.files.volumes)
+        known = next((SETS[name.family] for name in found if name and SETS[name.family].dataset), None)
+        return f"this looks like {known.title}, whose names --dataset {known.dataset} knows" if known else ""
 
     def _add(self, index: Index, subject: str, session: str, members: list[tuple[Named, File]]) -> None:
         """Enter the scan that ``members`` make, the file to be used before others of its kind."""
@@ -178,8 +202,8 @@ class IndexedVolumes(VolumeDataset):
                     pieces |= {first: None, file: None}
         if CHANNELS in files:
             whole = files.pop(CHANNELS)
-            for place, modality in enumerate(self.expected.channels):
-                if files.setdefault(modality, whole) is whole:
+            for place, modality in enumerate(self.channels):
+                if modality and files.setdefault(modality, whole) is whole:
                     channels[modality] = place
         if files:
             index.scans.append(replace(scan, pieces=tuple(pieces)))
@@ -209,7 +233,10 @@ class IndexedVolumes(VolumeDataset):
             if {family, *self.families} >= {"brats21", "brats23"}:
                 hint += "; the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used"
             looks = f"this looks like {known.title} ({paths[0]}); {hint}"
-            return UserError(f"No {title} file in {root}: {looks}. {expected}")
+            if not self.families and not known.dataset:
+                continue
+            start = f"No {title} file in {root}" if self.families else f"No file in {root} has a name of your own"
+            return UserError(f"{start}: {looks}. {expected}")
         for archive in [*below.partial, *below.archives]:
             refuse_unreadable(archive)
             return UserError(
@@ -258,8 +285,11 @@ class IndexedVolumes(VolumeDataset):
             remedy = "remove one"
             if _plain(first) == _plain(second):
                 what = "have the same name and different content"
-                if kind != LESION and not self.families:
-                    remedy += " (or, if they are of two patients, say where the names are: --set dataset.image_pattern={subject}/...)"
+                if not self.families:
+                    remedy += (
+                        ", or say where the names lie if they are of two patients (dataset.image_pattern={subject}/...)"
+                    )
+                    remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
                 what = "are both lesion masks"
                 remedy = (

@@ -88,7 +88,7 @@ class KnownSet:
         """What ``path`` says, or None when it is none of this set's names."""
         for number, (pattern, kind) in enumerate(self.names.items()):
             if match := pattern.search(path):
-                found = match.groupdict("")
+                found = {"subject": "", **match.groupdict("")}
                 if kind is None:
                     kind = _KINDS.get(found["kind"].lower(), "")
                 site = found.get("site", "").replace("/", " ")
@@ -229,6 +229,8 @@ def common_name(stem: str) -> Named | None:
         rest = rest if bids else re.sub(r"[-_](brain|lesion|tumou?r)$", "", rest, flags=re.IGNORECASE)
     if not kind:
         return None
+    if kind == LESION:
+        rest = re.sub(r"[-_]consensus$", "", rest, flags=re.IGNORECASE)
     if bids:
         return Named("", bids["subject"], bids["session"] or "", "", kind)
     return Named("", *split_visit(rest), "", kind)

@@ -69,6 +69,8 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
         elif checksum is not None:  # of a 4-D file all sequences would be one
             result.checksums[kind] = checksum
         headers[kind] = header
+        if scan.channels.get(kind):  # said of the first one of its file
+            continue
         result.issues += _header(scan.id, kind in (LESION, BRAIN), file, header, expected)
     result.issues += _grids(scan, headers, expected)
     if deep:
