@@ -80,9 +80,9 @@ def errors(report: CheckReport) -> list[tuple[str, str]]:
         ("msd_brain", "msd_brain", [], ["FLAIR", "T1", "T1CE", "T2"], 1),
         ("isles22", "isles22", [], ["FLAIR", "DWI", "ADC"], 1),
         ("mslub", "mslub", [], ["FLAIR", "T1", "T1CE", "T2"], 1),
-        ("wmh", "wmh", ["brain=background"], ["FLAIR", "T1"], 2),
+        ("wmh", "wmh", ["brain=background"], ["FLAIR", "T1"], 1),
         ("soop", "soop", [], ["FLAIR", "T1", "DWI", "ADC"], 1),
-        ("bids", "bids", ["healthy=group=control", "name=cohort_a"], ["T1"], 2),
+        ("bids", "bids", ["healthy=group=control", "name=cohort_a"], ["T1"], 3),
         ("nnunet", "nnunet", [], ["FLAIR", "T1"], 1),
         ("msd_brain", "nnunet", [], ["FLAIR", "T1", "T2", "T1CE"], 1),
     ],
@@ -103,18 +103,19 @@ def test_info_check_prepare_and_run(
         common += ["--set", f"dataset.{option}"]
     described = json.loads(cli("data", "info", *common, "--json")[1])
     assert list(described["modalities"]) == modalities
-    found = check(dataset(name, root, **dict(option.split("=", 1) for option in options)), deep=True)
+    params = dict(option.split("=", 1) for option in options)
+    source = run_config.locate(name, str(root), {**TINY, **params}, "--data-root")
+    found = check(source.open(), deep=True)
     assert {f.code for f in found.findings if f.severity != "info"} <= {"shape", "voxel-size"}  # heads of 8 mm
-    code, out, err = cli(
-        "run", "--method", "histeq", *common, "--out", tmp_path / "runs", "--cache", tmp_path / "cache", "--device", "cpu", "--json"
-    )  # fmt: skip
+    cache = ["--cache", tmp_path / "cache"]
+    code, _, err = cli("data", "prepare", *common, *cache, "--workers", 1, "--modality", modalities[0])
     assert code == 0, err
-    (run,) = json.loads(out)["runs"] if isinstance(json.loads(out), dict) else json.loads(out)
+    code, _, err = cli("run", "--method", "histeq", *common, *cache, "--out", tmp_path / "runs", "--device", "cpu")
+    assert code == 0, err
     (record,) = (tmp_path / "runs").rglob("record.json")
     part = json.loads(record.read_text())["test"]
     assert part["subjects"] == test_subjects
     assert part["name"] == ("cohort_a" if name == "bids" else name)
-    assert run is not None
 
 
 @pytest.mark.parametrize("layout", sorted(PATTERNS))
