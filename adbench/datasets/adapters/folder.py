@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +20,7 @@ from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.file_index import FoundFiles, find_files
 from adbench.datasets.io.filename_patterns import MODALITIES, modality_of, person, second_scan, split_visit
-from adbench.datasets.io.png import read_image, read_mask, read_shape
+from adbench.datasets.io.png import read_image, read_mask, read_shape, used_bits
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
 from adbench.datasets.splits import ROLES
@@ -27,6 +28,7 @@ from adbench.errors import UserError
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
 
+_WHITE = 65535  # of an image that uses all of its 16 bits
 BRAIN, LESION = "brainmask", "segmentation"  # as the last word of a file's name
 
 _SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
@@ -75,8 +77,8 @@ class Folder(Dataset):
     The folder train/, a flat folder, and a val/ without any segmentation declare their subjects healthy. All other
     subjects need one, unless ``unmasked`` says what they are.
 
-    Intensities are taken as stored, divided by the largest value of the type (255, or 65535 for 16 bit). They are not
-    normalised again: their author normalised the volume, and a slice alone does not show the range of the volume
+    Intensities are taken as stored, divided by the largest value of the type: 255, or of 16-bit images the largest of the
+    bits that all of them together use (4095 for a scanner of 12 bits). They are not normalised again: their author normalised the volume, and a slice alone does not show the range of the volume
     that it came from.
     """
 
@@ -211,6 +213,7 @@ class Folder(Dataset):
             )
         masks = self._masks
         shapes = {read_shape(file.path) for file in images.values()}
+        white = self._white(modality)
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
         roles = self._drawn(images.values())
         grouped: dict[tuple[int, Split, str, str], list[_File]] = defaultdict(list)
@@ -239,10 +242,20 @@ class Folder(Dataset):
                         "side": side,
                         "unused": sorted(unused),
                         "train_with_masks": masked and split == "train",
+                        **({"white": white} if white != _WHITE else {}),
                     },
                 )
             )
         return cases
+
+    def _white(self, modality: str) -> int:
+        """The value of 16-bit images that is white: the largest of the bits that they use."""
+        bits = 0
+        for file in self._files:
+            if file.kind == modality:
+                with suppress(FileError):  # reported when its turn comes
+                    bits = max(bits, used_bits(file.path))
+        return 2**bits - 1 if bits else _WHITE
 
     def _drawn(self, files: Iterable[_File]) -> dict[str, Split]:
         """The split of every patient of a flat folder, drawn by the first of the names that the patient has."""
@@ -282,10 +295,13 @@ class Folder(Dataset):
         if unmasked := [index for index, _, brain, _ in rows if brain is None]:
             message = f"no brainmask, brain = image > 0 ({_slices(unmasked)})"
             found.append(issues.info("remark", "", message, case.id))
+        if white := case.extra.get("white"):
+            message = f"16-bit images use {white.bit_length()} bits, so {white} is white"
+            found.append(issues.info("remark", "", message, case.id))
         images, brains, lesions, kept = [], [], [], []
         for index, path, brain_path, lesion_path in rows:
             try:
-                image = read_image(path)
+                image = read_image(path, case.extra.get("white", _WHITE))
                 brain = image > 0 if brain_path is None else read_mask(brain_path, path, image.shape)
                 lesion = read_mask(lesion_path, path, image.shape) if lesion_path else np.zeros_like(brain)
             except FileError as error:

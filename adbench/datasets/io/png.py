@@ -35,8 +35,23 @@ def read_stored(path: Path) -> np.ndarray:
     return values.astype(np.int64)
 
 
-def read_image(path: Path) -> np.ndarray:
+def used_bits(path: Path) -> int:
+    """Bits that the values of a 16-bit image take; 0 for an image of 8 bits, by its header alone.
+
+    Raises:
+        FileError: unreadable.
+    """
+    if not _open(path, pixels=False).mode.startswith("I"):
+        return 0
+    return int(_grey(path).max()).bit_length()
+
+
+def read_image(path: Path, white: int = 65535) -> np.ndarray:
     """(H, W) float32 in [0, 1]: the stored grey values over the largest of their type.
+
+    Args:
+        path: of the image.
+        white: value of a 16-bit image that becomes 1.
 
     Raises:
         FileError: unreadable, or colour.
@@ -44,7 +59,7 @@ def read_image(path: Path) -> np.ndarray:
     pixels = _grey(path)
     if pixels.dtype == np.bool_:
         return pixels.astype(np.float32)
-    return pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 65535)
+    return pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else white)
 
 
 def read_mask(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:
