@@ -186,7 +186,7 @@ def test_scanners_of_12_bits_fill_the_range_of_grey_values(tmp_path: Path) -> No
     dataset = folder(tmp_path)
     stacks = [dataset.load(case, "FLAIR") for case in dataset.discover("FLAIR")]
     assert [float(stack.image.max()) for stack in stacks] == pytest.approx([2100 / 4095, 4000 / 4095])
-    assert stacks[0].remarks[0] == "16-bit images use 12 bits, so 4095 is white"
+    assert stacks[0].remarks[1] == "16-bit images use 12 bits, so 4095 is white"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])

@@ -168,7 +168,8 @@ SETS = {
         "MSLUB",
         _names(
             {
-                r"raw/patient\d+_\w+": "",
+                r"raw/patient\d+[_/]\w+": "",
+                r"coregistered/(?P<subject>patient\d+)/(?:patient\d+_)?(?P<kind>FLAIR|T1W|T2W|T1WKS|consensus_gt|brainmask)": None,
                 r"(?P<subject>patient\d+)_(?P<kind>FLAIR|T1W|T2W|T1WKS|consensus_gt|brainmask)": None,
             }
         ),
