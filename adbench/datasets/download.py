@@ -11,7 +11,6 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from xml.etree import ElementTree
@@ -210,11 +209,12 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
     part = target.with_name(target.name + _PART)
     part.parent.mkdir(parents=True, exist_ok=True)
     content, size = hashlib.md5(usedforsecurity=False), 0
-    with open(part, "a+b") as file:
+    room = memoryview(bytearray(_BLOCK))
+    with open(part, "a+b", buffering=0) as file:
         file.seek(0)
-        while block := file.read(_BLOCK):
-            content.update(block)
-            size += len(block)
+        while count := file.readinto(room):
+            content.update(room[:count])
+            size += count
         failures, best, total = 0, size, remote.size
         while failures < ATTEMPTS and (total is None or size < total):
             problem = "the connection ended"
@@ -233,10 +233,11 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                     if total is not None and whole is not None and whole != total:
                         raise _other(remote, f"has {whole} bytes there, where {total} were announced", part)
                     total = whole if total is None else total
-                    while block := answer.read(_BLOCK):
-                        file.write(block)
-                        content.update(block)
-                        size += len(block)
+                    while count := answer.readinto(room):
+                        file.write(room[:count])
+                        if remote.md5:
+                            content.update(room[:count])
+                        size += count
                         progress.update(f"get {target.name}", size, total or 0)
                 if total is None:
                     total = size
@@ -252,11 +253,6 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                 problem = f"{error.code} {error.reason}"
             except (OSError, http.client.HTTPException) as error:
                 problem = str(error) or type(error).__name__
-                with suppress(AttributeError):  # what came before the connection broke
-                    rest: bytes = error.partial  # type: ignore[union-attr]
-                    file.write(rest)
-                    content.update(rest)
-                    size += len(rest)
             failures, best = (0, size) if size > best else (failures + 1, best)
             if failures and failures < ATTEMPTS:
                 time.sleep(min(2**failures, 30) * 0.1)

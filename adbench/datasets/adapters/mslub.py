@@ -19,7 +19,10 @@ class MSLUB(IndexedVolumes):
         version="1",
         modalities=("FLAIR", "T1", "T1CE", "T2"),
         licence="CC BY 4.0",
-        obtain="https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS: one zip a patient, then `adbench data unpack`; or clone https://github.com/muschellij2/open_ms_data and give its folder cross_sectional/coregistered",
+        obtain=(
+            "https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS: one zip a patient, then `adbench data unpack`; or clone "
+            "https://github.com/muschellij2/open_ms_data and give its folder cross_sectional"
+        ),
         layout="patient{nn}_{FLAIR|T1W|T1WKS|T2W|consensus_gt|brainmask}.nii.gz in folders of any name and depth",
         protocol="folder",
         citation="Lesjak et al. 2018, doi:10.1007/s12021-017-9348-7",
