@@ -158,12 +158,13 @@ def _voxels(
                 head.T, to_ras(inside, volume.affine)[0].T, spacing=zooms(affine)[::-1].tolist()
             )
             prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
-            if outside:
+            if expected.zero_background and (corners := _corners(volume.data)):
+                what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
+                taken = f"; {outside:g} is taken for its background" if outside else ""
+                yield issues.warning("background", file, f"{what}{taken}", scan.id)
+            elif outside:
                 what = f"{file} has the value {outside:g} in all corners, which is taken for its background"
                 yield issues.info("background", file, what, scan.id)
-            elif expected.zero_background and (corners := _corners(volume.data)):
-                what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
-                yield issues.warning("background", file, what, scan.id)
             stripped = stripped or bool(inside.mean() < 1 - STRIPPED)
             if BRAIN not in headers and (expected.one_grid or kind == expected.drawn_on):
                 brain = inside if brain is None or brain.shape != inside.shape else brain | inside
