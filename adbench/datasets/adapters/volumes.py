@@ -372,14 +372,16 @@ class IndexedVolumes(VolumeDataset):
                 remarks.append(f"{scan.id if several else scan.subject}: left out, {why}")
                 continue
             companion = self.companion_of(modality)
-            kinds = [modality, BRAIN] + ([companion] if companion != modality else [])
             masks = self.chosen_masks(scan)
+            own, others = (
+                [scan.files[k] for k in kinds if k in scan.files] for kinds in ((modality, BRAIN), (companion,))
+            )
             more = {"channels": dict(scan.channels)} if scan.channels else {}
             cases.append(
                 Case(
                     subject=scan.subject,
                     split=self.roles[scan.subject],
-                    files=tuple(dict.fromkeys([scan.files[k] for k in kinds if k in scan.files] + list(masks))),
+                    files=tuple(dict.fromkeys([*own, *masks, *others])),
                     session=scan.session if several else "",
                     site=scan.site,
                     flags=scan.flags,
@@ -427,7 +429,7 @@ class IndexedVolumes(VolumeDataset):
             share = 0.5 if self.params.lesion_masks == "majority" else 0.0
             raw.lesion, raw.lesion_labels = (counted.mean(axis=0) > share).astype(np.uint8), None
             raw.remarks += (f"lesion: {self.params.lesion_masks} of {', '.join(file.name for file in masks)}",)
-        if raw.lesion is not None and len(masks) and self.expected.drawn_on not in ("", modality):
+        if masks and nifti.off_grid(nifti.read_header(masks[0]), image.header):
             raw.remarks += (f"lesion: mask brought from the grid of {self.expected.drawn_on} by the nearest voxel",)
         companion = self.companion_of(modality)
         if companion in files and companion != modality:
