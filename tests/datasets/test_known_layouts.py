@@ -259,6 +259,15 @@ def test_a_channel_that_is_missing(tmp_path: Path) -> None:
     ]
 
 
+def test_one_patient_twice_is_found_in_4d_files(tmp_path: Path) -> None:
+    root = written(tmp_path, "msd_brain") / "Task01_BrainTumour"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder / "BRATS_003.nii.gz").write_bytes((root / folder / "BRATS_001.nii.gz").read_bytes())
+    one, other = root / "imagesTr" / "BRATS_001.nii.gz", root / "imagesTr" / "BRATS_003.nii.gz"
+    says = f"{other} holds the same volume as {one}: the subjects BRATS_001 and BRATS_003 are one"
+    assert errors(check(dataset("msd_brain", tmp_path))) == [("BRATS_003", says)]
+
+
 def test_a_mask_is_carried_to_a_sequence_on_another_grid(tmp_path: Path) -> None:
     found = dataset("isles22", written(tmp_path, "isles22", 1))
     (case,) = found.discover("FLAIR")
@@ -383,6 +392,15 @@ def test_a_dataset_json_that_says_nothing(tmp_path: Path, described: str | None,
     if described is not None:
         (root / "dataset.json").write_text(described)
     assert refused("nnunet", root).startswith(says.format(root=root))
+
+
+def test_regions_of_several_labels(tmp_path: Path) -> None:
+    root = written(tmp_path, "nnunet")
+    described = json.loads((root / "dataset.json").read_text()) | {
+        "labels": {"background": 0, "whole": [1, 2], "core": 2}
+    }
+    (root / "dataset.json").write_text(json.dumps(described))
+    assert dataset("nnunet", root).expected.labels == {0: "background", 1: "whole", 2: "core"}
 
 
 def test_stated_channels(tmp_path: Path) -> None:

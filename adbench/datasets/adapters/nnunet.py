@@ -122,8 +122,10 @@ class NnUNet(OwnVolumes):
         """With the channels and labels of dataset.json."""
         labels: dict[int, str] = {}
         for key, value in dict(self._described.get("labels") or {}).items() if not self.params.channels else ():
-            if isinstance(value, int):  # nnU-Net version 2; the Decathlon and version 1 have it the other way round
-                labels[value] = str(key)
+            if isinstance(
+                value, int | list
+            ):  # nnU-Net version 2, with regions of several labels; others have it the other way round
+                labels |= {int(label): str(key) for label in (value if isinstance(value, list) else [value])}
             elif str(key).isdigit():
                 labels[int(key)] = str(value)
         return replace(super().expected, labels=labels)

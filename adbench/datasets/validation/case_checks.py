@@ -66,7 +66,7 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
                 what = f"{str(error).rstrip('.')}: the file should hold {', '.join(expected.channels)}, in this order."
                 result.issues.append(Issue("error", error.code, scan.id, str(file), what))
                 continue
-        elif checksum is not None:  # of a 4-D file all sequences would be one
+        if checksum is not None and not scan.channels.get(kind):  # a 4-D file stands for its first sequence
             result.checksums[kind] = checksum
         headers[kind] = header
         if scan.channels.get(kind):  # said of the first one of its file
