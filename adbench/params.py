@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from adbench.errors import UserError, unknown
 from adbench.utils.hashing import canonical_json
@@ -16,6 +17,15 @@ class ParamSet(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _as_meant(cls, values: Any) -> Any:
+        """YAML reads ``no`` as false and ``100206`` as a number: give each field what its type says was meant."""
+        if not isinstance(values, dict):
+            return values
+        types = {name: field.annotation for name, field in cls.model_fields.items()}
+        return {name: _meant(value, types.get(name)) for name, value in values.items()}
+
     @cached_property
     def json_values(self) -> dict[str, Any]:
         """Every field as a JSON value, by name; do not change it."""
@@ -25,6 +35,23 @@ class ParamSet(BaseModel):
     def json_text(self) -> str:
         """Equal text for equal parameters, see :func:`adbench.utils.hashing.canonical_json`."""
         return canonical_json(self.json_values)
+
+
+def _meant(value: Any, annotation: Any) -> Any:
+    """``value`` as a field of type ``annotation`` takes it: one value for a list, a number for a name, a boolean for yes or no."""
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin in (Union, UnionType):
+        others = [arg for arg in args if arg is not NoneType]
+        return value if value is None or len(others) != 1 else _meant(value, others[0])
+    if origin in (tuple, list):
+        several = value if isinstance(value, list | tuple) else (value,)
+        return tuple(_meant(one, args[0]) for one in several) if len(args) == 1 or args[1:] == (...,) else value
+    if isinstance(value, bool) and origin is Literal:
+        words = ("yes", "on", "true") if value else ("no", "off", "false", "none")
+        return next((word for word in words if word in args), value)
+    if annotation is str and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return value
 
 
 P = TypeVar("P", bound=ParamSet)

@@ -69,7 +69,7 @@ def test_info_of_sessions(cli: Cli, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("info", "-d", "brats"), "Did you mean 'brats21'?"),
+        (("info", "-d", "brats1"), "Did you mean 'brats21'?"),
         (("info", "-d", "brats21"), "The dataset brats21 needs its folder: give --data-root DIR or set ADBENCH_DATA"),
         (("check", "-d", "ixi", "--data-root", "BRATS"), "this looks like BraTS'21"),
         (("check", "-d", "brats21", "--data-root", "BRATS", "--set", "siz=3"), "Did you mean 'size'"),

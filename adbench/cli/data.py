@@ -22,9 +22,7 @@ app.add_typer(data, name="data")
 
 SHOWN = 5  # issues of one kind that are printed
 
-DatasetName = Annotated[
-    str, typer.Option("--dataset", "-d", help="ixi, atlas, brats21, folder, phantom or a plug-in's.")
-]
+DatasetName = Annotated[str, typer.Option("--dataset", "-d", help="A dataset: adbench list datasets shows all.")]
 Set = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the dataset.")]
 Modality = Annotated[
     list[str] | None, typer.Option("--modality", "-m", help="Sequences, separated by commas; default: all there are.")
@@ -120,6 +118,8 @@ def info(
     line = partial(out.print, markup=False, soft_wrap=True)
     line(f"{what['dataset']} in {what['root'] or 'memory'}", style="bold")
     line(f"licence: {what['licence']}")
+    if what["citation"]:
+        line(f"cite: {what['citation']}")
     rows = []
     for name, found in what["modalities"].items():
         roles = [str(len(found["subjects"][role])) for role in ("train", "val", "test")]
@@ -202,6 +202,50 @@ def check(
     if report is not None:
         say(f"Report: {report}")
     raise typer.Exit(found.exit_code)
+
+
+@data.command(
+    epilog="Examples:\n\n"
+    "  adbench data get ixi --out data/ixi --modality T1,T2 --accept-licence\n\n"
+    "  adbench data get brats23        (prints the steps: it needs an agreement)"
+)
+def get(
+    name: Annotated[str, typer.Argument(help="A dataset: adbench list datasets shows all.")],
+    out: Annotated[Path | None, typer.Option(help="Folder to put it into; default: data/<name>.")] = None,
+    modality: Annotated[
+        list[str] | None, typer.Option("--modality", "-m", help="Sequences, separated by commas, where each is a file.")
+    ] = None,
+    mirror: Annotated[str, typer.Option(help="Address of a folder (soop: a bucket) that holds the same files.")] = "",
+    accept_licence: Annotated[
+        bool, typer.Option("--accept-licence", help="Agree to the licence that is shown.")
+    ] = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fetch a dataset that needs no agreement; say how to get any other. An interrupted download goes on where it stopped."""
+    from adbench.config import registry
+    from adbench.datasets import download
+    from adbench.errors import UserError
+    from adbench.utils.console import LiveProgress, say
+    from adbench.utils.console import out as console
+
+    info = registry.load("datasets", name).info
+    line = partial(console.print, markup=False, soft_wrap=True)
+    line(f"{name}: licence {info.licence}{f'; cite {info.citation}' if info.citation else ''}")
+    folder = out or Path("data") / name
+    check_it = f"adbench data check --dataset {name} --data-root {folder}"
+    if name not in download.SOURCES:
+        line(
+            f"{name} cannot be fetched without you. {info.obtain}. Expected in {folder}: {info.layout}. Then: {check_it}"
+        )
+        return
+    if not accept_licence:
+        raise UserError(f"{name} is under {info.licence}: say --accept-licence to agree and fetch it.")
+    with resumable(), LiveProgress(quiet) as progress:
+        wanted = download.missing(download.files_of(name, [m.upper() for m in split(modality)], mirror), folder)
+        line(f"{len(wanted)} files, {sum(file.size or 0 for file in wanted) / 1e9:.2f} GB, into {folder}")
+        for file in wanted:
+            download.fetch(file, folder, progress)
+    say(f"All of {name} is in {folder}. Look at it: {check_it}")
 
 
 @data.command(epilog="Example:  adbench data unpack BraTS2021_Training_Data.tar --out data/brats21")

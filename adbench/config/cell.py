@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adbench.config import protocols, registry
 from adbench.config.protocols import Protocol
+from adbench.errors import UserError
 from adbench.params import ParamSet, build
 
 
@@ -65,7 +66,17 @@ class Source:
             UserError: unknown dataset or parameter, or a value out of range.
         """
         found = registry.load("datasets", dataset)
-        return cls(dataset, root, build(found.Params, f"dataset {dataset}", values), found)
+        source = cls(dataset, root, build(found.Params, f"dataset {dataset}", values), found)
+        if source.title != dataset and source.title in registry.entries("datasets"):
+            raise UserError(
+                f"dataset.name={source.title} is the name of another dataset: give your data a name of their own."
+            )
+        return source
+
+    @property
+    def title(self) -> str:
+        """What tables, run folders and records call it: the name that the user gave it, else that of the dataset."""
+        return self.dataset_class.title(self.params) or self.dataset
 
     def open(self) -> Any:
         """The dataset, an instance of :attr:`dataset_class`."""
@@ -118,7 +129,7 @@ class Cell:
     @property
     def label(self) -> str:
         """A short name for progress bars and messages."""
-        return f"{self.method} [{self.preset}] {self.test.dataset} {self.modality} seed {self.seed}"
+        return f"{self.method} [{self.preset}] {self.test.title} {self.modality} seed {self.seed}"
 
     @property
     def train_source(self) -> Source:

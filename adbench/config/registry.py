@@ -58,6 +58,26 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "adbench.datasets.adapters.brats:BraTS21",
             "BraTS'21 as distributed: glioma, FLAIR, T1, T1CE and T2",
         ),
+        "brats23": (
+            "adbench.datasets.adapters.brats23:BraTS23",
+            "BraTS 2023 and 2024 (GLI, MET, PED, MEN, SSA): tumours, FLAIR, T1, T1CE and T2",
+        ),
+        "msd_brain": (
+            "adbench.datasets.adapters.msd_brain:MSDBrain",
+            "Medical Segmentation Decathlon, Task01: glioma, four sequences in 4-D files",
+        ),
+        "isles22": ("adbench.datasets.adapters.isles22:ISLES22", "ISLES'22: acute stroke, FLAIR, DWI and ADC"),
+        "mslub": ("adbench.datasets.adapters.mslub:MSLUB", "MSLUB: multiple sclerosis, FLAIR, T1, T1CE and T2"),
+        "wmh": ("adbench.datasets.adapters.wmh:WMH", "WMH challenge: white-matter hyperintensities, FLAIR and T1"),
+        "soop": ("adbench.datasets.adapters.soop:SOOP", "SOOP (OpenNeuro ds004889): acute stroke, FLAIR, T1, DWI, ADC"),
+        "bids": (
+            "adbench.datasets.adapters.bids:Bids",
+            "Any BIDS dataset: OASIS-3, CamCAN and others, healthy by participants.tsv, masks in derivatives",
+        ),
+        "nnunet": (
+            "adbench.datasets.adapters.nnunet:NnUNet",
+            "nnU-Net raw and Decathlon folders: imagesTr, labelsTr, channels from dataset.json",
+        ),
         "folder": (
             "adbench.datasets.adapters.folder:Folder",
             "Your own NIfTI volumes (BIDS derivatives too) or PNG slices, with or without masks",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from itertools import product
@@ -120,6 +121,17 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
     )
 
 
+class _Values(yaml.SafeLoader):
+    """YAML in which ``00012`` and ``1:30`` are texts, as in YAML 1.2: names of cases, not numbers to the base 8 or 60."""
+
+
+_Values.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Values.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+
+
 def parse_assignment(text: str) -> tuple[str, str, Any]:
     """``scope.key=value`` as (scope, key, value); the value is read as YAML, so ``500``, ``true`` and ``[1, 2]`` work.
 
@@ -192,8 +204,7 @@ def parse_yaml(text: str, where: str) -> Any:
     """
     sizes: dict[str, int] = {}  # of what has an anchor, its aliases written out
     counts, anchors = [0], [""]
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # PyYAML may be built without libyaml
-    for event in yaml.parse(text, Loader=loader):
+    for event in yaml.parse(text, Loader=_Values):
         if isinstance(event, yaml.CollectionStartEvent):
             counts.append(1)
             anchors.append(event.anchor or "")
@@ -212,7 +223,7 @@ def parse_yaml(text: str, where: str) -> Any:
             continue
         sizes[anchor], counts[-1] = size, counts[-1] + size
         limits.check(where, "stands for", counts[-1], limits.YAML_VALUES)
-    return yaml.load(text, Loader=loader)
+    return yaml.load(text, Loader=_Values)
 
 
 def load_as(model: type[C], path: Path | None, flags: dict[str, Any], assignments: list[str]) -> C:

@@ -39,6 +39,7 @@ class DatasetInfo:
         layout: what is expected below the data root.
         protocol: name of the protocol used when none is given.
         needs_root: False for a dataset that is generated.
+        citation: what to cite, "" for data of your own.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DatasetInfo:
     layout: str
     protocol: str
     needs_root: bool = True
+    citation: str = ""
 
 
 @dataclass(frozen=True)
@@ -128,6 +130,11 @@ class Dataset(ABC):
     def __init__(self, params: ParamSet, root: Path | None) -> None:
         self.params = params
         self.root = root
+
+    @classmethod
+    def title(cls, params: ParamSet) -> str:
+        """The name that the user gave to data of his own, "" for none."""
+        return ""
 
     @property
     def excludes_by_name(self) -> bool:

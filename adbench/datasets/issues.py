@@ -19,7 +19,7 @@ Code = Literal[
     "unreadable", "too-large", "truncated", "header", "dtype", "axes", "nonfinite", "constant", "off-grid", "shape", "voxel-size", "orientation",
     "affine-conflict", "label", "empty-mask", "outside-brain", "background", "missing-sequence", "missing-mask",
     "unnamed-mask", "left-out", "two-roles", "stray", "conflict", "missing-image", "unnamed-image", "no-train", "no-test",
-    "lesion-in-train", "black-slice", "known-missing", "duplicate-file", "duplicate-subject", "look-alike",
+    "participants", "lesion-in-train", "black-slice", "known-missing", "duplicate-file", "duplicate-subject", "look-alike",
     "duplicate-volume", "several-scans", "flagged", "unused-file", "unopened-archive", "unfinished-download",
     "broken-link", "damaged-store", "no-store", "remark",
 ]  # fmt: skip

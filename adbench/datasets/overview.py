@@ -53,6 +53,7 @@ def overview(dataset: Dataset) -> dict[str, Any]:
         "version": info.version,
         "root": str(dataset.root) if dataset.root else None,
         "licence": info.licence,
+        "citation": info.citation,
         "protocol": info.protocol,
         "params": dataset.params.model_dump(mode="json"),
         "modalities": modalities,

@@ -18,7 +18,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import Issue, skeleton, steps
 from adbench.leaderboard.submission import Submission, file_name, read_or_pack
-from adbench.results.record import RECORD, Record
+from adbench.results.record import RECORD, DataPart, Record
 from adbench.results.rundir import safe
 from adbench.utils import guarded
 from adbench.utils.hashing import digest
@@ -210,12 +210,17 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         fields,
         (method.name, record.seed) if steps(record) > 0 else None,
         _scores(record),
-        # The dataset "folder" may be any data: only the digest tells which.
+        # A dataset that can be given a name may be any data: only the digest tells which.
         (
-            digest([record.protocol, test.name, test.modality, test.params, test.digest * (test.name == "folder")]),
+            digest([record.protocol, test.name, test.modality, test.params, test.digest * own_data(test)]),
             frozenset(splits.test),
         ),
     )
+
+
+def own_data(part: DataPart) -> bool:
+    """Whether ``part`` is of a dataset that reads whatever it is given."""
+    return part.name == "folder" or "name" in part.params
 
 
 def numbers(record: Record) -> str:

@@ -195,7 +195,7 @@ def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | Non
         identity = run_identity(fit, cell, data.threshold, data.test)
         fit_key, run_key = key_of(fit, cell), key_of(identity, cell)
         folder = rundir.run_folder(
-            out, cell.protocol.name, cell.test.dataset, cell.modality, cell.method, cell.preset, cell.seed, run_key
+            out, cell.protocol.name, cell.test.title, cell.modality, cell.method, cell.preset, cell.seed, run_key
         )
         fits = rundir.fit_folder(out, cell.method, fit_key)
         plans.append(Plan(cell, data, identity, fit_key, run_key, fits, folder))

@@ -243,7 +243,7 @@ def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
     if isinstance(data, LabelledSet):
         with_lesion = len(set(data.subject_index[data.lesion_voxels > 0].tolist()))
     return DataPart(
-        name=source.dataset,
+        name=source.title,
         modality=data.modality,
         digest=data.digest,
         subjects=len(data.subjects),

@@ -206,7 +206,7 @@ def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Tas
 
 def _name(task: Task) -> str:
     cell = task.cell
-    parts = (cell.method, cell.preset, cell.test.dataset, cell.modality.lower(), task.objective)
+    parts = (cell.method, cell.preset, cell.test.title, cell.modality.lower(), task.objective)
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
 
 

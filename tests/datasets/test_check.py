@@ -16,6 +16,7 @@ import real_layouts as layouts
 
 from adbench.context import Progress
 from adbench.datasets.adapters.atlas import Atlas
+from adbench.datasets.adapters.bids import Bids
 from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.ixi import IXI
@@ -343,6 +344,17 @@ def test_repeated_files_scans_links_and_downloads(tmp_path: Path) -> None:
     assert found["duplicate-file"].file == str(tmp_path / "b" / "IXI-T1" / "IXI002-Guys-0828-T1.nii.gz")
     assert "IXI002 has 2 scans (Guys-0828, HH-1111)" in found["several-scans"].message
     assert found["unused-file"].file == "a/IXI002-Guys-0828-MRA.nii.gz"
+
+
+def test_a_subject_that_the_table_of_a_cohort_does_not_have(tmp_path: Path) -> None:
+    for number in ("01", "02"):
+        path = tmp_path / f"sub-{number}" / f"sub-{number}_T1w.nii.gz"
+        nifti.write(path, layouts.image(layouts.SMALL, int(number)), np.diag([1.0, 1, 1, 1]))
+    (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tcontrol\n")
+    found = report(tmp_path, Bids, unmasked="healthy")
+    finding = next(f for f in found.findings if f.code == "participants")
+    assert (finding.severity, finding.case) == ("warning", "sub-02")
+    assert finding.message.startswith(f"sub-02 is not in {tmp_path / 'participants.tsv'}: it has no age, sex or group")
 
 
 def test_every_code_has_a_test_here() -> None:

@@ -171,7 +171,22 @@ def test_masks_of_any_kind_and_16_bit_images(tmp_path):
     assert stack.brain.sum() == 8
     assert stack.lesion is not None
     np.testing.assert_array_equal(stack.lesion, stack.brain)
-    np.testing.assert_allclose(stack.image[stack.brain], 6553 / 65535)
+    np.testing.assert_allclose(stack.image[stack.brain], 6553 / 8191)  # 13 bits hold it
+    save(tmp_path / "train" / "b_slice_1_T1.png", np.full((8, 8), 40000, np.uint16))
+    dataset = folder(tmp_path)
+    stack = dataset.load(dataset.discover("T1")[1], "T1")
+    np.testing.assert_allclose(stack.image[stack.brain], 6553 / 65535)  # every image of the set has one scale
+
+
+def test_scanners_of_12_bits_fill_the_range_of_grey_values(tmp_path: Path) -> None:
+    for number, brightest in enumerate((2100, 4000)):
+        image = np.zeros((32, 32), np.uint16)
+        image[8:24, 8:24] = np.linspace(100, brightest, 256).reshape(16, 16)
+        save(tmp_path / "train" / f"s{number}_slice_1_FLAIR.png", image)
+    dataset = folder(tmp_path)
+    stacks = [dataset.load(case, "FLAIR") for case in dataset.discover("FLAIR")]
+    assert [float(stack.image.max()) for stack in stacks] == pytest.approx([2100 / 4095, 4000 / 4095])
+    assert stacks[0].remarks[1] == "16-bit images use 12 bits, so 4095 is white"
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P", "LA"])
@@ -422,7 +437,7 @@ def test_other_names_of_the_split_folders(root, there, known):
     ]
 
 
-@pytest.mark.parametrize("stray", ["figures", "train/good", "holdout/a"])
+@pytest.mark.parametrize("stray", ["figures", "train/better", "holdout/a"])
 def test_slices_in_other_folders_are_refused(root, stray):
     add(root, stray, "s9-slice_1")
     says = (

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import real_layouts as layouts
 
+from adbench.config import run_config
 from adbench.config.cell import Source
 from adbench.context import Progress
 from adbench.datasets.adapters.folder import Folder
@@ -20,6 +21,7 @@ from adbench.datasets.io import nifti
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
+from adbench.params import build
 from adbench.runner import plan
 
 SMALL = layouts.SMALL
@@ -385,6 +387,128 @@ def test_two_lesion_masks_of_one_case(tmp_path: Path) -> None:
     assert "or leave patient07 out with dataset.exclude=[patient07]" in message
     assert [f.case for f in check(folder(tmp_path)).findings if f.code == "conflict"] == ["patient07"]
     assert len(folder(tmp_path, exclude=["patient07"]).discover("FLAIR")) == 2
+
+
+def test_masks_in_pieces(tmp_path: Path) -> None:
+    common(tmp_path)
+    left, right, third = (np.zeros(SMALL, np.uint8) for _ in range(3))
+    left[4:6], right[5:8], third[5] = 1, 2, 1
+    for word, data in (("seg_left", left), ("seg_right", right), ("seg_third", third)):
+        nifti.write(tmp_path / "patient07" / f"patient07_{word}_lesion.nii.gz", data, AFFINE)
+    (tmp_path / "patient07" / "patient07_seg.nii.gz").unlink()
+    for path in tmp_path.glob("patient07/*_lesion.nii.gz"):
+        path.rename(path.with_name(path.name.replace("_seg_", "-").replace("_lesion", "_seg")))
+    pattern = {"image_pattern": "{subject}/{subject}_{modality}.nii.gz", "lesion_pattern": "{subject}/*_seg.nii.gz"}
+    whole = {
+        "union": left | right | third,
+        "majority": (left > 0).astype(int) + (right > 0) + (third > 0) > 1,
+        "right": right,
+    }
+    for policy, expected in whole.items():
+        dataset = folder(tmp_path, **pattern, lesion_masks=policy)
+        case = dataset.discover("FLAIR")[0]
+        raw = dataset.read(case, "FLAIR")
+        np.testing.assert_array_equal(raw.lesion > 0, expected > 0)
+        assert len([file for file in case.files if "_seg" in file.name]) == (1 if policy == "right" else 3)
+        named = ", ".join(f"patient07-{word}_seg.nii.gz" for word in ("left", "right", "third"))
+        assert raw.remarks == (() if policy == "right" else (f"lesion: {policy} of {named}",))
+        assert dataset.read(dataset.discover("FLAIR")[1], "FLAIR").remarks == ()
+    message = refused(tmp_path, **pattern, lesion_masks="h")
+    assert message == (
+        f"dataset.lesion_masks=h is in the name of none or of several lesion masks of patient07 ({named}): say union, "
+        "majority, or a word in the name of one."
+    )
+
+
+def test_merged_masks_keep_their_labels(tmp_path: Path) -> None:
+    common(tmp_path, "p1 p2 p3")
+    write(tmp_path / "p1" / "p1_lesion.nii.gz", mask=True)
+    dataset = folder(tmp_path, lesion_masks="union", lesion_labels=2)
+    raw = dataset.read(dataset.discover("FLAIR")[0], "FLAIR")
+    np.testing.assert_array_equal(raw.lesion, layouts.lesion(SMALL, (1, 2)) == 2)
+    assert raw.lesion_labels is None
+
+
+def test_an_excluded_case_is_no_obstacle_whatever_it_holds(tmp_path: Path) -> None:
+    common(tmp_path)
+    write(tmp_path / "patient07" / "patient07_mask.nii.gz", mask=True)
+    message = refused(tmp_path)
+    assert "patient07_mask.nii.gz: is this a brain mask or a lesion mask?" in message
+    assert message.endswith("or leave patient07 out with dataset.exclude=[patient07].")
+    assert [f.case for f in check(folder(tmp_path)).findings if f.severity == "error"] == ["patient07"]
+    assert len(folder(tmp_path, exclude="patient07").discover("FLAIR")) == 2
+
+
+# -- options as YAML reads them --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("skull=no", "no"),
+        ("skull=yes", "yes"),
+        ("exclude=[100206]", ("100206",)),
+        ("exclude=100206", ("100206",)),
+        ("exclude=[00012, p_1]", ("00012", "p_1")),
+        ("lesion_labels=1", (1,)),
+        ("lesion_labels=[1, 3]", (1, 3)),
+        ("size=64", 64),
+        ("size=null", None),
+        ("n4=on", True),
+        ("name=2024", "2024"),
+        ("split_seed=010", 10),
+    ],
+)
+def test_options_are_read_by_the_type_of_their_field(text: str, expected: object) -> None:
+    _, key, value = run_config.parse_assignment(f"dataset.{text}")
+    assert getattr(build(Folder.Params, "dataset folder", {key: value}), key) == expected
+
+
+@pytest.mark.parametrize("text", ["skull=maybe", "lesion_labels=one", "n4=perhaps", "exclude={a: 1}", "name=a/b"])
+def test_options_that_mean_nothing(text: str) -> None:
+    _, key, value = run_config.parse_assignment(f"dataset.{text}")
+    with pytest.raises(UserError, match=f"dataset folder: {key}"):
+        build(Folder.Params, "dataset folder", {key: value})
+
+
+def test_own_data_has_a_name_of_its_own(tmp_path: Path) -> None:
+    common(tmp_path)
+    named = Source.resolve("folder", str(tmp_path), {"name": "hospital_a"})
+    assert (named.title, Source.resolve("folder", str(tmp_path), {}).title) == ("hospital_a", "folder")
+    assert (
+        named.open().recipe() == Source.resolve("folder", str(tmp_path), {}).open().recipe()
+    )  # no pixel depends on it
+    with pytest.raises(UserError, match=r"dataset\.name=ixi is the name of another dataset"):
+        Source.resolve("folder", str(tmp_path), {"name": "ixi"})
+
+
+# -- background that is not 0 ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("scale", "shift"), [(1 / 40, -1.75), (1.0, 1024.0), (1.0, 0.0)])
+def test_the_background_is_the_value_of_the_corners(tmp_path: Path, scale: float, shift: float) -> None:
+    plain, moved = tmp_path / "plain", tmp_path / "moved"
+    for number in range(3):
+        data = layouts.image(SMALL, number).astype(np.float32)
+        for root, values in ((plain, data), (moved, data * scale + shift)):
+            nifti.write(root / f"p{number}_flair.nii.gz", values, AFFINE)
+            nifti.write(root / f"p{number}_seg.nii.gz", layouts.lesion(SMALL), AFFINE)
+    tiny = {"field_of_view": 32, "size": 32}
+    before, after = folder(plain, **tiny), folder(moved, **tiny)
+    assert not after.skull
+    one, other = (found.load(found.discover("FLAIR")[0], "FLAIR") for found in (before, after))
+    np.testing.assert_array_equal(one.brain, other.brain)
+    np.testing.assert_allclose(one.image, other.image, atol=1e-5)
+    said = [f.message for f in check(after, deep=True).findings if f.code == "background"]
+    taken = [remark for remark in other.remarks if remark.startswith("brain:")]
+    if shift:
+        assert (
+            said[0]
+            == f"{moved / 'p0_flair.nii.gz'} has the value {shift:g} in all corners, which is taken for its background"
+        )
+        assert taken == [f"brain: every voxel that is not {shift:g}, the value of all corners, and what it encloses"]
+    else:
+        assert said == taken == []
 
 
 # -- kinds of folder -----------------------------------------------------------------------------------------------------

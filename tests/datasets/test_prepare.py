@@ -54,7 +54,9 @@ def test_a_mask_is_decoded_once_for_all_sequences(root: Path, tmp_path: Path, mo
 
     read = []
     monkeypatch.setattr(
-        volumes.nifti, "read", lambda file, original=nifti.read: read.append(file.name) or original(file)
+        volumes.nifti,
+        "read",
+        lambda file, original=nifti.read, **more: read.append(file.name) or original(file, **more),
     )
     prepare_all(small_brats.dataset(root), BOTH, tmp_path, workers=1)
     assert len(read) == len(set(read)) == 6 * 3

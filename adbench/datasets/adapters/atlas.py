@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import PurePath
 from typing import ClassVar
 
-from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.params import ParamSet, param
 
@@ -58,10 +59,10 @@ class Atlas(IndexedVolumes):
             "folders of any name and depth; or Images/ and Masks/ with equal names"
         ),
         protocol="ixi->atlas",
+        citation="Liew et al. 2022, doi:10.1038/s41597-022-01401-7",
     )
     Params: ClassVar[type[ParamSet]] = AtlasParams
     params: AtlasParams
-    family: ClassVar[str] = "atlas"
     distributed: ClassVar[Expected] = Expected(
         sequences=("T1",),
         lesion=True,

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import ClassVar, Literal
 from xml.etree import ElementTree
 
-from adbench.datasets.adapters.volumes import CHOOSING, Expected, IndexedVolumes, Scan, VolumeParams
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import Named, second_scan
 from adbench.errors import UserError
@@ -53,11 +54,11 @@ class BraTS21(IndexedVolumes):
             "BraTS2021_{nnnnn}_{t1|t1ce|t2|flair|seg}.nii.gz in folders of any name and depth, or in one uncompressed tar"
         ),
         protocol="brats21",
+        citation="Baid et al. 2021, arXiv:2107.02314",
     )
     Params: ClassVar[type[ParamSet]] = BraTSParams
     params: BraTSParams
     choosing: ClassVar[tuple[str, ...]] = (*CHOOSING, "second_scans")
-    family: ClassVar[str] = "brats21"
     tars: ClassVar[bool] = True
     distributed: ClassVar[Expected] = Expected(
         sequences=("T1", "T1CE", "T2", "FLAIR"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,22 +14,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.folder_volumes import (
-    FOLDERS,
-    MODALITIES,
-    SECOND_SCAN,
-    SLICE_FIELDS,
-    SLICE_PIXELS,
-    SPELLINGS,
-    FolderParams,
-    FolderVolumes,
-    why_healthy,
-)
+from adbench.datasets.adapters.folder_volumes import SLICE_FIELDS, SLICE_PIXELS, FolderParams, FolderVolumes
+from adbench.datasets.adapters.own_volumes import FOLDERS, SECOND_SCAN, why_healthy
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.file_index import FoundFiles, find_files
-from adbench.datasets.io.filename_patterns import person, second_scan, split_visit
-from adbench.datasets.io.png import read_image, read_mask, read_shape
+from adbench.datasets.io.filename_patterns import MODALITIES, modality_of, person, second_scan, split_visit
+from adbench.datasets.io.png import read_image, read_mask, read_shape, used_bits
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
 from adbench.datasets.splits import ROLES
@@ -36,10 +28,13 @@ from adbench.errors import UserError
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
 
+_WHITE = 65535  # of an image that uses all of its 16 bits
 BRAIN, LESION = "brainmask", "segmentation"  # as the last word of a file's name
 
 _SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
+_BMAD = re.compile(r"^(?P<subject>\d+)_(?P<index>\d+)$")
 _LAST_WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
+_BELOW = {(), *((v, *p) for v in ("good", "ungood") for p in ((), ("img",), ("label",)))}  # a split folder, as in BMAD
 _Slice = tuple[Split | None, str, str, int]  # role by its folder, subject, session, index
 
 
@@ -76,13 +71,14 @@ class Folder(Dataset):
     ``{train|val|test}/{id}-slice_{k}-{MODALITY}.png`` with ``{id}-slice_{k}-brainmask.png`` and
     ``{id}-slice_{k}-segmentation.png`` beside it. A folder with PNG files directly inside is taken as healthy: its
     patients are split into train and val by a seeded hash of their id, so a patient has the same role in every modality.
-    ``validation``, ``training`` and ``testing`` are other names of the folders; PNG files anywhere else are refused.
+    ``validation``, ``training`` and ``testing`` are other names of the folders; PNG files anywhere else are refused. The folders
+    of BMAD are understood too: ``{train|valid|test}/{good|Ungood}/{img|label}/{subject}_{k}.png``.
 
     The folder train/, a flat folder, and a val/ without any segmentation declare their subjects healthy. All other
     subjects need one, unless ``unmasked`` says what they are.
 
-    Intensities are taken as stored, divided by the largest value of the type (255, or 65535 for 16 bit). They are not
-    normalised again: their author normalised the volume, and a slice alone does not show the range of the volume
+    Intensities are taken as stored, divided by the largest value of the type: 255, or of 16-bit images the largest of the
+    bits that all of them together use (4095 for a scanner of 12 bits). They are not normalised again: their author normalised the volume, and a slice alone does not show the range of the volume
     that it came from.
     """
 
@@ -105,14 +101,22 @@ class Folder(Dataset):
     quick: ClassVar[bool] = True
     excludes_by_name = False  # its parameter is for volumes
 
+    def __init__(self, params: ParamSet, root: Path | None) -> None:
+        super().__init__(params, root and _only_folder(root))
+
     def __new__(cls, params: ParamSet, root: Path | None) -> Folder:
         """The one of the two kinds that lies at ``root``."""
         files = find_files(root) if root is not None and root.is_dir() else FoundFiles()
         if root is None or not files.volumes:
             return super().__new__(cls)
-        if slices := _by_split(root, files.pictures)[0]:
+        if slices := _by_split(_only_folder(root), [p for p in files.pictures if _only_folder(root) in p.parents])[0]:
             raise UserError(f"{root} holds NIfTI volumes and PNG slices such as {slices[0][0]}: keep one kind in it.")
         return FolderVolumes(params, root)  # type: ignore[return-value]
+
+    @classmethod
+    def title(cls, params: ParamSet) -> str:
+        """``params.name``."""
+        return FolderVolumes.title(params)
 
     # -- what is there ---------------------------------------------------------------------------------------------
 
@@ -149,9 +153,13 @@ class Folder(Dataset):
         rest, kind = path.stem, ""
         if match := _LAST_WORD.match(path.stem):
             word = match["word"]
-            kind = word.lower() if word.lower() in (BRAIN, LESION) else SPELLINGS.get(word.upper(), "")
+            kind = word.lower() if word.lower() in (BRAIN, LESION) else modality_of(word)
             rest = match["rest"] if kind else rest
         numbered = _SLICE.match(rest)
+        verdict = [folder.lower() for folder in path.parts[-3:-1] if folder.lower() in ("good", "ungood")]
+        if verdict and not kind:
+            numbered = numbered or _BMAD.match(rest)
+            kind = LESION if path.parent.name.lower() == "label" else ""
         name, index = (numbered["subject"], int(numbered["index"])) if numbered else (rest, 0)
         return _File(path, split, *split_visit(name), index, kind or self.params.modality.upper())
 
@@ -205,6 +213,7 @@ class Folder(Dataset):
             )
         masks = self._masks
         shapes = {read_shape(file.path) for file in images.values()}
+        white = self._white(modality)
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
         roles = self._drawn(images.values())
         grouped: dict[tuple[int, Split, str, str], list[_File]] = defaultdict(list)
@@ -233,10 +242,20 @@ class Folder(Dataset):
                         "side": side,
                         "unused": sorted(unused),
                         "train_with_masks": masked and split == "train",
+                        **({"white": white} if white != _WHITE else {}),
                     },
                 )
             )
         return cases
+
+    def _white(self, modality: str) -> int:
+        """The value of 16-bit images that is white: the largest of the bits that they use."""
+        bits = 0
+        for file in self._files:
+            if file.kind == modality:
+                with suppress(FileError):  # reported when its turn comes
+                    bits = max(bits, used_bits(file.path))
+        return 2**bits - 1 if bits else _WHITE
 
     def _drawn(self, files: Iterable[_File]) -> dict[str, Split]:
         """The split of every patient of a flat folder, drawn by the first of the names that the patient has."""
@@ -276,10 +295,13 @@ class Folder(Dataset):
         if unmasked := [index for index, _, brain, _ in rows if brain is None]:
             message = f"no brainmask, brain = image > 0 ({_slices(unmasked)})"
             found.append(issues.info("remark", "", message, case.id))
+        if white := case.extra.get("white"):
+            message = f"16-bit images use {white.bit_length()} bits, so {white} is white"
+            found.append(issues.info("remark", "", message, case.id))
         images, brains, lesions, kept = [], [], [], []
         for index, path, brain_path, lesion_path in rows:
             try:
-                image = read_image(path)
+                image = read_image(path, case.extra.get("white", _WHITE))
                 brain = image > 0 if brain_path is None else read_mask(brain_path, path, image.shape)
                 lesion = read_mask(lesion_path, path, image.shape) if lesion_path else np.zeros_like(brain)
             except FileError as error:
@@ -386,13 +408,23 @@ class Folder(Dataset):
                 yield issues.warning("shape", path, message)
 
 
+def _only_folder(root: Path) -> Path:
+    """``root``, or the folder below it that holds the splits where nothing else lies beside it ("Brain" of BMAD)."""
+    if not root.is_dir():
+        return root
+    inside = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
+    if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in FOLDERS:
+        return root
+    return inside[0] if any(entry.is_dir() and entry.name.lower() in FOLDERS for entry in inside[0].iterdir()) else root
+
+
 def _by_split(root: Path, pictures: Iterable[Path]) -> tuple[list[tuple[Path, Split | None]], list[Path]]:
     """Slices with the role of their folder (None directly in ``root``), ordered by role; and PNG files anywhere else."""
     slices: list[tuple[Path, Split | None]] = []
     strays: list[Path] = []
     for path in pictures:
         folders = [folder.lower() for folder in path.relative_to(root).parts[:-1]]
-        if not folders or (len(folders) == 1 and folders[0] in FOLDERS):
+        if not folders or (folders[0] in FOLDERS and tuple(folders[1:]) in _BELOW):
             slices.append((path, FOLDERS[folders[0]] if folders else None))
         else:
             strays.append(path)

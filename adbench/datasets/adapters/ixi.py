@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import ClassVar, Literal
 
-from adbench.datasets.adapters.volumes import Expected, IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.scans import Expected
+from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
 from adbench.params import ParamSet, param
 
@@ -44,9 +45,9 @@ class IXI(IndexedVolumes):
         obtain="https://brain-development.org/ixi-dataset: IXI-T1.tar (4.5 GB), IXI-T2.tar and IXI-PD.tar (3.6 GB each)",
         layout="IXI{nnn}-{Guys|HH|IOP}-{nnnn}-{T1|T2|PD}.nii.gz in folders of any name and depth",
         protocol="ixi",
+        citation="brain-development.org, EPSRC GR/S21533/02",
     )
     Params: ClassVar[type[ParamSet]] = IXIParams
-    family: ClassVar[str] = "ixi"
     tars: ClassVar[bool] = True
     distributed: ClassVar[Expected] = Expected(
         sequences=("T1", "T2", "PD"),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -15,13 +15,16 @@ from typing import ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
+from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError, read_bytes, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles, find_files
-from adbench.datasets.io.filename_patterns import BRAIN, LESION, TITLES, Named, person, recognise
+from adbench.datasets.io.filename_patterns import BRAIN, CHANNELS, LESION, SETS, UNCLEAR, Named, person, recognise
 from adbench.datasets.issues import Issue
+from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
+from adbench.datasets.preprocessing.reorient import resample
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
@@ -40,100 +43,17 @@ class VolumeParams(RecipeParams):
         0.2, "share of the subjects that are tested, drawn within each site", source="adbench", ge=0.0, le=1.0
     )
     split_seed: int = param(0, "seed of the draw of the splits", source="adbench", ge=0)
-
-
-@dataclass(frozen=True)
-class Expected:
-    """What the volumes of a dataset are like as distributed; ``data check`` compares every file with it.
-
-    Attributes:
-        sequences: that every case should have.
-        lesion: whether every case should have a lesion mask.
-        labels: values a lesion mask may hold -> what they mark; empty: any integer.
-        shape: voxels of every volume; None when it varies.
-        zooms: voxel size, mm; None when it varies.
-        orientation: of the stored axes ("LPS"); "" when it varies.
-        integers: whether images are stored as integers.
-        one_grid: whether all sequences of a case share a grid.
-        zero_background: whether everything outside the brain is exactly 0.
-        known_missing: (subject, sequence) that the distribution lacks.
-        skull: whether images show the skull.
-        on_template: whether images lie on the MNI152 2009a 1 mm grid.
-        companion: the modality whose brain mask and registration serve all others; "" when each has its own.
-        healthy: why subjects count as healthy without a lesion mask; "" when nothing says so.
-    """
-
-    sequences: tuple[str, ...]
-    lesion: bool
-    labels: Mapping[int, str] = field(default_factory=dict)
-    shape: tuple[int, int, int] | None = None
-    zooms: tuple[float, float, float] | None = None
-    orientation: str = ""
-    integers: bool = False
-    one_grid: bool = True
-    zero_background: bool = False
-    known_missing: frozenset[tuple[str, str]] = frozenset()
-    skull: bool = True
-    on_template: bool = False
-    companion: str = ""
-    healthy: str = ""
-
-
-@dataclass(frozen=True)
-class Scan:
-    """The files of one subject and session.
-
-    Attributes:
-        session: as the file names give it.
-        files: modality, ``lesion`` or ``brain`` -> file.
-        flags: known remarks ("artefact").
-    """
-
-    subject: str
-    session: str = ""
-    site: str = ""
-    files: Mapping[str, File] = field(default_factory=dict)
-    flags: tuple[str, ...] = ()
-
-    @property
-    def id(self) -> str:
-        """Subject and session in one word."""
-        return f"{self.subject}_{self.session}" if self.session else self.subject
-
-    @property
-    def sequences(self) -> tuple[str, ...]:
-        """The modalities that are there."""
-        return tuple(kind for kind in self.files if kind not in (LESION, BRAIN))
-
-    @property
-    def first(self) -> File:
-        """Its first file, for messages."""
-        return next(iter(self.files.values()))
-
-
-@dataclass
-class Index:
-    """Everything found below a root.
-
-    Attributes:
-        scans: sorted by subject and session.
-        duplicates: (the file that is used, a second one of the same content, subject, session and kind).
-        conflicts: (scan, the file that is used, a second one of other content for the same kind, the kind).
-        unused: volumes whose names follow no pattern of this dataset, or of sequences that are not used.
-        files: everything that lies there.
-    """
-
-    scans: list[Scan]
-    duplicates: list[tuple[File, File]]
-    conflicts: list[tuple[Scan, File, File, str]]
-    unused: list[str]
-    files: FoundFiles
+    lesion_masks: str = param(
+        "refuse",
+        "what becomes of several lesion masks of one scan (left and right, several raters): refuse, union (lesion where any "
+        "says so), majority (where more than half do), or a word in the name of the one to take",
+        source="adbench",
+    )
 
 
 class IndexedVolumes(VolumeDataset):
     """A dataset of volumes that are recognised by their names."""
 
-    family: ClassVar[str] = ""
     tars: ClassVar[bool] = False
     choosing: ClassVar[tuple[str, ...]] = CHOOSING
     distributed: ClassVar[Expected]
@@ -146,9 +66,19 @@ class IndexedVolumes(VolumeDataset):
         return self.distributed
 
     @property
+    def channels(self) -> tuple[str, ...]:
+        """The sequences of a 4-D file, in their order; "" for one that is not used."""
+        return self.distributed.channels
+
+    @property
     def skull(self) -> bool:
-        """Whether the images show the skull."""
-        return self.expected.skull
+        """Whether images may show the skull."""
+        return self.expected.skull is not False
+
+    @cached_property
+    def families(self) -> frozenset[str]:
+        """Keys of :data:`SETS` that this dataset reads; none for data of your own."""
+        return frozenset(family for family, known in SETS.items() if known.dataset == self.info.name)
 
     @property
     def on_template(self) -> bool:
@@ -157,13 +87,16 @@ class IndexedVolumes(VolumeDataset):
 
     def named(self, path: str) -> Named | None:
         """What a path below the root says about its file; None when it is not of this dataset."""
-        found = recognise(path)
-        return found if found is not None and found.family == self.family else None
+        names = (SETS[family].named(family, path) for family in self.families)
+        return next((found for found in names if found), None)
 
     @property
     def lesion_labels(self) -> tuple[int, ...] | None:
         """Values of a lesion mask that count; None: every value but 0."""
-        return None
+        expected = self.expected
+        if not expected.not_counted:
+            return None
+        return tuple(label for label in expected.labels if label and label not in expected.not_counted)
 
     def flags_of(self, subject: str) -> tuple[str, ...]:
         """Known remarks on ``subject``."""
@@ -190,9 +123,21 @@ class IndexedVolumes(VolumeDataset):
     # -- what is there -----------------------------------------------------------------------------------------------
 
     def available(self) -> tuple[str, ...]:
-        """The modalities found, in the order of ``info.modalities``."""
-        counts = Counter(kind for scan in self.index.scans for kind in scan.sequences)
-        return tuple(name for name in self.info.modalities if counts[name])
+        """The modalities found, in the order of ``info.modalities``.
+
+        Raises:
+            UserError: from :attr:`index`, or there are masks and no image.
+        """
+        there = {kind for scan in self.index.scans for kind in scan.sequences}
+        if not there:
+            raise UserError(self._only_masks())
+        return tuple(name for name in self.info.modalities if name in there)
+
+    def _only_masks(self) -> str:
+        index = self.index
+        first = next((file for scan in index.scans for file in scan.files.values()), None) or index.unclear[0][1]
+        other = f"; {index.unused[0]} has no name of {self.info.name}'s" if index.unused else ""
+        return f"There are masks ({first}) and no image in {self.root}{other}. {self._expected_there}"
 
     @cached_property
     def index(self) -> Index:
@@ -213,26 +158,55 @@ class IndexedVolumes(VolumeDataset):
                 groups[name.subject, name.session].append((name, file))
             else:
                 unused.append(path)
-            if self.family and (known := recognise(path)):
+            if known := recognise(path):
                 families[known.family].append(path)
-        others = {family: paths for family, paths in families.items() if family != self.family}
+        others = {family: paths for family, paths in families.items() if family not in self.families}
         if not groups:
             raise self._nothing(root, found, others)
-        if others:
+        if others and self.families:
             raise self._mixed(root, families)
-        index = Index([], [], [], unused, found)
+        index = Index([], [], [], [], [], unused, found)
         for (subject, session), members in sorted(groups.items()):
-            files: dict[str, File] = {}
-            site = next((name.site for name, _ in members if name.site), "")
-            scan = Scan(subject, session, site, files, self.flags_of(subject))
-            for name, file in sorted(members, key=lambda pair: (pair[1].name, str(pair[1]))):
-                first = files.setdefault(name.kind, file)
-                if first is not file and _same_content(first, file):
-                    index.duplicates.append((first, file))
-                elif first is not file:
-                    index.conflicts.append((scan, first, file, name.kind))
-            index.scans.append(scan)
+            self._add(index, subject, session, sorted(members, key=lambda m: (m[0].rank, m[1].name, str(m[1]))))
         return index
+
+    @cached_property
+    def _release(self) -> str:
+        """What to do where the files are those of a known release; "" where they are not."""
+        found = (recognise(path) for path in self.index.files.volumes)
+        known = next((SETS[name.family] for name in found if name and SETS[name.family].dataset), None)
+        return f"this looks like {known.title}, whose names --dataset {known.dataset} knows" if known else ""
+
+    def _add(self, index: Index, subject: str, session: str, members: list[tuple[Named, File]]) -> None:
+        """Enter the scan that ``members`` make, the file to be used before others of its kind."""
+        site = next((name.site for name, _ in members if name.site), "")
+        files: dict[str, File] = {}
+        channels: dict[str, int] = {}
+        pieces: dict[File, None] = {}
+        scan = Scan(subject, session, site, files, self.flags_of(subject), channels)
+        ranks: dict[str, tuple[int, ...]] = {}
+        for name, file in members:
+            if name.kind == UNCLEAR:
+                index.unclear.append((scan, file))
+                continue
+            first, rank = files.setdefault(name.kind, file), ranks.setdefault(name.kind, name.rank)
+            if first is file:
+                continue
+            if _same_content(first, file):
+                index.duplicates.append((first, file))
+            elif name.rank > rank:
+                index.passed_over.append((first, file))
+            else:
+                index.conflicts.append((scan, first, file, name.kind))
+                if name.kind == LESION:
+                    pieces |= {first: None, file: None}
+        if CHANNELS in files:
+            whole = files.pop(CHANNELS)
+            for place, modality in enumerate(self.channels):
+                if modality and files.setdefault(modality, whole) is whole:
+                    channels[modality] = place
+        if files:
+            index.scans.append(replace(scan, pieces=tuple(pieces)))
 
     @property
     def _expected_there(self) -> str:
@@ -252,15 +226,17 @@ class IndexedVolumes(VolumeDataset):
     def _nothing(self, root: Path, below: FoundFiles, others: Mapping[str, list[str]]) -> UserError:
         """Why a root without a single file of this dataset is not usable."""
         expected = self._expected_there
-        title = TITLES.get(self.family, self.info.name)
+        title = " or ".join(SETS[family].title for family in sorted(self.families)) or self.info.name
         for family, paths in others.items():
-            hint = "it has no adapter of its own"
-            if family in ("ixi", "atlas", "brats21"):
-                hint = f"use --dataset {family}"
-            elif family == "brats23" and self.family == "brats21":
-                hint = "it holds the patients of BraTS'21 with other labels (3 is the enhancing tumour), and only one of the two may be used"
-            looks = f"this looks like {TITLES[family]} ({paths[0]}); {hint}"
-            return UserError(f"No {title} file in {root}: {looks}. {expected}")
+            known = SETS[family]
+            hint = f"use --dataset {known.dataset}" if known.dataset else "it has no adapter of its own"
+            if {family, *self.families} >= {"brats21", "brats23"}:
+                hint += "; the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used"
+            looks = f"this looks like {known.title} ({paths[0]}); {hint}"
+            if not self.families and not known.dataset:
+                continue
+            start = f"No {title} file in {root}" if self.families else f"No file in {root} has a name of your own"
+            return UserError(f"{start}: {looks}. {expected}")
         for archive in [*below.partial, *below.archives]:
             refuse_unreadable(archive)
             return UserError(
@@ -270,7 +246,7 @@ class IndexedVolumes(VolumeDataset):
         if below.volumes:
             first = next(iter(below.volumes))
             none = f"None of the {len(below.volumes)} NIfTI files in {root}"
-            if not self.family:
+            if not self.families:
                 return UserError(
                     f"{none} says by its name what it is, e.g. {first}. Say it with --set dataset.image_pattern=..., such "
                     "as {subject}/{subject}_{modality}.nii.gz."
@@ -284,7 +260,7 @@ class IndexedVolumes(VolumeDataset):
         return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
 
     def _mixed(self, root: Path, families: Mapping[str, list[str]]) -> UserError:
-        listed = " and ".join(f"{TITLES[f]} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
+        listed = " and ".join(f"{SETS[f].title} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
         same = ", which hold the same patients" if {"brats21", "brats23"} <= set(families) else ""
         return UserError(
             f"{root} mixes {listed}{same}: give each dataset a folder of its own and name the one of {self.info.name} "
@@ -295,18 +271,53 @@ class IndexedVolumes(VolumeDataset):
 
     def faults(self) -> Iterator[Issue]:
         """What is wrong with the files as a whole: ``data check`` lists everything, :meth:`discover` refuses the first error."""
+        for scan, file in self.index.unclear:
+            if not self.excluded(scan):
+                message = (
+                    f"{file}: is this a brain mask or a lesion mask? Say it with --set dataset.lesion_pattern=... or "
+                    "dataset.brain_pattern=... beside dataset.image_pattern=..., or leave "
+                    f"{scan.id} out with dataset.exclude=[{scan.id}]."
+                )
+                yield issues.error("unnamed-mask", file, message, scan.id)
         for scan, first, second, kind in self.index.conflicts:
-            if self.excluded(scan):
+            if self.excluded(scan) or (kind == LESION and self.params.lesion_masks != "refuse"):
                 continue
             remedy = "remove one"
             if _plain(first) == _plain(second):
                 what = "have the same name and different content"
+                if not self.families:
+                    remedy += (
+                        ", or say where the names lie if they are of two patients (dataset.image_pattern={subject}/...)"
+                    )
+                    remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
-                what, remedy = "are both lesion masks", "merge them into one (lesion where either says so)"
+                what = "are both lesion masks"
+                remedy = (
+                    "merge them into one (lesion where either says so) with --set dataset.lesion_masks=union, or say majority, "
+                    "or a word in the name of the one to take"
+                )
             else:
                 what = "mean the same scan and sequence"
             message = f"{first} and {second} {what}: {remedy}, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
             yield issues.error("conflict", second, message, scan.id)
+        for scan in self.index.scans:
+            if len(scan.pieces) and not self.excluded(scan) and not self.chosen_masks(scan):
+                there = ", ".join(file.name for file in scan.pieces)
+                message = (
+                    f"dataset.lesion_masks={self.params.lesion_masks} is in the name of none or of several lesion masks of "
+                    f"{scan.id} ({there}): say union, majority, or a word in the name of one."
+                )
+                yield issues.error("conflict", scan.pieces[0], message, scan.id)
+
+    def chosen_masks(self, scan: Scan) -> tuple[File, ...]:
+        """The lesion masks of ``scan`` that count; none where ``lesion_masks`` names none, or several."""
+        wanted = self.params.lesion_masks
+        if not scan.pieces:
+            return tuple(scan.files[kind] for kind in (LESION,) if kind in scan.files)
+        if wanted in ("refuse", "union", "majority"):
+            return scan.pieces
+        named = tuple(file for file in scan.pieces if wanted.casefold() in file.name.casefold())
+        return named if len(named) == 1 else ()
 
     def excluded(self, scan: Scan) -> bool:
         """Whether the user left ``scan`` out."""
@@ -346,7 +357,8 @@ class IndexedVolumes(VolumeDataset):
     def _chosen(self, modality: str) -> tuple[list[Case], list[str]]:
         if modality not in self.available():
             raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
-        known = {name for scan in self.index.scans for name in (scan.subject, scan.id)}
+        scans = [*self.index.scans, *(scan for scan, _ in self.index.unclear)]
+        known = {name for scan in scans for name in (scan.subject, scan.id)}
         for name in self.params.exclude:
             if name not in known:
                 raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
@@ -360,20 +372,25 @@ class IndexedVolumes(VolumeDataset):
                 remarks.append(f"{scan.id if several else scan.subject}: left out, {why}")
                 continue
             companion = self.companion_of(modality)
-            kinds = [modality, BRAIN, LESION] + ([companion] if companion != modality else [])
+            masks = self.chosen_masks(scan)
+            own, others = (
+                [scan.files[k] for k in kinds if k in scan.files] for kinds in ((modality, BRAIN), (companion,))
+            )
+            more = {"channels": dict(scan.channels)} if scan.channels else {}
             cases.append(
                 Case(
                     subject=scan.subject,
                     split=self.roles[scan.subject],
-                    files=tuple(scan.files[kind] for kind in kinds if kind in scan.files),
+                    files=tuple(dict.fromkeys([*own, *masks, *others])),
                     session=scan.session if several else "",
                     site=scan.site,
                     flags=scan.flags,
                     healthy="" if LESION in scan.files else self.healthy(scan),
-                    extra={"files": dict(scan.files)},
+                    extra={"files": dict(scan.files), **more, **({"masks": masks} if scan.pieces else {})},
                 )
             )
         remarks += [f"{second}: not used, {first} is the same file" for first, second in self.index.duplicates]
+        remarks += [f"{second}: not used, {first} is" for first, second in self.index.passed_over]
         if not cases:
             raise UserError(f"No case of {self.info.name} in {self.root} is usable: {'; '.join(remarks[:3])}.")
         return cases, remarks
@@ -390,36 +407,75 @@ class IndexedVolumes(VolumeDataset):
     def read(self, case: Case, modality: str) -> RawVolume:
         """Decode the image, its masks and the companion image of one case."""
         files: Mapping[str, File] = case.extra["files"]
-        image = nifti.read(files[modality])
+        channels: Mapping[str, int] = case.extra.get("channels", {})
+        image = nifti.read(files[modality], channel=channels.get(modality))
+        masks = case.extra.get("masks") or [files[kind] for kind in (LESION,) if kind in files]
         raw = RawVolume(
             case=case.id,
             modality=modality,
             image=image.data,
             affine=image.affine,
             source=files[modality],
-            brain=self._mask(files.get(BRAIN), image, files[modality]),
-            lesion=self._mask(files.get(LESION), image, files[modality]),
+            brain=self._mask(files.get(BRAIN), image, modality, files[modality]),
             lesion_labels=self.lesion_labels,
-            skull=self.skull,
+            not_counted=self.expected.not_counted,
+            skull=self._shows_skull(image.data),
         )
+        labels = [self._mask(file, image, modality, files[modality], lesion=True) for file in masks]
+        if len(labels) == 1:
+            raw.lesion = labels[0]
+        elif labels:
+            counted = np.stack([_counted(mask, raw.lesion_labels) for mask in labels if mask is not None])
+            share = 0.5 if self.params.lesion_masks == "majority" else 0.0
+            raw.lesion, raw.lesion_labels = (counted.mean(axis=0) > share).astype(np.uint8), None
+            raw.remarks += (f"lesion: {self.params.lesion_masks} of {', '.join(file.name for file in masks)}",)
+        if masks and nifti.off_grid(nifti.read_header(masks[0]), image.header):
+            raw.remarks += (f"lesion: mask brought from the grid of {self.expected.drawn_on} by the nearest voxel",)
         companion = self.companion_of(modality)
         if companion in files and companion != modality:
-            other = nifti.read(files[companion])
+            other = nifti.read(files[companion], channel=channels.get(companion))
             raw.companion = RawVolume(
-                case.id, companion, other.data, other.affine, source=files[companion], skull=self.skull
+                case.id,
+                companion,
+                other.data,
+                other.affine,
+                source=files[companion],
+                brain=None
+                if raw.brain is not None
+                else self._mask(files.get(BRAIN), other, companion, files[companion]),
+                skull=self._shows_skull(other.data),
             )
         return raw
 
-    def _mask(self, file: File | None, image: nifti.NiftiVolume, source: File) -> np.ndarray | None:
-        """The decoded mask, on the image's grid; the last one is kept for the next modality of the same case."""
+    def _shows_skull(self, image: np.ndarray) -> bool:
+        if self.expected.skull is not None:
+            return self.skull
+        return brain_extraction.background_share(image) < STRIPPED
+
+    def _mask(
+        self, file: File | None, image: nifti.NiftiVolume, modality: str, source: File, *, lesion: bool = False
+    ) -> np.ndarray | None:
+        """The decoded mask on the image's grid; the last one is kept for the next modality of the same case.
+
+        None for a brain mask of another sequence of a case whose sequences do not share a grid.
+        """
         if file is None:
             return None
         last: tuple[File, nifti.NiftiVolume] | None = self.__dict__.get("_last_mask")
         mask = last[1] if last is not None and last[0] == file else nifti.read(file)
         self.__dict__["_last_mask"] = (file, mask)
         if difference := nifti.off_grid(mask.header, image.header):
-            raise UserError(f"{file} does not lie on the grid of its image {source.name}: {difference}.")
+            if not lesion and not self.expected.one_grid:
+                return None
+            if not lesion or self.expected.drawn_on in ("", modality):
+                raise UserError(f"{file} does not lie on the grid of its image {source.name}: {difference}.")
+            to_voxel = np.linalg.inv(mask.affine) @ image.affine
+            return resample(whole_numbers(mask.data, file), to_voxel, image.data.shape, linear=False)
         return whole_numbers(mask.data, file)
+
+
+def _counted(mask: np.ndarray, labels: tuple[int, ...] | None) -> np.ndarray:
+    return mask != 0 if labels is None else np.isin(mask, labels)
 
 
 def whole_numbers(data: np.ndarray, file: File) -> np.ndarray:

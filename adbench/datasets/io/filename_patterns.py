@@ -1,25 +1,44 @@
 """What file names say: which known dataset, which patient and visit, which site, which sequence.
 
-Paths are not parsed beyond the last two parts, so a layout may lie at any depth.
+Patterns describe the end of a path, so a layout may lie at any depth.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 LESION, BRAIN = "lesion", "brain"
-TITLES = {
-    "ixi": "IXI",
-    "atlas": "ATLAS v2.0",
-    "brats21": "BraTS'21",
-    "brats20": "BraTS'20",
-    "brats19": "BraTS'17-'19",
-    "brats23": "BraTS2023-GLI",
-    "brats23-other": "BraTS2023 (not glioma)",
-}
+CHANNELS = "channels"  # one 4-D file that holds several sequences
+UNCLEAR = "mask"  # a mask whose name does not say of what
+MODALITIES = ("FLAIR", "T1", "T2", "T1CE", "PD", "DWI", "ADC")
+_MODALITIES = {name.lower(): name for name in MODALITIES} | {
+    "t1w": "T1", "t1n": "T1", "t1c": "T1CE", "t1gd": "T1CE", "t1wks": "T1CE", "ce-t1w": "T1CE", "gado": "T1CE",
+    "t2w": "T2", "t2f": "FLAIR", "pdw": "PD", "trace": "DWI",
+}  # fmt: skip
+_LESION_WORDS = [
+    "seg",
+    "segmentation",
+    "lesion",
+    "lesions",
+    "lesionmask",
+    "label",
+    "labels",
+    "gt",
+    "consensus_gt",
+    "msk",
+    "tumor",
+    "wmh",
+]
+_KINDS = _MODALITIES | dict.fromkeys(_LESION_WORDS, LESION) | {"brainmask": BRAIN}
+_ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
+_SAYS_LESION = re.compile(r"lesion|tumo|[-_]label-l(?:_|$)")
+_WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
+_BIDS = re.compile(
+    r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$"
+)
 
 
 @dataclass(frozen=True)
@@ -27,11 +46,13 @@ class Named:
     """A file as its name describes it.
 
     Attributes:
-        family: key of :data:`TITLES`.
+        family: key of :data:`SETS`.
         subject: identity that splits keep together.
         session: of the subject; "" when the dataset knows none.
         site: scanner or centre, "" when the name does not say.
-        kind: modality, :data:`LESION`, :data:`BRAIN`, or "" for a sequence that is not used.
+        kind: modality, :data:`LESION`, :data:`BRAIN`, :data:`CHANNELS`, :data:`UNCLEAR`, or "" for a sequence that is not
+            used.
+        rank: of several files that mean one thing, the one with the lowest rank is used; equal ranks are a conflict.
     """
 
     family: str
@@ -39,54 +60,181 @@ class Named:
     session: str
     site: str
     kind: str
+    rank: tuple[int, ...] = ()
 
 
-_IXI_SITES = {"Guys": "Guy's", "HH": "HH", "IOP": "IOP"}
-_KINDS = {"t1": "T1", "t1n": "T1", "t1ce": "T1CE", "t1c": "T1CE", "t2": "T2", "t2w": "T2", "flair": "FLAIR", "t2f": "FLAIR", "pd": "PD", "seg": LESION}  # fmt: skip
-_END = r"\.nii(?:\.gz)?$"
-_BRATS = r"(?P<kind>t1|t1ce|t2|flair|seg)" + _END
-_BRATS23 = r"\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)" + _END
-_FAMILIES = {
-    "ixi": re.compile(
-        r"(?P<subject>IXI\d{3})-(?P<session>(?P<site>Guys|HH|IOP)-\d{4})-(?P<kind>[A-Z0-9]+)(?:-\d+)?" + _END
+@dataclass(frozen=True)
+class KnownSet:
+    """How the files of one release are named.
+
+    Attributes:
+        title: for messages.
+        names: patterns of a path's end with the groups subject, session, site and kind -> what such a file is; None: its
+            group ``kind`` says it. The first that fits decides, and gives the file its rank where ``ranked``.
+        dataset: that reads it, "" for none.
+        subject: made of the groups.
+        ranked: whether an earlier pattern wins over a later one.
+        distinct: whether the names are found in no other release.
+    """
+
+    title: str
+    names: Mapping[re.Pattern[str], str | None]
+    dataset: str = ""
+    subject: str = "{subject}"
+    ranked: bool = False
+    distinct: bool = True
+
+    def named(self, family: str, path: str) -> Named | None:
+        """What ``path`` says, or None when it is none of this set's names."""
+        for number, (pattern, kind) in enumerate(self.names.items()):
+            if match := pattern.search(path):
+                found = {"subject": "", **match.groupdict("")}
+                if kind is None:
+                    kind = _KINDS.get(found["kind"].lower(), "")
+                site = found.get("site", "").replace("/", " ")
+                subject = self.subject.format(**{**found, "site": site.replace(" ", "-")})
+                rank = (number,) if self.ranked else ()
+                return Named(family, subject, found.get("session", ""), _IXI_SITES.get(site, site), kind, rank)
+        return None
+
+
+def _names(names: dict[str, str | None], flags: int = 0) -> dict[re.Pattern[str], str | None]:
+    return {re.compile(rf"(?:^|/){name}\.nii(?:\.gz)?$", flags): kind for name, kind in names.items()}
+
+
+_IXI_SITES = {"Guys": "Guy's"}
+_IXI = r"(?P<subject>IXI\d{3})-(?P<session>(?P<site>Guys|HH|IOP)-\d{4})"
+_ATLAS = r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9]+))?"
+_ENTITIES = r"(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*"
+_BRATS = r"_(?P<kind>t1|t1ce|t2|flair|seg)"
+_BRATS23 = r"\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)"
+_WMH = r"(?P<site>Utrecht|Singapore|Amsterdam(?:/\w+)?)/(?P<subject>\d+)/"
+_SOOP = r"(?P<subject>sub-\d+)(?:_(?P<session>ses-[A-Za-z0-9]+))?" + _ENTITIES
+SETS = {
+    "ixi": KnownSet(
+        "IXI",
+        _names(
+            {
+                rf"{_IXI}[-_](?:[A-Za-z0-9]+[-_])?(?i:bet_|brain_?)?(?i:mask)": BRAIN,
+                rf"(?i:masks?)/{_IXI}[^/]*": BRAIN,
+                rf"{_IXI}[-_](?P<kind>[A-Za-z0-9]+)(?:-\d+)?": None,
+                rf"{_IXI}[-_](?P<kind>[A-Za-z0-9]+)[-_](?i:bet|brain|stripped)": None,
+            }
+        ),
+        "ixi",
+        ranked=True,
     ),
-    "brats21": re.compile(r"(?P<subject>BraTS2021_\d{5})_" + _BRATS),
-    "brats20": re.compile(r"(?P<subject>BraTS20_(?:Training|Validation)_\d{3})_" + _BRATS),
-    "brats19": re.compile(r"(?P<subject>Brats1[789]_\w+?)_" + _BRATS, re.IGNORECASE),
-    "brats23": re.compile(r"(?P<subject>BraTS-GLI-" + _BRATS23),
-    "brats23-other": re.compile(r"(?P<subject>BraTS-[A-Z]+-" + _BRATS23),
-}
-_ATLAS = re.compile(
-    r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9]+))?"
-    r"(?P<rest>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*_[A-Za-z0-9]+)?" + _END
-)
+    "atlas": KnownSet(
+        "ATLAS v2.0",
+        _names(
+            {
+                rf"{_ATLAS}(?=[^/]*(?i:lesion)){_ENTITIES}_mask": LESION,
+                rf"{_ATLAS}{_ENTITIES}_mask": "",
+                rf"{_ATLAS}{_ENTITIES}_T1w": "T1",
+                rf"(?i:masks)/{_ATLAS}": LESION,
+                rf"(?i:images)/{_ATLAS}": "T1",
+            }
+        ),
+        "atlas",
+    ),
+    "brats21": KnownSet("BraTS'21", _names({r"(?P<subject>BraTS2021_\d{5})" + _BRATS: None}), "brats21"),
+    "brats20": KnownSet("BraTS'20", _names({r"(?P<subject>BraTS20_(?:Training|Validation)_\d{3})" + _BRATS: None})),
+    "brats19": KnownSet(
+        "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None}, re.IGNORECASE)
+    ),
+    "brats23": KnownSet("BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23"),
+    "brats23-other": KnownSet(
+        "BraTS2023 (not glioma)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
+    ),
+    "msd": KnownSet(
+        "MSD Task01 (brain tumours)",
+        _names(
+            {
+                r"imagesT[rs]/(?P<subject>BRATS_\d+)": CHANNELS,
+                r"labelsTr/(?P<subject>BRATS_\d+)": LESION,
+            }
+        ),
+        "msd_brain",
+    ),
+    "isles22": KnownSet(
+        "ISLES'22",
+        _names(
+            {rf"(?P<subject>sub-strokecase\d+)_(?P<session>ses-\d+){_ENTITIES}_(?P<kind>flair|dwi|adc|msk)": None},
+            re.IGNORECASE,
+        ),
+        "isles22",
+    ),
+    "mslub": KnownSet(
+        "MSLUB",
+        _names(
+            {
+                r"raw/patient\d+[_/]\w+": "",
+                r"coregistered/(?P<subject>patient\d+)/(?:patient\d+_)?(?P<kind>FLAIR|T1W|T2W|T1WKS|consensus_gt|brainmask)": None,
+                r"(?P<subject>patient\d+)_(?P<kind>FLAIR|T1W|T2W|T1WKS|consensus_gt|brainmask)": None,
+            }
+        ),
+        "mslub",
+    ),
+    "wmh": KnownSet(
+        "the WMH challenge",
+        _names({rf"{_WMH}pre/(?P<kind>FLAIR|T1)": None, rf"{_WMH}orig/(?P<kind>FLAIR|T1)": None, rf"{_WMH}wmh": LESION}),
+        "wmh",
+        subject="{site}-{subject}",
+        ranked=True,
+    ),
+    "soop": KnownSet(
+        "SOOP",
+        _names(
+            {rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_(?:mask|dseg)": LESION, rf"{_SOOP}_(?P<kind>T1w|FLAIR|trace|adc|dwi)": None},
+            re.IGNORECASE,
+        ),
+        "soop",
+        distinct=False,
+    ),
+}  # fmt: skip
 
 
 def recognise(path: str) -> Named | None:
-    """What the name of a file says, or None when it follows no known dataset.
+    """What the name of a file says, or None when it follows no known release.
 
     Args:
-        path: of the file, with ``/``; of its folders only the last is looked at.
+        path: of the file, with ``/``.
     """
-    *_, parent, name = ("", *PurePosixPath(path).parts)
-    for family, pattern in _FAMILIES.items():
-        if match := pattern.match(name):
-            found = match.groupdict("")
-            site = _IXI_SITES.get(found.get("site", ""), "")
-            return Named(
-                family, found["subject"], found.get("session", ""), site, _KINDS.get(found["kind"].lower(), "")
-            )
-    match = _ATLAS.match(name)
+    for family, known in SETS.items():
+        if known.distinct and (found := known.named(family, path)):
+            return found
+    return None
+
+
+def modality_of(word: str) -> str:
+    """The modality that ``word`` means in any of its spellings ("t1gd", "T2W"), "" for none."""
+    return _MODALITIES.get(word.lower(), "")
+
+
+def common_name(stem: str) -> Named | None:
+    """What a file name without its ending says, as BIDS or by its last word; None where it says nothing.
+
+    ``sub-01_ses-1_ce-gadolinium_T1w``, ``patient07_flair``, ``patient07_lesion_mask``.
+    """
+    match = _WORD.match(stem)
     if match is None:
         return None
-    rest, parent = match["rest"] or "", parent.lower()
-    if rest.endswith("_mask") or (not rest and parent == "masks"):
-        kind = LESION if not rest or "lesion" in rest.lower() else ""
-    elif rest.endswith("_T1w") or (not rest and parent == "images"):
-        kind = "T1"
-    else:
+    rest, word = match["rest"], match["word"].lower()
+    bids = _BIDS.match(rest)
+    entities = bids["entities"].lower() if bids else rest.lower()
+    kind = _KINDS.get(word, "")
+    if bids and kind == "T1" and "_ce-" in entities:  # with a contrast agent
+        kind = "T1CE"
+    if word in _ANY_MASK:
+        kind = BRAIN if "brain" in entities else LESION if _SAYS_LESION.search(entities) else UNCLEAR
+        rest = rest if bids else re.sub(r"[-_](brain|lesion|tumou?r)$", "", rest, flags=re.IGNORECASE)
+    if not kind:
         return None
-    return Named("atlas", match["subject"], match["session"] or "", match["site"], kind)
+    if kind == LESION:
+        rest = re.sub(r"[-_]consensus$", "", rest, flags=re.IGNORECASE)
+    if bids:
+        return Named("", bids["subject"], bids["session"] or "", "", kind)
+    return Named("", *split_visit(rest), "", kind)
 
 
 # What a name says after the patient: a session, a visit, a time point, in BIDS and in the releases with visits of their own.

@@ -11,7 +11,7 @@ import math
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,19 @@ class Header:
         """Length of the whole uncompressed file."""
         return self.offset + math.prod(self.shape) * self.dtype.itemsize
 
+    def channel(self, number: int, file: File) -> Header:
+        """The header of one volume of a 4-D file.
+
+        Raises:
+            FileError: ``file`` does not have that many.
+        """
+        count = self.shape[3] if len(self.shape) == 4 else 1
+        if number >= count:
+            size = by(self.shape)
+            raise FileError("axes", f"{file} has {count} channels ({size} voxels), and channel {number + 1} is wanted.")
+        start = self.offset + number * math.prod(self.shape[:3]) * self.dtype.itemsize
+        return replace(self, shape=self.shape[:3], offset=start)
+
     @property
     def orientation(self) -> str:
         """Where each stored axis points, e.g. "RAS", "LPS"; the nearest axis when it is oblique."""
@@ -107,11 +120,12 @@ def read_header(file: File) -> Header:
     return _parse_header(first[:_LONGEST], file)
 
 
-def read(file: File, *, finite: bool = True, exact: bool = False) -> NiftiVolume:
+def read(file: File, *, finite: bool = True, exact: bool = False, channel: int | None = None) -> NiftiVolume:
     """Header and voxels of a 3-D volume.
 
     Args:
         file: NIfTI, compressed or not.
+        channel: of a 4-D file; None: the file is 3-D.
         finite: refuse NaN and infinite voxels.
         exact: keep 64-bit floats and scale by the header in the precision that nibabel uses; otherwise both become
             float32. All other volumes keep their stored type.
@@ -122,6 +136,8 @@ def read(file: File, *, finite: bool = True, exact: bool = False) -> NiftiVolume
             the first is.
     """
     header = read_header(file)
+    if channel is not None:
+        header = header.channel(channel, file)
     if len(header.shape) != 3:
         raise FileError("axes", f"{file} has {len(header.shape)} axes of {header.shape} voxels, expected a 3-D volume.")
     scaled = (header.slope, header.inter) != (1.0, 0.0)

@@ -48,8 +48,23 @@ def read_stored(path: Path) -> np.ndarray:
     return values.view(np.uint8) if values.dtype == np.bool_ else values
 
 
-def read_image(path: Path) -> np.ndarray:
+def used_bits(path: Path) -> int:
+    """Bits that the values of a 16-bit image take; 0 for an image of 8 bits, by its header alone.
+
+    Raises:
+        FileError: unreadable.
+    """
+    if read_bytes(path, _HEADER, 2) != b"\x10\x00":  # bits a sample, grey
+        return 0
+    return int(_grey(path).max()).bit_length()
+
+
+def read_image(path: Path, white: int = 65535) -> np.ndarray:
     """(H, W) float32 in [0, 1]: the stored grey values over the largest of their type.
+
+    Args:
+        path: of the image.
+        white: value of a 16-bit image that becomes 1.
 
     Raises:
         FileError: unreadable, or colour.
@@ -57,7 +72,7 @@ def read_image(path: Path) -> np.ndarray:
     pixels = _grey(path)
     if pixels.dtype == np.bool_:
         return pixels.astype(np.float32)
-    return pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else 65535)
+    return pixels.astype(np.float32) / (255 if pixels.dtype == np.uint8 else white)
 
 
 def read_mask(path: Path, image: Path, shape: tuple[int, ...]) -> np.ndarray:

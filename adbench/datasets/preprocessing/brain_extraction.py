@@ -207,11 +207,26 @@ def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, whe
     return mask
 
 
+def background_value(image: np.ndarray) -> float:
+    """What lies outside the head in (X, Y, Z) ``image``: the one value of its corners, 3 voxels wide each; else 0.
+
+    z-scored, clipped and shifted volumes have another one than 0.
+    """
+    ends = (slice(0, 3), slice(-3, None))
+    corners = np.concatenate([image[a, b, c].ravel() for a in ends for b in ends for c in ends])
+    return float(corners[0]) if (corners == corners[0]).all() else 0.0
+
+
+def background_share(image: np.ndarray) -> float:
+    """The share of voxels that hold exactly :func:`background_value`."""
+    return float((image == background_value(image)).mean())
+
+
 def background(image: np.ndarray, where: str) -> np.ndarray:
-    """The brain of a skull-stripped image: every voxel that is not 0, and every hole inside.
+    """The brain of a skull-stripped image: every voxel that is not background, and every hole inside.
 
     Args:
-        image: (X, Y, Z), background exactly 0.
+        image: (X, Y, Z), background exactly :func:`background_value`.
         where: the case, for messages.
 
     Raises:
@@ -219,17 +234,18 @@ def background(image: np.ndarray, where: str) -> np.ndarray:
     """
     import cc3d
 
-    tissue = image != 0
+    value = background_value(image)
+    tissue = image != value
     box = bounds(tissue)
     if box is None:
-        raise UserError(f"{where}: every voxel is 0.")
+        raise UserError(f"{where}: every voxel is {value:g}.")
     share = float(tissue.mean())
     if share > 0.9:
         raise UserError(
-            f"{where}: {share:.0%} of the voxels are not 0, so the image is not skull-stripped with background 0. "
+            f"{where}: {share:.0%} of the voxels are not {value:g}, so the image is not skull-stripped with background {value:g}. "
             "Give a brain mask, or have one made with --set dataset.brain=deepbet or template."
         )
-    # A hole is a region of zeros that does not reach the border of the box with a margin of one.
+    # A hole is a region of background that does not reach the border of the box with a margin of one.
     zeros = np.pad(~tissue[box], 1, constant_values=True)
     labels = cc3d.connected_components(zeros, connectivity=6)
     brain = np.zeros(image.shape, bool)

@@ -96,6 +96,8 @@ class _VolumePipeline:
         self.given = self._beside(raw.brain, "brain mask")
         lesion = self._beside(raw.lesion, "lesion mask")
         self.lesion = None if lesion is None else _chosen(lesion, raw.lesion_labels)
+        self.other = _chosen(lesion, raw.not_counted) if lesion is not None and raw.not_counted else None
+        self.said = list(raw.remarks)
         self.on_template_grid = template.same_grid(self.image.shape, self.affine)
         if on_template and not self.on_template_grid:
             raise UserError(
@@ -139,6 +141,10 @@ class _VolumePipeline:
                 raise UserError(f"{where}: its brain mask is empty.")
             return mask
         if rule == "background" or (rule == "auto" and not self.raw.skull):
+            if value := brain_extraction.background_value(self.image):
+                self.said.append(
+                    f"brain: every voxel that is not {value:g}, the value of all corners, and what it encloses"
+                )
             return brain_extraction.background(self.image, where)
         if other := self.companion:  # the same subject's T1
             to_other = np.linalg.inv(other.affine) @ self.to_companion @ self.affine
@@ -158,7 +164,7 @@ class _VolumePipeline:
     def _brain_of_template(self) -> np.ndarray:
         mask = template.mask(self.params.template_margin)
         if self.on_template_grid:
-            return np.asarray(mask & (self.image != 0))
+            return np.asarray(mask & (self.image != brain_extraction.background_value(self.image)))
         to_template = np.linalg.inv(template.AFFINE) @ np.linalg.inv(self.to_head("affine", None)) @ self.affine
         failed = "registration to the template failed: its brain lies outside the image."
         return self._on_own_grid(mask, to_template, failed)
@@ -240,14 +246,17 @@ class _VolumePipeline:
             "intensity_low": levels.low,
             "intensity_high": levels.high,
         }
-        lesion, affine, back = self.lesion, self.affine, np.eye(4)
+        lesion, other, affine, back = self.lesion, self.other, self.affine, np.eye(4)
         if self.kind != "none":
             back = self.to_head(self.kind, inside)
             affine = template.AFFINE
             to_voxel = np.linalg.inv(self.affine) @ back @ affine
             image = resample(image, to_voxel, template.SHAPE, linear=True)
             inside = resample(inside, to_voxel, template.SHAPE, linear=False)
-            lesion = None if lesion is None else resample(lesion, to_voxel, template.SHAPE, linear=False)
+            lesion, other = (
+                None if mask is None else resample(mask, to_voxel, template.SHAPE, linear=False)
+                for mask in (lesion, other)
+            )
             if not inside.any():
                 raise UserError(f"{raw}: registration failed: the brain lies outside the template.")
         if self.kind != "none" or self.on_template_grid:
@@ -267,7 +276,7 @@ class _VolumePipeline:
             size=params.size,
             step=params.slice_step,
         )
-        remarks = []
+        remarks = list(self.said)
         if cut.thin:
             remarks.append(f"slices {ranges(cut.thin)}: left out, too little brain")
         if cut.outside:
@@ -282,7 +291,10 @@ class _VolumePipeline:
             full = slicing.slices(lesion, cut)
             lesion_slices = resize_mask(full, params.size)
             remarks += self._lesions(lesion, full, lesion_slices, brain_slices, cut, geometry, quality)
-        return Stack(image_slices, brain_slices, lesion_slices, cut.planes, remarks, geometry, quality)
+        stack = Stack(image_slices, brain_slices, lesion_slices, cut.planes, remarks, geometry, quality)
+        if other is not None and other.any():
+            _blank(stack, resize_mask(slicing.slices(other, cut), params.size))
+        return stack
 
     def _lesions(
         self,
@@ -315,6 +327,24 @@ class _VolumePipeline:
         if outside:
             remarks.append(f"lesion: {outside} of {int(prepared.sum())} prepared voxels lie outside the brain mask")
         return remarks
+
+
+def _blank(stack: Stack, other: np.ndarray) -> None:
+    """Take what is neither lesion nor healthy, (S, H, W) bool, out of the brain, and out of ``stack`` what holds nothing else."""
+    assert stack.lesion is not None
+    hidden = other & stack.brain
+    stack.brain = stack.brain & ~other
+    stack.image = stack.image * stack.brain
+    stack.lesion = stack.lesion & ~other
+    kept = np.asarray(~other.any(axis=(1, 2)) | stack.lesion.any(axis=(1, 2)))
+    left = [index for index, keep in zip(stack.slices, kept, strict=True) if not keep]
+    stack.remarks.append(
+        f"other disease: {int(hidden.sum())} prepared voxels are neither lesion nor healthy and do not count"
+    )
+    if left:
+        stack.remarks.append(f"slices {ranges(left)}: left out, other disease and no lesion")
+    stack.slices = [index for index, keep in zip(stack.slices, kept, strict=True) if keep]
+    stack.image, stack.brain, stack.lesion = stack.image[kept], stack.brain[kept], stack.lesion[kept]
 
 
 def _chosen(labels: np.ndarray, values: tuple[int, ...] | None) -> np.ndarray:

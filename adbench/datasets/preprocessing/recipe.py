@@ -69,6 +69,8 @@ class RawVolume:
         brain: (X, Y, Z) bool or 0/1, when a mask lies beside the image.
         lesion: (X, Y, Z) integers, when there is a lesion mask.
         lesion_labels: values of ``lesion`` that count; None: every value but 0.
+        not_counted: values of ``lesion`` that are neither lesion nor healthy.
+        remarks: what the adapter did to it, for the manifest.
         skull: False when the provider removed everything but brain and set it to 0.
         companion: the T1 of the same subject and session, for a modality whose brain mask (and registration) come from
             there; on a grid of its own.
@@ -84,6 +86,8 @@ class RawVolume:
     lesion_labels: tuple[int, ...] | None = None
     skull: bool = True
     companion: RawVolume | None = None
+    not_counted: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.modality} of case {self.case}{f' ({self.source})' if self.source else ''}"

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.volumes import LABEL_TOLERANCE, STRIPPED, Expected, Scan
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import LABEL_TOLERANCE, STRIPPED
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.filename_patterns import BRAIN, LESION
 from adbench.datasets.io.nifti import Header, NiftiVolume
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
+from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.reorient import to_ras, zooms
 from adbench.datasets.store import similarity
 
@@ -57,9 +59,18 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
         except FileError as error:
             result.issues.append(Issue("error", error.code, scan.id, str(file), str(error)))
             continue
-        headers[kind] = header
-        if checksum is not None:
+        if kind in scan.channels:
+            try:
+                header = header.channel(scan.channels[kind], file)
+            except FileError as error:
+                what = f"{str(error).rstrip('.')}: the file should hold {', '.join(expected.channels)}, in this order."
+                result.issues.append(Issue("error", error.code, scan.id, str(file), what))
+                continue
+        if checksum is not None and not scan.channels.get(kind):  # a 4-D file stands for its first sequence
             result.checksums[kind] = checksum
+        headers[kind] = header
+        if scan.channels.get(kind):  # said of the first one of its file
+            continue
         result.issues += _header(scan.id, kind in (LESION, BRAIN), file, header, expected)
     result.issues += _grids(scan, headers, expected)
     if deep:
@@ -100,17 +111,23 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
 
 def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Issue]:
     """Masks and sequences that do not lie on the grid of the case's first image."""
-    reference = next((kind for kind in (*expected.sequences, *scan.sequences) if kind in headers), None)
-    if not expected.one_grid or reference is None:
-        return
-    for kind, header in headers.items():
-        if kind == reference or len(header.shape) != 3:
+    images = [kind for kind in dict.fromkeys((*expected.sequences, *scan.sequences)) if kind in headers]
+    swapped = ""
+    if expected.one_grid:
+        pairs = [(kind, images[0]) for kind in headers if images and kind != images[0]]
+    else:
+        on = [kind for kind in images if expected.drawn_on in ("", kind)]
+        pairs = [(LESION, kind) for kind in on if LESION in headers]
+        swapped = (
+            f", on which it is drawn: is {expected.drawn_on} another sequence's file?" if expected.drawn_on else ""
+        )
+    for kind, reference in pairs:
+        if len(headers[kind].shape) != 3:
             continue
-        if difference := nifti.off_grid(header, headers[reference]):
+        if difference := nifti.off_grid(headers[kind], headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
-            yield issues.error(
-                "off-grid", file, f"{file} does not lie on the grid of {image.name}: {difference}", scan.id
-            )
+            what = f"{file} does not lie on the grid of {image.name}: {difference}{swapped}"
+            yield issues.error("off-grid", file, what, scan.id)
 
 
 def _voxels(
@@ -122,11 +139,12 @@ def _voxels(
     for kind in sorted(headers, key=lambda kind: (kind == LESION, kind)):
         file = scan.files[kind]
         try:
-            volume = nifti.read(file)
+            volume = nifti.read(file, channel=scan.channels.get(kind))
         except FileError as error:
             yield Issue("error", error.code, scan.id, str(file), str(error))
             continue
-        inside = volume.data != 0
+        outside = 0.0 if kind in (LESION, BRAIN) else brain_extraction.background_value(volume.data)
+        inside = volume.data != outside
         if kind == LESION:
             lesion = volume
             yield from _labels(scan.id, file, volume.data, expected)
@@ -138,13 +156,19 @@ def _voxels(
             yield issues.error("constant", file, f"{file} is constant: every voxel is {low:g}", scan.id)
         else:
             head, affine = to_ras(volume.data, volume.affine)
-            coarse = similarity.fingerprint(head.T, head.T != 0, spacing=zooms(affine)[::-1].tolist())
+            coarse = similarity.fingerprint(
+                head.T, to_ras(inside, volume.affine)[0].T, spacing=zooms(affine)[::-1].tolist()
+            )
             prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
             if expected.zero_background and (corners := _corners(volume.data)):
                 what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
-                yield issues.warning("background", file, what, scan.id)
+                taken = f"; {outside:g} is taken for its background" if outside else ""
+                yield issues.warning("background", file, f"{what}{taken}", scan.id)
+            elif outside:
+                what = f"{file} has the value {outside:g} in all corners, which is taken for its background"
+                yield issues.info("background", file, what, scan.id)
             stripped = stripped or bool(inside.mean() < 1 - STRIPPED)
-            if BRAIN not in headers:
+            if BRAIN not in headers and (expected.one_grid or kind == expected.drawn_on):
                 brain = inside if brain is None or brain.shape != inside.shape else brain | inside
     if lesion is None:
         return

@@ -20,7 +20,8 @@ from adbench.context import Progress
 from adbench.datasets import issues
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderVolumes
-from adbench.datasets.adapters.volumes import IndexedVolumes, Scan
+from adbench.datasets.adapters.scans import Scan
+from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import LESION

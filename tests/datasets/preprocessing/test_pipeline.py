@@ -198,7 +198,8 @@ def test_a_head_off_the_centre_stays_in_the_square() -> None:
     ("change", "message"),
     [
         ({"image": np.zeros(SHAPE)}, "every voxel is 0"),
-        ({"image": np.ones(SHAPE)}, "not skull-stripped with background 0"),
+        ({"image": np.ones(SHAPE)}, "every voxel is 1"),
+        ({"image": 1.0 + np.arange(np.prod(SHAPE)).reshape(SHAPE)}, "not skull-stripped with background 0"),
         ({"brain": np.zeros(SHAPE, bool), "skull": True}, "its brain mask is empty"),
         ({"brain": np.ones((2, 2, 2), bool)}, r"brain mask has shape \(2, 2, 2\)"),
         ({"lesion": np.ones((2, 2, 2), np.uint8)}, r"lesion mask has shape \(2, 2, 2\)"),

@@ -1,0 +1,276 @@
+"""What all volumes of your own share, however they are named: who is healthy, who has which role, whether there is a skull."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Container, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import cached_property
+from pathlib import PurePosixPath
+from typing import ClassVar, Literal
+
+from adbench.datasets import issues
+from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.volumes import CHOOSING, STRIPPED, IndexedVolumes, VolumeParams
+from adbench.datasets.base import Split
+from adbench.datasets.io import nifti
+from adbench.datasets.io.archive import File
+from adbench.datasets.io.filename_patterns import LESION, folded, names_in, person, second_scan
+from adbench.datasets.issues import Issue
+from adbench.datasets.preprocessing import brain_extraction
+from adbench.errors import UserError
+from adbench.params import ParamSet, param
+
+_SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
+    "train": ("train", "training"),
+    "val": ("val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+FOLDERS: dict[str, Split] = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
+SECOND_SCAN = (
+    "it is probably a second scan of another patient of BraTS'21 (numbers 01538 to 01656): say "
+    "--set dataset.second_scans=use if it is not"
+)
+
+
+class OwnParams(VolumeParams):
+    """What is said about data whose provider adbench does not know."""
+
+    name: str = param(
+        "",
+        "what tables, run folders, records and boards call the data, e.g. hospital_a; empty: the name of the dataset",
+        source="adbench",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9_.-]{0,39})?$",
+    )
+    lesion_labels: tuple[int, ...] = param(
+        (), "volumes: values of the lesion mask that count; empty: every value but 0", source="adbench"
+    )
+    unmasked: Literal["refuse", "healthy", "leave-out"] = param(
+        "refuse",
+        "what subjects without lesion mask are; those in a folder train/ are healthy, and those in val/ where none has one",
+        source="adbench",
+    )
+    second_scans: Literal["leave-out", "use"] = param(
+        "leave-out",
+        "BraTS'21 numbers 01538 to 01656, probably second scans of other patients",
+        source="adbench",
+    )
+    skull: Literal["auto", "yes", "no"] = param(
+        "auto",
+        "volumes: whether the images show the skull; auto: the first one that can be read decides, by its share of background",
+        source="adbench",
+    )
+
+
+def why_healthy(params: OwnParams, role: Split | None, masked_roles: Container[Split | None], mask: str) -> str:
+    """Why a subject without ``mask`` counts as healthy; "" where nothing says so.
+
+    Args:
+        params: of the dataset.
+        role: by the subject's folder; None: it lies in no split folder.
+        masked_roles: those in whose folders some subject has a mask.
+        mask: what the subject lacks, for the sentence.
+    """
+    if params.unmasked == "healthy":
+        return "dataset.unmasked says so"
+    if role == "train":
+        return "it lies in train/, which is for healthy subjects"
+    if role == "val" and "val" not in masked_roles:
+        return f"it lies in val/, where no subject has a {mask}"
+    return ""
+
+
+class OwnVolumes(IndexedVolumes):
+    """Volumes of your own; a subclass says how they are named.
+
+    Folders called train, val and test give the roles; otherwise patients are drawn: those with masks into train, val and
+    test, those that were declared healthy into train and val.
+
+    No subject is healthy by default: one without mask is where its folder (train/) or ``unmasked`` says so. A file that
+    holds few whole numbers or probabilities and whose name says nothing is taken for a mask that should have been named.
+    """
+
+    Params: ClassVar[type[ParamSet]] = OwnParams
+    params: OwnParams
+    distributed: ClassVar[Expected] = Expected(sequences=(), lesion=False)
+    choosing: ClassVar[tuple[str, ...]] = (*CHOOSING, "second_scans", "name")
+
+    @classmethod
+    def title(cls, params: ParamSet) -> str:
+        """``params.name``."""
+        return str(params.json_values["name"])
+
+    # -- roles and health --------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _folders(self) -> dict[str, Split]:
+        """Person -> role that a folder's name gives, the first where there are two."""
+        return {who: next(iter(roles)) for who, roles in self._homes.items()}
+
+    @cached_property
+    def _homes(self) -> dict[str, dict[Split, File]]:
+        """Person -> the roles that names of folders give, each with a file."""
+        homes: dict[str, dict[Split, File]] = defaultdict(dict)
+        below = {file: path for path, file in self.index.files.volumes.items()}
+        for scan in self.index.scans:
+            for file in scan.files.values():
+                for part in PurePosixPath(below[file]).parts[:-1]:
+                    if part.lower() in FOLDERS:
+                        homes[person(scan.subject)].setdefault(FOLDERS[part.lower()], file)
+                        break
+        return dict(homes)
+
+    @cached_property
+    def _unnamed_masks(self) -> dict[str, list[tuple[File, str]]]:
+        """Case id -> files that look like masks by their content, and what they hold, of cases without a named mask.
+
+        Under "" those whose names are of no subject here and that lie on the grid of a case.
+        """
+        owners: dict[str, Scan] = {}
+        for scan in sorted(self.index.scans, key=lambda scan: LESION in scan.files):
+            for name in (person(scan.subject), folded(scan.subject)):
+                owners.setdefault(name, scan)
+        found: dict[str, list[tuple[File, str]]] = defaultdict(list)
+        for path in self.index.unused:
+            owner = next((owners[name] for name in names_in(path) if name in owners), None)
+            file = self.index.files.volumes[path]
+            with suppress(UserError):  # a file that is not used need not be whole
+                asked = self._on_a_grid(nifti.read_header(file)) if owner is None else LESION not in owner.files
+                if asked and (what := nifti.mask_values(file)):
+                    found[owner.id if owner else ""].append((file, what))
+        return dict(found)
+
+    def _on_a_grid(self, header: nifti.Header) -> bool:
+        return any(header.shape == grid.shape and not nifti.off_grid(header, grid) for grid in self._grids)
+
+    @cached_property
+    def _grids(self) -> list[nifti.Header]:
+        """Headers of the images, one of each shape and affine."""
+        grids: dict[tuple[tuple[int, ...], bytes], nifti.Header] = {}
+        for image, channel in self._images:
+            with suppress(UserError):  # that case is reported when its turn comes
+                header = nifti.read_header(image)
+                header = header if channel is None else header.channel(channel, image)
+                grids.setdefault((header.shape, header.affine.tobytes()), header)
+        return list(grids.values())
+
+    def faults(self) -> Iterator[Issue]:
+        """Also patients in two split folders, cases in none, and cases without mask that are not declared healthy."""
+        yield from super().faults()
+        scans = [scan for scan in self.index.scans if not self.excluded(scan)]
+        for who, roles in self._homes.items():
+            if len(roles) > 1:
+                subject = next(scan.subject for scan in self.index.scans if person(scan.subject) == who)
+                places = " and ".join(f"{role} ({file})" for role, file in sorted(roles.items()))
+                message = f"The subject {subject} is in two splits, {places}: keep each subject in one."
+                yield issues.error("two-roles", next(iter(roles.values())), message, subject)
+        for scan in scans:
+            if self._homes and person(scan.subject) not in self._homes:
+                message = f"{scan.first} lies in no train, val or test folder while others do: move it into one."
+                yield issues.error("stray", scan.first, message, scan.id)
+        for file, what in self._unnamed_masks.get("", []):
+            message = (
+                f"{file} holds {what}, as a mask does, lies on the grid of an image here, and its name says neither of whom it "
+                "is nor of what: if it marks lesions, whose they are is not known. Name it after its subject, or take it out."
+            )
+            yield issues.warning("unnamed-mask", file, message)
+        masked = sum(LESION in scan.files for scan in self.index.scans)
+        for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
+            if self.params.unmasked != "leave-out" or self.healthy(scan):
+                yield from self._looks_ill(scan)
+            if self.params.unmasked == "refuse" and not self.healthy(scan) and not self.unmasked_by_design(scan):
+                remedy = self._release or (
+                    "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/"
+                )
+                message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
+                yield issues.error("missing-mask", scan.first, message, scan.id)
+
+    def _looks_ill(self, scan: Scan) -> Iterator[Issue]:
+        severity = issues.warning if self.params.unmasked == "healthy" else issues.error
+        for file, what in self._unnamed_masks.get(scan.id, []):
+            message = (
+                f"{file} holds {what}, as a mask does, and its name does not say of what: if it marks lesions, {scan.id} is not "
+                "healthy. Name it with --set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare "
+                "the case healthy with --set dataset.unmasked=healthy."
+            )
+            yield severity("unnamed-mask", file, message, scan.id)
+
+    def healthy(self, scan: Scan) -> str:
+        """By its folder, or by ``unmasked``."""
+        return why_healthy(self.params, self._folders.get(person(scan.subject)), self._masked_roles, "lesion mask")
+
+    @cached_property
+    def _masked_roles(self) -> set[Split]:
+        """Roles given by folders in which some subject has a lesion mask."""
+        owners = {person(scan.subject) for scan in self.index.scans if LESION in scan.files}
+        return {self._folders[who] for who in owners if who in self._folders}
+
+    def left_out(self, scan: Scan) -> str:
+        """Cases without mask where ``unmasked`` says so, and second scans of unknown patients."""
+        if second_scan(scan.subject) and self.params.second_scans != "use":
+            return SECOND_SCAN
+        if LESION in scan.files or self.healthy(scan):
+            return ""
+        why = "as distributed" if self.unmasked_by_design(scan) else "and dataset.unmasked is leave-out"
+        return f"it has no lesion mask {why}"
+
+    def _roles(self, usable: list[Scan]) -> dict[str, Split]:
+        if self._folders:
+            return {scan.subject: self._folders[person(scan.subject)] for scan in usable}
+        p = self.params
+        patients = {person(scan.subject) for scan in usable if LESION in scan.files}
+        healthy = [scan for scan in usable if person(scan.subject) not in patients]
+        ill = [scan for scan in usable if person(scan.subject) in patients]
+        roles = self._drawn(healthy, p.val_share, 0.0)
+        # Where healthy subjects train, patients need not.
+        val = p.val_share / max(p.val_share + p.test_share, 1e-9)
+        return roles | (self._drawn(ill, val, 1 - val) if healthy else self._drawn(ill, p.val_share, p.test_share))
+
+    # -- what the volumes are like -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _images(self) -> list[tuple[File, int | None]]:
+        """Every image, and its place in a 4-D file."""
+        scans = [scan for scan in self.index.scans if not self.excluded(scan)] or self.index.scans
+        return [(scan.files[kind], scan.channels.get(kind)) for scan in scans for kind in scan.sequences]
+
+    def _only_masks(self) -> str:
+        return (
+            f"{super()._only_masks()} Other names are described by --set dataset.image_pattern=..., such as "
+            "{subject}/{subject}_{modality}.nii.gz, and those of masks by lesion_pattern, of --dataset folder."
+        )
+
+    @cached_property
+    def skull(self) -> bool:
+        """As stated; otherwise the first image that can be read decides, by its share of background."""
+        if self.params.skull != "auto":
+            return self.params.skull == "yes"
+        problem: UserError | None = None
+        for image, channel in self._images:
+            try:
+                return brain_extraction.background_share(nifti.read(image, channel=channel).data) < STRIPPED
+            except UserError as error:  # that case is reported when its turn comes; the others are prepared
+                problem = problem or error
+        assert problem is not None
+        raise problem
+
+    @cached_property
+    def on_template(self) -> bool:
+        """Whether every image that can be read lies on the MNI152 2009a 1 mm grid."""
+        from adbench.datasets.preprocessing.template import same_grid
+
+        return bool(self._grids) and all(same_grid(grid.shape, grid.affine) for grid in self._grids)
+
+    @property
+    def lesion_labels(self) -> tuple[int, ...] | None:
+        return self.params.lesion_labels or None
+
+    def companion_of(self, modality: str) -> str:
+        """T1 where there is a skull: tools that find the brain want a T1."""
+        return "T1" if self.skull else modality
+
+    @property
+    def expected(self) -> Expected:
+        """Every sequence that is there, on one grid; :meth:`faults` knows who needs a mask."""
+        return replace(self.distributed, sequences=self.available(), channels=self.channels)

@@ -1,0 +1,114 @@
+"""What an adapter of volumes finds below a root, and what it expects there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from adbench.datasets.io.archive import File
+from adbench.datasets.io.file_index import FoundFiles
+from adbench.datasets.io.filename_patterns import BRAIN, LESION
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What the volumes of a dataset are like as distributed; ``data check`` compares every file with it.
+
+    Attributes:
+        sequences: that every case should have.
+        lesion: whether every case should have a lesion mask.
+        labels: values a lesion mask may hold -> what they mark; empty: any integer.
+        shape: voxels of every volume; None when it varies.
+        zooms: voxel size, mm; None when it varies.
+        orientation: of the stored axes ("LPS"); "" when it varies.
+        integers: whether images are stored as integers.
+        one_grid: whether all sequences of a case share a grid.
+        zero_background: whether everything outside the brain is exactly 0.
+        known_missing: (subject, sequence) that the distribution lacks.
+        skull: whether images show the skull; None: each one's share of background says it.
+        on_template: whether images lie on the MNI152 2009a 1 mm grid.
+        companion: the modality whose brain mask and registration serve all others; "" when each has its own.
+        healthy: why subjects count as healthy without a lesion mask; "" when nothing says so.
+        channels: the sequences of a 4-D file, in their order.
+        drawn_on: the sequence on whose grid lesion masks lie where not all share one; the nearest voxel carries them to
+            the others.
+        not_counted: labels that are neither lesion nor healthy. Their voxels do not count, and slices that hold them and no
+            lesion are left out.
+    """
+
+    sequences: tuple[str, ...]
+    lesion: bool
+    labels: Mapping[int, str] = field(default_factory=dict)
+    shape: tuple[int, int, int] | None = None
+    zooms: tuple[float, float, float] | None = None
+    orientation: str = ""
+    integers: bool = False
+    one_grid: bool = True
+    zero_background: bool = False
+    known_missing: frozenset[tuple[str, str]] = frozenset()
+    skull: bool | None = True
+    on_template: bool = False
+    companion: str = ""
+    healthy: str = ""
+    channels: tuple[str, ...] = ()
+    drawn_on: str = ""
+    not_counted: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The files of one subject and session.
+
+    Attributes:
+        session: as the file names give it.
+        files: modality, ``lesion`` or ``brain`` -> file.
+        flags: known remarks ("artefact").
+        channels: modality -> its place in a 4-D file.
+        pieces: every lesion mask, where there are several.
+    """
+
+    subject: str
+    session: str = ""
+    site: str = ""
+    files: Mapping[str, File] = field(default_factory=dict)
+    flags: tuple[str, ...] = ()
+    channels: Mapping[str, int] = field(default_factory=dict)
+    pieces: tuple[File, ...] = ()
+
+    @property
+    def id(self) -> str:
+        """Subject and session in one word."""
+        return f"{self.subject}_{self.session}" if self.session else self.subject
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """The modalities that are there."""
+        return tuple(kind for kind in self.files if kind not in (LESION, BRAIN))
+
+    @property
+    def first(self) -> File:
+        """Its first file, for messages."""
+        return next(iter(self.files.values()))
+
+
+@dataclass
+class Index:
+    """Everything found below a root.
+
+    Attributes:
+        scans: sorted by subject and session.
+        duplicates: (the file that is used, a second one of the same content, subject, session and kind).
+        conflicts: (scan, the file that is used, a second one of other content for the same kind, the kind).
+        passed_over: (the file that is used, another one that a rule ranks behind it).
+        unclear: (scan, a mask whose name does not say of what).
+        unused: volumes whose names follow no pattern of this dataset, or of sequences that are not used.
+        files: everything that lies there.
+    """
+
+    scans: list[Scan]
+    duplicates: list[tuple[File, File]]
+    conflicts: list[tuple[Scan, File, File, str]]
+    passed_over: list[tuple[File, File]]
+    unclear: list[tuple[Scan, File]]
+    unused: list[str]
+    files: FoundFiles

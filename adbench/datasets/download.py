@@ -1,0 +1,276 @@
+"""Fetching what may be fetched without an agreement: resumed, compared with checksums, never half a file under its name."""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import re
+import shutil
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+from adbench.context import Progress
+from adbench.errors import UserError
+
+ATTEMPTS = 5  # in a row without a byte more
+TIMEOUT = 60.0  # s without an answer
+_PART = ".part"  # an unfinished download, as adbench.datasets.io.archive knows it
+_BLOCK = 1 << 20
+_SLACK = 100_000_000  # bytes that stay free
+
+
+@dataclass(frozen=True)
+class Remote:
+    """One file to fetch.
+
+    Attributes:
+        url: of it.
+        name: below the folder, with ``/``.
+        md5: of its bytes; "" where nobody states it.
+        size: in bytes; None: the server says it.
+        modality: what is in it; "" for what all sequences need.
+    """
+
+    url: str
+    name: str
+    md5: str = ""
+    size: int | None = None
+    modality: str = ""
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A folder of an S3 bucket that lists its files with sizes and MD5 (the ETag of a file that was sent in one piece).
+
+    Attributes:
+        url: of the bucket.
+        prefix: of the folder, with ``/`` at its end.
+        wanted: pattern of the names below the prefix.
+    """
+
+    url: str
+    prefix: str
+    wanted: str
+
+
+_IXI = "http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI"
+# Addresses and MD5 of IXI: torchio/datasets/ixi.py (TorchIO 1.2); of MSD: monai/apps/datasets.py (MONAI 1.5), DecathlonDataset;
+# OpenNeuro: docs.openneuro.org, "Downloading data from OpenNeuro" (s3://openneuro.org, no sign-in).
+SOURCES: dict[str, tuple[Remote, ...] | Bucket] = {
+    "ixi": (
+        Remote(f"{_IXI}/IXI-T1.tar", "IXI-T1.tar", "34901a0593b41dd19c1a1f746eac2d58", modality="T1"),
+        Remote(f"{_IXI}/IXI-T2.tar", "IXI-T2.tar", "e3140d78730ecdd32ba92da48c0a9aaa", modality="T2"),
+        Remote(f"{_IXI}/IXI-PD.tar", "IXI-PD.tar", "88ecd9d1fa33cb4a2278183b42ffd749", modality="PD"),
+    ),
+    "msd_brain": (
+        Remote(
+            "https://msd-for-monai.s3-us-west-2.amazonaws.com/Task01_BrainTumour.tar",
+            "Task01_BrainTumour.tar",
+            "240a19d752f0d9e9101544901065d872",
+        ),
+    ),
+    "soop": Bucket(
+        "https://s3.amazonaws.com/openneuro.org",
+        "ds004889/",
+        r"participants\.(tsv|json)|dataset_description\.json|.*_(T1w|FLAIR|trace|adc|dwi)\.nii\.gz|derivatives/.*lesion.*",
+    ),
+}
+
+
+def files_of(name: str, modalities: Sequence[str] = (), mirror: str = "") -> list[Remote]:
+    """What belongs to the dataset ``name``.
+
+    Args:
+        name: key of :data:`SOURCES`.
+        modalities: those that are wanted, upper case; empty: all. Only files of their own are chosen by it.
+        mirror: address of a folder that holds the same files, or of a bucket; "": the publisher's.
+
+    Raises:
+        UserError: a modality that no file is of, or a list of files that cannot be read.
+    """
+    source = SOURCES[name]
+    if isinstance(source, Bucket):
+        return _listed(replace(source, url=mirror.rstrip("/") or source.url))
+    there = [remote.modality for remote in source if remote.modality]
+    for modality in modalities:
+        if there and modality not in there:
+            raise UserError(f"There is no {modality} to get of {name}: there is {', '.join(there)}.")
+    chosen = [remote for remote in source if not modalities or remote.modality in ("", *modalities)]
+    if not mirror:
+        return chosen
+    return [replace(remote, url=f"{mirror.rstrip('/')}/{urllib.parse.quote(remote.name)}") for remote in chosen]
+
+
+def _listed(bucket: Bucket) -> list[Remote]:
+    found: list[Remote] = []
+    token = ""
+    while True:
+        query = {"list-type": "2", "prefix": bucket.prefix, **({"continuation-token": token} if token else {})}
+        url = f"{bucket.url}/?{urllib.parse.urlencode(query)}"
+        try:
+            with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
+                page = ElementTree.fromstring(re.sub(rb' xmlns="[^"]*"', b"", answer.read(), count=1))
+        except (OSError, http.client.HTTPException, ElementTree.ParseError) as error:
+            raise UserError(
+                f"The list of files at {url} cannot be read ({error}): try again, or give --mirror."
+            ) from None
+        for entry in page.iter("Contents"):
+            key, tag = entry.findtext("Key", ""), entry.findtext("ETag", "").strip('"')
+            name = key.removeprefix(bucket.prefix)
+            if re.fullmatch(bucket.wanted, name):
+                md5 = tag if re.fullmatch("[0-9a-f]{32}", tag) else ""
+                size = int(entry.findtext("Size", "0"))
+                found.append(Remote(f"{bucket.url}/{urllib.parse.quote(key)}", _inside(name), md5, size))
+        token = page.findtext("NextContinuationToken", "")
+        if not token:
+            break
+    if not found:
+        raise UserError(f"{bucket.url}/{bucket.prefix} lists no file of the dataset: is --mirror a copy of the bucket?")
+    return found
+
+
+def _inside(name: str) -> str:
+    """``name``, which must stay inside the folder: the list comes from a server."""
+    if name.startswith(("/", "\\")) or ".." in name.split("/") or "\\" in name:
+        raise UserError(f"The server lists {name!r}, which would land outside the folder: it is not to be trusted.")
+    return name
+
+
+def missing(files: Sequence[Remote], folder: Path) -> list[Remote]:
+    """Those of ``files`` that ``folder`` does not hold, with their sizes.
+
+    A whole file under its name was compared when it was fetched, and is not read again.
+
+    Raises:
+        UserError: a server that does not answer, or there is less disk space than they need.
+    """
+    wanted = [
+        replace(remote, size=_length(remote) if remote.size is None else remote.size)
+        for remote in files
+        if not (folder / remote.name).is_file()
+    ]
+    needed = 0
+    for remote in wanted:
+        part = folder / f"{remote.name}{_PART}"
+        needed += max(0, (remote.size or 0) - (part.stat().st_size if part.is_file() else 0))
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if needed and needed + _SLACK > free:
+        raise UserError(
+            f"{needed / 1e9:.1f} GB are still to be fetched, and {there} has {free / 1e9:.1f} GB free: make room, or name "
+            "another folder with --out."
+        )
+    return wanted
+
+
+def _length(remote: Remote) -> int | None:
+    request = urllib.request.Request(remote.url, method="HEAD")
+    try:
+        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+            stated = answer.headers.get("Content-Length")
+    except (OSError, http.client.HTTPException) as error:
+        raise _unreachable(remote.url, error) from None
+    return int(stated) if stated and stated.isdigit() else None
+
+
+def _unreachable(url: str, error: Exception) -> UserError:
+    what = (
+        f"answers {error.code} {error.reason}"
+        if isinstance(error, urllib.error.HTTPError)
+        else f"does not answer ({error})"
+    )
+    return UserError(f"{url} {what}: try again later, or give another address with --mirror.")
+
+
+def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Path:
+    """Fetch one file; what an earlier attempt left behind is not fetched again.
+
+    Args:
+        remote: the file.
+        folder: that it is put into, made if need be.
+        progress: receives bytes.
+
+    Returns:
+        The file, whole and with the right checksum where one is known.
+
+    Raises:
+        UserError: the server breaks off again and again, gives a page, a file of another size, or one with another MD5.
+    """
+    progress = progress or Progress()
+    target = folder / remote.name
+    if target.is_file():
+        return target
+    part = target.with_name(target.name + _PART)
+    part.parent.mkdir(parents=True, exist_ok=True)
+    content, size = hashlib.md5(usedforsecurity=False), 0
+    room = memoryview(bytearray(_BLOCK))
+    with open(part, "a+b", buffering=0) as file:
+        file.seek(0)
+        while count := file.readinto(room):
+            content.update(room[:count])
+            size += count
+        failures, best, total = 0, size, remote.size
+        while failures < ATTEMPTS and (total is None or size < total):
+            problem = "the connection ended"
+            request = urllib.request.Request(remote.url, headers={"Range": f"bytes={size}-"} if size else {})
+            try:
+                with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                    if answer.headers.get_content_type() == "text/html":
+                        raise UserError(
+                            f"{remote.url} gives a page, not a file: open it in a browser, or give another address with --mirror."
+                        )
+                    if size and answer.status != 206:  # the server starts from the beginning
+                        file.truncate(0)
+                        content, size = hashlib.md5(usedforsecurity=False), 0
+                    stated = answer.headers.get("Content-Length")
+                    whole = size + int(stated) if stated and stated.isdigit() else None
+                    if total is not None and whole is not None and whole != total:
+                        raise _other(remote, f"has {whole} bytes there, where {total} were announced", part)
+                    total = whole if total is None else total
+                    while count := answer.readinto(room):
+                        file.write(room[:count])
+                        if remote.md5:
+                            content.update(room[:count])
+                        size += count
+                        progress.update(f"get {target.name}", size, total or 0)
+                if total is None:
+                    total = size
+            except urllib.error.HTTPError as error:
+                if error.code < 500 and error.code not in (408, 416, 429):
+                    raise _unreachable(remote.url, error) from None
+                if error.code == 416:  # nothing lies behind what is here: it is whole, or of another file
+                    if content.hexdigest() == remote.md5 or error.headers.get("Content-Range") == f"bytes */{size}":
+                        total = size
+                        break
+                    file.truncate(0)
+                    content, size = hashlib.md5(usedforsecurity=False), 0
+                problem = f"{error.code} {error.reason}"
+            except (OSError, http.client.HTTPException) as error:
+                problem = str(error) or type(error).__name__
+            failures, best = (0, size) if size > best else (failures + 1, best)
+            if failures and failures < ATTEMPTS:
+                time.sleep(min(2**failures, 30) * 0.1)
+    if total is None or size < total:
+        raise UserError(
+            f"{remote.url} broke off after {size} of {total or 'an unknown number of'} bytes, {ATTEMPTS} times in a row ({problem}): run "
+            f"the command again, it goes on from there, or give another address with --mirror."
+        )
+    if size > total:
+        raise _other(remote, f"gave {size} bytes, where {total} were announced", part)
+    if remote.md5 and content.hexdigest() != remote.md5:
+        raise _other(remote, f"has the MD5 {content.hexdigest()}, and {remote.md5} is expected", part)
+    part.replace(target)
+    return target
+
+
+def _other(remote: Remote, what: str, part: Path) -> UserError:
+    part.unlink(missing_ok=True)
+    return UserError(
+        f"{remote.url} {what}: it is another file than the one that was published, and was removed. Give another address with --mirror."
+    )

@@ -1,0 +1,231 @@
+"""Downloads from a local server that breaks off, lies about lengths and serves other files."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adbench.datasets import download
+from adbench.datasets.download import Remote, fetch, files_of, missing
+from adbench.errors import UserError
+
+CONTENT = hashlib.sha256(b"seed").digest() * 100_000  # 3.2 MB
+MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
+
+
+class Server(ThreadingHTTPServer):
+    """Serves ``files``; ``mood`` says how it misbehaves, ``asked`` what ranges were asked for."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {"/a.tar": CONTENT}
+        self.mood = ""
+        self.asked: list[str] = []
+
+    def handle_error(self, *_: Any) -> None:
+        """A client that goes away before the end is what some of the tests are about."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_HEAD(self) -> None:
+        self._answer(body=False)
+
+    def do_GET(self) -> None:
+        self.server.asked.append(self.headers.get("Range", ""))
+        self._answer(body=True)
+
+    def _answer(self, *, body: bool) -> None:
+        mood, content = self.server.mood, self.server.files.get(self.path)
+        if content is None:
+            self.send_error(404)
+            return
+        start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
+        if mood == "no ranges":
+            start = 0
+        if start and start >= len(content):
+            self.send_error(416)
+            return
+        if mood == "busy" and len(self.server.asked) < 3:
+            self.send_error(503)
+            return
+        sent = content[start:]
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Type", "text/html" if mood == "page" else "application/octet-stream")
+        self.send_header("Content-Length", str(len(sent) + (1000 if mood == "too long" else 0)))
+        self.end_headers()
+        if body:
+            self.wfile.write(sent[:1_000_000] if mood in ("breaks off", "no ranges") else sent)
+            self.close_connection = True
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(download.time, "sleep", lambda seconds: None)
+    running = Server()
+    thread = threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    yield running
+    running.shutdown()
+    running.server_close()
+
+
+def remote(server: Server, **more: Any) -> Remote:
+    return replace(Remote(f"{server.url}/a.tar", "a.tar", MD5), **more)
+
+
+def test_a_file_arrives_whole(server: Server, tmp_path: Path) -> None:
+    (wanted,) = missing([remote(server)], tmp_path / "new")
+    assert wanted.size == len(CONTENT)
+    assert fetch(wanted, tmp_path / "new").read_bytes() == CONTENT
+    assert missing([remote(server)], tmp_path / "new") == []
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["a.tar"]
+
+
+def test_a_server_that_breaks_off_is_asked_for_the_rest(server: Server, tmp_path: Path) -> None:
+    server.mood = "breaks off"
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked == ["", "bytes=1000000-", "bytes=2000000-", "bytes=3000000-"]
+
+
+def test_an_interrupted_download_goes_on_where_it_stopped(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.tar.part").write_bytes(CONTENT[:2_000_000])
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    assert server.asked == ["bytes=2000000-"]
+
+
+def test_a_busy_server_is_asked_again(server: Server, tmp_path: Path) -> None:
+    server.mood = "busy"
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_server_without_ranges_that_breaks_off(server: Server, tmp_path: Path) -> None:
+    server.mood = "no ranges"
+    with pytest.raises(UserError, match=r"/a.tar broke off after 1000000 of 3200000 bytes, 5 times in a row"):
+        fetch(remote(server), tmp_path)
+    assert not (tmp_path / "a.tar").exists()
+
+
+def test_a_length_that_is_a_lie(server: Server, tmp_path: Path) -> None:
+    server.mood = "too long"
+    with pytest.raises(UserError, match=r"/a.tar broke off after \d+ of 3201000 bytes, 5 times in a row"):
+        fetch(remote(server, md5=""), tmp_path)
+    assert not (tmp_path / "a.tar").exists()
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT  # by its checksum it is whole
+
+
+def test_another_file(server: Server, tmp_path: Path) -> None:
+    server.files["/a.tar"] = CONTENT[:-1] + b"x"
+    with pytest.raises(UserError, match=rf"/a.tar has the MD5 [0-9a-f]+, and {MD5} is expected: it is another file"):
+        fetch(remote(server), tmp_path)
+    with pytest.raises(UserError, match=r"has 3200000 bytes there, where 7 were announced: it is another file"):
+        fetch(remote(server, md5="", size=7), tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_of_another_file_is_noticed_by_the_checksum(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "a.tar.part").write_bytes(b"?" * 1000)
+    with pytest.raises(UserError, match="has the MD5"):
+        fetch(remote(server), tmp_path)
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+
+
+def test_a_page_instead_of_a_file(server: Server, tmp_path: Path) -> None:
+    server.mood = "page"
+    with pytest.raises(UserError, match=r"/a.tar gives a page, not a file: open it in a browser"):
+        fetch(remote(server), tmp_path)
+
+
+def test_addresses_that_do_not_answer(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"/b.tar answers 404 Not Found: try again later, or give another address"):
+        missing([Remote(f"{server.url}/b.tar", "b.tar")], tmp_path)
+    with pytest.raises(UserError, match=r"/b.tar answers 404 Not Found"):
+        fetch(Remote(f"{server.url}/b.tar", "b.tar"), tmp_path)
+    with pytest.raises(UserError, match=r"http://127.0.0.1:1/b.tar does not answer"):
+        missing([Remote("http://127.0.0.1:1/b.tar", "b.tar")], tmp_path)
+
+
+def test_room_is_looked_for_first(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"1000000\.0 GB are still to be fetched, and .* GB free: make room, or name"):
+        missing([remote(server, size=10**15)], tmp_path / "not yet")
+    assert server.asked == []
+
+
+def listing(names: dict[str, bytes], token: str = "") -> bytes:
+    entries = "".join(
+        f"<Contents><Key>{name}</Key><ETag>&quot;{hashlib.md5(content, usedforsecurity=False).hexdigest()}&quot;</ETag>"
+        f"<Size>{len(content)}</Size></Contents>"
+        for name, content in names.items()
+    )
+    more = f"<NextContinuationToken>{token}</NextContinuationToken>" if token else ""
+    return (
+        f'<ListBucketResult xmlns="http://s3.amazonaws.com/doc/2006-03-01/">{entries}{more}</ListBucketResult>'.encode()
+    )
+
+
+def test_openneuro_lists_what_there_is(server: Server, tmp_path: Path) -> None:
+    first = {"ds004889/sub-1/anat/sub-1_FLAIR.nii.gz": b"flair", "ds004889/sub-1/perf/sub-1_asl.nii.gz": b"asl"}
+    second = {"ds004889/derivatives/lesion_masks/sub-1/dwi/sub-1_desc-lesion_mask.nii.gz": b"mask"}
+    start = "/?list-type=2&prefix=ds004889%2F"
+    server.files |= {start: listing(first, "n+1"), f"{start}&continuation-token=n%2B1": listing(second)}
+    server.files |= {f"/{name}": content for name, content in {**first, **second}.items()}
+    found = files_of("soop", mirror=server.url)
+    assert [file.name for file in found] == [
+        "sub-1/anat/sub-1_FLAIR.nii.gz",
+        "derivatives/lesion_masks/sub-1/dwi/sub-1_desc-lesion_mask.nii.gz",
+    ]
+    for file in missing(found, tmp_path):
+        fetch(file, tmp_path)
+    assert (tmp_path / found[1].name).read_bytes() == b"mask"
+    server.files[start] = listing({"ds004889/derivatives/lesion/../../../../x": b""})
+    with pytest.raises(UserError, match="would land outside the folder: it is not to be trusted"):
+        files_of("soop", mirror=server.url)
+    server.files[start] = b"<html>"
+    with pytest.raises(UserError, match=r"The list of files at .* cannot be read"):
+        files_of("soop", mirror=server.url)
+
+
+def test_what_is_wanted_of_ixi() -> None:
+    assert [file.name for file in files_of("ixi", ["T2"])] == ["IXI-T2.tar"]
+    assert files_of("ixi", mirror="http://here/x/")[0].url == "http://here/x/IXI-T1.tar"
+    with pytest.raises(UserError, match=r"There is no FLAIR to get of ixi: there is T1, T2, PD\."):
+        files_of("ixi", ["FLAIR"])
+
+
+def test_the_command(
+    cli: Callable[..., tuple[int, str, str]], server: Server, tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setitem(download.SOURCES, "ixi", (Remote("http://127.0.0.1:1/a.tar", "a.tar", MD5, modality="T1"),))
+    common = ("data", "get", "ixi", "--out", tmp_path, "--mirror", server.url)
+    code, _, err = cli(*common)
+    assert code == 2
+    assert "ixi is under CC BY-SA 3.0: say --accept-licence to agree and fetch it." in " ".join(err.split())
+    code, _, err = cli(*common, "--accept-licence")
+    assert code == 0, err
+    assert (tmp_path / "a.tar").read_bytes() == CONTENT
+    assert "adbench data check --dataset ixi --data-root" in err
+    code, out, _ = cli("data", "get", "brats23")
+    assert code == 0
+    assert "https://www.synapse.org/brats2023" in out
+    assert "cannot be fetched without you" in " ".join(out.split())
+    code, _, err = cli("data", "get", "ixy")
+    assert code == 2
+    assert "Did you mean 'ixi'?" in err

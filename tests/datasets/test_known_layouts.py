@@ -1,0 +1,429 @@
+"""The layouts that people have: read as they lie there, with the options of docs/datasets.md, or refused in one sentence."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from adbench.config import run_config
+from adbench.datasets.adapters.brats23 import BraTS23
+from adbench.datasets.base import Case
+from adbench.datasets.io import nifti
+from adbench.datasets.validation.check import CheckReport, check
+from adbench.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
+import synthetic_layouts as layouts
+
+Cli = Callable[..., tuple[int, str, str]]
+TINY: dict[str, Any] = {"size": 32, "min_brain": 0.01}
+
+PATTERNS: dict[str, dict[str, Any]] = {  # what docs/datasets.md says to set
+    "msseg": {
+        "image_pattern": "{subject}/Preprocessed_Data/{modality}_preprocessed.nii.gz",
+        "lesion_pattern": "{subject}/Masks/Consensus.nii.gz",
+        "brain_pattern": "{subject}/Masks/Brain_Mask.nii.gz",
+    },
+    "ucsf_pdgm": {
+        "image_pattern": "{subject}_{modality}_bias.nii.gz",
+        "lesion_pattern": "{subject}_tumor_segmentation.nii.gz",
+    },
+    "torchio": {
+        "image_pattern": "image/{subject}_image.nii.gz",
+        "brain_pattern": "label/{subject}_label.nii.gz",
+        "modality": "T1",
+        "unmasked": "healthy",
+    },
+    "hcp": {
+        "image_pattern": "{subject}/T1w/{modality}_acpc_dc_restore_brain.nii.gz",
+        "brain_pattern": "{subject}/T1w/brainmask_fs.nii.gz",
+        "unmasked": "healthy",
+    },
+}
+
+
+def dataset(name: str, root: Path, **params: Any) -> Any:
+    return run_config.locate(name, str(root), {**TINY, **params}, "--data-root").open()
+
+
+def written(root: Path, layout: str, n: int = 2, **more: Any) -> Path:
+    layouts.LAYOUTS[layout](root, n, **more)
+    return root
+
+
+def cases_of(name: str, root: Path, **params: Any) -> list[Case]:
+    found = dataset(name, root, **params)
+    cases: list[Case] = found.discover(found.available()[0])
+    return cases
+
+
+def refused(name: str, root: Path, **params: Any) -> str:
+    with pytest.raises(UserError) as caught:
+        cases_of(name, root, **params)
+    return str(caught.value)
+
+
+def errors(report: CheckReport) -> list[tuple[str, str]]:
+    return [(issue.case, issue.message) for issue in report.findings if issue.severity == "error"]
+
+
+@pytest.mark.parametrize(
+    ("layout", "name", "options", "modalities", "test_subjects"),
+    [
+        ("brats23", "brats23", [], ["FLAIR", "T1", "T1CE", "T2"], 1),
+        ("msd_brain", "msd_brain", [], ["FLAIR", "T1", "T1CE", "T2"], 1),
+        ("isles22", "isles22", [], ["FLAIR", "DWI", "ADC"], 1),
+        ("mslub", "mslub", [], ["FLAIR", "T1", "T1CE", "T2"], 1),
+        ("wmh", "wmh", ["brain=background"], ["FLAIR", "T1"], 1),
+        ("soop", "soop", [], ["FLAIR", "T1", "DWI", "ADC"], 1),
+        ("bids", "bids", ["healthy=group=control", "name=cohort_a"], ["T1"], 3),
+        ("nnunet", "nnunet", [], ["FLAIR", "T1"], 1),
+        ("msd_brain", "nnunet", [], ["FLAIR", "T1", "T2", "T1CE"], 1),
+    ],
+)
+def test_info_check_prepare_and_run(
+    cli: Cli,
+    no_pictures: None,
+    tmp_path: Path,
+    layout: str,
+    name: str,
+    options: list[str],
+    modalities: list[str],
+    test_subjects: int,
+) -> None:
+    root = written(tmp_path / "data", layout, 8 if layout == "bids" else 6)
+    common = ["--dataset", name, "--data-root", root]
+    for option in [*options, "size=32", "min_brain=0.01"]:
+        common += ["--set", f"dataset.{option}"]
+    described = json.loads(cli("data", "info", *common, "--json")[1])
+    assert list(described["modalities"]) == modalities
+    params = dict(option.split("=", 1) for option in options)
+    source = run_config.locate(name, str(root), {**TINY, **params}, "--data-root")
+    found = check(source.open(), deep=True)
+    assert {f.code for f in found.findings if f.severity != "info"} <= {"shape", "voxel-size"}  # heads of 8 mm
+    cache = ["--cache", tmp_path / "cache"]
+    code, _, err = cli("data", "prepare", *common, *cache, "--workers", 1, "--modality", modalities[0])
+    assert code == 0, err
+    code, _, err = cli("run", "--method", "histeq", *common, *cache, "--out", tmp_path / "runs", "--device", "cpu")
+    assert code == 0, err
+    (record,) = (tmp_path / "runs").rglob("record.json")
+    part = json.loads(record.read_text())["test"]
+    assert part["subjects"] == test_subjects
+    assert part["name"] == ("cohort_a" if name == "bids" else name)
+
+
+@pytest.mark.parametrize("layout", sorted(PATTERNS))
+def test_patterns_of_the_documentation(tmp_path: Path, layout: str) -> None:
+    root = written(tmp_path, layout, 4)
+    found = dataset("folder", root, **PATTERNS[layout])
+    for modality in found.available():
+        cases: list[Case] = found.discover(modality)
+        assert len({case.subject for case in cases}) == 4
+        stack = found.load(cases[0], modality)
+        assert stack.brain.any()
+        assert (stack.lesion is None) == (layout in ("torchio", "hcp"))
+        if stack.lesion is not None:
+            assert stack.lesion.any()
+
+
+# -- refused, in a sentence that leads on ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("layout", "says"),
+    [
+        ("msd_brain", "No file in {root} has a name of your own: this looks like MSD Task01 (brain tumours) (Task01_BrainTumour/imagesTr/BRATS_001.nii.gz); use --dataset msd_brain."),
+        ("wmh", "No file in {root} has a name of your own: this looks like the WMH challenge (Singapore/1/orig/FLAIR.nii.gz); use --dataset wmh."),
+        ("mslub", "{root}/patient01/patient01_FLAIR.nii.gz and {root}/patient01/raw/patient01_FLAIR.nii.gz have the same name and different content: this looks like MSLUB, whose names --dataset mslub knows; otherwise remove one, or say where the names lie if they are of two patients (dataset.image_pattern={{subject}}/...), or leave patient01 out with dataset.exclude=[patient01]."),
+        ("msseg", "There are masks ({root}/Center_01_Patient_02/Masks/Brain_Mask.nii.gz) and no image in {root}; Center_01_Patient_02/Masks/Consensus.nii.gz has no name of folder's."),
+        ("ucsf_pdgm", "There are masks ({root}/UCSF-PDGM-0000_nifti/UCSF-PDGM-0000_tumor_segmentation.nii.gz) and no image in {root}; UCSF-PDGM-0000_nifti/UCSF-PDGM-0000_FLAIR_bias.nii.gz has no name of folder's."),
+        ("torchio", "There are masks ({root}/label/IXI000-Guys-0000_label.nii.gz) and no image in {root}; image/IXI000-Guys-0000_image.nii.gz has no name of folder's."),
+        ("hcp", "None of the 6 NIfTI files in {root} says by its name what it is, e.g. 100206/T1w/T1w_acpc_dc_restore_brain.nii.gz. Say it with --set dataset.image_pattern=..., such as {{subject}}/{{subject}}_{{modality}}.nii.gz."),
+    ],
+)  # fmt: skip
+def test_what_folder_says_without_options(tmp_path: Path, layout: str, says: str) -> None:
+    assert refused("folder", written(tmp_path, layout)).startswith(says.format(root=tmp_path))
+
+
+def test_masks_without_images_are_refused_by_the_adapter_of_a_release_too(tmp_path: Path) -> None:
+    message = refused("ixi", written(tmp_path, "torchio"))
+    assert message.startswith(
+        f"There are masks ({tmp_path}/label/IXI000-Guys-0000_label.nii.gz) and no image in {tmp_path}; "
+    )
+    assert message.endswith("IXI-T1.tar (4.5 GB), IXI-T2.tar and IXI-PD.tar (3.6 GB each).")
+
+
+def test_patients_of_a_known_release_are_not_declared_healthy_by_advice(tmp_path: Path) -> None:
+    root = written(tmp_path, "isles22")
+    for mask in root.rglob("*_msk.nii.gz"):
+        mask.unlink()
+    message = refused("folder", root)
+    assert message == (
+        f"sub-strokecase0001_ses-0001 in {root} has no lesion mask, as 0 of 2 cases have: this looks like ISLES'22, whose names "
+        "--dataset isles22 knows."
+    )
+    with pytest.raises(UserError, match="it has no lesion mask, so it can neither be trained on nor be scored"):
+        dataset("isles22", root).discover("FLAIR")
+
+
+# -- BraTS 2023 and 2024 ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("group", "labels", "counted"), [("GLI", (2, 4), (2,)), ("PEDs", (2, 4), (2, 4)), ("MEN", (1, 3), (1, 3))]
+)
+def test_the_whole_tumour_of_each_group(
+    tmp_path: Path, group: str, labels: tuple[int, int], counted: tuple[int, ...]
+) -> None:
+    layouts.brats23(tmp_path, 1, group)
+    (path,) = tmp_path.rglob("*-seg.nii.gz")
+    mask = layouts._shells(0, *labels)
+    nifti.write(path, mask, layouts.GRID)
+    found = dataset("brats23", tmp_path, field_of_view=256)
+    assert not [f for f in check(found, deep=True).findings if f.severity == "error"]
+    (case,) = found.discover("FLAIR")
+    stack = found.load(case, "FLAIR")
+    assert stack.quality["lesion_ml_source"] == pytest.approx(np.isin(mask, counted).sum() * layouts.VOXEL**3 / 1000)
+    (cavity,) = [r for r in stack.remarks if "neither lesion nor healthy" in r] if group == "GLI" else [""]
+    if cavity:  # in the upper half, where no other label is
+        assert stack.slices[-1] > 12
+        assert not {10, 11} & set(stack.slices)
+        assert any(remark.startswith("slices 10-1") for remark in stack.remarks)
+
+
+def test_a_label_of_another_group(tmp_path: Path) -> None:
+    layouts.brats23(tmp_path, 1, "SSA")
+    (path,) = tmp_path.rglob("*-seg.nii.gz")
+    nifti.write(path, layouts._shells(0, 2, 4), layouts.GRID)
+    (finding,) = [f for f in check(dataset("brats23", tmp_path), deep=True).findings if f.code == "label"]
+    assert finding.message.startswith(f"{path} holds the label 4 in ")
+    assert finding.message.endswith("allowed are 0, 1, 2, 3")
+
+
+def test_two_groups_are_not_mixed(tmp_path: Path) -> None:
+    layouts.brats23(tmp_path, 2, "GLI")
+    layouts.brats23(tmp_path, 1, "MET")
+    assert refused("brats23", tmp_path) == (
+        f"{tmp_path} mixes BraTS-GLI (2 cases) and BraTS-MET (1 cases), whose labels differ: choose one with --set "
+        "dataset.group=GLI (GLI, MET, SSA, MEN, PED)."
+    )
+    chosen: BraTS23 = dataset("brats23", tmp_path, group="MET")
+    assert [case.subject for case in chosen.discover("T1")] == ["BraTS-MET-00000"]
+
+
+def test_visits_of_a_patient_share_a_role(tmp_path: Path) -> None:
+    layouts.brats23(tmp_path, 3, "GLI", visits=2)
+    cases = dataset("brats23", tmp_path).discover("FLAIR")
+    assert [case.id for case in cases][:2] == ["BraTS-GLI-00000_000", "BraTS-GLI-00000_001"]
+    assert all(one.split == other.split for one, other in zip(cases[::2], cases[1::2], strict=True))
+
+
+def test_a_patient_of_2021_and_of_2023(tmp_path: Path) -> None:
+    layouts.brats23(tmp_path, 1)
+    nifti.write(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii.gz", layouts.head(0, "T1"), layouts.GRID)
+    assert refused("brats23", tmp_path) == (
+        f"{tmp_path} mixes BraTS'21 (1 files, e.g. BraTS2021_00000/BraTS2021_00000_t1.nii.gz) and BraTS2023-GLI (5 files, e.g. "
+        "BraTS-GLI-00000-000/BraTS-GLI-00000-000-seg.nii.gz), which hold the same patients: give each dataset a folder of its "
+        "own and name the one of brats23 with --data-root."
+    )
+
+
+# -- channels, grids, labels that do not count -----------------------------------------------------------------------------
+
+
+def test_the_channels_of_a_4d_file(tmp_path: Path) -> None:
+    found = dataset("msd_brain", written(tmp_path, "msd_brain"))
+    cases = found.discover("T2")
+    assert [case.id for case in cases] == ["BRATS_001", "BRATS_002"]
+    assert found.exclusions("T2")[0].startswith("BRATS_600: left out, it has no lesion mask")
+    for modality in ("FLAIR", "T1", "T1CE", "T2"):
+        np.testing.assert_array_equal(found.read(cases[0], modality).image, layouts.head(0, modality))
+
+
+def test_a_channel_that_is_missing(tmp_path: Path) -> None:
+    root = written(tmp_path, "msd_brain")
+    path = root / "Task01_BrainTumour" / "imagesTr" / "BRATS_002.nii.gz"
+    nifti.write(path, np.stack([layouts.head(1, m) for m in ("FLAIR", "T1", "T1CE")], axis=-1), layouts.GRID)
+    assert errors(check(dataset("msd_brain", root))) == [
+        (
+            "BRATS_002",
+            f"{path} has 3 channels (30x30x20x3 voxels), and channel 4 is wanted: the file should hold FLAIR, T1, T1CE, T2, in "
+            "this order.",
+        )
+    ]
+
+
+def test_one_patient_twice_is_found_in_4d_files(tmp_path: Path) -> None:
+    root = written(tmp_path, "msd_brain") / "Task01_BrainTumour"
+    for folder in ("imagesTr", "labelsTr"):
+        (root / folder / "BRATS_003.nii.gz").write_bytes((root / folder / "BRATS_001.nii.gz").read_bytes())
+    one, other = root / "imagesTr" / "BRATS_001.nii.gz", root / "imagesTr" / "BRATS_003.nii.gz"
+    says = f"{other} holds the same volume as {one}: the subjects BRATS_001 and BRATS_003 are one"
+    assert errors(check(dataset("msd_brain", tmp_path))) == [("BRATS_003", says)]
+
+
+def test_a_mask_is_carried_to_a_sequence_on_another_grid(tmp_path: Path) -> None:
+    found = dataset("isles22", written(tmp_path, "isles22", 1))
+    (case,) = found.discover("FLAIR")
+    raw = found.read(case, "FLAIR")
+    assert raw.image.shape == layouts.COARSE_SHAPE
+    np.testing.assert_array_equal(found.read(case, "DWI").lesion, layouts.lesion(1))
+    ideal = layouts.lesion(1, layouts.COARSE, layouts.COARSE_SHAPE)
+    overlap = 2 * (ideal & raw.lesion).sum() / (ideal.sum() + raw.lesion.sum())
+    assert overlap > 0.8  # nearest voxels of 8 mm on a grid of 10 mm
+    assert raw.remarks == ("lesion: mask brought from the grid of DWI by the nearest voxel",)
+
+
+def test_dwi_and_flair_swapped(tmp_path: Path) -> None:
+    root = written(tmp_path, "isles22", 1)
+    (flair,), (dwi,), (mask,) = (list(root.rglob(f"*_{kind}.nii.gz")) for kind in ("FLAIR", "dwi", "msk"))
+    content = flair.read_bytes()
+    flair.write_bytes(dwi.read_bytes())
+    dwi.write_bytes(content)
+    ((case, message),) = errors(check(dataset("isles22", root)))
+    assert case == "sub-strokecase0001_ses-0001"
+    assert message == (
+        f"{mask} does not lie on the grid of {dwi.name}: 30x30x20 voxels against 24x24x16, on which it is drawn: is DWI another "
+        "sequence's file?"
+    )
+
+
+def test_another_disease_is_neither_lesion_nor_healthy(tmp_path: Path) -> None:
+    found = dataset("wmh", written(tmp_path, "wmh", 1), brain="background")
+    (case,) = found.discover("FLAIR")
+    assert (case.subject, case.site) == ("Utrecht-0", "Utrecht")
+    assert "/pre/" in str(case.files[0])
+    assert any("/orig/" in line and "not used" in line for line in found.exclusions("FLAIR"))
+    stack = found.load(case, "FLAIR")
+    assert 16 not in stack.slices  # it shows the other disease alone
+    plain = dataset("wmh", tmp_path, brain="background")
+    mask = layouts.lesion(0)
+    (path,) = tmp_path.rglob("wmh.nii.gz")
+    nifti.write(path, mask, layouts.GRID)
+    whole = plain.load(plain.discover("FLAIR")[0], "FLAIR")
+    at, there = list(stack.slices).index(9), list(whole.slices).index(9)
+    assert whole.brain[there].sum() - stack.brain[at].sum() == 2
+    assert not stack.image[at][whole.brain[there] & ~stack.brain[at]].any()
+    np.testing.assert_array_equal(stack.lesion[at], whole.lesion[there])
+
+
+def test_ixi_as_pddpm_lays_it_out(tmp_path: Path) -> None:
+    found = dataset("ixi", written(tmp_path, "pddpm_ixi", 3), registration="none", n4=False)
+    cases = found.discover("T2")
+    assert [case.subject for case in cases] == ["IXI000", "IXI001", "IXI002"]
+    raw = found.read(cases[0], "T2")
+    np.testing.assert_array_equal(raw.brain, layouts.head(0, "T2") > 0)
+
+
+# -- BIDS --------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cohort_is_healthy_by_its_table(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 4)
+    message = refused("bids", root)
+    assert message.startswith(
+        f"sub-000_ses-d0129 in {root} has no lesion mask, as 2 of 4 cases have: say --set dataset."
+    )
+    found = dataset("bids", root, healthy="group=Control")
+    cases = found.discover("T1")
+    assert {c.subject: c.healthy for c in cases if c.healthy} == {
+        "sub-000": "participants.tsv says group=Control",
+        "sub-002": "participants.tsv says group=Control",
+    }
+    assert all("run-01" in str(case.files[0]) for case in cases)
+    said = [line for line in found.exclusions("T1") if "run-02" in line]
+    assert len(said) == 4
+    assert said[0].endswith("sub-000_ses-d0129_run-01_T1w.nii.gz is")
+
+
+def test_a_subject_that_is_not_in_the_table(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 4)
+    table = root / "participants.tsv"
+    table.write_text("\n".join(line for line in table.read_text().splitlines() if not line.startswith("sub-002")))
+    (first, *_) = errors(check(dataset("bids", root, healthy="group=control")))
+    assert first[0] == "sub-002_ses-d0129"
+    assert refused("bids", root, healthy="group=control") == (
+        f"sub-002 is not in {table}: it has no age, sex or group; add a row, or use dataset.exclude."
+    )
+    kept = dataset("bids", root, healthy="group=control", exclude=["sub-002"]).discover("T1")
+    assert [case.subject for case in kept] == ["sub-000", "sub-001", "sub-003"]
+
+
+@pytest.mark.parametrize(
+    ("content", "healthy", "says"),
+    [
+        (None, "grup=control", "Unknown column of {table} in dataset.healthy 'grup'. Did you mean 'group'?"),
+        ("", "group=control", "dataset.healthy=group=control needs {table}, which is missing or empty."),
+        (
+            "subject,age\n1,2\n",
+            "age=2",
+            "The table {table} has no column participant_id; it has subject,age: is it separated",
+        ),
+    ],
+)
+def test_tables_that_do_not_help(tmp_path: Path, content: str | None, healthy: str, says: str) -> None:
+    table = written(tmp_path, "bids") / "participants.tsv"
+    if content is not None:
+        table.write_text(content)
+    assert refused("bids", tmp_path, healthy=healthy).startswith(says.format(table=table))
+
+
+# -- nnU-Net -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("described", "says"),
+    [
+        (None, "{root} needs one dataset.json, and there is none: give the folder that holds imagesTr and dataset.json."),
+        ("[]", "{root}/dataset.json cannot be read (no object): copy it again."),
+        ('{"labels": {}}', "{root}/dataset.json names no channels (channel_names or modality): say them with --set dataset.channels=[FLAIR]."),
+        ('{"channel_names": {"0": "CT"}}', "{root}/dataset.json names the channels CT, none of which is a known modality: say them"),
+    ],
+)  # fmt: skip
+def test_a_dataset_json_that_says_nothing(tmp_path: Path, described: str | None, says: str) -> None:
+    root = written(tmp_path, "nnunet")
+    (root / "dataset.json").unlink()
+    if described is not None:
+        (root / "dataset.json").write_text(described)
+    assert refused("nnunet", root).startswith(says.format(root=root))
+
+
+def test_regions_of_several_labels(tmp_path: Path) -> None:
+    root = written(tmp_path, "nnunet")
+    described = json.loads((root / "dataset.json").read_text()) | {
+        "labels": {"background": 0, "whole": [1, 2], "core": 2}
+    }
+    (root / "dataset.json").write_text(json.dumps(described))
+    assert dataset("nnunet", root).expected.labels == {0: "background", 1: "whole", 2: "core"}
+
+
+def test_stated_channels(tmp_path: Path) -> None:
+    root = written(tmp_path, "nnunet")
+    (root / "dataset.json").unlink()
+    found = dataset("nnunet", root, channels=["T2", "PD"])
+    assert found.available() == ("T2", "PD")
+
+
+# -- BMAD --------------------------------------------------------------------------------------------------------------------
+
+
+def test_slices_of_bmad(cli: Cli, no_pictures: None, tmp_path: Path) -> None:
+    root = written(tmp_path / "data", "bmad", 3)
+    found = run_config.locate("folder", str(root), {"modality": "FLAIR", "size": 32}, "--data-root").open()
+    cases = found.discover("FLAIR")
+    assert [(c.split, c.subject) for c in cases[:4]] == [
+        ("train", "00000"), ("train", "00001"), ("train", "00002"), ("val", "00100")
+    ]  # fmt: skip
+    stack = found.load(cases[-1], "FLAIR")
+    assert list(stack.slices) == [10, 17]
+    assert stack.lesion[0].any()
+    assert not stack.lesion[1].any()
+    message = refused("folder", root, size=None, min_brain=0.02)
+    assert "does not end with a modality" in message
+    assert "give their modality with --set dataset.modality=FLAIR" in message
