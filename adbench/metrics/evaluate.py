@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -84,7 +85,7 @@ def compact(
     for part in parts:
         pool = Curve(part.pooled())
         if pool.n_positive:
-            best += [pool.best_dice()[1], _best_mean_dice(part, pool)[1]]
+            best += [pool.best_dice()[1], _best_mean_dice([Curve(own) for own in part.values()], pool)[1]]
     test.compact([*chosen, *best])
 
 
@@ -328,24 +329,46 @@ def healthy_failures(rows: Sequence[dict[str, Any]], rule: str) -> tuple[np.ndar
     return shares * (rates > HEALTHY_FPR), shares * ~np.isnan(rates)
 
 
-def _best_mean_dice(test: SubjectHistograms, pool: Curve) -> tuple[float, float]:
-    """Highest mean per-volume Dice and its threshold. It lies where a lesion voxel is reached: elsewhere Dice only falls."""
-    keys, means = bootstrap.mean_dice(test, pool.lesion_keys)
-    best = int(np.argmax(means))
-    return float(means[best]), float(_keys.edges(keys[best : best + 1])[0])
+def _best_mean_dice(curves: Sequence[Curve], pool: Curve) -> tuple[float, float]:
+    """Highest mean per-volume Dice and its threshold, the highest among equals.
+
+    It lies where a lesion voxel is reached: elsewhere Dice only falls. Some of these thresholds are looked at first; between
+    two of them a volume's Dice is at most that of the true positives of the lower with the false positives of the higher.
+    """
+    bearing = [curve for curve in curves if curve.n_positive]
+    keys = pool.lesion_keys[::-1]
+
+    def means(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at, between = np.zeros(len(places)), np.zeros(len(places) - 1)
+        for curve in bearing:
+            tp, fp = curve.reaching(keys[places])
+            at += 2 * tp / (tp + fp + curve.n_positive)
+            between += 2 * tp[1:] / (tp[1:] + fp[:-1] + curve.n_positive)
+        return at / len(bearing), between / len(bearing)
+
+    step = math.isqrt(len(keys))
+    some = np.append(np.arange(0, len(keys) - 1, step), len(keys) - 1)
+    found, most = means(some)
+    places = np.arange(len(keys))
+    kept = np.repeat(np.append(most >= found.max(), False), np.diff(some, append=len(keys)))  # of each, all below it
+    kept[some] = found == found.max()
+    places = places[kept]
+    found, _ = means(places)
+    best = int(np.argmax(found))
+    return float(found[best]), float(_keys.edges(keys[places[best : best + 1]])[0])
 
 
 def _points(
     test: SubjectHistograms, thresholds: Mapping[str, float], owners: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float], dict[str, tuple[float, float]]]:
     """Values by metric, rows by volume, oracle thresholds, and brackets by metric."""
-    pool = Curve(test.pooled())
+    pool, curves = Curve(test.pooled()), {volume: Curve(histogram) for volume, histogram in test.items()}
     points: dict[str, float] = {}
     oracles: dict[str, float] = {}
     if pool.n_positive:
         points["auprc"] = pool.average_precision()
         points["dice_pooled@best"], oracles["pooled_best"] = pool.best_dice()
-        points["dice@best"], oracles["best"] = _best_mean_dice(test, pool)
+        points["dice@best"], oracles["best"] = _best_mean_dice(list(curves.values()), pool)
         if pool.n_negative:
             points["auroc"] = pool.auroc()
     at = {name: thresholds[rule] for name, rule in AT.items() if rule in thresholds}
@@ -353,15 +376,15 @@ def _points(
     keys = np.array([_keys.key_of(threshold) for threshold in at.values()], np.int64)
     bins = test.partition.of(keys)
     rows, ends = [], dict[str, list[tuple[float, float]]]()
-    for owner, (volume, histogram) in zip(owners, test.items(), strict=True):
-        curve = Curve(histogram)
+    exact = pool.exact
+    for owner, (volume, curve) in zip(owners, curves.items(), strict=True):
         names = {"subject": owner, **({} if owner == volume else {"volume": volume})}
         rows.append(names | _row(curve, list(at), keys))
-        if pool.n_positive and not pool.exact and curve.n_positive:
+        if not exact and curve.n_positive:
             for name, bracket in _volume_brackets(curve, list(at), keys, bins).items():
                 ends.setdefault(name, []).append(bracket)
     for rule in CONFORMAL:
-        rates = _healthy_rates(test, owners, thresholds.get(rule))
+        rates = _healthy_rates(curves.values(), owners, thresholds.get(rule))
         for row in rows:
             row[f"fpr@{rule}"] = rates.get(row["subject"])
         failures, subjects = healthy_failures(rows, rule)
@@ -374,17 +397,18 @@ def _points(
     return points, rows, oracles, _brackets(pool, ends)
 
 
-def _healthy_rates(test: SubjectHistograms, owners: Sequence[str], threshold: float | None) -> dict[str, float]:
+def _healthy_rates(curves: Iterable[Curve], owners: Sequence[str], threshold: float | None) -> dict[str, float]:
     """Lesion-free subject -> share of its voxels, of all volumes together, at or above the threshold."""
     if threshold is None:
         return {}
+    key = np.array([_keys.key_of(threshold)])
     false: Counter[str] = Counter()
     voxels: Counter[str] = Counter()
     ill = set()
-    for owner, (_, histogram) in zip(owners, test.items(), strict=True):
-        false[owner] += histogram.positives_at(threshold)[1]
-        voxels[owner] += histogram.n_negative
-        if histogram.n_positive:
+    for owner, curve in zip(owners, curves, strict=True):
+        false[owner] += int(curve.reaching(key)[1][0])
+        voxels[owner] += curve.n_negative
+        if curve.n_positive:
             ill.add(owner)
     return {owner: false[owner] / count for owner, count in voxels.items() if owner not in ill}
 

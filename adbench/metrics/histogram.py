@@ -96,7 +96,8 @@ class ScoreHistogram:
         end = 0
         while end < len(scores):
             start, end = end, end + (PIECE if len(self.partition.seen) else _FIRST_PIECE)
-            self._push(*counted(scores[start:end], labels[start:end], self.partition))
+            for part in counted(scores[start:end], labels[start:end], self.partition):
+                self._push(*part)
             self._join_if_many()
 
     def _join_if_many(self) -> None:
@@ -121,8 +122,11 @@ class ScoreHistogram:
         if partition is self.partition:
             return
         keys, positive, negative = self.counts()  # folded by the old bins
+        free = self.partition.free(keys)
+        keys = keys.copy()
+        keys[free] = partition.of(keys[free])
         self.partition = partition
-        self._bins = grouped(partition.of(keys), positive, negative)
+        self._bins = grouped(keys, positive, negative)
         self._loose = _loose(self._bins[0], self.partition)
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
@@ -360,4 +364,6 @@ class SubjectHistograms(Mapping[str, ScoreHistogram]):
 def _loose(keys: np.ndarray, partition: Partition) -> int:
     """How many of the bins may still be joined: single scores that do not begin a cell."""
     inner = keys[(keys & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
+    if not len(inner):
+        return 0
     return len(inner) - int(np.count_nonzero(partition.kinds(inner >> _keys.CELL_SHIFT)))
