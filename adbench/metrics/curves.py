@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -199,20 +201,6 @@ class Curve:
         _check_share("rate", rate)
         return self._point(int(np.searchsorted(self.fp, rate * self.n_negative, side="right")) - 1)
 
-    def at_recall(self, share: float) -> OperatingPoint:
-        """The highest observed threshold that finds at least ``share`` of the lesion voxels."""
-        self._need(positive=True)
-        _check_share("share", share)
-        needed = np.ceil(share * self.n_positive - 1e-9 * self.n_positive)
-        return self._point(int(np.searchsorted(self.tp, needed, side="left")))
-
-    def at_precision(self, share: float) -> OperatingPoint | None:
-        """The lowest observed threshold of at least this precision (the most recall); None when no threshold has it."""
-        self._need(positive=True)
-        _check_share("share", share)
-        reached = np.flatnonzero(self.precision >= share)
-        return self._point(int(reached[-1])) if len(reached) else None
-
     def average_precision_bracket(self) -> tuple[float, float]:
         """Between these lies the average precision of the scores before they were binned.
 
@@ -282,6 +270,39 @@ class Curve:
             raise UserError("There is no lesion voxel here: precision, recall, Dice and their areas are undefined.")
         if negative and not self.n_negative:
             raise UserError("There is no background voxel here: false-positive rates and ROC areas are undefined.")
+
+
+def best_mean_dice(curves: Sequence[Curve], pool: Curve) -> tuple[float, float]:
+    """Highest mean per-volume Dice and its threshold, the highest among equals.
+
+    It lies where a lesion voxel is reached: elsewhere Dice only falls. Some of these thresholds are looked at first; between
+    two of them a volume's Dice is at most that of the true positives of the lower with the false positives of the higher.
+
+    Args:
+        curves: of the volumes; those without a lesion are left out.
+        pool: all of them together, with a lesion voxel.
+    """
+    bearing = [curve for curve in curves if curve.n_positive]
+    keys = pool.lesion_keys[::-1]
+
+    def means(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at, between = np.zeros(len(places)), np.zeros(len(places) - 1)
+        for curve in bearing:
+            tp, fp = curve.reaching(keys[places])
+            at += 2 * tp / (tp + fp + curve.n_positive)
+            between += 2 * tp[1:] / (tp[1:] + fp[:-1] + curve.n_positive)
+        return at / len(bearing), between / len(bearing)
+
+    step = math.isqrt(len(keys))
+    some = np.append(np.arange(0, len(keys) - 1, step), len(keys) - 1)
+    found, most = means(some)
+    places = np.arange(len(keys))
+    kept = np.repeat(np.append(most >= found.max(), False), np.diff(some, append=len(keys)))  # of each, all below it
+    kept[some] = found == found.max()
+    places = places[kept]
+    found, _ = means(places)
+    best = int(np.argmax(found))
+    return float(found[best]), float(_keys.edges(keys[places[best : best + 1]])[0])
 
 
 def _check_share(name: str, value: float) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -14,7 +13,7 @@ from adbench.errors import UserError
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics import score_bins as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
-from adbench.metrics.curves import Curve
+from adbench.metrics.curves import Curve, best_mean_dice
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.jackknife import Estimate as Estimate
 from adbench.metrics.jackknife import estimate as estimate
@@ -85,7 +84,7 @@ def compact(
     for part in parts:
         pool = Curve(part.pooled())
         if pool.n_positive:
-            best += [pool.best_dice()[1], _best_mean_dice([Curve(own) for own in part.values()], pool)[1]]
+            best += [pool.best_dice()[1], best_mean_dice([Curve(own) for own in part.values()], pool)[1]]
     test.compact([*chosen, *best])
 
 
@@ -329,35 +328,6 @@ def healthy_failures(rows: Sequence[dict[str, Any]], rule: str) -> tuple[np.ndar
     return shares * (rates > HEALTHY_FPR), shares * ~np.isnan(rates)
 
 
-def _best_mean_dice(curves: Sequence[Curve], pool: Curve) -> tuple[float, float]:
-    """Highest mean per-volume Dice and its threshold, the highest among equals.
-
-    It lies where a lesion voxel is reached: elsewhere Dice only falls. Some of these thresholds are looked at first; between
-    two of them a volume's Dice is at most that of the true positives of the lower with the false positives of the higher.
-    """
-    bearing = [curve for curve in curves if curve.n_positive]
-    keys = pool.lesion_keys[::-1]
-
-    def means(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        at, between = np.zeros(len(places)), np.zeros(len(places) - 1)
-        for curve in bearing:
-            tp, fp = curve.reaching(keys[places])
-            at += 2 * tp / (tp + fp + curve.n_positive)
-            between += 2 * tp[1:] / (tp[1:] + fp[:-1] + curve.n_positive)
-        return at / len(bearing), between / len(bearing)
-
-    step = math.isqrt(len(keys))
-    some = np.append(np.arange(0, len(keys) - 1, step), len(keys) - 1)
-    found, most = means(some)
-    places = np.arange(len(keys))
-    kept = np.repeat(np.append(most >= found.max(), False), np.diff(some, append=len(keys)))  # of each, all below it
-    kept[some] = found == found.max()
-    places = places[kept]
-    found, _ = means(places)
-    best = int(np.argmax(found))
-    return float(found[best]), float(_keys.edges(keys[places[best : best + 1]])[0])
-
-
 def _points(
     test: SubjectHistograms, thresholds: Mapping[str, float], owners: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float], dict[str, tuple[float, float]]]:
@@ -368,7 +338,7 @@ def _points(
     if pool.n_positive:
         points["auprc"] = pool.average_precision()
         points["dice_pooled@best"], oracles["pooled_best"] = pool.best_dice()
-        points["dice@best"], oracles["best"] = _best_mean_dice(list(curves.values()), pool)
+        points["dice@best"], oracles["best"] = best_mean_dice(list(curves.values()), pool)
         if pool.n_negative:
             points["auroc"] = pool.auroc()
     at = {name: thresholds[rule] for name, rule in AT.items() if rule in thresholds}
