@@ -132,7 +132,7 @@ class Partition:
 
     def free(self, bins: np.ndarray) -> np.ndarray:
         """Places of the bins that a coarser partition may still join with others: those that are not whole cells."""
-        return (self.kinds(bins >> _keys.CELL_SHIFT) != WHOLE).nonzero()[0]
+        return np.flatnonzero(self.kinds(bins >> _keys.CELL_SHIFT) != WHOLE)
 
     def ends(self, bins: np.ndarray) -> np.ndarray:
         """(n,) the key just above the highest that each of ``bins`` may hold."""
@@ -144,7 +144,8 @@ class Partition:
 
     def joined(self, bins: np.ndarray) -> np.ndarray:
         """(n,) bool: which bins may hold different scores; in the others all scores are equal."""
-        return self.ends(bins) - bins > 1
+        joined: np.ndarray = self.ends(bins) - bins > 1
+        return joined
 
     def meet(self, other: Partition) -> Partition:
         """The finest partition of which both are refinements; any order of meetings ends at the same one."""

@@ -114,17 +114,6 @@ class Shown:
         ends = "" if number.low is None else f" [{number.low:.3f}, {number.high:.3f}], n = {number.n}"
         return f"{self.label or metric}  {number.value:.3f}{ends}"
 
-    @property
-    def marks(self) -> list[tuple[int, str]]:
-        """Places on the curve of the threshold chosen on validation and of the oracle, and their markers."""
-        chosen = self.evaluation.thresholds
-        places = {
-            marker: int(np.searchsorted(-self.curve.thresholds, -chosen[rule], side="right")) - 1
-            for rule, marker in (("val", "o"), ("pooled_best", "*"))
-            if rule in chosen
-        }
-        return [(place, marker) for marker, place in places.items() if place >= 0]
-
 
 def all_plots(
     test: SubjectHistograms,
@@ -192,8 +181,7 @@ def pr(parts: Sequence[Shown]) -> Figure | None:
             shade(axes, _RECALL, np.stack(rows), index, len(some))
         at = np.minimum(np.searchsorted(curve.recall, _RECALL), len(curve.recall) - 1)
         axes.plot(_RECALL, curve.precision[at], **line(index), label=part.named("auprc"))
-        for place, marker in part.marks:
-            axes.plot(curve.recall[place], curve.precision[place], marker, **mark(index, marker))
+        _mark_thresholds(axes, part, curve.recall, curve.precision, index, named=len(some) == 1)
     chance = some[0][1].evaluation.prevalence
     axes.axhline(chance, color=MUTED, linestyle=":", linewidth=1.2, label=f"chance {chance:.3g}")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, all test voxels")
@@ -215,8 +203,7 @@ def roc(parts: Sequence[Shown]) -> Figure | None:
             shade(axes, _RECALL, np.stack(rows), index, len(some))
         rate = np.interp(_RECALL, np.r_[0, curve.fpr], np.r_[0, curve.recall])
         axes.plot(_RECALL, rate, **line(index), label=part.named("auroc"))
-        for place, marker in part.marks:
-            axes.plot(curve.fpr[place], curve.recall[place], marker, **mark(index, marker))
+        _mark_thresholds(axes, part, curve.fpr, curve.recall, index, named=len(some) == 1)
     axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1.2, label="chance")
     axes.set(xlim=(0, 1), ylim=(0, 1.02), title="ROC, all test voxels")
     legend(axes)
@@ -302,6 +289,16 @@ def froc(axes: Axes, parts: Sequence[Shown]) -> None:
     axes.set(xlim=(0, None), ylim=(-0.02, 1.02), xlabel="false components a volume", ylabel="share of lesions found")
     axes.set_title("FROC")
     legend(axes)
+
+
+def _mark_thresholds(axes: Axes, part: Shown, x: np.ndarray, y: np.ndarray, index: int, *, named: bool) -> None:
+    """Mark the threshold chosen on validation and the oracle on a pooled curve."""
+    chosen = part.evaluation.thresholds
+    for rule, marker, meaning in (("val", "o", "chosen on validation"), ("pooled_best", "*", "oracle")):
+        if rule in chosen:
+            place = int(np.searchsorted(-part.curve.thresholds, -chosen[rule], side="right")) - 1
+            if place >= 0:
+                axes.plot(x[place], y[place], marker, label=meaning if named else None, **mark(index, marker))
 
 
 def _interesting(part: Shown, thresholds: np.ndarray, means: np.ndarray) -> tuple[float, float]:
