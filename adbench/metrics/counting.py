@@ -80,9 +80,8 @@ def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> lis
         found, positive, negative = count(cell, lesion)
         keys = _keys.widened((found << _keys.NARROW_SHIFT).astype(np.int32))
         return [grouped(partition.of(keys), positive, negative)]
-    return (len(partition.seen) and _counted_by_cell(ordered, labels, lesion, partition)) or [
-        _counted_by_score(ordered, lesion, partition)
-    ]
+    parts = _counted_by_cell(ordered, labels, lesion, partition) if len(partition.seen) else []
+    return parts or [_counted_by_score(ordered, lesion, partition)]
 
 
 def _in_cells(ordered: np.ndarray) -> bool:

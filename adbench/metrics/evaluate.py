@@ -18,11 +18,11 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.jackknife import Estimate as Estimate
 from adbench.metrics.jackknife import estimate as estimate
 from adbench.metrics.spatial import Sampled, SpatialAccumulator, sample_spatial, sampled
-from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS, WIDE, MetricSpec
+from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, RANKED_BY, SPECS, WIDE, MetricSpec
 from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresholds, healthy_scores
 
 _HEALTHY = {f"fpr_healthy@{rule}": rule for rule in CONFORMAL}
-NO_LESION = SPECS["auprc"].undefined
+NO_LESION = SPECS[RANKED_BY].undefined
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in AT}, "dice@subject_best": "dice@subject_best"}
 
 

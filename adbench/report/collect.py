@@ -15,9 +15,10 @@ from adbench.metrics.compare import Table
 from adbench.metrics.histogram import ScoreHistogram
 from adbench.metrics.plots import Shown
 from adbench.metrics.score_bins import edges
+from adbench.metrics.spec import HEADLINE, RANKED_BY
 from adbench.utils import seeds
 
-SUBJECTS_BY = ("dice@val", "auprc")  # the first that every run has
+SUBJECTS_BY = HEADLINE[::-1]  # the first that every run has
 DRIFT = 0.01  # maps made again may differ by this much before the reader is told
 
 
@@ -147,7 +148,7 @@ def _parts(runs: Sequence[Run], progress: Progress) -> list[ShownRun]:
             shown = window(counts.pooled())
             parts.append(ShownRun(label, counts, found, run.spatial, run=run, group=group, window=shown))
             progress.update("numbers", len(parts), len(runs))
-    return sorted(parts, key=lambda part: (-(_value(part, "auprc") or -1.0), part.label))
+    return sorted(parts, key=lambda part: (-(_value(part, RANKED_BY) or -1.0), part.label))
 
 
 def _value(part: ShownRun, metric: str) -> float | None:
@@ -158,11 +159,11 @@ def _value(part: ShownRun, metric: str) -> float | None:
 def _compare(parts: list[ShownRun], notes: list[str], progress: Progress) -> Table | None:
     if len({part.group for part in parts}) < 2:
         return None
-    lacking = next((part for part in parts if _value(part, "auprc") is None), None)
+    lacking = next((part for part in parts if _value(part, RANKED_BY) is None), None)
     if lacking is not None:
-        number = lacking.run.record.metrics.get("auprc")
-        why = number.reason if number is not None else f"{lacking.label} has no auprc"
-        notes.append(f"Methods were not compared: auprc is undefined, because there is {why}.")
+        number = lacking.run.record.metrics.get(RANKED_BY)
+        why = number.reason if number is not None else f"{lacking.label} has no {RANKED_BY}"
+        notes.append(f"Methods were not compared: {RANKED_BY} is undefined, because there is {why}.")
         return None
     try:
         return compare([part.run for part in parts], progress=progress)

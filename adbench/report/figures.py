@@ -11,6 +11,7 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.metrics import plots
 from adbench.metrics.plots import GRID, STROKES, beside, colour, grid_of, legend, one, plain, point, tilt
+from adbench.metrics.spec import HEADLINE, RANKED_BY
 from adbench.report.collect import Report, ShownRun
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def strata(report: Report) -> Figure | None:
             if len(members) > 1:
                 named = groupings.setdefault(grouping, [])
                 named += [group for group in members if group not in named]
-    panels_of = [(grouping, metric) for grouping in groupings for metric in ("auprc", "dice@val")]
+    panels_of = [(grouping, metric) for grouping in groupings for metric in HEADLINE]
     if not panels_of:
         return None
     figure, panels = grid_of(len(panels_of), "", "", columns=2)
@@ -111,7 +112,7 @@ def cost(report: Report) -> Figure | None:
     """AUPRC against the time a volume takes; only with three runs or more."""
     found = []
     for index, part in enumerate(report.parts):
-        number, seconds = part.run.record.metrics.get("auprc"), volume_seconds(part)
+        number, seconds = part.run.record.metrics.get(RANKED_BY), volume_seconds(part)
         if number is not None and number.value is not None and seconds is not None:
             found.append((index, part, number.value, number, seconds))
     if len(found) < 3:

@@ -13,7 +13,7 @@ from adbench import __version__
 from adbench.context import Progress
 from adbench.evaluation.pictures import sample_sheet
 from adbench.metrics import plots
-from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.metrics.spec import HEADLINE, SPECS, MetricSpec
 from adbench.report import drawing, figures
 from adbench.report.collect import Portrait, Report, ShownRun, ShownSlice
 from adbench.report.drawing import box, contour, found, image_uri, map_uri
@@ -25,8 +25,8 @@ from adbench.utils.files import write_text
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
-COLUMNS = ("auprc", "dice@val", "dice@best", "auroc", "lesion_recall@val", "fa_slice")
-BARS = ("auprc", "dice@val")  # from 0 to 1
+COLUMNS = (*HEADLINE, "dice@best", "auroc", "lesion_recall@val", "fa_slice")
+BARS = HEADLINE  # from 0 to 1
 CHART_SECTIONS = (
     ("curves", "Curves", ("pr", "roc", "dice")),
     ("strata", "Lesion size and strata", ("strata", "lesions")),
