@@ -12,8 +12,8 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics.histogram import ScoreHistogram
+from adbench.metrics.lesion import Volume as Volume
 from adbench.metrics.spec import SPECS, MetricSpec
-from adbench.metrics.volume import Volume as Volume
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.partition import Bins, distinct
+from adbench.metrics.partition import distinct
 
 _BLOCK = 384  # bins at a time: a block of 1000 replicates stays in a processor cache
 
@@ -139,50 +139,6 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
         "dice_pooled@best": np.where(total_positive > 0, best, np.nan),
         "dice@best": _over(best_mean, draws @ bearing),
     }
-
-
-def mean_dice(histograms: SubjectHistograms, at: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Mean per-volume Dice of the lesion-bearing subjects along the thresholds.
-
-    Args:
-        histograms: n subjects.
-        at: (K,) int64 keys of the thresholds, ascending; None for every bin that occurs.
-
-    Returns:
-        (K,) int64 keys descending, (K,) mean Dice; both empty when no subject bears a lesion.
-    """
-    counts = [histogram.counts() for histogram in histograms.values() if histogram.n_positive]
-    if not counts:
-        return np.zeros(0, np.int64), np.zeros(0)
-    at = _union([own for own, _, _ in counts]) if at is None else at
-    occupied = sum(len(own) for own, _, _ in counts)
-    if len(counts) * len(at) > 8 * occupied:
-        keys, means = _mean_dice_by_steps(counts, occupied)
-        rest = len(keys) - np.searchsorted(keys[::-1], at[::-1])  # bins at or above each threshold
-        return at[::-1], np.append(0, means)[rest]
-    total = np.zeros(len(at))
-    for own, positive, negative in counts:
-        tp, all_ = (np.cumsum(part, dtype=np.float64) for part in (positive, positive + negative))
-        place = np.searchsorted(own, at) - 1  # the last bin below
-        below = place >= 0
-        found = tp[-1] - tp[place] * below
-        total += 2 * found / (all_[-1] - all_[place] * below + tp[-1])
-    return at[::-1], (total / len(counts))[::-1]
-
-
-def _mean_dice_by_steps(counts: Sequence[Bins], occupied: int) -> tuple[np.ndarray, np.ndarray]:
-    """:func:`mean_dice` where few bins are those of several subjects: the Dice of one changes at its own bins alone."""
-    keys, steps = np.empty(occupied, np.int64), np.empty(occupied)
-    end = 0
-    for own, positive, negative in counts:
-        tp, fp = np.cumsum(positive[::-1]), np.cumsum(negative[::-1])
-        start, end = end, end + len(own)
-        keys[start:end] = own[::-1]
-        steps[start:end] = np.diff(2 * tp / (tp + fp + tp[-1]), prepend=0)
-    order = np.argsort(keys, kind="stable")[::-1]
-    keys, means = keys[order], np.clip(np.cumsum(steps[order]) / len(counts), 0, 1)
-    last = np.append(keys[1:] != keys[:-1], True)
-    return keys[last], means[last]
 
 
 def curves(histograms: SubjectHistograms, draws: np.ndarray, points: int = 2000) -> Curves:

@@ -6,18 +6,16 @@ Allocating large arrays for each map costs more than the counting itself, so arr
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import score_bins as _keys
-from adbench.metrics.partition import WHOLE, Bins, Partition, contains
+from adbench.metrics.partition import Bins, Partition
 
 PIECE = 1 << 19  # voxels at a time, for a caller to give to :func:`counted`
 _BLOCK = 1 << 16  # voxels whose places in a dense vector are computed together: they stay in a processor cache
-DENSE = 1 << 22  # widest range of cells that is counted in a dense vector
 
 
 class _Work(threading.local):
@@ -69,66 +67,75 @@ def checked(scores: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarra
     return scores, labels
 
 
-def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> Bins:
-    """The bins of ``partition`` that occur in (n,) scores, ascending, and their lesion and background voxels."""
+def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> list[Bins]:
+    """The bins of ``partition`` that occur in (n,) scores, and their lesion and background voxels.
+
+    One or two parts without a bin in common, each ascending. Bins of the second are not whole cells.
+    """
     ordered = _keys.ordered(scores)
     narrow = ordered.dtype == np.int32
-    shift = _keys.NARROW_SHIFT if narrow else _keys.CELL_SHIFT
     lesion = np.flatnonzero(labels)
-    if narrow and _in_cells(ordered, (1 << shift) - 1):  # as float16 maps are
-        cell = np.right_shift(ordered, shift, out=_work("cell", len(ordered), ordered.dtype))
+    if narrow and _in_cells(ordered):  # as float16 maps are
+        cell = np.right_shift(ordered, _keys.NARROW_SHIFT, out=_work("cell", len(ordered), ordered.dtype))
         found, positive, negative = count(cell, lesion)
-        keys = partition.of(_keys.widened((found << shift).astype(np.int32)))
-    elif len(partition.seen):
-        keys, positive, negative = _counted_by_cell(ordered, labels, lesion, partition, shift)
-    else:
-        found, positive, negative = count(ordered, lesion)
-        keys = _keys.widened(found)
-    return grouped(keys, positive, negative)
+        keys = _keys.widened((found << _keys.NARROW_SHIFT).astype(np.int32))
+        return [grouped(partition.of(keys), positive, negative)]
+    parts = _counted_by_cell(ordered, labels, lesion, partition) if len(partition.seen) else []
+    return parts or [_counted_by_score(ordered, lesion, partition)]
 
 
-def _in_cells(ordered: np.ndarray, below: int) -> bool:
+def _in_cells(ordered: np.ndarray) -> bool:
+    below = np.int32((1 << _keys.NARROW_SHIFT) - 1)
     if np.any(ordered[:64] & below):
         return False
-    return not np.any(
-        np.bitwise_and(ordered, ordered.dtype.type(below), out=_work("cell", len(ordered), ordered.dtype))
-    )
+    return not np.any(np.bitwise_and(ordered, below, out=_work("cell", len(ordered), ordered.dtype)))
 
 
-def _counted_by_cell(
-    ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray, partition: Partition, shift: int
-) -> Bins:
-    """Count whole cells as such, and look at single scores only in the others."""
+def _counted_by_score(ordered: np.ndarray, lesion: np.ndarray, partition: Partition) -> Bins:
+    found, positive, negative = count(ordered, lesion)
+    return grouped(partition.of(_keys.widened(found)), positive, negative)
+
+
+def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray, partition: Partition) -> list[Bins]:
+    """Count whole cells as such, and look at single scores only in the others; empty where cells are too far apart."""
+    narrow = ordered.dtype == np.int32
+    shift = _keys.NARROW_SHIFT if narrow else _keys.CELL_SHIFT
     cell = np.right_shift(ordered, shift, out=_work("cell", len(ordered), ordered.dtype))
-    found, positive, negative = count(cell, lesion)
-    narrow = shift == _keys.NARROW_SHIFT
-    wide = _keys.wide_cells(found) if narrow else found
-    whole = partition.kinds(wide) == WHOLE
-    if narrow and found[0] < _keys.ODD and found[-1] >= -_keys.ODD:
+    lowest, highest = int(cell.min()), int(cell.max())
+    width = highest - lowest + 1
+    if width > _widest(len(cell)):
+        return []
+    if narrow:
+        whole = np.zeros(width, np.bool_)
+        for start, stop in ((lowest, min(highest + 1, -_keys.ODD)), (max(lowest, _keys.ODD), highest + 1)):
+            if start < stop:
+                first = int(_keys.wide_cells(np.array([start]))[0])
+                whole[start - lowest : stop - lowest] = partition.whole(first, stop - start)
         # Below its normal numbers, float32 has cells wider than those of float64. Its 0 is mostly alone in one.
-        zeros = whole & (found == 0)
-        whole[(found >= -_keys.ODD) & (found < _keys.ODD)] = False
-        if zeros.any() and len(ordered) - np.count_nonzero(ordered) == (positive + negative)[zeros]:
-            whole |= zeros
-    keys = wide << _keys.CELL_SHIFT
-    if whole.all():
-        return keys, positive, negative
-    inside = _inside(cell, found, positive + negative, ~whole)
-    single, more, background = count(ordered[inside], np.flatnonzero(labels[inside]))
-    others = grouped(partition.of(_keys.widened(single)), more, background)
-    if not whole.any():
-        return others
-    # Both are sorted: where each of the others goes is looked up, once for the three arrays.
-    size = int(np.count_nonzero(whole))
-    goes = np.searchsorted(keys[whole], others[0]) + np.arange(len(others[0]))
-    rest = np.ones(size + len(goes), np.bool_)
-    rest[goes] = False
-    stays, comes = np.flatnonzero(whole), np.flatnonzero(rest)
-    merged = np.empty((3, len(rest)), np.int64)
-    for target, own, other in zip(merged, (keys, positive, negative), others, strict=True):
-        target[comes] = own[stays]
-        target[goes] = other
-    return merged[0], merged[1], merged[2]
+        if lowest <= 0 <= highest and np.count_nonzero(cell) == np.count_nonzero(ordered):
+            whole[-lowest] = partition.whole(0, 1)[0]
+    else:
+        whole = partition.whole(lowest, width)
+    apart = ~whole
+    every, inside = np.zeros(width, np.intp), []
+    for start in range(0, len(cell), _BLOCK):
+        block = cell[start : start + _BLOCK]
+        place = np.subtract(block, lowest, out=_work("place", len(block), np.intp), casting="unsafe")
+        every += np.bincount(place, minlength=width)
+        inside.append(np.flatnonzero(apart[place]) + start)
+    found = np.flatnonzero((every > 0) & whole)
+    positive = np.bincount(np.subtract(cell[lesion], lowest), minlength=width)[found]
+    keys = (_keys.wide_cells(found + lowest) if narrow else found + lowest) << _keys.CELL_SHIFT
+    parts = [(keys, positive, every[found] - positive)]
+    single = np.concatenate(inside)
+    if len(single):
+        parts.append(_counted_by_score(ordered[single], np.flatnonzero(labels[single]), partition))
+    return parts
+
+
+def _widest(voxels: int) -> int:
+    """The widest range of integers that is counted in a dense vector."""
+    return max(4 * voxels, 1 << 14)
 
 
 def count(values: np.ndarray, lesion: np.ndarray) -> Bins:
@@ -142,7 +149,7 @@ def count(values: np.ndarray, lesion: np.ndarray) -> Bins:
         return values, np.zeros(0, np.int64), np.zeros(0, np.int64)
     lowest, highest = int(values.min()), int(values.max())
     width = highest - lowest + 1
-    if width <= max(4 * values.size, 1 << 14):
+    if width <= _widest(len(values)):
         every = np.zeros(width, np.intp)
         for start in range(0, len(values), _BLOCK):
             every += np.bincount(np.subtract(values[start : start + _BLOCK], lowest), minlength=width)
@@ -150,39 +157,10 @@ def count(values: np.ndarray, lesion: np.ndarray) -> Bins:
         positive = np.bincount(np.subtract(values[lesion], lowest), minlength=width)[found]
         return (found + lowest).astype(values.dtype), positive, every[found] - positive
     found = np.sort(values)
-    first = np.flatnonzero(np.append(True, found[1:] != found[:-1]))
-    found, every = found[first], np.diff(first, append=len(values))
+    ends = np.append(found[1:] != found[:-1], True).nonzero()[0]
+    found, every = found[ends], np.diff(ends, prepend=-1)
     positive = np.bincount(np.searchsorted(found, values[lesion]), minlength=len(found))
     return found, positive, every - positive
-
-
-def _inside(cell: np.ndarray, found: np.ndarray, mass: np.ndarray, apart: np.ndarray) -> np.ndarray:
-    """Places of the voxels in the cells ``found[apart]``.
-
-    Args:
-        cell: (n,) cell of each voxel.
-        found: (K,) the cells that occur, ascending.
-        mass: (K,) voxels in each.
-        apart: (K,) bool, at least one of them.
-    """
-    # Most often these are the lowest and the highest scores: what lies between is passed over by comparing.
-    places = np.flatnonzero(apart)
-    below = np.append(np.cumsum(mass)[places], len(cell))  # voxels up to each of them, and all
-    gap = int(np.argmax(np.diff(below, prepend=0)))
-    outside = _work("outside", len(cell), np.bool_)
-    if gap == len(places):
-        np.less_equal(cell, found[places[-1]], out=outside)
-    else:
-        np.greater_equal(cell, found[places[gap]], out=outside)
-        if gap:
-            outside |= np.less_equal(cell, found[places[gap - 1]], out=_work("below", len(cell), np.bool_))
-    candidates = np.flatnonzero(outside)
-    lowest, width = int(found[0]), int(found[-1]) - int(found[0]) + 1
-    if width > DENSE:
-        return np.asarray(candidates[contains(found[places], cell[candidates])])
-    table = np.zeros(width, np.bool_)
-    table[found[places].astype(np.int64) - lowest] = True
-    return np.asarray(candidates[table[np.subtract(cell[candidates], lowest, dtype=np.intp)]])
 
 
 def grouped(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Bins:
@@ -193,6 +171,8 @@ def grouped(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Bin
     if not (keys[1:] >= keys[:-1]).all():
         order = np.argsort(keys, kind="stable")
         keys, positive, negative = keys[order], positive[order], negative[order]
+        if (keys[1:] > keys[:-1]).all():
+            return keys, positive, negative
     first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
     return keys[first], np.add.reduceat(positive, first), np.add.reduceat(negative, first)
 
@@ -201,33 +181,19 @@ def added(parts: list[Bins], partition: Partition) -> Bins:
     """The sum of several counts, each with distinct ascending keys that begin bins of ``partition``."""
     if len(parts) < 3:
         return grouped(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
-    total, rest = np.zeros((2, len(partition.edges))), []
-    for batch in _batches(parts):
-        keys, positive, negative = (np.concatenate([part[i] for part in batch]) for i in range(3))
+    lesion, background = np.zeros((2, len(partition.edges) + 1), np.int64)  # the last: of single scores, not used
+    rest = []
+    for keys, positive, negative in parts:
         number = partition.numbers(keys)
-        single = number < 0
-        if single.any():
-            rest.append((keys[single], positive[single], negative[single]))
-            number, positive, negative = number[~single], positive[~single], negative[~single]
-        total[0] += np.bincount(number, positive, total.shape[1])  # float64 holds whole numbers up to 2^53
-        total[1] += np.bincount(number, negative, total.shape[1])
-    found = np.flatnonzero(total.any(axis=0))
-    counts = total[:, found].astype(np.int64)
-    rest.append((partition.edges[found], counts[0], counts[1]))
+        background[number] += negative
+        bearing = (positive != 0).nonzero()[0]
+        lesion[number[bearing]] += positive[bearing]
+        single = (number < 0).nonzero()[0]
+        rest.append((keys[single], positive[single], negative[single]))
+    lesion, background = lesion[:-1], background[:-1]
+    found = np.flatnonzero((lesion != 0) | (background != 0))
+    rest.append((partition.edges[found], lesion[found], background[found]))
     return grouped(*(np.concatenate([part[i] for part in rest]) for i in range(3)))
-
-
-def _batches(parts: list[Bins], bins: int = 1 << 17) -> Iterator[list[Bins]]:
-    """Parts that together have about so many bins."""
-    batch, size = [], 0
-    for part in parts:
-        batch.append(part)
-        size += len(part[0])
-        if size >= bins:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
 
 
 def as_bool(labels: Any, where: str) -> np.ndarray:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -34,7 +36,7 @@ class _Steps:
     """The L bins that hold a lesion voxel, in descending score. No area and no best Dice depends on the others.
 
     Attributes:
-        place: (L,) of K bins, which one.
+        place: (L,) of K bins in ascending score, which one.
         positive: (L,) its lesion voxels.
         negative: (L,) its background voxels.
         tp: (L,) lesion voxels in it and above.
@@ -60,20 +62,14 @@ class Curve:
         histogram: of one subject or of a pool.
 
     Attributes:
-        thresholds: (K,) float64, lower edges of the bins, descending.
-        tp: (K,) int64, lesion voxels with ``score >= threshold``.
-        fp: (K,) int64, background voxels with ``score >= threshold``.
         n_positive: lesion voxels in all.
         n_negative: background voxels in all.
     """
 
     def __init__(self, histogram: ScoreHistogram) -> None:
-        keys, positive, negative = histogram.counts()
         self._histogram = histogram
-        self._keys = keys[::-1]
-        self._positive, self._negative = positive[::-1], negative[::-1]
-        self.tp, self.fp = np.cumsum(self._positive), np.cumsum(self._negative)
-        self.n_positive, self.n_negative = (int(sums[-1]) if len(keys) else 0 for sums in (self.tp, self.fp))
+        self._keys, self._positive, self._negative = histogram.counts()
+        self.n_positive, self.n_negative = int(self._positive.sum()), int(self._negative.sum())
 
     @property
     def exact(self) -> bool:
@@ -81,15 +77,35 @@ class Curve:
         return self._histogram.exact
 
     @cached_property
+    def tp(self) -> np.ndarray:
+        """(K,) int64, lesion voxels with ``score >= threshold``."""
+        return np.cumsum(self._positive[::-1])
+
+    @cached_property
+    def fp(self) -> np.ndarray:
+        """(K,) int64, background voxels with ``score >= threshold``."""
+        return np.cumsum(self._negative[::-1])
+
+    @cached_property
+    def _below(self) -> np.ndarray:
+        """(K + 1,) background voxels below each bin, ascending, and all of them."""
+        below = np.empty(len(self._negative) + 1, np.int64)
+        below[0] = 0
+        np.cumsum(self._negative, out=below[1:])
+        return below
+
+    @cached_property
     def _steps(self) -> _Steps:
-        place = np.flatnonzero(self._positive)
+        place = (self._positive != 0).nonzero()[0][::-1]
+        positive = self._positive[place]
         joined = self._histogram.partition.joined(self._keys[place])
-        return _Steps(place, self._positive[place], self._negative[place], self.tp[place], self.fp[place], joined)
+        fp = self.n_negative - self._below[place]
+        return _Steps(place, positive, self._negative[place], np.cumsum(positive), fp, joined)
 
     @cached_property
     def thresholds(self) -> np.ndarray:
         """(K,) float64 lower edges of the bins, descending."""
-        return _keys.edges(self._keys)
+        return _keys.edges(self._keys[::-1])
 
     @property
     def lesion_keys(self) -> np.ndarray:
@@ -185,20 +201,6 @@ class Curve:
         _check_share("rate", rate)
         return self._point(int(np.searchsorted(self.fp, rate * self.n_negative, side="right")) - 1)
 
-    def at_recall(self, share: float) -> OperatingPoint:
-        """The highest observed threshold that finds at least ``share`` of the lesion voxels."""
-        self._need(positive=True)
-        _check_share("share", share)
-        needed = np.ceil(share * self.n_positive - 1e-9 * self.n_positive)
-        return self._point(int(np.searchsorted(self.tp, needed, side="left")))
-
-    def at_precision(self, share: float) -> OperatingPoint | None:
-        """The lowest observed threshold of at least this precision (the most recall); None when no threshold has it."""
-        self._need(positive=True)
-        _check_share("share", share)
-        reached = np.flatnonzero(self.precision >= share)
-        return self._point(int(reached[-1])) if len(reached) else None
-
     def average_precision_bracket(self) -> tuple[float, float]:
         """Between these lies the average precision of the scores before they were binned.
 
@@ -240,12 +242,22 @@ class Curve:
 
         For a threshold within a bin of several scores, those of the bin count as below it.
         """
-        count = len(self._keys) - np.searchsorted(self._keys[::-1], keys)
-        return self.tp[count - 1] * (count > 0), self.fp[count - 1] * (count > 0)
+        first = np.searchsorted(self._keys, keys)
+        tp = self._reached[np.searchsorted(self._steps.place[::-1], first)]
+        return tp, self.n_negative - self._below[first]
+
+    @cached_property
+    def _reached(self) -> np.ndarray:
+        """(L + 1,) lesion voxels in and above each bin with a lesion voxel, ascending, and none above the last."""
+        return np.append(self._steps.tp[::-1], 0)
 
     def _point(self, index: int) -> OperatingPoint:
         tp, fp = (int(self.tp[index]), int(self.fp[index])) if index >= 0 else (0, 0)
-        keys = self._keys[index : index + 1] if index >= 0 else self._histogram.partition.ends(self._keys[:1])
+        keys = (
+            self._keys[len(self._keys) - 1 - index :][:1]
+            if index >= 0
+            else self._histogram.partition.ends(self._keys[-1:])
+        )
         return OperatingPoint(
             threshold=float(_keys.edges(keys)[0]),
             recall=tp / self.n_positive if self.n_positive else float("nan"),
@@ -258,6 +270,39 @@ class Curve:
             raise UserError("There is no lesion voxel here: precision, recall, Dice and their areas are undefined.")
         if negative and not self.n_negative:
             raise UserError("There is no background voxel here: false-positive rates and ROC areas are undefined.")
+
+
+def best_mean_dice(curves: Sequence[Curve], pool: Curve) -> tuple[float, float]:
+    """Highest mean per-volume Dice and its threshold, the highest among equals.
+
+    It lies where a lesion voxel is reached: elsewhere Dice only falls. Some of these thresholds are looked at first; between
+    two of them a volume's Dice is at most that of the true positives of the lower with the false positives of the higher.
+
+    Args:
+        curves: of the volumes; those without a lesion are left out.
+        pool: all of them together, with a lesion voxel.
+    """
+    bearing = [curve for curve in curves if curve.n_positive]
+    keys = pool.lesion_keys[::-1]
+
+    def means(places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        at, between = np.zeros(len(places)), np.zeros(len(places) - 1)
+        for curve in bearing:
+            tp, fp = curve.reaching(keys[places])
+            at += 2 * tp / (tp + fp + curve.n_positive)
+            between += 2 * tp[1:] / (tp[1:] + fp[:-1] + curve.n_positive)
+        return at / len(bearing), between / len(bearing)
+
+    step = math.isqrt(len(keys))
+    some = np.append(np.arange(0, len(keys) - 1, step), len(keys) - 1)
+    found, most = means(some)
+    places = np.arange(len(keys))
+    kept = np.repeat(np.append(most >= found.max(), False), np.diff(some, append=len(keys)))  # of each, all below it
+    kept[some] = found == found.max()
+    places = places[kept]
+    found, _ = means(places)
+    best = int(np.argmax(found))
+    return float(found[best]), float(_keys.edges(keys[places[best : best + 1]])[0])
 
 
 def _check_share(name: str, value: float) -> None:

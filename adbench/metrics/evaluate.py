@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,16 +13,16 @@ from adbench.errors import UserError
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics import score_bins as _keys
 from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
-from adbench.metrics.curves import Curve
+from adbench.metrics.curves import Curve, best_mean_dice
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.jackknife import Estimate as Estimate
 from adbench.metrics.jackknife import estimate as estimate
 from adbench.metrics.spatial import Sampled, SpatialAccumulator, sample_spatial, sampled
-from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS, WIDE, MetricSpec
+from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, RANKED_BY, SPECS, WIDE, MetricSpec
 from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresholds, healthy_scores
 
 _HEALTHY = {f"fpr_healthy@{rule}": rule for rule in CONFORMAL}
-NO_LESION = SPECS["auprc"].undefined
+NO_LESION = SPECS[RANKED_BY].undefined
 _MEANS = {"auprc_subject": "auprc", **{name: name for name in AT}, "dice@subject_best": "dice@subject_best"}
 
 
@@ -84,7 +84,7 @@ def compact(
     for part in parts:
         pool = Curve(part.pooled())
         if pool.n_positive:
-            best += [pool.best_dice()[1], _best_mean_dice(part, pool)[1]]
+            best += [pool.best_dice()[1], best_mean_dice([Curve(own) for own in part.values()], pool)[1]]
     test.compact([*chosen, *best])
 
 
@@ -328,24 +328,17 @@ def healthy_failures(rows: Sequence[dict[str, Any]], rule: str) -> tuple[np.ndar
     return shares * (rates > HEALTHY_FPR), shares * ~np.isnan(rates)
 
 
-def _best_mean_dice(test: SubjectHistograms, pool: Curve) -> tuple[float, float]:
-    """Highest mean per-volume Dice and its threshold. It lies where a lesion voxel is reached: elsewhere Dice only falls."""
-    keys, means = bootstrap.mean_dice(test, pool.lesion_keys)
-    best = int(np.argmax(means))
-    return float(means[best]), float(_keys.edges(keys[best : best + 1])[0])
-
-
 def _points(
     test: SubjectHistograms, thresholds: Mapping[str, float], owners: Sequence[str]
 ) -> tuple[dict[str, float], list[dict[str, Any]], dict[str, float], dict[str, tuple[float, float]]]:
     """Values by metric, rows by volume, oracle thresholds, and brackets by metric."""
-    pool = Curve(test.pooled())
+    pool, curves = Curve(test.pooled()), {volume: Curve(histogram) for volume, histogram in test.items()}
     points: dict[str, float] = {}
     oracles: dict[str, float] = {}
     if pool.n_positive:
         points["auprc"] = pool.average_precision()
         points["dice_pooled@best"], oracles["pooled_best"] = pool.best_dice()
-        points["dice@best"], oracles["best"] = _best_mean_dice(test, pool)
+        points["dice@best"], oracles["best"] = best_mean_dice(list(curves.values()), pool)
         if pool.n_negative:
             points["auroc"] = pool.auroc()
     at = {name: thresholds[rule] for name, rule in AT.items() if rule in thresholds}
@@ -353,15 +346,15 @@ def _points(
     keys = np.array([_keys.key_of(threshold) for threshold in at.values()], np.int64)
     bins = test.partition.of(keys)
     rows, ends = [], dict[str, list[tuple[float, float]]]()
-    for owner, (volume, histogram) in zip(owners, test.items(), strict=True):
-        curve = Curve(histogram)
+    exact = pool.exact
+    for owner, (volume, curve) in zip(owners, curves.items(), strict=True):
         names = {"subject": owner, **({} if owner == volume else {"volume": volume})}
         rows.append(names | _row(curve, list(at), keys))
-        if pool.n_positive and not pool.exact and curve.n_positive:
+        if not exact and curve.n_positive:
             for name, bracket in _volume_brackets(curve, list(at), keys, bins).items():
                 ends.setdefault(name, []).append(bracket)
     for rule in CONFORMAL:
-        rates = _healthy_rates(test, owners, thresholds.get(rule))
+        rates = _healthy_rates(curves.values(), owners, thresholds.get(rule))
         for row in rows:
             row[f"fpr@{rule}"] = rates.get(row["subject"])
         failures, subjects = healthy_failures(rows, rule)
@@ -374,17 +367,18 @@ def _points(
     return points, rows, oracles, _brackets(pool, ends)
 
 
-def _healthy_rates(test: SubjectHistograms, owners: Sequence[str], threshold: float | None) -> dict[str, float]:
+def _healthy_rates(curves: Iterable[Curve], owners: Sequence[str], threshold: float | None) -> dict[str, float]:
     """Lesion-free subject -> share of its voxels, of all volumes together, at or above the threshold."""
     if threshold is None:
         return {}
+    key = np.array([_keys.key_of(threshold)])
     false: Counter[str] = Counter()
     voxels: Counter[str] = Counter()
     ill = set()
-    for owner, (_, histogram) in zip(owners, test.items(), strict=True):
-        false[owner] += histogram.positives_at(threshold)[1]
-        voxels[owner] += histogram.n_negative
-        if histogram.n_positive:
+    for owner, curve in zip(owners, curves, strict=True):
+        false[owner] += int(curve.reaching(key)[1][0])
+        voxels[owner] += curve.n_negative
+        if curve.n_positive:
             ill.add(owner)
     return {owner: false[owner] / count for owner, count in voxels.items() if owner not in ill}
 

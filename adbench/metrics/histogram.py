@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,8 @@ from adbench.errors import UserError
 from adbench.metrics import score_bins as _keys
 from adbench.metrics.counting import PIECE, added, checked, counted, grouped
 from adbench.metrics.partition import Bins, Partition, coarser
-from adbench.metrics.storage import damaged, read_arrays, write_arrays
+from adbench.utils import limits
+from adbench.utils.files import replacing
 
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 MOST_BINS = 1 << 16  # of all subjects together, before scores are joined
@@ -20,7 +24,6 @@ _MORE_BINS = 1 << 15  # single scores in cells that were empty then, before they
 MANY_BINS = 1 << 22  # the same where maps take longer to make than to count: about 100 MB
 _FIRST_PIECE = 1 << 16  # voxels that are counted at a time while every score has a bin of its own
 FORMAT = 2  # of the arrays in a file
-_FILE = "histogram file"
 _KINDS = {  # array -> kinds of its type
     "header": "i",  # FORMAT
     "subjects": "u",  # UTF-8, ids separated by a zero byte
@@ -96,7 +99,8 @@ class ScoreHistogram:
         end = 0
         while end < len(scores):
             start, end = end, end + (PIECE if len(self.partition.seen) else _FIRST_PIECE)
-            self._push(*counted(scores[start:end], labels[start:end], self.partition))
+            for part in counted(scores[start:end], labels[start:end], self.partition):
+                self._push(*part)
             self._join_if_many()
 
     def _join_if_many(self) -> None:
@@ -121,8 +125,11 @@ class ScoreHistogram:
         if partition is self.partition:
             return
         keys, positive, negative = self.counts()  # folded by the old bins
+        free = self.partition.free(keys)
+        keys = keys.copy()
+        keys[free] = partition.of(keys[free])
         self.partition = partition
-        self._bins = grouped(partition.of(keys), positive, negative)
+        self._bins = grouped(keys, positive, negative)
         self._loose = _loose(self._bins[0], self.partition)
 
     def compact(self, thresholds: Iterable[float] = ()) -> None:
@@ -257,7 +264,7 @@ class SubjectHistograms(Mapping[str, ScoreHistogram]):
 
     def to_npz(self, path: str | Path) -> None:
         """Write atomically to ``path``; equal histograms give equal bytes."""
-        write_arrays(Path(path), self.to_arrays())
+        _write_arrays(Path(path), self.to_arrays())
 
     @classmethod
     def from_npz(cls, path: str | Path) -> SubjectHistograms:
@@ -266,11 +273,11 @@ class SubjectHistograms(Mapping[str, ScoreHistogram]):
         Raises:
             UserError: the file is missing, damaged, or says something impossible.
         """
-        arrays = read_arrays(Path(path), _KINDS, _FILE)
+        arrays = _read_arrays(Path(path))
         try:
             return cls.from_arrays(arrays)
         except ValueError as error:
-            raise damaged(Path(path), _FILE, error) from None
+            raise _damaged(Path(path), error) from None
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Flat arrays, one after another the bins of all subjects; see :meth:`from_arrays`."""
@@ -360,4 +367,52 @@ class SubjectHistograms(Mapping[str, ScoreHistogram]):
 def _loose(keys: np.ndarray, partition: Partition) -> int:
     """How many of the bins may still be joined: single scores that do not begin a cell."""
     inner = keys[(keys & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
+    if not len(inner):
+        return 0
     return len(inner) - int(np.count_nonzero(partition.kinds(inner >> _keys.CELL_SHIFT)))
+
+
+def _write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write 1-D ``arrays`` to ``path`` atomically; equal arrays give equal bytes."""
+    with replacing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy")  # its date is fixed, 1980-01-01
+            member.compress_type = zipfile.ZIP_DEFLATED
+            buffer = io.BytesIO()
+            np.lib.format.write_array(buffer, array, allow_pickle=False)
+            archive.writestr(member, buffer.getvalue(), compresslevel=1)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """What :func:`_write_arrays` wrote: a plain ``.npz`` of 1-D arrays of whole numbers, without pickle."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(info.file_size for info in archive.infolist())
+            limits.check(path, "holds arrays of", unpacked, limits.ARRAY_BYTES)
+            return {name: _member(archive, name, kind) for name, kind in _KINDS.items()}
+    except FileNotFoundError:
+        raise UserError(f"There is no histogram file {path}.") from None
+    except (OSError, EOFError, ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise _damaged(path, error) from None
+    except (zipfile.BadZipFile, zlib.error) as error:
+        raise _damaged(path, error) from None
+
+
+def _damaged(path: Path, error: Exception) -> UserError:
+    why = " ".join(str(error).split())[:200]
+    return UserError(f"{path} is not a histogram file, or it is damaged: {why}. Make it again from the maps.")
+
+
+def _member(archive: zipfile.ZipFile, name: str, kinds: str) -> np.ndarray:
+    info = archive.getinfo(f"{name}.npy")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        if version != (1, 0):
+            raise ValueError(f"{name} is of .npy version {version}")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+        if dtype.hasobject or dtype.kind not in kinds or len(shape) != 1:
+            raise ValueError(f"{name} has type {dtype} and shape {shape}")
+        body = file.read()  # not read_array, which believes the shape and takes the memory
+    if len(body) != dtype.itemsize * shape[0]:
+        raise ValueError(f"{name} says {shape[0]} values and holds {len(body)} bytes")
+    return np.frombuffer(body, dtype)

@@ -11,8 +11,8 @@ from typing import ClassVar
 import numpy as np
 
 from adbench.metrics.base import Metric, Subject
+from adbench.metrics.lesion import Volume
 from adbench.metrics.score_bins import predict
-from adbench.metrics.volume import Volume
 
 TOLERANCE = 2.0  # mm
 MAX_FPR = 0.3

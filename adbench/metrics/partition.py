@@ -79,19 +79,32 @@ class Partition:
 
     def _places(self, cells: np.ndarray) -> np.ndarray:
         lowest, kinds, _ = self._table
-        return np.asarray(np.minimum(np.maximum(cells - lowest, 0), len(kinds) - 1))  # far faster than np.clip
+        places = cells - lowest
+        if len(cells) and (places.min() < 0 or places.max() >= len(kinds)):  # far faster than np.clip
+            places = np.minimum(np.maximum(places, 0), len(kinds) - 1)
+        return places
 
     def kinds(self, cells: np.ndarray) -> np.ndarray:
         """(n,) uint8: whether each of ``cells`` is :data:`SINGLE`, :data:`CUT` or :data:`WHOLE`."""
         return np.asarray(self._table[1][self._places(cells)])
+
+    def whole(self, lowest: int, width: int) -> np.ndarray:
+        """(width,) bool: which of the cells from ``lowest`` on are :data:`WHOLE`."""
+        first, kinds, _ = self._table
+        found = np.zeros(width, np.bool_)
+        start, stop = max(lowest, first), min(lowest + width, first + len(kinds))
+        if start < stop:
+            np.equal(kinds[start - first : stop - first], WHOLE, out=found[start - lowest : stop - lowest])
+        return found
 
     def numbers(self, bins: np.ndarray) -> np.ndarray:
         """(n,) which of the edges begins each of ``bins``; -1 for single scores."""
         _, kinds, edge = self._table
         places = self._places(bins >> _keys.CELL_SHIFT)
         numbers: np.ndarray = edge[places]
-        cut = np.flatnonzero(kinds[places] == CUT)
-        numbers[cut] = np.searchsorted(self.edges, bins[cut])
+        cut = (kinds[places] == CUT).nonzero()[0]
+        if len(cut):
+            numbers[cut] = np.searchsorted(self.edges, bins[cut])
         return numbers
 
     @property
@@ -110,23 +123,28 @@ class Partition:
         bins[cut] = self.edges[np.searchsorted(self.edges, keys[cut], side="right") - 1]
         return bins
 
+    @cached_property
+    def _ends(self) -> np.ndarray:
+        """(E,) the key just above the highest that the bin of each edge may hold."""
+        last = ((self.edges >> _keys.CELL_SHIFT) + 1) << _keys.CELL_SHIFT
+        last[:-1] = np.minimum(last[:-1], self.edges[1:])
+        return last
+
+    def free(self, bins: np.ndarray) -> np.ndarray:
+        """Places of the bins that a coarser partition may still join with others: those that are not whole cells."""
+        return np.flatnonzero(self.kinds(bins >> _keys.CELL_SHIFT) != WHOLE)
+
     def ends(self, bins: np.ndarray) -> np.ndarray:
         """(n,) the key just above the highest that each of ``bins`` may hold."""
-        cells = bins >> _keys.CELL_SHIFT
-        kinds = self.kinds(cells)
-        ends = np.where(kinds == WHOLE, (cells + 1) << _keys.CELL_SHIFT, bins + 1)
-        cut = np.flatnonzero(kinds == CUT)
-        after = np.searchsorted(self.edges, bins[cut], side="right")
-        last = (cells[cut] + 1) << _keys.CELL_SHIFT
-        ends[cut] = np.minimum(last, np.append(self.edges, np.iinfo(np.int64).max)[after])
+        number = self.numbers(bins)
+        ends: np.ndarray = bins + 1
+        several = (number >= 0).nonzero()[0]
+        ends[several] = self._ends[number[several]]
         return ends
 
     def joined(self, bins: np.ndarray) -> np.ndarray:
         """(n,) bool: which bins may hold different scores; in the others all scores are equal."""
-        kinds = self.kinds(bins >> _keys.CELL_SHIFT)
-        joined: np.ndarray = kinds == WHOLE
-        cut = np.flatnonzero(kinds == CUT)
-        joined[cut] = self.ends(bins[cut]) - bins[cut] > 1
+        joined: np.ndarray = self.ends(bins) - bins > 1
         return joined
 
     def meet(self, other: Partition) -> Partition:
@@ -206,7 +224,7 @@ def coarser(
     ]
     seen = united(partition.seen, cells)
     found = Partition(united(kept, cells[several]), distinct(np.concatenate(edges)), seen)
-    extra = [own for member in members if len(own := _blurred(member, found))]
+    extra = [own for member in members if len(own := _blurred(member, partition, found))]
     if extra:
         found = Partition(found.cells, distinct(np.concatenate([found.edges, *extra])), seen)
     return found
@@ -275,18 +293,19 @@ def _cuts(
     return np.concatenate([keys[begins], alone + 1, pinned])
 
 
-def _blurred(member: Bins, partition: Partition) -> np.ndarray:
-    """Keys of a subject in bins that would blur its own average precision."""
+def _blurred(member: Bins, before: Partition, partition: Partition) -> np.ndarray:
+    """Keys of a subject in bins of ``partition``, coarser than ``before``, that would blur its own average precision."""
     keys, positive, negative = member
     total = positive.sum()
-    bins = partition.of(keys)
+    free = before.free(keys)
+    bins = partition.of(keys[free])
     same = bins[1:] == bins[:-1]
     joined = np.flatnonzero(np.append(same, False) | np.append(False, same))
     if not total or not len(joined):
         return np.zeros(0, np.int64)
-    tail = np.cumsum((positive + negative)[::-1])[::-1]
-    bins = bins[joined]
+    bins, joined = bins[joined], free[joined]
     first = np.flatnonzero(np.append(True, bins[1:] != bins[:-1]))
     lesion, background = np.add.reduceat(positive[joined], first), np.add.reduceat(negative[joined], first)
+    tail = np.cumsum((positive + negative)[::-1])[::-1]
     blurred = (background > 0) & (lesion / total * (lesion + background) / tail[joined[first]] > _OWN)
     return np.asarray(keys[joined[np.repeat(blurred, np.diff(first, append=len(joined)))]])

@@ -14,7 +14,7 @@ from functools import cached_property
 import numpy as np
 
 from adbench.errors import UserError, unknown
-from adbench.metrics.volume import components
+from adbench.metrics.lesion import components
 
 
 @dataclass(frozen=True)

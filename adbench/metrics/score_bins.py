@@ -87,10 +87,14 @@ def widened(ordered: np.ndarray) -> np.ndarray:
 def wide_cells(cells: np.ndarray) -> np.ndarray:
     """(n,) int64 cells of float64 (keys shifted by :data:`CELL_SHIFT`) of cells of float32 (ordered integers, shifted).
 
-    Only of normal numbers and of 0: below, a cell of float32 is several of float64, see :data:`ODD`.
+    Ascending, and only of normal numbers and of 0: below, a cell of float32 is several of float64, see :data:`ODD`.
     """
     cells = cells.astype(np.int64)
-    return cells + (896 << CELL_BITS) * ((cells >= ODD).astype(np.int64) - (cells < -ODD))  # bias 1023 less 127
+    below, above = np.searchsorted(cells, (-ODD, ODD))
+    bias = 896 << CELL_BITS  # 1023 less 127
+    cells[:below] -= bias
+    cells[above:] += bias
+    return cells
 
 
 def edges(keys: np.ndarray) -> np.ndarray:

@@ -15,9 +15,8 @@ from adbench.metrics import bootstrap, lesion
 from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
-from adbench.metrics.lesion import VolumeRow
+from adbench.metrics.lesion import VolumeRow, checked_volume
 from adbench.metrics.spec import FROC_RATES, MAP_METRICS, SPECS, MetricSpec
-from adbench.metrics.volume import checked_volume
 from adbench.utils.files import write_json
 
 _COUNTED = ("val", "conformal05", "conformal10")  # rules at whose thresholds components and alarms are counted
@@ -108,7 +107,7 @@ class SpatialAccumulator:
             **groups: strata, e.g. ``site="A"``, ``modality="FLAIR"``; None is left out.
 
         Raises:
-            UserError: the volume was added before, or see :func:`adbench.metrics.volume.checked_volume`.
+            UserError: the volume was added before, or see :func:`adbench.metrics.lesion.checked_volume`.
         """
         if volume in self._rows:
             raise UserError(f"Volume {volume!r} was added before: give all of its slices at once.")

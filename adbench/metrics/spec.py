@@ -12,6 +12,7 @@ from typing import Any, Literal
 WIDE = 1e-3  # a number whose bins leave more open than this is marked in tables
 FROC_RATES = (1, 2, 4, 8)  # false components a volume
 RANKED_BY = "auprc"  # what boards rank by, and what says whether a method tells lesions from the rest at all
+HEADLINE = (RANKED_BY, "dice@val")  # what pages show first
 Scope = Literal["pooled", "subject mean", "lesion", "slice", "reconstruction", "healthy", "subjects"]
 _OVER_LESIONS = ("pooled", "subject mean", "lesion", "slice")
 _NO_LESION = "no lesion in the test split"

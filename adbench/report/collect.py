@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 
 import numpy as np
 
@@ -12,59 +11,32 @@ from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.evaluation.compare import compare, method_groups, same_test
 from adbench.evaluation.run import Run, VolumeMaps
-from adbench.metrics import bootstrap
 from adbench.metrics.compare import Table
-from adbench.metrics.curves import Curve
-from adbench.metrics.evaluate import Evaluation
 from adbench.metrics.histogram import ScoreHistogram
+from adbench.metrics.plots import Shown
 from adbench.metrics.score_bins import edges
+from adbench.metrics.spec import HEADLINE, RANKED_BY
 from adbench.utils import seeds
 
-SUBJECTS_BY = ("dice@val", "auprc")  # the first that every run has
-BAND = 200  # bootstrap replicates behind a band
+SUBJECTS_BY = HEADLINE[::-1]  # the first that every run has
 DRIFT = 0.01  # maps made again may differ by this much before the reader is told
 
 
-@dataclass(eq=False)
-class ShownRun:
-    """One run of the report.
+@dataclass(eq=False, kw_only=True)
+class ShownRun(Shown):
+    """One run of the report; its numbers, computed from the histograms, have no intervals: the record has them.
 
     Attributes:
         run: the open run.
-        label: its name on the page, unique there.
         group: the method it belongs to when there are several seeds.
-        evaluation: its numbers without intervals, computed from the histograms; those with intervals are in the record.
         window: scores that a map is shown between: the 1st and 99.5th percentile over the test brain voxels.
         drift: largest :attr:`adbench.evaluation.run.VolumeMaps.drift` among the volumes shown.
     """
 
     run: Run
-    label: str
     group: str
-    evaluation: Evaluation
     window: tuple[float, float]
     drift: float = 0.0
-
-    @cached_property
-    def curve(self) -> Curve:
-        """Pooled over the test subjects."""
-        return Curve(self.run.histograms.pooled())
-
-    @cached_property
-    def band(self) -> bootstrap.Curves | None:
-        """The curve under replicates over subjects; None with a single subject."""
-        owners = list(self.run.spatial.subject_of.values())
-        if len(set(owners)) < 2:
-            return None
-        found = bootstrap.curves(self.run.histograms, bootstrap.weights_of(owners, BAND, 0))
-        drawn = found.tp[:, -1] > 0
-        return bootstrap.Curves(found.keys, found.tp[drawn], found.fp[drawn], found.dice[drawn])
-
-    @cached_property
-    def mean_dice(self) -> tuple[np.ndarray, np.ndarray]:
-        """(K,) thresholds descending, (K,) mean per-volume Dice."""
-        keys, means = bootstrap.mean_dice(self.run.histograms)
-        return edges(keys), means
 
 
 @dataclass
@@ -172,9 +144,11 @@ def _parts(runs: Sequence[Run], progress: Progress) -> list[ShownRun]:
         for number, run in enumerate(members):
             tail = f" seed {run.record.seed}" if seeds_differ else f" run {number + 1}"
             label = group + (tail if len(members) > 1 else "")
-            parts.append(ShownRun(run, label, group, run.evaluation(intervals=False), window(run.histograms.pooled())))
+            found, counts = run.evaluation(intervals=False), run.histograms
+            shown = window(counts.pooled())
+            parts.append(ShownRun(label, counts, found, run.spatial, run=run, group=group, window=shown))
             progress.update("numbers", len(parts), len(runs))
-    return sorted(parts, key=lambda part: (-(_value(part, "auprc") or -1.0), part.label))
+    return sorted(parts, key=lambda part: (-(_value(part, RANKED_BY) or -1.0), part.label))
 
 
 def _value(part: ShownRun, metric: str) -> float | None:
@@ -185,11 +159,11 @@ def _value(part: ShownRun, metric: str) -> float | None:
 def _compare(parts: list[ShownRun], notes: list[str], progress: Progress) -> Table | None:
     if len({part.group for part in parts}) < 2:
         return None
-    lacking = next((part for part in parts if _value(part, "auprc") is None), None)
+    lacking = next((part for part in parts if _value(part, RANKED_BY) is None), None)
     if lacking is not None:
-        number = lacking.run.record.metrics.get("auprc")
-        why = number.reason if number is not None else f"{lacking.label} has no auprc"
-        notes.append(f"Methods were not compared: auprc is undefined, because there is {why}.")
+        number = lacking.run.record.metrics.get(RANKED_BY)
+        why = number.reason if number is not None else f"{lacking.label} has no {RANKED_BY}"
+        notes.append(f"Methods were not compared: {RANKED_BY} is undefined, because there is {why}.")
         return None
     try:
         return compare([part.run for part in parts], progress=progress)

@@ -2,120 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.metrics import bootstrap
-from adbench.metrics.score_bins import edges
-from adbench.metrics.spatial import froc_curve, recall_by_size
-from adbench.report.collect import BAND, Report, ShownRun
-from adbench.report.drawing import (
-    GRID,
-    INK,
-    MUTED,
-    STROKES,
-    Draw,
-    colour,
-    grid_of,
-    legend,
-    line,
-    mark,
-    one,
-    plain,
-    point,
-    shade,
-    tilt,
-)
+from adbench.metrics import plots
+from adbench.metrics.plots import GRID, STROKES, beside, colour, grid_of, legend, one, plain, point, tilt
+from adbench.metrics.spec import HEADLINE, RANKED_BY
+from adbench.report.collect import Report, ShownRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_RECALL = np.linspace(0, 1, 201)
-
-
-def pr(report: Report) -> Figure | None:
-    """Pooled precision against recall with a band over subjects; chance and chosen thresholds."""
-    parts = [part for part in report.parts if part.curve.n_positive]
-    if not parts:
-        return None
-    figure, axes = one("recall", "precision")
-    for index, part in _numbered(report, parts):
-        curve, band = part.curve, part.band
-        if band is not None:
-            recall = band.tp / np.maximum(band.tp[:, -1:], 1)
-            precision = band.tp / np.maximum(band.tp + band.fp, 1)
-            rows = [
-                p[np.minimum(np.searchsorted(r, _RECALL), len(r) - 1)] for r, p in zip(recall, precision, strict=True)
-            ]
-            shade(axes, _RECALL, np.stack(rows), index, len(parts))
-        at = np.minimum(np.searchsorted(curve.recall, _RECALL), len(curve.recall) - 1)
-        axes.plot(_RECALL, curve.precision[at], **line(index), label=_named(part, "auprc"))
-        for place, marker in _marks(part):
-            axes.plot(curve.recall[place], curve.precision[place], marker, **mark(index, marker))
-    chance = parts[0].evaluation.prevalence
-    axes.axhline(chance, color=MUTED, linestyle=":", linewidth=1.2, label=f"chance {chance:.3g}")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), title="Precision and recall, all test voxels")
-    legend(axes)
-    return figure
-
-
-def roc(report: Report) -> Figure | None:
-    """Pooled true-positive against false-positive rate with a band over subjects."""
-    parts = [part for part in report.parts if part.curve.n_positive and part.curve.n_negative]
-    if not parts:
-        return None
-    figure, axes = one("false-positive rate", "true-positive rate")
-    for index, part in _numbered(report, parts):
-        curve, band = part.curve, part.band
-        if band is not None:
-            recall, fpr = (x / np.maximum(x[:, -1:], 1) for x in (band.tp, band.fp))
-            rows = [np.interp(_RECALL, np.r_[0, x], np.r_[0, y]) for x, y in zip(fpr, recall, strict=True)]
-            shade(axes, _RECALL, np.stack(rows), index, len(parts))
-        rate = np.interp(_RECALL, np.r_[0, curve.fpr], np.r_[0, curve.recall])
-        axes.plot(_RECALL, rate, **line(index), label=_named(part, "auroc"))
-        for place, marker in _marks(part):
-            axes.plot(curve.fpr[place], curve.recall[place], marker, **mark(index, marker))
-    axes.plot([0, 1], [0, 1], color=MUTED, linestyle=":", linewidth=1.2, label="chance")
-    axes.set(xlim=(0, 1), ylim=(0, 1.02), title="ROC, all test voxels")
-    legend(axes)
-    return figure
-
-
-def dice(report: Report) -> Figure | None:
-    """Mean per-volume Dice against the threshold, a panel a run: their maps have scales of their own."""
-    parts = [part for part in report.parts if part.curve.n_positive]
-    if not parts:
-        return None
-    figure, panels = grid_of(len(parts), "threshold", "mean Dice per volume", share_y=True)
-    top = max(float(part.mean_dice[1].max()) for part in parts)
-    for axes, (index, part) in zip(panels, _numbered(report, parts), strict=True):
-        thresholds, means = part.mean_dice
-        low, high = _interesting(part, thresholds, means)
-        if part.band is not None:
-            x = edges(part.band.keys)
-            some = thin(x, low, high, 150)
-            shade(axes, x[some], part.band.dice[:, some], index, 1)
-        kept = thin(thresholds, low, high)
-        axes.plot(thresholds[kept], means[kept], **line(index), marker="o" if len(kept) < 3 else None)
-        rules = {"val": ("-", "chosen on validation", "dice@val"), "best": (":", "oracle", "dice@best")}
-        for rule, (style, meaning, metric) in rules.items():
-            if rule in part.evaluation.thresholds:
-                value = part.evaluation.metrics[metric].value or 0.0
-                axes.axvline(
-                    part.evaluation.thresholds[rule],
-                    color=INK,
-                    linestyle=style,
-                    linewidth=1,
-                    label=f"{meaning}: {value:.3f}",
-                )
-        axes.set(xlim=(low, high), ylim=(0, min(1.02, 1.6 * top + 0.05)), title=part.label)
-        axes.title.set_color(colour(index))
-        legend(axes, "upper right")
-    return figure
 
 
 def subjects(report: Report) -> Figure | None:
@@ -169,7 +69,7 @@ def strata(report: Report) -> Figure | None:
             if len(members) > 1:
                 named = groupings.setdefault(grouping, [])
                 named += [group for group in members if group not in named]
-    panels_of = [(grouping, metric) for grouping in groupings for metric in ("auprc", "dice@val")]
+    panels_of = [(grouping, metric) for grouping in groupings for metric in HEADLINE]
     if not panels_of:
         return None
     figure, panels = grid_of(len(panels_of), "", "", columns=2)
@@ -177,7 +77,7 @@ def strata(report: Report) -> Figure | None:
         groups = groupings[grouping]
         sizes: dict[str, int] = {}
         for index, part in enumerate(report.parts):
-            offset = _offset(index, report)
+            offset = beside(index, len(report.parts))
             for place, group in enumerate(groups):
                 number = part.run.record.strata.get(grouping, {}).get(group, {}).get(metric)
                 if number is None or number.value is None:
@@ -197,59 +97,22 @@ def lesions(report: Report) -> Figure | None:
     """Lesion recall by lesion size at the chosen threshold, and against false components a volume (FROC)."""
     from matplotlib.figure import Figure
 
-    bins = {}
-    for index, part in enumerate(report.parts):
-        try:
-            bins[index] = recall_by_size(part.run.spatial)
-        except UserError:
-            continue  # no lesion, or no threshold: the reason stands in the run's notes
-    froc = [index for index, part in enumerate(report.parts) if part.run.spatial.froc and part.curve.n_positive]
-    if not bins and not froc:
-        return None
     figure = Figure(figsize=(11.2, 4.0), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    for index, sizes in bins.items():
-        offset = _offset(index, report)
-        for place, (_, count, share, ends) in enumerate(sizes):
-            if count:
-                point(left, place + offset, share, ends or (None, None), index)
-    if bins:
-        named = next(iter(bins.values()))
-        left.set_xticks(range(len(named)), [f"≥ {size.split('-')[0]}\nn={count}" for size, count, _, _ in named])
-    left.set(
-        ylim=(-0.02, 1.02),
-        xlabel="lesion size (voxels)",
-        ylabel="share of lesions found",
-        title="Lesion recall at the chosen threshold",
-    )
-    left.grid(axis="x", visible=False)
-    for index in froc:
-        part, spatial = report.parts[index], report.parts[index].run.spatial
-        recall, false = froc_curve(spatial, np.ones((1, len(spatial.rows))))
-        owners = list(spatial.subject_of.values())
-        if len(set(owners)) > 1 and len(froc) <= 4:
-            sampled = froc_curve(spatial, bootstrap.weights_of(owners, BAND, 0))[0]
-            low, high = np.nanquantile(sampled, [0.025, 0.975], axis=0)
-            right.fill_between(false[0], low, high, color=colour(index), alpha=0.13, linewidth=0)
-        right.plot(false[0], recall[0], **line(index), marker=".", label=_named(part, "froc"))
-    right.set_xscale("symlog", linthresh=1)
-    plain(right.xaxis)
-    right.set(
-        xlim=(0, None),
-        ylim=(-0.02, 1.02),
-        xlabel="false components a volume",
-        ylabel="share of lesions found",
-        title="FROC",
-    )
-    legend(right)
-    return figure
+    missing = 0
+    for axes, draw in zip(figure.subplots(1, 2), (plots.lesion_recall, plots.froc), strict=True):
+        try:
+            draw(axes, report.parts)
+        except UserError:  # no lesion, or no threshold: the reason stands in the notes of the runs
+            axes.remove()
+            missing += 1
+    return figure if missing < 2 else None
 
 
 def cost(report: Report) -> Figure | None:
     """AUPRC against the time a volume takes; only with three runs or more."""
     found = []
     for index, part in enumerate(report.parts):
-        number, seconds = part.run.record.metrics.get("auprc"), volume_seconds(part)
+        number, seconds = part.run.record.metrics.get(RANKED_BY), volume_seconds(part)
         if number is not None and number.value is not None and seconds is not None:
             found.append((index, part, number.value, number, seconds))
     if len(found) < 3:
@@ -291,21 +154,16 @@ def losses(report: Report) -> Figure | None:
     return figure
 
 
-CHARTS: dict[str, tuple[Draw, str]] = {
-    "pr": (pr, "Precision against recall over all test brain voxels. Band: 95 % of 200 resamples of the subjects. Dot: threshold chosen on validation; star: oracle."),
-    "roc": (roc, "True-positive against false-positive rate over all test brain voxels, marks as on the left."),
-    "dice": (dice, "Mean Dice per volume against the threshold, in units of each run's map. The dotted line is an oracle: it was chosen on the test split."),
+CHARTS: dict[str, tuple[Callable[[Report], Figure | None], str]] = {
+    "pr": (lambda report: plots.pr(report.parts), "Precision against recall over all test brain voxels. Band: 95 % of 200 resamples of the subjects. Dot: threshold chosen on validation; star: oracle."),
+    "roc": (lambda report: plots.roc(report.parts), "True-positive against false-positive rate over all test brain voxels, marks as on the left."),
+    "dice": (lambda report: plots.dice(report.parts), "Mean Dice per volume against the threshold, in units of each run's map. The dotted line is an oracle: it was chosen on the test split."),
     "subjects": (subjects, "Lesion-bearing test subjects, one dot each."),
     "strata": (strata, "Subjects grouped; small: up to the 25th percentile of lesion voxels, large: above the 75th. Line: 95 % interval over subjects."),
     "lesions": (lesions, "A lesion is a 26-connected component; it is found when one of its voxels reaches the threshold."),
     "cost": (cost, "Seconds are those of the machine of each run."),
     "losses": (losses, "Logged while training; val: on validation slices without lesion."),
 }  # fmt: skip
-
-
-def _offset(index: int, report: Report) -> float:
-    """Runs stand beside each other within a group of 1."""
-    return (index - (len(report.parts) - 1) / 2) * min(0.14, 0.7 / len(report.parts))
 
 
 def volume_seconds(part: ShownRun) -> float | None:
@@ -315,10 +173,6 @@ def volume_seconds(part: ShownRun) -> float | None:
     if per_slice is None or not record.test.subjects or not per_slice > 0:
         return None
     return per_slice * record.test.slices / record.test.subjects
-
-
-def _numbered(report: Report, parts: Sequence[ShownRun]) -> list[tuple[int, ShownRun]]:
-    return [(index, part) for index, part in enumerate(report.parts) if part in parts]
 
 
 def _rows(part: ShownRun, metric: str) -> dict[str, tuple[float, float]]:
@@ -344,40 +198,3 @@ def _lines(points: Any) -> dict[str, tuple[list[float], list[float]]]:
 
 def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
-
-
-def _named(part: ShownRun, metric: str) -> str:
-    number = part.run.record.metrics.get(metric)
-    return part.label if number is None or number.value is None else f"{part.label}  {number.value:.3f}"
-
-
-def _marks(part: ShownRun) -> list[tuple[int, str]]:
-    found = []
-    for rule, marker in (("val", "o"), ("pooled_best", "*")):
-        if rule in part.evaluation.thresholds:
-            place = int(np.searchsorted(-part.curve.thresholds, -part.evaluation.thresholds[rule], side="right")) - 1
-            if place >= 0:
-                found.append((place, marker))
-    return found
-
-
-def _interesting(part: ShownRun, thresholds: np.ndarray, means: np.ndarray) -> tuple[float, float]:
-    """Where the Dice curve is worth its ink: from where half of the brain is predicted to where almost nothing is."""
-    curve = part.curve
-    share = (curve.tp + curve.fp) / (curve.n_positive + curve.n_negative)
-    low = float(curve.thresholds[min(int(np.searchsorted(share, 0.5)), len(share) - 1)])
-    above = np.flatnonzero(means >= 0.02 * means.max())
-    high = float(thresholds[above[0]])
-    marks = [part.evaluation.thresholds[rule] for rule in ("val", "best") if rule in part.evaluation.thresholds]
-    low, high = min([low, *marks]), max([high, *marks])
-    margin = 0.03 * (high - low) or 0.05 * abs(low) or 0.5
-    return low - margin, high + margin
-
-
-def thin(x: np.ndarray, low: float, high: float, count: int = 500) -> np.ndarray:
-    """At most ``count`` positions of ``x`` (monotone), spread over [low, high], the neighbours beyond the ends too."""
-    inside = np.flatnonzero((x >= low) & (x <= high))
-    if not len(inside):
-        return np.arange(min(len(x), 2))
-    first, last = max(0, inside[0] - 1), min(len(x) - 1, inside[-1] + 1)
-    return np.unique(np.linspace(first, last, min(count, last - first + 1)).astype(int))

@@ -13,7 +13,8 @@ from adbench import __version__
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.evaluation.pictures import sample_sheet
-from adbench.metrics.spec import SPECS, MetricSpec
+from adbench.metrics import plots
+from adbench.metrics.spec import HEADLINE, SPECS, MetricSpec
 from adbench.report import drawing, figures
 from adbench.report.collect import Portrait, Report, ShownRun, ShownSlice
 from adbench.report.drawing import box, contour, found, image_uri, map_uri
@@ -27,8 +28,8 @@ from adbench.utils.plain_files import read_plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
-COLUMNS = ("auprc", "dice@val", "dice@best", "auroc", "lesion_recall@val", "fa_slice")
-BARS = ("auprc", "dice@val")  # from 0 to 1
+COLUMNS = (*HEADLINE, "dice@best", "auroc", "lesion_recall@val", "fa_slice")
+BARS = HEADLINE  # from 0 to 1
 CHART_SECTIONS = (
     ("curves", "Curves", ("pr", "roc", "dice")),
     ("strata", "Lesion size and strata", ("strata", "lesions")),
@@ -73,15 +74,18 @@ def write_report(report: Report, out: Path, command: str, progress: Progress | N
     Returns:
         The files, the page first.
     """
+    import matplotlib as mpl
+
     progress = progress or Progress()
     total = len(figures.CHARTS) + len(report.portraits) + 1
     charts: dict[str, dict[str, Any]] = {}
     files = []
     for done, (name, (draw, caption)) in enumerate(figures.CHARTS.items(), 1):
-        figure = drawing.styled(draw, report)
+        with mpl.rc_context(plots.STYLE):
+            figure = draw(report)
         if figure is not None:
             files.append(out / "figures" / f"{name}.png")
-            drawing.png(figure, files[-1])
+            plots.png(figure, files[-1])
             svg = drawing.svg(figure, name, caption)
             charts[name] = {"svg": svg, "caption": caption, "wide": figure.get_figwidth() > 6}
         progress.update("pages and pictures", done, total)
@@ -113,7 +117,7 @@ def _page(report: Report, charts: Mapping[str, Mapping[str, Any]], command: str)
         chart_sections=[section for section in sections if section[2]],
         columns=_columns(report),
         bars=BARS,
-        colour={part.label: number % len(drawing.SERIES) for number, part in enumerate(report.parts)},
+        colour={part.label: number % len(plots.SERIES) for number, part in enumerate(report.parts)},
         ranks=report.comparison.ranks if report.comparison else {},
         portraits=[_portrait(report, portrait, number) for number, portrait in enumerate(report.portraits)],
         shown={label for portrait in report.portraits for shown in portrait.slices for label in shown.maps},

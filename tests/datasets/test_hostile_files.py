@@ -40,7 +40,7 @@ from adbench.datasets.store import case_file
 from adbench.errors import UserError
 from adbench.evaluation.map_files import CaseFolder
 from adbench.methods.simple import ZScore
-from adbench.metrics.storage import read_arrays, write_arrays
+from adbench.metrics.histogram import SubjectHistograms
 from adbench.params import build
 from adbench.utils import limits
 
@@ -382,11 +382,13 @@ def test_archives(tmp_path: Path, examples: int, name: str) -> None:
 
 @often
 def test_npz(tmp_path: Path, examples: int) -> None:
-    write_arrays(tmp_path / "x", {"keys": np.arange(9), "ends": np.array([4, 9])})
+    histograms = SubjectHistograms()
+    for subject in ("sub-1", "sub-2"):
+        histograms.add(subject, np.array([0.1, 0.4, 0.4, 2.5]), np.array([False, True, False, True]))
+    histograms.to_npz(tmp_path / "x")
     honest = (tmp_path / "x").read_bytes()
     (tmp_path / "x").unlink()
-    kinds = {"keys": "i", "ends": "i"}
-    held(tmp_path, examples, changed(honest), "a.npz", lambda path: read_arrays(path, kinds, "histogram file"))
+    held(tmp_path, examples, changed(honest), "a.npz", SubjectHistograms.from_npz)
 
 
 _YAML = [

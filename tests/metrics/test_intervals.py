@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 import warnings
 
 import numpy as np
@@ -171,18 +169,6 @@ def test_odd_inputs_give_no_warning(test: SubjectHistograms) -> None:
     assert (perfect.value, perfect.high) == (1, 1)
     assert perfect.low == pytest.approx(0.025 ** (1 / 8))
     assert evaluate(constant).metrics["auroc"].low == evaluate(constant).metrics["auroc"].high == 0.5
-
-
-def test_intervals_do_not_load_scipy() -> None:
-    """It would be a sixth of the time of ``adbench leaderboard show``."""
-    code = (
-        "import sys, numpy as np\n"
-        "from adbench.metrics.jackknife import interval\n"
-        "low, high = interval(np.array([0.5]), np.array([[0.48, 0.5, 0.52, 0.5, 0.49, 0.51]]), 6)\n"
-        "assert low < 0.5 < high\n"
-        "print([name for name in sys.modules if name.startswith('scipy')])"
-    )
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
 # ------------------------------------------------------------------------------------------------------------- coverage

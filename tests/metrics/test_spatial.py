@@ -12,7 +12,6 @@ import torch
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap, lesion
-from adbench.metrics import volume as volumes
 from adbench.metrics.base import Metric
 from adbench.metrics.evaluate import choose_thresholds, evaluate, lesion_size_groups
 from adbench.metrics.histogram import SubjectHistograms
@@ -157,8 +156,8 @@ def test_a_map_that_covers_everything_finds_nothing():
     ],
 )
 def test_a_volume_is_cut_where_its_own_gaps_say(slices, cuts):
-    assert volumes.breaks(np.array(slices)).tolist() == cuts
-    assert volumes.breaks(np.array(slices) * 0.9).tolist() == cuts, "the same in mm"
+    assert lesion.breaks(np.array(slices)).tolist() == cuts
+    assert lesion.breaks(np.array(slices) * 0.9).tolist() == cuts, "the same in mm"
 
 
 def test_one_irregular_volume_cuts_no_other():
@@ -173,7 +172,7 @@ def test_one_irregular_volume_cuts_no_other():
 
 def test_plugin_metrics_see_the_same_components():
     maps, mask, brain = volume(3, (7, 12, 11))
-    checked = volumes.checked_volume("a", maps, mask, brain, SLICES)
+    checked = lesion.checked_volume("a", maps, mask, brain, SLICES)
     labels, count = checked.components(checked.lesion)
     expected, number = slabs(mask & brain, SLICES)
     assert count == number
@@ -183,7 +182,7 @@ def test_plugin_metrics_see_the_same_components():
 def test_neighbours_touch_by_a_corner():
     mask = np.zeros((3, 4, 4), bool)
     mask[0, 0, 0] = mask[1, 1, 1] = mask[2, 2, 2] = True
-    assert volumes.components(mask)[1] == 1
+    assert lesion.components(mask)[1] == 1
     full = np.ones_like(mask)
     scores = np.float32([0.1, 0.9, 0.5])[:, None, None] * mask
 
@@ -232,7 +231,7 @@ def test_maps_keep_their_type(dtype):
         scores = scores * 1e300  # far beyond float32
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        checked = volumes.checked_volume("a", scores, mask, brain, None)
+        checked = lesion.checked_volume("a", scores, mask, brain, None)
     assert checked.maps.dtype == dtype
     _, highest, _ = lesion.slice_scores(checked)
     assert highest == [float(scores[k][brain[k]].max()) for k in range(5)]
