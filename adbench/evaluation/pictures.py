@@ -14,9 +14,10 @@ from adbench.context import Progress
 from adbench.metrics.plots import all_plots
 from adbench.results.result import Result
 from adbench.results.rundir import SAMPLES
+from adbench.results.status import STATUS
 from adbench.runner.samples import Sample, load_samples
 from adbench.utils import distributed
-from adbench.utils.files import replacing
+from adbench.utils.files import replacing, sweep
 from adbench.utils.locks import acquire
 
 log = logging.getLogger("adbench")
@@ -33,6 +34,8 @@ def illustrate(folder: Path, progress: Progress | None = None) -> None:
         return
     try:
         with acquire(folder, _leave):
+            sweep(Path(folder))
+            (Path(folder) / STATUS).unlink(missing_ok=True)  # of a process that was killed behind its record
             if kept.exists():  # else another process has drawn them
                 (progress or Progress()).update("pictures", 0, 0)
                 _draw(Path(folder))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,12 @@ class RunState:
 def state(folder: Path) -> tuple[str, dict[str, Any]]:
     """State and detail of the run in ``folder``, as in :class:`RunState`; "waiting" when there is nothing in it."""
     doing = status.read(folder)
-    if doing is not None:
-        return doing["state"], doing
+    if doing is not None and doing["state"] == "running":
+        return "running", doing
     if (folder / RECORD).exists():
         return "complete", {}
+    if doing is not None:
+        return doing["state"], doing
     try:
         return "failed", dict(json.loads((folder / rundir.FAILURE).read_text(encoding="utf-8")))
     except FileNotFoundError:
@@ -83,12 +85,13 @@ def _announced_cells(out: Path) -> Iterator[tuple[bool, dict[str, Any]]]:
     """The unfinished cells of every grid with whether that grid still runs; grids that run come first."""
     grids = [(is_locked(path.parent), path) for path in (out / PLANS).glob(f"*/{_CELLS}")]
     for alive, path in sorted(grids, key=lambda grid: (not grid[0], grid[1])):
-        try:
-            with open(path, encoding="utf-8") as file:
-                for line in file:
-                    yield alive, json.loads(line)
-        except (OSError, ValueError):
-            continue  # half written, or gone by now
+        yield from ((alive, cell) for cell in _cells(path))
+
+
+def _cells(path: Path) -> Iterator[dict[str, Any]]:
+    with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:  # half written, or gone by now
+        for line in file:
+            yield json.loads(line)
 
 
 def identity(run: Path, out: Path) -> dict[str, Any] | None:
@@ -109,11 +112,17 @@ def announced(out: Path, name: str, cells: Iterable[dict[str, Any]]) -> Iterator
         cells: that are not complete, each with "folder" (relative to ``out``), "label", "run_key", "fit_key", "identity".
     """
     plans = Path(out) / PLANS
-    for earlier in plans.glob(f"{name}-*"):
-        if not is_locked(earlier):
+    waiting = {
+        cell["run_key"] for _, cell in _announced_cells(out) if state(Path(out) / cell["folder"])[0] == "waiting"
+    }
+    for earlier in plans.glob("*"):
+        listed = {cell["run_key"] for cell in _cells(earlier / _CELLS)}
+        if not is_locked(earlier) and (earlier.name.startswith(name) or not waiting & listed):
             shutil.rmtree(earlier, ignore_errors=True)
     folder = plans / f"{name}-{uuid4().hex[:8]}"
     with acquire(folder):
         (folder / _CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
         yield
     shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # other grids are at work
+        plans.rmdir()

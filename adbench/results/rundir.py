@@ -32,6 +32,7 @@ from typing import Any
 from adbench.errors import UserError
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
+from adbench.results import status
 from adbench.results.record import RECORD, Record, read
 from adbench.utils.files import write_json
 
@@ -182,6 +183,13 @@ def write_failure(folder: Path, error: BaseException, phase: str, trace: str = "
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
+
+
+def write_death(folder: Path, error: BaseException) -> None:
+    """Record an attempt whose process was ended before it could do so."""
+    doing = status.read(folder) or {}
+    (folder / status.STATUS).unlink(missing_ok=True)
+    write_failure(folder, error, doing.get("phase", "start"))
 
 
 def records(folder: Path) -> Iterator[tuple[Path, Record]]:

@@ -87,7 +87,7 @@ def reported(folder: Path, progress: Progress, **facts: Any) -> Iterator[Progres
     interrupted = False
     try:
         yield report
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         interrupted = True
         raise
     finally:

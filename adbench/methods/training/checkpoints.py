@@ -7,7 +7,6 @@ holds their SHA-256 and its own, which are checked before anything is continued.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import shutil
@@ -18,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from adbench.errors import UserError
+from adbench.errors import UserError, disk_full
 from adbench.utils.files import replacing, write_json
 from adbench.utils.hashing import check_file, digest_file, read_sealed, sealed
 
@@ -114,7 +113,7 @@ class StageFolder:
                 files["best"] = self._best
             write_json(self.folder / INDEX, sealed({"identity": self.identity, "figures": figures, "files": files}))
         except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
+            if disk_full(error):
                 free = shutil.disk_usage(self.folder.parent).free / 2**30
                 raise UserError(
                     f"No space left for a checkpoint in {self.folder} ({free:.2f} GiB free): free some or name another output folder, then run the same command again."
