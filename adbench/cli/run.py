@@ -24,7 +24,7 @@ MAX_ROWS = 200  # a table of more rows is no help
     "  adbench run --method madad,ae,histeq --dataset folder --data-root my_slices --modality FLAIR\n\n"
     "  adbench run --method madad --dataset phantom --seed 0,1,2 --set madad.steps=300\n\n"
     "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --tensorboard\n\n"
-    "  adbench run --method madad,ddpm --dataset phantom --time-limit 8h      (a cell that takes longer has failed)\n\n"
+    "  adbench run --method madad,ddpm --dataset phantom --time-limit 8h\n\n"
     "  torchrun --nproc-per-node 4 -m adbench.cli run --method madad --dataset phantom      (one fit on four GPUs)"
 )
 def run(
@@ -67,7 +67,7 @@ def run(
     max_concurrent: AtMost = None,
     time_limit: Annotated[
         str | None,
-        typer.Option("--time-limit", metavar="8h", help="End a cell that takes longer: 45s, 90m, 8h. It has failed."),
+        typer.Option("--time-limit", metavar="8h", help="End a cell that takes longer (45s, 90m, 8h); it has failed."),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells, what is done and what would run on what. Runs nothing.")

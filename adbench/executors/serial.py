@@ -36,7 +36,8 @@ def serial(
     options, journal = options or Options(), journal or Journal()
     for plan in plans:
         if (earlier := journal.ended.get(plan.run_key)) is not None:
-            failed = CellFailed(earlier.reason) if earlier.reason else None
+            there = not earlier.reason or (earlier.died and options.done(plan))
+            failed = None if there else CellFailed(earlier.reason)
             if failed and earlier.died:
                 rundir.write_death(plan.run_folder, failed)
             yield Outcome(plan, failed, seconds=earlier.seconds)
@@ -55,9 +56,7 @@ def serial(
         except KeyboardInterrupt:
             journal.leave()
             raise
-        except (
-            BaseException
-        ) as error:  # a plug-in may raise anything, SystemExit included; failure.json has the traceback
+        except BaseException as error:  # a plug-in may raise anything, SystemExit included
             if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all
             outcome = Outcome(plan, error if isinstance(error, Exception) else CellFailed(f"{error!r} was raised"))

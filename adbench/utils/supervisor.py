@@ -59,7 +59,7 @@ class Journal:
 
     def end(self, key: str, reason: str = "", seconds: float = 0.0) -> None:
         """It has ended, as in :class:`Ended`."""
-        self._write({"end": key, "reason": reason, "seconds": seconds})
+        self._write({"end": key, "reason": reason[:2000], "seconds": seconds})
 
     def leave(self) -> None:
         """No cell is at work any more, because the user stops the command."""
@@ -84,7 +84,7 @@ def supervised(time_limit: float | None = None) -> Journal:
     Raises:
         UserError: a time limit, where no child can be started.
     """
-    if "torch" in sys.modules or world() > 1:
+    if "numpy" in sys.modules or world() > 1:
         if time_limit is not None:
             raise UserError(
                 "--time-limit ends a process: it is for `adbench run` without a launcher of several processes."
@@ -127,7 +127,8 @@ def _follow(child: int, pipe: int, ended: dict[str, Ended], time_limit: float | 
     """
 
     def forward(number: int, frame: FrameType | None) -> None:
-        os.kill(child, number)
+        with suppress(ProcessLookupError):
+            os.kill(child, number)
 
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     before = {number: old for number, old in before.items() if old != signal.SIG_IGN}

@@ -62,7 +62,7 @@ def test_a_cell_has_the_environment_of_the_one_who_asks(
     launch = grid("raising")
     (plan,) = launch.plan()
     result = run_in_process(job(plan, launch))
-    assert (result.error, result.message, result.expected) == ("ValueError", "no such luck", False)
+    assert (result.error, result.message, result.expected) == ("ValueError", "ValueError: no such luck", False)
     assert "misfits.py" in result.trace
     other = repaired.with_name("elsewhere")
     other.touch()

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from small_search import Settings
 
+from adbench.cli.app import seconds
 from adbench.config import run_config
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -24,7 +25,7 @@ from adbench.runner.fit import FIT, fitted
 from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
 from adbench.tune import trials
-from adbench.tune.search import Result, define, seconds
+from adbench.tune.search import Result, define
 from adbench.tune.task import TASK, Options, Task
 from adbench.tune.trials import Trial, count
 from adbench.utils.locks import acquire
@@ -175,9 +176,12 @@ def test_searches_of_earlier_versions_and_missing_ones(settings: Settings, tmp_p
             Task.read(folder)
 
 
-def test_only_one_process_works_on_a_search(settings: Settings, tmp_path: Path) -> None:
+def test_only_one_process_works_on_a_search(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from adbench.tune.search import search
 
+    monkeypatch.setattr(import_module("adbench.tune.search"), "GRACE", -1.0)
     folder = tmp_path / "runs" / "searches" / "one"
     with acquire(folder), pytest.raises(UserError, match=r"one is running \(process \d+ on"):
         search(settings("histeq"), Options(name="one"))

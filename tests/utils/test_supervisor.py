@@ -94,8 +94,8 @@ def test_a_child_does_not_outlive_its_parent() -> None:
     process.wait()
 
 
-def test_where_torch_computes_already_nothing_is_forked(tmp_path: Path) -> None:
-    script = "import sys, types; sys.modules['torch'] = types.ModuleType('torch')\n"
+def test_a_process_that_computes_already_is_not_forked(tmp_path: Path) -> None:
+    script = "import sys, types; sys.modules['numpy'] = types.ModuleType('numpy')\n"
     script += "from adbench.utils.supervisor import supervised; supervised(); print(len(sys.modules['os'].listdir('/proc/self/task')))"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "1\n"
     refused = subprocess.run(
