@@ -6,6 +6,9 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+# What libraries raise, under many names, when the system gives no memory.
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "failed to map segment", "can't start new thread")
+
 
 class UserError(Exception):
     """Something the user can correct: one sentence naming the thing, the place and the way out.
@@ -42,7 +45,7 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, (UserError, CellFailed)):
         return str(error)
     text = str(error)
-    if isinstance(error, MemoryError) or "can't allocate memory" in text or "failed to map segment" in text:
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
         return (
             f"Memory ran out ({' '.join(text.split())[:200] or 'no more of it is given'}): free some, raise the limit "
             "(`ulimit -v`), or choose a smaller preset, image size or batch."

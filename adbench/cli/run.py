@@ -111,8 +111,8 @@ def run(
     from adbench.config import run_config as configs
     from adbench.errors import UserError
     from adbench.executors import Options
-    from adbench.executors.gpu_sharing import parse
     from adbench.executors.launch import Launch
+    from adbench.executors.resources import parse
     from adbench.utils import distributed
     from adbench.utils.console import LiveProgress, say
 

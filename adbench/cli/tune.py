@@ -91,7 +91,7 @@ def tune(
     supervised()
 
     from adbench.config import run_config as configs
-    from adbench.executors.gpu_sharing import parse
+    from adbench.executors.resources import parse
     from adbench.tune.search import search
     from adbench.tune.task import Options
     from adbench.utils.console import LiveProgress, print_json, say

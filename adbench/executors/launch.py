@@ -16,9 +16,8 @@ from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.executors.base import Options, Outcome
-from adbench.executors.gpu_sharing import ResourceRequest, request
 from adbench.executors.monitor import GridView
-from adbench.executors.nodes import gpu_memory_gb
+from adbench.executors.resources import ResourceRequest, gpu_memory_gb, request
 from adbench.executors.serial import serial
 from adbench.results.progress import announced, state
 from adbench.runner.plan import Plan, plan

@@ -19,8 +19,7 @@ from typing import Any
 from adbench.errors import CellFailed, UserError
 from adbench.evaluation.pictures import illustrate
 from adbench.executors.base import Options, Outcome
-from adbench.executors.gpu_sharing import ResourceRequest, request
-from adbench.executors.nodes import check_nodes
+from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.executors.worker import Job, Result, run_in_process
 from adbench.results import rundir, status
 from adbench.runner.fit import FIT

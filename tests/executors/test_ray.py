@@ -20,10 +20,9 @@ import torch
 
 from adbench.errors import UserError
 from adbench.executors import Options, serial
-from adbench.executors.gpu_sharing import ResourceRequest
 from adbench.executors.launch import Launch
-from adbench.executors.nodes import check_mark, mark
 from adbench.executors.ray import RayExecutor
+from adbench.executors.resources import ResourceRequest, check_mark, mark
 from adbench.methods.base import WEIGHTS
 from adbench.results import rundir, status
 from adbench.results.record import RECORD

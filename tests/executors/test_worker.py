@@ -18,7 +18,7 @@ import pytest
 from adbench.errors import CellFailed
 from adbench.executors.base import Options
 from adbench.executors.launch import Launch
-from adbench.executors.nodes import mark
+from adbench.executors.resources import mark
 from adbench.executors.worker import PRELOAD, Job, run_in_process
 from adbench.results import rundir
 from adbench.runner.plan import Plan
