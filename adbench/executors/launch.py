@@ -160,8 +160,7 @@ class Launch:
             quiet: no live view of the cells that Ray runs.
         """
         with ExitStack() as stack:
-            if self.missing:
-                stack.enter_context(announced(self.out, self._name, map(self._announcement, self.missing)))
+            stack.enter_context(announced(self.out, self._name, [self._announcement(plan) for plan in self.missing]))
             if self.options.executor == "serial" or not self.missing:
                 yield from serial(self.plans, progress, self.options, before=before, journal=self.journal)
                 return

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ def identity(run: Path, out: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def announced(out: Path, name: str, cells: Iterable[dict[str, Any]]) -> Iterator[None]:
+def announced(out: Path, name: str, cells: Sequence[dict[str, Any]]) -> Iterator[None]:
     """While the block runs, ``adbench status`` lists ``cells`` as waiting; when an error ends it, as interrupted.
 
     Args:
@@ -120,8 +120,9 @@ def announced(out: Path, name: str, cells: Iterable[dict[str, Any]]) -> Iterator
         if not is_locked(earlier) and (earlier.name.startswith(name) or not waiting & listed):
             shutil.rmtree(earlier, ignore_errors=True)
     folder = plans / f"{name}-{uuid4().hex[:8]}"
-    with acquire(folder):
-        (folder / _CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
+    with acquire(folder) if cells else nullcontext():
+        if cells:
+            (folder / _CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
         yield
     shutil.rmtree(folder, ignore_errors=True)
     with suppress(OSError):  # other grids are at work

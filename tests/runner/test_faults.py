@@ -6,7 +6,9 @@ import json
 import os
 import pickle
 import resource
+import shutil
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +18,13 @@ from adbench.config.run_config import load
 from adbench.evaluation import pictures
 from adbench.executors.base import Options
 from adbench.executors.launch import Launch
+from adbench.executors.worker import PRELOAD
 from adbench.results import progress
 
 SETS = {"histeq": (), "ae": ("ae.steps=2", "ae.batch=2", "ae.channels=[4,4]", "ae.image_size=16")}
-# A kill before fsync, or before a file is unlinked that is not there, leaves what a kill before the next change leaves.
+# A kill before fsync, or before the removal of what is not there, leaves what a kill before the next change leaves.
 CHANGES = ("replace", "rename", "unlink", "remove", "rmdir")
-KILLED = 77
+STATUS = "status.json"  # it is written by the clock
 
 
 def forked(work: Callable[[], Any]) -> Any:
@@ -45,37 +48,40 @@ class Disk:
 
     def __init__(self, method: str, slices: Path, cache: Path) -> None:
         self.method, self.slices, self.cache = method, slices, cache
+        self.plan(cache / "never run")  # what it computes once a process, the children have
 
-    def run(self, out: Path) -> list[str]:
+    def plan(self, out: Path) -> Launch:
         flags = {"method": self.method, "dataset": "folder", "data_root": str(self.slices), "device": "cpu"}
         settings = load(None, {**flags, "out": str(out), "cache": str(self.cache)}, list(SETS[self.method]))
         launch = Launch(settings, Options(checkpoint_seconds=0))
         launch.plan()
-        return [outcome.reason for outcome in launch.outcomes()]
+        return launch
 
-    def killed(self, out: Path, at: int) -> int:
-        """Run, but end before change number ``at``; gives how many changes there are."""
+    def run(self, out: Path) -> list[str]:
+        return [outcome.reason for outcome in self.plan(out).outcomes()]
+
+    def copied(self, out: Path, copies: Path) -> list[str]:
+        """Run, and keep what a kill before each change would leave on the disk: before change 3 in ``copies/3``.
+
+        What a trained network changes after its fit is what any method changes.
+        """
         count = 0
 
-        def counted(change: Callable[..., None]) -> Callable[..., None]:
+        def copying(change: Callable[..., None]) -> Callable[..., None]:
             def call(path: Any, *arguments: Any, **options: Any) -> None:
                 nonlocal count
-                inside = isinstance(path, int) or options.get("dir_fd") is not None or os.path.lexists(path)
-                if inside and not str(path).startswith(("status", ".status")) and STATUS not in str(path):
+                there = options.get("dir_fd") is not None or os.path.lexists(path)
+                fitted = self.method != "histeq" and list(out.glob("fits/*/fit.json"))
+                if there and not fitted and STATUS not in str(path):
                     count += 1
-                    if count == at:
-                        os._exit(KILLED)
+                    shutil.copytree(out, copies / str(count))
                 change(path, *arguments, **options)
 
             return call
 
         for name in CHANGES:
-            setattr(os, name, counted(getattr(os, name)))
-        self.run(out)
-        return count
-
-
-STATUS = "status.json"  # it is written by the clock
+            setattr(os, name, copying(getattr(os, name)))
+        return self.run(out)
 
 
 def left(out: Path) -> tuple[list[str], Any]:
@@ -88,22 +94,26 @@ def left(out: Path) -> tuple[list[str], Any]:
 
 @pytest.fixture(params=SETS)
 def disk(request: pytest.FixtureRequest, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Disk:
+    for name in PRELOAD:  # once, not in every child
+        import_module(name)
     monkeypatch.setattr(pictures, "all_plots", lambda *_, **__: [])
     monkeypatch.setattr(pictures, "sample_sheet", lambda *_, **__: None)
     return Disk(request.param, slices, tmp_path / "cache")
 
 
 def test_killed_before_any_change(disk: Disk, tmp_path: Path) -> None:
-    total = forked(lambda: disk.killed(tmp_path / "whole", 0))
+    assert forked(lambda: disk.copied(tmp_path / "whole", tmp_path / "killed")) == [""]
     expected = left(tmp_path / "whole")
     assert not [name for name in expected[0] if Path(name).name.startswith(".")]
-    for at in range(1, total + 1):
-        out = tmp_path / str(at)
-        assert forked(lambda out=out, at=at: disk.killed(out, at)) == KILLED
+    copies = sorted((tmp_path / "killed").iterdir(), key=lambda copy: int(copy.name))
+    assert len(copies) > 20
+    for out in copies:
         for run in progress.runs(out):
-            assert run.state == "complete" or not list(run.folder.glob("record.json")), (at, run)
-        assert forked(lambda out=out: disk.run(out)) == [""], at
-        assert left(out) == expected, at
+            assert run.state == "complete" or not list(run.folder.glob("record.json")), (out, run)
+        assert forked(lambda out=out: disk.run(out)) == [""], out
+        files, numbers = left(out)
+        assert set(files) ^ set(expected[0]) == set(), out
+        assert numbers == expected[1], out
 
 
 def test_full_disk_at_any_size(disk: Disk, tmp_path: Path) -> None:
