@@ -86,10 +86,6 @@ def tune(
 
     Leaves the best configuration as YAML, a table of the trials and plots. A search that was killed goes on with --resume.
     """
-    from adbench.utils.supervisor import supervised
-
-    supervised()
-
     from adbench.config import run_config as configs
     from adbench.executors.resources import parse
     from adbench.tune.search import search

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -33,7 +32,6 @@ from adbench.utils.cluster import connect
 from adbench.utils.files import write_text
 from adbench.utils.hashing import digest
 from adbench.utils.locks import LOCK, acquire
-from adbench.utils.processes import GRACE
 
 BEST = "best.yaml"
 RAY_TUNE = {  # environment that Ray Tune reads when it is imported or started; a value that the user has set stays
@@ -126,7 +124,7 @@ def search(
     task, data = define(config, options, progress)
     folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
     _check_folder(folder, task, options)
-    with acquire(folder, partial(_running, folder.name, time.monotonic() + GRACE + 1)):
+    with acquire(folder, partial(_running, folder.name)):
         _check_folder(folder, task, options)  # again: another command may have begun and ended in between
         task.write(folder)
         trials: list[Trial] = []
@@ -224,9 +222,8 @@ def _check_folder(folder: Path, task: Task, options: Options) -> None:
         )
 
 
-def _running(name: str, patience: float, owner: str) -> None:
-    if time.monotonic() > patience:  # else it may be a killed one, which has a moment to save what it was doing
-        raise UserError(f"The search {name} is running ({owner}): wait for it, or stop it.")
+def _running(name: str, owner: str) -> None:
+    raise UserError(f"The search {name} is running ({owner}): wait for it, or stop it.")
 
 
 def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunConfig, data: Data) -> Result:

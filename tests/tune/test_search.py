@@ -176,12 +176,9 @@ def test_searches_of_earlier_versions_and_missing_ones(settings: Settings, tmp_p
             Task.read(folder)
 
 
-def test_only_one_process_works_on_a_search(
-    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_only_one_process_works_on_a_search(settings: Settings, tmp_path: Path) -> None:
     from adbench.tune.search import search
 
-    monkeypatch.setattr(import_module("adbench.tune.search"), "GRACE", -1.0)
     folder = tmp_path / "runs" / "searches" / "one"
     with acquire(folder), pytest.raises(UserError, match=r"one is running \(process \d+ on"):
         search(settings("histeq"), Options(name="one"))
