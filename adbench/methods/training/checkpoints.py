@@ -7,6 +7,7 @@ holds their SHA-256 and its own, which are checked before anything is continued.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import shutil
@@ -113,7 +114,7 @@ class StageFolder:
                 files["best"] = self._best
             write_json(self.folder / INDEX, sealed({"identity": self.identity, "figures": figures, "files": files}))
         except (OSError, SafetensorError) as error:
-            if disk_full(error):
+            if disk_full(error) in (errno.ENOSPC, errno.EDQUOT):
                 free = shutil.disk_usage(self.folder.parent).free / 2**30
                 raise UserError(
                     f"No space left for a checkpoint in {self.folder} ({free:.2f} GiB free): free some or name another output folder, then run the same command again."
