@@ -96,7 +96,7 @@ def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:
         except KeyboardInterrupt as stop:
             said = "; ".join(getattr(stop, "__notes__", ["Interrupted."]))
             say(said)
-            raise typer.Exit(exit_code(stop)) from None
+            raise typer.Exit(exit_code()) from None
 
     return run
 

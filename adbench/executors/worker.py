@@ -177,8 +177,8 @@ def _run(job: Job, environment: dict[str, str], answer: Connection) -> None:
         with as_interrupts():
             end_unless(lambda: asked.is_alive() and os.getppid() == server)
             answer.send(run_job(job))
-    except KeyboardInterrupt as stop:
-        code = exit_code(stop)
+    except KeyboardInterrupt:
+        code = exit_code()
     sys.stdout.flush()
     sys.stderr.flush()
     end_descendants()

@@ -13,19 +13,18 @@ from typing import Any
 
 _ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_WISH = 1.0  # seconds in which several signals are one wish: a terminal and a parent may both send theirs
+_last: int = signal.SIGINT  # that raised; Ray raises a KeyboardInterrupt of its own in the place of another
 
 
-class Stopped(KeyboardInterrupt):
-    """SIGTERM or SIGHUP."""
-
-
-def exit_code(error: KeyboardInterrupt) -> int:
-    """The exit code of a process that ``error`` ended: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
-    return 128 + (error.args[0] if isinstance(error, Stopped) else signal.SIGINT)
+def exit_code() -> int:
+    """The exit code of a process that a ``KeyboardInterrupt`` ends: 130 after Ctrl-C, 143 after SIGTERM, 129 after SIGHUP."""
+    return 128 + _last
 
 
 def _stop(number: int) -> None:
-    raise KeyboardInterrupt if number == signal.SIGINT else Stopped(number)
+    global _last
+    _last = number
+    raise KeyboardInterrupt
 
 
 @contextmanager
@@ -47,7 +46,8 @@ def _handling(handler: Callable[[int, FrameType | None], None], *, handled: bool
 @contextmanager
 def as_interrupts() -> Iterator[None]:
     """Within the block SIGINT, SIGTERM and SIGHUP raise a ``KeyboardInterrupt``, once a second at most."""
-    last = -math.inf
+    global _last
+    _last, last = signal.SIGINT, -math.inf
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last

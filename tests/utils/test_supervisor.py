@@ -41,10 +41,10 @@ with as_interrupts():
         for name in sys.argv[2:]:
             if name not in journal.ended:
                 work(name)
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         journal.leave()
         print("in order", flush=True)
-        sys.exit(exit_code(stop))
+        sys.exit(exit_code())
 print(json.dumps({name: [one.reason, one.died] for name, one in journal.ended.items()}))
 sys.exit(5)
 """
