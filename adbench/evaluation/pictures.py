@@ -19,7 +19,7 @@ from adbench.results.status import STATUS
 from adbench.runner.samples import Sample, load_samples
 from adbench.utils import distributed
 from adbench.utils.files import replacing, sweep
-from adbench.utils.locks import acquire
+from adbench.utils.locks import LOCK, acquire
 
 log = logging.getLogger("adbench")
 
@@ -32,7 +32,7 @@ def illustrate(folder: Path, progress: Progress | None = None) -> None:
     """
     folder = Path(folder)
     kept = folder / SAMPLES
-    left = (folder / rundir.NEW, folder / STATUS)  # by a process that was killed behind its record
+    left = (folder / rundir.NEW, folder / STATUS, folder / LOCK)  # by a process that was killed behind its record
     if distributed.rank() > 0 or not any(path.exists() for path in (kept, *left)):
         return
     try:

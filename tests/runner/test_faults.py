@@ -22,7 +22,7 @@ from adbench.executors.launch import Launch
 from adbench.executors.worker import PRELOAD
 from adbench.results import progress
 
-SETS = {"histeq": (), "ae": ("ae.steps=2", "ae.batch=2", "ae.channels=[4,4]", "ae.image_size=32")}
+SETS = {"histeq": (), "ae": ("ae.steps=2", "ae.batch=2", "ae.channels=[8,8,16]", "ae.image_size=32")}
 # A kill before fsync, or before the removal of what is not there, leaves what a kill before the next change leaves.
 CHANGES = ("replace", "rename", "unlink", "remove", "rmdir")
 STATUS = "status.json"  # it is written by the clock
