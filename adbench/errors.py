@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+# What libraries raise, under many names, when the system gives no memory.
+_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "failed to map segment", "can't start new thread")
 
 
 class UserError(Exception):
@@ -11,6 +15,10 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with code 2 (``--debug`` shows the traceback).
     """
+
+
+class CellFailed(Exception):
+    """A cell failed in another process; the text says how, ``failure.json`` has the traceback."""
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
@@ -25,3 +33,40 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f"Did you mean {near[0]!r}? " if near else ""
     return UserError(f"Unknown {kind} {name!r}. {hint}Known: {', '.join(names) or '(none)'}.")
+
+
+def in_words(error: BaseException) -> str:
+    """``error`` in one line: what a user can do about it, else its name and its text."""
+    return sentence(error) or f"{type(error).__name__}: {error}"
+
+
+def sentence(error: BaseException) -> str:
+    """What a user can do about ``error``; "" where it is no matter of theirs."""
+    if isinstance(error, (UserError, CellFailed)):
+        return str(error)
+    text = str(error)
+    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
+        return (
+            f"Memory ran out ({' '.join(text.split())[:200] or 'no more of it is given'}): free some, raise the limit "
+            "(`ulimit -v`), or choose a smaller preset, image size or batch."
+        )
+    if full := disk_full(error):
+        where = getattr(error, "filename", None) or "the output or cache folder"
+        if full == errno.EFBIG:
+            return f"A file of {where} is larger than `ulimit -f` allows: raise that limit and run again."
+        return f"No space left on the disk of {where}: free some and run again."
+    if isinstance(error, PermissionError):
+        return f"Not allowed to write or read {error.filename}: choose another --out or --cache, or correct its permissions."
+    if isinstance(error, OSError) and error.filename is not None:
+        # a read-only disk, a file where a folder should be, or the other way round
+        return f"{error.filename2 or error.filename} cannot be read or written: {error.strerror}. Choose another path."
+    return ""
+
+
+def disk_full(error: BaseException) -> int:
+    """The errno with which ``error`` says that nothing more can be written; 0 when it says something else."""
+    numbers = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    for number in numbers:  # safetensors gives the number in its text alone
+        if getattr(error, "errno", None) == number or f"(os error {number})" in str(error):
+            return number
+    return 0

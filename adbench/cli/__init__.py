@@ -7,7 +7,12 @@ needs it: ``adbench --help`` must answer at once.
 from adbench.utils import installed  # isort: skip - before any library that asks for entry points
 from adbench.cli import run  # isort: skip - the first verb in --help
 from adbench.cli import data, evaluate, info, leaderboard, new, report, status, tune
-from adbench.cli.app import main
+from adbench.cli.app import app, main, own_output
+
+for group in (app, *(part.typer_instance for part in app.registered_groups)):
+    for command in group.registered_commands if group is not None else ():
+        assert command.callback is not None
+        command.callback = own_output(command.callback)
 
 __all__ = [
     "data",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
+import re
 import sys
+from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from adbench import __version__
-from adbench.errors import UserError
+from adbench.errors import UserError, sentence
 
 app = typer.Typer(
     name="adbench",
@@ -70,30 +72,49 @@ def split(values: list[str] | None) -> tuple[str, ...]:
 
 def main() -> None:
     """Entry point: errors that a user can correct become one sentence and exit code 2."""
+    from adbench.utils.signals import as_interrupts
+
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets "\u2193" for an arrow, not an error
             stream.reconfigure(errors="backslashreplace")
     try:
-        app()
-    except UserError as error:
-        _fail(str(error), error)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            _fail(
-                f"No space left on the disk of {error.filename or 'the output or cache folder'}: free some and run again.",
-                error,
-            )
-        if isinstance(error, PermissionError):
-            _fail(
-                f"Not allowed to write or read {error.filename}: choose another --out or --cache, or correct its permissions.",
-                error,
-            )
-        if error.filename is not None:  # a read-only disk, a file where a folder should be, or the other way round
-            _fail(
-                f"{error.filename2 or error.filename} cannot be read or written: {error.strerror}. Choose another path.",
-                error,
-            )
-        raise
+        with as_interrupts():
+            app()
+    except Exception as error:
+        if not (said := sentence(error)):
+            raise
+        _fail(said, error)
+
+
+def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:
+    """``verb`` with standard output to itself (see :func:`adbench.utils.console.apart`), and exit codes of signals."""
+
+    @wraps(verb)
+    def run(*arguments: Any, **options: Any) -> None:
+        from adbench.utils.console import apart, say
+        from adbench.utils.signals import exit_code
+
+        try:
+            with apart():
+                verb(*arguments, **options)
+        except KeyboardInterrupt as stop:
+            said = "; ".join(getattr(stop, "__notes__", ["Interrupted."]))
+            say(said)
+            raise typer.Exit(exit_code()) from None
+
+    return run
+
+
+def seconds(text: str) -> float:
+    """Seconds of a duration such as 8h, 90m, 1.5h or 45s.
+
+    Raises:
+        UserError: not of that form.
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
+    if found is None or float(found[1]) == 0:
+        raise UserError(f"{text!r} is not a duration: write a number and s, m, h or d, e.g. 90m or 8h.")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
 
 
 def _fail(message: str, error: BaseException) -> None:

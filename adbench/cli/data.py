@@ -48,14 +48,12 @@ def located(name: str, root: Path | None, assignments: list[str]) -> Dataset:
 
 @contextmanager
 def resumable() -> Iterator[None]:
-    """Turn Ctrl-C into a message that nothing is lost, and exit code 130."""
+    """Give Ctrl-C a message that nothing is lost."""
     try:
         yield
-    except KeyboardInterrupt:
-        from adbench.utils.console import say
-
-        say("Interrupted. Run the same command again: it goes on where it stopped.")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        stop.add_note("Interrupted. Run the same command again: it goes on where it stopped.")
+        raise
 
 
 @data.command(

@@ -98,7 +98,7 @@ def describe(
 
 def _pages(name: str | None, every: bool, markdown: bool, folder: Path | None) -> None:
     from adbench.cli.describe import page, write_pages
-    from adbench.utils.console import say
+    from adbench.utils.console import say, write
 
     if every and (name or not markdown or folder is None):
         raise UserError("--all writes the pages of the built-in methods: adbench describe --all --markdown --out DIR.")
@@ -108,7 +108,7 @@ def _pages(name: str | None, every: bool, markdown: bool, folder: Path | None) -
         for path in write_pages(folder, name):
             say(str(path))
     elif name is not None:
-        typer.echo(page(name))
+        write(page(name))
 
 
 @app.command(epilog="Example:  adbench doctor")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, split
+from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, seconds, split
 
 if TYPE_CHECKING:
     from adbench.executors import Outcome
@@ -23,6 +24,7 @@ MAX_ROWS = 200  # a table of more rows is no help
     "  adbench run --method madad,ae,histeq --dataset folder --data-root my_slices --modality FLAIR\n\n"
     "  adbench run --method madad --dataset phantom --seed 0,1,2 --set madad.steps=300\n\n"
     "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --tensorboard\n\n"
+    "  adbench run --method madad,ddpm --dataset phantom --time-limit 8h\n\n"
     "  torchrun --nproc-per-node 4 -m adbench.cli run --method madad --dataset phantom      (one fit on four GPUs)"
 )
 def run(
@@ -63,6 +65,10 @@ def run(
     ] = None,
     cpus_per_run: Annotated[str | None, typer.Option(help="auto (what a method asks for) or a number.")] = None,
     max_concurrent: AtMost = None,
+    time_limit: Annotated[
+        str | None,
+        typer.Option("--time-limit", metavar="8h", help="End a cell that takes longer (45s, 90m, 8h); it has failed."),
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells, what is done and what would run on what. Runs nothing.")
     ] = False,
@@ -95,12 +101,18 @@ def run(
 
     Interrupted runs resume; finished ones are answered from their records.
     """
+    limit = seconds(time_limit) if time_limit else None
+    from adbench.utils.supervisor import Journal, supervised
+
+    # Before anything heavy is imported: a crash then ends a child of this process, and this one whatever is left of it.
+    journal = Journal() if dry_run else supervised(limit if executor == "serial" else None)
+
     from adbench.config import grid as grids
     from adbench.config import run_config as configs
     from adbench.errors import UserError
     from adbench.executors import Options
-    from adbench.executors.gpu_sharing import parse
     from adbench.executors.launch import Launch
+    from adbench.executors.resources import parse
     from adbench.utils import distributed
     from adbench.utils.console import LiveProgress, say
 
@@ -128,6 +140,7 @@ def run(
         cpus=parse(cpus_per_run, "--cpus-per-run"),
         gpus=parse(gpus_per_run, "--gpus-per-run"),
         max_concurrent=max_concurrent,
+        time_limit=limit,
         force=force,
         checkpoint_seconds=checkpoint_seconds,
         save_maps=save_maps,
@@ -137,12 +150,12 @@ def run(
         raise UserError(
             "A launcher of several processes trains one cell on all of them: use --executor serial with it."
         )
-    launch = Launch(settings, options, retry_failed)
+    launch = Launch(settings, options, retry_failed, journal)
     outcomes: list[Outcome] = []
     with launch.connected():
         distributed.join(launch.cells[0].device)
         quiet = quiet or distributed.rank() > 0
-        if not quiet:
+        if not quiet and not journal.ended:
             shown = settings if grid else configs.resolved(launch.cells, settings)
             say(shown.to_yaml().rstrip())
         try:
@@ -151,20 +164,22 @@ def run(
             if dry_run:
                 _show_plan(launch, json_)
                 return
-            number = iter(range(1, len(launch.missing) + 1))
+            # Of the cells that earlier children ran, those with a record are not missing any more.
+            number = count(1 + len(journal.ended))
+            total = len({*(plan.run_key for plan in launch.missing), *journal.ended})
 
             def announce(plan: Plan) -> None:
                 progress.reset()
                 if not quiet:
-                    say(f"[{next(number)}/{len(launch.missing)}] {plan.cell.label}")
+                    say(f"[{next(number)}/{total}] {plan.cell.label}")
 
             with LiveProgress(quiet or executor == "ray") as progress:
                 for outcome in launch.outcomes(progress, before=announce, quiet=quiet):
                     outcomes.append(outcome)
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             done = sum(outcome.error is None for outcome in outcomes)
-            say(f"Interrupted with {done} cells done. Run the same command again to resume.")
-            raise typer.Exit(130) from None
+            stop.add_note(f"Interrupted with {done} cells done. Run the same command again to resume.")
+            raise
     if distributed.rank() == 0:
         _report(outcomes, json_)
 
@@ -207,7 +222,7 @@ def _show_plan(launch: Launch, as_json: bool) -> None:
 
 def _report(outcomes: list[Outcome], as_json: bool) -> None:
     """Print the table of the records and one of what failed; exit 1 (2 for a single user error) if something did."""
-    from adbench.executors.base import CellFailed
+    from adbench.errors import CellFailed
     from adbench.leaderboard.board import run_boards
     from adbench.leaderboard.export import print_boards
     from adbench.results.record import read

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, split
+from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, seconds, split
 
 
 @app.command(
@@ -87,8 +87,8 @@ def tune(
     Leaves the best configuration as YAML, a table of the trials and plots. A search that was killed goes on with --resume.
     """
     from adbench.config import run_config as configs
-    from adbench.executors.gpu_sharing import parse
-    from adbench.tune.search import search, seconds
+    from adbench.executors.resources import parse
+    from adbench.tune.search import search
     from adbench.tune.task import Options
     from adbench.utils.console import LiveProgress, print_json, say
 
@@ -125,9 +125,9 @@ def tune(
     try:
         with LiveProgress(quiet) as progress:
             result = search(settings, options, progress, (lambda text: None) if quiet else say)
-    except KeyboardInterrupt:
-        say("Interrupted. Run the same command with --resume: it goes on where it stopped.")
-        raise typer.Exit(130) from None
+    except KeyboardInterrupt as stop:
+        stop.add_note("Interrupted. Run the same command with --resume: it goes on where it stopped.")
+        raise
     if json_:
         print_json(result.to_json())
     else:

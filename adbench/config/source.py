@@ -25,7 +25,7 @@ def source_files(kind: registry.Kind, name: str) -> dict[str, str]:
     """SHA-256 of every file that decides what the class called ``name`` does, by module or path.
 
     These are the files it imports, directly or not (:mod:`adbench.utils.import_closure`); for a method also those of
-    fitting and scoring; for a plug-in also the data files of its package and distribution.
+    fitting and scoring; for a plug-in every file of its package and distribution.
 
     Raises:
         UserError: the class does not exist, or its source cannot be read.

@@ -12,30 +12,38 @@ import numpy as np
 
 from adbench.context import Progress
 from adbench.metrics.plots import all_plots
+from adbench.results import rundir
 from adbench.results.result import Result
 from adbench.results.rundir import SAMPLES
+from adbench.results.status import STATUS
 from adbench.runner.samples import Sample, load_samples
 from adbench.utils import distributed
-from adbench.utils.files import replacing
-from adbench.utils.locks import acquire
+from adbench.utils.files import replacing, sweep
+from adbench.utils.locks import LOCK, acquire
 
 log = logging.getLogger("adbench")
 
 
 def illustrate(folder: Path, progress: Progress | None = None) -> None:
-    """Draw ``samples.png`` and the plots of the finished run in ``folder``, unless that was done.
+    """Draw ``samples.png`` and the plots of the finished run in ``folder``, unless that was done, and tidy up there.
 
     The folder is locked meanwhile. Nothing is drawn while another process has it: that process draws when it is done.
     What goes wrong is logged, never raised; the next call on the folder tries again.
     """
-    kept = Path(folder) / SAMPLES
-    if distributed.rank() > 0 or not kept.exists():
+    folder = Path(folder)
+    kept = folder / SAMPLES
+    left = (folder / rundir.NEW, folder / STATUS, folder / LOCK)  # by a process that was killed behind its record
+    if distributed.rank() > 0 or not any(path.exists() for path in (kept, *left)):
         return
     try:
         with acquire(folder, _leave):
+            sweep(folder)
+            rundir.promote(folder)
+            rundir.abandon(folder)
+            (folder / STATUS).unlink(missing_ok=True)
             if kept.exists():  # else another process has drawn them
                 (progress or Progress()).update("pictures", 0, 0)
-                _draw(Path(folder))
+                _draw(folder)
                 kept.unlink()
     except _Occupied:
         return

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adbench.context import Progress
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, in_words, unknown
 from adbench.evaluation.pictures import illustrate
 from adbench.results.record import Record
 from adbench.runner.plan import Plan
@@ -25,6 +25,8 @@ class Options:
         cpus: cores a run; None: what its method asks for.
         gpus: GPUs, or the fraction of one, a run; None: by the memory its method asks for.
         max_concurrent: runs at a time; None: as many as there is room for.
+        time_limit: seconds that a cell may take; None: any. A serial grid is held to it by
+            :func:`adbench.utils.supervisor.supervised`.
         force: score again although records are there (fits are kept).
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside its record.
@@ -39,6 +41,7 @@ class Options:
     cpus: float | None = None
     gpus: float | None = None
     max_concurrent: int | None = None
+    time_limit: float | None = None
     force: bool = False
     checkpoint_seconds: float = 60.0
     save_maps: bool = False
@@ -86,10 +89,6 @@ class Options:
         illustrate(plan.run_folder, progress)
 
 
-class CellFailed(Exception):
-    """A cell failed in another process; the text says how, ``failure.json`` has the traceback."""
-
-
 @dataclass(frozen=True)
 class Outcome:
     """How a cell ended: with a record, or with the error that ended it.
@@ -110,8 +109,7 @@ class Outcome:
         """Why there is no record, in one line; "" when there is one."""
         if self.error is None:
             return ""
-        text = str(self.error)
-        return text if isinstance(self.error, (UserError, CellFailed)) else f"{type(self.error).__name__}: {text}"
+        return in_words(self.error)
 
     @property
     def record(self) -> Record | None:

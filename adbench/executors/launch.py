@@ -16,14 +16,14 @@ from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.executors.base import Options, Outcome
-from adbench.executors.gpu_sharing import ResourceRequest, request
 from adbench.executors.monitor import GridView
-from adbench.executors.nodes import gpu_memory_gb
+from adbench.executors.resources import ResourceRequest, gpu_memory_gb, request
 from adbench.executors.serial import serial
 from adbench.results.status import announced, state
 from adbench.runner.plan import Plan, plan
 from adbench.utils.cluster import ADDRESS_VARIABLE, Cluster, connect
 from adbench.utils.hashing import digest
+from adbench.utils.supervisor import Journal
 
 if TYPE_CHECKING:
     from adbench.executors.ray import RayExecutor
@@ -36,6 +36,7 @@ class Launch:
         settings: what is wanted.
         options: where and how.
         retry_failed: leave out cells that have neither a record nor failed.
+        journal: of the serial executor.
 
     Attributes:
         out: folder of runs and fits.
@@ -47,11 +48,18 @@ class Launch:
         UserError: a URL for a folder.
     """
 
-    def __init__(self, settings: RunConfig, options: Options | None = None, retry_failed: bool = False) -> None:
+    def __init__(
+        self,
+        settings: RunConfig,
+        options: Options | None = None,
+        retry_failed: bool = False,
+        journal: Journal | None = None,
+    ) -> None:
         for flag, path in (("--out", settings.out), ("--cache", settings.cache or "")):
             if re.match(r"[a-z][a-z0-9+]+:/", path):  # a Path has lost one of the slashes of a URL
                 raise UserError(f"{flag} {path} must be a folder: mount that storage at the same path on every node.")
         self.settings, self.options, self.retry_failed = settings, options or Options(), retry_failed
+        self.journal = journal or Journal()
         self.out = Path(settings.out)
         self.cache = Path(settings.cache) if settings.cache else run_config.default_cache()
         self.cluster: Cluster | None = None
@@ -106,7 +114,10 @@ class Launch:
         self.plans = [
             one
             for one in planned
-            if not self.retry_failed or one.run_key in done or state(one.run_folder)[0] in ("failed", "lost")
+            if not self.retry_failed
+            or one.run_key in done
+            or state(one.run_folder)[0] in ("failed", "lost")
+            or one.run_key in self.journal.ended
         ]
         self.missing = [one for one in self.plans if one.run_key not in done]
         if not self.plans:
@@ -149,10 +160,9 @@ class Launch:
             quiet: no live view of the cells that Ray runs.
         """
         with ExitStack() as stack:
-            if self.missing:
-                stack.enter_context(announced(self.out, self._name, map(self._announcement, self.missing)))
+            stack.enter_context(announced(self.out, self._name, [self._announcement(plan) for plan in self.missing]))
             if self.options.executor == "serial" or not self.missing:
-                yield from serial(self.plans, progress, self.options, before=before)
+                yield from serial(self.plans, progress, self.options, before=before, journal=self.journal)
                 return
             if self.cluster is None:
                 self.cluster = stack.enter_context(connect("local"))

@@ -16,21 +16,21 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from adbench.errors import UserError
+from adbench.errors import CellFailed, UserError
 from adbench.evaluation.pictures import illustrate
-from adbench.executors.base import CellFailed, Options, Outcome
-from adbench.executors.gpu_sharing import ResourceRequest, request
-from adbench.executors.nodes import check_nodes
+from adbench.executors.base import Options, Outcome
+from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.executors.worker import Job, Result, run_in_process
 from adbench.results import rundir, status
 from adbench.runner.fit import FIT
 from adbench.runner.plan import Plan
 from adbench.utils import threads
 from adbench.utils.cluster import Cluster
+from adbench.utils.locks import is_locked
+from adbench.utils.processes import GRACE
 
 ATTEMPTS = 3  # for a cell whose process, worker or node dies
 _AHEAD = 4  # cells handed to Ray beyond those that have room, so that none waits for this process
-_DEATH = 0.3  # seconds that a cell takes to die
 _TICK = 1.0  # seconds between two looks at what runs
 
 
@@ -155,16 +155,16 @@ class RayExecutor:
     def _crash(self, plan: Plan, error: Exception) -> Outcome:
         """Record that the process, worker or node of a cell died each time that it was started."""
         failed = CellFailed(_words(error))
-        doing = status.read(plan.run_folder) or {}
-        (plan.run_folder / status.STATUS).unlink(missing_ok=True)
-        rundir.write_failure(plan.run_folder, failed, doing.get("phase", "start"))
+        status.write_death(plan.run_folder, failed)
         return Outcome(plan, failed)
 
     def _outcome(self, plan: Plan, result: Result) -> Outcome:
         raised: Exception | None = None
         if result.error:
-            raised = UserError(result.message) if result.expected else CellFailed(f"{result.error}: {result.message}")
-            if result.phase:
+            raised = UserError(result.message) if result.expected else CellFailed(result.message)
+            if result.died:
+                status.write_death(plan.run_folder, raised)
+            elif result.phase:
                 rundir.write_failure(plan.run_folder, raised, result.phase, result.trace)
         elif not plan.done(save_maps=self.options.save_maps):
             raised = CellFailed(
@@ -180,8 +180,10 @@ class RayExecutor:
         for ref in self._running:
             with suppress(Exception):  # the connection may be what broke
                 ray.cancel(ref, force=True)
-        time.sleep(_DEATH if self._running else 0)
+        late = time.monotonic() + GRACE
         for plan in self.running:
+            while is_locked(plan.run_folder) and time.monotonic() < late:  # it saves what it was doing
+                time.sleep(_TICK / 10)
             status.interrupt(plan.run_folder)
         self._running.clear()
 

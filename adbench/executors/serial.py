@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 
 from adbench.context import Progress
+from adbench.errors import CellFailed
 from adbench.evaluation.pictures import illustrate
 from adbench.executors.base import Options, Outcome
 from adbench.runner.plan import Plan
 from adbench.utils import distributed
+from adbench.utils.supervisor import Journal
 
 
 def serial(
@@ -18,6 +21,7 @@ def serial(
     options: Options | None = None,
     *,
     before: Callable[[Plan], None] = lambda plan: None,
+    journal: Journal | None = None,
 ) -> Iterator[Outcome]:
     """Run the cells one after the other, each when its outcome is asked for; a failing cell does not stop the others.
 
@@ -26,21 +30,36 @@ def serial(
         progress: receives progress.
         options: how; None: the defaults.
         before: called with the plan of each cell that really runs.
+        journal: what an earlier process has done of this, and where this one says what it does.
     """
-    options = options or Options()
+    options, journal = options or Options(), journal or Journal()
     for plan in plans:
+        if (earlier := journal.ended.get(plan.run_key)) is not None:
+            there = not earlier.reason or (earlier.died and options.done(plan))
+            failed = None if there else CellFailed(earlier.reason)
+            if failed and earlier.died:
+                status.write_death(plan.run_folder, failed)
+            yield Outcome(plan, failed, seconds=earlier.seconds)
+            continue
         begin = time.perf_counter()
+        outcome = Outcome(plan)
         try:
             if options.done(plan):
                 plan.trace()
                 illustrate(plan.run_folder, progress)
-                yield Outcome(plan, reused=True)
-                continue
-            before(plan)
-            options.run(plan, progress)
-        except Exception as error:  # reported by the caller, and in failure.json with its traceback
+                outcome = Outcome(plan, reused=True)
+            else:
+                before(plan)
+                journal.begin(plan.run_key)
+                options.run(plan, progress)
+        except KeyboardInterrupt:
+            journal.leave()
+            raise
+        except BaseException as error:  # a plug-in may raise anything, SystemExit included
             if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all
-            yield Outcome(plan, error, seconds=time.perf_counter() - begin)
-        else:
-            yield Outcome(plan, seconds=time.perf_counter() - begin)
+            outcome = Outcome(plan, error if isinstance(error, Exception) else CellFailed(f"{error!r} was raised"))
+        if not outcome.reused:
+            outcome = replace(outcome, seconds=time.perf_counter() - begin)
+            journal.end(plan.run_key, outcome.reason, outcome.seconds)
+        yield outcome

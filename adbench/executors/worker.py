@@ -2,33 +2,32 @@
 
 A fork server (:mod:`multiprocessing`) imports them once and does nothing else: no thread, no GPU, no computation. Each cell
 runs in a fork of it and the fork ends with the cell, so that nothing of one cell (memory, GPU memory, settings, a crash)
-reaches the next. A cell dies with the process that asked for it, and with the server.
+reaches the next. A cell ends with the process that asked for it, and with the server, and so does all that it has started.
 """
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 import socket
 import sys
-import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
 from adbench.config.cell import Cell
-from adbench.errors import UserError
-from adbench.executors.base import CellFailed, Options
-from adbench.executors.nodes import check_mark
+from adbench.errors import CellFailed, UserError, in_words
+from adbench.executors.base import Options
+from adbench.executors.resources import check_mark
 from adbench.runner.plan import Plan, plan
 from adbench.utils import threads
+from adbench.utils.processes import GRACE, adopt, children, end_descendants, end_unless, exit_reason
+from adbench.utils.signals import as_interrupts, exit_code
 
 # What most cells import. A module that is missing here is imported by each cell that needs it.
 PRELOAD = [
@@ -52,7 +51,6 @@ PRELOAD = [
     "diffusers.models.unets.unet_2d",
     "diffusers.training_utils",
 ]
-_DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
 @dataclass(frozen=True)
@@ -93,6 +91,7 @@ class Result:
         phase: in which it was raised, where ``failure.json`` is not written yet; "" where it is.
         expected: whether it is a :class:`adbench.errors.UserError`.
         memory: whether the GPU's memory ran out.
+        died: whether its process was ended, and could not leave a ``failure.json``.
         node: host that ran the job.
         seconds: it took.
     """
@@ -103,6 +102,7 @@ class Result:
     phase: str = ""
     expected: bool = False
     memory: bool = False
+    died: bool = False
     node: str = ""
     seconds: float = 0.0
 
@@ -117,16 +117,26 @@ def run_in_process(job: Job) -> Result:
     context.set_forkserver_preload(PRELOAD)
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(job, dict(os.environ), sender))
+    adopt()  # what a cell leaves behind when it is killed
     with _server_start():
         process.start()
     sender.close()
+    others = children()
+    limit = job.options.time_limit
+    result: Result | None = None
     with receiver:
-        wait([receiver, process.sentinel])
-        try:
-            result: Result | None = receiver.recv() if receiver.poll() else None
-        except EOFError:
-            result = None
+        if not wait([receiver, process.sentinel], limit):
+            process.terminate()
+            process.join(GRACE)
+            text = f"it took longer than --time-limit ({limit:g} s)"
+            result = Result("TimeLimit", text, died=True, node=socket.gethostname(), seconds=limit or 0.0)
+        elif receiver.poll():
+            with suppress(EOFError):
+                result = receiver.recv()
+    process.join(GRACE)
+    process.kill()  # it has nothing left to do
     process.join()
+    end_descendants(keep=others)
     if result is None:
         raise CellFailed(exit_reason(process.exitcode or 0))
     return result
@@ -155,45 +165,31 @@ def _server_start() -> Iterator[None]:
             main.__file__ = script
 
 
-def exit_reason(code: int) -> str:
-    """What the exit code of a process that left no result means, in words."""
-    if code >= 0:
-        return f"its process ended by itself with exit code {code}, without a result"
-    name = signal.Signals(-code).name
-    why = ": the kernel does this when memory runs out" if -code == signal.SIGKILL else ""
-    return f"its process was ended by signal {-code} ({name}{why})"
-
-
 def _run(job: Job, environment: dict[str, str], answer: Connection) -> None:
     """The main function of the process of a cell."""
-    os.setsid()  # with the processes that it may start, it can be killed as one
-    _end_with_the_others()
+    os.setsid()
+    adopt()
+    asked, server = multiprocessing.parent_process(), os.getppid()
+    assert asked is not None
     os.environ.clear()
     os.environ.update(environment)
-    answer.send(run_job(job))
+    code = 0
+    try:
+        with as_interrupts():
+            end_unless(lambda: asked.is_alive() and os.getppid() == server)
+            answer.send(run_job(job))
+    except KeyboardInterrupt:
+        code = exit_code()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # whatever thread a method has left running
-
-
-def _end_with_the_others() -> None:
-    """Kill this process group as soon as the process that asked for the cell, or the fork server, is no more."""
-    asked = multiprocessing.parent_process()
-    assert asked is not None
-
-    def watch() -> None:
-        asked.join()
-        os.killpg(0, signal.SIGKILL)
-
-    threading.Thread(target=watch, daemon=True, name="adbench-parent").start()
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DIE_WITH_PARENT, signal.SIGKILL)
+    end_descendants()
+    os._exit(code)  # whatever thread a method has left running
 
 
 def run_job(job: Job) -> Result:
-    """Run the cell in this process; whatever is raised comes back as a result. Meant for a process of its own."""
+    """Run the cell in this process; whatever is raised, but an interrupt, comes back as a result. Meant for a process of its own."""
     phase, begin = "plan", time.perf_counter()
-    error: Exception | None = None
+    error: BaseException | None = None
     try:
         os.environ[threads.VARIABLE] = str(job.threads)  # Ray has set it to the cores that it keeps for the run
         if job.memory_fraction is not None and job.spec["device"].startswith("cuda"):
@@ -204,14 +200,16 @@ def run_job(job: Job) -> Result:
         planned = _plan(job)
         phase = ""
         job.options.run(planned, gpus=job.gpus)
-    except Exception as raised:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as raised:  # a plug-in may raise anything, SystemExit included
         error = raised
     node, seconds = socket.gethostname(), time.perf_counter() - begin
     if error is None:
         return Result(node=node, seconds=seconds)
     return Result(
         type(error).__name__,
-        str(error),
+        in_words(error),
         "".join(traceback.format_exception(error)),
         phase,
         expected=isinstance(error, UserError),

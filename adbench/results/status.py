@@ -12,8 +12,8 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -101,7 +101,7 @@ def reported(folder: Path, progress: Progress, **facts: Any) -> Iterator[Progres
     interrupted = False
     try:
         yield report
-    except (KeyboardInterrupt, SystemExit):
+    except KeyboardInterrupt:
         interrupted = True
         raise
     finally:
@@ -118,6 +118,13 @@ def interrupt(folder: Path) -> None:
     doing = read(folder)
     if doing is not None:
         _write(Path(folder) / STATUS, {**doing, "state": "interrupted"})
+
+
+def write_death(folder: Path, error: BaseException) -> None:
+    """Record an attempt whose process was ended before it could do so."""
+    doing = read(folder) or {}
+    (folder / STATUS).unlink(missing_ok=True)
+    rundir.write_failure(folder, error, doing.get("phase", "start"))
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -158,10 +165,12 @@ class RunState:
 def state(folder: Path) -> tuple[str, dict[str, Any]]:
     """State and detail of the run in ``folder``, as in :class:`RunState`; "waiting" when there is nothing in it."""
     doing = read(folder)
-    if doing is not None:
-        return doing["state"], doing
+    if doing is not None and doing["state"] == "running":
+        return "running", doing
     if (folder / RECORD).exists():
         return "complete", {}
+    if doing is not None:
+        return doing["state"], doing
     try:
         return "failed", dict(read_json(folder / rundir.FAILURE, STATUS_BYTES))
     except FileNotFoundError:
@@ -197,12 +206,13 @@ def _announced_cells(out: Path) -> Iterator[tuple[bool, dict[str, Any]]]:
     """The unfinished cells of every grid with whether that grid still runs; grids that run come first."""
     grids = [(is_locked(path.parent), path) for path in (out / PLANS).glob(f"*/{_CELLS}")]
     for alive, path in sorted(grids, key=lambda grid: (not grid[0], grid[1])):
-        try:
-            with open(path, encoding="utf-8") as file:
-                for line in file:
-                    yield alive, json.loads(line)
-        except (OSError, ValueError):
-            continue  # half written, or gone by now
+        yield from ((alive, cell) for cell in _cells(path))
+
+
+def _cells(path: Path) -> Iterator[dict[str, Any]]:
+    with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:  # half written, or gone by now
+        for line in file:
+            yield json.loads(line)
 
 
 def identity(run: Path, out: Path) -> dict[str, Any] | None:
@@ -214,7 +224,7 @@ def identity(run: Path, out: Path) -> dict[str, Any] | None:
 
 
 @contextmanager
-def announced(out: Path, name: str, cells: Iterable[dict[str, Any]]) -> Iterator[None]:
+def announced(out: Path, name: str, cells: Sequence[dict[str, Any]]) -> Iterator[None]:
     """While the block runs, ``adbench status`` lists ``cells`` as waiting; when an error ends it, as interrupted.
 
     Args:
@@ -223,11 +233,18 @@ def announced(out: Path, name: str, cells: Iterable[dict[str, Any]]) -> Iterator
         cells: that are not complete, each with "folder" (relative to ``out``), "label", "run_key", "fit_key", "identity".
     """
     plans = Path(out) / PLANS
-    for earlier in plans.glob(f"{name}-*"):
-        if not is_locked(earlier):
+    waiting = {
+        cell["run_key"] for _, cell in _announced_cells(out) if state(Path(out) / cell["folder"])[0] == "waiting"
+    }
+    for earlier in plans.glob("*"):
+        listed = {cell["run_key"] for cell in _cells(earlier / _CELLS)}
+        if not is_locked(earlier) and (earlier.name.startswith(name) or not waiting & listed):
             shutil.rmtree(earlier, ignore_errors=True)
     folder = plans / f"{name}-{uuid4().hex[:8]}"
-    with acquire(folder):
-        (folder / _CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
+    with acquire(folder) if cells else nullcontext():
+        if cells:
+            (folder / _CELLS).write_text("".join(json.dumps(cell) + "\n" for cell in cells), encoding="utf-8")
         yield
     shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):  # other grids are at work
+        plans.rmdir()

@@ -42,7 +42,7 @@ def commit_fit(folder: Path, method: Method, content: dict[str, Any]) -> dict[st
         What :func:`fitted` will give.
     """
     files = {}
-    with TemporaryDirectory(prefix=".", dir=folder) as name:
+    with TemporaryDirectory(prefix=".tmp", dir=folder) as name:
         method.save(Path(name))
         for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
             target = folder / path.relative_to(name)

@@ -21,9 +21,8 @@ from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.runner.fit import seed_everything
-from adbench.runner.inference import ScoredVolume, score_volumes
+from adbench.runner.inference import Clock, ScoredVolume, score_volumes
 from adbench.utils import seeds
-from adbench.utils.timing import Clock
 
 
 @dataclass

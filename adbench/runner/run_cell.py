@@ -22,14 +22,14 @@ from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
 from adbench.results.record import DataPart, MethodPart, Number, Record, metric_part
 from adbench.runner.fit import fit_method, fitted, peak_memory
+from adbench.runner.inference import Clock
 from adbench.runner.measure import measure, numbers
 from adbench.runner.plan import Data, Plan
 from adbench.runner.samples import Samples
 from adbench.utils import distributed, threads
-from adbench.utils.files import write_json, write_text
+from adbench.utils.files import sweep, write_json, write_text
 from adbench.utils.hashing import digest_file
-from adbench.utils.locks import acquire
-from adbench.utils.timing import Clock
+from adbench.utils.locks import LOCK, acquire
 
 log = logging.getLogger("adbench")
 
@@ -78,6 +78,7 @@ def run_cell(
         if distributed.rank() > 0:
             return _assist(plan, ctx)
         with acquire(plan.run_folder, _waits(ctx.progress)):
+            sweep(plan.run_folder)
             made = _making(plan) != before  # by the process that had the folder
             # A process that was killed at the very end has made it.
             promoted = rundir.promote(plan.run_folder) and not force
@@ -132,7 +133,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool) -> Record:
     except BaseException as error:
         rundir.abandon(plan.run_folder)
         with suppress(OSError):  # on a full disk the error itself still reaches the user
-            if not isinstance(error, (KeyboardInterrupt, SystemExit)):
+            if not isinstance(error, KeyboardInterrupt):
                 rundir.write_failure(plan.run_folder, error, phase)
         raise
     return record
@@ -152,11 +153,15 @@ def _assist(plan: Plan, ctx: Context) -> Record:
 
 def _fit(plan: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
     cell, data = plan.cell, plan.data
-    alone = distributed.rank() > 0 or fitted(plan.fit_folder, plan.fit_key) is not None
-    with nullcontext() if alone else acquire(plan.fit_folder, _waits(ctx.progress)):
+    folder = plan.fit_folder
+    ready = fitted(folder, plan.fit_key) is not None
+    alone = distributed.rank() > 0 or (ready and not (folder / LOCK).exists())
+    with nullcontext() if alone else acquire(folder, _waits(ctx.progress)):
         if not alone:
-            provenance.sign(plan.fit_folder, ctx.device, source_files("methods", cell.method))
-        return fit_method(cell.method_class, cell.params, data.train, data.val, plan.fit_folder, plan.fit_key, ctx)
+            sweep(folder)
+        if not alone and not ready:
+            provenance.sign(folder, ctx.device, source_files("methods", cell.method))
+        return fit_method(cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx)
 
 
 def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Clock, folder: Path) -> Record:

@@ -28,8 +28,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.executors.gpu_sharing import ResourceRequest, request
-from adbench.executors.nodes import check_nodes
+from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.results import rundir
 from adbench.tune.space import distributions, nearest, values
 from adbench.tune.task import Options, Task

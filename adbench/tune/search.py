@@ -99,18 +99,6 @@ class Result:
         }
 
 
-def seconds(text: str) -> float:
-    """Seconds of a duration such as 8h, 90m, 1.5h or 45s.
-
-    Raises:
-        UserError: not of that form.
-    """
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd])\s*", text)
-    if found is None or float(found[1]) == 0:
-        raise UserError(f"{text!r} is not a duration: write a number and s, m, h or d, e.g. 90m or 8h.")
-    return float(found[1]) * {"s": 1, "m": 60, "h": 3600, "d": 86400}[found[2]]
-
-
 def search(
     config: RunConfig,
     options: Options,

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,11 +133,14 @@ def connect(
         }
     else:
         _check_answers(address)
+    before = signal.getsignal(signal.SIGTERM)
     try:
         context: Any = ray.init(address=address, **arguments)
     except (ConnectionError, RuntimeError, ValueError, OSError) as error:
         ray.shutdown()
         raise UserError(_refusal(address, error)) from error
+    if callable(before) and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)  # Ray has put its own there, which ends the process at once
     try:
         yield Cluster(context.address_info.get("gcs_address") or address, local)
     finally:
@@ -157,6 +163,18 @@ def _prepare_environment(address: str) -> None:
         wanted["RAY_AUTH_MODE"] = "token"
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
+    _keep_token(Path.home() / ".ray" / "auth_token", make=address == "local")
+
+
+def _keep_token(path: Path, make: bool) -> None:
+    """See that nobody else can read Ray's token: who has it can run programs as this user. Ray itself does not mind."""
+    given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}.intersection(os.environ)
+    if make and not given and os.environ.get("RAY_AUTH_MODE", "token") == "token" and not path.exists():
+        path.parent.mkdir(mode=0o700, exist_ok=True)
+        with suppress(FileExistsError), open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+            file.write(secrets.token_hex(32))
+    with suppress(OSError):  # it is not there, or not ours
+        path.chmod(0o600)
 
 
 def _host_and_port(address: str) -> tuple[str, int]:

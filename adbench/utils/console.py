@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout, suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -56,12 +58,39 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
         return
     # Redirected output is as wide as its cells, and no name is cut or folded.
     needed = grid.__rich_measure__(out, out.options.update_width(2000)).maximum
-    Terminal(highlight=False, width=max(out.width, 160, needed)).print(grid)
+    Terminal(file=out.file, highlight=False, width=max(out.width, 160, needed)).print(grid)
 
 
 def print_json(value: Any) -> None:
     """Print ``value`` as JSON; NaN is refused."""
-    sys.stdout.write(json.dumps(value, indent=2, allow_nan=False) + "\n")
+    write(json.dumps(value, indent=2, allow_nan=False))
+
+
+def write(text: str) -> None:
+    """Print ``text`` on standard output as it is."""
+    out.file.write(text + "\n")
+
+
+@contextmanager
+def apart() -> Iterator[None]:
+    """Within the block standard output is for :data:`out` alone: what others print, C libraries too, goes to standard error."""
+    kept, own = None, sys.stdout
+    own.flush()
+    with suppress(OSError, ValueError, AttributeError):  # captured by a notebook, a test, ...: no file behind it
+        if own.fileno() == 1:
+            kept = os.dup(1)
+            own = open(kept, "w", encoding=own.encoding, errors=own.errors, closefd=False)
+            os.dup2(2, 1)
+    out.file = own
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        own.flush()
+        out.file = None  # type: ignore[assignment]
+        if kept is not None:
+            os.dup2(kept, 1)
+            os.close(kept)
 
 
 def say(text: str) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +34,18 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+_LEFT = re.compile(r"\.tmp.*|\..*\.tmp")  # names of safetensors' own temporary files, and of ours
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files that killed processes have left below ``folder``; the caller has its lock."""
+    for path in [path for path in folder.rglob(".*") if _LEFT.fullmatch(path.name)]:
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

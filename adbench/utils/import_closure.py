@@ -4,8 +4,8 @@ Imports are read from the syntax tree, so nothing is executed; those inside func
 not. Followed are modules of adbench itself and, from a plug-in, modules of its distribution and any other source code that
 is not installed (a module beside its package, an editable checkout). Installed libraries are left to their versions.
 
-Of a plug-in, the data files of every package that is followed count too; all source of a package, where one of its modules
-runs code that cannot be told from its text; and what can be had by name, where it reaches the registry.
+Of adbench, what is imported counts. Of a plug-in, every file of each package that is followed and of its distribution does,
+imported or not, source or data: what code loads by a name, from a file or from a string, need not be guessed.
 """
 
 from __future__ import annotations
@@ -13,20 +13,17 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-import os
-import posixpath
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from importlib.metadata import Distribution
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
 
 from adbench.errors import UserError
 from adbench.utils.hashing import digest_file
 
-MOST_DATA = 1 << 30  # bytes of data files in a plug-in's package; they are all read whenever a key is computed
+MOST_DATA = 1 << 30  # bytes of files in a plug-in's package; they are all read whenever a key is computed
 _ENDINGS = (".py", ".so", ".pyd")
 _INSTALLED = {"site-packages", "dist-packages"}
 _OWN = "adbench"
@@ -35,110 +32,44 @@ _ASIDE = re.compile(  # what tools and installers leave in a folder
     r"__pycache__|\.(git|hg|svn|venv|tox|nox|(mypy|pytest|ruff)_cache|ipynb_checkpoints|idea|vscode|DS_Store)"
     r"|.*\.(dist-info|egg-info|swp)"
 )
-# Modules, and names that need no import, by which code is run that is found by a name, in a file or in a string.
-_RUNNERS = {"builtins", "imp", "marshal", "pickle", "pkgutil", "pydoc", "runpy", "site", "subprocess", "zipimport"}
-_BARE = {"exec", "eval", "compile", "__import__", "__builtins__", "__all__"}
-_CALLS = ("importlib.import_module", "__import__")
-
-
-class _Contents(NamedTuple):
-    """What the text of a module shows.
-
-    Attributes:
-        names: dotted names that it may import or reach (``from a import b`` gives ``a.b``, which need not be a module).
-        strings: its short strings, which may name files.
-        opaque: whether it may run code that its text does not name.
-    """
-
-    names: tuple[str, ...]
-    strings: tuple[str, ...]
-    opaque: bool
 
 
 @lru_cache(maxsize=1024)
-def _read(source: bytes, package: str) -> _Contents:
-    """What a module with this source says, in a package that its relative imports start from."""
-    nodes = list(_nodes(ast.parse(source)))
+def _read(source: bytes, package: str) -> tuple[tuple[str, ...], bool]:
+    """What the text of a module shows, in a package that its relative imports start from.
+
+    Returns:
+        The dotted names that it may import (``from a import b`` gives ``a.b``, which need not be a module), and whether it
+        may reach any part of adbench: by a plain ``import adbench…``, or by a string with such a name.
+    """
     names: list[str] = []
-    bound: dict[str, list[str]] = {}  # name in the module -> what an import may have bound to it
-    for node in nodes:
+    anything = False
+    for node in _nodes(ast.parse(source)):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
-            for alias in node.names:
-                local = alias.asname or alias.name.partition(".")[0]
-                bound.setdefault(local, []).append(alias.name if alias.asname else local)
+            anything |= any(alias.name.partition(".")[0] == _OWN and not alias.asname for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             parts = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
             base = ".".join([*parts, *([node.module] if node.module else [])])
             names += [f"{base}.{alias.name}" for alias in node.names]
-            for alias in node.names:
-                bound.setdefault(alias.asname or alias.name, []).append(f"{base}.{alias.name}")
-    opaque = any(_runs(name) for name in names if name not in ("importlib", *_CALLS))
-    unused = not {"importlib", *_CALLS}.isdisjoint(names)  # imported for another module's use, as far as is seen
-    strings: list[str] = []
-    plain: set[int] = set()
-    for node in nodes:
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and 0 < len(node.value) < 100:
-            strings.append(node.value)
-        elif isinstance(node, ast.Call):
-            if (name := _constant(node)) and not set(_reached(node.func, bound)).isdisjoint(_CALLS):
-                names.append(name)
-                plain.add(id(node.func))
-                unused = False
-        elif isinstance(node, ast.Assign) and isinstance(node.value, ast.List | ast.Tuple):
-            if all(isinstance(element, ast.Constant) for element in node.value.elts):  # an __all__ that can be read
-                plain.update(map(id, node.targets))
-        elif isinstance(node, ast.Name | ast.Attribute) and id(node) not in plain:
-            for name in _reached(node, bound):
-                opaque |= _runs(name)
-                unused &= not name.startswith("importlib.")
-                names.append(name)
-    return _Contents(tuple(dict.fromkeys(names)), tuple(dict.fromkeys(strings)), opaque or unused)
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            anything |= node.value == _OWN or node.value.startswith(f"{_OWN}.")
+    return tuple(dict.fromkeys(names)), anything
 
 
 def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
-    """All nodes, parents first, without what only type checkers see; ``a.b.c`` is one node."""
+    """All nodes, without what only type checkers see."""
     waiting = [tree]
     while waiting:
         node = waiting.pop()
         yield node
-        if isinstance(node, ast.If) and _dotted(node.test).rpartition(".")[2] == "TYPE_CHECKING":
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in (
+            getattr(node.test, "id", ""),
+            getattr(node.test, "attr", ""),
+        ):
             waiting += node.orelse
-        elif not _dotted(node):
+        else:
             waiting += ast.iter_child_nodes(node)
-
-
-def _dotted(node: ast.AST) -> str:
-    """``a.b.c`` as a string; "" for any other expression."""
-    parts = []
-    while isinstance(node, ast.Attribute):
-        parts.append(node.attr)
-        node = node.value
-    return ".".join([node.id, *reversed(parts)]) if isinstance(node, ast.Name) else ""
-
-
-def _reached(node: ast.AST, bound: dict[str, list[str]]) -> list[str]:
-    """The dotted names, as they would be imported, that an expression may stand for."""
-    first, dot, rest = _dotted(node).partition(".")
-    return [f"{name}{dot}{rest}" for name in bound.get(first, [first] if first in _BARE else [])]
-
-
-def _constant(call: ast.Call) -> str:
-    """The absolute name of a module that is the only argument of a call, or ""."""
-    match call:
-        case ast.Call(args=[ast.Constant(value=str(name))], keywords=[]) if not name.startswith("."):
-            return name
-    return ""
-
-
-def _runs(name: str) -> bool:
-    """Whether code that is had by this dotted name runs other code that the name does not tell."""
-    first, *rest = name.split(".")
-    if first == "importlib" and rest and rest[0] in ("resources", "metadata"):
-        return "entry_points" in rest
-    if first == "sys":
-        return bool(rest) and rest[0].startswith(("path", "meta_path", "modules"))
-    return first in {*_RUNNERS, *_BARE, "importlib"} or not {"importlib", "import_module"}.isdisjoint(rest)
 
 
 def _walk(folder: Path, above: tuple[Path, ...] = ()) -> Iterator[Path]:
@@ -189,10 +120,10 @@ class Closure:
         modules: where it begins.
         own: top-level names that count although they are installed: those of the plug-in's distribution.
         within: top-level name -> folder in which it is looked for, instead of where Python finds it.
-        by_name: modules that count as soon as anything can be loaded by its name.
+        by_name: modules that count as soon as anything of adbench can be loaded by its name.
 
     Raises:
-        UserError: a module cannot be read; a package holds more data than :data:`MOST_DATA`.
+        UserError: a module cannot be read; a package holds more than :data:`MOST_DATA`.
     """
 
     def __init__(
@@ -202,24 +133,20 @@ class Closure:
         within: dict[str, Path] | None = None,
         by_name: Iterable[str] = (),
     ) -> None:
-        self._beside = list(own)
-        self._own, self._within = {_OWN, *self._beside}, within or {}
+        waiting = [*modules, *own]
+        self._own, self._within = {_OWN, *(name.partition(".")[0] for name in waiting)}, within or {}
         self._found: dict[str, Path] = {}
         self._tops: dict[str, tuple[Path, ...]] = {}
         self._packages: dict[Path, str] = {}  # of a plug-in: folder -> dotted name
-        self._whole: set[Path] = set()  # those of them whose source is taken, imported or not
-        self._opaque = self._names_own = self._reaches_any = False
-        waiting = list(modules)
-        self._own.update(name.partition(".")[0] for name in waiting)
+        self._anything = False
+        whole: set[Path] = set()  # those of them that are taken
         while waiting:
             waiting += self._take(waiting.pop())
-            if not waiting and self._opaque:
-                waiting = self._rest()
-            if not waiting and (self._reaches_any or (self._opaque and self._names_own) or _REGISTRY in self._found):
+            for folder in [] if waiting else [folder for folder in self._packages if folder not in whole]:
+                whole.add(folder)
+                waiting += self._take_whole(folder, self._packages[folder])
+            if not waiting and (self._anything or _REGISTRY in self._found):
                 waiting, by_name = list(by_name), ()
-        for folder, package in self._packages.items():
-            data = (file for file in _walk(folder) if file.suffix != ".py")
-            self._add(folder, PurePosixPath(*package.split(".")), data, f"The package {folder}")
 
     @property
     def files(self) -> dict[str, Path]:
@@ -247,99 +174,59 @@ class Closure:
                     return
                 continue
             self._found[module] = path
+            if module.partition(".")[0] != _OWN and (package := self._package(module)) is not None:
+                self._packages.setdefault(*package)
             if path.suffix == ".py":
                 yield from self._imported(module, path)
-            else:  # compiled: what it imports cannot be told
-                self._of_plugin(module, opaque=True)
 
     def _imported(self, module: str, path: Path, guessed: bool = False) -> Iterator[str]:
         """What a module imports; one whose file is only guessed to be source may be none."""
-        package = module if path.name == "__init__.py" else module.rpartition(".")[0]
-        contents = self._contents(path, package, guessed)
-        if module.partition(".")[0] == _OWN:
-            yield from (name for name in contents.names if name.partition(".")[0] == _OWN)
-            return
-        self._of_plugin(module, contents.opaque)
-        self._reaches_any |= _OWN in contents.names  # the package itself: whatever is loaded is an attribute below it
-        self._names_own |= any(text == _OWN or text.startswith(f"{_OWN}.") for text in contents.strings)
-        self._take_named(path.parent, PurePosixPath(*package.split(".")), contents.strings)
-        for name in contents.names:
-            yield from self._starred(name[:-2]) if name.endswith(".*") else (name,)
-
-    def _of_plugin(self, module: str, opaque: bool) -> None:
-        self._opaque |= opaque
-        if (found := self._package(module)) is not None:
-            self._packages.setdefault(*found)
-
-    def _contents(self, path: Path, package: str, guessed: bool = False) -> _Contents:
         try:
-            return _read(path.read_bytes(), package)
+            names, anything = _read(
+                path.read_bytes(), module if path.name == "__init__.py" else module.rpartition(".")[0]
+            )
         except (OSError, SyntaxError, ValueError) as error:
             if guessed and not isinstance(error, OSError):
-                return _Contents((), (), opaque=False)
+                return
             raise UserError(
                 f"{path} cannot be read as Python source ({error}): correct it or install it again."
             ) from None
-
-    def _starred(self, package: str) -> Iterator[str]:
-        """What ``from package import *`` may import: the modules that ``__all__``, or any other string, names."""
-        yield package
-        path = self._locate(package)
-        if path is not None and path.name == "__init__.py":
-            yield from (f"{package}.{text}" for text in self._contents(path, package).strings if text.isidentifier())
-
-    def _rest(self) -> list[str]:
-        """Take all source of the plug-in's packages; gives what it imports, and the other modules of its distribution."""
-        names, self._beside = self._beside, []
-        for folder, package in list(self._packages.items()):
-            if folder not in self._whole:
-                self._whole.add(folder)
-                names += self._take_whole(folder, package)
-        return names
+        own = module.partition(".")[0] == _OWN
+        self._anything |= anything and not own
+        yield from (name for name in names if not own or name.partition(".")[0] == _OWN)
 
     def _take_whole(self, folder: Path, package: str) -> Iterator[str]:
-        for file in _walk(folder):
+        """Take every file of a plug-in's package; gives what its modules import."""
+        files = list(_walk(folder))
+        self._add(folder, PurePosixPath(*package.split(".")), files, f"The package {folder}")
+        for file in files:
             if file.suffix == ".py":
                 inner = file.relative_to(folder).with_suffix("").parts
                 name = ".".join([package, *(inner[:-1] if inner[-1] == "__init__" else inner)])
-                if self._found.setdefault(name, file) != file:  # beside a package or a compiled module of the same name
-                    self._found[f"{name}.py"] = file
                 yield from self._imported(name, file, guessed=True)
 
-    def _take_named(self, folder: Path, prefix: PurePosixPath, strings: Iterable[str]) -> None:
-        """Take files that a module names in its strings: beside it or above, or in a folder there that it names.
-
-        Above are the folders that its package lies in, up to two above the outermost: that of a project with ``src/``.
-        """
-        names = [text for text in strings if "\0" not in text and not text.startswith(("/", "~"))]
-        for base in (folder, *folder.parents[: len(prefix.parts) + 1]):
-            for parent in (base, *(base / name for name in names if name.isidentifier() and (base / name).is_dir())):
-                for file in (parent / name for name in names):
-                    if file.is_file():
-                        inner = Path(os.path.relpath(file, folder)).as_posix()
-                        self._found[posixpath.normpath((prefix / inner).as_posix())] = file
-
-    def take_files(self, folder: Path, files: Iterable[Path]) -> None:
-        """Take the data files among those that a distribution installed below ``folder``."""
-        data = []
+    def take_distribution(self, folder: Path, files: Iterable[Path]) -> None:
+        """Take those files that a distribution installed below ``folder``, without what the installer needs itself."""
+        kept = []
         for file in files:
             inner = file.relative_to(folder).parts if file.is_relative_to(folder) else ("..",)
             # A .pth file beside the packages belongs to the installer; within one it holds weights.
-            code = file.suffix == ".py" or (file.suffix == ".pth" and len(inner) == 1)
-            if not code and ".." not in inner and not any(map(_ASIDE.fullmatch, inner)) and file.is_file():
-                data.append(file)
-        self._add(folder, PurePosixPath(), data, f"The distribution in {folder}")
+            aside = ".." in inner or any(map(_ASIDE.fullmatch, inner)) or (file.suffix == ".pth" and len(inner) == 1)
+            if not aside and file.is_file():
+                kept.append(file)
+        self._add(folder, PurePosixPath(), kept, f"The distribution in {folder}")
 
-    def _add(self, folder: Path, prefix: PurePosixPath, files: Iterable[Path], what: str) -> None:
-        files = list(files)
+    def _add(self, folder: Path, prefix: PurePosixPath, files: list[Path], what: str) -> None:
         size = sum(file.stat().st_size for file in files)
         if size > MOST_DATA:
             raise UserError(
-                f"{what} holds {size / 2**30:.1f} GiB of data files; {MOST_DATA / 2**30:g} GiB may be part of a key. Keep them "
-                "outside and name them in a parameter that Method.files gives."
+                f"{what} holds {size / 2**30:.1f} GiB of files; {MOST_DATA / 2**30:g} GiB may be part of a key. Keep data "
+                "outside and name it in a parameter that Method.files gives."
             )
+        known = set(self._found.values())
         for file in files:
-            self._found[(prefix / file.relative_to(folder).as_posix()).as_posix()] = file
+            if file not in known:
+                self._found[(prefix / file.relative_to(folder).as_posix()).as_posix()] = file
 
     def _package(self, module: str) -> tuple[Path, str] | None:
         """Folder and dotted name of the outermost package that ``module`` lies in, or None for a plain module.
@@ -383,7 +270,7 @@ class Closure:
 
 
 def of_plugin(modules: Iterable[str], distribution: Distribution | None, by_name: Iterable[str] = ()) -> Closure:
-    """The closure of a plug-in, with the data files of its packages and distribution.
+    """The closure of a plug-in, with every file of its packages and distribution.
 
     Args:
         modules: where it begins.
@@ -395,5 +282,5 @@ def of_plugin(modules: Iterable[str], distribution: Distribution | None, by_name
     code = [file.relative_to(folder) for file in files if file.suffix == ".py" and file.is_relative_to(folder)]
     tops = {top for file in code if not (top := file.parts[0].partition(".")[0]).startswith("__editable__")}
     closure = Closure(modules, own=tops, by_name=by_name)
-    closure.take_files(folder, files)
+    closure.take_distribution(folder, files)
     return closure

@@ -12,10 +12,10 @@ import os
 import socket
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
-LOCK = ".lock"  # in the folder; stays there, empty, after the lock is released
+LOCK = ".lock"  # in the folder while it is locked; one that a killed process left is taken at once
 _POLL = 0.1  # seconds between two attempts
 _ASKING = 0.05  # seconds in which a lock that was only asked about (:func:`is_locked`) is surely free again
 
@@ -51,8 +51,9 @@ def acquire(folder: Path, waiting: Callable[[str], None] = lambda owner: None) -
         yield
     finally:
         if by_system:
-            with suppress(OSError):
-                os.truncate(path, 0)
+            path.unlink(
+                missing_ok=True
+            )  # whoever has opened it meanwhile finds that it has no name, and opens a new one
         lock.release()
 
 

@@ -82,6 +82,17 @@ def test_broken_plugin_is_unavailable_with_its_reason(install: Install, source: 
     assert registry.load("methods", "histeq").name == "histeq"  # the others go on working
 
 
+def test_what_a_plugin_prints_is_not_the_answer(install: Install, tmp_path: Path) -> None:
+    loud = f"import os\nprint('Loading weights...')\nos.write(1, b'from C')\n{GOOD}".replace('"mine"', '"loud"')
+    install("loud-dist", "loud", "loud_module:Mine", loud)
+    command = [sys.executable, "-m", "adbench.cli", "list", "methods", "--json"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert "loud" in {entry["name"] for entry in json.loads(done.stdout)}
+    assert "Loading weights..." in done.stderr
+    assert "from C" in done.stderr
+
+
 def test_builtin_cannot_be_shadowed(install: Install) -> None:
     install("evil-dist", "madad", "mine_shadow:Mine", GOOD)
     assert registry.entries("methods")["madad"].origin == "built-in"

@@ -384,7 +384,7 @@ def test_archives(tmp_path: Path, examples: int, name: str) -> None:
 def test_npz(tmp_path: Path, examples: int) -> None:
     histograms = SubjectHistograms()
     for subject in ("sub-1", "sub-2"):
-        histograms.add(subject, np.array([0.1, 0.4, 0.4, 2.5]), np.array([False, True, False, True]))
+        histograms.update(subject, np.array([0.1, 0.4, 0.4, 2.5]), np.array([False, True, False, True]))
     histograms.to_npz(tmp_path / "x")
     honest = (tmp_path / "x").read_bytes()
     (tmp_path / "x").unlink()

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -70,6 +72,28 @@ class Hungry(Raising):
         return FitReport()
 
 
+class Exits(Raising):
+    """Ends the program while it fits, after it has said a lot."""
+
+    name = "exits"
+
+    def fit(self, train, val):
+        print("Thank you for using exits!")
+        os.write(1, b"from a C library")
+        sys.exit("enough")
+
+
+class Detached(Raising):
+    """Starts a process in a session of its own, and dies."""
+
+    name = "detached"
+
+    def fit(self, train, val):
+        child = subprocess.Popen(["sleep", "600"], start_new_session=True)
+        (self.ctx.workdir.parents[1] / "detached").write_text(str(child.pid))
+        os.kill(os.getpid(), signal.SIGSEGV)
+
+
 class SlowParams(ParamSet):
     steps: int = param(20, "Steps.", unit="steps", ge=1)
     pause: float = param(0.1, "Time a step sleeps.", unit="s", ge=0)
@@ -108,6 +132,6 @@ def install(folder: Path) -> None:
     info.mkdir(parents=True)
     (folder / "misfits.py").write_text(Path(__file__).read_text())
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: misfits\nVersion: 1.0\n")
-    classes = (Raising, Killed, Undefined, Hungry, Slow)
+    classes = (Raising, Killed, Undefined, Hungry, Exits, Detached, Slow)
     lines = "".join(f"{cls.name} = misfits:{cls.__name__}\n" for cls in classes)
     (info / "entry_points.txt").write_text(f"[adbench.methods]\n{lines}")

@@ -20,16 +20,16 @@ import torch
 
 from adbench.errors import UserError
 from adbench.executors import Options, serial
-from adbench.executors.gpu_sharing import ResourceRequest
 from adbench.executors.launch import Launch
-from adbench.executors.nodes import check_mark, mark
 from adbench.executors.ray import RayExecutor
+from adbench.executors.resources import ResourceRequest, check_mark, mark
 from adbench.methods.base import WEIGHTS
 from adbench.results import rundir, status
 from adbench.results.record import RECORD
 from adbench.runner.plan import Plan
 from adbench.runner.run_cell import run_cell
 from adbench.utils import threads
+from adbench.utils.cluster import _keep_token
 
 pytestmark = pytest.mark.timeout(600)
 FEW = ("ae.steps=6", "ae.batch=4", "ae.image_size=64")
@@ -232,6 +232,24 @@ def test_only_this_machine_can_reach_it(cluster: Any) -> None:
     assert os.environ.get("RAY_AUTH_MODE") == "token"
 
 
+def test_nobody_else_may_read_the_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_AUTH_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    token = tmp_path / ".ray" / "auth_token"
+    _keep_token(token, make=False)
+    assert not token.exists()
+    _keep_token(token, make=True)
+    made = token.read_text()
+    assert len(bytes.fromhex(made)) == 32
+    token.chmod(0o644)  # as Ray itself makes it
+    _keep_token(token, make=True)
+    assert token.read_text() == made
+    assert token.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("RAY_AUTH_TOKEN", "a" * 64)
+    _keep_token(tmp_path / "other" / "auth_token", make=True)
+    assert not (tmp_path / "other").exists()
+
+
 def _lives(process: psutil.Process) -> bool:
     """Whether a process runs; one that has ended but that nobody has waited for does not."""
     try:
@@ -240,8 +258,9 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-def test_ctrl_c_stops_everything_and_says_how_to_go_on(
-    plugin: dict[str, str], slices: Path, tmp_path: Path, cli: Callable[..., Any]
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_stopped_or_killed_leaves_nothing_running(
+    plugin: dict[str, str], slices: Path, tmp_path: Path, cli: Callable[..., Any], number: signal.Signals
 ) -> None:
     command = [
         sys.executable, "-m", "adbench.cli", "run", "--method", "slow", "--dataset", "folder", "--data-root", str(slices),
@@ -252,31 +271,27 @@ def test_ctrl_c_stops_everything_and_says_how_to_go_on(
     reader = threading.Thread(target=lambda: said.append(process.stderr.read()))  # type: ignore[union-attr]
     reader.start()
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("runs/fits/*/log")):
-        if process.poll() is not None:
-            reader.join()
+    while True:  # what a worker says reaches the folder a moment after it does it
         assert process.poll() is None, f"it ended before it could be stopped: {said}"
         assert time.monotonic() < deadline
-        time.sleep(0.1)
-    worker = psutil.Process(int(next(iter(tmp_path.glob("runs/fits/*/log"))).read_text().split()[0]))
-    while True:  # what a worker says reaches the folder a moment after it does it
-        _, shown, _ = cli("status", "--out", tmp_path / "runs", "--json")
-        seen = json.loads(shown)
-        if seen["counts"]["running"] == 1 and seen["runs"][0]["phase"] == "count":
-            break
-        assert time.monotonic() < deadline, shown
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    assert process.wait(60) == 130
+        if list(tmp_path.glob("runs/fits/*/log")):
+            seen = json.loads(cli("status", "--out", tmp_path / "runs", "--json")[1])
+            if seen["counts"]["running"] == 1 and seen["runs"][0]["phase"] == "count":
+                break
+    family = psutil.Process(process.pid).children(recursive=True)
+    assert int(next(tmp_path.glob("runs/fits/*/log")).read_text().split()[0]) in {one.pid for one in family}
+    assert {"raylet", "gcs_server"} <= {one.name() for one in family}
+    process.send_signal(number)
+    assert process.wait(60) == (143 if number == signal.SIGTERM else -signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while alive := [one for one in family if _lives(one)]:
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
     reader.join()
     assert "Run the same command again to resume." in said[0]
-    while _lives(worker):  # its raylet has just gone: it notices within a second or two
-        assert time.monotonic() < deadline, "the worker goes on after the command has ended"
-        time.sleep(0.1)
-    _, shown, _ = cli("status", "--out", tmp_path / "runs", "--json")
-    (run,) = json.loads(shown)["runs"]
-    assert run["state"] == "interrupted"
-    assert run["phase"] == "count"
+    (run,) = json.loads(cli("status", "--out", tmp_path / "runs", "--json")[1])["runs"]
+    assert (run["state"], run["phase"]) == ("interrupted", "count")
 
 
 def test_flags_that_belong_together() -> None:

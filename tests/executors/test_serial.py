@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from adbench.executors.launch import Launch
@@ -50,11 +51,34 @@ def test_two_commands_do_the_work_once(command: list[str], plugin: dict[str, str
     assert second.returncode == 0
     done = steps(tmp_path / "runs")
     assert [number for _, number in done] == list(range(1, STEPS + 1))
-    assert {process for process, _ in done} == ({first.pid, second.pid} if kill else {first.pid})
+    assert len({process for process, _ in done}) == 1 + kill
     if not kill:
         assert json.loads(answers[0]) == json.loads(answers[1])
     assert len(list((tmp_path / "runs").rglob("record.json"))) == 1
     assert not list((tmp_path / "runs").rglob("status.json"))
+
+
+def test_whatever_ends_a_cell_is_its_failure_and_the_others_go_on(
+    command: list[str], plugin: dict[str, str], tmp_path: Path
+) -> None:
+    command[command.index("slow")] = "exits,detached,histeq"
+    del command[command.index("--set") : command.index("--json")]
+    ran = subprocess.run(command, env=plugin, capture_output=True, text=True)
+    assert ran.returncode == 1, ran.stderr
+    said = json.loads(ran.stdout)
+    assert [row["method"] for board in said["boards"] for row in board["rows"]] == ["histeq"]
+    assert len(said["failures"]) == 2
+    assert "Thank you for using exits!" in ran.stderr
+    assert "from a C library" in ran.stderr
+    reasons = {}
+    for method in ("exits", "detached"):
+        (folder,) = tmp_path.glob(f"runs/*/*/{method}-*")
+        failure = json.loads((folder / "failure.json").read_text())
+        reasons[method] = failure["phase"], failure["message"]
+        assert not list(folder.glob("status.json"))
+    assert reasons["exits"] == ("fit", "enough")
+    assert "SIGSEGV" in reasons["detached"][1]
+    assert not psutil.pid_exists(int((tmp_path / "runs" / "detached").read_text()))
 
 
 def test_a_command_says_for_whom_it_waits(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -13,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from adbench.context import Progress
@@ -108,8 +108,11 @@ def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_pat
     waiting = [seen for seen in status.runs(tmp_path / "runs") if seen.state == "waiting"]
     why = json.loads(cli("why", waiting[0].folder.name, "--out", tmp_path / "runs", "--json")[1])
     assert why["differences"][0]["field"] == "method"
-    process.send_signal(signal.SIGKILL)
+    (worker,) = psutil.Process(process.pid).children()
+    process.kill()
+    worker.kill()  # before it sees that its parent is gone, and stops in order
     process.wait()
+    worker.wait(30)
     assert states(cli, tmp_path / "runs") == {"lost": 1, "interrupted": 2}
     assert "takes up what is failed, interrupted or lost" in cli("status", "--out", tmp_path / "runs")[2]
 

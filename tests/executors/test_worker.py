@@ -9,16 +9,20 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 import pytest
 
-from adbench.executors.base import CellFailed, Options
+from adbench.errors import CellFailed
+from adbench.executors.base import Options
 from adbench.executors.launch import Launch
-from adbench.executors.nodes import mark
-from adbench.executors.worker import PRELOAD, Job, exit_reason, run_in_process
+from adbench.executors.resources import mark
+from adbench.executors.worker import PRELOAD, Job, run_in_process
+from adbench.results import rundir
 from adbench.runner.plan import Plan
+from adbench.utils.processes import exit_reason
 
 pytestmark = pytest.mark.usefixtures("plugin")
 
@@ -58,7 +62,7 @@ def test_a_cell_has_the_environment_of_the_one_who_asks(
     launch = grid("raising")
     (plan,) = launch.plan()
     result = run_in_process(job(plan, launch))
-    assert (result.error, result.message, result.expected) == ("ValueError", "no such luck", False)
+    assert (result.error, result.message, result.expected) == ("ValueError", "ValueError: no such luck", False)
     assert "misfits.py" in result.trace
     other = repaired.with_name("elsewhere")
     other.touch()
@@ -130,6 +134,22 @@ def test_nothing_survives_the_one_who_asked(grid: Callable[..., Launch]) -> None
 def test_what_the_server_imports_exists() -> None:
     """The server leaves out a module that is not there, and each cell would take longer."""
     assert [name for name in PRELOAD if importlib.util.find_spec(name) is None] == []
+
+
+def test_a_cell_that_takes_too_long_or_leaves_a_session_behind_has_failed(
+    grid: Callable[..., Launch], tmp_path: Path
+) -> None:
+    launch = grid("slow,exits,detached", "slow.steps=2000")
+    slow, exits, detached = launch.plan()
+    result = run_in_process(replace(job(slow, launch), options=Options("ray", time_limit=0.5)))
+    assert (result.error, result.died) == ("TimeLimit", True)
+    assert "longer than --time-limit (0.5 s)" in result.message
+    result = run_in_process(job(exits, launch))
+    assert (result.error, result.phase) == ("SystemExit", "")
+    assert "SystemExit: enough" in (exits.run_folder / rundir.FAILURE).read_text()
+    with pytest.raises(CellFailed, match="SIGSEGV"):
+        run_in_process(job(detached, launch))
+    assert gone(int((launch.out / "detached").read_text()))
 
 
 def test_reasons() -> None:

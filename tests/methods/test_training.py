@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,7 @@ from adbench.context import Context, Progress
 from adbench.errors import UserError
 from adbench.methods import training
 from adbench.methods.common.preprocess import SliceLoader
+from adbench.utils.signals import as_interrupts, exit_code
 
 X = torch.linspace(-1, 1, 32)[:, None]
 
@@ -181,6 +185,30 @@ def test_interrupted_and_continued_equals_uninterrupted(tmp_path: Path, after: i
     assert training.train_stage(third, Context(workdir=tmp_path, progress=_Stop(1))).curve == expected.curve
     assert torch.equal(third.module[0].weight, whole.module[0].weight)  # type: ignore[index]
     assert [p.suffix for p in sorted((tmp_path / "toy").iterdir())] == [".safetensors", ".json"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_costs_at_most_one_step(tmp_path: Path, number: signal.Signals) -> None:
+    whole = stage(PLAN)
+    training.train_stage(whole, Context())
+    stopped, draws = stage(PLAN), 0
+
+    def draw(indices: torch.Tensor, generator: torch.Generator) -> training.Batch:
+        nonlocal draws
+        draws += 1
+        if draws == 17:  # in the middle of a step
+            signal.raise_signal(number)
+        return stage(PLAN).draw(indices, generator)
+
+    with as_interrupts(), pytest.raises(KeyboardInterrupt):
+        training.train_stage(replace(stopped, draw=draw), Context(workdir=tmp_path))
+    assert exit_code() == 128 + number
+    begun = json.loads((tmp_path / "toy" / "checkpoint.json").read_text())["figures"]["step"]
+    assert begun in (16, 17)
+    again = stage(PLAN)
+    training.train_stage(again, Context(workdir=tmp_path))
+    for one, other in zip(whole.module.parameters(), again.module.parameters(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_checkpoint_of_other_parameters_is_not_continued(tmp_path: Path) -> None:

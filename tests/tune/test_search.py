@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 from small_search import Settings
 
+from adbench.cli.app import seconds
 from adbench.config import run_config
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -24,7 +25,7 @@ from adbench.runner.fit import FIT, fitted
 from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
 from adbench.tune import trials
-from adbench.tune.search import Result, define, seconds
+from adbench.tune.search import Result, define
 from adbench.tune.task import TASK, Options, Task
 from adbench.tune.trials import Trial, count
 from adbench.utils.locks import acquire

@@ -18,7 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from adbench.errors import UserError
+from adbench.errors import UserError, disk_full
+from adbench.utils import distributed
 from adbench.utils.files import replacing, write_json
 from adbench.utils.hashing import check_file, digest_file, read_sealed, sealed
 
@@ -60,6 +61,8 @@ class StageFolder:
             check_file(path, file["sha256"], self._way_out)
             tensors[role] = load_file(path)
         self._best = index["files"].get("best", {})
+        if distributed.rank() == 0:
+            self._remove_others(index["files"])
         return index["figures"], tensors.get("state", {}), tensors.get("best", {})
 
     @property
@@ -114,12 +117,18 @@ class StageFolder:
                 files["best"] = self._best
             write_json(self.folder / INDEX, sealed({"identity": self.identity, "figures": figures, "files": files}))
         except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) == errno.ENOSPC or "os error 28" in str(error):
+            if disk_full(error) in (errno.ENOSPC, errno.EDQUOT):
                 free = shutil.disk_usage(self.folder.parent).free / 2**30
                 raise UserError(
                     f"No space left for a checkpoint in {self.folder} ({free:.2f} GiB free): free some or name another output folder, then run the same command again."
                 ) from None
             raise
+        self._remove_others(files)
+
+    def _remove_others(self, files: dict[str, dict[str, str]]) -> None:
+        """Remove the tensors that no checkpoint names any more, those of an attempt that was killed here too."""
+        assert self.folder is not None
+        named = {file["name"] for file in files.values()}
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob(".*.tmp")]:
-            if path.name not in {file["name"] for file in files.values()}:
+            if path.name not in named:
                 path.unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from adbench.methods.training.step import (
 )
 from adbench.utils import distributed
 from adbench.utils.seeds import derive
+from adbench.utils.signals import Held, held
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -41,13 +42,13 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
     Raises:
         UserError: a loss that is not finite (with step and learning rate), a full disk, a device too small for one sample.
     """
-    with forked():
+    with held() as stopping, forked():
         run = Run(stage, ctx)
         first = 0
         if not run.restore():
             stage.module.train()
             first = run.step
-            _loop(run)
+            _loop(run, stopping)
             run.keep_last()
             run.save(finished=True)
             assert run.best is not None
@@ -63,7 +64,7 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
     return StageResult(run.step, run.curve, run.best_step, run.best_loss, run.earlier_seconds, note)
 
 
-def _loop(run: Run) -> None:
+def _loop(run: Run, stopping: Held) -> None:
     ctx, name = run.ctx, run.stage.name
     events = _event_writer(run)
     saved = shown = time.monotonic()
@@ -76,7 +77,7 @@ def _loop(run: Run) -> None:
             run.take_step()
             finished, validates, logs = run.plan.due(run.step, before, run.spent)
             now = time.monotonic()
-            saves = now - saved >= ctx.checkpoint_seconds and not finished
+            saves = (bool(stopping) or now - saved >= ctx.checkpoint_seconds) and not finished
             if not (logs or saves or now - shown >= 1.0):
                 continue
             run.check()
@@ -97,6 +98,7 @@ def _loop(run: Run) -> None:
             if saves:
                 run.save()
                 saved = time.monotonic()
+                stopping.end()
     finally:
         if events is not None:
             events.close()

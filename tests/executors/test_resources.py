@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from adbench.errors import UserError
-from adbench.executors.gpu_sharing import CONTEXT_GB, MAX_RUNS, ResourceRequest, parse, request
+from adbench.executors.resources import CONTEXT_GB, MAX_RUNS, ResourceRequest, parse, request
 from adbench.methods.base import Resources
 
 

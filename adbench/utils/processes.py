@@ -1,0 +1,74 @@
+"""Processes that end together: what a cell starts ends with it, whatever session it has made for itself."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Collection
+from contextlib import suppress
+
+GRACE = 5.0  # seconds that a process has to save what it is doing
+_LOOK = 0.2  # seconds between two looks at whether another process is alive
+_ADOPT = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
+
+
+def exit_reason(code: int) -> str:
+    """What the exit code of a process that left no result means, in words."""
+    if code >= 0:
+        return f"its process ended by itself with exit code {code}, without a result"
+    name = signal.Signals(-code).name
+    why = ": the kernel does this when memory runs out" if -code == signal.SIGKILL else ""
+    return f"its process was ended by signal {-code} ({name}{why})"
+
+
+def adopt() -> None:
+    """From now on a process below this one becomes its child when its parent ends (Linux), so that it can be found."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_ADOPT, 1)
+
+
+def children() -> set[int]:
+    """The processes that are children of this one now."""
+    import psutil
+
+    return {child.pid for child in psutil.Process().children()}
+
+
+def end_descendants(keep: Collection[int] = ()) -> None:
+    """Kill every process below this one, those that are started meanwhile too.
+
+    Args:
+        keep: children that stay, with all that is below them.
+    """
+    import psutil
+
+    for _ in range(5):
+        below = []
+        for child in psutil.Process().children():
+            if child.pid not in keep:
+                with suppress(psutil.NoSuchProcess):
+                    below += [p for p in (child, *child.children(True)) if p.status() != psutil.STATUS_ZOMBIE]
+        if not below:
+            return
+        for process in below:
+            with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+                process.kill()
+        psutil.wait_procs(below, timeout=1)  # collects those that are children of this one
+
+
+def end_unless(needed: Callable[[], bool]) -> None:
+    """Stop this process in order as soon as ``needed`` says no; what is left after :data:`GRACE` is killed."""
+
+    def watch() -> None:
+        while needed():
+            time.sleep(_LOOK)
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE)
+        end_descendants()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    threading.Thread(target=watch, daemon=True, name="adbench-parent").start()

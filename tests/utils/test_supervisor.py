@@ -1,0 +1,104 @@
+"""A command in a child process: crashes, time limits and signals of the child are told and outlived by its parent."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+SCRIPT = """
+import json, os, signal, sys, time
+from pathlib import Path
+from adbench.utils.signals import as_interrupts, exit_code
+from adbench.utils.supervisor import supervised
+
+def work(name):
+    journal.begin(name)
+    if name == "crash":
+        os.kill(os.getpid(), signal.SIGSEGV)
+    if name == "leave":
+        os._exit(130)
+    if name == "stuck":
+        time.sleep(60)
+    if name == "deaf":
+        while True:
+            try:
+                time.sleep(60)
+            except KeyboardInterrupt:
+                pass
+    if name == "wait":
+        print("waits", flush=True)
+        time.sleep(60)
+    journal.end(name)
+
+with as_interrupts():
+    journal = supervised(float(sys.argv[1]))
+    try:
+        for name in sys.argv[2:]:
+            if name not in journal.ended:
+                work(name)
+    except KeyboardInterrupt:
+        journal.leave()
+        print("in order", flush=True)
+        sys.exit(exit_code())
+print(json.dumps({name: [one.reason, one.died] for name, one in journal.ended.items()}))
+sys.exit(5)
+"""
+
+
+def start(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen([sys.executable, "-c", SCRIPT, *arguments], stdout=subprocess.PIPE, text=True)
+
+
+def test_a_child_that_dies_takes_one_cell_with_it() -> None:
+    process = start("60", "good", "crash", "leave", "last")
+    said = process.communicate(timeout=60)[0]
+    assert process.returncode == 5
+    assert "SIGSEGV" in said
+    assert "exit code 130" in said
+    assert said.count("true") == 2
+    assert '"good": ["", false]' in said
+    assert "last" not in said, "it had not ended before the last child began"
+
+
+def test_a_cell_that_takes_too_long_has_failed_even_when_it_does_not_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick = SCRIPT.replace("def work", "import adbench.utils.supervisor as s\ns.GRACE = .3\ndef work")
+    begin = time.monotonic()
+    ran = subprocess.run([sys.executable, "-c", quick, "0.3", "stuck", "deaf", "good"], capture_output=True, text=True)
+    assert time.monotonic() - begin < 20
+    assert ran.returncode == 5
+    assert ran.stdout.count("it took longer than --time-limit (0.3 s)") == 2
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
+def test_signals_end_both_in_order(number: signal.Signals, code: int) -> None:
+    process = start("60", "wait", "good")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    process.send_signal(number)
+    assert process.communicate(timeout=30)[0] == "in order\n"
+    assert process.returncode == code
+
+
+def test_a_child_does_not_outlive_its_parent() -> None:
+    process = start("60", "wait")
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    process.kill()
+    assert process.stdout.readline() == "in order\n"  # within a second, and the pipe is closed by its end
+    assert process.stdout.read() == ""
+    process.wait()
+
+
+def test_a_process_that_computes_already_is_not_forked(tmp_path: Path) -> None:
+    script = "import sys, types; sys.modules['numpy'] = types.ModuleType('numpy')\n"
+    script += "from adbench.utils.supervisor import supervised; supervised(); print(len(sys.modules['os'].listdir('/proc/self/task')))"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "1\n"
+    refused = subprocess.run(
+        [sys.executable, "-c", script.replace("supervised()", "supervised(3)")], capture_output=True, text=True
+    )
+    assert "UserError: --time-limit ends a process" in refused.stderr
