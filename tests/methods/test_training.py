@@ -408,8 +408,7 @@ KILLED = """
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
-    from adbench.config import registry
-from adbench.context import Context, Progress
+    from adbench.context import Context, Progress
     from adbench.methods.madad.method import MADAD
     from memory_sets import make_set
     from memory_sets import SMALL
