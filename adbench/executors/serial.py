@@ -10,6 +10,7 @@ from adbench.context import Progress
 from adbench.errors import CellFailed
 from adbench.evaluation.pictures import illustrate
 from adbench.executors.base import Options, Outcome
+from adbench.results import status
 from adbench.runner.plan import Plan
 from adbench.utils import distributed
 from adbench.utils.supervisor import Journal

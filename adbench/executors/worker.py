@@ -46,10 +46,8 @@ PRELOAD = [
     "cc3d",
     "contourpy",
     "nibabel",
-    "accelerate",
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d",
-    "diffusers.training_utils",
 ]
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adbench.methods.base import Resources
 from adbench.methods.common.params import SIGMA, BottleneckParams
 from adbench.methods.trained_network import TrainedNetwork
-from adbench.params import ParamSet
 
 if TYPE_CHECKING:
     import torch
@@ -73,19 +71,13 @@ class AE(TrainedNetwork):
         import torch
 
         from adbench.methods.common.image_ops import gaussian_blur
-        from adbench.methods.common.preprocess import autocast, preprocess
+        from adbench.methods.common.preprocess import preprocess
 
         with torch.inference_mode():
             seen = preprocess(batch, self.params.image_size, self.params.standardise)
-            with autocast(seen.image.device):
-                recon = self._network(seen.image)
-            recon = recon.float().clamp(0, 1)
+            recon = self.apply(seen.image).clamp(0, 1)
             residual = gaussian_blur((seen.image - recon).abs() * seen.brain, self.params.sigma)
             return seen.to_slice_grid(residual), seen.restore(recon)
-
-    @classmethod
-    def resources(cls, params: ParamSet) -> Resources:
-        return Resources(cpus=2.0, gpu_memory_gb=2.0)
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

@@ -22,7 +22,6 @@ from adbench.utils.files import replacing, write_json
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
     from adbench.datasets.slices import SliceBatch, SliceSet
 
@@ -205,33 +204,3 @@ class Method(ABC):
         if preset not in cls.presets:
             raise unknown(f"preset of {cls.name}", preset, cls.presets)
         return build(cls.Params, f"method {cls.name}", {**cls.presets[preset], **overrides})
-
-
-class NetworkMethod(Method):
-    """A method that is one network: a single pass gives map and reconstruction, and the weights are its whole state."""
-
-    _network: nn.Module
-
-    @abstractmethod
-    def build(self) -> nn.Module:
-        """The network with fresh weights."""
-
-    @abstractmethod
-    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps and pseudo-healthy images of one pass, both (B, 1, H, W)."""
-
-    def score(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[0]
-
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
-        return self.score_and_reconstruct(batch)[1]
-
-    def state(self) -> dict[str, torch.Tensor]:
-        return dict(self._network.state_dict())
-
-    def load_state(self, state: dict[str, torch.Tensor]) -> None:
-        from adbench.methods.common.preprocess import frozen
-
-        network = self.build()
-        network.load_state_dict(state)
-        self._network = frozen(network, self.ctx.device)

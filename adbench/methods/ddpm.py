@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from adbench.methods.base import Resources
 from adbench.methods.common.params import CHANNELS, SIGN, Sign
 from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams
-from adbench.params import ParamSet, param
+from adbench.params import param
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +62,7 @@ class DDPM(DiffusionMethod):
     """
 
     name = "ddpm"
+    gpu_memory_gb = 10.0
     Params = DDPMParams
     params: DDPMParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -96,7 +96,3 @@ class DDPM(DiffusionMethod):
                 clean = schedulers.denoise(schedule, x, sorted(visited, reverse=True), self.predict_clean)
             recon = (clean + 1) / 2
             return signed_map(seen.residual(recon), p.sign, p.sigma), seen.restore(recon)
-
-    @classmethod
-    def resources(cls, params: ParamSet) -> Resources:
-        return Resources(cpus=2.0, gpu_memory_gb=10.0)

@@ -216,11 +216,7 @@ class DiffusionMethod(TrainedNetwork):
         """x_0 in [-1, 1] (clipped, as in Ho 2020) that the network sees in ``x`` at step ``t``."""
         import torch
 
-        from adbench.methods.common.preprocess import autocast
-
-        with autocast(x.device):
-            out: torch.Tensor = self._network(x, torch.full((len(x),), t, device=x.device))
-        out = out.float()
+        out = self.apply(x, torch.full((len(x),), t, device=x.device))
         clean = out if self.params.target == "x0" else self.noise_schedule.clean(x, out, t)
         return clean.clamp(-1, 1)
 

@@ -149,19 +149,14 @@ class ZScore(Method):
 
     def _standardised(self, batch: SliceBatch) -> torch.Tensor:
         """The slices as they are compared: standardised, then smoothed within the brain, 0 outside."""
-        import torch
-
-        from adbench.methods.common.image_ops import blur_within
+        from adbench.methods.common.image_ops import blur_within, brain_quantiles
 
         inside = batch.brain.to(batch.image.dtype)
         out = batch.image * inside
         if self.params.standardise:
-            quantiles = torch.tensor([0.25, 0.5, 0.75], device=batch.image.device)
-            for target, brain in zip(out, batch.brain, strict=True):
-                values = target[brain]
-                if len(values):
-                    low, middle, high = torch.quantile(values, quantiles)
-                    target[brain] = (values - middle) / (high - low).clamp(min=1e-3)
+            figures = brain_quantiles(out, batch.brain, (0.25, 0.5, 0.75))
+            low, middle, high = figures.view(-1, 3, 1, 1).split(1, dim=1)  # type: ignore[no-untyped-call]
+            out = ((out - middle) / (high - low).clamp(min=1e-3)).where(batch.brain, 0.0)
         return blur_within(out, inside, self.params.sigma)
 
     def score(self, batch: SliceBatch) -> torch.Tensor:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
-from adbench.methods.base import FitReport, Resources
+from adbench.methods.base import FitReport
 from adbench.methods.diffusion import SMOKE, TINY, DiffusionMethod, DiffusionParams
-from adbench.params import ParamSet, param
+from adbench.params import param
 
 if TYPE_CHECKING:
     import torch
@@ -107,6 +107,7 @@ class THOR(DiffusionMethod):
     """
 
     name = "thor"
+    gpu_memory_gb = 12.0
     Params = THORParams
     params: THORParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -184,10 +185,6 @@ class THOR(DiffusionMethod):
                     clean = self.predict_clean(x, t)
             x = schedule.ancestral(x, clean, t, to, lambda: self.draw_noise(len(image), generators))
         return harmonic_mean(stored), (x + 1) / 2 * brain
-
-    @classmethod
-    def resources(cls, params: ParamSet) -> Resources:
-        return Resources(cpus=2.0, gpu_memory_gb=12.0)
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

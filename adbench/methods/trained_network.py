@@ -1,38 +1,47 @@
-"""A method that is one network trained on healthy slices: the way from its batches and its loss to a fit."""
+"""A method that is one network trained on healthy slices: the way from its batches and its loss to a fit and to maps."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from adbench.methods.base import FitReport, NetworkMethod
+from adbench.methods.base import FitReport, Method, Resources
 from adbench.methods.common.params import NetworkParams
+from adbench.params import ParamSet
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from adbench.datasets.slices import SliceSet
+    from adbench.datasets.slices import SliceBatch, SliceSet
     from adbench.methods.common.preprocess import SliceLoader
     from adbench.methods.training import Batch
 
 
-class TrainedNetwork(NetworkMethod):
-    """A :class:`~adbench.methods.base.NetworkMethod` that the shared training loop fits with Adam.
+class TrainedNetwork(Method):
+    """A method that is one network, which the shared training loop fits with Adam; its weights are its whole state.
 
-    A subclass says how its network is built, what a batch holds and what its loss is. Checkpoints, resuming to the same
-    numbers, mixed precision, several processes, and the choice of the best weights by the loss on ``val`` come with it.
+    A subclass says how its network is built, what a batch holds, what its loss is, and how a slice is scored. Checkpoints,
+    resuming to the same numbers, precision, several processes, and the choice of the best weights by the loss on ``val``
+    come with it.
 
     Class attributes:
+        gpu_memory_gb: GiB of GPU memory that a run needs.
         stage: name of the training, for progress, curves, seeds and checkpoints.
         val_slices: validation slices at most, evenly spread.
         val_batch: validation slices at a time; their random draws depend on it.
     """
 
     params: NetworkParams
+    _network: nn.Module
+    gpu_memory_gb: ClassVar[float] = 2.0
     stage: ClassVar[str] = "network"
     val_slices: ClassVar[int] = 512
     val_batch: ClassVar[int] = 64
+
+    @abstractmethod
+    def build(self) -> nn.Module:
+        """The network with fresh weights."""
 
     @abstractmethod
     def make_batch(
@@ -51,8 +60,42 @@ class TrainedNetwork(NetworkMethod):
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """Scalar mean over the samples of ``batch``, for training and validation."""
 
+    @abstractmethod
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps and pseudo-healthy images of one pass, both (B, 1, H, W)."""
+
+    def apply(self, *inputs: torch.Tensor) -> torch.Tensor:
+        """What the network says of ``inputs``, computed in the run's precision, as float32."""
+        from adbench.methods.common.preprocess import autocast
+
+        with autocast(inputs[0].device):
+            out: torch.Tensor = self._network(*inputs)
+        return out.float()
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[0]
+
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
+        return self.score_and_reconstruct(batch)[1]
+
+    def state(self) -> dict[str, torch.Tensor]:
+        return dict(self._network.state_dict())
+
+    def load_state(self, state: dict[str, torch.Tensor]) -> None:
+        from adbench.methods.common.preprocess import frozen
+
+        network = self.build()
+        network.load_state_dict(state)
+        self._network = frozen(network, self.ctx.device)
+
+    @classmethod
+    def resources(cls, params: ParamSet) -> Resources:
+        return Resources(cpus=2.0, gpu_memory_gb=cls.gpu_memory_gb)
+
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         """Build the network and train it; the best weights by the validation loss are kept."""
+        import torch
+
         from adbench.methods import training
         from adbench.methods.common.preprocess import SliceLoader, pieces
 
@@ -66,12 +109,13 @@ class TrainedNetwork(NetworkMethod):
 
         def validate(module: nn.Module) -> float:
             assert held_out is not None
-            total = 0.0
-            for indices in pieces(len(held_out), self.val_batch):
+            parts = pieces(len(held_out), self.val_batch)
+            losses = []
+            for indices in parts:
                 generator = training.generator(ctx.seed, self.name, "validate", int(indices[0]))
-                batch = self.make_batch(held_out, indices, generator, training=False)
-                total += float(self.loss(module, batch)) * len(indices)
-            return total / len(held_out)
+                losses.append(self.loss(module, self.make_batch(held_out, indices, generator, training=False)))
+            values: list[float] = torch.stack(losses).tolist()  # waits for the device once
+            return sum(value * len(part) for value, part in zip(values, parts, strict=True)) / len(held_out)
 
         stage = training.Stage(
             name=self.stage,
@@ -96,6 +140,5 @@ class TrainedNetwork(NetworkMethod):
                 "train": train.digest,
                 "val": val.digest if val else None,
             },
-            upcoming=slices.prefetch,
         )
         return training.report([(self.stage, training.train_stage(stage, ctx))], [self._network])

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from adbench.methods.base import Resources
 from adbench.methods.common.params import BottleneckParams
 from adbench.methods.trained_network import TrainedNetwork
-from adbench.params import ParamSet, param
+from adbench.params import param
 
 if TYPE_CHECKING:
     import torch
@@ -145,10 +144,6 @@ class VAE(TrainedNetwork):
             residual = (seen.image - recon).abs() if p.residual == "abs" else perceptual.ssim(recon, seen.image)
             maps = seen.to_slice_grid(residual * seen.brain) * batch.brain
             return gaussian_blur(maps, p.sigma), seen.restore(recon)
-
-    @classmethod
-    def resources(cls, params: ParamSet) -> Resources:
-        return Resources(cpus=2.0, gpu_memory_gb=2.0)
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import adbench
+from adbench.utils import compute
 from adbench.utils.files import write_json
 
 ORIGIN = "origin.json"  # in the folder of a fit: what made it
@@ -79,11 +80,10 @@ def machine(device: str) -> dict[str, Any]:
 
     Returns:
         ``device``; ``device_name``, the model that computed; ``cpu`` and ``gpu``, models (None: no GPU took part);
-        ``threads`` of the CPU; ``precision`` of networks, "float32" or "bf16".
+        ``threads`` of the CPU; ``precision`` of networks, "float32" (TF32 is off), "tf32" or "bf16"; ``compile``, the mode
+        of ``torch.compile`` or "off".
     """
     import torch
-
-    from adbench.methods.common.preprocess import precision
 
     cpu = processor()
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
@@ -93,7 +93,8 @@ def machine(device: str) -> dict[str, Any]:
         "cpu": cpu,
         "gpu": gpu,
         "threads": torch.get_num_threads(),
-        "precision": precision(torch.device(device)),
+        "precision": compute.precision(device),
+        "compile": compute.compile_mode(device),
     }
 
 

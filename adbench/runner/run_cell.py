@@ -26,7 +26,7 @@ from adbench.runner.inference import Clock
 from adbench.runner.measure import measure, numbers
 from adbench.runner.plan import Data, Plan
 from adbench.runner.samples import Samples
-from adbench.utils import distributed, threads
+from adbench.utils import compute, distributed, threads
 from adbench.utils.files import sweep, write_json, write_text
 from adbench.utils.hashing import digest_file
 from adbench.utils.locks import LOCK, acquire
@@ -74,7 +74,7 @@ def run_cell(
         progress=progress or Progress(),
         logger=log,
     )
-    with threads.limited(threads.count(plan.resources.cpus)):
+    with threads.limited(threads.count(plan.resources.cpus)), compute.applied(plan.cell.device):
         if distributed.rank() > 0:
             return _assist(plan, ctx)
         with acquire(plan.run_folder, _waits(ctx.progress)):

@@ -154,3 +154,19 @@ def test_resizing_does_not_alias() -> None:
     mask = torch.zeros(1, 1, 64, 64, dtype=torch.bool)
     mask[..., :30] = True
     assert int(image_ops.resize_mask(mask, (16, 16)).sum()) in (16 * 7, 16 * 8)
+
+
+def test_quantiles_of_a_batch_are_numpys_and_torchs_to_the_last_bit() -> None:
+    draws = torch.Generator().manual_seed(2)
+    image = torch.rand((5, 1, 17, 13), generator=draws).half().float()  # as stored: values repeat
+    brain = torch.rand(image.shape, generator=draws) < torch.tensor([0.9, 0.5, 0.1, 0.0, 0.0]).view(-1, 1, 1, 1)
+    brain[3, 0, 4, 4] = True  # one voxel; the last slice has none
+    shares = (0.0, 0.25, 0.5, 0.99)
+    found = image_ops.brain_quantiles(image, brain, shares)
+    for n in range(4):
+        values = image[n][brain[n]]
+        assert torch.equal(found[n], torch.quantile(values, torch.tensor(shares)))
+        np.testing.assert_allclose(found[n].numpy(), np.quantile(values.numpy(), shares), rtol=1e-6)
+    figures = image_ops.standardise(image, brain)[1]
+    assert figures[4].tolist() == [0.0, 1.0]
+    assert figures[3].tolist() == [float(image[3, 0, 4, 4]), pytest.approx(0.01)]

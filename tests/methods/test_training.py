@@ -9,19 +9,25 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from memory_sets import make_set
 from torch import nn
 
+from adbench.config import registry
 from adbench.context import Context, Progress
 from adbench.errors import UserError
 from adbench.methods import training
 from adbench.methods.common.preprocess import SliceLoader
+from adbench.methods.training.step import Average, Batches
 from adbench.utils.signals import as_interrupts, exit_code
 
 X = torch.linspace(-1, 1, 32)[:, None]
@@ -80,7 +86,7 @@ def test_average_of_weights_is_the_closed_form() -> None:
         decay = min(0.5, k / (9 + k)) if k > 1 else 0.0
         expected = decay * expected + (1 - decay) * weight
     assert run.ema is not None
-    assert torch.allclose(run.ema.shadow_params[0], expected, atol=1e-6)
+    assert torch.allclose(run.ema.weights[0], expected, atol=1e-6)
 
 
 def test_one_adamw_step_with_clipping_is_the_closed_form() -> None:
@@ -292,54 +298,137 @@ def test_slices_on_the_device_or_read_piecewise_are_equal() -> None:
     where = torch.tensor([4, 0, 4])
     for one, other in zip(kept.get(where), read.get(where), strict=True):
         assert torch.equal(one, other)
-    for indices, told in (
-        (where, where),
-        (where, where + 1),
-        (torch.tensor([1]), where),
-    ):  # rightly and wrongly expected
-        read.prefetch(told)
-        for one, other in zip(kept.get(indices), read.get(indices), strict=True):
-            assert torch.equal(one, other)
     with pytest.raises(UserError, match="no healthy training slices"):
         SliceLoader(make_set(0), 32, "cpu")
 
 
-def test_slices_are_read_ahead_of_the_step_that_needs_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit that reads ahead asks for every batch once, has it ready when it is drawn, and ends in the same numbers."""
-    import threading
+def test_batches_drawn_ahead_are_those_that_the_step_draws() -> None:
+    asked: list[tuple[str, tuple[int, ...]]] = []
+    inner = stage(PLAN)
+    draw = inner.draw
 
-    from adbench.methods.ae import AE
-    from adbench.methods.common import preprocess
+    def spied(indices: torch.Tensor, draws: torch.Generator) -> training.Batch:
+        asked.append((threading.current_thread().name, tuple(indices.tolist())))
+        assert not torch.is_grad_enabled()
+        return draw(indices, draws)
 
-    params = AE.resolve("tiny", {"image_size": 32, "channels": (8,), "steps": 5, "batch": 4, "standardise": True})
-    whole = AE(params, Context()).fit(make_set(9), None)
-    reads: list[tuple[str, tuple[int, ...]]] = []
-    inner = preprocess.SliceLoader._read
-
-    def spied(self: SliceLoader, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        reads.append((threading.current_thread().name, tuple(indices.tolist())))
-        return inner(self, indices)
-
-    class Small(SliceLoader):
-        def __init__(self, data: object, side: object, device: object, *, standardise: bool) -> None:
-            super().__init__(data, side, device, standardise=standardise, budget=0)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(preprocess.SliceLoader, "_read", spied)
-    monkeypatch.setattr("adbench.methods.common.preprocess.SliceLoader", Small)
-    assert AE(params, Context()).fit(make_set(9), None).curves == whole.curves
-    main, *ahead = reads
-    assert main[0] == "MainThread"
-    assert [name for name, _ in ahead] == ["adbench-prefetch_0"] * 5  # the last one for a step that does not come
-    expected = [training.batch_indices(0, "autoencoder", step, 4, 9) for step in range(6)]
-    assert [indices for _, indices in reads] == [tuple(each.tolist()) for each in expected]
+    inner.draw = spied
+    ahead, plain = (Batches(inner, 3, torch.device("cpu"), ahead=on) for on in (True, False))
+    steps = (0, 1, 2, 7, 8)  # a jump, as after a checkpoint
+    found = [ahead.take(step) for step in steps]
+    ahead.close()
+    step_of = {tuple(training.batch_indices(3, "toy", step, 8, len(X)).tolist()): step for step in range(12)}
+    who = {step_of[indices]: name for name, indices in asked}
+    main, thread = "MainThread", "adbench-draw_0"
+    assert {step: who[step] for step in steps} == {0: main, 1: thread, 2: thread, 7: main, 8: thread}
+    assert len(asked) == len(who)  # no batch is drawn twice
+    for step, batch in zip(steps, found, strict=True):
+        for key, value in plain.take(step).items():
+            assert torch.equal(batch[key], value), (step, key)
 
 
-def test_an_error_while_reading_ahead_reaches_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    read = SliceLoader(make_set(7), 32, "cpu", budget=0)
-    monkeypatch.setattr(type(read.data), "images", lambda *_: 1 / 0)
-    read.prefetch(torch.tensor([1]))
+def test_a_fit_that_draws_ahead_ends_in_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, ahead = stage(PLAN), stage(PLAN)
+    expected = training.train_stage(plain, Context())
+    monkeypatch.setattr("adbench.methods.training.run.Batches", partial(Batches, ahead=True))
+    before = threading.active_count()
+    assert training.train_stage(ahead, Context()).curve == expected.curve
+    assert threading.active_count() == before
+    for one, other in zip(plain.module.parameters(), ahead.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_error_while_drawing_ahead_reaches_the_step() -> None:
+    broken = stage(PLAN)
+    draw, broken.draw = broken.draw, lambda indices, draws: draw(indices, draws) if first(indices) else {"x": 1 // 0}
+
+    def first(indices: torch.Tensor) -> bool:
+        return torch.equal(indices, training.batch_indices(0, "toy", 0, 8, len(X)))
+
+    batches = Batches(broken, 0, torch.device("cpu"), ahead=True)
+    batches.take(0)
     with pytest.raises(ZeroDivisionError):
-        read.get(torch.tensor([1]))
+        batches.take(1)
+    batches.close()
+
+
+@pytest.mark.parametrize("name", ["ae", "vae", "dae", "ddpm"])
+def test_a_step_never_looks_at_a_number_on_the_device(name: str) -> None:
+    """On the meta device, which has no numbers, whatever would wait for one raises."""
+    cls: Any = registry.load("methods", name)
+    method = cls(cls.resolve("tiny", cls.smoke), Context())
+    slices = SliceLoader(make_set(4), method.params.image_size, "cpu", standardise=True)
+    batch = method.make_batch(slices, torch.arange(4), training.generator(0), training=True)
+    with torch.device("meta"):
+        network = method.build()
+    weights = list(network.parameters())
+    optimizer, average = torch.optim.Adam(weights), Average(weights, 0.9)
+    loss = method.loss(network, {key: value.to("meta") for key, value in batch.items()})
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(weights, 1.0)
+    optimizer.step()
+    average.update()
+    with pytest.raises(RuntimeError, match="meta"):
+        loss.item()
+
+
+def test_weights_and_their_averages_change_places_without_a_copy() -> None:
+    layer = nn.Linear(3, 3)
+    weights = list(layer.parameters())
+    average = Average(weights, 0.9)
+    with torch.no_grad():
+        for weight in weights:
+            weight.add_(1)
+    before = [(weight.detach().clone(), weight.data_ptr()) for weight in weights]
+    kept = [(value.clone(), value.data_ptr()) for value in average.weights]
+    with suppress(KeyError), average.in_place():
+        assert [weight.data_ptr() for weight in weights] == [place for _, place in kept]
+        assert all(torch.equal(weight, value) for weight, (value, _) in zip(weights, kept, strict=True))
+        raise KeyError
+    assert [weight.data_ptr() for weight in weights] == [place for _, place in before]
+    assert all(torch.equal(weight, value) for weight, (value, _) in zip(weights, before, strict=True))
+
+
+def test_averages_have_the_bits_of_diffusers() -> None:
+    from diffusers.training_utils import EMAModel
+
+    weights = [nn.Parameter(torch.randn(50, generator=torch.Generator().manual_seed(n))) for n in range(3)]
+    ours, theirs = Average(weights, 0.7), EMAModel(weights, decay=0.7, foreach=True)
+    for step in range(30):
+        with torch.no_grad():
+            for weight in weights:
+                weight.add_(torch.randn(50, generator=torch.Generator().manual_seed(100 + step)))
+        ours.update()
+        theirs.step(weights)
+        assert all(torch.equal(a, b) for a, b in zip(ours.weights, theirs.shadow_params, strict=True)), step
+
+
+def test_a_compiled_training_validates_and_ends_with_the_plain_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced by dynamo and run by its eager backend, which rounds as the plain module does."""
+    plain, traced = stage(PLAN, dropout=0.0), stage(PLAN, dropout=0.0)
+    expected = training.train_stage(plain, Context())
+    kinds: set[str] = set()
+    loss, validate = traced.loss, traced.validate
+    assert validate is not None
+
+    def spied(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        kinds.add(f"loss {type(module).__name__}")
+        return loss(module, batch, step)
+
+    def figure(module: nn.Module) -> float:
+        kinds.add(f"figure {type(module).__name__}")
+        return validate(module)
+
+    traced.loss, traced.validate = spied, figure
+    compiled = torch.compile
+    monkeypatch.setattr("adbench.methods.training.stage.COMPILES_FROM_STEPS", PLAN.steps)
+    monkeypatch.setattr("adbench.utils.compute.compile_mode", lambda device: "default")
+    monkeypatch.setattr(
+        torch, "compile", lambda module, mode, dynamic: compiled(module, backend="eager", dynamic=dynamic)
+    )
+    assert training.train_stage(traced, Context()).curve == expected.curve
+    assert kinds == {"loss OptimizedModule", "figure Sequential"}
+    assert traced.module.state_dict().keys() == plain.module.state_dict().keys()
 
 
 KILLED = """

@@ -57,6 +57,18 @@ def blur_within(image: torch.Tensor, inside: torch.Tensor, sigma: float) -> torc
 CENTRE, SPREAD = 0.4, 0.15  # where the median and one interquartile range of a standardised slice lie in [0, 1]
 
 
+def brain_quantiles(image: torch.Tensor, brain: torch.Tensor, shares: tuple[float, ...]) -> torch.Tensor:
+    """Quantiles (B, len(shares)) over the brain of each slice (B, 1, H, W), as ``torch.quantile`` interpolates them.
+
+    All slices at once, so that no slice waits for the device; what a slice without brain gets means nothing.
+    """
+    values = image.float().masked_fill(~brain, math.inf).flatten(1).sort(dim=1).values
+    count = brain.flatten(1).sum(dim=1, keepdim=True)
+    rank = torch.tensor(shares, device=image.device) * (count - 1).clamp(min=0)
+    below = rank.floor()
+    return values.gather(1, below.long()).lerp(values.gather(1, rank.ceil().long()), rank - below)
+
+
 def standardise(image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Slices on one intensity scale: the median of the brain at 0.4, its interquartile range 0.15 wide, clipped to [0, 1].
 
@@ -68,14 +80,9 @@ def standardise(image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor,
         The slices, 0 outside the brain, and (B, 2) median and interquartile range for :func:`unstandardise`. A slice without
         brain becomes 0.
     """
-    levels = torch.tensor([0.25, 0.5, 0.75], device=image.device)
-    figures = torch.zeros((len(image), 2), device=image.device)
-    figures[:, 1] = 1.0
-    for index, (one, inside) in enumerate(zip(image, brain, strict=True)):
-        values = one[inside].float()
-        if len(values):
-            low, middle, high = torch.quantile(values, levels)
-            figures[index] = torch.stack([middle, (high - low).clamp(min=0.01)])
+    low, middle, high = brain_quantiles(image, brain, (0.25, 0.5, 0.75)).unbind(1)
+    there = brain.flatten(1).any(dim=1)
+    figures = torch.stack([middle.where(there, 0.0), (high - low).clamp(min=0.01).where(there, 1.0)], dim=1)
     middle, width = figures[:, 0].view(-1, 1, 1, 1), figures[:, 1].view(-1, 1, 1, 1)
     return ((image - middle) / width * SPREAD + CENTRE).clamp(0, 1) * brain, figures
 
@@ -89,6 +96,17 @@ def unstandardise(image: torch.Tensor, brain: torch.Tensor, figures: torch.Tenso
 def uniform(shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> torch.Tensor:
     """Uniform float32 draws in [low, high) on the CPU, so that they do not depend on the device of the model."""
     return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def _moved(
+    image: torch.Tensor, brain: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, offset: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Slices and their masks rotated (and scaled) by ``cos``, ``sin`` (B,) and shifted by ``offset`` (B, 2) half sides."""
+    ratio = image.shape[-2] / image.shape[-1]
+    rows = [torch.stack([cos, -sin * ratio, offset[:, 0]], 1), torch.stack([sin / ratio, cos, offset[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, 1).to(image.device), list(image.shape), align_corners=False)
+    both = F.grid_sample(torch.cat([image, brain.to(image.dtype)], 1), grid, padding_mode="zeros", align_corners=False)
+    return both[:, :1], both[:, 1:] >= 0.5
 
 
 def augment(
@@ -121,19 +139,11 @@ def augment(
     offset = uniform((count, 2), -shift, shift, generator) * happens[:, 1:2] * 2  # the grid spans 2
     bright = uniform((count,), -intensity, intensity, generator) * happens[:, 2]
     contrast = 1 + uniform((count,), -intensity, intensity, generator) * happens[:, 3]
-    cos, sin = torch.cos(angle), torch.sin(angle)
-    ratio = image.shape[-2] / image.shape[-1]
-    affine = torch.stack(
-        [torch.stack([cos, -sin * ratio, offset[:, 0]], 1), torch.stack([sin / ratio, cos, offset[:, 1]], 1)], 1
-    ).to(image.device)
-    grid = F.affine_grid(affine, list(image.shape), align_corners=False)
-    both = torch.cat([image, brain.to(image.dtype)], 1)
-    moved = F.grid_sample(both, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-    mask = moved[:, 1:2] >= 0.5
+    moved, mask = _moved(image, brain, torch.cos(angle), torch.sin(angle), offset)
     area = mask.sum(dim=(1, 2, 3), keepdim=True).clamp(min=1)
-    mean = (moved[:, :1] * mask).sum(dim=(1, 2, 3), keepdim=True) / area
+    mean = (moved * mask).sum(dim=(1, 2, 3), keepdim=True) / area
     scale = contrast.to(image.device).view(-1, 1, 1, 1)
-    out = (moved[:, :1] - mean) * scale + mean + bright.to(image.device).view(-1, 1, 1, 1)
+    out = (moved - mean) * scale + mean + bright.to(image.device).view(-1, 1, 1, 1)
     return out.clamp(0, 1) * mask, mask
 
 
@@ -159,12 +169,8 @@ def random_affine(
     angle = uniform((count,), -degrees, degrees, generator) * (math.pi / 180)
     offset = uniform((count, 2), -shift, shift, generator) * 2  # the grid spans 2
     zoom = 1 / uniform((count,), 1 - scale, 1 + scale, generator)
-    cos, sin = torch.cos(angle) * zoom, torch.sin(angle) * zoom
-    affine = torch.stack([torch.stack([cos, -sin, offset[:, 0]], 1), torch.stack([sin, cos, offset[:, 1]], 1)], 1)
-    grid = F.affine_grid(affine.to(image.device), list(image.shape), align_corners=False)
-    both = F.grid_sample(torch.cat([image, brain.to(image.dtype)], 1), grid, padding_mode="zeros", align_corners=False)
-    mask = both[:, 1:] >= 0.5
-    return both[:, :1] * mask, mask
+    moved, mask = _moved(image, brain, torch.cos(angle) * zoom, torch.sin(angle) * zoom, offset)
+    return moved * mask, mask
 
 
 def one_sided(residual: torch.Tensor, sign: str) -> torch.Tensor:

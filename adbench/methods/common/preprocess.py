@@ -1,14 +1,13 @@
-"""Slices on the grid of a network: loaded for training, preprocessed for scoring and brought back; device and precision.
+"""Slices on the grid of a network: loaded for training, preprocessed for scoring and brought back; layout and format of networks.
 
 The module imports torch; methods import it inside functions.
 """
 
 from __future__ import annotations
 
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -16,19 +15,15 @@ from torch import nn
 
 from adbench.errors import UserError
 from adbench.methods.common import image_ops
+from adbench.utils.compute import precision
 
 if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
 
 
-def precision(device: torch.device) -> Literal["bf16", "float32"]:
-    """Number format that networks compute in on ``device``."""
-    return "bf16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
-
-
 def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Within the block networks run in bf16 where the device has it; put nothing but networks into it."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=precision(device) == "bf16")
+    """Within the block networks run in bf16 where that is the precision of the run; put nothing but networks into it."""
+    return torch.autocast("cuda", torch.bfloat16, enabled=precision(str(device)) == "bf16")
 
 
 def memory_layout(device: torch.device) -> torch.memory_format:
@@ -110,8 +105,6 @@ class SliceLoader:
             budget = int(0.3 * torch.cuda.mem_get_info(self.device)[0]) if on_cuda else 2 << 30
         self.standardise = standardise
         self._kept: tuple[torch.Tensor, torch.Tensor] | None = None
-        self._reader: ThreadPoolExecutor | None = None
-        self._next: tuple[torch.Tensor, Future[tuple[torch.Tensor, torch.Tensor]]] | None = None
         if len(data) * side * side * 3 <= budget:
             parts = [self._prepared(*self._read(piece)) for piece in pieces(len(data), 64)]
             self._kept = (torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]))
@@ -134,20 +127,12 @@ class SliceLoader:
             image, _ = image_ops.standardise(image, brain)
         return image.half(), brain
 
-    def prefetch(self, indices: torch.Tensor) -> None:
-        """Start to read in a thread what the next :meth:`get` will ask for; nothing to do for slices on the device."""
-        if self._kept is None:
-            self._reader = self._reader or ThreadPoolExecutor(1, "adbench-prefetch")
-            self._next = (indices, self._reader.submit(self._read, indices))
-
     def get(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """(B, 1, S, S) float32 images in [0, 1] and bool brain masks on the device, for positions (B,) on the CPU."""
         if self._kept is not None:
             where = indices.to(self.device)
             return self._kept[0][where].float(), self._kept[1][where]
-        expected, self._next = self._next, None
-        ready = expected is not None and torch.equal(expected[0], indices)
-        image, brain = self._prepared(*(expected[1].result() if expected and ready else self._read(indices)))
+        image, brain = self._prepared(*self._read(indices))
         return image.float(), brain
 
 

@@ -131,7 +131,7 @@ def _fit_autoencoder(
     plan = _plan(p, len(slices), p.ae_steps, p.ae_batch, p.ae_lr)
     stage = training.Stage(
         "autoencoder", codec, len(slices), draw, loss, plan, validate if healthy else None, identity, opponent,
-        watched_from=None, upcoming=slices.prefetch,
+        watched_from=None,
     )  # fmt: skip
     return training.train_stage(stage, ctx)
 
@@ -169,9 +169,8 @@ def encode_all(
     done = 0
     with torch.inference_mode():
         for copy in range(copies + 1):
-            for where, following in zip(parts, [*parts[1:], parts[0]], strict=True):
+            for where in parts:
                 image, brain = slices.get(where)
-                slices.prefetch(following)
                 if copy:
                     image, brain = image_ops.augment(
                         image, brain, training.generator(ctx.seed, "madad", name, copy, int(where[0]))

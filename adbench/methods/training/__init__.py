@@ -1,9 +1,9 @@
 """The one training loop of every torch method.
 
 A method describes a stage (:class:`Stage`): the module to train, how many samples there are, how a step's random draws are
-made, the loss, and how it is validated. :func:`train_stage` does the rest: device, mixed precision and several processes
-(accelerate), AdamW or Adam, per-step warm-up and cosine schedule, clipping, accumulation, EMA, validation, the best weights,
-checkpoints, TensorBoard.
+made, the loss, and how it is validated. :func:`train_stage` does the rest: device, precision, several processes, AdamW or
+Adam, per-step warm-up and cosine schedule, clipping, accumulation, EMA, validation, the best weights, checkpoints,
+TensorBoard.
 
 Every random number of step ``s`` comes from ``derive(seed, stage, ..., s)``, never from the state of a generator that
 lives across steps. A run that was killed and continued therefore ends in the same bits as one that was not.

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +12,19 @@ import torch
 from torch import nn
 
 from adbench.errors import UserError
-from adbench.methods.common.preprocess import memory_layout
+from adbench.methods.common.preprocess import autocast, memory_layout
 from adbench.methods.training.checkpoints import StageFolder
 from adbench.methods.training.stage import Batch, Stage, StageResult
 from adbench.methods.training.step import (
-    batch_indices,
+    Average,
+    Batches,
+    device_of,
     forked,
-    generator,
-    make_accelerator,
     micro_batches,
     of_first_process,
     sum_over_processes,
 )
-from adbench.utils import distributed
+from adbench.utils import compute, distributed
 from adbench.utils.seeds import derive
 from adbench.utils.signals import Held, held
 
@@ -42,7 +41,7 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
     Raises:
         UserError: a loss that is not finite (with step and learning rate), a full disk, a device too small for one sample.
     """
-    with held() as stopping, forked():
+    with held() as stopping, forked(), compute.applied(ctx.device):
         run = Run(stage, ctx)
         first = 0
         if not run.restore():
@@ -100,6 +99,7 @@ def _loop(run: Run, stopping: Held) -> None:
                 saved = time.monotonic()
                 stopping.end()
     finally:
+        run.batches.close()
         if events is not None:
             events.close()
 
@@ -120,21 +120,24 @@ class Run:
     """One stage while it is trained: a step, a validation, a checkpoint; :func:`train_stage` drives it."""
 
     def __init__(self, stage: Stage, ctx: Context) -> None:
-        from diffusers.training_utils import EMAModel
-
         self.stage, self.ctx, self.plan = stage, ctx, stage.plan
         if self.plan.batch < distributed.world():
             raise UserError(
                 f"{stage.name}: a batch of {self.plan.batch} cannot be shared by {distributed.world()} processes."
             )
-        self.accelerator = make_accelerator(ctx.device)
-        self.device = self.accelerator.device
-        self.module = stage.module.to(device=self.device, memory_format=memory_layout(self.device))  # type: ignore[call-overload]
+        self.device = device_of(ctx.device)
+        stage.module.to(device=self.device, memory_format=memory_layout(self.device))  # type: ignore[call-overload]
+        mode = compute.compile_mode(str(self.device)) if self.plan.pays_to_compile else "off"
+        # For the gradients alone: validation has batches of other shapes, and scoring weights of its own.
+        self.trained: nn.Module = (
+            stage.module if mode == "off" else torch.compile(stage.module, mode=mode, dynamic=False)  # type: ignore[assignment]
+        )
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.plan.optimizer]
         fused = True if self.device.type == "cuda" else None  # one kernel for all weights
         self.optimizer = kind(self.parameters, lr=self.plan.lr, weight_decay=self.plan.weight_decay, fused=fused)
-        self.ema = EMAModel(self.parameters, decay=self.plan.ema, foreach=True) if self.plan.ema > 0 else None
+        self.ema = Average(self.parameters, self.plan.ema) if self.plan.ema > 0 else None
+        self.batches = Batches(stage, ctx.seed, self.device)
         # All that is trained, by its name in the checkpoint.
         self.modules: dict[str, nn.Module] = {"model": stage.module}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
@@ -180,7 +183,7 @@ class Run:
             for index, values in optimizer.state_dict()["state"].items():
                 tensors |= {f"{name}.{index}.{key}": value for key, value in values.items()}
         if self.ema is not None:
-            tensors |= {f"ema.{index}": value for index, value in enumerate(self.ema.shadow_params)}
+            tensors |= {f"ema.{index}": value for index, value in enumerate(self.ema.weights)}
         return tensors
 
     def save(self, *, finished: bool = False) -> None:
@@ -224,9 +227,9 @@ class Run:
         for name, optimizer in self.optimizers.items():
             _load_optimizer(optimizer, part(name))
         if self.ema is not None:
-            for index, shadow in enumerate(self.ema.shadow_params):
-                shadow.copy_(state[f"ema.{index}"])
-            self.ema.optimization_step = self.step
+            for index, average in enumerate(self.ema.weights):
+                average.copy_(state[f"ema.{index}"])
+            self.ema.updates = self.step
         self._look_at_clock()
         of = f" of {self.plan.steps}" if self.plan.seconds is None else ""
         self.ctx.logger.info("%s continues at step %d%s.", self.stage.name, self.step, of)
@@ -247,9 +250,9 @@ class Run:
                 total = torch.zeros((), device=self.device)
                 for number, (piece, share) in enumerate(micro_batches(batch, self.parts, self.plan.batch)):
                     self._seed("dropout", number)
-                    with self.accelerator.autocast():
-                        loss = self.stage.loss(self.module, piece, self.step)
-                    self.accelerator.backward(loss * share)
+                    with autocast(self.device):
+                        loss = self.stage.loss(self.trained, piece, self.step)
+                    torch.autograd.backward(loss * share)
                     total += loss.detach().float() * share
                 break
             except torch.OutOfMemoryError:
@@ -274,9 +277,9 @@ class Run:
         optimizer.zero_grad(set_to_none=True)
         for number, (piece, share) in enumerate(micro_batches(batch, self.parts, self.plan.batch)):
             self._seed("rival", number)
-            with self.accelerator.autocast():
-                loss = opponent.loss(self.module, opponent.module, piece)
-            self.accelerator.backward(loss * share)
+            with autocast(self.device):
+                loss = opponent.loss(self.stage.module, opponent.module, piece)
+            torch.autograd.backward(loss * share)
         sum_over_processes(p.grad for p in opponent.module.parameters())
         optimizer.step()
 
@@ -284,28 +287,19 @@ class Run:
         if self.plan.seconds is not None:
             self.spent = of_first_process(self.elapsed / self.plan.seconds, self.device)
 
-    def _indices(self, step: int) -> torch.Tensor:
-        return batch_indices(self.ctx.seed, self.stage.name, step, self.plan.batch, self.stage.samples)
-
     def take_step(self) -> None:
         """One optimiser step; its loss stays on the device until :meth:`check`."""
-        plan, name = self.plan, self.stage.name
-        indices = self._indices(self.step)
-        with torch.no_grad():
-            batch = self.stage.draw(indices, generator(self.ctx.seed, name, "draw", self.step))
-        batch = {key: value[distributed.rank() :: distributed.world()].to(self.device) for key, value in batch.items()}
-        if self.stage.upcoming is not None:
-            self.stage.upcoming(self._indices(self.step + 1))
-        self.lr = plan.lr_at(self.step, self.spent)
+        batch = self.batches.take(self.step)
+        self.lr = self.plan.lr_at(self.step, self.spent)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
         loss = self._backward(batch)
-        norm = nn.utils.clip_grad_norm_(self.parameters, plan.clip or math.inf)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
         self.optimizer.step()
         if self.ema is not None:
-            self.ema.step(self.parameters)
+            self.ema.update()
         self._train_opponent(batch)
-        self.pending.append((loss, norm.detach()))
+        self.pending.append((loss, norm.detach().to(loss)))
         self.step += 1
         self._look_at_clock()
 
@@ -317,8 +311,7 @@ class Run:
         """
         if not self.pending:
             return
-        losses = torch.stack([pair[0] for pair in self.pending]).cpu()
-        norms = torch.stack([pair[1].to(losses) for pair in self.pending])
+        losses, norms = torch.stack([torch.stack(pair) for pair in self.pending]).cpu().unbind(1)  # one copy
         bad = (~(losses.isfinite() & norms.isfinite())).nonzero().flatten()
         if len(bad):
             at = self.step - len(self.pending) + int(bad[0])
@@ -340,7 +333,7 @@ class Run:
         with self._averaged(), torch.no_grad():
             self.stage.module.eval()
             if self.stage.validate is not None:
-                with self.accelerator.autocast():
+                with autocast(self.device):
                     value = of_first_process(float(self.stage.validate(self.stage.module)), self.device)
                 if self.best_loss is None or value < self.best_loss:
                     self.best_loss, self.best_step = value, self.step
@@ -367,19 +360,10 @@ class Run:
             self.best_step = self.step
 
     def _weights(self) -> dict[str, torch.Tensor]:
-        return {key: value.detach().cpu().clone() for key, value in self.stage.module.state_dict().items()}
+        return {key: value.detach().to("cpu", copy=True) for key, value in self.stage.module.state_dict().items()}
 
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        if self.ema is None:
-            yield
-            return
-        self.ema.store(self.parameters)
-        self.ema.copy_to(self.parameters)
-        try:
-            yield
-        finally:
-            self.ema.restore(self.parameters)
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.ema is None else self.ema.in_place()
 
 
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:

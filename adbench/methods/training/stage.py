@@ -15,6 +15,8 @@ from adbench.methods.base import FitReport
 Batch = dict[str, torch.Tensor]
 LOGGED = 20  # logged points of a curve, at least
 VALIDATIONS = 10  # of a stage, about
+# Compiling a UNet takes minutes, and a step that it shortens by tens of percent takes tens of milliseconds.
+COMPILES_FROM_STEPS, COMPILES_FROM_SECONDS = 10_000, 1800.0
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,11 @@ class Plan:
             return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup) if self.seconds is None else min(1.0, spent)
         return self.lr * 0.5 * (1 + math.cos(math.pi * done))
+
+    @property
+    def pays_to_compile(self) -> bool:
+        """Whether the stage is long enough to win back the time that compiling takes; the plan decides, no clock does."""
+        return self.steps >= COMPILES_FROM_STEPS if self.seconds is None else self.seconds >= COMPILES_FROM_SECONDS
 
     def due(self, step: int, before: float, spent: float) -> tuple[bool, bool, bool]:
         """Whether the stage is finished, validates and logs when ``step`` steps are done.
@@ -99,6 +106,7 @@ class Stage:
         samples: training samples to draw from.
         draw: (indices (B,), generator) -> tensors with first axis B. Every random draw of the step is made here, from the
             CPU generator, for the whole batch at once: what is drawn does not depend on micro-batches, device or processes.
+            It reads nothing that the training changes: on a GPU it runs in a thread, a step ahead.
         loss: (module, batch, step) -> scalar mean over the samples of ``batch``, which may be a part of a step's batch.
         plan: how.
         validate: (module in evaluation mode with the averaged weights) -> figure to minimise, or None: keep the last weights.
@@ -106,7 +114,6 @@ class Stage:
         opponent: see :class:`Opponent`.
         watched_from: share of the whole training that was done before this stage, for ``Context.watch``; None: the method
             cannot score yet while the stage runs.
-        upcoming: told the indices of the next step while this one is computed, so that their samples can be read ahead.
     """
 
     name: str
@@ -119,7 +126,6 @@ class Stage:
     identity: Mapping[str, Any] = field(default_factory=dict)
     opponent: Opponent | None = None
     watched_from: float | None = 0.0
-    upcoming: Callable[[torch.Tensor], None] | None = None
 
 
 @dataclass

@@ -1,15 +1,17 @@
-"""The parts of one optimiser step: its random draws, its device and micro-batches, and the sum over the processes."""
+"""The parts of one optimiser step: its random draws, its batch, its micro-batches, the averaged weights, several processes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
 
 import torch
+from torch import nn
 
-from adbench.methods.common.preprocess import precision
+from adbench.methods.training.stage import Batch, Stage
 from adbench.utils import distributed
 from adbench.utils.seeds import derive
 
@@ -49,28 +51,105 @@ def batch_indices(seed: int, stage: str, step: int, batch: int, samples: int) ->
     return torch.cat(chosen)
 
 
-def make_accelerator(device: str) -> Any:
-    """An accelerate handle for ``device``: bf16 on CUDA devices that have it, float32 elsewhere.
+class Batches:
+    """The batches of a stage on a device, this process's share of each.
 
-    Under ``accelerate launch`` the launcher's device of this process is used; otherwise ``device``.
+    A GPU computes a step while a thread prepares the next one's batch on a stream of its own, so that neither the draws nor
+    the copies keep it waiting. On a CPU, which has nothing to hide them behind, a batch is drawn when it is asked for.
+
+    Args:
+        stage: what is trained.
+        seed: of the run.
+        device: where the batches go.
+        ahead: draw in a thread; None: on a GPU.
     """
-    from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, PartialState
 
+    def __init__(self, stage: Stage, seed: int, device: torch.device, ahead: bool | None = None) -> None:
+        self.stage, self.seed, self.device = stage, seed, device
+        on_gpu = device.type == "cuda"
+        self._thread = ThreadPoolExecutor(1, "adbench-draw") if (on_gpu if ahead is None else ahead) else None
+        self._stream = torch.cuda.Stream(device) if on_gpu and self._thread else None  # type: ignore[no-untyped-call]
+        if self._stream is not None:  # what the draws read was made on the other stream
+            self._stream.wait_stream(torch.cuda.current_stream(device))
+        self._next: tuple[int, Future[Batch]] | None = None
+
+    def _draw(self, step: int) -> Batch:
+        stage = self.stage
+        indices = batch_indices(self.seed, stage.name, step, stage.plan.batch, stage.samples)
+        with torch.no_grad(), torch.cuda.stream(self._stream) if self._stream is not None else nullcontext():
+            batch = stage.draw(indices, generator(self.seed, stage.name, "draw", step))
+            mine = slice(distributed.rank(), None, distributed.world())
+            return {key: value[mine].to(self.device) for key, value in batch.items()}
+
+    def take(self, step: int) -> Batch:
+        """The batch of ``step``; that of the step after it is begun."""
+        if self._thread is None:
+            return self._draw(step)
+        begun, self._next = self._next, None
+        batch = begun[1].result() if begun is not None and begun[0] == step else self._draw(step)
+        if self._stream is not None:
+            stream = torch.cuda.current_stream(self.device)
+            stream.wait_stream(self._stream)
+            for value in batch.values():
+                value.record_stream(stream)
+        self._next = (step + 1, self._thread.submit(self._draw, step + 1))
+        return batch
+
+    def close(self) -> None:
+        """End the thread; what it has begun for a step that does not come is dropped."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+
+class Average:
+    """Exponential moving average of ``parameters`` with the warm-up of diffusers' ``EMAModel``, in one pass an update.
+
+    The decay of update k = 0, 1, ... is 0 at first, then ``min(decay, (1 + k) / (10 + k))``.
+    """
+
+    def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
+        self.parameters: list[torch.Tensor] = list(parameters)
+        self.decay, self.updates = decay, 0
+        self.weights = [parameter.detach().clone() for parameter in parameters]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        k = self.updates
+        decay = min(self.decay, (1 + k) / (10 + k)) if k else 0.0
+        apart = torch._foreach_sub(self.weights, self.parameters)
+        torch._foreach_sub_(self.weights, apart, alpha=1 - decay)
+        self.updates += 1
+
+    @contextmanager
+    def in_place(self) -> Iterator[None]:
+        """Within the block the parameters hold their averages; storages change hands, nothing is copied."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for parameter, average in zip(self.parameters, self.weights, strict=True):
+            parameter.data, average.data = average.data, parameter.data
+
+
+def device_of(device: str) -> torch.device:
+    """Where this process computes: the launcher's device under ``torchrun`` or ``accelerate launch``, else ``device``."""
     distributed.join(device)
+    if distributed.world() > 1:
+        from accelerate.state import PartialState
+
+        launched: torch.device = PartialState().device
+        return launched
     target = torch.device(device)
-    launched = distributed.world() > 1
-    if target.type == "cuda" and target.index is not None and not launched:
-        torch.cuda.set_device(target)  # accelerate works on the current device
-    if PartialState._shared_state and not launched and PartialState().device.type != target.type:
-        AcceleratorState._reset_state(reset_partial_state=True)  # an earlier fit of this process ran elsewhere
-    mixed = "bf16" if precision(target) == "bf16" else "no"
-    return Accelerator(cpu=target.type == "cpu", mixed_precision=mixed)
+    if target.type == "cuda" and target.index is not None:
+        torch.cuda.set_device(target)
+    return target
 
 
-def micro_batches(
-    batch: dict[str, torch.Tensor], parts: int, whole: int
-) -> Iterator[tuple[dict[str, torch.Tensor], float]]:
+def micro_batches(batch: Batch, parts: int, whole: int) -> Iterator[tuple[Batch, float]]:
     """``batch`` in ``parts`` pieces, each with its share of the step's ``whole`` samples."""
     count = len(next(iter(batch.values())))
     size = -(-count // parts)

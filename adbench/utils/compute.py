@@ -1,0 +1,71 @@
+"""How networks compute on a device: number format and compilation, as the user says, never as torch happens to be set.
+
+``ADBENCH_PRECISION`` names the format on a GPU, for training and scoring alike: ``bf16`` (networks alone, the default where the
+GPU has it), ``tf32``, or ``float32``. torch computes the convolutions of "float32" in TF32 unless it is told not to, which
+keeps 10 bits of a product: a map's difference of two similar images then is off in its second digit. So TF32 is on when
+``tf32`` is asked for and off otherwise, also in what surrounds the networks (smoothing, perceptual maps).
+
+``ADBENCH_COMPILE`` is a mode of ``torch.compile`` ("default", "reduce-overhead", ...) for the networks of trainings that are
+long enough to pay for it, on a GPU. CPUs compute in float32, uncompiled. Both settings are in the record; like the device
+they are in no key: the run is the same experiment, computed elsewhere.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+from adbench.errors import UserError
+
+PRECISION, COMPILE = "ADBENCH_PRECISION", "ADBENCH_COMPILE"
+Precision = Literal["bf16", "tf32", "float32"]
+FORMATS: tuple[Precision, ...] = ("bf16", "tf32", "float32")
+MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+def precision(device: str) -> Precision:
+    """Number format of networks on ``device``.
+
+    Raises:
+        UserError: the environment names no format, or one that the GPU does not have.
+    """
+    said = os.environ.get(PRECISION, "")
+    wanted = next((name for name in FORMATS if name == said), None)
+    if said and wanted is None:
+        raise UserError(f"{PRECISION}={said} is not one of {', '.join(FORMATS)}: unset it, or set it to one of them.")
+    if not device.startswith("cuda"):
+        return "float32"
+    import torch
+
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    if wanted == "bf16" and not has_bf16:
+        raise UserError(f"{torch.cuda.get_device_name(device)} has no bf16: unset {PRECISION}, or set it to float32.")
+    return wanted or ("bf16" if has_bf16 else "float32")
+
+
+@contextmanager
+def applied(device: str) -> Iterator[None]:
+    """Within the block products of float32 on ``device`` keep all digits, unless :func:`precision` is "tf32"."""
+    import torch
+
+    on = precision(device) == "tf32"
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = on
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def compile_mode(device: str) -> str:
+    """Mode of ``torch.compile`` that the user asks for on ``device``; "off" without one, and on a CPU.
+
+    Raises:
+        UserError: the environment names no mode.
+    """
+    said = os.environ.get(COMPILE) or "off"
+    if said not in MODES:
+        raise UserError(f"{COMPILE}={said} is not one of {', '.join(MODES)}: unset it, or set it to one of them.")
+    return said if device.startswith("cuda") else "off"
