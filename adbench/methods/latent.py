@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 class LatentParams(AutoencoderParams):
     """Parameters of :class:`Latent` beside its autoencoder's."""
 
-    distance: Literal["norm", "component", "mahalanobis"] = param(
+    distance: Literal["norm", "origin", "component", "mahalanobis"] = param(
         "norm",
-        "Length of the difference to the healthy mean; its main component, in standard deviations; or its Mahalanobis length.",
+        "Length of the difference to the healthy mean; of the latent itself; main component of the difference, in standard deviations; or its Mahalanobis length.",
         source="adbench",
     )
     sign: Sign = SIGN(
@@ -96,6 +96,8 @@ class Latent(Method):
             apart = self._apart(seen.image)
             if p.distance == "norm":
                 distance = apart.norm(dim=1, keepdim=True)
+            elif p.distance == "origin":
+                distance = (apart + self._healthy.mean.to(apart)[:, None, None]).norm(dim=1, keepdim=True)
             elif p.distance == "component":
                 main = torch.einsum("c,bchw->bhw", self._component.to(apart), apart)
                 distance = one_sided(main[:, None], p.sign)

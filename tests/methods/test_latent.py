@@ -45,8 +45,8 @@ def test_healthy_latents_against_numpy() -> None:
     allowed = rng.random((2, 4, 1, 5, 5)) < 0.6
     healthy = Healthy.of(Latents(*(torch.from_numpy(part) for part in (mean, std, allowed))), 0.5)
     inside = allowed[0, :, 0]
-    values, spread = (np.moveaxis(part[0], 1, -1)[inside] * 0.5 for part in (mean, std))  # the plain copy alone
-    expected = np.cov(values.T) + np.diag((spread**2).mean(0))
+    values = np.moveaxis(mean[0], 1, -1)[inside] * 0.5  # the plain copy alone
+    expected = np.cov(values.T)
     np.testing.assert_allclose(healthy.mean, values.mean(0), rtol=1e-12)
     np.testing.assert_allclose(healthy.covariance, expected, rtol=1e-12)
     np.testing.assert_allclose(healthy.spectrum, np.linalg.eigvalsh(expected)[::-1], rtol=1e-9)
@@ -57,7 +57,7 @@ def test_healthy_latents_against_numpy() -> None:
 
 
 def test_latents_that_say_nothing_are_refused() -> None:
-    mean, allowed = torch.randn(1, 2, 3, 4, 4), torch.zeros((1, 2, 1, 4, 4), dtype=torch.bool)
+    mean, allowed = torch.randn(1, 4, 3, 4, 4), torch.zeros((1, 4, 1, 4, 4), dtype=torch.bool)
     allowed[0, 0, 0, :2] = True
     with pytest.raises(
         UserError, match=r"have 8 latent cells inside the brain, .* 3 channels needs 30: give more slices"
@@ -67,7 +67,7 @@ def test_latents_that_say_nothing_are_refused() -> None:
         Healthy.of(Latents(torch.full_like(mean, 0.3), mean.abs(), ~allowed), 1.0)
 
 
-@pytest.mark.parametrize("distance", ["norm", "component", "mahalanobis"])
+@pytest.mark.parametrize("distance", ["norm", "origin", "component", "mahalanobis"])
 def test_map_against_numpy(fitted: tuple[Latent, Path], distance: str) -> None:
     method = Latent.load(fitted[1], Context(seed=2))
     method.params = params(distance=distance)
@@ -83,6 +83,7 @@ def test_map_against_numpy(fitted: tuple[Latent, Path], distance: str) -> None:
     values, vectors = np.linalg.eigh(sigma)
     expected = {
         "norm": np.sqrt((apart**2).sum(-1)),
+        "origin": np.sqrt((latent**2).sum(1)),
         "component": np.abs(apart @ vectors[:, -1]) / np.sqrt(values[-1]),
         "mahalanobis": np.sqrt(np.einsum("...c,cd,...d", apart, np.linalg.inv(sigma + 1e-6 * np.eye(3)), apart)),
     }[distance]
@@ -119,7 +120,7 @@ def test_it_is_saved_and_loaded(fitted: tuple[Latent, Path]) -> None:
 
 def test_madad_from_a_saved_autoencoder_equals_one_that_trains_it(fitted: tuple[Latent, Path]) -> None:
     """With the same seed the fit of ``latent`` holds the very autoencoder that MAD-AD would train."""
-    over = {**SMALL, **SMALLER, **CODE, "background_share": 0.5, "noise": "matched", "steps": 3}
+    over = {**SMALL, **SMALLER, **CODE, "ae_patch": 4, "noise": "matched", "steps": 3}
     folder = str(fitted[1])
     states = []
     for values in (over, {**over, "autoencoder": folder, "ae_steps": 0}):

@@ -350,7 +350,7 @@ def test_perceptual_term_joins_the_autoencoder(
 ) -> None:
     """Loss = L1 + KL / pixels + weight * mean difference; missing weights stop the fit before it begins."""
     from adbench.methods.common import perceptual
-    from adbench.methods.madad import fitting
+    from adbench.methods.madad import autoencoder
 
     def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a - b) ** 2
@@ -364,7 +364,7 @@ def test_perceptual_term_joins_the_autoencoder(
         return x * 0.5, noise, torch.full_like(noise, 2.0)
 
     noise = torch.randn(2, 1, 4, 4)
-    loss, recon = fitting._autoencoder_loss(p, module, {"image": image, "noise": noise}, squared)  # type: ignore[arg-type]
+    loss, recon = autoencoder._autoencoder_loss(p, module, {"image": image, "noise": noise}, squared)  # type: ignore[arg-type]
     kl = 0.5 * (noise.numpy() ** 2 + 4 - 1 - np.log(4)).sum() / image.numel()
     x = image.numpy()
     assert float(loss) == pytest.approx(np.abs(x / 2).mean() + 0.5 * kl + 3 * ((x / 4) ** 2).mean(), rel=1e-5)

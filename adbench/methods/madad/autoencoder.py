@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 VALIDATION_SLICES = 512
 CELLS = 10  # cells for each latent channel, at least, to estimate a covariance
+COLLAPSED = 1e-6  # variance of the latents' posterior means, relative to that within a posterior, that is rounding
 
 
 def _perceptual(p: AutoencoderParams, device: str) -> Difference | None:
@@ -191,9 +193,11 @@ def latent_scale(latents: Latents) -> float:
 class Healthy:
     """Mean and covariance of the scaled latents of healthy brain, over cells and slices.
 
+    Latents are posterior means, as they are at test.
+
     Attributes:
         mean: (C,) float64.
-        covariance: (C, C) float64, of posterior samples: that of the posterior means, and the mean posterior variance.
+        covariance: (C, C) float64.
         cells: how many cells they are from.
     """
 
@@ -216,8 +220,8 @@ class Healthy:
                 f"The training slices have {len(mean)} latent cells inside the brain, and a covariance of {mean.shape[1]} channels "
                 f"needs {needed}: give more slices, a larger image_size, a smaller background_share or fewer latent_channels."
             )
-        covariance = mean.T.cov().reshape(mean.shape[1], -1) + (std**2).mean(dim=0).diag()
-        if float(mean.var(dim=0).max()) < 1e-12:
+        covariance = mean.T.cov().reshape(mean.shape[1], -1)
+        if float(covariance.diag().max()) <= COLLAPSED * float((std**2).mean(dim=0).max()):
             raise UserError(
                 "The autoencoder gives all healthy cells the same latent, so nothing can be told from them: train it longer, "
                 "or lower kl_weight."
@@ -229,7 +233,7 @@ class Healthy:
         """Eigenvalues of the covariance, the largest first."""
         return [float(value) for value in torch.linalg.eigvalsh(self.covariance).flip(0)]
 
-    @property
+    @cached_property
     def factor(self) -> torch.Tensor:
         """Lower triangular (C, C) L with ``L Lᵀ`` = covariance + 1e-6."""
         return torch.linalg.cholesky(self.covariance + 1e-6 * torch.eye(len(self.mean), dtype=torch.float64))  # type: ignore[no-any-return]

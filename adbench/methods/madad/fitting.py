@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from adbench.errors import UserError
 from adbench.methods import training
 from adbench.methods.base import FitReport
 from adbench.methods.common.noise import coloured, with_offset
 from adbench.methods.common.preprocess import pieces
 from adbench.methods.madad import diffusion
-from adbench.methods.madad.autoencoder import Encoded, Healthy, fit_codec, plan_of
+from adbench.methods.madad.autoencoder import CELLS, Encoded, Healthy, fit_codec, plan_of
 from adbench.methods.madad.networks import LatentCodec, TwoHeadUNet, new_unet
 
 if TYPE_CHECKING:
@@ -74,6 +73,8 @@ def _fit_unet(
         where = (copy.to(source.mean.device), indices.to(source.mean.device))
         shape = (len(indices), *source.mean.shape[2:])
         sample = torch.randn(shape, generator=generator).to(source.mean.device)
+        if p.noise == "matched":  # noise like the posterior means that are seen at test: no sample may tell them apart
+            sample.zero_()
         mask, rectangle = diffusion.random_masks(source.allowed[where], generator, sizes=p.patch_sizes, **masks)
         white = torch.randn(shape, generator=generator)
         t = torch.randint(1, last + 1, (len(indices),), generator=generator)
@@ -180,13 +181,10 @@ def mask_figures(found: dict[int, dict[str, torch.Tensor]], threshold: float) ->
 
 
 def healthy_latents(p: MADADParams, data: Encoded, ctx: Context) -> tuple[Healthy | None, list[str]]:
-    """Mean and covariance of the healthy latents, None when white noise does without them; what a reader must know."""
-    try:
-        healthy = Healthy.of(data.train, data.scale)
-    except UserError:
-        if p.noise == "matched":
-            raise
+    """Mean and covariance of the healthy latents, None where they are too few and not needed; what a reader must know."""
+    if p.noise != "matched" and int(data.train.allowed[0].sum()) < CELLS * data.train.mean.shape[2]:
         return None, []
+    healthy = Healthy.of(data.train, data.scale)
     values = healthy.spectrum
     text = ", ".join(f"{value:.3g}" for value in values)
     ctx.logger.info("madad: eigenvalues of the healthy latents' covariance: %s.", text)
