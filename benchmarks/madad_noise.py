@@ -122,6 +122,7 @@ def main() -> None:
         (latent,) = adbench.run("latent", args.dataset, set={"latent": CODECS[codec]}, seed=seeds[0], **data)
         for name, estimate in scored(latent, "distance", DISTANCES, latent.folder / "distances.json").items():
             rows.setdefault(f"latent[{name}], {codec}", {})[seeds[0]] = estimate
+        print(f"\n{table(rows, seeds)}", flush=True)
         for noise in filter(None, args.noise.split(",")):
             values = {**CODECS[codec], "noise": noise, "autoencoder": str(latent.fit_folder), "ae_steps": 0}
             values |= {"steps": args.steps} if args.steps else {}

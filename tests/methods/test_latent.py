@@ -107,9 +107,9 @@ def test_the_main_component_points_to_what_is_brighter(fitted: tuple[Latent, Pat
         method.params = params(distance="component", sign=sign, sigma=0.0)
         sides[sign] = method.score(batch)
     method.params = params()
-    assert torch.allclose(sides["positive"] - sides["negative"], sides["positive"].max(sides["negative"]) * (
-        (sides["positive"] >= sides["negative"]).float() * 2 - 1), atol=0.5)  # fmt: skip
-    assert float(sides["abs"].sum()) == pytest.approx(float((sides["positive"] + sides["negative"]).sum()), rel=1e-4)
+    assert torch.allclose(sides["abs"], sides["positive"] + sides["negative"], atol=1e-5)
+    assert float(sides["positive"].max()) > 0
+    assert float(sides["negative"].max()) > 0
 
 
 def test_it_is_saved_and_loaded(fitted: tuple[Latent, Path]) -> None:
