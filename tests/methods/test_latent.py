@@ -141,6 +141,8 @@ def test_a_saved_fit_that_cannot_be_started_from(fitted: tuple[Latent, Path], tm
     ):
         fit(autoencoder=str(fitted[1]), standardise=False)
     HistEq(HistEq.resolve("tiny", {}), Context()).save(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    assert [path.name for path in Latent.files(params(autoencoder=str(tmp_path)))] == ["method.json"]
     with pytest.raises(UserError, match="a fit of histeq has no autoencoder to start from"):
         fit(autoencoder=str(tmp_path))
     (tmp_path / "method.json").write_text("{")

@@ -137,7 +137,7 @@ class AutoencoderParams(TrainedParams):
             return []
         folder = Path(self.autoencoder).expanduser()
         if (folder / DESCRIPTION).exists():
-            return [folder / DESCRIPTION, folder / WEIGHTS]
+            return [path for path in (folder / DESCRIPTION, folder / WEIGHTS) if path.is_file()]
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
     @property
