@@ -25,6 +25,10 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "adbench.methods.madad.method:MADAD",
             "Masked latent diffusion that finds and repairs its own anomalies",
         ),
+        "latent": (
+            "adbench.methods.latent:Latent",
+            "Distance of a slice's latents from the healthy ones, without diffusion",
+        ),
         "ae": ("adbench.methods.ae:AE", "Autoencoder with a dense bottleneck; residual of the reconstruction"),
         "vae": (
             "adbench.methods.vae:VAE",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,10 @@ from memory_sets import SMALL, make_set
 from adbench.context import Context
 from adbench.datasets.slices import SliceSet
 from adbench.errors import UserError
+from adbench.methods.base import FitReport
 from adbench.methods.madad import diffusion
+from adbench.methods.madad.autoencoder import Encoded, Healthy, Latents
+from adbench.methods.madad.fitting import filling, healthy_latents, mask_figures
 from adbench.methods.madad.method import MADAD
 from adbench.methods.madad.params import UNET_SIZES, MADADParams
 
@@ -108,7 +112,7 @@ def test_masked_ddim_against_numpy(eta: float, restore: bool) -> None:
 
 def test_training_masks_have_the_stated_share_and_sizes() -> None:
     allowed = torch.ones((4000, 1, 32, 32), dtype=torch.bool)
-    masks = diffusion.random_masks(allowed, torch.Generator().manual_seed(0))
+    masks, _ = diffusion.random_masks(allowed, torch.Generator().manual_seed(0))
     share = masks.mean(dim=(1, 2, 3))
     assert float(share.mean()) == pytest.approx(0.2, abs=0.01)  # U(0, .4)
     assert float(share.std()) == pytest.approx(0.4 / 12**0.5, abs=0.01)
@@ -116,7 +120,7 @@ def test_training_masks_have_the_stated_share_and_sizes() -> None:
     assert set(masks.unique().tolist()) == {0.0, 1.0}
     # Of masks with exactly one size, the rectangles have that size.
     for sides in ((1, 1), (8, 8), (4, 4)):
-        one = diffusion.random_masks(
+        one, _ = diffusion.random_masks(
             allowed[:50], torch.Generator().manual_seed(1), sizes=(sides[0],), probabilities=(1.0,)
         )
         tiles = one.view(50, 32 // sides[0], sides[0], 32 // sides[1], sides[1])
@@ -128,7 +132,7 @@ def test_training_masks_have_the_stated_share_and_sizes() -> None:
         found = [np.mean(np.array(runs) == size) for size in (1, 2, 4, 8)]
         np.testing.assert_allclose(found, [0.2, 0.3, 0.3, 0.2], atol=0.05)
     assert abs(np.corrcoef(heights, widths)[0, 1]) < 0.1
-    same = diffusion.random_masks(
+    same, _ = diffusion.random_masks(
         allowed[:64], torch.Generator().manual_seed(3), sizes=(1, 8), probabilities=(0.5, 0.5), per_batch=True
     )
     assert len({_shortest(mask[0]) for mask in same if float(mask.mean()) > 0.1}) == 1
@@ -151,7 +155,7 @@ def test_background_is_never_noised() -> None:
     blocks = brain.float().view(6, 1, 8, 16, 8, 16).mean(dim=(3, 5)) >= 0.9
     assert torch.equal(allowed, blocks.repeat_interleave(4, 2).repeat_interleave(4, 3))
     assert 0 < int(allowed[0].sum()) < 1024
-    masks = diffusion.random_masks(allowed, torch.Generator().manual_seed(0), largest_share=1.0)
+    masks, _ = diffusion.random_masks(allowed, torch.Generator().manual_seed(0), largest_share=1.0)
     assert float(masks[~allowed].sum()) == 0
     assert float(masks.sum()) > 0
 
@@ -241,7 +245,7 @@ def test_three_channels_become_one(tmp_path: Path, nested: bool) -> None:
     from adbench.methods.madad.networks import pretrained_codec
 
     _tiny_vae(3, tmp_path / "vae" if nested else tmp_path)
-    codec, scale = pretrained_codec(str(tmp_path))
+    codec, scale = pretrained_codec(str(tmp_path), {})
     colour = AutoencoderKL.from_pretrained(tmp_path / "vae" if nested else tmp_path)
     image = torch.rand(2, 1, 16, 16) * 2 - 1
     with torch.no_grad():
@@ -279,7 +283,7 @@ def test_missing_autoencoder_is_one_clear_sentence(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match=f"autoencoder = '{source}'.*(AutoencoderKL|diffusers format)"):
-        pretrained_codec(source)
+        pretrained_codec(source, {})
 
 
 @pytest.fixture(scope="module")
@@ -346,7 +350,7 @@ def test_perceptual_term_joins_the_autoencoder(
 ) -> None:
     """Loss = L1 + KL / pixels + weight * mean difference; missing weights stop the fit before it begins."""
     from adbench.methods.common import perceptual
-    from adbench.methods.madad import fitting
+    from adbench.methods.madad import autoencoder
 
     def squared(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a - b) ** 2
@@ -360,7 +364,7 @@ def test_perceptual_term_joins_the_autoencoder(
         return x * 0.5, noise, torch.full_like(noise, 2.0)
 
     noise = torch.randn(2, 1, 4, 4)
-    loss, recon = fitting._autoencoder_loss(p, module, {"image": image, "noise": noise}, squared)  # type: ignore[arg-type]
+    loss, recon = autoencoder._autoencoder_loss(p, module, {"image": image, "noise": noise}, squared)  # type: ignore[arg-type]
     kl = 0.5 * (noise.numpy() ** 2 + 4 - 1 - np.log(4)).sum() / image.numel()
     x = image.numpy()
     assert float(loss) == pytest.approx(np.abs(x / 2).mean() + 0.5 * kl + 3 * ((x / 4) ** 2).mean(), rel=1e-5)
@@ -451,3 +455,143 @@ def test_standardised_slices_ignore_gain_and_are_undone() -> None:
     assert float(values.quantile(0.75) - values.quantile(0.25)) == pytest.approx(0.15, abs=0.01)
     empty, _ = image_ops.standardise(batch.image, torch.zeros_like(batch.brain))
     assert float(empty.abs().max()) == 0
+
+
+NOISED = {**SMALL, "image_size": 64, "ae_patch": 4, "ae_base": False, "latent_channels": 3, "background_share": 0.5}
+
+
+def _params(**values: object) -> MADADParams:
+    found = MADAD.resolve("tiny", {**NOISED, **values})
+    assert isinstance(found, MADADParams)
+    return found
+
+
+def _healthy(variances: tuple[float, ...]) -> Healthy:
+    return Healthy(torch.arange(len(variances)).double(), torch.tensor(variances).double().diag(), 100)
+
+
+def test_white_noise_draws_nothing_else() -> None:
+    white, generator = torch.randn(2, 3, 4, 4), torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    assert filling(_params(), white, torch.zeros(2, 1, 4, 4).long(), None, generator) is white
+    assert torch.equal(generator.get_state(), before)
+
+
+@pytest.mark.parametrize("scope", ["slice", "rectangle"])
+def test_filling_against_numpy(scope: str) -> None:
+    rng = np.random.default_rng(0)
+    white = torch.from_numpy(rng.normal(size=(2, 3, 4, 6))).float()
+    rectangle = torch.from_numpy(rng.integers(0, 4, (2, 1, 4, 6)))
+    healthy, random = _healthy((4.0, 1.0, 0.25)), torch.Generator().manual_seed(7)
+    alpha = torch.rand(2, generator=random).numpy()[:, None, None, None]
+    if scope == "slice":
+        offset = torch.randn((2, 3, 1, 1), generator=random).numpy()
+    else:
+        values = torch.randn((2, 3, 24), generator=random).numpy()
+        offset = np.stack([values[n][:, rectangle[n, 0].numpy()] for n in range(2)])
+    plain = np.sqrt(alpha) * 3 * offset + np.sqrt(1 - alpha) * white.numpy()
+    scale = np.array([2, 1, 0.5])[:, None, None]
+    expected = {"offset": plain, "matched": np.arange(3)[:, None, None] + scale * plain}
+    for noise, values in expected.items():
+        p = _params(noise=noise, noise_offset=3.0, noise_scope=scope)
+        found = filling(p, white, rectangle, healthy, torch.Generator().manual_seed(7))
+        np.testing.assert_allclose(found, values, atol=2e-5)
+
+
+def test_rectangles_are_numbered_as_they_are_cut() -> None:
+    allowed = torch.ones((3, 1, 8, 8), dtype=torch.bool)
+    mask, rectangle = diffusion.random_masks(
+        allowed, torch.Generator().manual_seed(0), largest_share=1.0, sizes=(4,), probabilities=(1.0,)
+    )
+    expected = torch.tensor([[0, 1], [2, 3]]).repeat_interleave(4, 0).repeat_interleave(4, 1)
+    assert all(torch.equal(one[0], expected) for one in rectangle)
+    assert all(len(set(mask[rectangle == number].tolist())) <= 2 for number in range(4))
+
+
+@pytest.fixture(scope="module")
+def matched() -> tuple[MADAD, FitReport]:
+    torch.set_num_threads(1)
+    method = MADAD(_params(noise="matched", steps=4), Context(seed=1))
+    return method, method.fit(make_set(12), make_set(5, seed=1, name="v"))
+
+
+def test_the_curve_says_what_each_head_does(matched: tuple[MADAD, FitReport]) -> None:
+    last = matched[1].curves["unet"][-1]
+    assert {"val_loss", "val_latent_loss", "val_mask_loss", "flagged"} <= set(last)
+    assert {f"{name}_t{t}" for name in ("auroc", "recall") for t in range(1, 11)} <= set(last)
+    assert len({point["val_latent_loss"] for point in matched[1].curves["unet"]}) > 1
+
+
+def test_figures_against_counting() -> None:
+    rng = np.random.default_rng(4)
+    found = {}
+    for t in (0, 1, 2):
+        probability, noised = rng.random(40).round(1), rng.random(40) < 0.4 * (t > 0)
+        found[t] = {
+            "probability": torch.from_numpy(probability),
+            "noised": torch.from_numpy(noised),
+            "error": torch.full((6,), 2.0 * t),
+            "mask_error": torch.full((3,), 1.0 + t),
+        }
+    figures = mask_figures(found, 0.3)
+    assert figures["val_latent_loss"] == 3.0
+    assert figures["val_mask_loss"] == 2.5
+    assert figures["flagged"] == pytest.approx(float((found[0]["probability"] > 0.3).double().mean()))
+    assert "auroc_t0" not in figures
+    for t in (1, 2):
+        p, noised = found[t]["probability"].numpy(), found[t]["noised"].numpy()
+        pairs = p[noised][:, None] - p[~noised][None]
+        assert figures[f"auroc_t{t}"] == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
+        assert figures[f"recall_t{t}"] == pytest.approx(np.mean(p[noised] > 0.3))
+
+
+def test_map_of_the_probability_is_one_pass_at_the_last_time(matched: tuple[MADAD, FitReport]) -> None:
+    from scipy.ndimage import gaussian_filter
+
+    from adbench.methods.common.preprocess import preprocess
+
+    method, _ = matched
+    batch = make_set(3, size=(64, 64), seed=6, name="t").batch(slice(None))
+    with torch.inference_mode():
+        z = method._codec.encode(preprocess(batch, 64, True).image * 2 - 1)[0] * method._scale
+        logit = method._unet(z, torch.full((3,), 10))[1]
+    p = torch.nn.functional.interpolate(logit.sigmoid(), size=(64, 64), mode="bilinear")
+    expected = np.stack([gaussian_filter(one[0], 2.5, mode="constant") for one in p.numpy()])
+    maps, own = {}, method.params
+    for score in ("repair", "probability", "both"):
+        method.params = own.model_copy(update={"score": score})
+        maps[score], recon = method.score_and_reconstruct(batch)
+        assert (recon is None) == (score == "probability")
+    method.params = own
+    np.testing.assert_allclose(maps["probability"][:, 0], expected, atol=1e-5)
+    assert torch.allclose(maps["both"], (maps["probability"] + maps["repair"]) / 2, atol=1e-6)
+
+
+def test_a_fit_keeps_its_noise(matched: tuple[MADAD, FitReport], tmp_path: Path) -> None:
+    method, _ = matched
+    method.save(tmp_path)
+    loaded = MADAD.load(tmp_path, Context(seed=1))
+    assert loaded._healthy is not None
+    assert method._healthy is not None
+    assert torch.equal(loaded._healthy.covariance, method._healthy.covariance)
+    file = tmp_path / "method.json"
+    file.write_text(file.read_text().replace('"noise": "matched"', '"noise": "white"', 1))
+    with pytest.raises(UserError, match=r"learned noise = (white|matched), and its parameters say (white|matched)"):
+        MADAD.load(tmp_path, Context())
+
+
+def test_latents_along_a_line_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn((1, 8, 3, 4, 4), generator=generator) * torch.tensor([10.0, 1.0, 0.3]).view(3, 1, 1)
+    allowed = torch.ones((1, 8, 1, 4, 4), dtype=torch.bool)
+    data = Encoded(None, 1.0, Latents(mean, 0 * mean, allowed), None, {}, [])  # type: ignore[arg-type]
+    healthy, notes = healthy_latents(_params(), data, Context())
+    assert healthy is not None
+    assert len(notes) == 1
+    assert re.search(r"eigenvalues \d+, [\d.]+, 0\.0\d+\).* --set madad.noise=matched", notes[0])
+    assert notes[0] in caplog.text
+    assert healthy_latents(_params(noise="matched"), data, Context())[1] == []
+    few = Encoded(None, 1.0, Latents(mean, 0 * mean, allowed & False), None, {}, [])  # type: ignore[arg-type]
+    assert healthy_latents(_params(), few, Context()) == (None, [])  # white noise does without
+    with pytest.raises(UserError, match="0 latent cells inside the brain"):
+        healthy_latents(_params(noise="matched"), few, Context())

@@ -105,3 +105,24 @@ def test_coarse_noise_is_deterministic_and_differs_between_slices() -> None:
     first, second = noise.coarse(2, (32, 32), generator(7)), noise.coarse(2, (32, 32), generator(7))
     assert torch.equal(first, second)
     assert not torch.equal(first[0], first[1])
+
+
+@pytest.mark.parametrize(("strength", "total", "common"), [(2.0, 2.5, 2.0), (1.0, 1.0, 0.5)])
+def test_coloured_noise_with_an_offset_has_the_stated_covariance(strength: float, total: float, common: float) -> None:
+    """Over slices: one cell has (s² + 1) / 2 times Σ about μ, two cells of a slice s² / 2 times Σ."""
+    mean = torch.tensor([3.0, -1.0])
+    factor = torch.tensor([[2.0, 0.0], [1.0, 0.5]])
+    sigma = (factor @ factor.T).numpy()
+    random, count = generator(5), 200_000
+    white, offset = torch.randn((count, 2, 1, 2), generator=random), torch.randn((count, 2, 1, 1), generator=random)
+    share = torch.rand(count, generator=random)
+    plain = noise.with_offset(white, offset, share, strength)
+    found = noise.coloured(plain, mean, factor)
+    one, other = found[:, :, 0, 0].double().numpy(), found[:, :, 0, 1].double().numpy()
+    np.testing.assert_allclose(one.mean(0), mean, atol=0.03)
+    np.testing.assert_allclose(np.cov(one.T), total * sigma, atol=0.15)
+    across = (one - one.mean(0)).T @ (other - other.mean(0)) / count
+    np.testing.assert_allclose(across, common * sigma, atol=0.15)
+    assert torch.equal(noise.coloured(plain, torch.zeros(2), torch.eye(2)), plain)
+    nothing = torch.zeros(count)
+    assert torch.equal(noise.with_offset(white, offset, nothing, strength), white)

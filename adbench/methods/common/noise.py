@@ -1,4 +1,4 @@
-"""Noise that the diffusion and denoising methods share: white Gaussian, multi-octave simplex, coarse Gaussian.
+"""Noise that the diffusion and denoising methods share: white, with an offset, of a given covariance, simplex, coarse.
 
 Random numbers are drawn on the CPU, from the generator of a training step or from one generator per slice, so they depend
 neither on the device nor on the batch; fields are evaluated on the device, all slices and octaves at once. The module
@@ -48,6 +48,31 @@ def gaussian(count: int, size: tuple[int, int], generator: torch.Generator | lis
     if isinstance(generator, list):
         return torch.cat([torch.randn((1, 1, *size), generator=one) for one in generator])
     return torch.randn((count, 1, *size), generator=generator)
+
+
+def with_offset(white: torch.Tensor, offset: torch.Tensor, share: torch.Tensor, strength: float) -> torch.Tensor:
+    """``√α s b + √(1-α) n``: white noise that shares its variance with an offset common to many cells.
+
+    Args:
+        white: n, (B, C, h, w), standard normal.
+        offset: b, (B, C, 1, 1) for one offset a slice, or (B, C, h, w); standard normal.
+        share: α, (B,) in [0, 1].
+        strength: s, standard deviation of the offset. Averaged over α ~ U(0, 1) a cell has variance (s² + 1) / 2, and two
+            cells with one offset the covariance s² / 2.
+    """
+    alpha = share.view(-1, 1, 1, 1)
+    return alpha.sqrt() * strength * offset + (1 - alpha).sqrt() * white
+
+
+def coloured(noise: torch.Tensor, mean: torch.Tensor, factor: torch.Tensor) -> torch.Tensor:
+    """``μ + L e`` in every cell of ``noise`` (B, C, h, w): mean μ, and ``L Lᵀ`` times the covariance of its channels.
+
+    Args:
+        noise: e.
+        mean: (C,).
+        factor: L, (C, C).
+    """
+    return mean.to(noise)[:, None, None] + torch.einsum("cd,bdhw->bchw", factor.to(noise), noise)
 
 
 def _tables(count: int, octaves: int, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -69,7 +69,7 @@ def random_masks(
     sizes: Sequence[int] = (1, 2, 4, 8),
     probabilities: Sequence[float] = (0.2, 0.3, 0.3, 0.2),
     per_batch: bool = False,
-) -> torch.Tensor:
+) -> tuple[torch.Tensor, torch.Tensor]:
     """One random mask per sample: the grid is cut into rectangles and a share of them, drawn at random, is noised.
 
     Args:
@@ -81,7 +81,8 @@ def random_masks(
         per_batch: one rectangle size for the whole batch, as in the official code, instead of one per sample.
 
     Returns:
-        (B, 1, h, w) float32 on the device of ``allowed``: 1 noised, 0 clean.
+        (B, 1, h, w) float32 on the device of ``allowed``: 1 noised, 0 clean; and on the CPU (B, 1, h, w), the number of each
+        cell's rectangle in its sample.
     """
     count, _, height, width = allowed.shape
     draws = 1 if per_batch else count
@@ -100,10 +101,10 @@ def random_masks(
     columns = torch.arange(width)[None, None, :] // sides[:, 1, None, None]
     tile = rows * tiles[:, 1, None, None] + columns
     mask = noised.gather(1, tile.view(count, -1)).view(count, 1, height, width)
-    return mask.float().to(allowed.device) * allowed
+    return mask.float().to(allowed.device) * allowed, tile.expand(count, -1, -1)[:, None]
 
 
-def _mask_loss(logit: torch.Tensor, mask: torch.Tensor, kind: str) -> torch.Tensor:
+def mask_loss(logit: torch.Tensor, mask: torch.Tensor, kind: str) -> torch.Tensor:
     """Mean loss of the mask head: "mse" on the probability (official code) or "bce" (paper)."""
     if kind == "mse":
         return F.mse_loss(logit.float().sigmoid(), mask)
@@ -123,7 +124,7 @@ def diffusion_loss(
         kind: "mse" or "bce".
         weight: λ.
     """
-    return F.mse_loss(clean.float(), z0) + weight * _mask_loss(logit, mask, kind)
+    return F.mse_loss(clean.float(), z0) + weight * mask_loss(logit, mask, kind)
 
 
 def masked_ddim(

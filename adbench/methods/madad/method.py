@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from adbench.datasets.slices import SliceBatch, SliceSet
+    from adbench.methods.madad.autoencoder import Healthy
     from adbench.methods.madad.networks import LatentCodec, TwoHeadUNet
 
 
@@ -54,65 +55,90 @@ class MADAD(Method):
     _codec: LatentCodec
     _unet: TwoHeadUNet
     _scale: float
+    _healthy: Healthy | None
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         from adbench.methods.madad.fitting import fit
 
-        def ready(codec: LatentCodec, unet: TwoHeadUNet, scale: float) -> None:
-            self._codec, self._unet, self._scale = codec, unet, scale
+        def ready(codec: LatentCodec, unet: TwoHeadUNet, scale: float, healthy: Healthy | None) -> None:
+            self._codec, self._unet, self._scale, self._healthy = codec, unet, scale, healthy
 
         return fit(self.params, train, val, self.ctx, ready)
 
-    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Encode, repair in latent space, decode, compare."""
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encode; repair in latent space, decode and compare, or ask for the mask once; only a repair gives a reconstruction."""
         import torch
 
+        from adbench.methods.common.image_ops import gaussian_blur
         from adbench.methods.common.preprocess import autocast, preprocess
-        from adbench.methods.madad.diffusion import alphas_cumprod, masked_ddim
-        from adbench.methods.training import generator
+        from adbench.methods.madad.diffusion import STEPS
+        from adbench.methods.madad.networks import cells_to_pixels
 
-        p, codec, device = self.params, self._codec, batch.image.device
-        alphas = alphas_cumprod()
+        p, device = self.params, batch.image.device
+        maps: list[torch.Tensor] = []
+        repaired = None
         with torch.inference_mode():
             seen = preprocess(batch, p.image_size, p.standardise)
             image = seen.image * 2 - 1
             with autocast(device):
-                mean = codec.encode(image)[0]
+                mean = self._codec.encode(image)[0]
             mean = mean.float()
+            if p.score != "repair":
+                time = torch.full((len(mean),), STEPS, device=device)
+                probability = self._heads(mean * self._scale, time)[1]
+                maps.append(gaussian_blur(cells_to_pixels(probability, p.image_size), p.sigma))
+            if p.score != "probability":
+                repaired, reference = self._repaired(batch, image, mean)
+                maps.append(anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma, p.sign))
+                repaired = seen.restore((repaired * 0.5 + 0.5).clamp(0, 1))
+            return seen.to_slice_grid(torch.stack(maps).mean(dim=0)), repaired
 
-            def network(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                with autocast(device):
-                    clean, logit = self._unet(z, t)
-                return clean.float(), logit.float().sigmoid()
+    def _heads(self, z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Clean latent and mask probability, float32."""
+        from adbench.methods.common.preprocess import autocast
 
-            noise = None
-            if p.eta > 0:  # each slice has a stream of its own, so the draw does not depend on the batch
-                shape = (len(alphas) - 2, *mean.shape[1:])
-                slices = zip(batch.subjects, batch.slices, strict=True)
-                draws = [torch.randn(shape, generator=generator(self.ctx.seed, "score", *each)) for each in slices]
-                noise = torch.stack(draws).to(device)
-            latent, _ = masked_ddim(
-                network,
-                mean * self._scale,
-                alphas,
-                eta=p.eta,
-                noise=noise,
-                threshold=p.threshold,
-                restore=p.unflagged == "restore",
-            )
-            latent, reference = latent / self._scale, image
-            with autocast(device):
-                if p.compare_with == "decoded":
-                    repaired, reference = codec.decode(torch.cat([latent, mean])).float().chunk(2)
-                else:
-                    repaired = codec.decode(latent).float()
-            maps = anomaly_map(repaired, reference, p.difference, p.gamma, p.sigma, p.sign)
-            return seen.to_slice_grid(maps), seen.restore((repaired * 0.5 + 0.5).clamp(0, 1))
+        with autocast(z.device):
+            clean, logit = self._unet(z, t)
+        return clean.float(), logit.float().sigmoid()
+
+    def _repaired(
+        self, batch: SliceBatch, image: torch.Tensor, mean: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The repaired images (B, 1, S, S) in [-1, 1] and what they are compared with; ``mean`` is the latent of ``image``."""
+        import torch
+
+        from adbench.methods.common.preprocess import autocast
+        from adbench.methods.madad.diffusion import alphas_cumprod, masked_ddim
+        from adbench.methods.training import generator
+
+        p, codec, device = self.params, self._codec, mean.device
+        alphas = alphas_cumprod()
+        noise = None
+        if p.eta > 0:  # each slice has a stream of its own, so the draw does not depend on the batch
+            shape = (len(alphas) - 2, *mean.shape[1:])
+            slices = zip(batch.subjects, batch.slices, strict=True)
+            draws = [torch.randn(shape, generator=generator(self.ctx.seed, "score", *each)) for each in slices]
+            noise = torch.stack(draws).to(device)
+        latent, _ = masked_ddim(
+            self._heads,
+            mean * self._scale,
+            alphas,
+            eta=p.eta,
+            noise=noise,
+            threshold=p.threshold,
+            restore=p.unflagged == "restore",
+        )
+        latent = latent / self._scale
+        with autocast(device):
+            if p.compare_with == "decoded":
+                repaired, reference = codec.decode(torch.cat([latent, mean])).float().chunk(2)
+                return repaired, reference
+            return codec.decode(latent).float(), image
 
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]
 
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
         return self.score_and_reconstruct(batch)[1]
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -123,17 +149,23 @@ class MADAD(Method):
 
     def notes(self) -> dict[str, Any]:
         return {
-            "autoencoder": self._codec.config,
-            "patch": self._codec.patch,
-            "base": self._codec.base,
+            **self._codec.to_notes(),
             "scale": self._scale,
+            "noise": self.params.noise,
+            "healthy": self._healthy.to_notes() if self._healthy else None,
         }
 
     def load_notes(self, notes: dict[str, Any]) -> None:
+        from adbench.methods.madad.autoencoder import Healthy
         from adbench.methods.madad.networks import LatentCodec
 
-        self._codec = LatentCodec(notes["autoencoder"], int(notes["patch"]), bool(notes["base"]))
+        if notes["noise"] != self.params.noise:
+            raise UserError(
+                f"This fit of madad learned noise = {notes['noise']}, and its parameters say {self.params.noise}: fit it again."
+            )
+        self._codec = LatentCodec.from_notes(notes)
         self._scale = float(notes["scale"])
+        self._healthy = Healthy.from_notes(notes["healthy"]) if notes["healthy"] else None
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         from adbench.methods.common.preprocess import frozen
@@ -151,9 +183,7 @@ class MADAD(Method):
 
     @classmethod
     def files(cls, params: ParamSet) -> list[Path]:
-        if not isinstance(params, MADADParams) or params.autoencoder == "train":
-            return []
-        return sorted(path for path in Path(params.autoencoder).rglob("*") if path.is_file())
+        return params.autoencoder_files() if isinstance(params, MADADParams) else []
 
     @classmethod
     def resources(cls, params: ParamSet) -> Resources:

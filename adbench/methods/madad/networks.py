@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from adbench.errors import UserError
+from adbench.methods.base import DESCRIPTION, WEIGHTS
 from adbench.methods.madad.params import UNET_SIZES
 
 if TYPE_CHECKING:
@@ -33,6 +35,15 @@ class LatentCodec(nn.Module):
         self.patch, self.base = patch, base
         self.config = {key: value for key, value in config.items() if not key.startswith("_")}
         self.vae: Any = AutoencoderKL(**self.config)  # type: ignore[no-untyped-call]  # diffusers has no types
+
+    def to_notes(self) -> dict[str, Any]:
+        """JSON values, for :meth:`from_notes`."""
+        return {"autoencoder": self.config, "patch": self.patch, "base": self.base}
+
+    @classmethod
+    def from_notes(cls, notes: dict[str, Any]) -> LatentCodec:
+        """An untrained codec of the shape that :meth:`to_notes` gave."""
+        return cls(notes["autoencoder"], int(notes["patch"]), bool(notes["base"]))
 
     @property
     def factor(self) -> int:
@@ -102,18 +113,61 @@ def grey(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return out
 
 
-def pretrained_codec(source: str) -> tuple[LatentCodec, float]:
-    """The autoencoder in a diffusers-format folder (or its ``vae`` subfolder) or hub id, for one channel, and its scale.
+def codec_of_fit(folder: Path, seen: dict[str, Any]) -> LatentCodec:
+    """The autoencoder in a saved fit of a method that has one.
+
+    Args:
+        folder: of the fit.
+        seen: parameters that decide what the autoencoder sees; the fit must have the same.
+
+    Raises:
+        UserError: a fit of another kind, of slices prepared otherwise, or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        saved = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        if "autoencoder" not in saved.get("notes", {}):
+            raise UserError(f"autoencoder = '{folder}': a fit of {saved['method']} has no autoencoder to start from.")
+        for name, value in seen.items():
+            if saved["params"][name] != value:
+                raise UserError(
+                    f"autoencoder = '{folder}': it was trained with {name} = {saved['params'][name]}, and this fit has {value}: "
+                    f"set {name} to the same value, or train an autoencoder here."
+                )
+        codec = LatentCodec.from_notes(saved["notes"])
+        start = "autoencoder."
+        tensors = load_file(folder / WEIGHTS)
+        codec.vae.load_state_dict({k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
+        raise UserError(
+            f"autoencoder = '{folder}': the saved fit cannot be read ({type(error).__name__}: {error})."
+        ) from None
+    return codec
+
+
+def pretrained_codec(source: str, seen: dict[str, Any]) -> tuple[LatentCodec, float | None]:
+    """The autoencoder that ``source`` names, for one channel, and the factor on its latents.
+
+    Args:
+        source: a diffusers-format folder (or its ``vae`` subfolder), a hub id, or the folder of a saved fit.
+        seen: for a saved fit, parameters that it must share (:func:`codec_of_fit`).
+
+    Returns:
+        The codec; its scaling factor, or None where that follows from the data (a saved fit).
 
     Raises:
         UserError: nothing there, not an AutoencoderKL, unreadable, or offline and not in the local cache.
     """
     folder = Path(source).expanduser()
+    if (folder / DESCRIPTION).exists():
+        return codec_of_fit(folder, seen), None
     subfolder = "vae" if (folder / "vae" / "config.json").exists() else ""
     if (folder.exists() or source.startswith((".", "/", "~"))) and not (folder / subfolder / "config.json").exists():
         raise UserError(
             f"autoencoder = {source!r}: no config.json there; expected a folder in diffusers format with an AutoencoderKL "
-            "(config.json and diffusion_pytorch_model.safetensors)."
+            "(config.json and diffusion_pytorch_model.safetensors), or a saved fit of madad or latent (OUT/fits/NAME-KEY)."
         )
     try:
         found: Any = AutoencoderKL.from_pretrained(  # type: ignore[no-untyped-call]
@@ -136,6 +190,11 @@ def pretrained_codec(source: str) -> tuple[LatentCodec, float]:
     codec = LatentCodec(config)
     codec.vae.load_state_dict(state)
     return codec, float(found.config.scaling_factor)
+
+
+def cells_to_pixels(values: torch.Tensor, side: int) -> torch.Tensor:
+    """Values of latent cells (B, 1, h, w) on the autoencoder's input grid (B, 1, ``side``, ``side``), bilinear."""
+    return nn.functional.interpolate(values, size=(side, side), mode="bilinear", align_corners=False)
 
 
 def kl_divergence(mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:

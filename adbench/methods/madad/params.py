@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
+from adbench.methods.base import DESCRIPTION, WEIGHTS
 from adbench.methods.common.params import (
     AUGMENT,
     BATCH,
@@ -52,20 +54,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
 UNET_SIZES = {"nano": (32, 4), "XS": (64, 4), "S": (128, 4), "M": (192, 6), "L": (256, 8), "XL": (320, 10)}
 
 
-class MADADParams(TrainedParams):
-    """Parameters of MAD-AD: autoencoder (``ae_...``), UNet, training masks, sampler and map."""
+class AutoencoderParams(TrainedParams):
+    """The KL autoencoder whose latents a method works on, how it is trained, and which cells count as brain."""
 
-    variant: Literal["official", "paper"] = param(
-        "official",
-        "Which description sets the defaults of mask_loss, mask_weight, eta, difference, compare_with, gamma and sigma.",
-        source=CODE,
-    )
     image_size: int = IMAGE_SIZE(256, source=PAPER, le=1024)
     standardise: bool = STANDARDISE(False, source="adbench")
 
     autoencoder: str = param(
         "train",
-        'KL autoencoder: "train" trains one here; else a diffusers-format folder or hub id to start from.',
+        'KL autoencoder: "train" trains one here; else start from a diffusers-format folder or hub id, or from a saved fit of madad or latent.',
         source=PAPER,
     )
     ae_channels: tuple[int, ...] = param(
@@ -114,7 +111,59 @@ class MADADParams(TrainedParams):
         0.0, "Weight of the patch discriminator's term, 0: none. The paper's code uses 0.5.", source="adbench", ge=0
     )
     gan_start: int = param(5_000, "Step at which the discriminator joins.", unit="steps", source="adbench", ge=0)
+    warmup: int = WARMUP(500, doc="Linear warm-up of each stage, at most a tenth of its steps.", source="adbench")
+    ema: float = EMA(0.999, source="adbench")
+    clip: float = CLIP(1.0, source="adbench")
+    accumulate: int = param(1, "Micro-batches per step, to save memory.", source="adbench", ge=1)
+    augment: bool = AUGMENT(True, source=CODE)
+    sigma: float = SIGMA(5.0, unit="px of the model's grid", source=PAPER)
+    background_share: float = param(
+        0.9, "A 16x16 px block with a smaller share of brain is never noised.", source=CODE, ge=0, le=1
+    )
 
+    @model_validator(mode="after")
+    def _autoencoder_fits_together(self) -> Self:
+        if self.autoencoder == "train":
+            if self.ae_steps < 1:
+                raise ValueError('ae_steps must be at least 1 when autoencoder = "train"')
+            if any(c % 8 for c in self.ae_channels):
+                raise ValueError("ae_channels must be multiples of 8")
+            self.check_latent(self.ae_patch * 2 ** (len(self.ae_channels) - 1))
+        return self
+
+    def autoencoder_files(self) -> list[Path]:
+        """Files of the autoencoder that is started from; of a saved fit, what decides its weights."""
+        if self.autoencoder == "train":
+            return []
+        folder = Path(self.autoencoder).expanduser()
+        if (folder / DESCRIPTION).exists():
+            return [path for path in (folder / DESCRIPTION, folder / WEIGHTS) if path.is_file()]
+        return sorted(path for path in folder.rglob("*") if path.is_file())
+
+    @property
+    def halvings(self) -> int:
+        """How often the network behind the autoencoder halves the grid of latent cells."""
+        return 0
+
+    def check_latent(self, factor: int) -> int:
+        """Latent cells along a side for an autoencoder that shrinks ``factor`` times; ``ValueError`` when they cannot be halved."""
+        multiple = factor * 2**self.halvings
+        if self.image_size % multiple:
+            unet = f" and the UNet halves {self.halvings} times" if self.halvings else ""
+            raise ValueError(
+                f"image_size = {self.image_size} must be a multiple of {multiple}: the autoencoder shrinks {factor} times{unet}"
+            )
+        return self.image_size // factor
+
+
+class MADADParams(AutoencoderParams):
+    """Parameters of MAD-AD beside its autoencoder's: UNet, training masks and their noise, sampler and map."""
+
+    variant: Literal["official", "paper"] = param(
+        "official",
+        "Which description sets the defaults of mask_loss, mask_weight, eta, difference, compare_with, gamma and sigma.",
+        source=CODE,
+    )
     unet_size: Literal["nano", "XS", "S", "M", "L", "XL"] = param(
         "L", "Width and heads: nano 32/4, XS 64/4, S 128/4, M 192/6, L 256/8, XL 320/10.", source=PAPER
     )
@@ -132,11 +181,6 @@ class MADADParams(TrainedParams):
     batch: int = BATCH(96, doc="Slices per step of the UNet.", source=PAPER, le=8192)
     lr: float = LR(4e-5, doc="Peak learning rate of AdamW for the UNet, cosine schedule.", source=CODE)
     weight_decay: float = param(1e-4, "Weight decay of the UNet.", source=CODE, ge=0)
-    warmup: int = WARMUP(500, doc="Linear warm-up of each stage, at most a tenth of its steps.", source="adbench")
-    ema: float = EMA(0.999, source="adbench")
-    clip: float = CLIP(1.0, source="adbench")
-    accumulate: int = param(1, "Micro-batches per step, to save memory.", source="adbench", ge=1)
-    augment: bool = AUGMENT(True, source=CODE)
     augmented_copies: int = param(
         4, "Augmented latents cached per slice, besides the plain one.", source="adbench", ge=0, le=256
     )
@@ -153,10 +197,23 @@ class MADADParams(TrainedParams):
     patch_per_batch: bool = param(
         False, "One rectangle size for a whole batch, as in the official code.", source="adbench"
     )
-    background_share: float = param(
-        0.9, "A 16x16 px block with a smaller share of brain is never noised.", source=CODE, ge=0, le=1
+    noise: Literal["white", "offset", "matched"] = param(
+        "white",
+        "What the rectangles are filled with: unit white noise; with an offset common to the cells of a slice; or that with the mean and covariance of the healthy latents.",
+        source=f"{PAPER} (white), adbench",
+    )
+    noise_offset: float = param(
+        2.0, "Standard deviation of the common offset, in those of the white noise; unused when white.", source="adbench", ge=0, le=100,
+    )  # fmt: skip
+    noise_scope: Literal["slice", "rectangle"] = param(
+        "slice", "Whether a slice has one offset or each of its rectangles; unused when white.", source="adbench"
     )
 
+    score: Literal["repair", "probability", "both"] = param(
+        "repair",
+        "The map: difference of repaired and plain slice; the mask probability of one pass at t = T, without repair; or their mean.",
+        source=f"{PAPER} (repair), adbench",
+    )
     eta: float = param(0.5, "η of the sampler: 0 deterministic, 1 ancestral.", source=CODE, ge=0, le=1)
     threshold: float = param(0.5, "Mask probability above which a cell is repaired.", source=PAPER, ge=0, le=1)
     unflagged: Literal["keep", "restore"] = param(
@@ -170,7 +227,6 @@ class MADADParams(TrainedParams):
     )
     sign: Sign = SIGN("abs", source="adbench")
     gamma: float = param(0.25, "γ, where d is cut off; in units of d.", source=CODE, gt=0)
-    sigma: float = SIGMA(5.0, unit="px of the model's grid", source=PAPER)
 
     @model_validator(mode="before")
     @classmethod
@@ -187,26 +243,16 @@ class MADADParams(TrainedParams):
             raise ValueError("patch_probabilities must have one entry for each of patch_sizes and sum to 1")
         if min(self.patch_sizes) < 1 or min(self.patch_probabilities) < 0:
             raise ValueError("patch_sizes must be at least 1 and patch_probabilities at least 0")
-        if self.autoencoder == "train":
-            if self.ae_steps < 1:
-                raise ValueError('ae_steps must be at least 1 when autoencoder = "train"')
-            if any(c % 8 for c in self.ae_channels):
-                raise ValueError("ae_channels must be multiples of 8")
-            self.check_latent(self.ae_patch * 2 ** (len(self.ae_channels) - 1))
         return self
 
-    def check_latent(self, factor: int) -> int:
-        """Latent cells along a side for an autoencoder that shrinks ``factor`` times; ``ValueError`` when the UNet cannot divide them."""
-        halvings = 2 ** (len(self.unet_multipliers) - 1)
-        if self.image_size % (factor * halvings):
-            raise ValueError(
-                f"image_size = {self.image_size} must be a multiple of {factor * halvings}: the autoencoder shrinks {factor} times and the UNet halves {len(self.unet_multipliers) - 1} times"
-            )
-        return self.image_size // factor
+    @property
+    def halvings(self) -> int:
+        return len(self.unet_multipliers) - 1
 
 
-PRESETS: dict[str, dict[str, Any]] = {
-    # Two cores, no GPU, about two minutes; madad.md says what decided.
+# Autoencoders of the presets, shared with the method ``latent``.
+AUTOENCODERS: dict[str, dict[str, Any]] = {
+    # Two cores, no GPU, half a minute.
     "tiny": {
         "image_size": 128,
         "standardise": True,
@@ -220,6 +266,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "ae_batch": 8,
         "ae_lr": 2e-3,
         "kl_weight": 1e-4,
+        "warmup": 20,
+        "ema": 0.99,
+        "sigma": 2.5,
+    },
+    "base": {"image_size": 128, "ae_channels": (64, 128, 256), "ae_steps": 10_000},
+    "paper": {"ae_perceptual_weight": 1.0, "gan_weight": 0.5},
+}
+PRESETS: dict[str, dict[str, Any]] = {
+    # Two cores, no GPU, about two minutes; madad.md says what decided.
+    "tiny": {
+        **AUTOENCODERS["tiny"],
         "unet_size": "nano",
         "unet_multipliers": (1, 2),
         "unet_layers": 1,
@@ -229,21 +286,12 @@ PRESETS: dict[str, dict[str, Any]] = {
         "steps": 700,
         "batch": 16,
         "lr": 1e-3,
-        "warmup": 20,
-        "ema": 0.99,
         "augmented_copies": 3,
         "mask_loss": "bce",
         "mask_weight": 0.01,
         "eta": 1.0,
         "threshold": 0.3,
-        "sigma": 2.5,
     },
-    "base": {
-        "image_size": 128,
-        "ae_channels": (64, 128, 256),
-        "unet_size": "S",
-        "steps": 30_000,
-        "ae_steps": 10_000,
-    },
-    "paper": {"ae_perceptual_weight": 1.0, "gan_weight": 0.5},
+    "base": {**AUTOENCODERS["base"], "unet_size": "S", "steps": 30_000},
+    "paper": AUTOENCODERS["paper"],
 }

@@ -60,6 +60,9 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
             f"{stage.name} was trained for {stage.plan.seconds / 60:g} minutes, which were {run.step} steps here: "
             "this number, and so every number of the fit, depends on the machine."
         )
+    if (seen := run.step * stage.plan.batch) < stage.samples:
+        less = f"{stage.name} saw {seen} of {stage.samples} training slices, less than one epoch: give it more steps or minutes."
+        note = f"{note} {less}".strip()
     return StageResult(run.step, run.curve, run.best_step, run.best_loss, run.earlier_seconds, note)
 
 
@@ -83,9 +86,9 @@ def _loop(run: Run, stopping: Held) -> None:
             recent = sum(run.losses) / max(1, len(run.losses))
             if logs:
                 point = {"step": run.step, "loss": recent, "lr": run.lr}
-                if validates and (value := run.validate()) is not None:
-                    point["val_loss"] = value
-                    val = {"val": value}
+                if validates and (figures := run.validate()):
+                    point |= figures
+                    val = {"val": figures["val_loss"]}
                 run.curve.append(point)
                 run.losses = []
                 if events is not None:
@@ -327,20 +330,22 @@ class Run:
 
     # What is kept
 
-    def validate(self) -> float | None:
-        """Validation loss of the averaged weights, which are kept when it is the best so far; None without validation."""
-        value = None
+    def validate(self) -> dict[str, float]:
+        """Figures of the averaged weights, which are kept when their "val_loss" is the best so far; {} without validation."""
+        figures: dict[str, float] = {}
         with self._averaged(), torch.no_grad():
             self.stage.module.eval()
             if self.stage.validate is not None:
                 with autocast(self.device):
-                    value = of_first_process(float(self.stage.validate(self.stage.module)), self.device)
+                    found = self.stage.validate(self.stage.module)
+                figures = dict(found) if isinstance(found, dict) else {"val_loss": found}
+                value = figures["val_loss"] = of_first_process(float(figures["val_loss"]), self.device)
                 if self.best_loss is None or value < self.best_loss:
                     self.best_loss, self.best_step = value, self.step
                     self.best = self._weights()
             self._call_watch()
             self.stage.module.train()
-        return value
+        return figures
 
     def _call_watch(self) -> None:
         """Let ``Context.watch`` score with the weights as they are; the clock of a wall-clock budget stands still."""

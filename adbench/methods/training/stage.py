@@ -110,6 +110,7 @@ class Stage:
         loss: (module, batch, step) -> scalar mean over the samples of ``batch``, which may be a part of a step's batch.
         plan: how.
         validate: (module in evaluation mode with the averaged weights) -> figure to minimise, or None: keep the last weights.
+            A dict has that figure as "val_loss" and others that belong into the curve beside it.
         identity: whatever else the numbers depend on; a checkpoint with another identity is not continued.
         opponent: see :class:`Opponent`.
         watched_from: share of the whole training that was done before this stage, for ``Context.watch``; None: the method
@@ -122,7 +123,7 @@ class Stage:
     draw: Callable[[torch.Tensor, torch.Generator], Batch]
     loss: Callable[[nn.Module, Batch, int], torch.Tensor]
     plan: Plan
-    validate: Callable[[nn.Module], float] | None = None
+    validate: Callable[[nn.Module], float | dict[str, float]] | None = None
     identity: Mapping[str, Any] = field(default_factory=dict)
     opponent: Opponent | None = None
     watched_from: float | None = 0.0
@@ -134,7 +135,7 @@ class StageResult:
 
     Attributes:
         steps: optimiser steps.
-        curve: logged points: step, loss (mean since the last point), lr, and val_loss where it was taken.
+        curve: logged points: step, loss (mean since the last point), lr, and val_loss (and figures beside it) where it was taken.
         best_step: optimiser steps done when the kept weights were taken.
         best_loss: their validation figure; None without validation.
         earlier_seconds: time spent on the stage by interrupted attempts that it continued.
