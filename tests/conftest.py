@@ -10,16 +10,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
+HERE = Path(__file__).parent
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # whoever imports Ray first: loopback only
+os.environ["ADBENCH_PICTURES"] = "0"  # they take half of a small run; the tests that look at them ask for them
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start compile the package once, not each
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
 
 
+ONE_WORKER = {"executors", "leaderboard", "report", "tune"}  # rooms that share a Ray, or runs that are made once
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (``pytest -n 2 --dist loadgroup``) a file stays on one of them, and what shares a Ray too."""
+    """With several workers (``pytest -n 2 --dist loadgroup``) a file stays on one of them, and so does a room that shares."""
     for item in items:
-        shares = {"cluster", "ray", "tune", "whole"}.intersection(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group((item.path.parent if shares else item.path).as_posix()))
+        group = item.path.parent if item.path.parent.name in ONE_WORKER else item.path
+        item.add_marker(pytest.mark.xdist_group(group.relative_to(HERE).as_posix()))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,12 +79,9 @@ def slices(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in this process draw nothing: pictures take most of the time of a small run."""
-    from adbench.evaluation import pictures
-
-    monkeypatch.setattr(pictures, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(pictures, "sample_sheet", lambda *_, **__: None)
+def pictures_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their pictures, as they do for a user."""
+    monkeypatch.delenv("ADBENCH_PICTURES")
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ They are drawn after the record is committed: a number never waits for a picture
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,17 @@ from adbench.utils.files import replacing
 from adbench.utils.locks import acquire
 
 log = logging.getLogger("adbench")
+VARIABLE = "ADBENCH_PICTURES"
 
 
 def illustrate(folder: Path, progress: Progress | None = None) -> None:
-    """Draw ``samples.png`` and the plots of the finished run in ``folder``, unless that was done.
+    """Draw ``samples.png`` and the plots of the finished run in ``folder``, unless that was done or $ADBENCH_PICTURES is 0.
 
     The folder is locked meanwhile. Nothing is drawn while another process has it: that process draws when it is done.
     What goes wrong is logged, never raised; the next call on the folder tries again.
     """
     kept = Path(folder) / SAMPLES
-    if distributed.rank() > 0 or not kept.exists():
+    if distributed.rank() > 0 or os.environ.get(VARIABLE) == "0" or not kept.exists():
         return
     try:
         with acquire(folder, _leave):
