@@ -19,15 +19,25 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start co
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
 
 
-ONE_WORKER = {"executors", "leaderboard", "report", "tune"}  # rooms that share a Ray, or runs that are made once
+# Rooms that stay on one worker: two start a Ray, the others share runs that are made once.
+GROUPS = {"executors": "ray", "tune": "ray", "leaderboard": "leaderboard", "report": "report"}
+LONGEST_FIRST = (
+    "ray", "plugins/test_add_a_method.py", "plugins/test_new.py", "leaderboard", "datasets/test_layouts.py",
+    "runner/test_resume.py", "methods/test_distributed.py", "datasets/test_phantom.py", "methods/test_madad.py",
+    "test_api.py", "report",
+)  # fmt: skip
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (``pytest -n 2 --dist loadgroup``) a file stays on one of them, and so does a room that shares."""
+    """With several workers (``make test``) a file stays on one of them, and the longest begin, so that all end together."""
+    groups = {}
     for item in items:
-        group = item.path.parent if item.path.parent.name in ONE_WORKER else item.path
-        item.add_marker(pytest.mark.xdist_group(group.relative_to(HERE).as_posix()))
+        place = item.path.relative_to(HERE)
+        groups[item] = GROUPS.get(place.parts[0], place.as_posix())
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    rank = {group: number for number, group in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(groups[item], len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -16,7 +16,7 @@ from adbench.config.run_config import RunConfig, load
 from adbench.executors.launch import Launch
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     """The methods of ``misfits``, here and in processes with the environment that this gives."""
     folder = tmp_path_factory.mktemp("site")
@@ -44,7 +44,7 @@ def repaired(plugin: dict[str, str]) -> Iterator[Path]:
     path.unlink(missing_ok=True)
 
 
-@pytest.fixture(scope="package")
+@pytest.fixture(scope="module")
 def cluster(plugin: dict[str, str]) -> Iterator[Any]:
     """Ray on this machine: two cores, and one GPU that Ray only believes in."""
     from adbench.utils.cluster import connect
