@@ -18,7 +18,6 @@ os.environ["ADBENCH_PICTURES"] = "0"  # they take half of a small run; the tests
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start compile the package once, not each
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
 
-
 # Rooms that stay on one worker: two start a Ray, the others share runs that are made once.
 GROUPS = {"executors": "ray", "tune": "ray", "leaderboard": "leaderboard", "report": "report"}
 LONGEST_FIRST = (

@@ -70,8 +70,8 @@ def prepare_all(
         modalities: sequences.
         cache: folder of all stores.
         progress: receives progress.
-        workers: cases at a time; None: as many as the machine has cores and memory for, one where
-            starting processes would take longer than the cases.
+        workers: cases at a time; None: as many as the machine has cores and memory for, one where starting processes
+            would take longer than the cases.
         executor: "processes" of this machine, or "ray" (every node must see data and cache).
 
     Raises:

@@ -87,7 +87,7 @@ def prepare_cases(
 ) -> Iterator[list[Prepared]]:
     """Prepare cases, ``wanted`` at a time; answers come as they are ready.
 
-    With None the first two are done here, and processes are started if the others would take longer than those take to start.
+    With None the first two are done here, and processes are started if the others take longer than these would to start.
 
     Raises:
         UserError: a worker was killed (out of memory, as a rule).
