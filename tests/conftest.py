@@ -10,16 +10,33 @@ import numpy as np
 import pytest
 from PIL import Image
 
+HERE = Path(__file__).parent
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # whoever imports Ray first: loopback only
+os.environ["ADBENCH_PICTURES"] = "0"  # they take half of a small run; the tests that look at them ask for them
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start compile the package once, not each
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
 
+# Rooms that stay on one worker: two start a Ray, the others share runs that are made once.
+GROUPS = {"executors": "ray", "tune": "ray", "leaderboard": "leaderboard", "report": "report"}
+LONGEST_FIRST = (
+    "ray", "plugins/test_add_a_method.py", "plugins/test_new.py", "leaderboard", "datasets/test_layouts.py",
+    "runner/test_resume.py", "methods/test_distributed.py", "datasets/test_phantom.py", "methods/test_madad.py",
+    "test_api.py", "report",
+)  # fmt: skip
 
+
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (``pytest -n 2 --dist loadgroup``) a file stays on one of them, and what shares a Ray too."""
+    """With several workers (``make test``) a file stays on one of them, and the longest begin, so that all end together."""
+    groups = {}
     for item in items:
-        shares = {"cluster", "ray", "tune", "whole"}.intersection(getattr(item, "fixturenames", ()))
-        item.add_marker(pytest.mark.xdist_group((item.path.parent if shares else item.path).as_posix()))
+        place = item.path.relative_to(HERE)
+        groups[item] = GROUPS.get(place.parts[0], place.as_posix())
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    rank = {group: number for number, group in enumerate(LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(groups[item], len(rank)))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -71,12 +88,9 @@ def slices(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in this process draw nothing: pictures take most of the time of a small run."""
-    from adbench.evaluation import pictures
-
-    monkeypatch.setattr(pictures, "all_plots", lambda *_, **__: [])
-    monkeypatch.setattr(pictures, "sample_sheet", lambda *_, **__: None)
+def pictures_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw their pictures, as they do for a user."""
+    monkeypatch.delenv("ADBENCH_PICTURES")
 
 
 @pytest.fixture

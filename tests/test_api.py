@@ -173,6 +173,8 @@ def test_the_notebook_runs(tmp_path: Path) -> None:
     path = DOCS / "notebooks" / "compare.ipynb"
     assert path.stat().st_size < 200_000
     notebook = nbformat.read(path, as_version=4)
+    (trains,) = [cell for cell in notebook.cells if '"steps": 120' in cell.source]
+    trains.source = trains.source.replace('"steps": 120', '"steps": 8')  # whatever it has learnt, every cell runs
     NotebookClient(
         notebook, timeout=240, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()

@@ -29,6 +29,7 @@ def run(cli: Cli, slices: Path, out: Path, *more: object) -> tuple[int, str, str
     return cli("run", *FAST, "--data-root", slices, "--out", out, *more)
 
 
+@pytest.mark.usefixtures("pictures_drawn")
 def test_run_prints_a_ranked_table_and_leaves_everything(cli: Cli, slices: Path, tmp_path: Path) -> None:
     code, out, _ = run(cli, slices, tmp_path / "runs")
     assert code == 0

@@ -78,8 +78,8 @@ def plugin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
-def run(cli: Cli, slices: Path, tmp_path: Path, no_pictures: None) -> Callable[..., list[dict]]:
-    """``run("--metrics", "missed")``: the rows of the only table, as JSON; without pictures, which cost the most."""
+def run(cli: Cli, slices: Path, tmp_path: Path) -> Callable[..., list[dict]]:
+    """``run("--metrics", "missed")``: the rows of the only table, as JSON."""
 
     def call(*arguments: object, out: str = "runs") -> list[dict]:
         code, text, err = cli(

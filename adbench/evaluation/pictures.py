@@ -6,6 +6,7 @@ They are drawn after the record is committed: a number never waits for a picture
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,20 @@ from adbench.utils.files import replacing, sweep
 from adbench.utils.locks import LOCK, acquire
 
 log = logging.getLogger("adbench")
+VARIABLE = "ADBENCH_PICTURES"
 
 
 def illustrate(folder: Path, progress: Progress | None = None) -> None:
     """Draw ``samples.png`` and the plots of the finished run in ``folder``, unless that was done, and tidy up there.
 
-    The folder is locked meanwhile. Nothing is drawn while another process has it: that process draws when it is done.
-    What goes wrong is logged, never raised; the next call on the folder tries again.
+    Nothing is drawn while $ADBENCH_PICTURES is 0; a later call draws. The folder is locked meanwhile; another process that
+    has it draws when it is done. What goes wrong is logged, never raised; the next call on the folder tries again.
     """
     folder = Path(folder)
     kept = folder / SAMPLES
+    wanted = kept.exists() and os.environ.get(VARIABLE) != "0"
     left = (folder / rundir.NEW, folder / STATUS, folder / LOCK)  # by a process that was killed behind its record
-    if distributed.rank() > 0 or not any(path.exists() for path in (kept, *left)):
+    if distributed.rank() > 0 or not (wanted or any(path.exists() for path in left)):
         return
     try:
         with acquire(folder, _leave):
@@ -41,7 +44,7 @@ def illustrate(folder: Path, progress: Progress | None = None) -> None:
             rundir.promote(folder)
             rundir.abandon(folder)
             (folder / STATUS).unlink(missing_ok=True)
-            if kept.exists():  # else another process has drawn them
+            if wanted and kept.exists():  # else another process has drawn them
                 (progress or Progress()).update("pictures", 0, 0)
                 _draw(folder)
                 kept.unlink()

@@ -197,6 +197,7 @@ class Driver(tune.Callback):
                     metric="value",
                     mode=task.mode,
                     num_samples=options.trials,
+                    reuse_actors=True,  # a process of its own for each trial would import the libraries each time
                     search_alg=Generator(
                         task, options.trials, min(options.max_concurrent or at_once, at_once), resumed
                     ),

@@ -31,8 +31,6 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 import real_layouts as layouts
 import small_brats
 
-pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
-
 EASY = {"brain": "background", "registration": "none", "n4": False, "size": 64, "min_brain": 0.0, "field_of_view": 32.0}
 FLAGS = [f"--set=dataset.{name}={value}" for name, value in EASY.items()]
 TRAIN_FLAGS = [f"--set=train.{name}={value}" for name, value in EASY.items()]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -40,13 +41,34 @@ def lesion(shape: tuple[int, int, int], values: tuple[int, ...] = (1, 2, 4)) -> 
     return mask
 
 
-def brats(root: Path, number: str = "00001", shape: tuple[int, int, int] = BRATS_SHAPE, **files: Any) -> Path:
+@cache
+def written(shape: tuple[int, int, int], seed: int | None, affine: tuple[float, ...], codes: tuple[int, int]) -> bytes:
+    """The file of :func:`image`, or of :func:`lesion` without a seed: compressed once, wanted by many tests."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "volume.nii.gz"
+        data = lesion(shape) if seed is None else image(shape, seed)
+        nifti.write(path, data, np.reshape(affine, (4, 4)), codes=codes)
+        return path.read_bytes()
+
+
+def brats(
+    root: Path,
+    number: str = "00001",
+    shape: tuple[int, int, int] = BRATS_SHAPE,
+    affine: np.ndarray = BRATS_AFFINE,
+    codes: tuple[int, int] = (2, 0),
+    **files: Any,
+) -> Path:
     """One BraTS'21 case; ``files`` (t1, t1ce, t2, flair, seg) replace arrays, None leaves a file out."""
     stem = f"BraTS2021_{number}"
-    contents = {k: image(shape, 10 * i + int(number)) for i, k in enumerate(("t1", "t1ce", "t2", "flair"))}
-    for kind, data in {**contents, "seg": lesion(shape), **files}.items():
-        if data is not None:
-            nifti.write(root / stem / f"{stem}_{kind}.nii.gz", data, BRATS_AFFINE, codes=(2, 0))
+    (root / stem).mkdir(parents=True, exist_ok=True)
+    seeds = {kind: 10 * i + int(number) for i, kind in enumerate(("t1", "t1ce", "t2", "flair"))}
+    for kind, seed in {**seeds, "seg": None}.items():
+        path = root / stem / f"{stem}_{kind}.nii.gz"
+        if kind not in files:
+            path.write_bytes(written(shape, seed, tuple(affine.ravel().tolist()), codes))
+        elif files[kind] is not None:
+            nifti.write(path, files[kind], affine, codes=codes)
     return root / stem
 
 

@@ -89,7 +89,6 @@ def errors(report: CheckReport) -> list[tuple[str, str]]:
 )
 def test_info_check_prepare_and_run(
     cli: Cli,
-    no_pictures: None,
     tmp_path: Path,
     layout: str,
     name: str,
@@ -413,7 +412,7 @@ def test_stated_channels(tmp_path: Path) -> None:
 # -- BMAD --------------------------------------------------------------------------------------------------------------------
 
 
-def test_slices_of_bmad(cli: Cli, no_pictures: None, tmp_path: Path) -> None:
+def test_slices_of_bmad(cli: Cli, tmp_path: Path) -> None:
     root = written(tmp_path / "data", "bmad", 3)
     found = run_config.locate("folder", str(root), {"modality": "FLAIR", "size": 32}, "--data-root").open()
     cases = found.discover("FLAIR")

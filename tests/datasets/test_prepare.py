@@ -378,6 +378,20 @@ def test_memory_limits_the_workers(root: Path, monkeypatch: pytest.MonkeyPatch) 
     assert workers.free_memory() > 0
 
 
+@pytest.mark.parametrize(("start", "elsewhere"), [(60.0, []), (0.0, [4])])
+def test_processes_are_started_where_they_pay(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, start: float, elsewhere: list[int]
+) -> None:
+    given: list[int] = []
+    start_processes = workers._in_processes
+    monkeypatch.setattr(workers, "_in_processes", lambda *a: given.append(len(a[1])) or start_processes(*a))
+    monkeypatch.setattr(workers, "START", start)
+    monkeypatch.setattr(workers, "cores", lambda: 2)
+    store = prepare(small_brats.dataset(root), "FLAIR", tmp_path / "auto")
+    assert given == elsewhere
+    assert content(store) == content(prepare(small_brats.dataset(root), "FLAIR", tmp_path / "one", workers=1))
+
+
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_cache_that_may_not_be_written(root: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"

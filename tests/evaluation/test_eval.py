@@ -15,8 +15,6 @@ from sklearn.metrics import average_precision_score
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.results import record
 
-pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
-
 Cli = Callable[..., tuple[int, str, str]]
 
 

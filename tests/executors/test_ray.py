@@ -90,6 +90,7 @@ def test_serial_and_ray_end_in_the_same_bits(
     assert note.startswith("Computed with 1 CPU thread (OMP_NUM_THREADS) where ae asks for 2")
 
 
+@pytest.mark.usefixtures("pictures_drawn")
 def test_a_cell_that_was_killed_before_its_pictures_gets_them(cluster: Any, grid: Callable[..., Launch]) -> None:
     launch = grid("histeq")
     (plan,) = launch.plan()

@@ -13,7 +13,6 @@ from board_files import altered, place, rekey
 from PIL import Image
 
 from adbench import api
-from adbench.evaluation import pictures
 from adbench.leaderboard.build import build
 from adbench.leaderboard.merge import merge
 from adbench.leaderboard.submission import Submission, pack
@@ -24,7 +23,7 @@ REPORTED = Path(__file__).parents[2] / "leaderboards" / "reported.csv"
 
 @pytest.fixture(scope="session")
 def runs(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[api.Run]:
-    """histeq, zscore and constant on FLAIR with two seeds, and on T1 with one; without pictures, which cost the most."""
+    """histeq, zscore and constant on FLAIR with two seeds, and on T1 with one."""
     root = tmp_path_factory.mktemp("leaderboard")
     slices = make_slices(root / "slices", test=9)
     make_slices(root / "slices", test=9, modality="T1")
@@ -34,11 +33,8 @@ def runs(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
         lesion.ravel()[np.flatnonzero(lesion)[kept:]] = 0
         Image.fromarray(lesion).save(path)
     common: dict[str, Any] = {"data_root": str(slices), "device": "cpu", "out": root / "runs"}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pictures, "all_plots", lambda *_, **__: [])
-        patch.setattr(pictures, "sample_sheet", lambda *_, **__: None)
-        made = api.run("histeq,zscore,constant", "folder", modality="FLAIR", seed=(0, 1), **common)
-        return made + api.run("histeq,zscore,constant", "folder", modality="T1", **common)
+    made = api.run("histeq,zscore,constant", "folder", modality="FLAIR", seed=(0, 1), **common)
+    return made + api.run("histeq,zscore,constant", "folder", modality="T1", **common)
 
 
 @pytest.fixture(scope="session")

@@ -387,9 +387,7 @@ def test_leaderboards_import_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
-def test_a_healthy_test_set_and_a_metric_by_name(
-    make_slices: Callable[..., Path], tmp_path: Path, no_pictures: None
-) -> None:
+def test_a_healthy_test_set_and_a_metric_by_name(make_slices: Callable[..., Path], tmp_path: Path) -> None:
     """No lesion to rank by; the metrics that a run added are computed again too."""
     slices = make_slices(tmp_path / "slices", test=4)
     for path in (slices / "test").glob("*-segmentation.png"):

@@ -18,7 +18,7 @@ Cli = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(cli: Cli, slices: Path, tmp_path: Path, no_pictures: None) -> Callable[[str], tuple[Path, str]]:
+def run(cli: Cli, slices: Path, tmp_path: Path) -> Callable[[str], tuple[Path, str]]:
     """``run("folder")``: the folder of the run with its maps, and its table."""
 
     def call(protocol: str) -> tuple[Path, str]:

@@ -21,8 +21,6 @@ from adbench.runner.fit import FIT
 from adbench.utils.files import write_json
 from adbench.utils.locks import LOCK, acquire
 
-pytestmark = pytest.mark.usefixtures("no_pictures")  # they take most of the time of a small run
-
 Cli = Callable[..., tuple[int, str, str]]
 
 

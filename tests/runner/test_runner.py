@@ -54,7 +54,7 @@ class Spy(Method):
 
 
 @pytest.fixture
-def spy(monkeypatch: pytest.MonkeyPatch, no_pictures: None) -> type[Spy]:
+def spy(monkeypatch: pytest.MonkeyPatch) -> type[Spy]:
     entry = registry.Entry("methods", "spy", f"{__name__}:Spy", "a spy", "built-in")
     known, load = registry.entries, registry.load
     monkeypatch.setattr(
@@ -178,6 +178,7 @@ def test_a_subject_without_brain_is_named_in_the_record(slices: Path, tmp_path: 
     assert "1 case of the dataset has no slice with brain and is in no split: test01." in made.notes
 
 
+@pytest.mark.usefixtures("pictures_drawn")
 def test_pictures_are_drawn_after_the_record_and_fail_no_run(
     slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -201,11 +202,14 @@ def test_pictures_are_drawn_after_the_record_and_fail_no_run(
     assert not rundir.DRAWN & outcome.record.files.keys()
 
 
-def test_pictures_are_left_to_the_process_that_has_the_run(
-    slices: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_pictures_are_left_to_the_process_that_has_the_run_and_wait_until_they_are_wanted(
+    slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     (plan,) = plans(slices, tmp_path)
-    run_cell.run_cell(plan)
+    (outcome,) = executors.serial([plan])
+    assert outcome.record is not None
+    assert not rundir.DRAWN & {path.name for path in plan.run_folder.iterdir()}
+    monkeypatch.delenv("ADBENCH_PICTURES")
     with acquire(plan.run_folder):
         pictures.illustrate(plan.run_folder)
     assert not rundir.DRAWN & {path.name for path in plan.run_folder.iterdir()}

@@ -358,9 +358,7 @@ def test_too_much_data_is_said(plugin: Path, monkeypatch: pytest.MonkeyPatch) ->
         sources.source_files("methods", "scaled")
 
 
-def test_a_changed_table_is_another_run_and_why_names_it(
-    plugin: Path, slices: Path, tmp_path: Path, cli: Cli, no_pictures: None
-) -> None:
+def test_a_changed_table_is_another_run_and_why_names_it(plugin: Path, slices: Path, tmp_path: Path, cli: Cli) -> None:
     arguments = ("run", "--method", "scaled", "--dataset", "folder", "--data-root", slices, "--device", "cpu")
     where = ("--out", tmp_path / "runs", "--quiet")
 

@@ -108,7 +108,7 @@ def grow(rng: np.random.Generator, anatomy: Anatomy, *, below: int = 0, front: i
         origin=(float(x[0]), float(y[0]), float(z[0])),
         tissue=_smooth_labels(tissue, shape),
         brain=brain,
-        texture=_finer(texture, shape),
+        texture=(_eightfold(texture.astype(np.float64), shape) / 8).astype(np.float32),
     )
 
 
@@ -116,19 +116,23 @@ def _extended(axis: np.ndarray, before: int, after: int) -> np.ndarray:
     return np.arange(axis[0] - before, axis[-1] + after + 0.5, dtype=np.float32)
 
 
-def _finer(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A coarse map on the 1 mm grid by linear interpolation; (i, j, k) of the coarse map is (2i, 2j, 2k) of the fine."""
-    from scipy import ndimage
+def _eightfold(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Eight times the trilinear interpolation on the 1 mm grid, where (i, j, k) of the coarse map is (2i, 2j, 2k).
 
-    return np.asarray(ndimage.affine_transform(coarse, [1 / STEP] * 3, output_shape=shape, order=1, mode="nearest"))
+    In the dtype of ``coarse``, which must hold the sums; exact for integers.
+    """
+    fine = coarse
+    for axis, size in enumerate(shape):
+        at, last = np.arange(size), coarse.shape[axis] - 1
+        fine = fine.take(at // STEP, axis) + fine.take(np.minimum((at + 1) // STEP, last), axis)
+    return fine
 
 
 def _smooth_labels(coarse: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
     """Labels on the 1 mm grid: at every voxel the one with the largest interpolated share."""
-    best = np.full(shape, -1, np.float32)
-    labels = np.zeros(shape, np.uint8)
+    best, labels = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)
     for label in np.unique(coarse):
-        share = _finer((coarse == label).astype(np.float32), shape)
+        share = _eightfold((coarse == label).astype(np.uint8), shape)
         better = share > best
         best[better] = share[better]
         labels[better] = label

@@ -33,7 +33,7 @@ from adbench.datasets.store.slice_store import (
     IncompleteStore,
     SliceStore,
 )
-from adbench.datasets.store.workers import Executor, check_disk, prepare_cases, worker_count
+from adbench.datasets.store.workers import Executor, check_disk, prepare_cases
 from adbench.errors import UserError
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
@@ -70,8 +70,8 @@ def prepare_all(
         modalities: sequences.
         cache: folder of all stores.
         progress: receives progress.
-        workers: cases at a time; None: as many as the machine has cores and memory for, one for a dataset whose cases
-            take no time.
+        workers: cases at a time; None: as many as the machine has cores and memory for, one where starting processes
+            would take longer than the cases.
         executor: "processes" of this machine, or "ray" (every node must see data and cache).
 
     Raises:
@@ -271,7 +271,7 @@ def _prepare_cases(
     by_modality = {build.modality: build for build in builds}
     name = f"prepare {dataset.info.name} {', '.join(by_modality)}"
     done = written = 0
-    answers = prepare_cases(dataset, tasks, worker_count(dataset, workers, len(tasks)), executor)
+    answers = prepare_cases(dataset, tasks, workers, executor)
     for number, answer in enumerate(answers, 1):
         for prepared in answer:
             by_modality[prepared.modality].take(prepared)

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from threading import Thread
+from time import perf_counter
 from typing import Any, Literal
 
 from adbench.datasets.base import Dataset
@@ -21,7 +22,8 @@ from adbench.errors import UserError
 
 Executor = Literal["processes", "ray"]
 _Recipe = tuple[type[Dataset], Any, Path | None, Path | None]  # what a dataset is built from in another process
-WORTH = 3  # cases below which starting processes takes longer than it saves
+WORTH = 3  # cases below which starting processes takes longer than it saves,
+START = 3.0  # and seconds of work
 SURE = 8  # cases after which what was written says more than the estimate
 
 
@@ -81,17 +83,30 @@ def check_disk(dataset: Dataset, cache: Path, left: int, *, written: int = 0, do
 
 
 def prepare_cases(
-    dataset: Dataset, tasks: list[Task], count: int, executor: Executor = "processes"
+    dataset: Dataset, tasks: list[Task], wanted: int | None, executor: Executor = "processes"
 ) -> Iterator[list[Prepared]]:
-    """Prepare cases, ``count`` at a time; answers come as they are ready.
+    """Prepare cases, ``wanted`` at a time; answers come as they are ready.
+
+    With None the first two are done here, and processes are started if the others take longer than these would to start.
 
     Raises:
         UserError: a worker was killed (out of memory, as a rule).
         OSError: the disk is full or not writable.
     """
+    count = worker_count(dataset, wanted, len(tasks))
+    if wanted is None and count > 1 and executor == "processes":
+        seconds = []
+        for task in tasks[:2]:
+            begin = perf_counter()
+            yield run(dataset, task)
+            seconds.append(perf_counter() - begin)
+        tasks = tasks[2:]
+        if min(seconds) * len(tasks) < START:  # the first has waited for imports
+            count = 1
     if count == 1:
-        return (run(dataset, task) for task in tasks)
-    return (_on_ray if executor == "ray" else _in_processes)(dataset, tasks, count)
+        yield from (run(dataset, task) for task in tasks)
+    else:
+        yield from (_on_ray if executor == "ray" else _in_processes)(dataset, tasks, count)
 
 
 def _in_processes(dataset: Dataset, tasks: list[Task], count: int) -> Iterator[list[Prepared]]:
