@@ -35,7 +35,7 @@ from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.spec import RANKED_BY
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.explain import CLOSE
-from adbench.results.known import BUILT_IN, known, sources, weights_key
+from adbench.results.known import BUILT_IN, known, parameters, sources, weights_key
 from adbench.results.record import CONFORMANCE, Number, Record
 from adbench.results.rundir import SPLITS
 from adbench.runner.keys import METRICS_VERSION
@@ -327,13 +327,17 @@ def check_method(submission: Submission) -> Iterator[Issue]:
 
 def _parameters(record: Record, cls: type[Method]) -> Iterator[Issue]:
     method = record.method
+    fields = cls.Params.model_fields
+    names = parameters(method.name, __version__, method.source) or sorted(fields)  # of the source that the result names
+    shared = {name: value for name, value in method.params.items() if name in fields or name not in names}
     try:
-        resolved = cls.resolve(method.preset, method.params)
+        resolved = cls.resolve(method.preset, shared)
     except UserError as error:
         yield Issue("method.params", why=str(error))
         return
     full = resolved.model_dump(mode="json")
-    if canonical_json(full) != canonical_json(method.params):
+    stated = {name: full[name] for name in shared}
+    if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):
         yield Issue("method.params", why=f"they are not as {method.name} states them, every one and of its own type")
     presets = {name: cls.resolve(name, {}).model_dump(mode="json") for name in cls.presets}
     for name, params in presets.items():

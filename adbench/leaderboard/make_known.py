@@ -26,14 +26,15 @@ def methods(records: list[Record]) -> dict[str, Any]:
     Args:
         records: of built-in methods, published; the hashes of their sources stay valid if they were valid.
     """
-    found: dict[str, dict[str, list[str]]] = dict(known()["methods"]) if FILE.exists() else {}
-    used = {(record.method.name, record.method.source) for record in records}
+    found: dict[str, dict[str, dict[str, list[str]]]] = dict(known()["methods"]) if FILE.exists() else {}
+    used = {(record.method.name, record.method.source): sorted(record.method.params) for record in records}
     earlier = found.get(__version__, {})
     found[__version__] = {}
     for name in sorted(registry.BUILTIN["methods"]):
         own = source_digest("methods", name)
         kept = [source for source in earlier.get(name, []) if source != own and (name, source) in used]
-        found[__version__][name] = [*kept, own]
+        names = sorted(registry.load("methods", name).Params.model_fields)
+        found[__version__][name] = {source: used[name, source] for source in kept} | {own: names}
     weights = {
         weights_key(record.method, record.test.grid): record.method.parameters
         for record in records

@@ -3,7 +3,7 @@
 ``known.json`` beside this module is made by ``python -m adbench.leaderboard.make_known`` (``make known``), never by hand::
 
     {
-      "methods": {adbench version: {method: [hashes of its source]}},
+      "methods": {adbench version: {method: {hash of its source: [names of its parameters]}}},
       "weights": {hash of method, parameters and grid: number of weights},
       "data":    {dataset: {modality: {"params": …, role: {"digest": …, "subjects": […], "voxels": {subject: [lesion, other]}, …}}}},
       "lists":   {protocol: {role: [subjects]}}      lists that were published; added by hand, kept by the command
@@ -48,6 +48,12 @@ def sources(method: str, version: str) -> list[str] | None:
         return None if listed is None else list(listed.get(method, []))
     own = source_digest("methods", method)
     return [*(source for source in (listed or {}).get(method, []) if source != own), own]
+
+
+def parameters(method: str, version: str, source: str) -> list[str] | None:
+    """Names of the parameters that a built-in method of this ``source`` has; None for a source that no release has."""
+    found: list[str] | None = known()["methods"].get(version, {}).get(method, {}).get(source)
+    return found
 
 
 def is_released(method: str, origin: str, source: str, version: str) -> bool:
