@@ -51,9 +51,7 @@ def acquire(folder: Path, waiting: Callable[[str], None] = lambda owner: None) -
         yield
     finally:
         if by_system:
-            path.unlink(
-                missing_ok=True
-            )  # whoever has opened it meanwhile finds that it has no name, and opens a new one
+            path.unlink(missing_ok=True)  # who has opened it meanwhile sees that it has no name, and opens a new one
         lock.release()
 
 

@@ -98,7 +98,7 @@ def test_asking_keeps_nobody_waiting(tmp_path: Path) -> None:
 
     def ask() -> None:  # as is_locked does, only slower
         while not done.is_set():
-            with open(tmp_path / LOCK, "rb") as file:
+            with open(tmp_path / LOCK, "a+b") as file:  # a lock that is released takes its file away
                 fcntl.flock(file, fcntl.LOCK_SH)
                 asks.set()
                 time.sleep(0.005)

@@ -111,7 +111,7 @@ def test_a_text_is_one_line_a_field(submission: Submission) -> None:
 def test_a_large_file_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "large.json"
     with open(path, "wb") as file:
-        file.truncate(files.MAX_RECORD_BYTES + 1)
+        file.truncate(files.RECORD_BYTES + 1)
     monkeypatch.setattr(json, "loads", lambda *a, **k: pytest.fail("it was parsed"))
     with pytest.raises(UserError, match="bytes"):
         files.read(path)
@@ -128,7 +128,7 @@ def bomb(size: int) -> str:
 
 
 def test_a_bomb_is_not_unpacked(submission: Submission) -> None:
-    text = bomb(files.MAX_SPATIAL_BYTES + 1)
+    text = bomb(files.SPATIAL_BYTES + 1)
     assert len(text) < 100_000
     for change in (
         lambda raw: raw["histograms"].update(data=text),
@@ -141,7 +141,7 @@ def test_a_bomb_is_not_unpacked(submission: Submission) -> None:
 
 def test_more_bins_than_a_histogram_has(submission: Submission) -> None:
     raw = altered(
-        submission, lambda raw: raw["histograms"].update(bins=[encoding.MAX_BINS] * len(raw["histograms"]["bins"]))
+        submission, lambda raw: raw["histograms"].update(bins=[encoding.BINS] * len(raw["histograms"]["bins"]))
     )
     with pytest.raises(ValueError, match="bins; a submission has at most"):
         _ = files.parse(raw.encode(), Path("bins")).test
@@ -180,7 +180,7 @@ def test_what_is_no_submission(submission: Submission, change: Callable[[str], s
         (lambda raw: raw["record"].pop("test"), "record.test"),
         (lambda raw: raw["record"]["metrics"]["auprc"].update(value="0.9"), "record.metrics.auprc.value"),
         (lambda raw: raw["splits"].update(test="s1"), "splits.test"),
-        (lambda raw: raw["histograms"].update(subjects=["x"] * (encoding.MAX_SUBJECTS + 1)), "histograms.subjects"),
+        (lambda raw: raw["histograms"].update(subjects=["x"] * (encoding.SUBJECTS + 1)), "histograms.subjects"),
         (lambda raw: raw.update(note="<script>"), "note"),
     ],
 )

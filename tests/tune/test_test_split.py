@@ -141,7 +141,7 @@ def test_ruined_test_slices_change_nothing(
     (tmp_path / "run.yaml").write_text(private.to_yaml())
     code, _, err = cli("run", "--config", tmp_path / "run.yaml", "--quiet")
     assert code == 2
-    assert "were changed after preparation" in " ".join(err.split())
+    assert "was changed after preparation" in " ".join(err.split())
 
 
 def test_the_task_names_no_test_row(settings: Settings, begun: Begun, data: Data) -> None:
