@@ -343,3 +343,4 @@ def test_a_row_below_one_that_is_not_above_chance_has_no_rank() -> None:
     table = compare(made, "auprc")
     assert table.ranks == {"sure": 1, "unsure": None, "lower": None}
     assert set(table.reasons) == {"unsure", "lower"}
+    assert compare(made, "auprc", above_chance=False).ranks == {"sure": 1, "unsure": 1, "lower": 3}
