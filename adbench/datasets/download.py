@@ -22,6 +22,7 @@ ATTEMPTS = 5  # in a row without a byte more
 TIMEOUT = 60.0  # s without an answer
 _PART = ".part"  # an unfinished download, as adbench.datasets.io.archive knows it
 _BLOCK = 1 << 20
+_LONGEST_NAME = 255  # bytes
 _SLACK = 100_000_000  # bytes that stay free
 
 
@@ -109,7 +110,7 @@ def files_of(name: str, modalities: Sequence[str] = (), mirror: str = "") -> lis
 
 def _listed(bucket: Bucket) -> list[Remote]:
     found: list[Remote] = []
-    token = ""
+    token, seen = "", {""}
     while True:
         query = {"list-type": "2", "prefix": bucket.prefix, **({"continuation-token": token} if token else {})}
         url = f"{bucket.url}/?{urllib.parse.urlencode(query)}"
@@ -123,13 +124,21 @@ def _listed(bucket: Bucket) -> list[Remote]:
         for entry in page.iter("Contents"):
             key, tag = entry.findtext("Key", ""), entry.findtext("ETag", "").strip('"')
             name = key.removeprefix(bucket.prefix)
-            if re.fullmatch(bucket.wanted, name):
+            if re.fullmatch(bucket.wanted, name) and not name.endswith("/"):  # S3 lists folders that were made by hand
                 md5 = tag if re.fullmatch("[0-9a-f]{32}", tag) else ""
-                size = int(entry.findtext("Size", "0"))
+                stated = entry.findtext("Size", "0")
+                if not re.fullmatch(r"[0-9]{1,18}", stated):
+                    raise UserError(
+                        f"The list of files at {url} gives {key} the size {stated[:40]!r}: give another --mirror."
+                    )
+                size = int(stated)
                 found.append(Remote(f"{bucket.url}/{urllib.parse.quote(key)}", _inside(name), md5, size))
         token = page.findtext("NextContinuationToken", "")
         if not token:
             break
+        if token in seen:
+            raise UserError(f"The list of files at {url} comes round to its beginning: give another --mirror.")
+        seen.add(token)
     if not found:
         raise UserError(f"{bucket.url}/{bucket.prefix} lists no file of the dataset: is --mirror a copy of the bucket?")
     return found
@@ -139,6 +148,10 @@ def _inside(name: str) -> str:
     """``name``, which must stay inside the folder: the list comes from a server."""
     if name.startswith(("/", "\\")) or ".." in name.split("/") or "\\" in name:
         raise UserError(f"The server lists {name!r}, which would land outside the folder: it is not to be trusted.")
+    if any(len(part.encode()) + len(_PART) > _LONGEST_NAME for part in name.split("/")):
+        raise UserError(
+            f"The server lists {name[:80]!r}..., a name longer than file systems keep: it is not to be trusted."
+        )
     return name
 
 

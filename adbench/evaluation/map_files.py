@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from adbench.datasets.adapters.volumes import LABEL_TOLERANCE
+from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE
 from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import subject_of
 from adbench.datasets.io.nifti import Header

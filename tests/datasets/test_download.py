@@ -203,6 +203,23 @@ def test_openneuro_lists_what_there_is(server: Server, tmp_path: Path) -> None:
         files_of("soop", mirror=server.url)
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("<Contents><Key>ds004889/sub-1/anat/sub-1_T1w.nii.gz</Key><Size>abc</Size></Contents>", "the size 'abc'"),
+        (f"<Contents><Key>ds004889/derivatives/lesion/{'a' * 300}</Key></Contents>", "a name longer than"),
+        ("<Contents/><NextContinuationToken>t</NextContinuationToken>", "comes round to its beginning"),
+        ("<Contents><Key>ds004889/derivatives/lesion_masks/</Key><Size>0</Size></Contents>", "lists no file"),
+    ],
+)
+def test_lists_that_are_not_to_be_trusted(server: Server, content: str, says: str) -> None:
+    page = f"<ListBucketResult>{content}</ListBucketResult>".encode()
+    for more in ("", "&continuation-token=t"):
+        server.files[f"/?list-type=2&prefix=ds004889%2F{more}"] = page
+    with pytest.raises(UserError, match=says):
+        files_of("soop", mirror=server.url)
+
+
 def test_what_is_wanted_of_ixi() -> None:
     assert [file.name for file in files_of("ixi", ["T2"])] == ["IXI-T2.tar"]
     assert files_of("ixi", mirror="http://here/x/")[0].url == "http://here/x/IXI-T1.tar"

@@ -543,3 +543,17 @@ def test_maps_and_masks(tmp_path: Path, examples: int) -> None:
     held(
         tmp_path, examples, changed(volume()), "a_map.nii", lambda path: list(CaseFolder(path.parent, tmp_path / "out"))
     )
+
+
+def test_a_table_that_is_encrypted_or_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "a.xlsx"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("xl/worksheets/sheet1.xml", "<worksheet>" + "<row/>" * 500 + "</worksheet>")
+    whole = path.read_bytes()
+    data, listed = whole.index(b"sheet1.xml") + 10, whole.index(b"PK\1\2")
+    damaged = whole[:data] + b"\xff" * 8 + whole[data + 8 :]
+    encrypted = whole[:listed] + whole[listed : listed + 8] + b"\1" + whole[listed + 9 :]
+    unknown = whole[:8] + b"\x63" + whole[9 : listed + 10] + b"\x63" + whole[listed + 11 :]
+    for content in (damaged, encrypted, unknown):
+        path.write_bytes(content)
+        refused(lambda: read_mapping(path), "a.xlsx cannot be read", "copy it again")

@@ -11,16 +11,15 @@ from pathlib import PurePosixPath
 from typing import ClassVar
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes
+from adbench.datasets.adapters.own_volumes import REPEATS, OwnParams, OwnVolumes
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.base import DatasetInfo
-from adbench.datasets.io.filename_patterns import LESION, MODALITIES, Named, common_name, folded
+from adbench.datasets.io.filename_patterns import LESION, MODALITIES, Named, common_name, folded, person
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
 _PARTICIPANTS = "participants.tsv"
-_REPEATS = re.compile(r"_(acq|rec|run|echo)-([A-Za-z0-9]+)")
 
 
 class BidsParams(OwnParams):
@@ -44,7 +43,8 @@ class BidsParams(OwnParams):
 class Bids(OwnVolumes):
     """T1w, T2w, FLAIR, PDw, dwi, trace and adc of a BIDS dataset at any depth, with lesion and brain masks of derivatives.
 
-    Of several runs or acquisitions of one session the plain one is used, else the lowest run, and the others are listed.
+    Of several runs or acquisitions of one session the one with a lesion mask is used, else the plain one, else the lowest run,
+    and the others are listed. A mask of one run is never that of another.
     ``derivatives`` give masks; their images are used where the raw ones are not there. Sites, age and sex are read from
     participants.tsv.
     """
@@ -72,7 +72,7 @@ class Bids(OwnVolumes):
         found = common_name(stem) if stem.startswith("sub-") else None
         if found is None:
             return None
-        marks = dict(_REPEATS.findall(stem))
+        marks = dict(REPEATS.findall(stem))
         derived = "derivatives" in PurePosixPath(path).parts and found.kind in MODALITIES
         runs = [int(digits) for key in ("run", "echo") for digits in (re.sub(r"\D", "", marks.get(key, "")) or "0",)]
         row = self.participants.get(folded(found.subject), {})
@@ -83,7 +83,7 @@ class Bids(OwnVolumes):
         """Subject, as :func:`folded` has it -> column -> value; empty without a table.
 
         Raises:
-            UserError: the table cannot be read, or has no column participant_id.
+            UserError: the table cannot be read, has no column participant_id, or two rows of one subject that differ.
         """
         path = self._root() / _PARTICIPANTS
         if not path.is_file():
@@ -95,8 +95,18 @@ class Bids(OwnVolumes):
         if rows and "participant_id" not in rows[0]:
             there = ", ".join(map(str, rows[0]))
             raise UserError(f"The table {path} has no column participant_id; it has {there}: is it separated by tabs?")
-        names = (f"sub-{(row['participant_id'] or '').removeprefix('sub-')}" for row in rows)
-        return {folded(name): {k: v or "" for k, v in row.items() if k} for name, row in zip(names, rows, strict=True)}
+        found: dict[str, dict[str, str]] = {}
+        for row in rows:
+            name = f"sub-{(row['participant_id'] or '').removeprefix('sub-')}"
+            said = {column: value or "" for column, value in row.items() if column}
+            before = found.setdefault(folded(name), said)
+            for column in said:
+                if column != "participant_id" and said[column] != before.get(column, ""):
+                    raise UserError(
+                        f"The table {path} has two rows of {name}, with {column} {before.get(column, '')!r} and "
+                        f"{said[column]!r}: keep one row a subject."
+                    )
+        return found
 
     def row(self, subject: str) -> dict[str, str]:
         """What participants.tsv says of ``subject``; empty where it is not in it."""
@@ -105,6 +115,8 @@ class Bids(OwnVolumes):
     def healthy(self, scan: Scan) -> str:
         """By participants.tsv, by its folder, or by ``unmasked``."""
         column, _, values = self.params.healthy.partition("=")
+        if person(scan.subject) in self._patients:
+            return ""
         wanted = {value.strip().casefold() for value in values.split(",") if value.strip()}
         if wanted and self.row(scan.subject).get(column.strip(), "").casefold() in wanted:
             return f"{_PARTICIPANTS} says {self.params.healthy}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +128,16 @@ def read_mapping(path: Path) -> dict[str, tuple[str, str]]:
             old, new = _OLD.search(row), _NEW.search(row)
             if old and new:
                 found[old[1]] = (new[1], new[2])
-    except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile, ElementTree.ParseError) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        LookupError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+        ElementTree.ParseError,
+    ) as error:
         raise UserError(f"The mapping table {path} cannot be read ({error}): copy it again, or move it away.") from None
     if not found:
         raise UserError(

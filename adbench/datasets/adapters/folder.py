@@ -19,7 +19,7 @@ from adbench.datasets.adapters.own_volumes import FOLDERS, SECOND_SCAN, why_heal
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.file_index import FoundFiles, find_files
-from adbench.datasets.io.filename_patterns import MODALITIES, modality_of, person, second_scan, split_visit
+from adbench.datasets.io.filename_patterns import MODALITIES, common_name, modality_of, person, second_scan, split_visit
 from adbench.datasets.io.png import read_image, read_mask, read_shape, used_bits
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
@@ -30,6 +30,7 @@ from adbench.utils.seeds import derive
 
 _WHITE = 65535  # of an image that uses all of its 16 bits
 BRAIN, LESION = "brainmask", "segmentation"  # as the last word of a file's name
+_OTHER_MASK = "mask"  # any other word for one
 
 _SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
 _BMAD = re.compile(r"^(?P<subject>\d+)_(?P<index>\d+)$")
@@ -40,7 +41,7 @@ _Slice = tuple[Split | None, str, str, int]  # role by its folder, subject, sess
 
 @dataclass(frozen=True)
 class _File:
-    """One PNG by its name: ``kind`` is a modality, ``brainmask``, ``segmentation`` or "" (no known ending)."""
+    """One PNG by its name: ``kind`` is a modality, ``brainmask``, ``segmentation``, ``mask`` (another word for one) or ""."""
 
     path: Path
     split: Split | None
@@ -55,7 +56,7 @@ class _File:
 
     @property
     def is_mask(self) -> bool:
-        return self.kind in (BRAIN, LESION)
+        return self.kind in (BRAIN, LESION, _OTHER_MASK)
 
     def sibling(self, kind: str) -> str:
         """Name of the file of another kind beside it."""
@@ -154,6 +155,8 @@ class Folder(Dataset):
         if match := _LAST_WORD.match(path.stem):
             word = match["word"]
             kind = word.lower() if word.lower() in (BRAIN, LESION) else modality_of(word)
+            known = None if kind else common_name(path.stem)
+            kind = _OTHER_MASK if known else kind
             rest = match["rest"] if kind else rest
         numbered = _SLICE.match(rest)
         verdict = [folder.lower() for folder in path.parts[-3:-1] if folder.lower() in ("good", "ungood")]
@@ -170,7 +173,7 @@ class Folder(Dataset):
     @cached_property
     def _masked(self) -> set[tuple[Split | None, str]]:
         """Subjects with a segmentation, by role and name."""
-        return {(split, subject) for split, subject, _, _ in self._masks[LESION]}
+        return {(split, person(subject)) for split, subject, _, _ in self._masks[LESION]}
 
     @cached_property
     def _masked_roles(self) -> set[Split | None]:
@@ -191,7 +194,7 @@ class Folder(Dataset):
         """Why the subject of ``file`` takes no role, or ""."""
         if second_scan(file.subject) and self.params.second_scans != "use":
             return SECOND_SCAN
-        masked = file.is_mask or (file.split, file.subject) in self._masked
+        masked = file.is_mask or (file.split, person(file.subject)) in self._masked
         if self.params.unmasked == "leave-out" and not masked and not self._healthy(file):
             return "it has no segmentation and dataset.unmasked is leave-out"
         return ""
@@ -311,6 +314,15 @@ class Folder(Dataset):
                 what = "no brain in it" if image.any() else "its image is black"
                 found.append(issues.warning("black-slice", path, f"slice {index}: left out, {what}", case.id))
                 continue
+            levels = image[image > 0]
+            if brain_path is None and lesion_path is None and levels.min() == levels.max():
+                message = f"slice {index}: {path} holds two values alone, as a mask does"
+                if levels[0] == 1:
+                    message += f": if it is one, name it ...-{LESION}.png, otherwise take it out"
+                    found.append(issues.error("unnamed-mask", path, message, case.id))
+                else:
+                    found.append(issues.warning("black-slice", path, f"{message}: left out", case.id))
+                continue
             marked, outside = int(lesion.sum()), int((lesion & ~brain).sum())
             if outside:
                 severity = issues.warning if outside >= OUTSIDE_BRAIN * marked else issues.info
@@ -374,10 +386,10 @@ class Folder(Dataset):
         """Subjects that need a segmentation and have none, and slices without one where the subject's others have one."""
         lesions = self._masks[LESION]
         images = [file for file in self._files if not file.is_mask]
-        owners = {(file.split, file.subject) for file in images if file.slice in lesions}
+        owners = {(file.split, person(file.subject)) for file in images if file.slice in lesions}
         seen: set[tuple[Split | None, str]] = set()
         for file in images:
-            subject = (file.split, file.subject)
+            subject = (file.split, person(file.subject))
             if file.slice in lesions or self._left_out(file):
                 continue
             lacks = f"{file.path.name} in {file.path.parent} has no segmentation"
@@ -449,6 +461,13 @@ def _name_faults(files: list[_File]) -> Iterator[Issue]:
                 f"rename it as in sub-01-slice_68-FLAIR.png, or give their modality with --set dataset.modality=FLAIR."
             )
             yield issues.error("unnamed-image", file.path, message, file.subject)
+            continue
+        if file.kind == _OTHER_MASK:
+            message = (
+                f"{file.path} is named like a mask: name it {file.sibling(LESION)} if it marks lesions, {file.sibling(BRAIN)} if "
+                "it marks the brain, or take it out."
+            )
+            yield issues.error("unnamed-mask", file.path, message, file.subject)
             continue
         other = seen.setdefault((file.slice, file.kind), file.path)
         if other != file.path:

@@ -17,6 +17,7 @@ from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
 _IMAGE = re.compile(r"(?:^|/)images(?:Tr|Ts|Val)/(?P<case>[^/]+?)(?:_(?P<channel>\d{4}))?\.nii(?:\.gz)?$")
+_IGNORE = "ignore"  # the label of nnU-Net for what was not annotated
 _LABEL = re.compile(r"(?:^|/)labels(?:Tr|Ts|Val)/(?P<case>[^/]+?)\.nii(?:\.gz)?$")
 
 
@@ -31,7 +32,7 @@ class NnUNetParams(OwnParams):
 class NnUNet(OwnVolumes):
     """``imagesTr/{case}_0000.nii.gz``, one file a channel, or ``imagesTr/{case}.nii.gz`` with all of them in a fourth axis.
 
-    The lesion is every label but 0, or ``lesion_labels``. Cases of ``imagesTs`` without labels are left out.
+    The lesion is every label but 0 and "ignore" (not annotated: it does not count), or ``lesion_labels``. Cases of ``imagesTs`` without labels are left out.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -52,6 +53,8 @@ class NnUNet(OwnVolumes):
         """The content of dataset.json."""
         root = self._root()
         there = sorted([*root.glob("dataset.json"), *root.glob("*/dataset.json")])
+        if not there and self.params.channels:
+            return {}
         if len(there) != 1:
             what = f"there are {there[0]} and {there[1]}" if there else "there is none"
             raise UserError(
@@ -104,10 +107,20 @@ class NnUNet(OwnVolumes):
         if match is None:
             return None
         kind = CHANNELS if len(self.channels) > 1 or not self.channels else self.channels[0]
+        if match["channel"] and self._whole_names:
+            return Named("", *split_visit(f"{match['case']}_{match['channel']}"), "", kind)
         if match["channel"]:
             number = int(match["channel"])
             kind = self.channels[number] if number < len(self.channels) else ""
         return Named("", *split_visit(match["case"]), "", kind)
+
+    @cached_property
+    def _whole_names(self) -> bool:
+        """Whether four digits at the end of an image's name belong to the case: a mask bears them too."""
+        labels = [
+            path for path in self._root().rglob("labels*/*_[0-9][0-9][0-9][0-9].nii*") if _LABEL.search(str(path))
+        ]
+        return any((path.parent.with_name(f"images{path.parent.name[6:]}") / path.name).is_file() for path in labels)
 
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether it lies in ``imagesTs``."""
@@ -121,11 +134,13 @@ class NnUNet(OwnVolumes):
     def expected(self) -> Expected:
         """With the channels and labels of dataset.json."""
         labels: dict[int, str] = {}
-        for key, value in dict(self._described.get("labels") or {}).items() if not self.params.channels else ():
+        for key, value in dict(self._described.get("labels") or {}).items():
             if isinstance(
                 value, int | list
             ):  # nnU-Net version 2, with regions of several labels; others have it the other way round
                 labels |= {int(label): str(key) for label in (value if isinstance(value, list) else [value])}
             elif str(key).isdigit():
                 labels[int(key)] = str(value)
-        return replace(super().expected, labels=labels)
+        ignored = (label for label, what in labels.items() if what.casefold() == _IGNORE)
+        not_counted = tuple(label for label in ignored if label not in self.params.lesion_labels)
+        return replace(super().expected, labels=labels, not_counted=not_counted)

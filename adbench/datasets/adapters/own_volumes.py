@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
@@ -11,12 +12,22 @@ from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.adapters.volumes import CHOOSING, STRIPPED, IndexedVolumes, VolumeParams
 from adbench.datasets.base import Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File
-from adbench.datasets.io.filename_patterns import LESION, folded, names_in, person, second_scan
+from adbench.datasets.io.filename_patterns import (
+    BRAIN,
+    LESION,
+    UNCLEAR,
+    Named,
+    common_name,
+    folded,
+    names_in,
+    person,
+    second_scan,
+)
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.errors import UserError
@@ -28,6 +39,7 @@ _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 FOLDERS: dict[str, Split] = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
+REPEATS = re.compile(r"_(acq|rec|run|echo)-([A-Za-z0-9]+)")  # of one session, in BIDS
 SECOND_SCAN = (
     "it is probably a second scan of another patient of BraTS'21 (numbers 01538 to 01656): say "
     "--set dataset.second_scans=use if it is not"
@@ -103,6 +115,36 @@ class OwnVolumes(IndexedVolumes):
 
     # -- roles and health --------------------------------------------------------------------------------------------
 
+    def _add(self, index: Index, subject: str, session: str, members: list[tuple[Named, File]]) -> None:
+        """Enter a scan: of several runs or acquisitions the one that has a lesion mask, and no mask of another one."""
+        images = [(name, file) for name, file in members if name.kind not in (LESION, BRAIN, UNCLEAR)]
+        owners = {file: _images_of(file, images) for name, file in members if name.kind in (LESION, BRAIN)}
+        lead = next((_repeats(file) for name, file in members if name.kind == LESION and owners[file]), {})
+
+        def place(member: tuple[Named, File]) -> tuple[int, ...]:
+            own = _repeats(member[1])
+            shared = [own[key] == value for key, value in lead.items() if key in own]
+            return (shared.count(False), -shared.count(True), *member[0].rank)
+
+        ranked = {file: replace(name, rank=place((name, file))) for name, file in images}
+        first: dict[str, File] = {}
+        for file, name in sorted(ranked.items(), key=lambda item: (item[1].rank, str(item[0]))):
+            first.setdefault(name.kind, file)
+        kept: list[tuple[Named, File]] = []
+        orphans: list[tuple[File, File]] = []
+        for name, file in members:
+            if file in owners and images:
+                if not owners[file] and name.kind == LESION:
+                    orphans.append((file, next(iter(first.values()))))
+                elif not owners[file] & set(first.values()):
+                    index.passed_over.append((next(iter(first.values())), file))
+                else:
+                    kept.append((replace(name, rank=()) if name.kind == LESION else name, file))
+            else:
+                kept.append((ranked.get(file, name), file))
+        super()._add(index, subject, session, sorted(kept, key=lambda m: (m[0].rank, m[1].name, str(m[1]))))
+        index.orphans += [(index.scans[-1], *pair) for pair in orphans]
+
     @cached_property
     def _folders(self) -> dict[str, Split]:
         """Person -> role that a folder's name gives, the first where there are two."""
@@ -128,11 +170,15 @@ class OwnVolumes(IndexedVolumes):
         Under "" those whose names are of no subject here and that lie on the grid of a case.
         """
         owners: dict[str, Scan] = {}
-        for scan in sorted(self.index.scans, key=lambda scan: LESION in scan.files):
+        imaged = [scan for scan in self.index.scans if scan.sequences]
+        for scan in sorted(imaged, key=lambda scan: LESION in scan.files):
             for name in (person(scan.subject), folded(scan.subject)):
                 owners.setdefault(name, scan)
         found: dict[str, list[tuple[File, str]]] = defaultdict(list)
-        for path in self.index.unused:
+        alone = {scan.files[LESION] for scan in self.index.scans if not scan.sequences and LESION in scan.files}
+        loose = [path for path, file in self.index.files.volumes.items() if file in alone]
+        of_tissue = [path for path in self.index.unused if (said := common_name(_stem(path))) and not said.kind]
+        for path in sorted({*self.index.unused, *loose} - set(of_tissue)):
             owner = next((owners[name] for name in names_in(path) if name in owners), None)
             file = self.index.files.volumes[path]
             with suppress(UserError):  # a file that is not used need not be whole
@@ -175,6 +221,13 @@ class OwnVolumes(IndexedVolumes):
                 "is nor of what: if it marks lesions, whose they are is not known. Name it after its subject, or take it out."
             )
             yield issues.warning("unnamed-mask", file, message)
+        for scan, mask, image in self.index.orphans:
+            if not self.excluded(scan):
+                message = (
+                    f"{mask} is of another run or acquisition than {image}, and no image of its own is there: add it, remove the "
+                    f"mask, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
+                )
+                yield issues.error("conflict", mask, message, scan.id)
         masked = sum(LESION in scan.files for scan in self.index.scans)
         for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
             if self.params.unmasked != "leave-out" or self.healthy(scan):
@@ -183,6 +236,8 @@ class OwnVolumes(IndexedVolumes):
                 remedy = self._release or (
                     "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/"
                 )
+                if other := self._patients.get(person(scan.subject)):
+                    remedy = f"{other} shows that this patient has lesions, so add the mask, or say --set dataset.unmasked=leave-out"
                 message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
                 yield issues.error("missing-mask", scan.first, message, scan.id)
 
@@ -197,14 +252,25 @@ class OwnVolumes(IndexedVolumes):
             yield severity("unnamed-mask", file, message, scan.id)
 
     def healthy(self, scan: Scan) -> str:
-        """By its folder, or by ``unmasked``."""
+        """By its folder, or by ``unmasked``; nobody with a lesion mask is, whatever scan it is of."""
+        if person(scan.subject) in self._patients:
+            return ""
         return why_healthy(self.params, self._folders.get(person(scan.subject)), self._masked_roles, "lesion mask")
 
     @cached_property
     def _masked_roles(self) -> set[Split]:
         """Roles given by folders in which some subject has a lesion mask."""
-        owners = {person(scan.subject) for scan in self.index.scans if LESION in scan.files}
-        return {self._folders[who] for who in owners if who in self._folders}
+        return {self._folders[who] for who in self._patients if who in self._folders}
+
+    @cached_property
+    def _patients(self) -> dict[str, File]:
+        """Person -> one of the lesion masks of his scans."""
+        patients: dict[str, File] = {}
+        for scan in self.index.scans:
+            masks = [scan.files[kind] for kind in (LESION,) if kind in scan.files]
+            for mask in (*masks, *(mask for owner, mask, _ in self.index.orphans if owner.id == scan.id)):
+                patients.setdefault(person(scan.subject), mask)
+        return patients
 
     def left_out(self, scan: Scan) -> str:
         """Cases without mask where ``unmasked`` says so, and second scans of unknown patients."""
@@ -212,7 +278,9 @@ class OwnVolumes(IndexedVolumes):
             return SECOND_SCAN
         if LESION in scan.files or self.healthy(scan):
             return ""
-        why = "as distributed" if self.unmasked_by_design(scan) else "and dataset.unmasked is leave-out"
+        mask = self._patients.get(person(scan.subject))
+        why = f"while {mask} shows that this patient has lesions" if mask else "and dataset.unmasked is leave-out"
+        why = "as distributed" if self.unmasked_by_design(scan) else why
         return f"it has no lesion mask {why}"
 
     def _roles(self, usable: list[Scan]) -> dict[str, Split]:
@@ -274,3 +342,24 @@ class OwnVolumes(IndexedVolumes):
     def expected(self) -> Expected:
         """Every sequence that is there, on one grid; :meth:`faults` knows who needs a mask."""
         return replace(self.distributed, sequences=self.available(), channels=self.channels)
+
+
+def _stem(path: str) -> str:
+    return PurePosixPath(path).name.partition(".")[0]
+
+
+def _repeats(file: File) -> dict[str, str]:
+    """What the name of a file says of several acquisitions of one session: key of BIDS -> value."""
+    return {key: folded(value) for key, value in REPEATS.findall(file.name)}
+
+
+def _images_of(mask: File, images: Iterable[tuple[Named, File]]) -> set[File]:
+    """The images that ``mask`` may be of: none of another run or acquisition, and those that share most of what it says."""
+    said = _repeats(mask)
+    shared: dict[File, int] = {}
+    for _, image in images:
+        own = _repeats(image)
+        same = [own[key] == value for key, value in said.items() if key in own]
+        if all(same):
+            shared[image] = len(same)
+    return {image for image, count in shared.items() if count == max(shared.values())}

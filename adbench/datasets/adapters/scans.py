@@ -101,6 +101,7 @@ class Index:
         conflicts: (scan, the file that is used, a second one of other content for the same kind, the kind).
         passed_over: (the file that is used, another one that a rule ranks behind it).
         unclear: (scan, a mask whose name does not say of what).
+        orphans: (scan, a lesion mask of a run or acquisition whose image is not there, an image that is).
         unused: volumes whose names follow no pattern of this dataset, or of sequences that are not used.
         files: everything that lies there.
     """
@@ -110,5 +111,6 @@ class Index:
     conflicts: list[tuple[Scan, File, File, str]]
     passed_over: list[tuple[File, File]]
     unclear: list[tuple[Scan, File]]
+    orphans: list[tuple[Scan, File, File]]
     unused: list[str]
     files: FoundFiles

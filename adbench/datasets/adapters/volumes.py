@@ -6,30 +6,31 @@ An adapter says what its file names mean and what its volumes are like (:class:`
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 
 from adbench.datasets import issues, splits
+from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, merged, whole_numbers
 from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
-from adbench.datasets.io.archive import File, FileError, read_bytes, refuse_unreadable
-from adbench.datasets.io.file_index import FoundFiles, find_files
+from adbench.datasets.io.archive import File, refuse_unreadable
+from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
 from adbench.datasets.io.filename_patterns import BRAIN, CHANNELS, LESION, SETS, UNCLEAR, Named, person, recognise
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
-from adbench.datasets.preprocessing.reorient import resample
+from adbench.datasets.preprocessing.recipe import lesion_of
+from adbench.datasets.preprocessing.reorient import resample, voxel_ml
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
 CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed")
-LABEL_TOLERANCE = 1e-3  # by which a label may differ from a whole number: rounding in floats
 STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
 
 
@@ -165,7 +166,7 @@ class IndexedVolumes(VolumeDataset):
             raise self._nothing(root, found, others)
         if others and self.families:
             raise self._mixed(root, families)
-        index = Index([], [], [], [], [], unused, found)
+        index = Index([], [], [], [], [], [], unused, found)
         for (subject, session), members in sorted(groups.items()):
             self._add(index, subject, session, sorted(members, key=lambda m: (m[0].rank, m[1].name, str(m[1]))))
         return index
@@ -182,31 +183,40 @@ class IndexedVolumes(VolumeDataset):
         site = next((name.site for name, _ in members if name.site), "")
         files: dict[str, File] = {}
         channels: dict[str, int] = {}
-        pieces: dict[File, None] = {}
+        masks: list[File] = []  # every lesion mask, each rater's vote
+        copies: list[tuple[File, File]] = []
         scan = Scan(subject, session, site, files, self.flags_of(subject), channels)
         ranks: dict[str, tuple[int, ...]] = {}
+        differ = False
         for name, file in members:
             if name.kind == UNCLEAR:
                 index.unclear.append((scan, file))
                 continue
             first, rank = files.setdefault(name.kind, file), ranks.setdefault(name.kind, name.rank)
+            if first is not file and name.rank > rank:
+                same = same_content(first, file)
+                (index.duplicates if same else index.passed_over).append((first, file))
+                continue
+            if name.kind == LESION:
+                masks.append(file)
             if first is file:
                 continue
-            if _same_content(first, file):
-                index.duplicates.append((first, file))
-            elif name.rank > rank:
-                index.passed_over.append((first, file))
-            else:
+            if not same_content(first, file):
                 index.conflicts.append((scan, first, file, name.kind))
-                if name.kind == LESION:
-                    pieces |= {first: None, file: None}
+                differ = differ or name.kind == LESION
+            elif name.kind == LESION:
+                copies.append((first, file))
+            else:
+                index.duplicates.append((first, file))
+        if not differ:
+            index.duplicates += copies
         if CHANNELS in files:
             whole = files.pop(CHANNELS)
             for place, modality in enumerate(self.channels):
                 if modality and files.setdefault(modality, whole) is whole:
                     channels[modality] = place
         if files:
-            index.scans.append(replace(scan, pieces=tuple(pieces)))
+            index.scans.append(replace(scan, pieces=tuple(masks) if differ else ()))
 
     @property
     def _expected_there(self) -> str:
@@ -283,7 +293,7 @@ class IndexedVolumes(VolumeDataset):
             if self.excluded(scan) or (kind == LESION and self.params.lesion_masks != "refuse"):
                 continue
             remedy = "remove one"
-            if _plain(first) == _plain(second):
+            if plain(first) == plain(second):
                 what = "have the same name and different content"
                 if not self.families:
                     remedy += (
@@ -317,7 +327,13 @@ class IndexedVolumes(VolumeDataset):
         if wanted in ("refuse", "union", "majority"):
             return scan.pieces
         named = tuple(file for file in scan.pieces if wanted.casefold() in file.name.casefold())
-        return named if len(named) == 1 else ()
+        return named[:1] if all(same_content(named[0], other) for other in named[1:]) else ()
+
+    def as_used(self, scan: Scan) -> Scan:
+        """``scan`` with the lesion masks that count, for the checks of its files."""
+        masks = self.chosen_masks(scan)
+        files = {**scan.files, LESION: masks[0]} if masks else scan.files
+        return replace(scan, files=files, pieces=masks if len(masks) > 1 else ())
 
     def excluded(self, scan: Scan) -> bool:
         """Whether the user left ``scan`` out."""
@@ -416,21 +432,15 @@ class IndexedVolumes(VolumeDataset):
             image=image.data,
             affine=image.affine,
             source=files[modality],
-            brain=self._mask(files.get(BRAIN), image, modality, files[modality]),
+            brain=self._brain(files.get(BRAIN), image, files[modality]),
             lesion_labels=self.lesion_labels,
             not_counted=self.expected.not_counted,
             skull=self._shows_skull(image.data),
         )
-        labels = [self._mask(file, image, modality, files[modality], lesion=True) for file in masks]
-        if len(labels) == 1:
-            raw.lesion = labels[0]
-        elif labels:
-            counted = np.stack([_counted(mask, raw.lesion_labels) for mask in labels if mask is not None])
-            share = 0.5 if self.params.lesion_masks == "majority" else 0.0
-            raw.lesion, raw.lesion_labels = (counted.mean(axis=0) > share).astype(np.uint8), None
-            raw.remarks += (f"lesion: {self.params.lesion_masks} of {', '.join(file.name for file in masks)}",)
-        if masks and nifti.off_grid(nifti.read_header(masks[0]), image.header):
-            raw.remarks += (f"lesion: mask brought from the grid of {self.expected.drawn_on} by the nearest voxel",)
+        if files.get(BRAIN) and raw.brain is None:
+            raw.remarks += (f"brain: {files[BRAIN].name} is not used, it lies on another grid",)
+        if masks:
+            self._read_lesion(raw, masks, image)
         companion = self.companion_of(modality)
         if companion in files and companion != modality:
             other = nifti.read(files[companion], channel=channels.get(companion))
@@ -440,9 +450,7 @@ class IndexedVolumes(VolumeDataset):
                 other.data,
                 other.affine,
                 source=files[companion],
-                brain=None
-                if raw.brain is not None
-                else self._mask(files.get(BRAIN), other, companion, files[companion]),
+                brain=None if raw.brain is not None else self._brain(files.get(BRAIN), other, files[companion]),
                 skull=self._shows_skull(other.data),
             )
         return raw
@@ -452,57 +460,52 @@ class IndexedVolumes(VolumeDataset):
             return self.skull
         return brain_extraction.background_share(image) < STRIPPED
 
-    def _mask(
-        self, file: File | None, image: nifti.NiftiVolume, modality: str, source: File, *, lesion: bool = False
-    ) -> np.ndarray | None:
-        """The decoded mask on the image's grid; the last one is kept for the next modality of the same case.
+    def _read_lesion(self, raw: RawVolume, masks: Sequence[File], image: nifti.NiftiVolume) -> None:
+        """Enter the lesion masks into ``raw``: several of them merged, brought to the grid of ``image``."""
+        volumes = [self._decoded(file) for file in masks]
+        first, drawn_on = volumes[0], self.expected.drawn_on
+        difference = nifti.off_grid(first.header, image.header)
+        for file, volume in zip(masks, volumes, strict=True):
+            if difference and drawn_on in ("", raw.modality):
+                assert raw.source is not None
+                raise UserError(f"{masks[0]} does not lie on the grid of its image {raw.source.name}: {difference}.")
+            if other := nifti.off_grid(volume.header, first.header):
+                raise UserError(
+                    f"{file} does not lie on the grid of {masks[0].name}, a mask of the same scan: {other}."
+                )
+        labels = [whole_numbers(volume.data, file) for file, volume in zip(masks, volumes, strict=True)]
+        raw.lesion = labels[0]
+        if len(labels) > 1:
+            share = 0.5 if self.params.lesion_masks == "majority" else 0.0
+            raw.lesion = merged(labels, share, raw.lesion_labels, raw.not_counted)
+            raw.lesion_labels, raw.not_counted = None, (2,) if raw.not_counted else ()
+            raw.remarks += (f"lesion: {self.params.lesion_masks} of {', '.join(file.name for file in masks)}",)
+        if difference:
+            drawn = lesion_of(raw.lesion, raw.lesion_labels, raw.not_counted)
+            raw.lesion_ml = float(drawn.sum()) * voxel_ml(first.affine)
+            to_voxel, shape = np.linalg.inv(first.affine) @ image.affine, image.data.shape
+            raw.uncovered = ~resample(np.ones(drawn.shape, np.bool_), to_voxel, shape, linear=False)
+            raw.lesion = resample(raw.lesion, to_voxel, shape, linear=False)
+            raw.remarks += (f"lesion: mask brought from the grid of {drawn_on} by the nearest voxel",)
 
-        None for a brain mask of another sequence of a case whose sequences do not share a grid.
-        """
-        if file is None:
-            return None
+    def _decoded(self, file: File) -> nifti.NiftiVolume:
+        """A mask; the last one is kept for the next modality of the same case."""
         last: tuple[File, nifti.NiftiVolume] | None = self.__dict__.get("_last_mask")
         mask = last[1] if last is not None and last[0] == file else nifti.read(file)
         self.__dict__["_last_mask"] = (file, mask)
+        return mask
+
+    def _brain(self, file: File | None, image: nifti.NiftiVolume, source: File) -> np.ndarray | None:
+        """The brain mask on the image's grid; None for that of another sequence where sequences do not share a grid."""
+        if file is None:
+            return None
+        mask = self._decoded(file)
         if difference := nifti.off_grid(mask.header, image.header):
-            if not lesion and not self.expected.one_grid:
-                return None
-            if not lesion or self.expected.drawn_on in ("", modality):
+            if self.expected.one_grid:
                 raise UserError(f"{file} does not lie on the grid of its image {source.name}: {difference}.")
-            to_voxel = np.linalg.inv(mask.affine) @ image.affine
-            return resample(whole_numbers(mask.data, file), to_voxel, image.data.shape, linear=False)
+            return None
         return whole_numbers(mask.data, file)
 
-
-def _counted(mask: np.ndarray, labels: tuple[int, ...] | None) -> np.ndarray:
-    return mask != 0 if labels is None else np.isin(mask, labels)
-
-
-def whole_numbers(data: np.ndarray, file: File) -> np.ndarray:
-    """``data`` as integers.
-
-    Raises:
-        UserError: a value differs from a whole number by more than :data:`LABEL_TOLERANCE`: names the file and the value.
-    """
-    if data.dtype.kind in "iub":
-        return data
-    rounded = np.rint(data)
-    wrong = np.abs(data - rounded) > LABEL_TOLERANCE
-    if wrong.any():
-        value = float(data[wrong][0])
-        raise UserError(f"{file} holds the value {value:g}, expected whole numbers: it is not a label mask.")
-    return np.asarray(rounded, np.int16)
-
-
-def _same_content(one: File, other: File) -> bool:
-    """Whether two files of one name hold the same bytes, compressed or not; a damaged one is another."""
-    if _plain(one) != _plain(other):
-        return False
-    try:
-        return nifti.checksum(one) == nifti.checksum(other)
-    except FileError:
-        return read_bytes(one) == read_bytes(other)
-
-
-def _plain(file: File) -> str:
-    return file.name.lower().removesuffix(".gz")
+    def recipe(self) -> dict[str, Any]:
+        """Also which labels count."""
+        return {**super().recipe(), "labels": [LABELS_VERSION, self.lesion_labels, self.expected.not_counted]}

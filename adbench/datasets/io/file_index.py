@@ -6,8 +6,8 @@ import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adbench.datasets.io import archive
-from adbench.datasets.io.archive import File
+from adbench.datasets.io import archive, nifti
+from adbench.datasets.io.archive import File, FileError, read_bytes
 from adbench.datasets.io.nifti import SUFFIXES
 from adbench.errors import UserError
 
@@ -105,3 +105,18 @@ def _add_archive(found: FoundFiles, path: Path, below: str, tars: bool) -> None:
     for member in archive.members(path):
         if member.name.lower().endswith(SUFFIXES) and not member.name.startswith("."):
             found.volumes[f"{below}{member.path}"] = member
+
+
+def same_content(one: File, other: File) -> bool:
+    """Whether two files of one name hold the same bytes, compressed or not; a damaged one is another."""
+    if plain(one) != plain(other):
+        return False
+    try:
+        return nifti.checksum(one) == nifti.checksum(other)
+    except FileError:
+        return read_bytes(one) == read_bytes(other)
+
+
+def plain(file: File) -> str:
+    """The name of a file as if it were not compressed, in lower case."""
+    return file.name.lower().removesuffix(".gz")

@@ -34,7 +34,20 @@ _LESION_WORDS = [
 ]
 _KINDS = _MODALITIES | dict.fromkeys(_LESION_WORDS, LESION) | {"brainmask": BRAIN}
 _ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
-_SAYS_LESION = re.compile(r"lesion|tumo|[-_]label-l(?:_|$)")
+_SAYS_LESION = re.compile(r"(?<!non)(?<!non[-_])(?:lesion|tumo)|[-_]label-l(?:_|$)|(?:^|[-_])wmh(?:[-_]|$)")
+_SAYS_TISSUE = re.compile(
+    r"(?:^|[-_])(?:gm|wm|csf|gmwm|gr[ae]ymatter|whitematter|tissues?|aseg|aparc|parc|parcellation|ventricles?|atlas|hippocampus)(?:[-_]|$)"
+)
+_SAYS_OF_WHAT = re.compile(
+    rf"(?:[-_](?:brain|lesion|tumou?r|wmh?|{'|'.join(_MODALITIES)}))+$", re.IGNORECASE
+)  # no patient's
+_WEAK = (
+    "seg",
+    "segmentation",
+    "label",
+    "labels",
+    "gt",
+)  # of a lesion unless the name says that it is of something else
 _WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
 _BIDS = re.compile(
     r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$"
@@ -92,7 +105,7 @@ class KnownSet:
                 if kind is None:
                     kind = _KINDS.get(found["kind"].lower(), "")
                 site = found.get("site", "").replace("/", " ")
-                subject = self.subject.format(**{**found, "site": site.replace(" ", "-")})
+                subject = self.subject.format(**{**found, "site": re.sub(r"\W+", "-", site).strip("-")})
                 rank = (number,) if self.ranked else ()
                 return Named(family, subject, found.get("session", ""), _IXI_SITES.get(site, site), kind, rank)
         return None
@@ -108,13 +121,14 @@ _ATLAS = r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9
 _ENTITIES = r"(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*"
 _BRATS = r"_(?P<kind>t1|t1ce|t2|flair|seg)"
 _BRATS23 = r"\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)"
-_WMH = r"(?P<site>Utrecht|Singapore|Amsterdam(?:/\w+)?)/(?P<subject>\d+)/"
+_WMH = r"(?P<site>Utrecht|Singapore|Amsterdam(?:/[^/]+)?)/(?P<subject>\d+)/"
 _SOOP = r"(?P<subject>sub-\d+)(?:_(?P<session>ses-[A-Za-z0-9]+))?" + _ENTITIES
 SETS = {
     "ixi": KnownSet(
         "IXI",
         _names(
             {
+                rf"{_IXI}[-_]T1[-_](?i:bet_|brain_?)?(?i:mask)": BRAIN,  # it serves the other sequences too
                 rf"{_IXI}[-_](?:[A-Za-z0-9]+[-_])?(?i:bet_|brain_?)?(?i:mask)": BRAIN,
                 rf"(?i:masks?)/{_IXI}[^/]*": BRAIN,
                 rf"{_IXI}[-_](?P<kind>[A-Za-z0-9]+)(?:-\d+)?": None,
@@ -185,10 +199,16 @@ SETS = {
     "soop": KnownSet(
         "SOOP",
         _names(
-            {rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_(?:mask|dseg)": LESION, rf"{_SOOP}_(?P<kind>T1w|FLAIR|trace|adc|dwi)": None},
+            {
+                rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_desc-lesion_(?:mask|dseg)": LESION,  # acute and chronic in one
+                rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_(?:mask|dseg)": LESION,
+                rf"(?=[^/]*[-_]adc[-_]){_SOOP}_(?:dwi|trace)": "ADC",
+                rf"{_SOOP}_(?P<kind>T1w|FLAIR|trace|adc|dwi)": None,
+            },
             re.IGNORECASE,
         ),
         "soop",
+        ranked=True,
         distinct=False,
     ),
 }  # fmt: skip
@@ -223,18 +243,32 @@ def common_name(stem: str) -> Named | None:
     bids = _BIDS.match(rest)
     entities = bids["entities"].lower() if bids else rest.lower()
     kind = _KINDS.get(word, "")
+    if kind == "DWI" and re.search(r"[-_]adc(?:[-_]|$)", entities):  # rec-ADC_dwi
+        kind = "ADC"
     if bids and kind == "T1" and "_ce-" in entities:  # with a contrast agent
         kind = "T1CE"
-    if word in _ANY_MASK:
-        kind = BRAIN if "brain" in entities else LESION if _SAYS_LESION.search(entities) else UNCLEAR
-        rest = rest if bids else re.sub(r"[-_](brain|lesion|tumou?r)$", "", rest, flags=re.IGNORECASE)
-    if not kind:
+    if word in _ANY_MASK or word in _WEAK:
+        said = _mask_of(entities if bids else entities[re.search(r"[-_]|$", entities).start() :])  # type: ignore[union-attr]
+        if said is None and not (bids or word in _WEAK):  # by its first word, where that is not a patient's name
+            said = _mask_of(re.sub(r"^brain.*\d.*$", "", entities))
+        kind = said if said is not None else LESION if word in _WEAK else UNCLEAR
+        if kind == BRAIN and word in _WEAK:  # of the brain, or of a lesion in a brain that was cut out
+            kind = UNCLEAR
+        rest = rest if bids else re.sub(_SAYS_OF_WHAT, "", rest)
+    elif not kind:
         return None
     if kind == LESION:
         rest = re.sub(r"[-_]consensus$", "", rest, flags=re.IGNORECASE)
     if bids:
         return Named("", bids["subject"], bids["session"] or "", "", kind)
     return Named("", *split_visit(rest), "", kind)
+
+
+def _mask_of(words: str) -> str | None:
+    """Of what a mask is whose name holds ``words``: a lesion before all else; "" of tissues, None where nothing is said."""
+    if _SAYS_LESION.search(words):
+        return LESION
+    return BRAIN if "brain" in words else "" if _SAYS_TISSUE.search(words) else None
 
 
 # What a name says after the patient: a session, a visit, a time point, in BIDS and in the releases with visits of their own.

@@ -12,10 +12,12 @@ from adbench.datasets.base import Stack
 from adbench.datasets.geometry import Geometry, matrix
 from adbench.datasets.preprocessing import brain_extraction, registration, slicing, template
 from adbench.datasets.preprocessing.cache import array_digest, cached
-from adbench.datasets.preprocessing.recipe import EXTRA, RECIPE_VERSION, RawVolume, RecipeParams
+from adbench.datasets.preprocessing.recipe import EXTRA, RECIPE_VERSION, RawVolume, RecipeParams, lesion_of
 from adbench.datasets.preprocessing.reorient import resample, to_ras, voxel_ml, zooms
 from adbench.datasets.preprocessing.resize import lost, resize_image, resize_mask
 from adbench.errors import UserError
+
+_VOLUME_CHANGE = 0.2  # share of a lesion by which resampling may change its volume unsaid
 
 
 def recipe_steps(params: RecipeParams, *, skull: bool, on_template: bool) -> list[dict[str, Any]]:
@@ -74,7 +76,7 @@ def run_recipe(raw: RawVolume, params: RecipeParams, *, on_template: bool = Fals
         cache: folder that keeps brain masks, bias fields and registrations; None keeps nothing.
 
     Returns:
-        The slices with their geometry and quality figures: ``brain_ml`` and ``lesion_ml_source`` (in the file),
+        The slices with their geometry and quality figures: ``brain_ml`` and ``lesion_ml_source`` (as drawn),
         ``lesion_ml`` (in the prepared slices, in the patient's size), ``lesion_outside_brain_ml``, ``clipped_share``,
         ``intensity_low`` and ``intensity_high``, and on the template's grid ``registration_correlation`` of the
         intensities and ``registration_overlap`` (Dice) of the brains, which also holds for sequences other than T1.
@@ -95,8 +97,9 @@ class _VolumePipeline:
         self.image, self.affine = to_ras(raw.image, raw.affine)
         self.given = self._beside(raw.brain, "brain mask")
         lesion = self._beside(raw.lesion, "lesion mask")
-        self.lesion = None if lesion is None else _chosen(lesion, raw.lesion_labels)
-        self.other = _chosen(lesion, raw.not_counted) if lesion is not None and raw.not_counted else None
+        self.lesion = None if lesion is None else lesion_of(lesion, raw.lesion_labels, raw.not_counted)
+        self.other = lesion_of(lesion, raw.not_counted) if lesion is not None and raw.not_counted else None
+        self.uncovered = None if raw.uncovered is None else to_ras(raw.uncovered, raw.affine)[0]
         self.said = list(raw.remarks)
         self.on_template_grid = template.same_grid(self.image.shape, self.affine)
         if on_template and not self.on_template_grid:
@@ -247,6 +250,9 @@ class _VolumePipeline:
             "intensity_high": levels.high,
         }
         lesion, other, affine, back = self.lesion, self.other, self.affine, np.eye(4)
+        if self.uncovered is not None:
+            unknown = self.uncovered & inside
+            other = unknown if other is None else other | unknown
         if self.kind != "none":
             back = self.to_head(self.kind, inside)
             affine = template.AFFINE
@@ -310,10 +316,14 @@ class _VolumePipeline:
         assert self.lesion is not None
         unit = geometry.prepared_voxel_ml * geometry.volume_scale
         outside = int((prepared & ~brain).sum())
-        quality["lesion_ml_source"] = float(self.lesion.sum()) * voxel_ml(self.affine)
+        here = float(self.lesion.sum()) * voxel_ml(self.affine)
+        drawn = here if self.raw.lesion_ml is None else self.raw.lesion_ml
+        quality["lesion_ml_source"] = drawn
         quality["lesion_ml"] = float(prepared.sum()) * unit
         quality["lesion_outside_brain_ml"] = float(outside) * unit
         remarks = []
+        if abs(here - drawn) > _VOLUME_CHANGE * drawn:
+            remarks.append(f"lesion: {drawn:.3g} ml where it was drawn are {here:.3g} ml on the grid of the image")
         every = registered.sum(axis=(0, 1))
         skipped = [z for z in np.flatnonzero(every) if z not in cut.planes and z % geometry.step == 0]
         if skipped:
@@ -338,18 +348,11 @@ def _blank(stack: Stack, other: np.ndarray) -> None:
     stack.lesion = stack.lesion & ~other
     kept = np.asarray(~other.any(axis=(1, 2)) | stack.lesion.any(axis=(1, 2)))
     left = [index for index, keep in zip(stack.slices, kept, strict=True) if not keep]
-    stack.remarks.append(
-        f"other disease: {int(hidden.sum())} prepared voxels are neither lesion nor healthy and do not count"
-    )
+    stack.remarks.append(f"other: {int(hidden.sum())} prepared voxels are neither lesion nor healthy and do not count")
     if left:
-        stack.remarks.append(f"slices {ranges(left)}: left out, other disease and no lesion")
+        stack.remarks.append(f"slices {ranges(left)}: left out, they hold what is not counted and no lesion")
     stack.slices = [index for index, keep in zip(stack.slices, kept, strict=True) if keep]
     stack.image, stack.brain, stack.lesion = stack.image[kept], stack.brain[kept], stack.lesion[kept]
-
-
-def _chosen(labels: np.ndarray, values: tuple[int, ...] | None) -> np.ndarray:
-    flat = labels.T  # x fastest in memory
-    return (flat != 0 if values is None else np.isin(flat, values)).T
 
 
 def _centre(image: np.ndarray, affine: np.ndarray) -> np.ndarray:

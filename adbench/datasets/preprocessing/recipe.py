@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+
 from adbench.params import ParamSet, param
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from adbench.datasets.io.archive import File
 
 RECIPE_VERSION = "2"  # raised when any step may give other pixels
@@ -69,7 +69,10 @@ class RawVolume:
         brain: (X, Y, Z) bool or 0/1, when a mask lies beside the image.
         lesion: (X, Y, Z) integers, when there is a lesion mask.
         lesion_labels: values of ``lesion`` that count; None: every value but 0.
-        not_counted: values of ``lesion`` that are neither lesion nor healthy.
+        not_counted: values of ``lesion`` that are neither lesion nor healthy; they count in no case.
+        uncovered: (X, Y, Z) bool, where the lesion mask says nothing: beyond its field of view, when it was brought here from
+            another grid.
+        lesion_ml: volume of the lesion on the grid that it was drawn on, ml; None: it was drawn on this one.
         remarks: what the adapter did to it, for the manifest.
         skull: False when the provider removed everything but brain and set it to 0.
         companion: the T1 of the same subject and session, for a modality whose brain mask (and registration) come from
@@ -87,7 +90,16 @@ class RawVolume:
     skull: bool = True
     companion: RawVolume | None = None
     not_counted: tuple[int, ...] = ()
+    uncovered: np.ndarray | None = None
+    lesion_ml: float | None = None
     remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.modality} of case {self.case}{f' ({self.source})' if self.source else ''}"
+
+
+def lesion_of(mask: np.ndarray, labels: tuple[int, ...] | None, not_counted: tuple[int, ...] = ()) -> np.ndarray:
+    """Where ``mask`` holds one of ``labels`` (None: every value but 0) and none of ``not_counted``; bool in its shape."""
+    flat = mask.T  # x fastest in memory
+    lesion = flat != 0 if labels is None else np.isin(flat, labels)
+    return (lesion & ~np.isin(flat, not_counted) if not_counted else lesion).T

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from adbench.datasets import issues
+from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE
 from adbench.datasets.adapters.scans import Expected, Scan
-from adbench.datasets.adapters.volumes import LABEL_TOLERANCE, STRIPPED
+from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.filename_patterns import BRAIN, LESION
@@ -73,9 +74,26 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
             continue
         result.issues += _header(scan.id, kind in (LESION, BRAIN), file, header, expected)
     result.issues += _grids(scan, headers, expected)
+    for piece in scan.pieces:
+        if piece != scan.files[LESION]:
+            result.issues += _piece(replace(scan, files={**scan.files, LESION: piece}), headers, expected)
     if deep:
         result.issues += _voxels(scan, headers, expected, result.prints)
     return result
+
+
+def _piece(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Issue]:
+    """Header and grid of a further lesion mask, which stands for the first one in ``scan``."""
+    file = scan.files[LESION]
+    try:
+        header = nifti.read_header(file)
+        nifti.checksum(file, plain=False)
+    except FileError as error:
+        yield Issue("error", error.code, scan.id, str(file), str(error))
+        return
+    yield from _header(scan.id, True, file, header, expected)
+    found = _grids(scan, {**headers, LESION: header}, expected)
+    yield from (issue for issue in found if issue.file == str(file))
 
 
 def _header(case: str, mask: bool, file: File, header: Header, expected: Expected) -> Iterator[Issue]:
@@ -121,6 +139,11 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
         swapped = (
             f", on which it is drawn: is {expected.drawn_on} another sequence's file?" if expected.drawn_on else ""
         )
+        places = [nifti.off_grid(headers[BRAIN], headers[kind]) for kind in images if BRAIN in headers]
+        if places and all(places):
+            file = scan.files[BRAIN]
+            what = f"{file} lies on the grid of no image of {scan.id} ({places[0]}), and is not used"
+            yield issues.warning("off-grid", file, what, scan.id)
     for kind, reference in pairs:
         if len(headers[kind].shape) != 3:
             continue
@@ -134,10 +157,11 @@ def _voxels(
     scan: Scan, headers: Mapping[str, Header], expected: Expected, prints: dict[str, tuple[np.ndarray, np.ndarray]]
 ) -> Iterator[Issue]:
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
-    lesion: NiftiVolume | None = None
+    lesions: list[tuple[File, NiftiVolume]] = []
     stripped = expected.zero_background
-    for kind in sorted(headers, key=lambda kind: (kind == LESION, kind)):
-        file = scan.files[kind]
+    files = [(kind, scan.files[kind]) for kind in sorted(headers) if kind != LESION]
+    masks = scan.pieces or [scan.files[kind] for kind in (LESION,) if kind in headers]
+    for kind, file in [*files, *((LESION, mask) for mask in masks)]:
         try:
             volume = nifti.read(file, channel=scan.channels.get(kind))
         except FileError as error:
@@ -146,7 +170,7 @@ def _voxels(
         outside = 0.0 if kind in (LESION, BRAIN) else brain_extraction.background_value(volume.data)
         inside = volume.data != outside
         if kind == LESION:
-            lesion = volume
+            lesions.append((file, volume))
             yield from _labels(scan.id, file, volume.data, expected)
         elif kind == BRAIN:
             brain = inside
@@ -170,15 +194,14 @@ def _voxels(
             stripped = stripped or bool(inside.mean() < 1 - STRIPPED)
             if BRAIN not in headers and (expected.one_grid or kind == expected.drawn_on):
                 brain = inside if brain is None or brain.shape != inside.shape else brain | inside
-    if lesion is None:
-        return
-    within = _where_lesions_may_be(brain, lesion, BRAIN in headers, stripped)
-    marked = lesion.data != 0
-    if within is not None and (outside := int((marked & ~within).sum())):
-        total, file = int(marked.sum()), scan.files[LESION]
-        what = f"{file} marks {outside} of {total} lesion voxels ({outside / total:.1%}) outside the brain"
-        severity = issues.warning if outside >= OUTSIDE_BRAIN * total else issues.info
-        yield severity("outside-brain", file, what, scan.id)
+    for file, lesion in lesions:
+        within = _where_lesions_may_be(brain, lesion, BRAIN in headers, stripped)
+        marked = lesion.data != 0
+        if within is not None and (outside := int((marked & ~within).sum())):
+            total = int(marked.sum())
+            what = f"{file} marks {outside} of {total} lesion voxels ({outside / total:.1%}) outside the brain"
+            severity = issues.warning if outside >= OUTSIDE_BRAIN * total else issues.info
+            yield severity("outside-brain", file, what, scan.id)
 
 
 def _where_lesions_may_be(

@@ -112,7 +112,7 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
     phase = f"check {'voxels' if report.deep else 'headers'} of {dataset.info.name}"
     cases: list[CheckedCase] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for case in pool.map(lambda scan: check_case(scan, expected, report.deep), scans):
+        for case in pool.map(lambda scan: check_case(dataset.as_used(scan), expected, report.deep), scans):
             cases.append(case)
             progress.update(phase, len(cases), len(scans))
     report.files = sum(len(case.scan.files) for case in cases)

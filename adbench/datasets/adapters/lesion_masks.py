@@ -1,0 +1,60 @@
+"""Labels in masks: read as whole numbers, and several masks of one scan merged by vote."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from adbench.datasets.io.archive import File
+from adbench.datasets.preprocessing.recipe import lesion_of
+from adbench.errors import UserError
+
+LABEL_TOLERANCE = 1e-3  # by which a label may differ from a whole number: rounding in floats
+LABELS_VERSION = "2"  # raised when a mask may be read as another one
+_LARGEST = 2**31 - 1  # label
+
+
+def whole_numbers(data: np.ndarray, file: File) -> np.ndarray:
+    """``data`` as integers from 0.
+
+    Raises:
+        UserError: a value differs from a whole number by more than :data:`LABEL_TOLERANCE`, is below 0 or above 2^31 - 1:
+            names the file and the value.
+    """
+    rounded = data if data.dtype.kind in "iub" else np.rint(data)
+    wrong = np.abs(data - rounded) > LABEL_TOLERANCE if rounded is not data else np.False_
+    if np.any(wrong):
+        value = float(data[wrong][0])
+        raise UserError(f"{file} holds the value {value:g}, expected whole numbers: it is not a label mask.")
+    least, most = float(rounded.min(initial=0)), float(rounded.max(initial=0))
+    if least < 0:  # everything but 0 would count
+        raise UserError(
+            f"{file} holds the value {least:g}, where 0 is the background and values above mark something: write it again "
+            "with 0."
+        )
+    if most > _LARGEST:
+        raise UserError(f"{file} holds the value {most:g}, which is too large for a label: it is not a label mask.")
+    if rounded is data:
+        return data
+    return np.asarray(rounded, np.int16 if most < 2**15 else np.int32)
+
+
+def merged(
+    masks: Sequence[np.ndarray], share: float, labels: tuple[int, ...] | None, not_counted: tuple[int, ...]
+) -> np.ndarray:
+    """Several masks of one scan as one: 1 lesion, 2 neither lesion nor healthy, 0 healthy.
+
+    Args:
+        masks: of one shape, whole numbers.
+        share: of the masks; lesion is where more say so, and what more of them do not call healthy is not healthy.
+        labels: that are lesion; None: every value but 0 and ``not_counted``.
+        not_counted: labels that are neither lesion nor healthy.
+    """
+    lesion, ill = (np.zeros(masks[0].shape, np.uint16) for _ in range(2))
+    for mask in masks:
+        marked = lesion_of(mask, labels, not_counted)
+        lesion += marked
+        ill += marked | np.isin(mask, not_counted)
+    most = share * len(masks)
+    return np.where(lesion > most, 1, np.where(ill > most, 2, 0)).astype(np.uint8)
