@@ -22,9 +22,11 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import verify as verifying
 from adbench.leaderboard.build import make
+from adbench.leaderboard.diff import diff
 from adbench.leaderboard.merge import merge
 from adbench.leaderboard.submission import Submission, pack
 from adbench.leaderboard.verify import verify
+from adbench.report.collect import collect
 from adbench.report.render import _config
 from adbench.results.record import read
 from adbench.utils.limits import RECORD_VALUES
@@ -43,7 +45,10 @@ def _many(submission: Submission) -> dict[str, bytes]:
         "none": altered(submission, lambda raw: raw["record"].update(subjects=[])).encode(),
         "nan": text.replace('"seed": 0', '"seed": NaN', 1).encode(),
         "names": altered(
-            submission, lambda raw: raw["record"].update(files={f"/{n}": "" for n in range(200_000)})
+            submission, lambda raw: raw["record"].update(files={f"/{n}": "" for n in range(9_000)})
+        ).encode(),
+        "distinct": altered(
+            submission, lambda raw: raw["record"].update({f"k{n}": 0 for n in range(400_000)})
         ).encode(),
         "steps": altered(submission, lambda raw: raw["record"]["method"]["params"].update(steps=10**12)).encode(),
     }
@@ -74,6 +79,7 @@ def test_among_good_results_each_bad_one_is_named_and_costs_little(submission: S
         "deep": "values, the limit",
         "nan": "NaN is not JSON",
         "names": "no more are listed",
+        "distinct": "keys, and 10000 are the limit",
         "none": "subjects: ",
         "steps": "method.params: ",
     }.items():
@@ -149,6 +155,46 @@ def test_records_of_runs_have_the_same_limits(
     (tmp_path / "record.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=says):
         read(tmp_path)
+
+
+def test_a_report_reads_no_folder_that_links_elsewhere(runs: list[api.Run], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs[0].folder, tmp_path / "run"))
+    raw = json.loads((run / "record.json").read_text())
+    raw["files"]["../secret"] = "0" * 64
+    (run / "record.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"'\.\./secret', which is not the plain name"):
+        collect(api.load(run), count=0)
+    del raw["files"]["../secret"]
+    (run / "record.json").write_text(json.dumps(raw))
+    (run / "splits.json").unlink()
+    (run / "splits.json").symlink_to(runs[0].folder / "splits.json")
+    with pytest.raises(UserError, match=r"splits\.json is a link"):
+        collect(api.load(run), count=0)
+
+
+def test_nothing_is_written_through_a_link(submission: Submission, boards: Path, tmp_path: Path) -> None:
+    new, outside = tmp_path / "new.json", tmp_path / "outside"
+    new.write_text(submission.text)
+    for linked in (boards / "folder", boards / "folder" / "records"):
+        shutil.rmtree(outside, ignore_errors=True)
+        shutil.move(linked, outside)
+        linked.symlink_to(outside)
+        before = sorted(outside.rglob("*"))
+        with pytest.raises(UserError, match="is a link, not a folder"):
+            merge([new], boards)
+        with pytest.raises(UserError, match="is a link, not a folder"):
+            make(boards)
+        assert sorted(outside.rglob("*")) == before
+        linked.unlink()
+        shutil.copytree(outside, linked)
+
+
+def test_a_comparison_reads_strangers_files_as_carefully(submission: Submission, tmp_path: Path) -> None:
+    good, bomb = tmp_path / "good.json", tmp_path / "bomb.json"
+    good.write_text(submission.text)
+    bomb.write_bytes(_many(submission)["distinct"])
+    with pytest.raises(UserError, match=r"bomb\.json is not a readable submission: .* keys, and 10000 are the limit"):
+        diff(good, bomb)
 
 
 def test_a_pipe_among_submissions_does_not_hang(submission: Submission, tmp_path: Path) -> None:
