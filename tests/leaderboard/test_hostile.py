@@ -215,6 +215,9 @@ def test_control_characters_reach_no_page_and_no_table(
         record = raw["record"]
         record["method"]["name"] = record["identity"]["method"] = name
         record["method"]["preset"] = record["identity"]["preset"] = "\x1b[31m"
+        facts = {"source": "", "heading": "x", "definition": "", "less_is_better": False, "oracle": False, "unit": ""}
+        record["optional"] = {"=x": facts}
+        record["metrics"]["=x"] = record["metrics"]["auroc"]
         record["strata"]["\x1b[2J"] = {"\x9b": record["strata"]["lesion_size"]["small"], "\x07": {}}
         rekey(raw)
 
@@ -225,4 +228,5 @@ def test_control_characters_reach_no_page_and_no_table(
         assert not [sign for sign in text if not sign.isprintable() and sign not in "\n\t"], path
         assert "x1b" in text or "u001b" in text, path
     (row,) = csv.DictReader(io.StringIO(made["folder/table.csv"]))
+    assert {"'=x", "'=x_low", "'=x_high"} < row.keys()  # else a spreadsheet takes it for a formula
     assert row["method"] == r"a\x1b]0;b\x07\u202ec\x00\r"
