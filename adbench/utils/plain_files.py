@@ -117,7 +117,7 @@ def check_json(data: bytes, most: int) -> None:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    if len(pairs) > JSON_KEYS and len({key for key, _ in pairs}) == len(pairs):
+    if len(pairs) > JSON_KEYS:
         raise ValueError(f"an object in it has {len(pairs)} keys, and {JSON_KEYS} are the limit")
     found = dict(pairs)
     if len(found) < len(pairs):

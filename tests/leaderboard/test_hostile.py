@@ -38,7 +38,7 @@ def _many(submission: Submission) -> dict[str, bytes]:
     text = json.dumps(submission.raw)
     odd: dict[str, Any] = {"splits": {"train": [0] * 400_000, "val": [], "threshold": [], "test": []}}
     return {
-        "keys": (text[:-1] + ', "x": {' + ",".join(['"": 0'] * 100_000) + "}}").encode(),
+        "keys": (text[:-1] + ', "x": {' + ",".join(['"": 0'] * 10_000) + "}}").encode(),
         "values": (text[:-1] + ', "x": [' + ",".join(["1"] * (RECORD_VALUES + 1)) + "]}").encode(),
         "types": json.dumps(submission.raw | odd).encode(),
         "deep": (text[:-1] + ', "x": ' + "[" * 10_000_000).encode(),
@@ -48,7 +48,7 @@ def _many(submission: Submission) -> dict[str, bytes]:
             submission, lambda raw: raw["record"].update(files={f"/{n}": "" for n in range(9_000)})
         ).encode(),
         "distinct": altered(
-            submission, lambda raw: raw["record"].update({f"k{n}": 0 for n in range(400_000)})
+            submission, lambda raw: raw["record"].update({f"k{n}": 0 for n in range(200_000)})
         ).encode(),
         "steps": altered(submission, lambda raw: raw["record"]["method"]["params"].update(steps=10**12)).encode(),
     }
