@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
+from functools import cache
 from itertools import islice
 from typing import Any, ClassVar
 
@@ -25,6 +27,7 @@ from adbench.leaderboard.consistency import (
     check_validation,
     check_volume,
     differences,
+    skeleton,
     steps,
 )
 from adbench.leaderboard.submission import SPATIAL, Submission, own_digest, ranking_left_out, sha256
@@ -32,16 +35,17 @@ from adbench.methods.base import Method
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.spatial import froc_thresholds
-from adbench.metrics.spec import RANKED_BY
+from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import choose_thresholds
 from adbench.results.explain import CLOSE
-from adbench.results.known import BUILT_IN, known, parameters, sources, weights_key
-from adbench.results.record import CONFORMANCE, Number, Record
+from adbench.results.known import BUILT_IN, known, parameters, sources, weights
+from adbench.results.record import CONFORMANCE, MetricPart, Number, Record
 from adbench.results.rundir import SPLITS
 from adbench.runner.keys import METRICS_VERSION
 from adbench.utils.hashing import canonical_json, digest
 from adbench.utils.limits import ISSUES
 
+_METRIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,79}")
 ROLES = ("train", "val", "threshold", "test")
 NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subjects")  # of a record, from its counts
 # What run_identity of adbench.runner.keys adds to fit_identity.
@@ -208,6 +212,7 @@ def check_numbers(submission: Submission) -> Iterator[Issue]:
         why = "this metric is not installed here: its value, interval and strata could not be checked"
         yield Issue(f"metrics.{metric}", record.metrics[metric].value, why=why)
     yield from _optional_facts(record)
+    yield from _range(record)
     metrics = [_metric(name, record) for name in record.optional if name in record.metrics and name not in unchecked]
     spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
     evaluation = evaluate(
@@ -261,12 +266,47 @@ def _optional_facts(record: Record) -> Iterator[Issue]:
     for name in set(record.protocol.get("metrics", ())) - set(record.optional):
         yield Issue(f"optional.{name}", why="the protocol measures it, and nothing is said about it")
     for name, part in record.optional.items():
+        yield from _own_column(name, part)
         if name not in record.metrics:
             yield Issue(f"metrics.{name}", why="it is missing")
         elif name in registry.entries("metrics"):
             for fact in ("less_is_better", "oracle", "unit"):
                 expected = getattr(registry.metric_spec(name), fact)
                 yield from differences(f"optional.{name}.{fact}", getattr(part, fact), expected, "the metric says so")
+
+
+def _own_column(name: str, part: MetricPart) -> Iterator[Issue]:
+    """A metric of a package has a name that any program takes, and a column that reads like no built-in one."""
+    if name in SPECS:
+        if SPECS[name].group != "optional":
+            yield Issue(f"optional.{name}", why="every run has it: it is no metric that a run is asked for")
+        return
+    if not _METRIC_NAME.fullmatch(name):
+        why = "a metric has 1 to 80 ASCII letters, digits and . _ @ + -, a letter or digit first"
+        yield Issue("optional", name, why=why)
+    if not (0 < len(part.heading) <= 80 and part.heading.isascii() and part.heading.isprintable()):
+        yield Issue(f"optional.{name}.heading", part.heading, why="a heading has 1 to 80 printable ASCII characters")
+    for field, text in ((name, name), (f"{name}.heading", part.heading)):
+        if (alike := _built_in_columns().get(_letters(text))) is not None:
+            yield Issue(f"optional.{field}", text, why=f"it reads like {alike!r}, a metric of adbench")
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\W", "", skeleton(text))
+
+
+@cache
+def _built_in_columns() -> dict[str, str]:
+    return {_letters(text): one.name for one in SPECS.values() for text in (one.name, one.heading, one.column)}
+
+
+def _range(record: Record) -> Iterator[Issue]:
+    """Values lie where those of their metric can lie."""
+    for name, number in record.metrics.items():
+        installed = name in SPECS or name in registry.entries("metrics")
+        low, high = registry.metric_spec(name).bounds if installed else (-math.inf, math.inf)
+        if number.value is not None and not low - 1e-6 <= number.value <= high + 1e-6:
+            yield Issue(f"metrics.{name}.value", number.value, why=f"it lies between {low:g} and {high:g}")
 
 
 def _metric(name: str, record: Record) -> Metric:
@@ -317,10 +357,9 @@ def check_method(submission: Submission) -> Iterator[Issue]:
         yield Issue("method.source", method.source, valid[-1], why)
     elif method.conformance == "failed":
         yield Issue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
-    weights = known()["weights"].get(weights_key(method, record.test.grid))
-    if weights is not None:
+    if (expected := weights(method, record.test.grid)) is not None:
         why = f"weights of {method.name} with these parameters"
-        yield from differences("method.parameters", method.parameters, weights, why)
+        yield from differences("method.parameters", method.parameters, expected, why)
     if version == __version__:  # presets and parameters of another release may have been others
         yield from _parameters(record, registry.load("methods", method.name))
 
@@ -328,7 +367,8 @@ def check_method(submission: Submission) -> Iterator[Issue]:
 def _parameters(record: Record, cls: type[Method]) -> Iterator[Issue]:
     method = record.method
     fields = cls.Params.model_fields
-    names = parameters(method.name, __version__, method.source) or sorted(fields)  # of the source that the result names
+    names = parameters(method.name, __version__, method.source)  # of the source that the result names
+    names = sorted(fields) if names is None else names
     shared = {name: value for name, value in method.params.items() if name in fields or name not in names}
     try:
         resolved = cls.resolve(method.preset, shared)

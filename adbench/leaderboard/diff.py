@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 
@@ -12,14 +13,17 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks import NUMBERS
 from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import boards, cohort, read_all
-from adbench.leaderboard.submission import Submission, read, read_or_pack
+from adbench.leaderboard.submission import read, read_or_pack
 from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, Samples, compare
 from adbench.metrics.spec import RANKED_BY
 from adbench.results.explain import apart
 from adbench.results.format import NONE, p_text
-from adbench.results.record import Record
+from adbench.utils import guarded
 from adbench.utils.console import out, print_json, say, table
+from adbench.utils.limits import VERIFY_BYTES, VERIFY_SECONDS
+
+Compared = TypeVar("Compared")
 
 LONGEST = 60  # characters of a value in a table
 
@@ -74,17 +78,29 @@ def diff(a: Path, b: Path) -> ResultDiff | BoardsDiff:
         return _boards(a, b)
     if any(whole):
         raise UserError(f"One of {a} and {b} is a folder of leaderboards and the other is not: name two of a kind.")
-    return _results(_one(a), _one(b))
+    return _guarded(_results, [(_one(a), _one(b))])[0]
 
 
-def _one(path: Path) -> Submission:
+def _guarded(function: Callable[[tuple[Path, Path]], Compared], pairs: list[tuple[Path, Path]]) -> list[Compared]:
+    """``function`` of each pair of strangers' files, in processes that they may end without ending this one."""
+    found = []
+    for outcome in guarded.each(function, pairs, memory=VERIFY_BYTES, seconds=VERIFY_SECONDS):
+        if outcome.why:
+            named = any(str(path) in outcome.why for path in outcome.item)
+            raise UserError(outcome.why if named else f"{outcome.item[0]} and {outcome.item[1]}: {outcome.why}.")
+        found.append(cast(Compared, outcome.result))
+    return found
+
+
+def _one(path: Path) -> Path:
     found = targets(path)
     if len(found) > 1:
         raise UserError(f"There are {len(found)} results at {path}: name one of them.")
-    return read_or_pack(found[0])
+    return found[0]
 
 
-def _results(a: Submission, b: Submission) -> ResultDiff:
+def _results(pair: tuple[Path, Path]) -> ResultDiff:
+    a, b = (read_or_pack(path) for path in pair)
     identity = list(apart(a.record.identity, b.record.identity, absent=None))
     values = [{name: number.value for name, number in one.record.metrics.items()} for one in (a, b)]
     found = ResultDiff(identity, _beside(*values))
@@ -111,10 +127,9 @@ def _beside(a: dict[Any, Any], b: dict[Any, Any]) -> list[tuple[Any, Any, Any]]:
 def _boards(a: Path, b: Path) -> BoardsDiff:
     sides = [read_all(a), read_all(b)]
     own, other = ({result.record.run_key: result.path for result in side} for side in sides)
-    changed = []
-    for key, path in own.items():
-        if key in other and (first := _first_apart(read(Path(a) / path).record, read(Path(b) / other[key]).record)):
-            changed.append((path, *first))
+    both = [key for key in own if key in other]
+    firsts = _guarded(_first_apart, [(Path(a) / own[key], Path(b) / other[key]) for key in both])
+    changed = [(own[key], *first) for key, first in zip(both, firsts, strict=True) if first]
     ranks = [
         {
             (f"{where.protocol} · {where.dataset} {where.modality}", entry.label): rank_text(entry)
@@ -132,9 +147,9 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
     )
 
 
-def _first_apart(a: Record, b: Record) -> tuple[str, Any, Any] | None:
+def _first_apart(pair: tuple[Path, Path]) -> tuple[str, Any, Any] | None:
     """The first number in which two records of one run differ."""
-    mine, its = (one.model_dump(mode="json", include=set(NUMBERS)) for one in (a, b))
+    mine, its = (read(path).record.model_dump(mode="json", include=set(NUMBERS)) for path in pair)
     return next((found for name in NUMBERS for found in apart(mine[name], its[name], name, close=True)), None)
 
 

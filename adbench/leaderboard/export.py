@@ -236,7 +236,7 @@ def table_csv(boards: Sequence[Board]) -> str:
 
     metrics = list(dict.fromkeys(metric for board in boards for metric in board.metrics))
     frame = pd.DataFrame([row for board in boards for row in board.rows(metrics)]).map(_csv_cell)
-    return str(frame.astype({"rank": "Int64"}).to_csv(index=False, lineterminator="\n"))
+    return str(frame.astype({"rank": "Int64"}).rename(columns=_csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def _csv_cell(value: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -15,6 +16,7 @@ from adbench.leaderboard.verify import SharedFields, check_all, contradictions, 
 from adbench.results.record import Record
 from adbench.results.rundir import safe
 from adbench.utils.files import write_text
+from adbench.utils.plain_files import check_no_link
 
 
 def submit(run: Path, out: Path) -> Path:
@@ -86,18 +88,18 @@ def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -
         record = parse(result.text.encode(), result.path).record
         folder = root / safe(record.protocol["name"]) / "records"
         if folder not in folders:
+            check_no_link(folder / result.name, root)
             folders[folder] = _read(folder)
         old = folders[folder].get(record.run_key)
         if old is not None and (why := _contradiction(record, old.record)):
             raise UserError(
-                f"{result.path} has the run_key of {old.origin} and different numbers ({why}): nothing was merged."
+                f"{result.path} has the run_key of {old.origin} and is different ({why}): nothing was merged."
             )
         path = folder / result.name if old is None else old.path
         added = old is None or _has_more_metrics(record, old.record, result.path, old.origin)
         if added:
             texts[path] = result.text
-            shared = result.shared if old is None else old.shared
-            folders[folder][record.run_key] = _Known(path, result.path, record, shared)
+            folders[folder][record.run_key] = _Known(path, result.path, record, result.shared)
         before = merged.get(record.run_key)
         merged[record.run_key] = Merged(path, added or (before is not None and before.added))
     for known in folders.values():
@@ -120,11 +122,32 @@ def _read(folder: Path) -> dict[str, _Known]:
 
 
 def _contradiction(new: Record, old: Record) -> str:
-    """The first number in which two results of one run differ, among those that both have; "" when they agree."""
+    """The first thing in which two results of one run differ, metrics that one lacks left out; "" when they agree.
+
+    Measured again on the same machine, a run takes about the same time: at most twice that, and a second.
+    """
     apart = new.optional.keys() ^ old.optional.keys()
-    mine, its = numbers_without(new, apart), numbers_without(old, apart)
-    first = next((issue for name in NUMBERS for issue in differences(name, mine[name], its[name])), None)
-    return f"{first.field}: {first.stored} and {first.expected}" if first else ""
+    mine, its = _lasting(new, apart), _lasting(old, apart)
+    first = next((issue for name in mine for issue in differences(name, mine[name], its[name])), None)
+    if first:
+        return f"{first.field}: {first.stored} and {first.expected}"
+    for field in ("timing", "memory"):
+        for name, value in getattr(new, field).items():
+            other = getattr(old, field).get(name, value)
+            if name != "evaluate" and max(value, other) > 2 * min(value, other) + 1:
+                return f"{field}.{name}: {value} and {other}"
+    gone = next((note for note in old.notes if note not in new.notes), None)
+    return "" if gone is None else f"notes: this one is missing: {gone}"
+
+
+def _lasting(record: Record, apart: Collection[str]) -> dict[str, Any]:
+    """What measuring a run again leaves as it is, without the metrics in ``apart``: neither times, nor what names files."""
+    again = {*NUMBERS, "optional", "created", "timing", "memory", "notes", "files"}
+    found = {**numbers_without(record, apart), **record.model_dump(mode="json", exclude=again)}
+    found["optional"] = {name: part.model_dump() for name, part in record.optional.items() if name not in apart}
+    found["provenance"].pop("git", None)
+    found["method"].pop("conformance")
+    return found
 
 
 def _has_more_metrics(new: Record, old: Record, path: Path, other: Path) -> bool:

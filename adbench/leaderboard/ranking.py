@@ -23,6 +23,7 @@ from adbench.results.record import Number, Record, facts, lacking
 from adbench.utils import guarded
 from adbench.utils.hashing import digest
 from adbench.utils.limits import VERIFY_BYTES, VERIFY_SECONDS
+from adbench.utils.plain_files import check_no_link
 
 ALPHA = 0.05  # error rate of the ranks of one board
 
@@ -60,7 +61,8 @@ def read_all(root: Path, *, lean: bool = False) -> list[Published]:
         lean: a quick look: types alone are checked, and what gives intervals over seeds is left out where it takes long.
 
     Raises:
-        UserError: no result; one that is not what it says; two with one key and different numbers.
+        UserError: no result; one that is not what it says; a folder that is a link; two with one key and different
+            numbers.
     """
     paths = sorted(Path(root).glob("*/records/*.json"))
     if not paths:
@@ -68,6 +70,8 @@ def read_all(root: Path, *, lean: bool = False) -> list[Published]:
             f"There is no result at {root}/<protocol>/records: `adbench leaderboard merge` puts them there."
         )
     found, shared = [], []
+    for path in paths:
+        check_no_link(path, Path(root))
     load = partial(_load, Path(root), lean)
     for outcome in guarded.each(load, paths, memory=VERIFY_BYTES, seconds=VERIFY_SECONDS):
         if outcome.result is None:
@@ -295,7 +299,7 @@ def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.nda
         return found
     counted, rows = ratios(submission.spatial), submission.spatial.rows
     found |= {name: counted[name] for name in ("lesion_recall@val", "fa_slice") if name in counted}
-    for metric in sorted({name for row in rows for name in row.measures}):
+    for metric in sorted({name for row in rows for name in row.measures}):  # asked for by name: reading refuses others
         pairs = np.array([row.measures.get(metric, (0.0, 0.0)) for row in rows], float)
         found[metric] = (pairs[:, 0], pairs[:, 1])
     return found

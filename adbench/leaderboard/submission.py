@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -32,6 +33,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field, ValidationError
 
+from adbench.config import registry
 from adbench.errors import UserError
 from adbench.leaderboard.encoding import (
     EncodedHistograms,
@@ -46,20 +48,30 @@ from adbench.leaderboard.encoding import (
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.metrics.spec import RANKED_BY
+from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results import record as records
 from adbench.results.record import SCHEMA, Record, first_error
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS, safe
 from adbench.utils.hashing import digest
-from adbench.utils.limits import RECORD_BYTES, RECORD_VALUES, SPATIAL_BYTES, SPATIAL_VALUES
+from adbench.utils.limits import (
+    GROUPINGS,
+    GROUPS,
+    RECORD_BYTES,
+    RECORD_VALUES,
+    SPATIAL_BYTES,
+    SPATIAL_VALUES,
+    exceeded,
+)
 from adbench.utils.plain_files import check_json, parse_json, read_json, read_plain
 
 VERSION = 3
 SPATIAL = "spatial.json"
 WITH = "validation subjects with a lesion"
 WITHOUT = "validation subjects without a lesion"
+_GLANCE_BYTES = 1 << 20  # a larger file is read with all care: so many unknown keys fill the memory with messages
+_ROUNDING = 1e-6  # by which a sum may leave the range of its metric
 
 
 class Ranking(Strict):
@@ -170,9 +182,11 @@ class Submission:
         """The spatial counts.
 
         Raises:
-            ValueError: they cannot be decompressed, or have other types or lengths than they must have.
+            ValueError: they cannot be decompressed, or have other types, lengths, ranges or metrics than they must have.
         """
-        return _spatial(self.spatial_bytes)
+        spatial = _spatial(self.spatial_bytes)
+        _check_measures(spatial, self.record)
+        return spatial
 
     @cached_property
     def left_out(self) -> np.ndarray | None:
@@ -264,8 +278,8 @@ def read(path: Path) -> Submission:
 def glance(path: Path) -> Submission:
     """The submission in ``path`` for a quick look: types are checked; duplicate keys and the digest are not."""
     data = _bytes(path)
-    if f'"submission": {VERSION},'.encode() not in data[:64]:
-        return read(path)  # of another layout, or written by another program: this says what it is
+    if f'"submission": {VERSION},'.encode() not in data[:64] or len(data) > _GLANCE_BYTES:
+        return parse(data, Path(path))  # of another layout, or written by another program: this says what it is
     try:
         check_json(data, RECORD_VALUES)
     except ValueError as error:
@@ -338,6 +352,39 @@ def _spatial(data: bytes) -> SpatialAccumulator:
         if val and row.found[0] != sum(iou > 0 for iou in row.lesion_ious):
             raise ValueError(f"the lesions of volume {row.volume!r} that are found are not those with an overlap")
     return spatial
+
+
+def _check_measures(spatial: SpatialAccumulator, record: Record) -> None:
+    """Refuse sums of what was not asked for, sums that no map gives, and more groups than anybody compares.
+
+    Raises:
+        ValueError: names the metric or the groups.
+    """
+    groups = [len(set(own.values())) for own in spatial.groups.values()]
+    for found, limit in ((len(groups), GROUPINGS), (sum(groups), GROUPS)):
+        if problem := exceeded("it", "divides its subjects into", found, limit):
+            raise ValueError(problem)
+    for name in sorted({name for row in spatial.rows for name in row.measures}):
+        if name not in record.optional or not _from_maps(name):
+            raise ValueError(f"it has sums of {name!r}, which is no metric of its own that this run was asked for")
+    for row in spatial.rows:
+        own = {name: (value, 1.0) for name in ("recon_l1", "recon_ssim") if (value := getattr(row, name)) is not None}
+        for name, (above, below) in {**own, **row.measures}.items():
+            low, high = SPECS[name].bounds if name in SPECS else (-math.inf, math.inf)
+            least = low * below if math.isfinite(low) else -math.inf
+            most = high * below if math.isfinite(high) else math.inf
+            slack = _ROUNDING * max(1.0, below)
+            if below < 0 or not least - slack <= above <= most + slack:
+                why = f"{name} lies between {low:g} and {high:g}" if name in SPECS else "a divisor is not negative"
+                raise ValueError(f"volume {row.volume!r} has {above:g} by {below:g} as {name}: {why}")
+
+
+def _from_maps(name: str) -> bool:
+    """Whether a metric leaves sums: it is asked for by name and looks at maps, as far as that is known here."""
+    if name in SPECS and SPECS[name].group != "optional":
+        return False
+    entry = registry.entries("metrics").get(name)
+    return entry is None or bool(registry.status(entry)) or bool(registry.load("metrics", name).needs_maps)
 
 
 def sha256(data: bytes) -> str:

@@ -18,6 +18,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import Issue, skeleton, steps
 from adbench.leaderboard.submission import Submission, file_name, read_or_pack
+from adbench.metrics.spec import SPECS
 from adbench.results.record import RECORD, DataPart, Record
 from adbench.results.rundir import safe
 from adbench.utils import guarded
@@ -196,6 +197,14 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
             "method.name", skeleton(method.name), method.name, "it reads like {other!r} in {file}", method.name
         ),
     ]
+    where = digest([record.protocol, test.digest])
+    for name, about in record.optional.items():
+        if name not in SPECS:  # what is built in has one heading and one direction; its source may be another release's
+            facts, alike = about.model_dump(exclude={"definition"}), skeleton(about.heading)
+            why = "it has another source, heading, direction or unit in {file}"
+            fields.append(SharedField(f"optional.{name}", where, digest(facts), why, about.heading))
+            why = "{other!r} has this heading in {file}"
+            fields.append(SharedField("optional.heading", (where, alike), name, why, about.heading))
     for role in ("train", "val", "threshold", "test"):
         if (part := getattr(record, role)) is not None:
             said = digest([part.model_dump(mode="json", include=_OF_SLICES), getattr(splits, role)])

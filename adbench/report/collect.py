@@ -115,6 +115,8 @@ def collect(
     """
     if not runs:
         raise UserError("Name at least one run: a folder that `adbench run` wrote, with a record.json.")
+    for run in runs:
+        run.check_plain()
     same_test(runs)
     progress = progress or Progress()
     parts = _parts(runs, progress)

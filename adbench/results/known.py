@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from adbench import __version__
+from adbench.config import registry
 from adbench.config.run_config import default_cache
 from adbench.config.source import source_digest
+from adbench.errors import UserError
 from adbench.results.record import MethodPart
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
@@ -59,6 +61,28 @@ def parameters(method: str, version: str, source: str) -> list[str] | None:
 def is_released(method: str, origin: str, source: str, version: str) -> bool:
     """Whether the release ``version`` of adbench has this method with this source."""
     return origin == BUILT_IN and source in known()["methods"].get(version, {}).get(method, [])
+
+
+def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:
+    """Number of weights of a built-in method with its parameters; None where it is not known.
+
+    A parameter that a source of it had not yet, and that is as the preset of this checkout leaves it, changes nothing:
+    what is known under the parameters of one source is known under those of all.
+    """
+    listed, cls = known()["weights"], registry.load("methods", method.name)
+    named = [frozenset(names) for own in known()["methods"].values() for names in own.get(method.name, {}).values()]
+    try:
+        full = cls.resolve(method.preset, method.params).model_dump(mode="json")
+        alike = [
+            params
+            for names in {*named, frozenset(full)}
+            for params in [{name: value for name, value in full.items() if name in names}]
+            if cls.resolve(method.preset, params).model_dump(mode="json") == full
+        ]
+    except UserError:  # parameters of another release, or none at all
+        alike = []
+    keys = (weights_key(method.model_copy(update={"params": params}), grid) for params in (method.params, *alike))
+    return next((listed[key] for key in keys if key in listed), None)
 
 
 def weights_key(method: MethodPart, grid: tuple[int, int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -140,21 +141,33 @@ class Result:
         """
         if name not in self.record.files:
             raise UserError(f"The record in {self.folder} lists no {name}: the run is incomplete.")
-        if name != rundir.safe(name) or name.startswith("."):
-            raise UserError(
-                f"The record in {self.folder} lists {name!r}, which is not the plain name of a file beside it."
-            )
-        path = self.folder / name
-        try:
-            open_plain(path).close()
-        except FileNotFoundError:
-            raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.") from None
+        path = self._plain(name)
+        if not path.exists():
+            raise UserError(f"{path} is missing, but the record lists it: the run folder is incomplete.")
         if (found := digest_file(path)) != self.record.files[name]:
             raise UserError(
                 f"{path} is not the file that the record describes: it has the SHA-256 {found[:16]}, the record says "
                 f"{self.record.files[name][:16]}. Make the run again with --force."
             )
         return path
+
+    def _plain(self, name: str) -> Path:
+        if name != rundir.safe(name) or name.startswith("."):
+            raise UserError(
+                f"The record in {self.folder} lists {name!r}, which is not the plain name of a file beside it."
+            )
+        with suppress(FileNotFoundError):
+            open_plain(self.folder / name).close()
+        return self.folder / name
+
+    def check_plain(self) -> None:
+        """Check that all files which the record lists lie beside it, where they are there, without reading them.
+
+        Raises:
+            UserError: one is a link, a pipe or a device, or its name leads elsewhere.
+        """
+        for name in self.record.files:
+            self._plain(name)
 
     def check_files(self) -> None:
         """Check every file that the record lists, except pictures.

@@ -87,6 +87,7 @@ class _Worker:
     def __init__(self, function: Callable[..., object], memory: int) -> None:
         context = get_context()
         self.pipe, theirs = context.Pipe()
+        self._memory = memory
         self._process: BaseProcess = context.Process(
             target=_serve, args=(function, theirs, self.pipe, memory), daemon=True
         )
@@ -103,6 +104,8 @@ class _Worker:
             code = self._process.exitcode or 0
             self.stop()
             how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with code {code}"
+            if -code == signal.SIGABRT:
+                how += f", as a library does that gets no more than the {self._memory >> 20} MiB it may take"
             return None, f"the process that read it {how}"
         return answer
 
@@ -117,6 +120,7 @@ def _serve(function: Callable[..., object], pipe: Connection, theirs: Connection
     from threadpoolctl import threadpool_limits
 
     theirs.close()
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the outcome says what is wrong; a library that dies would say it raw
     threadpool_limits(
         1
     )  # processes share the cores: with BLAS threads of each beside them, all take three times as long

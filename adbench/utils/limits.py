@@ -46,6 +46,8 @@ SPATIAL_VALUES = Limit("SPATIAL_VALUES", 3_000_000, "values")  # of spatial coun
 STATUS_BYTES = Limit(
     "STATUS_BYTES", 4 << 20, "bytes"
 )  # of what a run says while it is not complete, and of its configuration
+GROUPINGS = Limit("GROUPINGS", 16, "groupings")  # of the subjects of a submission: lesion_size, site, ...
+GROUPS = Limit("GROUPS", 1000, "groups")  # in all of these together
 SUBJECTS = Limit("SUBJECTS", 20_000, "subjects")  # of a submission
 BINS = Limit("BINS", 1 << 22, "bins")  # of the histograms of all subjects together; a run joins scores beyond it
 ISSUES = Limit("ISSUES", 1000, "issues")  # that are listed of one result
@@ -54,6 +56,7 @@ VERIFY_BYTES = Limit(
 )  # of address space to verify one result, beyond that of an idle process
 VERIFY_SECONDS = Limit("VERIFY_SECONDS", 900, "seconds")  # to verify one result
 JSON_DEPTH = 50  # of lists and objects within each other
+JSON_KEYS = 10_000  # of one object: a typed reader says of each that is unknown that it is, in a kilobyte
 SMALLEST_GROWTH = 100_000_000  # bytes that any archive may unpack to
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adbench.errors import UserError
-from adbench.utils.limits import JSON_DEPTH, RECORD_VALUES
+from adbench.utils.limits import JSON_DEPTH, JSON_KEYS, RECORD_VALUES
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.?+[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
 _OTHER = bytes(set(range(256)) - set(b",[]{}"))
@@ -38,6 +38,19 @@ def open_plain(path: Path) -> BinaryIO:
         os.close(number)
         raise UserError(f"There is no file {path}: it is a folder, a pipe or a device.")
     return open(number, "rb")
+
+
+def check_no_link(path: Path, root: Path) -> None:
+    """Refuse a path that leaves ``root`` through a link: of its folders below ``root`` none is one.
+
+    Raises:
+        UserError: names the link.
+    """
+    for folder in path.relative_to(root).parents[:-1]:
+        if (root / folder).is_symlink():
+            raise UserError(
+                f"{root / folder} is a link, not a folder: links are not followed. Put the folder itself there."
+            )
 
 
 def read_plain(path: Path, most: int) -> bytes:
@@ -104,6 +117,8 @@ def check_json(data: bytes, most: int) -> None:
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > JSON_KEYS:
+        raise ValueError(f"an object in it has {len(pairs)} keys, and {JSON_KEYS} are the limit")
     found = dict(pairs)
     if len(found) < len(pairs):
         twice = next(key for key, times in Counter(key for key, _ in pairs).items() if times > 1)

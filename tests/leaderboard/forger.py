@@ -378,6 +378,23 @@ def _same_key(forged: Forged) -> None:
     _invented(forged)
 
 
+def _asked(name: str, sums: list[float] | None = None, **facts: Any) -> Callable[[Forged], None]:
+    """A metric that the run was asked for, with the same sums of every subject."""
+    part = {"source": "0" * 64, "heading": name, "definition": "", "less_is_better": False, "oracle": False, "unit": ""}
+
+    def change(forged: Forged) -> None:
+        forged.record["optional"] = {name: part | facts}
+        forged.record["metrics"][name] = {**forged.record["metrics"]["auroc"], "value": 0.5}
+        for row in forged.spatial["rows"] if sums else ():
+            row["measures"][name] = sums
+
+    return change
+
+
+def _every_row(**fields: Any) -> Callable[[Forged], None]:
+    return lambda forged: [row.update(copy.deepcopy(fields)) for row in forged.spatial["rows"]] and None
+
+
 FORGERIES = (
     Forgery("a better AUPRC", folder(_put("metrics/auprc/value", 0.99), numbers=False), "metrics.auprc.value"),
     Forgery(
@@ -486,6 +503,39 @@ FORGERIES = (
         "a weaker protocol",
         folder(lambda f: (_put("protocol/level", 0.5)(f), _put("identity/protocol/level", 0.5)(f)), numbers=False),
         "protocol.level",
+    ),
+    Forgery(
+        "sums by the name of the ranking metric",
+        folder(_all(_own(), _every_row(measures={"auprc": [0.9, 1.0]}))),
+        "spatial",
+    ),
+    Forgery(
+        "a surface Dice of 7", folder(_all(_own(), _asked("surface_dice@2mm", [7.0, 1.0])), numbers=False), "spatial"
+    ),
+    Forgery("a reconstruction whose SSIM is 7.5", folder(_all(_own(), _every_row(recon_ssim=7.5))), "spatial"),
+    Forgery(
+        "a metric of one's own under the heading AUPRC",
+        folder(_all(_own(), _asked("own", [1.0, 1.0], heading="AUPRC")), numbers=False),
+        "optional.own.heading",
+    ),
+    Forgery(
+        "a metric whose name a spreadsheet takes for a formula",
+        folder(_all(_own(), _asked("=cmd|'/C calc'!A0", [1.0, 1.0], heading="own")), numbers=False),
+        "optional",
+    ),
+    Forgery(
+        "one metric with two directions",
+        beside(
+            _all(_own(), _asked("own", [1.0, 1.0])),
+            _all(_own(), _seed(1), _asked("own", [1.0, 1.0], less_is_better=True)),
+            numbers=False,
+        ),
+        "optional.own",
+    ),
+    Forgery(
+        "sixty groupings of the subjects",
+        folder(_all(_own(), _every_row(groups={f"g{number}": "a" for number in range(60)}))),
+        "spatial",
     ),
     Forgery("conformance claimed by a package's method", folder(_own(conformance="passed")), ""),
 )

@@ -22,9 +22,11 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import verify as verifying
 from adbench.leaderboard.build import make
+from adbench.leaderboard.diff import diff
 from adbench.leaderboard.merge import merge
 from adbench.leaderboard.submission import Submission, pack
 from adbench.leaderboard.verify import verify
+from adbench.report.collect import collect
 from adbench.report.render import _config
 from adbench.results.record import read
 from adbench.utils.limits import RECORD_VALUES
@@ -36,14 +38,17 @@ def _many(submission: Submission) -> dict[str, bytes]:
     text = json.dumps(submission.raw)
     odd: dict[str, Any] = {"splits": {"train": [0] * 400_000, "val": [], "threshold": [], "test": []}}
     return {
-        "keys": (text[:-1] + ', "x": {' + ",".join(['"": 0'] * 100_000) + "}}").encode(),
+        "keys": (text[:-1] + ', "x": {' + ",".join(['"": 0'] * 10_000) + "}}").encode(),
         "values": (text[:-1] + ', "x": [' + ",".join(["1"] * (RECORD_VALUES + 1)) + "]}").encode(),
         "types": json.dumps(submission.raw | odd).encode(),
         "deep": (text[:-1] + ', "x": ' + "[" * 10_000_000).encode(),
         "none": altered(submission, lambda raw: raw["record"].update(subjects=[])).encode(),
         "nan": text.replace('"seed": 0', '"seed": NaN', 1).encode(),
         "names": altered(
-            submission, lambda raw: raw["record"].update(files={f"/{n}": "" for n in range(200_000)})
+            submission, lambda raw: raw["record"].update(files={f"/{n}": "" for n in range(9_000)})
+        ).encode(),
+        "distinct": altered(
+            submission, lambda raw: raw["record"].update({f"k{n}": 0 for n in range(200_000)})
         ).encode(),
         "steps": altered(submission, lambda raw: raw["record"]["method"]["params"].update(steps=10**12)).encode(),
     }
@@ -74,6 +79,7 @@ def test_among_good_results_each_bad_one_is_named_and_costs_little(submission: S
         "deep": "values, the limit",
         "nan": "NaN is not JSON",
         "names": "no more are listed",
+        "distinct": "keys, and 10000 are the limit",
         "none": "subjects: ",
         "steps": "method.params: ",
     }.items():
@@ -151,6 +157,46 @@ def test_records_of_runs_have_the_same_limits(
         read(tmp_path)
 
 
+def test_a_report_reads_no_folder_that_links_elsewhere(runs: list[api.Run], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs[0].folder, tmp_path / "run"))
+    raw = json.loads((run / "record.json").read_text())
+    raw["files"]["../secret"] = "0" * 64
+    (run / "record.json").write_text(json.dumps(raw))
+    with pytest.raises(UserError, match=r"'\.\./secret', which is not the plain name"):
+        collect(api.load(run), count=0)
+    del raw["files"]["../secret"]
+    (run / "record.json").write_text(json.dumps(raw))
+    (run / "splits.json").unlink()
+    (run / "splits.json").symlink_to(runs[0].folder / "splits.json")
+    with pytest.raises(UserError, match=r"splits\.json is a link"):
+        collect(api.load(run), count=0)
+
+
+def test_nothing_is_written_through_a_link(submission: Submission, boards: Path, tmp_path: Path) -> None:
+    new, outside = tmp_path / "new.json", tmp_path / "outside"
+    new.write_text(submission.text)
+    for linked in (boards / "folder", boards / "folder" / "records"):
+        shutil.rmtree(outside, ignore_errors=True)
+        shutil.move(linked, outside)
+        linked.symlink_to(outside)
+        before = sorted(outside.rglob("*"))
+        with pytest.raises(UserError, match="is a link, not a folder"):
+            merge([new], boards)
+        with pytest.raises(UserError, match="is a link, not a folder"):
+            make(boards)
+        assert sorted(outside.rglob("*")) == before
+        linked.unlink()
+        shutil.copytree(outside, linked)
+
+
+def test_a_comparison_reads_strangers_files_as_carefully(submission: Submission, tmp_path: Path) -> None:
+    good, bomb = tmp_path / "good.json", tmp_path / "bomb.json"
+    good.write_text(submission.text)
+    bomb.write_bytes(_many(submission)["distinct"])
+    with pytest.raises(UserError, match=r"bomb\.json is not a readable submission: .* keys, and 10000 are the limit"):
+        diff(good, bomb)
+
+
 def test_a_pipe_among_submissions_does_not_hang(submission: Submission, tmp_path: Path) -> None:
     (tmp_path / "good.json").write_text(submission.text)
     os.mkfifo(tmp_path / "pipe.json")
@@ -169,6 +215,9 @@ def test_control_characters_reach_no_page_and_no_table(
         record = raw["record"]
         record["method"]["name"] = record["identity"]["method"] = name
         record["method"]["preset"] = record["identity"]["preset"] = "\x1b[31m"
+        facts = {"source": "", "heading": "x", "definition": "", "less_is_better": False, "oracle": False, "unit": ""}
+        record["optional"] = {"=x": facts}
+        record["metrics"]["=x"] = record["metrics"]["auroc"]
         record["strata"]["\x1b[2J"] = {"\x9b": record["strata"]["lesion_size"]["small"], "\x07": {}}
         rekey(raw)
 
@@ -179,4 +228,5 @@ def test_control_characters_reach_no_page_and_no_table(
         assert not [sign for sign in text if not sign.isprintable() and sign not in "\n\t"], path
         assert "x1b" in text or "u001b" in text, path
     (row,) = csv.DictReader(io.StringIO(made["folder/table.csv"]))
+    assert {"'=x", "'=x_low", "'=x_high"} < row.keys()  # else a spreadsheet takes it for a formula
     assert row["method"] == r"a\x1b]0;b\x07\u202ec\x00\r"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,9 @@ from adbench import api
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.diff import BoardsDiff, ResultDiff, diff
-from adbench.leaderboard.merge import merge
+from adbench.leaderboard.merge import _contradiction, merge
 from adbench.leaderboard.submission import Submission
+from adbench.results.record import Record
 
 Cli = Callable[..., tuple[int, str, str]]
 FORGED = {forgery.name: forgery for forgery in FORGERIES}
@@ -100,9 +102,42 @@ def test_one_key_with_other_numbers(submission: Submission, boards: Path, tmp_pa
     new = tmp_path / "new.json"
     new.write_text(submission.text)
     before = listing(boards)
-    with pytest.raises(UserError, match=r"different numbers \(metrics\.auprc\.value: .* and 0\.9\)"):
+    with pytest.raises(UserError, match=r"is different \(metrics\.auprc\.value: .* and 0\.9\)"):
         merge([new], boards)
     assert listing(boards) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "says"),
+    [
+        ("method", {"parameters": 77}, "method.parameters: 77 and "),
+        ("provenance", {"device_name": "Fast"}, "provenance.device_name: Fast and "),
+        ("fit", {"steps": 9}, "fit.steps: 9 and "),
+        ("timing", {"fit": 1e-3}, "timing.fit: 0.001 and 60"),
+        ("notes", [], "notes: this one is missing: "),
+        ("timing", {"fit": 40.0, "evaluate": 9.0}, ""),
+        ("created", "2030-01-01T00:00:00", ""),
+    ],
+)
+def test_what_a_run_with_one_more_metric_may_change(submission: Submission, part: str, change: Any, says: str) -> None:
+    old = submission.record.model_dump()
+    old["timing"]["fit"], old["notes"] = 60.0, [*old["notes"], "slow"]
+    new = copy.deepcopy(old)
+    new["metrics"]["more"] = new["metrics"]["auprc"]
+    new["optional"] = {
+        "more": {
+            "source": "0",
+            "heading": "More",
+            "definition": "",
+            "less_is_better": False,
+            "oracle": False,
+            "unit": "",
+        }
+    }
+    new[part] = {**new[part], **change} if isinstance(change, dict) else change
+    found = _contradiction(Record(**new), Record(**old))
+    assert found.startswith(says)
+    assert bool(found) == bool(says)
 
 
 def test_another_cohort_under_the_same_test_slices(submission: Submission, boards: Path, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from adbench.leaderboard.make_known import data, methods
 from adbench.leaderboard.submission import glance
 from adbench.results.known import conformance as outcome
 from adbench.results.known import keep_conformance as keep
-from adbench.results.known import known
+from adbench.results.known import known, weights
 
 BOARD = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
 
@@ -50,6 +50,15 @@ def test_known_sources_are_those_of_this_code() -> None:
     assert not stale, (
         f"the source of {', '.join(stale)} changed: run `make known`, and commit adbench/results/known.json"
     )
+
+
+def test_the_number_of_weights_is_known_under_the_parameters_of_every_source() -> None:
+    record = glance(min(BOARD.glob("phantom-flair-madad-*"))).record
+    full = registry.load("methods", "madad").resolve(record.method.preset, record.method.params).model_dump(mode="json")
+    newer = record.method.model_copy(update={"params": full})
+    assert weights(newer, record.test.grid) == weights(record.method, record.test.grid) == record.method.parameters
+    wider = newer.model_copy(update={"params": full | {"steps": full["steps"] + 1}})
+    assert weights(wider, record.test.grid) is None
 
 
 def test_known_slices_are_those_of_the_phantom(tmp_path: Path) -> None:
