@@ -178,7 +178,11 @@ def run(
                     outcomes.append(outcome)
         except KeyboardInterrupt as stop:
             done = sum(outcome.error is None for outcome in outcomes)
-            stop.add_note(f"Interrupted with {done} cells done. Run the same command again to resume.")
+            stop.add_note(
+                "The cell took longer than --time-limit."
+                if journal.overdue
+                else f"Interrupted with {done} cells done. Run the same command again to resume."
+            )
             raise
     if distributed.rank() == 0:
         _report(outcomes, json_)
