@@ -82,6 +82,7 @@ def test_whatever_ends_a_cell_is_its_failure_and_the_others_go_on(
     assert not psutil.pid_exists(int((tmp_path / "runs" / "detached").read_text()))
 
 
+@pytest.mark.usefixtures("plugin")
 def test_a_fit_that_swallows_an_interrupt_is_not_complete(grid: Callable[..., Launch], tmp_path: Path) -> None:
     launch = grid("swallowing,histeq")
     launch.plan()
