@@ -158,6 +158,8 @@ def run(
         if not quiet and not journal.ended:
             shown = settings if grid else configs.resolved(launch.cells, settings)
             say(shown.to_yaml().rstrip())
+            if journal.shared and not dry_run:
+                say(journal.shared)
         try:
             with LiveProgress(quiet) as progress, distributed.first():
                 launch.plan(progress)

@@ -58,9 +58,11 @@ class Journal:
 
     Attributes:
         ended: the cells that earlier children have run, by key.
+        shared: why the cells have no child to run in, where that is not plain; "" otherwise.
     """
 
     ended: dict[str, Ended] = field(default_factory=dict)
+    shared: str = ""
     _pipe: int | None = None
     _time_limit: float | None = None
     _begun: float = 0.0
@@ -118,10 +120,7 @@ def supervised(time_limit: float | None = None) -> Journal:
         loaded = "numpy was loaded before adbench began (by sitecustomize, a .pth file or the calling program)"
         if time_limit is not None:
             raise UserError(f"--time-limit ends a process of its own, but {loaded}: start adbench without that.")
-        from adbench.utils.console import say
-
-        say(f"{loaded}: the cells share this process, and one that crashes ends the command.")
-        return Journal()
+        return Journal(shared=f"{loaded}: the cells share this process, and one that crashes ends the command.")
     adopt()
     ended: dict[str, Ended] = {}
     parent = os.getpid()
@@ -134,7 +133,7 @@ def supervised(time_limit: float | None = None) -> Journal:
             _child = os.getpid()
             atexit.register(end_descendants)
             end_unless(lambda: os.getppid() == parent)
-            return Journal(ended, writer, time_limit)
+            return Journal(ended, "", writer, time_limit)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
             watched = _Child(child, ended)
