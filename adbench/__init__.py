@@ -5,11 +5,11 @@ from importlib import import_module
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["compare", "load", "run"]
+__all__ = ["Run", "VolumeMaps", "compare", "load", "method_groups", "run", "same_test", "to_frame"]
 
 
 def __getattr__(name: str) -> Any:
-    """``adbench.run``, ``adbench.load`` and ``adbench.compare`` are functions of :mod:`adbench.api`, loaded on use.
+    """``adbench.run`` and the other names are those of :mod:`adbench.api`, loaded on use.
 
     Loaded by a relative name: an import that could be read here would make the API part of the key of every method.
     """

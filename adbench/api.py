@@ -26,6 +26,7 @@ from adbench.executors import Options, serial
 from adbench.results.record import RECORD
 from adbench.results.result import to_frame
 from adbench.runner.plan import plan
+from adbench.utils.signals import as_interrupts
 
 __all__ = ["Run", "VolumeMaps", "compare", "load", "method_groups", "run", "same_test", "to_frame"]
 
@@ -58,9 +59,10 @@ def run(
     """
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     chosen = run_config.load(None, {"method": method, "dataset": dataset, "set": set, **plain}, [])
-    cache = Path(chosen.cache) if chosen.cache else run_config.default_cache()
-    plans = plan(run_config.cells(chosen), Path(chosen.out), cache, progress)
-    outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))
+    cache = (Path(chosen.cache) if chosen.cache else run_config.default_cache()).absolute()
+    plans = plan(run_config.cells(chosen), Path(chosen.out).absolute(), cache, progress)
+    with as_interrupts():
+        outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error

@@ -36,6 +36,16 @@ def test_run_answers_from_records(runs: list[api.Run]) -> None:
     assert [run.record for run in again] == [run.record for run in runs[:2]]
 
 
+def test_the_package_has_every_name_of_its_api() -> None:
+    assert {getattr(adbench, name) for name in adbench.__all__} == {getattr(api, name) for name in api.__all__}
+
+
+def test_true_is_no_seed() -> None:
+    for seed in (True, [0, False]):
+        with pytest.raises(UserError, match="true or false"):
+            api.run("histeq", "phantom", seed=seed)
+
+
 def test_load_finds_every_run_once(runs: list[api.Run]) -> None:
     out = runs[0].folder.parents[2]
     found = api.load(out, runs[0].folder, runs[0].folder / "record.json")

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from adbench.config import registry
 from adbench.results.rundir import DRAWN, MAPS, RECORDED, VAL_MAPS
 from adbench.utils import files
 from adbench.utils.locks import LOCK
@@ -201,13 +202,12 @@ def test_leaderboard_of_an_empty_folder(cli: Cli, tmp_path: Path) -> None:
 
 def test_list_describe_and_doctor(cli: Cli) -> None:
     assert "histeq" in cli("list", "methods")[1]
-    assert {row["name"] for row in json.loads(cli("list", "datasets", "--json")[1])} == {
-        "phantom",
-        "folder",
-        "ixi",
-        "atlas",
-        "brats21",
-    }
+    listed = {row["name"] for row in json.loads(cli("list", "datasets", "--json")[1])}
+    assert (
+        listed
+        == set(registry.BUILTIN["datasets"])
+        >= {"phantom", "folder", "ixi", "atlas", "brats21", "brats23", "bids"}
+    )
     assert cli("list", "method")[0] == 2
     described = json.loads(cli("describe", "madad", "--json")[1])
     assert all(parameter["doc"] and parameter["source"] for parameter in described["params"])

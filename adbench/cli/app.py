@@ -73,17 +73,18 @@ def split(values: list[str] | None) -> tuple[str, ...]:
 def main() -> None:
     """Entry point: errors that a user can correct become one sentence and exit code 2."""
     from adbench.utils.signals import as_interrupts
+    from adbench.utils.supervisor import ending
 
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets "\u2193" for an arrow, not an error
             stream.reconfigure(errors="backslashreplace")
-    try:
-        with as_interrupts():
+    with as_interrupts(), ending():
+        try:
             app()
-    except Exception as error:
-        if not (said := sentence(error)):
-            raise
-        _fail(said, error)
+        except Exception as error:
+            if not (said := sentence(error)):
+                raise
+            _fail(said, error)
 
 
 def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:

@@ -158,6 +158,8 @@ def run(
         if not quiet and not journal.ended:
             shown = settings if grid else configs.resolved(launch.cells, settings)
             say(shown.to_yaml().rstrip())
+            if journal.shared and not dry_run:
+                say(journal.shared)
         try:
             with LiveProgress(quiet) as progress, distributed.first():
                 launch.plan(progress)
@@ -178,7 +180,11 @@ def run(
                     outcomes.append(outcome)
         except KeyboardInterrupt as stop:
             done = sum(outcome.error is None for outcome in outcomes)
-            stop.add_note(f"Interrupted with {done} cells done. Run the same command again to resume.")
+            stop.add_note(
+                "The cell took longer than --time-limit."
+                if journal.overdue
+                else f"Interrupted with {done} cells done. Run the same command again to resume."
+            )
             raise
     if distributed.rank() == 0:
         _report(outcomes, json_)

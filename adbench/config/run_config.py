@@ -76,7 +76,10 @@ class RunConfig(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         if isinstance(value, str):
             return tuple(part.strip() for part in value.split(",") if part.strip())
-        return (value,) if isinstance(value, int) else value
+        many = (value,) if isinstance(value, int) else value
+        if isinstance(many, (list, tuple)) and any(isinstance(one, bool) for one in many):
+            raise ValueError("it is true or false: write the number or name itself")
+        return many
 
     def to_yaml(self) -> str:
         """As a file that ``adbench run --config`` takes."""

@@ -60,8 +60,9 @@ class Launch:
                 raise UserError(f"{flag} {path} must be a folder: mount that storage at the same path on every node.")
         self.settings, self.options, self.retry_failed = settings, options or Options(), retry_failed
         self.journal = journal or Journal()
-        self.out = Path(settings.out)
-        self.cache = Path(settings.cache) if settings.cache else run_config.default_cache()
+        # Absolute: a method may change the working directory.
+        self.out = Path(settings.out).absolute()
+        self.cache = (Path(settings.cache) if settings.cache else run_config.default_cache()).absolute()
         self.cluster: Cluster | None = None
         self.plans: list[Plan] = []
         self.missing: list[Plan] = []

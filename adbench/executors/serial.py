@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 
+from adbench.config import registry
+from adbench.config.cell import Cell
 from adbench.context import Progress
 from adbench.errors import CellFailed
 from adbench.evaluation.pictures import illustrate
@@ -13,7 +15,7 @@ from adbench.executors.base import Options, Outcome
 from adbench.results import status
 from adbench.runner.plan import Plan
 from adbench.utils import distributed
-from adbench.utils.supervisor import Journal
+from adbench.utils.supervisor import HandedOver, Journal
 
 
 def serial(
@@ -34,6 +36,7 @@ def serial(
         journal: what an earlier process has done of this, and where this one says what it does.
     """
     options, journal = options or Options(), journal or Journal()
+    foreign = ""  # the first method here with a plug-in at work, its own or a metric's
     for plan in plans:
         if (earlier := journal.ended.get(plan.run_key)) is not None:
             there = not earlier.reason or (earlier.died and options.done(plan))
@@ -50,9 +53,14 @@ def serial(
                 illustrate(plan.run_folder, progress)
                 outcome = Outcome(plan, reused=True)
             else:
+                if foreign not in ("", plan.cell.method):
+                    journal.hand_over()
+                foreign = foreign or _foreign(plan.cell)
                 before(plan)
                 journal.begin(plan.run_key)
                 options.run(plan, progress)
+        except HandedOver:
+            raise
         except KeyboardInterrupt:
             journal.leave()
             raise
@@ -64,3 +72,9 @@ def serial(
             outcome = replace(outcome, seconds=time.perf_counter() - begin)
             journal.end(plan.run_key, outcome.reason, outcome.seconds)
         yield outcome
+
+
+def _foreign(cell: Cell) -> str:
+    """The method of ``cell`` where it or one of the metrics is a plug-in, which may change what this process computes."""
+    parts: list[tuple[registry.Kind, str]] = [("methods", cell.method), *(("metrics", name) for name in cell.metrics)]
+    return cell.method if any(registry.entries(kind)[name].origin != "built-in" for kind, name in parts) else ""

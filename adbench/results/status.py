@@ -121,10 +121,12 @@ def interrupt(folder: Path) -> None:
 
 
 def write_death(folder: Path, error: BaseException) -> None:
-    """Record an attempt whose process was ended before it could do so."""
-    doing = read(folder) or {}
+    """Record an attempt whose process was ended before it could do so, unless that was done already."""
+    doing = read(folder)
+    if doing is None and state(folder)[1].get("message") == str(error):
+        return
     (folder / STATUS).unlink(missing_ok=True)
-    rundir.write_failure(folder, error, doing.get("phase", "start"))
+    rundir.write_failure(folder, error, doing["phase"] if doing else "start")
 
 
 def read(folder: Path) -> dict[str, Any] | None:

@@ -21,6 +21,7 @@ from adbench.params import ParamSet
 from adbench.utils import distributed, seeds
 from adbench.utils.files import write_json
 from adbench.utils.hashing import check_file, digest_file, read_sealed, sealed
+from adbench.utils.signals import insisting
 
 M = TypeVar("M", bound=Method)
 FIT = "fit.json"
@@ -43,7 +44,8 @@ def commit_fit(folder: Path, method: Method, content: dict[str, Any]) -> dict[st
     """
     files = {}
     with TemporaryDirectory(prefix=".tmp", dir=folder) as name:
-        method.save(Path(name))
+        with insisting():
+            method.save(Path(name))
         for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
             target = folder / path.relative_to(name)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,7 +123,8 @@ def fit_method(
         method = cls(params, ctx)
         ctx.watch = partial(watch, method) if watch else None
         start = time.perf_counter()
-        report = method.fit(train, val)
+        with insisting():
+            report = method.fit(train, val)
         seconds = report.earlier_seconds + time.perf_counter() - start
         stored = {"fit_key": key, "seconds": seconds, "memory": peak_memory(ctx.device), **asdict(report)}
         if distributed.rank() == 0:

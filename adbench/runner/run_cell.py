@@ -30,6 +30,7 @@ from adbench.utils import compute, distributed, threads
 from adbench.utils.files import sweep, write_json, write_text
 from adbench.utils.hashing import digest_file
 from adbench.utils.locks import LOCK, acquire
+from adbench.utils.signals import insisting
 
 log = logging.getLogger("adbench")
 
@@ -114,21 +115,22 @@ def _make(plan: Plan, ctx: Context, save_maps: bool) -> Record:
     phase = "fit"
     clock = Clock()
     try:
-        method, fit = _fit(plan, ctx)
-        phase = "score"
-        metrics = [registry.load("metrics", name)() for name in plan.cell.metrics]
-        samples = Samples(plan.data.test)
-        keep_in = (new / rundir.MAPS, new / rundir.VAL_MAPS) if save_maps else None
-        counts = measure(method, plan.data.threshold, plan.data.test, ctx, clock, metrics, keep_in, samples)
-        phase = "evaluate"
-        ctx.progress.update(phase, 0, 0)
-        with clock.phase("evaluate"):
-            evaluation = numbers(counts, plan.cell.protocol.level, metrics)
-        phase = "record"
-        ctx.progress.update(phase, 0, 0)
-        samples.save(new / rundir.SAMPLES)
-        rundir.write_counts(new, counts.test, counts.threshold, counts.spatial)
-        record = _record(plan, fit, evaluation, clock, new)
+        with insisting():
+            method, fit = _fit(plan, ctx)
+            phase = "score"
+            metrics = [registry.load("metrics", name)() for name in plan.cell.metrics]
+            samples = Samples(plan.data.test)
+            keep_in = (new / rundir.MAPS, new / rundir.VAL_MAPS) if save_maps else None
+            counts = measure(method, plan.data.threshold, plan.data.test, ctx, clock, metrics, keep_in, samples)
+            phase = "evaluate"
+            ctx.progress.update(phase, 0, 0)
+            with clock.phase("evaluate"):
+                evaluation = numbers(counts, plan.cell.protocol.level, metrics)
+            phase = "record"
+            ctx.progress.update(phase, 0, 0)
+            samples.save(new / rundir.SAMPLES)
+            rundir.write_counts(new, counts.test, counts.threshold, counts.spatial)
+            record = _record(plan, fit, evaluation, clock, new)
         rundir.commit(record, plan.run_folder)
     except BaseException as error:
         rundir.abandon(plan.run_folder)

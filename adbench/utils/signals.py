@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import signal
 import threading
 import time
@@ -14,6 +15,8 @@ from typing import Any
 _ALL = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _ONE_WISH = 1.0  # seconds in which several signals are one wish: a terminal and a parent may both send theirs
 _last: int = signal.SIGINT  # that raised; Ray raises a KeyboardInterrupt of its own in the place of another
+_raised = 0  # interrupts so far
+_counted = False  # whether every interrupt is one of them
 
 
 def exit_code() -> int:
@@ -22,8 +25,8 @@ def exit_code() -> int:
 
 
 def _stop(number: int) -> None:
-    global _last
-    _last = number
+    global _last, _raised
+    _last, _raised = number, _raised + 1
     raise KeyboardInterrupt
 
 
@@ -46,8 +49,8 @@ def _handling(handler: Callable[[int, FrameType | None], None], *, handled: bool
 @contextmanager
 def as_interrupts() -> Iterator[None]:
     """Within the block SIGINT, SIGTERM and SIGHUP raise a ``KeyboardInterrupt``, once a second at most."""
-    global _last
-    _last, last = signal.SIGINT, -math.inf
+    global _last, _counted
+    _last, last, before = signal.SIGINT, -math.inf, _counted
 
     def stop(number: int, frame: FrameType | None) -> None:
         nonlocal last
@@ -56,7 +59,34 @@ def as_interrupts() -> Iterator[None]:
             _stop(number)
 
     with _handling(stop):
+        _counted = threading.current_thread() is threading.main_thread()
+        try:
+            yield
+        finally:
+            _counted = before
+
+
+@contextmanager
+def insisting() -> Iterator[None]:
+    """A block of somebody else's code, which ends with an interrupt if there was one, even if that code caught it.
+
+    A copy of this process that the code has forked, and lets out of the block, ends here.
+
+    Raises:
+        RuntimeError: the code raised a ``KeyboardInterrupt`` though there was no signal.
+    """
+    process, raised, handler = os.getpid(), _raised, signal.getsignal(signal.SIGINT)
+    try:
         yield
+    except KeyboardInterrupt as stop:
+        if _counted and _raised == raised and signal.getsignal(signal.SIGINT) is handler:
+            raise RuntimeError("KeyboardInterrupt was raised, but nobody has interrupted") from stop
+        raise
+    finally:
+        if os.getpid() != process:
+            os._exit(1)
+        if _raised > raised:
+            raise KeyboardInterrupt
 
 
 class Held:

@@ -3,28 +3,34 @@
 Whatever the child has started, Ray's own processes too, ends with it.
 
 The child is forked before anything heavy is imported, so that it costs nothing. It says which cell it is at; when it dies,
-or takes too long, that cell has failed, and another child goes on with the rest.
+or takes too long, that cell has failed, and another child goes on with the rest. So it does when the child asks for it,
+because a plug-in may have changed what the next cell would compute.
 """
 
 from __future__ import annotations
 
 import atexit
 import json
+import math
 import os
 import select
 import signal
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from adbench.errors import UserError
 from adbench.utils.distributed import world
 from adbench.utils.processes import GRACE, adopt, end_descendants, end_unless, exit_reason
 
 _TICK = 0.1  # seconds between two looks at a child that says nothing
+_ONE_WISH = 1.0  # seconds in which several signals are one wish of the user
+_PATIENCE = 60.0  # seconds after a signal in which a training may end its step and save it
+_child = 0  # the process id of this process where it is a child
 
 
 @dataclass(frozen=True)
@@ -42,28 +48,49 @@ class Ended:
     died: bool = False
 
 
+class HandedOver(SystemExit):
+    """Ends a child: another one goes on."""
+
+
 @dataclass
 class Journal:
     """What one command has done: kept beyond the death of the process that works.
 
     Attributes:
         ended: the cells that earlier children have run, by key.
+        shared: why the cells have no child to run in, where that is not plain; "" otherwise.
     """
 
     ended: dict[str, Ended] = field(default_factory=dict)
+    shared: str = ""
     _pipe: int | None = None
+    _time_limit: float | None = None
+    _begun: float = 0.0
 
     def begin(self, key: str) -> None:
         """The cell ``key`` begins."""
+        self._begun = time.monotonic()
         self._write({"begin": key})
 
     def end(self, key: str, reason: str = "", seconds: float = 0.0) -> None:
         """It has ended, as in :class:`Ended`."""
+        self._begun = 0.0
         self._write({"end": key, "reason": reason[:2000], "seconds": seconds})
 
     def leave(self) -> None:
         """No cell is at work any more, because the user stops the command."""
         self._write({"begin": ""})
+
+    def hand_over(self) -> None:
+        """Let another child go on with the cells that are left; in a process that is no child this one goes on."""
+        if self._pipe is not None:
+            self._write({"again": True})
+            raise HandedOver
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the cell at work has used up its time, so that an interrupt is not the user's."""
+        return bool(self._time_limit and self._begun and time.monotonic() - self._begun > self._time_limit)
 
     def _write(self, entry: dict[str, object]) -> None:
         if self._pipe is not None:
@@ -78,18 +105,22 @@ def supervised(time_limit: float | None = None) -> Journal:
         time_limit: seconds that a cell may take.
 
     Returns:
-        In the child: where it says what it does. In a process that already computes (a notebook), and under a launcher of
-        several processes, in that process itself: a crash is then the end of it.
+        In the child: where it says what it does. In a process that already computes, and under a launcher of several
+        processes, in that process itself: a crash is then the end of it.
 
     Raises:
         UserError: a time limit, where no child can be started.
     """
-    if "numpy" in sys.modules or world() > 1:
+    global _child
+    if world() > 1:
         if time_limit is not None:
-            raise UserError(
-                "--time-limit ends a process: it is for `adbench run` without a launcher of several processes."
-            )
+            raise UserError("--time-limit ends a process: it is not for a launcher of several processes.")
         return Journal()
+    if "numpy" in sys.modules:
+        loaded = "numpy was loaded before adbench began (by sitecustomize, a .pth file or the calling program)"
+        if time_limit is not None:
+            raise UserError(f"--time-limit ends a process of its own, but {loaded}: start adbench without that.")
+        return Journal(shared=f"{loaded}: the cells share this process, and one that crashes ends the command.")
     adopt()
     ended: dict[str, Ended] = {}
     parent = os.getpid()
@@ -99,64 +130,117 @@ def supervised(time_limit: float | None = None) -> Journal:
         if not child:
             os.close(reader)
             adopt()
+            _child = os.getpid()
             atexit.register(end_descendants)
             end_unless(lambda: os.getppid() == parent)
-            return Journal(ended, writer)
+            return Journal(ended, "", writer, time_limit)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            at, begun, code = _follow(child, pipe.fileno(), ended, time_limit)
+            watched = _Child(child, ended)
+            code = watched.follow(pipe.fileno(), time_limit)
         end_descendants()
-        if not at:
-            _exit(code)
-        ended.setdefault(at, Ended(exit_reason(code), time.monotonic() - begun, died=True))
+        if watched.asked and (watched.at or watched.again):
+            _exit(128 + watched.asked, "Interrupted. Run the same command again to resume.")
+        if not watched.at and not watched.again:
+            _exit(
+                code if code >= 0 else 128 - code, f"The command has stopped: {exit_reason(code)}." if code < 0 else ""
+            )
+        if watched.at:
+            ended.setdefault(watched.at, Ended(exit_reason(code), time.monotonic() - watched.begun, died=True))
 
 
-def _exit(code: int) -> NoReturn:
-    if code < 0:
+def _exit(code: int, message: str) -> NoReturn:
+    if message:
         from adbench.utils.console import complain
 
-        complain(f"The command has stopped: {exit_reason(code)}.")
-    sys.exit(code if code >= 0 else 128 - code)
+        complain(message)
+    sys.exit(code)
 
 
-def _follow(child: int, pipe: int, ended: dict[str, Ended], time_limit: float | None) -> tuple[str, float, int]:
-    """Take in what a child says until it is dead; end it when a cell takes too long.
+@contextmanager
+def ending() -> Iterator[None]:
+    """The block is all that this process does: a child is gone behind it, whatever threads a plug-in has left running."""
+    try:
+        yield
+    except BaseException as error:
+        if os.getpid() != _child:
+            raise
+        code = error.code if isinstance(error, SystemExit) else 1
+        if not isinstance(error, SystemExit):
+            sys.excepthook(type(error), error, error.__traceback__)
+        elif not isinstance(code, int | None):
+            print(code, file=sys.stderr)
+            code = 1
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # closed by a plug-in, or by who reads it
+                stream.flush()
+        end_descendants()
+        os._exit(int(code or 0))
 
-    Returns:
-        The cell that it died at ("" for none), when that began, and the exit code of the child.
+
+class _Child:
+    """A child at work, seen from its parent.
+
+    Attributes:
+        at: the cell that it is at; "" for none.
+        begun: when that began.
+        again: it has asked for another child to go on.
+        asked: the signal by which the user has asked it to stop; 0 for none.
     """
 
-    def forward(number: int, frame: FrameType | None) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(child, number)
+    def __init__(self, pid: int, ended: dict[str, Ended]) -> None:
+        self.at, self.begun, self.again, self.asked = "", 0.0, False, 0
+        self._pid, self._ended = pid, ended
+        self._overdue = False
+        self._wished, self._late = -math.inf, math.inf  # when the user last asked; when it is killed
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
-    before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, forward)
-    at, begun, text, listening, overdue = "", 0.0, b"", True, 0.0
-    try:
-        while True:
-            if select.select([pipe] if listening else [], [], [], _TICK)[0]:
-                said = os.read(pipe, 1 << 16)
-                listening = bool(said)
-                *lines, text = (text + said).split(b"\n")
-                for line in map(json.loads, lines):
-                    if "end" in line:
-                        ended.setdefault(line["end"], Ended(line["reason"], line["seconds"]))
-                    if not overdue:
-                        at, begun = line.get("begin", ""), time.monotonic()
-                continue
-            done, status = os.waitpid(child, os.WNOHANG)
-            if done:
-                return at, begun, os.waitstatus_to_exitcode(status)
-            now = time.monotonic()
-            if overdue and now - overdue > GRACE:
-                os.kill(child, signal.SIGKILL)
-            elif at and not overdue and time_limit is not None and now - begun > time_limit:
-                overdue = now
-                ended[at] = Ended(f"it took longer than --time-limit ({time_limit:g} s)", now - begun, died=True)
-                os.kill(child, signal.SIGTERM)
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)
+    def follow(self, pipe: int, time_limit: float | None) -> int:
+        """Take in what it says until it is dead; end it when a cell takes too long, or when it does not listen.
+
+        Returns:
+            Its exit code.
+        """
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
+        for number in before:
+            signal.signal(number, self._forward)
+        text, listening = b"", True
+        try:
+            while True:
+                if select.select([pipe] if listening else [], [], [], _TICK)[0]:
+                    said = os.read(pipe, 1 << 16)
+                    listening = bool(said)
+                    *lines, text = (text + said).split(b"\n")
+                    for line in map(json.loads, lines):
+                        self._hear(line)
+                    continue
+                done, status = os.waitpid(self._pid, os.WNOHANG)
+                if done:
+                    return os.waitstatus_to_exitcode(status)
+                now = time.monotonic()
+                if now > self._late:
+                    os.kill(self._pid, signal.SIGKILL)
+                elif self.at and not self._overdue and time_limit is not None and now - self.begun > time_limit:
+                    self._overdue, self._late = True, min(self._late, now + GRACE)
+                    reason = f"it took longer than --time-limit ({time_limit:g} s)"
+                    self._ended[self.at] = Ended(reason, now - self.begun, died=True)
+                    os.kill(self._pid, signal.SIGTERM)
+        finally:
+            for number, old in before.items():
+                signal.signal(number, old)
+
+    def _hear(self, line: dict[str, Any]) -> None:
+        self.again = "again" in line
+        if "end" in line:
+            self._ended.setdefault(line["end"], Ended(line["reason"], line["seconds"]))
+        if not self._overdue:
+            self.at, self.begun = line.get("begin", ""), time.monotonic()
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if now - self._wished >= _ONE_WISH:
+            self._late = min(self._late, now + (GRACE if self.asked else _PATIENCE))
+            self._wished = now
+        self.asked = self.asked or number
+        with suppress(ProcessLookupError):
+            os.kill(self._pid, number)

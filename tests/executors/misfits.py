@@ -10,8 +10,10 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
+from adbench.datasets.slices import SliceBatch
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet, param
 
@@ -42,6 +44,27 @@ class Killed(Raising):
     def fit(self, train, val):
         if not repaired():
             os.kill(os.getpid(), signal.SIGKILL)
+        return FitReport()
+
+
+class Swallowing(Raising):
+    """Is interrupted while it fits, and returns as if it were done."""
+
+    name = "swallowing"
+
+    def fit(self, train, val):
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        return FitReport()
+
+
+class Patching(Raising):
+    """Spoils what every method is given; meant for processes of the command line."""
+
+    name = "patching"
+
+    def fit(self, train, val):
+        SliceBatch.to = None
         return FitReport()
 
 
@@ -132,6 +155,6 @@ def install(folder: Path) -> None:
     info.mkdir(parents=True)
     (folder / "misfits.py").write_text(Path(__file__).read_text())
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: misfits\nVersion: 1.0\n")
-    classes = (Raising, Killed, Undefined, Hungry, Exits, Detached, Slow)
+    classes = (Raising, Killed, Swallowing, Patching, Undefined, Hungry, Exits, Detached, Slow)
     lines = "".join(f"{cls.name} = misfits:{cls.__name__}\n" for cls in classes)
     (info / "entry_points.txt").write_text(f"[adbench.methods]\n{lines}")

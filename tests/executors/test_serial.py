@@ -16,6 +16,7 @@ import pytest
 
 from adbench.executors.launch import Launch
 from adbench.utils.locks import acquire
+from adbench.utils.signals import as_interrupts
 
 STEPS = 30
 
@@ -61,13 +62,13 @@ def test_two_commands_do_the_work_once(command: list[str], plugin: dict[str, str
 def test_whatever_ends_a_cell_is_its_failure_and_the_others_go_on(
     command: list[str], plugin: dict[str, str], tmp_path: Path
 ) -> None:
-    command[command.index("slow")] = "exits,detached,histeq"
+    command[command.index("slow")] = "detached,exits,patching,histeq"
     del command[command.index("--set") : command.index("--json")]
     ran = subprocess.run(command, env=plugin, capture_output=True, text=True)
     assert ran.returncode == 1, ran.stderr
     said = json.loads(ran.stdout)
     assert [row["method"] for board in said["boards"] for row in board["rows"]] == ["histeq"]
-    assert len(said["failures"]) == 2
+    assert len(said["failures"]) == 3, "what patching has spoilt did not reach histeq"
     assert "Thank you for using exits!" in ran.stderr
     assert "from a C library" in ran.stderr
     reasons = {}
@@ -79,6 +80,17 @@ def test_whatever_ends_a_cell_is_its_failure_and_the_others_go_on(
     assert reasons["exits"] == ("fit", "enough")
     assert "SIGSEGV" in reasons["detached"][1]
     assert not psutil.pid_exists(int((tmp_path / "runs" / "detached").read_text()))
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_fit_that_swallows_an_interrupt_is_not_complete(grid: Callable[..., Launch], tmp_path: Path) -> None:
+    launch = grid("swallowing,histeq")
+    launch.plan()
+    with as_interrupts(), pytest.raises(KeyboardInterrupt):
+        list(launch.outcomes())
+    left = {path.name for path in (tmp_path / "runs").rglob("*.json")}
+    assert "status.json" in left
+    assert not left & {"fit.json", "record.json", "failure.json"}
 
 
 def test_a_command_says_for_whom_it_waits(

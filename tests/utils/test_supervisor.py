@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -11,10 +12,10 @@ from pathlib import Path
 import pytest
 
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, signal, sys, threading, time
 from pathlib import Path
 from adbench.utils.signals import as_interrupts, exit_code
-from adbench.utils.supervisor import supervised
+from adbench.utils.supervisor import ending, supervised
 
 def work(name):
     journal.begin(name)
@@ -33,14 +34,21 @@ def work(name):
     if name == "wait":
         print("waits", flush=True)
         time.sleep(60)
+    if name == "ignores":
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        print("ignores", flush=True)
+        time.sleep(60)
     journal.end(name)
 
-with as_interrupts():
+with as_interrupts(), ending():
     journal = supervised(float(sys.argv[1]))
     try:
         for name in sys.argv[2:]:
             if name not in journal.ended:
                 work(name)
+                if name == "changes":
+                    threading.Thread(target=time.sleep, args=(60,)).start()
+                    journal.hand_over()
     except KeyboardInterrupt:
         journal.leave()
         print("in order", flush=True)
@@ -101,4 +109,31 @@ def test_a_process_that_computes_already_is_not_forked(tmp_path: Path) -> None:
     refused = subprocess.run(
         [sys.executable, "-c", script.replace("supervised()", "supervised(3)")], capture_output=True, text=True
     )
-    assert "UserError: --time-limit ends a process" in refused.stderr
+    assert "UserError: --time-limit ends a process of its own, but numpy was loaded" in refused.stderr
+
+
+def test_another_child_goes_on_where_one_asks_for_it_whatever_threads_it_leaves() -> None:
+    begin = time.monotonic()
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "60", "good", "changes", "last"], capture_output=True, text=True
+    )
+    assert time.monotonic() - begin < 30
+    assert (ran.returncode, json.loads(ran.stdout)) == (5, {"good": ["", False], "changes": ["", False]})
+
+
+def test_a_second_signal_ends_a_child_that_does_not_listen() -> None:
+    quick = SCRIPT.replace("def work", "import adbench.utils.supervisor as s\ns.GRACE, s._ONE_WISH = .2, .05\ndef work")
+    process = subprocess.Popen(
+        [sys.executable, "-c", quick, "60", "ignores", "wait"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "ignores\n"
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    said, complained = process.communicate(timeout=30)
+    assert (process.returncode, said) == (130, ""), "the next cell has not begun"
+    assert "Interrupted" in complained
