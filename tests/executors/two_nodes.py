@@ -63,6 +63,9 @@ def main() -> None:
         begin = time.monotonic()
         outcomes = list(executor.run(launch.plan(), lambda: disturb([plan.run_folder for plan in executor.running])))
         told["seconds"] = time.monotonic() - begin
+        deadline = time.monotonic() + 60
+        while len(cluster.nodes) > 1 and time.monotonic() < deadline:  # Ray notices a lost node after some seconds
+            time.sleep(0.5)
         told["left"] = len(cluster.nodes)
         told["cells"] = [
             {"reason": o.reason, "reused": o.reused, "folder": str(o.plan.run_folder), "fit": str(o.plan.fit_folder)}
