@@ -4,7 +4,6 @@ One module a verb or group of verbs; importing it adds them to the application. 
 needs it: ``adbench --help`` must answer at once.
 """
 
-from adbench.utils import installed  # isort: skip - before any library that asks for entry points
 from adbench.cli import run  # isort: skip - the first verb in --help
 from adbench.cli import data, evaluate, info, leaderboard, new, report, status, tune
 from adbench.cli.app import app, main, own_output
@@ -18,7 +17,6 @@ __all__ = [
     "data",
     "evaluate",
     "info",
-    "installed",
     "leaderboard",
     "main",
     "new",

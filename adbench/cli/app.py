@@ -92,6 +92,7 @@ def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:
 
     @wraps(verb)
     def run(*arguments: Any, **options: Any) -> None:
+        from adbench.utils import installed  # noqa: F401 - before any library that asks for entry points
         from adbench.utils.console import apart, say
         from adbench.utils.signals import exit_code
 
