@@ -59,14 +59,13 @@ def run(
     """
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     chosen = run_config.load(None, {"method": method, "dataset": dataset, "set": set, **plain}, [])
-    cache = (Path(chosen.cache) if chosen.cache else run_config.default_cache()).absolute()
-    plans = plan(run_config.cells(chosen), Path(chosen.out).absolute(), cache, progress)
+    plans = plan(run_config.cells(chosen), chosen.out_folder, chosen.cache_folder, progress)
     with as_interrupts():
         outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-    return [Run(one.plan.run_folder, cache=cache, device=chosen.device, progress=progress) for one in outcomes]
+    return [Run(one.plan.run_folder, cache=chosen.cache_folder, device=chosen.device, progress=progress) for one in outcomes]
 
 
 def load(

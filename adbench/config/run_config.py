@@ -81,6 +81,16 @@ class RunConfig(BaseModel):
             raise ValueError("it is true or false: write the number or name itself")
         return many
 
+    @property
+    def out_folder(self) -> Path:
+        """``out``, absolute: a method may change the working directory."""
+        return Path(self.out).absolute()
+
+    @property
+    def cache_folder(self) -> Path:
+        """``cache`` or the default one, absolute as :attr:`out_folder`."""
+        return (Path(self.cache) if self.cache else default_cache()).absolute()
+
     def to_yaml(self) -> str:
         """As a file that ``adbench run --config`` takes."""
         return yaml.safe_dump(self.model_dump(mode="json", exclude_none=True), sort_keys=False, allow_unicode=True)

@@ -7,7 +7,6 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adbench.config import grid, run_config
@@ -60,9 +59,7 @@ class Launch:
                 raise UserError(f"{flag} {path} must be a folder: mount that storage at the same path on every node.")
         self.settings, self.options, self.retry_failed = settings, options or Options(), retry_failed
         self.journal = journal or Journal()
-        # Absolute: a method may change the working directory.
-        self.out = Path(settings.out).absolute()
-        self.cache = (Path(settings.cache) if settings.cache else run_config.default_cache()).absolute()
+        self.out, self.cache = settings.out_folder, settings.cache_folder
         self.cluster: Cluster | None = None
         self.plans: list[Plan] = []
         self.missing: list[Plan] = []

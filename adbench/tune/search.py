@@ -168,8 +168,7 @@ def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Tas
     fixed = {**config.set.get("method", {}), **config.set.get(cell.method, {})}
     wanted, values = space.build(cell.method_class, cell.params.json_values, fixed, options.space)
     cell = cell.with_params(values)
-    stores = Path(config.cache) if config.cache else configs.default_cache()
-    (planned,) = plan([cell], Path(config.out), stores, progress)
+    (planned,) = plan([cell], config.out_folder, config.cache_folder, progress)
     data = planned.data
     select = fewer(slices_for(options.objective, data, lesions), options.slices)
     identity = {

@@ -121,9 +121,7 @@ def _serve(function: Callable[..., object], pipe: Connection, theirs: Connection
 
     theirs.close()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the outcome says what is wrong; a library that dies would say it raw
-    threadpool_limits(
-        1
-    )  # processes share the cores: with BLAS threads of each beside them, all take three times as long
+    threadpool_limits(1)  # processes share the cores: with BLAS threads of each, all take three times as long
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this one gets it, and ends this one
     with suppress(ImportError):  # systems without limits on processes
         import resource
