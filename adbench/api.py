@@ -65,7 +65,9 @@ def run(
     for outcome in outcomes:
         if outcome.error is not None:
             raise outcome.error
-    return [Run(one.plan.run_folder, cache=chosen.cache_folder, device=chosen.device, progress=progress) for one in outcomes]
+    return [
+        Run(one.plan.run_folder, cache=chosen.cache_folder, device=chosen.device, progress=progress) for one in outcomes
+    ]
 
 
 def load(
