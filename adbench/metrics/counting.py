@@ -67,11 +67,8 @@ def checked(scores: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarra
     return scores, labels
 
 
-def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> list[Bins]:
-    """The bins of ``partition`` that occur in (n,) scores, and their lesion and background voxels.
-
-    One or two parts without a bin in common, each ascending. Bins of the second are not whole cells.
-    """
+def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> Bins:
+    """The bins of ``partition`` that occur in (n,) scores, and their lesion and background voxels."""
     ordered = _keys.ordered(scores)
     narrow = ordered.dtype == np.int32
     lesion = np.flatnonzero(labels)
@@ -79,9 +76,9 @@ def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> lis
         cell = np.right_shift(ordered, _keys.NARROW_SHIFT, out=_work("cell", len(ordered), ordered.dtype))
         found, positive, negative = count(cell, lesion)
         keys = _keys.widened((found << _keys.NARROW_SHIFT).astype(np.int32))
-        return [grouped(partition.of(keys), positive, negative)]
-    parts = _counted_by_cell(ordered, labels, lesion, partition) if len(partition.seen) else []
-    return parts or [_counted_by_score(ordered, lesion, partition)]
+        return grouped(partition.of(keys), positive, negative)
+    found_by_cell = _counted_by_cell(ordered, labels, lesion, partition) if len(partition.seen) else None
+    return found_by_cell or _counted_by_score(ordered, lesion, partition)
 
 
 def _in_cells(ordered: np.ndarray) -> bool:
@@ -96,15 +93,15 @@ def _counted_by_score(ordered: np.ndarray, lesion: np.ndarray, partition: Partit
     return grouped(partition.of(_keys.widened(found)), positive, negative)
 
 
-def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray, partition: Partition) -> list[Bins]:
-    """Count whole cells as such, and look at single scores only in the others; empty where cells are too far apart."""
+def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray, partition: Partition) -> Bins | None:
+    """Count whole cells as such, and look at single scores only in the others; None where cells are too far apart."""
     narrow = ordered.dtype == np.int32
     shift = _keys.NARROW_SHIFT if narrow else _keys.CELL_SHIFT
     cell = np.right_shift(ordered, shift, out=_work("cell", len(ordered), ordered.dtype))
     lowest, highest = int(cell.min()), int(cell.max())
     width = highest - lowest + 1
     if width > _widest(len(cell)):
-        return []
+        return None
     if narrow:
         whole = np.zeros(width, np.bool_)
         for start, stop in ((lowest, min(highest + 1, -_keys.ODD)), (max(lowest, _keys.ODD), highest + 1)):
@@ -126,11 +123,14 @@ def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray
     found = np.flatnonzero((every > 0) & whole)
     positive = np.bincount(np.subtract(cell[lesion], lowest), minlength=width)[found]
     keys = (_keys.wide_cells(found + lowest) if narrow else found + lowest) << _keys.CELL_SHIFT
-    parts = [(keys, positive, every[found] - positive)]
+    bins = keys, positive, every[found] - positive
     single = np.concatenate(inside)
-    if len(single):
-        parts.append(_counted_by_score(ordered[single], np.flatnonzero(labels[single]), partition))
-    return parts
+    if not len(single):
+        return bins
+    others = _counted_by_score(ordered[single], np.flatnonzero(labels[single]), partition)
+    place = np.searchsorted(keys, others[0])  # no bin of the one is among the other
+    keys, positive, negative = (np.insert(own, place, other) for own, other in zip(bins, others, strict=True))
+    return keys, positive, negative
 
 
 def _widest(voxels: int) -> int:
