@@ -83,9 +83,9 @@ def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> Bin
 
 def _in_cells(ordered: np.ndarray) -> bool:
     below = np.int32((1 << _keys.NARROW_SHIFT) - 1)
-    if np.any(ordered[:64] & below):
+    if (ordered[:64] & below).any():
         return False
-    return not np.any(np.bitwise_and(ordered, below, out=_work("cell", len(ordered), ordered.dtype)))
+    return not np.bitwise_and(ordered, below, out=_work("cell", len(ordered), ordered.dtype)).any()
 
 
 def _counted_by_score(ordered: np.ndarray, lesion: np.ndarray, partition: Partition) -> Bins:
@@ -102,17 +102,11 @@ def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray
     width = highest - lowest + 1
     if width > _widest(len(cell)):
         return None
-    if narrow:
-        whole = np.zeros(width, np.bool_)
-        for start, stop in ((lowest, min(highest + 1, -_keys.ODD)), (max(lowest, _keys.ODD), highest + 1)):
-            if start < stop:
-                first = int(_keys.wide_cells(np.array([start]))[0])
-                whole[start - lowest : stop - lowest] = partition.whole(first, stop - start)
-        # Below its normal numbers, float32 has cells wider than those of float64. Its 0 is mostly alone in one.
-        if lowest <= 0 <= highest and np.count_nonzero(cell) == np.count_nonzero(ordered):
-            whole[-lowest] = partition.whole(0, 1)[0]
-    else:
-        whole = partition.whole(lowest, width)
+    whole = partition.whole_narrow(lowest, width) if narrow else partition.whole(lowest, width)
+    # Float32 has one cell around 0, which is wider than those of float64. A 0 is mostly alone in it.
+    if narrow and lowest <= 0 <= highest and np.count_nonzero(cell) == np.count_nonzero(ordered):
+        whole = whole.copy()
+        whole[-lowest] = partition.whole(0, 1)[0]
     apart = ~whole
     every, inside = np.zeros(width, np.intp), []
     for start in range(0, len(cell), _BLOCK):
@@ -127,10 +121,12 @@ def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray
     single = np.concatenate(inside)
     if not len(single):
         return bins
-    others = _counted_by_score(ordered[single], np.flatnonzero(labels[single]), partition)
-    place = np.searchsorted(keys, others[0])  # no bin of the one is among the other
-    keys, positive, negative = (np.insert(own, place, other) for own, other in zip(bins, others, strict=True))
-    return keys, positive, negative
+    if len(single) < len(found):  # as is usual: sorted with the others
+        ill = labels[single].astype(np.int64)
+        others: Bins = partition.of(_keys.widened(ordered[single])), ill, 1 - ill
+    else:
+        others = _counted_by_score(ordered[single], np.flatnonzero(labels[single]), partition)
+    return added([bins, others], partition)
 
 
 def _widest(voxels: int) -> int:
