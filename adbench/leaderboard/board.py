@@ -189,7 +189,7 @@ class Board:
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         return (
             f"{self.test_set.dataset} {self.test_set.modality}: {test.subjects} test subjects{lesion}, {test.slices} "
-            f"slices, prevalence {self.record.prevalence:.4f}"
+            f"slices{_pixel(test.mm)}, prevalence {self.record.prevalence:.4f}"
             f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
         )
 
@@ -321,6 +321,14 @@ def _joined(record: Record, older: Record) -> Record:
     numbers = {name: older.metrics[name] for name in parts if name in older.metrics}
     update = {"metrics": {**record.metrics, **numbers}, "optional": {**record.optional, **parts}}
     return record.model_copy(update=update) if parts else record
+
+
+def _pixel(mm: tuple[float, float] | None) -> str:
+    """", 1 mm a pixel"; empty where it is unknown."""
+    if mm is None:
+        return ""
+    rows, columns = (f"{value:.3g}" for value in mm)
+    return f", {rows if rows == columns else f'{rows} x {columns}'} mm a pixel"
 
 
 def _conformance(record: Record) -> str:

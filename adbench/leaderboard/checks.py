@@ -19,6 +19,7 @@ import numpy as np
 from adbench import __version__
 from adbench.config import protocols, registry
 from adbench.datasets.io.filename_patterns import person, shared_patients
+from adbench.datasets.preprocessing.recipe import MAX_SQUARE
 from adbench.errors import UserError
 from adbench.leaderboard.consistency import (
     Issue,
@@ -135,6 +136,8 @@ def check_splits(submission: Submission) -> Iterator[Issue]:
             yield Issue(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
         if min(part.grid) < 1:
             yield Issue(f"{role}.grid", list(part.grid), why="a slice has at least one pixel")
+        if part.mm is not None and not all(0 < mm <= MAX_SQUARE for mm in part.mm):
+            yield Issue(f"{role}.mm", list(part.mm), why=f"a pixel is larger than 0 and at most {MAX_SQUARE} mm wide")
     train, fitted, threshold, test = (
         {person(subject): subject for subject in own}
         for own in (splits.train, [*splits.val, *splits.train], splits.threshold, splits.test)

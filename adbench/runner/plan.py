@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from adbench.results import rundir
 from adbench.results.record import Record, missing_metrics, write
 from adbench.runner.keys import fit_identity, key_of, run_identity
 from adbench.runner.overlap import check_names, check_pixels
+
+SAME_SCALE = 1.1  # sizes of a pixel whose ratio is below this are one size
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ def gather(
 
     Raises:
         UserError: no healthy slice to train on, no labelled slice to test on, training and test on different grids,
-            or a subject on both sides.
+            slices whose pixels differ in size by more than 10 %, or a subject on both sides.
     """
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
@@ -166,9 +168,41 @@ def gather(
             f"Training slices are {learned.shape[0]}x{learned.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
+    _check_scale(train_store, test_store, train or test, test, (learned, val), (threshold, scored))
     check_names(learned, val, threshold, scored)
     check_pixels(train_store, test_store, learned, val, threshold, scored)
     return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store)
+
+
+def _check_scale(
+    train_store: SliceStore,
+    test_store: SliceStore,
+    train: Source,
+    test: Source,
+    learned: Sequence[SliceSet],
+    scored: Sequence[SliceSet],
+) -> None:
+    """Refuse cases whose pixels differ in size: a lesion, a gyrus and a blur of so many pixels would be others.
+
+    Raises:
+        UserError: names the two cases that differ most, and their mm a pixel.
+    """
+    sizes = [
+        (mm, f"{case} ({source.title})")
+        for store, source, sets in ((train_store, train, learned), (test_store, test, scored))
+        for data in sets
+        for case, mm in store.pixel_sizes(data.rows).items()
+        if mm is not None
+    ]
+    for axis in range(2 if sizes else 0):
+        (small, one), (large, other) = (choose(sizes, key=lambda found: found[0][axis]) for choose in (min, max))
+        if large[axis] > SAME_SCALE * small[axis]:
+            scopes = ["dataset", *(["train"] if train is not test else [])]
+            flags = " ".join(f"--set {scope}.mm=1" for scope in scopes)
+            raise UserError(
+                f"A pixel of {one} is {small[0]:.3g} x {small[1]:.3g} mm and one of {other} {large[0]:.3g} x {large[1]:.3g} mm: "
+                f"they differ by more than {100 * (SAME_SCALE - 1):.0f} %. Prepare volumes with pixels of one size: {flags}."
+            )
 
 
 def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:

@@ -10,6 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adbench.config import registry, run_config
 from adbench.config.cell import Source
 from adbench.config.source import source_files
@@ -202,7 +204,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
-        notes=fit.get("notes", []) + _other_threads(plan) + _left_out(data) + evaluation.notes,
+        notes=fit.get("notes", []) + _other_threads(plan) + _left_out(data) + _unknown_scale(data, cell) + evaluation.notes,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],
@@ -245,6 +247,26 @@ def _numbers(metrics: dict[str, Estimate]) -> dict[str, Number]:
     return {name: Number(**asdict(estimate)) for name, estimate in metrics.items()}
 
 
+def _mm(data: SliceSet, store: SliceStore) -> tuple[float, float] | None:
+    known = [mm for mm in store.pixel_sizes(data.rows).values() if mm is not None]
+    if not known:
+        return None
+    rows, columns = np.median(known, axis=0).round(6).tolist()
+    return rows, columns
+
+
+def _unknown_scale(data: Data, cell: Cell) -> list[str]:
+    """A note where training and test data are two sets, and one does not say how large its pixels are."""
+    if cell.train is None:
+        return []
+    sides = ((cell.train, data.train_store, data.train), (cell.test, data.test_store, data.test))
+    unknown = [source.title for source, store, part in sides if None in store.pixel_sizes(part.rows).values()]
+    return [
+        f"Slices of {' and of '.join(unknown)} do not say how many mm a pixel is: that training and test slices have one "
+        "scale was not checked."
+    ] if unknown else []
+
+
 def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
     with_lesion = None
     if isinstance(data, LabelledSet):
@@ -258,5 +280,6 @@ def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
         lesion_subjects=with_lesion,
         params=source.params.json_values,
         grid=data.shape,
+        mm=_mm(data, store),
         store_remarks=len(store.manifest["remarks"]),
     )

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import ValidationInfo, field_validator
 
 from adbench.params import ParamSet, param
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from adbench.datasets.io.archive import File
 
 RECIPE_VERSION = "2"  # raised when any step may give other pixels
+MIN_SQUARE, MAX_SQUARE = 32, 512  # mm, of the side of a slice
 EXTRA = 'pip install "adbench-mri[prepare]"'
 
 
@@ -50,10 +52,33 @@ class RecipeParams(ParamSet):
     )
     slice_step: int = param(1, "keep every n-th axial slice", unit="slices", source="adbench", ge=1)
     field_of_view: float = param(
-        256.0, "side of the square that each slice is padded or cropped to", unit="mm", source="adbench", ge=32, le=512
+        256.0, "side of the square that each slice is padded or cropped to", unit="mm", source="adbench", ge=MIN_SQUARE, le=MAX_SQUARE
     )
     size: int = param(256, "side of the prepared square slices", unit="px", source="adbench", ge=16, le=2048)
+    mm: float = param(
+        0.0,
+        "side of a prepared pixel, in place of field_of_view: the square is size times as wide; 0: field_of_view / size",
+        unit="mm",
+        source="adbench",
+        ge=0,
+        le=16,
+    )
     exclude: tuple[str, ...] = param((), "subjects or cases (by id) to leave out", source="adbench")
+
+    @field_validator("mm")
+    @classmethod
+    def _holds_a_head(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("field_of_view") != cls.model_fields["field_of_view"].default:
+            raise ValueError("field_of_view is given too, and both say how large a pixel is: give one of them")
+        side = value * info.data.get("size", 0)
+        if side and not MIN_SQUARE <= side <= MAX_SQUARE:
+            raise ValueError(f"with size {info.data['size']} the square is {side:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}")
+        return value
+
+    @property
+    def square(self) -> float:
+        """Side of the square that slices are padded or cropped to, mm."""
+        return self.mm * self.size if self.mm else self.field_of_view
 
 
 @dataclass
