@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from adbench.config.protocols import PROTOCOLS
 from adbench.leaderboard.consistency import steps
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
@@ -324,7 +325,7 @@ def _joined(record: Record, older: Record) -> Record:
 
 
 def _pixel(mm: tuple[float, float] | None) -> str:
-    """", 1 mm a pixel"; empty where it is unknown."""
+    """ ", 1 mm a pixel"; empty where it is unknown."""
     if mm is None:
         return ""
     rows, columns = (f"{value:.3g}" for value in mm)
@@ -339,6 +340,8 @@ def _conformance(record: Record) -> str:
 
 
 def extra_metrics(records: Sequence[Record]) -> list[str]:
-    """The metrics beside :data:`HEADLINE` of some records of one protocol: its own, and those that they were asked for."""
-    names = dict.fromkeys([*records[0].protocol.get("metrics", ()), *asked(*records)])
+    """The metrics beside :data:`HEADLINE` in tables of some records of one protocol: its own, and those that were asked for."""
+    protocol = records[0].protocol
+    known = PROTOCOLS.get(str(protocol["name"]))
+    names = dict.fromkeys([*(known.columns if known else ()), *protocol.get("metrics", ()), *asked(*records)])
     return [name for name in names if name not in HEADLINE]

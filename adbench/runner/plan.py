@@ -35,8 +35,9 @@ class Data:
     Attributes:
         train: healthy slices to learn from.
         val: healthy slices to choose a checkpoint with; None when there are none.
-        threshold: labelled validation slices of the test dataset (may be empty).
+        threshold: labelled validation slices that choose thresholds (may be empty).
         test: labelled test slices.
+        threshold_store: the one of these two that ``threshold`` is of.
     """
 
     train: SliceSet
@@ -45,6 +46,7 @@ class Data:
     test: LabelledSet
     train_store: SliceStore
     test_store: SliceStore
+    threshold_store: SliceStore
 
     def id_lists(self) -> dict[str, list[str]]:
         """Subjects by role, sorted."""
@@ -133,15 +135,28 @@ def open_store(source: Source, modality: str, cache: Path, progress: Progress) -
     return store
 
 
-def labelled(store: SliceStore, protocol: Protocol) -> tuple[LabelledSet, LabelledSet]:
-    """The slices of ``store`` that choose the threshold and those that are scored, as ``protocol`` says."""
+def labelled(train: SliceStore, test: SliceStore, protocol: Protocol) -> tuple[LabelledSet, LabelledSet]:
+    """The slices that choose the threshold and those that are scored, as ``protocol`` says.
+
+    Raises:
+        UserError: healthy subjects of the training source are to choose it, and its validation split has none.
+    """
     rules: dict[str, Any] = {
         "healthy": protocol.healthy,
         "inserted": protocol.inserted,
         "domain": protocol.domain,
     }
-    threshold = selection.scored(store, "val", protocol.slices, **rules)
-    return threshold, selection.scored(store, "test", protocol.slices, **rules)
+    scored = selection.scored(test, "test", protocol.slices, **rules)
+    if protocol.threshold_on == "test":
+        return selection.scored(test, "val", protocol.slices, **rules), scored
+    threshold = selection.of_healthy(train, "val", protocol.slices, protocol.domain)
+    if not len(threshold):
+        raise UserError(
+            f"The protocol {protocol.name} sets its thresholds on healthy validation subjects of the training source, and "
+            f"none of {train.manifest['dataset']} {train.modality} is without lesion: train on a healthy set (--train-on), or "
+            "choose another protocol."
+        )
+    return threshold, scored
 
 
 def gather(
@@ -155,11 +170,12 @@ def gather(
     """
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
-    learned, val = train_store.healthy("train"), train_store.healthy("val")
-    threshold, scored = labelled(test_store, protocol)
+    learned, val = (selection.learned(train_store, split, protocol.learns) for split in ("train", "val"))
     learned_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
     if not len(learned):
         raise UserError(nothing_to_train(modality, learned_from))
+    threshold, scored = labelled(train_store, test_store, protocol)
+    threshold_store = test_store if protocol.threshold_on == "test" else train_store
     if not len(scored):
         lesion = " with a lesion" if protocol.slices == "largest-lesion" else " with a lesion mask"
         raise UserError(nothing_to_test(modality, scored_from, "" if protocol.healthy else lesion))
@@ -170,8 +186,8 @@ def gather(
         )
     _check_scale(train_store, test_store, train or test, test, (learned, val), (threshold, scored))
     check_names(learned, val, threshold, scored)
-    check_pixels(train_store, test_store, learned, val, threshold, scored)
-    return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store)
+    check_pixels((train_store, threshold_store, test_store), learned, val, threshold, scored)
+    return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store, threshold_store)
 
 
 def _check_scale(

@@ -52,7 +52,12 @@ class RecipeParams(ParamSet):
     )
     slice_step: int = param(1, "keep every n-th axial slice", unit="slices", source="adbench", ge=1)
     field_of_view: float = param(
-        256.0, "side of the square that each slice is padded or cropped to", unit="mm", source="adbench", ge=MIN_SQUARE, le=MAX_SQUARE
+        256.0,
+        "side of the square that each slice is padded or cropped to",
+        unit="mm",
+        source="adbench",
+        ge=MIN_SQUARE,
+        le=MAX_SQUARE,
     )
     size: int = param(256, "side of the prepared square slices", unit="px", source="adbench", ge=16, le=2048)
     mm: float = param(
@@ -72,7 +77,9 @@ class RecipeParams(ParamSet):
             raise ValueError("field_of_view is given too, and both say how large a pixel is: give one of them")
         side = value * info.data.get("size", 0)
         if side and not MIN_SQUARE <= side <= MAX_SQUARE:
-            raise ValueError(f"with size {info.data['size']} the square is {side:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}")
+            raise ValueError(
+                f"with size {info.data['size']} the square is {side:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}"
+            )
         return value
 
     @property
