@@ -99,6 +99,10 @@ def _show(evaluation: Evaluation | None, presets: list[PresetResult], as_json: b
     if evaluation is not None:
         columns = [(name, "right" if name in ("value", "subjects") else "left") for name in maps.COLUMNS]
         table("evaluation", columns, maps.rows(evaluation), caption=maps.caption(evaluation))
+        headings, alarms = maps.alarms_by_stratum(evaluation)
+        if alarms:
+            strata = [(name, "right" if place else "left") for place, name in enumerate(headings)]
+            table("false alarms by stratum", strata, alarms)
         for note in evaluation.notes:
             say(note)
     for preset in presets:

@@ -295,7 +295,7 @@ class Run(Result):
                 volume.slices,
                 subject=volume.subject,
                 spacing=test.spacing_at(first),
-                site=test.site_at(first),
+                **test.groups_at(first),
             )
         return counted
 

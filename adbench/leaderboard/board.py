@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
 STRATA_METRICS = (RANKED_BY, "dice@val")
+ALARM_METRICS = ("fa_slice", "fpr_healthy@conformal10", "alarms@fpr1")  # in strata other than those of lesion size
 
 
 class TestSet(NamedTuple):
@@ -227,6 +228,18 @@ class Board:
             for grouping, groups in self.record.strata.items()
         }
         return {grouping: groups for grouping, groups in found.items() if len(groups) > 1}
+
+    def strata_metrics(self, grouping: str) -> list[str]:
+        """The metrics that tables of a grouping show: those of every table, and false alarms where somebody has them."""
+        alarms = () if grouping == "lesion_size" else ALARM_METRICS
+        groups = self.groupings[grouping]
+        shown = [m for m in alarms if any(e.stratum(grouping, group, m) for e in self.entries for group in groups)]
+        return [*STRATA_METRICS, *shown]
+
+    def shown_in(self, grouping: str) -> list[MetricSpec]:
+        """What is known about the columns of a grouping on the page: those of :meth:`strata_metrics` that some entry has."""
+        known = {RANKED_BY, *self.metrics, *ALARM_METRICS}
+        return [self.facts(metric) for metric in self.strata_metrics(grouping) if metric in known]
 
     def seeds(self, entry: Entry) -> str:
         """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here; of a run, its seed."""

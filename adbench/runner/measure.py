@@ -122,7 +122,7 @@ def measure(
                 recon=scored.reconstructions,
                 image=test_data.images(scored.positions).astype(np.float32),
                 spacing=test_data.spacing_at(int(scored.positions[0])),
-                site=test_data.site_at(int(scored.positions[0])),
+                **test_data.groups_at(int(scored.positions[0])),
             )
         show(scored)
     for file in (keep, keep_val):

@@ -236,6 +236,7 @@ class _Build:
             "cases_digest": digest(stored),
             "outliers": outliers.outliers(stored),
             "sources": [{"case": case.id, **source} for case, answer in answers for source in answer.sources],
+            "groups": {case.id: dict(case.groups) for case, _ in kept if case.groups},
             "remarks": [*self.dataset.exclusions(self.modality), *remarks],
             "case_folder": self.case_folder.name,
             "files": {a.file: {"bytes": self._size(a.file)} for _, a in answers},
@@ -326,7 +327,7 @@ def _source_state(cases: Iterable[Case]) -> str:
     for case in cases:
         for file in case.files:
             seen.append([str(file), state_of(file)])
-        seen.append([case.id, case.split])
+        seen.append([case.id, case.split, *([case.site, dict(case.groups)] if case.groups else [])])
     return digest(seen)
 
 

@@ -160,6 +160,12 @@ class SliceStore(PixelStore):
         column, line, plane = np.linalg.norm(Geometry.from_json(stored).prepared_affine()[:3, :3], axis=0).tolist()
         return plane, line, column
 
+    def groups_of(self, row: int) -> dict[str, str]:
+        """Grouping -> group of the case that ``row`` belongs to: its site, sex, age, ... as far as they are known."""
+        case = self.case_of(row)
+        known: dict[str, str] = self.manifest.get("groups", {}).get(case.id, {})
+        return ({"site": case.site} if case.site else {}) | known
+
     def pixel_sizes(self, rows: np.ndarray) -> dict[str, tuple[float, float] | None]:
         """Mm from row to row and from column to column, by case of ``rows``; None for a case of single slices."""
         found: dict[str, tuple[float, float] | None] = {}
