@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from adbench.config.protocols import PROTOCOLS, get
+from adbench.datasets.io import nifti
 from adbench.evaluation.run import Run
 from adbench.leaderboard import submission
 from adbench.leaderboard.checks import check
@@ -23,7 +25,8 @@ import synthetic_layouts as layouts
 
 Cli = Callable[..., tuple[int, str, str]]
 COUNTED = ("metrics", "spatial", "strata", "thresholds", "optional", "protocol", "threshold", "notes", "file")
-SMALL = ("n_train=3", "n_val=4", "n_test=5", "slices=23", "resolution=4")
+TINY = ("size=32", "min_brain=0.01")
+HEALTHY = ("registration=none", "n4=false")
 
 
 @pytest.fixture
@@ -37,7 +40,7 @@ def run(cli: Cli, tmp_path: Path) -> Callable[..., tuple[Path, Record, str]]:
         )  # fmt: skip
         assert code == 0, err
         (path,) = (tmp_path / "runs").rglob("record.json")
-        return path.parent, read(path), " ".join(out.split())
+        return path.parent, read(path), " ".join((out + err).split())
 
     return call
 
@@ -59,7 +62,15 @@ def test_the_lowest_threshold_with_few_enough_slices(count: int, levels: int) ->
 
 
 def test_reflect_strict_equals_literal_loops(run: Callable[..., Any], tmp_path: Path) -> None:
-    folder, record, shown = run("reflect-strict", "phantom", "--save-maps", *(f"--set=dataset.{one}" for one in SMALL))
+    thin = np.diag([-8.0, -8.0, 5.0, 1.0])
+    thin[:3, 3] = (116, 116, -73)
+    for number in range(8):
+        for kind, make in (("flair", partial(layouts.head, number, "FLAIR")), ("seg", partial(layouts.lesion, number))):
+            nifti.write(tmp_path / "data" / f"p{number}_{kind}.nii.gz", make(thin, (30, 30, 30)), thin)
+    options = (*TINY, "val_share=0.4", "test_share=0.3")
+    folder, record, shown = run(
+        "reflect-strict", "folder", "--data-root", tmp_path / "data", "--save-maps", *(f"--set=dataset.{one}" for one in options)
+    )  # fmt: skip
     data = Run(folder, cache=tmp_path / "cache", device="cpu").data
     assert data.train.slice_numbers.tolist() != data.train_store.healthy("train").slice_numbers.tolist()
     for part, store in ((data.test, data.test_store), (data.threshold, data.test_store)):
@@ -143,10 +154,6 @@ def test_a_rule_of_a_paper_is_applied_beside(
         assert published["values"]["dice"] == pytest.approx(max(means))
 
 
-TINY = ("size=32", "min_brain=0.01")
-HEALTHY = ("registration=none", "n4=false")
-
-
 @pytest.mark.parametrize(
     ("protocol", "train", "test", "options"),
     [
@@ -158,7 +165,7 @@ HEALTHY = ("registration=none", "n4=false")
 def test_across_sets(
     run: Callable[..., Any], tmp_path: Path, protocol: str, train: str, test: str, options: tuple[str, ...]
 ) -> None:
-    layouts.LAYOUTS[train](tmp_path / "train", 8)
+    layouts.LAYOUTS[train](tmp_path / "train", 8, **({"first": 20} if train == "pddpm_ixi" else {}))
     layouts.LAYOUTS[test](tmp_path / "test", 6)
     modality, *own = options
     more = ("brain=background",) if test == "wmh" else ()

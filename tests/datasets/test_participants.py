@@ -28,7 +28,7 @@ SHEET = """IXI_ID,"SEX_ID (1=m, 2=f)",HEIGHT,AGE
 2,1,170,60
 2,1,170,60
 3,1,170,60
-3,2,170,60.5
+3.0,2.0,170,60.5
 4,2,150,
 """
 
@@ -71,7 +71,15 @@ def test_the_demographics_of_ixi(tmp_path: Path) -> None:
     assert not [line for line in dataset.exclusions("T2") if "IXI.xls" in line]
 
 
-@pytest.mark.parametrize("content", ["a,b\n1,2\n", "IXI_ID,AGE\n1,2\n", 'IXI_ID,AGE,"SEX_ID (1=m, 2=f)"\nx,2,1\n'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "IXI_ID,SEX_ID (1=m, 2=f),AGE\n1,2,3\n",
+        "a,b\n1,2\n",
+        "IXI_ID,AGE\n1,2\n",
+        'IXI_ID,AGE,"SEX_ID (1=m, 2=f)"\nx,2,1\n',
+    ],
+)
 def test_another_table_under_that_name(tmp_path: Path, content: str) -> None:
     dataset = ixi(tmp_path)
     (tmp_path / "IXI.csv").write_text(content, encoding="utf-8")
@@ -102,10 +110,8 @@ def test_false_alarms_by_stratum(cli: Cli, tmp_path: Path) -> None:
     for number in range(14):
         stem = f"IXI{number:03d}-{('HH', 'Guys')[number % 2]}-{1000 + number}"
         nifti.write(root / f"{stem}-T2.nii.gz", layouts.head(number, "T2"), layouts.GRID)
-    rows = [f"{number},{1 + number % 2},{20 + 4 * number}" for number in range(14)]
-    (root / "IXI.csv").write_text(
-        "\n".join(["IXI_ID;SEX_ID (1=m, 2=f);AGE".replace(";", ","), *rows]), encoding="utf-8"
-    )
+    rows = [f"{number};{1 + number % 2};{20 + 4 * number}" for number in range(14)]
+    (root / "IXI.csv").write_text("\n".join(["IXI_ID;SEX_ID (1=m, 2=f);AGE", *rows]), encoding="utf-8")
     options = [
         f"--set=dataset.{name}={value}" for name, value in {**EASY, "brain": "background", "test_share": 0.4}.items()
     ]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from adbench.config import run_config
 from adbench.datasets.preprocessing.recipe import RecipeParams
+from adbench.datasets.store.prepare import prepare, store_folder
 from adbench.errors import UserError
 from adbench.params import build
 from adbench.results import record as records
@@ -25,7 +27,7 @@ Run = Callable[..., tuple[str, list[Record]]]
 @pytest.fixture
 def run(cli: Cli, tmp_path: Path) -> Run:
     """IXI as pDDPM lays it out trains, the Decathlon's tumours test; with more options: (output, records)."""
-    layouts.pddpm_ixi(tmp_path / "ixi", 8)
+    layouts.pddpm_ixi(tmp_path / "ixi", 8, first=20)
     layouts.msd_brain(tmp_path / "msd", 5)
 
     def call(*options: str) -> tuple[str, list[Record]]:
@@ -70,9 +72,31 @@ def test_a_set_that_does_not_say_is_never_guessed(cli: Cli, slices: Path, tmp_pa
     assert "mm a pixel" not in out
 
 
+def test_the_field_of_view_by_the_data(tmp_path: Path) -> None:
+    """Heads of 8 mm voxels whose brains are within ellipsoids of 160 x 200 mm."""
+    layouts.msd_brain(tmp_path / "msd", 3)
+    source = run_config.locate("msd_brain", str(tmp_path / "msd"), {"size": 64, "field_of_view": 0}, "--data-root")
+    with pytest.raises(
+        UserError, match="field_of_view=0 leaves the field of view to the data of msd_brain, which are not"
+    ):
+        store_folder(source.open(), "T2", tmp_path / "cache")
+    store = prepare(source.open(), "T2", tmp_path / "cache", workers=1)
+    assert store.manifest["recipe"]["params"]["field_of_view"] == 200  # 192 mm, and a pixel of 4 mm at each end
+    assert store_folder(source.open(), "T2", tmp_path / "cache")[1] == store.folder
+    wide = prepare(
+        run_config.locate("msd_brain", source.root, {"size": 64}, "--data-root").open(), "T2", tmp_path / "cache"
+    )
+    for case in store.cases:
+        voxels = (of.brains[of.case(case.id).rows].sum() * mm**2 for of, mm in ((store, 200 / 64), (wide, 4)))
+        assert next(voxels) == pytest.approx(next(voxels), rel=0.02)
+        assert not any("beyond the field of view" in remark for remark in store.manifest["remarks"])
+    assert set(store.pixel_sizes(store.rows("train")).values()) == {(3.125, 3.125)}
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
+        ({"field_of_view": 20}, "a square is at least 32 mm wide; 0 leaves it to the data"),
         ({"mm": 1, "size": 16}, "with size 16 the square is 16 mm wide, not 32 to 512"),
         ({"mm": 4}, "with size 256 the square is 1024 mm wide"),
         ({"mm": 1, "field_of_view": 240}, "field_of_view is given too"),

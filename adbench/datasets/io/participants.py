@@ -55,14 +55,16 @@ def read_ixi(root: Path) -> Rows:
     found: Rows = {}
     for row in _rows(path, ",;"):
         columns = {column.split("(")[0].strip().upper(): value for column, value in row.items()}
-        if not {"IXI_ID", "AGE", "SEX_ID"} <= columns.keys() or not columns["IXI_ID"].strip().isdecimal():
+        shifted = any("=" in column for column in columns)  # by the comma in "SEX_ID (1=m, 2=f)", without quotes
+        number = columns.get("IXI_ID", "").strip().removesuffix(".0")
+        if shifted or not {"AGE", "SEX_ID"} <= columns.keys() or not number.isdecimal():
             raise UserError(
                 f"A row of {path} has no IXI_ID, AGE and SEX_ID but {', '.join(row.values()) or 'nothing'}: save the sheet "
                 f"{IXI_SHEET} as CSV, with its line of headings."
             )
-        sex = {"1": "male", "2": "female"}.get(columns["SEX_ID"].strip().partition(".")[0], "")
+        sex = {"1": "male", "2": "female"}.get(columns["SEX_ID"].strip().removesuffix(".0"), "")
         said = {"age": columns["AGE"].strip(), "sex": sex}
-        before = found.setdefault(folded(f"IXI{int(columns['IXI_ID']):03d}"), said)
+        before = found.setdefault(folded(f"IXI{int(number):03d}"), said)
         for column, value in said.items():
             if before[column] != value:
                 before[column] = ""
