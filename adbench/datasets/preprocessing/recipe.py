@@ -84,7 +84,7 @@ class RecipeParams(ParamSet):
     def _holds_a_head(cls, value: float, info: ValidationInfo) -> float:
         if value and info.data.get("field_of_view") != WIDE:
             raise ValueError("field_of_view is given too, and both say how large a pixel is: give one of them")
-        side = value * info.data.get("size", 0)
+        side = value * (info.data.get("size") or 256)
         if side and not MIN_SQUARE <= side <= MAX_SQUARE:
             raise ValueError(
                 f"with size {info.data['size']} the square is {side:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}"
@@ -94,7 +94,7 @@ class RecipeParams(ParamSet):
     @property
     def square(self) -> float:
         """Side of the square that slices are padded or cropped to, mm; a wide one where the data have not said it yet."""
-        return self.mm * self.size or self.field_of_view or WIDE
+        return self.mm * self.size if self.mm else self.field_of_view or WIDE
 
     @property
     def by_data(self) -> bool:
