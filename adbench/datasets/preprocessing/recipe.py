@@ -84,11 +84,9 @@ class RecipeParams(ParamSet):
     def _holds_a_head(cls, value: float, info: ValidationInfo) -> float:
         if value and info.data.get("field_of_view") != WIDE:
             raise ValueError("field_of_view is given too, and both say how large a pixel is: give one of them")
-        side = value * (info.data.get("size") or 256)
-        if side and not MIN_SQUARE <= side <= MAX_SQUARE:
-            raise ValueError(
-                f"with size {info.data['size']} the square is {side:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}"
-            )
+        size = info.data.get("size") or 256  # as for volumes of your own
+        if value and not MIN_SQUARE <= value * size <= MAX_SQUARE:
+            raise ValueError(f"with size {size} the square is {value * size:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}")
         return value
 
     @property

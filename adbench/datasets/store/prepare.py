@@ -382,7 +382,7 @@ def _source_state(cases: Iterable[Case]) -> str:
     for case in cases:
         for file in case.files:
             seen.append([str(file), state_of(file)])
-        seen.append([case.id, case.split, *([case.site, dict(case.groups)] if case.groups else [])])
+        seen.append([case.id, case.split, *([case.site, dict(case.groups)] if case.site or case.groups else [])])
     return digest(seen)
 
 
