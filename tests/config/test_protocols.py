@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from adbench.config import run_config
-from adbench.config.protocols import PROTOCOLS, choose, get
+from adbench.config.protocols import PROTOCOLS, Rule, choose, get
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.datasets.adapters.atlas import Atlas
@@ -67,7 +67,7 @@ def test_every_protocol_of_the_table_is_whole() -> None:
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
         assert protocol.summary
-        assert protocol.slices in ("all", "central", "largest-lesion", "spread")
+        assert protocol.slices in get_args(Rule)
     variants = {name for name in PROTOCOLS if name.endswith(("-central-slice", "-largest-lesion"))}
     assert variants == {
         f"{base}-{kind}"

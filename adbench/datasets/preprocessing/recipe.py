@@ -86,7 +86,9 @@ class RecipeParams(ParamSet):
             raise ValueError("field_of_view is given too, and both say how large a pixel is: give one of them")
         size = info.data.get("size") or 256  # as for volumes of your own
         if value and not MIN_SQUARE <= value * size <= MAX_SQUARE:
-            raise ValueError(f"with size {size} the square is {value * size:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}")
+            raise ValueError(
+                f"with size {size} the square is {value * size:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}"
+            )
         return value
 
     @property
