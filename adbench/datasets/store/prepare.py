@@ -105,9 +105,9 @@ def _prepare_all(
     (cache / STORES).mkdir(parents=True, exist_ok=True)
     dataset.products = cache / PRODUCTS
     if (wide := _wide(dataset)) is not None:
-        for store in _prepare_all(wide, wide.available(), cache, progress, workers, executor).values():
-            if not (store.folder / EXTENT).exists():
-                write_json(store.folder / EXTENT, {"mm": _extent(store)})
+        for made in _prepare_all(wide, wide.available(), cache, progress, workers, executor).values():
+            if not (made.folder / EXTENT).exists():
+                write_json(made.folder / EXTENT, {"mm": _extent(made)})
     stores: dict[str, SliceStore] = {}
     missing: list[_Build] = []
     with ExitStack() as locks:
@@ -177,7 +177,7 @@ def _extent(store: SliceStore) -> float:
     """The widest brain of ``store`` from left to right or from front to back, mm, a pixel more at each end."""
     widest = 0.0
     for case in store.cases:
-        brain = store.brains[case.rows].any(axis=0)
+        brain = np.asarray(store.brains[case.rows].any(axis=0))
         spacing = store.spacing_of(case.start)
         assert spacing is not None  # it is a volume
         for axis, mm in ((1, spacing[1]), (0, spacing[2])):
