@@ -309,8 +309,9 @@ def test_false_alarms_on_healthy_subjects(cli: Callable[..., Any], tmp_path: Pat
     assert record["files"]["splits.json"]
 
 
-def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path) -> None:
-    code, _, err, folder = run(
+@pytest.mark.parametrize("protocol", ["ixi-inserted", "mood"])
+def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path, protocol: str) -> None:
+    code, out, err, folder = run(
         cli,
         tmp_path,
         "--method",
@@ -318,7 +319,7 @@ def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path) ->
         "--dataset",
         "ixi",
         "--protocol",
-        "ixi-inserted",
+        protocol,
         "--data-root",
         ixi,
         *FLAGS,
@@ -328,6 +329,7 @@ def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path) ->
     assert record["protocol"]["inserted"] is True
     assert 0 < record["metrics"]["auprc"]["value"] <= 1
     assert record["thresholds"]["val"] is not None
+    assert ("FROC" in out) == (protocol == "mood")
 
 
 def test_ixi_teaches_and_atlas_tests(cli: Callable[..., Any], tmp_path: Path, ixi: Path, atlas: Path) -> None:
