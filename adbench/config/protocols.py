@@ -181,7 +181,7 @@ _CROSSED = tuple(
     Protocol(
         f"{source}->{short}",
         "1",
-        f"Healthy {'IXI' if source == 'ixi' else 'subjects of a BIDS cohort'} train, {dataset} tests ({', '.join(modalities)})",
+        f"Healthy {'IXI subjects' if source == 'ixi' else 'subjects of a BIDS cohort'} train, {dataset} tests ({', '.join(modalities)})",
         _IXI if source == "ixi" else _HEALTHY_COHORT,
         _ALL_TEST,
         _VAL,

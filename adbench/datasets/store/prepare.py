@@ -158,7 +158,7 @@ def _widest(wide: Dataset, cache: Path) -> float:
     """Mm that hold every brain of ``wide`` in any sequence, a multiple of 8.
 
     Raises:
-        UserError: it is not prepared.
+        IncompleteStore: it is not prepared.
     """
     found = []
     for modality in wide.available():
@@ -166,7 +166,7 @@ def _widest(wide: Dataset, cache: Path) -> float:
         try:
             found.append(json.loads(path.read_text(encoding="utf-8"))["mm"])
         except FileNotFoundError:
-            raise UserError(
+            raise IncompleteStore(
                 f"dataset.field_of_view=0 leaves the field of view to the data of {wide.info.name}, which are not prepared yet: "
                 "`adbench data prepare` or a run does that."
             ) from None
