@@ -204,9 +204,12 @@ def hcp(root: Path, n: int = 4) -> None:
         nifti.write(folder / "brainmask_fs.nii.gz", (head(number, "T1") > 0).astype(np.uint8), GRID)
 
 
-def pddpm_ixi(root: Path, n: int = 8) -> None:
-    """IXI as the code of pDDPM lays it out: ``t2/IXI015-HH-1258_t2.nii.gz`` and ``mask/``, skull-stripped."""
-    for number in range(n):
+def pddpm_ixi(root: Path, n: int = 8, first: int = 0) -> None:
+    """IXI as the code of pDDPM lays it out: ``t2/IXI015-HH-1258_t2.nii.gz`` and ``mask/``, skull-stripped.
+
+    A number is a head in every layout: with another ``first``, these are no heads of a small set that is tested.
+    """
+    for number in range(first, first + n):
         stem = f"IXI{number:03d}-HH-{1000 + number}"
         nifti.write(root / "t2" / f"{stem}_t2.nii.gz", head(number, "T2"), GRID)
         nifti.write(root / "mask" / f"{stem}_mask.nii.gz", (head(number, "T2") > 0).astype(np.uint8), GRID)

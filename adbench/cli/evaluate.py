@@ -37,7 +37,7 @@ def evaluate(
         list[str] | None, typer.Option("--metrics", help="Optional or plug-in metrics to add; `adbench list metrics`.")
     ] = None,
     protocol: Annotated[
-        list[str] | None, typer.Option(help="A paper's own rule: official-madad, thor, cddpm or upd.")
+        list[str] | None, typer.Option(help="A paper's own rule: official-madad, reflect, thor, cddpm or upd.")
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder for the JSON and plots of your own maps.")] = Path("eval"),
     json_: Json = False,
@@ -51,8 +51,9 @@ def evaluate(
     evaluation, found = None, []
     if run is not None:
         finished = Run(run)
-        found = [finished.preset(name) for name in split(protocol)]
-        evaluation = None if found else finished.evaluate_again(split(metrics))
+        own = str(finished.record.protocol.get("preset", ""))  # of the run's protocol, beside its numbers
+        found = [finished.preset(name) for name in split(protocol) or ([own] if own else [])]
+        evaluation = None if protocol else finished.evaluate_again(split(metrics))
     else:
         from adbench.config import registry
         from adbench.evaluation.maps import evaluate_folders
@@ -98,6 +99,10 @@ def _show(evaluation: Evaluation | None, presets: list[PresetResult], as_json: b
     if evaluation is not None:
         columns = [(name, "right" if name in ("value", "subjects") else "left") for name in maps.COLUMNS]
         table("evaluation", columns, maps.rows(evaluation), caption=maps.caption(evaluation))
+        headings, alarms = maps.alarms_by_stratum(evaluation)
+        if alarms:
+            strata = [(name, "right" if place else "left") for place, name in enumerate(headings)]
+            table("false alarms by stratum", strata, alarms)
         for note in evaluation.notes:
             say(note)
     for preset in presets:

@@ -247,6 +247,9 @@ def _report(outcomes: list[Outcome], as_json: bool) -> None:
     if not as_json:
         if reused := sum(outcome.reused for outcome in outcomes):
             say(f"{reused} of {len(outcomes)} answered from records.")
+        for folder in folders if len(outcomes) <= MAX_ROWS else ():
+            if preset := next(o.plan.cell.protocol.preset for o in outcomes if o.plan.run_folder == folder):
+                say(f"As published ({preset}): adbench eval '{folder}'")
         for parent in dict.fromkeys(folder.parent for folder in folders):
             say(f"Records and pictures: {parent}")
         if len(outcomes) > MAX_ROWS:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from adbench.errors import UserError, unknown
 from adbench.utils.hashing import canonical_json
 
-Rule = Literal["all", "central", "largest-lesion", "spread"]  # see adbench.datasets.selection.scored
+Rule = Literal["all", "central", "middle", "largest-lesion", "spread"]  # see adbench.datasets.selection.scored
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,11 @@ class Protocol:
         healthy: whether the test subjects are healthy.
         inserted: whether synthetic lesions are put into them.
         metrics: plug-in or additional metrics that it always measures.
+        learns: which slices of a training volume are learned from, those with a lesion left out; a rule as ``slices``.
+        threshold_on: "test": the subjects of the split ``val`` of the test dataset choose thresholds; "healthy": those of the
+            training source that have no lesion.
+        preset: rule of a paper, of :data:`adbench.metrics.presets.PRESETS`; maps are kept, and ``adbench eval`` applies it.
+        columns: metrics of every run that tables show beside the headline ones.
     """
 
     name: str
@@ -49,15 +54,19 @@ class Protocol:
     healthy: bool = False
     inserted: bool = False
     metrics: tuple[str, ...] = ()
+    learns: Literal["all", "middle"] = "all"
+    threshold_on: Literal["test", "healthy"] = "test"
+    preset: str = ""
+    columns: tuple[str, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Every field, for keys and records; an optional one only where it says something, so that keys outlive new ones."""
-        optional = {"train_on", "datasets", "modalities", "slices", "healthy", "inserted", "metrics"}
+        always = {"name", "version", "summary", "train", "test", "threshold", "domain", "level"}
         values = ((field, getattr(self, field.name)) for field in fields(self))
         return {
             field.name: list(value) if isinstance(value, tuple) else value
             for field, value in values
-            if field.name not in optional or value != field.default
+            if field.name in always or value != field.default
         }
 
     @cached_property
@@ -147,6 +156,117 @@ _COMPARED = (
     ),
 )
 
+# Training source -> test set as protocols call it -> (dataset, sequences that both have).
+_CROSS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
+    "ixi": {
+        "brats23": ("brats23", ("T2", "T1")),
+        "msd": ("msd_brain", ("T2", "T1")),
+        "mslub": ("mslub", ("T2", "T1")),
+        "soop": ("soop", ("T1",)),
+        "wmh": ("wmh", ("T1",)),
+    },
+    "bids": {
+        "atlas": ("atlas", ("T1",)),
+        "brats21": ("brats21", ("FLAIR", "T2", "T1")),
+        "brats23": ("brats23", ("FLAIR", "T2", "T1")),
+        "isles": ("isles22", ("FLAIR", "DWI", "ADC")),
+        "msd": ("msd_brain", ("FLAIR", "T2", "T1")),
+        "mslub": ("mslub", ("FLAIR", "T2", "T1")),
+        "soop": ("soop", ("FLAIR", "T1", "DWI", "ADC")),
+        "wmh": ("wmh", ("FLAIR", "T1")),
+    },
+}
+_HEALTHY_COHORT = "all slices of the healthy subjects of the split `train` of a BIDS cohort; those of its `val` to choose a checkpoint"
+_CROSSED = tuple(
+    Protocol(
+        f"{source}->{short}",
+        "1",
+        f"Healthy {'IXI subjects' if source == 'ixi' else 'subjects of a BIDS cohort'} train, {dataset} tests ({', '.join(modalities)})",
+        _IXI if source == "ixi" else _HEALTHY_COHORT,
+        _ALL_TEST,
+        _VAL,
+        train_on=source,
+        datasets=(dataset,),
+        modalities=modalities,
+    )
+    for source, tests in _CROSS.items()
+    for short, (dataset, modalities) in tests.items()
+)
+_SLICE_RULES = ("slice05", "slice10")
+_PAPERS = (
+    Protocol(
+        "reflect-strict",
+        "1",
+        "The middle 20 slices of every volume, with lesion or without, the threshold from validation (REFLECT, strictly)",
+        "lesion-free slices among the middle 20 of every volume of the split `train` of the training source; those of its "
+        "`val` to choose a checkpoint",
+        "the middle 20 slices of every volume of the split `test` that has a lesion mask (an empty mask counts)",
+        f"{_VAL}, its middle 20 slices alone; slice05 and slice10 come from the lesion-free ones among them",
+        slices="middle",
+        learns="middle",
+        metrics=(
+            *(f"dice_{kind}@val" for kind in ("pooled", "slice")),
+            *(f"{kind}@{rule}" for rule in _SLICE_RULES for kind in ("dice_pooled", "dice_slice", "fa_slice")),
+        ),
+    ),
+    Protocol(
+        "reflect-one-slice",
+        "1",
+        "The slice with the largest lesion alone, the threshold from the test slices: an oracle (REFLECT, MAD-AD as published)",
+        _LESION_FREE,
+        "the slice with most lesion voxels of every subject of the split `test` that has a lesion: chosen by its mask",
+        "an oracle, see the preset `reflect`; `val` stands beside it",
+        slices="largest-lesion",
+        preset="reflect",
+    ),
+    Protocol(
+        "pddpm",
+        "1",
+        "Healthy IXI subjects train, BraTS'21 or MSLUB tests (T2), with the post-processing of pDDPM and cDDPM",
+        _IXI,
+        _ALL_TEST,
+        f"{_VAL}; as published by the preset `cddpm`",
+        train_on="ixi",
+        datasets=("brats21", "mslub"),
+        modalities=("T2",),
+        preset="cddpm",
+    ),
+    Protocol(
+        "uad-imag",
+        "1",
+        "Thresholds by the false-positive rate of healthy validation subjects of the training source, no lesion needed (UAD-IMAG)",
+        _LESION_FREE,
+        _ALL_TEST,
+        "1 % and 5 % of the voxels of the lesion-free subjects of the split `val` of the training source",
+        threshold_on="healthy",
+        metrics=("alarms@fpr1", "alarms@fpr5"),
+        columns=("dice@fpr1", "dice@fpr5"),
+    ),
+    Protocol(
+        "upd",
+        "1",
+        "All slices, by the rules of the UPD study: brain-masked maps, all pixels pooled, an oracle threshold",
+        _LESION_FREE,
+        _ALL_TEST,
+        "an oracle, see the preset `upd`; `val` stands beside it",
+        preset="upd",
+    ),
+    Protocol(
+        "mood",
+        "1",
+        "Healthy IXI subjects train, others get synthetic objects: average precision by voxel, by slice and by object (MOOD's tasks)",
+        _IXI,
+        "16 evenly spread slices of every IXI subject of the split `test`, synthetic lesions in half of them",
+        "the threshold that maximises pooled Dice over slices of the split `val`, made the same way",
+        train_on="ixi",
+        datasets=("ixi",),
+        slices="spread",
+        healthy=True,
+        inserted=True,
+        columns=("image_auprc@max", "image_auroc@max", "lesion_f1@val", "froc"),
+    ),
+)
+
 
 def _variants(base: Protocol) -> tuple[Protocol, Protocol]:
     """One slice a subject, as several papers score: easier than all slices, and not comparable with them."""
@@ -185,6 +305,8 @@ PROTOCOLS: dict[str, Protocol] = {
         *_BASES,
         *(_everywhere(base) for base in _BASES if not base.healthy),
         *(q for base in _COMPARED for q in (base, *_variants(base), _everywhere(base))),
+        *_CROSSED,
+        *_PAPERS,
     )
 }
 

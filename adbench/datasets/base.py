@@ -64,6 +64,7 @@ class Case:
             still valid.
         session: "" when there is one session.
         site: scanner or centre, "" when unknown.
+        groups: what else is known of the person, as far as it is: sex, age, ... -> the group; numbers are repeated in each.
         flags: known remarks ("artefact").
         healthy: why it counts as healthy though it has no lesion mask; "" when a mask decides.
         extra: whatever :meth:`Dataset.load` needs to find the pixels.
@@ -74,6 +75,7 @@ class Case:
     files: tuple[File, ...] = ()
     session: str = ""
     site: str = ""
+    groups: Mapping[str, str] = field(default_factory=dict, kw_only=True)
     flags: tuple[str, ...] = ()
     healthy: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict)
@@ -158,7 +160,7 @@ class Dataset(ABC):
     def load(self, case: Case, modality: str) -> Stack:
         """Decode one case. Every case of one dataset gives the same H and W.
 
-        The split and the site of the case must not matter, remarks included: stores with other splits share what was
+        The split, the site and the groups of the case must not matter, remarks included: stores with other splits share what was
         prepared. What depends on them belongs into ``Case.extra``.
 
         Raises:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from adbench.config.protocols import Rule
-from adbench.datasets.slices import LabelledSet, LabelledStore, SliceBatch
+from adbench.datasets.slices import LabelledSet, LabelledStore, SliceBatch, SliceSet
 from adbench.errors import UserError
 from adbench.utils.hashing import digest
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adbench.datasets.synthetic_lesions import Inserted, PseudoParams
 
 SPREAD = 16  # slices a subject
+MIDDLE = 20  # slices a volume
 INSERTED = 0.5  # share of the slices that get a synthetic lesion; the others stay healthy
 
 
@@ -35,7 +36,8 @@ def scored(
     Args:
         store: of the test dataset.
         split: "test", or "val" for the slices that choose a threshold.
-        rule: ``all``; ``central``, the middle one of every subject's slices; ``largest-lesion``, the one with most lesion
+        rule: ``all``; ``central``, the middle one of every subject's slices; ``middle``, the middle 20 of every volume's (all
+            of a smaller one); ``largest-lesion``, the one with most lesion
             voxels of every subject that has a lesion (the lowest among equals); ``spread``, 16 evenly spread.
         healthy: take the subjects as healthy: they need no lesion mask.
         inserted: put synthetic lesions into half of the slices (:mod:`adbench.datasets.synthetic_lesions`).
@@ -56,9 +58,29 @@ def scored(
     return chosen
 
 
+def learned(store: SliceStore, split: Split, rule: Rule) -> SliceSet:
+    """The lesion-free slices of ``split`` among those that ``rule`` chooses, see :func:`scored`: what a method may be given."""
+    free, whole = store.rows(split, healthy_only=True), LabelledSet(store, store.rows(split))
+    return SliceSet(store, np.intersect1d(free, whole.rows[_positions(whole, rule)]))
+
+
+def of_healthy(store: SliceStore, split: Split, rule: Rule, domain: Literal["brain", "all"]) -> LabelledSet:
+    """The slices that ``rule`` chooses of the subjects of ``split`` that have no lesion anywhere, see :func:`scored`."""
+    whole = LabelledSet(store, store.rows(split))
+    healthy = ~np.isin(whole.subject_index, whole.subject_index[whole.lesion_voxels > 0])
+    chosen = LabelledSet(store, whole.rows[healthy])
+    chosen = LabelledSet(store, chosen.rows[_positions(chosen, rule)])
+    chosen.domain = domain
+    return chosen
+
+
 def _positions(data: LabelledSet, rule: Rule) -> np.ndarray:
     if rule == "all":
         return np.arange(len(data))
+    if rule == "middle":
+        volumes = (np.flatnonzero(data.case_index == number) for number in range(len(data.cases)))
+        starts = ((own, max(0, (len(own) - MIDDLE) // 2)) for own in volumes)
+        return np.concatenate([np.empty(0, np.int64), *(own[start : start + MIDDLE] for own, start in starts)])
     chosen: list[int] = []
     for number in range(len(data.subjects)):
         own = np.flatnonzero(data.subject_index == number)

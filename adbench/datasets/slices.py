@@ -152,8 +152,8 @@ class LabelledStore(Protocol):
     def spacing_of(self, row: int) -> tuple[float, float, float] | None:
         """Distance in mm between slices, rows and columns; None for slices of no volume."""
 
-    def case_of(self, row: int) -> StoredCase:
-        """The case that ``row`` belongs to."""
+    def groups_of(self, row: int) -> dict[str, str]:
+        """Grouping (site, sex, age, ...) -> group of the case that ``row`` belongs to, as far as they are known."""
 
 
 class LabelledSet(SliceSet):
@@ -217,6 +217,6 @@ class LabelledSet(SliceSet):
         """Distance of slice indices, rows and columns around the slice at ``position``, mm; None for slices of no volume."""
         return self._store.spacing_of(int(self.rows[position]))
 
-    def site_at(self, position: int) -> str | None:
-        """Scanner or centre of the slice at ``position``, or None when it is unknown."""
-        return self._store.case_of(int(self.rows[position])).site or None
+    def groups_at(self, position: int) -> dict[str, str]:
+        """Grouping (site, sex, age, ...) -> group of the slice at ``position``, as far as they are known."""
+        return self._store.groups_of(int(self.rows[position]))

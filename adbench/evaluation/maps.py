@@ -116,6 +116,31 @@ def rows(result: Evaluation) -> list[list[str]]:
     return found
 
 
+ALARMS = ("fa_slice", "fpr_healthy@conformal10", "fa_scan@conformal10", "alarms@fpr1", "alarms@fpr5")
+
+
+def alarms_by_stratum(result: Evaluation) -> tuple[list[str], list[list[str]]]:
+    """False alarms in every stratum but those of lesion size.
+
+    Returns:
+        Headings, and a row a group with its subjects and as many of :data:`ALARMS` as some group has a value of; no row
+        where there is one group alone.
+    """
+    strata = {
+        f"{grouping}: {group}": metrics
+        for grouping, groups in result.strata.items()
+        for group, metrics in groups.items()
+        if grouping != "lesion_size" and len(groups) > 1
+    }
+    names = [name for name in ALARMS if any(name in m and m[name].value is not None for m in strata.values())]
+    found = []
+    for title, metrics in strata.items():
+        values = [metrics[name].value if name in metrics else None for name in names]
+        subjects = max(metric.n_all for metric in metrics.values())
+        found.append([title, str(subjects), *("—" if value is None else f"{value:.4f}" for value in values)])
+    return ["stratum", "subjects", *names], found if names else []
+
+
 def caption(result: Evaluation) -> str:
     """What a reader must know beside the numbers: the chance level of auprc."""
     return f"lesion prevalence {result.prevalence:.6f}: the chance level of auprc"

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from adbench.config import registry, run_config
-from adbench.config.cell import Cell
+from adbench.config.cell import Cell, Source
 from adbench.context import Context, Progress
 from adbench.datasets.base import Dataset
 from adbench.datasets.slices import LabelledSet, SliceBatch
@@ -19,12 +19,13 @@ from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.methods.base import Method
-from adbench.metrics.base import Metric
+from adbench.metrics.base import Metric, spec_of
 from adbench.metrics.evaluate import Evaluation
 from adbench.metrics.histogram import ScoreHistogram
+from adbench.metrics.lesion import free_maxima
 from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.metrics.thresholds import choose_thresholds
+from adbench.metrics.thresholds import SLICES, choose_thresholds, slice_thresholds
 from adbench.results import rundir
 from adbench.results.result import Result
 from adbench.runner.fit import fitted, load_fit
@@ -281,7 +282,9 @@ class Run(Result):
         self._need_maps()
         test = self.data.test
         needing = [metric for metric in metrics if metric.needs_maps]
-        counted = SpatialAccumulator(choose_thresholds(self.val_histograms)[0], self.spatial.froc, metrics=needing)
+        free = self.spatial.free or self._free_maxima(needing)
+        thresholds = choose_thresholds(self.val_histograms)[0] | slice_thresholds(free)
+        counted = SpatialAccumulator(thresholds, self.spatial.froc, metrics=needing, free=free)
         for volume in self.each(reconstructions=False):
             inside, first = test.counted(volume.positions), int(volume.positions[0])
             counted.add_volume(
@@ -292,9 +295,17 @@ class Run(Result):
                 volume.slices,
                 subject=volume.subject,
                 spacing=test.spacing_at(first),
-                site=test.site_at(first),
+                **test.groups_at(first),
             )
         return counted
+
+    def _free_maxima(self, metrics: Sequence[Metric]) -> list[float]:
+        """The highest scores of the lesion-free validation slices, where one of ``metrics`` has its threshold from them."""
+        if rundir.VAL_MAPS not in self.record.files or not any(spec_of(metric).rule in SLICES for metric in metrics):
+            return []
+        maps, data = np.load(self.file(rundir.VAL_MAPS), mmap_mode="r"), self.data.threshold
+        every = (np.flatnonzero(data.case_index == index) for index in range(len(data.cases)))
+        return [top for at in every for top in free_maxima(maps[at], data.lesions(at), data.counted(at))]
 
     def _check_masks(self) -> str:
         """Check the lesion masks against the record, where the data are prepared on this machine.
@@ -308,22 +319,29 @@ class Run(Result):
         unchecked = "The masks were not looked at, only what was counted with them:"
         try:
             cell = self.cell
-            dataset: Dataset = cell.test.open()
-            _, place = store_folder(dataset, cell.modality, self._cache)
+            sources = {"test": cell.test, "healthy": cell.train_source}
+            used = {role: sources[role] for role in ("test", cell.protocol.threshold_on)}
+            places = {role: self._place(source) for role, source in used.items()}
         except (UserError, OSError) as error:
             return f"{unchecked} {error}"
-        if not place.exists():
-            return (
-                f"{unchecked} {cell.test.dataset} as it is now is not prepared in {self._cache}. If its files did not "
-                "change, prepare it with `adbench data prepare`."
-            )
-        store = SliceStore.open(place)
-        threshold, test = labelled(store, cell.protocol)
+        for role, place in places.items():
+            if not place.exists():
+                return (
+                    f"{unchecked} {used[role].dataset} as it is now is not prepared in {self._cache}. If its files did not "
+                    "change, prepare it with `adbench data prepare`."
+                )
+        stores = {role: SliceStore.open(place) for role, place in places.items()}
+        threshold, test = labelled(stores[cell.protocol.threshold_on], stores["test"], cell.protocol)
         self._check_slices(threshold, test)
-        for data in (threshold, test):
+        for store, data in ((stores[cell.protocol.threshold_on], threshold), (stores["test"], test)):
             firsts = data.rows[np.unique(data.case_index, return_index=True)[1]]
             store.lesions[firsts]  # reading the first row of a case checks all of it
         return ""
+
+    def _place(self, source: Source) -> Path:
+        """Where the store of ``source`` is, or would be."""
+        dataset: Dataset = source.open()
+        return store_folder(dataset, self.cell.modality, self._cache)[1]
 
     def _check_slices(self, threshold: LabelledSet, test: LabelledSet) -> None:
         for role, data, part in (

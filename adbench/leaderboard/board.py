@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import numpy as np
 
+from adbench.config.protocols import PROTOCOLS
 from adbench.leaderboard.consistency import steps
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
 STRATA_METRICS = (RANKED_BY, "dice@val")
+ALARM_METRICS = ("fa_slice", "fpr_healthy@conformal10", "alarms@fpr1")  # in strata other than those of lesion size
 
 
 class TestSet(NamedTuple):
@@ -189,7 +191,7 @@ class Board:
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         return (
             f"{self.test_set.dataset} {self.test_set.modality}: {test.subjects} test subjects{lesion}, {test.slices} "
-            f"slices, prevalence {self.record.prevalence:.4f}"
+            f"slices{_pixel(test.mm)}, prevalence {self.record.prevalence:.4f}"
             f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
         )
 
@@ -226,6 +228,18 @@ class Board:
             for grouping, groups in self.record.strata.items()
         }
         return {grouping: groups for grouping, groups in found.items() if len(groups) > 1}
+
+    def strata_metrics(self, grouping: str) -> list[str]:
+        """The metrics that tables of a grouping show: those of every table, and false alarms where somebody has them."""
+        alarms = () if grouping == "lesion_size" else ALARM_METRICS
+        groups = self.groupings[grouping]
+        shown = [m for m in alarms if any(e.stratum(grouping, group, m) for e in self.entries for group in groups)]
+        return [*STRATA_METRICS, *shown]
+
+    def shown_in(self, grouping: str) -> list[MetricSpec]:
+        """What is known about the columns of a grouping on the page: those of :meth:`strata_metrics` that some entry has."""
+        known = {RANKED_BY, *self.metrics, *ALARM_METRICS}
+        return [self.facts(metric) for metric in self.strata_metrics(grouping) if metric in known]
 
     def seeds(self, entry: Entry) -> str:
         """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here; of a run, its seed."""
@@ -323,6 +337,14 @@ def _joined(record: Record, older: Record) -> Record:
     return record.model_copy(update=update) if parts else record
 
 
+def _pixel(mm: tuple[float, float] | None) -> str:
+    """ ", 1 mm a pixel"; empty where it is unknown."""
+    if mm is None:
+        return ""
+    rows, columns = (f"{value:.3g}" for value in mm)
+    return f", {rows if rows == columns else f'{rows} x {columns}'} mm a pixel"
+
+
 def _conformance(record: Record) -> str:
     method = record.method
     if is_released(method.name, method.origin, method.source, str(record.provenance.get("adbench"))):
@@ -331,6 +353,8 @@ def _conformance(record: Record) -> str:
 
 
 def extra_metrics(records: Sequence[Record]) -> list[str]:
-    """The metrics beside :data:`HEADLINE` of some records of one protocol: its own, and those that they were asked for."""
-    names = dict.fromkeys([*records[0].protocol.get("metrics", ()), *asked(*records)])
+    """The metrics beside :data:`HEADLINE` in tables of some records of one protocol: its own, and those that were asked for."""
+    protocol = records[0].protocol
+    known = PROTOCOLS.get(str(protocol["name"]))
+    names = dict.fromkeys([*(known.columns if known else ()), *protocol.get("metrics", ()), *asked(*records)])
     return [name for name in names if name not in HEADLINE]

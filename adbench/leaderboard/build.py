@@ -13,7 +13,7 @@ from urllib.parse import quote
 from adbench import __version__
 from adbench.errors import UserError
 from adbench.leaderboard import export
-from adbench.leaderboard.board import STRATA_METRICS, Board, Entry
+from adbench.leaderboard.board import Board, Entry
 from adbench.leaderboard.export import VALUE_ONLY, rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.metrics.spec import RANKED_BY, SPECS
@@ -135,7 +135,6 @@ def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
         version=__version__,
         ranked_by=RANKED_BY,
         value_only=VALUE_ONLY,
-        strata_metrics=STRATA_METRICS,
         rank_text=rank_text,
         quote=quote,
         scale=_scale,

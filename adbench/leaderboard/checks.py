@@ -19,6 +19,7 @@ import numpy as np
 from adbench import __version__
 from adbench.config import protocols, registry
 from adbench.datasets.io.filename_patterns import person, shared_patients
+from adbench.datasets.preprocessing.recipe import MAX_SQUARE
 from adbench.errors import UserError
 from adbench.leaderboard.consistency import (
     Issue,
@@ -36,10 +37,10 @@ from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.spec import RANKED_BY, SPECS
-from adbench.metrics.thresholds import choose_thresholds
+from adbench.metrics.thresholds import choose_thresholds, slice_thresholds
 from adbench.results.explain import CLOSE
 from adbench.results.known import BUILT_IN, known, parameters, sources, weights
-from adbench.results.record import CONFORMANCE, MetricPart, Number, Record
+from adbench.results.record import CONFORMANCE, DataPart, MetricPart, Number, Record
 from adbench.results.rundir import SPLITS
 from adbench.runner.keys import METRICS_VERSION
 from adbench.utils.hashing import canonical_json, digest
@@ -106,16 +107,23 @@ def check_protocol(submission: Submission) -> Iterator[Issue]:
     for role in ("train", "val", "threshold"):
         if (part := getattr(record, role)) is not None:
             yield from differences(f"{role}.modality", part.modality, record.test.modality)
-    yield from differences("threshold.name", record.threshold.name, record.test.name)
     if not isinstance(name, str) or name not in protocols.PROTOCOLS:
         yield Issue("protocol.name", name, why=f"this adbench knows {', '.join(protocols.PROTOCOLS)}")
         return
     protocol = protocols.get(name)
     yield from differences("protocol", record.protocol, protocol.as_dict(), f"protocol {name} of this adbench")
-    if protocol.datasets and record.test.name not in protocol.datasets:
+    side = record.test if protocol.threshold_on == "test" else record.train
+    yield from differences("threshold.name", record.threshold.name, side.name)
+    if protocol.datasets and not any(_may_be(record.test, dataset) for dataset in protocol.datasets):
         yield Issue("test.name", record.test.name, why=f"protocol {name} tests on {' or '.join(protocol.datasets)}")
-    if protocol.train_on and record.train.name != protocol.train_on:
+    if protocol.train_on and not _may_be(record.train, protocol.train_on):
         yield Issue("train.name", record.train.name, why=f"protocol {name} trains on {protocol.train_on}")
+
+
+def _may_be(part: DataPart, dataset: str) -> bool:
+    """Whether the data of ``part`` can be of ``dataset``: by its name, or by one of their own where it takes one."""
+    takes_names = "name" in registry.load("datasets", dataset).Params.model_fields
+    return part.name == dataset or (takes_names and part.name == part.params.get("name"))
 
 
 def check_splits(submission: Submission) -> Iterator[Issue]:
@@ -135,6 +143,8 @@ def check_splits(submission: Submission) -> Iterator[Issue]:
             yield Issue(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
         if min(part.grid) < 1:
             yield Issue(f"{role}.grid", list(part.grid), why="a slice has at least one pixel")
+        if part.mm is not None and not all(0 < mm <= MAX_SQUARE for mm in part.mm):
+            yield Issue(f"{role}.mm", list(part.mm), why=f"a pixel is larger than 0 and at most {MAX_SQUARE} mm wide")
     train, fitted, threshold, test = (
         {person(subject): subject for subject in own}
         for own in (splits.train, [*splits.val, *splits.train], splits.threshold, splits.test)
@@ -197,7 +207,7 @@ def check_numbers(submission: Submission) -> Iterator[Issue]:
     slices = sum(len(row.slice_lesion) for row in spatial.rows)
     if slices > record.test.slices:
         yield from differences("test.slices", record.test.slices, slices, "spatial counts")
-    thresholds = choose_thresholds(validation)[0]
+    thresholds = choose_thresholds(validation)[0] | slice_thresholds(spatial.free)
     yield from differences("spatial.thresholds", spatial.thresholds, thresholds)
     if spatial.froc != (froc_thresholds(validation) if validation is not None else []):
         stated = {rule: record.thresholds.get(rule) for rule in thresholds}

@@ -10,7 +10,7 @@ from textwrap import wrap
 from typing import Any
 from urllib.parse import quote
 
-from adbench.leaderboard.board import STRATA_METRICS, Board, Entry
+from adbench.leaderboard.board import Board, Entry
 from adbench.metrics.spec import MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
@@ -151,7 +151,7 @@ def markdown(protocol: str, boards: Sequence[Board]) -> str:
         if unsure := [f"{_md(e.label)} ({e.conformance})" for e in board.entries if e.conformance != "passed"]:
             lines += [f"Not known to pass the conformance checks: {', '.join(unsure)}.", ""]
         for grouping, groups in board.groupings.items():
-            strata = [(metric, group) for metric in STRATA_METRICS for group in groups]
+            strata = [(metric, group) for metric in board.strata_metrics(grouping) for group in groups]
             headings = [f"{_md(board.facts(m).column)} · {_md(group)} ({groups[group]})" for m, group in strata]
             rows = [
                 [_md(entry.label), *(number_text(entry.stratum(grouping, group, metric)) for metric, group in strata)]

@@ -11,7 +11,16 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.board import HEADLINE, STRATA_METRICS, Board, Entry, TestSet, extra_metrics, test_set
+from adbench.leaderboard.board import (
+    ALARM_METRICS,
+    HEADLINE,
+    STRATA_METRICS,
+    Board,
+    Entry,
+    TestSet,
+    extra_metrics,
+    test_set,
+)
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
@@ -123,7 +132,7 @@ def published(path: str, submission: Submission, *, lean: bool = False) -> Publi
         "fit": {name: record.fit[name] for name in ("steps",) if name in record.fit},
         "strata": {
             grouping: {
-                group: {name: numbers[name] for name in STRATA_METRICS if name in numbers}
+                group: {name: numbers[name] for name in (*STRATA_METRICS, *ALARM_METRICS) if name in numbers}
                 for group, numbers in groups.items()
             }
             for grouping, groups in record.strata.items()

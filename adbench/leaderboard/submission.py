@@ -129,6 +129,7 @@ class _SpatialRow(Strict):
 class _Spatial(Strict):
     thresholds: dict[str, float]
     froc: list[float]
+    free: Annotated[list[float], Field(default_factory=list, max_length=SPATIAL_VALUES)]
     rows: list[_SpatialRow]
 
 

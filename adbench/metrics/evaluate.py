@@ -19,7 +19,7 @@ from adbench.metrics.jackknife import Estimate as Estimate
 from adbench.metrics.jackknife import estimate as estimate
 from adbench.metrics.spatial import Sampled, SpatialAccumulator, sample_spatial, sampled
 from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, RANKED_BY, SPECS, WIDE, MetricSpec
-from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresholds, healthy_scores
+from adbench.metrics.thresholds import AT, CONFORMAL, HEALTHY_FPR, choose_thresholds, healthy_scores, slice_thresholds
 
 _HEALTHY = {f"fpr_healthy@{rule}": rule for rule in CONFORMAL}
 NO_LESION = SPECS[RANKED_BY].undefined
@@ -32,8 +32,8 @@ class Evaluation:
 
     Attributes:
         metrics: name -> estimate, names as in ``docs/metrics.md``.
-        thresholds: rule -> threshold (``val``, ``fpr1``, ``fpr5``, ``conformal05``, ``conformal10``; oracles ``best``,
-            ``pooled_best``). A voxel is positive when its score is ``>=`` it. A rule without a threshold is absent.
+        thresholds: rule -> threshold (``val``, ``fpr1``, ``fpr5``, ``conformal05``, ``conformal10``; where a metric asks for
+            them ``slice05``, ``slice10``; oracles ``best``, ``pooled_best``). A voxel is positive when its score is ``>=`` it. A rule without a threshold is absent.
         subjects: one row a test volume, sorted by its id: ``subject``, ``volume`` where its id is another one, voxels,
             and its own metrics (None where undefined). ``fpr@conformal05`` and ``fpr@conformal10`` are of the whole
             subject, and only of one without a lesion.
@@ -71,7 +71,7 @@ def compact(
     Args:
         test: volumes of the test split.
         val: validation subjects, or None.
-        froc: thresholds of the FROC curve.
+        froc: thresholds of the FROC curve, and others that counts are read at.
         groups: grouping -> volume -> group: strata besides those of lesion size.
     """
     chosen = [*choose_thresholds(val)[0].values(), *froc]
@@ -127,6 +127,7 @@ def evaluate(
     check_names(metrics, (*HISTOGRAM_METRICS, *MAP_METRICS))
     thresholds, missing = choose_thresholds(val)
     if spatial is not None:
+        thresholds |= slice_thresholds(spatial.free)
         _check_spatial(test, thresholds, spatial)
     run = _Run(thresholds, missing, intervals, level, tuple(metrics), owners)
     result = _evaluated(test, spatial, run)

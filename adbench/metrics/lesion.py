@@ -276,6 +276,18 @@ def slice_scores(volume: Volume) -> tuple[list[bool], list[float], list[float]]:
     return found
 
 
+def free_maxima(maps: np.ndarray, lesion: np.ndarray, brain: np.ndarray) -> list[float]:
+    """The highest score inside the brain of every slice that has brain and no lesion in it.
+
+    Args:
+        maps: (S, H, W) scores.
+        lesion: (S, H, W) bool.
+        brain: (S, H, W) bool.
+    """
+    each = zip(maps, lesion, brain, strict=True)
+    return [float(own[inside].max()) for own, ill, inside in each if inside.any() and not (ill & inside).any()]
+
+
 def alarms(volume: Volume, threshold: float) -> int:
     """Lesion-free slices with at least one predicted brain voxel."""
     predicted = (predict(volume.maps, threshold) & volume.brain).any(axis=(1, 2))

@@ -1,4 +1,4 @@
-"""Metrics measured on request: false alarms, surface distances, volume error, per-region overlap, calibration.
+"""Metrics measured on request: false alarms, Dice pooled and by slice, surface distances, volume error, per-region overlap, calibration.
 
 They follow the contract of any plug-in metric: each measures one volume at a time, brain voxels only, on the prepared
 grid, and the sums over volumes are divided. Headings and directions are in :mod:`adbench.metrics.spec`.
@@ -11,7 +11,7 @@ from typing import ClassVar
 import numpy as np
 
 from adbench.metrics.base import Metric, Subject
-from adbench.metrics.lesion import Volume
+from adbench.metrics.lesion import Volume, alarms
 from adbench.metrics.score_bins import predict
 
 TOLERANCE = 2.0  # mm
@@ -38,6 +38,84 @@ class FalseAlarms5(FalseAlarms1):
 
     name = "alarms@fpr5"
     rule = "fpr5"
+
+
+class PooledDice(Metric):
+    """Dice over all test voxels at the threshold :attr:`rule`."""
+
+    name = "dice_pooled@val"
+    rule: ClassVar[str] = "val"
+    undefined = "no validation split chose the threshold"
+
+    def measure(self, subject: Subject) -> tuple[float, float] | None:
+        if self.rule not in subject.thresholds:
+            return None
+        found, false = subject.histogram.positives_at(subject.thresholds[self.rule])
+        return 2.0 * found, float(found + false + subject.histogram.n_positive)
+
+
+class SliceDice(Metric):
+    """Mean over slices with a lesion of the Dice of each, at the threshold :attr:`rule`."""
+
+    name = "dice_slice@val"
+    rule: ClassVar[str] = "val"
+    needs_maps = True
+    undefined = "no slice with a lesion, or no validation split that chose the threshold"
+
+    def measure(self, subject: Subject) -> tuple[float, float] | None:
+        volume, predicted = subject.volume, _predicted(subject, self.rule)
+        if volume is None or predicted is None or not volume.lesion.any():
+            return None
+        found, every, own = (m.sum(axis=(1, 2)) for m in (predicted & volume.lesion, predicted, volume.lesion))
+        return float((2 * found[own > 0] / (every + own)[own > 0]).sum()), float(np.count_nonzero(own))
+
+
+class SliceAlarms05(Metric):
+    """Share of lesion-free test slices with a positive voxel at the threshold :attr:`rule`."""
+
+    name = "fa_slice@slice05"
+    rule: ClassVar[str] = "slice05"
+    needs_maps = True
+    undefined = "no lesion-free test slice, or no lesion-free validation slice that sets the threshold"
+
+    def measure(self, subject: Subject) -> tuple[float, float] | None:
+        volume = subject.volume
+        if volume is None or self.rule not in subject.thresholds:
+            return None
+        free = np.count_nonzero(volume.brain.any(axis=(1, 2)) & ~volume.lesion.any(axis=(1, 2)))
+        return (float(alarms(volume, subject.thresholds[self.rule])), float(free)) if free else None
+
+
+class SliceAlarms10(SliceAlarms05):
+    """The same where 10 % of the lesion-free validation slices may have one."""
+
+    name, rule = "fa_slice@slice10", "slice10"
+
+
+class PooledDice05(PooledDice):
+    """:class:`PooledDice` where 5 % of the lesion-free validation slices may have a positive voxel."""
+
+    name, rule = "dice_pooled@slice05", "slice05"
+    undefined = "no lesion-free validation slice sets the threshold"
+
+
+class PooledDice10(PooledDice05):
+    """The same where 10 % may have one."""
+
+    name, rule = "dice_pooled@slice10", "slice10"
+
+
+class SliceDice05(SliceDice):
+    """:class:`SliceDice` where 5 % of the lesion-free validation slices may have a positive voxel."""
+
+    name, rule = "dice_slice@slice05", "slice05"
+    undefined = "no slice with a lesion, or no lesion-free validation slice that sets the threshold"
+
+
+class SliceDice10(SliceDice05):
+    """The same where 10 % may have one."""
+
+    name, rule = "dice_slice@slice10", "slice10"
 
 
 class SurfaceDice(Metric):
@@ -223,10 +301,10 @@ def _with_surfaces(subject: Subject) -> tuple[Volume, np.ndarray] | None:
     return volume, predicted
 
 
-def _predicted(subject: Subject) -> np.ndarray | None:
-    if subject.volume is None or "val" not in subject.thresholds:
+def _predicted(subject: Subject, rule: str = "val") -> np.ndarray | None:
+    if subject.volume is None or rule not in subject.thresholds:
         return None
-    return np.asarray(predict(subject.volume.maps, subject.thresholds["val"]) & subject.volume.brain)
+    return np.asarray(predict(subject.volume.maps, subject.thresholds[rule]) & subject.volume.brain)
 
 
 def _surface(mask: np.ndarray, volume: Volume) -> np.ndarray:

@@ -146,6 +146,14 @@ class _Pool:
         return float(pairs / self.n_positive / self.n_negative)
 
 
+def reflect(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+    """REFLECT (Beizaee et al. 2025, arXiv:2508.02889): :func:`official_madad` with 101 thresholds instead of 201.
+
+    Its authors score one slice a subject, all of them with a lesion: protocol ``reflect-one-slice``.
+    """
+    return _mean_of_slices("reflect", 101, cases)
+
+
 def official_madad(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
     """MAD-AD (Beizaee et al. 2025, arXiv:2502.16943), evaluation script of its repository.
 
@@ -158,12 +166,16 @@ def official_madad(cases: Iterable[Case], val: Iterable[Case] | None = None) -> 
     It differs from ``dice@val`` in that the threshold is chosen on the test split, that slices and not volumes are
     averaged, and that empty slices with empty predictions score 1, which dominates when lesions are rare.
     """
-    thresholds = np.linspace(0, 1, 201)
-    levels, total, slices, pool = _UnitLevels(thresholds), np.zeros(201), 0, _Pool()
+    return _mean_of_slices("official-madad", 201, cases)
+
+
+def _mean_of_slices(name: str, count: int, cases: Iterable[Case]) -> PresetResult:
+    thresholds = np.linspace(0, 1, count)
+    levels, total, slices, pool = _UnitLevels(thresholds), np.zeros(count), 0, _Pool()
     names = ("dice", "f1max", "auroc", "ap")
     for case in _again(cases):
         if outside := _outside(case):
-            return PresetResult("official-madad", dict.fromkeys(names), notes=[outside])
+            return PresetResult(name, dict.fromkeys(names), notes=[outside])
         for score, lesion in zip(case.maps, case.lesion, strict=True):
             every, own = levels.above(score, lesion)
             if own is not None:
@@ -176,7 +188,7 @@ def official_madad(cases: Iterable[Case], val: Iterable[Case] | None = None) -> 
         raise UserError("There is no case to evaluate.")
     best = int(np.argmax(total))
     values = {"dice": float(total[best] / slices), "f1max": pool.f1max(), "auroc": pool.auroc(), "ap": pool.ap()}
-    return PresetResult("official-madad", values, {"dice": float(thresholds[best])}, [_ON_TEST, _UNIT])
+    return PresetResult(name, values, {"dice": float(thresholds[best])}, [_ON_TEST, _UNIT])
 
 
 THOR_EDGES = (3, 71, 570, 10_000)
@@ -318,6 +330,7 @@ def upd(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResul
 
 PRESETS: dict[str, Callable[..., PresetResult]] = {
     "official-madad": official_madad,
+    "reflect": reflect,
     "thor": thor,
     "cddpm": cddpm,
     "upd": upd,
@@ -328,7 +341,7 @@ def evaluate_preset(name: str, cases: Iterable[Case], val: Iterable[Case] | None
     """Run a preset by name.
 
     Args:
-        name: ``official-madad``, ``thor``, ``cddpm`` or ``upd``.
+        name: ``official-madad``, ``reflect``, ``thor``, ``cddpm`` or ``upd``.
         cases: test cases; iterated more than once, so a list, not a generator.
         val: validation cases, for presets that choose a threshold there.
     """

@@ -53,6 +53,8 @@ class SpatialAccumulator:
             ``conformal05`` and ``conformal10``.
         froc: thresholds of the FROC curve, see :func:`froc_thresholds`; empty for no FROC.
         metrics: plug-in metrics that need maps.
+        free: highest score of each lesion-free validation slice, from which ``slice05`` and ``slice10`` in ``thresholds``
+            follow (:func:`adbench.metrics.thresholds.slice_thresholds`); empty where no metric asks for them.
     """
 
     def __init__(
@@ -61,7 +63,9 @@ class SpatialAccumulator:
         froc: Sequence[float] = (),
         *,
         metrics: Iterable[Metric] = (),
+        free: Iterable[float] = (),
     ) -> None:
+        self.free = [float(score) for score in free]
         self.thresholds = dict(thresholds)
         self.froc = [float(threshold) for threshold in froc]
         self.metrics = tuple(metrics)
@@ -148,14 +152,15 @@ class SpatialAccumulator:
 
     def subset(self, volumes: Iterable[str]) -> SpatialAccumulator:
         """The given volumes only."""
-        chosen = SpatialAccumulator(self.thresholds, self.froc, metrics=self.metrics)
+        chosen = SpatialAccumulator(self.thresholds, self.froc, metrics=self.metrics, free=self.free)
         chosen._rows = {volume: self._rows[volume] for volume in volumes}
         return chosen
 
     def to_json(self, path: str | Path) -> None:
         """Write everything but the plug-in objects (their measures are kept)."""
         rows = [asdict(row) for row in self.rows]
-        write_json(Path(path), {"thresholds": self.thresholds, "froc": self.froc, "rows": rows})
+        free = {"free": self.free} if self.free else {}
+        write_json(Path(path), {"thresholds": self.thresholds, "froc": self.froc, **free, "rows": rows})
 
     @classmethod
     def from_json(cls, path: str | Path) -> SpatialAccumulator:
@@ -182,7 +187,7 @@ class SpatialAccumulator:
             UserError: it is not what :meth:`to_json` writes.
         """
         try:
-            found = cls(data["thresholds"], data["froc"])
+            found = cls(data["thresholds"], data["froc"], free=data.get("free", ()))
             for values in data["rows"]:
                 if set(values) != {f.name for f in fields(VolumeRow)}:
                     raise ValueError(f"a row has the fields {sorted(values)}")

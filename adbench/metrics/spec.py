@@ -115,6 +115,17 @@ def _asked(name: str, heading: str, definition: str, scope: Scope, **more: Any) 
 
 _FAIL = {"conformal05": 5, "conformal10": 10}  # rule -> % of healthy subjects that may fail
 _TOP, _MAX = "the median of the highest 1 % of scores", "a slice's highest score"
+_BY_SLICES: tuple[tuple[str, str, str, Scope, dict[str, Any]], ...] = (
+    ("dice_pooled", "Pooled Dice", "Dice over all test voxels", "pooled", {}),
+    ("dice_slice", "Lesion-slice Dice", "Mean Dice of the slices with a lesion", "slice", {}),
+    (
+        "fa_slice",
+        "False-alarm slices",
+        "Share of lesion-free slices with a positive",
+        "healthy",
+        {"less_is_better": True},
+    ),
+)
 _TABLE = (
     MetricSpec(
         "auprc",
@@ -253,6 +264,16 @@ _TABLE = (
             rule=f"fpr{percent}",
         )
         for percent in (1, 5)
+    ),
+    *(
+        _asked(f"{name}@{rule}", f"{heading} @{short}", f"{what} {where}", scope, rule=rule, **more)
+        for rule, short, where in (
+            ("val", "val", "at the val threshold"),
+            ("slice05", "5 % of slices", "where 5 % of the lesion-free validation slices may have a positive voxel"),
+            ("slice10", "10 % of slices", "where 10 % of the lesion-free validation slices may have a positive voxel"),
+        )
+        for name, heading, what, scope, more in _BY_SLICES
+        if (name, rule) != ("fa_slice", "val")  # which every run has
     ),
     _asked(
         "surface_dice@2mm",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+
+import numpy as np
 
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 
 AT = {f"dice@{rule}": rule for rule in ("val", "fpr1", "fpr5", "conformal05", "conformal10")}  # metric -> rule
 CONFORMAL = {"conformal05": 0.05, "conformal10": 0.10}  # rule -> share of healthy subjects it may fail on
+SLICES = {"slice05": 0.05, "slice10": 0.10}  # rule -> share of lesion-free validation slices that may have a positive
 HEALTHY_FPR = 0.01  # a healthy subject with more false-positive voxels than this is a failure of a conformal rule
 
 
@@ -93,6 +96,21 @@ def choose_thresholds(val: SubjectHistograms | None) -> tuple[dict[str, float], 
                 f"{'is' if len(scores) == 1 else 'are'} {len(scores)}"
             )
     return chosen, missing
+
+
+def slice_thresholds(highest: Sequence[float]) -> dict[str, float]:
+    """The lowest thresholds at which at most 5 % and 10 % of the lesion-free validation slices have a positive voxel.
+
+    Args:
+        highest: the highest score of each of these slices, see :func:`adbench.metrics.lesion.free_maxima`.
+
+    Returns:
+        rule of :data:`SLICES` -> threshold: the number next above the highest score of the first slice that must stay
+        silent. Empty without a slice.
+    """
+    ordered = np.sort(np.asarray(highest, np.float64))[::-1]
+    silent = {rule: math.floor(share * len(ordered) + 1e-9) for rule, share in SLICES.items()}
+    return {rule: float(np.nextafter(ordered[first], np.inf)) for rule, first in silent.items() if len(ordered)}
 
 
 def healthy_scores(val: SubjectHistograms) -> list[float]:

@@ -77,6 +77,7 @@ class DataPart(_Part):
     lesion_subjects: int | None = None  # None: no lesion mask was looked at (training)
     params: dict[str, Any] = {}
     grid: tuple[int, int]  # (H, W) in pixels
+    mm: tuple[float, float] | None = None  # from row to row and from column to column, median over cases; None: unknown
     store_remarks: int = 0  # number of remarks in the store's manifest (slices left out, and why)
 
 

@@ -15,11 +15,12 @@ from adbench.context import Context
 from adbench.datasets.slices import LabelledSet
 from adbench.errors import UserError
 from adbench.methods.base import Method
-from adbench.metrics.base import Metric
+from adbench.metrics.base import Metric, spec_of
 from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
+from adbench.metrics.lesion import free_maxima
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
-from adbench.metrics.thresholds import choose_thresholds
+from adbench.metrics.thresholds import SLICES, choose_thresholds, slice_thresholds
 from adbench.runner.fit import seed_everything
 from adbench.runner.inference import Clock, ScoredVolume, score_volumes
 from adbench.utils import seeds
@@ -87,19 +88,22 @@ def measure(
     seed_everything(seeds.derive(ctx.seed, "score"))
     keep = _MapFile(keep_in[0], test_data) if keep_in else None
     keep_val = _MapFile(keep_in[1], threshold_data) if keep_in and len(threshold_data) else None
-    threshold = None
+    threshold, free = None, list[float]()
+    by_slices = any(spec_of(metric).rule in SLICES for metric in metrics)
     if len(threshold_data):
         threshold = SubjectHistograms(most=MANY_BINS)
         for scored in score_volumes(method, threshold_data, ctx, "score validation"):
             if keep_val:
                 keep_val.write(scored)
-            brain = threshold_data.counted(scored.positions)
-            threshold.update(scored.subject, scored.maps[brain], threshold_data.lesions(scored.positions)[brain])
+            brain, lesion = threshold_data.counted(scored.positions), threshold_data.lesions(scored.positions)
+            threshold.update(scored.subject, scored.maps[brain], lesion[brain])
+            free += free_maxima(scored.maps, lesion, brain) if by_slices else []
     # The thresholds are known before the first test map, so every map is looked at once and dropped.
     spatial = SpatialAccumulator(
-        choose_thresholds(threshold)[0],
+        choose_thresholds(threshold)[0] | slice_thresholds(free),
         froc_thresholds(threshold) if threshold is not None else (),
         metrics=[metric for metric in metrics if metric.needs_maps],
+        free=free,
     )
     test = SubjectHistograms([*spatial.thresholds.values(), *spatial.froc], most=MANY_BINS)
     for scored in score_volumes(method, test_data, ctx, "score test", clock=clock):
@@ -118,14 +122,14 @@ def measure(
                 recon=scored.reconstructions,
                 image=test_data.images(scored.positions).astype(np.float32),
                 spacing=test_data.spacing_at(int(scored.positions[0])),
-                site=test_data.site_at(int(scored.positions[0])),
+                **test_data.groups_at(int(scored.positions[0])),
             )
         show(scored)
     for file in (keep, keep_val):
         if file:
             file.close()
     with clock.phase("measure"):
-        compact(test, threshold, spatial.froc, spatial.groups)
+        compact(test, threshold, [*spatial.froc, *slice_thresholds(free).values()], spatial.groups)
     return Counts(threshold, test, spatial)
 
 

@@ -54,8 +54,7 @@ def overlapping_ids(
 
 
 def check_pixels(
-    train_store: SliceStore,
-    test_store: SliceStore,
+    stores: tuple[SliceStore, SliceStore, SliceStore],
     train: SliceSet,
     val: SliceSet,
     threshold: SliceSet,
@@ -63,11 +62,18 @@ def check_pixels(
 ) -> None:
     """Refuse slices that occur under the names of two people, and scans with two roles; warn of scans that look alike.
 
+    Args:
+        stores: of ``train`` and ``val``, of ``threshold``, and of ``test``.
+        train: slices to learn from.
+        val: healthy slices that choose the checkpoint.
+        threshold: labelled slices that choose the threshold.
+        test: slices that are scored.
+
     Raises:
         UserError: names the two subjects and their roles.
     """
-    training, checkpoint = (prints(train_store, data.rows) for data in (train, val))
-    choosing, scored = (prints(test_store, data.rows) for data in (threshold, test))
+    training, checkpoint = (prints(stores[0], data.rows) for data in (train, val))
+    choosing, scored = prints(stores[1], threshold.rows), prints(stores[2], test.rows)
     sides = (("training", training), ("validation", checkpoint), ("validation", choosing), ("test", scored))
     cases = [(role, *case) for role, side in sides for case in zip(side.subjects, side.hashes, strict=True)]
     for (first, second), count in similarity.shared_slices([case[1:] for case in cases]).items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,8 @@ from adbench.results.record import Record, missing_metrics, write
 from adbench.runner.keys import fit_identity, key_of, run_identity
 from adbench.runner.overlap import check_names, check_pixels
 
+SAME_SCALE = 1.1  # sizes of a pixel whose ratio is below this are one size
+
 
 @dataclass(frozen=True)
 class Data:
@@ -33,8 +35,9 @@ class Data:
     Attributes:
         train: healthy slices to learn from.
         val: healthy slices to choose a checkpoint with; None when there are none.
-        threshold: labelled validation slices of the test dataset (may be empty).
+        threshold: labelled validation slices that choose thresholds (may be empty).
         test: labelled test slices.
+        threshold_store: the one of these two that ``threshold`` is of.
     """
 
     train: SliceSet
@@ -43,6 +46,7 @@ class Data:
     test: LabelledSet
     train_store: SliceStore
     test_store: SliceStore
+    threshold_store: SliceStore
 
     def id_lists(self) -> dict[str, list[str]]:
         """Subjects by role, sorted."""
@@ -131,15 +135,28 @@ def open_store(source: Source, modality: str, cache: Path, progress: Progress) -
     return store
 
 
-def labelled(store: SliceStore, protocol: Protocol) -> tuple[LabelledSet, LabelledSet]:
-    """The slices of ``store`` that choose the threshold and those that are scored, as ``protocol`` says."""
+def labelled(train: SliceStore, test: SliceStore, protocol: Protocol) -> tuple[LabelledSet, LabelledSet]:
+    """The slices that choose the threshold and those that are scored, as ``protocol`` says.
+
+    Raises:
+        UserError: healthy subjects of the training source are to choose it, and its validation split has none.
+    """
     rules: dict[str, Any] = {
         "healthy": protocol.healthy,
         "inserted": protocol.inserted,
         "domain": protocol.domain,
     }
-    threshold = selection.scored(store, "val", protocol.slices, **rules)
-    return threshold, selection.scored(store, "test", protocol.slices, **rules)
+    scored = selection.scored(test, "test", protocol.slices, **rules)
+    if protocol.threshold_on == "test":
+        return selection.scored(test, "val", protocol.slices, **rules), scored
+    threshold = selection.of_healthy(train, "val", protocol.slices, protocol.domain)
+    if not len(threshold):
+        raise UserError(
+            f"The protocol {protocol.name} sets its thresholds on healthy validation subjects of the training source, and "
+            f"none of {train.manifest['dataset']} {train.modality} is without lesion: train on a healthy set (--train-on), or "
+            "choose another protocol."
+        )
+    return threshold, scored
 
 
 def gather(
@@ -149,15 +166,16 @@ def gather(
 
     Raises:
         UserError: no healthy slice to train on, no labelled slice to test on, training and test on different grids,
-            or a subject on both sides.
+            slices whose pixels differ in size by more than 10 %, or a subject on both sides.
     """
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
-    learned, val = train_store.healthy("train"), train_store.healthy("val")
-    threshold, scored = labelled(test_store, protocol)
+    learned, val = (selection.learned(train_store, split, protocol.learns) for split in ("train", "val"))
     learned_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
     if not len(learned):
         raise UserError(nothing_to_train(modality, learned_from))
+    threshold, scored = labelled(train_store, test_store, protocol)
+    threshold_store = test_store if protocol.threshold_on == "test" else train_store
     if not len(scored):
         lesion = " with a lesion" if protocol.slices == "largest-lesion" else " with a lesion mask"
         raise UserError(nothing_to_test(modality, scored_from, "" if protocol.healthy else lesion))
@@ -166,9 +184,41 @@ def gather(
             f"Training slices are {learned.shape[0]}x{learned.shape[1]} and test slices {scored.shape[0]}x{scored.shape[1]} "
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
+    _check_scale(train_store, test_store, train or test, test, (learned, val), (threshold, scored))
     check_names(learned, val, threshold, scored)
-    check_pixels(train_store, test_store, learned, val, threshold, scored)
-    return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store)
+    check_pixels((train_store, threshold_store, test_store), learned, val, threshold, scored)
+    return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store, threshold_store)
+
+
+def _check_scale(
+    train_store: SliceStore,
+    test_store: SliceStore,
+    train: Source,
+    test: Source,
+    learned: Sequence[SliceSet],
+    scored: Sequence[SliceSet],
+) -> None:
+    """Refuse cases whose pixels differ in size: a lesion, a gyrus and a blur of so many pixels would be others.
+
+    Raises:
+        UserError: names the two cases that differ most, and their mm a pixel.
+    """
+    sizes = [
+        (mm, f"{case} ({source.title})")
+        for store, source, sets in ((train_store, train, learned), (test_store, test, scored))
+        for data in sets
+        for case, mm in store.pixel_sizes(data.rows).items()
+        if mm is not None
+    ]
+    for axis in range(2 if sizes else 0):
+        (small, one), (large, other) = (choose(sizes, key=lambda found: found[0][axis]) for choose in (min, max))
+        if large[axis] > SAME_SCALE * small[axis]:
+            scopes = ["dataset", *(["train"] if train is not test else [])]
+            flags = " ".join(f"--set {scope}.mm=1" for scope in scopes)
+            raise UserError(
+                f"A pixel of {one} is {small[0]:.3g} x {small[1]:.3g} mm and one of {other} {large[0]:.3g} x {large[1]:.3g} mm: "
+                f"they differ by more than {100 * (SAME_SCALE - 1):.0f} %. Prepare volumes with pixels of one size: {flags}."
+            )
 
 
 def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:

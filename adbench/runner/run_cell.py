@@ -10,8 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adbench.config import registry, run_config
-from adbench.config.cell import Source
+from adbench.config.cell import Cell, Source
 from adbench.config.source import source_files
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
@@ -106,7 +108,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool) -> Record:
     """Fit, score, evaluate, record; an error is written down and raised. An earlier record stays until the new one is whole."""
     earlier = plan.stored()
     plan = plan.with_metrics_of(earlier)
-    save_maps = save_maps or (earlier is not None and rundir.MAPS in earlier.files)
+    save_maps = save_maps or bool(plan.cell.protocol.preset) or (earlier is not None and rundir.MAPS in earlier.files)
     if earlier is None:
         rundir.write_identity(plan.run_folder, plan.fit_key, plan.run_key, plan.identity)
     new = rundir.begin(plan.run_folder)
@@ -188,7 +190,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         ),
         train=_data_part(data.train, *learned),
         val=_data_part(data.val, *learned) if data.val else None,
-        threshold=_data_part(data.threshold, *measured),
+        threshold=_data_part(data.threshold, *(measured if cell.protocol.threshold_on == "test" else learned)),
         test=_data_part(data.test, *measured),
         protocol=cell.protocol.as_dict(),
         seed=cell.seed,
@@ -202,7 +204,11 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         thresholds=evaluation.thresholds,
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
-        notes=fit.get("notes", []) + _other_threads(plan) + _left_out(data) + evaluation.notes,
+        notes=fit.get("notes", [])
+        + _other_threads(plan)
+        + _left_out(data)
+        + _unknown_scale(data, cell)
+        + evaluation.notes,
         fit={name: fit[name] for name in ("steps", "best", "curves")},
         timing={
             "fit": fit["seconds"],
@@ -245,6 +251,30 @@ def _numbers(metrics: dict[str, Estimate]) -> dict[str, Number]:
     return {name: Number(**asdict(estimate)) for name, estimate in metrics.items()}
 
 
+def _mm(data: SliceSet, store: SliceStore) -> tuple[float, float] | None:
+    known = [mm for mm in store.pixel_sizes(data.rows).values() if mm is not None]
+    if not known:
+        return None
+    rows, columns = np.median(known, axis=0).round(6).tolist()
+    return rows, columns
+
+
+def _unknown_scale(data: Data, cell: Cell) -> list[str]:
+    """A note where training and test data are two sets, and one does not say how large its pixels are."""
+    if cell.train is None:
+        return []
+    sides = ((cell.train, data.train_store, data.train), (cell.test, data.test_store, data.test))
+    unknown = [source.title for source, store, part in sides if None in store.pixel_sizes(part.rows).values()]
+    return (
+        [
+            f"Slices of {' and of '.join(unknown)} do not say how many mm a pixel is: that training and test slices have one "
+            "scale was not checked."
+        ]
+        if unknown
+        else []
+    )
+
+
 def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
     with_lesion = None
     if isinstance(data, LabelledSet):
@@ -258,5 +288,6 @@ def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:
         lesion_subjects=with_lesion,
         params=source.params.json_values,
         grid=data.shape,
+        mm=_mm(data, store),
         store_remarks=len(store.manifest["remarks"]),
     )

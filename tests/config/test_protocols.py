@@ -7,13 +7,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 
 from adbench.config import run_config
-from adbench.config.protocols import PROTOCOLS, choose, get
+from adbench.config.protocols import PROTOCOLS, Rule, choose, get
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.datasets.adapters.atlas import Atlas
@@ -67,7 +67,7 @@ def test_every_protocol_of_the_table_is_whole() -> None:
     for name, protocol in PROTOCOLS.items():
         assert protocol.name == name
         assert protocol.summary
-        assert protocol.slices in ("all", "central", "largest-lesion", "spread")
+        assert protocol.slices in get_args(Rule)
     variants = {name for name in PROTOCOLS if name.endswith(("-central-slice", "-largest-lesion"))}
     assert variants == {
         f"{base}-{kind}"
@@ -309,8 +309,9 @@ def test_false_alarms_on_healthy_subjects(cli: Callable[..., Any], tmp_path: Pat
     assert record["files"]["splits.json"]
 
 
-def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path) -> None:
-    code, _, err, folder = run(
+@pytest.mark.parametrize("protocol", ["ixi-inserted", "mood"])
+def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path, protocol: str) -> None:
+    code, out, err, folder = run(
         cli,
         tmp_path,
         "--method",
@@ -318,7 +319,7 @@ def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path) ->
         "--dataset",
         "ixi",
         "--protocol",
-        "ixi-inserted",
+        protocol,
         "--data-root",
         ixi,
         *FLAGS,
@@ -328,6 +329,7 @@ def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path) ->
     assert record["protocol"]["inserted"] is True
     assert 0 < record["metrics"]["auprc"]["value"] <= 1
     assert record["thresholds"]["val"] is not None
+    assert ("FROC" in out) == (protocol == "mood")
 
 
 def test_ixi_teaches_and_atlas_tests(cli: Callable[..., Any], tmp_path: Path, ixi: Path, atlas: Path) -> None:

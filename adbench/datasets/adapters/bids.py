@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import cached_property
 from pathlib import PurePosixPath
 from typing import ClassVar
 
@@ -14,12 +12,11 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.own_volumes import REPEATS, OwnParams, OwnVolumes
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.base import DatasetInfo
-from adbench.datasets.io.filename_patterns import LESION, MODALITIES, Named, common_name, folded, person
+from adbench.datasets.io.filename_patterns import LESION, MODALITIES, Named, common_name, person
+from adbench.datasets.io.participants import PARTICIPANTS
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
-
-_PARTICIPANTS = "participants.tsv"
 
 
 class BidsParams(OwnParams):
@@ -75,42 +72,9 @@ class Bids(OwnVolumes):
         marks = dict(REPEATS.findall(stem))
         derived = "derivatives" in PurePosixPath(path).parts and found.kind in MODALITIES
         runs = [int(digits) for key in ("run", "echo") for digits in (re.sub(r"\D", "", marks.get(key, "")) or "0",)]
-        row = self.participants.get(folded(found.subject), {})
-        return replace(found, site=row.get("site", ""), rank=(derived, "acq" in marks or "rec" in marks, *runs))
-
-    @cached_property
-    def participants(self) -> dict[str, dict[str, str]]:
-        """Subject, as :func:`folded` has it -> column -> value; empty without a table.
-
-        Raises:
-            UserError: the table cannot be read, has no column participant_id, or two rows of one subject that differ.
-        """
-        path = self._root() / _PARTICIPANTS
-        if not path.is_file():
-            return {}
-        try:
-            rows = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines(), delimiter="\t"))
-        except (OSError, UnicodeDecodeError, csv.Error) as error:
-            raise UserError(f"The table {path} cannot be read ({error}): copy it again, or move it away.") from None
-        if rows and "participant_id" not in rows[0]:
-            there = ", ".join(map(str, rows[0]))
-            raise UserError(f"The table {path} has no column participant_id; it has {there}: is it separated by tabs?")
-        found: dict[str, dict[str, str]] = {}
-        for row in rows:
-            name = f"sub-{(row['participant_id'] or '').removeprefix('sub-')}"
-            said = {column: value or "" for column, value in row.items() if column}
-            before = found.setdefault(folded(name), said)
-            for column in said:
-                if column != "participant_id" and said[column] != before.get(column, ""):
-                    raise UserError(
-                        f"The table {path} has two rows of {name}, with {column} {before.get(column, '')!r} and "
-                        f"{said[column]!r}: keep one row a subject."
-                    )
-        return found
-
-    def row(self, subject: str) -> dict[str, str]:
-        """What participants.tsv says of ``subject``; empty where it is not in it."""
-        return self.participants.get(folded(subject), {})
+        return replace(
+            found, site=self.row(found.subject).get("site", ""), rank=(derived, "acq" in marks or "rec" in marks, *runs)
+        )
 
     def healthy(self, scan: Scan) -> str:
         """By participants.tsv, by its folder, or by ``unmasked``."""
@@ -119,7 +83,7 @@ class Bids(OwnVolumes):
             return ""
         wanted = {value.strip().casefold() for value in values.split(",") if value.strip()}
         if wanted and self.row(scan.subject).get(column.strip(), "").casefold() in wanted:
-            return f"{_PARTICIPANTS} says {self.params.healthy}"
+            return f"{PARTICIPANTS} says {self.params.healthy}"
         return super().healthy(scan)
 
     def faults(self) -> Iterator[Issue]:
@@ -129,12 +93,12 @@ class Bids(OwnVolumes):
         if column and column not in columns:
             if not columns:
                 raise UserError(
-                    f"dataset.healthy={self.params.healthy} needs {self._root() / _PARTICIPANTS}, which is missing or empty."
+                    f"dataset.healthy={self.params.healthy} needs {self._root() / PARTICIPANTS}, which is missing or empty."
                 )
-            raise unknown(f"column of {self._root() / _PARTICIPANTS} in dataset.healthy", column, columns)
+            raise unknown(f"column of {self._root() / PARTICIPANTS} in dataset.healthy", column, columns)
         for scan in self.index.scans:
             if self.participants and not self.row(scan.subject) and not self.excluded(scan):
-                message = f"{scan.subject} is not in {self._root() / _PARTICIPANTS}: it has no age, sex or group"
+                message = f"{scan.subject} is not in {self._root() / PARTICIPANTS}: it has no age, sex or group"
                 severity = issues.error if column and LESION not in scan.files else issues.warning
                 if severity is issues.error and super().healthy(scan):
                     severity = issues.warning

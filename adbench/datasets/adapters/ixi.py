@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import ClassVar, Literal
 
 from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
+from adbench.datasets.io.participants import IXI_SHEET, IXI_TABLE, Rows, read_ixi
 from adbench.params import ParamSet, param
 
 # T2 and PD are the two echoes of one acquisition: who lacks one lacks the other.
@@ -32,8 +34,8 @@ class IXIParams(VolumeParams):
 class IXI(IndexedVolumes):
     """Healthy adults, T1, T2 and PD with skull, from Guy's Hospital (1.5 T), Hammersmith (HH, 3 T) and IOP (1.5 T).
 
-    All scans of one IXI number are one subject, whatever else their names say, and have one role. The demographics
-    table is not read: it lists some numbers twice. T2 and PD lie on a grid of their own; the brain mask and the
+    All scans of one IXI number are one subject, whatever else their names say, and have one role. Age and sex are read from
+    ``IXI.csv``, the demographics saved as CSV, where it is in the root. T2 and PD lie on a grid of their own; the brain mask and the
     registration of the T1 are carried over to them.
     """
 
@@ -57,3 +59,15 @@ class IXI(IndexedVolumes):
         companion="T1",
         healthy="IXI scanned healthy volunteers",
     )
+
+    @cached_property
+    def participants(self) -> Rows:
+        """Age and sex by ``IXI.csv``, see :func:`adbench.datasets.io.participants.read_ixi`."""
+        return read_ixi(self._root())
+
+    def exclusions(self, modality: str) -> list[str]:
+        """Also the spreadsheet of demographics, where it was not saved as CSV."""
+        root, said = self._root(), super().exclusions(modality)
+        if (root / IXI_SHEET).is_file() and not (root / IXI_TABLE).is_file():
+            said.append(f"{IXI_SHEET}: not read; saved as {IXI_TABLE} beside it, it gives age and sex")
+        return said

@@ -21,7 +21,18 @@ from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
-from adbench.datasets.io.filename_patterns import BRAIN, CHANNELS, LESION, SETS, UNCLEAR, Named, person, recognise
+from adbench.datasets.io.filename_patterns import (
+    BRAIN,
+    CHANNELS,
+    LESION,
+    SETS,
+    UNCLEAR,
+    Named,
+    folded,
+    person,
+    recognise,
+)
+from adbench.datasets.io.participants import Rows, groups_of, read_participants
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
@@ -112,6 +123,19 @@ class IndexedVolumes(VolumeDataset):
     def healthy(self, scan: Scan) -> str:
         """Why ``scan`` counts as healthy without a lesion mask; "" where nothing says so."""
         return self.expected.healthy
+
+    @cached_property
+    def participants(self) -> Rows:
+        """What ``participants.tsv`` in the root says of everyone; empty without it.
+
+        Raises:
+            UserError: from :func:`adbench.datasets.io.participants.read_participants`.
+        """
+        return read_participants(self._root())
+
+    def row(self, subject: str) -> dict[str, str]:
+        """What the table of people says of ``subject``; empty where it is not in it."""
+        return self.participants.get(folded(subject), {})
 
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether the distribution gives no mask for ``scan``."""
@@ -388,7 +412,7 @@ class IndexedVolumes(VolumeDataset):
                 remarks.append(f"{scan.id if several else scan.subject}: left out, {why}")
                 continue
             companion = self.companion_of(modality)
-            masks = self.chosen_masks(scan)
+            masks, row = self.chosen_masks(scan), self.row(scan.subject)
             own, others = (
                 [scan.files[k] for k in kinds if k in scan.files] for kinds in ((modality, BRAIN), (companion,))
             )
@@ -399,7 +423,8 @@ class IndexedVolumes(VolumeDataset):
                     split=self.roles[scan.subject],
                     files=tuple(dict.fromkeys([*own, *masks, *others])),
                     session=scan.session if several else "",
-                    site=scan.site,
+                    site=scan.site or row.get("site", ""),
+                    groups=groups_of(row),
                     flags=scan.flags,
                     healthy="" if LESION in scan.files else self.healthy(scan),
                     extra={"files": dict(scan.files), **more, **({"masks": masks} if scan.pieces else {})},

@@ -53,7 +53,7 @@ def recipe_steps(params: RecipeParams, *, skull: bool, on_template: bool) -> lis
         *described,
         {"step": "intensity", "percentiles": [params.clip_low, params.clip_high], "inside": "brain", "to": [0, 1]},
         {"step": "slices", "plane": "axial", "min_brain": params.min_brain, "every": params.slice_step},
-        {"step": "square", "mm": params.field_of_view},
+        {"step": "square", "mm": params.square},
         {"step": "resize", "px": params.size, "interpolation": "bilinear with anti-aliasing (image), nearest (masks)"},
         {"step": "version", "of": "recipe", "is": RECIPE_VERSION},
     ]

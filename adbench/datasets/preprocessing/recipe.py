@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+from pydantic import ValidationInfo, field_validator
 
 from adbench.params import ParamSet, param
 
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
     from adbench.datasets.io.archive import File
 
 RECIPE_VERSION = "2"  # raised when any step may give other pixels
+MIN_SQUARE, MAX_SQUARE = 32, 512  # mm, of the side of a slice
+WIDE = 256.0  # mm: every head fits
 EXTRA = 'pip install "adbench-mri[prepare]"'
 
 
@@ -50,10 +53,53 @@ class RecipeParams(ParamSet):
     )
     slice_step: int = param(1, "keep every n-th axial slice", unit="slices", source="adbench", ge=1)
     field_of_view: float = param(
-        256.0, "side of the square that each slice is padded or cropped to", unit="mm", source="adbench", ge=32, le=512
+        WIDE,
+        "side of the square that each slice is padded or cropped to; 0: by the data, the smallest multiple of 8 that holds "
+        "every brain of the set",
+        unit="mm",
+        source="adbench",
+        ge=0,
+        le=MAX_SQUARE,
     )
     size: int = param(256, "side of the prepared square slices", unit="px", source="adbench", ge=16, le=2048)
+    mm: float = param(
+        0.0,
+        "side of a prepared pixel, in place of field_of_view: the square is size times as wide; 0: field_of_view / size",
+        unit="mm",
+        source="adbench",
+        ge=0,
+        le=16,
+    )
     exclude: tuple[str, ...] = param((), "subjects or cases (by id) to leave out", source="adbench")
+
+    @field_validator("field_of_view")
+    @classmethod
+    def _holds_something(cls, value: float) -> float:
+        if 0 < value < MIN_SQUARE:
+            raise ValueError(f"a square is at least {MIN_SQUARE} mm wide; 0 leaves it to the data")
+        return value
+
+    @field_validator("mm")
+    @classmethod
+    def _holds_a_head(cls, value: float, info: ValidationInfo) -> float:
+        if value and info.data.get("field_of_view") != WIDE:
+            raise ValueError("field_of_view is given too, and both say how large a pixel is: give one of them")
+        size = info.data.get("size") or 256  # as for volumes of your own
+        if value and not MIN_SQUARE <= value * size <= MAX_SQUARE:
+            raise ValueError(
+                f"with size {size} the square is {value * size:g} mm wide, not {MIN_SQUARE} to {MAX_SQUARE}"
+            )
+        return value
+
+    @property
+    def square(self) -> float:
+        """Side of the square that slices are padded or cropped to, mm; a wide one where the data have not said it yet."""
+        return self.mm * self.size if self.mm else self.field_of_view or WIDE
+
+    @property
+    def by_data(self) -> bool:
+        """Whether the data are to say how wide the square is."""
+        return not (self.mm or self.field_of_view)
 
 
 @dataclass

@@ -68,14 +68,14 @@ def cut(brain: np.ndarray, affine: np.ndarray, params: RecipeParams) -> Cut:
     Args:
         brain: (X, Y, Z) bool in RAS order, not empty.
         affine: (4, 4).
-        params: ``min_brain``, ``slice_step``, ``field_of_view``.
+        params: ``min_brain``, ``slice_step``, ``square``.
     """
     size = zooms(affine)
     area = brain.sum(axis=(0, 1))
-    enough = area * size[0] * size[1] >= max(params.min_brain * params.field_of_view**2, 1e-9)
+    enough = area * size[0] * size[1] >= max(params.min_brain * params.square**2, 1e-9)
     kept = np.flatnonzero(enough)
     planes = kept[kept % params.slice_step == 0]
-    side = (max(1, round(params.field_of_view / size[0])), max(1, round(params.field_of_view / size[1])))
+    side = (max(1, round(params.square / size[0])), max(1, round(params.square / size[1])))
     box = bounds(brain)
     assert box is not None
     columns, rows = brain.shape[0], brain.shape[1]

@@ -8,6 +8,7 @@ changed source costs only the cases that are new.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
@@ -16,12 +17,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adbench.config import registry
 from adbench.config.source import source_digest
 from adbench.context import Progress
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.io.archive import state_of
 from adbench.datasets.issues import warn
+from adbench.datasets.preprocessing.recipe import MAX_SQUARE, MIN_SQUARE, WIDE, RecipeParams
 from adbench.datasets.store import outliers
 from adbench.datasets.store.case_file import SUFFIX, Prepared, Task, start_of_name
 from adbench.datasets.store.slice_store import (
@@ -41,6 +45,7 @@ from adbench.utils.locks import LOCK, acquire, is_locked
 
 PRODUCTS = "products"  # folder below the cache, see Dataset.products
 FAILURES = "failures.json"
+EXTENT = "extent.json"  # beside a manifest: how wide the widest brain is
 STALE = 30 * 86400  # s after which a case file that no store lists is removed
 
 
@@ -99,6 +104,10 @@ def _prepare_all(
 ) -> dict[str, SliceStore]:
     (cache / STORES).mkdir(parents=True, exist_ok=True)
     dataset.products = cache / PRODUCTS
+    if (wide := _wide(dataset)) is not None:
+        for made in _prepare_all(wide, wide.available(), cache, progress, workers, executor).values():
+            if not (made.folder / EXTENT).exists():
+                write_json(made.folder / EXTENT, {"mm": _extent(made)})
     stores: dict[str, SliceStore] = {}
     missing: list[_Build] = []
     with ExitStack() as locks:
@@ -125,10 +134,56 @@ def _prepare_all(
 
 
 def store_folder(dataset: Dataset, modality: str, cache: Path) -> tuple[list[Case], Path]:
-    """The cases of a store in its order (those of one subject stand together), and where it lies below ``cache``."""
+    """The cases of a store in its order (those of one subject stand together), and where it lies below ``cache``.
+
+    Raises:
+        UserError: from the dataset; its data are to say the field of view and were not looked at yet.
+    """
+    if (wide := _wide(dataset)) is not None:
+        dataset.params = dataset.params.model_copy(update={"field_of_view": _widest(wide, Path(cache))})
     cases = sorted(dataset.discover(modality), key=_order)
     key = digest([STORE_VERSION, recipe(dataset), modality, _source_state(cases)])
     return cases, Path(cache) / STORES / f"{dataset.info.name}-{modality.lower()}-{key[:16]}"
+
+
+def _wide(dataset: Dataset) -> Dataset | None:
+    """The same with a field of view that holds every head, where the data are to say it; None elsewhere."""
+    params = dataset.params
+    if not isinstance(params, RecipeParams) or not params.by_data:
+        return None
+    return type(dataset)(params.model_copy(update={"field_of_view": WIDE}), dataset.root)
+
+
+def _widest(wide: Dataset, cache: Path) -> float:
+    """Mm that hold every brain of ``wide`` in any sequence, a multiple of 8.
+
+    Raises:
+        IncompleteStore: it is not prepared.
+    """
+    found = []
+    for modality in wide.available():
+        path = store_folder(wide, modality, cache)[1] / EXTENT
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8"))["mm"])
+        except FileNotFoundError:
+            raise IncompleteStore(
+                f"dataset.field_of_view=0 leaves the field of view to the data of {wide.info.name}, which are not prepared yet: "
+                "`adbench data prepare` or a run does that."
+            ) from None
+    return float(min(MAX_SQUARE, max(MIN_SQUARE, 8 * math.ceil(max(found) / 8))))
+
+
+def _extent(store: SliceStore) -> float:
+    """The widest brain of ``store`` from left to right or from front to back, mm, a pixel more at each end."""
+    widest = 0.0
+    for case in store.cases:
+        brain = np.asarray(store.brains[case.rows].any(axis=0))
+        spacing = store.spacing_of(case.start)
+        assert spacing is not None  # it is a volume
+        for axis, mm in ((1, spacing[1]), (0, spacing[2])):
+            places = np.flatnonzero(brain.any(axis=axis))
+            widest = max(widest, (places[-1] - places[0] + 3) * mm)
+    return float(widest)
 
 
 def _case_folder(dataset: Dataset, modality: str) -> str:
@@ -236,6 +291,7 @@ class _Build:
             "cases_digest": digest(stored),
             "outliers": outliers.outliers(stored),
             "sources": [{"case": case.id, **source} for case, answer in answers for source in answer.sources],
+            "groups": {case.id: dict(case.groups) for case, _ in kept if case.groups},
             "remarks": [*self.dataset.exclusions(self.modality), *remarks],
             "case_folder": self.case_folder.name,
             "files": {a.file: {"bytes": self._size(a.file)} for _, a in answers},
@@ -326,7 +382,7 @@ def _source_state(cases: Iterable[Case]) -> str:
     for case in cases:
         for file in case.files:
             seen.append([str(file), state_of(file)])
-        seen.append([case.id, case.split])
+        seen.append([case.id, case.split, *([case.site, dict(case.groups)] if case.site or case.groups else [])])
     return digest(seen)
 
 

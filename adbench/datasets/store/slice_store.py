@@ -160,6 +160,20 @@ class SliceStore(PixelStore):
         column, line, plane = np.linalg.norm(Geometry.from_json(stored).prepared_affine()[:3, :3], axis=0).tolist()
         return plane, line, column
 
+    def groups_of(self, row: int) -> dict[str, str]:
+        """Grouping -> group of the case that ``row`` belongs to: its site, sex, age, ... as far as they are known."""
+        case = self.case_of(row)
+        known: dict[str, str] = self.manifest.get("groups", {}).get(case.id, {})
+        return ({"site": case.site} if case.site else {}) | known
+
+    def pixel_sizes(self, rows: np.ndarray) -> dict[str, tuple[float, float] | None]:
+        """Mm from row to row and from column to column, by case of ``rows``; None for a case of single slices."""
+        found: dict[str, tuple[float, float] | None] = {}
+        for index in np.unique(self.owner(rows)).tolist():
+            spacing = self.spacing_of(self.cases[index].start)
+            found[self.cases[index].id] = None if spacing is None else spacing[1:]
+        return found
+
     def rows(self, split: Split, *, healthy_only: bool = False) -> np.ndarray:
         """Row numbers of ``split``; with ``healthy_only`` those whose lesion mask, where there is one, is empty."""
         chosen = [np.empty(0, np.int64)]

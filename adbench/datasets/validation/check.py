@@ -30,7 +30,7 @@ from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import similarity
 from adbench.datasets.store.case_file import described
 from adbench.datasets.store.prepare import store_folder
-from adbench.datasets.store.slice_store import SliceStore
+from adbench.datasets.store.slice_store import IncompleteStore, SliceStore
 from adbench.datasets.validation.case_checks import CheckedCase, check_case
 from adbench.errors import UserError
 
@@ -288,7 +288,11 @@ def check_stores(dataset: Dataset, cache: Path, report: CheckReport, progress: P
     """
     progress = progress or Progress()
     for modality in dataset.available():
-        _, folder = store_folder(dataset, modality, cache)
+        try:
+            _, folder = store_folder(dataset, modality, cache)
+        except IncompleteStore as error:
+            report.findings.append(issues.info("no-store", cache, f"{modality}: {error}"))
+            continue
         if not folder.exists():
             what = f"{modality} is not prepared with these parameters: there is no {folder}"
             report.findings.append(issues.info("no-store", folder, what))
