@@ -145,7 +145,7 @@ class ANDi(DiffusionMethod):
     def search_space(cls) -> dict[str, dict[str, Any]]:
         return {
             **super().search_space(),
-            "start": {"low": 10, "high": 150},
+            "start": {"low": 10, "high": 60},
             "passes": {"choices": [8, 16, 25]},
             "test_noise": {"choices": ["gaussian", "simplex", "pyramid"]},
         }

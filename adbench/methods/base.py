@@ -71,7 +71,8 @@ class Method(ABC):
         presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
         smoke: parameter values on top of "tiny" with which a fit takes a second or two; for the conformance checks.
         trained_by: name of another method, whose fit with the parameters :meth:`trained_with` gives this method's own
-            tensors, to the bit: a run takes them from there, and two rows cost one training. Empty: there is none.
+            tensors, to the bit: a run takes them from there, and two rows cost one training. Its module is imported by this
+            method's own, so that its source counts into both keys. Empty: there is none.
     """
 
     name: ClassVar[str]
