@@ -154,7 +154,7 @@ class Cell:
             UserError: that method does not exist, or cannot be fitted with these parameters.
         """
         name = self.method_class.trained_by
-        if not name:
+        if name in ("", self.method):
             return None
         found = registry.load("methods", name)
         params = found.resolve(self.preset, self.method_class.trained_with(self.preset, self.params))

@@ -65,7 +65,10 @@ class ANDiParams(DiffusionParams):
     def _steps_in_order(self) -> Self:
         if self.stop <= self.start:
             raise ValueError(f"start ({self.start}) must be below stop ({self.stop})")
-        self.check_start(self.stop - 1, "stop - 1")
+        if self.stop > self.trained_steps:
+            raise ValueError(
+                f"stop ({self.stop}) may not exceed the {self.trained_steps} steps that the network is trained on (t_max, timesteps)"
+            )
         if self.passes > self.stop - self.start:
             raise ValueError(
                 f"passes ({self.passes}) may not exceed the {self.stop - self.start} steps from start to stop"

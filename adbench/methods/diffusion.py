@@ -131,12 +131,12 @@ class DiffusionParams(NetworkParams):
         """Training draws t from [0, trained_steps)."""
         return self.t_max if self.t_max is not None else self.timesteps
 
-    def check_start(self, start: int, name: str = "start") -> None:
-        """Raise ``ValueError``, with the ``name`` of the parameter, unless slices may be noised to the step ``start``."""
+    def check_start(self, start: int) -> None:
+        """Raise ``ValueError`` unless slices may be noised to the step ``start``."""
         if start >= self.timesteps:
-            raise ValueError(f"{name} must be below timesteps ({self.timesteps})")
+            raise ValueError(f"start must be below timesteps ({self.timesteps})")
         if start >= self.trained_steps:
-            raise ValueError(f"{name} must be below t_max ({self.t_max}): the network never sees later steps")
+            raise ValueError(f"start must be below t_max ({self.t_max}): the network never sees later steps")
 
 
 class DiffusionMethod(TrainedNetwork):

@@ -175,7 +175,7 @@ def test_one_fit_serves_both_rows(slices: Path, tmp_path: Path) -> None:
     ("overrides", "words"),
     [
         ({"start": 50, "stop": 50, "passes": 1}, r"start \(50\) must be below stop \(50\)"),
-        ({"stop": 400}, "stop - 1 must be below t_max"),
+        ({"stop": 400}, r"stop \(400\) may not exceed the 300 steps"),
         ({"start": 10, "stop": 20, "passes": 11}, "may not exceed the 10 steps"),
         ({"noise": "brown"}, "noise"),
         ({"test_noise": "brown"}, "test_noise"),
