@@ -71,7 +71,7 @@ def test_one_box_is_ddpm(train: SliceSet) -> None:
     loader = SliceLoader(train, 32, "cpu")
     mine, its = (one.make_batch(loader, torch.arange(8), generator(4), training=True) for one in (pddpm, ddpm))
     assert torch.equal(mine["x"], its["x"])
-    assert float(pddpm.loss(network, mine)) == pytest.approx(float(ddpm.loss(network, its)), rel=1e-6)
+    assert pddpm.loss(network, mine).item() == pytest.approx(ddpm.loss(network, its).item(), rel=1e-6)
     torch.testing.assert_close(pddpm.score(slices()), ddpm.score(slices()), atol=1e-6, rtol=0)
 
 

@@ -154,7 +154,7 @@ def test_learns_to_repair(train: SliceSet) -> None:
     restore.fit(train, None)
     batch = drawn(restore, train)
     before = F.mse_loss(batch["corrupted"], batch["image"])
-    assert float(restore.loss(restore._network, batch)) < float(before / batch["brain"].float().mean())
+    assert restore.loss(restore._network, batch).item() < float(before / batch["brain"].float().mean())
 
 
 @pytest.mark.parametrize(
