@@ -89,5 +89,7 @@ def build(cls: type[P], owner: str, values: dict[str, Any]) -> P:
         return cls(**values)
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "parameters"
-        raise UserError(f"{owner}: {where} = {first.get('input')!r} is not valid: {first['msg']}.") from None
+        where, why = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
+        if not where:  # parameters that do not go together; which ones, the reason says
+            raise UserError(f"{owner}: {why}.") from None
+        raise UserError(f"{owner}: {where} = {first.get('input')!r} is not valid: {why}.") from None

@@ -222,7 +222,7 @@ def _show_plan(launch: Launch, as_json: bool) -> None:
     rows = [(c["cell"], f"{c['state']}: {c['reason']}" if c["reason"] else c["state"], c["asks_for"]) for c in cells]
     table("cells", columns, rows)
     ready = sum(cell["state"] == "complete" for cell in cells)
-    fits = len({cell["fit_key"] for cell in cells})
+    fits = len({(plan.trainer or plan).fit_key for plan in launch.plans})
     say(f"{len(cells)} cells: {ready} complete, {len(cells) - ready} to run; {fits} different fits.")
 
 

@@ -146,6 +146,20 @@ class Cell:
         """Equal for equal cells, and hashable."""
         return (self.method, self.preset, self.params.json_text, self.seed, self.device, self.metrics, *self.data_key)
 
+    @property
+    def trainer(self) -> Cell | None:
+        """The cell of the method whose fit this one scores with (:attr:`adbench.methods.base.Method.trained_by`), if any.
+
+        Raises:
+            UserError: that method does not exist, or cannot be fitted with these parameters.
+        """
+        name = self.method_class.trained_by
+        if name in ("", self.method):
+            return None
+        found = registry.load("methods", name)
+        params = found.resolve(self.preset, self.method_class.trained_with(self.preset, self.params))
+        return replace(self, method=name, params=params, tuned_from=None, method_class=found)
+
     def with_params(self, values: dict[str, Any]) -> Cell:
         """This cell with ``values`` in the place of some of the method's parameters.
 

@@ -35,7 +35,16 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "Variational autoencoder; residual of the reconstruction or of the restoration",
         ),
         "dae": ("adbench.methods.dae:DAE", "Denoising autoencoder trained on coarse noise; one pass"),
+        "restore": (
+            "adbench.methods.restore:Restore",
+            "A network repairs synthetic anomalies, or detects them (DISYRE, FPI, PII, NSA)",
+        ),
         "ddpm": ("adbench.methods.ddpm:DDPM", "Denoising diffusion: noise the slice, walk back, take the residual"),
+        "pddpm": (
+            "adbench.methods.pddpm:PDDPM",
+            "Diffusion that noises one box at a time and fills it from the others",
+        ),
+        "andi": ("adbench.methods.andi:ANDi", "Diffusion: how far many single steps miss, aggregated; the fit of ddpm"),
         "thor": ("adbench.methods.thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
         "asymmetry": (
             "adbench.methods.simple:Asymmetry",

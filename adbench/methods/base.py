@@ -70,6 +70,9 @@ class Method(ABC):
         Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`.
         presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
         smoke: parameter values on top of "tiny" with which a fit takes a second or two; for the conformance checks.
+        trained_by: name of another method, whose fit with the parameters :meth:`trained_with` gives this method's own
+            tensors, to the bit: a run takes them from there, and two rows cost one training. Its module is imported by this
+            method's own, so that its source counts into both keys. Empty: there is none.
     """
 
     name: ClassVar[str]
@@ -77,6 +80,7 @@ class Method(ABC):
     Params: ClassVar[type[ParamSet]] = ParamSet
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
     smoke: ClassVar[dict[str, Any]] = {}
+    trained_by: ClassVar[str] = ""
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
         self.params = params
@@ -188,6 +192,11 @@ class Method(ABC):
     def budget(cls, params: ParamSet) -> int | None:
         """Optimiser steps that a fit with ``params`` takes at most; None when it is not counted in steps."""
         return getattr(params, "steps", None) if getattr(params, "counted", True) else None
+
+    @classmethod
+    def trained_with(cls, preset: str, params: ParamSet) -> dict[str, Any]:
+        """The parameters that the method :attr:`trained_by` is fitted with, on top of its own ``preset``."""
+        return {}
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from adbench.methods.training import Batch
 
 
+Noise = Literal["gaussian", "simplex", "pyramid"]
+
 # What the tiny presets share: a network for two cores, 400 steps in standardised intensities, simplex noise.
 TINY: dict[str, Any] = {
     "image_size": 96,
@@ -79,7 +81,7 @@ class DiffusionParams(NetworkParams):
     target: Literal["x0", "epsilon"] = param(
         "epsilon", "What the network predicts: the clean slice (trained with L1) or the noise (L2).", source="THOR"
     )
-    noise: Literal["gaussian", "simplex"] = param("gaussian", "Kind of noise, training and test.", source="THOR")
+    noise: Noise = param("gaussian", "Kind of noise, training and test.", source="THOR")
     octaves: int = param(6, "Octaves of the simplex noise.", source="AnoDDPM, THOR", ge=1, le=10)
     persistence: float = param(
         0.8, "Amplitude of a simplex octave relative to the one before.", source="AnoDDPM, THOR", gt=0, le=1
@@ -91,6 +93,9 @@ class DiffusionParams(NetworkParams):
         source="AnoDDPM, THOR",
         ge=2,
         le=512,
+    )
+    discount: float = param(
+        0.8, "Weight of a grid of pyramid noise relative to the finer one.", source="ANDi", ge=0, le=1
     )
     steps: int = STEPS(50_000, source="adbench")
     batch: int = BATCH(16, source="THOR")
@@ -148,17 +153,21 @@ class DiffusionMethod(TrainedNetwork):
     val_batch = 32
     smoke: ClassVar[dict[str, Any]] = SMOKE
 
+    @property
+    def network_options(self) -> dict[str, Any]:
+        """Arguments of MONAI's ``DiffusionModelUNet``."""
+        p = self.params
+        return {
+            "channels": p.channels,
+            "attention_levels": p.attention,
+            "num_res_blocks": p.res_blocks,
+            "num_head_channels": p.head_channels,
+        }
+
     def build(self) -> nn.Module:
         from adbench.methods.common.networks import DiffusionUNet
 
-        p = self.params
-        return DiffusionUNet(
-            p.stem,
-            channels=p.channels,
-            attention_levels=p.attention,
-            num_res_blocks=p.res_blocks,
-            num_head_channels=p.head_channels,
-        )
+        return DiffusionUNet(self.params.stem, **self.network_options)
 
     @property
     def noise_schedule(self) -> Schedule:
@@ -169,14 +178,24 @@ class DiffusionMethod(TrainedNetwork):
             self._schedule = Schedule(self.params.schedule, self.params.timesteps)
         return self._schedule
 
-    def draw_noise(self, count: int, generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
-        """Noise (count, 1, S, S) of the chosen kind on the run's device; ``generator`` is one for all or one per slice."""
+    def draw_noise(
+        self, count: int, generator: torch.Generator | list[torch.Generator], kind: Noise | None = None
+    ) -> torch.Tensor:
+        """Noise (count, 1, S, S) on the run's device.
+
+        Args:
+            count: slices.
+            generator: one for all, or one per slice.
+            kind: of noise; None: the one of training.
+        """
         from adbench.methods.common import noise
 
         p = self.params
-        size = (p.image_size, p.image_size)
-        if p.noise == "gaussian":
+        size, kind = (p.image_size, p.image_size), kind or p.noise
+        if kind == "gaussian":
             return noise.gaussian(count, size, generator).to(self.ctx.device)
+        if kind == "pyramid":
+            return noise.pyramid(count, size, generator, p.discount).to(self.ctx.device)
         shape = noise.Simplex(p.octaves, p.persistence, p.frequency * p.image_size / 128)
         return noise.simplex(count, size, generator, shape, self.ctx.device)
 
@@ -212,13 +231,13 @@ class DiffusionMethod(TrainedNetwork):
         slices = zip(batch.subjects, batch.slices, strict=True)
         return [generator(self.ctx.seed, "score", subject, index) for subject, index in slices]
 
-    def predict_clean(self, x: torch.Tensor, t: int) -> torch.Tensor:
-        """x_0 in [-1, 1] (clipped, as in Ho 2020) that the network sees in ``x`` at step ``t``."""
+    def predict_clean(self, x: torch.Tensor, t: int, *, clip: bool = True) -> torch.Tensor:
+        """x_0 that the network sees in ``x`` at step ``t``; clipped to [-1, 1] as in Ho 2020, unless ``clip`` is false."""
         import torch
 
         out = self.apply(x, torch.full((len(x),), t, device=x.device))
         clean = out if self.params.target == "x0" else self.noise_schedule.clean(x, out, t)
-        return clean.clamp(-1, 1)
+        return clean.clamp(-1, 1) if clip else clean
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

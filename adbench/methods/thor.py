@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
     from adbench.methods.common.perceptual import Difference
 
-STARTS = {"gaussian": (350, (300, 150, 50)), "simplex": (250, (200, 150, 100, 50))}
+STARTS = {
+    "gaussian": (350, (300, 150, 50)),
+    "pyramid": (350, (300, 150, 50)),  # THOR has none: white noise is the finest part of it
+    "simplex": (250, (200, 150, 100, 50)),
+}
 PAPER_PARAMETERS = 18_500_993  # "18.5 M"
 
 
@@ -25,14 +29,14 @@ class THORParams(DiffusionParams):
 
     start: int | None = param(
         None,
-        "Step the slice is noised to; none: 350 of 1000 for Gaussian, 250 for simplex noise, in proportion to T.",
+        "Step the slice is noised to; none: 350 of 1000 for Gaussian and pyramid, 250 for simplex noise, in proportion to T.",
         unit="steps",
         source="THOR",
         ge=1,
     )
     harmonise: tuple[int, ...] | None = param(
         None,
-        "Steps at which the walk is harmonised; none: 300, 150, 50 (Gaussian) or 200, 150, 100, 50 (simplex), in proportion.",
+        "Steps at which the walk is harmonised; none: 300, 150, 50 (Gaussian, pyramid) or 200, 150, 100, 50 (simplex), in proportion.",
         unit="steps",
         source="THOR",
     )

@@ -61,8 +61,8 @@ class TrainedNetwork(Method):
         """Scalar mean over the samples of ``batch``, for training and validation."""
 
     @abstractmethod
-    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps and pseudo-healthy images of one pass, both (B, 1, H, W)."""
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps and, if it makes any, pseudo-healthy images of one pass, both (B, 1, H, W)."""
 
     def apply(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the network says of ``inputs``, computed in the run's precision, as float32."""
@@ -75,7 +75,7 @@ class TrainedNetwork(Method):
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]
 
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
         return self.score_and_reconstruct(batch)[1]
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -99,8 +99,8 @@ class TrainedNetwork(Method):
         from adbench.methods import training
         from adbench.methods.common.preprocess import SliceLoader, pieces
 
-        p, ctx = self.params, self.ctx
-        with training.seeded(ctx.seed, self.name, "init"):
+        p, ctx, name = self.params, self.ctx, self.trained_by or self.name
+        with training.seeded(ctx.seed, name, "init"):
             self._network = self.build()
         slices = SliceLoader(train, p.image_size, ctx.device, standardise=p.standardise)
         held_out: SliceLoader | None = None
@@ -112,7 +112,7 @@ class TrainedNetwork(Method):
             parts = pieces(len(held_out), self.val_batch)
             losses = []
             for indices in parts:
-                generator = training.generator(ctx.seed, self.name, "validate", int(indices[0]))
+                generator = training.generator(ctx.seed, name, "validate", int(indices[0]))
                 losses.append(self.loss(module, self.make_batch(held_out, indices, generator, training=False)))
             values: list[float] = torch.stack(losses).tolist()  # waits for the device once
             return sum(value * len(part) for value, part in zip(values, parts, strict=True)) / len(held_out)

@@ -82,6 +82,17 @@ class Plan:
         asked: Resources = self.cell.method_class.resources(self.cell.params)
         return asked
 
+    @property
+    def trainer(self) -> Plan | None:
+        """The plan of the same run with the method that trains for this one; None: it is trained by itself."""
+        cell = self.cell.trainer
+        if cell is None:
+            return None
+        identity = fit_identity(cell, self.data.train, self.data.val)
+        key = key_of(identity, cell)
+        folder = rundir.fit_folder(self.fit_folder.parents[1], cell.method, key)
+        return replace(self, cell=cell, identity=identity, fit_key=key, fit_folder=folder)
+
     def done(self, *, save_maps: bool = False) -> bool:
         """Whether there is a complete record with every metric that was asked for (and, with ``save_maps``, the maps).
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from adbench.methods.base import Method
 from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
 from adbench.results.record import DataPart, MethodPart, Number, Record, metric_part
-from adbench.runner.fit import fit_method, fitted, peak_memory
+from adbench.runner.fit import commit_fit, fit_method, fitted, peak_memory
 from adbench.runner.inference import Clock
 from adbench.runner.measure import measure, numbers
 from adbench.runner.plan import Data, Plan
@@ -165,7 +165,20 @@ def _fit(plan: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
             sweep(folder)
         if not alone and not ready:
             provenance.sign(folder, ctx.device, source_files("methods", cell.method))
+        if not ready and (trainer := plan.trainer) is not None:
+            _take_over(plan, trainer, ctx)
         return fit_method(cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx)
+
+
+def _take_over(plan: Plan, trainer: Plan, ctx: Context) -> None:
+    """Make the fit of ``plan`` from that of its trainer, which is made first where it is not there."""
+    learned, fit = _fit(trainer, replace(ctx, workdir=trainer.fit_folder))
+    if distributed.rank() == 0 and fitted(plan.fit_folder, plan.fit_key) is None:
+        method = plan.cell.method_class(plan.cell.params, ctx)
+        method.load_notes(learned.notes())
+        method.load_state(learned.state())
+        commit_fit(plan.fit_folder, method, {**fit, "fit_key": plan.fit_key})
+    distributed.wait()
 
 
 def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Clock, folder: Path) -> Record:

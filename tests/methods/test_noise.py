@@ -78,13 +78,39 @@ def test_octaves_add_fine_structure() -> None:
     assert correlation(coarse, 2) > 0.9 > correlation(fine, 2) > 0.2
 
 
-@pytest.mark.parametrize("kind", ["gaussian", "simplex"])
+@pytest.mark.parametrize("kind", ["gaussian", "simplex", "pyramid"])
 def test_a_slice_has_its_own_noise_in_any_batch(kind: str) -> None:
-    draw = noise.gaussian if kind == "gaussian" else noise.simplex
+    draw = {"gaussian": noise.gaussian, "simplex": noise.simplex, "pyramid": noise.pyramid}[kind]
     pair = draw(2, (16, 16), [generator(11), generator(12)])
     alone = draw(1, (16, 16), [generator(12)])
     assert torch.equal(pair[1:], alone)
     assert not torch.equal(pair[:1], alone)
+
+
+def test_pyramid_noise_is_a_sum_over_grids_and_has_unit_variance_in_each_slice() -> None:
+    field = noise.pyramid(3, (64, 64), generator(6), 0.8)
+    np.testing.assert_allclose(field.std(dim=(2, 3)), 1, rtol=1e-5)
+    # Far apart only grids 2 and 3 agree, whose variances are about .14 and .26 of 2.7.
+    assert correlation(noise.pyramid(60, (64, 64), [generator(k) for k in range(60)]), 8) == pytest.approx(
+        0.17, abs=0.05
+    )
+    assert abs(correlation(noise.pyramid(60, (64, 64), generator(7), 0.0), 8)) < 0.05  # white
+
+    draws = generator(6)
+    expected = torch.randn((3, 1, 64, 64), generator=draws).numpy()
+    side = 64
+    for level, ratio in enumerate((2 + 2 * torch.rand(10, generator=draws)).numpy().astype(float)):
+        side = max(1, math.floor(side / ratio**level))
+        grid = torch.randn((3, 1, side, side), generator=draws).numpy()
+        at = np.clip((np.arange(64) + 0.5) * side / 64 - 0.5, 0, side - 1)
+        low = np.minimum(at.astype(int), max(side - 2, 0))
+        high, share = np.minimum(low + 1, side - 1), at - low
+        rows = grid[:, :, low] * (1 - share)[:, None] + grid[:, :, high] * share[:, None]
+        expected += 0.8**level * (rows[..., low] * (1 - share) + rows[..., high] * share)
+        if side == 1:
+            break
+    expected /= expected.std(axis=(2, 3), ddof=1, keepdims=True)
+    np.testing.assert_allclose(field, expected, atol=1e-4)
 
 
 def test_coarse_noise_statistics() -> None:

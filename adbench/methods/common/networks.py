@@ -67,20 +67,21 @@ class VariationalAutoencoder(nn.Module):
 
 
 class DenoisingUNet(nn.Module):
-    """A UNet with skips: (B, 1, S, S) -> (B, 1, S, S), unbounded.
+    """A UNet with skips: (B, inputs, S, S) -> (B, 1, S, S), unbounded.
 
     A level is two 3x3 convolutions, each with GroupNorm and SiLU; grids are halved by averaging, doubled by repetition.
 
     Args:
         channels: by level; multiples of 8.
         stem: side of the pixel squares that are folded into channels before the first level.
+        inputs: pictures that are seen together.
     """
 
-    def __init__(self, channels: Sequence[int], stem: int = 1) -> None:
+    def __init__(self, channels: Sequence[int], stem: int = 1, inputs: int = 1) -> None:
         super().__init__()
         self.stem = stem
         self.down = nn.ModuleList(
-            self._level(a, b) for a, b in zip((stem * stem, *channels[:-1]), channels, strict=True)
+            self._level(a, b) for a, b in zip((inputs * stem * stem, *channels[:-1]), channels, strict=True)
         )
         pairs = list(zip(channels[1:], channels[:-1], strict=True))[::-1]
         self.up = nn.ModuleList(self._level(below + here, here) for below, here in pairs)
@@ -122,3 +123,28 @@ class DiffusionUNet(nn.Module):
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.stem), t), self.stem)
+
+
+class ConditionedUNet(DiffusionUNet):
+    """A :class:`DiffusionUNet` that is told of a whole slice: ((B, 1, S, S), steps (B,), slice (B, 1, S, S)) -> (B, 1, S, S).
+
+    A dense code of the slice is added to the embedding of the step.
+
+    Args:
+        image_size: S in px; a multiple of 2 ** len(encoder).
+        encoder: channels of its blocks, each of which halves the grid; multiples of 8.
+        stem: as of :class:`DiffusionUNet`.
+        channels: of the levels of the UNet.
+        options: further arguments of ``DiffusionModelUNet``.
+    """
+
+    def __init__(
+        self, image_size: int, encoder: Sequence[int], stem: int, channels: Sequence[int], **options: Any
+    ) -> None:
+        super().__init__(stem, channels=channels, num_class_embeds=1, **options)
+        side, width = image_size // 2 ** len(encoder), 4 * channels[0]  # the width of MONAI's embedding of the step
+        self.unet.class_embedding = nn.Sequential(*_encoder(encoder, side, width))  # type: ignore[assignment]
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
+        out = self.unet(F.pixel_unshuffle(x, self.stem), t, class_labels=seen)
+        return F.pixel_shuffle(out, self.stem)

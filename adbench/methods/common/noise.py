@@ -1,4 +1,4 @@
-"""Noise that the diffusion and denoising methods share: white, with an offset, of a given covariance, simplex, coarse.
+"""Noise that the diffusion and denoising methods share: white, with an offset, of a given covariance, simplex, pyramid, coarse.
 
 Random numbers are drawn on the CPU, from the generator of a training step or from one generator per slice, so they depend
 neither on the device nor on the batch; fields are evaluated on the device, all slices and octaves at once. The module
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+GRIDS = 10  # of pyramid noise, at most
 TABLE = 256  # cells after which the lattice of gradients repeats; power of two
 SIMPLEX_STD = 0.539  # standard deviation of one octave as scaled here, measured over 800 fields of 128 x 128
 
@@ -138,6 +139,33 @@ def simplex(
         x = (columns * scale)[None].expand(size).reshape(1, -1) + offset[:, octave, 1:]
         out += shape.persistence**octave * _lattice(x, y, order, angle)
     return out.view(-1, 1, *size) / (shape.std if unit else 1.0)
+
+
+def pyramid(
+    count: int, size: tuple[int, int], generator: torch.Generator | list[torch.Generator], discount: float = 0.8
+) -> torch.Tensor:
+    """White noise plus ``sum_i discount^i`` times white noise of ever coarser grids (count, 1, h, w), on the CPU (ANDi).
+
+    The grids have ``n_i = max(1, floor(n_(i-1) / r_i^i))`` points along a side, ``r_i ~ U(2, 4)``, i = 0, 1, ... until one
+    point is left or ten grids are added, and are enlarged bilinearly. Each slice is divided by its standard deviation.
+
+    Args:
+        count: slices.
+        size: (h, w).
+        generator: one for all, which then have grids of equal sizes, or one per slice.
+        discount: weight of a grid relative to the one before; 0 adds one full-size grid and leaves white noise.
+    """
+    if isinstance(generator, list):
+        return torch.cat([pyramid(1, size, one, discount) for one in generator])
+    total = torch.randn((count, 1, *size), generator=generator)
+    height, width = size
+    for level, ratio in enumerate((2 + 2 * torch.rand(GRIDS, generator=generator)).tolist()):
+        height, width = (max(1, int(side / ratio**level)) for side in (height, width))
+        grid = torch.randn((count, 1, height, width), generator=generator)
+        total += discount**level * F.interpolate(grid, size=size, mode="bilinear", align_corners=False)
+        if height == width == 1:
+            break
+    return total / total.std(dim=(2, 3), keepdim=True)
 
 
 def coarse(

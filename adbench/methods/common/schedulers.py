@@ -59,6 +59,11 @@ class Schedule:
         bar = self.at(t)
         return (x - math.sqrt(bar) * clean) / math.sqrt(1 - bar)
 
+    def clean_share(self, t: int) -> float:
+        """Weight of ``x_0`` in the mean of ``q(x_(t-1) | x_t, x_0)`` (eq. 7 of Ho 2020)."""
+        bar, before = self.at(t), self.at(t - 1)
+        return math.sqrt(before) * (1 - bar / before) / (1 - bar)
+
     def ancestral(self, x: torch.Tensor, clean: torch.Tensor, t: int, to: int, noise: Noise) -> torch.Tensor:
         """A draw from ``q(x_to | x_t, x_0)``, ``to < t``: fixed-small variance; for ``to = t - 1`` eq. 6-7 of Ho 2020."""
         if to < 0:
