@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,9 +19,11 @@ from adbench.leaderboard.export import VALUE_ONLY, rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.results.format import html_page, p_text
+from adbench.results.names import row_names
 from adbench.results.record import Number, facts
 from adbench.utils.console import printable
 from adbench.utils.files import write_text
+from adbench.utils.hashing import digest
 from adbench.utils.limits import STATUS_BYTES
 from adbench.utils.plain_files import read_plain
 
@@ -153,7 +156,7 @@ def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
     """Where a dataset is tested in several modalities: the same methods beside each other.
 
     Returns:
-        One table a protocol and dataset: its boards, and rows of entries, one a board or None.
+        One table a protocol and dataset: its boards, and rows of (label, entries: one a board, or None).
     """
     groups: dict[tuple[str, str], list[Board]] = {}
     for board in shown:
@@ -163,16 +166,27 @@ def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
         modalities = [board.test_set.modality for board in group]
         if len(set(modalities)) < 2:
             continue
-        rows: dict[tuple[str, str], list[Entry | None]] = {}
+        rows: dict[tuple[str, int], list[Entry | None]] = {}
         for place, board in enumerate(group):
+            taken: Counter[str] = Counter()  # of rows that only their code tells apart
             for entry in board.entries:
-                rows.setdefault((entry.label, entry.record.train.name), [None] * len(group))[place] = entry
+                method = entry.record.method
+                same = digest([method.name, method.preset, method.params, entry.record.train.name])
+                rows.setdefault((same, taken[same]), [None] * len(group))[place] = entry
+                taken[same] += 1
+        firsts = [next(entry.record for entry in row if entry) for row in rows.values()]
         names = [
             modality + (f" {board.test_set.digest[:6]}" if modalities.count(modality) > 1 else "")
             for modality, board in zip(modalities, group, strict=True)
         ]
         tables.append(
-            {"protocol": protocol, "dataset": dataset, "boards": group, "names": names, "rows": list(rows.values())}
+            {
+                "protocol": protocol,
+                "dataset": dataset,
+                "boards": group,
+                "names": names,
+                "rows": list(zip([name.label for name in row_names(firsts)], rows.values(), strict=True)),
+            }
         )
     return tables
 
