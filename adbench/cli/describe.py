@@ -87,15 +87,9 @@ def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
     return rows
 
 
-def _card_text(cls: type[Any]) -> str:
-    """The card of a method: the file ``NAME.md`` beside its module; "" when there is none."""
-    path = Path(inspect.getfile(cls)).with_name(f"{cls.name}.md")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-
-
 def _card(cls: type[Any]) -> dict[str, Any] | None:
     """The parts of a method's card: the paper, and the lines under each other heading of :data:`PARTS`."""
-    text = _card_text(cls)
+    text = registry.card_text(cls)
     if not text:
         return None
     found: dict[str, list[str]] = {key: [] for key in PARTS.values()}
@@ -188,7 +182,7 @@ def page(name: str) -> str:
     what = description(name)
     if what["kind"] != "method":
         raise UserError(f"{name} is a {what['kind']}; only methods have a card: `adbench list methods` shows them.")
-    card = _card_text(registry.load("methods", name))
+    card = registry.card_text(registry.load("methods", name))
     lines = [f"# {name}", "", MADE, "", what["doc"], "", *([card, ""] if card else [])]
     if what["params"]:
         presets = [preset for preset, values in what["presets"].items() if values]

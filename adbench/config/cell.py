@@ -225,3 +225,27 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
             apart = {**names[cell.params.json_text], **of_data[cell.test.key, cell.train_source.key]}
             texts[cell.key] = params_text(apart)
     return [replace(cell, varied=texts[cell.key]) for cell in cells]
+
+
+def changed(cells: Sequence[Cell]) -> dict[str, dict[str, tuple[list[Any], Any]]]:
+    """Scope (a method, "dataset", "train") -> parameter -> its values in ``cells`` and its default, where they differ.
+
+    The default of a method's parameter is that of the preset.
+    """
+    found: dict[str, dict[str, tuple[list[Any], Any]]] = {}
+    for cell in cells:
+        scopes = {
+            cell.method: (cell.params, cell.method_class.resolve(cell.preset, {})),
+            "dataset": (cell.test.params, type(cell.test.params)()),
+        }
+        if cell.train is not None:
+            scopes["train"] = cell.train.params, type(cell.train.params)()
+        for scope, (params, default) in scopes.items():
+            for name, value in params.json_values.items():
+                known = found.setdefault(scope, {}).setdefault(name, ([], default.json_values[name]))
+                if value not in known[0]:
+                    known[0].append(value)
+    return {
+        scope: {name: (values, default) for name, (values, default) in own.items() if values != [default]}
+        for scope, own in found.items()
+    }

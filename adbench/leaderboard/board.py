@@ -17,6 +17,7 @@ import numpy as np
 from adbench.leaderboard.consistency import steps
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
+from adbench.results.format import several
 from adbench.results.known import is_released
 from adbench.results.names import row_names
 from adbench.results.record import Number, Record, asked, facts
@@ -184,11 +185,10 @@ class Board:
     def title(self) -> str:
         """What its numbers are about, in one line."""
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
-        subjects = "1 test subject" if test.subjects == 1 else f"{test.subjects} test subjects"
-        slices = "1 slice" if test.slices == 1 else f"{test.slices} slices"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         return (
-            f"{self.test_set.dataset} {self.test_set.modality}: {subjects}{lesion}, {slices}, "
+            f"{self.test_set.dataset} {self.test_set.modality}: {several(test.subjects, 'test subject')}"
+            f"{lesion}, {several(test.slices, 'slice')}, "
             f"prevalence {self.record.prevalence:.4f}"
             f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
         )
