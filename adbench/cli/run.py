@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from adbench.executors.launch import Launch
     from adbench.runner.plan import Plan
 
+MAX_NAMES = 12  # of methods, seeds, ... in the line that says what runs
 MAX_ROWS = 200  # a table of more rows is no help
 
 
@@ -205,7 +206,8 @@ def _say_settings(cells: list[Cell]) -> None:
     from adbench.utils.console import say
 
     def every(values: Iterable[str]) -> str:
-        return ", ".join(dict.fromkeys(values))
+        found = list(dict.fromkeys(values))
+        return ", ".join(found if len(found) <= MAX_NAMES else [*found[:MAX_NAMES], f"{len(found) - MAX_NAMES} more"])
 
     first = cells[0]
     seeds = every(str(cell.seed) for cell in cells)

@@ -233,7 +233,8 @@ def changed(cells: Sequence[Cell]) -> dict[str, dict[str, tuple[list[Any], Any]]
     The default of a method's parameter is that of the preset.
     """
     found: dict[str, dict[str, tuple[list[Any], Any]]] = {}
-    for cell in cells:
+    apart = {(c.method, c.preset, c.params.json_text, c.test.key, c.train and c.train.key): c for c in cells}
+    for cell in apart.values():  # seeds, of which there may be thousands, change no parameter
         scopes = {
             cell.method: (cell.params, cell.method_class.resolve(cell.preset, {})),
             "dataset": (cell.test.params, type(cell.test.params)()),

@@ -67,7 +67,7 @@
     element.append(...[text].flat());
     return element;
   };
-  const head = cells => make("thead", make("tr", cells.map((cell, index) => make("th", cell, { scope: "col", className: index ? "r" : "" }))));
+  const head = (cells, right) => make("thead", make("tr", cells.map((cell, index) => make("th", cell, { scope: "col", className: index && right ? "r" : "" }))));
   const fill = row => {
     const box = row.querySelector(".numbers"), links = [...box.querySelectorAll("a")];
     if (!links.length || box.querySelector("table")) return;
@@ -82,14 +82,14 @@
         return cell;
       }),
     ], { className: oracle ? "oracle" : "" }));
-    box.replaceChildren(make("table", [make("caption", "Every number, by seed", { className: "hidden" }), head(["metric", ...links]), make("tbody", rows)], { className: "plain" }));
+    box.replaceChildren(make("table", [make("caption", "Every number, by seed", { className: "hidden" }), head(["metric", ...links], true), make("tbody", rows)], { className: "plain" }));
     if (!params.length) return;
     const values = params.map(([name, own, differs]) => make("tr", [
       make("th", text(name), { scope: "row" }), make("td", text(own)),
     ], { className: differs ? "differs" : "" }));
-    row.querySelector(".facts").after(make("details", [
+    row.querySelector(".about").append(make("details", [
       make("summary", `${params.length} parameter${params.length === 1 ? "" : "s"}`),
-      make("table", [head(["parameter", "value"]), make("tbody", values)], { className: "plain" }),
+      make("table", [head(["parameter", "value"], false), make("tbody", values)], { className: "plain" }),
     ], { className: "params" }));
   };
   const details = (row, open) => {
