@@ -93,7 +93,11 @@ def test_what_differs_is_said_and_the_rest_is_in_a_file(cli: Cli, slices: Path, 
     code, answer, err = cli("run", "--config", saved, "--quiet", "--json")
     assert code == 0
     rows = json.loads(answer)["boards"][0]["rows"]
-    assert {(row["method"], *row["differs"].values()) for row in rows} == {("histeq", 1.0), ("histeq", 2.5), ("constant",)}
+    assert {(row["method"], *row["differs"].values()) for row in rows} == {
+        ("histeq", 1.0),
+        ("histeq", 2.5),
+        ("constant",),
+    }
     assert {row["label"] for row in rows} == {"histeq [tiny] sigma=1", "histeq [tiny] sigma=2.5", "constant [tiny]"}
 
 

@@ -217,10 +217,10 @@ def write_pages(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:
-    """What the conformance checks find about the method or dataset called ``name``; of a method, records will say it.
+    """What the conformance checks find about the method, dataset or metric called ``name``; of a method, records will say it.
 
     Args:
-        name: a method or dataset.
+        name: a method, dataset or metric.
         assignments: texts of the form ``key=value``, parameters of it.
         root: where the dataset lies.
         device: where a method runs.
@@ -231,7 +231,7 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
     from adbench.config import run_config
     from adbench.config.source import source_digest
     from adbench.results import known
-    from adbench.testing import check_dataset, check_method
+    from adbench.testing import check_dataset, check_method, check_metric
 
     values = {key: value for _, key, value in (run_config.parse_assignment(f"it.{text}") for text in assignments)}
     if name in registry.entries("methods"):
@@ -244,4 +244,8 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
         return findings
     if name in registry.entries("datasets"):
         return check_dataset(run_config.locate(name, str(root) if root else None, values, "--data-root").open())
-    raise unknown("method or dataset", name, [*registry.entries("methods"), *registry.entries("datasets")])
+    if name in registry.entries("metrics"):
+        if values:
+            raise UserError(f"The metric {name} has no parameters: leave out --set.")
+        return check_metric(registry.load("metrics", name))
+    raise unknown("method, dataset or metric", name, [one for kind in KINDS for one in registry.entries(kind)])

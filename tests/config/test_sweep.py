@@ -33,7 +33,10 @@ class Params(ParamSet):
         ({"levels": [1, 2]}, [{"levels": [1, 2]}]),  # a list is the value
         ({"levels": [1, "x"]}, [{"levels": [1, "x"]}]),  # and so is one with a mistake, which is then named
         ({"levels": [[1, 2], [3]]}, [{"levels": [1, 2]}, {"levels": [3]}]),
-        ({"size": [1, 2], "kind": ["auto", "dark"]}, [{"size": s, "kind": k} for s in (1, 2) for k in ("auto", "dark")]),
+        (
+            {"size": [1, 2], "kind": ["auto", "dark"]},
+            [{"size": s, "kind": k} for s in (1, 2) for k in ("auto", "dark")],
+        ),
         ({"sizee": [1, 2]}, [{"sizee": [1, 2]}]),  # named as unknown later
         ({}, [{}]),
     ],

@@ -362,13 +362,21 @@ def test_published_numbers_stand_apart(built: Path) -> None:
 
 def test_published_beside_reproduced(found: list[Board]) -> None:
     (entry,) = [entry for entry in found[0].entries if entry.record.method.name == "histeq"]
-    row = Reported("histogram-equalised threshold", "Folder", "flair", "none", "pooled, oracle", "dice", "12.5", "s", "h")
+    row = Reported(
+        "histogram-equalised threshold", "Folder", "flair", "none", "pooled, oracle", "dice", "12.5", "s", "h"
+    )
     ((same, value, gap),) = reproduced(row, found)
     assert same is entry
     assert value == pytest.approx(100 * entry.value("dice@best"))
     assert gap == pytest.approx(value - 12.5)
     assert reproduced(row._replace(protocol="per volume"), found)[0][1] == pytest.approx(100 * entry.value("dice@val"))
-    for other in ({"dataset": "BraTS"}, {"modality": "T2"}, {"method": "AE"}, {"metric": "gain"}, {"value_percent": "4-5"}):
+    for other in (
+        {"dataset": "BraTS"},
+        {"modality": "T2"},
+        {"method": "AE"},
+        {"metric": "gain"},
+        {"value_percent": "4-5"},
+    ):
         assert reproduced(row._replace(**other), found) == []
 
 
