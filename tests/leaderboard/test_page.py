@@ -298,7 +298,7 @@ def test_parameters_and_seeds_open_as_tables(page: Any) -> None:
     heading, values = js(
         page,
         "const box = document.querySelector('.detail .params'); return [box.querySelector('summary').innerText, "
-        "[...box.querySelectorAll('tbody tr')].map(row => [...row.cells].map(cell => cell.textContent))]",
+        "[...box.querySelector('table').tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent))]",
     )
     assert heading == f"{len(values)} parameter{'s' * (len(values) != 1)}"
     assert dict(values)["sigma"] == "3.0"
