@@ -166,7 +166,7 @@
     const tex = text => text.replace(/[\\{}]/g, "").replace(/[&%$#_]/g, "\\$&");
     const entry = (key, fields) => `@misc{${key.replace(/[^A-Za-z0-9-]/g, "-")},\n${fields.map(([name, text]) => `  ${name} = {${tex(text)}}`).join(",\n")}\n}\n`;
     const found = new Map([["board", entry("adbench-" + board.id, [
-      ["title", "adbench leaderboard: " + board.querySelector("h2").innerText.replace(/\s+/g, " ").trim()],
+      ["title", "adbench leaderboard: " + board.querySelector("h2").textContent.replace(/\s+/g, " ").trim()],
       ["howpublished", location.href], ["note", document.querySelector("footer").textContent.split(" with ")[0]],
     ])]]);
     for (const row of rows) {
