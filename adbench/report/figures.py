@@ -118,7 +118,7 @@ def cost(report: Report) -> Figure | None:
     panels_of = []
     for title, seconds in (
         ("seconds a volume (scoring)", volume_seconds),
-        ("seconds of training", lambda part: part.run.record.timing["fit"] or None),
+        ("seconds of training", lambda part: spent if (spent := part.run.record.timing["fit"]) >= 0.01 else None),
     ):
         found = [(index, part, number, cost) for index, part, number in defined if (cost := seconds(part)) is not None]
         if len(found) > 1:
