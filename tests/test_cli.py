@@ -77,12 +77,28 @@ def test_saved_config_repeats_the_run(cli: Cli, slices: Path, tmp_path: Path) ->
     assert "1 of 1 answered from records" in err
 
 
-def test_resolved_config_is_printed(cli: Cli, slices: Path, tmp_path: Path) -> None:
+def test_what_differs_is_said_and_the_rest_is_in_a_file(cli: Cli, slices: Path, tmp_path: Path) -> None:
     arguments = [a for a in FAST if a != "--quiet"]
-    _, _, err = cli("run", *arguments, "--data-root", slices, "--out", tmp_path / "runs")
-    printed = yaml.safe_load(re.split(r"\n(?:  prepare folder|\[1/2\])", err)[0])
-    assert printed["preset"] == "tiny"
-    assert set(printed["set"]) == {"histeq", "constant", "dataset"}
+    out = ("--data-root", slices, "--out", tmp_path / "runs", "--set", "histeq.sigma=1,2.5")
+    code, shown, err = cli("run", *arguments, *out)
+    assert code == 0
+    assert "3 cells: histeq, constant [tiny] on folder FLAIR, seed 0; protocol folder, cpu\n" in err
+    assert "  histeq: sigma = 1 | 2.5 (default 3)\n" in err
+    assert err.count("\n") < 20
+    assert {"sigma=1", "sigma=2.5"} <= set(shown.split())
+    saved = re.search(r"Every setting: (\S+)", err)[1]
+    resolved = yaml.safe_load(Path(saved).read_text())
+    assert resolved["set"]["histeq"] == {"sigma": [1.0, 2.5], "polarity": "auto"}
+    assert set(resolved["set"]) == {"histeq", "constant", "dataset"}
+    code, answer, err = cli("run", "--config", saved, "--quiet", "--json")
+    assert code == 0
+    rows = json.loads(answer)["boards"][0]["rows"]
+    assert {(row["method"], *row["differs"].values()) for row in rows} == {
+        ("histeq", 1.0),
+        ("histeq", 2.5),
+        ("constant",),
+    }
+    assert {row["label"] for row in rows} == {"histeq [tiny] sigma=1", "histeq [tiny] sigma=2.5", "constant [tiny]"}
 
 
 def test_training_on_a_flat_folder_of_healthy_slices(cli: Cli, slices: Path, tmp_path: Path) -> None:

@@ -87,15 +87,9 @@ def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
     return rows
 
 
-def _card_text(cls: type[Any]) -> str:
-    """The card of a method: the file ``NAME.md`` beside its module; "" when there is none."""
-    path = Path(inspect.getfile(cls)).with_name(f"{cls.name}.md")
-    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""
-
-
 def _card(cls: type[Any]) -> dict[str, Any] | None:
     """The parts of a method's card: the paper, and the lines under each other heading of :data:`PARTS`."""
-    text = _card_text(cls)
+    text = registry.card_text(cls)
     if not text:
         return None
     found: dict[str, list[str]] = {key: [] for key in PARTS.values()}
@@ -188,7 +182,7 @@ def page(name: str) -> str:
     what = description(name)
     if what["kind"] != "method":
         raise UserError(f"{name} is a {what['kind']}; only methods have a card: `adbench list methods` shows them.")
-    card = _card_text(registry.load("methods", name))
+    card = registry.card_text(registry.load("methods", name))
     lines = [f"# {name}", "", MADE, "", what["doc"], "", *([card, ""] if card else [])]
     if what["params"]:
         presets = [preset for preset, values in what["presets"].items() if values]
@@ -223,10 +217,10 @@ def write_pages(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:
-    """What the conformance checks find about the method or dataset called ``name``; of a method, records will say it.
+    """What the conformance checks find about the method, dataset or metric called ``name``; of a method, records will say it.
 
     Args:
-        name: a method or dataset.
+        name: a method, dataset or metric.
         assignments: texts of the form ``key=value``, parameters of it.
         root: where the dataset lies.
         device: where a method runs.
@@ -237,7 +231,7 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
     from adbench.config import run_config
     from adbench.config.source import source_digest
     from adbench.results import known
-    from adbench.testing import check_dataset, check_method
+    from adbench.testing import check_dataset, check_method, check_metric
 
     values = {key: value for _, key, value in (run_config.parse_assignment(f"it.{text}") for text in assignments)}
     if name in registry.entries("methods"):
@@ -250,4 +244,8 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
         return findings
     if name in registry.entries("datasets"):
         return check_dataset(run_config.locate(name, str(root) if root else None, values, "--data-root").open())
-    raise unknown("method or dataset", name, [*registry.entries("methods"), *registry.entries("datasets")])
+    if name in registry.entries("metrics"):
+        if values:
+            raise UserError(f"The metric {name} has no parameters: leave out --set.")
+        return check_metric(registry.load("metrics", name))
+    raise unknown("method, dataset or metric", name, [one for kind in KINDS for one in registry.entries(kind)])

@@ -214,15 +214,18 @@ def _plugins() -> Iterator[tuple[str, object, str]]:
                 yield f"plugin {kind[:-1]} {entry.name}", entry.origin, registry.status(entry)
 
 
-@app.command(name="test", epilog="Examples:\n\n  adbench test histeq\n\n  adbench test my_method --set steps=20")
+@app.command(
+    name="test",
+    epilog="Examples:\n\n  adbench test histeq\n\n  adbench test my_method --set steps=20\n\n  adbench test hd95",
+)
 def conformance(
-    name: Annotated[str, typer.Argument(help="A method or dataset, yours included.")],
+    name: Annotated[str, typer.Argument(help="A method, dataset or metric, yours included.")],
     set_: Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="A parameter of it.")] = None,
     data_root: Annotated[Path | None, typer.Option(help="Where the dataset lies.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "cpu",
     json_: Json = False,
 ) -> None:
-    """Check a method or dataset against its contract, rule by rule; exit 1 when one is broken."""
+    """Check a method, dataset or metric against its contract, rule by rule; exit 1 when one is broken."""
     from dataclasses import asdict
 
     from adbench.cli.describe import conformance as check

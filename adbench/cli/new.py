@@ -1,4 +1,4 @@
-"""``adbench new``: create an installable package with one working method or dataset, its tests and its documentation."""
+"""``adbench new``: create an installable package with one working method, dataset or metric, its tests and its documentation."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import typer
 from adbench.cli.app import app
 from adbench.errors import UserError
 
-Kind = Literal["method", "dataset"]
+Kind = Literal["method", "dataset", "metric"]
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST = 40
 # Classes that the templates import or define: a class of one of these names would hide it.
-TAKEN = {"Any", "Case", "ClassVar", "Dataset", "DatasetInfo", "File", "FitReport", "Method", "Params", "ParamSet", "Path",
-         "RawVolume", "RecipeParams", "SliceBatch", "SliceSet", "Split", "UserError", "VolumeDataset"}  # fmt: skip
+TAKEN = {"Any", "Case", "ClassVar", "Dataset", "DatasetInfo", "File", "FitReport", "Method", "Metric", "Params", "ParamSet", "Path",
+         "RawVolume", "RecipeParams", "SliceBatch", "SliceSet", "Split", "Subject", "UserError", "VolumeDataset"}  # fmt: skip
 
 
 def new_package(kind: Kind, name: str, out: Path) -> Path:
-    """Write the package of a new method or dataset.
+    """Write the package of a new method, dataset or metric.
 
     Args:
         kind: what it holds.
@@ -107,7 +107,7 @@ def files(kind: Kind, name: str) -> dict[str, str]:
     return {place: environment.get_template(f"{source}.jinja").render(values) for place, source in places.items()}
 
 
-new = typer.Typer(help="Create a package with a new method or dataset of your own.", no_args_is_help=True)
+new = typer.Typer(help="Create a package with a new method, dataset or metric of your own.", no_args_is_help=True)
 app.add_typer(new, name="new")
 
 Name = Annotated[str, typer.Argument(help="Lower-case letters, digits and underscores.")]
@@ -124,6 +124,12 @@ def method(name: Name, out: Where = Path()) -> None:
 def dataset(name: Name, out: Where = Path()) -> None:
     """Write an installable package with a dataset that reads volumes from NumPy archives, its tests and documentation."""
     _make("dataset", name, out)
+
+
+@new.command("metric", epilog="Example:  adbench new metric missed_lesion --out ~/code")
+def metric(name: Name, out: Where = Path()) -> None:
+    """Write an installable package with a small working metric, its tests and its documentation."""
+    _make("metric", name, out)
 
 
 def _make(kind: Kind, name: str, out: Path) -> None:

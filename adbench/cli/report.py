@@ -29,7 +29,10 @@ class Grid(StrEnum):
 )
 def report(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders, or folders with runs below.")],
-    out: Annotated[Path, typer.Option(help="Folder for index.html, figures/ and nifti/.")] = Path("report"),
+    out: Annotated[
+        Path,
+        typer.Option(help="Folder for index.html, figures/ and nifti/; where a report lies in it: OUT-2, OUT-3, ..."),
+    ] = Path("report"),
     count: Annotated[int, typer.Option(min=0, help="How many best, median, worst and random subjects each.")] = 2,
     slices: Annotated[int, typer.Option(min=1, help="Slices shown of each subject.")] = 3,
     subject: Annotated[list[str] | None, typer.Option("--subject", help="Show this test subject too; repeat.")] = None,
@@ -47,16 +50,18 @@ def report(
     """One self-contained HTML page about one or several runs of a test set, with PNGs beside it.
 
     Curves with bands, strata, per-subject numbers, pictures of chosen subjects, training curves, configuration and
-    provenance. Maps come from the run (--save-maps) or are made again from its saved fit.
+    provenance; of swept parameters the curve of the numbers against them. Maps come from the run (--save-maps) or are
+    made again from its saved fit. The path of the page goes to standard output; no report is overwritten.
     """
     from adbench.api import load
     from adbench.report.collect import collect
-    from adbench.report.render import write_report
-    from adbench.utils.console import LiveProgress, print_json, say
+    from adbench.report.render import free_folder, write_report
+    from adbench.utils.console import LiveProgress, print_json, say, write
 
     if nifti_all and nifti is None:
         raise UserError("--nifti-all needs --nifti prepared or --nifti original: the grid of the files.")
     command = " ".join(["adbench", *map(shlex.quote, sys.argv[1:])])
+    out = free_folder(out)
     with LiveProgress(quiet or json_) as progress:
         found = load(*runs, cache=cache, device=device, progress=progress)
         exporter: Any = None
@@ -87,6 +92,8 @@ def report(
         return
     for note in gathered.notes:
         say(note)
-    say(f"Page: {files[0]} ({files[0].stat().st_size / 2**20:.1f} MiB), {len(files) - 1} PNGs in {out / 'figures'}")
+    pngs = len(files) - 1
+    say(f"{files[0].stat().st_size / 2**20:.1f} MiB, {pngs} PNG{'s' * (pngs != 1)} in {out / 'figures'}; the page:")
+    write(str(files[0]))
     if exporter:
-        say(f"{len(volumes)} NIfTI files below {out / 'nifti'}")
+        say(f"{len(volumes)} NIfTI file{'s' * (len(volumes) != 1)} below {out / 'nifti'}")

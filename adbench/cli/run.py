@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,10 +12,12 @@ import typer
 from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, seconds, split
 
 if TYPE_CHECKING:
+    from adbench.config.cell import Cell
     from adbench.executors import Outcome
     from adbench.executors.launch import Launch
     from adbench.runner.plan import Plan
 
+MAX_NAMES = 12  # of methods, seeds, ... in the line that says what runs
 MAX_ROWS = 200  # a table of more rows is no help
 
 
@@ -23,6 +26,7 @@ MAX_ROWS = 200  # a table of more rows is no help
     "  adbench run --method madad --dataset phantom\n\n"
     "  adbench run --method madad,ae,histeq --dataset folder --data-root my_slices --modality FLAIR\n\n"
     "  adbench run --method madad --dataset phantom --seed 0,1,2 --set madad.steps=300\n\n"
+    "  adbench run --method histeq --dataset phantom --set histeq.sigma=1,2,4      (a sweep: one run a value)\n\n"
     "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --tensorboard\n\n"
     "  adbench run --method madad,ddpm --dataset phantom --time-limit 8h\n\n"
     "  torchrun --nproc-per-node 4 -m adbench.cli run --method madad --dataset phantom      (one fit on four GPUs)"
@@ -49,7 +53,9 @@ def run(
     set_: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="SCOPE.KEY=VALUE", help="Parameter of method (all), a method's name, dataset or train."
+            "--set",
+            metavar="SCOPE.KEY=VALUE",
+            help="Parameter of method (all), a method's name, dataset or train; several values (2,4) are a sweep.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names; flags win over it.")] = None,
@@ -156,8 +162,7 @@ def run(
         distributed.join(launch.cells[0].device)
         quiet = quiet or distributed.rank() > 0
         if not quiet and not journal.ended:
-            shown = settings if grid else configs.resolved(launch.cells, settings)
-            say(shown.to_yaml().rstrip())
+            _say_settings(launch.cells)
             if journal.shared and not dry_run:
                 say(journal.shared)
         try:
@@ -166,6 +171,9 @@ def run(
             if dry_run:
                 _show_plan(launch, json_)
                 return
+            if not quiet and not journal.ended:
+                resolved = settings if grid else configs.resolved(launch.cells, settings)
+                say(f"Every setting: {_keep(resolved.to_yaml(), launch.out)}")
             # Of the cells that earlier children ran, those with a record are not missing any more.
             number = count(1 + len(journal.ended))
             total = len({*(plan.run_key for plan in launch.missing), *journal.ended})
@@ -190,8 +198,44 @@ def run(
         _report(outcomes, json_)
 
 
+def _say_settings(cells: list[Cell]) -> None:
+    """What runs, in a line, and every parameter that is not what the preset and the dataset have by themselves."""
+    from adbench.config.cell import changed
+    from adbench.config.sweep import value_text
+    from adbench.results.format import several
+    from adbench.utils.console import say
+
+    def every(values: Iterable[str]) -> str:
+        found = list(dict.fromkeys(values))
+        return ", ".join(found if len(found) <= MAX_NAMES else [*found[:MAX_NAMES], f"{len(found) - MAX_NAMES} more"])
+
+    first = cells[0]
+    seeds = every(str(cell.seed) for cell in cells)
+    say(
+        f"{several(len(cells), 'cell')}: {every(cell.method for cell in cells)} "
+        f"[{every(cell.preset for cell in cells)}] on {every(f'{c.test.title} {c.modality}' for c in cells)}, "
+        f"seed{'s' * (',' in seeds)} {seeds}; protocol {every(cell.protocol.name for cell in cells)}, {first.device}"
+    )
+    for scope, own in changed(cells).items():
+        settings = [f"{n} = {' | '.join(map(value_text, v))} (default {value_text(d)})" for n, (v, d) in own.items()]
+        if settings:
+            say(f"  {scope}: {', '.join(settings)}")
+
+
+def _keep(text: str, out: Path) -> Path:
+    """Keep the resolved configuration below ``out``, under a name that equal ones share."""
+    from adbench.utils.files import write_text
+    from adbench.utils.hashing import digest
+
+    path = out / "configs" / f"{digest(text)[:12]}.yaml"
+    if not path.exists():
+        write_text(path, text)
+    return path
+
+
 def _show_plan(launch: Launch, as_json: bool) -> None:
     """What ``--dry-run`` prints."""
+    from adbench.results.format import several
     from adbench.results.status import state
     from adbench.utils.console import print_json, say, table
 
@@ -223,7 +267,9 @@ def _show_plan(launch: Launch, as_json: bool) -> None:
     table("cells", columns, rows)
     ready = sum(cell["state"] == "complete" for cell in cells)
     fits = len({(plan.trainer or plan).fit_key for plan in launch.plans})
-    say(f"{len(cells)} cells: {ready} complete, {len(cells) - ready} to run; {fits} different fits.")
+    say(
+        f"{several(len(cells), 'cell')}: {ready} complete, {len(cells) - ready} to run; {several(fits, 'different fit')}."
+    )
 
 
 def _report(outcomes: list[Outcome], as_json: bool) -> None:

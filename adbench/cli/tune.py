@@ -136,8 +136,11 @@ def tune(
         raise typer.Exit(1)
 
 
+OTHERS = 10  # trials that are not complete, in the table
+
+
 def _print(result: Any) -> None:
-    """The ten best trials, what was gained, and what to do next."""
+    """The ten best trials, some that were stopped or failed, what was gained, and what to do next."""
     from adbench.tune.task import OBJECTIVES
     from adbench.tune.trials import count, hours, ranked
     from adbench.utils.console import say, table
@@ -147,12 +150,26 @@ def _print(result: Any) -> None:
     cpu_hours, gpu_hours = hours(trials)
     states = {"complete": "complete", "stopped": "stopped early", "failed": "failed", "waiting": "waiting"}
     counts = ", ".join(f"{count(trials, state)} {words}" for state, words in states.items() if count(trials, state))
+    best = ranked(trials, task.mode)[:10]
+    others = [trial for trial in trials if trial.state != "complete"]
     table(
         f"{task.cell.label}: {task.objective}",
-        [("trial", "right"), (task.objective, "right"), ("seconds", "right"), *((name, "right") for name in names)],
         [
-            [str(t.number), f"{t.value:.4f}", f"{t.seconds:.0f}", *(_shown(t.params[name]) for name in names)]
-            for t in ranked(trials, task.mode)[:10]
+            ("trial", "right"),
+            ("state", "left"),
+            (task.objective, "right"),
+            ("seconds", "right"),
+            *((name, "right") for name in names),
+        ],
+        [
+            [
+                str(t.number),
+                f"{states[t.state]}{f' at {max(t.reports):.0f} %' if t.state == 'stopped' and t.reports else ''}",
+                "—" if t.value is None else f"{t.value:.4f}",
+                f"{t.seconds:.0f}",
+                *(_shown(t.params[name]) if name in t.params else "—" for name in names),
+            ]
+            for t in [*best, *others[:OTHERS]]
         ],
     )
     say(f"{task.objective}: {OBJECTIVES[task.objective][1]}. Trial 0 has the default parameters.")

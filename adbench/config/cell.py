@@ -6,6 +6,7 @@ plain JSON (:meth:`Cell.to_json`), and :meth:`Cell.from_json` resolves it again 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adbench.config import protocols, registry
 from adbench.config.protocols import Protocol
+from adbench.config.sweep import differing, params_text
 from adbench.errors import UserError
 from adbench.params import ParamSet, build
 
@@ -110,6 +112,7 @@ class Cell:
         device: a torch device string; part of no key.
         metrics: optional and plug-in metrics that are measured beside the others, by name; part of no key.
         tuned_from: the search that chose ``params``; part of no key.
+        varied: what tells it from other cells of its method, for its label: "sigma=2"; part of no key.
         method_class: a subclass of :class:`adbench.methods.base.Method`.
     """
 
@@ -124,12 +127,14 @@ class Cell:
     device: str
     metrics: tuple[str, ...] = ()
     tuned_from: TunedFrom | None = None
+    varied: str = field(default="", compare=False)
     method_class: type[Any] = field(kw_only=True, repr=False, compare=False)
 
     @property
     def label(self) -> str:
         """A short name for progress bars and messages."""
-        return f"{self.method} [{self.preset}] {self.test.title} {self.modality} seed {self.seed}"
+        name = f"{self.method} [{self.preset}] {self.varied}".rstrip()
+        return f"{name} {self.test.title} {self.modality} seed {self.seed}"
 
     @property
     def train_source(self) -> Source:
@@ -183,6 +188,7 @@ class Cell:
             "device": self.device,
             "metrics": list(self.metrics),
             "tuned_from": self.tuned_from.model_dump(mode="json") if self.tuned_from else None,
+            "varied": self.varied,
         }
 
     @classmethod
@@ -206,3 +212,55 @@ class Cell:
                 "method_class": method,
             }
         )
+
+
+def told_apart(cells: Sequence[Cell]) -> list[Cell]:
+    """``cells``, each labelled with the parameters that others of its method and preset have other values of."""
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.method, cell.preset), []).append(cell)
+    texts: dict[tuple[Any, ...], str] = {}
+    for group in groups.values():
+        own = {cell.params.json_text: cell.params.json_values for cell in group}
+        names = dict(zip(own, differing(list(own.values())), strict=True))
+        data: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, Any]]] = {}
+        for cell in group:
+            sources = data.setdefault((cell.test.dataset, cell.train_source.dataset), {})
+            sources[cell.test.key, cell.train_source.key] = {
+                **cell.train_source.params.json_values,
+                **({f"test.{n}": v for n, v in cell.test.params.json_values.items()} if cell.train else {}),
+            }
+        of_data = {
+            key: values
+            for sources in data.values()
+            for key, values in zip(sources, differing(list(sources.values())), strict=True)
+        }
+        for cell in group:
+            apart = {**names[cell.params.json_text], **of_data[cell.test.key, cell.train_source.key]}
+            texts[cell.key] = params_text(apart)
+    return [replace(cell, varied=texts[cell.key]) for cell in cells]
+
+
+def changed(cells: Sequence[Cell]) -> dict[str, dict[str, tuple[list[Any], Any]]]:
+    """Scope (a method, "dataset", "train") -> parameter -> its values in ``cells`` and its default, where they differ.
+
+    The default of a method's parameter is that of the preset.
+    """
+    found: dict[str, dict[str, tuple[list[Any], Any]]] = {}
+    apart = {(c.method, c.preset, c.params.json_text, c.test.key, c.train and c.train.key): c for c in cells}
+    for cell in apart.values():  # seeds, of which there may be thousands, change no parameter
+        scopes = {
+            cell.method: (cell.params, cell.method_class.resolve(cell.preset, {})),
+            "dataset": (cell.test.params, type(cell.test.params)()),
+        }
+        if cell.train is not None:
+            scopes["train"] = cell.train.params, type(cell.train.params)()
+        for scope, (params, default) in scopes.items():
+            for name, value in params.json_values.items():
+                known = found.setdefault(scope, {}).setdefault(name, ([], default.json_values[name]))
+                if value not in known[0]:
+                    known[0].append(value)
+    return {
+        scope: {name: (values, default) for name, (values, default) in own.items() if values != [default]}
+        for scope, own in found.items()
+    }

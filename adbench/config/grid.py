@@ -1,4 +1,4 @@
-"""Grid files: the product of methods, datasets, modalities and seeds, with cells excluded and other products included.
+"""Grid files: the product of methods, their swept parameters, datasets, modalities and seeds, with cells excluded and other products included.
 
 ::
 
@@ -7,6 +7,7 @@
     seed: [0, 1, 2]
     set:
       madad: {steps: 500}                     # parameters of one method
+      histeq: {sigma: [2, 4]}                 # a sweep: one cell a value, dataset, modality and seed
     exclude:
       - {method: histeq, seed: [1, 2]}        # every cell for which all of this holds
     include:
@@ -22,7 +23,7 @@ from typing import Any
 from pydantic import field_validator
 
 from adbench.config import run_config
-from adbench.config.cell import Cell
+from adbench.config.cell import Cell, told_apart
 from adbench.config.run_config import RunConfig
 from adbench.errors import UserError, unknown
 
@@ -125,7 +126,7 @@ def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.re
     unique: dict[tuple[Any, ...], Cell] = {}
     for cell in found:
         unique.setdefault(cell.key, cell)
-    return list(unique.values())
+    return told_apart(list(unique.values()))
 
 
 def _place(cell: Cell) -> dict[str, str]:

@@ -6,11 +6,13 @@ Nothing here imports torch; listing the built-ins reads a table and imports none
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
+from pathlib import Path
 from typing import Any, Literal
 
 from adbench.errors import UserError, unknown
@@ -261,3 +263,9 @@ def summary(entry: Entry) -> str:
     except UserError:
         return ""
     return (doc or "").strip().split("\n")[0]
+
+
+def card_text(method: type[Any]) -> str:
+    """The card of a method: the file ``NAME.md`` beside its module; "" when there is none."""
+    path = Path(inspect.getfile(method)).with_name(f"{method.name}.md")
+    return path.read_text(encoding="utf-8").strip() if path.is_file() else ""

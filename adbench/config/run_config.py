@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
-from adbench.config import protocols, registry
-from adbench.config.cell import Cell, Source, TunedFrom
+from adbench.config import protocols, registry, sweep
+from adbench.config.cell import Cell, Source, TunedFrom, told_apart
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet
@@ -50,7 +50,7 @@ class RunConfig(BaseModel):
         cache: folder of prepared slice stores; None: ``$ADBENCH_CACHE`` or the user's cache folder.
         metrics: plug-in metrics to measure beside the built-in ones.
         set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
-            of one method.
+            of one method. Several values of one are an axis, see :func:`adbench.config.sweep.variants`.
         tuned_from: written by ``adbench tune``: the search that chose the parameters of a method; goes into its records.
     """
 
@@ -119,17 +119,27 @@ def from_cell(cell: Cell) -> RunConfig:
 
 
 def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
-    """``config`` with every default filled in from its ``cells``, to show the whole run on one page."""
+    """``config`` with every default filled in from its ``cells``: the whole run in one file that gives the same cells."""
     found = list(cells)
     first = from_cell(found[0])
-    shared = ("preset", "data_root", "train_root", "device")
-    scopes = {scope: values for scope, values in first.set.items() if scope != "method"}
+    scopes: dict[str, list[dict[str, Any]]] = {}
+    for cell in found:
+        scopes.setdefault(cell.method, []).append(cell.params.json_values)
+        scopes.setdefault("dataset", []).append(cell.test.params.json_values)
+        if cell.train is not None:
+            scopes.setdefault("train", []).append(cell.train.params.json_values)
+    filled = {scope: sweep.joined(values) for scope, values in scopes.items()}
+    shared = ["preset", "train_root", "device"]
+    if len({cell.test.dataset for cell in found}) == 1:
+        shared.append("data_root")
+    else:  # what one of them takes is nothing that another one takes
+        filled["dataset"] = config.set.get("dataset", {})
     return config.model_copy(
         update={
             **{name: getattr(first, name) for name in shared},
             "modality": tuple(dict.fromkeys(cell.modality for cell in found)),
             "protocol": config.protocol or first.protocol,
-            "set": {**{cell.method: cell.params.json_values for cell in found}, **scopes},
+            "set": filled,
         }
     )
 
@@ -362,8 +372,15 @@ def _check_scopes(config: RunConfig) -> None:
             )
 
 
-def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Source | None:
-    """The training source, where it is another one than the test dataset.
+def _sources(name: str, root: str | None, params: dict[str, Any], flag: str) -> list[Source]:
+    """:func:`locate` for every combination of ``params``, of which some may be swept."""
+    points = sweep.variants(registry.load("datasets", name).Params, f"dataset {name}", params, parse_yaml)
+    found = [locate(name, root, point, flag) for point in points]
+    return list({source.key: source for source in found}.values())
+
+
+def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Sequence[Source | None]:
+    """The training sources, where they are others than the test dataset; else None alone.
 
     Raises:
         UserError: it is not there, or parameters are given for one that nothing names.
@@ -377,9 +394,9 @@ def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Source | None
             )
         if "train" in config.set:
             raise UserError("--set train.… sets the training source, but --train-on names none.")
-        return None
+        return [None]
     try:
-        return locate(name, config.train_root, config.set.get("train", {}), "--train-root")
+        return _sources(name, config.train_root, config.set.get("train", {}), "--train-root")
     except UserError as error:
         if config.train_on is not None:
             raise
@@ -396,7 +413,7 @@ def _tuned(search: TunedFrom | None, method: str, params: ParamSet) -> TunedFrom
 
 
 def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_device) -> list[Cell]:
-    """Every cell of ``config``: datasets × modalities × methods × seeds, resolved and checked.
+    """Every cell of ``config``: datasets × modalities × methods × swept parameters × seeds, resolved and checked.
 
     Args:
         config: what is wanted.
@@ -417,33 +434,37 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
     methods = {}
     for name in dict.fromkeys(config.method):
         cls = registry.load("methods", name)
-        params = cls.resolve(preset, {**config.set.get("method", {}), **config.set.get(name, {})})
-        methods[name] = cls, params, _tuned(config.tuned_from, name, params)
+        asked = {**config.set.get("method", {}), **config.set.get(name, {})}
+        for point in sweep.variants(cls.Params, f"method {name}", asked, parse_yaml):
+            params = cls.resolve(preset, point)
+            methods[name, params.json_text] = name, cls, params, _tuned(config.tuned_from, name, params)
     for name in config.metrics:
         registry.load("metrics", name)
     found = []
     for dataset in dict.fromkeys(config.dataset):
-        source = locate(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
-        protocol = protocols.choose(config.protocol, dataset, source.dataset_class.info.protocol, config.train_on)
-        train = _train(config, dataset, protocol)
-        metrics = tuple(sorted({*config.metrics, *protocol.metrics}))
-        found += [
-            Cell(
-                method=name,
-                method_class=cls,
-                preset=preset,
-                params=params,
-                test=source,
-                train=train,
-                modality=modality,
-                protocol=protocol,
-                seed=seed,
-                device=device,
-                metrics=metrics,
-                tuned_from=tuned,
-            )
-            for modality, (name, (cls, params, tuned)), seed in product(
-                _modalities(config, source, protocol), methods.items(), dict.fromkeys(config.seed)
-            )
-        ]
-    return found
+        for source in _sources(dataset, config.data_root, config.set.get("dataset", {}), "--data-root"):
+            protocol = protocols.choose(config.protocol, dataset, source.dataset_class.info.protocol, config.train_on)
+            metrics = tuple(sorted({*config.metrics, *protocol.metrics}))
+            found += [
+                Cell(
+                    method=name,
+                    method_class=cls,
+                    preset=preset,
+                    params=params,
+                    test=source,
+                    train=train,
+                    modality=modality,
+                    protocol=protocol,
+                    seed=seed,
+                    device=device,
+                    metrics=metrics,
+                    tuned_from=tuned,
+                )
+                for train, modality, (name, cls, params, tuned), seed in product(
+                    _train(config, dataset, protocol),
+                    _modalities(config, source, protocol),
+                    methods.values(),
+                    dict.fromkeys(config.seed),
+                )
+            ]
+    return told_apart(found)

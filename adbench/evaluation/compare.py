@@ -10,6 +10,7 @@ from adbench.errors import UserError
 from adbench.evaluation.run import Run
 from adbench.metrics.compare import Samples, Table, Trained, sample_method
 from adbench.metrics.compare import compare as compare_samples
+from adbench.results.names import row_names
 from adbench.results.record import Record
 from adbench.utils.hashing import digest
 
@@ -58,23 +59,13 @@ def method_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
     """Runs grouped by what was run, seeds aside.
 
     Returns:
-        name -> runs; a name says no more than is needed to tell the methods apart.
+        name -> runs; a name says no more than is needed to tell the methods apart (:mod:`adbench.results.names`).
     """
     groups: dict[str, list[Run]] = {}
     for one in runs:
         groups.setdefault(digest([one.record.method.model_dump(), one.record.train.digest]), []).append(one)
-    named: dict[str, list[Run]] = {}
-    for key, members in groups.items():
-        part = members[0].record
-        name = f"{part.method.name} [{part.method.preset}]"
-        others = [g[0].record for k, g in groups.items() if k != key]
-        alike = [o for o in others if (o.method.name, o.method.preset) == (part.method.name, part.method.preset)]
-        if any(o.train.name != part.train.name for o in alike):
-            name += f" on {part.train.name}"
-        if any(o.train.name == part.train.name for o in alike):
-            name += f" {part.fit_key[:6]}"
-        named[name] = members
-    return named
+    names = row_names([members[0].record for members in groups.values()])
+    return {name.label: members for name, members in zip(names, groups.values(), strict=True)}
 
 
 def _board(record: Record) -> tuple[Any, ...]:

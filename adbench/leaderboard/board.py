@@ -6,7 +6,6 @@ method together, and ranks.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,7 +18,9 @@ from adbench.config.protocols import PROTOCOLS
 from adbench.leaderboard.consistency import steps
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
+from adbench.results.format import several
 from adbench.results.known import is_released
+from adbench.results.names import row_names
 from adbench.results.record import Number, Record, asked, facts
 from adbench.results.rundir import safe
 
@@ -59,6 +60,7 @@ class Entry:
         paths: where each lies, relative to the leaderboards; empty for runs.
         estimates: metric -> its number; of several seeds their mean, with an interval over subjects and seeds.
         label: name of the row.
+        differs: the parameters that other rows of its method have other values of.
         rank: 1 is best; None where ``reason`` says why there is none.
         tied: whether others share the rank.
         to_best: the paired difference between the board's best and this entry; None for the best and without a rank.
@@ -70,6 +72,7 @@ class Entry:
     paths: list[str]
     estimates: Mapping[str, Estimate | Number]
     label: str = ""
+    differs: dict[str, Any] = field(default_factory=dict)
     rank: int | None = None
     tied: bool = False
     to_best: Difference | None = None
@@ -163,14 +166,10 @@ class Board:
     unranked: str = ""
 
     def __post_init__(self) -> None:
-        """Label the rows: method and preset, and their key where these and the training data are the same."""
-        names = [
-            (e.record.method.name, e.record.method.preset, e.record.train.name, None if self.pooled else e.record.seed)
-            for e in self.entries
-        ]
-        count = Counter(names)
-        for name, entry in zip(names, self.entries, strict=True):
-            entry.label = f"{name[0]} [{name[1]}]" + (f" {entry.key[:6]}" if count[name] > 1 else "")
+        """Label the rows by what tells them apart, see :func:`adbench.results.names.row_names`."""
+        named = row_names([entry.record for entry in self.entries], seeds=not self.pooled)
+        for entry, name in zip(self.entries, named, strict=True):
+            entry.label, entry.differs = name.label, name.differs
         self.sort()
 
     @property
@@ -190,8 +189,9 @@ class Board:
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         return (
-            f"{self.test_set.dataset} {self.test_set.modality}: {test.subjects} test subjects{lesion}, {test.slices} "
-            f"slices{_pixel(test.mm)}, prevalence {self.record.prevalence:.4f}"
+            f"{self.test_set.dataset} {self.test_set.modality}: {several(test.subjects, 'test subject')}"
+            f"{lesion}, {several(test.slices, 'slice')}{_pixel(test.mm)}, "
+            f"prevalence {self.record.prevalence:.4f}"
             f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
         )
 

@@ -5,22 +5,29 @@ from __future__ import annotations
 
 import csv
 import io
+import json
+import re
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from math import ceil, floor, log10
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from adbench import __version__
+from adbench.config import registry
 from adbench.errors import UserError
 from adbench.leaderboard import export
 from adbench.leaderboard.board import Board, Entry
 from adbench.leaderboard.export import VALUE_ONLY, rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.metrics.spec import RANKED_BY, SPECS
-from adbench.results.format import html_page, p_text
-from adbench.results.record import Number, facts
+from adbench.results.format import html_page, interval_text, p_text, several, value_text
+from adbench.results.names import row_names
+from adbench.results.record import DataPart, Number, facts
 from adbench.utils.console import printable
 from adbench.utils.files import write_text
+from adbench.utils.hashing import digest
 from adbench.utils.limits import STATUS_BYTES
 from adbench.utils.plain_files import read_plain
 
@@ -140,7 +147,10 @@ def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
         scale=_scale,
         at=_at,
         details=_details,
-        seed_numbers=_seed_numbers,
+        paper=_paper,
+        cost_axis=_cost_axis,
+        here=lambda row: reproduced(row, shown),
+        data=_data(entries),
     )
 
 
@@ -152,7 +162,7 @@ def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
     """Where a dataset is tested in several modalities: the same methods beside each other.
 
     Returns:
-        One table a protocol and dataset: its boards, and rows of entries, one a board or None.
+        One table a protocol and dataset: its boards, and rows of (label, entries: one a board, or None).
     """
     groups: dict[tuple[str, str], list[Board]] = {}
     for board in shown:
@@ -162,16 +172,27 @@ def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
         modalities = [board.test_set.modality for board in group]
         if len(set(modalities)) < 2:
             continue
-        rows: dict[tuple[str, str], list[Entry | None]] = {}
+        rows: dict[tuple[str, int], list[Entry | None]] = {}
         for place, board in enumerate(group):
+            taken: Counter[str] = Counter()  # of rows that only their code tells apart
             for entry in board.entries:
-                rows.setdefault((entry.label, entry.record.train.name), [None] * len(group))[place] = entry
+                method = entry.record.method
+                same = digest([method.name, method.preset, method.params, entry.record.train.name])
+                rows.setdefault((same, taken[same]), [None] * len(group))[place] = entry
+                taken[same] += 1
+        firsts = [next(entry.record for entry in row if entry) for row in rows.values()]
         names = [
             modality + (f" {board.test_set.digest[:6]}" if modalities.count(modality) > 1 else "")
             for modality, board in zip(modalities, group, strict=True)
         ]
         tables.append(
-            {"protocol": protocol, "dataset": dataset, "boards": group, "names": names, "rows": list(rows.values())}
+            {
+                "protocol": protocol,
+                "dataset": dataset,
+                "boards": group,
+                "names": names,
+                "rows": list(zip([name.label for name in row_names(firsts)], rows.values(), strict=True)),
+            }
         )
     return tables
 
@@ -187,6 +208,89 @@ def _at(value: float, scale: float) -> float:
     return round(min(1.0, max(0.0, value / scale)), 4)
 
 
+def _cost_axis(board: Board) -> tuple[list[tuple[float, float]], dict[str, float]]:
+    """The axis of seconds a volume, logarithmic: ((value, place) of its ticks, place of each entry by id), in shares."""
+    logs = {entry.id: log10(max(entry.volume_seconds, 1e-4)) for entry in board.entries}
+    low, high = floor(min(logs.values())), ceil(max(logs.values()))
+    high = max(high, low + 1)
+    ticks = [(10.0**power, round((power - low) / (high - low), 4)) for power in range(low, high + 1)]
+    return ticks, {key: round((value - low) / (high - low), 4) for key, value in logs.items()}
+
+
+def _paper(entry: Entry) -> tuple[str, str]:
+    """What the card of a built-in method says to cite, and its number at arXiv; "" where there is none."""
+    method = entry.record.method
+    known = registry.entries("methods").get(method.name)
+    if method.origin != "built-in" or known is None or known.origin != "built-in":
+        return "", ""  # a plug-in's card is not on every machine
+    cite = re.search(r"^## Cite\s+(.+)$", registry.card_text(registry.load("methods", method.name)), re.MULTILINE)
+    text = cite[1].strip() if cite else ""
+    number = re.search(r"arXiv:?\s*(\d{4}\.\d{4,5})", text)
+    return text, number[1] if number else ""
+
+
+def reproduced(row: Reported, shown: Sequence[Board]) -> list[tuple[Entry, float, float]]:
+    """The rows here of the method, dataset, modality and metric of a published number.
+
+    Args:
+        row: the published number.
+        shown: boards.
+
+    Returns:
+        (row, its number in percent, how much it is above the published one): the protocols still differ.
+    """
+    try:
+        published = float(row.value_percent)
+    except ValueError:
+        return []
+    metric, method = _plain(row.metric), _plain(row.method)
+    if metric == "dice":
+        metric = "dice@best" if "oracle" in row.protocol else "dice@val"
+    found = []
+    for board in shown:
+        where = board.test_set
+        if _plain(where.dataset) == _plain(row.dataset) and _plain(where.modality) == _plain(row.modality):
+            for entry in board.entries:
+                value = entry.value(metric)
+                if value is not None and _plain(entry.record.method.name) == _NAMES.get(method, method):
+                    found.append((entry, 100 * value, 100 * value - published))
+    return found
+
+
+_NAMES = {"histogramequalisedthreshold": "histeq", "aedense": "ae"}  # name in a paper: name here
+
+
+def _plain(text: str) -> str:
+    """A name without case, blanks and signs: "MAD-AD" is madad, "BraTS'21" brats21."""
+    return re.sub(r"[^a-z0-9]", "", text.lower())
+
+
+def _data(entries: Sequence[Entry]) -> str:
+    """What the page shows when a row is opened, as JSON that is text of HTML: it is a fifth of the size of tables.
+
+    ``texts`` are the texts that the rest numbers; of each entry ``numbers`` are (metric, whether it is an oracle, why it
+    is undefined, a text a seed) and ``params`` (name, value, whether other rows of the method have another one).
+    """
+    texts: dict[str, int] = {}
+
+    def known(text: str) -> int:
+        return texts.setdefault(printable(text), len(texts))
+
+    made = {}
+    for entry in entries:
+        numbers = [
+            [known(name), int(oracle), known(reason), *(f"{value_text(n, 4)} {interval_text(n)}".rstrip() for n in own)]
+            for name, oracle, own, reason in _seed_numbers(entry)
+        ]
+        params = [
+            [known(name), known(value if isinstance(value, str) else json.dumps(value)), int(name in entry.differs)]
+            for name, value in sorted(entry.record.method.params.items())
+        ]
+        made[entry.id] = {"numbers": numbers, "params": params, "paper": [known(text) for text in _paper(entry)]}
+    text = json.dumps({"texts": list(texts), "entries": made}, separators=(",", ":"), ensure_ascii=False)
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
 def _seed_numbers(entry: Entry) -> list[tuple[str, bool, list[Number | None], str]]:
     """(metric, whether it is an oracle, its number of each seed, why it is undefined) of all metrics of an entry."""
     names = entry.record.metrics
@@ -196,6 +300,10 @@ def _seed_numbers(entry: Entry) -> list[tuple[str, bool, list[Number | None], st
         reason = next((n.reason for n in numbers if n is not None and n.value is None), "")
         rows.append((name, facts(name, entry.record).oracle, numbers, reason))
     return rows
+
+
+def _amount(data: DataPart) -> str:
+    return f"{several(data.slices, 'slice')} of {several(data.subjects, 'subject')}"
 
 
 def _details(entry: Entry) -> list[tuple[str, str]]:
@@ -208,6 +316,7 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
     made_by = [f"adbench {provenance.get('adbench', '')}", f"torch {torch or '—'}", provenance.get("device_name", "")]
     if provenance.get("device") == "cpu" and "threads" in provenance:
         made_by.append(f"threads {provenance['threads']}")
+    git = [f"git {provenance['git']}"] if provenance.get("git") else []
     against = ""
     if (best := entry.to_best) is not None:
         against = f"{-best.value:+.3f} [{-best.high:+.3f}, {-best.low:+.3f}], p {p_text(best.p_rank)}".replace("-", "−")
@@ -217,16 +326,16 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
         else f"search {tuned.search}: {tuned.trials} trials by {tuned.objective} on validation slices"
     )
     pairs = [
-        ("method", f"{method.name} {method.version} ({method.origin})"),
-        ("learned from", f"{train.name} {train.modality}: {train.slices:,} slices of {train.subjects:,} subjects"),
-        ("tested on", f"{test.name} {test.modality}: {test.slices:,} slices of {test.subjects:,} subjects"),
+        ("method", f"{method.name} {method.version}"),
+        ("code", ", ".join([method.origin, *git, f"source {method.source[:16]}"])),
+        ("made", ", ".join(dict.fromkeys(one.created[:10] for one in entry.records))),
+        ("learned from", f"{train.name} {train.modality}: {_amount(train)}"),
+        ("tested on", f"{test.name} {test.modality}: {_amount(test)}"),
         ("grid", f"{test.grid[0]} × {test.grid[1]} px"),
         ("weights", f"{method.parameters:,}"),
-        ("parameters", ", ".join(f"{name} {value}" for name, value in sorted(method.params.items())) or "none"),
         ("against the best", against),
         ("tuned", search),
         ("made by", ", ".join(map(str, made_by))),
-        ("method source", method.source[:16]),
         ("conformance checks", entry.conformance),
         ("run keys", ", ".join(one.run_key[:16] for one in entry.records)),
     ]

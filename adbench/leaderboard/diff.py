@@ -130,20 +130,19 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
     both = [key for key in own if key in other]
     firsts = _guarded(_first_apart, [(Path(a) / own[key], Path(b) / other[key]) for key in both])
     changed = [(own[key], *first) for key, first in zip(both, firsts, strict=True) if first]
-    ranks = [
-        {
-            (f"{where.protocol} · {where.dataset} {where.modality}", entry.label): rank_text(entry)
-            for board in boards(side)
-            for where in [board.test_set]
-            for entry in board.entries
-        }
-        for side in sides
-    ]
+    ranks: list[dict[tuple[str, str], str]] = [{}, {}]
+    labels: dict[tuple[str, str], str] = {}  # a row is named beside others, so the two sides may name it differently
+    for side, found in zip(sides, ranks, strict=True):
+        for board in boards(side):
+            where = board.test_set
+            for entry in board.entries:
+                key = f"{where.protocol} · {where.dataset} {where.modality}", entry.key
+                found[key], labels[key] = rank_text(entry), entry.label
     return BoardsDiff(
         sorted(path for key, path in own.items() if key not in other),
         sorted(path for key, path in other.items() if key not in own),
         sorted(changed, key=lambda row: row[:2]),
-        [(*key, old or NONE, new or NONE) for key, old, new in _beside(*ranks) if old != new],
+        [(key[0], labels[key], old or NONE, new or NONE) for key, old, new in _beside(*ranks) if old != new],
     )
 
 

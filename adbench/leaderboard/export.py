@@ -11,12 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from adbench.leaderboard.board import Board, Entry
-from adbench.metrics.spec import MetricSpec
+from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
-from adbench.results.record import Record
 from adbench.utils.console import out, print_json, say, table
 
-WIDE = 140  # characters; a narrower terminal gets fewer columns
+FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
 HEADING = 12  # characters of a line of a heading there
 VALUE_ONLY = ("dice@best", "lesion_recall@val", "fa_slice", "auroc")  # columns that show no interval
 READING = (
@@ -96,26 +95,50 @@ def print_boards(
         failed = [{"cell": name, "error": str(error)} for name, error in failures]
         print_json({"boards": [board_json(board) for board in boards], "failures": failed})
         return
-    wide = out.width >= WIDE or not out.is_terminal
     for board in boards:
-        found = columns(board)
-        if not wide:
-            metrics = [column for column in found if column.metric][:3]
-            found = [
-                column for column in found if column in metrics or column.heading in ("#", "method", "seeds", "seed")
-            ]
+        found, dropped = _fitting(columns(board), board, out.width if out.is_terminal else None)
         # Narrow headings leave the cells their width; why a row has no rank stands below the table.
         headings = [("\n".join(wrap(one.heading, HEADING)), "right" if one.right else "left") for one in found]
-        cells = [[cell.partition(" ")[0] for cell in one.cells] if one.heading == "#" else one.cells for one in found]
+        cells = [_cells(one) for one in found]
         title = f"{board.test_set.protocol} v{board.test_set.version} · {board.title}"
         caption = _caption(board) if board is boards[-1] else ""
         table(title, headings, list(zip(*cells, strict=True)), caption=caption)
+        if dropped:
+            say(f"Not shown at this width: {', '.join(dropped)}. A wider terminal, a pipe or --json shows all.")
         if board.unranked:
             say(f"Not ranked: {board.unranked}.")
         elif board.pooled and (without := [f"{e.label} ({e.reason})" for e in board.entries if e.rank is None]):
             say(f"Without a rank: {', '.join(without)}.")
         for reason, names in _undefined(board).items():
             say(f"Undefined: {', '.join(names)}: {reason}")
+
+
+def _cells(column: Column) -> list[str]:
+    return [cell.partition(" ")[0] for cell in column.cells] if column.heading == "#" else column.cells
+
+
+def _fitting(found: list[Column], board: Board, width: int | None) -> tuple[list[Column], list[str]]:
+    """The columns that a terminal of ``width`` has room for, and the headings of the others; None: all.
+
+    What a row is and the number that ranks come first, then what was asked for, then the other metrics in their order.
+    The method's name alone may be folded.
+    """
+    if width is None:
+        return found, []
+    first = ["method", "#", "seeds", "seed"]
+    asked = [column for column in found if column.metric and column.metric.name in board.extra]
+    others = [column for column in found if column.metric] + found
+    ranking = [c for c in found if c.heading in first or (c.metric and c.metric.name == RANKED_BY)]
+    left, kept = width - 1, []
+    for column in dict.fromkeys(map(found.index, [*ranking, *asked, *others])):
+        one = found[column]
+        lines = [line for text in (*wrap(one.heading, HEADING), *_cells(one)) for line in text.split("\n")]
+        need = max(map(len, lines)) + 3  # a border and two blanks
+        need = min(need, FOLDED) if one.heading == "method" else need
+        if need <= left or one in ranking:
+            kept.append(column)
+            left -= need
+    return [found[i] for i in sorted(kept)], [one.heading for i, one in enumerate(found) if i not in kept]
 
 
 def _caption(board: Board) -> str:
@@ -266,7 +289,7 @@ def board_json(board: Board) -> dict[str, Any]:
         "columns": [column.as_dict() for column in board.columns],
     }
     if not board.pooled:
-        return {**head, "rows": [_run_json(entry.record) for entry in board.entries]}
+        return {**head, "rows": [_run_json(entry) for entry in board.entries]}
     differences = [
         {"better": one.a, "than": one.b, **{k: getattr(one, k) for k in ("value", "low", "high", "p", "p_rank")}}
         for one in board.differences
@@ -285,8 +308,11 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "rank": entry.rank,
         "tied": entry.tied,
         "reason": entry.reason,
+        "label": entry.label,
         "method": record.method.name,
         "preset": record.method.preset,
+        "differs": entry.differs,
+        "params": record.method.params,
         "trained_on": record.train.name,
         "train_slices": record.train.slices,
         "metrics": {name: {k: getattr(number, k) for k in fields} for name, number in entry.estimates.items()},
@@ -307,10 +333,14 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _run_json(record: Record) -> dict[str, Any]:
+def _run_json(entry: Entry) -> dict[str, Any]:
+    record = entry.record
     return {
+        "label": entry.label,
         "method": record.method.name,
         "preset": record.method.preset,
+        "differs": entry.differs,
+        "params": record.method.params,
         "seed": record.seed,
         "protocol": record.protocol["name"],
         "dataset": record.test.name,

@@ -137,7 +137,9 @@ def published(path: str, submission: Submission, *, lean: bool = False) -> Publi
             }
             for grouping, groups in record.strata.items()
         },
-        "provenance": {name: made[name] for name in ("adbench", "device", "device_name", "threads") if name in made}
+        "provenance": {
+            name: made[name] for name in ("adbench", "git", "device", "device_name", "threads") if name in made
+        }
         | {"packages": {"torch": packages.get("torch") if isinstance(packages, dict) else None}},
     }
     try:

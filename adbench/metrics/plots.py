@@ -57,6 +57,15 @@ STYLE: dict[Any, Any] = {
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
 }
+RULES = {  # how each threshold of a record was chosen
+    "val": "chosen on validation",
+    "fpr1": "1 % false-positive voxels on healthy validation subjects",
+    "fpr5": "5 % false-positive voxels on healthy validation subjects",
+    "conformal05": "5 % of healthy subjects may fail (split-conformal)",
+    "conformal10": "10 % of healthy subjects may fail (split-conformal)",
+    "best": "oracle: best mean Dice on test",
+    "pooled_best": "oracle: best pooled Dice on test",
+}
 STROKES = ("-", "--", ":", "-.")
 
 
@@ -228,11 +237,10 @@ def dice(parts: Sequence[Shown]) -> Figure | None:
         if part.band is not None:
             shade(axes, thresholds[kept], part.band.dice[:, kept], index, 1)
         axes.plot(thresholds[kept], means[kept], **line(index), marker="o" if len(kept) < 3 else None)
-        rules = {"val": ("-", "chosen on validation", "dice@val"), "best": (":", "oracle", "dice@best")}
-        for rule, (style, meaning, metric) in rules.items():
+        for rule, style, metric in (("val", "-", "dice@val"), ("best", ":", "dice@best")):
             if rule in part.evaluation.thresholds:
                 threshold, value = part.evaluation.thresholds[rule], part.evaluation.metrics[metric].value or 0.0
-                label = f"{meaning}: {value:.3f}"
+                label = f"{RULES[rule]}: {value:.3f}"
                 axes.axvline(threshold, color=INK, linestyle=style, linewidth=1, label=label)
         axes.set(xlim=(low, high), ylim=(0, min(1.02, 1.6 * top + 0.05)), title=part.label)
         axes.title.set_color(colour(index))
@@ -294,11 +302,11 @@ def froc(axes: Axes, parts: Sequence[Shown]) -> None:
 def _mark_thresholds(axes: Axes, part: Shown, x: np.ndarray, y: np.ndarray, index: int, *, named: bool) -> None:
     """Mark the threshold chosen on validation and the oracle on a pooled curve."""
     chosen = part.evaluation.thresholds
-    for rule, marker, meaning in (("val", "o", "chosen on validation"), ("pooled_best", "*", "oracle")):
+    for rule, marker in (("val", "o"), ("pooled_best", "*")):
         if rule in chosen:
             place = int(np.searchsorted(-part.curve.thresholds, -chosen[rule], side="right")) - 1
             if place >= 0:
-                axes.plot(x[place], y[place], marker, label=meaning if named else None, **mark(index, marker))
+                axes.plot(x[place], y[place], marker, label=RULES[rule] if named else None, **mark(index, marker))
 
 
 def _interesting(part: Shown, thresholds: np.ndarray, means: np.ndarray) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +17,7 @@ from adbench.metrics.histogram import ScoreHistogram
 from adbench.metrics.plots import Shown
 from adbench.metrics.score_bins import edges
 from adbench.metrics.spec import HEADLINE, RANKED_BY
+from adbench.results.names import row_names
 from adbench.utils import seeds
 
 SUBJECTS_BY = HEADLINE[::-1]  # the first that every run has
@@ -29,12 +31,14 @@ class ShownRun(Shown):
     Attributes:
         run: the open run.
         group: the method it belongs to when there are several seeds.
+        differs: its parameters that other runs of the method have other values of.
         window: scores that a map is shown between: the 1st and 99.5th percentile over the test brain voxels.
         drift: largest :attr:`adbench.evaluation.run.VolumeMaps.drift` among the volumes shown.
     """
 
     run: Run
     group: str
+    differs: dict[str, Any]
     window: tuple[float, float]
     drift: float = 0.0
 
@@ -141,14 +145,18 @@ def collect(
 
 def _parts(runs: Sequence[Run], progress: Progress) -> list[ShownRun]:
     parts = []
-    for group, members in method_groups(runs).items():
+    groups = method_groups(runs)
+    names = row_names([members[0].record for members in groups.values()])
+    for (group, members), name in zip(groups.items(), names, strict=True):
         seeds_differ = len({run.record.seed for run in members}) == len(members)
         for number, run in enumerate(members):
             tail = f" seed {run.record.seed}" if seeds_differ else f" run {number + 1}"
             label = group + (tail if len(members) > 1 else "")
             found, counts = run.evaluation(intervals=False), run.histograms
             shown = window(counts.pooled())
-            parts.append(ShownRun(label, counts, found, run.spatial, run=run, group=group, window=shown))
+            parts.append(
+                ShownRun(label, counts, found, run.spatial, run=run, group=group, differs=name.differs, window=shown)
+            )
             progress.update("numbers", len(parts), len(runs))
     return sorted(parts, key=lambda part: (-(_value(part, RANKED_BY) or -1.0), part.label))
 

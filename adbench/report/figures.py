@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
+from adbench.config.sweep import params_text, value_text
 from adbench.errors import UserError
 from adbench.metrics import plots
-from adbench.metrics.plots import GRID, STROKES, beside, colour, grid_of, legend, one, plain, point, tilt
-from adbench.metrics.spec import HEADLINE, RANKED_BY
+from adbench.metrics.plots import GRID, STROKES, beside, colour, grid_of, legend, plain, point, tilt
+from adbench.metrics.spec import HEADLINE, RANKED_BY, SPECS
 from adbench.report.collect import Report, ShownRun
+from adbench.results.format import several
+from adbench.results.record import Number
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -85,7 +88,7 @@ def strata(report: Report) -> Figure | None:
                 sizes[group] = number.n
                 label = part.label if not place else None
                 point(axes, place + offset, number.value, (number.low, number.high), index, label)
-        shown = [f"{group}\n{sizes.get(group, 0)} subjects" for group in groups]
+        shown = [f"{group}\n{several(sizes.get(group, 0), 'subject')}" for group in groups]
         axes.set_xticks(range(len(groups)), shown, **tilt(len(groups)))
         axes.set(ylim=(-0.02, 1.02), xlim=(-0.5, len(groups) - 0.5), title=f"{metric} by {grouping.replace('_', ' ')}")
         axes.grid(axis="x", visible=False)
@@ -109,21 +112,73 @@ def lesions(report: Report) -> Figure | None:
 
 
 def cost(report: Report) -> Figure | None:
-    """AUPRC against the time a volume takes; only with three runs or more."""
-    found = []
-    for index, part in enumerate(report.parts):
-        number, seconds = part.run.record.metrics.get(RANKED_BY), volume_seconds(part)
-        if number is not None and number.value is not None and seconds is not None:
-            found.append((index, part, number.value, number, seconds))
-    if len(found) < 3:
+    """AUPRC against the time that a volume takes and that the training took; with two runs or more."""
+    runs = [(index, part, part.run.record.metrics.get(RANKED_BY)) for index, part in enumerate(report.parts)]
+    defined = [(index, part, number) for index, part, number in runs if number is not None and number.value is not None]
+    panels_of = []
+    for title, seconds in (
+        ("seconds a volume (scoring)", volume_seconds),
+        ("seconds of training", lambda part: spent if (spent := part.run.record.timing["fit"]) >= 0.01 else None),
+    ):
+        found = [(index, part, number, cost) for index, part, number in defined if (cost := seconds(part)) is not None]
+        if len(found) > 1:
+            panels_of.append((title, found))
+    if not panels_of:
         return None
-    figure, axes = one("seconds a volume (scoring)", "AUPRC")
-    for index, part, value, number, seconds in found:
-        point(axes, seconds, value, (number.low, number.high), index, part.label)
-    axes.set_xscale("log")
-    plain(axes.xaxis)
-    axes.set(ylim=(0, 1.02), title="What it costs")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    figure, panels = grid_of(len(panels_of), "", "AUPRC", columns=2)
+    for axes, (title, found) in zip(panels, panels_of, strict=True):
+        for index, part, number, cost in found:
+            point(axes, cost, number.value or 0.0, (number.low, number.high), index, part.label)
+        axes.set_xscale("log")
+        plain(axes.xaxis)
+        axes.set(ylim=(0, 1.02), xlabel=title)
+    panels[0].set_title("What it costs")
+    legend(panels[-1])
+    return figure
+
+
+def sweep(report: Report) -> Figure | None:
+    """The headline numbers against each swept parameter: a panel a method, parameter and number.
+
+    Runs that differ in nothing but that parameter and their seed are one line, through the means of the seeds.
+    """
+    methods: dict[str, list[ShownRun]] = {}
+    for part in report.parts:
+        method = part.run.record.method
+        methods.setdefault(f"{method.name} [{method.preset}]", []).append(part)
+    panels_of = [
+        (title, name, [part for part in group if name in part.differs], metric)
+        for title, group in methods.items()
+        for name in dict.fromkeys(name for part in group for name in part.differs)
+        for metric in HEADLINE
+    ]
+    if not panels_of:
+        return None
+    figure, panels = grid_of(len(panels_of), "", "", columns=2)
+    for axes, (title, name, group, metric) in zip(panels, panels_of, strict=True):
+        values = list({repr(part.differs[name]): part.differs[name] for part in group}.values())
+        numeric = all(map(_is_number, values))
+        values.sort(key=None if numeric else value_text)
+        place = {repr(value): float(value) if numeric else at for at, value in enumerate(values)}
+        lines: dict[str, dict[float, list[Number]]] = {}
+        for part in group:
+            number = part.run.record.metrics.get(metric)
+            if number is not None and number.value is not None:
+                others = params_text({key: value for key, value in part.differs.items() if key != name})
+                lines.setdefault(others, {}).setdefault(place[repr(part.differs[name])], []).append(number)
+        for index, (others, numbers) in enumerate(lines.items()):
+            means = [float(np.mean([number.value for number in numbers[x]])) for x in sorted(numbers)]
+            axes.plot(sorted(numbers), means, **plots.line(index), label=others or None)
+            for x, own in numbers.items():
+                for number in own:
+                    point(axes, x, number.value or 0.0, (number.low, number.high), index)
+        if not numeric:
+            axes.set_xticks(range(len(values)), [value_text(value) for value in values], **tilt(len(values)))
+        elif min(values) > 0 and max(values) >= 10 * min(values):
+            axes.set_xscale("log")
+            plain(axes.xaxis)
+        axes.set(xlabel=name, ylabel=SPECS[metric].heading, ylim=(-0.02, 1.02), title=title)
+        legend(axes)
     return figure
 
 
@@ -155,9 +210,10 @@ def losses(report: Report) -> Figure | None:
 
 
 CHARTS: dict[str, tuple[Callable[[Report], Figure | None], str]] = {
-    "pr": (lambda report: plots.pr(report.parts), "Precision against recall over all test brain voxels. Band: 95 % of 200 resamples of the subjects. Dot: threshold chosen on validation; star: oracle."),
+    "pr": (lambda report: plots.pr(report.parts), "Precision against recall over all test brain voxels. Band: 95 % of 200 resamples of the subjects. Dot: threshold chosen on validation; star: oracle, that of the best pooled Dice on the test split."),
     "roc": (lambda report: plots.roc(report.parts), "True-positive against false-positive rate over all test brain voxels, marks as on the left."),
-    "dice": (lambda report: plots.dice(report.parts), "Mean Dice per volume against the threshold, in units of each run's map. The dotted line is an oracle: it was chosen on the test split."),
+    "dice": (lambda report: plots.dice(report.parts), "Mean Dice per volume against the threshold, in units of each run's map. The dotted line is an oracle: the threshold of the best mean Dice on the test split."),
+    "sweep": (sweep, "A point a run with its interval over subjects; the line joins the means of the seeds. A parameter chosen here was chosen on the test split: choose with `adbench tune`."),
     "subjects": (subjects, "Lesion-bearing test subjects, one dot each."),
     "strata": (strata, "Subjects grouped; small: up to the 25th percentile of lesion voxels, large: above the 75th. Line: 95 % interval over subjects."),
     "lesions": (lesions, "A lesion is a 26-connected component; it is found when one of its voxels reaches the threshold."),

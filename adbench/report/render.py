@@ -18,7 +18,7 @@ from adbench.metrics.spec import HEADLINE, SPECS, MetricSpec
 from adbench.report import drawing, figures
 from adbench.report.collect import Portrait, Report, ShownRun, ShownSlice
 from adbench.report.drawing import box, contour, found, image_uri, map_uri
-from adbench.results.format import flat, html_page
+from adbench.results.format import flat, html_page, several
 from adbench.results.record import Number, asked, facts
 from adbench.results.rundir import safe
 from adbench.runner.samples import Sample
@@ -32,6 +32,7 @@ COLUMNS = (*HEADLINE, "dice@best", "auroc", "lesion_recall@val", "fa_slice")
 BARS = HEADLINE  # from 0 to 1
 CHART_SECTIONS = (
     ("curves", "Curves", ("pr", "roc", "dice")),
+    ("sweeps", "Sweeps", ("sweep",)),
     ("strata", "Lesion size and strata", ("strata", "lesions")),
     ("subjects", "Subjects", ("subjects",)),
     ("training", "Training and cost", ("losses", "cost")),
@@ -60,6 +61,15 @@ class Tile:
     use: str = ""
     truth: str = ""
     found: str = ""
+
+
+def free_folder(out: Path) -> Path:
+    """``out``, or the first of ``out-2``, ``out-3``, ... in which no report lies."""
+    number, folder = 1, out
+    while (folder / PAGE).exists():
+        number += 1
+        folder = out.with_name(f"{out.name}-{number}")
+    return folder
 
 
 def write_report(report: Report, out: Path, command: str, progress: Progress | None = None) -> list[Path]:
@@ -161,12 +171,18 @@ def _details(part: ShownRun) -> dict[str, list[tuple[str, Any]]]:
             *flat(method.params),
             ("optimiser steps", record.fit.get("steps", "")),
             *flat(record.fit.get("best", {}), "kept"),
-            ("thresholds", ", ".join(f"{rule} {value:.5g}" for rule, value in record.thresholds.items())),
+            *(
+                (f"threshold {rule}", f"{value:.5g} ({plots.RULES.get(rule, rule)})")
+                for rule, value in record.thresholds.items()
+            ),
             ("folder", part.run.folder),
         ],
         "Data": [
             *(
-                (role, f"{d.name} {d.modality}: {d.slices} slices of {d.subjects} subjects, {d.digest[:12]}")
+                (
+                    role,
+                    f"{d.name} {d.modality}: {several(d.slices, 'slice')} of {several(d.subjects, 'subject')}, {d.digest[:12]}",
+                )
                 for role, d in roles
                 if d is not None
             ),

@@ -55,6 +55,11 @@ def p_text(p: float) -> str:
     return f"= {p:.3f}" if p >= 0.001 else "< 0.001"
 
 
+def several(count: int, noun: str) -> str:
+    """A number of things: "1 test subject", "1,200 slices"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def duration(seconds: float) -> str:
     """A time in the unit that suits it: "5.9 min"."""
     if seconds < 0.01:
@@ -92,7 +97,7 @@ def html_page(templates: Path, name: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(value=value_text, ends=interval_text, duration=duration, p=p_text)
+    environment.filters.update(value=value_text, ends=interval_text, duration=duration, p=p_text, several=several)
     script = (templates / f"{name}.js").read_text(encoding="utf-8")
     page = environment.get_template(f"{name}.html").render(
         style=(templates / f"{name}.css").read_text(encoding="utf-8"),

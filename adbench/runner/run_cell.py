@@ -123,7 +123,10 @@ def _make(plan: Plan, ctx: Context, save_maps: bool) -> Record:
             metrics = [registry.load("metrics", name)() for name in plan.cell.metrics]
             samples = Samples(plan.data.test)
             keep_in = (new / rundir.MAPS, new / rundir.VAL_MAPS) if save_maps else None
-            counts = measure(method, plan.data.threshold, plan.data.test, ctx, clock, metrics, keep_in, samples)
+            try:
+                counts = measure(method, plan.data.threshold, plan.data.test, ctx, clock, metrics, keep_in, samples)
+            except UserError as error:  # it names the case; whose maps these are is known here
+                raise UserError(f"{plan.cell.method}: {error}") from error
             phase = "evaluate"
             ctx.progress.update(phase, 0, 0)
             with clock.phase("evaluate"):

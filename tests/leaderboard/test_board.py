@@ -22,7 +22,7 @@ from adbench.errors import UserError
 from adbench.leaderboard import export
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import Board, run_boards
-from adbench.leaderboard.build import build, make, read_reported, stale
+from adbench.leaderboard.build import Reported, build, make, read_reported, reproduced, stale
 from adbench.leaderboard.ranking import Published, boards, linear, published, read_all
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
@@ -305,14 +305,16 @@ def test_the_page_is_self_contained(built: Path) -> None:
     text = (built / "index.html").read_text()
     page = _Page(text)
     links = [value or "" for name, value in page.attributes if name in ("href", "src", "srcset", "action", "data")]
-    assert all(link.startswith("#") or (built / link).is_file() for link in links)
+    papers = [link for link in links if link.startswith("https://arxiv.org/abs/")]  # followed, never loaded
+    assert papers
+    assert all(link.startswith("#") or link in papers or (built / link).is_file() for link in links)
     ids = [value for name, value in page.attributes if name == "id"]
     assert len(ids) == len(set(ids))
     assert {link[1:] for link in links if link.startswith("#")} <= set(ids)
     assert page.tags.count("script") == 1
     assert {"link", "iframe", "object", "base", "img"}.isdisjoint(page.tags)
     assert "url(" not in text
-    assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"', "", text)
+    assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"|https://arxiv.org/abs/', "", text)
 
 
 def test_markup_in_names_is_text_everywhere(submission: Submission, tmp_path: Path) -> None:
@@ -348,7 +350,7 @@ def test_markup_in_names_is_text_everywhere(submission: Submission, tmp_path: Pa
 
 def test_published_numbers_stand_apart(built: Path) -> None:
     rows = read_reported(built / "reported.csv")
-    assert len(rows) == 102
+    assert len(rows) == 111
     text = (built / "index.html").read_text()
     head, section = text.split('<section class="reported"')
     assert "REFLECT" not in head
@@ -356,6 +358,26 @@ def test_published_numbers_stand_apart(built: Path) -> None:
     assert section.count("<tr data-modality") == len(rows)
     for row in rows:
         assert row.value_percent in section
+
+
+def test_published_beside_reproduced(found: list[Board]) -> None:
+    (entry,) = [entry for entry in found[0].entries if entry.record.method.name == "histeq"]
+    row = Reported(
+        "histogram-equalised threshold", "Folder", "flair", "none", "pooled, oracle", "dice", "12.5", "s", "h"
+    )
+    ((same, value, gap),) = reproduced(row, found)
+    assert same is entry
+    assert value == pytest.approx(100 * entry.value("dice@best"))
+    assert gap == pytest.approx(value - 12.5)
+    assert reproduced(row._replace(protocol="per volume"), found)[0][1] == pytest.approx(100 * entry.value("dice@val"))
+    for other in (
+        {"dataset": "BraTS"},
+        {"modality": "T2"},
+        {"method": "AE"},
+        {"metric": "gain"},
+        {"value_percent": "4-5"},
+    ):
+        assert reproduced(row._replace(**other), found) == []
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -247,6 +249,8 @@ def test_everything_has_a_name_and_a_place(page: Any) -> None:
         page,
         "document.querySelectorAll('.more').forEach(e => e.click()); document.querySelectorAll('details').forEach(e => e.open = true)",
     )
+    # What is far below the window is laid out when it is scrolled to, and has no innerText before.
+    js(page, "document.querySelectorAll('.board').forEach(board => { board.style.contentVisibility = 'visible'; })")
     assert js(page, NAMELESS) == []
     assert js(page, "return document.documentElement.lang") == "en"
     assert js(page, "return document.querySelectorAll('main, header, footer').length") == 3
@@ -270,3 +274,68 @@ def test_everything_has_a_name_and_a_place(page: Any) -> None:
 def test_narrow_screens_scroll_tables_not_the_page(page: Any) -> None:
     page.set_window_size(500, 900)
     assert js(page, "return document.documentElement.scrollWidth <= innerWidth")
+
+
+def test_the_address_holds_filters_and_order(page: Any, built: Path) -> None:
+    choose(page, "modality", "FLAIR")
+    choose(page, "text", "s")
+    click_heading(page, "AUPRC")
+    click_heading(page, "AUPRC")
+    address, order = page.current_url, names(page)
+    assert "modality=FLAIR" in address
+    js(page, "document.querySelector('#filters button[type=reset]').click()")
+    page.execute_async_script("setTimeout(arguments[0], 50)")
+    assert page.current_url == (built / "index.html").as_uri()
+    page.get(address)
+    assert shown(page) == ["FLAIR"]
+    assert names(page) == order
+    assert values(page, 2) == sorted(values(page, 2))
+    page.get((built / "index.html").as_uri() + "?modality=none&sort=x~y~z")  # of nothing that is there
+    assert shown(page) == ["FLAIR", "T1"]
+    assert page.get_log("browser") == []
+
+
+def test_parameters_and_seeds_open_as_tables(page: Any) -> None:
+    js(page, "document.querySelector('.more').click()")
+    heading, values = js(
+        page,
+        "const box = document.querySelector('.detail .params'); return [box.querySelector('summary').innerText, "
+        "[...box.querySelector('table').tBodies[0].rows].map(row => [...row.cells].map(cell => cell.textContent))]",
+    )
+    assert heading == f"{len(values)} parameter{'s' * (len(values) != 1)}"
+    assert dict(values)["sigma"] == "3.0"
+
+
+def download(page: Any, kind: str) -> str:
+    """What a button of the first board would save."""
+    return js(
+        page,
+        "let saved = ''; const click = HTMLAnchorElement.prototype.click;"
+        "HTMLAnchorElement.prototype.click = function () { saved = this.href; };"
+        "document.querySelector(`[data-take=${arguments[0]}]`).click();"
+        "HTMLAnchorElement.prototype.click = click; return decodeURIComponent(saved.split(',').slice(1).join(','))",
+        kind,
+    )
+
+
+def test_csv_and_bibtex_of_the_rows_shown(page: Any) -> None:
+    rows = list(csv.DictReader(io.StringIO(download(page, "csv"))))
+    assert [row["method"].partition(" ")[0] for row in rows] == names(page)
+    assert [float(row["AUPRC"]) for row in rows] == values(page, 2)
+    assert all(float(row["AUPRC low"]) <= float(row["AUPRC"]) <= float(row["AUPRC high"]) for row in rows)
+    choose(page, "text", "histeq")
+    assert len(list(csv.DictReader(io.StringIO(download(page, "csv"))))) == 1
+    bib = download(page, "bib")
+    assert "author = {Meissen and others}" in bib
+    assert "eprint = {2109.06023}" in bib
+    assert bib.count("@misc{") == 2
+
+
+def test_cost_plot_follows_the_filters(page: Any) -> None:
+    choose(page, "text", "zscore")
+    marks = js(
+        page,
+        "return [...document.querySelectorAll('.board .cost a')].map(mark => [mark.ariaLabel, mark.hasAttribute('hidden')])",
+    )
+    assert {name.partition(" ")[0] for name, hidden in marks if not hidden} == {"zscore"}
+    assert len(marks) == 6

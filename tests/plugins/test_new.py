@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import runpy
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import pytest
 
-from adbench.cli.new import TAKEN, check_name, files, new_package
+from adbench.cli.new import TAKEN, Kind, check_name, files, new_package
 from adbench.errors import UserError
+from adbench.testing import check_metric
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -57,6 +59,16 @@ def test_new_dataset_installs_passes_its_tests_and_runs(environment: dict[str, s
     shell("adbench run -q -m histeq -d my_clinic --data-root data --device cpu --out runs", tmp_path, environment)
     shell("adbench report runs -q --out page --count 1 --nifti original", tmp_path, environment)
     assert len(list((tmp_path / "page" / "nifti").rglob("*_space-orig_desc-histeq_anomaly.nii.gz"))) == 3
+
+
+def test_new_metric_holds_its_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new_package("metric", "missed_part", tmp_path)
+    assert 'missed_part = "adbench_missed_part.metric:MissedPart"' in (folder / "pyproject.toml").read_text()
+    monkeypatch.syspath_prepend(folder / "src")
+    metric = importlib.import_module("adbench_missed_part.metric").MissedPart
+    assert not [finding for finding in check_metric(metric) if finding.problem]
+    own = runpy.run_path(str(folder / "tests" / "test_missed_part.py"))
+    own["test_one_of_four_lesion_voxels_is_missed"]()
 
 
 @pytest.mark.parametrize(
@@ -109,8 +121,8 @@ def test_class_names_hide_nothing() -> None:
 
 
 @pytest.mark.parametrize("name", ["none", "true", "value_error"])
-@pytest.mark.parametrize("kind", ["method", "dataset"])
-def test_class_names_are_not_those_of_python(kind: Literal["method", "dataset"], name: str) -> None:
+@pytest.mark.parametrize("kind", ["method", "dataset", "metric"])
+def test_class_names_are_not_those_of_python(kind: Kind, name: str) -> None:
     source = files(kind, name)[f"src/adbench_{name}/{kind}.py"]
     compile(source, f"{kind}.py", "exec")
     assert f"class {''.join(part.capitalize() for part in name.split('_'))}{kind.capitalize()}(" in source

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 
 from adbench import api
 from adbench.errors import UserError
+from adbench.report import figures
 from adbench.report.collect import choose, choose_slices, collect, window
 from adbench.report.drawing import contour, map_uri
 from adbench.report.render import write_report
@@ -298,3 +300,34 @@ def test_page_in_a_browser(page: Path, browser: Any) -> None:
     assert browser.find_element(By.ID, "large").get_attribute("open") is not None
     assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
     assert [entry for entry in browser.get_log("browser") if entry["level"] in {"SEVERE", "WARNING"}] == []
+
+
+def test_no_report_is_overwritten_and_its_path_is_printed(cli: Cli, runs: list[api.Run], tmp_path: Path) -> None:
+    earlier = tmp_path / "report" / "index.html"
+    earlier.parent.mkdir()
+    earlier.write_text("an earlier report", encoding="utf-8")
+    out = cli("report", runs[1].folder, "--count", "0", "--quiet", "--out", earlier.parent)[1]
+    assert Path(out.strip()) == tmp_path / "report-2" / "index.html"
+    assert Path(out.strip()).is_file()
+    assert earlier.read_text(encoding="utf-8") == "an earlier report"
+
+
+def test_the_curve_against_a_swept_parameter(runs: list[api.Run]) -> None:
+    record = runs[0].record
+
+    def shown(auprc: float | None, **differs: Any) -> Any:
+        number = record.metrics["auprc"].model_copy(update={"value": auprc, "low": None, "high": None})
+        other = record.model_copy(update={"metrics": {**record.metrics, "auprc": number}})
+        return SimpleNamespace(run=SimpleNamespace(record=other), differs=differs)
+
+    parts = [shown(0.2, sigma=4.0), shown(0.3, sigma=1.0), shown(0.5, sigma=1.0), shown(None, sigma=8.0)]
+    figure = figures.sweep(SimpleNamespace(parts=parts))
+    auprc, dice = figure.axes
+    assert (auprc.get_xlabel(), auprc.get_ylabel(), dice.get_ylabel()) == ("sigma", "AUPRC", "Dice@val")
+    line = max(auprc.lines, key=lambda line: len(line.get_xdata()))
+    assert list(line.get_xdata()) == [1.0, 4.0]
+    assert list(line.get_ydata()) == pytest.approx([0.4, 0.2])  # the mean of two seeds
+    words = [shown(0.2, polarity="dark"), shown(0.3, polarity="bright")]
+    ticks = figures.sweep(SimpleNamespace(parts=words)).axes[0].get_xticklabels()
+    assert [tick.get_text() for tick in ticks] == ["bright", "dark"]
+    assert figures.sweep(SimpleNamespace(parts=[shown(0.2)])) is None

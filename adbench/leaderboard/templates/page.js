@@ -22,13 +22,11 @@
     const number = parseFloat(text);
     return Number.isNaN(number) ? null : number;
   };
+  const sorters = new Map();
   for (const table of document.querySelectorAll(".sortable")) {
     const place = new Map(blocks(table).map(([row], index) => [row, index])); // equal values stay as they came
-    table.tHead.addEventListener("click", event => {
-      const sorter = event.target.closest(".sort");
-      if (!sorter) return;
-      const cell = sorter.closest("th"), index = cell.cellIndex, before = cell.getAttribute("aria-sort");
-      const order = before ? (before === "ascending" ? "descending" : "ascending") : sorter.dataset.first;
+    sorters.set(table, (sorter, order) => {
+      const cell = sorter.closest("th"), index = cell.cellIndex;
       table.querySelectorAll("[aria-sort]").forEach(other => other.removeAttribute("aria-sort"));
       cell.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
@@ -38,19 +36,64 @@
       sorted.sort(([a, [one]], [b, [other]]) => compare(a, b) || place.get(one) - place.get(other));
       table.tBodies[0].append(...sorted.flatMap(([, block]) => block));
     });
+    table.tHead.addEventListener("click", event => {
+      const sorter = event.target.closest(".sort");
+      if (!sorter) return;
+      const before = sorter.closest("th").getAttribute("aria-sort");
+      const order = before ? (before === "ascending" ? "descending" : "ascending") : sorter.dataset.first;
+      sorters.get(table)(sorter, order);
+      if (table.id) address({ sort: [table.id, sorter.textContent, order].join("~") });
+    });
   }
 
-  // Numbers become links to the record at the head of their column when they are first shown: it keeps the file small.
-  const link = table => {
-    const records = [...table.tHead.rows[0].cells].map(cell => cell.querySelector("a")?.getAttribute("href"));
-    for (const number of table.querySelectorAll("td > span.v")) {
-      const anchor = document.createElement("a");
-      anchor.className = "v"; anchor.href = records[number.parentNode.cellIndex]; anchor.textContent = number.textContent;
-      number.replaceWith(anchor);
-    }
+  // What is filtered and sorted stands in the address, so that a link leads to what its sender saw.
+  const address = changes => {
+    const asked = new URLSearchParams(location.search);
+    for (const [name, text] of Object.entries(changes)) text ? asked.set(name, text) : asked.delete(name);
+    const search = String(asked);
+    history.replaceState(null, "", location.pathname + (search && "?" + search) + location.hash);
+  };
+  const sortAsAsked = () => {
+    const [id, heading, order] = (new URLSearchParams(location.search).get("sort") || "").split("~");
+    const table = id && $(id), sort = sorters.get(table);
+    const sorter = sort && [...table.tHead.querySelectorAll(".sort")].find(one => one.textContent === heading);
+    if (sorter && ["ascending", "descending"].includes(order)) sort(sorter, order);
+  };
+
+  // The tables of a row are made when it is first opened: it keeps the file small.
+  let known = null;
+  const make = (name, text, attributes = {}) => {
+    const element = Object.assign(document.createElement(name), attributes);
+    element.append(...[text].flat());
+    return element;
+  };
+  const head = (cells, right) => make("thead", make("tr", cells.map((cell, index) => make("th", cell, { scope: "col", className: index && right ? "r" : "" }))));
+  const fill = row => {
+    const box = row.querySelector(".numbers"), links = [...box.querySelectorAll("a")];
+    if (!links.length || box.querySelector("table")) return;
+    known ??= JSON.parse($("data").textContent);
+    const { numbers, params } = known.entries[row.id.slice(0, -2)], text = index => known.texts[index];
+    const rows = numbers.map(([name, oracle, why, ...seeds]) => make("tr", [
+      make("th", oracle ? [text(name) + " ", make("span", "oracle", { className: "tag" })] : text(name), { scope: "row" }),
+      ...seeds.map((number, seed) => {
+        const [at, ends] = number.split(" "), cell = make("td", [], { title: text(why) });
+        if (at === "—") cell.append(make("span", at, { className: "none" }));
+        else cell.append(make("a", at, { className: "v", href: links[seed].getAttribute("href") }), make("span", ends || "", { className: "ci" }));
+        return cell;
+      }),
+    ], { className: oracle ? "oracle" : "" }));
+    box.replaceChildren(make("table", [make("caption", "Every number, by seed", { className: "hidden" }), head(["metric", ...links], true), make("tbody", rows)], { className: "plain" }));
+    if (!params.length) return;
+    const values = params.map(([name, own, differs]) => make("tr", [
+      make("th", text(name), { scope: "row" }), make("td", text(own)),
+    ], { className: differs ? "differs" : "" }));
+    row.querySelector(".about").append(make("details", [
+      make("summary", `${params.length} parameter${params.length === 1 ? "" : "s"}`),
+      make("table", [head(["parameter", "value"], false), make("tbody", values)], { className: "plain" }),
+    ], { className: "params" }));
   };
   const details = (row, open) => {
-    if (open) link(row.nextElementSibling.querySelector(".numbers"));
+    if (open) fill(row.nextElementSibling);
     row.nextElementSibling.classList.toggle("open", open);
     row.querySelector(".more").setAttribute("aria-expanded", open);
   };
@@ -73,6 +116,7 @@
     if (link && link.getAttribute("href") === location.hash) { event.preventDefault(); arrive(); }
   });
 
+  const marks = new Map([...document.querySelectorAll("[data-row]")].map(mark => [mark.dataset.row, mark]));
   const fits = (element, what, chosen) => !chosen[what] || element.dataset[what] === undefined || element.dataset[what] === chosen[what];
   const filter = () => {
     const chosen = Object.fromEntries(fields.map(field => [field, $(field).value]));
@@ -83,7 +127,10 @@
       let rows = 0;
       for (const row of section.querySelectorAll("tbody > tr[data-method]")) {
         row.hidden = !wanted(row);
-        if (row.nextElementSibling?.classList.contains("detail")) row.nextElementSibling.hidden = row.hidden;
+        if (row.nextElementSibling?.classList.contains("detail")) {
+          row.nextElementSibling.hidden = row.hidden;
+          marks.get(row.id)?.toggleAttribute("hidden", row.hidden);
+        }
         if (row.closest(".strata")) continue;
         rows += !row.hidden;
         if (section.classList.contains("board")) all++;
@@ -95,11 +142,69 @@
     }
     $("count").textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
     $("nothing").hidden = shown > 0;
+    address({ ...chosen, text });
   };
+
+  // The rows that a board shows, as a file.
+  const cell = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
+  const guarded = text => /^[=+@\t\r-]/.test(text) ? "'" + text : text; // a spreadsheet would run it
+  const csv = (table, rows) => {
+    const headings = [...table.tHead.rows[0].cells];
+    const lines = [["method", "trained on", "preset", ...headings.flatMap((heading, index) => {
+      const name = heading.querySelector(".sort")?.textContent;
+      return !name || index === 1 ? [] : name === "#" ? ["rank"] : heading.dataset.interval ? [name, name + " low", name + " high"] : [name];
+    })]];
+    for (const row of rows) lines.push([guarded(row.cells[1].dataset.v), guarded(row.dataset.source), guarded(row.dataset.preset), ...headings.flatMap((heading, index) => {
+      if (index === 1 || !heading.querySelector(".sort")) return [];
+      const ends = (row.cells[index].querySelector(".ci")?.textContent || "").split("–");
+      return heading.dataset.interval ? [row.cells[index].dataset.v ?? "", ends[0], ends[1] ?? ""] : [row.cells[index].dataset.v ?? ""];
+    })]);
+    return lines.map(line => line.map(cell).join(",")).join("\n") + "\n";
+  };
+  const bib = (board, rows) => {
+    known ??= JSON.parse($("data").textContent);
+    const tex = text => text.replace(/[\\{}]/g, "").replace(/[&%$#_]/g, "\\$&");
+    const entry = (key, fields) => `@misc{${key.replace(/[^A-Za-z0-9-]/g, "-")},\n${fields.map(([name, text]) => `  ${name} = {${tex(text)}}`).join(",\n")}\n}\n`;
+    const found = new Map([["board", entry("adbench-" + board.id, [
+      ["title", "adbench leaderboard: " + board.querySelector("h2").textContent.replace(/\s+/g, " ").trim()],
+      ["howpublished", location.href], ["note", document.querySelector("footer").textContent.split(" with ")[0]],
+    ])]]);
+    for (const row of rows) {
+      const [cite, number] = known.entries[row.id].paper.map(index => known.texts[index]);
+      const author = cite.split(/ et al\.?|, /)[0], year = (cite.match(/\b(?:19|20)\d\d\b/) || [""])[0];
+      if (cite) found.set(row.dataset.method, entry(row.dataset.method, [
+        ["author", / et al/.test(cite) ? author + " and others" : author], ["note", cite],
+        ...(year ? [["year", year]] : []), ...(number ? [["eprint", number], ["archiveprefix", "arXiv"]] : []),
+      ]));
+    }
+    return [...found.values()].join("\n");
+  };
+  for (const line of document.querySelectorAll(".take")) {
+    line.hidden = false;
+    line.addEventListener("click", event => {
+      const kind = event.target.dataset.take;
+      if (!kind) return;
+      const board = line.closest(".board"), table = board.querySelector(".results");
+      const rows = [...table.tBodies[0].rows].filter(row => row.classList.contains("entry") && !row.hidden);
+      const text = kind === "csv" ? csv(table, rows) : bib(board, rows);
+      make("a", "", { href: "data:text/plain;charset=utf-8," + encodeURIComponent(text), download: `${board.id}.${kind}` }).click();
+    });
+  }
+  $("link").addEventListener("click", async () => {
+    await navigator.clipboard?.writeText(location.href);
+    $("link").textContent = "Copied";
+    setTimeout(() => { $("link").textContent = "Copy link"; }, 1500);
+  });
   form.hidden = false;
   form.addEventListener("input", filter);
   form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(filter));
+  form.addEventListener("reset", () => setTimeout(() => { address({ sort: "" }); filter(); }));
+  const asked = new URLSearchParams(location.search);
+  for (const field of [...fields, "text"]) {
+    const wanted = asked.get(field);
+    if (wanted !== null && (field === "text" || [...$(field).options].some(option => option.value === wanted))) $(field).value = wanted;
+  }
   filter();
+  sortAsAsked();
   arrive();
 })();

@@ -1,0 +1,85 @@
+"""Names of rows: no longer than needed to tell the runs of one table apart, and never by a hash alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from adbench.config.sweep import differing, params_text
+from adbench.results.record import Record
+
+
+@dataclass(frozen=True)
+class RowName:
+    """What one row of a table is called.
+
+    Attributes:
+        label: "histeq [tiny] sigma=5".
+        differs: the parameters of method and data that other rows of the method have other values of, with its own values.
+    """
+
+    label: str
+    differs: dict[str, Any]
+
+
+def row_names(records: Sequence[Record], *, seeds: bool = False) -> list[RowName]:
+    """A name for each row: method and preset, then whatever other rows of them differ in.
+
+    Parameters come first, then what they learned from. Rows that are the same in all of this differ in their code: the
+    version says which, else the time they were made; a key is added to these as the last resort.
+
+    Args:
+        records: one of each row.
+        seeds: rows differ in their seed too, which stands in a column of its own.
+    """
+    groups: dict[tuple[str, str], list[int]] = {}
+    for place, record in enumerate(records):
+        groups.setdefault((record.method.name, record.method.preset), []).append(place)
+    found: dict[int, RowName] = {}
+    for (method, preset), places in groups.items():
+        group = [records[place] for place in places]
+        for place, differs, tail in zip(places, *_apart(group, seeds), strict=True):
+            label = " ".join(part for part in (f"{method} [{preset}]", params_text(differs), tail) if part)
+            found[place] = RowName(label, differs)
+    return [found[place] for place in range(len(records))]
+
+
+def _apart(group: Sequence[Record], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """What tells the rows of one method and preset apart: their parameters, and words for what these do not tell."""
+    differs = differing([one.method.params for one in group])
+    for name in {one.train.name for one in group}:  # parameters of another dataset are no difference of value
+        alike = [place for place, one in enumerate(group) if one.train.name == name]
+        for place, values in zip(alike, differing([_of_data(group[place]) for place in alike]), strict=True):
+            differs[place] = {**values, **differs[place]}
+    several = len({one.train.name for one in group}) > 1
+    words = [[f"on {one.train.name}"] if several else [] for one in group]
+    names = [
+        (params_text(own), *said, one.seed if seeds else 0)
+        for own, said, one in zip(differs, words, group, strict=True)
+    ]
+    for twice in [name for name, times in Counter(names).items() if times > 1]:
+        same = [place for place, other in enumerate(names) if other == twice]
+        for tell in _LAST:
+            told = [tell(group[place]) for place in same]
+            if len(set(told)) == len(same):
+                break
+        for place, text in zip(same, told, strict=True):
+            words[place].append(text)
+    return differs, [" ".join(said) for said in words]
+
+
+_LAST: tuple[Callable[[Record], str], ...] = (
+    lambda one: f"v{one.method.version}",
+    lambda one: f"by adbench {one.provenance.get('adbench', '?')}",
+    lambda one: f"made {one.created[:10]}",
+    lambda one: f"made {one.created[:19].replace('T', ' ')}",
+    lambda one: f"made {one.created[:19].replace('T', ' ')} key {one.run_key[:8]}",
+)
+
+
+def _of_data(record: Record) -> dict[str, Any]:
+    """The parameters of what it learned from, and of what it was tested on where that is another dataset."""
+    test = {} if record.test.name == record.train.name else {f"test.{n}": v for n, v in record.test.params.items()}
+    return {**record.train.params, **test}

@@ -1,0 +1,96 @@
+"""Sweeps: which values are an axis, which cells they give, and that a resolved file gives the same cells again."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import pytest
+
+from adbench.config import run_config, sweep
+from adbench.config.cell import Cell, changed
+from adbench.errors import UserError
+from adbench.params import ParamSet, param
+
+
+class Params(ParamSet):
+    size: float = param(1.0, "A number.", ge=0)
+    kind: Literal["auto", "dark"] = param("auto", "A choice.")
+    name: str = param("", "Any text.")
+    levels: tuple[int, ...] = param((1,), "A list.")
+    limit: int | None = param(None, "A number or none.")
+
+
+@pytest.mark.parametrize(
+    ("values", "points"),
+    [
+        ({"size": [2, 4]}, [{"size": 2}, {"size": 4}]),
+        ({"size": "2, .5"}, [{"size": 2}, {"size": 0.5}]),
+        ({"size": [2, 2]}, [{"size": 2}]),
+        ({"limit": [None, 3]}, [{"limit": None}, {"limit": 3}]),
+        ({"kind": "auto,dark"}, [{"kind": "auto"}, {"kind": "dark"}]),
+        ({"name": "a,b"}, [{"name": "a,b"}]),  # any text is one value
+        ({"name": ["a", "b"]}, [{"name": "a"}, {"name": "b"}]),
+        ({"levels": [1, 2]}, [{"levels": [1, 2]}]),  # a list is the value
+        ({"levels": [1, "x"]}, [{"levels": [1, "x"]}]),  # and so is one with a mistake, which is then named
+        ({"levels": [[1, 2], [3]]}, [{"levels": [1, 2]}, {"levels": [3]}]),
+        (
+            {"size": [1, 2], "kind": ["auto", "dark"]},
+            [{"size": s, "kind": k} for s in (1, 2) for k in ("auto", "dark")],
+        ),
+        ({"sizee": [1, 2]}, [{"sizee": [1, 2]}]),  # named as unknown later
+        ({}, [{}]),
+    ],
+)
+def test_what_is_an_axis(values: dict[str, Any], points: list[dict[str, Any]]) -> None:
+    assert sweep.variants(Params, "method m", values, run_config.parse_yaml) == points
+
+
+def test_sweeps_without_values_or_without_end() -> None:
+    with pytest.raises(UserError, match="method m: size = \\[\\] has no value"):
+        sweep.variants(Params, "method m", {"size": []}, run_config.parse_yaml)
+    with pytest.raises(UserError, match="40000 combinations"):
+        sweep.variants(Params, "m", {"size": list(range(200)), "limit": list(range(200))}, run_config.parse_yaml)
+
+
+def cells(*sets: str, method: str = "histeq") -> list[Cell]:
+    flags = {"method": method, "dataset": "phantom", "device": "cpu"}
+    return run_config.cells(run_config.load(None, flags, list(sets)))
+
+
+def test_every_combination_is_a_cell_with_a_name() -> None:
+    found = cells("histeq.sigma=2,4", "dataset.n_train=3,5", method="histeq,zscore")
+    assert [cell.label for cell in found] == [
+        f"{name} n_train={count} phantom FLAIR seed 0"
+        for count in (3, 5)
+        for name in ("histeq [tiny] sigma=2", "histeq [tiny] sigma=4", "zscore [tiny]")
+    ]
+    assert Cell.from_json(found[0].to_json()).label == found[0].label
+
+
+def test_the_resolved_file_gives_the_same_cells() -> None:
+    flags = {"method": "histeq", "dataset": "phantom", "device": "cpu"}
+    config = run_config.load(None, flags, ["histeq.sigma=[2, 4]", "dataset.kinds=[[ms], [ms, stroke]]"])
+    found = run_config.cells(config)
+    assert len(found) == 4
+    again = run_config.cells(run_config.resolved(found, config))
+    assert [cell.key for cell in again] == [cell.key for cell in found]
+    for cell in found:  # and so does that of each run
+        assert [one.key for one in run_config.cells(run_config.from_cell(cell))] == [cell.key]
+
+
+def test_a_mistake_in_a_sweep_names_the_value() -> None:
+    with pytest.raises(UserError, match="histeq: sigma = -1 is not valid"):
+        cells("histeq.sigma=2,-1")
+
+
+def test_what_is_changed_is_told_from_defaults() -> None:
+    found = changed(cells("histeq.sigma=2,4", "histeq.polarity=auto", "dataset.n_test=7"))
+    assert {scope: set(own) for scope, own in found.items()} == {"histeq": {"sigma"}, "dataset": {"n_test"}}
+    assert found["histeq"]["sigma"] == ([2.0, 4.0], 3.0)
+
+
+def test_values_in_names() -> None:
+    values = {"a": 2.0, "b": 1e-4, "c": (1, 2), "d": None, "e": True, "f": "/some/long/path/to/a/folder/of/weights"}
+    assert sweep.params_text(values).startswith("a=2 b=0.0001 c=1,2 d=none e=true f=…")
+    assert sweep.params_text({str(i): i for i in range(20)}).endswith("7=7 +12")
+    assert sweep.differing([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}]) == [{"b": 2}, {"b": 3}, {}]

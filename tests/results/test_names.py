@@ -1,0 +1,65 @@
+"""Rows are told apart by what differs in them, and by a hash only when nothing else does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adbench.leaderboard import submission
+from adbench.results.names import row_names
+from adbench.results.record import Record
+
+PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
+
+
+@pytest.fixture(scope="module")
+def record() -> Record:
+    return submission.read(next(PUBLISHED.glob("phantom-flair-histeq-*-seed0-*.json"))).record
+
+
+def changed(record: Record, *, train: dict[str, Any] | None = None, **update: Any) -> Record:
+    method = {name: update.pop(name) for name in ("params", "version", "name") if name in update}
+    if "params" in method:
+        method["params"] = {**record.method.params, **method["params"]}
+    parts = {
+        "method": record.method.model_copy(update=method),
+        "train": record.train.model_copy(update=train or {}),
+    }
+    return record.model_copy(update={**parts, **update})
+
+
+def labels(*records: Record, seeds: bool = False) -> list[str]:
+    return [name.label for name in row_names(records, seeds=seeds)]
+
+
+def test_parameters_tell_rows_apart(record: Record) -> None:
+    five, dark = changed(record, params={"sigma": 5.0}), changed(record, params={"sigma": 5.0, "polarity": "dark"})
+    assert labels(record) == ["histeq [tiny]"]
+    assert labels(record, five) == ["histeq [tiny] sigma=3", "histeq [tiny] sigma=5"]
+    assert labels(record, five, dark)[2] == "histeq [tiny] sigma=5 polarity=dark"
+    assert row_names([record, dark])[1].differs == {"sigma": 5.0, "polarity": "dark"}
+    assert labels(five, changed(record, name="zscore")) == ["histeq [tiny]", "zscore [tiny]"]
+
+
+def test_data_tell_rows_apart(record: Record) -> None:
+    other = changed(record, train={"name": "ixi", "params": {"something": 1}})
+    fewer = changed(record, train={"params": {**record.train.params, "n_train": 2}})
+    assert labels(record, other) == ["histeq [tiny] on phantom", "histeq [tiny] on ixi"]
+    assert labels(record, fewer)[1] == "histeq [tiny] n_train=2"
+
+
+def test_seeds_stand_in_a_column_of_their_own(record: Record) -> None:
+    assert labels(record, changed(record, seed=1), seeds=True) == ["histeq [tiny]"] * 2
+
+
+def test_code_and_time_before_keys(record: Record) -> None:
+    assert labels(record, changed(record, version="7"))[1] == "histeq [tiny] v7"
+    later = changed(record, created="2031-02-03T04:05:06+00:00")
+    assert labels(record, later)[1] == "histeq [tiny] made 2031-02-03"
+    hour = changed(record, created="2031-02-03T05:05:06+00:00")
+    assert labels(later, hour) == ["histeq [tiny] made 2031-02-03 04:05:06", "histeq [tiny] made 2031-02-03 05:05:06"]
+    twin = changed(record, run_key="f" * 64)
+    assert labels(record, twin)[1].endswith("key ffffffff")
+    assert len(set(labels(record, twin, later, hour))) == 4
