@@ -87,6 +87,15 @@ _BASES = (
         _VAL,
     ),
     Protocol(
+        "soop-flair",
+        "1",
+        "Real strokes: lesion-free FLAIR slices of SOOP patients train, 365 others test (one slice each; docs/results.md)",
+        "the 165 lesion-free slices of the split `train`, of patients with a stroke elsewhere; those of `val` to choose a checkpoint",
+        _ALL_TEST,
+        _VAL,
+        modalities=("FLAIR",),
+    ),
+    Protocol(
         "ixi",
         "1",
         "Healthy IXI subjects train, others are scored for false alarms",
