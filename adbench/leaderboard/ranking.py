@@ -11,7 +11,16 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.board import HEADLINE, STRATA_METRICS, Board, Entry, TestSet, extra_metrics, test_set
+from adbench.leaderboard.board import (
+    HEADLINE,
+    STRATA_METRICS,
+    Board,
+    Entry,
+    TestSet,
+    extra_metrics,
+    tell_apart,
+    test_set,
+)
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
@@ -168,7 +177,7 @@ def boards(results: Iterable[Published]) -> list[Board]:
                 f"The results of {where.protocol} on {where.dataset} {where.modality} contradict themselves ({error!r}): "
                 "`adbench leaderboard verify` says which, and where."
             ) from None
-    return found
+    return tell_apart(found)
 
 
 def _ranked(where: TestSet, group: Mapping[str, list[Published]]) -> Board:

@@ -27,14 +27,15 @@ from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
 from adbench.datasets.preprocessing.recipe import lesion_of
 from adbench.datasets.preprocessing.reorient import resample, voxel_ml
+from adbench.datasets.splits import FoldParams
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
-CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed")
+CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed", "folds", "fold")
 STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
 
 
-class VolumeParams(RecipeParams):
+class VolumeParams(RecipeParams, FoldParams):
     """The recipe, and how subjects are divided."""
 
     val_share: float = param(
@@ -356,10 +357,11 @@ class IndexedVolumes(VolumeDataset):
         return self._drawn(usable, self.params.val_share, self.params.test_share)
 
     def _drawn(self, scans: list[Scan], val: float, test: float) -> dict[str, Split]:
-        """A role for every patient, drawn under the first of the names that the patient has here."""
+        """A role for every patient, drawn under the first of the names that the patient has here; in folds if any is tested."""
         names: dict[str, str] = {}
         sites = {names.setdefault(person(scan.subject), scan.subject): scan.site for scan in scans}
-        roles = splits.assign(sites, val, test, self.params.split_seed, self.info.name)
+        p = self.params
+        roles = splits.assign(sites, val, test, p.split_seed, self.info.name, p.folds if test else 0, p.fold)
         return {scan.subject: roles[names[person(scan.subject)]] for scan in scans}
 
     def discover(self, modality: str) -> list[Case]:
