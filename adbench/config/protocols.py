@@ -89,9 +89,9 @@ _BASES = (
     Protocol(
         "soop-flair",
         "1",
-        "Real strokes: lesion-free FLAIR slices of SOOP patients train, 365 others test (one slice each; docs/results.md)",
+        "Real strokes: lesion-free FLAIR slices of SOOP patients train, 36 others test, one slice each",
         "the 165 lesion-free slices of the split `train`, of patients with a stroke elsewhere; those of `val` to choose a checkpoint",
-        _ALL_TEST,
+        "the slices of the 36 patients of the split `test` that adbench/results/published/soop-flair.json lists",
         _VAL,
         modalities=("FLAIR",),
     ),

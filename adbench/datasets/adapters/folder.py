@@ -280,8 +280,8 @@ class Folder(Dataset):
         strata: dict[str, str] = {}
         for file in files if p.folds else ():
             if file.split != "train" and (mask := masks.get(file.slice)) is not None:
-                drawn = read_mask(mask, file.path, read_shape(file.path)).any()
-                strata[person(file.subject)] = strata.get(person(file.subject)) or ("lesion" if drawn else "")
+                drawn, who = read_mask(mask, file.path, read_shape(file.path)).any(), person(file.subject)
+                strata[who] = strata.get(who) or ("lesion" if drawn else "")
         return assign(strata, 0.5, 0.5, p.split_seed, "folder", p.folds, p.fold) if strata else {}
 
     def exclusions(self, modality: str) -> list[str]:

@@ -246,8 +246,8 @@ class OwnVolumes(IndexedVolumes):
         for file, what in self._unnamed_masks.get(scan.id, []):
             message = (
                 f"{file} holds {what}, as a mask does, and its name does not say of what: if it marks lesions, {scan.id} is not "
-                "healthy. Name it with --set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare "
-                "the case healthy with --set dataset.unmasked=healthy."
+                f"healthy. Rename it, or {self._patterned}name it by --set dataset.lesion_pattern=... or brain_pattern=... beside "
+                "image_pattern, or declare the case healthy with --set dataset.unmasked=healthy."
             )
             yield severity("unnamed-mask", file, message, scan.id)
 
