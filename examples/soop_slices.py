@@ -1,4 +1,4 @@
-"""Write the FLAIR slices of `leaderboards/soop-flair`, 653 patients with stroke, from their public source, and check each of them.
+"""Write the FLAIR slices of `leaderboards/soop-flair`, patients with stroke, from their public source, and check each of them.
 
     git clone --depth 1 https://github.com/neurolabusc/StrokeOutcomeOptimizationProjectDemo
     python examples/soop_slices.py StrokeOutcomeOptimizationProjectDemo soop_flair
@@ -12,7 +12,8 @@ grey outside the lesion, red over it (half the grey value, so the last bit of al
 largest part brighter than 12, closed by 3 and opened by 2 pixels, its holes filled; nothing is shown or counted outside the brain.
 
 Who trains, validates and is tested is listed in `adbench/results/published/soop-flair.json`, with a hash of every slice, which this
-command compares. Slices without lesion are of patients with a stroke elsewhere.
+command compares. Slices without lesion are of patients with a stroke elsewhere. 36 patients are tested, drawn by the hash of their names;
+with --all the other 329 are written too, for the first table of docs/results.md: results on these are not of the board.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from adbench.leaderboard.make_known import data
 from adbench.results.known import slices
 
 NAME, MODALITY, WIDTH, DARK = "soop-flair", "FLAIR", 157, 12
-FOLDERS = {"train": "train", "threshold": "val", "test": "test"}  # role -> folder
+FOLDERS = {"train": "train", "threshold": "val", "test": "test", "rest": "test"}  # role -> folder
 
 
 def read(picture: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -74,9 +75,10 @@ def write(clone: Path, out: Path, listed: Mapping[str, Any]) -> int:
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} is not empty: give a new folder.")
     count = 0
-    for role, folder in FOLDERS.items():
+    for role, facts in listed.items():
+        folder = FOLDERS[role]
         (out / folder).mkdir(parents=True, exist_ok=True)
-        for subject in listed[role]["subjects"]:
+        for subject in facts["subjects"]:
             picture = clone / f"PNG/r{subject}_lesion.nii.png"
             try:
                 image, brain, lesion = read(picture)
@@ -98,9 +100,9 @@ def differing(out: Path, listed: Mapping[str, Any]) -> list[str]:
         found = data("folder", MODALITY, Path(cache), root=out, name=NAME)
     return [
         subject
-        for role in FOLDERS
-        for subject, hashed in listed[role]["sha256"].items()
-        if found[role]["sha256"].get(subject) != hashed
+        for role, facts in listed.items()
+        for subject, hashed in facts["sha256"].items()
+        if found["test" if role == "rest" else role]["sha256"].get(subject) != hashed
     ]
 
 
@@ -109,9 +111,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("clone", type=Path, help="clone of StrokeOutcomeOptimizationProjectDemo")
     parser.add_argument("out", type=Path, help="folder for the slices")
+    parser.add_argument("--all", action="store_true", help="write the patients that the board does not test, too")
     args = parser.parse_args()
     try:
-        listed = slices()[NAME][MODALITY]
+        roles = [role for role in FOLDERS if args.all or role != "rest"]
+        listed = {role: slices()[NAME][MODALITY][role] for role in roles}
         count = write(args.clone, args.out, listed)
         if odd := differing(args.out, listed):
             raise UserError(f"{len(odd)} of {count} slices are not the published ones, e.g. that of {odd[0]}.")

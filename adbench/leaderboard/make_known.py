@@ -23,7 +23,7 @@ from adbench.config.source import source_digest
 from adbench.context import Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.leaderboard.submission import glance
-from adbench.results.known import BUILT_IN, FILE, PUBLISHED, known, weights_key
+from adbench.results.known import BUILT_IN, FILE, PUBLISHED, known, slices, weights_key
 from adbench.results.record import Record
 from adbench.runner.plan import gather
 from adbench.utils.files import write_json
@@ -125,7 +125,8 @@ if __name__ == "__main__":
     if published := sys.argv[1:]:
         name, modality, protocol, folder = published
         facts = data("folder", modality, default_cache(), root=Path(folder), protocol_name=protocol, name=name)
-        write_json(PUBLISHED / f"{name}.json", {modality: facts})
+        rest = slices().get(name, {}).get(modality, {}).get("rest")  # patients of no role, added by hand, kept
+        write_json(PUBLISHED / f"{name}.json", {modality: facts | ({"rest": rest} if rest else {})})
         print(PUBLISHED / f"{name}.json")
     else:
         write_json(FILE, make(Path("leaderboards"), default_cache()))

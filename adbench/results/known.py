@@ -9,7 +9,8 @@
       "lists":   {protocol: {role: [subjects]}}      lists that were published; added by hand, kept by the command
     }
 
-``published/NAME.json`` says the same about slices of real data called NAME, which do not ship: ``{modality: {role: …}}``.
+``published/NAME.json`` says the same about slices of real data called NAME, which do not ship: ``{modality: {role: …}}``,
+with the start of a SHA-256 of every subject's slices.
 """
 
 from __future__ import annotations
