@@ -25,7 +25,7 @@ demo: setup
 	$(BIN)/adbench run --method madad,ae,zscore,histeq,constant --dataset phantom --preset tiny --out demo
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 board: setup
 	$(BIN)/adbench run --grid leaderboards/phantom/grid.yaml --out runs/board

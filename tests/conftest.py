@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,16 +28,31 @@ LONGEST_FIRST = (
 )  # fmt: skip
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
+def room(path: str) -> str:
+    """What stays on one worker together, for the path of a test file below this folder: its file, or a group of rooms."""
+    return GROUPS.get(path.partition("/")[0], path)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (``make test``) a file stays on one of them, and the longest begin, so that all end together."""
-    groups = {}
-    for item in items:
-        place = item.path.relative_to(HERE)
-        groups[item] = GROUPS.get(place.parts[0], place.as_posix())
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    """The longest begin, so that with several workers (``make test``) all end together."""
     rank = {group: number for number, group in enumerate(LONGEST_FIRST)}
-    items.sort(key=lambda item: rank.get(groups[item], len(rank)))
+    items.sort(key=lambda item: rank.get(room(item.path.relative_to(HERE).as_posix()), len(rank)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Fixtures of a room are made once: its tests stay on one worker.
+
+    Marks of ``xdist_group`` do not do it: xdist 3.8 writes them into an attribute that pytest 9.2 does not read.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByRoom(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return room(nodeid.partition("::")[0].removeprefix("tests/"))
+
+    config.option.loadscopereorder = False  # not by the number of tests
+    return ByRoom(config, log)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -67,11 +67,8 @@ def checked(scores: Any, labels: Any, where: str) -> tuple[np.ndarray, np.ndarra
     return scores, labels
 
 
-def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> list[Bins]:
-    """The bins of ``partition`` that occur in (n,) scores, and their lesion and background voxels.
-
-    One or two parts without a bin in common, each ascending. Bins of the second are not whole cells.
-    """
+def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> Bins:
+    """The bins of ``partition`` that occur in (n,) scores, and their lesion and background voxels."""
     ordered = _keys.ordered(scores)
     narrow = ordered.dtype == np.int32
     lesion = np.flatnonzero(labels)
@@ -79,16 +76,16 @@ def counted(scores: np.ndarray, labels: np.ndarray, partition: Partition) -> lis
         cell = np.right_shift(ordered, _keys.NARROW_SHIFT, out=_work("cell", len(ordered), ordered.dtype))
         found, positive, negative = count(cell, lesion)
         keys = _keys.widened((found << _keys.NARROW_SHIFT).astype(np.int32))
-        return [grouped(partition.of(keys), positive, negative)]
-    parts = _counted_by_cell(ordered, labels, lesion, partition) if len(partition.seen) else []
-    return parts or [_counted_by_score(ordered, lesion, partition)]
+        return grouped(partition.of(keys), positive, negative)
+    found_by_cell = _counted_by_cell(ordered, labels, lesion, partition) if len(partition.seen) else None
+    return found_by_cell or _counted_by_score(ordered, lesion, partition)
 
 
 def _in_cells(ordered: np.ndarray) -> bool:
     below = np.int32((1 << _keys.NARROW_SHIFT) - 1)
-    if np.any(ordered[:64] & below):
+    if (ordered[:64] & below).any():
         return False
-    return not np.any(np.bitwise_and(ordered, below, out=_work("cell", len(ordered), ordered.dtype)))
+    return not np.bitwise_and(ordered, below, out=_work("cell", len(ordered), ordered.dtype)).any()
 
 
 def _counted_by_score(ordered: np.ndarray, lesion: np.ndarray, partition: Partition) -> Bins:
@@ -96,26 +93,20 @@ def _counted_by_score(ordered: np.ndarray, lesion: np.ndarray, partition: Partit
     return grouped(partition.of(_keys.widened(found)), positive, negative)
 
 
-def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray, partition: Partition) -> list[Bins]:
-    """Count whole cells as such, and look at single scores only in the others; empty where cells are too far apart."""
+def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray, partition: Partition) -> Bins | None:
+    """Count whole cells as such, and look at single scores only in the others; None where cells are too far apart."""
     narrow = ordered.dtype == np.int32
     shift = _keys.NARROW_SHIFT if narrow else _keys.CELL_SHIFT
     cell = np.right_shift(ordered, shift, out=_work("cell", len(ordered), ordered.dtype))
     lowest, highest = int(cell.min()), int(cell.max())
     width = highest - lowest + 1
     if width > _widest(len(cell)):
-        return []
-    if narrow:
-        whole = np.zeros(width, np.bool_)
-        for start, stop in ((lowest, min(highest + 1, -_keys.ODD)), (max(lowest, _keys.ODD), highest + 1)):
-            if start < stop:
-                first = int(_keys.wide_cells(np.array([start]))[0])
-                whole[start - lowest : stop - lowest] = partition.whole(first, stop - start)
-        # Below its normal numbers, float32 has cells wider than those of float64. Its 0 is mostly alone in one.
-        if lowest <= 0 <= highest and np.count_nonzero(cell) == np.count_nonzero(ordered):
-            whole[-lowest] = partition.whole(0, 1)[0]
-    else:
-        whole = partition.whole(lowest, width)
+        return None
+    whole = partition.whole_narrow(lowest, width) if narrow else partition.whole(lowest, width)
+    # Float32 has one cell around 0, which is wider than those of float64. A 0 is mostly alone in it.
+    if narrow and lowest <= 0 <= highest and np.count_nonzero(cell) == np.count_nonzero(ordered):
+        whole = whole.copy()
+        whole[-lowest] = partition.whole(0, 1)[0]
     apart = ~whole
     every, inside = np.zeros(width, np.intp), []
     for start in range(0, len(cell), _BLOCK):
@@ -126,11 +117,16 @@ def _counted_by_cell(ordered: np.ndarray, labels: np.ndarray, lesion: np.ndarray
     found = np.flatnonzero((every > 0) & whole)
     positive = np.bincount(np.subtract(cell[lesion], lowest), minlength=width)[found]
     keys = (_keys.wide_cells(found + lowest) if narrow else found + lowest) << _keys.CELL_SHIFT
-    parts = [(keys, positive, every[found] - positive)]
+    bins = keys, positive, every[found] - positive
     single = np.concatenate(inside)
-    if len(single):
-        parts.append(_counted_by_score(ordered[single], np.flatnonzero(labels[single]), partition))
-    return parts
+    if not len(single):
+        return bins
+    if len(single) < len(found):  # as is usual: sorted with the others
+        ill = labels[single].astype(np.int64)
+        others: Bins = partition.of(_keys.widened(ordered[single])), ill, 1 - ill
+    else:
+        others = _counted_by_score(ordered[single], np.flatnonzero(labels[single]), partition)
+    return added([bins, others], partition)
 
 
 def _widest(voxels: int) -> int:

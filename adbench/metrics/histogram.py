@@ -99,8 +99,7 @@ class ScoreHistogram:
         end = 0
         while end < len(scores):
             start, end = end, end + (PIECE if len(self.partition.seen) else _FIRST_PIECE)
-            for part in counted(scores[start:end], labels[start:end], self.partition):
-                self._push(*part)
+            self._push(*counted(scores[start:end], labels[start:end], self.partition))
             self._join_if_many()
 
     def _join_if_many(self) -> None:
@@ -171,9 +170,12 @@ class ScoreHistogram:
     __hash__ = None  # type: ignore[assignment]
 
     def _push(self, keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> None:
+        self._loose += _loose(keys, self.partition)
+        if not len(self._bins[0]) and not self._pending:
+            self._bins = keys, positive, negative
+            return
         self._pending.append((keys, positive, negative))
         self._pending_bins += len(keys)
-        self._loose += _loose(keys, self.partition)
         if self._pending_bins > max(_PENDING_BINS, len(self._bins[0])):
             self._fold()
 

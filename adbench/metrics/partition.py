@@ -97,6 +97,19 @@ class Partition:
             np.equal(kinds[start - first : stop - first], WHOLE, out=found[start - lowest : stop - lowest])
         return found
 
+    @cached_property
+    def _narrow(self) -> np.ndarray:
+        """(2 HALF,) bool: of each cell of float32 whether it is one of float64 that is :data:`WHOLE`."""
+        found = np.zeros(2 * _keys.HALF, np.bool_)
+        side = _keys.HALF - _keys.ODD
+        found[:side] = self.whole(-_keys.HALF - _keys.BIAS, side)
+        found[-side:] = self.whole(_keys.ODD + _keys.BIAS, side)
+        return found
+
+    def whole_narrow(self, lowest: int, width: int) -> np.ndarray:
+        """(width,) bool, not to be written to: as :meth:`whole`, of cells of float32. Those below its normal numbers are not."""
+        return self._narrow[lowest + _keys.HALF :][:width]
+
     def numbers(self, bins: np.ndarray) -> np.ndarray:
         """(n,) which of the edges begins each of ``bins``; -1 for single scores."""
         _, kinds, edge = self._table

@@ -20,6 +20,10 @@ CELL_SHIFT = 52 - CELL_BITS
 NARROW_SHIFT = 23 - CELL_BITS
 ODD = 1 << CELL_BITS
 """Cells of float32 from -ODD to below ODD hold what is not a normal number."""
+HALF = 1 << 31 - NARROW_SHIFT
+"""Cells of float32 on either side of 0."""
+BIAS = 896 << CELL_BITS
+"""A cell of float32 that holds normal numbers is the cell of float64 so much farther from 0: 1023 less 127 exponents."""
 INFINITY = 0x7FF0000000000000
 
 
@@ -91,9 +95,8 @@ def wide_cells(cells: np.ndarray) -> np.ndarray:
     """
     cells = cells.astype(np.int64)
     below, above = np.searchsorted(cells, (-ODD, ODD))
-    bias = 896 << CELL_BITS  # 1023 less 127
-    cells[:below] -= bias
-    cells[above:] += bias
+    cells[:below] -= BIAS
+    cells[above:] += BIAS
     return cells
 
 
