@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from itertools import groupby
 from pathlib import Path
 from typing import Annotated
@@ -58,6 +59,50 @@ def show(
     print_boards(found, json_, sort)
 
 
+@board.command(
+    "pool",
+    epilog="Example:\n\n  adbench run --method madad --dataset bids --data-root DIR --set dataset.folds=5 --out runs\n\n"
+    "  adbench leaderboard pool runs",
+)
+def pool(
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder of runs.")] = Path("runs"),
+    json_: Json = False,
+) -> None:
+    """Take the folds of a cross-validation together: every subject scored once, by the training that had not seen it.
+
+    AUPRC pools the voxels of all folds, which takes their scores to be on one scale; its mean over subjects does not. Dice is at
+    the threshold that the validation subjects of each fold chose.
+    """
+    from adbench.evaluation.folds import pooled_folds
+    from adbench.metrics.spec import SPECS
+    from adbench.results.format import number_text
+    from adbench.results.result import Result
+    from adbench.results.rundir import records
+    from adbench.utils.console import print_json, table
+
+    found = pooled_folds(Result(path) for path, _ in records(folder))
+    if json_:
+        print_json({"pooled": [one.as_dict() for one in found]})
+        return
+    names = list(dict.fromkeys(name for one in found for name in one.metrics))
+    headings = ["method", "test set", "seed", "folds", "subjects", *(SPECS[name].column for name in names)]
+    rows = [
+        [
+            f"{one.record.method.name} [{one.record.method.preset}]",
+            f"{one.record.test.name} {one.record.test.modality}",
+            str(one.record.seed),
+            str(len(one.results)),
+            str(one.subjects),
+            *(number_text(one.metrics.get(name), interval=True) for name in names),
+        ]
+        for one in found
+    ]
+    caption = "[95 % interval over subjects, for these trainings]"
+    table(
+        "all folds together", [(text, "left" if text in headings[:2] else "right") for text in headings], rows, caption
+    )
+
+
 @board.command("build", epilog="Example:  adbench leaderboard build leaderboards")
 def build(
     root: Root = BOARDS,
@@ -101,10 +146,11 @@ def verify(
     from adbench.leaderboard import verify as verifying
     from adbench.utils.console import LiveProgress, err, out, print_json, say
 
+    unseen: Counter[str] = Counter()
     with LiveProgress(quiet or json_) as progress:
-        count, issues = verifying.verify(paths or [BOARDS], progress)
+        count, issues = verifying.verify(paths or [BOARDS], progress, unseen)
     if json_:
-        print_json({"results": count, "findings": [issue.as_dict() for issue in issues]})
+        print_json({"results": count, "findings": [issue.as_dict() for issue in issues], "not_checked": unseen})
     elif issues:
         for file, own in groupby(sorted(issues, key=lambda issue: issue.file), lambda issue: issue.file):
             out.print(file, style="bold", markup=False, soft_wrap=True)
@@ -116,6 +162,9 @@ def verify(
         err.print(f"{len({issue.file for issue in issues})} of {count} results do not verify.", style="bold red")
     else:
         say(f"{count} results verified: every number follows from the stored counts.")
+    if not json_:
+        for what, results in sorted(unseen.items()):
+            say(f"Not checked: {results} {what}.")
     if issues:
         raise typer.Exit(1)
 

@@ -29,6 +29,7 @@ MAX_ROWS = 200  # a table of more rows is no help
     "  adbench run --method histeq --dataset phantom --set histeq.sigma=1,2,4      (a sweep: one run a value)\n\n"
     "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --tensorboard\n\n"
     "  adbench run --method madad,ddpm --dataset phantom --time-limit 8h\n\n"
+    "  adbench run --method histeq --dataset bids --data-root DIR --set dataset.folds=5      (then: adbench leaderboard pool)\n\n"
     "  torchrun --nproc-per-node 4 -m adbench.cli run --method madad --dataset phantom      (one fit on four GPUs)"
 )
 def run(
@@ -43,6 +44,10 @@ def run(
     ] = None,
     protocol: Protocol = None,
     seed: Annotated[list[str] | None, typer.Option("--seed", "-s", help="Seed; repeat or separate by commas.")] = None,
+    fold: Annotated[
+        list[str] | None,
+        typer.Option("--fold", help="Folds of --set dataset.folds=K to test, from 0; default: every one."),
+    ] = None,
     preset: Preset = None,
     data_root: Root = None,
     train_on: Annotated[
@@ -128,6 +133,7 @@ def run(
         "modality": split(modality),
         "protocol": protocol,
         "seed": split(seed),
+        "fold": split(fold),
         "metrics": split(metrics),
         "preset": preset,
         "data_root": str(data_root) if data_root else None,

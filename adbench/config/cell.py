@@ -133,8 +133,14 @@ class Cell:
     @property
     def label(self) -> str:
         """A short name for progress bars and messages."""
+        fold = "" if self.fold is None else f" fold {self.fold} of {self.test.params.folds}"  # type: ignore[attr-defined]
         name = f"{self.method} [{self.preset}] {self.varied}".rstrip()
-        return f"{name} {self.test.title} {self.modality} seed {self.seed}"
+        return f"{name} {self.test.title} {self.modality}{fold} seed {self.seed}"
+
+    @property
+    def fold(self) -> int | None:
+        """The fold of the dataset that is tested; None where it is not divided into folds."""
+        return self.test.params.fold if getattr(self.test.params, "folds", 0) else None  # type: ignore[attr-defined]
 
     @property
     def train_source(self) -> Source:

@@ -1,4 +1,5 @@
-"""Grid files: the product of methods, their swept parameters, datasets, modalities and seeds, with cells excluded and other products included.
+"""Grid files: the product of methods, their swept parameters, datasets, modalities, folds and seeds, with cells excluded and other products
+included.
 
 ::
 
@@ -27,9 +28,9 @@ from adbench.config.cell import Cell, told_apart
 from adbench.config.run_config import RunConfig
 from adbench.errors import UserError, unknown
 
-AXES = ("method", "dataset", "modality", "protocol", "seed", "preset")
+AXES = ("method", "dataset", "modality", "protocol", "fold", "seed", "preset")
 _BLOCK = (*AXES, "data_root", "train_on", "train_root", "metrics", "set")
-_OF_DATASET = ("modality", "protocol", "data_root")  # a block with a dataset of its own does not inherit them
+_OF_DATASET = ("modality", "protocol", "fold", "data_root")  # a block with a dataset of its own does not inherit them
 
 
 class GridConfig(RunConfig):
@@ -131,7 +132,7 @@ def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.re
 
 def _place(cell: Cell) -> dict[str, str]:
     """Where the cell stands on every axis."""
-    found = (cell.method, cell.test.dataset, cell.modality, cell.protocol.name, cell.seed, cell.preset)
+    found = (cell.method, cell.test.dataset, cell.modality, cell.protocol.name, cell.fold, cell.seed, cell.preset)
     return {axis: str(value) for axis, value in zip(AXES, found, strict=True)}
 
 

@@ -96,6 +96,15 @@ _BASES = (
         _VAL,
     ),
     Protocol(
+        "soop-flair",
+        "1",
+        "Real strokes: lesion-free FLAIR slices of SOOP patients train, 36 others test, one slice each",
+        "the 165 lesion-free slices of the split `train`, of patients with a stroke elsewhere; those of `val` to choose a checkpoint",
+        "the slices of the 36 patients of the split `test` that adbench/results/published/soop-flair.json lists",
+        _VAL,
+        modalities=("FLAIR",),
+    ),
+    Protocol(
         "ixi",
         "1",
         "Healthy IXI subjects train, others are scored for false alarms",

@@ -78,13 +78,19 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "BraTS 2023 and 2024 (GLI, MET, PED, MEN, SSA): tumours, FLAIR, T1, T1CE and T2",
         ),
         "msd_brain": (
-            "adbench.datasets.adapters.msd_brain:MSDBrain",
+            "adbench.datasets.adapters.described:MSDBrain",
             "Medical Segmentation Decathlon, Task01: glioma, four sequences in 4-D files",
         ),
-        "isles22": ("adbench.datasets.adapters.isles22:ISLES22", "ISLES'22: acute stroke, FLAIR, DWI and ADC"),
-        "mslub": ("adbench.datasets.adapters.mslub:MSLUB", "MSLUB: multiple sclerosis, FLAIR, T1, T1CE and T2"),
-        "wmh": ("adbench.datasets.adapters.wmh:WMH", "WMH challenge: white-matter hyperintensities, FLAIR and T1"),
-        "soop": ("adbench.datasets.adapters.soop:SOOP", "SOOP (OpenNeuro ds004889): acute stroke, FLAIR, T1, DWI, ADC"),
+        "isles22": ("adbench.datasets.adapters.described:ISLES22", "ISLES'22: acute stroke, FLAIR, DWI and ADC"),
+        "mslub": ("adbench.datasets.adapters.described:MSLUB", "MSLUB: multiple sclerosis, FLAIR, T1, T1CE and T2"),
+        "wmh": (
+            "adbench.datasets.adapters.described:WMH",
+            "WMH challenge: white-matter hyperintensities, FLAIR and T1",
+        ),
+        "soop": (
+            "adbench.datasets.adapters.described:SOOP",
+            "SOOP (OpenNeuro ds004889): acute stroke, FLAIR, T1, DWI, ADC",
+        ),
         "bids": (
             "adbench.datasets.adapters.bids:Bids",
             "Any BIDS dataset: OASIS-3, CamCAN and others, healthy by participants.tsv, masks in derivatives",

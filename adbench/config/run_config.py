@@ -18,7 +18,7 @@ from adbench.config import protocols, registry, sweep
 from adbench.config.cell import Cell, Source, TunedFrom, told_apart
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError, unknown
-from adbench.params import ParamSet
+from adbench.params import ParamSet, build
 from adbench.utils import limits
 
 DATA_VARIABLE = "ADBENCH_DATA"
@@ -60,6 +60,7 @@ class RunConfig(BaseModel):
     modality: tuple[str, ...] = ()
     protocol: str | None = None
     seed: tuple[int, ...] = (0,)
+    fold: tuple[int, ...] = ()
     preset: str | None = None
     data_root: str | None = None
     train_on: str | None = None
@@ -71,7 +72,7 @@ class RunConfig(BaseModel):
     set: dict[str, dict[str, Any]] = {}
     tuned_from: TunedFrom | None = None
 
-    @field_validator("method", "dataset", "modality", "seed", "metrics", mode="before")
+    @field_validator("method", "dataset", "modality", "seed", "fold", "metrics", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
         if isinstance(value, str):
@@ -134,11 +135,15 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
         shared.append("data_root")
     else:  # what one of them takes is nothing that another one takes
         filled["dataset"] = config.set.get("dataset", {})
+    folds = tuple(dict.fromkeys(cell.fold for cell in found if cell.fold is not None))
+    if folds:
+        filled["dataset"].pop("fold", None)
     return config.model_copy(
         update={
             **{name: getattr(first, name) for name in shared},
             "modality": tuple(dict.fromkeys(cell.modality for cell in found)),
             "protocol": config.protocol or first.protocol,
+            "fold": folds,
             "set": filled,
         }
     )
@@ -360,6 +365,30 @@ def _modalities(config: RunConfig, source: Source, protocol: Protocol) -> tuple[
     return tuple(by_upper[name.upper()] for name in config.modality)
 
 
+def _folds(config: RunConfig, source: Source) -> list[Source]:
+    """``source`` with each fold that is wanted: those of ``config.fold``, else every one; itself where it has no folds.
+
+    Raises:
+        UserError: folds are named that it has not.
+    """
+    folds = int(getattr(source.params, "folds", 0))
+    given = "fold" in config.set.get("dataset", {})
+    if config.fold and (given or not folds):
+        if "folds" not in type(source.params).model_fields:
+            raise UserError(f"The dataset {source.dataset} cannot be divided into folds: leave --fold out.")
+        why = "dataset.fold is set too: keep one of them" if given else "say how many there are: --set dataset.folds=5"
+        raise UserError(f"--fold {','.join(map(str, config.fold))}: {why}.")
+    if not folds or given:
+        return [source]
+    if odd := [fold for fold in config.fold if not 0 <= fold < folds]:
+        raise UserError(f"--fold {odd[0]}: dataset.folds={folds} has the folds 0 to {folds - 1}.")
+    values = source.params.json_values
+    return [
+        replace(source, params=build(type(source.params), f"dataset {source.dataset}", {**values, "fold": fold}))
+        for fold in dict.fromkeys(config.fold or range(folds))
+    ]
+
+
 def _check_scopes(config: RunConfig) -> None:
     allowed = ["method", "dataset", "train", *config.method]
     for scope in config.set:
@@ -413,7 +442,7 @@ def _tuned(search: TunedFrom | None, method: str, params: ParamSet) -> TunedFrom
 
 
 def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_device) -> list[Cell]:
-    """Every cell of ``config``: datasets × modalities × methods × swept parameters × seeds, resolved and checked.
+    """Every cell of ``config``: datasets × modalities × folds × methods × swept parameters × seeds, resolved and checked.
 
     Args:
         config: what is wanted.
@@ -451,7 +480,7 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
                     method_class=cls,
                     preset=preset,
                     params=params,
-                    test=source,
+                    test=part,
                     train=train,
                     modality=modality,
                     protocol=protocol,
@@ -460,9 +489,10 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
                     metrics=metrics,
                     tuned_from=tuned,
                 )
-                for train, modality, (name, cls, params, tuned), seed in product(
+                for train, modality, part, (name, cls, params, tuned), seed in product(
                     _train(config, dataset, protocol),
                     _modalities(config, source, protocol),
+                    _folds(config, source),
                     methods.values(),
                     dict.fromkeys(config.seed),
                 )

@@ -6,6 +6,7 @@ method together, and ranks.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -157,6 +158,7 @@ class Board:
         pooled: whether an entry is all seeds of a method, ranked; else it is one run.
         differences: the leader of each rank against every entry ranked below it, by key.
         unranked: why there are no ranks; empty when there are.
+        mark: start of the hash of its test slices, where another board beside it has the same name; see :func:`tell_apart`.
     """
 
     test_set: TestSet
@@ -164,6 +166,7 @@ class Board:
     pooled: bool
     differences: list[Difference] = field(default_factory=list)
     unranked: str = ""
+    mark: str = ""
 
     def __post_init__(self) -> None:
         """Label the rows by what tells them apart, see :func:`adbench.results.names.row_names`."""
@@ -184,12 +187,19 @@ class Board:
         return "-".join(safe(part).replace(".", "_") for part in parts) + f"-{self.test_set.digest[:6]}"
 
     @property
+    def name(self) -> str:
+        """Test set, modality and fold, and the mark that tells it from a namesake."""
+        params = self.record.test.params
+        fold = f", fold {params.get('fold')} of {params['folds']}" if params.get("folds") else ""
+        return f"{self.test_set.dataset} {self.test_set.modality}{fold}{self.mark and f' ({self.mark})'}"
+
+    @property
     def title(self) -> str:
         """What its numbers are about, in one line."""
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         return (
-            f"{self.test_set.dataset} {self.test_set.modality}: {several(test.subjects, 'test subject')}"
+            f"{self.name}: {several(test.subjects, 'test subject')}"
             f"{lesion}, {several(test.slices, 'slice')}{_pixel(test.mm)}, "
             f"prevalence {self.record.prevalence:.4f}"
             f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
@@ -326,7 +336,22 @@ def run_boards(records: Iterable[Record]) -> list[Board]:
     groups: dict[TestSet, list[Entry]] = {}
     for record in newest.values():
         groups.setdefault(test_set(record), []).append(Entry(record.run_key, [record], [], record.metrics))
-    return [Board(where, entries, pooled=False) for where, entries in sorted(groups.items())]
+    ordered = sorted(groups.items(), key=lambda group: (group[0][:4], _fold(group[1][0].record), group[0]))
+    return tell_apart([Board(where, entries, pooled=False) for where, entries in ordered])
+
+
+def _fold(record: Record) -> int:
+    fold = record.test.params.get("fold")
+    return fold if isinstance(fold, int) else 0
+
+
+def tell_apart(boards: list[Board]) -> list[Board]:
+    """``boards``, those of one protocol and name marked by the hash of their slices: they are of different data."""
+    count = Counter((board.test_set.protocol, board.name) for board in boards)
+    marks = [board.test_set.digest[:6] if count[board.test_set.protocol, board.name] > 1 else "" for board in boards]
+    for board, mark in zip(boards, marks, strict=True):
+        board.mark = mark
+    return boards
 
 
 def _joined(record: Record, older: Record) -> Record:

@@ -39,7 +39,7 @@ from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import choose_thresholds, slice_thresholds
 from adbench.results.explain import CLOSE
-from adbench.results.known import BUILT_IN, known, parameters, sources, weights
+from adbench.results.known import BUILT_IN, lists, parameters, slices, sources, weights
 from adbench.results.record import CONFORMANCE, DataPart, MetricPart, Number, Record
 from adbench.results.rundir import SPLITS
 from adbench.runner.keys import METRICS_VERSION
@@ -403,11 +403,11 @@ def _parameters(record: Record, cls: type[Method]) -> Iterator[Issue]:
 
 
 def check_data(submission: Submission) -> Iterator[Issue]:
-    """Slices that ship with adbench have their name, and slices with such a name are those; published lists are kept."""
+    """Slices that ship or were published have their name, and slices with such a name are those; published lists are kept."""
     record, splits = submission.record, submission.content.splits
     by_digest = {
         (_kind(role), roles[role]["digest"]): (dataset, modality, roles[role])
-        for dataset, modalities in known()["data"].items()
+        for dataset, modalities in slices().items()
         for modality, roles in modalities.items()
         for role in ROLES
     }
@@ -415,17 +415,22 @@ def check_data(submission: Submission) -> Iterator[Issue]:
         part = getattr(record, role)
         if part is None:
             continue
-        shipped = known()["data"].get(part.name, {}).get(part.modality)
+        shipped = slices().get(part.name, {}).get(part.modality)
         found = by_digest.get((_kind(role), part.digest))
         if found is not None:
             yield from _known_slices(submission, role, *found)
-        elif shipped and part.params.keys() != shipped["params"].keys():
+        elif shipped and part.params.keys() != shipped.get("params", part.params).keys():
             odd = ", ".join(sorted(part.params.keys() ^ shipped["params"].keys()))
             yield Issue(f"{role}.params", why=f"{part.name} has not these parameters: {odd} missing or unknown")
-        elif shipped and part.params == shipped["params"] and _chosen_alike(record, role, shipped["protocol"]):
-            why = f"{role} slices of {part.name} {part.modality} as adbench makes them"
+        elif (
+            shipped
+            and part.params == shipped.get("params", part.params)
+            and _chosen_alike(record, role, shipped["protocol"])
+        ):
+            made = "as adbench makes them" if "params" in shipped else "as they were published"
+            why = f"{role} slices of {part.name} {part.modality} {made}"
             yield Issue(f"{role}.digest", part.digest, shipped[role]["digest"], why)
-    for role, subjects in known()["lists"].get(str(record.protocol.get("name")), {}).items():
+    for role, subjects in lists().get(str(record.protocol.get("name")), {}).items():
         yield from _same_list(f"splits.{role}", getattr(splits, role), subjects, "the list that was published")
 
 
@@ -442,7 +447,7 @@ def _chosen_alike(record: Record, role: str, protocol: str) -> bool:
 def _known_slices(
     submission: Submission, role: str, dataset: str, modality: str, facts: dict[str, Any]
 ) -> Iterator[Issue]:
-    """What the record says about slices that ship with adbench, against what they are."""
+    """What the record says about slices that adbench knows, against what they are."""
     part, why = getattr(submission.record, role), f"of the slices with this digest, {dataset} {modality}"
     yield from differences(f"{role}.name", part.name, dataset, why)
     yield from differences(f"{role}.modality", part.modality, modality, why)

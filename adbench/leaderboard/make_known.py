@@ -1,7 +1,15 @@
-"""Makes ``adbench/results/known.json`` from this checkout: ``python -m adbench.leaderboard.make_known`` (``make known``)."""
+"""Makes ``adbench/results/known.json`` from this checkout: ``python -m adbench.leaderboard.make_known`` (``make known``).
+
+Slices of real data, which do not ship, are published once, by their names and hashes, so that results on them can be checked::
+
+    python -m adbench.leaderboard.make_known NAME MODALITY PROTOCOL DIR    writes adbench/results/published/NAME.json
+"""
 
 from __future__ import annotations
 
+import hashlib
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +21,9 @@ from adbench.config.cell import Source
 from adbench.config.run_config import default_cache
 from adbench.config.source import source_digest
 from adbench.context import Progress
+from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.leaderboard.submission import glance
-from adbench.results.known import BUILT_IN, FILE, known, weights_key
+from adbench.results.known import BUILT_IN, FILE, PUBLISHED, known, slices, weights_key
 from adbench.results.record import Record
 from adbench.runner.plan import gather
 from adbench.utils.files import write_json
@@ -43,19 +52,25 @@ def methods(records: list[Record]) -> dict[str, Any]:
     return {"methods": found, "weights": dict(sorted(weights.items()))}
 
 
-def data(dataset: str, modality: str, cache_folder: Path, **params: Any) -> dict[str, Any]:
-    """What every result on a dataset that ships with adbench says about its slices.
+def data(
+    dataset: str, modality: str, cache_folder: Path, root: Path | None = None, protocol_name: str = "", **params: Any
+) -> dict[str, Any]:
+    """What every result on these slices says about them.
 
     Args:
-        dataset: one that needs no download.
+        dataset: its name.
         modality: of it.
         cache_folder: for its store.
+        root: folder of data that do not ship with adbench: of these a hash of every subject's slices is given too.
+        protocol_name: that chooses the slices; "": that of the dataset.
         **params: of the dataset, where they are not its own.
     """
-    source = Source.resolve(dataset, None, params)
-    protocol = protocols.get(source.dataset_class.info.protocol)
+    source = replace(Source.resolve(dataset, None, params), root=str(root.resolve()) if root else None)
+    protocol = protocols.get(protocol_name or source.dataset_class.info.protocol)
     gathered = gather(source, None, modality, protocol, cache_folder, Progress())
-    found: dict[str, Any] = {"params": source.params.json_values, "protocol": protocol.name}
+    found: dict[str, Any] = {"protocol": protocol.name}
+    if not root:  # other parameters are other slices of a phantom; real ones are what they are, however they were read
+        found["params"] = source.params.json_values
     for role in ("train", "val", "threshold", "test"):
         part = getattr(gathered, role)
         found[role] = {
@@ -63,6 +78,7 @@ def data(dataset: str, modality: str, cache_folder: Path, **params: Any) -> dict
             "subjects": sorted(part.subjects),
             "slices": len(part),
             "grid": list(part.shape),
+            **({"sha256": _hashes(part)} if root else {}),
         }
         if role in ("threshold", "test"):
             counted, lesion = part.counted(), part.lesions()
@@ -74,6 +90,17 @@ def data(dataset: str, modality: str, cache_folder: Path, **params: Any) -> dict
                 "voxels": dict(sorted(zip(part.subjects, sums.astype(int).tolist(), strict=True))),
             }
     return found
+
+
+def _hashes(part: SliceSet) -> dict[str, str]:
+    """Subject -> start of a SHA-256 of all that is stored of its slices."""
+    states: dict[str, Any] = {}
+    for position, subject in enumerate(part.batch(slice(None)).subjects):
+        at = slice(position, position + 1)
+        arrays = [part.images(at), part.brains(at), *([part.lesions(at)] if isinstance(part, LabelledSet) else [])]
+        for array in arrays:
+            states.setdefault(subject, hashlib.sha256()).update(array.tobytes())
+    return {subject: state.hexdigest()[:16] for subject, state in sorted(states.items())}
 
 
 def make(boards: Path, cache_folder: Path) -> dict[str, Any]:
@@ -95,5 +122,12 @@ def make(boards: Path, cache_folder: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    write_json(FILE, make(Path("leaderboards"), default_cache()))
-    print(FILE)
+    if published := sys.argv[1:]:
+        name, modality, protocol, folder = published
+        facts = data("folder", modality, default_cache(), root=Path(folder), protocol_name=protocol, name=name)
+        rest = slices().get(name, {}).get(modality, {}).get("rest")  # patients of no role, added by hand, kept
+        write_json(PUBLISHED / f"{name}.json", {modality: facts | ({"rest": rest} if rest else {})})
+        print(PUBLISHED / f"{name}.json")
+    else:
+        write_json(FILE, make(Path("leaderboards"), default_cache()))
+        print(FILE)

@@ -19,6 +19,7 @@ from adbench.leaderboard.board import (
     Entry,
     TestSet,
     extra_metrics,
+    tell_apart,
     test_set,
 )
 from adbench.leaderboard.submission import Submission
@@ -179,7 +180,7 @@ def boards(results: Iterable[Published]) -> list[Board]:
                 f"The results of {where.protocol} on {where.dataset} {where.modality} contradict themselves ({error!r}): "
                 "`adbench leaderboard verify` says which, and where."
             ) from None
-    return found
+    return tell_apart(found)
 
 
 def _ranked(where: TestSet, group: Mapping[str, list[Published]]) -> Board:

@@ -19,6 +19,7 @@ from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import Issue, skeleton, steps
 from adbench.leaderboard.submission import Submission, file_name, read_or_pack
 from adbench.metrics.spec import SPECS
+from adbench.results.known import known, slices
 from adbench.results.record import RECORD, DataPart, Record
 from adbench.results.rundir import safe
 from adbench.utils import guarded
@@ -69,6 +70,7 @@ class CheckResult:
         shared: what must agree with other results; None when it cannot be read.
         name: of its file in a leaderboard.
         text: of that file; empty where nobody asked for it.
+        unseen: what could not be checked of its test slices, since they do not ship with adbench.
     """
 
     path: Path
@@ -76,14 +78,18 @@ class CheckResult:
     shared: SharedFields | None = None
     name: str = ""
     text: str = ""
+    unseen: str = ""
 
 
-def verify(paths: Sequence[Path], progress: Progress | None = None) -> tuple[int, list[Issue]]:
+def verify(
+    paths: Sequence[Path], progress: Progress | None = None, unseen: Counter[str] | None = None
+) -> tuple[int, list[Issue]]:
     """Verify submissions, whole leaderboards, or runs.
 
     Args:
         paths: files, folders of leaderboards, or run folders.
         progress: receives progress.
+        unseen: receives what could not be checked, with the number of results.
 
     Returns:
         (how many results were checked, what is wrong).
@@ -93,6 +99,8 @@ def verify(paths: Sequence[Path], progress: Progress | None = None) -> tuple[int
     """
     results = list(check_all([target for path in paths for target in targets(path)], progress, texts=False))
     issues = [issue for result in results for issue in result.issues]
+    if unseen is not None:
+        unseen.update(result.unseen for result in results if result.unseen)
     return len(results), issues + contradictions([result.shared for result in results if result.shared is not None])
 
 
@@ -155,7 +163,22 @@ def check_one(path: Path) -> CheckResult:
     issues = check(submission)
     if path.is_file():
         issues += check_place(path, submission.record)
-    return CheckResult(path, issues, shared_fields(submission), file_name(submission.record), submission.text)
+    record = submission.record
+    return CheckResult(
+        path, issues, shared_fields(submission), file_name(record), submission.text, _unseen(record.test)
+    )
+
+
+def _unseen(test: DataPart) -> str:
+    if test.name in known()["data"]:
+        return ""
+    listed = slices().get(test.name, {}).get(test.modality, {}).get("test", {}).get("digest") == test.digest
+    held = (
+        "subjects, hashes and voxel counts of the slices are the published ones; the pixels are not here"
+        if listed
+        else "the slices are not known here, so that they are what their names say could not be checked"
+    )
+    return f"on {test.name} {test.modality}: {held}"
 
 
 def check_place(path: Path, record: Record) -> list[Issue]:

@@ -8,6 +8,9 @@
       "data":    {dataset: {modality: {"params": …, role: {"digest": …, "subjects": […], "voxels": {subject: [lesion, other]}, …}}}},
       "lists":   {protocol: {role: [subjects]}}      lists that were published; added by hand, kept by the command
     }
+
+``published/NAME.json`` says the same about slices of real data called NAME, which do not ship: ``{modality: {role: …}}``,
+with the start of a SHA-256 of every subject's slices.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
 
 FILE = Path(__file__).with_name("known.json")
+PUBLISHED = FILE.with_name("published")
 BUILT_IN = "built-in"
 
 
@@ -36,6 +40,24 @@ def known() -> dict[str, Any]:
     """The content of ``known.json``."""
     found: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
     return found
+
+
+@cache
+def slices() -> dict[str, Any]:
+    """Dataset -> modality -> facts by role: slices that ship with adbench, and those of real data that were published."""
+    real = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(PUBLISHED.glob("*.json"))}
+    return {**known()["data"], **real}
+
+
+@cache
+def lists() -> dict[str, dict[str, list[str]]]:
+    """Protocol -> role -> subjects: the lists that a result under this protocol must have."""
+    real = [facts for name, parts in slices().items() if name not in known()["data"] for facts in parts.values()]
+    roles = ("train", "val", "threshold", "test")
+    return {
+        **known()["lists"],
+        **{facts["protocol"]: {role: facts[role]["subjects"] for role in roles} for facts in real},
+    }
 
 
 def sources(method: str, version: str) -> list[str] | None:

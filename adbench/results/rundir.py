@@ -2,7 +2,7 @@
 
 ::
 
-    OUT/<protocol>/<dataset>-<modality>/<method>-<preset>-seed<seed>-<run key>/
+    OUT/<protocol>/<dataset>-<modality>/<method>-<preset>[-fold<fold>of<folds>]-seed<seed>-<run key>/
         record.json      put there last: the run is complete when it is there and its key matches
         .new/            what an attempt in progress has made; replaces the files above when it is complete
         failure.json     the last failed attempt, with its traceback; removed by a success
@@ -59,11 +59,13 @@ def safe(text: str) -> str:
 
 
 def run_folder(
-    out: Path, protocol: str, dataset: str, modality: str, method: str, preset: str, seed: int, key: str
+    out: Path, protocol: str, dataset: str, modality: str, method: str, preset: str, seed: int, key: str, fold: str = ""
 ) -> Path:
-    """The folder of the run with ``key``."""
+    """The folder of the run with ``key``; ``fold``: "0of5", or "" where there are none."""
     board = f"{safe(protocol)}/{safe(f'{dataset}-{modality.lower()}')}"
-    return Path(f"{os.fspath(out)}/{board}/{safe(method)}-{safe(preset)}-seed{seed}-{key[:10]}")
+    return Path(
+        f"{os.fspath(out)}/{board}/{safe(method)}-{safe(preset)}{fold and f'-fold{fold}'}-seed{seed}-{key[:10]}"
+    )
 
 
 def fit_folder(out: Path, method: str, key: str) -> Path:

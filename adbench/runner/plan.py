@@ -255,9 +255,9 @@ def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | Non
         fit = fit_identity(cell, data.train, data.val)
         identity = run_identity(fit, cell, data.threshold, data.test)
         fit_key, run_key = key_of(fit, cell), key_of(identity, cell)
-        folder = rundir.run_folder(
-            out, cell.protocol.name, cell.test.title, cell.modality, cell.method, cell.preset, cell.seed, run_key
-        )
+        names = cell.protocol.name, cell.test.title, cell.modality, cell.method, cell.preset, cell.seed
+        fold = "" if cell.fold is None else f"{cell.fold}of{cell.test.params.json_values['folds']}"
+        folder = rundir.run_folder(out, *names, run_key, fold)
         fits = rundir.fit_folder(out, cell.method, fit_key)
         plans.append(Plan(cell, data, identity, fit_key, run_key, fits, folder))
     return plans

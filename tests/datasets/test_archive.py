@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import tarfile
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -198,3 +199,26 @@ def test_a_nested_archive_is_pointed_at(tar: Path, tmp_path: Path) -> None:
         zipped.write(tar, tar.name)
     assert unpack(path, tmp_path / "out") == (1, [tmp_path / "out" / tar.name])
     assert len(layouts.dataset(BraTS21, tmp_path / "out").discover("T1")) == 3
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_name_that_is_there_twice(tmp_path: Path, kind: str) -> None:
+    """Twice the same is one file; with other content, nothing says which is meant."""
+    archive = tmp_path / f"a.{kind}"
+    for contents in ((b"one", b"one"), (b"one", b"two")):
+        if kind == "zip":
+            with zipfile.ZipFile(archive, "w") as zipped, warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of Python, that the name is a duplicate
+                for content in contents:
+                    zipped.writestr("s/x.txt", content)
+        else:
+            with tarfile.open(archive, "w") as tar:
+                for content in contents:
+                    info = tarfile.TarInfo("s/x.txt")
+                    info.size = len(content)
+                    tar.addfile(info, io.BytesIO(content))
+        if contents[0] == contents[1]:
+            assert unpack(archive, tmp_path / kind)[0] == 1
+        else:
+            with pytest.raises(UserError, match=r"holds s/x\.txt twice with different content"):
+                unpack(archive, tmp_path / "other")

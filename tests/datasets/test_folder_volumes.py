@@ -296,7 +296,9 @@ def isles(root: Path) -> Path:
 def test_a_mask_of_an_unknown_name_makes_nobody_healthy(tmp_path: Path) -> None:
     message = refused(isles(tmp_path))
     assert "sub-strokecase0001_ses-0001_stroke.nii.gz holds the values 0, 1, 2 alone, as a mask does" in message
-    assert "sub-strokecase0001_ses-0001 is not healthy. Name it with --set dataset.lesion_pattern" in message
+    assert (
+        "sub-strokecase0001_ses-0001 is not healthy. Rename it, or name it by --set dataset.lesion_pattern" in message
+    )
     found = check(folder(tmp_path))
     assert found.counts["error"] == 6
     assert {f.code for f in found.findings if f.severity == "error"} == {"unnamed-mask", "missing-mask"}

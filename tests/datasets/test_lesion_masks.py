@@ -12,13 +12,11 @@ import real_layouts as layouts
 from PIL import Image
 
 from adbench.datasets.adapters.bids import Bids
+from adbench.datasets.adapters.described import ISLES22, SOOP, WMH
 from adbench.datasets.adapters.folder import Folder
-from adbench.datasets.adapters.isles22 import ISLES22
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.adapters.lesion_masks import merged, whole_numbers
 from adbench.datasets.adapters.nnunet import NnUNet
-from adbench.datasets.adapters.soop import SOOP
-from adbench.datasets.adapters.wmh import WMH
 from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import BRAIN, LESION, UNCLEAR, common_name
 from adbench.datasets.validation.check import check

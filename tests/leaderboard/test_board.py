@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from adbench.errors import UserError
 from adbench.leaderboard import export
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import Board, run_boards
-from adbench.leaderboard.build import Reported, build, make, read_reported, reproduced, stale
+from adbench.leaderboard.build import Reported, build, make, page, read_reported, reproduced, stale
 from adbench.leaderboard.ranking import Published, boards, linear, published, read_all
 from adbench.leaderboard.submission import Submission
 from adbench.metrics import bootstrap
@@ -440,3 +441,19 @@ def test_a_trained_method_with_fewer_seeds_than_others_says_so(submission: Submi
         "many \\[tiny\\] (not run)",
         "one \\[tiny\\] (not run)",
     }
+
+
+def test_two_folders_never_share_a_title(runs: list[api.Run], built: Path) -> None:
+    """Neither in tables of runs nor on a board; what stands alone has its plain name."""
+    record = runs[0].record
+    digest = "f" * 64
+    other = record.model_copy(update={"run_key": "1" * 64, "test": record.test.model_copy(update={"digest": digest})})
+    assert [board.name for board in run_boards([record])] == ["folder FLAIR"]
+    names = [board.name for board in run_boards([record, other])]
+    assert names == sorted(f"folder FLAIR ({one.test.digest[:6]})" for one in (record, other))
+    (first, *_) = (one for one in read_all(built) if one.record.test.modality == "FLAIR")
+    second = replace(first, record=first.record.model_copy(update={"test": other.test}))
+    titles = [board.title.partition(":")[0] for board in boards([first, second])]
+    assert sorted(titles) == names
+    text = page(boards([first, second]), [])
+    assert all(f"FLAIR ({board.test_set.digest[:6]})" in text for board in boards([first, second]))

@@ -23,7 +23,7 @@ from adbench.datasets.io.filename_patterns import MODALITIES, common_name, modal
 from adbench.datasets.io.png import read_image, read_mask, read_shape, used_bits
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
-from adbench.datasets.splits import ROLES
+from adbench.datasets.splits import ROLES, assign
 from adbench.errors import UserError
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
@@ -218,10 +218,11 @@ class Folder(Dataset):
         shapes = {read_shape(file.path) for file in images.values()}
         white = self._white(modality)
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
-        roles = self._drawn(images.values())
+        roles = self._drawn(images.values()) | self._dealt(images.values())
         grouped: dict[tuple[int, Split, str, str], list[_File]] = defaultdict(list)
         for file in images.values():
-            split = file.split or roles[person(file.subject)]
+            split = roles.get(person(file.subject)) or file.split
+            assert split is not None
             grouped[ROLES.index(split), split, file.subject, file.session].append(file)
         sessions = Counter((split, subject) for _, split, subject, _ in grouped)
         labelled: dict[tuple[str, str], set[int]] = defaultdict(set)
@@ -272,6 +273,16 @@ class Folder(Dataset):
         if len(order) > 1 and self.params.val_share > 0:  # a small folder still gets both
             roles[order[0]], roles[order[-1]] = "val", "train"
         return roles
+
+    def _dealt(self, files: Iterable[_File]) -> dict[str, Split]:
+        """With ``folds``, the split of every patient with a segmentation outside train/: each fold has its share of lesions."""
+        p, masks = self.params, self._masks[LESION]
+        strata: dict[str, str] = {}
+        for file in files if p.folds else ():
+            if file.split != "train" and (mask := masks.get(file.slice)) is not None:
+                drawn, who = read_mask(mask, file.path, read_shape(file.path)).any(), person(file.subject)
+                strata[who] = strata.get(who) or ("lesion" if drawn else "")
+        return assign(strata, 0.5, 0.5, p.split_seed, "folder", p.folds, p.fold) if strata else {}
 
     def exclusions(self, modality: str) -> list[str]:
         """Subjects that are left out, and why."""

@@ -46,8 +46,17 @@ class FolderParams(OwnParams):
     brain_pattern: str = param("", "volumes: where the brain masks lie, the same way", source="adbench")
 
 
-SLICE_PIXELS = ("size", "val_share", "split_seed", "modality")  # what shapes PNG slices and their roles
-SLICE_FIELDS = (*SLICE_PIXELS, "unmasked", "second_scans", "name")  # what applies to PNG slices
+SLICE_PIXELS = ("size", "modality")  # what shapes PNG slices
+SLICE_FIELDS = (
+    *SLICE_PIXELS,
+    "val_share",
+    "split_seed",
+    "folds",
+    "fold",
+    "unmasked",
+    "second_scans",
+    "name",
+)  # what applies to PNG slices
 
 
 class FolderVolumes(OwnVolumes):

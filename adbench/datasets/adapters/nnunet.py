@@ -6,7 +6,6 @@ import json
 import re
 from dataclasses import replace
 from functools import cached_property
-from pathlib import PurePosixPath
 from typing import Any, ClassVar
 
 from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes
@@ -45,6 +44,7 @@ class NnUNet(OwnVolumes):
         protocol="folder",
         citation="Isensee et al. 2021, doi:10.1038/s41592-020-01008-z",
     )
+    distributed: ClassVar[Expected] = Expected(sequences=(), lesion=False, unlabelled="imagesTs")
     Params: ClassVar[type[ParamSet]] = NnUNetParams
     params: NnUNetParams
 
@@ -121,10 +121,6 @@ class NnUNet(OwnVolumes):
             path for path in self._root().rglob("labels*/*_[0-9][0-9][0-9][0-9].nii*") if _LABEL.search(str(path))
         ]
         return any((path.parent.with_name(f"images{path.parent.name[6:]}") / path.name).is_file() for path in labels)
-
-    def unmasked_by_design(self, scan: Scan) -> bool:
-        """Whether it lies in ``imagesTs``."""
-        return PurePosixPath(str(scan.first)).parent.name == "imagesTs"
 
     def healthy(self, scan: Scan) -> str:
         """By ``unmasked`` alone: ``imagesTs`` are not published as healthy."""

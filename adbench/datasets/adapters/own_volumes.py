@@ -97,7 +97,7 @@ class OwnVolumes(IndexedVolumes):
     """Volumes of your own; a subclass says how they are named.
 
     Folders called train, val and test give the roles; otherwise patients are drawn: those with masks into train, val and
-    test, those that were declared healthy into train and val.
+    test, those that were declared healthy into train and val. With ``folds``, those with masks outside train/ are dealt anew.
 
     No subject is healthy by default: one without mask is where its folder (train/) or ``unmasked`` says so. A file that
     holds few whole numbers or probabilities and whose name says nothing is taken for a mask that should have been named.
@@ -246,8 +246,8 @@ class OwnVolumes(IndexedVolumes):
         for file, what in self._unnamed_masks.get(scan.id, []):
             message = (
                 f"{file} holds {what}, as a mask does, and its name does not say of what: if it marks lesions, {scan.id} is not "
-                "healthy. Name it with --set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare "
-                "the case healthy with --set dataset.unmasked=healthy."
+                f"healthy. Rename it, or {self._patterned}name it by --set dataset.lesion_pattern=... or brain_pattern=... beside "
+                "image_pattern, or declare the case healthy with --set dataset.unmasked=healthy."
             )
             yield severity("unnamed-mask", file, message, scan.id)
 
@@ -284,9 +284,13 @@ class OwnVolumes(IndexedVolumes):
         return f"it has no lesion mask {why}"
 
     def _roles(self, usable: list[Scan]) -> dict[str, Split]:
-        if self._folders:
-            return {scan.subject: self._folders[person(scan.subject)] for scan in usable}
         p = self.params
+        if self._folders:
+            roles = {scan.subject: self._folders[person(scan.subject)] for scan in usable}
+            scored = [
+                scan for scan in usable if roles[scan.subject] != "train" and person(scan.subject) in self._patients
+            ]
+            return roles | (self._drawn(scored, 0.5, 0.5) if p.folds else {})
         patients = {person(scan.subject) for scan in usable if LESION in scan.files}
         healthy = [scan for scan in usable if person(scan.subject) not in patients]
         ill = [scan for scan in usable if person(scan.subject) in patients]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from adbench.datasets.io.archive import File
+from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles
-from adbench.datasets.io.filename_patterns import BRAIN, LESION
+from adbench.datasets.io.filename_patterns import BRAIN, LESION, SETS
+from adbench.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Expected:
             the others.
         not_counted: labels that are neither lesion nor healthy. Their voxels do not count, and slices that hold them and no
             lesion are left out.
+        unlabelled: name of the folder whose masks were not published; "" when there is none.
     """
 
     sequences: tuple[str, ...]
@@ -53,6 +56,7 @@ class Expected:
     channels: tuple[str, ...] = ()
     drawn_on: str = ""
     not_counted: tuple[int, ...] = ()
+    unlabelled: str = ""
 
 
 @dataclass(frozen=True)
@@ -114,3 +118,66 @@ class Index:
     orphans: list[tuple[Scan, File, File]]
     unused: list[str]
     files: FoundFiles
+
+
+def nothing_found(
+    name: str,
+    families: Collection[str],
+    root: Path,
+    below: FoundFiles,
+    others: Mapping[str, list[str]],
+    expected: str,
+    patterned: str,
+) -> UserError:
+    """Why a root without a single file of a dataset is not usable.
+
+    Args:
+        name: of the dataset.
+        families: keys of :data:`SETS` that it reads; none for data of your own.
+        root: where nothing of it is.
+        below: what is there instead.
+        others: other families -> their files.
+        expected: a sentence on what should be there.
+        patterned: "" where the dataset takes patterns of names, else what stands before the advice to give one.
+    """
+    title = " or ".join(SETS[family].title for family in sorted(families)) or name
+    for family, paths in others.items():
+        known = SETS[family]
+        hint = f"use --dataset {known.dataset}" if known.dataset else "it has no adapter of its own"
+        if {family, *families} >= {"brats21", "brats23"}:
+            hint += "; the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used"
+        looks = f"this looks like {known.title} ({paths[0]}); {hint}"
+        if not families and not known.dataset:
+            continue
+        start = f"No {title} file in {root}" if families else f"No file in {root} has a name of your own"
+        return UserError(f"{start}: {looks}. {expected}")
+    for archive in [*below.partial, *below.archives]:
+        refuse_unreadable(archive)
+        return UserError(
+            f"No {title} file in {root}, but the archive {archive.name}: unpack it once with "
+            f"`adbench data unpack '{archive}' --out DIR` and give DIR as the data root."
+        )
+    if below.volumes:
+        first = next(iter(below.volumes))
+        none = f"None of the {len(below.volumes)} NIfTI files in {root}"
+        if families or patterned:
+            return UserError(
+                f"{none} is named as in {title}, e.g. {first}. {expected} For names of your own there is --dataset folder."
+            )
+        return UserError(
+            f"{none} says by its name what it is, e.g. {first}. Say it with --set dataset.image_pattern=..., such as "
+            "{subject}/{subject}_{modality}.nii.gz."
+        )
+    if below.broken:
+        return UserError(f"{root} holds only broken links, such as {below.broken[0]}. {expected}")
+    others_there = below.others + len(below.pictures) or "no"
+    return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
+
+
+def several_sets(name: str, root: Path, families: Mapping[str, list[str]]) -> UserError:
+    """Why a root with the files of several ``families`` is not usable for the dataset ``name``."""
+    listed = " and ".join(f"{SETS[f].title} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
+    same = ", which hold the same patients" if {"brats21", "brats23"} <= set(families) else ""
+    return UserError(
+        f"{root} mixes {listed}{same}: give each dataset a folder of its own and name the one of {name} with --data-root."
+    )

@@ -9,18 +9,18 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, ClassVar
 
 import numpy as np
 
 from adbench.datasets import issues, splits
 from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, merged, whole_numbers
-from adbench.datasets.adapters.scans import Expected, Index, Scan
+from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
 from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, refuse_unreadable
-from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
+from adbench.datasets.io.file_index import find_files, plain, same_content
 from adbench.datasets.io.filename_patterns import (
     BRAIN,
     CHANNELS,
@@ -38,14 +38,15 @@ from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
 from adbench.datasets.preprocessing.recipe import lesion_of
 from adbench.datasets.preprocessing.reorient import resample, voxel_ml
+from adbench.datasets.splits import FoldParams
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
-CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed")
+CHOOSING = ("exclude", "exclude_flagged", "val_share", "test_share", "split_seed", "folds", "fold")
 STRIPPED = 0.3  # share of voxels at exactly 0 that says an image is skull-stripped
 
 
-class VolumeParams(RecipeParams):
+class VolumeParams(RecipeParams, FoldParams):
     """The recipe, and how subjects are divided."""
 
     val_share: float = param(
@@ -139,7 +140,8 @@ class IndexedVolumes(VolumeDataset):
 
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether the distribution gives no mask for ``scan``."""
-        return False
+        folder = self.distributed.unlabelled
+        return bool(folder) and PurePosixPath(str(scan.first)).parent.name == folder
 
     def companion_of(self, modality: str) -> str:
         """The modality whose brain mask and registration serve ``modality``, which may be itself."""
@@ -187,9 +189,11 @@ class IndexedVolumes(VolumeDataset):
                 families[known.family].append(path)
         others = {family: paths for family, paths in families.items() if family not in self.families}
         if not groups:
-            raise self._nothing(root, found, others)
+            raise nothing_found(
+                self.info.name, self.families, root, found, others, self._expected_there, self._patterned
+            )
         if others and self.families:
-            raise self._mixed(root, families)
+            raise several_sets(self.info.name, root, families)
         index = Index([], [], [], [], [], [], unused, found)
         for (subject, session), members in sorted(groups.items()):
             self._add(index, subject, session, sorted(members, key=lambda m: (m[0].rank, m[1].name, str(m[1]))))
@@ -243,6 +247,11 @@ class IndexedVolumes(VolumeDataset):
             index.scans.append(replace(scan, pieces=tuple(masks) if differ else ()))
 
     @property
+    def _patterned(self) -> str:
+        """What stands before advice to give a pattern: nothing where this dataset takes patterns."""
+        return "" if "image_pattern" in type(self.params).model_fields else "with --dataset folder, "
+
+    @property
     def _expected_there(self) -> str:
         return f"Expected there: {self.info.layout}. To get it: {self.info.obtain}."
 
@@ -257,50 +266,6 @@ class IndexedVolumes(VolumeDataset):
             raise UserError(f"The data root {self.root} is a file, expected a folder. {expected}")
         return self.root
 
-    def _nothing(self, root: Path, below: FoundFiles, others: Mapping[str, list[str]]) -> UserError:
-        """Why a root without a single file of this dataset is not usable."""
-        expected = self._expected_there
-        title = " or ".join(SETS[family].title for family in sorted(self.families)) or self.info.name
-        for family, paths in others.items():
-            known = SETS[family]
-            hint = f"use --dataset {known.dataset}" if known.dataset else "it has no adapter of its own"
-            if {family, *self.families} >= {"brats21", "brats23"}:
-                hint += "; the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used"
-            looks = f"this looks like {known.title} ({paths[0]}); {hint}"
-            if not self.families and not known.dataset:
-                continue
-            start = f"No {title} file in {root}" if self.families else f"No file in {root} has a name of your own"
-            return UserError(f"{start}: {looks}. {expected}")
-        for archive in [*below.partial, *below.archives]:
-            refuse_unreadable(archive)
-            return UserError(
-                f"No {title} file in {root}, but the archive {archive.name}: unpack it once with "
-                f"`adbench data unpack '{archive}' --out DIR` and give DIR as the data root."
-            )
-        if below.volumes:
-            first = next(iter(below.volumes))
-            none = f"None of the {len(below.volumes)} NIfTI files in {root}"
-            if not self.families:
-                return UserError(
-                    f"{none} says by its name what it is, e.g. {first}. Say it with --set dataset.image_pattern=..., such "
-                    "as {subject}/{subject}_{modality}.nii.gz."
-                )
-            return UserError(
-                f"{none} is named as in {title}, e.g. {first}. {expected} For names of your own there is --dataset folder."
-            )
-        if below.broken:
-            return UserError(f"{root} holds only broken links, such as {below.broken[0]}. {expected}")
-        others_there = below.others + len(below.pictures) or "no"
-        return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
-
-    def _mixed(self, root: Path, families: Mapping[str, list[str]]) -> UserError:
-        listed = " and ".join(f"{SETS[f].title} ({len(p)} files, e.g. {p[0]})" for f, p in sorted(families.items()))
-        same = ", which hold the same patients" if {"brats21", "brats23"} <= set(families) else ""
-        return UserError(
-            f"{root} mixes {listed}{same}: give each dataset a folder of its own and name the one of {self.info.name} "
-            "with --data-root."
-        )
-
     # -- what keeps it from being used -------------------------------------------------------------------------------
 
     def faults(self) -> Iterator[Issue]:
@@ -308,8 +273,8 @@ class IndexedVolumes(VolumeDataset):
         for scan, file in self.index.unclear:
             if not self.excluded(scan):
                 message = (
-                    f"{file}: is this a brain mask or a lesion mask? Say it with --set dataset.lesion_pattern=... or "
-                    "dataset.brain_pattern=... beside dataset.image_pattern=..., or leave "
+                    f"{file}: is this a brain mask or a lesion mask? Rename it, or {self._patterned}say it with --set "
+                    "dataset.lesion_pattern=... or dataset.brain_pattern=... beside dataset.image_pattern=..., or leave "
                     f"{scan.id} out with dataset.exclude=[{scan.id}]."
                 )
                 yield issues.error("unnamed-mask", file, message, scan.id)
@@ -321,7 +286,8 @@ class IndexedVolumes(VolumeDataset):
                 what = "have the same name and different content"
                 if not self.families:
                     remedy += (
-                        ", or say where the names lie if they are of two patients (dataset.image_pattern={subject}/...)"
+                        f", or {self._patterned}say where the names lie if they are of two patients "
+                        "(dataset.image_pattern={subject}/...)"
                     )
                     remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
@@ -380,10 +346,11 @@ class IndexedVolumes(VolumeDataset):
         return self._drawn(usable, self.params.val_share, self.params.test_share)
 
     def _drawn(self, scans: list[Scan], val: float, test: float) -> dict[str, Split]:
-        """A role for every patient, drawn under the first of the names that the patient has here."""
+        """A role for every patient, drawn under the first of the names that the patient has here; in folds if any is tested."""
         names: dict[str, str] = {}
         sites = {names.setdefault(person(scan.subject), scan.subject): scan.site for scan in scans}
-        roles = splits.assign(sites, val, test, self.params.split_seed, self.info.name)
+        p = self.params
+        roles = splits.assign(sites, val, test, p.split_seed, self.info.name, p.folds if test else 0, p.fold)
         return {scan.subject: roles[names[person(scan.subject)]] for scan in scans}
 
     def discover(self, modality: str) -> list[Case]:

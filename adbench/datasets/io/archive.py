@@ -244,14 +244,15 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
         How many files lie there now, and which of them are archives themselves.
 
     Raises:
-        UserError: missing, encrypted, half downloaded, damaged, of an unknown kind, larger than a limit or the disk, or
-            one of its members would land outside ``out`` or cannot be written.
+        UserError: missing, encrypted, half downloaded, damaged, of an unknown kind, larger than a limit or the disk; one
+            of its members would land outside ``out``, cannot be written, or is there twice with different content.
     """
     archive, out, progress = Path(archive), Path(out), progress or Progress()
     if not archive.is_file():
         raise UserError(f"There is no archive {archive}.")
     refuse_unreadable(archive)
     count, nested, packed, unpacked = 0, [], size_of(archive), 0
+    seen: set[Path] = set()
     with _reading(archive), _whole(archive):
         for name, size, content, done, total in _contents(archive):
             unpacked += size
@@ -264,6 +265,11 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
                 ) from None
             try:
                 if not _is_there(target, size, content):
+                    if target in seen:
+                        raise UserError(
+                            f"{archive} holds {name} twice with different content, and nothing says which is meant: unpack "
+                            "it by hand and keep one."
+                        )
                     limits.check_free(archive, size, out)
                     content.seek(0)
                     with replacing(target) as temporary, open(temporary, "wb") as file, content as source:
@@ -275,9 +281,10 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
             except OSError as error:
                 reason = error.strerror or error
                 raise UserError(f"{target}, which {archive} holds, cannot be written: {reason}.") from None
-            count += 1
-            if is_archive(target.name):
-                nested.append(target)
+            if target not in seen:
+                count += 1
+                nested += [target] if is_archive(target.name) else []
+            seen.add(target)
             progress.update(f"unpack {archive.name}", done, total)
     return count, nested
 

@@ -1,0 +1,126 @@
+"""Cross-validation: the folds of one division of a dataset taken together, every subject scored once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from adbench.errors import UserError
+from adbench.metrics import jackknife
+from adbench.metrics.evaluate import Estimate, estimate, evaluate
+from adbench.metrics.histogram import SubjectHistograms
+from adbench.results.record import Record
+from adbench.results.result import Result
+from adbench.utils.hashing import digest
+
+RANKING = ("auprc", "auroc", "auprc_subject")  # they need no threshold
+
+
+@dataclass(frozen=True)
+class PooledFolds:
+    """One method and seed over all folds.
+
+    Attributes:
+        results: one a fold, by fold.
+        metrics: ``auprc`` and ``auroc`` over the voxels of all subjects, the scores of all trainings on one scale;
+            ``auprc_subject``, and ``dice@val`` with the threshold that each subject's own fold chose, as means over
+            subjects. Intervals are over subjects, for these trainings.
+        subjects: that were scored, each once.
+    """
+
+    results: tuple[Result, ...]
+    metrics: dict[str, Estimate]
+    subjects: int
+
+    @property
+    def record(self) -> Record:
+        """Of the first fold: method, protocol and seed are the same in all."""
+        return self.results[0].record
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        record = self.record
+        return {
+            "protocol": record.protocol["name"],
+            "dataset": record.test.name,
+            "modality": record.test.modality,
+            "method": record.method.name,
+            "preset": record.method.preset,
+            "seed": record.seed,
+            "folds": len(self.results),
+            "subjects": self.subjects,
+            "metrics": {name: vars(number) for name, number in self.metrics.items()},
+            "runs": [result.record.run_key for result in self.results],
+        }
+
+
+def pooled_folds(results: Iterable[Result]) -> list[PooledFolds]:
+    """Every method and seed of which all folds are there; of several runs of one fold the newest counts.
+
+    Args:
+        results: runs; those of no fold are left aside.
+
+    Raises:
+        UserError: there is no run of a fold, a fold is missing, or a subject is in two.
+    """
+    groups: dict[str, dict[int, Result]] = {}
+    for result in sorted(results, key=lambda result: result.record.created):
+        params = result.record.test.params
+        if params.get("folds"):
+            groups.setdefault(_division(result.record), {})[params["fold"]] = result
+    if not groups:
+        raise UserError("None of these runs is of a fold: adbench run ... --set dataset.folds=5 makes them.")
+    found = [_pooled(by_fold) for by_fold in groups.values()]
+    return sorted(found, key=lambda pool: (*pool.as_dict().values(),)[:6])
+
+
+def _division(record: Record) -> str:
+    """What the folds of one cross-validation share."""
+    test = {name: value for name, value in record.test.params.items() if name != "fold"}
+    method = record.method.model_dump(include={"name", "source", "preset", "params"})
+    return digest(
+        [record.protocol, record.test.name, record.test.modality, test, record.train.name, method, record.seed]
+    )
+
+
+def _pooled(by_fold: dict[int, Result]) -> PooledFolds:
+    first = next(iter(by_fold.values()))
+    folds = int(first.record.test.params["folds"])
+    if missing := [str(fold) for fold in range(folds) if fold not in by_fold]:
+        raise UserError(
+            f"{first.label} on {first.record.test.name} lacks fold {', '.join(missing)} of {folds}: run the same command with "
+            f"--fold {','.join(missing)}."
+        )
+    results = [by_fold[fold] for fold in range(folds)]
+    test, rows, owner = SubjectHistograms(), list[dict[str, Any]](), dict[str, int]()
+    for fold, result in enumerate(results):
+        for subject in result.subjects:
+            if owner.setdefault(subject, fold) != fold:
+                raise UserError(
+                    f"{subject} is tested in the folds {owner[subject]} and {fold} of {result.record.test.name}, so they are not of "
+                    "one division: its files changed between the runs. Run every fold again with --out in a new folder."
+                )
+        test.merge(result.histograms)
+        rows += result.record.subjects
+    rows.sort(key=lambda row: str(row.get("volume", row["subject"])))
+    level = float(first.record.protocol["level"])
+    subject_of = {str(row.get("volume", row["subject"])): str(row["subject"]) for row in rows}
+    metrics = evaluate(test, level=level, subject_of=subject_of).metrics
+    chosen = {name: metrics[name] for name in RANKING if name in metrics}
+    return PooledFolds(tuple(results), {**chosen, "dice@val": _mean(rows, "dice@val", level)}, len(owner))
+
+
+def _mean(rows: Sequence[dict[str, Any]], column: str, level: float) -> Estimate:
+    """Mean of a column over the volumes that have it; the interval leaves out one subject at a time."""
+    own = [row for row in rows if row.get(column) is not None]
+    subjects = {row["subject"] for row in own}
+    if not own:
+        return estimate(None, None, 0, level, reason="no fold chose a threshold", n_all=len(rows))
+    values = np.array([row[column] for row in own], np.float64)
+    weights = jackknife.weights_of([row["subject"] for row in own])
+    with np.errstate(invalid="ignore"):
+        left_out = weights @ values / weights.sum(axis=1)
+    return estimate(float(values.mean()), left_out, len(subjects), level, n_all=len({row["subject"] for row in rows}))

@@ -1,0 +1,81 @@
+"""The folds of a cross-validation taken together: numbers of scikit-learn, every subject once, nothing missing."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import average_precision_score
+
+from adbench import api
+from adbench.errors import UserError
+from adbench.evaluation.folds import pooled_folds
+
+Cli = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def runs(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> list[api.Run]:
+    root = tmp_path_factory.mktemp("folds")
+    params = {"dataset": {"folds": 2, "name": "mine"}}
+    slices = make_slices(root / "slices", val=4, test=8)
+    return api.run("zscore", "folder", data_root=str(slices), device="cpu", out=root / "runs", set=params)
+
+
+def test_every_subject_counts_once_and_with_the_threshold_of_its_fold(runs: list[api.Run]) -> None:
+    (pool,) = pooled_folds(runs)
+    assert [run.record.test.params["fold"] for run in pool.results] == [0, 1]
+    rows = [row for run in runs for row in run.record.subjects]
+    assert pool.subjects == len(rows) == len({row["subject"] for row in rows}) == 12
+    scores, labels = [], []
+    for run in runs:
+        for histogram in run.histograms.values():
+            keys, positive, negative = histogram.counts()
+            scores.append(np.repeat(np.concatenate([keys, keys]), np.concatenate([positive, negative])))
+            labels.append(np.repeat([1, 0], [positive.sum(), negative.sum()]))
+    expected = average_precision_score(np.concatenate(labels), np.concatenate(scores))
+    assert pool.metrics["auprc"].value == pytest.approx(expected, abs=1e-9)
+    dice = [row["dice@val"] for row in rows if row["dice@val"] is not None]
+    found = pool.metrics["dice@val"]
+    assert found.value == pytest.approx(np.mean(dice))
+    assert (found.n, len(dice), found.n_all) == (10, 10, 12)
+    assert found.low is not None
+    assert found.high is not None
+    assert found.low < np.mean(dice) < found.high
+    assert runs[0].record.thresholds["val"] != runs[1].record.thresholds["val"]
+
+
+def test_the_fold_stands_in_the_folder_the_record_the_key_and_the_table(runs: list[api.Run], cli: Cli) -> None:
+    assert [run.folder.name[: -len("-seed0-0123456789")] for run in runs] == [
+        "zscore-tiny-fold0of2",
+        "zscore-tiny-fold1of2",
+    ]
+    assert runs[0].record.run_key != runs[1].record.run_key
+    root = runs[0].folder.parents[2]
+    code, text, _ = cli("leaderboard", "show", "--out", str(root))
+    assert code == 0
+    assert all(f"mine FLAIR, fold {fold} of 2:" in text for fold in (0, 1))
+    code, text, _ = cli("leaderboard", "pool", str(root))
+    assert code == 0
+    assert "all folds together" in text
+
+
+def test_a_missing_fold_is_named(runs: list[api.Run]) -> None:
+    with pytest.raises(UserError, match="lacks fold 1 of 2: run the same command with --fold 1"):
+        pooled_folds(runs[:1])
+    with pytest.raises(UserError, match="None of these runs is of a fold"):
+        pooled_folds([])
+
+
+def test_a_subject_in_two_folds_is_named(runs: list[api.Run], tmp_path: Path) -> None:
+    """As after files were added between the runs."""
+    copy = tmp_path / "a" / "b" / runs[0].folder.name
+    shutil.copytree(runs[0].folder, copy)
+    record = api.Run(copy).record
+    test = record.test.model_copy(update={"params": {**record.test.params, "fold": 1}})
+    (copy / "record.json").write_text(record.model_copy(update={"test": test}).model_dump_json())
+    with pytest.raises(UserError, match="is tested in the folds 0 and 1 of mine"):
+        pooled_folds([runs[0], api.Run(copy)])
