@@ -45,6 +45,10 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="Ray cluster, host:port or auto; default: $RAY_ADDRESS, else this machine."),
 ]
+TimeLimit = Annotated[
+    str | None,
+    typer.Option("--time-limit", metavar="8h", help="End a run that takes longer (45s, 90m, 8h); it has failed."),
+]
 AtMost = Annotated[int | None, typer.Option("--max-concurrent", min=1, help="Runs at a time; default: as many as fit.")]
 
 

@@ -9,7 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, seconds, split
+from adbench.cli.app import (
+    Address,
+    AtMost,
+    Cache,
+    Json,
+    Preset,
+    Protocol,
+    Quiet,
+    Root,
+    TimeLimit,
+    TrainRoot,
+    app,
+    seconds,
+    split,
+)
 
 if TYPE_CHECKING:
     from adbench.config.cell import Cell
@@ -76,10 +90,7 @@ def run(
     ] = None,
     cpus_per_run: Annotated[str | None, typer.Option(help="auto (what a method asks for) or a number.")] = None,
     max_concurrent: AtMost = None,
-    time_limit: Annotated[
-        str | None,
-        typer.Option("--time-limit", metavar="8h", help="End a cell that takes longer (45s, 90m, 8h); it has failed."),
-    ] = None,
+    time_limit: TimeLimit = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show the cells, what is done and what would run on what. Runs nothing.")
     ] = False,

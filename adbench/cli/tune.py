@@ -8,13 +8,27 @@ from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Address, AtMost, Cache, Json, Preset, Protocol, Quiet, Root, TrainRoot, app, seconds, split
+from adbench.cli.app import (
+    Address,
+    AtMost,
+    Cache,
+    Json,
+    Preset,
+    Protocol,
+    Quiet,
+    Root,
+    TimeLimit,
+    TrainRoot,
+    app,
+    seconds,
+    split,
+)
 
 
 @app.command(
     epilog="Examples:\n\n"
     "  adbench tune --method madad --dataset brats21 --trials 50 --budget 8h\n\n"
-    "  adbench tune --method madad --dataset brats21 --trials 80 --resume\n\n"
+    "  adbench tune --method madad --dataset brats21 --trials 80 --time-limit 30m --resume\n\n"
     "  adbench tune --method dae --dataset phantom --objective pseudo --space space.yaml --set method.steps=300\n\n"
     "  adbench run --config runs/searches/NAME/best.yaml      (what it found, on the test split)"
 )
@@ -34,6 +48,7 @@ def tune(
     budget: Annotated[
         str | None, typer.Option(help="Time this call may take, e.g. 90m or 8h; default: until all trials are done.")
     ] = None,
+    time_limit: TimeLimit = None,
     space: Annotated[
         Path | None, typer.Option(help="YAML that narrows or replaces the method's own search space.")
     ] = None,
@@ -86,6 +101,12 @@ def tune(
 
     Leaves the best configuration as YAML, a table of the trials and plots. A search that was killed goes on with --resume.
     """
+    duration = None if budget is None else seconds(budget)
+    limit = None if time_limit is None else seconds(time_limit)
+    from adbench.utils.supervisor import supervised
+
+    supervised(resume="Run the same command with --resume: it goes on where it stopped.")
+
     from adbench.config import run_config as configs
     from adbench.executors.resources import parse
     from adbench.tune.search import search
@@ -110,7 +131,8 @@ def tune(
     options = Options(
         objective=objective,
         trials=trials,
-        budget=None if budget is None else seconds(budget),
+        budget=duration,
+        time_limit=limit,
         space=space,
         name=name,
         resume=resume,

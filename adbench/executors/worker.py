@@ -1,21 +1,24 @@
-"""A process of its own for every cell, without the seconds that importing the libraries takes each time.
+"""A process of its own for every cell on Ray and every trial of a search, without the seconds that imports take each time.
 
-A fork server (:mod:`multiprocessing`) imports them once and does nothing else: no thread, no GPU, no computation. Each cell
-runs in a fork of it and the fork ends with the cell, so that nothing of one cell (memory, GPU memory, settings, a crash)
-reaches the next. A cell ends with the process that asked for it, and with the server, and so does all that it has started.
+A fork server (:mod:`multiprocessing`) imports the libraries once and does nothing else: no thread, no GPU, no computation.
+Each cell runs in a fork of it and the fork ends with the cell, so that nothing of one cell (memory, GPU memory, settings, a
+crash) reaches the next. A cell ends with the process that asked for it, and with the server, and so does all that it has
+started.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import socket
 import sys
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -49,6 +52,9 @@ PRELOAD = [
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.unets.unet_2d",
 ]
+
+
+Tell = Callable[[Any], None]
 
 
 @dataclass(frozen=True)
@@ -105,39 +111,76 @@ class Result:
     seconds: float = 0.0
 
 
+class TookTooLong(CellFailed):
+    """It was ended because its time was up."""
+
+
 def run_in_process(job: Job) -> Result:
     """Run a job in a fresh process with the environment of this one.
 
     Raises:
         CellFailed: the process was killed, or ended itself, without a result.
     """
+    limit = job.options.time_limit
+    try:
+        result: Result = in_process(partial(run_job, job), seconds=limit)
+    except TookTooLong as error:
+        return Result("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
+    return result
+
+
+def in_process(
+    work: Callable[[Tell], Any], heard: Callable[[Any], None] = lambda said: None, *, seconds: float | None = None
+) -> Any:
+    """What ``work`` gives in a fresh process with the environment of this one.
+
+    Args:
+        work: called with a function that takes what it has to say before it ends; it can be pickled, and whatever it raises
+            that is no interrupt is a death of the process.
+        heard: gets in this process what it says. The work waits meanwhile, and is ended when this raises.
+        seconds: it may take; None: any.
+
+    Raises:
+        CellFailed: the process was killed, or ended itself, without a result.
+        TookTooLong: that was not over in time.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_run, args=(job, dict(os.environ), sender))
+    pipe, theirs = context.Pipe()
+    process = context.Process(target=_run, args=(work, dict(os.environ), theirs))
     adopt()  # what a cell leaves behind when it is killed
     with _server_start():
         process.start()
-    sender.close()
+    theirs.close()
     others = children()
-    limit = job.options.time_limit
-    result: Result | None = None
-    with receiver:
-        if not wait([receiver, process.sentinel], limit):
+    end = None if seconds is None else time.monotonic() + seconds
+    late = False
+    try:
+        while wait([pipe, process.sentinel], None if end is None else max(0.0, end - time.monotonic())):
+            answer = None
+            with suppress(EOFError, OSError):
+                answer = pipe.recv() if pipe.poll() else None
+            if answer is None:
+                break
+            over, said = answer
+            if over:
+                process.join(GRACE)
+                return said
+            heard(said)
+            with suppress(OSError):  # it has died meanwhile
+                pipe.send(None)
+        else:
+            late = True
             process.terminate()
-            process.join(GRACE)
-            text = f"it took longer than --time-limit ({limit:g} s)"
-            result = Result("TimeLimit", text, died=True, node=socket.gethostname(), seconds=limit or 0.0)
-        elif receiver.poll():
-            with suppress(EOFError):
-                result = receiver.recv()
-    process.join(GRACE)
-    process.kill()  # it has nothing left to do
-    process.join()
-    end_descendants(keep=others)
-    if result is None:
-        raise CellFailed(exit_reason(process.exitcode or 0))
-    return result
+        process.join(GRACE)
+    finally:
+        process.kill()  # it has nothing left to do
+        process.join()
+        pipe.close()
+        end_descendants(keep=others)
+    if late:
+        raise TookTooLong(f"it took longer than --time-limit ({seconds:g} s)")
+    raise CellFailed(exit_reason(process.exitcode or 0))
 
 
 @contextmanager
@@ -163,7 +206,7 @@ def _server_start() -> Iterator[None]:
             main.__file__ = script
 
 
-def _run(job: Job, environment: dict[str, str], answer: Connection) -> None:
+def _run(work: Callable[[Tell], Any], environment: dict[str, str], pipe: Connection) -> None:
     """The main function of the process of a cell."""
     os.setsid()
     adopt()
@@ -171,11 +214,19 @@ def _run(job: Job, environment: dict[str, str], answer: Connection) -> None:
     assert asked is not None
     os.environ.clear()
     os.environ.update(environment)
+
+    def tell(said: Any) -> None:
+        try:
+            pipe.send((False, said))
+            pipe.recv()
+        except (EOFError, OSError):  # nobody listens any more
+            os.kill(os.getpid(), signal.SIGTERM)
+
     code = 0
     try:
         with as_interrupts():
             end_unless(lambda: asked.is_alive() and os.getppid() == server)
-            answer.send(run_job(job))
+            pipe.send((True, work(tell)))
     except KeyboardInterrupt:
         code = exit_code()
     sys.stdout.flush()
@@ -184,7 +235,7 @@ def _run(job: Job, environment: dict[str, str], answer: Connection) -> None:
     os._exit(code)  # whatever thread a method has left running
 
 
-def run_job(job: Job) -> Result:
+def run_job(job: Job, tell: Tell | None = None) -> Result:
     """Run the cell in this process; whatever is raised, but an interrupt, comes back as a result. Meant for a process of its own."""
     phase, begin = "plan", time.perf_counter()
     error: BaseException | None = None

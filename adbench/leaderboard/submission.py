@@ -315,11 +315,11 @@ def _json(data: bytes, path: Path) -> dict[str, Any]:
     if layout != VERSION:
         older = isinstance(layout, int) and 0 < layout < VERSION
         advice = ": make it again from its run with `adbench leaderboard submit`" if older else ""
-        raise UserError(f"{path}: submission: layout {layout!r}; this adbench reads layout {VERSION}{advice}.")
+        raise UserError(f"{path}: submission: layout {layout!r:.60}; this adbench reads layout {VERSION}{advice}.")
     record = raw.get("record")
     if not isinstance(record, dict) or record.get("schema_version") != SCHEMA:
         found = record.get("schema_version") if isinstance(record, dict) else type(record).__name__
-        raise UserError(f"{path}: record.schema_version: {found!r}; this adbench reads schema {SCHEMA}.")
+        raise UserError(f"{path}: record.schema_version: {found!r:.60}; this adbench reads schema {SCHEMA}.")
     return dict(raw)
 
 

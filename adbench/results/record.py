@@ -213,7 +213,7 @@ def read(path: Path) -> Record:
         content = read_json(path, RECORD_BYTES)
         if not isinstance(content, dict) or content.get("schema_version") != SCHEMA:
             found = content.get("schema_version") if isinstance(content, dict) else type(content).__name__
-            raise UserError(f"{path} has record schema {found!r}; this adbench reads schema {SCHEMA}.")
+            raise UserError(f"{path} has record schema {found!r:.60}; this adbench reads schema {SCHEMA}.")
         record = Record(**content)
     except FileNotFoundError:
         raise UserError(f"There is no record at {path}.") from None

@@ -33,7 +33,7 @@ from adbench.results import rundir
 from adbench.tune.space import distributions, nearest, values
 from adbench.tune.task import Options, Task
 from adbench.tune.trials import FACTOR, FULL, RUNGS, STARTUP, STATE, State, Trial, ranked, write_table
-from adbench.tune.worker import fit_folder, run_trial
+from adbench.tune.worker import fit_folder, run_apart
 from adbench.utils import seeds, threads
 from adbench.utils.cluster import Cluster
 from adbench.utils.files import replacing
@@ -42,7 +42,7 @@ RAY = "ray"  # Ray's own folder, while a search runs
 LARGEST = 2**30  # bytes of Ray's saved state; that of a thousand trials has a few million
 HOPELESS = 5  # trials that fail before the first success; more of them would fail too
 ENDED = {"complete": "done", "stopped": "stopped early", "failed": "failed"}
-DIED = "its worker process died, for example because the machine ran out of memory"
+DIED = "Ray lost the worker that it ran on, or the node"
 
 
 class _Interrupted(Exception):
@@ -161,7 +161,7 @@ class Driver(tune.Callback):
         """
         folder, task, options = self.folder, self.task, self.options
         wants = task.cell.method_class.resources(task.cell.params)
-        number_of_threads = threads.count(wants.cpus)
+        cores = threads.count(wants.cpus)
         _, memory = check_nodes(cluster, folder)
         most_cpus = max(node.cpus for node in cluster.nodes)
         portion = request(
@@ -174,12 +174,9 @@ class Driver(tune.Callback):
             tune.report({**result, "cpus": portion.cpus, "gpus": portion.gpus})
 
         def trial(config: dict[str, Any]) -> None:
-            import torch
-
-            if fraction is not None and torch.cuda.is_available():
-                torch.cuda.set_per_process_memory_fraction(fraction)
-            with threads.limited(number_of_threads):
-                run_trial(folder, int(tune.get_context().get_trial_name()), config, report)
+            number = int(tune.get_context().get_trial_name())
+            held: Any = {"seconds": options.time_limit, "cores": cores, "memory": fraction}
+            run_apart(folder, number, config, report, **held)
 
         at_once = _slots(portion, cluster)
         logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # it would complain that its own loggers are off
@@ -197,7 +194,7 @@ class Driver(tune.Callback):
                     metric="value",
                     mode=task.mode,
                     num_samples=options.trials,
-                    reuse_actors=True,  # a process of its own for each trial would import the libraries each time
+                    reuse_actors=True,  # each keeps a fork server, which has imported the libraries
                     search_alg=Generator(
                         task, options.trials, min(options.max_concurrent or at_once, at_once), resumed
                     ),
@@ -210,7 +207,7 @@ class Driver(tune.Callback):
                     storage_path=str(folder),
                     callbacks=[self],
                     verbose=0,
-                    failure_config=tune.FailureConfig(max_failures=1),  # a worker that dies gets a second one
+                    failure_config=tune.FailureConfig(max_failures=1),  # a trial whose worker dies gets a second one
                 ),
             )
             if resumed:  # the Tuner above has written its settings, those of the new command, into Ray's folder

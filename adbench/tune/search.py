@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -31,7 +32,8 @@ from adbench.tune.worker import REPORTS, fit_folder
 from adbench.utils.cluster import connect
 from adbench.utils.files import write_text
 from adbench.utils.hashing import digest
-from adbench.utils.locks import LOCK, acquire
+from adbench.utils.locks import LOCK, acquire, is_locked
+from adbench.utils.processes import GRACE
 
 BEST = "best.yaml"
 RAY_TUNE = {  # environment that Ray Tune reads when it is imported or started; a value that the user has set stays
@@ -136,11 +138,20 @@ def search(
 
                 Driver(folder, task, options, trials, progress, say).run(cluster)
         finally:
+            _wait_for_saves(folder, trials)
             if trials:
                 result = _conclude(folder, task, tuple(trials), config, data)
             elif not (folder / STATE).exists():  # Ray could not be reached: nothing has begun
                 shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def _wait_for_saves(folder: Path, trials: list[Trial]) -> None:
+    """Let the trials that were interrupted save their training, which they do once Ray's workers are gone."""
+    late = time.monotonic() + GRACE
+    for trial in trials:
+        while trial.state == "waiting" and is_locked(fit_folder(folder, trial.number)) and time.monotonic() < late:
+            time.sleep(GRACE / 50)
 
 
 def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Task, Data]:

@@ -131,6 +131,7 @@ class Options:
         objective: "val_auprc", "pseudo" or "recon".
         trials: how many in all, over every resumption.
         budget: seconds that this call may take; None: as long as it needs.
+        time_limit: seconds that a trial may take; None: any.
         space: YAML file, see :mod:`adbench.tune.space`.
         name: of the search; None: made of method, preset, dataset, modality and objective.
         resume: go on with the search of this name.
@@ -146,6 +147,7 @@ class Options:
     objective: str = "val_auprc"
     trials: int = 20
     budget: float | None = None
+    time_limit: float | None = None
     space: Path | None = None
     name: str | None = None
     resume: bool = False

@@ -1,4 +1,4 @@
-"""One trial, in a worker process: fit with the proposed parameters, measure the objective on the way and at the end."""
+"""One trial, in a process of its own: fit with the proposed parameters, measure the objective on the way and at the end."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import numpy as np
 from adbench.config.source import source_files
 from adbench.context import Context
 from adbench.datasets.slices import LabelledSet, SliceSet
-from adbench.errors import UserError
+from adbench.errors import CellFailed, UserError, in_words
+from adbench.executors.worker import TookTooLong, in_process
 from adbench.methods.base import Method
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
@@ -28,11 +30,14 @@ from adbench.runner.inference import score_volumes
 from adbench.tune.space import values
 from adbench.tune.task import Task
 from adbench.tune.trials import FULL, RUNGS
-from adbench.utils import seeds
+from adbench.utils import seeds, threads
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
 from adbench.utils.locks import acquire
+from adbench.utils.signals import insisting
 
+Report = Callable[[dict[str, Any]], None]
+ATTEMPTS = 2  # for a trial whose process dies
 REPORTS = "reports.json"  # what a trial has reported, beside its fit
 
 
@@ -41,7 +46,66 @@ def fit_folder(folder: Path, number: int) -> Path:
     return Path(folder) / "trials" / f"{number:04d}"
 
 
-def run_trial(folder: Path, number: int, point: dict[str, Any], report: Callable[[dict[str, Any]], object]) -> None:
+def run_apart(
+    folder: Path,
+    number: int,
+    point: dict[str, Any],
+    report: Report,
+    *,
+    seconds: float | None,
+    cores: int,
+    memory: float | None,
+) -> None:
+    """:func:`run_trial` in a process of its own: whatever ends that is the failure of this trial alone.
+
+    Args:
+        folder: of the search.
+        number: of the trial.
+        point: the proposal.
+        report: as there; called in this process.
+        seconds: it may take; None: any.
+        cores: threads that it computes with.
+        memory: the part of the GPU's memory that it may fill; None: all.
+
+    Raises:
+        CellFailed: it has failed, which was reported, perhaps in an earlier call. A process that died got a second one first.
+    """
+    begin, home = time.perf_counter(), fit_folder(folder, number)
+    home.mkdir(parents=True, exist_ok=True)
+    told = _told(home)
+    if told["error"]:
+        _tell(home, told, report)
+        raise CellFailed(told["error"])
+    work = partial(_attempt, folder, number, point, cores, memory)
+    for left in reversed(range(ATTEMPTS)):
+        try:
+            failed = in_process(work, report, seconds=seconds)
+            break
+        except CellFailed as error:
+            if left and not isinstance(error, TookTooLong):
+                continue
+            failed = str(error)
+            rundir.write_failure(home, error, "trial")
+            told = _told(home)
+            spent = told["seconds"] + time.perf_counter() - begin
+            _tell(home, {**told, "seconds": spent, "error": failed}, report)
+            break
+    if failed:
+        raise CellFailed(failed)
+
+
+def _attempt(folder: Path, number: int, point: dict[str, Any], cores: int, memory: float | None, report: Report) -> str:
+    """The main function of that process."""
+    if memory is not None:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.set_per_process_memory_fraction(memory)
+    with threads.limited(cores):
+        return run_trial(folder, number, point, report)
+
+
+def run_trial(folder: Path, number: int, point: dict[str, Any], report: Report) -> str:
     """Fit and measure one trial, going on from where an earlier attempt stopped.
 
     Args:
@@ -51,42 +115,54 @@ def run_trial(folder: Path, number: int, point: dict[str, Any], report: Callable
         report: receives ``share`` (percent of the training), ``value`` (of the objective), and ``reports``, ``seconds`` and
             ``error`` of all attempts.
 
-    Raises:
-        Exception: whatever the method raised, after it was reported. A second attempt after that raises at once: only a
-            process that died gets another try.
+    Returns:
+        Why it failed, which was reported; "" when it did not.
     """
     begin = time.perf_counter()
     home = fit_folder(folder, number)
     home.mkdir(parents=True, exist_ok=True)
     with acquire(home):  # a killed search's worker may take a moment to die
-        path = home / REPORTS
-        earlier: dict[str, Any] = (
-            json.loads(path.read_text()) if path.exists() else {"reports": [], "seconds": 0.0, "error": ""}
-        )
+        earlier = _told(home)
         done: list[tuple[float, float]] = []
 
-        def tell(share: float, value: float, error: str = "") -> None:
-            if not error:
-                done.append((share, value))
-            content = {"reports": done, "seconds": earlier["seconds"] + time.perf_counter() - begin, "error": error}
-            write_json(path, content)
-            report({"share": share, "value": value, **content})
+        def tell(share: float, value: float) -> None:
+            done.append((share, value))
+            say()
+
+        def say(error: str = "") -> None:
+            spent = earlier["seconds"] + time.perf_counter() - begin
+            _tell(home, {"reports": done, "seconds": spent, "error": error}, report)
 
         for share_done, value in earlier["reports"]:
             tell(share_done, value)
-        if earlier["error"]:
-            tell(0.0, math.nan, earlier["error"])
-            raise RuntimeError(earlier["error"])
         if done and done[-1][0] >= FULL:
-            return
+            return ""
         try:
             task = Task.read(folder)
             params = values(task.space, point) if number else task.defaults
-            _fit_and_measure(task, home, params, [rung for rung in RUNGS if all(rung > at for at, _ in done)], tell)
-        except Exception as error:  # of any kind: a method may be anybody's
-            rundir.write_failure(home, error, "trial")
-            tell(0.0, math.nan, error=f"{type(error).__name__}: {error}")
+            with insisting():
+                _fit_and_measure(task, home, params, [rung for rung in RUNGS if all(rung > at for at, _ in done)], tell)
+        except KeyboardInterrupt:
             raise
+        except BaseException as error:  # a method may be anybody's, and raise anything, SystemExit included
+            rundir.write_failure(home, error, "trial")
+            say(in_words(error))
+            return in_words(error)
+        return ""
+
+
+def _told(home: Path) -> dict[str, Any]:
+    """What the trial in ``home`` has reported before: ``reports``, ``seconds``, ``error``."""
+    path = home / REPORTS
+    content: dict[str, Any] = {"reports": [], "seconds": 0.0, "error": ""}
+    return json.loads(path.read_text()) if path.exists() else content
+
+
+def _tell(home: Path, content: dict[str, Any], report: Report) -> None:
+    """Report, and keep what was reported: the last of ``reports``, unless there is an ``error``."""
+    write_json(home / REPORTS, content)
+    share, value = (0.0, math.nan) if content["error"] else content["reports"][-1]
+    report({"share": share, "value": value, **content})
 
 
 def _fit_and_measure(

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, Generic, TypeVar
 
 from adbench.errors import UserError
+from adbench.utils.processes import end_unless, exit_reason
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -89,7 +90,7 @@ class _Worker:
         self.pipe, theirs = context.Pipe()
         self._memory = memory
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(function, theirs, self.pipe, memory), daemon=True
+            target=_serve, args=(function, theirs, self.pipe, memory, os.getpid()), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -103,10 +104,10 @@ class _Worker:
             self._process.join()
             code = self._process.exitcode or 0
             self.stop()
-            how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended itself with code {code}"
+            why = exit_reason(code)
             if -code == signal.SIGABRT:
-                how += f", as a library does that gets no more than the {self._memory >> 20} MiB it may take"
-            return None, f"the process that read it {how}"
+                why += f", as a library does that gets no more than the {self._memory >> 20} MiB it may take"
+            return None, why
         return answer
 
     def stop(self) -> None:
@@ -116,10 +117,11 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(function: Callable[..., object], pipe: Connection, theirs: Connection, memory: int) -> None:
+def _serve(function: Callable[..., object], pipe: Connection, theirs: Connection, memory: int, asked: int) -> None:
     from threadpoolctl import threadpool_limits
 
     theirs.close()
+    end_unless(lambda: os.getppid() == asked)  # a file that takes for ever does not outlive a command that was killed
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the outcome says what is wrong; a library that dies would say it raw
     threadpool_limits(1)  # processes share the cores: with BLAS threads of each, all take three times as long
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this one gets it, and ends this one

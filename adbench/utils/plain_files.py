@@ -107,7 +107,10 @@ def check_json(data: bytes, most: int) -> None:
         ValueError: it is such a text.
     """
     quotes = data.count(b'"') - data.count(b'\\"')
-    structure = _STRING.sub(b"", data).translate(None, _OTHER) if quotes <= 4 * most else b""
+    structure = b""
+    if quotes <= 4 * most:  # five times as fast where no text has an escape, as in results
+        outside = _STRING.sub(b"", data) if b"\\" in data else b"".join(data.split(b'"')[::2])
+        structure = outside.translate(None, _OTHER)
     opened = structure.count(b"[") + structure.count(b"{")
     if quotes > 4 * most or structure.count(b",") + opened > most:
         raise ValueError(f"it has more than {most} values, the limit")

@@ -98,11 +98,12 @@ class Journal:
                 os.write(self._pipe, (json.dumps(entry) + "\n").encode())
 
 
-def supervised(time_limit: float | None = None) -> Journal:
+def supervised(time_limit: float | None = None, *, resume: str = "Run the same command again to resume.") -> Journal:
     """From here on, work in a child process; this one waits for it, and ends with its exit code.
 
     Args:
         time_limit: seconds that a cell may take.
+        resume: what the user can do after a child that was interrupted had to be killed.
 
     Returns:
         In the child: where it says what it does. In a process that already computes, and under a launcher of several
@@ -139,8 +140,8 @@ def supervised(time_limit: float | None = None) -> Journal:
             watched = _Child(child, ended)
             code = watched.follow(pipe.fileno(), time_limit)
         end_descendants()
-        if watched.asked and (watched.at or watched.again):
-            _exit(128 + watched.asked, "Interrupted. Run the same command again to resume.")
+        if watched.asked and (watched.at or watched.again or code < 0):
+            _exit(128 + watched.asked, f"Interrupted. {resume}")
         if not watched.at and not watched.again:
             _exit(
                 code if code >= 0 else 128 - code, f"The command has stopped: {exit_reason(code)}." if code < 0 else ""

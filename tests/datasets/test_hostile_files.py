@@ -27,7 +27,7 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from fuzzing import MEGABYTES, SECONDS, changed, held, often
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -43,70 +43,6 @@ from adbench.methods.simple import ZScore
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.params import build
 from adbench.utils import limits
-
-SECONDS, MEGABYTES = 5, 500
-often = pytest.mark.parametrize("examples", [100, pytest.param(2000, marks=pytest.mark.nightly)])
-
-# Numbers as formats state sizes, places and counts: the largest, negative, infinite, not a number.
-_NUMBERS = [b"\0\0\0\0", b"\xff\xff\xff\xff", b"\xff\xff\xff\x7f", b"\0\0\0\x80", b"\x7f\xff\xff\xff", b"\0\0\x80\x7f", b"\0\0\xc0\x7f", b"\0\0\x80\xff", b"\0\1", b"77777777777"]  # fmt: skip
-_EDITS = st.lists(
-    st.tuples(
-        st.one_of(st.integers(0, 400), st.integers(0, 1 << 20)), st.sampled_from(_NUMBERS) | st.binary(max_size=6)
-    ),
-    max_size=5,
-)
-
-
-@st.composite
-def changed(draw: st.DrawFn, *honest: bytes) -> bytes:
-    """One of some honest contents, overwritten here and there, with something put in, cut short or said twice."""
-    content = bytearray(draw(st.sampled_from(honest)))
-    for place, new in draw(_EDITS):
-        place %= len(content) + 1
-        content[place : place + len(new)] = new
-    if draw(st.booleans()):
-        start, stop = sorted(draw(st.integers(0, len(content))) for _ in range(2))
-        how = draw(st.sampled_from(["cut", "leave out", "repeat", "append"]))
-        part = content[start:stop]
-        content = {"cut": content[:stop], "leave out": content[:start] + content[stop:], "repeat": content[:stop] + part * 3, "append": content + part}[how]  # fmt: skip
-    return bytes(content)
-
-
-def held(
-    tmp_path: Path, examples: int, files: st.SearchStrategy[bytes], name: str, *reads: Callable[[Path], object]
-) -> None:
-    """Write each file and read it; readers may write below ``tmp_path / "out"`` only."""
-    path = tmp_path / "in" / name
-    path.parent.mkdir()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-    @settings(
-        max_examples=examples,
-        derandomize=True,
-        deadline=None,
-        database=None,
-        suppress_health_check=list(HealthCheck),
-    )
-    @given(content=files)
-    def one(content: bytes) -> None:
-        path.write_bytes(content)
-        for read in reads:
-            began = time.process_time()
-            sentence = ""
-            try:
-                read(path)
-            except UserError as error:
-                sentence = str(error)
-            assert "\n" not in sentence
-            assert len(sentence) < 1000
-            assert time.process_time() - began < SECONDS
-        assert path.read_bytes() == content
-
-    one()
-    assert sorted(p.name for p in tmp_path.iterdir()) in (["in"], ["in", "out"])
-    assert [p.name for p in path.parent.iterdir()] == [name]
-    assert not list(tmp_path.rglob("*.tmp"))
-    assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1000 < MEGABYTES
 
 
 def volume(dtype: Any = np.int16, **fields: Any) -> bytes:

@@ -17,18 +17,27 @@ from typing import Any
 
 import pytest
 from board_files import altered, place, rekey
+from fuzzing import changed, changed_json, held, often
+from hypothesis import strategies as st
 
 from adbench import api
+from adbench.context import Context
 from adbench.errors import UserError
+from adbench.leaderboard import submission as submissions
 from adbench.leaderboard import verify as verifying
 from adbench.leaderboard.build import make
 from adbench.leaderboard.diff import diff
 from adbench.leaderboard.merge import merge
+from adbench.leaderboard.ranking import published
 from adbench.leaderboard.submission import Submission, pack
-from adbench.leaderboard.verify import verify
+from adbench.leaderboard.verify import check_one, verify
+from adbench.methods.simple import HistEq
+from adbench.methods.training.checkpoints import StageFolder
 from adbench.report.collect import collect
 from adbench.report.render import _config
+from adbench.results import rundir, status
 from adbench.results.record import read
+from adbench.runner.fit import fitted, load_fit
 from adbench.utils.limits import RECORD_VALUES
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -99,7 +108,9 @@ def test_a_reader_that_dies_takes_no_other_result_along(
         path.write_text(submission.text)
     monkeypatch.setattr(verifying, "check_one", check_one)
     first, second = verifying.check_all(paths)
-    assert [issue.sentence for issue in first.issues] == ["file: the process that read it ended itself with code 9"]
+    assert [issue.sentence for issue in first.issues] == [
+        "file: its process ended by itself with exit code 9, without a result"
+    ]
     assert second.issues == []
 
 
@@ -230,3 +241,88 @@ def test_control_characters_reach_no_page_and_no_table(
     (row,) = csv.DictReader(io.StringIO(made["folder/table.csv"]))
     assert {"'=x", "'=x_low", "'=x_high"} < row.keys()  # else a spreadsheet takes it for a formula
     assert row["method"] == r"a\x1b]0;b\x07\u202ec\x00\r"
+
+
+@often
+def test_submissions_changed_at_random(submission: Submission, tmp_path: Path, examples: int) -> None:
+    """Those that have a right digest too, as anybody can compute it."""
+
+    def signed(raw: dict[str, Any]) -> dict[str, Any]:
+        return {**raw, "digest": submissions.own_digest(raw)}
+
+    files = st.one_of(changed(submission.text.encode()), changed_json(submission.raw, signed))
+    held(tmp_path, examples, files, "a.json", check_one, lambda path: published("a", submissions.glance(path)))
+
+
+RESULTS = ("record.json", "config.yaml", "splits.json", "histograms.npz", "spatial.json", "status.json", "failure.json", "identity.json")  # fmt: skip
+
+
+@often
+def test_run_folders_changed_at_random(runs: list[api.Run], tmp_path: Path, examples: int) -> None:
+    """What ``status`` and ``report`` read of a run."""
+    out = tmp_path / "out"
+    run = Path(shutil.copytree(runs[0].folder, out / "folder" / "folder-flair" / "run"))
+    record = json.loads((run / "record.json").read_text())
+    doing = {"state": "running", "started": 1.0, "phase": "fit", "done": 1, "total": 2, "figures": {"loss": 0.5}, "phase_started": 1.0, "label": "x"}  # fmt: skip
+    whole = {name: (run / name).read_bytes() for name in RESULTS if (run / name).exists()}
+    whole |= {
+        "status.json": json.dumps(doing).encode(),
+        "failure.json": json.dumps({"phase": "fit", "error": "E", "message": "m", "traceback": "t"}).encode(),
+        "identity.json": json.dumps({name: record[name] for name in ("run_key", "fit_key", "identity")}).encode(),
+    }
+
+    def files(name: str) -> st.SearchStrategy[tuple[str, bytes]]:
+        bytewise = changed(whole[name])
+        by_value = changed_json(json.loads(whole[name])) if name.endswith(".json") else bytewise
+        return st.tuples(st.just(name), st.one_of(bytewise, by_value))
+
+    def look(path: Path) -> None:
+        name, _, content = path.read_bytes().partition(b"\0")
+        (run / name.decode()).write_bytes(content)
+        try:
+            list(status.runs(out))
+            rundir.read_identity(run)
+            collect(api.load(run), count=0)
+            _config(SimpleNamespace(run=api.Run(run)))
+        finally:
+            for kept, there in whole.items():
+                (run / kept).write_bytes(there)
+
+    named = st.one_of(*map(files, whole)).map(lambda file: file[0].encode() + b"\0" + file[1])
+    held(tmp_path, examples, named, "file", look)
+
+
+@often
+def test_fits_and_checkpoints_changed_at_random(runs: list[api.Run], tmp_path: Path, examples: int) -> None:
+    """What a run reads before it goes on: it goes on as it was, or says which file was changed."""
+    import torch
+
+    fit, stage = tmp_path / "out" / "fit", tmp_path / "out" / "stage"
+    shutil.copytree(runs[0].fit_folder, fit)
+    key, context = runs[0].record.fit_key, Context(device="cpu", seed=0, workdir=fit)
+    whole_fit = fitted(fit, key)
+    StageFolder(stage, {"x": 1}, context.logger).write(2, {"loss": [0.5]}, {"w": torch.ones(3)}, None, 0)
+    known = {path.name: path for folder in (fit, stage) for path in folder.iterdir() if path.suffix != ".lock"}
+    whole = {name: path.read_bytes() for name, path in known.items()}
+
+    def files(name: str) -> st.SearchStrategy[bytes]:
+        bodies = changed(whole[name])
+        if name.endswith(".json"):
+            bodies = st.one_of(bodies, changed_json(json.loads(whole[name])))
+        return bodies.map(lambda body: name.encode() + b"\0" + body)
+
+    def go_on(path: Path) -> None:
+        name, _, content = path.read_bytes().partition(b"\0")
+        known[name.decode()].write_bytes(content)
+        try:
+            found = fitted(fit, key)
+            assert found == whole_fit
+            load_fit(HistEq, fit, found, context)
+            read = StageFolder(stage, {"x": 1}, context.logger).read()
+            assert read is not None
+            assert (read[0], read[1]["w"].tolist()) == ({"loss": [0.5]}, [1, 1, 1])
+        finally:
+            for kept, there in whole.items():
+                known[kept].write_bytes(there)
+
+    held(tmp_path, examples, st.one_of(*map(files, whole)), "file", go_on)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +14,9 @@ from adbench.params import ParamSet, param
 
 
 class FragileParams(ParamSet):
-    what: Literal["fine", "raises", "dies", "dies once"] = param("fine", "What happens while it fits.")
+    what: Literal["fine", "raises", "exits", "dies", "dies once", "hangs"] = param(
+        "fine", "What happens while it fits."
+    )
 
 
 class Fragile(Method):
@@ -23,10 +27,14 @@ class Fragile(Method):
 
     def fit(self, train, val):
         before = self.ctx.workdir / "before"
+        with open(self.ctx.workdir.parent / "tried", "a") as log:
+            log.write(f"{self.ctx.workdir.name}\n")
         if self.params.what == "raises":
-            with open(self.ctx.workdir.parent / "raised", "a") as log:
-                log.write(f"{self.ctx.workdir.name}\n")
             raise RuntimeError("too fragile")
+        if self.params.what == "exits":
+            sys.exit("enough")
+        if self.params.what == "hangs":
+            time.sleep(600)
         if self.params.what == "dies" or (self.params.what == "dies once" and not before.exists()):
             before.touch()
             os.kill(os.getpid(), signal.SIGKILL)

@@ -25,6 +25,7 @@ from adbench.tune.search import Result, search
 from adbench.tune.task import Options, Task
 from adbench.tune.trials import STARTUP, STATE, TABLE, Trial
 from adbench.tune.worker import fit_folder
+from adbench.utils.locks import is_locked
 
 
 def rows(folder: Path) -> list[dict[str, str]]:
@@ -127,6 +128,8 @@ def test_killed_and_resumed_it_ends_as_the_undisturbed_search(
         time.sleep(0.05)
     first.send_signal(signal.SIGKILL)
     first.wait()
+    while is_locked(folder) and time.monotonic() < deadline:  # by what it had started, which stops in a moment
+        time.sleep(0.05)
     before = rows(folder)
     assert 2 <= len(before) < 5
     assert before[-1]["state"] == "waiting"
@@ -158,7 +161,7 @@ def test_killed_and_resumed_it_ends_as_the_undisturbed_search(
 def test_failures_are_recorded_and_the_others_go_on(settings: Settings, ray: None) -> None:
     said: list[str] = []
     result = search(settings("fragile"), Options(trials=4, cpus=1.0, seed=6), say=said.append)
-    died = "its worker process died, for example because the machine ran out of memory"
+    died = "its process was ended by signal 9 (SIGKILL: the kernel does this when memory runs out)"
     assert [(trial.params["what"], trial.state, trial.error) for trial in result.trials] == [
         ("fine", "complete", ""),
         ("raises", "failed", "RuntimeError: too fragile"),
@@ -168,7 +171,8 @@ def test_failures_are_recorded_and_the_others_go_on(settings: Settings, ray: Non
     assert all(any(line.startswith(f"  trial {number} ") for line in said) for number in range(4))
     assert result.best is result.trials[0]  # the earlier of equals
     assert [row["error"] for row in rows(result.folder)] == [trial.error for trial in result.trials]
-    assert (result.folder / "trials" / "raised").read_text() == "0001\n", "what raises is not tried again"
+    tried = sorted((result.folder / "trials" / "tried").read_text().split())
+    assert tried == ["0000", "0001", "0002", "0002", "0003", "0003"], "only a process that died is started again"
     assert [path.name for path in (result.folder / "trials" / "0001").iterdir()] == ["failure.json"]
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from small_search import Begun, Settings, Trial
 
-from adbench.errors import UserError
-from adbench.methods.simple import HistEq
-from adbench.tune.worker import REPORTS, fit_folder
+from adbench.errors import CellFailed
+from adbench.tune.worker import ATTEMPTS, REPORTS, fit_folder, run_apart
 
 
 def test_it_reports_at_the_rungs_and_at_the_end_and_goes_on_after_a_kill(
@@ -47,27 +47,32 @@ def test_the_error_of_a_reconstruction_is_minimised_and_needs_one(
     assert task.mode == "min"
     assert 0 < trial(folder, 0, {})[-1]["value"] < 0.5
     folder, _ = begun(settings("histeq"), objective="recon")
-    with pytest.raises(UserError, match="makes no reconstruction: use --objective val_auprc or pseudo"):
-        trial(folder, 0, {})
+    (report,) = trial(folder, 0, {})
+    assert "makes no reconstruction: use --objective val_auprc or pseudo" in report["error"]
 
 
-def test_a_failure_is_reported_and_not_tried_again(
-    settings: Settings, begun: Begun, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("what", "why"),
+    [
+        ("raises", "RuntimeError: too fragile"),
+        ("exits", "SystemExit: enough"),
+        ("dies", "its process was ended by signal 9 (SIGKILL: the kernel does this when memory runs out)"),
+        ("hangs", "it took longer than --time-limit (0.5 s)"),
+    ],
+)
+def test_whatever_ends_its_process_is_the_failure_of_the_trial_and_not_tried_again(
+    settings: Settings, begun: Begun, ray: None, tmp_path: Path, what: str, why: str
 ) -> None:
-    from adbench.tune.worker import run_trial
-
-    calls: list[float] = []
-
-    def broken(self: HistEq, batch: Any) -> Any:
-        calls.append(self.params.sigma)
-        raise RuntimeError("too smooth")
-
-    monkeypatch.setattr(HistEq, "score", broken)
-    folder, _ = begun(settings("histeq"))
+    (tmp_path / "space.yaml").write_text("replace: {what: {choices: [raises, exits, dies, hangs]}}")
+    folder, _ = begun(settings("fragile"), space=tmp_path / "space.yaml")
     reports: list[dict[str, Any]] = []
     for _ in range(2):
-        with pytest.raises(RuntimeError, match="too smooth"):
-            run_trial(folder, 3, {"polarity": "bright", "sigma": 5.0}, reports.append)
-    assert calls == [5.0]
-    assert [report["error"] for report in reports] == ["RuntimeError: too smooth"] * 2
-    assert "too smooth" in (fit_folder(folder, 3) / "failure.json").read_text()
+        with pytest.raises(CellFailed) as caught:
+            run_apart(
+                folder, 3, {"what": what}, reports.append, seconds=0.5 * (what == "hangs") or None, cores=1, memory=None
+            )
+        assert str(caught.value) == why
+    assert [report["error"] for report in reports] == [why] * 2
+    assert why.split()[-1] in (fit_folder(folder, 3) / "failure.json").read_text()
+    if what != "hangs":  # which may be over before it begins
+        assert len((folder / "trials" / "tried").read_text().split()) == (ATTEMPTS if what == "dies" else 1)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
+
+import psutil
 
 from adbench.errors import UserError
 from adbench.utils import guarded
@@ -34,8 +37,8 @@ def test_whatever_ends_a_process_is_the_outcome_of_its_item_alone() -> None:
     assert [one.item for one in found] == items
     assert [one.result for one in found if one.result] == list("ABCDE")
     assert {one.item: one.why for one in found if one.result is None} == {
-        "crash": "the process that read it was ended by SIGKILL",
-        "exit": "the process that read it ended itself with code 3",
+        "crash": "its process was ended by signal 9 (SIGKILL: the kernel does this when memory runs out)",
+        "exit": "its process ended by itself with exit code 3, without a result",
         "hang": "it takes more than 1 s",
         "eat": "it takes more than 256 MiB of memory",
         "refuse": "x.json: no.",
@@ -50,3 +53,22 @@ def test_nothing_to_do_and_a_reader_that_stops_early() -> None:
     start = time.monotonic()
     outcomes.close()  # type: ignore[attr-defined]
     assert time.monotonic() - start < 5
+
+
+def _hang() -> None:
+    list(guarded.each(_act, ["hang"], memory=1 << 28, seconds=60.0))
+
+
+def test_no_worker_outlives_a_command_that_is_killed() -> None:
+    command = multiprocessing.get_context("spawn").Process(target=_hang)
+    command.start()
+    assert command.pid is not None
+    deadline, workers = time.monotonic() + 60, []
+    while not workers and time.monotonic() < deadline:
+        time.sleep(0.05)
+        workers = psutil.Process(command.pid).children()
+    command.kill()
+    command.join()
+    assert workers
+    _, alive = psutil.wait_procs(workers, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
