@@ -164,7 +164,7 @@ class Method(ABC):
             raise UserError(
                 f"{folder} is not a saved {cls.name}: {Path(error.filename or WEIGHTS).name} is missing."
             ) from None
-        except (SafetensorError, json.JSONDecodeError, KeyError, TypeError) as error:
+        except (SafetensorError, ValueError, KeyError, TypeError, RecursionError) as error:  # of text, JSON or shapes
             raise UserError(
                 f"The saved {cls.name} in {folder} is damaged ({error}): delete it and fit again."
             ) from None
@@ -172,7 +172,7 @@ class Method(ABC):
         try:
             method.load_notes(saved.get("notes", {}))
             method.load_state(tensors)
-        except (RuntimeError, KeyError, TypeError) as error:  # torch reports missing keys and wrong shapes this way
+        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # torch reports missing keys and wrong shapes this way
             raise UserError(
                 f"The weights in {folder} do not fit {cls.name} with its stored parameters: {error}"
             ) from None

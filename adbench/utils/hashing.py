@@ -77,10 +77,10 @@ def read_sealed(path: Path, way_out: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         written = content.pop("digest")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({type(error).__name__}: {error}). {way_out}") from None
     if (found := digest(content)) != written:
         raise UserError(
-            f"{path} was changed: its content has the digest {found[:16]} and was written with {str(written)[:16]}. {way_out}"
+            f"{path} was changed: its content has the digest {found[:16]} and was written with {str(written)[:16]!r}. {way_out}"
         )
     return dict(content)
