@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from adbench.config import protocols, registry
 from adbench.config.cell import Cell, Source, TunedFrom
 from adbench.config.protocols import Protocol
+from adbench.config.shared_fit import SharedFit, read_shared
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet
 from adbench.utils import limits
@@ -52,6 +53,8 @@ class RunConfig(BaseModel):
         set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
             of one method.
         tuned_from: written by ``adbench tune``: the search that chose the parameters of a method; goes into its records.
+        fit: folder of a shared fit (``adbench fit``) that is scored instead of training one: it says the method, its
+            parameters, the modality and the seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -70,6 +73,7 @@ class RunConfig(BaseModel):
     metrics: tuple[str, ...] = ()
     set: dict[str, dict[str, Any]] = {}
     tuned_from: TunedFrom | None = None
+    fit: str | None = None
 
     @field_validator("method", "dataset", "modality", "seed", "metrics", mode="before")
     @classmethod
@@ -115,6 +119,7 @@ def from_cell(cell: Cell) -> RunConfig:
         metrics=cell.metrics,
         set=scopes,
         tuned_from=cell.tuned_from,
+        fit=str(cell.fit.folder) if cell.fit else None,
     )
 
 
@@ -386,6 +391,39 @@ def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Source | None
         raise UserError(f"The protocol {protocol.name} learns from {name}. {error}") from None
 
 
+def _as_fitted(config: RunConfig, shared: SharedFit) -> RunConfig:
+    """``config`` with what a shared fit says about itself.
+
+    Raises:
+        UserError: something else was asked for, or the method here is of another version.
+    """
+    about, where = shared.identity, f"The fit in {shared.folder} is of"
+    method = registry.load("methods", shared.method)
+    if about["method_version"] != method.version:
+        raise UserError(
+            f"{where} {shared.method} version {about.get('method_version')}, and here is version {method.version}."
+        )
+    stated = {name: about[name] for name in ("method", "modality", "seed", "preset")}
+    modality = tuple(name.upper() for name in config.modality)
+    asked = {"method": config.method, "modality": modality, "preset": config.preset, "seed": config.seed}
+    for name, value in asked.items():
+        if value not in (None, (), (0,) if name == "seed" else (), stated[name], (stated[name],)):
+            raise UserError(
+                f"{where} {name} {stated[name]}, and --{name} asks for {value}: leave it away, or train one."
+            )
+    if config.train_on is not None or config.train_root is not None:
+        raise UserError(f"{where} {shared.method}, already trained: --train-on and --train-root are not for it.")
+    values = {**config.set.get("method", {}), **config.set.get(shared.method, {})}
+    params = method.resolve(str(stated["preset"]), about["params"])
+    if method.resolve(str(stated["preset"]), {**params.json_values, **values}) != params:
+        raise UserError(
+            f"{where} {shared.method} with parameters of its own: --set {shared.method}.… cannot change them."
+        )
+    scopes = {"dataset": config.set.get("dataset", {}), "method": params.json_values}
+    as_lists = {name: (stated[name],) for name in ("method", "modality", "seed")}
+    return validated(type(config), {**config.model_dump(), **as_lists, "preset": stated["preset"], "set": scopes})
+
+
 def _tuned(search: TunedFrom | None, method: str, params: ParamSet) -> TunedFrom | None:
     """What the record of ``method`` with ``params`` says about ``search``."""
     if search is None or search.method != method:
@@ -405,6 +443,9 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
     Raises:
         UserError: anything unknown, missing or out of range, before anything runs.
     """
+    shared = read_shared(Path(config.fit)) if config.fit else None
+    if shared is not None:
+        config = _as_fitted(config, shared)
     if not config.method:
         raise UserError(
             "Name a method: --method madad (several: --method madad,ae). `adbench list methods` shows them."
@@ -425,7 +466,12 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
     for dataset in dict.fromkeys(config.dataset):
         source = locate(dataset, config.data_root, config.set.get("dataset", {}), "--data-root")
         protocol = protocols.choose(config.protocol, dataset, source.dataset_class.info.protocol, config.train_on)
-        train = _train(config, dataset, protocol)
+        train = None if shared else _train(config, dataset, protocol)
+        if shared and protocol.train_on not in ("", learned := shared.train.get("name")):
+            raise UserError(
+                f"The protocol {protocol.name} learns from {protocol.train_on}, and the fit in {shared.folder} learned from "
+                f"{learned}: choose another with --protocol."
+            )
         metrics = tuple(sorted({*config.metrics, *protocol.metrics}))
         found += [
             Cell(
@@ -441,6 +487,7 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
                 device=device,
                 metrics=metrics,
                 tuned_from=tuned,
+                fit=shared,
             )
             for modality, (name, (cls, params, tuned)), seed in product(
                 _modalities(config, source, protocol), methods.items(), dict.fromkeys(config.seed)

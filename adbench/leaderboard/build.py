@@ -203,7 +203,7 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
     """(name, text) pairs: what the numbers of an entry were made from."""
     record = entry.record
     method, train, test, tuned = record.method, record.train, record.test, record.tuned_from
-    provenance = record.provenance
+    provenance, made = record.provenance, record.weights
     packages = provenance.get("packages")
     torch = packages.get("torch") if isinstance(packages, dict) else None
     made_by = [f"adbench {provenance.get('adbench', '')}", f"torch {torch or '—'}", provenance.get("device_name", "")]
@@ -222,7 +222,7 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
         ("learned from", f"{train.name} {train.modality}: {train.slices:,} slices of {train.subjects:,} subjects"),
         ("tested on", f"{test.name} {test.modality}: {test.slices:,} slices of {test.subjects:,} subjects"),
         ("grid", f"{test.grid[0]} × {test.grid[1]} px"),
-        ("weights", f"{method.parameters:,}"),
+        ("weights", f"{method.parameters:,}" + (f", fitted by {made.author} ({made.licence})" if made else "")),
         ("parameters", ", ".join(f"{name} {value}" for name, value in sorted(method.params.items())) or "none"),
         ("against the best", against),
         ("tuned", search),
