@@ -30,18 +30,7 @@ from adbench.results.result import to_frame
 from adbench.runner.plan import plan
 from adbench.utils.signals import as_interrupts
 
-__all__ = [
-    "Prediction",
-    "Run",
-    "Runs",
-    "VolumeMaps",
-    "compare",
-    "load",
-    "method_groups",
-    "run",
-    "same_test",
-    "to_frame",
-]
+__all__ = ["Run", "VolumeMaps", "compare", "load", "method_groups", "run", "same_test", "to_frame"]
 
 
 def run(

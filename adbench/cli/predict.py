@@ -61,7 +61,9 @@ def predict(
         place = "—" if one.slice is None else str(one.slice)
         rows.append([one.case, size, largest, str(one.components), place, one.notes])
     table("predictions", columns, rows[:MAX_ROWS])
-    say(f"{len(found)} scans, marked at and above a score of {found[0].threshold:.4g}: {out / SUMMARY}")
+    say(
+        f"{len(found)} scan{'s' * (len(found) > 1)}, marked at and above a score of {found[0].threshold:.4g}: {out / SUMMARY}"
+    )
 
 
 MAX_ROWS = 200  # a table of more rows is no help

@@ -152,9 +152,9 @@ def predict(
             for volume in score_volumes(method, part, method.ctx, f"predict {record.method.name}"):
                 rows[volume.volume] = writer.write(part, volume, domain=str(record.protocol.get("domain", "brain")))
                 _write_summary(Path(out), [rows[case] for case in data.cases if case in rows])
-    found = [rows[case] for case in data.cases]
-    _write_summary(Path(out), found)
-    return found
+    every = [rows[case] for case in data.cases]
+    _write_summary(Path(out), every)
+    return every
 
 
 def choose_threshold(record: Record, wanted: str | float) -> tuple[str, float]:
@@ -342,6 +342,7 @@ class _Writer:
                 for name, array in {**arrays, "anomaly": maps}.items()
                 if array is not None
             }
+            grey: np.ndarray
             for name, array in values.items():
                 if name == "anomaly":
                     grey = np.round((array.astype(np.float64) - low) / (high - low) * 65535).astype(np.uint16)
