@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from adbench.config import run_config
+from adbench.config.shared_fit import RUN_RECORD, is_shared, read_shared
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.evaluation.compare import compare, method_groups, same_test
+from adbench.evaluation.predict import Prediction
 from adbench.evaluation.run import Run, VolumeMaps
 from adbench.executors import Options, serial
 from adbench.results.record import RECORD
@@ -70,13 +72,29 @@ def run(
     ]
 
 
-def load(
-    *paths: Path | str, cache: Path | None = None, device: str = "auto", progress: Progress | None = None
-) -> list[Run]:
+class Runs(list[Run]):
+    """Open runs; what one run can do, a list of one can."""
+
+    def predict(self, images: Path | str, out: Path | str, **chosen: Any) -> list[Prediction]:
+        """:meth:`adbench.evaluation.run.Run.predict` of the only run.
+
+        Raises:
+            UserError: there are several.
+        """
+        if len(self) != 1:
+            raise UserError(
+                f"Prediction is for one run, and there are {len(self)}: name one of {', '.join(str(r.folder) for r in self[:3])}"
+                f"{', ...' if len(self) > 3 else ''}."
+            )
+        return self[0].predict(images, out, **chosen)
+
+
+def load(*paths: Path | str, cache: Path | None = None, device: str = "auto", progress: Progress | None = None) -> Runs:
     """Open finished runs.
 
     Args:
-        *paths: run folders, or folders with runs somewhere below; a run that is found twice is opened once.
+        *paths: run folders, or folders with runs somewhere below; a run that is found twice is opened once. A shared fit is
+            opened as the run that it comes from.
         cache: folder of prepared slice stores; None: the default one.
         device: where fits are loaded to score again.
         progress: receives progress.
@@ -86,6 +104,8 @@ def load(
     """
     found: dict[str, Run] = {}
     for path in map(Path, paths):
+        if is_shared(path):
+            path = read_shared(path).folder / RUN_RECORD
         folders = [path] if not path.is_dir() or (path / RECORD).exists() else []
         folders = folders or [file.parent for file in sorted(path.rglob(RECORD))]
         if not folders:
@@ -93,4 +113,4 @@ def load(
         for folder in folders:
             opened = Run(folder, cache=cache, device=device, progress=progress)
             found.setdefault(opened.record.run_key, opened)
-    return list(found.values())
+    return Runs(found.values())

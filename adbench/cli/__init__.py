@@ -5,7 +5,7 @@ needs it: ``adbench --help`` must answer at once.
 """
 
 from adbench.cli import run  # isort: skip - the first verb in --help
-from adbench.cli import data, evaluate, info, leaderboard, new, report, status, tune
+from adbench.cli import data, evaluate, fit, info, leaderboard, new, predict, report, status, tune
 from adbench.cli.app import app, main, own_output
 
 for group in (app, *(part.typer_instance for part in app.registered_groups)):
@@ -16,10 +16,12 @@ for group in (app, *(part.typer_instance for part in app.registered_groups)):
 __all__ = [
     "data",
     "evaluate",
+    "fit",
     "info",
     "leaderboard",
     "main",
     "new",
+    "predict",
     "report",
     "run",
     "status",

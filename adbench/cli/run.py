@@ -44,6 +44,7 @@ MAX_ROWS = 200  # a table of more rows is no help
     "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --tensorboard\n\n"
     "  adbench run --method madad,ddpm --dataset phantom --time-limit 8h\n\n"
     "  adbench run --method histeq --dataset bids --data-root DIR --set dataset.folds=5      (then: adbench leaderboard pool)\n\n"
+    "  adbench run --fit shared/madad-ixi --dataset folder --data-root my_slices      (no training data needed)\n\n"
     "  torchrun --nproc-per-node 4 -m adbench.cli run --method madad --dataset phantom      (one fit on four GPUs)"
 )
 def run(
@@ -112,6 +113,9 @@ def run(
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Save a training in progress at least this often.")
     ] = 60.0,
+    fit: Annotated[
+        Path | None, typer.Option(help="A shared fit's folder (adbench fit): score it instead of training.")
+    ] = None,
     tensorboard: Annotated[
         bool,
         typer.Option("--tensorboard", help="Write loss curves for TensorBoard beside the checkpoints of each fit."),
@@ -153,6 +157,7 @@ def run(
         "device": device,
         "out": str(out) if out else None,
         "cache": str(cache) if cache else None,
+        "fit": str(fit.absolute()) if fit else None,
     }
     if grid is not None and config is not None:
         raise UserError("--grid takes everything that --config takes: give one of the two.")

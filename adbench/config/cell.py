@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict
 
 from adbench.config import protocols, registry
 from adbench.config.protocols import Protocol
+from adbench.config.shared_fit import SharedFit, read_shared
 from adbench.config.sweep import differing, params_text
 from adbench.errors import UserError
 from adbench.params import ParamSet, build
@@ -113,6 +114,7 @@ class Cell:
         metrics: optional and plug-in metrics that are measured beside the others, by name; part of no key.
         tuned_from: the search that chose ``params``; part of no key.
         varied: what tells it from other cells of its method, for its label: "sigma=2"; part of no key.
+        fit: somebody's fit of the method, which is scored instead of training one; ``train`` is then None.
         method_class: a subclass of :class:`adbench.methods.base.Method`.
     """
 
@@ -127,6 +129,7 @@ class Cell:
     device: str
     metrics: tuple[str, ...] = ()
     tuned_from: TunedFrom | None = None
+    fit: SharedFit | None = None
     varied: str = field(default="", compare=False)
     method_class: type[Any] = field(kw_only=True, repr=False, compare=False)
 
@@ -150,7 +153,13 @@ class Cell:
     @property
     def data_key(self) -> tuple[Any, ...]:
         """Equal for cells that use the same slices in the same roles."""
-        return self.test.key, self.train and self.train.key, self.modality, self.protocol.name
+        return (
+            self.test.key,
+            self.train and self.train.key,
+            self.modality,
+            self.protocol.name,
+            self.fit and self.fit.weights.digest,
+        )
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -195,6 +204,7 @@ class Cell:
             "metrics": list(self.metrics),
             "tuned_from": self.tuned_from.model_dump(mode="json") if self.tuned_from else None,
             "varied": self.varied,
+            "fit": str(self.fit.folder) if self.fit else None,
         }
 
     @classmethod
@@ -215,6 +225,7 @@ class Cell:
                 "protocol": protocols.get(content["protocol"]),
                 "metrics": tuple(content["metrics"]),
                 "tuned_from": TunedFrom(**tuned) if tuned else None,
+                "fit": read_shared(Path(content["fit"])) if content["fit"] else None,
                 "method_class": method,
             }
         )

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 from adbench.config import protocols, registry, sweep
 from adbench.config.cell import Cell, Source, TunedFrom, told_apart
 from adbench.config.protocols import Protocol
+from adbench.config.shared_fit import as_fitted, check_protocol, read_shared
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, build
 from adbench.utils import limits
@@ -52,6 +53,8 @@ class RunConfig(BaseModel):
         set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
             of one method. Several values of one are an axis, see :func:`adbench.config.sweep.variants`.
         tuned_from: written by ``adbench tune``: the search that chose the parameters of a method; goes into its records.
+        fit: folder of a shared fit (``adbench fit``) that is scored instead of training one: it says the method, its
+            parameters, the modality and the seed.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,6 +74,7 @@ class RunConfig(BaseModel):
     metrics: tuple[str, ...] = ()
     set: dict[str, dict[str, Any]] = {}
     tuned_from: TunedFrom | None = None
+    fit: str | None = None
 
     @field_validator("method", "dataset", "modality", "seed", "fold", "metrics", mode="before")
     @classmethod
@@ -116,6 +120,7 @@ def from_cell(cell: Cell) -> RunConfig:
         metrics=cell.metrics,
         set=scopes,
         tuned_from=cell.tuned_from,
+        fit=str(cell.fit.folder) if cell.fit else None,
     )
 
 
@@ -451,6 +456,9 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
     Raises:
         UserError: anything unknown, missing or out of range, before anything runs.
     """
+    shared = read_shared(Path(config.fit)) if config.fit else None
+    if shared is not None:
+        config = validated(type(config), {**config.model_dump(), **as_fitted(shared, config.model_dump())})
     if not config.method:
         raise UserError(
             "Name a method: --method madad (several: --method madad,ae). `adbench list methods` shows them."
@@ -473,6 +481,8 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
     for dataset in dict.fromkeys(config.dataset):
         for source in _sources(dataset, config.data_root, config.set.get("dataset", {}), "--data-root"):
             protocol = protocols.choose(config.protocol, dataset, source.dataset_class.info.protocol, config.train_on)
+            if shared:
+                check_protocol(shared, protocol)
             metrics = tuple(sorted({*config.metrics, *protocol.metrics}))
             found += [
                 Cell(
@@ -488,9 +498,10 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
                     device=device,
                     metrics=metrics,
                     tuned_from=tuned,
+                    fit=shared,
                 )
                 for train, modality, part, (name, cls, params, tuned), seed in product(
-                    _train(config, dataset, protocol),
+                    [None] if shared else _train(config, dataset, protocol),
                     _modalities(config, source, protocol),
                     _folds(config, source),
                     methods.values(),

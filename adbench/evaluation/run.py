@@ -12,12 +12,13 @@ import numpy as np
 
 from adbench.config import registry, run_config
 from adbench.config.cell import Cell, Source
-from adbench.context import Context, Progress
+from adbench.context import Progress
 from adbench.datasets.base import Dataset
 from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
+from adbench.evaluation.predict import Prediction, load_method, predict
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric, spec_of
 from adbench.metrics.evaluate import Evaluation
@@ -28,7 +29,6 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.thresholds import SLICES, choose_thresholds, slice_thresholds
 from adbench.results import rundir
 from adbench.results.result import Result
-from adbench.runner.fit import fitted, load_fit
 from adbench.runner.inference import ScoredVolume, score_volumes
 from adbench.runner.plan import Data, gather, labelled
 from adbench.utils.plain_files import open_plain
@@ -137,18 +137,56 @@ class Run(Result):
             UserError: the data cannot be found, or are not those of the run any more.
         """
         cell = self.cell
-        data = gather(cell.test, cell.train, cell.modality, cell.protocol, self._cache, self._progress)
+        data = gather(cell.test, cell.train, cell.modality, cell.protocol, self._cache, self._progress, cell.fit)
         self._check_slices(data.threshold, data.test)
         return data
 
     def method(self) -> Method | None:
         """The fitted method, loaded from :attr:`fit_folder`; None when the fit was not kept."""
-        fit = fitted(self.fit_folder, self.record.fit_key)
-        if fit is None:
-            return None
-        context = Context(self.cell.device, self.record.seed, self.fit_folder, progress=self._progress)
-        method: Method = load_fit(self.cell.method_class, self.fit_folder, fit, context)
-        return method
+        device = run_config.resolve_device(self._device)
+        return load_method(self.record, self.fit_folder, device, self._progress)
+
+    def predict(
+        self, images: Path | str, out: Path | str, *, threshold: str | float = "val", settings: Sequence[str] = ()
+    ) -> list[Prediction]:
+        """What this run says of scans that nobody has labelled; its own data are not needed.
+
+        The scans are prepared as the test data of the run were, scored with its fit, and what is found is written on each
+        scan's own grid: for volumes ``sub-ID/anat/sub-ID_space-orig_desc-METHOD_anomaly.nii.gz`` with ``..._mask``,
+        ``...Recon_MODALITY`` and the brain mask, for PNG slices ``IMAGE-METHOD-anomaly.png`` with ``-mask`` and ``-recon``
+        (16 bits; the JSON file beside it says which scores black and white are); and ``summary.csv``. Interrupted and
+        called again, it goes on with the scans that are missing.
+
+        Args:
+            images: folder of NIfTI volumes or PNG slices, named as for the dataset ``folder``; lesion masks are not read.
+            out: folder to write to.
+            threshold: at and above which a voxel is marked: a rule of the record that never saw its test split ("val",
+                "fpr5", "conformal10", ...), or a score.
+            settings: parameters of the dataset ``folder`` as texts, e.g. ``dataset.exclude=[p07]``.
+
+        Returns:
+            One a scan, in the order of their names.
+
+        Raises:
+            UserError: no fit, no such threshold; scans of another modality, with skull where none can be taken away, or
+                larger than the grid of the run; a scan that cannot be read (the others are kept).
+        """
+        method = self.method()
+        if method is None:
+            raise UserError(
+                f"The fit of {self.folder} was not kept ({self.fit_folder}): make the run again with the command "
+                f"`adbench run --config {self.folder / rundir.CONFIG} --force`."
+            )
+        return predict(
+            self.record,
+            method,
+            Path(images),
+            Path(out),
+            threshold=threshold,
+            settings=settings,
+            cache=self._cache,
+            progress=self._progress,
+        )
 
     @cached_property
     def maps(self) -> np.ndarray | None:

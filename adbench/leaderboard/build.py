@@ -310,7 +310,7 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
     """(name, text) pairs: what the numbers of an entry were made from."""
     record = entry.record
     method, train, test, tuned = record.method, record.train, record.test, record.tuned_from
-    provenance = record.provenance
+    provenance, made = record.provenance, record.weights
     packages = provenance.get("packages")
     torch = packages.get("torch") if isinstance(packages, dict) else None
     made_by = [f"adbench {provenance.get('adbench', '')}", f"torch {torch or '—'}", provenance.get("device_name", "")]
@@ -332,7 +332,7 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
         ("learned from", f"{train.name} {train.modality}: {_amount(train)}"),
         ("tested on", f"{test.name} {test.modality}: {_amount(test)}"),
         ("grid", f"{test.grid[0]} × {test.grid[1]} px"),
-        ("weights", f"{method.parameters:,}"),
+        ("weights", f"{method.parameters:,}" + (f", fitted by {made.author} ({made.licence})" if made else "")),
         ("against the best", against),
         ("tuned", search),
         ("made by", ", ".join(map(str, made_by))),

@@ -50,7 +50,9 @@ _METRIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,79}")
 ROLES = ("train", "val", "threshold", "test")
 NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subjects")  # of a record, from its counts
 # What run_identity of adbench.runner.keys adds to fit_identity.
-RUN_FIELDS = frozenset({"protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices"})
+RUN_FIELDS = frozenset(
+    {"protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with"}
+)
 
 
 def check(submission: Submission) -> list[Issue]:
@@ -93,7 +95,7 @@ def check_keys(submission: Submission) -> Iterator[Issue]:
             yield Issue(f"identity.{name}", why="it is missing")
         else:
             yield from differences(f"identity.{name}", identity[name], value, "the rest of the record says so")
-    for name in identity.keys() - stated.keys() - {"files", "metrics_version", "measure_source"}:
+    for name in identity.keys() - stated.keys() - {"files", "metrics_version", "measure_source", "scored_with"}:
         yield Issue(f"identity.{name}", why="it is no part of the identity of a run")
     if not isinstance(identity.get("files"), list):
         yield Issue("identity.files", why="it must be a list")

@@ -13,6 +13,7 @@ from urllib.parse import quote
 from adbench.leaderboard.board import Board, Entry
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
+from adbench.results.record import Record
 from adbench.utils.console import out, print_json, say, table
 
 FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
@@ -57,7 +58,7 @@ def columns(board: Board, escape: Callable[[str], str] = lambda text: text) -> l
     found = [Column("#", [rank_text(entry, escape) for entry in entries])] if board.pooled else []
     found += [
         Column("method", [escape(entry.label) for entry in entries], right=False),
-        Column("trained on", [escape(entry.record.train.name) for entry in entries], right=False),
+        Column("trained on", [escape(_trained(entry.record)) for entry in entries], right=False),
         Column("seeds" if board.pooled else "seed", [board.seeds(entry) for entry in entries]),
     ]
     for metric in board.columns:
@@ -363,3 +364,8 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
     return [_rounded(part) for part in value] if isinstance(value, list) else value
+
+
+def _trained(record: Record) -> str:
+    """The training source, and who trained where it was somebody else."""
+    return f"{record.train.name}, by {record.weights.author}" if record.weights else record.train.name

@@ -172,7 +172,12 @@ class Method(ABC):
         try:
             method.load_notes(saved.get("notes", {}))
             method.load_state(tensors)
-        except (RuntimeError, ValueError, KeyError, TypeError) as error:  # torch reports missing keys and wrong shapes this way
+        except (
+            RuntimeError,
+            ValueError,
+            KeyError,
+            TypeError,
+        ) as error:  # torch reports missing keys and wrong shapes this way
             raise UserError(
                 f"The weights in {folder} do not fit {cls.name} with its stored parameters: {error}"
             ) from None

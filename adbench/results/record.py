@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from adbench.config.cell import TunedFrom
 from adbench.config.registry import metric_spec
+from adbench.config.shared_fit import Weights
 from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.metrics.spec import SPECS, MetricSpec
@@ -110,6 +111,7 @@ class Record(_Part):
     provenance: dict[str, Any]  # versions, platform, device, git revision
     files: dict[str, str]  # files beside the record -> SHA-256
     tuned_from: TunedFrom | None = None  # the search that chose method.params, if one did
+    weights: Weights | None = None  # whose they are, when somebody else fitted them
 
 
 def facts(name: str, *records: Record) -> MetricSpec:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adbench.config import registry
+from adbench.config.shared_fit import is_shared
 from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.metrics.base import Metric
@@ -86,7 +87,9 @@ class Result:
 
     @property
     def fit_folder(self) -> Path:
-        """Where the fit of this run lies if it was kept: ``OUT/fits/<method>-<key>``."""
+        """Where the fit of this run lies if it was kept: ``OUT/fits/<method>-<key>``, or beside the record in a shared fit."""
+        if is_shared(self.folder):
+            return self.folder
         out = self.folder.resolve().parents[2] if len(self.folder.resolve().parents) > 2 else self.folder
         return rundir.fit_folder(out, self.record.method.name, self.record.fit_key)
 

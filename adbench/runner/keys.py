@@ -41,8 +41,10 @@ def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: 
 
     Metrics that are asked for beside the others change no number of theirs, so they make no other run of it.
     """
+    current = source_digest("methods", cell.method)
     return {
         **fit,
+        **({"scored_with": current} if fit["method_source"] != current else {}),  # a shared fit, made by other code
         "protocol": cell.protocol.as_dict(),
         "metrics_version": METRICS_VERSION,
         "measure_source": measure_digest(),

@@ -7,12 +7,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adbench.config import registry
 from adbench.config.cell import Cell, Source
 from adbench.config.protocols import Protocol
+from adbench.config.shared_fit import SharedFit
 from adbench.context import Progress
 from adbench.datasets import selection
 from adbench.datasets.base import Dataset
+from adbench.datasets.io.filename_patterns import person
 from adbench.datasets.issues import warn
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
@@ -23,7 +27,8 @@ from adbench.methods.base import Resources
 from adbench.results import rundir
 from adbench.results.record import Record, missing_metrics, write
 from adbench.runner.keys import fit_identity, key_of, run_identity
-from adbench.runner.overlap import check_names, check_pixels
+from adbench.runner.overlap import check_names, check_pixels, overlapping_ids
+from adbench.runner.shared_fits import data_parts, install
 
 SAME_SCALE = 1.1  # sizes of a pixel whose ratio is below this are one size
 
@@ -38,6 +43,7 @@ class Data:
         threshold: labelled validation slices that choose thresholds (may be empty).
         test: labelled test slices.
         threshold_store: the one of these two that ``threshold`` is of.
+        fit: somebody's fit, which learned from slices that are not here; ``train`` is then empty.
     """
 
     train: SliceSet
@@ -47,11 +53,13 @@ class Data:
     train_store: SliceStore
     test_store: SliceStore
     threshold_store: SliceStore
+    fit: SharedFit | None = None
 
     def id_lists(self) -> dict[str, list[str]]:
         """Subjects by role, sorted."""
         roles = {"train": self.train, "val": self.val, "threshold": self.threshold, "test": self.test}
-        return {role: sorted(data.subjects) if data is not None else [] for role, data in roles.items()}
+        lists = {role: sorted(data.subjects) if data is not None else [] for role, data in roles.items()}
+        return lists | ({role: sorted(names) for role, names in self.fit.subjects.items()} if self.fit else {})
 
 
 @dataclass(frozen=True)
@@ -171,7 +179,13 @@ def labelled(train: SliceStore, test: SliceStore, protocol: Protocol) -> tuple[L
 
 
 def gather(
-    test: Source, train: Source | None, modality: str, protocol: Protocol, cache: Path, progress: Progress
+    test: Source,
+    train: Source | None,
+    modality: str,
+    protocol: Protocol,
+    cache: Path,
+    progress: Progress,
+    fit: SharedFit | None = None,
 ) -> Data:
     """Prepare the stores and pick the slices of every role.
 
@@ -182,8 +196,10 @@ def gather(
     test_store = open_store(test, modality, cache, progress)
     train_store = open_store(train, modality, cache, progress) if train else test_store
     learned, val = (selection.learned(train_store, split, protocol.learns) for split in ("train", "val"))
+    if fit is not None:
+        learned = val = SliceSet(test_store, np.empty(0, np.int64))
     learned_from, scored_from = (str(source.root or source.dataset) for source in (train or test, test))
-    if not len(learned):
+    if not len(learned) and fit is None:
         raise UserError(nothing_to_train(modality, learned_from))
     threshold, scored = labelled(train_store, test_store, protocol)
     threshold_store = test_store if protocol.threshold_on == "test" else train_store
@@ -196,9 +212,11 @@ def gather(
             "pixels: bring both to one grid with --set dataset.size=N --set train.size=N."
         )
     _check_scale(train_store, test_store, train or test, test, (learned, val), (threshold, scored))
+    if fit is not None:
+        _check_fit(fit, threshold, scored)
     check_names(learned, val, threshold, scored)
     check_pixels((train_store, threshold_store, test_store), learned, val, threshold, scored)
-    return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store, threshold_store)
+    return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store, threshold_store, fit)
 
 
 def _check_scale(
@@ -232,6 +250,24 @@ def _check_scale(
             )
 
 
+def _check_fit(fit: SharedFit, threshold: LabelledSet, scored: LabelledSet) -> None:
+    """Refuse slices of another grid than a shared fit learned from, and subjects that it learned from, by their names."""
+    learned, _ = data_parts(fit)
+    if tuple(learned.grid) != scored.shape:
+        raise UserError(
+            f"The fit in {fit.folder} learned from slices of {learned.grid[0]}x{learned.grid[1]} pixels, and test slices have "
+            f"{scored.shape[0]}x{scored.shape[1]}: bring them to its grid with --set dataset.size={learned.grid[0]}."
+        )
+    train, val = ({person(name): name for name in fit.subjects.get(role, [])} for role in ("train", "val"))
+    choosing, tested = ({person(name): name for name in data.subjects} for data in (threshold, scored))
+    if overlaps := overlapping_ids(train, val, choosing, tested):
+        raise UserError(
+            f"{len(overlaps)} subjects have two roles: the fit in {fit.folder} learned from {' or '.join(map(repr, overlaps[0]))}, "
+            "which this dataset tests or chooses the threshold with. Leave them out with --set dataset.exclude=[ID], or rename "
+            "them if they are different people."
+        )
+
+
 def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
     """Plan every cell; data that cells share are opened and hashed once.
 
@@ -249,12 +285,18 @@ def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | Non
     for cell in cells:
         if cell.data_key not in shared:
             shared[cell.data_key] = gather(
-                cell.test, cell.train, cell.modality, cell.protocol, cache, progress or Progress()
+                cell.test, cell.train, cell.modality, cell.protocol, cache, progress or Progress(), cell.fit
             )
         data = shared[cell.data_key]
-        fit = fit_identity(cell, data.train, data.val)
+        if cell.fit is not None:
+            cell = replace(cell, fit=install(cell.fit, out))
+        fit = cell.fit.identity if cell.fit else fit_identity(cell, data.train, data.val)
         identity = run_identity(fit, cell, data.threshold, data.test)
         fit_key, run_key = key_of(fit, cell), key_of(identity, cell)
+        if cell.fit is not None and fit_key != cell.fit.fit_key:
+            raise UserError(
+                f"The parameters in the identity of the fit in {cell.fit.folder} are not those of {cell.method}."
+            )
         names = cell.protocol.name, cell.test.title, cell.modality, cell.method, cell.preset, cell.seed
         fold = "" if cell.fold is None else f"{cell.fold}of{cell.test.params.json_values['folds']}"
         folder = rundir.run_folder(out, *names, run_key, fold)

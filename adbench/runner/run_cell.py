@@ -28,6 +28,7 @@ from adbench.runner.inference import Clock
 from adbench.runner.measure import measure, numbers
 from adbench.runner.plan import Data, Plan
 from adbench.runner.samples import Samples
+from adbench.runner.shared_fits import data_parts
 from adbench.utils import compute, distributed, threads
 from adbench.utils.files import sweep, write_json, write_text
 from adbench.utils.hashing import digest_file
@@ -188,7 +189,10 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
     """The record of what was measured; the files that belong to it lie in ``folder``."""
     cell, data = plan.cell, plan.data
     origin, source = registry.entries("methods")[cell.method].origin, plan.identity["method_source"]
+    train, val = data_parts(cell.fit) if cell.fit else (None, None)
     learned, measured = (data.train_store, cell.train_source), (data.test_store, cell.test)
+    if train is None:
+        train, val = _data_part(data.train, *learned), _data_part(data.val, *learned) if data.val else None
     return Record(
         run_key=plan.run_key,
         fit_key=plan.fit_key,
@@ -204,8 +208,8 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
             parameters=fit["parameters"],
             conformance=known.conformance(cell.method, origin, source),
         ),
-        train=_data_part(data.train, *learned),
-        val=_data_part(data.val, *learned) if data.val else None,
+        train=train,
+        val=val,
         threshold=_data_part(data.threshold, *(measured if cell.protocol.threshold_on == "test" else learned)),
         test=_data_part(data.test, *measured),
         protocol=cell.protocol.as_dict(),
@@ -221,6 +225,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         subjects=evaluation.subjects,
         brackets=evaluation.brackets,
         notes=fit.get("notes", [])
+        + _shared(plan)
         + _other_threads(plan)
         + _left_out(data)
         + _unknown_scale(data, cell)
@@ -235,7 +240,18 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         provenance=provenance.collect(cell.device, plan.fit_folder),
         files={path.name: digest_file(path) for path in sorted(folder.iterdir()) if path.name in rundir.RECORDED},
         tuned_from=cell.tuned_from,
+        weights=cell.fit.weights if cell.fit else None,
     )
+
+
+def _shared(plan: Plan) -> list[str]:
+    """Notes on weights that somebody else fitted."""
+    fit = plan.cell.fit
+    if fit is None:
+        return []
+    said = f"Weights of {fit.weights.author} ({fit.weights.licence}): their training scans were compared with these by name alone."
+    other = plan.identity.get("scored_with")
+    return [said] + ([f"Fitted by other code of {fit.method} than it is scored with."] if other else [])
 
 
 def _other_threads(plan: Plan) -> list[str]:

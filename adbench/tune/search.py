@@ -169,6 +169,8 @@ def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Tas
         raise UserError(
             "--set pseudo.… sets the synthetic lesions of --objective pseudo, and this objective is another."
         )
+    if config.fit is not None:
+        raise UserError(f"The fit in {config.fit} is trained already: leave `fit` out of what is searched.")
     cells = configs.cells(config.model_copy(update={"set": scopes, "tuned_from": None}))
     if len(cells) != 1:
         raise UserError(

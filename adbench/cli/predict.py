@@ -1,0 +1,69 @@
+"""``adbench predict``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from adbench.cli.app import Cache, Json, Quiet, app
+
+
+@app.command(
+    epilog="Examples:\n\n"
+    "  adbench predict --run runs/brats21/brats21-flair/madad-tiny-seed0-1a2b3c4d5e --images my_scans --out found\n\n"
+    "  adbench predict --run RUN --images my_scans --out found --threshold fpr5\n\n"
+    "  adbench predict --run RUN --images my_scans --out found --set dataset.image_pattern={subject}/scan.nii.gz"
+)
+def predict(
+    run: Annotated[Path, typer.Option("--run", help="A run's folder whose fit was kept, or a shared fit.")],
+    images: Annotated[Path, typer.Option(help="Folder of scans, NIfTI volumes or PNG slices; masks are not needed.")],
+    out: Annotated[Path, typer.Option(help="Folder for maps, masks, pseudo-healthy images and summary.csv.")],
+    threshold: Annotated[
+        str, typer.Option(help="Marks voxels at and above it: val, fpr1, fpr5, conformal05, conformal10, or a score.")
+    ] = "val",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="dataset.KEY=VALUE", help="How the scans are named or differ; see `folder`."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    cache: Cache = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score scans that nobody has labelled with the fit, the preparation and the threshold of a finished run.
+
+    Writes anomaly maps, pseudo-healthy images and masks on each scan's own grid, and summary.csv. Interrupted, it goes on
+    with the scans that are missing. Research use only: nothing here is a diagnosis.
+    """
+    from adbench.api import load
+    from adbench.evaluation.predict import SUMMARY
+    from adbench.utils.console import LiveProgress, print_json, say, table
+
+    with LiveProgress(quiet or json_) as progress:
+        opened = load(run, cache=cache, device=device, progress=progress)
+        found = opened.predict(images, out, threshold=threshold, settings=set_ or [])
+    if json_:
+        print_json([asdict(one) for one in found])
+        return
+    columns = [
+        ("scan", "left"),
+        *((name, "right") for name in ("marked", "largest", "parts", "slice")),
+        ("notes", "left"),
+    ]
+    rows = []
+    for one in found:
+        size, largest = f"{one.voxels} px", f"{one.largest_voxels} px"
+        if one.volume_ml is not None and one.largest_ml is not None:
+            size, largest = f"{one.volume_ml:.2f} ml", f"{one.largest_ml:.2f} ml"
+        place = "—" if one.slice is None else str(one.slice)
+        rows.append([one.case, size, largest, str(one.components), place, one.notes])
+    table("predictions", columns, rows[:MAX_ROWS])
+    say(
+        f"{len(found)} scan{'s' * (len(found) > 1)}, marked at and above a score of {found[0].threshold:.4g}: {out / SUMMARY}"
+    )
+
+
+MAX_ROWS = 200  # a table of more rows is no help

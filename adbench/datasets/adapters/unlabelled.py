@@ -1,0 +1,158 @@
+"""Scans of your own that a fitted method is to look at: no mask is wanted, and they come onto the grid that it knows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adbench.datasets.adapters.folder import BRAIN as BRAIN_SLICE
+from adbench.datasets.adapters.folder import LESION as LESION_SLICE
+from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
+from adbench.datasets.adapters.scans import Scan
+from adbench.datasets.adapters.volumes import STRIPPED
+from adbench.datasets.base import Case, Dataset
+from adbench.datasets.io.archive import File
+from adbench.datasets.io.file_index import find_files
+from adbench.datasets.io.filename_patterns import LESION, UNCLEAR, Named
+from adbench.datasets.preprocessing import brain_extraction
+from adbench.datasets.preprocessing.base import RawVolume
+from adbench.datasets.preprocessing.reorient import to_ras, zooms
+from adbench.errors import UserError
+from adbench.params import build
+
+ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # nobody has a role here
+
+
+def open_scans(root: Path, values: dict[str, Any], side: int) -> Dataset:
+    """The scans below ``root``, all of one kind, as a dataset without masks.
+
+    Args:
+        root: their folder.
+        values: parameters of the dataset ``folder``.
+        side: of the slices that the method knows, px.
+
+    Raises:
+        UserError: a parameter out of range.
+    """
+    if are_volumes(root):
+        return UnlabelledVolumes(build(FolderParams, "dataset folder", {**values, **ANY_MASK, "size": side}), root)
+    return UnlabelledSlices(build(FolderParams, "dataset folder", {**values, **ANY_MASK}), root, side)
+
+
+def are_volumes(root: Path) -> bool:
+    """Whether ``root`` holds NIfTI volumes; otherwise PNG slices are looked for there.
+
+    Raises:
+        UserError: no such folder.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.exists() else "is missing"
+        raise UserError(f"{root} {what}: give the folder of the scans, NIfTI volumes or PNG slices, with --images.")
+    return bool(find_files(root).volumes)
+
+
+class UnlabelledVolumes(FolderVolumes):
+    """NIfTI volumes without masks but those of the brain; each image says whether it shows the skull."""
+
+    def named(self, path: str) -> Named | None:
+        """As of a folder, without lesion masks."""
+        found = super().named(path)
+        return None if found is not None and found.kind in (LESION, UNCLEAR) else found
+
+    @cached_property
+    def _homes(self) -> dict[str, Any]:
+        return {}  # folders called train or test mean nothing here
+
+    @cached_property
+    def _unnamed_masks(self) -> dict[str, Any]:
+        return {}
+
+    def left_out(self, scan: Scan) -> str:
+        """Nothing is."""
+        return ""
+
+    def read(self, case: Case, modality: str) -> RawVolume:
+        """Decode one scan, and remark on what it takes to make it like the others.
+
+        Raises:
+            UserError: also where it shows the skull and the recipe takes what is not 0 for the brain.
+        """
+        raw = super().read(case, modality)
+        rule = self.params.brain
+        if raw.skull and raw.brain is None:
+            if rule == "background":
+                raise UserError(
+                    f"{raw} shows the skull, and the method was fitted to images whose skull was taken away: give a brain "
+                    "mask beside it, take the skull away, or let a tool find the brain with --set dataset.brain=auto."
+                )
+            tool = brain_extraction.automatic() if rule == "auto" else rule
+            raw.remarks += (f"it shows the skull: its brain was found by {tool}",)
+        across, down, _ = zooms(to_ras(raw.image, raw.affine)[1])
+        pixel = self.params.field_of_view / (self.params.size or 1)
+        if max(abs(across - pixel), abs(down - pixel)) > 0.01 * pixel and self.params.registration == "none":
+            raw.remarks += (f"voxels of {across:.3g} x {down:.3g} mm in plane were brought to {pixel:.3g} mm",)
+        return raw
+
+    def _shows_skull(self, image: np.ndarray) -> bool:
+        if self.params.skull != "auto":
+            return self.params.skull == "yes"
+        return brain_extraction.background_share(image) < STRIPPED
+
+    def recipe(self) -> dict[str, Any]:
+        """Also what finds the brain in an image with skull, whichever image that is."""
+        tool = brain_extraction.automatic() if self.params.brain == "auto" else self.params.brain
+        version = tool if tool in brain_extraction.RULES else brain_extraction.tool(tool).version
+        return {**super().recipe(), "skull": [self.params.skull, "each image", version]}
+
+
+class UnlabelledSlices(Folder):
+    """PNG slices without segmentations, padded to the grid of a fitted method.
+
+    Args:
+        side: of that grid, px; where ``params.size`` is given, slices are resized to it instead.
+    """
+
+    def __init__(self, params: FolderParams, root: Path | None, side: int) -> None:
+        super().__init__(params, root)
+        self._side = side
+
+    def __new__(cls, params: FolderParams, root: Path | None, side: int) -> UnlabelledSlices:
+        """Folder looks at the root; here it is known to hold slices."""
+        return object.__new__(cls)
+
+    @cached_property
+    def _masks(self) -> dict[str, dict[Any, Path]]:
+        return {BRAIN_SLICE: {f.slice: f.path for f in self._files if f.kind == BRAIN_SLICE}, LESION_SLICE: {}}
+
+    def found(self, modality: str) -> list[Case]:
+        """As of a folder, on the given grid.
+
+        Raises:
+            UserError: a slice is larger than the grid.
+        """
+        cases = super().found(modality)
+        if self.params.size is not None:
+            return cases
+        for case in cases:
+            if case.extra["side"] > self._side:
+                raise UserError(
+                    f"The slices in {self.root} need {case.extra['side']} x {case.extra['side']} pixels, and the method was "
+                    f"fitted to {self._side} x {self._side}: bring them to its pixel size and field of view first."
+                )
+        return [replace(case, extra={**case.extra, "side": self._side}) for case in cases]
+
+    def recipe(self) -> dict[str, Any]:
+        """Also the grid."""
+        return {**super().recipe(), "side": self._side}
+
+
+def image_of(case: Case, modality: str) -> dict[int | None, File]:
+    """The image of a case of :func:`open_scans`: slice index -> PNG file, or None -> volume."""
+    if "slices" in case.extra:
+        return {row[0]: row[1] for row in case.extra["slices"]}
+    return {None: case.extra["files"][modality]}

@@ -1,0 +1,262 @@
+"""Sharing fits: a folder for others, made from a run; their folders brought into the output folder; the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from adbench import __version__
+from adbench.config import registry
+from adbench.config.shared_fit import (
+    CARD,
+    MANIFEST,
+    RUN_RECORD,
+    SCHEMA,
+    SharedFit,
+    Weights,
+    is_shared,
+    read_shared,
+)
+from adbench.errors import UserError
+from adbench.metrics.spec import HEADLINE
+from adbench.results import record as records
+from adbench.results import rundir
+from adbench.results.record import DataPart
+from adbench.results.result import Result
+from adbench.runner.fit import FIT, fitted
+from adbench.utils.files import replacing, write_json, write_text
+from adbench.utils.hashing import digest_file, sealed
+from adbench.utils.limits import RECORD_BYTES
+from adbench.utils.locks import acquire
+from adbench.utils.plain_files import open_plain, read_json
+
+RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with")
+
+
+def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -> SharedFit:
+    """Write the fit of a finished run into a folder that others can use.
+
+    Args:
+        run: the run's folder.
+        out: folder to write to; it must not hold anything else.
+        author: who shares it.
+        licence: it is given under.
+        link: to code or paper.
+
+    Raises:
+        UserError: the fit was not kept, is somebody else's, holds other files than tensors and JSON; no author or licence.
+    """
+    result = Result(run)
+    record, folder = result.record, result.fit_folder
+    try:
+        weights = Weights(author=author, licence=licence, link=link)
+    except ValidationError as error:
+        raise UserError(f"--{records.first_error(error)}. Say who shares the fit and under which licence.") from None
+    if record.weights is not None:
+        raise UserError(f"The fit of {run} was made by {record.weights.author}: pass on the folder that you got.")
+    fit = fitted(folder, record.fit_key)
+    if fit is None:
+        raise UserError(f"The fit of {run} was not kept ({folder}): make the run again with --force.")
+    for name in fit["files"]:
+        if not name.endswith((".safetensors", ".json")):
+            raise UserError(
+                f"The fit in {folder} holds {name}: only tensors (.safetensors) and .json can be shared, because nobody should "
+                "unpickle a stranger's file. Let the method save its state as tensors."
+            )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_shared(out):
+        raise UserError(f"{out} is there and is no shared fit: give a new folder with --out.")
+    splits = read_json(result.file(rundir.SPLITS), RECORD_BYTES)
+    for name in fit["files"]:
+        _copy(folder / name, out / name)
+    _copy(folder / FIT, out / FIT)
+    write_json(out / RUN_RECORD, record.model_dump(mode="json"))
+    write_text(out / CARD, _card(result, weights))
+    content = {
+        "schema_version": SCHEMA,
+        "adbench": __version__,
+        "fit_key": record.fit_key,
+        "identity": {name: value for name, value in record.identity.items() if name not in RUN_ONLY},
+        "train": record.train.model_dump(mode="json"),
+        "val": record.val.model_dump(mode="json") if record.val else None,
+        "subjects": {role: splits[role] for role in ("train", "val")},
+        "weights": weights.model_dump(exclude={"digest"}),
+        "files": {name: digest_file(out / name) for name in (*sorted(fit["files"]), FIT, RUN_RECORD)},
+    }
+    write_json(out / MANIFEST, sealed(content))
+    return read_shared(out)
+
+
+def install(shared: SharedFit, out: Path) -> SharedFit:
+    """Bring a shared fit to its place below the output folder ``out``, where runs look for fits.
+
+    Raises:
+        UserError: another fit of the same key lies there.
+    """
+    folder = rundir.fit_folder(out, shared.method, shared.fit_key)
+    if folder.absolute() == shared.folder:
+        return shared
+    with acquire(folder):
+        if is_shared(folder) and (there := read_shared(folder)).weights == shared.weights:
+            return there
+        if fitted(folder, shared.fit_key) is not None:
+            raise UserError(
+                f"{folder} holds another fit with the same key, made here or shared by somebody else: give another --out, or "
+                "delete it to use the shared one."
+            )
+        for name in (
+            *(name for name in shared.files if name != FIT),
+            MANIFEST,
+            CARD,
+            FIT,
+        ):  # the one that completes it last
+            if name != CARD or (shared.folder / CARD).is_file():
+                _copy(shared.folder / name, folder / name)
+        return read_shared(folder)
+
+
+def data_parts(shared: SharedFit) -> tuple[DataPart, DataPart | None]:
+    """What a shared fit learned from, and what chose its checkpoint.
+
+    Raises:
+        UserError: the manifest does not say it.
+    """
+    try:
+        return DataPart(**shared.train), DataPart(**shared.val) if shared.val else None
+    except ValidationError as error:
+        raise UserError(f"{shared.folder / MANIFEST} describes no fit: train.{records.first_error(error)}.") from None
+
+
+def listed(out: Path) -> list[dict[str, Any]]:
+    """The complete fits below an output folder, by name: method, key, size in bytes, whose they are ("" for those made here)."""
+    found = []
+    for path in sorted((out / "fits").glob(f"*/{FIT}")):
+        content = read_json(path, RECORD_BYTES)
+        row = {"folder": str(path.parent), "fit_key": content["fit_key"], "steps": content["steps"]}
+        row |= {"bytes": sum((path.parent / name).stat().st_size for name in content["files"])}
+        row |= {"method": path.parent.name.rpartition("-")[0], "author": "", "licence": "", "trained_on": ""}
+        if is_shared(path.parent):
+            shared = read_shared(path.parent)
+            row |= {"author": shared.weights.author, "licence": shared.weights.licence}
+            row |= {"trained_on": f"{shared.train['name']} {shared.train['modality']}"}
+        found.append(row)
+    return found
+
+
+def push(folder: Path, repository: str, *, private: bool = False) -> str:
+    """Upload a shared fit to the Hugging Face Hub (``HF_ENDPOINT``, with the token of ``hf auth login``).
+
+    Args:
+        folder: from :func:`export`.
+        repository: "owner/name", made if need be.
+        private: make it private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        UserError: the folder holds no shared fit, or the Hub refuses.
+    """
+    from huggingface_hub import HfApi
+
+    shared = read_shared(folder)
+    with _told(repository):
+        api = HfApi()
+        api.create_repo(repository, private=private, exist_ok=True)
+        patterns = [MANIFEST, CARD, *shared.files]
+        done = api.upload_folder(
+            repo_id=repository,
+            folder_path=folder,
+            allow_patterns=patterns,
+            commit_message=f"{shared.method} by adbench",
+        )
+    return str(done.commit_url)
+
+
+def pull(repository: str, to: Path, revision: str | None = None) -> SharedFit:
+    """Download a shared fit from the Hugging Face Hub; nothing but tensors, JSON and the card is fetched.
+
+    Args:
+        repository: "owner/name".
+        to: folder to write to.
+        revision: branch, tag or commit; None: the newest.
+
+    Raises:
+        UserError: there is no such repository, or it holds no shared fit.
+    """
+    from huggingface_hub import snapshot_download
+
+    with _told(repository):
+        snapshot_download(
+            repository, revision=revision, local_dir=to, allow_patterns=["*.safetensors", "*.json", CARD], max_workers=2
+        )
+    return read_shared(to)
+
+
+@contextmanager
+def _told(repository: str) -> Iterator[None]:
+    """Turn what the Hub's library raises into one sentence."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # The first base is that of every error of its HTTP library, whichever it uses; the second is OSError.
+    raised: Any = (*HfHubHTTPError.__bases__, ValueError)  # ValueError: a name that is none
+    try:
+        yield
+    except raised as error:
+        raise UserError(
+            f"The Hub did not give or take {repository}: {' '.join(str(error).split())[:300]} Check the name (owner/name), the "
+            "network, and `hf auth login`."
+        ) from None
+
+
+def _copy(source: Path, target: Path) -> None:
+    with open_plain(source) as file, replacing(target) as temporary, open(temporary, "wb") as copy:
+        shutil.copyfileobj(file, copy)
+
+
+def _card(result: Result, weights: Weights) -> str:
+    """The card, with the front matter that the Hub reads."""
+    record = result.record
+    method, train = record.method, record.train
+    summary = (registry.load("methods", method.name).__doc__ or "").strip().partition("\n")[0]
+    numbers = [
+        f"| {name} | {number.value:.4f} |"
+        for name in HEADLINE
+        if (number := record.metrics.get(name)) is not None and number.value is not None
+    ]
+    link = f"\nMore: {weights.link}\n" if weights.link else ""
+    return "\n".join(
+        [
+            "---",
+            f"license: {json.dumps(weights.licence)}",
+            "library_name: adbench",
+            f"tags: [anomaly-detection, brain-mri, {method.name}, {train.modality.lower()}]",
+            "---",
+            f"# {method.name} for brain {train.modality}",
+            "",
+            summary,
+            "",
+            f"Weights shared by {weights.author} under {weights.licence}. Research use only.",
+            link,
+            f"* learned from {train.name} {train.modality}: {train.slices} slices of {train.subjects} subjects, "
+            f"{train.grid[0]} x {train.grid[1]} px",
+            f"* method version {method.version}, preset {method.preset}, seed {record.seed}, {method.parameters} weights",
+            f"* measured on {record.test.name} {record.test.modality} ({record.test.subjects} subjects) under the protocol "
+            f"{record.protocol['name']}",
+            "",
+            "| number | value |",
+            "|---|---|",
+            *numbers,
+            "",
+            "```bash",
+            "adbench run --fit FOLDER --dataset DATASET --data-root DIR      # score another test set",
+            "adbench predict --run FOLDER --images DIR --out DIR             # maps of your own scans",
+            "```",
+            "",
+        ]
+    )

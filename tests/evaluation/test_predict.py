@@ -1,0 +1,191 @@
+"""Predictions on scans without labels: where they lie, what the table says of them, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+import adbench
+from adbench import api
+from adbench.errors import UserError
+from adbench.runner.fit import FIT
+
+Cli = Callable[..., tuple[int, str, str]]
+SHAPE = (40, 44, 8)
+C, S = np.cos(0.25), np.sin(0.25)
+TURNED = np.array([[C, -S, 0.0, -20], [S, C, 0.0, 15], [0.0, 0.0, 1.0, 7], [0, 0, 0, 1]]) @ np.diag([1.0, 1, 3, 1])
+FLIPPED = np.diag([-1.0, -1.0, 3.0, 1.0])
+
+
+def scan(seed: int, lesion: bool) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    x, y, _ = np.indices(SHAPE)
+    brain = ((x - 19.5) / 16) ** 2 + ((y - 21.5) / 18) ** 2 < 1
+    mask = np.zeros(SHAPE, bool)
+    if lesion:
+        mask[10 + seed : 16 + seed, 20:27, 2:5] = mask[22:25, 10:13, 6] = True
+    image = np.where(brain, 100 + 20 * np.sin(x / 5 + seed) + rng.normal(0, 4, SHAPE), 0)
+    return np.where(mask, 200, image).astype(np.float32), mask.astype(np.uint8)
+
+
+def save(path: Path, array: np.ndarray, affine: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nibabel.save(nibabel.Nifti1Image(array, affine), path)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    for number, role in enumerate(["train", "train", "val", "val", "test", "test"]):
+        image, mask = scan(number, role == "test" or number == 2)
+        affine = (TURNED, FLIPPED)[number % 2]
+        save(root / role / f"p{number}_FLAIR.nii.gz", image, affine)
+        if role != "train":
+            save(root / role / f"p{number}_seg.nii.gz", mask, affine)
+    return root
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> api.Run:
+    grid = {"dataset": {"size": 32, "field_of_view": 64}, "histeq": {"sigma": 0}}
+    chosen: dict[str, Any] = {"data_root": str(data), "device": "cpu", "out": tmp_path_factory.mktemp("runs")}
+    (made,) = api.run("histeq", "folder", set=grid, **chosen)
+    return made
+
+
+@pytest.fixture
+def scans(data: Path, tmp_path: Path) -> Path:
+    """The two test scans alone, without masks."""
+    for number in (4, 5):
+        target = tmp_path / "scans" / f"p{number}.nii.gz"
+        target.parent.mkdir(exist_ok=True)
+        target.write_bytes((data / "test" / f"p{number}_FLAIR.nii.gz").read_bytes())
+    return tmp_path / "scans"
+
+
+def test_equals_the_report_lies_on_the_scan_and_the_table_counts_it(
+    cli: Cli, run: api.Run, data: Path, scans: Path, tmp_path: Path
+) -> None:
+    code, _, err = cli("report", run.folder, "--out", tmp_path / "report", "--nifti", "original", "--nifti-all")
+    assert code == 0, err
+    code, said, err = cli("predict", "--run", run.folder, "--images", scans, "--out", tmp_path / "out", "--json")
+    assert code == 0, err
+    rows = json.loads(said)
+    assert [row["case"] for row in rows] == ["p4", "p5"]
+    for row in rows:
+        number = int(row["case"][1])
+        source = nibabel.load(data / "test" / f"p{number}_FLAIR.nii.gz")
+        stem = Path(f"sub-p{number}/anat/sub-p{number}_space-orig_desc-histeq")
+        made, reported = (
+            nibabel.load(tmp_path / place / f"{stem}_anomaly.nii.gz") for place in ("out", "report/nifti")
+        )
+        np.testing.assert_array_equal(made.get_fdata(), reported.get_fdata())
+        np.testing.assert_allclose(made.affine, source.affine, atol=1e-6)
+        mask = np.asarray(nibabel.load(tmp_path / "out" / f"{stem}_mask.nii.gz").dataobj) > 0
+        assert made.shape == mask.shape == SHAPE
+        assert row["threshold"] == run.record.thresholds["val"]
+        assert mask[12 + number : 14 + number, 22:25, 3].all(), "the bright block, voxel for voxel where it is"
+        labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
+        ml = abs(np.linalg.det(source.affine[:3, :3])) / 1000
+        largest = np.bincount(labels.ravel())[1:].max()
+        assert (row["voxels"], row["components"], row["largest_voxels"]) == (mask.sum(), count, largest)
+        assert row["volume_ml"] == pytest.approx(mask.sum() * ml)
+        assert row["largest_ml"] == pytest.approx(largest * ml)
+        assert row["slice"] == mask.sum(axis=(0, 1)).argmax()
+        assert "brought to 2 mm" in row["notes"]
+    table = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    assert [(one["case"], one["image"], int(one["voxels"])) for one in table] == [
+        (row["case"], f"{row['case']}.nii.gz", row["voxels"]) for row in rows
+    ]
+
+
+def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    first = adbench.load(run.folder, device="cpu").predict(scans, out)
+    times = {path: path.stat().st_mtime_ns for path in out.rglob("*.nii.gz")}
+    gone = next(path for path in times if path.name.startswith("sub-p5") and path.name.endswith("histeq_mask.nii.gz"))
+    gone.unlink()
+    assert run.predict(scans, out) == first
+    again = {path for path, before in times.items() if path.stat().st_mtime_ns != before}
+    assert gone in again
+    assert {path.name[:6] for path in again} == {"sub-p5"}, "the other scan was not scored again"
+    higher = run.predict(scans, out, threshold=(first[0].threshold + 1) / 2)
+    assert all(0 < new.voxels < old.voxels for new, old in zip(higher, first, strict=True)), (
+        "another threshold is another mask"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (("--threshold", "vall"), "Did you mean 'val'"),
+        (("--threshold", "conformal05"), "has no threshold 'conformal05'"),
+        (("--threshold", "nan"), "not a finite score"),
+        (("--set", "method.sigma=2"), "prediction takes parameters of the dataset folder"),
+        (("--set", "dataset.size=64"), "leave --set dataset.size away"),
+        (("--images", "nowhere"), "nowhere is missing: give the folder of the scans"),
+    ],
+)
+def test_what_cannot_be_is_said(
+    cli: Cli, run: api.Run, scans: Path, tmp_path: Path, options: tuple[str, str], expected: str
+) -> None:
+    code, _, err = cli("predict", "--run", run.folder, "--images", scans, "--out", tmp_path / "out", *options)
+    assert code == 2
+    assert expected in err.replace("\n", " ")
+
+
+def test_other_scans_than_the_run_knows(run: api.Run, tmp_path: Path) -> None:
+    image, _ = scan(9, False)
+    save(tmp_path / "t1" / "a_T1.nii.gz", image, FLIPPED)
+    with pytest.raises(UserError, match=r"names of the scans in .* say T1, and histeq was fitted to FLAIR"):
+        run.predict(tmp_path / "t1", tmp_path / "out")
+    head = np.where(image > 0, image, 30 + np.random.default_rng(1).random(SHAPE)).astype(np.float32)
+    save(tmp_path / "heads" / "b.nii.gz", head, FLIPPED)
+    with pytest.raises(
+        UserError, match=r"b\.nii\.gz\) shows the skull, and the method was fitted to images whose skull was"
+    ):
+        run.predict(tmp_path / "heads", tmp_path / "out", settings=["dataset.brain=background"])
+
+
+def test_without_the_fit(data: Path, scans: Path, tmp_path: Path) -> None:
+    grid = {"dataset": {"size": 32, "field_of_view": 64}, "histeq": {"sigma": 0}}
+    (made,) = api.run("histeq", "folder", data_root=str(data), device="cpu", out=tmp_path / "runs", set=grid)
+    (made.fit_folder / FIT).unlink()
+    with pytest.raises(UserError, match=r"The fit of .* was not kept"):
+        made.predict(scans, tmp_path / "out")
+
+
+def test_slices_come_back_on_their_own_pixels(slices: Path, tmp_path: Path, scans: Path) -> None:
+    own = {"histeq": {"sigma": 0}}
+    (made,) = api.run("histeq", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs", set=own)
+    rng = np.random.default_rng(0)
+    image = np.pad(rng.integers(60, 120, (20, 25)), 2).astype(np.uint8)
+    image[8:12, 14:20] = 250
+    (tmp_path / "png").mkdir()
+    Image.fromarray(image).save(tmp_path / "png" / "q-slice_3-FLAIR.png")
+    (found,) = made.predict(tmp_path / "png", tmp_path / "out")
+    mask = np.asarray(Image.open(tmp_path / "out" / "q-slice_3-FLAIR-histeq-mask.png"))
+    assert mask.shape == image.shape
+    assert mask[9:11, 15:19].all()
+    assert (found.voxels, found.volume_ml, found.slice) == ((mask > 0).sum(), None, 3)
+    grey = np.asarray(Image.open(tmp_path / "out" / "q-slice_3-FLAIR-histeq-anomaly.png"))
+    ends = json.loads((tmp_path / "out" / "q-histeq.json").read_text())["GreyValues"]
+    score = ends["0"] + grey / 65535 * (ends["65535"] - ends["0"])
+    assert score[image > 0].max() == pytest.approx(found.highest_score, abs=1e-4)
+    clear = (image > 0) & (np.abs(score - found.threshold) > 1e-4)
+    np.testing.assert_array_equal(score[clear] >= found.threshold, mask[clear] > 0)
+    Image.fromarray(np.full((40, 40), 90, np.uint8)).save(tmp_path / "png" / "q-slice_4-FLAIR.png")
+    with pytest.raises(UserError, match="need 64 x 64 pixels, and the method was fitted to 32 x 32"):
+        made.predict(tmp_path / "png", tmp_path / "out")
+    with pytest.raises(UserError, match=r"say how many mm 32 pixels are with --set dataset\.field_of_view=MM"):
+        made.predict(scans, tmp_path / "out")
+    assert len(made.predict(scans, tmp_path / "vols", settings=["dataset.field_of_view=64"])) == 2

@@ -1,0 +1,237 @@
+"""Fits that are shared: equal numbers from somebody else's weights, and strangers' folders as data."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from adbench import api
+from adbench.config.shared_fit import MANIFEST, RUN_RECORD, read_shared
+from adbench.errors import UserError
+from adbench.leaderboard.checks import check
+from adbench.leaderboard.submission import pack
+from adbench.runner import shared_fits
+from adbench.utils.hashing import digest_file, sealed
+from adbench.utils.limits import Limit
+
+Cli = Callable[..., tuple[int, str, str]]
+WHO = ("--author", "A. Researcher", "--licence", "cc-by-4.0")
+
+
+@pytest.fixture(scope="module")
+def made(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> api.Run:
+    root = tmp_path_factory.mktemp("theirs")
+    settings: dict[str, Any] = {"data_root": str(make_slices(root / "slices")), "device": "cpu", "out": root / "runs"}
+    (run,) = api.run("ae", "folder", set={"ae": {"steps": 4}}, **settings)
+    return run
+
+
+@pytest.fixture(scope="module")
+def exported(made: api.Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("shared") / "ae"
+    shared_fits.export(made.folder, folder, author="A. Researcher", licence="cc-by-4.0", link="https://example.org")
+    return folder
+
+
+@pytest.fixture
+def own(exported: Path, tmp_path: Path) -> Path:
+    """A copy that a test may damage."""
+    return Path(shutil.copytree(exported, tmp_path / "copy"))
+
+
+def test_scores_to_equal_numbers_without_the_training_data(
+    cli: Cli, made: api.Run, exported: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(made.folder.parents[3] / "slices", tmp_path / "data"))
+    shutil.rmtree(data / "train")
+    out = tmp_path / "mine"
+    code, said, err = cli(
+        "run", "--fit", exported, "--dataset", "folder", "--data-root", data, "--device", "cpu", "--out", out, "--quiet"
+    )
+    assert code == 0, err
+    assert "A. Researcher" in " ".join(said.split())
+    (run,) = api.load(out)
+    theirs, mine = made.record, run.record
+    assert mine.weights is not None
+    assert (mine.weights.author, mine.weights.digest) == ("A. Researcher", read_shared(exported).weights.digest)
+    assert {n: m.value for n, m in mine.metrics.items()} == {n: m.value for n, m in theirs.metrics.items()}
+    assert (mine.fit_key, mine.run_key, mine.train) == (theirs.fit_key, theirs.run_key, theirs.train)
+    assert any("compared with these by name alone" in note for note in mine.notes)
+    assert [one.volume for one in run.each()], "the run can be opened with its data, without the training data"
+    assert check(pack(run.folder)) == [], "it can be submitted"
+    code, said, _ = cli("fit", "list", "--out", out, "--json")
+    (row_,) = json.loads(said)
+    assert (row_["method"], row_["author"], row_["trained_on"]) == ("ae", "A. Researcher", "folder FLAIR")
+    found = api.load(exported, device="cpu").predict(data / "test", tmp_path / "found")
+    assert len(found) == 6
+
+
+def test_what_a_shared_fit_cannot_be_used_for(cli: Cli, made: api.Run, exported: Path, tmp_path: Path) -> None:
+    data = made.folder.parents[3] / "slices"
+    base = ("run", "--fit", exported, "--dataset", "folder", "--data-root", data, "--out", tmp_path / "out", "--quiet")
+    for more, expected in (
+        (("--method", "histeq"), "--method asks for"),
+        (("--seed", "3"), "--seed asks for"),
+        (("--train-on", "phantom"), "--train-on and --train-root are not for it"),
+        (("--set", "ae.steps=5"), "parameters of its own"),
+        (("--set", "dataset.size=64"), "bring them to its grid with --set dataset.size=32"),
+    ):
+        code, _, err = cli(*base, *more)
+        assert code == 2
+        assert expected in err.replace("\n", " ")
+    renamed = tmp_path / "renamed"
+    shutil.copytree(data / "test", renamed / "test")
+    shutil.copytree(data / "val", renamed / "val")
+    for path in (renamed / "test").glob("test00-*"):
+        path.rename(path.with_name(path.name.replace("test00", "train01")))
+    code, _, err = cli(*base[:-4], renamed, *base[-3:])
+    assert code == 2
+    assert "learned from 'train01'" in err.replace("\n", " ")
+
+
+def test_export_asks_for_what_others_must_know(cli: Cli, made: api.Run, tmp_path: Path) -> None:
+    code, _, err = cli("fit", "export", made.folder, "--out", tmp_path / "x", "--author", "me", "--licence", " ")
+    assert code == 2
+    assert "--licence" in err
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.tex").touch()
+    code, _, err = cli("fit", "export", made.folder, "--out", tmp_path / "full", *WHO)
+    assert code == 2
+    assert "no shared fit: give a new folder" in err.replace("\n", " ")
+
+
+def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    content = json.loads((folder / MANIFEST).read_text())
+    del content["digest"]
+    change(content)
+    (folder / MANIFEST).write_text(json.dumps(sealed(content)))
+
+
+def test_strangers_files_are_data(own: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = own / "model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    with pytest.raises(UserError, match=r"model\.safetensors was changed"):
+        read_shared(own)
+    weights.unlink()
+    weights.symlink_to("/etc/passwd")
+    with pytest.raises(UserError, match="is a link, not a file"):
+        read_shared(own)
+    weights.unlink()
+    weights.write_bytes((1 << 40).to_bytes(8, "little") + good[8:])
+    _edit(own, lambda c: c["files"].update({weights.name: digest_file(weights)}))
+    with pytest.raises(UserError, match="has a header of 1099511627776 bytes"):
+        read_shared(own)
+    weights.write_bytes(good)
+    _edit(own, lambda c: c["files"].update({weights.name: digest_file(weights)}))
+    read_shared(own)
+    (own / "more.json").write_text("{}")
+    with pytest.raises(UserError, match=r"more\.json is not in the manifest"):
+        read_shared(own)
+    (own / "more.json").unlink()
+    for name in ("../../evil.json", "model.pt", "/etc/passwd.json", "a/../b.json", MANIFEST):
+        broken = Path(shutil.copytree(own, tmp_path / digest_file(own / RUN_RECORD)[:4] / name.replace("/", "_")))
+        _edit(broken, lambda c, name=name: c["files"].update({name: "0" * 64}))
+        with pytest.raises(UserError, match="with plain names"):
+            read_shared(broken)
+    monkeypatch.setattr("adbench.config.shared_fit.FIT_BYTES", Limit("FIT_BYTES", 1000, "bytes"))
+    with pytest.raises(UserError, match="ADBENCH_MAX_FIT_BYTES"):
+        read_shared(own)
+
+
+def test_a_manifest_that_lies(cli: Cli, made: api.Run, own: Path, tmp_path: Path) -> None:
+    data = made.folder.parents[3] / "slices"
+    _edit(own, lambda c: c["identity"].update(seed=7))
+    with pytest.raises(UserError, match="fit_key is not the hash of identity"):
+        read_shared(own)
+    (own / MANIFEST).write_text("{" * 5000)
+    with pytest.raises(UserError, match="not readable JSON"):
+        read_shared(own)
+    shutil.copy(made.folder / "record.json", own / MANIFEST)
+    with pytest.raises(UserError, match=r"has schema 1|describes no fit|was changed"):
+        read_shared(own)
+    code, _, err = cli("run", "--fit", tmp_path, "--dataset", "folder", "--data-root", data, "--out", tmp_path / "out")
+    assert code == 2
+    assert "holds no shared fit" in err
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """As much of the Hub as an upload and a download of small files need."""
+
+    files: dict[str, bytes]
+
+    def _answer(self, content: Any, **headers: str) -> None:
+        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        self.send_response(200)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    @property
+    def _address(self) -> str:
+        return f"http://{self.headers['Host']}/me/ae"
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path.endswith("/preupload/main"):
+            names = [file["path"] for file in json.loads(body)["files"]]
+            self._answer({"files": [{"path": n, "uploadMode": "regular", "shouldIgnore": False} for n in names]})
+        elif self.path.endswith("/commit/main"):
+            for line in map(json.loads, body.splitlines()):
+                if line["key"] == "file":
+                    self.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            self._answer({"commitUrl": self._address + "/commit/" + "a" * 40, "commitOid": "a" * 40})
+        else:
+            self._answer({"url": self._address, "errors": [], "warnings": []})
+
+    def do_GET(self) -> None:
+        name = self.path.partition("/resolve/")[2].partition("/")[2].partition("?")[0]
+        if name:
+            self._answer(self.files[name], ETag=f'"{hash(name)}"', X_Repo_Commit="a" * 40)
+        elif "/tree/" in self.path:
+            listed = [{"type": "file", "path": n, "size": len(c), "oid": "b" * 40} for n, c in self.files.items()]
+            self._answer(listed)
+        else:
+            siblings = [{"rfilename": name} for name in self.files]
+            self._answer({"id": "me/ae", "modelId": "me/ae", "sha": "a" * 40, "siblings": siblings})
+
+    do_HEAD = do_GET
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, bytes]]:
+    from huggingface_hub import constants
+
+    files: dict[str, bytes] = {}
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Hub", (_Hub,), {"files": files}))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    address = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", address)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    yield files
+    server.shutdown()
+
+
+def test_goes_to_the_hub_and_comes_back(hub: dict[str, bytes], exported: Path, tmp_path: Path) -> None:
+    assert "commit" in shared_fits.push(exported, "me/ae")
+    assert set(hub) == {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+    assert hub["README.md"].startswith(b'---\nlicense: "cc-by-4.0"\nlibrary_name: adbench\n')
+    hub["pytorch_model.bin"] = b"\x80\x04cos\nsystem\n"
+    pulled = shared_fits.pull("me/ae", tmp_path / "pulled")
+    assert pulled.weights == read_shared(exported).weights
+    assert not (tmp_path / "pulled" / "pytorch_model.bin").exists()
