@@ -29,6 +29,7 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "adbench.methods.latent:Latent",
             "Distance of a slice's latents from the healthy ones, without diffusion",
         ),
+        "reflect": ("adbench.methods.reflect:Reflect", "Rectified flow that carries corrupted latents back to healthy ones"),
         "ae": ("adbench.methods.ae:AE", "Autoencoder with a dense bottleneck; residual of the reconstruction"),
         "vae": (
             "adbench.methods.vae:VAE",
