@@ -314,9 +314,7 @@ class Reflect(Method):
         p, ctx = self.params, self.ctx
         pictures = self._pictures()  # before anything is trained: one of them may be unreadable
         total = p.ae_steps + p.steps + p.reflow_steps
-        data = fit_codec(
-            p, train, val, ctx, p.augmented_copies if p.augment else 0, share=p.ae_steps / total
-        )
+        data = fit_codec(p, train, val, ctx, p.augmented_copies if p.augment else 0, share=p.ae_steps / total)
         self._codec, self._scale = data.codec, data.scale
         bank = self._bank(data, pictures)
         with training.seeded(ctx.seed, self.name, "unet"):
@@ -413,7 +411,9 @@ class Reflect(Method):
             for where in pieces(number, 64):
                 generator = training.generator(ctx.seed, self.name, name, "val", int(where[0]))
                 batch = draw(data.val, torch.zeros_like(where), where, generator)
-                batch["t"] = (torch.arange(len(where)) + 0.5) / len(where)  # an even spread, so that the figure is steady
+                batch["t"] = (torch.arange(len(where)) + 0.5) / len(
+                    where
+                )  # an even spread, so that the figure is steady
                 device = next(module.parameters()).device
                 total += float(loss(module, {key: value.to(device) for key, value in batch.items()})) * len(where)
             return total / number
@@ -426,7 +426,9 @@ class Reflect(Method):
                 data.train, torch.randint(copies, (len(indices),), generator=generator), indices, generator
             ),
             loss,
-            plan_of(p, count, steps, p.batch, lr, p.weight_decay, share=steps / (p.ae_steps + p.steps + p.reflow_steps)),
+            plan_of(
+                p, count, steps, p.batch, lr, p.weight_decay, share=steps / (p.ae_steps + p.steps + p.reflow_steps)
+            ),
             validate if data.val else None,
             data.identity,
             watched_from=before,

@@ -61,8 +61,8 @@ class TrainedNetwork(Method):
         """Scalar mean over the samples of ``batch``, for training and validation."""
 
     @abstractmethod
-    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps and pseudo-healthy images of one pass, both (B, 1, H, W)."""
+    def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Maps and pseudo-healthy images (None: it makes none) of one pass, both (B, 1, H, W)."""
 
     def apply(self, *inputs: torch.Tensor) -> torch.Tensor:
         """What the network says of ``inputs``, computed in the run's precision, as float32."""
@@ -75,7 +75,7 @@ class TrainedNetwork(Method):
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]
 
-    def reconstruct(self, batch: SliceBatch) -> torch.Tensor:
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
         return self.score_and_reconstruct(batch)[1]
 
     def state(self) -> dict[str, torch.Tensor]:

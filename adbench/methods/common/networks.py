@@ -67,20 +67,21 @@ class VariationalAutoencoder(nn.Module):
 
 
 class DenoisingUNet(nn.Module):
-    """A UNet with skips: (B, 1, S, S) -> (B, 1, S, S), unbounded.
+    """A UNet with skips: (B, ``inputs``, S, S) -> (B, 1, S, S), unbounded.
 
     A level is two 3x3 convolutions, each with GroupNorm and SiLU; grids are halved by averaging, doubled by repetition.
 
     Args:
         channels: by level; multiples of 8.
         stem: side of the pixel squares that are folded into channels before the first level.
+        inputs: channels of the input.
     """
 
-    def __init__(self, channels: Sequence[int], stem: int = 1) -> None:
+    def __init__(self, channels: Sequence[int], stem: int = 1, inputs: int = 1) -> None:
         super().__init__()
         self.stem = stem
         self.down = nn.ModuleList(
-            self._level(a, b) for a, b in zip((stem * stem, *channels[:-1]), channels, strict=True)
+            self._level(a, b) for a, b in zip((inputs * stem * stem, *channels[:-1]), channels, strict=True)
         )
         pairs = list(zip(channels[1:], channels[:-1], strict=True))[::-1]
         self.up = nn.ModuleList(self._level(below + here, here) for below, here in pairs)
