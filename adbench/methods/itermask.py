@@ -214,7 +214,7 @@ class IterMask(TrainedNetwork):
         "batch": 4,
         "radius": 4.0,
     }
-    _threshold: float
+    _threshold = 0.0  # while the networks are trained: nothing is unmasked, and the first painting counts
 
     def build(self) -> nn.Module:
         from torch import nn

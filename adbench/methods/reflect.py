@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
@@ -107,7 +108,7 @@ class ReflectParams(AutoencoderParams):
         if not self.textures:
             return []
         folder = Path(self.textures).expanduser()
-        found = sorted(path for path in folder.glob("*.png") if path.is_file())
+        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png" and path.is_file())
         if not found:
             what = "holds no .png picture" if folder.is_dir() else "is no folder"
             raise UserError(
@@ -296,7 +297,7 @@ class Reflect(Method):
             "lr": 1e-3,
             "augmented_copies": 3,
         },
-        "base": {**AUTOENCODERS["base"], "unet_size": "S", "steps": 30_000, "sigma": 3.0},
+        "base": {**AUTOENCODERS["base"], "unet_size": "S", "steps": 30_000},
         "paper": {**AUTOENCODERS["paper"], "reflow_steps": 15_000},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 64, "ae_channels": (16, 16), "ae_steps": 4, "steps": 4, "batch": 4}
@@ -330,7 +331,7 @@ class Reflect(Method):
         return training.report(data.stages, [self._codec, self._unet])
 
     def _pictures(self) -> torch.Tensor | None:
-        """(M, 1, S, S) in [0, 1], the pictures that are textures; None where there are none."""
+        """(M, 1, S, S) in [0, 1], the pictures that are textures, those of a user as float16; None where there are none."""
         import torch
 
         from adbench.datasets.io import png
@@ -340,8 +341,8 @@ class Reflect(Method):
         p = self.params
         size = (p.image_size, p.image_size)
         if p.texture == "pictures":
-            grey = [torch.from_numpy(png.read_image(path))[None, None] for path in p.texture_files()]
-            return torch.cat([image_ops.resize(one, size) for one in grey])
+            grey = (torch.from_numpy(png.read_image(path))[None, None] for path in p.texture_files())
+            return torch.cat([image_ops.resize(one, size).half() for one in grey])
         if p.texture != "simplex":
             return None
         generator = training.generator(self.ctx.seed, self.name, "pictures")
@@ -363,7 +364,7 @@ class Reflect(Method):
         if pictures is None:
             return None
         with torch.inference_mode():
-            parts = [data.codec.encode((part * 2 - 1).to(self.ctx.device))[0] for part in pictures.split(32)]
+            parts = [data.codec.encode((part.float() * 2 - 1).to(self.ctx.device))[0] for part in pictures.split(32)]
         return torch.cat(parts).clone() * data.scale
 
     def _train(
@@ -418,6 +419,8 @@ class Reflect(Method):
                 total += float(loss(module, {key: value.to(device) for key, value in batch.items()})) * len(where)
             return total / number
 
+        share = steps / (p.ae_steps + p.steps + p.reflow_steps)
+        plan = plan_of(p, count, steps, p.batch, lr, p.weight_decay, share)
         stage = training.Stage(
             name,
             self._unet,
@@ -426,9 +429,7 @@ class Reflect(Method):
                 data.train, torch.randint(copies, (len(indices),), generator=generator), indices, generator
             ),
             loss,
-            plan_of(
-                p, count, steps, p.batch, lr, p.weight_decay, share=steps / (p.ae_steps + p.steps + p.reflow_steps)
-            ),
+            plan if teacher is None else replace(plan, warmup=0),
             validate if data.val else None,
             data.identity,
             watched_from=before,

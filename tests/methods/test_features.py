@@ -202,6 +202,10 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         (_bad(lambda state: {**state, "layer2.1.conv2.weight": torch.ones(16, 9, 3, 3)}), r"has shape \(16, 9, 3, 3\)"),
         (_bad(lambda state: {**state, "conv1.weight": torch.ones(8, 4, 7, 7)}), "made for 4 input channels"),
         (_bad(lambda state: {**state, "bn1.bias": torch.full((8,), torch.nan)}), "bn1.bias holds values that are not finite"),
+        (_bad(lambda state: {**state, "bn1.running_var": -torch.ones(8)}), "or variances below 0"),
+        (_bad(lambda state: {**state, 7: torch.ones(8)}), "does not hold a state_dict"),
+        (_bad(lambda state: {**state, "fc.weight": torch.ones(1).expand(2**28, 2)}), "says that it holds 21474"),
+        (_bad(lambda state: {**state, "layer1.0.conv1.weight": torch.ones(1, 8, 1, 1).expand(2**20, 8, 1, 1)}), r"does not fit to layer1\.0\.conv1"),
     ],
 )  # fmt: skip
 def test_weights_that_cannot_be_used(tmp_path: Path, write: Callable[[Path], None], message: str) -> None:

@@ -39,6 +39,7 @@ RANDOM: dict[str, Shape] = {
         "widths": [128, 256, 512, 1024], "outputs": [256, 512, 1024, 2048],
     },
 }  # fmt: skip
+_MISSING = "{path} has no layer {name}: are the weights complete, and of the network that their names say?"
 
 
 class _Residual(nn.Module):
@@ -198,9 +199,7 @@ def from_file(path: Path, layers: Sequence[int], normalise: bool, modality: str)
             if name.endswith(end):
                 prefix = name.removesuffix(end)
                 state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                backbone = Backbone(_shape(path, state, max(layers)), layers, normalise)
-                _fill(path, backbone.net, state)
-                return backbone
+                return _loaded(path, _shape(path, state, max(layers)), state, layers, normalise)
     raise UserError(
         f"{path} holds no network that is known here (its first layers: {', '.join(list(state)[:3]) or 'none'}): give a ResNet with the "
         "names of torchvision or timm, or an EfficientNet-Lite0 with those of its wheel."
@@ -211,17 +210,20 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
     """The tensors in ``path`` by name, and the modality that they were made for ("": it does not say)."""
     from safetensors import safe_open
 
+    made_for = ""
     try:
         size = path.stat().st_size
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 size = sum(one.file_size for one in archive.infolist())
         limits.check(path, "holds weights of", size, limits.WEIGHTS_BYTES)
+        found: Any
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as file:
-                names, made_for = list(file.keys()), (file.metadata() or {}).get("modality", "")
-                return {name: file.get_tensor(name) for name in names}, made_for
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+                found = {name: file.get_tensor(name) for name in list(file.keys())}
+                made_for = (file.metadata() or {}).get("modality", "")
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
     except Exception as error:  # a damaged file raises whatever its damage makes
@@ -232,11 +234,20 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         ) from None
     for key in ("state_dict", "model"):
         found = found[key] if isinstance(found, dict) and isinstance(found.get(key), dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+    if not isinstance(found, dict) or not all(isinstance(k, str) and _plain(v) for k, v in found.items()):
         raise UserError(
             f"{path} does not hold a state_dict (a tensor a name): save one, torch.save(network.state_dict(), PATH)."
         )
-    return found, ""
+    # A tensor may say that it is larger than what is stored of it.
+    limits.check(
+        path, "says that it holds", sum(v.numel() * v.element_size() for v in found.values()), limits.WEIGHTS_BYTES
+    )
+    return found, made_for
+
+
+def _plain(value: Any) -> bool:
+    dense = isinstance(value, torch.Tensor) and value.layout == torch.strided and not value.is_quantized
+    return dense and not value.is_complex() and value.device.type == "cpu"
 
 
 def _shape(path: Path, state: dict[str, torch.Tensor], last: int) -> Shape:
@@ -244,9 +255,7 @@ def _shape(path: Path, state: dict[str, torch.Tensor], last: int) -> Shape:
 
     def size(name: str, axis: int) -> int:
         if name not in state or state[name].ndim != 4:
-            raise UserError(
-                f"{path} has no layer {name}: are the weights complete, and of the network that their names say?"
-            )
+            raise UserError(_MISSING.format(path=path, name=name))
         return int(state[name].shape[axis])
 
     if "_conv_stem.weight" in state:
@@ -271,22 +280,25 @@ def _inputs(path: Path, channels: int) -> int:
     return channels
 
 
-def _fill(path: Path, network: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Load ``state`` into ``network``; what the file has beyond it (a later stage, a classifier) is left out."""
-    for name, value in network.state_dict().items():
-        if name.endswith("num_batches_tracked"):
-            continue
+def _loaded(
+    path: Path, shape: Shape, state: dict[str, torch.Tensor], layers: Sequence[int], normalise: bool
+) -> Backbone:
+    """The backbone with ``state``; what the file has beyond it (a later stage, a classifier) is left out."""
+    with torch.device("meta"):  # sizes alone, so that no more is allocated than the file holds
+        wanted = Backbone(shape, layers).net.state_dict()
+    wanted = {name: value for name, value in wanted.items() if not name.endswith("num_batches_tracked")}
+    for name, value in wanted.items():
         if name not in state:
-            raise UserError(
-                f"{path} has no layer {name}: are the weights complete, and of the network that their names say?"
-            )
+            raise UserError(_MISSING.format(path=path, name=name))
         if state[name].shape != value.shape:
             raise UserError(
                 f"{path}: {name} has shape {tuple(state[name].shape)}, and the network that its names say has {tuple(value.shape)}."
             )
-        if not state[name].isfinite().all():
-            raise UserError(f"{path}: {name} holds values that are not finite.")
-        value.copy_(state[name])
+        if not state[name].isfinite().all() or (name.endswith("running_var") and (state[name] < 0).any()):
+            raise UserError(f"{path}: {name} holds values that are not finite, or variances below 0.")
+    backbone = Backbone(shape, layers, normalise)
+    backbone.net.load_state_dict({name: state[name] for name in wanted}, strict=False)
+    return backbone
 
 
 def package(features: list[torch.Tensor], side: int, dimension: int) -> torch.Tensor:
