@@ -111,8 +111,8 @@ class _LiteBlock(nn.Module):
         self.expands, self.skips = expand > 1, stride == 1 and before == after
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
-        y = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(y)))))
+        inner = F.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y: torch.Tensor = self._bn2(self._project_conv(F.relu6(self._bn1(self._depthwise_conv(inner)))))
         return x + y if self.skips else y
 
 
@@ -314,7 +314,8 @@ def package(features: list[torch.Tensor], side: int, dimension: int) -> torch.Te
     def reduced(x: torch.Tensor) -> torch.Tensor:
         if x.shape[1] <= dimension:
             return x
-        return F.adaptive_avg_pool1d(x.flatten(2).transpose(1, 2), dimension).transpose(1, 2).unflatten(2, x.shape[2:])
+        fewer = F.adaptive_avg_pool1d(x.flatten(2).transpose(1, 2), dimension).transpose(1, 2)
+        return fewer.reshape(len(x), dimension, *x.shape[2:])
 
     grid, parts = features[0].shape[-2:], []
     for one in features:
