@@ -36,9 +36,7 @@ Velocity = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 class ReflectParams(AutoencoderParams):
     """Parameters of :class:`Reflect` beside its autoencoder's."""
 
-    unet_size: Literal["nano", "XS", "S", "M", "L"] = param(
-        "M", "Width and heads: nano 32/4, XS 64/4, S 128/4, M 192/6, L 256/8.", source=CODE
-    )
+    unet_size: Literal["nano", "XS", "S", "M", "L"] = param("M", "Width and heads, as in madad.", source=CODE)
     unet_multipliers: tuple[int, ...] = param(
         (1, 2, 4), "Channels of the levels as multiples of the width.", source=CODE, min_length=1, max_length=6
     )
@@ -50,9 +48,7 @@ class ReflectParams(AutoencoderParams):
     batch: int = BATCH(96, doc="Slices per step of the UNet.", source=CODE, le=8192)
     lr: float = LR(5e-4, doc="Peak learning rate of AdamW for the UNet, cosine schedule.", source=PAPER)
     weight_decay: float = param(1e-4, "Weight decay of the UNet.", source=CODE, ge=0)
-    augmented_copies: int = param(
-        4, "Augmented latents cached per slice, besides the plain one.", source="adbench", ge=0, le=256
-    )
+    augmented_copies: int = param(4, "Augmented latents cached per slice.", source="adbench", ge=0, le=256)
     reflow_steps: int = param(
         0, "Steps of REFLECT-2: the flow is trained again towards its own ends; 0: REFLECT-1.", unit="steps", source=PAPER, ge=0,
     )  # fmt: skip
@@ -263,9 +259,8 @@ def velocity_unet(p: ReflectParams, channels: int) -> nn.Module:
     from adbench.methods.madad.networks import TwoHeadUNet
 
     width, heads = UNET_SIZES[p.unet_size]
-    both = TwoHeadUNet(
-        channels, width, p.unet_multipliers, p.unet_layers, p.unet_attention, heads, p.dropout, residual=True
-    )
+    levels = (p.unet_multipliers, p.unet_layers, p.unet_attention)
+    both = TwoHeadUNet(channels, width, *levels, heads, p.dropout, residual=True)
     trunk: Any = both.trunk
     trunk.conv_norm_out, trunk.conv_act, trunk.conv_out = both.clean_head
     trunk.time_proj = nn.Unflatten(0, (-1, 1))
@@ -287,19 +282,12 @@ class Reflect(Method):
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
             **AUTOENCODERS["tiny"],
-            "unet_size": "nano",
-            "unet_multipliers": (1, 2),
-            "unet_layers": 1,
-            "unet_attention": (False, True),
-            "dropout": 0.0,
-            "steps": 700,
-            "batch": 16,
-            "lr": 1e-3,
-            "augmented_copies": 3,
+            "unet_size": "nano", "unet_multipliers": (1, 2), "unet_layers": 1, "unet_attention": (False, True), "dropout": 0.0,
+            "steps": 700, "batch": 16, "lr": 1e-3, "augmented_copies": 3,
         },
         "base": {**AUTOENCODERS["base"], "unet_size": "S", "steps": 30_000},
         "paper": {**AUTOENCODERS["paper"], "reflow_steps": 15_000},
-    }
+    }  # fmt: skip
     smoke: ClassVar[dict[str, Any]] = {"image_size": 64, "ae_channels": (16, 16), "ae_steps": 4, "steps": 4, "batch": 4}
     _codec: LatentCodec
     _unet: nn.Module
@@ -324,9 +312,8 @@ class Reflect(Method):
         if p.reflow_steps:
             teacher = copy.deepcopy(self._unet).eval().requires_grad_(False)
             before = (total - p.reflow_steps) / total
-            data.stages.append(
-                ("reflow", self._train("reflow", data, bank, p.reflow_steps, p.reflow_lr, before, teacher))
-            )
+            again = self._train("reflow", data, bank, p.reflow_steps, p.reflow_lr, before, teacher)
+            data.stages.append(("reflow", again))
         self._unet.eval().requires_grad_(False)
         return training.report(data.stages, [self._codec, self._unet])
 
@@ -412,28 +399,20 @@ class Reflect(Method):
             for where in pieces(number, 64):
                 generator = training.generator(ctx.seed, self.name, name, "val", int(where[0]))
                 batch = draw(data.val, torch.zeros_like(where), where, generator)
-                batch["t"] = (torch.arange(len(where)) + 0.5) / len(
-                    where
-                )  # an even spread, so that the figure is steady
+                batch["t"] = (torch.arange(len(where)) + 0.5) / len(where)  # evenly, so that the figure is steady
                 device = next(module.parameters()).device
                 total += float(loss(module, {key: value.to(device) for key, value in batch.items()})) * len(where)
             return total / number
 
         share = steps / (p.ae_steps + p.steps + p.reflow_steps)
         plan = plan_of(p, count, steps, p.batch, lr, p.weight_decay, share)
-        stage = training.Stage(
-            name,
-            self._unet,
-            count,
-            lambda indices, generator: draw(
-                data.train, torch.randint(copies, (len(indices),), generator=generator), indices, generator
-            ),
-            loss,
-            plan if teacher is None else replace(plan, warmup=0),
-            validate if data.val else None,
-            data.identity,
-            watched_from=before,
-        )
+        plan = plan if teacher is None else replace(plan, warmup=0)
+
+        def draw_train(indices: torch.Tensor, generator: torch.Generator) -> Batch:
+            return draw(data.train, torch.randint(copies, (len(indices),), generator=generator), indices, generator)
+
+        check = validate if data.val else None
+        stage = training.Stage(name, self._unet, count, draw_train, loss, plan, check, data.identity, None, before)
         return training.train_stage(stage, ctx)
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
@@ -495,9 +474,8 @@ class Reflect(Method):
 
     @classmethod
     def budget(cls, params: ParamSet) -> int | None:
-        if not isinstance(params, ReflectParams) or not params.counted:
-            return None
-        return params.ae_steps + params.steps + params.reflow_steps
+        counted = isinstance(params, ReflectParams) and params.counted
+        return params.ae_steps + params.steps + params.reflow_steps if counted else None
 
     @classmethod
     def files(cls, params: ParamSet) -> list[Path]:

@@ -22,7 +22,7 @@ Shape = dict[str, Any]
 
 # ImageNet: mean and standard deviation of the three colours.
 COLOURS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-# EfficientNet-Lite0 (0.72 M parameters to here): channels, side of the filters and stride of a block; expanded six times but in
+# EfficientNet-Lite0 (0.70 M parameters to here): channels, side of the filters and stride of a block; expanded six times but in
 # the first; and the stages.
 LITE_BLOCKS = (
     (16, 3, 1), (24, 3, 2), (24, 3, 1), (40, 5, 2), (40, 5, 1), (80, 3, 2), (80, 3, 1), (80, 3, 1), (112, 5, 1), (112, 5, 1), (112, 5, 1),
