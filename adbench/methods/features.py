@@ -132,7 +132,8 @@ def coreset(vectors: torch.Tensor, count: int, generator: torch.Generator) -> to
 def nearest_distance(query: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
     """(n,) Euclidean distance of each of ``query`` (n, D) to the nearest of ``bank`` (m, D); 0 exactly for one that is in it."""
     closest = (bank.square().sum(dim=1) - 2 * query @ bank.T).argmin(dim=1)
-    return (query - bank[closest]).norm(dim=1)
+    distance: torch.Tensor = (query - bank[closest]).norm(dim=1)
+    return distance
 
 
 def gaussian_head(
@@ -321,10 +322,8 @@ class Features(TrainedNetwork):
         if self.params.head == "fae":
             return 1 - feature_ssim(self.apply(found), found).mean(dim=1, keepdim=True)
         if self.params.head == "gaussian":
-            if found.shape[-2:] != self._head["mean"].shape[-2:]:
-                raise UserError("These features lie on another grid than the fit's: fit again with this image_size.")
-            apart = found - self._head["mean"]
-            return torch.einsum("ed,bdhw->behw", self._head["whiten"], apart).norm(dim=1, keepdim=True)
+            white = torch.einsum("ed,bdhw->behw", self._head["whiten"], found - self._head["mean"])
+            return white.square().sum(dim=1, keepdim=True).sqrt()
         maps = [nearest_distance(one.flatten(1).T, self._head["bank"]).view(found.shape[-2:]) for one in found]
         return torch.stack(maps)[:, None]
 

@@ -79,7 +79,8 @@ def without_low_frequencies(image: torch.Tensor, radius: float) -> torch.Tensor:
     rows, columns = (torch.fft.fftfreq(side, 1 / side, device=image.device) for side in image.shape[-2:])
     low = rows[:, None].square() + columns.square() < radius**2
     phase = torch.polar(torch.ones_like(spectrum.real), spectrum.angle())
-    return torch.fft.ifft2(torch.where(low, phase, spectrum)).real.to(image.dtype)
+    changed: torch.Tensor = torch.fft.ifft2(torch.where(low, phase, spectrum)).real
+    return changed.to(image.dtype)
 
 
 def square_clusters(brain: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

@@ -28,7 +28,7 @@ PAPER = "arXiv 2508.02889"
 CODE = "official code"
 OBJECTS = 4  # in a slice, at most
 LONGEST = (200, 120, 100, 80)  # steps of a walk on 32 x 32 cells, for 1, 2, 3 and 4 objects
-PICTURES = 64  # that are drawn for texture = simplex
+PICTURES = 32  # of each kind that are drawn for texture = simplex
 
 Velocity = Callable[["torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 
@@ -311,8 +311,7 @@ class Reflect(Method):
         data.stages.append(("unet", self._train("unet", data, bank, p.steps, p.lr, p.ae_steps / total, None)))
         if p.reflow_steps:
             teacher = copy.deepcopy(self._unet).eval().requires_grad_(False)
-            before = (total - p.reflow_steps) / total
-            again = self._train("reflow", data, bank, p.reflow_steps, p.reflow_lr, before, teacher)
+            again = self._train("reflow", data, bank, p.reflow_steps, p.reflow_lr, 1 - p.reflow_steps / total, teacher)
             data.stages.append(("reflow", again))
         self._unet.eval().requires_grad_(False)
         return training.report(data.stages, [self._codec, self._unet])
@@ -333,9 +332,8 @@ class Reflect(Method):
         if p.texture != "simplex":
             return None
         generator = training.generator(self.ctx.seed, self.name, "pictures")
-        number = PICTURES // 2
-        waves = noise.simplex(number, size, generator, noise.Simplex(wavelength=p.image_size / 2))
-        angle, wavelength, phase = torch.rand((3, number, 1, 1, 1), generator=generator)
+        waves = noise.simplex(PICTURES, size, generator, noise.Simplex(wavelength=p.image_size / 2))
+        angle, wavelength, phase = torch.rand((3, PICTURES, 1, 1, 1), generator=generator)
         angle, wavelength = 3.1416 * angle, p.image_size * 2.0 ** (-4 * wavelength - 1)  # S/2 to S/32 px
         axis = torch.arange(p.image_size)
         along = axis[:, None] * angle.sin() + axis * angle.cos()
@@ -346,12 +344,15 @@ class Reflect(Method):
         """(M, C, h, w) scaled latents that objects may be filled with; None: noise alone."""
         import torch
 
+        from adbench.methods.common.preprocess import pieces
+
         if self.params.texture == "foreign":
             return data.train.mean.flatten(0, 1) * data.scale
         if pictures is None:
             return None
         with torch.inference_mode():
-            parts = [data.codec.encode((part.float() * 2 - 1).to(self.ctx.device))[0] for part in pictures.split(32)]
+            some = [pictures[where].float() * 2 - 1 for where in pieces(len(pictures), 32)]
+            parts = [data.codec.encode(part.to(self.ctx.device))[0] for part in some]
         return torch.cat(parts).clone() * data.scale
 
     def _train(
@@ -380,7 +381,7 @@ class Reflect(Method):
                 "z1": (mean + std * sample) * data.scale,
                 "objects": contour_objects(brain, generator, scale=p.walk_scale, empty=p.empty_share),
                 "strength": torch.rand((len(indices), OBJECTS), generator=generator) * (1 - p.strength) + p.strength,
-                "filling": filling.unflatten(0, (-1, OBJECTS)),
+                "filling": filling.view(len(indices), OBJECTS, *shape),
                 "t": torch.rand(len(indices), generator=generator),
             }
 
@@ -474,8 +475,8 @@ class Reflect(Method):
 
     @classmethod
     def budget(cls, params: ParamSet) -> int | None:
-        counted = isinstance(params, ReflectParams) and params.counted
-        return params.ae_steps + params.steps + params.reflow_steps if counted else None
+        known = isinstance(params, ReflectParams) and params.counted
+        return sum(getattr(params, name) for name in ("ae_steps", "steps", "reflow_steps")) if known else None
 
     @classmethod
     def files(cls, params: ParamSet) -> list[Path]:
