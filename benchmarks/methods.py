@@ -46,7 +46,7 @@ from adbench.utils import compute
 
 SLICES = 128
 BATCH = {"cpu": 32, "cuda": 128}  # slices that are scored at a time, as a run does
-LEARN = ("madad", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor")
+LEARN = ("madad", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask")
 VARIANTS: dict[str, dict[str, str]] = {  # by what is set in the environment
     "float32": {compute.PRECISION: "float32"},
     "TF32": {compute.PRECISION: "tf32"},

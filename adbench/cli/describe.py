@@ -113,7 +113,7 @@ def sections(card: dict[str, Any]) -> Iterator[tuple[str, list[str]]]:
 
 
 def description(name: str) -> dict[str, Any]:
-    """Everything about the method, dataset, metric or protocol called ``name``.
+    """Everything about the method, dataset, metric or protocol called ``name``; of two with that name, the first of these.
 
     Returns:
         kind, name, doc, facts, card (of a method that has one: paper, equations, variants, deviations, published, tried),
@@ -123,10 +123,6 @@ def description(name: str) -> dict[str, Any]:
         UserError: nothing has that name.
     """
     plain: dict[str, Any] = {"name": name, "card": None, "params": [], "presets": {}, "scope": ""}
-    if name in PROTOCOLS and name not in registry.entries("datasets"):
-        fields = PROTOCOLS[name].as_dict()
-        del fields["name"]
-        return {"kind": "protocol", "doc": fields.pop("summary"), "facts": fields, **plain}
     for kind in KINDS:
         entry = registry.entries(kind).get(name)
         if entry is None:
@@ -152,6 +148,10 @@ def description(name: str) -> dict[str, Any]:
             facts |= _metric_facts(name)
         plain["params"] = _params(cls.Params) if hasattr(cls, "Params") else []
         return {"kind": kind[:-1], "doc": inspect.cleandoc(cls.__doc__ or ""), "facts": facts, **plain}
+    if name in PROTOCOLS:
+        fields = PROTOCOLS[name].as_dict()
+        del fields["name"]
+        return {"kind": "protocol", "doc": fields.pop("summary"), "facts": fields, **plain}
     if name in SPECS:
         facts = {**_metric_facts(name), "formula": "docs/metrics.md has it"}
         return {"kind": "metric", "doc": SPECS[name].definition, "facts": facts, **plain}

@@ -31,6 +31,10 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "adbench.methods.latent:Latent",
             "Distance of a slice's latents from the healthy ones, without diffusion",
         ),
+        "reflect": (
+            "adbench.methods.reflect:Reflect",
+            "Rectified flow that carries corrupted latents back to healthy ones",
+        ),
         "ae": ("adbench.methods.ae:AE", "Autoencoder with a dense bottleneck; residual of the reconstruction"),
         "vae": (
             "adbench.methods.vae:VAE",
@@ -48,6 +52,14 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
         ),
         "andi": ("adbench.methods.andi:ANDi", "Diffusion: how far many single steps miss, aggregated; the fit of ddpm"),
         "thor": ("adbench.methods.thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
+        "features": (
+            "adbench.methods.features:Features",
+            "Frozen features of a network trained on something else, or not at all",
+        ),
+        "itermask": (
+            "adbench.methods.itermask:IterMask",
+            "Two UNets lift a mask where they can paint in what is under it",
+        ),
         "asymmetry": (
             "adbench.methods.simple:Asymmetry",
             "Difference to the mirrored half of the brain, no training",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib.metadata import Distribution, EntryPoints, distributions
+from importlib.util import find_spec
+from pathlib import Path
 
 _BROKEN: dict[str, str] = {}  # place -> why its entry points cannot be read
 _read: Callable[[Distribution], EntryPoints] = Distribution.__dict__["entry_points"].fget
@@ -46,3 +48,10 @@ def broken() -> dict[str, str]:
         if not label(one):
             found[place(one)] = "it has no name or version: a part of it was removed"
     return found | _BROKEN
+
+
+def package_file(package: str, relative: str) -> Path | None:
+    """A file of an installed package, which is not imported; None when there is no such file."""
+    spec = find_spec(package)
+    folders = list(spec.submodule_search_locations or []) if spec is not None else []
+    return next((Path(folder) / relative for folder in folders if (Path(folder) / relative).is_file()), None)

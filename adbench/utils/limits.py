@@ -36,6 +36,7 @@ ARCHIVE_FILES = Limit("ARCHIVE_FILES", 200_000, "files")  # in a tar or zip
 ARCHIVE_GROWTH = Limit("ARCHIVE_GROWTH", 100, "times its size")  # that unpack from an archive; 100 MB in any case
 ARRAY_BYTES = Limit("ARRAY_BYTES", 200_000_000, "bytes")  # of the arrays in an .npz
 TABLE_BYTES = Limit("TABLE_BYTES", 20_000_000, "bytes")  # of a table unpacked
+WEIGHTS_BYTES = Limit("WEIGHTS_BYTES", 400_000_000, "bytes")  # of a file of pre-trained weights, unpacked
 YAML_BYTES = Limit("YAML_BYTES", 200_000, "bytes")  # of a configuration
 YAML_VALUES = Limit("YAML_VALUES", 100_000, "values")  # in a configuration, a repeated alias counted every time
 YAML_DEPTH = Limit("YAML_DEPTH", 50, "levels")  # of lists and mappings within each other

@@ -370,7 +370,7 @@ def test_perceptual_term_joins_the_autoencoder(
     assert float(loss) == pytest.approx(np.abs(x / 2).mean() + 0.5 * kl + 3 * ((x / 4) ** 2).mean(), rel=1e-5)
     assert torch.equal(recon, image * 0.5)
 
-    monkeypatch.setattr(perceptual, "_package_file", lambda *_: None)
+    monkeypatch.setattr(perceptual, "package_file", lambda *_: None)
     with pytest.raises(UserError, match=r"pip install --no-deps stlpips-pytorch, or .*ae_perceptual_weight=0"):
         MADAD(p, Context(workdir=tmp_path)).fit(train, None)
     assert not list(tmp_path.iterdir())
@@ -379,9 +379,9 @@ def test_perceptual_term_joins_the_autoencoder(
 
 
 def test_perceptual_term_with_the_wheels_weights(train: SliceSet) -> None:
-    from adbench.methods.common import perceptual
+    from adbench.utils.installed import package_file
 
-    if perceptual._package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth") is None:
+    if package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth") is None:
         pytest.skip("stlpips-pytorch is not installed")
     states = []
     for weight in (0.0, 1.0):

@@ -114,7 +114,7 @@ def test_lpips_trunk_has_the_size_of_squeezenet() -> None:
 
 
 def test_the_wheels_own_weights_fit() -> None:
-    if perceptual._package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth") is None:
+    if perceptual.package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth") is None:
         pytest.skip("stlpips-pytorch is not installed")
     compare = perceptual.difference("stlpips", "cpu")
     a, b = pair()

@@ -6,7 +6,6 @@ imports torch; methods import it inside functions.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from torch import nn
 
 from adbench.errors import UserError
 from adbench.methods.common.image_ops import gaussian_kernel
+from adbench.utils.installed import package_file
 
 Difference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -144,13 +144,6 @@ class LPIPS(nn.Module):
         return total
 
 
-def _package_file(package: str, relative: str) -> Path | None:
-    """A file of an installed package, which is not imported; None when there is no such file."""
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or []) if spec is not None else []
-    return next((Path(folder) / relative for folder in folders if (Path(folder) / relative).is_file()), None)
-
-
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
         tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
@@ -181,7 +174,7 @@ def load_stlpips(otherwise: str = "choose perceptual=gms") -> LPIPS:
     Raises:
         UserError: the wheel is not installed.
     """
-    path = _package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth")
+    path = package_file("stlpips_pytorch", "weights/vST0.0/alex_shift_tolerant.pth")
     if path is None:
         raise UserError(f"The perceptual map stlpips needs weights that are not installed: {INSTALL}, or {otherwise}.")
     found = _read(path)
@@ -199,7 +192,7 @@ def load_lpips(otherwise: str = "choose perceptual=gms") -> LPIPS:
     Raises:
         UserError: one of the two files is missing; nothing is downloaded.
     """
-    heads = _package_file("lpips", "weights/v0.1/squeeze.pth")
+    heads = package_file("lpips", "weights/v0.1/squeeze.pth")
     hub = Path(torch.hub.get_dir()) / "checkpoints"
     trunk = next(iter(sorted(hub.glob("squeezenet1_1-*.pth"))), None)
     if heads is None or trunk is None:

@@ -173,7 +173,7 @@ def encode_all(
                 mean, std = codec.encode(image * 2 - 1)
                 means.append(mean.to(keep))
                 stds.append(std.to(keep))
-                allowed.append(allowed_cells(brain, (cells, cells), share=p.background_share).to(keep))
+                allowed.append(allowed_cells(brain, (cells, cells), p.block, p.background_share).to(keep))
                 done += 1
                 ctx.progress.update(f"encode {name}", done, len(parts) * (copies + 1))
     shape = (copies + 1, len(slices))

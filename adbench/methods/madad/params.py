@@ -141,6 +141,11 @@ class AutoencoderParams(TrainedParams):
         return sorted(path for path in folder.rglob("*") if path.is_file())
 
     @property
+    def block(self) -> int:
+        """Side in px of the image blocks of which ``background_share`` is asked; a larger cell is asked as a whole."""
+        return 16
+
+    @property
     def halvings(self) -> int:
         """How often the network behind the autoencoder halves the grid of latent cells."""
         return 0

@@ -1,0 +1,160 @@
+"""``reflect``: contours, corruption, flow and map against closed forms, and what a user can get wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from memory_sets import make_set
+from PIL import Image
+
+from adbench.context import Context
+from adbench.errors import UserError
+from adbench.methods.reflect import (
+    OBJECTS,
+    Reflect,
+    ReflectParams,
+    anomaly_map,
+    contour_objects,
+    corrupted,
+    euler,
+    fillings,
+    velocity_unet,
+)
+
+SMALLER = {**Reflect.smoke, "ae_steps": 2, "steps": 2, "augmented_copies": 1}
+
+
+def params(**values: object) -> ReflectParams:
+    found = Reflect.resolve("tiny", {**SMALLER, **values})
+    assert isinstance(found, ReflectParams)
+    return found
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_objects_lie_in_the_brain_and_are_as_many_as_stated() -> None:
+    rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
+    disc = (rows - 16) ** 2 + (columns - 16) ** 2 < 14**2
+    brain = (disc & ((rows - 16).abs() > 2)).expand(2000, 1, 32, 32)  # two halves: no walk crosses the gap
+    objects = contour_objects(brain, generator(), scale=0.02)  # small, so that few hide each other
+    assert not bool(objects[~brain].any())
+    empty = (objects == 0).flatten(1).all(dim=1)
+    assert float(empty.float().mean()) == pytest.approx(0.1, abs=0.02)
+    most = objects[~empty].flatten(1).amax(dim=1)
+    found = [float((most == k).float().mean()) for k in (1, 2, 3, 4)]
+    np.testing.assert_allclose(found, np.array([12, 6, 4, 3]) / 25, atol=0.04)  # p ~ 1/k, a few hidden
+    larger = contour_objects(brain[:100], generator(), scale=1.0)
+    assert float((larger > 0).float().mean()) > 3 * float((objects[:100] > 0).float().mean())
+    nobody = torch.zeros((3, 1, 8, 8), dtype=torch.bool)
+    assert not bool(contour_objects(nobody, generator(), empty=0.0).any())
+    everything = contour_objects(~nobody.expand(3, 1, 8, 8), generator(), empty=0.0, scale=16.0)
+    assert bool((everything > 0).flatten(1).any(dim=1).all())
+
+
+def test_noise_fillings_have_unit_variance_and_the_drawn_coherence() -> None:
+    filling = fillings(4000, (2, 3, 3), None, 0.5, generator()).double()
+    assert float(filling.var()) == pytest.approx(1, abs=0.05)
+    assert float((filling[:, 0, 0, 0] * filling[:, 0, 2, 1]).mean()) == pytest.approx(0.5, abs=0.05)  # mean of alpha
+    assert float((filling[:, 0, 0, 0] * filling[:, 1, 0, 0]).mean()) == pytest.approx(0, abs=0.05)
+
+
+def test_textures_are_rolled_pieces_of_the_bank() -> None:
+    bank = torch.arange(2 * 3 * 4 * 5, dtype=torch.float32).view(2, 3, 4, 5)
+    filling = fillings(40, (3, 4, 5), bank, 1.0, generator())
+    shifts = [(k, i, j) for k in range(2) for i in range(4) for j in range(5)]
+    rolled = torch.stack([bank[k].roll((-i, -j), (1, 2)) for k, i, j in shifts])
+    assert all(bool((rolled == one).flatten(1).all(dim=1).any()) for one in filling)
+    half = fillings(2000, (3, 4, 5), bank, 0.5, generator())
+    assert float((half[:, 0, 0, 0] == half[:, 0, 0, 0].round()).float().mean()) == pytest.approx(0.5, abs=0.05)
+
+
+def test_corruption_keeps_the_variance_and_leaves_the_rest() -> None:
+    z1, r = torch.randn((500, 2, 8, 8), generator=generator(1)), torch.randn((500, 4, 2, 8, 8), generator=generator(2))
+    objects = torch.randint(OBJECTS + 1, (500, 1, 8, 8), generator=generator(3))
+    for m in (0.2, 0.7, 1.0):
+        z0 = corrupted(z1, objects, torch.full((500, 4), m), r)
+        inside = (objects > 0).expand_as(z0)
+        assert torch.equal(z0[~inside], z1[~inside])
+        assert float(z0[inside].var()) == pytest.approx(1, abs=0.02)
+    strength = torch.rand((500, 4), generator=generator(4)).double()
+    z0 = corrupted(z1.double(), objects, strength, r.double()).numpy()
+    b, i, j = 7, *(int(x) for x in (objects[7, 0] == 3).nonzero()[0])
+    m = float(strength[b, 2])
+    expected = np.sqrt(1 - m) * z1[b, :, i, j].numpy() + np.sqrt(m) * r[b, 2, :, i, j].numpy()
+    np.testing.assert_allclose(z0[b, :, i, j], expected, rtol=1e-6)
+
+
+def test_flow_with_the_exact_velocity_ends_on_the_healthy_latent() -> None:
+    z0, z1 = torch.randn((2, 3, 2, 4, 4), generator=generator()).double()
+    for steps in (1, 3, 7):
+        assert torch.allclose(euler(lambda z, t: z1 - z0, z0, steps), z1, atol=1e-6)
+    seen: list[float] = []
+
+    def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        seen.append(float(t[0]))
+        return z + 2
+
+    assert torch.equal(euler(velocity, z0, 1), z0 + (z0 + 2))
+    euler(velocity, z0, 4)
+    assert seen == [0, 0, 0.25, 0.5, 0.75]
+
+
+def test_map_of_constant_differences() -> None:
+    def at(d: float, latent: float, sigma: float = 0.0) -> torch.Tensor:
+        return anomaly_map(torch.full((1, 1, 64, 64), d), torch.full((1, 2, 8, 8), latent), 0.4, sigma, sigma / 8)
+
+    assert torch.allclose(at(0.2, -0.2), torch.tensor(0.5))
+    assert torch.allclose(at(-0.4, 0.9), torch.tensor(1.0))
+    assert torch.allclose(at(0.4, 0.0), torch.tensor(0.5))
+    assert float(at(0.2, 0.2, sigma=3.0)[0, 0, 32, 32]) == pytest.approx(0.5, abs=1e-4)
+
+
+def test_time_moves_the_velocity_and_a_fresh_network_has_none() -> None:
+    network = velocity_unet(params(), 2)
+    z = torch.randn((2, 2, 8, 8), generator=generator())
+    assert not bool(network(z, torch.rand(2)).sample.any())
+    torch.nn.init.normal_(network.conv_out.weight)  # type: ignore[union-attr, arg-type]
+    early, late = (network(z, torch.full((2,), t)).sample for t in (0.0, 1.0))
+    assert not torch.allclose(early, late)
+
+
+def test_a_flow_that_stands_still_gives_an_empty_map(tmp_path: Path) -> None:
+    method = Reflect(params(reflow_steps=2, reflow_lr=1e-3, texture="foreign"), Context(seed=3))
+    report = method.fit(make_set(6), None)
+    assert sorted(report.curves) == ["autoencoder", "reflow", "unet"]
+    assert report.steps == Reflect.budget(method.params) == 6
+    batch = make_set(2, seed=6, name="t").batch(slice(None))
+    assert float(method.score(batch).max()) > 0
+    method.save(tmp_path)
+    assert torch.equal(Reflect.load(tmp_path, Context()).score(batch), method.score(batch))
+    for value in method._unet.conv_out.parameters():  # type: ignore[union-attr, operator]
+        value.zero_()
+    assert not bool(method.score(batch).any())
+
+
+def test_pictures_of_the_user(tmp_path: Path) -> None:
+    def fit(**values: object) -> Reflect:
+        method = Reflect(params(texture="pictures", textures=str(tmp_path), **values), Context())
+        method.fit(make_set(4), None)
+        return method
+
+    with pytest.raises(UserError, match=r"textures = FOLDER go together"):
+        params(texture="pictures")
+    with pytest.raises(UserError, match=r"textures = FOLDER go together"):
+        params(textures=str(tmp_path))
+    with pytest.raises(UserError, match=r"holds no .png picture: name a folder"):
+        fit()
+    with pytest.raises(UserError, match="is no folder: name a folder"):
+        Reflect.files(params(texture="pictures", textures=str(tmp_path / "nowhere")))
+    grey = np.random.default_rng(0).integers(0, 255, (20, 30), dtype=np.uint8)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    assert [path.name for path in Reflect.files(params(texture="pictures", textures=str(tmp_path)))] == ["a.png"]
+    assert fit()._pictures().shape == (1, 1, 64, 64)  # type: ignore[union-attr]
+    Image.fromarray(np.stack([grey, grey // 2, grey], axis=-1)).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=r"b\.png is a colour image, expected grey"):
+        fit()
