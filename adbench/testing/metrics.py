@@ -34,7 +34,15 @@ class MetricUnderTest:
         lesion[1:, 8:13, 9:14] = True
         noise = rng.random(SHAPE).astype(np.float32)
         good = (noise + lesion).astype(np.float32)
-        thresholds = {"val": 1.0, "fpr1": 0.99, "fpr5": 0.95, "conformal05": 0.97, "conformal10": 0.96}
+        thresholds = {
+            "val": 1.0,
+            "fpr1": 0.99,
+            "fpr5": 0.95,
+            "conformal05": 0.97,
+            "conformal10": 0.96,
+            "slice05": 0.98,
+            "slice10": 0.95,
+        }
         none = np.zeros(SHAPE, bool)
         return {
             "with a lesion": _subject(good, lesion, brain, thresholds),

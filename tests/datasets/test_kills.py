@@ -48,7 +48,7 @@ def child_of(work: Callable[[], object]) -> int:
         except OSError as error:
             code = FULL if error.errno in case_file.FULL else 1
         except UserError as error:
-            code = SAID if "removed" in str(error) or "No such file" in str(error) else 1
+            code = SAID if any(word in str(error) for word in ("removed", "No such file", "is incomplete")) else 1
         finally:
             os._exit(code)
     return child

@@ -18,6 +18,7 @@ from board_files import altered, place, rekey, rename
 from PIL import Image
 
 from adbench import api
+from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
@@ -371,10 +372,12 @@ def test_run_fields_are_those_of_the_identity(submission: Submission, monkeypatc
         as_dict = dict
 
     class Cell:
+        method = "histeq"
         protocol = Protocol()
 
-    run = specs.run_identity({"method": "m"}, Cell(), Slices(), Slices())  # type: ignore[arg-type]
-    assert set(run) - {"method"} == RUN_FIELDS
+    fit = {"method_source": source_digest("methods", "histeq")}
+    run = specs.run_identity(fit, Cell(), Slices(), Slices())  # type: ignore[arg-type]
+    assert set(run) - {"method_source"} == RUN_FIELDS
     assert submission.record.run_key == digest(submission.record.identity)
 
 

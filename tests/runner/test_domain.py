@@ -100,7 +100,7 @@ def test_both_domains_stand_in_one_folder_of_leaderboards(
 def test_variants_differ_in_the_domain_alone() -> None:
     names = [name for name in PROTOCOLS if name.endswith("-all-voxels")]
     assert {name.removesuffix("-all-voxels") for name in names} == {
-        "phantom", "folder", "ixi->atlas", "brats21", "ixi->brats21",
+        "phantom", "folder", "soop-flair", "ixi->atlas", "brats21", "ixi->brats21",
     }  # fmt: skip
     for name in names:
         base = get(name.removesuffix("-all-voxels"))
