@@ -5,7 +5,7 @@
 # make setup  only install, into .venv
 PYTHON ?= python3
 VENV   := .venv
-WORKERS ?= 2
+WORKERS ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 

@@ -24,9 +24,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread 
 # Rooms that stay on one worker: two start a Ray, the others share runs that are made once.
 GROUPS = {"executors": "ray", "tune": "ray", "leaderboard": "leaderboard", "report": "report"}
 LONGEST_FIRST = (
-    "ray", "plugins/test_add_a_method.py", "plugins/test_new.py", "leaderboard", "datasets/test_layouts.py",
-    "runner/test_resume.py", "methods/test_distributed.py", "datasets/test_phantom.py", "methods/test_madad.py",
-    "test_api.py", "report",
+    "ray", "leaderboard", "plugins/test_add_a_method.py", "testing/test_conformance.py", "report", "methods/test_distributed.py",
+    "plugins/test_new.py", "datasets/test_layouts.py", "methods/test_training.py", "runner/test_resume.py",
+    "datasets/test_phantom.py", "datasets/test_prepare.py", "test_api.py", "runner/test_faults.py", "test_cli.py",
 )  # fmt: skip
 
 
