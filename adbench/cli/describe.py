@@ -248,4 +248,8 @@ def conformance(name: str, assignments: list[str], root: Path | None, device: st
         if values:
             raise UserError(f"The metric {name} has no parameters: leave out --set.")
         return check_metric(registry.load("metrics", name))
+    if name in SPECS:
+        raise UserError(
+            f"{name} is measured by every run; `adbench test` checks metrics that are asked for or plugged in."
+        )
     raise unknown("method, dataset or metric", name, [one for kind in KINDS for one in registry.entries(kind)])

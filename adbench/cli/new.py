@@ -61,6 +61,7 @@ def check_name(kind: Kind, name: str) -> None:
 
     from adbench.cli.describe import KINDS
     from adbench.config import registry
+    from adbench.metrics.spec import SPECS
 
     if not NAME.fullmatch(name) or len(name) > LONGEST:
         better = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_").lstrip("0123456789_")[:LONGEST].rstrip("_")
@@ -69,6 +70,8 @@ def check_name(kind: Kind, name: str) -> None:
             f"{name!r} cannot name a {kind}: use lower-case letters, digits and single underscores, beginning with a "
             f"letter, at most {LONGEST} of them.{hint}"
         )
+    if name in SPECS:
+        raise UserError(f"There is a metric called {name!r} already (built-in): choose another name.")
     for other in KINDS:
         entry = registry.entries(other).get(name)
         if entry is not None:

@@ -195,15 +195,20 @@ def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
     wanted = {name: asked[name] for name in stated} | {"modality": tuple(name.upper() for name in asked["modality"])}
     for name, value in wanted.items():
         if value not in (None, (), (0,) if name == "seed" else (), stated[name], (stated[name],)):
+            text = ", ".join(map(str, value)) if isinstance(value, tuple) else value
             raise UserError(
-                f"{where} {name} {stated[name]}, and --{name} asks for {value}: leave it away, or train one."
+                f"{where} {name} {stated[name]}, and --{name} asks for {text}: leave it away, or train one."
             )
     if asked["train_on"] is not None or asked["train_root"] is not None:
         raise UserError(f"{where} {shared.method}, already trained: --train-on and --train-root are not for it.")
     given = asked["set"]
     values = {**given.get("method", {}), **given.get(shared.method, {})}
     params = method.resolve(str(stated["preset"]), about["params"])
-    if method.resolve(str(stated["preset"]), {**params.json_values, **values}) != params:
+    try:
+        changed = method.resolve(str(stated["preset"]), {**params.json_values, **values}) != params
+    except UserError:  # several values, say, which a run without a shared fit takes as a sweep
+        changed = True
+    if changed:
         raise UserError(
             f"{where} {shared.method} with parameters of its own: --set {shared.method}.… cannot change them."
         )

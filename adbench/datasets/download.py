@@ -13,6 +13,7 @@ import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 from adbench.context import Progress
@@ -53,11 +54,13 @@ class Bucket:
         url: of the bucket.
         prefix: of the folder, with ``/`` at its end.
         wanted: pattern of the names below the prefix.
+        modalities: sequence, upper case, and the pattern of the names of its files; the first that fits.
     """
 
     url: str
     prefix: str
     wanted: str
+    modalities: tuple[tuple[str, str], ...] = ()
 
 
 _IXI = "http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI"
@@ -80,6 +83,12 @@ SOURCES: dict[str, tuple[Remote, ...] | Bucket] = {
         "https://s3.amazonaws.com/openneuro.org",
         "ds004889/",
         r"participants\.(tsv|json)|dataset_description\.json|.*_(T1w|FLAIR|trace|adc|dwi)\.nii\.gz|derivatives/.*lesion.*",
+        (
+            ("T1", r"(?!derivatives/).*_T1w\..*"),
+            ("FLAIR", r"(?!derivatives/).*_FLAIR\..*"),
+            ("ADC", r"(?!derivatives/)(?:.*_adc\.|.*[-_]ADC[-_].*_dwi\.).*"),
+            ("DWI", r"(?!derivatives/).*_(?:trace|dwi)\..*"),
+        ),
     ),
 }
 
@@ -96,12 +105,20 @@ def files_of(name: str, modalities: Sequence[str] = (), mirror: str = "") -> lis
         UserError: a modality that no file is of, or a list of files that cannot be read.
     """
     source = SOURCES[name]
+    if mirror and urllib.parse.urlsplit(mirror).scheme not in ("http", "https"):
+        raise UserError(f"The mirror {mirror} is no address: it begins with http:// or https://.")
     if isinstance(source, Bucket):
-        return _listed(replace(source, url=mirror.rstrip("/") or source.url))
-    there = [remote.modality for remote in source if remote.modality]
+        source = replace(source, url=mirror.rstrip("/") or source.url)
+        there = [modality for modality, _ in source.modalities]
+    else:
+        there = [remote.modality for remote in source if remote.modality]
     for modality in modalities:
-        if there and modality not in there:
+        if not there:
+            raise UserError(f"All sequences of {name} are in one file: leave --modality out.")
+        if modality not in there:
             raise UserError(f"There is no {modality} to get of {name}: there is {', '.join(there)}.")
+    if isinstance(source, Bucket):
+        return [remote for remote in _listed(source) if not modalities or remote.modality in ("", *modalities)]
     chosen = [remote for remote in source if not modalities or remote.modality in ("", *modalities)]
     if not mirror:
         return chosen
@@ -132,7 +149,8 @@ def _listed(bucket: Bucket) -> list[Remote]:
                         f"The list of files at {url} gives {key} the size {stated[:40]!r}: give another --mirror."
                     )
                 size = int(stated)
-                found.append(Remote(f"{bucket.url}/{urllib.parse.quote(key)}", _inside(name), md5, size))
+                of = next((modality for modality, names in bucket.modalities if re.fullmatch(names, name)), "")
+                found.append(Remote(f"{bucket.url}/{urllib.parse.quote(key)}", _inside(name), md5, size, of))
         token = page.findtext("NextContinuationToken", "")
         if not token:
             break
@@ -158,11 +176,12 @@ def _inside(name: str) -> str:
 def missing(files: Sequence[Remote], folder: Path) -> list[Remote]:
     """Those of ``files`` that ``folder`` does not hold, with their sizes.
 
-    A whole file under its name was compared when it was fetched, and is not read again.
-
     Raises:
-        UserError: a server that does not answer, or there is less disk space than they need.
+        UserError: a server that does not answer, there is less disk space than they need, or a file of such a name is there
+            and is not the one to be fetched, by its size, or by its MD5 where the size is not known.
     """
+    for remote in files:
+        _refuse_other(folder / remote.name, remote)
     wanted = [
         replace(remote, size=_length(remote) if remote.size is None else remote.size)
         for remote in files
@@ -199,6 +218,22 @@ def _unreachable(url: str, error: Exception) -> UserError:
         else f"does not answer ({error})"
     )
     return UserError(f"{url} {what}: try again later, or give another address with --mirror.")
+
+
+def _refuse_other(path: Path, remote: Remote) -> None:
+    if not path.is_file():
+        return
+    if remote.size is not None:
+        other = path.stat().st_size != remote.size
+    else:
+        with open(path, "rb") as file:
+            other = bool(remote.md5) and hashlib.file_digest(file, _md5).hexdigest() != remote.md5
+    if other:
+        raise UserError(f"{path} is there and is not the published file (another size or MD5): move it away.")
+
+
+def _md5() -> Any:
+    return hashlib.md5(usedforsecurity=False)
 
 
 def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Path:

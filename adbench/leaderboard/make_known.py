@@ -47,7 +47,8 @@ def methods(records: list[Record]) -> dict[str, Any]:
     weights = {
         weights_key(record.method, record.test.grid): record.method.parameters
         for record in records
-        if record.method.source in found.get(str(record.provenance.get("adbench")), {}).get(record.method.name, [])
+        if not registry.load("methods", record.method.name).sized_by_data
+        and record.method.source in found.get(str(record.provenance.get("adbench")), {}).get(record.method.name, [])
     }
     return {"methods": found, "weights": dict(sorted(weights.items()))}
 

@@ -199,10 +199,20 @@ def _ranked(where: TestSet, group: Mapping[str, list[Published]]) -> Board:
                 {RANKED_BY: left_out[RANKED_BY]},
                 {RANKED_BY: estimates[RANKED_BY].n},
                 seeds[0].owners,
+                brackets=_bracket(records),
             )
     board = Board(where, entries, pooled=True)
     _rank(board, samples)
     return board
+
+
+def _bracket(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
+    """That of the ranked metric, the mean over seeds; empty where no seed has one."""
+    if not any(RANKED_BY in record.brackets for record in records):
+        return {}
+    ends = [record.brackets.get(RANKED_BY, (record.metrics[RANKED_BY].value or 0.0,) * 2) for record in records]
+    low, high = np.mean(np.array(ends, float), axis=0).tolist()
+    return {RANKED_BY: (low, high)}
 
 
 def _rank(board: Board, samples: Mapping[str, Samples]) -> None:

@@ -73,6 +73,7 @@ class Method(ABC):
         trained_by: name of another method, whose fit with the parameters :meth:`trained_with` gives this method's own
             tensors, to the bit: a run takes them from there, and two rows cost one training. Its module is imported by this
             method's own, so that its source counts into both keys. Empty: there is none.
+        sized_by_data: whether parameters and grid do not say how many numbers it learns, as with one image a height.
     """
 
     name: ClassVar[str]
@@ -81,6 +82,7 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
     smoke: ClassVar[dict[str, Any]] = {}
     trained_by: ClassVar[str] = ""
+    sized_by_data: ClassVar[bool] = False
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
         self.params = params

@@ -191,6 +191,7 @@ class Features(TrainedNetwork):
 
     name = "features"
     stage = "autoencoder"
+    sized_by_data = True  # the patches that a memory keeps
     Params = FeaturesParams
     params: FeaturesParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {

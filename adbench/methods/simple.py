@@ -98,6 +98,7 @@ class ZScore(Method):
     """
 
     name = "zscore"
+    sized_by_data = True  # a mean and a deviation at each height that the training slices come from
     Params = ZScoreParams
     params: ZScoreParams
 

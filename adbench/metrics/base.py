@@ -47,6 +47,8 @@ class Metric(ABC):
         oracle: whether it looks at the test split to choose something.
         needs_maps: whether :meth:`measure` needs :attr:`Subject.volume`; otherwise stored histograms are enough.
         undefined: why there is no value when :meth:`measure` left every subject out.
+        over_lesions: whether subjects with a lesion are what it is about: their number then decides whether there is an
+            interval, however many others count in it.
         of_all: whether one subject that is left out leaves the whole metric without a value.
     """
 
@@ -59,6 +61,7 @@ class Metric(ABC):
     needs_maps: ClassVar[bool] = False
     undefined: ClassVar[str] = "no subject has it"
     of_all: ClassVar[bool] = False
+    over_lesions: ClassVar[bool] = False
 
     @abstractmethod
     def measure(self, subject: Subject) -> tuple[float, float] | None:
@@ -82,7 +85,7 @@ def spec_of(metric: type[Metric] | Metric, name: str = "") -> MetricSpec:
         own,
         metric.heading or own,
         (metric.__doc__ or "").strip().split("\n")[0],
-        "subjects",
+        "pooled" if metric.over_lesions else "subjects",
         less_is_better=bool(metric.less_is_better),
         oracle=bool(metric.oracle),
         unit=metric.unit,

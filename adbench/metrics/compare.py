@@ -61,6 +61,8 @@ class Samples:
         n: metric -> subjects it is taken over, as in :class:`adbench.metrics.evaluate.Estimate`.
         owners: subject of each volume; empty where each volume is a subject.
         specs: metric -> its facts; may be empty where all metrics are built in.
+        brackets: metric -> ends between which the value of the unbinned scores lies, the mean over training seeds; metrics
+            that are exact are left out.
     """
 
     cohort: tuple[tuple[str, int, int], ...]
@@ -69,6 +71,7 @@ class Samples:
     n: dict[str, int]
     owners: tuple[str, ...] = ()
     specs: Mapping[str, MetricSpec] = field(default_factory=dict)
+    brackets: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def spec(self, metric: str) -> MetricSpec:
         """The facts of a metric."""
@@ -93,8 +96,14 @@ class Samples:
             n_all=len(set(self.owners or self.cohort)),
             lesions=self.spec(metric).over_lesions,
             bounds=self.spec(metric).bounds,
+            bracket=self.brackets.get(metric),
             values=self.values[metric],
         )
+
+    def blur(self, metric: str) -> float:
+        """How far the value of the unbinned scores may be from the one that is known."""
+        low, high = self.brackets.get(metric, (self.value(metric),) * 2)
+        return max(high - self.value(metric), self.value(metric) - low, 0.0)
 
     @property
     def lesions(self) -> np.ndarray:
@@ -256,12 +265,13 @@ def compare(
     shares = sign * (leverage[:, None] * np.array([values[name] for name in left]) + influence)
     seeds = np.array([_seed_variance(methods[name].values[metric]) for name in left])
     freedom = np.array([len(methods[name].values[metric]) - 1 for name in left])
-    flipped = _Flipped(shares, seeds, freedom, n)
+    flipped = _Flipped(shares, seeds, freedom, n, np.array([methods[name].blur(metric) for name in left]))
     differences: list[Difference] = []
     start = 0
     while start < len(left):
         rows = np.arange(start, len(left))
-        p_rank = flipped.against_leader(rows)
+        alone = np.array([1.0, *(flipped.against_leader(np.array([start, row]))[1] for row in rows[1:])])
+        p_rank = np.maximum(flipped.against_leader(rows), alone)  # the same but for the grain of drawn patterns
         apart = p_rank <= 1 - level
         end = len(left)
         while end > start + 1 and apart[end - 1 - start]:
@@ -278,7 +288,7 @@ def compare(
                     value,
                     value - half,
                     value + half,
-                    float(flipped.against_leader(np.array([start, row]))[1]),
+                    float(alone[row - start]),
                     float(p_rank[row - start]),
                 )
             )
@@ -334,13 +344,14 @@ class _Flipped:
     and those variances from the corresponding chi-squared distributions, as in a t-test.
     """
 
-    def __init__(self, shares: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int) -> None:
+    def __init__(self, shares: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int, blur: np.ndarray) -> None:
         centred = shares - shares.mean(axis=1, keepdims=True)
         scale = np.abs(centred).max(initial=0.0)
         moving = centred[np.abs(centred).max(axis=1, initial=0.0) > 1e-12 * scale] if scale else centred[:0]
         rng = np.random.default_rng(_ODD)
         self.observed = shares.sum(axis=0)
         self.seeds = seeds
+        self.blur = blur
         self.squares = _squares(shares)
         if len(moving) <= EXACT:
             self.signs = 1.0 - 2.0 * ((np.arange(2 ** len(moving))[:, None] >> np.arange(len(moving))) & 1)
@@ -359,11 +370,11 @@ class _Flipped:
     def against_leader(self, rows: np.ndarray) -> np.ndarray:
         """p-value of each of ``rows`` against the first of them, never falling as gaps become less clear; 1 for the first.
 
-        A row's statistic is its gap to the leader over the root of the sum of squared differences of the subjects, which
+        A row's statistic is its gap to the leader, less what bins leave open, over the root of the sum of squared differences of the subjects, which
         orders sign patterns as the paired t does, and of the variances of seeds.
         """
         lead = rows[0]
-        gap = self.observed[lead] - self.observed[rows]
+        gap = np.maximum(self.observed[lead] - self.observed[rows] - self.blur[lead] - self.blur[rows], 0)
         spread = np.sqrt(self.squares[lead, rows] + self.seeds[lead] + self.seeds[rows])
         observed = np.divide(gap, spread, out=np.zeros(len(rows)), where=spread > 1e-15)
         p = np.ones(len(rows))

@@ -271,7 +271,12 @@ def _sampled_plugin(
         values[:] = np.nan
     if draws is not None:
         values = np.concatenate([values, bootstrap.ratio(above, below, draws)])
-    n = len({owner for owner, pair in zip(owners, pairs, strict=True) if pair is not None})
+    over = {
+        owner
+        for owner, pair, own in zip(owners, pairs, test.values(), strict=True)
+        if pair is not None and (own.n_positive or not facts.over_lesions)
+    }
+    n = len(over)
     return sampled(facts, values, n, metric.undefined)
 
 

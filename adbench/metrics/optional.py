@@ -45,6 +45,7 @@ class PooledDice(Metric):
 
     name = "dice_pooled@val"
     rule: ClassVar[str] = "val"
+    over_lesions = True
     undefined = "no validation split chose the threshold"
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:

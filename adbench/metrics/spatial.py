@@ -306,7 +306,9 @@ def sample_spatial(spatial: SpatialAccumulator, draws: np.ndarray | None) -> dic
         found = bootstrap.ratio(above, below, weights)
         if metric.of_all and not has.all():
             found[:] = np.nan
-        result[metric.name] = sampled(spec_of(metric), found, subjects(has), metric.undefined)
+        facts = spec_of(metric)
+        over_these = has & (lesions > 0) if facts.over_lesions else has
+        result[metric.name] = sampled(facts, found, subjects(over_these), metric.undefined)
     return result
 
 

@@ -92,6 +92,8 @@ def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:
     what is known under the parameters of one source is known under those of all.
     """
     listed, cls = known()["weights"], registry.load("methods", method.name)
+    if cls.sized_by_data:
+        return None
     named = [frozenset(names) for own in known()["methods"].values() for names in own.get(method.name, {}).values()]
     try:
         full = cls.resolve(method.preset, method.params).model_dump(mode="json")

@@ -27,7 +27,7 @@ from adbench.errors import UserError
 from adbench.metrics.spec import HEADLINE
 from adbench.results import record as records
 from adbench.results import rundir
-from adbench.results.record import DataPart
+from adbench.results.record import DataPart, Record
 from adbench.results.result import Result
 from adbench.runner.fit import FIT, fitted
 from adbench.utils.files import replacing, write_json, write_text
@@ -76,7 +76,7 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
         _copy(folder / name, out / name)
     _copy(folder / FIT, out / FIT)
     write_json(out / RUN_RECORD, record.model_dump(mode="json"))
-    write_text(out / CARD, _card(result, weights))
+    write_text(out / CARD, _card(record, weights))
     content = {
         "schema_version": SCHEMA,
         "adbench": __version__,
@@ -112,11 +112,12 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
         for name in (
             *(name for name in shared.files if name != FIT),
             MANIFEST,
-            CARD,
             FIT,
         ):  # the one that completes it last
-            if name != CARD or (shared.folder / CARD).is_file():
-                _copy(shared.folder / name, folder / name)
+            _copy(shared.folder / name, folder / name)
+        write_text(
+            folder / CARD, _card(records.read(folder / RUN_RECORD), shared.weights)
+        )  # what it says is not sealed
         return read_shared(folder)
 
 
@@ -219,9 +220,8 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(file, copy)
 
 
-def _card(result: Result, weights: Weights) -> str:
+def _card(record: Record, weights: Weights) -> str:
     """The card, with the front matter that the Hub reads."""
-    record = result.record
     method, train = record.method, record.train
     summary = (registry.load("methods", method.name).__doc__ or "").strip().partition("\n")[0]
     numbers = [

@@ -192,9 +192,16 @@ def test_openneuro_lists_what_there_is(server: Server, tmp_path: Path) -> None:
         "sub-1/anat/sub-1_FLAIR.nii.gz",
         "derivatives/lesion_masks/sub-1/dwi/sub-1_desc-lesion_mask.nii.gz",
     ]
+    assert files_of("soop", ["T1"], server.url) == found[1:]  # masks belong to every sequence
+    assert files_of("soop", ["FLAIR"], server.url) == found
+    with pytest.raises(UserError, match="There is no BANANA to get of soop: there is T1, FLAIR, ADC, DWI"):
+        files_of("soop", ["BANANA"], server.url)
     for file in missing(found, tmp_path):
         fetch(file, tmp_path)
     assert (tmp_path / found[1].name).read_bytes() == b"mask"
+    (tmp_path / found[0].name).write_bytes(b"flai")
+    with pytest.raises(UserError, match=r"sub-1_FLAIR\.nii\.gz is there and is not the published file"):
+        missing(found, tmp_path)
     server.files[start] = listing({"ds004889/derivatives/lesion/../../../../x": b""})
     with pytest.raises(UserError, match="would land outside the folder: it is not to be trusted"):
         files_of("soop", mirror=server.url)
@@ -225,6 +232,18 @@ def test_what_is_wanted_of_ixi() -> None:
     assert files_of("ixi", mirror="http://here/x/")[0].url == "http://here/x/IXI-T1.tar"
     with pytest.raises(UserError, match=r"There is no FLAIR to get of ixi: there is T1, T2, PD\."):
         files_of("ixi", ["FLAIR"])
+    with pytest.raises(UserError, match="All sequences of msd_brain are in one file"):
+        files_of("msd_brain", ["FLAIR"])
+    with pytest.raises(UserError, match=r"The mirror 127\.0\.0\.1:80 is no address: it begins with http"):
+        files_of("ixi", mirror="127.0.0.1:80")
+
+
+def test_a_file_that_was_brought_otherwise_is_compared(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"junk")
+    with pytest.raises(UserError, match="is not the published file"):
+        missing([Remote("http://127.0.0.1:1/a.tar", "a.tar", "0" * 32)], tmp_path)
+    same = Remote("http://127.0.0.1:1/a.tar", "a.tar", hashlib.md5(b"junk").hexdigest())
+    assert missing([same], tmp_path) == []
 
 
 def test_the_command(

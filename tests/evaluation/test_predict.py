@@ -118,7 +118,11 @@ def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path)
     again = {path for path, before in times.items() if path.stat().st_mtime_ns != before}
     assert gone in again
     assert {path.name[:6] for path in again} == {"sub-p5"}, "the other scan was not scored again"
-    higher = run.predict(scans, out, threshold=(first[0].threshold + 1) / 2)
+    another = (first[0].threshold + 1) / 2
+    with pytest.raises(UserError, match="and would be overwritten: give another --out"):
+        run.predict(scans, out, threshold=another)
+    assert run.predict(scans, out) == first
+    higher = run.predict(scans, tmp_path / "another", threshold=another)
     assert all(0 < new.voxels < old.voxels for new, old in zip(higher, first, strict=True)), (
         "another threshold is another mask"
     )

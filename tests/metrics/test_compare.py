@@ -344,3 +344,29 @@ def test_a_row_below_one_that_is_not_above_chance_has_no_rank() -> None:
     assert table.ranks == {"sure": 1, "unsure": None, "lower": None}
     assert set(table.reasons) == {"unsure", "lower"}
     assert compare(made, "auprc", above_chance=False).ranks == {"sure": 1, "unsure": 1, "lower": 3}
+
+
+def test_what_bins_leave_open_is_no_difference() -> None:
+    """Two methods a hair apart: told apart where the values are exact, not where their brackets overlap."""
+    rng = np.random.default_rng(3)
+    who = tuple((f"t{i:02d}", 30, 300) for i in range(16))
+    better = 1e-4 + rng.normal(0, 1e-6, (1, 16))
+    plain = {name: Samples(who, {"auprc": np.array([value])}, {"auprc": left}, {"auprc": 16})
+             for name, value, left in (("a", 0.6001, 0.6001 + (better - better.mean()) / 15), ("b", 0.6, np.full((1, 16), 0.6)))}  # fmt: skip
+    exact = compare(plain, "auprc")
+    blurred = compare({name: dataclasses.replace(own, brackets={"auprc": (own.value("auprc") - 2e-4, own.value("auprc") + 2e-4)})
+                       for name, own in plain.items()}, "auprc")  # fmt: skip
+    assert (exact.ranks, blurred.ranks) == ({"a": 1, "b": 2}, {"a": 1, "b": 1})
+    assert blurred.differences[0].p_rank == 1
+
+
+def test_a_p_that_accounts_for_the_choice_is_never_below_that_of_the_pair() -> None:
+    rng = np.random.default_rng(5)
+    who = tuple((f"t{i:02d}", 30, 300) for i in range(13))
+    for _ in range(8):
+        rows = {f"m{k}": 0.4 + 0.05 * k + rng.normal(0, 0.08, 13) for k in range(3)}
+        made = {
+            name: Samples(who, {"auprc": np.array([v.mean()])}, {"auprc": ((v.sum() - v) / 12)[None]}, {"auprc": 13})
+            for name, v in rows.items()
+        }
+        assert all(one.p_rank >= one.p for one in compare(made, "auprc", above_chance=False).differences)
