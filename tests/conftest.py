@@ -22,9 +22,9 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start co
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
 
 # Rooms that stay on one worker: two start a Ray, the others share runs that are made once.
-GROUPS = {"executors": "ray", "tune": "ray", "leaderboard": "leaderboard", "report": "report"}
+GROUPS = ("executors", "tune", "leaderboard", "report")
 LONGEST_FIRST = (
-    "ray", "leaderboard", "plugins/test_add_a_method.py", "testing/test_conformance.py", "report", "methods/test_distributed.py",
+    "executors", "tune", "leaderboard", "plugins/test_add_a_method.py", "testing/test_conformance.py", "report", "methods/test_distributed.py",
     "plugins/test_new.py", "datasets/test_layouts.py", "methods/test_training.py", "runner/test_resume.py",
     "datasets/test_phantom.py", "datasets/test_prepare.py", "test_api.py", "runner/test_faults.py", "test_cli.py",
 )  # fmt: skip
@@ -32,7 +32,8 @@ LONGEST_FIRST = (
 
 def room(path: str) -> str:
     """What stays on one worker together, for the path of a test file below this folder: its file, or a group of rooms."""
-    return GROUPS.get(path.partition("/")[0], path)
+    first = path.partition("/")[0]
+    return first if first in GROUPS else path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
