@@ -19,6 +19,7 @@ from adbench.config.cell import Cell, Source, TunedFrom, told_apart
 from adbench.config.protocols import Protocol
 from adbench.config.shared_fit import as_fitted, check_protocol, read_shared
 from adbench.errors import UserError, unknown
+from adbench.metrics.spec import SPECS
 from adbench.params import ParamSet, build
 from adbench.utils import limits
 
@@ -476,6 +477,8 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
             params = cls.resolve(preset, point)
             methods[name, params.json_text] = name, cls, params, _tuned(config.tuned_from, name, params)
     for name in config.metrics:
+        if name in SPECS and name not in registry.entries("metrics"):
+            raise UserError(f"{name} is measured by every run: leave it out of --metrics.")
         registry.load("metrics", name)
     found = []
     for dataset in dict.fromkeys(config.dataset):

@@ -210,7 +210,7 @@ def _told(repository: str) -> Iterator[None]:
         yield
     except raised as error:
         raise UserError(
-            f"The Hub did not give or take {repository}: {' '.join(str(error).split())[:300]} Check the name (owner/name), the "
+            f"The Hub did not give or take {repository}: {' '.join(str(error).split())[:300].rstrip('.')}. Check the name (owner/name), the "
             "network, and `hf auth login`."
         ) from None
 

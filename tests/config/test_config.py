@@ -83,6 +83,7 @@ def test_resolved_config_round_trips_to_the_same_cell(tmp_path: Path) -> None:
         ("method: histeq\ndataset: folder\ndata_root: /nowhere/at/all", [], "There is no folder /nowhere/at/all"),
         ("dataset: phantom", [], "Name a method"),
         ("method: histeq", [], "Name a dataset"),
+        ("method: histeq\ndataset: phantom\nmetrics: auprc", [], "auprc is measured by every run"),
         ("method: [unclosed", [], "not valid YAML"),
         ("just text", [], "must hold a mapping"),
         ("method: histeq\nset: 3", [], "`set` must map scopes to parameters"),
