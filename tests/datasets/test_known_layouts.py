@@ -139,7 +139,6 @@ def test_patterns_of_the_documentation(tmp_path: Path, layout: str) -> None:
     [
         ("msd_brain", "No file in {root} has a name of your own: this looks like MSD Task01 (brain tumours) (Task01_BrainTumour/imagesTr/BRATS_001.nii.gz); use --dataset msd_brain."),
         ("wmh", "No file in {root} has a name of your own: this looks like the WMH challenge (Singapore/1/orig/FLAIR.nii.gz); use --dataset wmh."),
-        ("brats23", "{root} holds BraTS2023-GLI (BraTS-GLI-"),
         ("mslub", "{root}/patient01/patient01_FLAIR.nii.gz and {root}/patient01/raw/patient01_FLAIR.nii.gz have the same name and different content: this looks like MSLUB, whose names --dataset mslub knows; otherwise remove one, or say where the names lie if they are of two patients (dataset.image_pattern={{subject}}/...), or leave patient01 out with dataset.exclude=[patient01]."),
         ("msseg", "There are masks ({root}/Center_01_Patient_02/Masks/Brain_Mask.nii.gz) and no image in {root}; Center_01_Patient_02/Masks/Consensus.nii.gz has no name of folder's."),
         ("ucsf_pdgm", "There are masks ({root}/UCSF-PDGM-0000_nifti/UCSF-PDGM-0000_tumor_segmentation.nii.gz) and no image in {root}; UCSF-PDGM-0000_nifti/UCSF-PDGM-0000_FLAIR_bias.nii.gz has no name of folder's."),

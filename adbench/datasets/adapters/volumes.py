@@ -194,13 +194,6 @@ class IndexedVolumes(VolumeDataset):
             )
         if others and self.families:
             raise several_sets(self.info.name, root, families)
-        labelled = next((family for family in others if SETS[family].other_labels), None)
-        if labelled and self.lesion_labels is None:
-            release = SETS[labelled]
-            raise UserError(
-                f"{root} holds {release.title} ({others[labelled][0]}), whose masks have labels that are no lesion: use --dataset "
-                f"{release.dataset}, or say which are with --set dataset.lesion_labels=[...]."
-            )
         index = Index([], [], [], [], [], [], unused, found)
         for (subject, session), members in sorted(groups.items()):
             self._add(index, subject, session, sorted(members, key=lambda m: (m[0].rank, m[1].name, str(m[1]))))

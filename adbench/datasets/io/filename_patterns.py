@@ -88,7 +88,6 @@ class KnownSet:
         subject: made of the groups.
         ranked: whether an earlier pattern wins over a later one.
         distinct: whether the names are found in no other release.
-        other_labels: whether its lesion masks hold values that are no lesion, so that only its own dataset may read them.
     """
 
     title: str
@@ -97,7 +96,6 @@ class KnownSet:
     subject: str = "{subject}"
     ranked: bool = False
     distinct: bool = True
-    other_labels: bool = False
 
     def named(self, family: str, path: str) -> Named | None:
         """What ``path`` says, or None when it is none of this set's names."""
@@ -159,13 +157,12 @@ SETS = {
         "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None}, re.IGNORECASE)
     ),
     "brats23": KnownSet(
-        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23", other_labels=True
+        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23"
     ),
     "brats23-other": KnownSet(
         "BraTS2023 (not glioma)",
         _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}),
         "brats23",
-        other_labels=True,
     ),
     "msd": KnownSet(
         "MSD Task01 (brain tumours)",
@@ -202,7 +199,6 @@ SETS = {
         "wmh",
         subject="{site}-{subject}",
         ranked=True,
-        other_labels=True,
     ),
     "soop": KnownSet(
         "SOOP",
