@@ -5,7 +5,7 @@
 # make setup  only install, into .venv
 PYTHON ?= python3
 VENV   := .venv
-WORKERS ?= 3
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 

@@ -156,13 +156,9 @@ SETS = {
     "brats19": KnownSet(
         "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None}, re.IGNORECASE)
     ),
-    "brats23": KnownSet(
-        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23"
-    ),
+    "brats23": KnownSet("BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23"),
     "brats23-other": KnownSet(
-        "BraTS2023 (not glioma)",
-        _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}),
-        "brats23",
+        "BraTS2023 (not glioma)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
     ),
     "msd": KnownSet(
         "MSD Task01 (brain tumours)",
