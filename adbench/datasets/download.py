@@ -256,7 +256,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
         return target
     part = target.with_name(target.name + _PART)
     part.parent.mkdir(parents=True, exist_ok=True)
-    content, size = hashlib.md5(usedforsecurity=False), 0
+    content, size = _md5(), 0
     room = memoryview(bytearray(_BLOCK))
     with open(part, "a+b", buffering=0) as file:
         file.seek(0)
@@ -275,7 +275,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                         )
                     if size and answer.status != 206:  # the server starts from the beginning
                         file.truncate(0)
-                        content, size = hashlib.md5(usedforsecurity=False), 0
+                        content, size = _md5(), 0
                     stated = answer.headers.get("Content-Length")
                     whole = size + int(stated) if stated and stated.isdigit() else None
                     if total is not None and whole is not None and whole != total:
@@ -297,7 +297,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                         total = size
                         break
                     file.truncate(0)
-                    content, size = hashlib.md5(usedforsecurity=False), 0
+                    content, size = _md5(), 0
                 problem = f"{error.code} {error.reason}"
             except (OSError, http.client.HTTPException) as error:
                 problem = str(error) or type(error).__name__

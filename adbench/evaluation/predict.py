@@ -271,24 +271,20 @@ class _Writer:
             UserError: they are of another run or another threshold, and would be overwritten.
         """
         path = self._sidecar(case)
-        self._refuse_other(path)
-        with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError, OSError):
-            content = read_json(path, limits.STATUS_BYTES)
-            sizes = {name: (self._out / name).stat().st_size for name in content["Files"]}
-            if content["Key"] == self._key(case) and sizes == content["Files"]:
-                return Prediction(**content["Found"])
-        return None
-
-    def _refuse_other(self, path: Path) -> None:
         made = own = (self._record.run_key, self._level)
+        found: Prediction | None = None
         with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError, OSError):
             content = read_json(path, limits.STATUS_BYTES)
             made = content["RunKey"], content["Threshold"]["Score"]
+            sizes = {name: (self._out / name).stat().st_size for name in content["Files"]}
+            if content["Key"] == self._key(case) and sizes == content["Files"]:
+                found = Prediction(**content["Found"])
         if made != own:
             raise UserError(
                 f"{path} is of the run {str(made[0])[:10]!r} at the threshold {made[1]!r}, and would be overwritten: give "
                 "another --out, or move it away."
             )
+        return found
 
     def write(self, data: LabelledSet, volume: ScoredVolume, *, domain: str) -> Prediction:
         """Write the files of one scan, the one that says it is complete last."""
