@@ -352,8 +352,25 @@ def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> So
     return replace(source, root=str(Path(root).resolve()))
 
 
+def named_modalities(dataset: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names in ``wanted`` as the opened ``dataset`` writes them.
+
+    Raises:
+        UserError: it has no such modality.
+    """
+    there: tuple[str, ...] = dataset.available()
+    by_upper = {name.upper(): name for name in there}
+    for name in wanted:
+        if name.upper() not in by_upper:
+            raise unknown(
+                f"modality of {dataset.info.name}{f' in {dataset.root}' if dataset.root else ''}", name, there
+            )
+    return tuple(by_upper[name.upper()] for name in wanted)
+
+
 def _modalities(config: RunConfig, source: Source, protocol: Protocol) -> tuple[str, ...]:
-    there: tuple[str, ...] = source.open().available()
+    dataset = source.open()
+    there: tuple[str, ...] = dataset.available()
     if protocol.modalities:
         unfit = [name for name in config.modality if name.upper() not in protocol.modalities]
         if unfit or not set(protocol.modalities) & set(there):
@@ -362,13 +379,7 @@ def _modalities(config: RunConfig, source: Source, protocol: Protocol) -> tuple[
                 f"{', '.join(unfit or there)}."
             )
         there = tuple(name for name in protocol.modalities if name in there)
-    if not config.modality:
-        return there[:1]
-    by_upper = {name.upper(): name for name in there}
-    for name in config.modality:
-        if name.upper() not in by_upper:
-            raise unknown(f"modality of {source.dataset}{f' in {source.root}' if source.root else ''}", name, there)
-    return tuple(by_upper[name.upper()] for name in config.modality)
+    return named_modalities(dataset, config.modality) or there[:1]
 
 
 def _folds(config: RunConfig, source: Source) -> list[Source]:
