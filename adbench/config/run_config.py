@@ -190,26 +190,8 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
 C = TypeVar("C", bound=RunConfig)
 
 
-def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
-    """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
-
-    Args:
-        path: the file, or None.
-        flags: values given on the command line; None and empty ones are not given.
-        assignments: texts of ``--set``.
-
-    Raises:
-        UserError: unreadable file, unknown key (the nearest is given), a value of a wrong type.
-    """
-    return load_as(RunConfig, path, flags, assignments)
-
-
 def read_yaml(path: Path, what: str) -> Any:
-    """The content of a YAML file, of plain types.
-
-    Args:
-        path: of the file.
-        what: it is, in the error.
+    """The content of a YAML file, of plain types; an error begins with ``what`` it is.
 
     Raises:
         UserError: it cannot be read, is not valid YAML, or is beyond a limit of :mod:`adbench.utils.limits`.
@@ -228,9 +210,7 @@ def read_yaml(path: Path, what: str) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """The content of a YAML text, of plain types; what it stands for is counted before it is built.
 
-    Args:
-        text: the YAML.
-        where: it comes from, to begin an error with.
+    An error begins with ``where`` the text comes from.
 
     Raises:
         UserError: it is beyond a limit of :mod:`adbench.utils.limits`, or a value holds itself.
@@ -260,8 +240,23 @@ def parse_yaml(text: str, where: str) -> Any:
     return yaml.load(text, Loader=_Values)
 
 
-def load_as(model: type[C], path: Path | None, flags: dict[str, Any], assignments: list[str]) -> C:
-    """:func:`load` for a ``model`` that may have more keys than a run configuration."""
+def load(
+    path: Path | None,
+    flags: dict[str, Any],
+    assignments: list[str],
+    model: type[C] = RunConfig,  # type: ignore[assignment]
+) -> C:
+    """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
+
+    Args:
+        path: the file, or None.
+        flags: values given on the command line; None and empty ones are not given.
+        assignments: texts of ``--set``.
+        model: :class:`RunConfig`, or one with more keys.
+
+    Raises:
+        UserError: unreadable file, unknown key (the nearest is given), a value of a wrong type.
+    """
     merged: dict[str, Any] = {}
     if path is not None:
         content = read_yaml(path, "config file")
@@ -326,9 +321,9 @@ def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> So
 
     Args:
         name: of the dataset.
-        root: its folder, or None: ``$ADBENCH_DATA/<name>``.
+        root: its folder; None: ``$ADBENCH_DATA/<name>``.
         params: those that differ from the defaults.
-        flag: the option that gives ``root``, for messages.
+        flag: the option that gives ``root``.
 
     Raises:
         UserError: unknown dataset or parameter; no root given, or none there (says what is expected and where to get it).
