@@ -57,6 +57,7 @@ def load(path: Path, flags: dict[str, Any], assignments: list[str]) -> GridConfi
         UserError: unreadable file, unknown key or axis (the nearest is given), a value of a wrong type.
     """
     grid = run_config.load(path, flags, assignments, GridConfig)
+    assert isinstance(grid, GridConfig)
     for number, block in enumerate(grid.include, 1):
         for name in block:
             if name not in _BLOCK:
@@ -97,11 +98,7 @@ def _methods(grid: GridConfig) -> set[str]:
 
 
 def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.resolve_device) -> list[Cell]:
-    """Every cell of the grid once, resolved and checked.
-
-    Args:
-        grid: from :func:`load`.
-        resolve_device: as in :func:`adbench.config.run_config.cells`.
+    """Every cell of the grid once, resolved and checked; ``resolve_device`` as in :func:`adbench.config.run_config.cells`.
 
     Raises:
         UserError: anything unknown, missing or out of range; a rule that excludes nothing.

@@ -321,16 +321,7 @@ def get(name: str) -> Protocol:
 
 
 def choose(name: str | None, dataset: str, own: str, train_on: str | None) -> Protocol:
-    """The protocol of a run.
-
-    Args:
-        name: what the user asked for, or None.
-        dataset: that is tested on.
-        own: that dataset's own protocol.
-        train_on: the training source the user named, or None.
-
-    Returns:
-        The one asked for; else the one made for this training source and dataset; else the dataset's own.
+    """The protocol of a run: the one asked for; else one made for this training source and dataset; else the dataset's own.
 
     Raises:
         UserError: it is not for this dataset, or trains on another source.

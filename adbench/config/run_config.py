@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
@@ -187,9 +187,6 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
     return scope, key, value
 
 
-C = TypeVar("C", bound=RunConfig)
-
-
 def read_yaml(path: Path, what: str) -> Any:
     """The content of a YAML file, of plain types; an error begins with ``what`` it is.
 
@@ -241,11 +238,8 @@ def parse_yaml(text: str, where: str) -> Any:
 
 
 def load(
-    path: Path | None,
-    flags: dict[str, Any],
-    assignments: list[str],
-    model: type[C] = RunConfig,  # type: ignore[assignment]
-) -> C:
+    path: Path | None, flags: dict[str, Any], assignments: list[str], model: type[RunConfig] = RunConfig
+) -> RunConfig:
     """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
 
     Args:
@@ -277,7 +271,7 @@ def load(
     return validated(model, merged)
 
 
-def validated(model: type[C], content: dict[str, Any]) -> C:
+def validated(model: type[RunConfig], content: dict[str, Any]) -> RunConfig:
     """``content`` as a configuration.
 
     Raises:

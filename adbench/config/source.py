@@ -282,13 +282,7 @@ class Closure:
 
 
 def of_plugin(modules: Iterable[str], distribution: Distribution | None, by_name: Iterable[str] = ()) -> Closure:
-    """The closure of a plug-in, with every file of its packages and distribution.
-
-    Args:
-        modules: where it begins.
-        distribution: that provides it.
-        by_name: modules that count if it can load anything by its name.
-    """
+    """The closure of a plug-in, with every file of its packages and distribution; ``by_name`` as in :class:`Closure`."""
     folder = Path(str(distribution.locate_file(""))) if distribution else Path()
     files = [Path(str(distribution.locate_file(file))) for file in distribution.files or ()] if distribution else []
     code = [file.relative_to(folder) for file in files if file.suffix == ".py" and file.is_relative_to(folder)]

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import CellFailed, UserError
-from adbench.evaluation.pictures import illustrate
 from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.executors.serial import Options, Outcome
 from adbench.executors.worker import Job, Result, run_in_process
@@ -96,10 +95,8 @@ class RayExecutor:
             plan = waiting.pop(0)
             if plan.fit_key in fitting:
                 held.append(plan)
-            elif self.options.done(plan):
-                plan.trace()
-                illustrate(plan.run_folder)
-                yield Outcome(plan, reused=True)
+            elif (found := self.options.reused(plan)) is not None:
+                yield found
             else:
                 self._submit(plan, self.request(plan))
                 if not (plan.fit_folder / FIT).exists():

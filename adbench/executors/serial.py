@@ -73,6 +73,15 @@ class Options:
         """Whether nothing is left to do for ``plan``."""
         return not self.force and plan.done(save_maps=self.save_maps)
 
+    def reused(self, plan: Plan, progress: Progress | None = None) -> Outcome | None:
+        """The outcome of a cell that is done already; None for any other."""
+        if not self.done(plan):
+            return None
+        if plan.cell.tuned_from is not None:
+            plan.record()  # one that was made before a search chose its parameters learns of the search
+        illustrate(plan.run_folder, progress)
+        return Outcome(plan, reused=True)
+
     def run(self, plan: Plan, progress: Progress | None = None, **facts: Any) -> None:
         """Run a cell that is not done, in this process; ``adbench status`` shows ``facts`` beside its progress.
 
@@ -143,10 +152,8 @@ def serial(
         begin = time.perf_counter()
         outcome = Outcome(plan)
         try:
-            if options.done(plan):
-                plan.trace()
-                illustrate(plan.run_folder, progress)
-                outcome = Outcome(plan, reused=True)
+            if (found := options.reused(plan, progress)) is not None:
+                outcome = found
             else:
                 if foreign not in ("", plan.cell.method):
                     journal.hand_over()

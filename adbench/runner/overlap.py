@@ -14,11 +14,7 @@ from adbench.errors import UserError
 def check_names(train: SliceSet, val: SliceSet, threshold: SliceSet, test: SliceSet) -> None:
     """Refuse a person with two roles, under whatever name a release of the data knows them.
 
-    Args:
-        train: slices to learn from.
-        val: healthy slices that choose the checkpoint.
-        threshold: labelled slices that choose the threshold; they may be of the subjects of ``val``.
-        test: slices that are scored.
+    The subjects whose healthy slices choose the checkpoint (``val``) may also choose the threshold.
 
     Raises:
         UserError: a person has two roles, or two releases meet that share patients under different names.
@@ -40,13 +36,9 @@ def check_names(train: SliceSet, val: SliceSet, threshold: SliceSet, test: Slice
 def overlapping_ids(
     train: dict[str, str], val: dict[str, str], threshold: dict[str, str], test: dict[str, str]
 ) -> list[list[str]]:
-    """The names of every person with two roles. Choosing the checkpoint and choosing the threshold count as one role.
+    """The names of every person with two roles, from person -> name of each role.
 
-    Args:
-        train: person -> name among the training subjects.
-        val: among those that choose the checkpoint.
-        threshold: among those that choose the threshold.
-        test: among those that are scored.
+    Choosing the checkpoint (``val``) and choosing the threshold count as one role.
     """
     learned = val | train
     people = learned.keys() & test.keys() | train.keys() & threshold.keys() | threshold.keys() & test.keys()
@@ -62,12 +54,7 @@ def check_pixels(
 ) -> None:
     """Refuse slices that occur under the names of two people, and scans with two roles; warn of scans that look alike.
 
-    Args:
-        stores: of ``train`` and ``val``, of ``threshold``, and of ``test``.
-        train: slices to learn from.
-        val: healthy slices that choose the checkpoint.
-        threshold: labelled slices that choose the threshold.
-        test: slices that are scored.
+    The ``stores`` are that of ``train`` and ``val``, that of ``threshold``, and that of ``test``.
 
     Raises:
         UserError: names the two subjects and their roles.

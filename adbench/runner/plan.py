@@ -138,11 +138,6 @@ class Plan:
         names = {*self.cell.metrics, *(usable & set(record.optional if record is not None else ()))}
         return replace(self, cell=replace(self.cell, metrics=tuple(sorted(names))))
 
-    def trace(self) -> None:
-        """Tell the record of a run that was made before a search chose its parameters about the search."""
-        if self.cell.tuned_from is not None:
-            self.record()
-
 
 def open_store(source: Source, modality: str, cache: Path, progress: Progress) -> SliceStore:
     """The slice store of ``source``, prepared if need be; doubtful files are warned of."""
@@ -269,13 +264,7 @@ def _check_fit(fit: SharedFit, threshold: LabelledSet, scored: LabelledSet) -> N
 
 
 def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | None = None) -> list[Plan]:
-    """Plan every cell; data that cells share are opened and hashed once.
-
-    Args:
-        cells: from :func:`adbench.config.run_config.cells` or :func:`adbench.config.grid.cells`.
-        out: folder of runs and fits.
-        cache: folder of slice stores.
-        progress: receives the progress of preparation.
+    """Plan every cell, with runs and fits below ``out`` and slice stores in ``cache``; shared data are opened and hashed once.
 
     Raises:
         UserError: from :func:`gather`.

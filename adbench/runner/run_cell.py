@@ -55,7 +55,7 @@ def run_cell(
     processes at once, one makes the record and the others wait for it; of runs with one fit, one trains.
 
     Args:
-        plan: what is run.
+        plan: of the cell.
         progress: receives progress.
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.

@@ -60,11 +60,7 @@ def choose_positions(data: LabelledSet, count: int = 6) -> list[int]:
 
 
 class Samples:
-    """Collects the chosen slices of ``data`` from its scored volumes.
-
-    Args:
-        data: the test set.
-    """
+    """Collects the chosen slices of the test set ``data`` from its scored volumes."""
 
     def __init__(self, data: LabelledSet) -> None:
         self._data, self._shown = data, choose_positions(data)

@@ -142,10 +142,7 @@ def listed(out: Path) -> list[dict[str, Any]]:
 def push(folder: Path, repository: str, *, private: bool = False) -> str:
     """Upload a shared fit to the Hugging Face Hub (``HF_ENDPOINT``, with the token of ``hf auth login``).
 
-    Args:
-        folder: from :func:`export`.
-        repository: "owner/name", made if need be.
-        private: make it private.
+    The ``repository`` ("owner/name") is made if need be.
 
     Returns:
         The address of the commit.
@@ -172,10 +169,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
 def pull(repository: str, to: Path, revision: str | None = None) -> SharedFit:
     """Download a shared fit from the Hugging Face Hub; nothing but tensors, JSON and the card is fetched.
 
-    Args:
-        repository: "owner/name".
-        to: folder to write to.
-        revision: branch, tag or commit; None: the newest.
+    The ``repository`` is "owner/name", its ``revision`` a branch, tag or commit; None: the newest.
 
     Raises:
         UserError: there is no such repository, or it holds no shared fit.

@@ -61,8 +61,8 @@ def run_apart(
     Args:
         folder: of the search.
         number: of the trial.
-        point: the proposal.
-        report: called in this process.
+        point: the proposal, in Optuna's terms.
+        report: is called in this process.
         seconds: it may take; None: any.
         cores: threads that it computes with.
         memory: the part of the GPU's memory that it may fill; None: all.
@@ -108,12 +108,8 @@ def _attempt(folder: Path, number: int, point: dict[str, Any], cores: int, memor
 def run_trial(folder: Path, number: int, point: dict[str, Any], report: Report) -> str:
     """Fit and measure one trial, going on from where an earlier attempt stopped.
 
-    Args:
-        folder: of the search.
-        number: of the trial; 0 has the default parameters, whatever ``point`` is.
-        point: the proposal, in Optuna's terms.
-        report: receives ``share`` (percent of the training), ``value`` (of the objective), and ``reports``, ``seconds`` and
-            ``error`` of all attempts.
+    Trial 0 has the default parameters, whatever ``point`` is. ``report`` receives ``share`` (percent of the training),
+    ``value`` (of the objective), and ``reports``, ``seconds`` and ``error`` of all attempts.
 
     Returns:
         Why it failed, which was reported; "" when it did not.
