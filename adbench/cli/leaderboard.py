@@ -206,6 +206,34 @@ def merge(
 
 
 @board.command(
+    "recount",
+    epilog="Example:\n\n  adbench leaderboard recount leaderboards && adbench leaderboard build",
+)
+def recount(root: Root = BOARDS, quiet: Quiet = False) -> None:
+    """Bring results of an earlier release to the definitions of this one, from the counts that they hold.
+
+    When a definition changes, results of before no longer verify ("numbers of other definitions"). No data and no maps are
+    needed where the counts decide the new numbers; otherwise the result is left as it is, and named.
+    """
+    from adbench.leaderboard.recount import recount as count_again
+    from adbench.leaderboard.verify import targets
+    from adbench.utils.console import LiveProgress, say
+
+    paths = [path for path in targets(root) if path.is_file()]  # a run is scored again by running it
+    changed, refused = 0, list[str]()
+    with LiveProgress(quiet) as progress:
+        for done, path in enumerate(paths, 1):
+            try:
+                changed += count_again(path) is not None
+            except UserError as error:
+                refused.append(str(error))
+            progress.update("count again", done, len(paths))
+    say(f"{changed} of {len(paths)} results counted again. Next: adbench leaderboard build {root}")
+    if refused:
+        raise UserError("\n".join(refused))
+
+
+@board.command(
     "diff",
     epilog="Examples:\n\n  adbench leaderboard diff RUN_A RUN_B\n\n"
     "  adbench leaderboard diff leaderboards ../other-checkout/leaderboards",

@@ -112,7 +112,14 @@ def rows(result: Evaluation) -> list[list[str]]:
         about = "≈" if metric.spread > WIDE else ""
         value = "—" if metric.value is None else f"{about}{metric.value:.4f}"
         remark = ", ".join(part for part in ("oracle" if metric.oracle else "", metric.reason) if part)
-        found.append([name, value, ends, str(metric.n) if metric.value is not None else "", remark])
+        over = (
+            ""
+            if metric.value is None
+            else str(metric.n)
+            if metric.n == metric.n_all
+            else f"{metric.n} of {metric.n_all}"
+        )
+        found.append([name, value, ends, over, remark])
     return found
 
 

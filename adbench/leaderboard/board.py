@@ -198,9 +198,11 @@ class Board:
         """What its numbers are about, in one line."""
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
+        scored = len(self.record.subjects)  # none in a board of published results
+        volumes = f", {scored} volumes" if scored > test.subjects else ""
         return (
             f"{self.name}: {several(test.subjects, 'test subject')}"
-            f"{lesion}, {several(test.slices, 'slice')}{_pixel(test.mm)}, "
+            f"{lesion}{volumes}, {several(test.slices, 'slice')}{_pixel(test.mm)}, "
             f"prevalence {self.record.prevalence:.4f}"
             f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
         )

@@ -34,7 +34,7 @@ from adbench.leaderboard.consistency import (
 from adbench.leaderboard.submission import SPATIAL, Submission, own_digest, ranking_left_out, sha256
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric, Subject
-from adbench.metrics.evaluate import evaluate
+from adbench.metrics.evaluate import Evaluation, evaluate
 from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import choose_thresholds, slice_thresholds
@@ -225,18 +225,23 @@ def check_numbers(submission: Submission) -> Iterator[Issue]:
         yield Issue(f"metrics.{metric}", record.metrics[metric].value, why=why)
     yield from _optional_facts(record)
     yield from _range(record)
-    metrics = [_metric(name, record) for name in record.optional if name in record.metrics and name not in unchecked]
-    spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
-    evaluation = evaluate(
-        test, validation, level=protocols.get(name).level, spatial=spatial, metrics=metrics, strata=True
-    )
-    stored, recomputed = numbers_without(record, unchecked), evaluation.as_dict()
+    evaluation = recomputed(submission)
+    stored, computed = numbers_without(record, unchecked), evaluation.as_dict()
     for field in NUMBERS:
-        yield from differences(field, stored[field], recomputed[field])
+        yield from differences(field, stored[field], computed[field])
     for note in evaluation.notes:
         if note not in record.notes:
             yield Issue("notes", why=f"this one is missing: {note}")
     yield from _ranking(submission, evaluation.metrics[RANKED_BY].value is not None)
+
+
+def recomputed(submission: Submission) -> Evaluation:
+    """All numbers from the counts; a metric that is not installed here and left no sums is left out."""
+    record, spatial, unchecked = submission.record, submission.spatial, _not_installed(submission)
+    metrics = [_metric(name, record) for name in record.optional if name in record.metrics and name not in unchecked]
+    spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
+    level = protocols.get(record.protocol["name"]).level
+    return evaluate(submission.test, submission.validation, level=level, spatial=spatial, metrics=metrics, strata=True)
 
 
 def numbers_without(record: Record, metrics: Collection[str]) -> dict[str, Any]:
