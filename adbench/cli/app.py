@@ -49,6 +49,8 @@ TimeLimit = Annotated[
     str | None,
     typer.Option("--time-limit", metavar="8h", help="End a run that takes longer (45s, 90m, 8h); it has failed."),
 ]
+TrainOn = Annotated[str | None, typer.Option("--train-on", help="Learn from another dataset, e.g. healthy scans.")]
+Device = Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
 AtMost = Annotated[int | None, typer.Option("--max-concurrent", min=1, help="Runs at a time; default: as many as fit.")]
 
 
@@ -72,6 +74,14 @@ def _options(
 def split(values: list[str] | None) -> tuple[str, ...]:
     """The names in options that may be repeated and may hold commas, in order."""
     return tuple(part.strip() for value in values or [] for part in value.split(",") if part.strip())
+
+
+def as_settings(**options: Any) -> dict[str, Any]:
+    """Options as the command line has them, as values of a :class:`adbench.config.run_config.RunConfig`."""
+    return {
+        name: split(value) if isinstance(value, list) else str(value) if isinstance(value, Path) else value
+        for name, value in options.items()
+    }
 
 
 def main() -> None:

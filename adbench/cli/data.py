@@ -16,6 +16,7 @@ from adbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
     from adbench.datasets.base import Dataset
+    from adbench.datasets.store.slice_store import SliceStore
 
 data = typer.Typer(help="Look at datasets: find, check, prepare, show; write synthetic ones.", no_args_is_help=True)
 app.add_typer(data, name="data")
@@ -222,7 +223,6 @@ def get(
     """Fetch a dataset that needs no agreement; say how to get any other. An interrupted download goes on where it stopped."""
     from adbench.config import registry
     from adbench.datasets import download
-    from adbench.errors import UserError
     from adbench.utils.console import LiveProgress, say
     from adbench.utils.console import out as console
 
@@ -264,15 +264,24 @@ def unpack(
             say(f"{inner} is an archive too: a plain .tar is read in place, another one needs `adbench data unpack`.")
 
 
-def _modalities(dataset: Dataset, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    there = dataset.available()
-    by_upper = {name.upper(): name for name in there}
-    for name in wanted:
-        if name.upper() not in by_upper:
-            raise unknown(
-                f"modality of {dataset.info.name}{f' in {dataset.root}' if dataset.root else ''}", name, there
-            )
-    return tuple(by_upper[name.upper()] for name in wanted) or there
+def _store(
+    dataset: str,
+    data_root: Path | None,
+    modality: str | None,
+    set_: list[str] | None,
+    workers: int | None,
+    cache: Path | None,
+    quiet: bool,
+) -> SliceStore:
+    """The store of one modality, by default the dataset's first; what is missing of it is prepared."""
+    from adbench.config import run_config
+    from adbench.datasets.store.prepare import prepare as prepare_store
+    from adbench.utils.console import LiveProgress
+
+    chosen = located(dataset, data_root, set_ or [])
+    name, *_ = run_config.named_modalities(chosen, split([modality] if modality else [])) or chosen.available()
+    with resumable(), LiveProgress(quiet) as progress:
+        return prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
 
 
 @data.command(
@@ -304,7 +313,7 @@ def prepare(
     with resumable(), LiveProgress(quiet or json_) as progress:
         stores = prepare_all(
             chosen,
-            _modalities(chosen, split(modality)),
+            run_config.named_modalities(chosen, split(modality)) or chosen.available(),
             cache or run_config.default_cache(),
             progress,
             workers=workers,
@@ -375,16 +384,11 @@ def show(
     quiet: Quiet = False,
 ) -> None:
     """Draw a contact sheet of prepared slices with the contours of brain (cyan) and lesion (red); prepares what is missing first."""
-    from adbench.config import run_config
     from adbench.datasets.contact_sheet import contact_sheet
-    from adbench.datasets.store.prepare import prepare as prepare_store
-    from adbench.utils.console import LiveProgress, say
+    from adbench.utils.console import say
 
-    chosen = located(dataset, data_root, set_ or [])
-    name = _modalities(chosen, (modality,) if modality else ())[0]
-    with resumable(), LiveProgress(quiet) as progress:
-        store = prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
-    path = out or Path(f"{dataset}-{name.lower()}.png")
+    store = _store(dataset, data_root, modality, set_, workers, cache, quiet)
+    path = out or Path(f"{dataset}-{store.modality.lower()}.png")
     shown = contact_sheet(store, path, subjects=split(subject), count=count, slices=slices)
     say(f"{shown} of {len(store.cases)} cases: {path}")
 
@@ -407,21 +411,16 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write prepared images and masks back to NIfTI, for a viewer."""
-    from adbench.config import run_config
     from adbench.datasets.contact_sheet import choose_cases
     from adbench.datasets.export import SPACES, export_case
-    from adbench.datasets.store.prepare import prepare as prepare_store
-    from adbench.utils.console import LiveProgress, say
+    from adbench.utils.console import say
 
     if space not in SPACES:
         raise unknown("space", space, SPACES)
     wanted = split(subject)
     if not wanted:
         raise UserError("Name a subject: --subject ID.")
-    chosen = located(dataset, data_root, set_ or [])
-    name = _modalities(chosen, (modality,) if modality else ())[0]
-    with resumable(), LiveProgress(quiet) as progress:
-        store = prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
+    store = _store(dataset, data_root, modality, set_, workers, cache, quiet)
     for case in choose_cases(store, wanted, 0):
         for path in export_case(store, case.id, out, space=space):
             say(str(path))

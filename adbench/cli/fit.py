@@ -56,26 +56,12 @@ def list_(out: Out = Path("runs"), json_: Json = False) -> None:
     if json_:
         print_json(found)
         return
-    columns = [
-        ("method", "left"),
-        ("MB", "right"),
-        ("by", "left"),
-        ("licence", "left"),
-        ("trained on", "left"),
-        ("folder", "left"),
-    ]
-    rows = [
-        [
-            r["method"],
-            f"{r['bytes'] / 1e6:.1f}",
-            r["author"] or "this folder",
-            r["licence"],
-            r["trained_on"],
-            r["folder"],
-        ]
-        for r in found
-    ]
-    table("fits", columns, rows)
+    headings = ("method", "MB", "by", "licence", "trained on", "folder")
+    rows = []
+    for row in found:
+        size, author = f"{row['bytes'] / 1e6:.1f}", row["author"] or "this folder"
+        rows.append([row["method"], size, author, row["licence"], row["trained_on"], row["folder"]])
+    table("fits", [(heading, "right" if heading == "MB" else "left") for heading in headings], rows)
 
 
 @fits.command(epilog="Example:\n\n  adbench fit push shared my-name/madad-ixi-t1")

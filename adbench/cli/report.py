@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from adbench.cli.app import Json, Quiet, app, split
+from adbench.cli.app import Cache, Json, Quiet, app, split
 from adbench.errors import UserError
 
 
@@ -40,9 +40,7 @@ def report(
         Grid | None, typer.Option(help="Also export maps and reconstructions of the subjects shown as NIfTI.")
     ] = None,
     nifti_all: Annotated[bool, typer.Option("--nifti-all", help="Export every test subject.")] = False,
-    cache: Annotated[
-        Path | None, typer.Option(help="Folder of prepared slice stores; default: $ADBENCH_CACHE or ~/.cache/adbench.")
-    ] = None,
+    cache: Cache = None,
     device: Annotated[str, typer.Option(help="Where maps that were not saved are made again.")] = "auto",
     json_: Json = False,
     quiet: Quiet = False,
@@ -81,14 +79,8 @@ def report(
         files = write_report(gathered, out, command, progress)
     volumes = exporter.files if exporter else []
     if json_:
-        print_json(
-            {
-                "page": str(files[0]),
-                "figures": [str(f) for f in files[1:]],
-                "nifti": [str(f) for f in volumes],
-                "notes": gathered.notes,
-            }
-        )
+        figures, exported = ([str(file) for file in some] for some in (files[1:], volumes))
+        print_json({"page": str(files[0]), "figures": figures, "nifti": exported, "notes": gathered.notes})
         return
     for note in gathered.notes:
         say(note)

@@ -13,16 +13,18 @@ from adbench.cli.app import (
     Address,
     AtMost,
     Cache,
+    Device,
     Json,
     Preset,
     Protocol,
     Quiet,
     Root,
     TimeLimit,
+    TrainOn,
     TrainRoot,
     app,
+    as_settings,
     seconds,
-    split,
 )
 
 if TYPE_CHECKING:
@@ -65,11 +67,9 @@ def run(
     ] = None,
     preset: Preset = None,
     data_root: Root = None,
-    train_on: Annotated[
-        str | None, typer.Option(help="Learn from another dataset, e.g. a folder of healthy slices.")
-    ] = None,
+    train_on: TrainOn = None,
     train_root: TrainRoot = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda or cuda:N.")] = None,
+    device: Device = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -142,23 +142,9 @@ def run(
     from adbench.utils import distributed
     from adbench.utils.console import LiveProgress, say
 
-    flags: dict[str, Any] = {
-        "method": split(method),
-        "dataset": split(dataset),
-        "modality": split(modality),
-        "protocol": protocol,
-        "seed": split(seed),
-        "fold": split(fold),
-        "metrics": split(metrics),
-        "preset": preset,
-        "data_root": str(data_root) if data_root else None,
-        "train_on": train_on,
-        "train_root": str(train_root) if train_root else None,
-        "device": device,
-        "out": str(out) if out else None,
-        "cache": str(cache) if cache else None,
-        "fit": str(fit.absolute()) if fit else None,
-    }
+    flags = as_settings(method=method, dataset=dataset, modality=modality, protocol=protocol, seed=seed, fold=fold)
+    flags |= as_settings(metrics=metrics, preset=preset, data_root=data_root, train_on=train_on, train_root=train_root)
+    flags |= as_settings(device=device, out=out, cache=cache, fit=fit and fit.absolute())
     if grid is not None and config is not None:
         raise UserError("--grid takes everything that --config takes: give one of the two.")
     settings = grids.load(grid, flags, set_ or []) if grid else configs.load(config, flags, set_ or [])

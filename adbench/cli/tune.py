@@ -12,16 +12,18 @@ from adbench.cli.app import (
     Address,
     AtMost,
     Cache,
+    Device,
     Json,
     Preset,
     Protocol,
     Quiet,
     Root,
     TimeLimit,
+    TrainOn,
     TrainRoot,
     app,
+    as_settings,
     seconds,
-    split,
 )
 
 
@@ -76,9 +78,9 @@ def tune(
     seed: Annotated[int | None, typer.Option("--seed", "-s", min=0, help="Seed of every fit.")] = None,
     preset: Preset = None,
     data_root: Root = None,
-    train_on: Annotated[str | None, typer.Option(help="Train on another dataset.")] = None,
+    train_on: TrainOn = None,
     train_root: TrainRoot = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    device: Device = None,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -113,21 +115,10 @@ def tune(
     from adbench.tune.task import Options
     from adbench.utils.console import LiveProgress, print_json, say
 
-    flags: dict[str, Any] = {
-        "method": split([method] if method else None),
-        "dataset": split([dataset] if dataset else None),
-        "modality": split([modality] if modality else None),
-        "protocol": protocol,
-        "seed": None if seed is None else (seed,),
-        "preset": preset,
-        "data_root": str(data_root) if data_root else None,
-        "train_on": train_on,
-        "train_root": str(train_root) if train_root else None,
-        "device": device,
-        "out": str(out) if out else None,
-        "cache": str(cache) if cache else None,
-    }
-    settings: configs.RunConfig = configs.load(config, flags, set_ or [])
+    flags = as_settings(method=method, dataset=dataset, modality=modality, protocol=protocol, seed=seed, preset=preset)
+    flags |= as_settings(data_root=data_root, train_on=train_on, train_root=train_root)
+    flags |= as_settings(device=device, out=out, cache=cache)
+    settings = configs.load(config, flags, set_ or [])
     options = Options(
         objective=objective,
         trials=trials,
@@ -174,15 +165,10 @@ def _print(result: Any) -> None:
     counts = ", ".join(f"{count(trials, state)} {words}" for state, words in states.items() if count(trials, state))
     best = ranked(trials, task.mode)[:10]
     others = [trial for trial in trials if trial.state != "complete"]
+    headings = ("trial", "state", task.objective, "seconds", *names)
     table(
         f"{task.cell.label}: {task.objective}",
-        [
-            ("trial", "right"),
-            ("state", "left"),
-            (task.objective, "right"),
-            ("seconds", "right"),
-            *((name, "right") for name in names),
-        ],
+        [(heading, "left" if heading == "state" else "right") for heading in headings],
         [
             [
                 str(t.number),

@@ -56,7 +56,7 @@ def load(path: Path, flags: dict[str, Any], assignments: list[str]) -> GridConfi
     Raises:
         UserError: unreadable file, unknown key or axis (the nearest is given), a value of a wrong type.
     """
-    grid = run_config.load_as(GridConfig, path, flags, assignments)
+    grid = run_config.load(path, flags, assignments, GridConfig)
     for number, block in enumerate(grid.include, 1):
         for name in block:
             if name not in _BLOCK:

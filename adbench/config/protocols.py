@@ -85,6 +85,19 @@ _TUMOUR_FREE = (
 )
 _HEALTHY = "no threshold maximises Dice without a lesion; `fpr1` and `fpr5` come from the healthy subjects of `val`"
 
+_INSERTED = Protocol(
+    "ixi-inserted",
+    "1",
+    "Healthy IXI subjects train; others get synthetic lesions: it tells methods apart, it does not measure them",
+    _IXI,
+    "16 evenly spread slices of every IXI subject of the split `test`, synthetic lesions in half of them",
+    "the threshold that maximises pooled Dice over slices of the split `val`, made the same way",
+    train_on="ixi",
+    datasets=("ixi",),
+    slices="spread",
+    healthy=True,
+    inserted=True,
+)
 _BASES = (
     Protocol("phantom", "1", "Healthy phantoms train, phantoms with lesions test", _LESION_FREE, _ALL_TEST, _VAL),
     Protocol(
@@ -116,19 +129,7 @@ _BASES = (
         healthy=True,
         metrics=("alarms@fpr1", "alarms@fpr5"),
     ),
-    Protocol(
-        "ixi-inserted",
-        "1",
-        "Healthy IXI subjects train; others get synthetic lesions: it tells methods apart, it does not measure them",
-        _IXI,
-        "16 evenly spread slices of every IXI subject of the split `test`, synthetic lesions in half of them",
-        "the threshold that maximises pooled Dice over slices of the split `val`, made the same way",
-        train_on="ixi",
-        datasets=("ixi",),
-        slices="spread",
-        healthy=True,
-        inserted=True,
-    ),
+    _INSERTED,
 )
 _COMPARED = (
     Protocol(
@@ -260,18 +261,10 @@ _PAPERS = (
         "an oracle, see the preset `upd`; `val` stands beside it",
         preset="upd",
     ),
-    Protocol(
-        "mood",
-        "1",
-        "Healthy IXI subjects train, others get synthetic objects: average precision by voxel, by slice and by object (MOOD's tasks)",
-        _IXI,
-        "16 evenly spread slices of every IXI subject of the split `test`, synthetic lesions in half of them",
-        "the threshold that maximises pooled Dice over slices of the split `val`, made the same way",
-        train_on="ixi",
-        datasets=("ixi",),
-        slices="spread",
-        healthy=True,
-        inserted=True,
+    replace(
+        _INSERTED,
+        name="mood",
+        summary="Healthy IXI subjects train, others get synthetic objects: average precision by voxel, by slice and by object (MOOD's tasks)",
         columns=("image_auprc@max", "image_auroc@max", "lesion_f1@val", "froc"),
     ),
 )

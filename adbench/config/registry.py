@@ -21,121 +21,77 @@ from adbench.utils import installed
 
 Kind = Literal["methods", "datasets", "metrics"]
 
+# What comes with adbench: name -> where the class is, below the package of its kind, and one line about it.
+_METHODS = {
+    "madad": ("madad.method:MADAD", "Masked latent diffusion that finds and repairs its own anomalies"),
+    "latent": ("latent:Latent", "Distance of a slice's latents from the healthy ones, without diffusion"),
+    "reflect": ("reflect:Reflect", "Rectified flow that carries corrupted latents back to healthy ones"),
+    "ae": ("ae:AE", "Autoencoder with a dense bottleneck; residual of the reconstruction"),
+    "vae": ("vae:VAE", "Variational autoencoder; residual of the reconstruction or of the restoration"),
+    "dae": ("dae:DAE", "Denoising autoencoder trained on coarse noise; one pass"),
+    "restore": ("restore:Restore", "A network repairs synthetic anomalies, or detects them (DISYRE, FPI, PII, NSA)"),
+    "ddpm": ("ddpm:DDPM", "Denoising diffusion: noise the slice, walk back, take the residual"),
+    "pddpm": ("pddpm:PDDPM", "Diffusion that noises one box at a time and fills it from the others"),
+    "andi": ("andi:ANDi", "Diffusion: how far many single steps miss, aggregated; the fit of ddpm"),
+    "thor": ("thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
+    "features": ("features:Features", "Frozen features of a network trained on something else, or not at all"),
+    "itermask": ("itermask:IterMask", "Two UNets lift a mask where they can paint in what is under it"),
+    "asymmetry": ("simple:Asymmetry", "Difference to the mirrored half of the brain, no training"),
+    "histeq": ("simple:HistEq", "Histogram-equalised intensity, no training"),
+    "zscore": ("simple:ZScore", "Voxel-wise |z| against the healthy training slices"),
+    "constant": ("simple:Constant", "The same score everywhere: the floor of every metric"),
+}
+_DATASETS = {
+    "phantom": ("phantom.dataset:Phantom", "Deformed MNI152 anatomy with synthetic lesions; needs no download"),
+    "ixi": ("adapters.ixi:IXI", "IXI as distributed: healthy T1, T2 and PD with skull, three scanners"),
+    "atlas": ("adapters.atlas:Atlas", "ATLAS v2.0 as distributed: stroke, T1 with skull on the MNI grid"),
+    "brats21": ("adapters.brats:BraTS21", "BraTS'21 as distributed: glioma, FLAIR, T1, T1CE and T2"),
+    "brats23": (
+        "adapters.brats23:BraTS23",
+        "BraTS 2023 and 2024 (GLI, MET, PED, MEN, SSA): tumours, FLAIR, T1, T1CE and T2",
+    ),
+    "msd_brain": (
+        "adapters.described:MSDBrain",
+        "Medical Segmentation Decathlon, Task01: glioma, four sequences in 4-D files",
+    ),
+    "isles22": ("adapters.described:ISLES22", "ISLES'22: acute stroke, FLAIR, DWI and ADC"),
+    "mslub": ("adapters.described:MSLUB", "MSLUB: multiple sclerosis, FLAIR, T1, T1CE and T2"),
+    "wmh": ("adapters.described:WMH", "WMH challenge: white-matter hyperintensities, FLAIR and T1"),
+    "soop": ("adapters.described:SOOP", "SOOP (OpenNeuro ds004889): acute stroke, FLAIR, T1, DWI, ADC"),
+    "bids": (
+        "adapters.bids:Bids",
+        "Any BIDS dataset: OASIS-3, CamCAN and others, healthy by participants.tsv, masks in derivatives",
+    ),
+    "nnunet": (
+        "adapters.nnunet:NnUNet",
+        "nnU-Net raw and Decathlon folders: imagesTr, labelsTr, channels from dataset.json",
+    ),
+    "folder": (
+        "adapters.folder:Folder",
+        "Your own NIfTI volumes (BIDS derivatives too) or PNG slices, with or without masks",
+    ),
+}
+_METRICS = {
+    "alarms@fpr1": "optional:FalseAlarms1",
+    "alarms@fpr5": "optional:FalseAlarms5",
+    "dice_pooled@val": "optional:PooledDice",
+    "dice_slice@val": "optional:SliceDice",
+    "dice_pooled@slice05": "optional:PooledDice05",
+    "dice_slice@slice05": "optional:SliceDice05",
+    "fa_slice@slice05": "optional:SliceAlarms05",
+    "dice_pooled@slice10": "optional:PooledDice10",
+    "dice_slice@slice10": "optional:SliceDice10",
+    "fa_slice@slice10": "optional:SliceAlarms10",
+    "surface_dice@2mm": "optional:SurfaceDice",
+    "hd95": "optional:HD95",
+    "volume_error": "optional:VolumeError",
+    "aupro": "optional:AUPRO",
+    "ece": "optional:ECE",
+}
 BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
-    "methods": {
-        "madad": (
-            "adbench.methods.madad.method:MADAD",
-            "Masked latent diffusion that finds and repairs its own anomalies",
-        ),
-        "latent": (
-            "adbench.methods.latent:Latent",
-            "Distance of a slice's latents from the healthy ones, without diffusion",
-        ),
-        "reflect": (
-            "adbench.methods.reflect:Reflect",
-            "Rectified flow that carries corrupted latents back to healthy ones",
-        ),
-        "ae": ("adbench.methods.ae:AE", "Autoencoder with a dense bottleneck; residual of the reconstruction"),
-        "vae": (
-            "adbench.methods.vae:VAE",
-            "Variational autoencoder; residual of the reconstruction or of the restoration",
-        ),
-        "dae": ("adbench.methods.dae:DAE", "Denoising autoencoder trained on coarse noise; one pass"),
-        "restore": (
-            "adbench.methods.restore:Restore",
-            "A network repairs synthetic anomalies, or detects them (DISYRE, FPI, PII, NSA)",
-        ),
-        "ddpm": ("adbench.methods.ddpm:DDPM", "Denoising diffusion: noise the slice, walk back, take the residual"),
-        "pddpm": (
-            "adbench.methods.pddpm:PDDPM",
-            "Diffusion that noises one box at a time and fills it from the others",
-        ),
-        "andi": ("adbench.methods.andi:ANDi", "Diffusion: how far many single steps miss, aggregated; the fit of ddpm"),
-        "thor": ("adbench.methods.thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
-        "features": (
-            "adbench.methods.features:Features",
-            "Frozen features of a network trained on something else, or not at all",
-        ),
-        "itermask": (
-            "adbench.methods.itermask:IterMask",
-            "Two UNets lift a mask where they can paint in what is under it",
-        ),
-        "asymmetry": (
-            "adbench.methods.simple:Asymmetry",
-            "Difference to the mirrored half of the brain, no training",
-        ),
-        "histeq": ("adbench.methods.simple:HistEq", "Histogram-equalised intensity, no training"),
-        "zscore": ("adbench.methods.simple:ZScore", "Voxel-wise |z| against the healthy training slices"),
-        "constant": ("adbench.methods.simple:Constant", "The same score everywhere: the floor of every metric"),
-    },
-    "datasets": {
-        "phantom": (
-            "adbench.datasets.phantom.dataset:Phantom",
-            "Deformed MNI152 anatomy with synthetic lesions; needs no download",
-        ),
-        "ixi": (
-            "adbench.datasets.adapters.ixi:IXI",
-            "IXI as distributed: healthy T1, T2 and PD with skull, three scanners",
-        ),
-        "atlas": (
-            "adbench.datasets.adapters.atlas:Atlas",
-            "ATLAS v2.0 as distributed: stroke, T1 with skull on the MNI grid",
-        ),
-        "brats21": (
-            "adbench.datasets.adapters.brats:BraTS21",
-            "BraTS'21 as distributed: glioma, FLAIR, T1, T1CE and T2",
-        ),
-        "brats23": (
-            "adbench.datasets.adapters.brats23:BraTS23",
-            "BraTS 2023 and 2024 (GLI, MET, PED, MEN, SSA): tumours, FLAIR, T1, T1CE and T2",
-        ),
-        "msd_brain": (
-            "adbench.datasets.adapters.described:MSDBrain",
-            "Medical Segmentation Decathlon, Task01: glioma, four sequences in 4-D files",
-        ),
-        "isles22": ("adbench.datasets.adapters.described:ISLES22", "ISLES'22: acute stroke, FLAIR, DWI and ADC"),
-        "mslub": ("adbench.datasets.adapters.described:MSLUB", "MSLUB: multiple sclerosis, FLAIR, T1, T1CE and T2"),
-        "wmh": (
-            "adbench.datasets.adapters.described:WMH",
-            "WMH challenge: white-matter hyperintensities, FLAIR and T1",
-        ),
-        "soop": (
-            "adbench.datasets.adapters.described:SOOP",
-            "SOOP (OpenNeuro ds004889): acute stroke, FLAIR, T1, DWI, ADC",
-        ),
-        "bids": (
-            "adbench.datasets.adapters.bids:Bids",
-            "Any BIDS dataset: OASIS-3, CamCAN and others, healthy by participants.tsv, masks in derivatives",
-        ),
-        "nnunet": (
-            "adbench.datasets.adapters.nnunet:NnUNet",
-            "nnU-Net raw and Decathlon folders: imagesTr, labelsTr, channels from dataset.json",
-        ),
-        "folder": (
-            "adbench.datasets.adapters.folder:Folder",
-            "Your own NIfTI volumes (BIDS derivatives too) or PNG slices, with or without masks",
-        ),
-    },
-    "metrics": {
-        name: (f"adbench.metrics.{target}", SPECS[name].definition)
-        for name, target in {
-            "alarms@fpr1": "optional:FalseAlarms1",
-            "alarms@fpr5": "optional:FalseAlarms5",
-            "dice_pooled@val": "optional:PooledDice",
-            "dice_slice@val": "optional:SliceDice",
-            "dice_pooled@slice05": "optional:PooledDice05",
-            "dice_slice@slice05": "optional:SliceDice05",
-            "fa_slice@slice05": "optional:SliceAlarms05",
-            "dice_pooled@slice10": "optional:PooledDice10",
-            "dice_slice@slice10": "optional:SliceDice10",
-            "fa_slice@slice10": "optional:SliceAlarms10",
-            "surface_dice@2mm": "optional:SurfaceDice",
-            "hd95": "optional:HD95",
-            "volume_error": "optional:VolumeError",
-            "aupro": "optional:AUPRO",
-            "ece": "optional:ECE",
-        }.items()
-    },
+    "methods": {name: (f"adbench.methods.{target}", summary) for name, (target, summary) in _METHODS.items()},
+    "datasets": {name: (f"adbench.datasets.{target}", summary) for name, (target, summary) in _DATASETS.items()},
+    "metrics": {name: (f"adbench.metrics.{target}", SPECS[name].definition) for name, target in _METRICS.items()},
 }
 
 

@@ -190,26 +190,8 @@ def parse_assignment(text: str) -> tuple[str, str, Any]:
 C = TypeVar("C", bound=RunConfig)
 
 
-def load(path: Path | None, flags: dict[str, Any], assignments: list[str]) -> RunConfig:
-    """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
-
-    Args:
-        path: the file, or None.
-        flags: values given on the command line; None and empty ones are not given.
-        assignments: texts of ``--set``.
-
-    Raises:
-        UserError: unreadable file, unknown key (the nearest is given), a value of a wrong type.
-    """
-    return load_as(RunConfig, path, flags, assignments)
-
-
 def read_yaml(path: Path, what: str) -> Any:
-    """The content of a YAML file, of plain types.
-
-    Args:
-        path: of the file.
-        what: it is, in the error.
+    """The content of a YAML file, of plain types; an error begins with ``what`` it is.
 
     Raises:
         UserError: it cannot be read, is not valid YAML, or is beyond a limit of :mod:`adbench.utils.limits`.
@@ -228,9 +210,7 @@ def read_yaml(path: Path, what: str) -> Any:
 def parse_yaml(text: str, where: str) -> Any:
     """The content of a YAML text, of plain types; what it stands for is counted before it is built.
 
-    Args:
-        text: the YAML.
-        where: it comes from, to begin an error with.
+    An error begins with ``where`` the text comes from.
 
     Raises:
         UserError: it is beyond a limit of :mod:`adbench.utils.limits`, or a value holds itself.
@@ -260,8 +240,23 @@ def parse_yaml(text: str, where: str) -> Any:
     return yaml.load(text, Loader=_Values)
 
 
-def load_as(model: type[C], path: Path | None, flags: dict[str, Any], assignments: list[str]) -> C:
-    """:func:`load` for a ``model`` that may have more keys than a run configuration."""
+def load(
+    path: Path | None,
+    flags: dict[str, Any],
+    assignments: list[str],
+    model: type[C] = RunConfig,  # type: ignore[assignment]
+) -> C:
+    """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
+
+    Args:
+        path: the file, or None.
+        flags: values given on the command line; None and empty ones are not given.
+        assignments: texts of ``--set``.
+        model: :class:`RunConfig`, or one with more keys.
+
+    Raises:
+        UserError: unreadable file, unknown key (the nearest is given), a value of a wrong type.
+    """
     merged: dict[str, Any] = {}
     if path is not None:
         content = read_yaml(path, "config file")
@@ -326,9 +321,9 @@ def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> So
 
     Args:
         name: of the dataset.
-        root: its folder, or None: ``$ADBENCH_DATA/<name>``.
+        root: its folder; None: ``$ADBENCH_DATA/<name>``.
         params: those that differ from the defaults.
-        flag: the option that gives ``root``, for messages.
+        flag: the option that gives ``root``.
 
     Raises:
         UserError: unknown dataset or parameter; no root given, or none there (says what is expected and where to get it).
@@ -352,8 +347,25 @@ def locate(name: str, root: str | None, params: dict[str, Any], flag: str) -> So
     return replace(source, root=str(Path(root).resolve()))
 
 
+def named_modalities(dataset: Any, wanted: Sequence[str]) -> tuple[str, ...]:
+    """The names in ``wanted`` as the opened ``dataset`` writes them.
+
+    Raises:
+        UserError: it has no such modality.
+    """
+    there: tuple[str, ...] = dataset.available()
+    by_upper = {name.upper(): name for name in there}
+    for name in wanted:
+        if name.upper() not in by_upper:
+            raise unknown(
+                f"modality of {dataset.info.name}{f' in {dataset.root}' if dataset.root else ''}", name, there
+            )
+    return tuple(by_upper[name.upper()] for name in wanted)
+
+
 def _modalities(config: RunConfig, source: Source, protocol: Protocol) -> tuple[str, ...]:
-    there: tuple[str, ...] = source.open().available()
+    dataset = source.open()
+    there: tuple[str, ...] = dataset.available()
     if protocol.modalities:
         unfit = [name for name in config.modality if name.upper() not in protocol.modalities]
         if unfit or not set(protocol.modalities) & set(there):
@@ -362,13 +374,7 @@ def _modalities(config: RunConfig, source: Source, protocol: Protocol) -> tuple[
                 f"{', '.join(unfit or there)}."
             )
         there = tuple(name for name in protocol.modalities if name in there)
-    if not config.modality:
-        return there[:1]
-    by_upper = {name.upper(): name for name in there}
-    for name in config.modality:
-        if name.upper() not in by_upper:
-            raise unknown(f"modality of {source.dataset}{f' in {source.root}' if source.root else ''}", name, there)
-    return tuple(by_upper[name.upper()] for name in config.modality)
+    return named_modalities(dataset, config.modality) or there[:1]
 
 
 def _folds(config: RunConfig, source: Source) -> list[Source]:

@@ -53,7 +53,7 @@ def original_volume(geometry: Geometry, slices: Sequence[int], array: np.ndarray
     Returns:
         (X, Y, Z) in the stored axis order of the original file; 0 where no prepared slice reaches.
     """
-    from adbench.datasets.preprocessing.reorient import resample
+    from adbench.datasets.geometry import resample
 
     slab, first, step = _slab(geometry, slices, array)
     to_slab = np.diag([1.0, 1.0, 1 / step, 1.0])

@@ -19,9 +19,9 @@ from adbench.config.source import source_digest
 from adbench.context import Context, Progress
 from adbench.datasets.adapters.unlabelled import ANY_MASK, are_volumes, image_of, open_scans
 from adbench.datasets.base import Case, Dataset
+from adbench.datasets.geometry import voxel_ml
 from adbench.datasets.io.png import read_shape
 from adbench.datasets.preprocessing.recipe import RecipeParams
-from adbench.datasets.preprocessing.reorient import voxel_ml
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.store.slice_store import SliceStore

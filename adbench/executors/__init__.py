@@ -4,7 +4,6 @@
 and is imported only when it is asked for.
 """
 
-from adbench.executors.base import Options, Outcome
-from adbench.executors.serial import serial
+from adbench.executors.serial import Options, Outcome, serial
 
 __all__ = ["Options", "Outcome", "serial"]

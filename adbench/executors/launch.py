@@ -14,10 +14,9 @@ from adbench.config.cell import Cell
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.executors.base import Options, Outcome
 from adbench.executors.monitor import GridView
 from adbench.executors.resources import ResourceRequest, gpu_memory_gb, request
-from adbench.executors.serial import serial
+from adbench.executors.serial import Options, Outcome, serial
 from adbench.results.status import announced, state
 from adbench.runner.plan import Plan, plan
 from adbench.utils.cluster import ADDRESS_VARIABLE, Cluster, connect
@@ -31,15 +30,8 @@ if TYPE_CHECKING:
 class Launch:
     """A grid and where it runs.
 
-    Args:
-        settings: what is wanted.
-        options: where and how.
-        retry_failed: leave out cells that have neither a record nor failed.
-        journal: of the serial executor.
-
     Attributes:
-        out: folder of runs and fits.
-        cache: folder of slice stores.
+        retry_failed: leave out cells that have neither a record nor failed.
         plans: every wanted cell, after :meth:`plan`.
         missing: those of them that are not done, after :meth:`plan`.
 
@@ -152,13 +144,11 @@ class Launch:
     ) -> Iterator[Outcome]:
         """Run what is not done; the outcome of every cell of :attr:`plans`.
 
-        Args:
-            progress: receives the progress of the serial executor.
-            before: called by the serial executor with each plan that really runs.
-            quiet: no live view of the cells that Ray runs.
+        ``progress`` and ``before`` are for the serial executor; under Ray, unless ``quiet``, there is a live view.
         """
         with ExitStack() as stack:
-            stack.enter_context(announced(self.out, self._name, [self._announcement(plan) for plan in self.missing]))
+            name = digest([plan.run_key for plan in self.plans])[:16]
+            stack.enter_context(announced(self.out, name, [self._announcement(plan) for plan in self.missing]))
             if self.options.executor == "serial" or not self.missing:
                 yield from serial(self.plans, progress, self.options, before=before, journal=self.journal)
                 return
@@ -168,10 +158,6 @@ class Launch:
             for outcome in executor.run(self.plans, lambda: view.tick(executor.running)):
                 view.ended(outcome)
                 yield outcome
-
-    @property
-    def _name(self) -> str:
-        return digest([plan.run_key for plan in self.plans])[:16]
 
     def _announcement(self, plan: Plan) -> dict[str, object]:
         return {

@@ -12,8 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from adbench.executors.base import Outcome
+from adbench.executors.serial import Outcome
 from adbench.results import status
+from adbench.results.format import duration
 from adbench.runner.plan import Plan
 from adbench.utils import console
 
@@ -22,21 +23,10 @@ _EVERY = 30.0  # seconds between two lines about the whole grid, when there is n
 _MAX_ROWS = 40
 
 
-def duration(seconds: float) -> str:
-    """Like "45 s", "12 min", "3.5 h", "2.1 days"."""
-    for size, unit, digits in ((86400, "days", 1), (3600, "h", 1), (60, "min", 0)):
-        if seconds >= 1.5 * size:
-            return f"{seconds / size:.{digits}f} {unit}"
-    return f"{seconds:.0f} s"
-
-
 def row(label: str, doing: dict[str, Any], now: float) -> tuple[str, ...]:
     """A run as texts for :data:`COLUMNS`; "left" is the estimated time to the end of its phase.
 
-    Args:
-        label: of the run.
-        doing: from :func:`adbench.results.status.read`.
-        now: seconds since the epoch.
+    ``doing`` comes from :func:`adbench.results.status.read`, ``now`` is in seconds since the epoch.
     """
     done, total, left = doing.get("done", 0), doing.get("total", 0), ""
     if 0 < done < total:
@@ -53,12 +43,7 @@ def row(label: str, doing: dict[str, Any], now: float) -> tuple[str, ...]:
 
 
 class GridView:
-    """A table that is redrawn on a terminal; elsewhere lines now and then.
-
-    Args:
-        total: cells of the grid.
-        quiet: show nothing.
-    """
+    """Of a grid of ``total`` cells a table that is redrawn on a terminal; elsewhere lines now and then."""
 
     def __init__(self, total: int, quiet: bool = False) -> None:
         self._total = total

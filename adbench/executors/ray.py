@@ -18,8 +18,8 @@ from typing import Any
 
 from adbench.errors import CellFailed, UserError
 from adbench.evaluation.pictures import illustrate
-from adbench.executors.base import Options, Outcome
 from adbench.executors.resources import ResourceRequest, check_nodes, request
+from adbench.executors.serial import Options, Outcome
 from adbench.executors.worker import Job, Result, run_in_process
 from adbench.results import rundir, status
 from adbench.runner.fit import FIT
@@ -37,11 +37,7 @@ _TICK = 1.0  # seconds between two looks at what runs
 class RayExecutor:
     """Runs cells on one cluster.
 
-    Args:
-        cluster: from :func:`adbench.utils.cluster.connect`, still open.
-        out: folder of runs and fits, seen by every node.
-        cache: folder of slice stores, seen by every node.
-        options: how cells are run, and what each gets.
+    Every node sees the folder of runs and fits, ``out``, and that of slice stores, ``cache``.
 
     Raises:
         UserError: a node that does not see ``out`` or may not write there.
@@ -75,11 +71,7 @@ class RayExecutor:
         )
 
     def run(self, plans: Iterable[Plan], tick: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
-        """Run the cells; a failing one does not stop the others.
-
-        Args:
-            plans: from :func:`adbench.runner.plan.plan`.
-            tick: called about once a second.
+        """Run the cells; a failing one does not stop the others. ``tick`` is called about once a second.
 
         Raises:
             UserError: a cell asks for more than any node has.
@@ -145,18 +137,14 @@ class RayExecutor:
             try:
                 result = ray.get(ref)
             except ray.exceptions.RayError as error:
-                yield self._crash(plan, error)
+                failed = CellFailed(_words(error))  # its process, worker or node died each time that it was started
+                status.write_death(plan.run_folder, failed)
+                yield Outcome(plan, failed)
                 continue
             if result.memory and 0 < granted.gpus < 1:
                 self._submit(plan, ResourceRequest(granted.cpus, 1.0))
             else:
                 yield self._outcome(plan, result)
-
-    def _crash(self, plan: Plan, error: Exception) -> Outcome:
-        """Record that the process, worker or node of a cell died each time that it was started."""
-        failed = CellFailed(_words(error))
-        status.write_death(plan.run_folder, failed)
-        return Outcome(plan, failed)
 
     def _outcome(self, plan: Plan, result: Result) -> Outcome:
         raised: Exception | None = None

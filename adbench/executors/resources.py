@@ -35,11 +35,7 @@ class ResourceRequest:
     gpus: float
 
     def memory_fraction(self, total_gb: float) -> float | None:
-        """The part of a GPU's memory that tensors of this run may fill; None: all of it.
-
-        Args:
-            total_gb: memory of the GPU in GiB; 0 when it is not known.
-        """
+        """The part of a GPU's memory (``total_gb`` GiB; 0: not known) that tensors of this run may fill; None: all of it."""
         if self.gpus >= 1 or self.gpus == 0:
             return None
         context = CONTEXT_GB / total_gb if total_gb else 0.0
@@ -84,12 +80,12 @@ def request(
     a CUDA context, n at most :data:`MAX_RUNS`.
 
     Args:
-        asked: what its method asks for.
+        asked: by its method.
         device: "cpu" or a CUDA device.
         gpu_memory_gb: memory of the smallest GPU, in GiB; 0 when there is none or it is not known.
         most_cpus: cores of the largest node; a method that asks for more gets as many, a user who asks for more does not.
-        cpus: cores that the user asks for; None: decide.
-        gpus: GPUs that the user asks for; None: decide.
+        cpus: that the user asks for; None: decide.
+        gpus: that the user asks for; None: decide.
     """
     cores = min(asked.cpus, most_cpus) if cpus is None else cpus
     if gpus is not None:
@@ -159,21 +155,13 @@ def check_nodes(cluster: Cluster, out: Path) -> tuple[str, float]:
         return remote.options(num_cpus=0, num_gpus=gpus, scheduling_strategy=there).remote(*arguments)
 
     found = mark(out)
-    problems = ray.get([ask(node.id, _problem, str(out), found) for node in cluster.nodes])
-    if any(problems):
-        raise UserError(next(filter(None, problems)))
+    try:
+        ray.get([ask(node.id, check_mark, str(out), found) for node in cluster.nodes])
+    except ray.exceptions.RayTaskError as error:
+        raise error.cause from None
     with_gpu = [node.id for node in cluster.nodes if node.gpus]
     if unknown := [node for node in with_gpu if node not in _GPU_MEMORY]:
         _GPU_MEMORY.update(
             zip(unknown, ray.get([ask(node, gpu_memory_gb, gpus=0.001) for node in unknown]), strict=True)
         )
     return found, min((_GPU_MEMORY[node] for node in with_gpu), default=0.0)
-
-
-def _problem(out: str, expected: str) -> str:
-    """Why this node cannot work on the output folder; "" when it can."""
-    try:
-        check_mark(out, expected)
-    except UserError as error:
-        return str(error)
-    return ""

@@ -1,21 +1,120 @@
-"""One cell after the other in this process."""
+"""What cells are run with, how one ended, and the executor that runs one after the other in this process."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 from adbench.config import registry
 from adbench.config.cell import Cell
 from adbench.context import Progress
-from adbench.errors import CellFailed
+from adbench.errors import CellFailed, UserError, in_words, unknown
 from adbench.evaluation.pictures import illustrate
-from adbench.executors.base import Options, Outcome
 from adbench.results import status
+from adbench.results.record import Record
 from adbench.runner.plan import Plan
+from adbench.runner.run_cell import run_cell
 from adbench.utils import distributed
 from adbench.utils.supervisor import HandedOver, Journal
+
+EXECUTORS = ("serial", "ray")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Where and how cells are run; nothing here changes a number.
+
+    Attributes:
+        executor: one of :data:`EXECUTORS`; what follows up to ``max_concurrent`` is for "ray" only.
+        address: of a Ray cluster; None: ``RAY_ADDRESS``, else this machine.
+        cpus: cores a run; None: what its method asks for.
+        gpus: GPUs, or the fraction of one, a run; None: by the memory its method asks for.
+        max_concurrent: runs at a time; None: as many as there is room for.
+        time_limit: seconds that a cell may take; None: any. A serial grid is held to it by
+            :func:`adbench.utils.supervisor.supervised`.
+        force: score again although records are there (fits are kept).
+        checkpoint_seconds: a training in progress is saved at least this often.
+        save_maps: keep every anomaly map beside its record.
+        tensorboard: write loss curves for TensorBoard into the folders of the fits.
+
+    Raises:
+        UserError: an executor that does not exist, or an option that it does not have.
+    """
+
+    executor: str = "serial"
+    address: str | None = None
+    cpus: float | None = None
+    gpus: float | None = None
+    max_concurrent: int | None = None
+    time_limit: float | None = None
+    force: bool = False
+    checkpoint_seconds: float = 60.0
+    save_maps: bool = False
+    tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise unknown("executor", self.executor, EXECUTORS)
+        given = {
+            "--address": self.address,
+            "--cpus-per-run": self.cpus,
+            "--gpus-per-run": self.gpus,
+            "--max-concurrent": self.max_concurrent,
+        }
+        for flag, value in given.items():
+            if value is not None and self.executor != "ray":
+                raise UserError(
+                    f"{flag} is for --executor ray; the serial executor runs one cell at a time in this process."
+                )
+
+    def done(self, plan: Plan) -> bool:
+        """Whether nothing is left to do for ``plan``."""
+        return not self.force and plan.done(save_maps=self.save_maps)
+
+    def run(self, plan: Plan, progress: Progress | None = None, **facts: Any) -> None:
+        """Run a cell that is not done, in this process; ``adbench status`` shows ``facts`` beside its progress.
+
+        Raises:
+            Exception: whatever ends the cell; ``failure.json`` has it with its traceback.
+        """
+        run_cell(
+            plan,
+            progress,
+            force=True,
+            checkpoint_seconds=self.checkpoint_seconds,
+            save_maps=self.save_maps,
+            tensorboard=self.tensorboard,
+            facts=facts,
+        )
+        illustrate(plan.run_folder, progress)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a cell ended: with a record, or with the error that ended it.
+
+    Attributes:
+        error: None when the record is there.
+        reused: the record was there already and nothing ran.
+        seconds: the cell took.
+    """
+
+    plan: Plan
+    error: Exception | None = None
+    reused: bool = False
+    seconds: float = 0.0
+
+    @property
+    def reason(self) -> str:
+        """Why there is no record, in one line; "" when there is one."""
+        return "" if self.error is None else in_words(self.error)
+
+    @property
+    def record(self) -> Record | None:
+        """The record, read from disk: a grid of ten thousand cells does not hold ten thousand of them."""
+        return None if self.error is not None else self.plan.record()
 
 
 def serial(
@@ -28,12 +127,8 @@ def serial(
 ) -> Iterator[Outcome]:
     """Run the cells one after the other, each when its outcome is asked for; a failing cell does not stop the others.
 
-    Args:
-        plans: from :func:`adbench.runner.plan.plan`.
-        progress: receives progress.
-        options: how; None: the defaults.
-        before: called with the plan of each cell that really runs.
-        journal: what an earlier process has done of this, and where this one says what it does.
+    ``before`` is called with the plan of each cell that really runs; the ``journal`` says what an earlier process has done of
+    this, and is told what this one does.
     """
     options, journal = options or Options(), journal or Journal()
     foreign = ""  # the first method here with a plug-in at work, its own or a metric's

@@ -25,8 +25,8 @@ from typing import Any
 
 from adbench.config.cell import Cell
 from adbench.errors import CellFailed, UserError, in_words
-from adbench.executors.base import Options
 from adbench.executors.resources import check_mark
+from adbench.executors.serial import Options
 from adbench.runner.plan import Plan, plan
 from adbench.utils import threads
 from adbench.utils.processes import GRACE, adopt, children, end_descendants, end_unless, exit_reason

@@ -64,8 +64,8 @@ def duration(seconds: float) -> str:
     """A time in the unit that suits it: "5.9 min"."""
     if seconds < 0.01:
         return "under 0.01 s"
-    for unit, length in (("h", 3600.0), ("min", 60.0)):
-        if seconds >= length:
+    for unit, length, least in (("days", 86400.0, 2.0), ("h", 3600.0, 1.0), ("min", 60.0, 1.0)):
+        if seconds >= least * length:
             return f"{seconds / length:.1f} {unit}"
     return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
 

@@ -22,6 +22,7 @@ from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
+from adbench.results.format import several
 from adbench.results.record import DataPart, MethodPart, Number, Record, metric_part
 from adbench.runner.fit import commit_fit, fit_method, fitted, peak_memory
 from adbench.runner.inference import Clock
@@ -54,7 +55,7 @@ def run_cell(
     processes at once, one makes the record and the others wait for it; of runs with one fit, one trains.
 
     Args:
-        plan: from :func:`adbench.runner.plan.plan`.
+        plan: what is run.
         progress: receives progress.
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
@@ -260,23 +261,25 @@ def _other_threads(plan: Plan) -> list[str]:
     if plan.cell.device != "cpu" or used == asked:
         return []
     return [
-        f"Computed with {used} CPU thread{'s' * (used > 1)} ({threads.VARIABLE}) where {plan.cell.method} asks for {asked}: "
+        f"Computed with {several(used, 'CPU thread')} ({threads.VARIABLE}) where {plan.cell.method} asks for {asked}: "
         "a training on a CPU ends elsewhere in its last digits."
     ]
 
 
 def _left_out(data: Data) -> list[str]:
     """A note on cases without a usable slice, which were given and are not scored."""
-    stores = {"training": data.train_store, "test": data.test_store}
+    stores = {"training dataset": data.train_store, "test dataset": data.test_store}
     if data.train_store.folder == data.test_store.folder:
-        stores = {"": data.test_store}
-    return [
-        f"{len(empty)} case{'s' if len(empty) > 1 else ''} of the {f'{role} ' if role else ''}dataset "
-        f"{'have' if len(empty) > 1 else 'has'} no slice with brain and {'are' if len(empty) > 1 else 'is'} in no split: "
-        f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}."
-        for role, store in stores.items()
-        if (empty := store.empty_cases)
-    ]
+        stores = {"dataset": data.test_store}
+    notes = []
+    for what, store in stores.items():
+        if empty := store.empty_cases:
+            has, is_ = ("has", "is") if len(empty) == 1 else ("have", "are")
+            named = f"{', '.join(empty[:5])}{', ...' if len(empty) > 5 else ''}"
+            notes.append(
+                f"{several(len(empty), 'case')} of the {what} {has} no slice with brain and {is_} in no split: {named}."
+            )
+    return notes
 
 
 def _numbers(metrics: dict[str, Estimate]) -> dict[str, Number]:
@@ -297,14 +300,12 @@ def _unknown_scale(data: Data, cell: Cell) -> list[str]:
         return []
     sides = ((cell.train, data.train_store, data.train), (cell.test, data.test_store, data.test))
     unknown = [source.title for source, store, part in sides if None in store.pixel_sizes(part.rows).values()]
-    return (
-        [
-            f"Slices of {' and of '.join(unknown)} do not say how many mm a pixel is: that training and test slices have one "
-            "scale was not checked."
-        ]
-        if unknown
-        else []
-    )
+    if not unknown:
+        return []
+    return [
+        f"Slices of {' and of '.join(unknown)} do not say how many mm a pixel is: that training and test slices have one "
+        "scale was not checked."
+    ]
 
 
 def _data_part(data: SliceSet, store: SliceStore, source: Source) -> DataPart:

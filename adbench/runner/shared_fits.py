@@ -42,12 +42,7 @@ RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices",
 def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -> SharedFit:
     """Write the fit of a finished run into a folder that others can use.
 
-    Args:
-        run: the run's folder.
-        out: folder to write to; it must not hold anything else.
-        author: who shares it.
-        licence: it is given under.
-        link: to code or paper.
+    The folder ``out`` must not hold anything else. ``author``, ``licence`` and ``link`` are as in :class:`Weights`.
 
     Raises:
         UserError: the fit was not kept, is somebody else's, holds other files than tensors and JSON; no author or licence.
@@ -109,15 +104,10 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
                 f"{folder} holds another fit with the same key, made here or shared by somebody else: give another --out, or "
                 "delete it to use the shared one."
             )
-        for name in (
-            *(name for name in shared.files if name != FIT),
-            MANIFEST,
-            FIT,
-        ):  # the one that completes it last
+        for name in (*(shared.files.keys() - {FIT}), MANIFEST, FIT):  # the one that completes it last
             _copy(shared.folder / name, folder / name)
-        write_text(
-            folder / CARD, _card(records.read(folder / RUN_RECORD), shared.weights)
-        )  # what it says is not sealed
+        # The card that came with it is not sealed.
+        write_text(folder / CARD, _card(records.read(folder / RUN_RECORD), shared.weights))
         return read_shared(folder)
 
 

@@ -126,13 +126,7 @@ class Halving(ASHAScheduler):
 class Driver(tune.Callback):
     """Lets Ray Tune run the trials, and follows them: saves the state, says what ended, interrupts when the time is up.
 
-    Args:
-        folder: of the search.
-        task: what is searched.
-        options: how.
-        trials: always holds where the trials stand, in order of their numbers.
-        progress: receives how many trials have ended.
-        say: told about every trial that ends.
+    ``trials`` always holds where they stand, in order of their numbers; ``say`` is told about every one that ends.
     """
 
     live: ClassVar[Driver]
@@ -230,7 +224,7 @@ class Driver(tune.Callback):
         return _live, ()
 
     def on_step_end(self, iteration: int, trials: list[RayTrial], **info: Any) -> None:
-        """Follow the trials; interrupt the search when its time is up or nothing but failures comes."""
+        """Interrupt the search when its time is up or nothing but failures comes."""
         self._follow(trials)
         if time.monotonic() > self.deadline or self.hopeless:
             raise _Interrupted

@@ -107,13 +107,9 @@ def search(
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> Result:
-    """Search, or go on searching.
+    """Search, or go on searching: one method on one dataset, modality and seed; what ``config`` sets is not searched.
 
-    Args:
-        config: one method on one dataset, modality and seed; what it sets is not searched.
-        options: how.
-        progress: receives the progress of preparation and of the trials.
-        say: told about every trial that ends.
+    ``say`` is told about every trial that ends.
 
     Raises:
         UserError: anything unknown or missing; a search of this name that is another one, or is running; no Ray.
@@ -214,7 +210,7 @@ def _check_folder(folder: Path, task: Task, options: Options) -> None:
     """Check that the wanted search fits what lies in ``folder``.
 
     Raises:
-        UserError: it is there and not resumed, or not there and resumed, or another one, or of an earlier version.
+        UserError: it is there and not resumed, or not there and resumed, or another one.
     """
     before = Task.read(folder) if (folder / TASK).exists() else None
     if before is None:

@@ -27,7 +27,6 @@ from adbench.tune.space import Space
 from adbench.utils.files import write_json
 
 TASK = "search.json"
-VERSION: Literal[2] = 2  # 1 kept its trials in a table of its own
 Mode = Literal["max", "min"]
 OBJECTIVES: dict[str, tuple[Mode, str]] = {
     "val_auprc": ("max", "AUPRC over the brain voxels of the labelled validation slices"),
@@ -54,7 +53,6 @@ class Role:
     Attributes:
         store: folder of the whole store.
         cases: digest of its case list; another one means that it was prepared again.
-        rows: which rows.
         kind: "healthy" slices without masks, "labelled" ones, or healthy ones with "inserted" lesions.
         lesions: parameters of inserted lesions.
     """
@@ -176,7 +174,7 @@ class Task(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    version: Literal[2] = VERSION
+    version: Literal[2] = 2
     identity: dict[str, Any]
     cell: Annotated[InstanceOf[Cell], BeforeValidator(_cell), PlainSerializer(Cell.to_json)]
     train: Role
@@ -217,17 +215,11 @@ class Task(BaseModel):
         """Read the file that :meth:`write` wrote.
 
         Raises:
-            UserError: not there, damaged, or of an earlier version.
+            UserError: not there, or damaged.
         """
         path = Path(folder) / TASK
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if content.get("version") == 1:
-                raise UserError(
-                    f"The search {path.parent.name} was made by an earlier version of adbench, which kept its trials in "
-                    f"another form: start it again under another --name, or delete {path.parent}."
-                )
-            return cls(**content)
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise UserError(
                 f"A worker cannot read {path} ({error.strerror}): give --out a folder that every node sees."

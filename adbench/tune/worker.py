@@ -62,7 +62,7 @@ def run_apart(
         folder: of the search.
         number: of the trial.
         point: the proposal.
-        report: as there; called in this process.
+        report: called in this process.
         seconds: it may take; None: any.
         cores: threads that it computes with.
         memory: the part of the GPU's memory that it may fill; None: all.
@@ -118,9 +118,7 @@ def run_trial(folder: Path, number: int, point: dict[str, Any], report: Report) 
     Returns:
         Why it failed, which was reported; "" when it did not.
     """
-    begin = time.perf_counter()
-    home = fit_folder(folder, number)
-    home.mkdir(parents=True, exist_ok=True)
+    begin, home = time.perf_counter(), fit_folder(folder, number)
     with acquire(home):  # a killed search's worker may take a moment to die
         earlier = _told(home)
         done: list[tuple[float, float]] = []

@@ -42,7 +42,7 @@ def each(
 
     Args:
         function: of a module; an exception that it raises is the outcome.
-        items: its arguments.
+        items: one after the other.
         memory: bytes of address space that a process may take beyond what it starts with.
         seconds: that an item may take.
         workers: processes; default: one a core.

@@ -18,6 +18,7 @@ import pytest
 from adbench.context import Progress
 from adbench.executors import monitor
 from adbench.results import rundir, status
+from adbench.results.format import duration
 from adbench.utils.locks import acquire
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -148,7 +149,7 @@ def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -
 
 
 def test_durations() -> None:
-    assert [monitor.duration(s) for s in (45, 150, 7200, 260000)] == ["45 s", "2 min", "2.0 h", "3.0 days"]
+    assert [duration(s) for s in (45, 150, 7200, 260000)] == ["45 s", "2.5 min", "2.0 h", "3.0 days"]
 
 
 def test_flags_refuse_each_other(run: Any, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import psutil
 import pytest
 
 from adbench.errors import CellFailed
-from adbench.executors.base import Options
+from adbench.executors import Options
 from adbench.executors.launch import Launch
 from adbench.executors.resources import mark
 from adbench.executors.worker import PRELOAD, Job, run_in_process

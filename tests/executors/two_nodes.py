@@ -21,7 +21,7 @@ os.environ.setdefault("RAY_AUTH_TOKEN", "a" * 64)
 from ray.cluster_utils import Cluster
 
 from adbench.config.run_config import load
-from adbench.executors.base import Options
+from adbench.executors import Options
 from adbench.executors.launch import Launch
 from adbench.executors.ray import RayExecutor
 from adbench.results import status

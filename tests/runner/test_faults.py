@@ -17,7 +17,7 @@ import pytest
 from adbench.config.run_config import load
 from adbench.errors import sentence
 from adbench.evaluation import pictures
-from adbench.executors.base import Options
+from adbench.executors import Options
 from adbench.executors.launch import Launch
 from adbench.executors.worker import PRELOAD
 from adbench.results import status

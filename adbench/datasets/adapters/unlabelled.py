@@ -16,12 +16,12 @@ from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
 from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.base import Case, Dataset
+from adbench.datasets.geometry import to_ras, zooms
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.file_index import find_files
 from adbench.datasets.io.filename_patterns import LESION, UNCLEAR, Named
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume
-from adbench.datasets.preprocessing.reorient import to_ras, zooms
 from adbench.errors import UserError
 from adbench.params import build
 

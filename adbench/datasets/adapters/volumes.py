@@ -18,6 +18,7 @@ from adbench.datasets import issues, splits
 from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, merged, whole_numbers
 from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
 from adbench.datasets.base import Case, Split
+from adbench.datasets.geometry import resample, voxel_ml
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import find_files, plain, same_content
@@ -37,7 +38,6 @@ from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset
 from adbench.datasets.preprocessing.recipe import lesion_of
-from adbench.datasets.preprocessing.reorient import resample, voxel_ml
 from adbench.datasets.splits import FoldParams
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param

@@ -22,13 +22,13 @@ from typing import Any
 
 import numpy as np
 
+from adbench.config.source import of_plugin
+from adbench.datasets.geometry import zooms
 from adbench.datasets.io import nifti
 from adbench.datasets.preprocessing.recipe import EXTRA
-from adbench.datasets.preprocessing.reorient import zooms
 from adbench.errors import UserError, unknown
 from adbench.utils import threads
 from adbench.utils.hashing import digest
-from adbench.utils.import_closure import of_plugin
 
 Find = Callable[[np.ndarray, np.ndarray, str], np.ndarray]
 GROUP = "adbench.brains"

@@ -17,8 +17,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from adbench.datasets.geometry import zooms
 from adbench.datasets.preprocessing.recipe import EXTRA
-from adbench.datasets.preprocessing.reorient import zooms
 from adbench.errors import UserError
 
 SHRINK = 4  # of the volume that N4 looks at

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adbench.datasets.geometry import zooms
 from adbench.datasets.preprocessing.brain_extraction import bounds
 from adbench.datasets.preprocessing.recipe import RecipeParams
-from adbench.datasets.preprocessing.reorient import zooms
 
 
 @dataclass(frozen=True)

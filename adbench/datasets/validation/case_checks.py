@@ -11,13 +11,13 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.adapters.volumes import STRIPPED
+from adbench.datasets.geometry import to_ras, zooms
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.filename_patterns import BRAIN, LESION
 from adbench.datasets.io.nifti import Header, NiftiVolume
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import brain_extraction
-from adbench.datasets.preprocessing.reorient import to_ras, zooms
 from adbench.datasets.store import similarity
 
 _ZOOM_TOLERANCE = 0.01  # mm

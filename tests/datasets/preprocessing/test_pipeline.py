@@ -297,7 +297,7 @@ def test_what_is_slow_is_made_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_damaged_entry_of_the_cache_is_made_again(tmp_path: Path) -> None:
-    from adbench.datasets.preprocessing.cache import cached
+    from adbench.datasets.preprocessing.pipeline import cached
 
     def make() -> np.ndarray:
         return np.random.default_rng(0).integers(0, 4, 20000)

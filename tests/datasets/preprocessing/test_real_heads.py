@@ -22,11 +22,11 @@ import pytest
 
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.export import export_case
+from adbench.datasets.geometry import to_ras, voxel_ml
 from adbench.datasets.io import nifti
 from adbench.datasets.preprocessing import brain_extraction, registration
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams
 from adbench.datasets.preprocessing.pipeline import run_recipe
-from adbench.datasets.preprocessing.reorient import to_ras, voxel_ml
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.store.slice_store import SliceStore
 

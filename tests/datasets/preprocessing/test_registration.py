@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from adbench.datasets.geometry import resample
 from adbench.datasets.preprocessing import registration, template
 from adbench.datasets.preprocessing.pipeline import _crown
-from adbench.datasets.preprocessing.reorient import resample
 from adbench.errors import UserError
 
 pytestmark = pytest.mark.skipif(not registration.installed(), reason="the extra `prepare` is not installed")

@@ -15,12 +15,11 @@ import pytest
 import adbench
 from adbench.config import registry, run_config
 from adbench.config import source as sources
+from adbench.config.source import Closure
 from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
 from adbench.runner.plan import plan
-from adbench.utils import import_closure
 from adbench.utils.hashing import digest
-from adbench.utils.import_closure import Closure
 
 Cli = Callable[..., tuple[int, str, str]]
 PACKAGE = Path(adbench.__file__).parent
@@ -353,7 +352,7 @@ def test_an_installed_plug_in_counts_with_the_files_of_its_distribution(plugin: 
 
 
 def test_too_much_data_is_said(plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(import_closure, "MOST_DATA", 4)
+    monkeypatch.setattr(sources, "MOST_DATA", 4)
     with pytest.raises(UserError, match=r"adbench_scaled holds .* of files; .* name it in a parameter"):
         sources.source_files("methods", "scaled")
 
