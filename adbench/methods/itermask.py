@@ -232,8 +232,10 @@ class IterMask(TrainedNetwork):
     ) -> Batch:
         import torch
 
+        from adbench.methods.common.image_ops import centred
+
         image, brain = slices.get(indices)
-        image = intensities(image, brain)
+        image = centred(image, brain)
         return {
             "image": image,
             "condition": without_low_frequencies(image, self.params.radius),
@@ -278,11 +280,12 @@ class IterMask(TrainedNetwork):
         """The slices on the scale of the networks, their first masks, and R with noise of its own for every slice."""
         import torch
 
+        from adbench.methods.common.image_ops import centred
         from adbench.methods.common.preprocess import autocast
         from adbench.methods.training import generator
 
         both: Any = self._network
-        image = intensities(seen.image, seen.brain)
+        image = centred(seen.image, seen.brain)
         condition = without_low_frequencies(image, self.params.radius)
         streams = [
             generator(self.ctx.seed, "score", *each)
@@ -329,10 +332,3 @@ class IterMask(TrainedNetwork):
             "start": {"low": 0.2, "high": 1.0},
             "sigma": {"low": 0.0, "high": 8.0},
         }
-
-
-def intensities(image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
-    """Slices in [0, 1] on the scale of the networks: a standardised one has median 0 and interquartile range 1, background 0."""
-    from adbench.methods.common.image_ops import CENTRE, SPREAD
-
-    return (image - CENTRE) / SPREAD * brain

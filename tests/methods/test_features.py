@@ -254,7 +254,7 @@ def test_a_map_follows_its_slice(head: str, tmp_path: Path) -> None:
     assert not bool(maps[~batch.brain].any())
     if head == "patchcore":  # all that was seen is in the memory
         seen = preprocess(batch, 64, True)
-        distances = method._distances(method.vectors(seen.image))
+        distances = method._distances(method.vectors(seen.image, seen.brain))
         inside = resize_mask(seen.brain, (16, 16))
         assert float(distances[inside].max()) < 0.02 * float(distances[~inside].max())
     method.save(tmp_path)
