@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport
-from adbench.methods.common.params import BATCH, CHANNELS, CLIP, IMAGE_SIZE, LR, STANDARDISE, STEM, STEPS, NetworkParams
+from adbench.methods.common.params import (
+    BATCH,
+    CHANNELS,
+    CLIP,
+    IMAGE_SIZE,
+    LR,
+    STANDARDISE,
+    STEM,
+    STEPS,
+    TINY_UNET,
+    NetworkParams,
+    check_unet,
+)
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
 
@@ -58,11 +70,7 @@ class IterMaskParams(NetworkParams):
 
     @model_validator(mode="after")
     def _halves_evenly(self) -> Self:
-        unit = self.stem * 2 ** (len(self.channels) - 1)
-        if self.image_size % unit or any(c < 8 or c % 8 for c in self.channels):
-            raise ValueError(
-                f"image_size must be a multiple of {unit} (stem, and one halving per level) and channels multiples of 8"
-            )
+        check_unet(self.image_size, self.channels, self.stem)
         return self
 
 
@@ -191,19 +199,7 @@ class IterMask(TrainedNetwork):
     Params = IterMaskParams
     params: IterMaskParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {
-            "image_size": 96,
-            "channels": (32, 64, 128),
-            "stem": 2,
-            "steps": 300,
-            "batch": 16,
-            "lr": 2e-3,
-            "warmup": 20,
-            "clip": 1.0,
-            "radius": 11.0,
-            "shrink": 0.1,
-            "sigma": 5.0,
-        },
+        "tiny": {**TINY_UNET, "steps": 300, "batch": 16, "clip": 1.0, "radius": 11.0, "shrink": 0.1},
         "base": {"steps": 20_000, "lr": 3e-4, "ema": 0.999, "sigma": 5.0},
         "paper": {},
     }

@@ -118,9 +118,8 @@ def contour_objects(
 ) -> torch.Tensor:
     """Random objects in the brain: each is what a closed random walk over cells surrounds.
 
-    A slice has 1 to 4 objects with probability ∝ 1/k. A walk begins in a random brain cell, moves to one of the eight neighbours
-    or stays, and does not leave the brain; its length n has a weight that falls linearly from 10 (n = 0) to 1 (the longest,
-    ``LONGEST`` · cells / 1024 · ``scale``).
+    A slice has 1 to 4 objects with probability ∝ 1/k. A walk begins in a random brain cell, moves to a neighbour or stays, and keeps
+    to the brain; its length n has a weight falling linearly from 10 (0) to 1 (``LONGEST`` · cells / 1024 · ``scale``).
 
     Args:
         brain: (B, 1, h, w) bool on the CPU.
@@ -355,7 +354,8 @@ class Reflect(Method):
         if pictures is None:
             return None
         with torch.inference_mode():
-            parts = [data.codec.encode(some.to(self.ctx.device).float() * 2 - 1)[0] for some in torch.split(pictures, 32)]
+            some = torch.split(pictures.to(self.ctx.device), 32)
+            parts = [data.codec.encode(part.float() * 2 - 1)[0] for part in some]
         return torch.cat(parts).clone() * data.scale
 
     def _train(
@@ -427,8 +427,7 @@ class Reflect(Method):
 
         def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with autocast(device):
-                out: torch.Tensor = self._unet(z, t).sample
-            return out.float()
+                return self._unet(z, t).sample.float()  # type: ignore[no-any-return]
 
         with torch.inference_mode():
             seen = preprocess(batch, p.image_size, p.standardise)
