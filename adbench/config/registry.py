@@ -134,6 +134,9 @@ BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
             "volume_error": "optional:VolumeError",
             "aupro": "optional:AUPRO",
             "ece": "optional:ECE",
+            "box_ap": "boxes:BoxAP",
+            "box_f1@val": "boxes:BoxF1",
+            "box_f1@fpr1": "boxes:BoxF1Alarms",
         }.items()
     },
 }
