@@ -31,7 +31,7 @@ class Context:
         seed: every random draw derives from it (see :func:`adbench.utils.seeds.derive`).
         workdir: a folder of this fit alone, kept between interruptions: checkpoints go here. None: keep nothing on disk.
         checkpoint_seconds: a training in progress is saved at least this often.
-        tensorboard: write loss curves for TensorBoard beside the checkpoints.
+        track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
         watch: a training loop calls it after a validation with the share (0 to 1) of the training that is done, while the
             method can already score; None when nothing is called.
         progress: receives progress.
@@ -42,7 +42,7 @@ class Context:
     seed: int = 0
     workdir: Path | None = None
     checkpoint_seconds: float = 60.0
-    tensorboard: bool = False
+    track: str = ""
     watch: Callable[[float], None] | None = None
     progress: Progress = field(default_factory=Progress)
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("adbench"))

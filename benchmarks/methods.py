@@ -46,7 +46,7 @@ from adbench.utils import compute
 
 SLICES = 128
 BATCH = {"cpu": 32, "cuda": 128}  # slices that are scored at a time, as a run does
-LEARN = ("madad", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask")
+LEARN = ("madad", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask", "features")
 VARIANTS: dict[str, dict[str, str]] = {  # by what is set in the environment
     "float32": {compute.PRECISION: "float32"},
     "TF32": {compute.PRECISION: "tf32"},
@@ -174,6 +174,8 @@ class Bench:
         self.clock = Clock(args.device, seconds)
         self.cls = registry.load("methods", name)
         sets = {key: value for _, key, value in (run_config.parse_assignment(f"it.{text}") for text in args.set)}
+        if name == "features":
+            sets.setdefault("weights", "random")  # as fast as published ones, which are not installed with adbench
         self.params = self.cls.resolve(preset, sets)
         side = getattr(self.params, "image_size", 128)
         self.data = prepare(Waves(WaveParams(side=side), None), "FLAIR", folder).healthy("train")

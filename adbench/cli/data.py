@@ -394,11 +394,13 @@ def show(
 
 
 @data.command(
-    epilog="Example:\n\n  adbench data export --dataset brats21 --subject BraTS2021_00002 --space original --out nifti"
+    epilog="Examples:\n\n  adbench data export --dataset brats21 --subject BraTS2021_00002 --space original --out nifti\n\n"
+    "  adbench data export --dataset brats21 --modality FLAIR --split test --out test      (to score maps of your own on)"
 )
 def export(
     dataset: DatasetName,
-    subject: Annotated[list[str], typer.Option(help="Subjects or cases, separated by commas.")],
+    subject: Annotated[list[str] | None, typer.Option(help="Subjects or cases, separated by commas.")] = None,
+    split_: Annotated[str | None, typer.Option("--split", help="Every case of train, val or test instead.")] = None,
     data_root: Root = None,
     modality: OneModality = None,
     space: Annotated[
@@ -413,14 +415,18 @@ def export(
     """Write prepared images and masks back to NIfTI, for a viewer."""
     from adbench.datasets.contact_sheet import choose_cases
     from adbench.datasets.export import SPACES, export_case
+    from adbench.datasets.splits import ROLES
     from adbench.utils.console import say
 
     if space not in SPACES:
         raise unknown("space", space, SPACES)
     wanted = split(subject)
-    if not wanted:
-        raise UserError("Name a subject: --subject ID.")
+    if bool(wanted) == bool(split_):
+        raise UserError("Name subjects with --subject ID, or a whole split with --split test; not both.")
+    if split_ not in (None, *ROLES):
+        raise unknown("split", str(split_), ROLES)
     store = _store(dataset, data_root, modality, set_, workers, cache, quiet)
-    for case in choose_cases(store, wanted, 0):
+    cases = [case for case in store.cases if case.split == split_] if split_ else choose_cases(store, wanted, 0)
+    for case in cases:
         for path in export_case(store, case.id, out, space=space):
             say(str(path))

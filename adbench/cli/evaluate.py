@@ -22,15 +22,18 @@ if TYPE_CHECKING:
     epilog="Examples:\n\n"
     "  adbench eval runs/phantom/phantom-flair/madad-tiny-seed0-1a2b3c4d5e\n\n"
     "  adbench eval RUN --protocol official-madad      (a run made with --save-maps)\n\n"
-    "  adbench eval --maps my_maps --masks my_masks --brain my_brains --out scores",
+    "  adbench eval --maps my_maps --masks my_masks --brain my_brains --out scores\n\n"
+    "  adbench eval --maps my_maps --masks boxes.csv --brain my_brains      (boxes in the columns of fastMRI+)",
 )
 def evaluate(
     run: Annotated[Path | None, typer.Argument(help="A run's folder. Leave it out to score your own maps.")] = None,
     maps: Annotated[Path | None, typer.Option(help="Folder of anomaly maps, NIfTI or PNG, no method needed.")] = None,
-    masks: Annotated[Path | None, typer.Option(help="Folder of lesion masks on the same grid.")] = None,
+    masks: Annotated[
+        Path | None, typer.Option(help="Folder of lesion masks on the same grid, or a CSV file of boxes.")
+    ] = None,
     brain: Annotated[Path | None, typer.Option(help="Folder of brain masks; without it every voxel counts.")] = None,
     val_maps: Annotated[Path | None, typer.Option(help="Maps of other cases, to choose thresholds on.")] = None,
-    val_masks: Annotated[Path | None, typer.Option(help="Their lesion masks.")] = None,
+    val_masks: Annotated[Path | None, typer.Option(help="Their lesion masks, or boxes.")] = None,
     val_brain: Annotated[Path | None, typer.Option(help="Their brain masks.")] = None,
     labels: Annotated[str | None, typer.Option(help="Mask values that are lesion, e.g. 1,2,4; default 1.")] = None,
     metrics: Annotated[
@@ -56,7 +59,7 @@ def evaluate(
         evaluation = None if protocol else finished.evaluate_again(split(metrics))
     else:
         from adbench.config import registry
-        from adbench.evaluation.maps import evaluate_folders
+        from adbench.evaluation.maps import METRICS, evaluate_folders
         from adbench.metrics.presets import PresetResult
 
         if maps is None or masks is None:
@@ -73,11 +76,11 @@ def evaluate(
             metrics=[registry.load("metrics", name)() for name in split(metrics)],
             presets=split(protocol),
         )
-        stored = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["presets"]
+        stored = json.loads((out / METRICS).read_text(encoding="utf-8"))["presets"]
         found = [PresetResult(**preset) for preset in stored]
     _show(evaluation, found, json_)
     if run is None and not json_:
-        say(f"JSON, histograms and plots: {out}")
+        say(f"JSON, histograms and plots: {out}. A row of a leaderboard: adbench leaderboard submit {out} --help")
 
 
 def _labels(text: str | None) -> list[int] | None:

@@ -170,17 +170,64 @@ def verify(
 
 
 @board.command(
-    "submit", epilog="Example:  adbench leaderboard submit runs/phantom/phantom-flair/madad-tiny-seed0-1a2b3c4d5e"
+    "submit",
+    epilog="Examples:\n\n  adbench leaderboard submit runs/phantom/phantom-flair/madad-tiny-seed0-1a2b3c4d5e\n\n"
+    "  adbench eval --maps my_maps --masks masks --brain brains --out scores\n\n"
+    '  adbench leaderboard submit scores --method "Our method" --submitter "A. Researcher" --licence CC-BY-4.0 '
+    "--code https://github.com/us/ours --dataset NOVA --modality FLAIR",
 )
 def submit(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a finished run.")],
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="A finished run, or what `adbench eval --maps` left.")
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder for the file, or its name (*.json).")] = Path(),
+    submitter: Annotated[str | None, typer.Option(help="Who submits it; the page says so.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the submission, e.g. CC-BY-4.0.")] = None,
+    paper: Annotated[str, typer.Option(help="https address of the paper.")] = "",
+    code: Annotated[str, typer.Option(help="https address of the code.")] = "",
+    method: Annotated[str | None, typer.Option(help="Maps only: name of the method.")] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Maps only: a run or submission on the very cases, whose table the row joins.")
+    ] = None,
+    dataset: Annotated[str, typer.Option(help="Maps only, without --like: what the cases are of.")] = "",
+    modality: Annotated[str, typer.Option(help="Maps only, without --like: their sequence.")] = "",
+    trained_on: Annotated[str, typer.Option(help="Maps only: what the method learned from.")] = "",
+    seed: Annotated[int, typer.Option(min=0, help="Maps only: seed of the training; rows of several are one.")] = 0,
 ) -> None:
-    """Pack a run into one file for a pull request: its record and the counts that all numbers follow from, no image."""
+    """Pack a result into one file for a pull request: its record and the counts that all numbers follow from, no image.
+
+    A run shows what made its numbers. Maps do not, so a row that was scored from them is marked, and names its submitter,
+    licence, and code or paper.
+    """
     from adbench.leaderboard import merge as merging
+    from adbench.leaderboard.from_maps import is_scored, pack_maps
+    from adbench.leaderboard.submission import said
     from adbench.utils.console import say
 
-    path = merging.submit(run, out)
+    named = any((submitter, licence, paper, code))
+    if is_scored(folder):
+        who = said(submitter or "", licence or "", code, paper)
+        if not method:
+            raise UserError("Name the method whose maps they are with --method.")
+        packed = pack_maps(
+            folder,
+            who,
+            method=method,
+            dataset=dataset,
+            modality=modality,
+            like=like,
+            trained_on=trained_on,
+            seed=seed,
+        )
+        path = merging.submit_maps(packed, out)
+    else:
+        own: dict[str, object] = {"--method": method, "--like": like, "--dataset": dataset, "--modality": modality}
+        own |= {"--trained-on": trained_on, "--seed": seed}
+        if given := [name for name, value in own.items() if value]:
+            raise UserError(
+                f"{', '.join(given)}: only for what `adbench eval --maps` left; the record of a run says it."
+            )
+        path = merging.submit(folder, out, said(submitter or "", licence or "", code, paper) if named else None)
     say(f"{path} ({path.stat().st_size / 1024:.0f} kB). Next: adbench leaderboard merge {path}, and a pull request.")
 
 
@@ -203,6 +250,34 @@ def merge(
     for one in merged:
         say(f"  {'added' if one.added else 'already there'}: {one.path}")
     say(f"{sum(one.added for one in merged)} of {len(merged)} added. Next: adbench leaderboard build {into}")
+
+
+@board.command(
+    "recount",
+    epilog="Example:\n\n  adbench leaderboard recount leaderboards && adbench leaderboard build",
+)
+def recount(root: Root = BOARDS, quiet: Quiet = False) -> None:
+    """Bring results of an earlier release to the definitions of this one, from the counts that they hold.
+
+    When a definition changes, results of before no longer verify ("numbers of other definitions"). No data and no maps are
+    needed where the counts decide the new numbers; otherwise the result is left as it is, and named.
+    """
+    from adbench.leaderboard.recount import recount as count_again
+    from adbench.leaderboard.verify import targets
+    from adbench.utils.console import LiveProgress, say
+
+    paths = [path for path in targets(root) if path.is_file()]  # a run is scored again by running it
+    changed, refused = 0, list[str]()
+    with LiveProgress(quiet) as progress:
+        for done, path in enumerate(paths, 1):
+            try:
+                changed += count_again(path) is not None
+            except UserError as error:
+                refused.append(str(error))
+            progress.update("count again", done, len(paths))
+    say(f"{changed} of {len(paths)} results counted again. Next: adbench leaderboard build {root}")
+    if refused:
+        raise UserError("\n".join(refused))
 
 
 @board.command(

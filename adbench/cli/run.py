@@ -43,7 +43,7 @@ MAX_ROWS = 200  # a table of more rows is no help
     "  adbench run --method madad,ae,histeq --dataset folder --data-root my_slices --modality FLAIR\n\n"
     "  adbench run --method madad --dataset phantom --seed 0,1,2 --set madad.steps=300\n\n"
     "  adbench run --method histeq --dataset phantom --set histeq.sigma=1,2,4      (a sweep: one run a value)\n\n"
-    "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --tensorboard\n\n"
+    "  adbench run --method madad,ae --dataset phantom --set method.minutes=5 --track tensorboard\n\n"
     "  adbench run --method madad,ddpm --dataset phantom --time-limit 8h\n\n"
     "  adbench run --method histeq --dataset bids --data-root DIR --set dataset.folds=5      (then: adbench leaderboard pool)\n\n"
     "  adbench run --fit shared/madad-ixi --dataset folder --data-root my_slices      (no training data needed)\n\n"
@@ -116,10 +116,10 @@ def run(
     fit: Annotated[
         Path | None, typer.Option(help="A shared fit's folder (adbench fit): score it instead of training.")
     ] = None,
-    tensorboard: Annotated[
-        bool,
-        typer.Option("--tensorboard", help="Write loss curves for TensorBoard beside the checkpoints of each fit."),
-    ] = False,
+    track: Annotated[
+        str | None,
+        typer.Option(help="Write loss curves to tensorboard, mlflow or wandb too, while it trains; offline."),
+    ] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -158,7 +158,7 @@ def run(
         force=force,
         checkpoint_seconds=checkpoint_seconds,
         save_maps=save_maps,
-        tensorboard=tensorboard,
+        track=track or "",
     )
     if executor != "serial" and distributed.world() > 1:
         raise UserError(

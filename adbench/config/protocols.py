@@ -312,6 +312,16 @@ PROTOCOLS: dict[str, Protocol] = {
     )
 }
 
+MAPS = Protocol(
+    "maps",
+    "1",
+    "Anyone's maps against anyone's masks, by `adbench eval --maps`: no method was run here",
+    "what the row says; nothing shows it",
+    "all cases that were given",
+    "the threshold that maximises pooled Dice over validation maps, where some were given",
+)
+"""No run has it: of published results that were scored from maps on cases that no run was scored on."""
+
 
 def get(name: str) -> Protocol:
     """The protocol called ``name``; a ``UserError`` with the nearest name when there is none."""

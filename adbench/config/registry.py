@@ -87,6 +87,9 @@ _METRICS = {
     "volume_error": "optional:VolumeError",
     "aupro": "optional:AUPRO",
     "ece": "optional:ECE",
+    "box_ap": "boxes:BoxAP",
+    "box_f1@val": "boxes:BoxF1",
+    "box_f1@fpr1": "boxes:BoxF1Alarms",
 }
 BUILTIN: dict[str, dict[str, tuple[str, str]]] = {
     "methods": {name: (f"adbench.methods.{target}", summary) for name, (target, summary) in _METHODS.items()},

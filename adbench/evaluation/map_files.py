@@ -1,7 +1,9 @@
-"""Anomaly maps and masks in folders of NIfTI volumes or PNG slices, matched by case id."""
+"""Anomaly maps and masks in folders of NIfTI volumes or PNG slices, or boxes in a CSV file, matched by case id."""
 
 from __future__ import annotations
 
+import csv
+import io
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -18,6 +20,7 @@ from adbench.datasets.io.png import read_shape, read_stored
 from adbench.errors import UserError
 from adbench.metrics.counting import as_bool
 from adbench.utils import limits
+from adbench.utils.plain_files import read_plain
 
 _ENDINGS = {
     "map": ("_anomaly_map", "_map", "_score", "_anomaly"),
@@ -68,12 +71,14 @@ class CaseFolder:
 
     Args:
         maps: folder of score maps.
-        masks: folder of lesion masks, of the same type as the maps.
+        masks: folder of lesion masks, of the same type as the maps; or a CSV file of boxes, see :func:`read_boxes`, which
+            count as lesion wherever they are.
         brain: folder of brain masks, or None: every voxel of the image counts.
         labels: values of the masks that are lesion; None for 1 (and 255 in a PNG). 0 is background, others are errors.
 
     Raises:
-        UserError: a folder is missing or empty, two files claim one place, or a case is missing on one side.
+        UserError: a folder is missing or empty, two files claim one place, a case is missing on one side, or a box is of
+            no map.
     """
 
     def __init__(
@@ -86,9 +91,19 @@ class CaseFolder:
         if labels is not None and (not labels or 0 in labels):
             raise UserError(f"labels = {sorted(labels)} is not valid: name the lesion values; 0 is background.")
         self._labels = None if labels is None else sorted(labels)
-        self._maps, self._masks = _find(Path(maps), "map"), _find(Path(masks), "mask")
+        self._maps = _find(Path(maps), "map")
         self._brain = None if brain is None else _find(Path(brain), "brain mask")
-        _match("map", self._maps, "mask", self._masks)
+        self._boxes, self._masks = None, dict[str, _Files]()
+        if Path(masks).suffix.lower() == ".csv":
+            if labels is not None:
+                raise UserError(f"{masks} holds boxes, which have no labels: leave --labels away.")
+            self._boxes, self._source = read_boxes(Path(masks)), Path(masks)
+            if stray := sorted(self._boxes.keys() - self._maps.keys()):
+                shown = ", ".join(stray[:10]) + (", ..." if len(stray) > 10 else "")
+                raise UserError(f"{len(stray)} cases of {masks} have no map: {shown}.")
+        else:
+            self._masks = _find(Path(masks), "mask")
+            _match("map", self._maps, "mask", self._masks)
         if self._brain is not None:
             _match("map", self._maps, "brain mask", self._brain)
 
@@ -96,6 +111,11 @@ class CaseFolder:
     def volumes(self) -> list[str]:
         """Case ids, sorted."""
         return sorted(self._maps)
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether boxes were given instead of masks."""
+        return self._boxes is not None
 
     @property
     def has_brain(self) -> bool:
@@ -108,13 +128,16 @@ class CaseFolder:
     def __iter__(self) -> Iterator[External]:
         for case in self.volumes:
             maps, grid = _stack(self._maps[case])
-            lesion = _on_grid(case, "mask", self._masks[case], maps, grid)
+            slices = np.array(sorted(self._maps[case])) if grid is None else np.arange(len(maps))
+            if self._boxes is not None:
+                found = _filled(self._boxes.get(case, []), maps.shape, slices, grid is not None, self._source)
+            else:
+                lesion = _on_grid(case, "mask", self._masks[case], maps, grid)
+                found = _binary(lesion, f"case {case!r}", self._labels, grid is None)
             brain = np.ones(maps.shape, bool)
             if self._brain is not None:
                 values = _on_grid(case, "brain mask", self._brain[case], maps, grid)
                 brain = _binary(values, f"case {case!r} (brain)", None, grid is None)
-            found = _binary(lesion, f"case {case!r}", self._labels, grid is None)
-            slices = np.array(sorted(self._maps[case])) if grid is None else np.arange(len(maps))
             spacing = None if grid is None else (grid.zooms[2], grid.zooms[0], grid.zooms[1])
             yield External(case, subject_of(case), maps, found, brain, slices, spacing)
 
@@ -135,6 +158,90 @@ def _binary(values: np.ndarray, where: str, labels: list[int] | None, is_png: bo
             f"lesion labels {', '.join(map(str, labels))}."
         )
     return np.isin(values, labels)
+
+
+_BOX = ("slice", "x", "y", "width", "height")
+
+
+@dataclass(frozen=True)
+class Box:
+    """One annotated box.
+
+    Attributes:
+        row: of the file it stands in, from 2.
+        slice: index of the slice.
+        x: left edge, pixels from that of the image; in a NIfTI volume along its first axis.
+        y: upper edge, pixels from that of the image; in a NIfTI volume along its second axis.
+        width: pixels.
+        height: pixels.
+    """
+
+    row: int
+    slice: int
+    x: float
+    y: float
+    width: float
+    height: float
+
+
+def read_boxes(path: Path) -> dict[str, list[Box]]:
+    """Case -> its boxes, of a CSV file with the columns of fastMRI+ (Zhao et al. 2022, Sci Data 9:152).
+
+    They are ``file`` (or ``case``), ``slice`` (0 where there is no such column), ``x``, ``y``, ``width`` and ``height``; other
+    columns are not looked at. A row without a box (a label of the whole study, a normal case) is passed over.
+
+    Raises:
+        UserError: no such file, no text, a column is missing, or a value is no number of pixels; names file and row.
+    """
+    try:
+        text = read_plain(path, limits.RECORD_BYTES).decode("utf-8-sig")
+        reader = csv.DictReader(io.StringIO(text), strict=True)
+        rows, names = list(reader), set(reader.fieldnames or ())
+    except FileNotFoundError:
+        raise UserError(f"There is no file {path} of boxes.") from None
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"{path} is not a readable table of boxes: {error}.") from None
+    key = "file" if "file" in names else "case"
+    if missing := [name for name in (key, *_BOX[1:]) if name not in names]:
+        raise UserError(
+            f"{path} lacks the column {', '.join(missing)}: boxes have file, slice, x, y, width and height."
+        )
+    found: dict[str, list[Box]] = {}
+    for number, row in enumerate(rows, 2):
+        given = {name: (row.get(name) or "").strip() for name in _BOX}
+        if not any(given[name] for name in _BOX[1:]):
+            continue
+        try:
+            values = [float(given[name] or (0 if name == "slice" else "")) for name in _BOX]
+        except ValueError:
+            values = [math.nan]
+        if not all(map(math.isfinite, values)) or min(values) < 0 or min(values[3:]) == 0 or values[0] % 1:
+            said = ", ".join(f"{name} {text or 'nothing'}" for name, text in given.items())
+            raise UserError(f"{path}, row {number}: {said} is no box: a slice index, and pixels in the image.")
+        case = (row[key] or "").strip()
+        name = next((case[: -len(kind)] for kind in _TYPES if case.lower().endswith(kind)), case)
+        found.setdefault(name, []).append(Box(number, int(values[0]), *values[1:]))
+    if not found:
+        raise UserError(f"{path} holds no box.")
+    return found
+
+
+def _filled(boxes: list[Box], shape: tuple[int, ...], slices: np.ndarray, is_volume: bool, source: Path) -> np.ndarray:
+    """(S, H, W) bool: every pixel that a box touches."""
+    filled = np.zeros(shape, bool)
+    for box in boxes:
+        place = np.flatnonzero(slices == box.slice)
+        spans = [(box.x, box.width, "x"), (box.y, box.height, "y")]
+        ends = [(math.floor(start), math.ceil(start + size)) for start, size, _ in spans]
+        size = shape[1:] if is_volume else shape[:0:-1]
+        if not len(place) or any(end > limit for (_, end), limit in zip(ends, size, strict=True)):
+            raise UserError(
+                f"{source}, row {box.row}: slice {box.slice}, x {box.x:g} to {box.x + box.width:g}, y {box.y:g} to "
+                f"{box.y + box.height:g} lies outside its map of {len(slices)} slices of {size[0]} x {size[1]} pixels."
+            )
+        first, second = (slice(*span) for span in (ends if is_volume else ends[::-1]))
+        filled[place[0], first, second] = True
+    return filled
 
 
 _Files = dict[int, Path]  # slice index -> file; a NIfTI volume is at index 0

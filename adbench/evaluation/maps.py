@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from adbench import __version__
 from adbench.errors import UserError
 from adbench.evaluation.map_files import CaseFolder, External
 from adbench.metrics import plots
 from adbench.metrics.base import Metric
+from adbench.metrics.boxes import BoxAP, BoxF1, BoxF1Alarms
 from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, evaluate_preset
@@ -22,6 +26,7 @@ from adbench.results.rundir import write_counts
 from adbench.utils.files import write_json
 
 Folder = str | Path
+METRICS = "metrics.json"  # of the folder that evaluate_folders writes
 
 
 def evaluate_folders(
@@ -46,7 +51,8 @@ def evaluate_folders(
 
     Args:
         maps: score maps, NIfTI or PNG; higher is more anomalous, on any scale.
-        masks: lesion masks on the same grid.
+        masks: lesion masks on the same grid, or a CSV file of boxes; with boxes, the metrics of
+            :mod:`adbench.metrics.boxes` are added, and numbers of voxels take a box for a lesion that fills it.
         brain: brain masks; None counts every voxel of the image, background included.
         out: folder for ``metrics.json``, ``histograms.npz``, ``val_histograms.npz``, ``spatial.json`` and the plots.
         labels: mask values that are lesion; None for 1 (and 255 in a PNG).
@@ -72,16 +78,21 @@ def evaluate_folders(
     notes: list[str] = []
     if not test_cases.has_brain:
         notes.append("No brain masks were given: every voxel of the image counts, background included.")
+    if test_cases.has_boxes:
+        notes.append("Boxes were given, no masks: numbers of voxels and lesions take a box for a lesion that fills it.")
+        asked = {metric.name for metric in metrics}
+        metrics = [*metrics, *(one() for one in (BoxAP, BoxF1, BoxF1Alarms) if one.name not in asked)]
     val_again = None if val_cases is None else _Cases(val_cases)
     chosen = [asdict(evaluate_preset(name, _Cases(test_cases), val_again)) for name in presets]  # some need validation
-    val = None if val_cases is None else _histograms(val_cases, None, [], by_subject=True)
+    facts = {"test": CaseFacts(), "val": CaseFacts()}
+    val = None if val_cases is None else _histograms(val_cases, None, [], facts["val"], by_subject=True)
     thresholds = choose_thresholds(val)[0]
     spatial_metrics = [metric for metric in metrics if metric.needs_maps]
     if val is not None:
         spatial = SpatialAccumulator(thresholds, froc_thresholds(val), metrics=spatial_metrics)
-        test = _histograms(test_cases, spatial, notes)
+        test = _histograms(test_cases, spatial, notes, facts["test"])
     else:
-        test = _histograms(test_cases, None, notes)
+        test = _histograms(test_cases, None, notes, facts["test"])
         spatial = SpatialAccumulator(thresholds, froc_thresholds(test), metrics=spatial_metrics)
         for case in test_cases:
             _count(spatial, case)
@@ -94,11 +105,47 @@ def evaluate_folders(
     write_counts(folder, test, val, spatial)
     for problem in plots.all_plots(test, result, folder, spatial=spatial, seed=seed):
         result.notes.append(problem)
-    inputs = {"maps": str(maps), "masks": str(masks), "brain": None if brain is None else str(brain)}
+    inputs: dict[str, Any] = {"maps": str(maps), "masks": str(masks), "brain": None if brain is None else str(brain)}
     inputs |= {"val_maps": None if val_maps is None else str(val_maps)}
+    inputs |= {"boxes": test_cases.has_boxes}
     settings = {"level": level, "seed": seed, "labels": sorted(labels) if labels else None}
-    write_json(folder / "metrics.json", {"inputs": inputs, "settings": settings, "presets": chosen, **result.as_dict()})
+    about = {
+        "adbench": __version__,
+        "inputs": inputs,
+        "settings": settings,
+        "cases": {role: one.as_dict() for role, one in facts.items() if one.slices},
+        "presets": chosen,
+    }
+    write_json(folder / METRICS, {**about, **result.as_dict()})
     return result
+
+
+@dataclass
+class CaseFacts:
+    """What tells the cases of one folder from those of another, whoever's maps are held against them.
+
+    Attributes:
+        slices: in all.
+        grid: (H, W) of the largest, pixels.
+        hash: of ids, lesion masks and brain masks.
+    """
+
+    slices: int = 0
+    grid: tuple[int, int] = (0, 0)
+    hash: Any = field(default_factory=hashlib.sha256)
+
+    def add(self, case: External) -> None:
+        """Count one case."""
+        height, width = case.maps.shape[1:]
+        self.slices += len(case.maps)
+        self.grid = (max(self.grid[0], height), max(self.grid[1], width))
+        self.hash.update(f"{case.volume}\0{case.maps.shape}{case.slices.tolist()}".encode())
+        for mask in (case.lesion & case.brain, case.brain):
+            self.hash.update(np.packbits(mask).tobytes())
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"digest": self.hash.hexdigest(), "slices": self.slices, "grid": list(self.grid)}
 
 
 COLUMNS = ("metric", "value", "interval", "subjects", "remark")
@@ -112,7 +159,14 @@ def rows(result: Evaluation) -> list[list[str]]:
         about = "≈" if metric.spread > WIDE else ""
         value = "—" if metric.value is None else f"{about}{metric.value:.4f}"
         remark = ", ".join(part for part in ("oracle" if metric.oracle else "", metric.reason) if part)
-        found.append([name, value, ends, str(metric.n) if metric.value is not None else "", remark])
+        over = (
+            ""
+            if metric.value is None
+            else str(metric.n)
+            if metric.n == metric.n_all
+            else f"{metric.n} of {metric.n_all}"
+        )
+        found.append([name, value, ends, over, remark])
     return found
 
 
@@ -176,7 +230,12 @@ def _validation(
 
 
 def _histograms(
-    cases: CaseFolder, spatial: SpatialAccumulator | None, notes: list[str], *, by_subject: bool = False
+    cases: CaseFolder,
+    spatial: SpatialAccumulator | None,
+    notes: list[str],
+    facts: CaseFacts,
+    *,
+    by_subject: bool = False,
 ) -> SubjectHistograms:
     pins = () if spatial is None else (*spatial.thresholds.values(), *spatial.froc)
     histograms = SubjectHistograms(pins, most=MANY_BINS)
@@ -184,6 +243,7 @@ def _histograms(
     for case in cases:
         if not case.brain.any():
             raise UserError(f"Case {case.volume!r} has no brain voxel: its brain mask is empty. Correct the mask.")
+        facts.add(case)
         inside = case.maps[case.brain]
         histograms.update(case.subject if by_subject else case.volume, inside, case.lesion[case.brain])
         if spatial is not None:

@@ -18,6 +18,7 @@ from adbench.runner.plan import Plan
 from adbench.runner.run_cell import run_cell
 from adbench.utils import distributed
 from adbench.utils.supervisor import HandedOver, Journal
+from adbench.utils.tracking import check_tracker
 
 EXECUTORS = ("serial", "ray")
 
@@ -37,10 +38,10 @@ class Options:
         force: score again although records are there (fits are kept).
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside its record.
-        tensorboard: write loss curves for TensorBoard into the folders of the fits.
+        track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
 
     Raises:
-        UserError: an executor that does not exist, or an option that it does not have.
+        UserError: an executor that does not exist, an option that it does not have, or a tracker that is not installed.
     """
 
     executor: str = "serial"
@@ -52,11 +53,13 @@ class Options:
     force: bool = False
     checkpoint_seconds: float = 60.0
     save_maps: bool = False
-    tensorboard: bool = False
+    track: str = ""
 
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise unknown("executor", self.executor, EXECUTORS)
+        if self.track:
+            check_tracker(self.track)
         given = {
             "--address": self.address,
             "--cpus-per-run": self.cpus,
@@ -94,7 +97,7 @@ class Options:
             force=True,
             checkpoint_seconds=self.checkpoint_seconds,
             save_maps=self.save_maps,
-            tensorboard=self.tensorboard,
+            track=self.track,
             facts=facts,
         )
         illustrate(plan.run_folder, progress)

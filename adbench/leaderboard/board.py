@@ -17,6 +17,7 @@ import numpy as np
 
 from adbench.config.protocols import PROTOCOLS
 from adbench.leaderboard.consistency import steps
+from adbench.leaderboard.submission import FROM_MAPS, Submitted
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import several
@@ -66,6 +67,7 @@ class Entry:
         tied: whether others share the rank.
         to_best: the paired difference between the board's best and this entry; None for the best and without a rank.
         reason: why it has no rank.
+        submitted: who submitted its results, where they say so.
     """
 
     key: str
@@ -78,6 +80,17 @@ class Entry:
     tied: bool = False
     to_best: Difference | None = None
     reason: str = ""
+    submitted: tuple[Submitted, ...] = ()
+
+    @property
+    def from_maps(self) -> bool:
+        """Whether it was scored from somebody's maps: no method was run, and its costs are not known."""
+        return self.record.method.origin == FROM_MAPS
+
+    @property
+    def submitters(self) -> str:
+        """Their names; "" where nobody says so."""
+        return ", ".join(dict.fromkeys(one.submitter for one in self.submitted))
 
     @property
     def record(self) -> Record:
@@ -107,6 +120,8 @@ class Entry:
     @property
     def conformance(self) -> str:
         """Whether the method passed the conformance checks: the worst of its seeds, "not said" by older records."""
+        if self.from_maps:
+            return FROM_MAPS
         outcomes = {_conformance(record) for record in self.records}
         return next(word for word in ("failed", "not said", "not run", "passed") if word in outcomes)
 
@@ -128,6 +143,15 @@ class Entry:
         test = self.record.test
         per_slice = float(np.mean([record.timing["score_per_slice"] for record in self.records]))
         return per_slice * test.slices / test.subjects
+
+    @property
+    def costs(self) -> dict[str, float | None]:
+        """Hours of one seed by device, and seconds a volume; None where they are not known."""
+        names = ("gpu_hours", "cpu_hours", "seconds_per_volume")
+        if self.from_maps:
+            return dict.fromkeys(names)
+        spent = (self.hours if self.device == device else 0.0 for device in ("GPU", "CPU"))
+        return dict(zip(names, (*spent, self.volume_seconds), strict=True))
 
     def stratum(self, grouping: str, group: str, metric: str) -> Estimate | None:
         """A metric within a stratum: mean over seeds; with several seeds, the interval spans those of all."""
@@ -198,9 +222,11 @@ class Board:
         """What its numbers are about, in one line."""
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
+        scored = len(self.record.subjects)  # none in a board of published results
+        volumes = f", {scored} volumes" if scored > test.subjects else ""
         return (
             f"{self.name}: {several(test.subjects, 'test subject')}"
-            f"{lesion}, {several(test.slices, 'slice')}{_pixel(test.mm)}, "
+            f"{lesion}{volumes}, {several(test.slices, 'slice')}{_pixel(test.mm)}, "
             f"prevalence {self.record.prevalence:.4f}"
             f"{'; every voxel of a slice counts, background included' if everywhere else ''}"
         )
@@ -309,11 +335,13 @@ class Board:
             "seeds": len(entry.records),
             "prevalence": record.prevalence,
             **numbers,
-            "gpu_hours": entry.hours if entry.device == "GPU" else 0.0,
-            "cpu_hours": entry.hours if entry.device == "CPU" else 0.0,
-            "seconds_per_volume": entry.volume_seconds,
+            **entry.costs,
             "key": entry.key,
             "records": " ".join(entry.paths),
+            **{
+                name: " ".join(dict.fromkeys(getattr(one, name) for one in entry.submitted))
+                for name in (Submitted.model_fields if any(one.submitted for one in self.entries) else ())
+            },
         }
 
     def to_frame(self) -> pd.DataFrame:

@@ -210,7 +210,9 @@ def _at(value: float, scale: float) -> float:
 
 def _cost_axis(board: Board) -> tuple[list[tuple[float, float]], dict[str, float]]:
     """The axis of seconds a volume, logarithmic: ((value, place) of its ticks, place of each entry by id), in shares."""
-    logs = {entry.id: log10(max(entry.volume_seconds, 1e-4)) for entry in board.entries}
+    logs = {entry.id: log10(max(entry.volume_seconds, 1e-4)) for entry in board.entries if not entry.from_maps}
+    if not logs:
+        return [], {}
     low, high = floor(min(logs.values())), ceil(max(logs.values()))
     high = max(high, low + 1)
     ticks = [(10.0**power, round((power - low) / (high - low), 4)) for power in range(low, high + 1)]
@@ -327,12 +329,21 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
     )
     pairs = [
         ("method", f"{method.name} {method.version}"),
-        ("code", ", ".join([method.origin, *git, f"source {method.source[:16]}"])),
+        ("code", ", ".join([method.origin, *git, *([f"source {method.source[:16]}"] if method.source else [])])),
+        ("submitted by", "; ".join(f"{one.submitter} ({one.licence})" for one in entry.submitted)),
         ("made", ", ".join(dict.fromkeys(one.created[:10] for one in entry.records))),
-        ("learned from", f"{train.name} {train.modality}: {_amount(train)}"),
+        (
+            "learned from",
+            f"{train.name} {train.modality}: {_amount(train)}" if train.slices else f"{train.name}, as they say",
+        ),
         ("tested on", f"{test.name} {test.modality}: {_amount(test)}"),
         ("grid", f"{test.grid[0]} × {test.grid[1]} px"),
-        ("weights", f"{method.parameters:,}" + (f", fitted by {made.author} ({made.licence})" if made else "")),
+        (
+            "weights",
+            ""
+            if entry.from_maps
+            else f"{method.parameters:,}" + (f", fitted by {made.author} ({made.licence})" if made else ""),
+        ),
         ("against the best", against),
         ("tuned", search),
         ("made by", ", ".join(map(str, made_by))),

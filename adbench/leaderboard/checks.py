@@ -31,10 +31,11 @@ from adbench.leaderboard.consistency import (
     skeleton,
     steps,
 )
-from adbench.leaderboard.submission import SPATIAL, Submission, own_digest, ranking_left_out, sha256
+from adbench.leaderboard.from_maps import check_from_maps, check_submitted
+from adbench.leaderboard.submission import FROM_MAPS, SPATIAL, Submission, own_digest, ranking_left_out, sha256
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric, Subject
-from adbench.metrics.evaluate import evaluate
+from adbench.metrics.evaluate import Evaluation, evaluate
 from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import choose_thresholds, slice_thresholds
@@ -58,7 +59,7 @@ RUN_FIELDS = frozenset(
 def check(submission: Submission) -> list[Issue]:
     """What is wrong with ``submission`` by itself."""
     issues: list[Issue] = []
-    for one in CHECKS:
+    for one in CHECKS_OF_MAPS if submission.record.method.origin == FROM_MAPS else CHECKS:
         try:
             issues.extend(islice(one(submission), ISSUES - len(issues)))
         except (UserError, ValueError, ArithmeticError, IndexError, KeyError, TypeError) as error:
@@ -109,17 +110,25 @@ def check_protocol(submission: Submission) -> Iterator[Issue]:
     for role in ("train", "val", "threshold"):
         if (part := getattr(record, role)) is not None:
             yield from differences(f"{role}.modality", part.modality, record.test.modality)
-    if not isinstance(name, str) or name not in protocols.PROTOCOLS:
+    from_maps = record.method.origin == FROM_MAPS
+    if (protocol := _protocol(name)) is None or (protocol is protocols.MAPS and not from_maps):
         yield Issue("protocol.name", name, why=f"this adbench knows {', '.join(protocols.PROTOCOLS)}")
         return
-    protocol = protocols.get(name)
     yield from differences("protocol", record.protocol, protocol.as_dict(), f"protocol {name} of this adbench")
-    side = record.test if protocol.threshold_on == "test" else record.train
-    yield from differences("threshold.name", record.threshold.name, side.name)
+    if not from_maps:
+        side = record.test if protocol.threshold_on == "test" else record.train
+        yield from differences("threshold.name", record.threshold.name, side.name)
     if protocol.datasets and not any(_may_be(record.test, dataset) for dataset in protocol.datasets):
         yield Issue("test.name", record.test.name, why=f"protocol {name} tests on {' or '.join(protocol.datasets)}")
-    if protocol.train_on and not _may_be(record.train, protocol.train_on):
+    if protocol.train_on and not from_maps and not _may_be(record.train, protocol.train_on):
         yield Issue("train.name", record.train.name, why=f"protocol {name} trains on {protocol.train_on}")
+
+
+def _protocol(name: object) -> protocols.Protocol | None:
+    """The protocol of a result by its name; None when this adbench has none."""
+    if name == protocols.MAPS.name:
+        return protocols.MAPS
+    return protocols.PROTOCOLS.get(name) if isinstance(name, str) else None
 
 
 def _may_be(part: DataPart, dataset: str) -> bool:
@@ -211,13 +220,13 @@ def check_numbers(submission: Submission) -> Iterator[Issue]:
         yield from differences("test.slices", record.test.slices, slices, "spatial counts")
     thresholds = choose_thresholds(validation)[0] | slice_thresholds(spatial.free)
     yield from differences("spatial.thresholds", spatial.thresholds, thresholds)
-    if spatial.froc != (froc_thresholds(validation) if validation is not None else []):
+    own_froc = validation is None and record.method.origin == FROM_MAPS  # `eval` then spaces them by the test scores
+    if not own_froc and spatial.froc != (froc_thresholds(validation) if validation is not None else []):
         stated = {rule: record.thresholds.get(rule) for rule in thresholds}
         yield from differences("thresholds", stated, thresholds)
         yield Issue("spatial.froc", why="its thresholds are not those that the validation scores give")
         return
-    name = record.protocol.get("name")
-    if not isinstance(name, str) or name not in protocols.PROTOCOLS:
+    if _protocol(record.protocol.get("name")) is None:
         return  # check_protocol says so; without its rules there is nothing to compute
     unchecked = _not_installed(submission)
     for metric in unchecked:
@@ -225,18 +234,26 @@ def check_numbers(submission: Submission) -> Iterator[Issue]:
         yield Issue(f"metrics.{metric}", record.metrics[metric].value, why=why)
     yield from _optional_facts(record)
     yield from _range(record)
-    metrics = [_metric(name, record) for name in record.optional if name in record.metrics and name not in unchecked]
-    spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
-    evaluation = evaluate(
-        test, validation, level=protocols.get(name).level, spatial=spatial, metrics=metrics, strata=True
-    )
-    stored, recomputed = numbers_without(record, unchecked), evaluation.as_dict()
+    evaluation = recomputed(submission)
+    stored, computed = numbers_without(record, unchecked), evaluation.as_dict()
     for field in NUMBERS:
-        yield from differences(field, stored[field], recomputed[field])
+        yield from differences(field, stored[field], computed[field])
     for note in evaluation.notes:
         if note not in record.notes:
             yield Issue("notes", why=f"this one is missing: {note}")
     yield from _ranking(submission, evaluation.metrics[RANKED_BY].value is not None)
+
+
+def recomputed(submission: Submission) -> Evaluation:
+    """All numbers from the counts; a metric that is not installed here and left no sums is left out."""
+    record, spatial, unchecked = submission.record, submission.spatial, _not_installed(submission)
+    metrics = [_metric(name, record) for name in record.optional if name in record.metrics and name not in unchecked]
+    spatial.metrics = tuple(metric for metric in metrics if metric.needs_maps)
+    if (protocol := _protocol(record.protocol.get("name"))) is None:
+        raise UserError(f"this adbench knows no protocol {record.protocol.get('name')!r}")
+    return evaluate(
+        submission.test, submission.validation, level=protocol.level, spatial=spatial, metrics=metrics, strata=True
+    )
 
 
 def numbers_without(record: Record, metrics: Collection[str]) -> dict[str, Any]:
@@ -415,7 +432,7 @@ def check_data(submission: Submission) -> Iterator[Issue]:
     }
     for role in ROLES:
         part = getattr(record, role)
-        if part is None:
+        if part is None or not (part.digest or record.method.origin != FROM_MAPS):  # said, and known by its name alone
             continue
         shipped = slices().get(part.name, {}).get(part.modality)
         found = by_digest.get((_kind(role), part.digest))
@@ -433,6 +450,8 @@ def check_data(submission: Submission) -> Iterator[Issue]:
             why = f"{role} slices of {part.name} {part.modality} {made}"
             yield Issue(f"{role}.digest", part.digest, shipped[role]["digest"], why)
     for role, subjects in lists().get(str(record.protocol.get("name")), {}).items():
+        if record.method.origin == FROM_MAPS and not getattr(splits, role):
+            continue
         yield from _same_list(f"splits.{role}", getattr(splits, role), subjects, "the list that was published")
 
 
@@ -496,6 +515,7 @@ def _same_voxels(submission: Submission, role: str, voxels: dict[str, list[int]]
 
 CHECKS: tuple[Callable[[Submission], Iterator[Issue]], ...] = (
     check_keys,
+    check_submitted,
     check_texts,
     check_costs,
     check_method,
@@ -504,4 +524,8 @@ CHECKS: tuple[Callable[[Submission], Iterator[Issue]], ...] = (
     check_hashes,
     check_data,
     check_numbers,
+)
+CHECKS_OF_MAPS: tuple[Callable[[Submission], Iterator[Issue]], ...] = (
+    check_from_maps,
+    *(one for one in CHECKS if one not in (check_keys, check_costs, check_method)),
 )

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import quote
 
 from adbench.leaderboard.board import Board, Entry
+from adbench.leaderboard.submission import FROM_MAPS
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
@@ -67,8 +68,8 @@ def columns(board: Board, escape: Callable[[str], str] = lambda text: text) -> l
         found.append(Column(escape(metric.column), cells, metric=metric))
     return [
         *found,
-        Column("compute", [f"{duration(3600 * entry.hours)} {entry.device}" for entry in entries]),
-        Column("s / volume", [f"{entry.volume_seconds:.3g}" for entry in entries]),
+        Column("compute", [NONE if e.from_maps else f"{duration(3600 * e.hours)} {e.device}" for e in entries]),
+        Column("s / volume", [NONE if e.from_maps else f"{e.volume_seconds:.3g}" for e in entries]),
     ]
 
 
@@ -110,6 +111,8 @@ def print_boards(
             say(f"Not ranked: {board.unranked}.")
         elif board.pooled and (without := [f"{e.label} ({e.reason})" for e in board.entries if e.rank is None]):
             say(f"Without a rank: {', '.join(without)}.")
+        if foreign := _from_maps(board):
+            say(foreign)
         for reason, names in _undefined(board).items():
             say(f"Undefined: {', '.join(names)}: {reason}")
 
@@ -148,6 +151,12 @@ def _caption(board: Board) -> str:
     return " ".join([READING, *([RANKS] if board.pooled else []), *extra])
 
 
+def _from_maps(board: Board, escape: Callable[[str], str] = lambda text: text) -> str:
+    """The rows for which no method was run here, in one sentence; "" without any."""
+    rows = [f"{escape(e.label)} (by {escape(e.submitters)})" for e in board.entries if e.from_maps]
+    return f"Scored from maps that were sent in, no method was run: {', '.join(rows)}." if rows else ""
+
+
 def _undefined(board: Board) -> dict[str, list[str]]:
     """Reason -> the metrics shown that some entry has no value of for this reason."""
     reasons: dict[str, list[str]] = {}
@@ -172,7 +181,10 @@ def markdown(protocol: str, boards: Sequence[Board]) -> str:
         lines += _md_table([*(column.heading for column in found), "records"], list(zip(*cells, links, strict=True)))
         if board.unranked:
             lines += [f"Not ranked: {_md(board.unranked)}.", ""]
-        if unsure := [f"{_md(e.label)} ({e.conformance})" for e in board.entries if e.conformance != "passed"]:
+        if foreign := _from_maps(board, _md):
+            lines += [foreign, ""]
+        known = ("passed", FROM_MAPS)
+        if unsure := [f"{_md(e.label)} ({e.conformance})" for e in board.entries if e.conformance not in known]:
             lines += [f"Not known to pass the conformance checks: {', '.join(unsure)}.", ""]
         for grouping, groups in board.groupings.items():
             strata = [(metric, group) for metric in board.strata_metrics(grouping) for group in groups]
@@ -317,11 +329,11 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "trained_on": record.train.name,
         "train_slices": record.train.slices,
         "metrics": {name: {k: getattr(number, k) for k in fields} for name, number in entry.estimates.items()},
-        "gpu_hours": entry.hours if entry.device == "GPU" else 0.0,
-        "cpu_hours": entry.hours if entry.device == "CPU" else 0.0,
-        "seconds_per_volume": entry.volume_seconds,
-        "parameters": record.method.parameters,
+        **entry.costs,
+        "parameters": None if entry.from_maps else record.method.parameters,
         "conformance": entry.conformance,
+        **({"scored_from_maps": True} if entry.from_maps else {}),
+        **({"submitted": [one.model_dump() for one in entry.submitted]} if entry.submitted else {}),
         "seeds": [
             {
                 "seed": one.seed,

@@ -9,9 +9,9 @@ from typing import Any
 
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.leaderboard.checks import NUMBERS, numbers_without
+from adbench.leaderboard.checks import NUMBERS, check, numbers_without
 from adbench.leaderboard.consistency import Issue, differences
-from adbench.leaderboard.submission import parse, read
+from adbench.leaderboard.submission import Submission, Submitted, file_name, pack, parse, read
 from adbench.leaderboard.verify import SharedFields, check_all, contradictions, shared_fields, targets
 from adbench.results.record import Record
 from adbench.results.rundir import safe
@@ -19,12 +19,13 @@ from adbench.utils.files import write_text
 from adbench.utils.plain_files import check_no_link
 
 
-def submit(run: Path, out: Path) -> Path:
+def submit(run: Path, out: Path, submitted: Submitted | None = None) -> Path:
     """Pack the run in a folder into one file for a pull request.
 
     Args:
         run: its folder.
         out: a folder for the file, or its name (``*.json``).
+        submitted: who submits it, to stand in the file.
 
     Returns:
         The file.
@@ -34,8 +35,30 @@ def submit(run: Path, out: Path) -> Path:
     """
     (result,) = check_all([run])
     _refuse(result.issues, 1)
-    path = out if out.suffix == ".json" else out / result.name
-    write_text(path, result.text)
+    text = result.text if submitted is None else pack(run, submitted).text
+    return _written(out, result.name, text)
+
+
+def submit_maps(submission: Submission, out: Path) -> Path:
+    """Write a result that was scored from maps (:func:`adbench.leaderboard.from_maps.pack_maps`) for a pull request.
+
+    Args:
+        submission: the result.
+        out: a folder for the file, or its name (``*.json``).
+
+    Returns:
+        The file.
+
+    Raises:
+        UserError: it does not verify.
+    """
+    _refuse(check(submission), 1)
+    return _written(out, file_name(submission.record), submission.text)
+
+
+def _written(out: Path, name: str, text: str) -> Path:
+    path = out if out.suffix == ".json" else out / name
+    write_text(path, text)
     return path
 
 

@@ -22,7 +22,7 @@ from adbench.leaderboard.board import (
     tell_apart,
     test_set,
 )
-from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.submission import Submission, Submitted
 from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, compare
@@ -50,6 +50,7 @@ class Published:
         owners: subject of each test volume.
         left_out: (n,) the ranking metric without one subject each; None where it is undefined.
         linear: see :func:`linear`.
+        submitted: who submitted it; None where nobody says so.
     """
 
     path: str
@@ -59,6 +60,7 @@ class Published:
     owners: tuple[str, ...]
     left_out: np.ndarray | None
     linear: dict[str, tuple[np.ndarray, np.ndarray]]
+    submitted: Submitted | None = None
 
 
 def read_all(root: Path, *, lean: bool = False) -> list[Published]:
@@ -152,6 +154,7 @@ def published(path: str, submission: Submission, *, lean: bool = False) -> Publi
             tuple(row["subject"] for row in record.subjects),
             submission.left_out,
             linear(submission, lean),
+            submission.content.submitted,
         )
     except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
         raise UserError(
@@ -191,7 +194,8 @@ def _ranked(where: TestSet, group: Mapping[str, list[Published]]) -> Board:
         records = [seed.record for seed in seeds]
         left_out = _left_out(seeds)
         estimates = {name: _estimate(records, name, left_out.get(name)) for name in (*HEADLINE, *extra)}
-        entries.append(Entry(key, records, [seed.path for seed in seeds], estimates))
+        said = tuple(dict.fromkeys(seed.submitted for seed in seeds if seed.submitted is not None))
+        entries.append(Entry(key, records, [seed.path for seed in seeds], estimates, submitted=said))
         if RANKED_BY in left_out:
             samples[key] = Samples(
                 seeds[0].cohort,

@@ -5,6 +5,7 @@
     {
       "submission": 3,            version of this layout
       "digest": "…",              SHA-256 of the canonical JSON of everything else
+      "submitted": {…},           who submits it, its licence and links; results of runs may lack it
       "record": {…},              record.json of the run
       "splits": {…},              subjects by role, splits.json of the run
       "histograms": {…},          test scores, subject by subject
@@ -90,11 +91,35 @@ class Splits(Strict):
     test: list[str]
 
 
+_Line = Annotated[str, Field(max_length=200)]
+_Link = Annotated[str, Field(max_length=300, pattern=r"^(https://[!-~]+)?$")]
+
+
+class Submitted(Strict):
+    """Who submits a result, as they say.
+
+    Attributes:
+        submitter: a person or group.
+        licence: under which the file is given, such as CC-BY-4.0.
+        code: https address of the code that made it; "" for none.
+        paper: https address of the paper that describes the method; "" for none.
+    """
+
+    submitter: _Line
+    licence: _Line
+    code: _Link = ""
+    paper: _Link = ""
+
+
+FROM_MAPS = "scored from maps"  # the origin of a method that was not run here; no distribution has such a name
+
+
 class Content(Strict):
     """Everything in the file."""
 
     submission: Literal[3]
     digest: str
+    submitted: Submitted | None = None
     record: Record
     splits: Splits
     histograms: EncodedHistograms
@@ -229,8 +254,33 @@ def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> 
     return bootstrap.pooled(test, jackknife.weights_of([subject_of[volume] for volume in test]))[RANKED_BY]
 
 
-def pack(run: Path) -> Submission:
+def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submitted:
+    """What a submitter says.
+
+    Raises:
+        UserError: no name or licence, text of several lines, or a link that is no https address.
+    """
+    values = {name: text.strip() for name, text in (("submitter", submitter), ("licence", licence))}
+    for name, text in values.items():
+        if not text:
+            raise UserError(f"A submission has a {name}: name it with --{name}{_EXAMPLE[name]}.")
+    try:
+        return Submitted(**values, code=code.strip(), paper=paper.strip())
+    except ValidationError as error:
+        name = str(error.errors()[0]["loc"][0])
+        what = "an https address" if name in ("code", "paper") else "one line"
+        raise UserError(f"--{name} is {what} of at most {300 if name in ('code', 'paper') else 200} signs.") from None
+
+
+_EXAMPLE = {"submitter": ', e.g. "A. Researcher, Some University"', "licence": ", e.g. CC-BY-4.0 or CC0-1.0"}
+
+
+def pack(run: Path, submitted: Submitted | None = None) -> Submission:
     """The run in a folder as a submission.
+
+    Args:
+        run: its folder.
+        submitted: who submits it.
 
     Raises:
         UserError: no such run, a file that differs from its hash in the record, or a run without its lists of subjects.
@@ -247,19 +297,47 @@ def pack(run: Path) -> Submission:
         kept = ThresholdCounts.of(validation, names=(WITH, WITHOUT))
     if record.metrics[RANKED_BY].value is not None:
         left_out = ranking_left_out(test, result.spatial.subject_of)
+    record_json = read_json(result.folder / records.RECORD, RECORD_BYTES)
+    splits = read_json(files[SPLITS], RECORD_BYTES)
+    spatial = read_plain(files[SPATIAL], SPATIAL_BYTES)
+    return sealed(result.folder, record_json, splits, (test, kept), spatial, left_out, submitted)
+
+
+def sealed(
+    path: Path,
+    record: Mapping[str, Any],
+    splits: Mapping[str, Any],
+    counts: tuple[SubjectHistograms, ThresholdCounts | None],
+    spatial: bytes,
+    left_out: np.ndarray | None,
+    submitted: Submitted | None,
+) -> Submission:
+    """A submission of these parts, see the top of this file.
+
+    Args:
+        path: for messages.
+        record: as JSON values.
+        splits: subjects by role.
+        counts: of the test split, and of the validation split where there is one.
+        spatial: content of ``spatial.json``.
+        left_out: of :func:`ranking_left_out`; None where the ranking metric is undefined.
+        submitted: who submits it.
+    """
+    test, kept = counts
     raw: dict[str, Any] = {
         "submission": VERSION,
         "digest": "",
-        "record": read_json(result.folder / records.RECORD, RECORD_BYTES),
-        "splits": read_json(files[SPLITS], RECORD_BYTES),
+        **({} if submitted is None else {"submitted": submitted.model_dump()}),
+        "record": record,
+        "splits": splits,
         "histograms": encode_histograms(test),
         "validation": None if kept is None else encode_histograms(kept),
         "healthy_scores": None if kept is None else encode_values(np.array(kept.healthy_scores)),
-        "spatial": encode_bytes(read_plain(files[SPATIAL], SPATIAL_BYTES)),
+        "spatial": encode_bytes(spatial),
         "ranking": None if left_out is None else {"metric": RANKED_BY, "left_out": encode_values(left_out)},
     }
     raw["digest"] = own_digest(raw)
-    return parse(json.dumps(raw).encode(), result.folder)
+    return parse(json.dumps(raw).encode(), path)
 
 
 def read_or_pack(path: Path) -> Submission:

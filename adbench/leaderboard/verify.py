@@ -17,7 +17,7 @@ from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import Issue, skeleton, steps
-from adbench.leaderboard.submission import Submission, file_name, read_or_pack
+from adbench.leaderboard.submission import FROM_MAPS, Submission, file_name, read_or_pack
 from adbench.metrics.spec import SPECS
 from adbench.results.known import known, slices
 from adbench.results.record import RECORD, DataPart, Record
@@ -229,7 +229,7 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
             why = "{other!r} has this heading in {file}"
             fields.append(SharedField("optional.heading", (where, alike), name, why, about.heading))
     for role in ("train", "val", "threshold", "test"):
-        if (part := getattr(record, role)) is not None:
+        if (part := getattr(record, role)) is not None and (part.digest or record.method.origin != FROM_MAPS):
             said = digest([part.model_dump(mode="json", include=_OF_SLICES), getattr(splits, role)])
             why = "the same slices have another name, size, grid or other subjects in {file}"
             fields.append(SharedField(role, part.digest, said, why))
@@ -240,7 +240,7 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         str(submission.path),
         record.run_key,
         fields,
-        (method.name, record.seed) if steps(record) > 0 else None,
+        (method.name, record.seed) if steps(record) > 0 or method.origin == FROM_MAPS else None,
         _scores(record),
         # A dataset that can be given a name may be any data: only the digest tells which.
         (

@@ -16,9 +16,11 @@ from adbench.methods.common.params import (
     SIGN,
     STEM,
     STEPS,
+    TINY_UNET,
     WARMUP,
     NetworkParams,
     Sign,
+    check_unet,
 )
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
@@ -66,11 +68,7 @@ class DAEParams(NetworkParams):
 
     @model_validator(mode="after")
     def _halves_evenly(self) -> Self:
-        unit = self.stem * 2 ** (len(self.channels) - 1)
-        if self.image_size % unit or any(c < 8 or c % 8 for c in self.channels):
-            raise ValueError(
-                f"image_size must be a multiple of {unit} (stem, and one halving per level) and channels multiples of 8"
-            )
+        check_unet(self.image_size, self.channels, self.stem)
         if self.cells > self.image_size:
             raise ValueError("cells may not be larger than image_size")
         return self
@@ -89,17 +87,12 @@ class DAE(TrainedNetwork):
     params: DAEParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
-            "image_size": 96,
-            "channels": (32, 64, 128),
-            "stem": 2,
+            **TINY_UNET,
             "cells": 8,
             "noise_std": 0.1,
             "steps": 400,
-            "lr": 2e-3,
-            "warmup": 20,
             "standardise": True,
             "flip": True,
-            "sigma": 5.0,
         },
         "base": {
             "steps": 20_000,

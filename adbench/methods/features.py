@@ -12,6 +12,7 @@ from adbench.methods.base import FitReport
 from adbench.methods.common.params import BATCH, IMAGE_SIZE, LR, STEPS, NetworkParams
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import ParamSet, param
+from adbench.utils.hashing import digest_file
 from adbench.utils.installed import package_file
 
 if TYPE_CHECKING:
@@ -51,7 +52,8 @@ class FeaturesParams(NetworkParams):
     )  # fmt: skip
     normalise: bool = param(
         True,
-        "Bring intensities to the scale of the backbone's training; else they are fed as [0, 1].",
+        "Bring intensities to the scale of the backbone's training: standardised slices to median 0 and interquartile range 1, "
+        "others by its mean and standard deviation of natural images; else they are fed as [0, 1].",
         source=PATCHCORE,
     )
     patch: int = param(
@@ -83,6 +85,11 @@ class FeaturesParams(NetworkParams):
         if self.patch % 2 == 0:
             raise ValueError("patch must be odd")
         return self
+
+    @property
+    def natural(self) -> bool:
+        """Whether intensities are brought to the mean and standard deviation of natural images."""
+        return self.normalise and not self.standardise
 
     def weights_file(self) -> Path | None:
         """The file with the backbone's weights; None when they are random.
@@ -213,11 +220,14 @@ class Features(TrainedNetwork):
     _backbone: Backbone
     _head: dict[str, torch.Tensor]  # of gaussian and patchcore
 
-    def vectors(self, image: torch.Tensor) -> torch.Tensor:
-        """Feature vectors (B, D, h, w) float32 of slices (B, 1, S, S)."""
+    def vectors(self, image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
+        """Feature vectors (B, D, h, w) float32 of slices (B, 1, S, S) in [0, 1] and their brains."""
         from adbench.methods.common.backbones import package
+        from adbench.methods.common.image_ops import centred
         from adbench.methods.common.preprocess import autocast
 
+        if self.params.normalise and self.params.standardise:
+            image = centred(image, brain)
         with autocast(image.device):
             found = self._backbone(image)
         return package([one.float() for one in found], self.params.patch, self.params.dimension)
@@ -234,14 +244,16 @@ class Features(TrainedNetwork):
         path = p.weights_file()
         if path is None:
             with training.seeded(ctx.seed, self.name, "backbone"):
-                backbone = backbones.drawn(p.backbone, p.layers, p.normalise)
+                backbone = backbones.drawn(p.backbone, p.layers, p.natural)
         else:
-            backbone = backbones.from_file(path, p.layers, p.normalise, train.modality)
+            backbone = backbones.from_file(path, p.layers, p.natural, train.modality)
         self._backbone = backbone
         frozen(backbone, ctx.device)
         with torch.inference_mode():
-            probe = self.vectors(torch.zeros((1, 1, p.image_size, p.image_size), device=ctx.device))
+            probe = torch.zeros((1, 1, p.image_size, p.image_size), device=ctx.device)
+            probe = self.vectors(probe, probe > 0)
         self._channels = probe.shape[1]
+        named = f"{path.name}, SHA-256 {digest_file(path)}" if path else f"drawn at random, {p.backbone}"
         if p.head == "fae":
             smallest = 2 ** len(p.fae_channels)
             if probe.shape[-1] < smallest:
@@ -249,13 +261,16 @@ class Features(TrainedNetwork):
                     f"features.head = fae halves the grid {len(p.fae_channels)} times, and layers = {list(p.layers)} have {probe.shape[-1]} cells "
                     f"along a side: give at least {smallest} by a larger image_size or an earlier layer, or fewer fae_channels."
                 )
-            return super().fit(train, val)
+            report = super().fit(train, val)
+            report.notes.append(f"Weights of the backbone: {named}.")
+            return report
         slices = SliceLoader(train, p.image_size, ctx.device, standardise=p.standardise)
         learn = {"gaussian": self._fit_gaussian, "patchcore": self._fit_memory}[p.head]
         with torch.inference_mode():
             head = learn(slices)
         self._head = {key: value.float().clone() for key, value in head.items()}
-        return FitReport(parameters=sum(one.numel() for one in [*self._head.values(), *backbone.parameters()]))
+        numbers = [*self._head.values(), *backbone.parameters()]
+        return FitReport(parameters=sum(one.numel() for one in numbers), notes=[f"Weights of the backbone: {named}."])
 
     def _healthy(self, slices: SliceLoader) -> Any:
         """Yields positions, vectors (B, D, h, w) and brain (B, h, w) of the training slices, some at a time."""
@@ -265,7 +280,7 @@ class Features(TrainedNetwork):
         parts = pieces(len(slices), 32)
         for done, where in enumerate(parts, 1):
             image, brain = slices.get(where)
-            found = self.vectors(image)
+            found = self.vectors(image, brain)
             yield where, found, resize_mask(brain, (found.shape[-2], found.shape[-1]))[:, 0]
             self.ctx.progress.update("features", done, len(parts))
 
@@ -309,7 +324,7 @@ class Features(TrainedNetwork):
     def make_batch(
         self, slices: SliceLoader, indices: torch.Tensor, generator: torch.Generator, *, training: bool
     ) -> Batch:
-        return {"features": self.vectors(slices.get(indices)[0])}
+        return {"features": self.vectors(*slices.get(indices))}
 
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
         """1 - SSIM of features and what the autoencoder makes of them."""
@@ -338,7 +353,8 @@ class Features(TrainedNetwork):
         p = self.params
         with torch.inference_mode():
             seen = preprocess(batch, p.image_size, p.standardise)
-            maps = F.interpolate(self._distances(self.vectors(seen.image)), size=seen.image.shape[-2:], mode="bilinear")
+            distances = self._distances(self.vectors(seen.image, seen.brain))
+            maps = F.interpolate(distances, size=seen.image.shape[-2:], mode="bilinear")
             return gaussian_blur(seen.to_slice_grid(maps * seen.brain) * batch.brain, p.sigma)
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -372,7 +388,7 @@ class Features(TrainedNetwork):
     def load_notes(self, notes: dict[str, Any]) -> None:
         from adbench.methods.common.backbones import Backbone
 
-        self._backbone = Backbone(notes["backbone"], self.params.layers, self.params.normalise)
+        self._backbone = Backbone(notes["backbone"], self.params.layers, self.params.natural)
         self._channels = int(notes["channels"])
 
     @classmethod

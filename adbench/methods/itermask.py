@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING, Any, ClassVar, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport
-from adbench.methods.common.params import BATCH, CHANNELS, CLIP, IMAGE_SIZE, LR, STANDARDISE, STEM, STEPS, NetworkParams
+from adbench.methods.common.params import (
+    BATCH,
+    CHANNELS,
+    CLIP,
+    IMAGE_SIZE,
+    LR,
+    STANDARDISE,
+    STEM,
+    STEPS,
+    TINY_UNET,
+    NetworkParams,
+    check_unet,
+)
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
 
@@ -58,11 +70,7 @@ class IterMaskParams(NetworkParams):
 
     @model_validator(mode="after")
     def _halves_evenly(self) -> Self:
-        unit = self.stem * 2 ** (len(self.channels) - 1)
-        if self.image_size % unit or any(c < 8 or c % 8 for c in self.channels):
-            raise ValueError(
-                f"image_size must be a multiple of {unit} (stem, and one halving per level) and channels multiples of 8"
-            )
+        check_unet(self.image_size, self.channels, self.stem)
         return self
 
 
@@ -191,19 +199,7 @@ class IterMask(TrainedNetwork):
     Params = IterMaskParams
     params: IterMaskParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {
-            "image_size": 96,
-            "channels": (32, 64, 128),
-            "stem": 2,
-            "steps": 300,
-            "batch": 16,
-            "lr": 2e-3,
-            "warmup": 20,
-            "clip": 1.0,
-            "radius": 11.0,
-            "shrink": 0.1,
-            "sigma": 5.0,
-        },
+        "tiny": {**TINY_UNET, "steps": 300, "batch": 16, "clip": 1.0, "radius": 11.0, "shrink": 0.1},
         "base": {"steps": 20_000, "lr": 3e-4, "ema": 0.999, "sigma": 5.0},
         "paper": {},
     }
@@ -232,8 +228,10 @@ class IterMask(TrainedNetwork):
     ) -> Batch:
         import torch
 
+        from adbench.methods.common.image_ops import centred
+
         image, brain = slices.get(indices)
-        image = intensities(image, brain)
+        image = centred(image, brain)
         return {
             "image": image,
             "condition": without_low_frequencies(image, self.params.radius),
@@ -278,11 +276,12 @@ class IterMask(TrainedNetwork):
         """The slices on the scale of the networks, their first masks, and R with noise of its own for every slice."""
         import torch
 
+        from adbench.methods.common.image_ops import centred
         from adbench.methods.common.preprocess import autocast
         from adbench.methods.training import generator
 
         both: Any = self._network
-        image = intensities(seen.image, seen.brain)
+        image = centred(seen.image, seen.brain)
         condition = without_low_frequencies(image, self.params.radius)
         streams = [
             generator(self.ctx.seed, "score", *each)
@@ -329,10 +328,3 @@ class IterMask(TrainedNetwork):
             "start": {"low": 0.2, "high": 1.0},
             "sigma": {"low": 0.0, "high": 8.0},
         }
-
-
-def intensities(image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
-    """Slices in [0, 1] on the scale of the networks: a standardised one has median 0 and interquartile range 1, background 0."""
-    from adbench.methods.common.image_ops import CENTRE, SPREAD
-
-    return (image - CENTRE) / SPREAD * brain

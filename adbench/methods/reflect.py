@@ -118,9 +118,8 @@ def contour_objects(
 ) -> torch.Tensor:
     """Random objects in the brain: each is what a closed random walk over cells surrounds.
 
-    A slice has 1 to 4 objects with probability ∝ 1/k. A walk begins in a random brain cell, moves to one of the eight neighbours
-    or stays, and does not leave the brain; its length n has a weight that falls linearly from 10 (n = 0) to 1 (the longest,
-    ``LONGEST`` · cells / 1024 · ``scale``).
+    A slice has 1 to 4 objects with probability ∝ 1/k. A walk begins in a random brain cell, moves to a neighbour or stays, and keeps
+    to the brain; its length n has a weight falling linearly from 10 (0) to 1 (``LONGEST`` · cells / 1024 · ``scale``).
 
     Args:
         brain: (B, 1, h, w) bool on the CPU.
@@ -296,6 +295,7 @@ class Reflect(Method):
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         """Train (or load) the autoencoder, cache the latents, train the flow, and once more for REFLECT-2."""
         import copy
+        import hashlib
 
         from adbench.methods import training
         from adbench.methods.madad.autoencoder import fit_codec
@@ -314,7 +314,12 @@ class Reflect(Method):
             again = self._train("reflow", data, bank, p.reflow_steps, p.reflow_lr, 1 - p.reflow_steps / total, teacher)
             data.stages.append(("reflow", again))
         self._unet.eval().requires_grad_(False)
-        return training.report(data.stages, [self._codec, self._unet])
+        report = training.report(data.stages, [self._codec, self._unet])
+        if pictures is not None:
+            sha = hashlib.sha256((pictures.float() * 255).round().byte().numpy().tobytes()).hexdigest()
+            kind = "pictures of a folder" if p.textures else "drawn pictures of simplex noise and gratings"
+            report.notes.append(f"Textures: {len(pictures)} {kind}, SHA-256 of their 8-bit values {sha}.")
+        return report
 
     def _pictures(self) -> torch.Tensor | None:
         """(M, 1, S, S) in [0, 1], the pictures that are textures, those of a user as float16; None where there are none."""
@@ -344,15 +349,13 @@ class Reflect(Method):
         """(M, C, h, w) scaled latents that objects may be filled with; None: noise alone."""
         import torch
 
-        from adbench.methods.common.preprocess import pieces
-
         if self.params.texture == "foreign":
             return data.train.mean.flatten(0, 1) * data.scale
         if pictures is None:
             return None
         with torch.inference_mode():
-            some = [pictures[where].float() * 2 - 1 for where in pieces(len(pictures), 32)]
-            parts = [data.codec.encode(part.to(self.ctx.device))[0] for part in some]
+            some = torch.split(pictures.to(self.ctx.device), 32)
+            parts = [data.codec.encode(part.float() * 2 - 1)[0] for part in some]
         return torch.cat(parts).clone() * data.scale
 
     def _train(
@@ -372,8 +375,8 @@ class Reflect(Method):
         brains = {id(part): part.allowed.cpu() for part in (data.train, data.val) if part is not None}
 
         def draw(source: Latents, copy: torch.Tensor, indices: torch.Tensor, generator: torch.Generator) -> Batch:
-            mean = source.mean[copy.to(source.mean.device), indices.to(source.mean.device)]
-            std = source.std[copy.to(source.mean.device), indices.to(source.mean.device)]
+            where = copy.to(source.mean.device), indices.to(source.mean.device)
+            mean, std = source.mean[where], source.std[where]
             sample = torch.randn(mean.shape, generator=generator).to(mean.device)
             brain = brains[id(source)][copy, indices]
             filling = fillings(len(indices) * OBJECTS, tuple(shape), bank, p.texture_share, generator)
@@ -401,12 +404,10 @@ class Reflect(Method):
                 generator = training.generator(ctx.seed, self.name, name, "val", int(where[0]))
                 batch = draw(data.val, torch.zeros_like(where), where, generator)
                 batch["t"] = (torch.arange(len(where)) + 0.5) / len(where)  # evenly, so that the figure is steady
-                device = next(module.parameters()).device
-                total += float(loss(module, {key: value.to(device) for key, value in batch.items()})) * len(where)
+                total += float(loss(module, {key: value.to(ctx.device) for key, value in batch.items()})) * len(where)
             return total / number
 
-        share = steps / (p.ae_steps + p.steps + p.reflow_steps)
-        plan = plan_of(p, count, steps, p.batch, lr, p.weight_decay, share)
+        plan = plan_of(p, count, steps, p.batch, lr, p.weight_decay, steps / (p.ae_steps + p.steps + p.reflow_steps))
         plan = plan if teacher is None else replace(plan, warmup=0)
 
         def draw_train(indices: torch.Tensor, generator: torch.Generator) -> Batch:
@@ -426,8 +427,7 @@ class Reflect(Method):
 
         def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
             with autocast(device):
-                out: torch.Tensor = self._unet(z, t).sample
-            return out.float()
+                return self._unet(z, t).sample.float()  # type: ignore[no-any-return]
 
         with torch.inference_mode():
             seen = preprocess(batch, p.image_size, p.standardise)

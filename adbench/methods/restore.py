@@ -16,9 +16,11 @@ from adbench.methods.common.params import (
     SIGN,
     STEM,
     STEPS,
+    TINY_UNET,
     WARMUP,
     NetworkParams,
     Sign,
+    check_unet,
 )
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
@@ -80,11 +82,7 @@ class RestoreParams(NetworkParams):
 
     @model_validator(mode="after")
     def _parts_fit(self) -> Self:
-        unit = self.stem * 2 ** (len(self.channels) - 1)
-        if self.image_size % unit or any(c < 8 or c % 8 for c in self.channels):
-            raise ValueError(
-                f"image_size must be a multiple of {unit} (stem, and one halving per level) and channels multiples of 8"
-            )
+        check_unet(self.image_size, self.channels, self.stem)
         if self.smallest > self.largest:
             raise ValueError(f"smallest ({self.smallest:g} px) may not exceed largest ({self.largest:g} px)")
         if self.detect and self.corruption in ("dag", "bias"):
@@ -111,17 +109,7 @@ class Restore(TrainedNetwork):
     Params = RestoreParams
     params: RestoreParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "tiny": {
-            "image_size": 96,
-            "channels": (32, 64, 128),
-            "stem": 2,
-            "steps": 400,
-            "batch": 16,
-            "lr": 2e-3,
-            "warmup": 20,
-            "standardise": True,
-            "sigma": 5.0,
-        },
+        "tiny": {**TINY_UNET, "steps": 400, "batch": 16, "standardise": True},
         "base": {"steps": 20_000, "batch": 32, "lr": 3e-4, "ema": 0.999, "standardise": True, "sigma": 5.0},
         "paper": {},
     }

@@ -280,7 +280,9 @@ def compare(
         for row in rows[1:]:
             value = values[left[start]] - values[left[row]]
             gap = influence[:, start] - influence[:, row]
-            half = _half(gap, seeds[[start, row]], freedom[[start, row]], n, level)
+            parts = [(float(np.square(gap).sum()) * n / (n - 1), float(n - 1))]
+            parts += [(float(seeds[i]), float(freedom[i])) for i in (start, row)]
+            half = jackknife.half_width(parts, level)
             differences.append(
                 Difference(
                     left[start],
@@ -403,17 +405,6 @@ class _Flipped:
 def _squares(shares: np.ndarray) -> np.ndarray:
     """(M, M) sum over subjects of squared differences between two rows."""
     return np.stack([((shares - shares[:, [k]]) ** 2).sum(axis=0) for k in range(shares.shape[1])])
-
-
-def _half(influence: np.ndarray, seeds: np.ndarray, freedom: np.ndarray, n: int, level: float) -> float:
-    """Half of Student's t-interval of a difference; subjects and seeds with their own degrees of freedom."""
-    parts = [(float(np.square(influence).sum()) * n / (n - 1), n - 1)]
-    parts += [(float(s), int(f)) for s, f in zip(seeds, freedom, strict=True) if s > 0]
-    total = sum(part for part, _ in parts)
-    if total <= 0:
-        return 0.0
-    effective = total**2 / sum(part**2 / df for part, df in parts)
-    return jackknife.t_quantile((1 + level) / 2, effective) * math.sqrt(total)
 
 
 def _above(samples: Samples, metric: str, chance: float, level: float) -> bool:

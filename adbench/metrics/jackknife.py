@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 
 from adbench.errors import UserError
+from adbench.metrics.spec import WIDE
 
 MINIMUM = 6  # subjects, below which there is neither an interval nor a rank: 2 / 2^5 sign flips exceed 0.05
 MOST = 500  # subjects left out one at a time; of more, groups are, since the cost grows with the square
@@ -95,7 +96,8 @@ def estimate(
         n_all: subjects of the split.
         lesions: whether ``n`` counts lesion-bearing subjects.
         bounds: natural range of the metric.
-        bracket: ends between which the number of the unbinned scores lies; the interval is widened by as much.
+        bracket: ends between which the number of the unbinned scores lies; one wider than :data:`adbench.metrics.spec.WIDE`
+            widens the interval by as much, a narrower one is no more than the rounding of a table.
         values: (S,) of each training seed, with ``value`` their mean; None for one seed.
     """
     if value is None:
@@ -112,7 +114,7 @@ def estimate(
     if why or left_out is None:
         return Estimate(value, None, None, n, oracle, why, n_all, spread)
     low, high = interval(np.array([value]) if values is None else values, np.atleast_2d(left_out), n, level, bounds)
-    if bracket is not None:
+    if bracket is not None and spread > WIDE:
         low = max(bounds[0], low - max(0.0, value - bracket[0]))
         high = min(bounds[1], high + max(0.0, bracket[1] - value))
     return Estimate(value, low, high, n, oracle, "", n_all, spread)
@@ -130,9 +132,10 @@ def interval(
     """(low, high), the mean of ``values`` between them and both within ``bounds``.
 
     On the scale ``g(x) = log((x - low bound) / (high bound - x))``, with ``u_i = g(value) - g(value without subject i)``,
-    the variance is ``sum (u_i - mean u)^2``: the jackknife (Efron and Stein 1981, Ann Stat 9:586: its
-    bias is upward) without its factor ``(n - 1) / n``. Degrees of freedom follow Satterthwaite: ``2 n / (kurtosis of u - 1)``, at most ``n - 1``. Training
-    seeds add the variance of their mean with ``S - 1`` degrees of freedom.
+    the variance is ``sum (u_i - mean u)^2``: the jackknife (Efron and Stein 1981, Ann Stat 9:586: its bias is upward)
+    without its factor ``(n - 1) / n``. Degrees of freedom follow Satterthwaite: ``2 n / (kurtosis of u - 1)``, at most
+    ``n - 1``. Training seeds add the variance of their mean with ``S - 1`` degrees of freedom, less what seeds do to single
+    subjects, which leaving out subjects measures already; see :func:`half_width`.
 
     Where all subjects agree, both ends are the value. At an end of the range (every lesion found, say) that would claim too much: there
     the other end is that of Clopper and Pearson (1934) for ``n`` subjects all alike, which holds for any share.
@@ -171,17 +174,33 @@ def interval(
     if variance > 0:
         kurtosis = n * float((squares * squares).sum()) / variance**2
         freedom = min(freedom, 2 * n / max(kurtosis - 1, 1e-9))
+    parts = [(variance, freedom)]
     if len(values) > 1:
-        slope = _slope(value, bounds)
-        between = float(np.var(values, ddof=1)) / len(values) * slope**2
-        if variance + between > 0:
-            freedom = (variance + between) ** 2 / (variance**2 / freedom + between**2 / (len(values) - 1))
-        variance += between
-    if variance <= 1e-24:
+        own = values[:, None] - left_out
+        own = own - own.mean(axis=1, keepdims=True)
+        shared = float(np.var(own, axis=0, ddof=1).sum()) / len(
+            values
+        )  # of seeds on single subjects: in both variances
+        between = max(0.0, float(np.var(values, ddof=1)) / len(values) - shared) * _slope(value, bounds) ** 2
+        parts.append((between, len(values) - 1.0))
+    if sum(part for part, _ in parts) <= 1e-24:
         return value, value
-    half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
+    half = half_width(parts, level)
     centre = float(_open(np.array([value]), bounds)[0])
     return min(value, _closed(centre - half, bounds)), max(value, _closed(centre + half, bounds))
+
+
+def half_width(parts: Sequence[tuple[float, float]], level: float) -> float:
+    """Half the interval of a sum of independent parts: the root of the sum of their own squared half widths.
+
+    This is Howe's (1974, JASA 69:789). One t with Satterthwaite's degrees of freedom is too short where a part with few of
+    them is by chance estimated as small, as the variance of three seeds often is.
+
+    Args:
+        parts: variance and degrees of freedom of each.
+        level: probability inside.
+    """
+    return math.sqrt(sum(v * t_quantile((1 + level) / 2, freedom) ** 2 for v, freedom in parts if v > 0))
 
 
 def _open(x: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

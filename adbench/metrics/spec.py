@@ -313,6 +313,22 @@ _TABLE = (
         "subjects",
         less_is_better=True,
     ),
+    _asked(
+        "box_ap",
+        "Box AP",
+        "Average precision of boxes around map regions against boxes around lesions, IoU 0.1, by volume",
+        "subject mean",
+    ),
+    *(
+        _asked(
+            f"box_f1@{rule}",
+            f"Box F1 @{rule}",
+            f"F1 of boxes around map regions against boxes around lesions, IoU 0.1, pooled, at the {rule} threshold",
+            "lesion",
+            rule=rule,
+        )
+        for rule in ("val", "fpr1")
+    ),
 )
 SPECS: dict[str, MetricSpec] = {one.name: one for one in _TABLE}
 """Every built-in metric by its name, in the order of tables: those of every run, then those that are asked for."""

@@ -39,7 +39,7 @@ class Number(_Part):
     reason: str = ""  # why value, or the interval, is None
     n_all: int = 0  # subjects of the split
     spread: float = (
-        0.0  # width of the bracket of the single scores, by which the interval is wider; above .001 marked ≈
+        0.0  # width of the bracket of the single scores; above .001 marked ≈, and the interval is wider by it
     )
 
 

@@ -17,7 +17,7 @@ from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.methods.base import Method
 from adbench.utils.hashing import canonical_json, digest_file, digest_parts
 
-METRICS_VERSION = "2"  # raised when the definition or computation of any stored number changes
+METRICS_VERSION = "3"  # raised when the definition or computation of any stored number changes
 
 
 def fit_identity(cell: Cell, train: SliceSet, val: SliceSet | None) -> dict[str, Any]:

@@ -46,7 +46,7 @@ def run_cell(
     force: bool = False,
     checkpoint_seconds: float = 60.0,
     save_maps: bool = False,
-    tensorboard: bool = False,
+    track: str = "",
     facts: dict[str, Any] | None = None,
 ) -> Record:
     """The record of ``plan``: the stored one when it is complete, else made now.
@@ -60,7 +60,7 @@ def run_cell(
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside the record (N x H x W), for metrics that are invented later.
-        tensorboard: write loss curves for TensorBoard into the folder of the fit.
+        track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
         facts: shown beside the progress by ``adbench status``: the share of a GPU, ...
 
     Raises:
@@ -75,7 +75,7 @@ def run_cell(
         seed=plan.cell.seed,
         workdir=plan.fit_folder,
         checkpoint_seconds=checkpoint_seconds,
-        tensorboard=tensorboard,
+        track=track,
         progress=progress or Progress(),
         logger=log,
     )

@@ -34,7 +34,7 @@ def join(device: str) -> None:
         device: "cpu", or "cuda" for one GPU a process.
 
     Raises:
-        UserError: ``device`` names one GPU, which the processes would have to share.
+        UserError: ``device`` names one GPU, which the processes would have to share; accelerate is not installed.
     """
     if world() == 1:
         return
@@ -42,7 +42,12 @@ def join(device: str) -> None:
         raise UserError(
             f"Under a launcher of {world()} processes each takes a GPU of its own: --device cuda, not {device}."
         )
-    from accelerate.state import PartialState
+    try:
+        from accelerate.state import PartialState
+    except ImportError:
+        raise UserError(
+            'Training on several processes needs accelerate: pip install "adbench-mri[distributed]".'
+        ) from None
 
     if not PartialState._shared_state:
         atexit.register(PartialState(cpu=device == "cpu", timeout=PATIENCE).destroy_process_group)

@@ -1,4 +1,4 @@
-"""Budgets in epochs and in minutes, TensorBoard, and those who watch a method learn."""
+"""Budgets in epochs and in minutes, trackers, and those who watch a method learn."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from test_training import PLAN, stage
 
 from adbench.context import Context, Progress
 from adbench.errors import UserError
+from adbench.executors import Options
 from adbench.methods import training
 from adbench.methods.ae import AE
 from adbench.methods.madad.method import MADAD
+from adbench.utils import tracking
 
 
 def ticking(monkeypatch: pytest.MonkeyPatch, seconds: float = 0.5) -> None:
@@ -91,7 +93,7 @@ def test_one_budget_only() -> None:
 def test_curves_for_tensorboard(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    result = training.train_stage(stage(PLAN), Context(workdir=tmp_path, tensorboard=True))
+    result = training.train_stage(stage(PLAN), Context(workdir=tmp_path, track="tensorboard"))
     (path,) = (tmp_path / "toy" / "tensorboard").iterdir()
     raw, at, seen = path.read_bytes(), 0, []
     while at < len(raw):  # length (8), its checksum (4), event, its checksum (4)
@@ -104,12 +106,36 @@ def test_curves_for_tensorboard(tmp_path: Path) -> None:
     assert [each[2] for each in seen] == pytest.approx([each[2] for each in wanted], rel=1e-6)
 
 
-def test_tensorboard_missing_names_the_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    import sys
+def test_a_tracker_that_is_not_there_is_refused_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"Unknown tracker 'mlfow'\. Did you mean 'mlflow'"):
+        Options(track="mlfow")
+    monkeypatch.setitem(tracking.TRACKERS, "wandb", ("no_such_package", "accelerate"))
+    with pytest.raises(UserError, match=r"The tracker wandb needs no_such_package: pip install no_such_package, or"):
+        Options(track="wandb")
+    assert Options(track="tensorboard").track == "tensorboard"
 
-    monkeypatch.setitem(sys.modules, "tensorboardX", None)
-    with pytest.raises(UserError, match="pip install tensorboardX"):
-        training.train_stage(stage(PLAN), Context(workdir=tmp_path, tensorboard=True))
+
+def test_mlflow_gets_the_curve_in_files_and_a_resumed_training_its_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow", reason='needs MLflow: pip install "adbench-mri[mlflow]"')
+    for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+        monkeypatch.delenv(name, raising=False)
+    work = tmp_path / "fits" / "toy-1a2b"
+    result = training.train_stage(stage(PLAN), Context(workdir=work, track="mlflow"))
+    from mlflow import MlflowClient
+
+    client = MlflowClient((tmp_path / "mlruns").as_uri())
+    (experiment,) = (one for one in client.search_experiments() if one.name == "adbench")
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert run.info.run_name == "toy-1a2b toy"
+    stored = {one.step: one.value for one in client.get_metric_history(run.info.run_id, "loss")}
+    assert stored == pytest.approx({point["step"]: point["loss"] for point in result.curve})
+    again = tracking.open_tracker("mlflow", work / "toy", 3)
+    again.log({"loss": 0.5}, step=99)
+    again.finish()
+    assert len(client.search_runs([experiment.experiment_id])) == 1
+    assert client.get_metric_history(run.info.run_id, "loss")[-1].step == 99
 
 
 @pytest.mark.parametrize("name", ["ae", "madad"])

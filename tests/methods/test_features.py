@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import torch
 from memory_sets import make_set
 from safetensors.torch import save_file
+from scipy.ndimage import correlate1d
 from scipy.spatial.distance import cdist
 
 from adbench.context import Context
@@ -97,6 +99,38 @@ def test_feature_ssim() -> None:
     level = torch.full((1, 1, 9, 9), 0.5)
     assert torch.allclose(feature_ssim(level, 2 * level), torch.tensor((2 * 0.5 + 1e-4) / (1.25 + 1e-4)), atol=1e-3)
 
+    window = np.exp(-0.5 * (np.arange(-2, 3) / 1.5) ** 2)
+
+    def mean(x: np.ndarray) -> np.ndarray:
+        rows = correlate1d(x, window / window.sum(), axis=-2, mode="nearest")
+        return np.asarray(correlate1d(rows, window / window.sum(), axis=-1, mode="nearest"))
+
+    b = a + 0.3 * torch.rand(a.shape, generator=generator(1))
+    x, y = a.numpy().astype(float), b.numpy().astype(float)
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x**2) - mx**2, mean(y**2) - my**2, mean(x * y) - mx * my
+    expected = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4))
+    np.testing.assert_allclose(feature_ssim(a, b), expected, atol=1e-4)
+
+
+def test_standardised_slices_are_centred_on_the_brain_and_others_on_natural_images() -> None:
+    brain = torch.zeros((1, 1, 64, 64), dtype=torch.bool)
+    brain[..., 16:48, 16:48] = True
+    image = (0.4 + 0.15 * torch.rand(brain.shape, generator=generator())) * brain
+    state = weights()
+    for standardise, seen in ((True, (image - 0.4) / 0.15 * brain), (False, (image - 0.449) / 0.226)):
+        method = Features(
+            params(weights="random", backbone="resnet18", layers=(0,), standardise=standardise, patch=1), Context()
+        )
+        method._backbone = Backbone({**THIN, "inputs": 1}, (0,), method.params.natural).eval()
+        own = {key: value[:, :1] if key == "conv1.weight" else value for key, value in state.items()}
+        method._backbone.net.load_state_dict({key: own[key] for key in method._backbone.net.state_dict()})
+        first = torch.nn.functional.conv2d(seen, own["conv1.weight"], stride=2, padding=3)
+        parts = (own[f"bn1.{part}"] for part in ("running_mean", "running_var", "weight", "bias"))
+        expected = torch.nn.functional.max_pool2d(torch.nn.functional.batch_norm(first, *parts).relu(), 3, 2, 1)
+        with torch.inference_mode():
+            torch.testing.assert_close(method.vectors(image, brain), expected, rtol=1e-4, atol=1e-4)
+
 
 def test_packaging() -> None:
     fine, coarse = torch.randn((2, 4, 6, 6), generator=generator()), torch.randn((2, 6, 3, 3), generator=generator(1))
@@ -159,7 +193,8 @@ def test_weights_are_found_by_their_names(tmp_path: Path, kind: str) -> None:
     assert all(torch.equal(value, state[key]) for key, value in found.net.state_dict().items())
     deep = params(weights=str(path), layers=(2,), image_size=64)
     method = Features(deep, Context())
-    method.fit(make_set(4), None)
+    content = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert method.fit(make_set(4), None).notes == [f"Weights of the backbone: {kind}, SHA-256 {content}."]
     batch = make_set(2, seed=6, name="t").batch(slice(None))
     first = method.score(batch)
     method.save(tmp_path / "fit")
@@ -254,7 +289,7 @@ def test_a_map_follows_its_slice(head: str, tmp_path: Path) -> None:
     assert not bool(maps[~batch.brain].any())
     if head == "patchcore":  # all that was seen is in the memory
         seen = preprocess(batch, 64, True)
-        distances = method._distances(method.vectors(seen.image))
+        distances = method._distances(method.vectors(seen.image, seen.brain))
         inside = resize_mask(seen.brain, (16, 16))
         assert float(distances[inside].max()) < 0.02 * float(distances[~inside].max())
     method.save(tmp_path)

@@ -10,6 +10,7 @@ import torch
 from memory_sets import make_set
 
 from adbench.context import Context
+from adbench.datasets.slices import SliceBatch
 from adbench.errors import UserError
 from adbench.methods.common.preprocess import preprocess
 from adbench.methods.itermask import IterMask, IterMaskParams, square_clusters, unmask, without_low_frequencies, worst
@@ -113,6 +114,22 @@ def test_the_threshold_is_a_percentile_of_healthy_errors() -> None:
     assert len(errors) == pytest.approx(0.6 * int((image != 0).sum()), rel=0.02)
     assert report.best["threshold"] == pytest.approx(np.quantile(errors, 0.7), rel=1e-6)
     assert method.notes() == {"threshold": report.best["threshold"]}
+
+
+def test_the_map_is_the_squared_error_of_what_was_painted_last() -> None:
+    method = IterMask(IterMask.resolve("tiny", {**SMALL, "sigma": 0.0}), Context())
+    brain = torch.zeros((2, 1, 32, 32), dtype=torch.bool)
+    brain[..., 4:-4, 6:-6] = True
+    image = (0.2 + 0.6 * torch.rand(brain.shape, generator=generator())) * brain
+    network = {"whole": lambda x: torch.zeros_like(x), "inside": lambda x: torch.full_like(x[:, :1], 0.3)}
+    method._network = network  # type: ignore[assignment]
+    maps, recon = method.score_and_reconstruct(SliceBatch(image, brain, ("a", "b"), (0, 1), "FLAIR"))
+    for one, inside, found, painted in zip(image.numpy(), brain.numpy(), maps.numpy(), recon.numpy(), strict=True):
+        low, middle, high = np.quantile(one[inside], [0.25, 0.5, 0.75])
+        expected = ((one[inside] - middle) / (high - low) - 0.3) ** 2
+        np.testing.assert_allclose(found[inside], expected, atol=1e-4)
+        np.testing.assert_allclose(painted[inside], middle + 0.3 * (high - low), atol=1e-4)
+        assert not found[~inside].any()
 
 
 def test_the_two_networks_learn_apart() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from PIL import Image
 
 from adbench.context import Context
 from adbench.errors import UserError
+from adbench.methods import training
 from adbench.methods.reflect import (
     OBJECTS,
     Reflect,
@@ -102,6 +105,38 @@ def test_flow_with_the_exact_velocity_ends_on_the_healthy_latent() -> None:
     assert torch.equal(euler(velocity, z0, 1), z0 + (z0 + 2))
     euler(velocity, z0, 4)
     assert seen == [0, 0, 0.25, 0.5, 0.75]
+
+
+def test_the_flow_is_trained_on_the_line_from_the_corrupted_latent(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: dict[str, training.Stage] = {}
+
+    def untrained(stage: training.Stage, ctx: Context) -> training.StageResult:
+        stages[stage.name] = stage
+        return training.StageResult(0, [], 0, None, 0.0)
+
+    monkeypatch.setattr(training, "train_stage", untrained)
+    report = Reflect(params(), Context(seed=2)).fit(make_set(6), None)
+    assert re.fullmatch(
+        r"Textures: 64 drawn pictures .* SHA-256 of their 8-bit values [0-9a-f]{64}\.", report.notes[-1]
+    )
+    batch = stages["unet"].draw(torch.arange(6), generator(5))
+    z1, r, m, objects = (batch[key].double().numpy() for key in ("z1", "filling", "strength", "objects"))
+    z0 = z1.copy()
+    for b, _, i, j in np.argwhere(objects > 0):
+        k = int(objects[b, 0, i, j]) - 1
+        z0[b, :, i, j] = np.sqrt(1 - m[b, k]) * z1[b, :, i, j] + np.sqrt(m[b, k]) * r[b, k, :, i, j]
+    assert not np.array_equal(z0, z1)
+    assert m.min() >= 0.2
+    for t in (0.0, 0.3, 1.0):
+        seen: list[np.ndarray] = []
+
+        def network(z: torch.Tensor, at: torch.Tensor, seen: list[np.ndarray] = seen) -> SimpleNamespace:
+            seen.append(z.numpy())
+            return SimpleNamespace(sample=0.5 * z)
+
+        loss = stages["unet"].loss(network, {**batch, "t": torch.full((6,), t)}, 0)  # type: ignore[arg-type]
+        np.testing.assert_allclose(seen[0], (1 - t) * z0 + t * z1, rtol=1e-4, atol=1e-5)
+        assert float(loss) == pytest.approx(np.mean((0.5 * seen[0] - (z1 - z0)) ** 2), rel=1e-4)  # type: ignore[arg-type]
 
 
 def test_map_of_constant_differences() -> None:

@@ -61,6 +61,37 @@ def test_training_seeds_add_the_variance_of_their_mean() -> None:
     assert (low, high) == pytest.approx(stats.t.interval(0.95, 2, seeds.mean(), seeds.std(ddof=1) / np.sqrt(3)))
 
 
+def test_what_seeds_do_to_single_subjects_is_counted_once() -> None:
+    """A mean over subjects, scores of three seeds: subjects and seeds as in an analysis of variance of two ways."""
+    rng = np.random.default_rng(4)
+    scores = 0.3 * rng.standard_normal((1, 12)) + 0.2 * rng.standard_normal((3, 1)) + 0.1 * rng.standard_normal((3, 12))
+    s, n = scores.shape
+    without = np.stack([means_without(row)[0] for row in scores])
+    seeds = scores.mean(axis=1)
+    interaction = scores - seeds[:, None] - scores.mean(axis=0) + scores.mean()
+    mean_square = (interaction**2).sum() / ((s - 1) * (n - 1))
+    between = max(0.0, seeds.var(ddof=1) / s - mean_square / (s * (n - 1)))
+    subjects = scores.mean(axis=0)
+    assert between > 0
+    u = (subjects - subjects.mean()) / (n - 1)
+    freedom = min(n - 1, 2 * n / (n * (u**4).sum() / (u**2).sum() ** 2 - 1))
+    half = np.sqrt(stats.t.ppf(0.975, freedom) ** 2 * (u**2).sum() + stats.t.ppf(0.975, s - 1) ** 2 * between)
+    found = jackknife.interval(seeds, without, n, bounds=EVERYTHING)
+    assert found == pytest.approx((scores.mean() - half, scores.mean() + half), rel=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.5, 0.9, 1.0])
+def test_the_sum_of_two_parts_is_covered(share: float) -> None:
+    """A part with two degrees of freedom beside one with thirty, whatever their shares (Howe 1974)."""
+    rng = np.random.default_rng(8)
+    held, times = 0, 4000
+    for few, many, error in zip(
+        rng.chisquare(2, times), rng.chisquare(30, times), rng.standard_normal(times), strict=True
+    ):
+        held += abs(error) <= jackknife.half_width([(share * few / 2, 2), ((1 - share) * many / 30, 30)], 0.95)
+    assert 0.94 <= held / times <= 0.985
+
+
 def test_at_an_end_of_the_range_it_is_that_of_clopper_and_pearson() -> None:
     for n in (6, 20):
         exact = stats.binomtest(n, n).proportion_ci(0.95, "exact")
@@ -102,6 +133,9 @@ def test_a_bracket_widens_the_interval_and_stays_in_the_range() -> None:
         values.mean(), means_without(values)[0], 8, 0.95, bracket=(values.mean() - 0.01, values.mean() + 0.02)
     )
     assert (wide.low, wide.high) == pytest.approx((plain.low - 0.01, plain.high + 0.02))
+    narrow = (values.mean() - 4e-4, values.mean() + 5e-4)  # no more than the last digit of a table
+    unmarked = estimate(values.mean(), means_without(values)[0], 8, 0.95, bracket=narrow)
+    assert (unmarked.low, unmarked.high) == (plain.low, plain.high)
     whole = estimate(values.mean(), means_without(values)[0], 8, 0.95, bracket=(0.0, 1.0))
     assert (whole.low, whole.high) == (0, 1)
 

@@ -45,8 +45,8 @@ def study():
 STUDY = study()
 
 
-def numbers(maps, few=False):
-    """(evaluation, with its values by name and stratum) of volume -> scores."""
+def numbers(maps, few=False, exact=False):
+    """(evaluation, with its values by name and stratum) of volume -> scores: ``few`` bins, or ``exact`` with intervals."""
     val, test = SubjectHistograms(), SubjectHistograms()
     for volume, scores in maps.items():
         (test if volume[0] == "t" else val).update(volume, scores, STUDY[volume][1])
@@ -57,7 +57,7 @@ def numbers(maps, few=False):
         spatial.add_volume(volume, maps[volume], STUDY[volume][1], np.ones(SHAPE, bool))
     if few:
         compact(test, val, froc)
-    result = evaluate(test, val, spatial=spatial, strata=True, intervals=few)
+    result = evaluate(test, val, spatial=spatial, strata=True, intervals=few or exact)
     groups = {("all", ""): result.metrics} | {
         (grouping, group): metrics for grouping, part in result.strata.items() for group, metrics in part.items()
     }
@@ -97,7 +97,7 @@ def test_joining_scores_changes_no_number(name, monkeypatch):
     monkeypatch.setattr(module, "MOST_BINS", 0)
     maps, ranks = transformed(name)
     result, values = numbers(maps, few=True)
-    _, expected = numbers(ranks)
+    of_ranks, expected = numbers(ranks, exact=True)
     assert values == pytest.approx(expected, abs=1e-4)
     thresholds = ("dice@", "lesion", "froc", "fa_", "image", "fpr", "pq")
     for key, value in values.items():
@@ -111,6 +111,13 @@ def test_joining_scores_changes_no_number(name, monkeypatch):
         assert low - 1e-12 <= exact <= high + 1e-12
     if name == "float16":
         assert result.brackets == {}
+    for metric, one in result.metrics.items():  # intervals too; those of oracles hang on thresholds of fewer subjects
+        exact = of_ranks.metrics[metric]
+        assert (one.low is None) == (exact.low is None)
+        if one.low is not None:
+            assert (one.low, one.high) == pytest.approx((exact.low, exact.high), abs=2e-4 if one.oracle else 1e-4), (
+                metric
+            )
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "float16", "integers", "tiny", "saturating"])

@@ -143,7 +143,7 @@ class Backbone(nn.Module):
     Args:
         shape: of the network.
         layers: stages, ascending, of 0 to 4; the network ends with the last.
-        normalise: bring intensities to the scale that the weights were trained with.
+        normalise: bring intensities to the mean and the standard deviation that the weights were trained with.
     """
 
     mean: torch.Tensor

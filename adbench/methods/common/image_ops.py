@@ -87,6 +87,11 @@ def standardise(image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor,
     return ((image - middle) / width * SPREAD + CENTRE).clamp(0, 1) * brain, figures
 
 
+def centred(image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
+    """Standardised slices on the scale of a network's activations: median 0, interquartile range 1, background 0."""
+    return (image - CENTRE) / SPREAD * brain
+
+
 def unstandardise(image: torch.Tensor, brain: torch.Tensor, figures: torch.Tensor) -> torch.Tensor:
     """The inverse of :func:`standardise` but for what was clipped: back to [0, 1], 0 outside the brain."""
     middle, width = figures[:, 0].view(-1, 1, 1, 1), figures[:, 1].view(-1, 1, 1, 1)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -97,6 +97,26 @@ class NetworkParams(TrainedParams):
     def lr_schedule(self) -> str:
         """Learning rate after the warm-up: "cosine" or "constant"."""
         return str(getattr(self, "schedule", "cosine"))
+
+
+# What the tiny presets of the methods with a UNet of convolutions share: its size, and what suits it on two cores.
+TINY_UNET: dict[str, Any] = {
+    "image_size": 96,
+    "channels": (32, 64, 128),
+    "stem": 2,
+    "lr": 2e-3,
+    "warmup": 20,
+    "sigma": 5.0,
+}
+
+
+def check_unet(side: int, channels: tuple[int, ...], stem: int) -> None:
+    """Raise ``ValueError`` unless :class:`adbench.methods.common.networks.DenoisingUNet` can be made for slices of ``side`` px."""
+    unit = stem * 2 ** (len(channels) - 1)
+    if side % unit or any(c < 8 or c % 8 for c in channels):
+        raise ValueError(
+            f"image_size must be a multiple of {unit} (stem, and one halving per level) and channels multiples of 8"
+        )
 
 
 class BottleneckParams(NetworkParams):

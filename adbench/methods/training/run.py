@@ -6,7 +6,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ from adbench.methods.training.step import (
 from adbench.utils import compute, distributed
 from adbench.utils.seeds import derive
 from adbench.utils.signals import Held, held
+from adbench.utils.tracking import open_tracker
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -68,7 +69,9 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
 
 def _loop(run: Run, stopping: Held) -> None:
     ctx, name = run.ctx, run.stage.name
-    events = _event_writer(run)
+    tracker = None
+    if ctx.track and ctx.workdir is not None and distributed.rank() == 0:
+        tracker = open_tracker(ctx.track, ctx.workdir / name, run.step)
     saved = shown = time.monotonic()
     shown -= 1.0
     val: dict[str, float] = {}
@@ -91,9 +94,8 @@ def _loop(run: Run, stopping: Held) -> None:
                     val = {"val": figures["val_loss"]}
                 run.curve.append(point)
                 run.losses = []
-                if events is not None:
-                    for key in list(point)[1:]:
-                        events.add_scalar(key, point[key], run.step)
+                if tracker is not None:
+                    tracker.log({key: value for key, value in point.items() if key != "step"}, step=run.step)
             done, total = run.done(finished)
             ctx.progress.update(name, done, total, loss=recent, lr=run.lr, **val)
             shown = time.monotonic()
@@ -103,20 +105,8 @@ def _loop(run: Run, stopping: Held) -> None:
                 stopping.end()
     finally:
         run.batches.close()
-        if events is not None:
-            events.close()
-
-
-def _event_writer(run: Run) -> Any:
-    """Writes loss curves for TensorBoard beside the checkpoints, when asked for; points of a killed attempt are withdrawn."""
-    ctx = run.ctx
-    if not ctx.tensorboard or ctx.workdir is None or distributed.rank() > 0:
-        return None
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs tensorboardX: pip install tensorboardX, or leave the flag out.") from None
-    return SummaryWriter(str(ctx.workdir / run.stage.name / "tensorboard"), purge_step=run.step + 1, flush_secs=10)
+        if tracker is not None:
+            tracker.finish()
 
 
 class Run:

@@ -1,0 +1,188 @@
+"""Rows that were scored from somebody's maps: on a table of their own or beside runs, marked, verified, refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from adbench import api
+from adbench.errors import UserError
+from adbench.evaluation.maps import evaluate_folders
+from adbench.leaderboard import submission as files
+from adbench.leaderboard.build import build
+from adbench.leaderboard.checks import check
+from adbench.leaderboard.from_maps import pack_maps
+from adbench.leaderboard.merge import merge, submit, submit_maps
+from adbench.leaderboard.ranking import boards, read_all
+from adbench.leaderboard.submission import Submission, Submitted
+
+Cli = Callable[..., tuple[int, str, str]]
+WHO = Submitted(
+    submitter="A. Researcher", licence="CC-BY-4.0", code="https://example.org/ours", paper="https://example.org/p"
+)
+
+
+def scored(split: str, slices: Path, out: Path, noise: float) -> dict[str, Path]:
+    """Maps, masks and brain masks of a split of the fixture's slices, FLAIR alone, as `adbench eval` takes them."""
+    rng, found = (
+        np.random.default_rng(len(split)),
+        {kind: out / f"{split}-{kind}" for kind in ("maps", "masks", "brain")},
+    )
+    for folder in found.values():
+        folder.mkdir(parents=True)
+    for image in sorted((slices / split).glob("*-FLAIR.png")):
+        stem = image.name.removesuffix("-FLAIR.png")
+        shutil.copy(image.with_name(f"{stem}-segmentation.png"), found["masks"] / f"{stem}.png")
+        shutil.copy(image.with_name(f"{stem}-brainmask.png"), found["brain"] / f"{stem}.png")
+        pixels = np.asarray(Image.open(image)).astype(float) + noise * rng.normal(size=Image.open(image).size[::-1])
+        Image.fromarray(np.clip(pixels + 50, 0, 255).astype(np.uint8)).save(found["maps"] / f"{stem}.png")
+    return found
+
+
+@pytest.fixture(scope="session")
+def scores(runs: list[api.Run], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `adbench eval` left of maps of the very cases of ``runs``, thresholds from their validation split."""
+    root = tmp_path_factory.mktemp("scores")
+    slices = runs[0].folder.parents[3] / "slices"
+    test, val = (scored(split, slices, root, 20) for split in ("test", "val"))
+    given = {"val_maps": val["maps"], "val_masks": val["masks"], "val_brain": val["brain"]}
+    evaluate_folders(test["maps"], test["masks"], test["brain"], out=root / "scores", **given)
+    return root / "scores"
+
+
+@pytest.fixture(scope="session")
+def foreign(scores: Path, runs: list[api.Run]) -> Submission:
+    return pack_maps(scores, WHO, method="Our method", like=runs[0].folder, trained_on="IXI")
+
+
+def test_it_joins_the_table_of_the_same_cases_and_says_what_it_is(
+    cli: Cli, foreign: Submission, boards: Path, tmp_path: Path
+) -> None:
+    assert check(foreign) == []
+    path = submit_maps(foreign, tmp_path)
+    merge([path], boards)
+    build(boards)
+    (board,) = json.loads((boards / "folder/table.json").read_text())["boards"]
+    row = next(entry for entry in board["entries"] if entry["method"] == "Our method")
+    assert len(board["entries"]) == 4
+    assert row["scored_from_maps"] is True
+    assert row["submitted"] == [WHO.model_dump()]
+    assert (row["label"], row["trained_on"]) == ("Our method [maps]", "ixi")
+    assert (row["seconds_per_volume"], row["cpu_hours"], row["parameters"]) == (None, None, None)
+    assert row["rank"] is not None or row["reason"]
+    assert row["metrics"]["dice@val"]["value"] > 0
+    assert "Scored from maps that were sent in, no method was run: Our method \\[maps\\] (by A. Researcher)." in (
+        (boards / "folder/index.md").read_text()
+    )
+    page = (boards / "index.html").read_text()
+    assert page.count("<strong>scored from maps</strong> · by A. Researcher") == 1
+    assert page.count('href="https://example.org/ours"') == 1
+    csv = (boards / "folder/table.csv").read_text()
+    assert "A. Researcher,CC-BY-4.0,https://example.org/ours,https://example.org/p" in csv
+    shown = cli("leaderboard", "show", boards)
+    assert "Our method [maps] (by A. Researcher)" in " ".join((shown[1] + shown[2]).split())
+    assert cli("leaderboard", "verify", boards)[0] == 0
+    assert cli("leaderboard", "build", "--check", boards)[0] == 0
+
+
+def test_cases_of_its_own_have_a_table_of_their_own(scores: Path, boards: Path, tmp_path: Path) -> None:
+    own = [
+        pack_maps(scores, WHO, method=name, dataset="OurSet", modality="flair", seed=seed)
+        for name, seed in (("Our method", 0), ("Our method", 1))
+    ]
+    assert [check(one) for one in own] == [[], []]
+    with pytest.raises(UserError, match="a training without chance needs no second seed"):
+        merge([submit_maps(one, tmp_path) for one in own], boards)
+    merge([submit_maps(own[0], tmp_path)], boards)
+    build(boards)
+    tables = {board.test_set.protocol: board for board in _boards(boards)}
+    assert tables["maps"].title.startswith("OurSet FLAIR: 9 test subjects")
+    assert len(tables["maps"].entries) == 1
+
+
+def _boards(root: Path) -> list[Any]:
+    return boards(read_all(root))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda raw: raw.pop("submitted"), "submitted"),
+        (lambda raw: raw["submitted"].update(licence=""), "submitted.licence"),
+        (lambda raw: raw["submitted"].update(submitter="Somebody Else"), "identity.submitter"),
+        (lambda raw: raw["record"]["method"].update(preset="paper"), "method.preset"),
+        (lambda raw: raw["record"]["method"].update(name="MAD-AD"), "method.name"),
+        (lambda raw: raw["record"]["method"].update(origin="built-in"), "method.origin"),
+        (lambda raw: raw["record"]["timing"].update(fit=1.0), "timing"),
+        (lambda raw: raw["record"]["test"].update(subjects=8), "test.subjects"),
+        (lambda raw: raw["record"]["metrics"]["auprc"].update(value=0.99), "metrics.auprc.value"),
+    ],
+)
+def test_what_is_changed_is_named(foreign: Submission, change: Callable[[dict[str, Any]], object], field: str) -> None:
+    raw = copy.deepcopy(foreign.raw)
+    change(raw)
+    raw["digest"] = files.own_digest(raw)
+    assert field in {issue.field for issue in check(files.parse(json.dumps(raw).encode(), Path("made")))}
+
+
+def test_other_cases_do_not_join(runs: list[api.Run], tmp_path: Path) -> None:
+    test = scored("test", runs[0].folder.parents[3] / "slices", tmp_path, 5)
+    for folder in test.values():
+        next(iter(sorted(folder.iterdir()))).unlink()
+    evaluate_folders(test["maps"], test["masks"], test["brain"], out=tmp_path / "scores")
+    with pytest.raises(
+        UserError, match=r"These are not the test cases of .* the first, 'test00', is not among the maps"
+    ):
+        pack_maps(tmp_path / "scores", WHO, method="m", like=runs[0].folder)
+    own = pack_maps(tmp_path / "scores", WHO, method="m", dataset="X", modality="T1")  # without validation maps
+    assert check(own) == []
+    assert own.record.metrics["dice@val"].reason == "no validation split was given"
+    about = json.loads((tmp_path / "scores/metrics.json").read_text())
+    about["inputs"]["brain"] = None
+    (tmp_path / "scores/metrics.json").write_text(json.dumps(about))
+    with pytest.raises(UserError, match="Rows count brain voxels alone"):
+        pack_maps(tmp_path / "scores", WHO, method="m", dataset="X", modality="T1")
+
+
+def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[api.Run], tmp_path: Path) -> None:
+    whole = ("--method", "m", "--submitter", "A", "--licence", "CC0-1.0", "--code", "https://a.org")
+    named = (*whole, "--dataset", "X", "--modality", "T1")
+
+    def without(option: str) -> tuple[str, ...]:
+        at = named.index(option)
+        return named[:at] + named[at + 2 :]
+
+    for arguments, message in (
+        (without("--licence"), "A submission has a licence: name it with --licence, e.g. CC-BY-4.0"),
+        (without("--submitter"), "A submission has a submitter: name it with --submitter"),
+        (without("--method"), "Name the method whose maps they are with --method."),
+        (without("--code"), "give --code or --paper"),
+        (without("--modality"), "Name what the cases are with --dataset and --modality"),
+        ((*without("--code"), "--code", "http://a.org"), "--code is an https address"),
+        ((*named, "--method", "MAD-AD"), "'MAD-AD' reads like madad, which adbench runs itself"),
+        ((*named, "--like", runs[0].folder), "--dataset is X, and"),
+        ((*whole, "--modality", "t2", "--like", runs[0].folder), "--modality is T2, and"),
+        ((*whole, "--like", "leaderboards/nothing.json"), "There is no file leaderboards/nothing.json"),
+    ):
+        code, _, err = cli("leaderboard", "submit", scores, *arguments, "--out", tmp_path)
+        assert code == 2
+        assert message in " ".join(err.split())
+    code, _, err = cli("leaderboard", "submit", runs[0].folder, "--method", "m", "--out", tmp_path)
+    assert (code, "--method: only for what" in err) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_submitter_of_a_run_stands_in_its_row(runs: list[api.Run], tmp_path: Path) -> None:
+    path = submit(runs[0].folder, tmp_path / "made.json", WHO)
+    merge([path], tmp_path / "boards")
+    (board,) = _boards(tmp_path / "boards")
+    assert (board.entries[0].submitters, board.entries[0].from_maps) == ("A. Researcher", False)
+    assert board.rows()[0]["licence"] == "CC-BY-4.0"
