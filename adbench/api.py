@@ -60,7 +60,9 @@ def run(
         Exception: what the first failing method raised; the other cells are done, and answered from their records.
     """
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
-    chosen = run_config.load(None, {"method": method, "dataset": dataset, "set": set, **plain}, [])
+    chosen: run_config.RunConfig = run_config.load(
+        None, {"method": method, "dataset": dataset, "set": set, **plain}, []
+    )
     plans = plan(run_config.cells(chosen), chosen.out_folder, chosen.cache_folder, progress)
     with as_interrupts():
         outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))

@@ -118,7 +118,7 @@ def tune(
     flags = as_settings(method=method, dataset=dataset, modality=modality, protocol=protocol, seed=seed, preset=preset)
     flags |= as_settings(data_root=data_root, train_on=train_on, train_root=train_root)
     flags |= as_settings(device=device, out=out, cache=cache)
-    settings = configs.load(config, flags, set_ or [])
+    settings: configs.RunConfig = configs.load(config, flags, set_ or [])
     options = Options(
         objective=objective,
         trials=trials,
