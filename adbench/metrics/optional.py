@@ -17,7 +17,7 @@ from adbench.metrics.score_bins import predict
 TOLERANCE = 2.0  # mm
 MAX_FPR = 0.3
 BINS = 15
-_NO_MM = "no lesion-bearing volume has both a val threshold and a known voxel size in mm"
+_NO_MM = "no lesion-bearing volume has a known voxel size in mm"
 
 
 class FalseAlarms1(Metric):
@@ -167,7 +167,7 @@ class VolumeError(Metric):
 
     name = "volume_error"
     needs_maps = True
-    undefined = "no volume has both a val threshold and a known voxel size in mm"
+    undefined = "no volume has a known voxel size in mm"
 
     def measure(self, subject: Subject) -> tuple[float, float] | None:
         volume = subject.volume

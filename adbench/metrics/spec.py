@@ -280,6 +280,7 @@ _TABLE = (
         "Surface Dice 2 mm",
         "Share of the surfaces of lesion and prediction within 2 mm of each other, at the val threshold, by volume",
         "subject mean",
+        rule="val",
     ),
     _asked(
         "hd95",
@@ -289,6 +290,7 @@ _TABLE = (
         less_is_better=True,
         unit="mm",
         high=None,
+        rule="val",
     ),
     _asked(
         "volume_error",
@@ -298,6 +300,7 @@ _TABLE = (
         less_is_better=True,
         unit="ml",
         high=None,
+        rule="val",
     ),
     _asked(
         "aupro",

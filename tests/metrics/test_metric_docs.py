@@ -27,7 +27,7 @@ def test_every_metric_and_preset_is_defined_on_the_page():
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """The page's class as a module on the path and an entry point of the group ``adbench.metrics``."""
-    (block,) = re.findall(r"```python\n(from adbench\.metrics\.base.*?)```", PAGE, re.DOTALL)
+    (block,) = re.findall(r"```python\n(import math\n\nfrom adbench\.metrics\.base.*?)```", PAGE, re.DOTALL)
     (tmp_path / "their_metric.py").write_text(block, encoding="utf-8")
     monkeypatch.syspath_prepend(tmp_path)
     points = {
@@ -54,7 +54,7 @@ def test_a_metric_from_an_entry_point_appears_among_the_numbers(plugin):
     number = result.metrics["lesion_load_error"]
     assert number.value == pytest.approx((2 + 0) / 2)
     assert (number.n, number.oracle) == (2, False)
-    assert (number.low, number.reason) == (None, "2 subjects: an interval needs 6")
+    assert (number.low, number.reason) == (None, "2 subjects with lesions: an interval needs 6")
 
 
 def test_a_class_that_is_no_metric_is_refused(plugin):

@@ -9,7 +9,8 @@ from scipy import ndimage
 from scipy.spatial.distance import cdist
 
 from adbench.metrics.base import Subject, Volume
-from adbench.metrics.histogram import ScoreHistogram
+from adbench.metrics.evaluate import evaluate
+from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.optional import (
     AUPRO,
     ECE,
@@ -129,6 +130,19 @@ def test_without_a_voxel_size_there_is_a_reason():
         assert found[name].value is None
         assert "known voxel size in mm" in found[name].reason
     assert found["aupro"].value is not None
+
+
+def test_without_validation_that_is_the_reason():
+    """The voxel size is unknown too; what is missing first is what a reader can mend."""
+    subject, test = given(0), SubjectHistograms()
+    spatial = SpatialAccumulator({}, metrics=[SurfaceDice(), HD95(), VolumeError()])
+    volume = subject.volume
+    spatial.add_volume("a", volume.maps, volume.lesion, volume.brain)
+    test.update("a", volume.maps[volume.brain], volume.lesion[volume.brain])
+    found = evaluate(test, spatial=spatial, metrics=spatial.metrics).metrics
+    assert {found[name].reason for name in ("surface_dice@2mm", "hd95", "volume_error")} == {
+        "no validation split was given"
+    }
 
 
 def test_the_store_knows_the_voxel_size(tmp_path):
