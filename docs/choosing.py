@@ -150,11 +150,12 @@ def picture(folder: Path) -> None:
                 if position in positions:
                     maps[position] = volume.maps[at]
                     shown[position] = volume.image[at], volume.brain[at], volume.lesion[at]
-    blocks = [list(found)[k : k + COLUMNS] for k in range(0, len(found), COLUMNS)]
+    columns = min(COLUMNS, len(found))
+    blocks = [list(found)[k : k + columns] for k in range(0, len(found), columns)]
     rows = len(cases) * len(blocks)
-    figure = Figure(figsize=(0.95 * (COLUMNS + 1), 1.08 * rows + 0.2), dpi=80, layout="constrained")
+    figure = Figure(figsize=(0.95 * (columns + 1), 1.08 * rows + 0.2), dpi=80, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.005, h_pad=0.005, wspace=0, hspace=0)  # type: ignore[union-attr]
-    axes = figure.subplots(rows, COLUMNS + 1, squeeze=False)
+    axes = figure.subplots(rows, columns + 1, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
     for number, names in enumerate(blocks):
