@@ -279,7 +279,7 @@ def _store(
     from adbench.utils.console import LiveProgress
 
     chosen = located(dataset, data_root, set_ or [])
-    name, *_ = run_config.named_modalities(chosen, split([modality] if modality else [])) or chosen.available()
+    name, *_ = run_config.named_modalities(chosen, [modality] if modality else []) or chosen.available()
     with resumable(), LiveProgress(quiet) as progress:
         return prepare_store(chosen, name, cache or run_config.default_cache(), progress, workers=workers)
 
