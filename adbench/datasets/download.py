@@ -63,8 +63,11 @@ class Bucket:
     modalities: tuple[tuple[str, str], ...] = ()
 
 
+_MSLUB = "https://raw.githubusercontent.com/muschellij2/open_ms_data/65704901f60650824565aa5a4818611aa89716f4/cross_sectional"
+_OF_MSLUB = {"FLAIR": "FLAIR", "T1W": "T1", "T1WKS": "T1CE", "T2W": "T2", "consensus_gt": "", "brainmask": ""}
 _IXI = "http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI"
 # Addresses and MD5 of IXI: torchio/datasets/ixi.py (TorchIO 1.2); of MSD: monai/apps/datasets.py (MONAI 1.5), DecathlonDataset;
+# MSLUB: the README of github.com/muschellij2/open_ms_data, a copy of the publisher's files (CC BY), which states no checksums;
 # OpenNeuro: docs.openneuro.org, "Downloading data from OpenNeuro" (s3://openneuro.org, no sign-in).
 SOURCES: dict[str, tuple[Remote, ...] | Bucket] = {
     "ixi": (
@@ -78,6 +81,12 @@ SOURCES: dict[str, tuple[Remote, ...] | Bucket] = {
             "Task01_BrainTumour.tar",
             "240a19d752f0d9e9101544901065d872",
         ),
+    ),
+    "mslub": tuple(
+        Remote(f"{_MSLUB}/{name}", name, modality=modality)
+        for number in range(1, 31)
+        for stem, modality in _OF_MSLUB.items()
+        for name in (f"coregistered/patient{number:02d}/{stem}.nii.gz",)
     ),
     "soop": Bucket(
         "https://s3.amazonaws.com/openneuro.org",

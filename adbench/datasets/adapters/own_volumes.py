@@ -234,12 +234,18 @@ class OwnVolumes(IndexedVolumes):
                 yield from self._looks_ill(scan)
             if self.params.unmasked == "refuse" and not self.healthy(scan) and not self.unmasked_by_design(scan):
                 remedy = self._release or (
-                    "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/"
+                    "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder "
+                    f"train/{self._elsewhere}"
                 )
                 if other := self._patients.get(person(scan.subject)):
                     remedy = f"{other} shows that this patient has lesions, so add the mask, or say --set dataset.unmasked=leave-out"
                 message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
                 yield issues.error("missing-mask", scan.first, message, scan.id)
+
+    @property
+    def _elsewhere(self) -> str:
+        """More advice on who is healthy: another dataset that reads these files."""
+        return ""
 
     def _looks_ill(self, scan: Scan) -> Iterator[Issue]:
         severity = issues.warning if self.params.unmasked == "healthy" else issues.error
