@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -266,8 +267,9 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
     part = target.with_name(target.name + _PART)
     part.parent.mkdir(parents=True, exist_ok=True)
     content, size = _md5(), 0
-    room = memoryview(bytearray(_BLOCK))
-    with open(part, "a+b", buffering=0) as file:
+    room, hashed_room = (memoryview(bytearray(_BLOCK)) for _ in range(2))
+    pending: Future[None] | None = None  # one block is hashed while the next one arrives
+    with ThreadPoolExecutor(1) as beside, open(part, "a+b", buffering=0) as file:
         file.seek(0)
         while count := file.readinto(room):
             content.update(room[:count])
@@ -292,8 +294,11 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                     total = whole if total is None else total
                     while count := answer.readinto(room):
                         file.write(room[:count])
+                        if pending:
+                            pending.result()
                         if remote.md5:
-                            content.update(room[:count])
+                            pending = beside.submit(content.update, room[:count])
+                            room, hashed_room = hashed_room, room
                         size += count
                         progress.update(f"get {target.name}", size, total or 0)
                 if total is None:
@@ -302,6 +307,8 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                 if error.code < 500 and error.code not in (408, 416, 429):
                     raise _unreachable(remote.url, error) from None
                 if error.code == 416:  # nothing lies behind what is here: it is whole, or of another file
+                    if pending:
+                        pending.result()
                     if content.hexdigest() == remote.md5 or error.headers.get("Content-Range") == f"bytes */{size}":
                         total = size
                         break
