@@ -258,6 +258,16 @@ def test_folder_names_the_adapter_of_bids(tmp_path: Path) -> None:
     ]
 
 
+def test_labels_that_count_as_healthy_are_said(tmp_path: Path) -> None:
+    layouts.brats23(tmp_path, 1, "SSA")  # labels 2 and 3
+    found = dataset("folder", tmp_path, field_of_view=256, lesion_labels=[3])
+    (case,) = found.discover("FLAIR")
+    said = "lesion: label 2 counts as healthy, dataset.lesion_labels does not have it"
+    assert said in found.load(case, "FLAIR").remarks
+    every = dataset("folder", tmp_path, field_of_view=256)
+    assert not [remark for remark in every.load(case, "FLAIR").remarks if "counts as healthy" in remark]
+
+
 def test_a_label_of_another_group(tmp_path: Path) -> None:
     layouts.brats23(tmp_path, 1, "SSA")
     (path,) = tmp_path.rglob("*-seg.nii.gz")
