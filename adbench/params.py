@@ -20,7 +20,7 @@ class ParamSet(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _as_meant(cls, values: Any) -> Any:
-        """YAML reads ``no`` as false and ``100206`` as a number: give each field what its type says was meant."""
+        """YAML reads ``true`` as a boolean and ``100206`` as a number: give each field what its type says was meant."""
         if not isinstance(values, dict):
             return values
         types = {name: field.annotation for name, field in cls.model_fields.items()}
@@ -37,20 +37,34 @@ class ParamSet(BaseModel):
         return canonical_json(self.json_values)
 
 
+# As choices; YAML 1.1, Python and JSON write them so.
+_MEAN_ONE_THING = (("yes", "on", "true"), ("no", "off", "false", "none", "null"))
+
+
 def _meant(value: Any, annotation: Any) -> Any:
-    """``value`` as a field of type ``annotation`` takes it: one value for a list, a number for a name, a boolean for yes or no."""
+    """``value`` as a field of type ``annotation`` takes it: a text with commas or one value for a list, a text for a number, a
+    boolean or null."""
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         others = [arg for arg in args if arg is not NoneType]
         return value if value is None or len(others) != 1 else _meant(value, others[0])
     if origin in (tuple, list):
-        several = value if isinstance(value, list | tuple) else (value,)
-        return tuple(_meant(one, args[0]) for one in several) if len(args) == 1 or args[1:] == (...,) else value
-    if isinstance(value, bool) and origin is Literal:
-        words = ("yes", "on", "true") if value else ("no", "off", "false", "none")
-        return next((word for word in words if word in args), value)
-    if annotation is str and isinstance(value, int | float) and not isinstance(value, bool):
-        return str(value)
+        several = value
+        if isinstance(value, str):
+            several = [part.strip() for part in value.split(",") if part.strip()]
+        elif value is not None and not isinstance(value, list | tuple):
+            several = (value,)
+        return (
+            tuple(_meant(one, args[0]) for one in several)
+            if several is not None and len(set(args) - {...}) == 1
+            else several
+        )
+    if origin is Literal and value not in args:
+        said = str(value).lower()
+        words = next((group for group in _MEAN_ONE_THING if said in group), (said,))
+        return next((word for word in args if str(word).lower() in words), value)
+    if annotation is str and isinstance(value, bool | int | float):
+        return str(value).lower() if isinstance(value, bool) else str(value)
     return value
 
 

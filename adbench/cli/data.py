@@ -231,9 +231,12 @@ def get(
     line(f"{name}: licence {info.licence}{f'; cite {info.citation}' if info.citation else ''}")
     folder = out or Path("data") / name
     check_it = f"adbench data check --dataset {name} --data-root {folder}"
+    if not info.needs_root:
+        line(f"{name} is made by adbench, there is nothing to fetch: adbench run --method histeq --dataset {name}")
+        return
     if name not in download.SOURCES:
         line(
-            f"{name} cannot be fetched without you. {info.obtain}. Expected in {folder}: {info.layout}. Then: {check_it}"
+            f"{name} cannot be fetched without you. How: {info.obtain}. Expected in {folder}: {info.layout}. Then: {check_it}"
         )
         return
     if not accept_licence:

@@ -58,7 +58,7 @@ class RunConfig(BaseModel):
             parameters, the modality and the seed.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
     method: tuple[str, ...] = ()
     dataset: tuple[str, ...] = ()
     modality: tuple[str, ...] = ()
@@ -156,14 +156,24 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
 
 
 class _Values(yaml.SafeLoader):
-    """YAML in which ``00012`` and ``1:30`` are texts, as in YAML 1.2: names of cases, not numbers to the base 8 or 60."""
+    """YAML 1.2: ``00012``, ``1:30``, ``no`` and ``2024-01-05`` are texts, which the field that gets them reads by its type."""
 
 
+_PATTERNS = {
+    "tag:yaml.org,2002:int": (r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
+    "tag:yaml.org,2002:float": (
+        r"^(?:[-+]?(?:\.[0-9]+|[0-9]+\.[0-9]*)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$",
+        "-+.0123456789",
+    ),
+    "tag:yaml.org,2002:bool": (r"^(?:true|True|TRUE|false|False|FALSE)$", "tTfF"),
+}
+_REPLACED = {*_PATTERNS, "tag:yaml.org,2002:timestamp"}
 _Values.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:int"]
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in _REPLACED]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Values.add_implicit_resolver("tag:yaml.org,2002:int", re.compile(r"^[-+]?(?:0|[1-9][0-9]*)$"), list("-+0123456789"))
+for _tag, (_pattern, _first) in _PATTERNS.items():
+    _Values.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
 def parse_assignment(text: str) -> tuple[str, str, Any]:
@@ -211,7 +221,7 @@ def parse_yaml(text: str, where: str) -> Any:
 
     Raises:
         UserError: it is beyond a limit of :mod:`adbench.utils.limits`, or a value holds itself.
-        yaml.YAMLError, ValueError: it is not valid, or a value of it is not (a date, say).
+        yaml.YAMLError, ValueError: it is not valid, or a value of it is not.
     """
     sizes: dict[str, int] = {}  # of what has an anchor, its aliases written out
     counts, anchors = [0], [""]

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,11 @@ class Bucket:
     modalities: tuple[tuple[str, str], ...] = ()
 
 
+_MSLUB = "https://raw.githubusercontent.com/muschellij2/open_ms_data/65704901f60650824565aa5a4818611aa89716f4/cross_sectional"
+_OF_MSLUB = {"FLAIR": "FLAIR", "T1W": "T1", "T1WKS": "T1CE", "T2W": "T2", "consensus_gt": "", "brainmask": ""}
 _IXI = "http://biomedic.doc.ic.ac.uk/brain-development/downloads/IXI"
 # Addresses and MD5 of IXI: torchio/datasets/ixi.py (TorchIO 1.2); of MSD: monai/apps/datasets.py (MONAI 1.5), DecathlonDataset;
+# MSLUB: the README of github.com/muschellij2/open_ms_data, a copy of the publisher's files (CC BY), which states no checksums;
 # OpenNeuro: docs.openneuro.org, "Downloading data from OpenNeuro" (s3://openneuro.org, no sign-in).
 SOURCES: dict[str, tuple[Remote, ...] | Bucket] = {
     "ixi": (
@@ -78,6 +82,12 @@ SOURCES: dict[str, tuple[Remote, ...] | Bucket] = {
             "Task01_BrainTumour.tar",
             "240a19d752f0d9e9101544901065d872",
         ),
+    ),
+    "mslub": tuple(
+        Remote(f"{_MSLUB}/{name}", name, modality=modality)
+        for number in range(1, 31)
+        for stem, modality in _OF_MSLUB.items()
+        for name in (f"coregistered/patient{number:02d}/{stem}.nii.gz",)
     ),
     "soop": Bucket(
         "https://s3.amazonaws.com/openneuro.org",
@@ -257,8 +267,9 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
     part = target.with_name(target.name + _PART)
     part.parent.mkdir(parents=True, exist_ok=True)
     content, size = _md5(), 0
-    room = memoryview(bytearray(_BLOCK))
-    with open(part, "a+b", buffering=0) as file:
+    room, hashed_room = (memoryview(bytearray(_BLOCK)) for _ in range(2))
+    pending: Future[None] | None = None  # one block is hashed while the next one arrives
+    with ThreadPoolExecutor(1) as beside, open(part, "a+b", buffering=0) as file:
         file.seek(0)
         while count := file.readinto(room):
             content.update(room[:count])
@@ -283,8 +294,11 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                     total = whole if total is None else total
                     while count := answer.readinto(room):
                         file.write(room[:count])
+                        if pending:
+                            pending.result()
                         if remote.md5:
-                            content.update(room[:count])
+                            pending = beside.submit(content.update, room[:count])
+                            room, hashed_room = hashed_room, room
                         size += count
                         progress.update(f"get {target.name}", size, total or 0)
                 if total is None:
@@ -293,6 +307,8 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                 if error.code < 500 and error.code not in (408, 416, 429):
                     raise _unreachable(remote.url, error) from None
                 if error.code == 416:  # nothing lies behind what is here: it is whole, or of another file
+                    if pending:
+                        pending.result()
                     if content.hexdigest() == remote.md5 or error.headers.get("Content-Range") == f"bytes */{size}":
                         total = size
                         break

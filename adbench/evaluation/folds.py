@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from adbench.metrics.evaluate import Estimate, estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.results.record import Record
 from adbench.results.result import Result
+from adbench.results.rundir import SPLITS
 from adbench.utils.hashing import digest
 
 RANKING = ("auprc", "auroc", "auprc_subject")  # they need no threshold
@@ -64,7 +66,8 @@ def pooled_folds(results: Iterable[Result]) -> list[PooledFolds]:
         results: runs; those of no fold are left aside.
 
     Raises:
-        UserError: there is no run of a fold, a fold is missing, or a subject is in two.
+        UserError: there is no run of a fold, a fold is missing, or a subject is tested in two or, of those that were dealt, in
+            none.
     """
     groups: dict[str, dict[int, Result]] = {}
     for result in sorted(results, key=lambda result: result.record.created):
@@ -105,12 +108,28 @@ def _pooled(by_fold: dict[int, Result]) -> PooledFolds:
                 )
         test.merge(result.histograms)
         rows += result.record.subjects
+    if first.record.protocol.get("slices") != "largest-lesion":  # which scores nobody without a lesion
+        _refuse_untested(results, owner)
     rows.sort(key=lambda row: str(row.get("volume", row["subject"])))
     level = float(first.record.protocol["level"])
     subject_of = {str(row.get("volume", row["subject"])): str(row["subject"]) for row in rows}
     metrics = evaluate(test, level=level, subject_of=subject_of).metrics
     chosen = {name: metrics[name] for name in RANKING if name in metrics}
     return PooledFolds(tuple(results), {**chosen, "dice@val": _mean(rows, "dice@val", level)}, len(owner))
+
+
+def _refuse_untested(results: Sequence[Result], tested: Container[str]) -> None:
+    """Refuse folds that do not cover their subjects: one that learns in some folds, is unknown to another and tested in none."""
+    known: list[dict[str, list[str]]] = [json.loads(result.file(SPLITS).read_text("utf-8")) for result in results]
+    everyone = [set().union(*lists.values()) for lists in known]
+    for subject in sorted(set().union(*everyone)):
+        absent = next((fold for fold, names in enumerate(everyone) if subject not in names), None)
+        if absent is not None and subject not in tested:
+            there = next(fold for fold, names in enumerate(everyone) if subject in names)
+            raise UserError(
+                f"{subject} is in fold {there} of {results[0].record.test.name}, not in fold {absent}, and is tested in none, so "
+                "they are not of one division: its files changed between the runs. Run every fold again with --out in a new folder."
+            )
 
 
 def _mean(rows: Sequence[dict[str, Any]], column: str, level: float) -> Estimate:

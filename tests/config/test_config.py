@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from adbench.config import run_config
+from adbench.config.cell import Source
 from adbench.errors import UserError
+from adbench.methods.simple import HistEq
 
 
 def load(
@@ -109,3 +111,18 @@ def test_path_patterns_need_no_quotes_of_their_own(text: str) -> None:
     assert run_config.parse_assignment(f"dataset.image_pattern={text}") == ("dataset", "image_pattern", text)
     with pytest.raises(UserError, match="is not a valid YAML value"):
         run_config.parse_assignment("method.sizes=[1, 2")
+
+
+def test_options_of_a_file_and_of_methods_are_read_by_the_type_of_their_field(tmp_path: Path) -> None:
+    (tmp_path / "7").mkdir()
+    text = (
+        "method: histeq\ndataset: folder\ndata_root: 7\ndevice: cpu\nset:\n  histeq: {polarity: DARK, sigma: 1e0}\n"
+        "  dataset: {skull: no, exclude: 100206, lesion_labels: 1, name: on}\n"
+    )
+    config = load(text, tmp_path)
+    assert config.data_root == "7"
+    source = Source.resolve("folder", None, config.set["dataset"])
+    found = source.params.json_values
+    assert [found[name] for name in ("skull", "exclude", "lesion_labels", "name")] == ["no", ["100206"], [1], "on"]
+    params = HistEq.resolve("tiny", config.set["histeq"]).json_values
+    assert (params["polarity"], params["sigma"]) == ("dark", 1.0)

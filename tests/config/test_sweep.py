@@ -31,6 +31,7 @@ class Params(ParamSet):
         ({"name": "a,b"}, [{"name": "a,b"}]),  # any text is one value
         ({"name": ["a", "b"]}, [{"name": "a"}, {"name": "b"}]),
         ({"levels": [1, 2]}, [{"levels": [1, 2]}]),  # a list is the value
+        ({"levels": "1,2"}, [{"levels": "1,2"}]),  # by commas too
         ({"levels": [1, "x"]}, [{"levels": [1, "x"]}]),  # and so is one with a mistake, which is then named
         ({"levels": [[1, 2], [3]]}, [{"levels": [1, 2]}, {"levels": [3]}]),
         (

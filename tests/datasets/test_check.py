@@ -352,8 +352,11 @@ def test_a_subject_that_the_table_of_a_cohort_does_not_have(tmp_path: Path) -> N
 
 
 def test_every_code_has_a_test_here() -> None:
-    here = ("test_check.py", "test_folder.py", "test_folder_volumes.py", "test_volumes.py", "test_similarity.py")
-    files = [*(Path(__file__).with_name(name) for name in here), Path(__file__).parents[1] / "test_cli_data.py"]
+    here = ("check", "folder", "folder_volumes", "known_layouts", "volumes", "similarity")
+    files = [
+        *(Path(__file__).with_name(f"test_{name}.py") for name in here),
+        Path(__file__).parents[1] / "test_cli_data.py",
+    ]
     text = "".join(path.read_text(encoding="utf-8") for path in files)
     assert [code for code in CODES if f'"{code}"' not in text] == []
 

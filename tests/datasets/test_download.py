@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from adbench.config import run_config
 from adbench.datasets import download
 from adbench.datasets.download import Remote, fetch, files_of, missing
 from adbench.errors import UserError
@@ -246,6 +247,16 @@ def test_a_file_that_was_brought_otherwise_is_compared(tmp_path: Path) -> None:
     assert missing([same], tmp_path) == []
 
 
+def test_mslub_is_fetched_in_names_that_its_adapter_reads(server: Server, tmp_path: Path) -> None:
+    wanted = files_of("mslub", ["FLAIR"], server.url)
+    assert len(wanted) == 3 * 30  # with consensus and brain mask
+    server.files = {"/" + remote.name: CONTENT[:1000] for remote in wanted[:3]}
+    for remote in missing(wanted[:3], tmp_path):
+        fetch(remote, tmp_path)
+    (scan,) = run_config.locate("mslub", str(tmp_path), {}, "--data-root").open().index.scans  # type: ignore[attr-defined]
+    assert (scan.subject, sorted(scan.files)) == ("patient01", ["FLAIR", "brain", "lesion"])
+
+
 def test_the_command(
     cli: Callable[..., tuple[int, str, str]], server: Server, tmp_path: Path, monkeypatch: Any
 ) -> None:
@@ -258,6 +269,11 @@ def test_the_command(
     assert code == 0, err
     assert (tmp_path / "a.tar").read_bytes() == CONTENT
     assert "adbench data check --dataset ixi --data-root" in err
+    code, out, _ = cli("data", "get", "phantom")
+    assert code == 0
+    assert " ".join(out.split()).endswith(
+        "phantom is made by adbench, there is nothing to fetch: adbench run --method histeq --dataset phantom"
+    )
     code, out, _ = cli("data", "get", "brats23")
     assert code == 0
     assert "https://www.synapse.org/brats2023" in out

@@ -349,7 +349,7 @@ def test_yaml(tmp_path: Path, examples: int) -> None:
         ("a0: &a0 [1]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)), "100000 are read"),
         ("a0: &a0 {k: 1}\n" + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 12)), "100000 are read"),
         ("a: 1\n" * 100_000, "has at least 200001 bytes"),
-        ("a: 2001-99-99", "is not valid YAML"),
+        ("a: !!timestamp 2001-99-99", "is not valid YAML"),
     ],
 )  # fmt: skip
 def test_yaml_that_stands_for_too_much(tmp_path: Path, text: str, message: str) -> None:

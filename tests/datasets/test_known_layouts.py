@@ -196,6 +196,78 @@ def test_the_whole_tumour_of_each_group(
         assert any(remark.startswith("slices 10-1") for remark in stack.remarks)
 
 
+@pytest.mark.parametrize(("group", "counts"), [("GLI", False), ("MET", False), ("PEDs", True)])
+def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, group: str, counts: bool) -> None:
+    """As ``brats23`` reads them: the cavity is neither lesion nor healthy, said in ``check``, ``run`` and the manifest."""
+    layouts.brats23(tmp_path, 1, group)
+    (path,) = tmp_path.rglob("*-seg.nii.gz")
+    mask = layouts._shells(0, 2, 4)
+    nifti.write(path, mask, layouts.GRID)
+    found, known = (dataset(name, tmp_path, field_of_view=256) for name in ("folder", "brats23"))
+    (case,), (same,) = found.discover("FLAIR"), known.discover("FLAIR")
+    own, theirs = found.load(case, "FLAIR"), known.load(same, "FLAIR")
+    assert own.slices == theirs.slices
+    np.testing.assert_array_equal(own.lesion, theirs.lesion)
+    np.testing.assert_array_equal(own.brain, theirs.brain)
+    assert own.quality["lesion_ml_source"] == pytest.approx(
+        np.isin(mask, (2, 4) if counts else (2,)).sum() * layouts.VOXEL**3 / 1000
+    )
+    (said,) = [f for f in check(found).findings if f.code == "known-layout"]
+    if counts:
+        assert (said.severity, said.message.endswith(", which --dataset brats23 knows by its names")) == ("info", True)
+        return
+    assert said.severity == "warning"  # `run` repeats the warnings of `faults`
+    assert said.message == (
+        f"{tmp_path} holds BraTS2023-{group} ({path}): label 4 (resection cavity) of its masks is taken for neither lesion nor "
+        "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[1,4]."
+    )
+    every = dataset("folder", tmp_path, field_of_view=256, lesion_labels=[1, 2, 3, 4])
+    (case,) = every.discover("FLAIR")
+    assert every.load(case, "FLAIR").quality["lesion_ml_source"] > own.quality["lesion_ml_source"]
+    assert every.recipe() != found.recipe()
+    assert "known-layout" not in {f.code for f in check(every).findings if f.severity == "warning"}
+
+
+def test_another_disease_of_wmh_does_not_count_by_patterns_either(tmp_path: Path) -> None:
+    patterns = {
+        "image_pattern": "{site}/{subject}/pre/{modality}.nii.gz",
+        "lesion_pattern": "{site}/{subject}/wmh.nii.gz",
+        "brain": "background",
+    }
+    root = written(tmp_path, "wmh", 2)
+    own, known = dataset("folder", root, **patterns), dataset("wmh", root, brain="background")
+    for one, other in zip(
+        own.discover("FLAIR"), sorted(known.discover("FLAIR"), key=lambda c: c.subject[-1]), strict=True
+    ):
+        mine, theirs = own.load(one, "FLAIR"), known.load(other, "FLAIR")
+        np.testing.assert_array_equal(mine.lesion, theirs.lesion)
+        np.testing.assert_array_equal(mine.brain, theirs.brain)
+
+
+def test_folder_names_the_adapter_of_bids(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 4)
+    for path in root.rglob("*run-02*"):
+        path.unlink()
+    message = refused("folder", root)
+    assert message.endswith(
+        "or put healthy subjects into a folder train/, or use --dataset bids, which reads participants.tsv."
+    )
+    found = check(dataset("folder", root, unmasked="healthy")).findings
+    assert [f.message for f in found if f.code == "known-layout"] == [
+        f"{root} is a BIDS dataset: --dataset bids reads who is healthy from its participants.tsv"
+    ]
+
+
+def test_labels_that_count_as_healthy_are_said(tmp_path: Path) -> None:
+    layouts.brats23(tmp_path, 1, "SSA")  # labels 2 and 3
+    found = dataset("folder", tmp_path, field_of_view=256, lesion_labels=[3])
+    (case,) = found.discover("FLAIR")
+    said = "lesion: label 2 counts as healthy, dataset.lesion_labels does not have it"
+    assert said in found.load(case, "FLAIR").remarks
+    every = dataset("folder", tmp_path, field_of_view=256)
+    assert not [remark for remark in every.load(case, "FLAIR").remarks if "counts as healthy" in remark]
+
+
 def test_a_label_of_another_group(tmp_path: Path) -> None:
     layouts.brats23(tmp_path, 1, "SSA")
     (path,) = tmp_path.rglob("*-seg.nii.gz")

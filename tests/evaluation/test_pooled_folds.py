@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,9 @@ from sklearn.metrics import average_precision_score
 
 from adbench import api
 from adbench.errors import UserError
-from adbench.evaluation.folds import pooled_folds
+from adbench.evaluation.folds import _refuse_untested, pooled_folds
+from adbench.results.rundir import SPLITS
+from adbench.utils.hashing import digest_file
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -68,6 +71,22 @@ def test_a_missing_fold_is_named(runs: list[api.Run]) -> None:
         pooled_folds(runs[:1])
     with pytest.raises(UserError, match="None of these runs is of a fold"):
         pooled_folds([])
+
+
+def test_a_subject_that_no_fold_tests_is_named(runs: list[api.Run], tmp_path: Path) -> None:
+    """As after a patient was taken out between the runs: fold 0 has him choose the threshold, fold 1 does not know him."""
+    copy = tmp_path / "a" / "b" / runs[1].folder.name
+    shutil.copytree(runs[1].folder, copy)
+    record = api.Run(copy).record
+    gone = runs[1].subjects[0]
+    lists = json.loads((copy / SPLITS).read_text())
+    (copy / SPLITS).write_text(json.dumps({role: [n for n in names if n != gone] for role, names in lists.items()}))
+    files = {**record.files, SPLITS: digest_file(copy / SPLITS)}
+    (copy / "record.json").write_text(record.model_copy(update={"files": files}).model_dump_json())
+    tested = {*runs[0].subjects, *runs[1].subjects[1:]}
+    with pytest.raises(UserError, match=f"{gone} is in fold 0 of mine, not in fold 1, and is tested in none, so they"):
+        _refuse_untested([runs[0], api.Run(copy)], tested)
+    _refuse_untested(runs, {*tested, gone})
 
 
 def test_a_subject_in_two_folds_is_named(runs: list[api.Run], tmp_path: Path) -> None:

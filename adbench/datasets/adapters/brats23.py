@@ -12,21 +12,19 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
-from adbench.datasets.io.filename_patterns import Named
+from adbench.datasets.io.filename_patterns import SETS, Named
 from adbench.datasets.issues import Issue
 from adbench.params import ParamSet, param
 
 _OF_2023 = {0: "background", 1: "necrotic core", 2: "oedema and infiltration", 3: "enhancing tumour"}
-# What a mask of each group holds. 2023 and 2024 differ in names alone where every label is tumour; the resection cavity of
-# treated gliomas (2024) is none.
+# What a mask of each group holds. 2023 and 2024 differ in names alone where every label is tumour.
 LABELS = {
-    "GLI": {**_OF_2023, 4: "resection cavity"},
-    "MET": {**_OF_2023, 4: "resection cavity"},
+    "GLI": {**_OF_2023, **SETS["brats23"].not_counted},
+    "MET": {**_OF_2023, **SETS["brats23-met"].not_counted},
     "SSA": _OF_2023,
     "MEN": {**_OF_2023, 1: "non-enhancing tumour"},
     "PED": {0: "background", 1: "tumour", 2: "tumour", 3: "tumour", 4: "oedema"},
 }
-CAVITY = "resection cavity"
 
 
 class BraTS23Params(VolumeParams):
@@ -85,9 +83,9 @@ class BraTS23(IndexedVolumes):
     @property
     def expected(self) -> Expected:
         """With the labels of the group."""
-        labels = LABELS.get(next(iter(self.groups)), {})
-        cavity = tuple(label for label, what in labels.items() if what == CAVITY)
-        return replace(self.distributed, labels=labels, not_counted=cavity)
+        group = next(iter(self.groups))
+        cavity = SETS[{"GLI": "brats23", "MET": "brats23-met"}.get(group, "brats23-other")].not_counted
+        return replace(self.distributed, labels=LABELS.get(group, {}), not_counted=tuple(cavity))
 
     def faults(self) -> Iterator[Issue]:
         """Also groups that are mixed or unknown: their labels differ."""

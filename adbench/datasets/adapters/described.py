@@ -7,6 +7,7 @@ from typing import ClassVar
 from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import DatasetInfo
+from adbench.datasets.io.filename_patterns import SETS
 
 _MSD_CHANNELS = ("FLAIR", "T1", "T1CE", "T2")  # "modality" of the dataset.json that lies in the archive
 
@@ -81,8 +82,8 @@ class MSLUB(IndexedVolumes):
         modalities=("FLAIR", "T1", "T1CE", "T2"),
         licence="CC BY 4.0",
         obtain=(
-            "https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS: one zip a patient, then `adbench data unpack`; or clone "
-            "https://github.com/muschellij2/open_ms_data and give its folder cross_sectional"
+            "adbench data get mslub (from the copy in https://github.com/muschellij2/open_ms_data), or "
+            "https://lit.fe.uni-lj.si/en/research/resources/3D-MR-MS: one zip a patient, then `adbench data unpack`"
         ),
         layout="patient{nn}_{FLAIR|T1W|T1WKS|T2W|consensus_gt|brainmask}.nii.gz in folders of any name and depth",
         protocol="folder",
@@ -147,7 +148,7 @@ class WMH(IndexedVolumes):
     distributed: ClassVar[Expected] = Expected(
         sequences=("FLAIR", "T1"),
         lesion=True,
-        labels={0: "background", 1: "white-matter hyperintensity", 2: "other disease"},
-        not_counted=(2,),
+        labels={0: "background", 1: "white-matter hyperintensity", **SETS["wmh"].not_counted},
+        not_counted=tuple(SETS["wmh"].not_counted),
         companion="T1",
     )

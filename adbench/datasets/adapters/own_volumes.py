@@ -11,10 +11,12 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
+import numpy as np
+
 from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.adapters.volumes import CHOOSING, STRIPPED, IndexedVolumes, VolumeParams
-from adbench.datasets.base import Split
+from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import (
@@ -30,6 +32,7 @@ from adbench.datasets.io.filename_patterns import (
 )
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
+from adbench.datasets.preprocessing.base import RawVolume
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
@@ -234,12 +237,18 @@ class OwnVolumes(IndexedVolumes):
                 yield from self._looks_ill(scan)
             if self.params.unmasked == "refuse" and not self.healthy(scan) and not self.unmasked_by_design(scan):
                 remedy = self._release or (
-                    "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder train/"
+                    "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder "
+                    f"train/{self._elsewhere}"
                 )
                 if other := self._patients.get(person(scan.subject)):
                     remedy = f"{other} shows that this patient has lesions, so add the mask, or say --set dataset.unmasked=leave-out"
                 message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
                 yield issues.error("missing-mask", scan.first, message, scan.id)
+
+    @property
+    def _elsewhere(self) -> str:
+        """More advice on who is healthy: another dataset that reads these files."""
+        return ""
 
     def _looks_ill(self, scan: Scan) -> Iterator[Issue]:
         severity = issues.warning if self.params.unmasked == "healthy" else issues.error
@@ -333,6 +342,16 @@ class OwnVolumes(IndexedVolumes):
         from adbench.datasets.preprocessing.template import same_grid
 
         return bool(self._grids) and all(same_grid(grid.shape, grid.affine) for grid in self._grids)
+
+    def read(self, case: Case, modality: str) -> RawVolume:
+        """Also says which labels of the mask count as healthy because ``lesion_labels`` does not have them."""
+        raw = super().read(case, modality)
+        if raw.lesion is not None and raw.lesion_labels:
+            known = {0, *raw.lesion_labels, *raw.not_counted}
+            if others := [str(label) for label in np.unique(raw.lesion).tolist() if label not in known]:
+                said = f"lesion: label {', '.join(others)} counts as healthy, dataset.lesion_labels does not have it"
+                raw.remarks += (said,)
+        return raw
 
     @property
     def lesion_labels(self) -> tuple[int, ...] | None:

@@ -111,6 +111,10 @@ class IndexedVolumes(VolumeDataset):
             return None
         return tuple(label for label in expected.labels if label and label not in expected.not_counted)
 
+    def not_counted(self, mask: File) -> tuple[int, ...]:
+        """Labels of the lesion mask ``mask`` that are neither lesion nor healthy."""
+        return self.expected.not_counted
+
     def flags_of(self, subject: str) -> tuple[str, ...]:
         """Known remarks on ``subject``."""
         return ()
@@ -426,7 +430,7 @@ class IndexedVolumes(VolumeDataset):
             source=files[modality],
             brain=self._brain(files.get(BRAIN), image, files[modality]),
             lesion_labels=self.lesion_labels,
-            not_counted=self.expected.not_counted,
+            not_counted=self.not_counted(masks[0]) if masks else (),
             skull=self._shows_skull(image.data),
         )
         if files.get(BRAIN) and raw.brain is None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 LESION, BRAIN = "lesion", "brain"
@@ -88,6 +88,7 @@ class KnownSet:
         subject: made of the groups.
         ranked: whether an earlier pattern wins over a later one.
         distinct: whether the names are found in no other release.
+        not_counted: labels of its lesion masks that are neither lesion nor healthy -> what they mark.
     """
 
     title: str
@@ -96,6 +97,7 @@ class KnownSet:
     subject: str = "{subject}"
     ranked: bool = False
     distinct: bool = True
+    not_counted: Mapping[int, str] = field(default_factory=dict)
 
     def named(self, family: str, path: str) -> Named | None:
         """What ``path`` says, or None when it is none of this set's names."""
@@ -121,6 +123,7 @@ _ATLAS = r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9
 _ENTITIES = r"(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*"
 _BRATS = r"_(?P<kind>t1|t1ce|t2|flair|seg)"
 _BRATS23 = r"\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)"
+_CAVITY = {4: "resection cavity"}  # of treated patients, from 2024
 _WMH = r"(?P<site>Utrecht|Singapore|Amsterdam(?:/[^/]+)?)/(?P<subject>\d+)/"
 _SOOP = r"(?P<subject>sub-\d+)(?:_(?P<session>ses-[A-Za-z0-9]+))?" + _ENTITIES
 SETS = {
@@ -156,9 +159,14 @@ SETS = {
     "brats19": KnownSet(
         "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None}, re.IGNORECASE)
     ),
-    "brats23": KnownSet("BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23"),
+    "brats23": KnownSet(
+        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
+    ),
+    "brats23-met": KnownSet(
+        "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
+    ),
     "brats23-other": KnownSet(
-        "BraTS2023 (not glioma)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
+        "BraTS2023 (neither glioma nor metastases)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
     ),
     "msd": KnownSet(
         "MSD Task01 (brain tumours)",
@@ -195,6 +203,7 @@ SETS = {
         "wmh",
         subject="{site}-{subject}",
         ranked=True,
+        not_counted={2: "other disease"},
     ),
     "soop": KnownSet(
         "SOOP",
