@@ -69,8 +69,8 @@ def list_(out: Out = Path("runs"), json_: Json = False) -> None:
             r["method"],
             f"{r['bytes'] / 1e6:.1f}",
             r["author"] or "this folder",
-            r["licence"],
-            r["trained_on"],
+            r["licence"] or "—",
+            r["trained_on"] or "—",
             r["folder"],
         ]
         for r in found

@@ -70,6 +70,8 @@ def test_scores_to_equal_numbers_without_the_training_data(
     code, said, _ = cli("fit", "list", "--out", out, "--json")
     (row_,) = json.loads(said)
     assert (row_["method"], row_["author"], row_["trained_on"]) == ("ae", "A. Researcher", "folder FLAIR")
+    (own,) = shared_fits.listed(made.folder.parents[2])
+    assert (own["author"], own["trained_on"]) == ("", "folder FLAIR")
     found = api.load(exported, device="cpu").predict(data / "test", tmp_path / "found")
     assert len(found) == 6
 
