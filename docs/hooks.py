@@ -33,7 +33,7 @@ def _verbs(command: Any, name: str) -> Iterator[str]:
         yield from (f"## {path}", "", verb.help or "", "")
         shown = [parameter for parameter in verb.params if parameter.name != "help" and not parameter.hidden]
         if shown:
-            yield from ("| | default | |", "|---|---|---|", *map(_row, shown), "")
+            yield from ("| option | default | what it does |", "|---|---|---|", *map(_row, shown), "")
         if verb.epilog:
             lines = [line.strip() for line in verb.epilog.splitlines() if line.strip()]
             examples = [line for line in lines if not line.endswith(":")]

@@ -147,7 +147,7 @@ def description(name: str) -> dict[str, Any]:
         else:
             facts |= _metric_facts(name)
         plain["params"] = _params(cls.Params) if hasattr(cls, "Params") else []
-        return {"kind": kind[:-1], "doc": inspect.cleandoc(cls.__doc__ or ""), "facts": facts, **plain}
+        return {"kind": kind[:-1], "doc": readable(inspect.cleandoc(cls.__doc__ or "")), "facts": facts, **plain}
     if name in PROTOCOLS:
         fields = PROTOCOLS[name].as_dict()
         del fields["name"]
@@ -158,6 +158,12 @@ def description(name: str) -> dict[str, Any]:
     known = [known for kind in KINDS for known in registry.entries(kind)]
     error: UserError = unknown("name", name, [*known, *PROTOCOLS, *SPECS])
     raise error
+
+
+def readable(docstring: str) -> str:
+    """A docstring without the marks of Sphinx: names of classes and code stand in single backticks, as in Markdown."""
+    named = re.sub(r":[a-z:]+:`~?(?:[\w.]*\.)?(\w+)`", r"`\1`", docstring)
+    return re.sub(r"``([^`]+)``", r"`\1`", named)
 
 
 def _metric_facts(name: str) -> dict[str, Any]:

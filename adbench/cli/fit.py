@@ -60,7 +60,7 @@ def list_(out: Out = Path("runs"), json_: Json = False) -> None:
     rows = []
     for row in found:
         size, author = f"{row['bytes'] / 1e6:.1f}", row["author"] or "this folder"
-        rows.append([row["method"], size, author, row["licence"], row["trained_on"], row["folder"]])
+        rows.append([row["method"], size, author, row["licence"] or "—", row["trained_on"] or "—", row["folder"]])
     table("fits", [(heading, "right" if heading == "MB" else "left") for heading in headings], rows)
 
 

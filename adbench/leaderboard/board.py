@@ -338,6 +338,11 @@ class Board:
             **entry.costs,
             "key": entry.key,
             "records": " ".join(entry.paths),
+            **(
+                {"weights_by": record.weights.author if record.weights else ""}
+                if any(one.record.weights for one in self.entries)
+                else {}
+            ),
             **{
                 name: " ".join(dict.fromkeys(getattr(one, name) for one in entry.submitted))
                 for name in (Submitted.model_fields if any(one.submitted for one in self.entries) else ())

@@ -327,6 +327,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "differs": entry.differs,
         "params": record.method.params,
         "trained_on": record.train.name,
+        **_weights(record),
         "train_slices": record.train.slices,
         "metrics": {name: {k: getattr(number, k) for k in fields} for name, number in entry.estimates.items()},
         **entry.costs,
@@ -359,6 +360,7 @@ def _run_json(entry: Entry) -> dict[str, Any]:
         "dataset": record.test.name,
         "modality": record.test.modality,
         "trained_on": record.train.name,
+        **_weights(record),
         "train_slices": record.train.slices,
         "prevalence": record.prevalence,
         "metrics": {name: number.model_dump() for name, number in record.metrics.items()},
@@ -376,6 +378,11 @@ def _rounded(value: Any) -> Any:
     if isinstance(value, dict):
         return {name: _rounded(part) for name, part in value.items()}
     return [_rounded(part) for part in value] if isinstance(value, list) else value
+
+
+def _weights(record: Record) -> dict[str, Any]:
+    """Whose weights they are, where somebody else fitted them."""
+    return {"weights": record.weights.model_dump()} if record.weights else {}
 
 
 def _trained(record: Record) -> str:

@@ -124,13 +124,19 @@ def data_parts(shared: SharedFit) -> tuple[DataPart, DataPart | None]:
 
 
 def listed(out: Path) -> list[dict[str, Any]]:
-    """The complete fits below an output folder, by name: method, key, size in bytes, whose they are ("" for those made here)."""
+    """The complete fits below an output folder, by name: method, key, size in bytes, what they learned from, whose they are.
+
+    Author and licence are "" for those made here; what these learned from is said by the runs that use them.
+    """
+    users = {record.fit_key: record for _, record in rundir.records(out)}
     found = []
     for path in sorted((out / "fits").glob(f"*/{FIT}")):
         content = read_json(path, RECORD_BYTES)
         row = {"folder": str(path.parent), "fit_key": content["fit_key"], "steps": content["steps"]}
         row |= {"bytes": sum((path.parent / name).stat().st_size for name in content["files"])}
         row |= {"method": path.parent.name.rpartition("-")[0], "author": "", "licence": "", "trained_on": ""}
+        if (user := users.get(content["fit_key"])) is not None:
+            row["trained_on"] = f"{user.train.name} {user.train.modality}"
         if is_shared(path.parent):
             shared = read_shared(path.parent)
             row |= {"author": shared.weights.author, "licence": shared.weights.licence}

@@ -16,6 +16,7 @@ from typing import Any
 from adbench.config import run_config as configs
 from adbench.config.cell import Cell, TunedFrom
 from adbench.config.run_config import RunConfig
+from adbench.config.sweep import differing
 from adbench.context import Progress
 from adbench.datasets.synthetic_lesions import PseudoParams
 from adbench.errors import UserError, unknown
@@ -168,6 +169,16 @@ def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Tas
     if config.fit is not None:
         raise UserError(f"The fit in {config.fit} is trained already: leave `fit` out of what is searched.")
     cells = configs.cells(config.model_copy(update={"set": scopes, "tuned_from": None}))
+    swept = (
+        differing([cell.params.json_values for cell in cells])[0] if len({cell.method for cell in cells}) == 1 else {}
+    )
+    if swept:
+        name = next(iter(swept))
+        raise UserError(
+            f"{name} has several values ({', '.join(dict.fromkeys(str(c.params.json_values[name]) for c in cells))}), a sweep for "
+            f"`adbench run`. A search chooses values itself: set one, or name its choices in a file for --space, {name}: "
+            "{choices: [...]}."
+        )
     if len(cells) != 1:
         raise UserError(
             f"A search tunes one method on one dataset, modality and seed; this asks for {len(cells)}: "

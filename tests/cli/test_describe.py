@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from adbench.cli.describe import description, index_page, listing, page
+from adbench.cli.describe import description, index_page, listing, page, readable
 from adbench.config import registry
 from adbench.errors import UserError
 from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS
@@ -84,3 +85,13 @@ def test_descriptions_hold_the_presets_of_a_method() -> None:
     )
     assert description("dice@val")["kind"] == "metric"
     assert description("phantom")["facts"]["default protocol"] == "phantom"
+
+
+def test_descriptions_have_no_marks_of_sphinx() -> None:
+    assert readable("see :class:`adbench.methods.ae.AE`, ``x_t`` and :func:`~a.b.run`") == "see `AE`, `x_t` and `run`"
+    for kind in ("methods", "datasets", "metrics"):
+        for name in registry.BUILTIN[kind]:
+            what = description(name)
+            text = " ".join([what["doc"], *(row["doc"] for row in what["params"])])
+            assert "``" not in text, name
+            assert not re.search(r":[a-z]+:`", text), name

@@ -15,6 +15,7 @@ from PIL import Image
 
 from adbench.datasets import contact_sheet
 from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.slice_store import SliceStore
 
 Cli = Callable[..., tuple[int, str, str]]
 SET = [part for name, value in small_brats.PARAMS.items() for part in ("--set", f"dataset.{name}={value}")]
@@ -70,6 +71,22 @@ def test_export_writes_files(cli: Cli, root: Path, tmp_path: Path) -> None:
     code, _, err = cli("data", "export", *common, "--subject", "BraTS2021_00001", "--space", "mni")
     assert code == 2
     assert "Unknown space 'mni'" in err
+    assert cli("data", "export", *common, "--split", "test", "--out", tmp_path / "t", "--quiet")[0] == 0
+    assert sorted({path.name.split("_FLAIR")[0] for path in (tmp_path / "t").glob("*_FLAIR_*")}) == [
+        case.id for case in _store(tmp_path / "cache").cases if case.split == "test"
+    ]
+    for more, message in (
+        ((), "Name subjects with --subject ID, or a whole split with --split test; not both."),
+        (("--split", "test", "--subject", "BraTS2021_00001"), "not both"),
+        (("--split", "tests"), "Unknown split 'tests'. Did you mean 'test'?"),
+    ):
+        code, _, err = cli("data", "export", *common, *more)
+        assert (code, message in " ".join(err.split())) == (2, True)
+
+
+def _store(cache: Path) -> SliceStore:
+    (manifest,) = cache.glob("stores/*/manifest.json")
+    return SliceStore.open(manifest.parent)
 
 
 @pytest.mark.parametrize(

@@ -67,9 +67,13 @@ def test_scores_to_equal_numbers_without_the_training_data(
     assert any("compared with these by name alone" in note for note in mine.notes)
     assert [one.volume for one in run.each()], "the run can be opened with its data, without the training data"
     assert check(pack(run.folder)) == [], "it can be submitted"
+    (board,) = json.loads(cli("leaderboard", "show", "--out", out, "--json")[1])["boards"]
+    assert board["rows"][0]["weights"]["author"] == "A. Researcher"
     code, said, _ = cli("fit", "list", "--out", out, "--json")
     (row_,) = json.loads(said)
     assert (row_["method"], row_["author"], row_["trained_on"]) == ("ae", "A. Researcher", "folder FLAIR")
+    (own,) = shared_fits.listed(made.folder.parents[2])
+    assert (own["author"], own["trained_on"]) == ("", "folder FLAIR")
     found = api.load(exported, device="cpu").predict(data / "test", tmp_path / "found")
     assert len(found) == 6
 

@@ -228,6 +228,11 @@ def test_several_cells_are_refused(settings: Settings) -> None:
         define(many, Options(), Progress())
 
 
+def test_a_sweep_is_no_search(settings: Settings) -> None:
+    with pytest.raises(UserError, match=r"sigma has several values \(1\.0, 2\.0\), a sweep for `adbench run`\."):
+        define(settings("histeq", "histeq.sigma=1,2"), Options(), Progress())
+
+
 def test_no_lesion_to_select_by(settings: Settings, slices: Path) -> None:
     for mask in (slices / "val").glob("*-segmentation.png"):
         Image.new("L", Image.open(mask).size).save(mask)
