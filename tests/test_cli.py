@@ -263,7 +263,7 @@ def test_what_the_doctor_cannot_look_at_is_a_finding(cli: Cli, tmp_path: Path, m
     assert verdicts["device"].startswith("problem: torch cannot be imported")
 
 
-def test_every_verb_has_help_with_an_example() -> None:
+def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
     for verb in (
         ["run"],
         ["list"],
@@ -275,8 +275,7 @@ def test_every_verb_has_help_with_an_example() -> None:
         ["leaderboard", "show"],
         ["tune"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-m", "adbench.cli", *verb, "--help"], capture_output=True, text=True, check=True
-        )
-        assert "Example" in done.stdout, verb
-        assert f"adbench {' '.join(verb)}" in done.stdout, verb
+        code, out, _ = cli(*verb, "--help")
+        assert code == 0
+        assert "Example" in out, verb
+        assert f"adbench {' '.join(verb)}" in out, verb

@@ -119,16 +119,6 @@ def test_check_reads_prepared_stores(cli: Cli, slices: Path, tmp_path: Path) -> 
     assert "bytes where" in json.loads(cli("data", "check", *of, "--store", "--json")[1])["findings"][0]["message"]
 
 
-def test_synthetic_data_are_found_and_clean(cli: Cli, tmp_path: Path) -> None:
-    out = tmp_path / "synthetic é"
-    code, _, err = cli("data", "synth", "--layout", "brats21", "--n", "1", "--out", out)
-    assert code == 0
-    assert f"adbench data check --dataset brats21 --data-root {out}" in err
-    code, text, _ = cli("data", "check", "-d", "brats21", "--data-root", out, "-q")
-    assert code == 0
-    assert "1 cases, 5 files: 0 errors, 0 warnings, 0 info" in text
-
-
 def test_unpack(cli: Cli, brats: Path, tmp_path: Path) -> None:
     packed = tmp_path / "x.tar.gz"
     with tarfile.open(packed, "w:gz") as tar:

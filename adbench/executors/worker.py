@@ -45,14 +45,12 @@ PRELOAD = [
     "matplotlib.backends.backend_agg",
     "threadpoolctl",
     "torch",
+    "torch._dynamo",  # by every optimiser
     "scipy.ndimage",
     "cc3d",
     "contourpy",
     "nibabel",
-    "diffusers.models.autoencoders.autoencoder_kl",
-    "diffusers.models.unets.unet_2d",
 ]
-
 
 Tell = Callable[[Any], None]
 

@@ -229,6 +229,13 @@ class Driver(tune.Callback):
         if time.monotonic() > self.deadline or self.hopeless:
             raise _Interrupted
 
+    def on_trial_result(
+        self, iteration: int, trials: list[RayTrial], trial: RayTrial, result: Any, **info: Any
+    ) -> None:
+        """Give no second worker to a trial that has said why it failed: it could only say so again."""
+        if result["error"]:
+            trial.max_failures = 0
+
     def on_experiment_end(self, trials: list[RayTrial], **info: Any) -> None:
         """Follow the trials to the end."""
         self._follow(trials)

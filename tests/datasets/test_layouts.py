@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ def loud(root: Path, cls: type) -> list[str]:
 @pytest.fixture(scope="module")
 def brats(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Path]]:
     """A synthetic BraTS'21 case: its root and its files."""
-    root = tmp_path_factory.mktemp("synthetic brats")
+    root = tmp_path_factory.mktemp("synthetic é")
     return root, synthesise("brats21", 1, root)
 
 
@@ -110,14 +111,22 @@ def test_ixi(tmp_path: Path) -> None:
     assert (inside[0] & inside[1]).sum() / (inside[0] | inside[1]).sum() > 0.8
 
 
-def test_the_same_seed_gives_the_same_bytes_and_files_are_kept(brats: tuple[Path, list[Path]]) -> None:
+def test_the_command_line_makes_what_is_missing_with_the_same_bytes(
+    brats: tuple[Path, list[Path]], cli: Callable[..., tuple[int, str, str]]
+) -> None:
     root, files = brats
     before = [file.read_bytes() for file in files]
     stamps = [file.stat().st_mtime_ns for file in files]
     files[2].unlink()
-    assert synthesise("brats21", 1, root) == files
+    code, _, err = cli("data", "synth", "--layout", "brats21", "--n", "1", "--out", root)
+    assert code == 0
+    assert f"adbench data check --dataset brats21 --data-root {root}" in err
+    assert sorted(file for file in root.rglob("*") if file.is_file()) == files
     assert [file.read_bytes() for file in files] == before
     assert [file.stat().st_mtime_ns for i, file in enumerate(files) if i != 2] == stamps[:2] + stamps[3:]
+    code, text, _ = cli("data", "check", "-d", "brats21", "--data-root", root, "-q")
+    assert code == 0
+    assert "1 cases, 5 files: 0 errors, 0 warnings, 0 info" in text
 
 
 @pytest.mark.parametrize(("layout", "n", "count"), [("ixi", 300, 300), ("atlas", 100, 120), ("brats21", 200, 200)])

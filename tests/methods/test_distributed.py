@@ -18,9 +18,9 @@ from adbench.methods.madad.method import MADAD
 from adbench.utils import distributed
 
 ROOT = Path(__file__).parents[2]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 FIT = """
-    import json, os, sys
+    import json, os, socket, sys
     from pathlib import Path
     import torch
     torch.set_num_threads(1)
@@ -29,6 +29,11 @@ FIT = """
     from adbench.utils import distributed
     from memory_sets import SMALL, make_set
 
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    child = os.fork()  # as a launcher starts them, but the imports are made once
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(int(not child)))
     distributed.join("cpu")
     with distributed.first():
         data = make_set(12), make_set(5, seed=1, name="v")
@@ -36,18 +41,19 @@ FIT = """
     method = MADAD(MADAD.resolve("tiny", values), Context(workdir=Path(sys.argv[1]), checkpoint_seconds=0))
     report = method.fit(*data)
     Path(f"{sys.argv[1]}/curves-{distributed.rank()}.json").write_text(json.dumps(report.curves))
+    if child:
+        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
 
-def launch(*arguments: str) -> subprocess.CompletedProcess[str]:
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run([*LAUNCH, *arguments], env=env, capture_output=True, text=True, timeout=200, check=False)
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=200, check=False)
 
 
 def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
-    script = tmp_path / "fit.py"
-    script.write_text(textwrap.dedent(FIT))
-    done = launch(str(script), str(tmp_path))
+    done = python("-c", textwrap.dedent(FIT), str(tmp_path))
     assert done.returncode == 0, done.stderr
     values = {**SMALL, "dropout": 0.0, "batch": 5}
     whole = MADAD(MADAD.resolve("tiny", values), Context()).fit(make_set(12), make_set(5, seed=1, name="v")).curves
@@ -64,7 +70,7 @@ def test_a_launched_run_reports_once(tmp_path: Path, slices: Path) -> None:
     command = ["-m", "adbench.cli", "run", "--method", "ae,histeq", "--dataset", "folder", "--data-root", str(slices)]
     command += ["--device", "cpu", "--out", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--json"]
     command += [f"--set=ae.{value}" for value in ("image_size=32", "channels=[8]", "steps=3", "batch=4")]
-    done = launch(*command)
+    done = python(*LAUNCH, *command)
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)["boards"][0]["rows"]) == 2
     assert len(list((tmp_path / "runs").rglob("record.json"))) == 2

@@ -18,7 +18,7 @@ BUDGET = {
         "madad.image_size=64",
         "madad.ae_channels=[16,16]",
         "madad.ae_steps=40",
-        "madad.steps=40",
+        "madad.steps=12",
         "madad.batch=4",
     ),
 }
