@@ -417,7 +417,7 @@ class _Flipped:
 
 def _squared(gap: np.ndarray, spread: np.ndarray) -> np.ndarray:
     """The squared statistic; 0 where nothing varies."""
-    return np.divide(gap * gap, spread, out=np.zeros_like(gap), where=spread > 1e-30)
+    return np.asarray(np.divide(gap * gap, spread, out=np.zeros_like(gap), where=spread > 1e-30))
 
 
 def _squares(shares: np.ndarray) -> np.ndarray:
