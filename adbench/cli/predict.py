@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from adbench.cli.app import Cache, Json, Quiet, app
+
+if TYPE_CHECKING:
+    from adbench.evaluation.predict import Prediction
 
 
 @app.command(
@@ -36,18 +40,35 @@ def predict(
     """Score scans that nobody has labelled with the fit, the preparation and the threshold of a finished run.
 
     Writes anomaly maps, pseudo-healthy images and masks on each scan's own grid, and summary.csv. Interrupted, it goes on
-    with the scans that are missing. Research use only: nothing here is a diagnosis.
+    with the scans that are missing. One that cannot be read is named at the end (exit code 1). Research use only: nothing here is a diagnosis.
     """
     from adbench.api import load
-    from adbench.evaluation.predict import SUMMARY
-    from adbench.utils.console import LiveProgress, print_json, say, table
+    from adbench.evaluation.predict import SUMMARY, ScansFailed
+    from adbench.utils.console import LiveProgress, complain, print_json
 
     with LiveProgress(quiet or json_) as progress:
         opened = load(run, cache=cache, device=device, progress=progress)
-        found = opened.predict(images, out, threshold=threshold, settings=set_ or [])
+        failed: Mapping[str, str] = {}
+        try:
+            found = opened.predict(images, out, threshold=threshold, settings=set_ or [])
+        except ScansFailed as error:
+            found, failed = error.found, error.why
     if json_:
-        print_json([asdict(one) for one in found])
-        return
+        print_json([*map(asdict, found), *({"case": case, "error": why} for case, why in failed.items())])
+    else:
+        _print(found, out / SUMMARY)
+    for why in failed.values():
+        complain(why)
+    if failed:
+        complain(
+            f"{len(failed)} of {len(failed) + len(found)} scans could not be read; the others are in {out / SUMMARY}."
+        )
+        raise typer.Exit(1)
+
+
+def _print(found: Sequence[Prediction], summary: Path) -> None:
+    from adbench.utils.console import say, table
+
     columns = [
         ("scan", "left"),
         *((name, "right") for name in ("marked", "largest", "parts", "slice")),
@@ -62,7 +83,7 @@ def predict(
         rows.append([one.case, size, largest, str(one.components), place, one.notes])
     table("predictions", columns, rows[:MAX_ROWS])
     say(
-        f"{len(found)} scan{'s' * (len(found) > 1)}, marked at and above a score of {found[0].threshold:.4g}: {out / SUMMARY}"
+        f"{len(found)} scan{'s' * (len(found) > 1)}, marked at and above a score of {found[0].threshold:.4g}: {summary}"
     )
 
 

@@ -17,13 +17,20 @@ from adbench.config import registry
 from adbench.config.run_config import parse_assignment
 from adbench.config.source import source_digest
 from adbench.context import Context, Progress
-from adbench.datasets.adapters.unlabelled import ANY_MASK, are_volumes, image_of, open_scans
-from adbench.datasets.base import Case, Dataset
+from adbench.datasets.adapters.unlabelled import (
+    ANY_MASK,
+    UnlabelledSlices,
+    UnlabelledVolumes,
+    are_volumes,
+    image_of,
+    open_scans,
+)
+from adbench.datasets.base import Case
 from adbench.datasets.geometry import voxel_ml
 from adbench.datasets.io.png import read_shape
 from adbench.datasets.preprocessing.recipe import RecipeParams
 from adbench.datasets.slices import LabelledSet
-from adbench.datasets.store.prepare import prepare
+from adbench.datasets.store.prepare import CasesFailed, prepare
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError, unknown
 from adbench.evaluation.volume_files import VolumeFiles, label
@@ -75,6 +82,19 @@ class Prediction:
     slice: int | None
     highest_score: float
     notes: str
+
+
+class ScansFailed(UserError):
+    """Some scans could not be read; all others were answered.
+
+    Attributes:
+        found: what was found in the others.
+        why: case id -> the sentence.
+    """
+
+    def __init__(self, found: list[Prediction], why: Mapping[str, str]) -> None:
+        self.found, self.why = found, why
+        super().__init__(f"{len(why)} of {len(why) + len(found)} scans could not be read: {' '.join(why.values())}")
 
 
 def load_method(record: Record, folder: Path, device: str, progress: Progress | None = None) -> Method | None:
@@ -135,7 +155,7 @@ def predict(
         said.append(
             f"The code of {record.method.name} has changed since the run: its maps may differ from those measured."
         )
-    store = prepare(dataset, modality, Path(cache), progress)
+    store, failed = _prepared(dataset, modality, Path(cache), progress)
     for text in (*said, *(f"{case}: no slice with brain, left out." for case in store.empty_cases)):
         log.warning(text)
     cases = {case.id: case for case in dataset.discover(modality)}
@@ -154,7 +174,26 @@ def predict(
                 _write_summary(Path(out), [rows[case] for case in data.cases if case in rows])
     every = [rows[case] for case in data.cases]
     _write_summary(Path(out), every)
+    if failed:
+        raise ScansFailed(every, failed)
     return every
+
+
+def _prepared(
+    dataset: UnlabelledVolumes | UnlabelledSlices, modality: str, cache: Path, progress: Progress
+) -> tuple[SliceStore, dict[str, str]]:
+    """The scans that can be prepared, and case id -> why another cannot.
+
+    Raises:
+        CasesFailed: none can.
+    """
+    try:
+        return prepare(dataset, modality, cache, progress), {}
+    except CasesFailed as error:
+        if not error.others:
+            raise
+        dataset.unreadable = frozenset(error.why)
+        return prepare(dataset, modality, cache, progress), error.why
 
 
 def choose_threshold(record: Record, wanted: str | float) -> tuple[str, float]:
@@ -187,7 +226,9 @@ def choose_threshold(record: Record, wanted: str | float) -> tuple[str, float]:
     )
 
 
-def _dataset(record: Record, images: Path, settings: Sequence[str]) -> tuple[Dataset, list[str]]:
+def _dataset(
+    record: Record, images: Path, settings: Sequence[str]
+) -> tuple[UnlabelledVolumes | UnlabelledSlices, list[str]]:
     """The scans as a dataset that is prepared as the run's test data were, and what is to be said about that."""
     side, width = record.test.grid
     if side != width:

@@ -168,8 +168,9 @@ class Run(Result):
             One a scan, in the order of their names.
 
         Raises:
+            ScansFailed: some scans cannot be read; all others were answered, and are its ``found``.
             UserError: no fit, no such threshold; scans of another modality, with skull where none can be taken away, or
-                larger than the grid of the run; a scan that cannot be read (the others are kept).
+                larger than the grid of the run; no scan that can be read.
         """
         method = self.method()
         if method is None:

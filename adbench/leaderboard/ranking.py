@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -61,6 +62,15 @@ class Published:
     left_out: np.ndarray | None
     linear: dict[str, tuple[np.ndarray, np.ndarray]]
     submitted: Submitted | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """From process to process the record goes as JSON, which takes a third of the time of its hundred parts."""
+        others = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "record"}
+        return _received, (others, self.record.model_dump_json())
+
+
+def _received(others: dict[str, Any], record: str) -> Published:
+    return Published(record=Record.model_validate_json(record), **others)
 
 
 def read_all(root: Path, *, lean: bool = False) -> list[Published]:

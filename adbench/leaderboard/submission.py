@@ -412,7 +412,7 @@ def _spatial(data: bytes) -> SpatialAccumulator:
     check_json(data, SPATIAL_VALUES)
     try:
         typed = _Spatial.model_validate_json(data, strict=True)
-        spatial = SpatialAccumulator.from_values(typed.model_dump(), "the file")
+        spatial = SpatialAccumulator.from_values({**vars(typed), "rows": [vars(row) for row in typed.rows]}, "the file")
     except ValidationError as error:
         raise ValueError(first_error(error)) from None
     except UserError as error:

@@ -199,15 +199,16 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
 
     Args:
         submission: one result.
-        counts: decode its validation counts too.
+        counts: compare its numbers and its validation counts too; False for a board, of which no two files are one run.
     """
     record, splits = submission.record, submission.content.splits
     test, method = record.test, record.method
     columns = ("subject", "volume", "brain_voxels", "lesion_voxels")
     cohort = digest([[row.get(name) for name in columns] for row in record.subjects])
     weights = digest([method.name, method.source, method.params, test.grid])
+    what, said = ("numbers", numbers(record)) if counts else ("content", submission.content.digest)
     fields = [
-        SharedField("run_key", record.run_key, numbers(record), "the same run_key has other numbers in {file}"),
+        SharedField("run_key", record.run_key, said, f"the same run_key has other {what} in {{file}}"),
         SharedField("subjects", test.digest, cohort, "the same test slices have other subjects or voxels in {file}"),
         SharedField(
             "method.parameters",

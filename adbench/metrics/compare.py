@@ -362,11 +362,11 @@ class _Flipped:
         else:
             self.signs = np.where(rng.random((FLIPS, len(moving))) < 0.5, -1.0, 1.0)
         self.exact = len(moving) <= EXACT and not seeds.any()
-        self.means = self.signs @ moving
+        self.means = np.ascontiguousarray((self.signs @ moving).T)  # (M, patterns)
         self.drawn = np.zeros_like(self.means)
-        for column in np.flatnonzero(seeds > 0):
-            self.means[:, column] += rng.normal(0, math.sqrt(seeds[column]), len(self.means))
-            self.drawn[:, column] = seeds[column] * rng.chisquare(freedom[column], len(self.means)) / freedom[column]
+        for row in np.flatnonzero(seeds > 0):
+            self.means[row] += rng.normal(0, math.sqrt(seeds[row]), len(self.signs))
+            self.drawn[row] = seeds[row] * rng.chisquare(freedom[row], len(self.signs)) / freedom[row]
         self.least = 2.0 ** (1 - n)  # two of the 2^n patterns are as extreme as the clearest
 
     def against_leader(self, rows: np.ndarray) -> np.ndarray:
@@ -374,6 +374,9 @@ class _Flipped:
 
         A row's statistic is its gap to the leader, less what bins leave open, over the root of the sum of squared differences of the subjects, which
         orders sign patterns as the paired t does, and of the variances of seeds.
+
+        Args:
+            rows: ascending.
         """
         lead = rows[0]
         gap = np.maximum(self.observed[lead] - self.observed[rows] - self.blur[lead] - self.blur[rows], 0)
@@ -381,25 +384,42 @@ class _Flipped:
         observed = np.divide(gap, spread, out=np.zeros(len(rows)), where=spread > 1e-15)
         p = np.ones(len(rows))
         clearest = 1 + np.argsort(-observed[1:], kind="stable")
+        reached = self._reached(rows, clearest, observed)
         worst = 0.0
-        for step, place in enumerate(clearest):
-            kept = np.concatenate([rows[:1], rows[np.sort(clearest[step:])]])
-            largest = self._largest(kept)
-            reached = int(np.count_nonzero(largest >= observed[place] * (1 - 1e-9)))
-            own = reached / len(largest) if self.exact else (1 + reached) / (1 + len(largest))
+        for place in clearest:
+            own = reached[place] / len(self.signs) if self.exact else (1 + reached[place]) / (1 + len(self.signs))
             worst = max(worst, own, self.least) if gap[place] > 0 else 1.0
             p[place] = min(1.0, worst)
         return p
 
-    def _largest(self, rows: np.ndarray) -> np.ndarray:
-        means, drawn = self.means[:, rows], self.drawn[:, rows]
-        lead = means.argmax(axis=1)
-        at = np.arange(len(means))
-        gaps = means[at, lead][:, None] - means
-        spread = self.squares[np.ix_(rows, rows)][lead] + drawn[at, lead][:, None] + drawn
-        return np.asarray(
-            np.sqrt(np.divide(gaps * gaps, spread, out=np.zeros_like(gaps), where=spread > 1e-30).max(axis=1))
-        )
+    def _reached(self, rows: np.ndarray, clearest: np.ndarray, observed: np.ndarray) -> np.ndarray:
+        """(len(rows),) under how many patterns the largest statistic of a row and all less clear ones reaches its own.
+
+        From the least clear row on, each set is the one before and a row more: all its gaps are others only under the patterns
+        in which that row leads. The statistics of every set anew would take the square of the number of rows.
+        """
+        reached = np.zeros(len(rows), np.int64)
+        leader = np.full(len(self.signs), rows[0])
+        highest, largest = self.means[rows[0]].copy(), np.zeros(len(self.signs))
+        kept = [rows[0]]
+        for place in clearest[::-1]:
+            row = rows[place]
+            own = self.means[row]
+            leads = np.flatnonzero((own > highest) | ((own == highest) & (row < leader)))
+            spread = self.squares[leader, row] + self.drawn[leader, np.arange(len(leader))] + self.drawn[row]
+            np.maximum(largest, _squared(highest - own, spread), out=largest)
+            leader[leads], highest[leads] = row, own[leads]
+            others = np.ix_(kept, leads)
+            spread = self.squares[kept, row][:, None] + self.drawn[row, leads] + self.drawn[others]
+            largest[leads] = _squared(own[leads] - self.means[others], spread).max(axis=0)
+            kept.append(row)
+            reached[place] = np.count_nonzero(np.sqrt(largest) >= observed[place] * (1 - 1e-9))
+        return reached
+
+
+def _squared(gap: np.ndarray, spread: np.ndarray) -> np.ndarray:
+    """The squared statistic; 0 where nothing varies."""
+    return np.asarray(np.divide(gap * gap, spread, out=np.zeros_like(gap), where=spread > 1e-30))
 
 
 def _squares(shares: np.ndarray) -> np.ndarray:

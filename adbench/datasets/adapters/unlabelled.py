@@ -28,7 +28,7 @@ from adbench.params import build
 ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # nobody has a role here
 
 
-def open_scans(root: Path, values: dict[str, Any], side: int) -> Dataset:
+def open_scans(root: Path, values: dict[str, Any], side: int) -> UnlabelledVolumes | UnlabelledSlices:
     """The scans below ``root``, all of one kind, as a dataset without masks.
 
     Args:
@@ -56,7 +56,17 @@ def are_volumes(root: Path) -> bool:
     return bool(find_files(root).volumes)
 
 
-class UnlabelledVolumes(FolderVolumes):
+class _Scans(Dataset):
+    """Scans of which those that cannot be read are left away, by their case ids."""
+
+    unreadable: frozenset[str] = frozenset()
+
+    def discover(self, modality: str) -> list[Case]:
+        """The others."""
+        return [case for case in super().discover(modality) if case.id not in self.unreadable]  # type: ignore[safe-super]
+
+
+class UnlabelledVolumes(_Scans, FolderVolumes):
     """NIfTI volumes without masks but those of the brain; each image says whether it shows the skull."""
 
     def named(self, path: str) -> Named | None:
@@ -110,7 +120,7 @@ class UnlabelledVolumes(FolderVolumes):
         return {**super().recipe(), "skull": [self.params.skull, "each image", version]}
 
 
-class UnlabelledSlices(Folder):
+class UnlabelledSlices(_Scans, Folder):
     """PNG slices without segmentations, padded to the grid of a fitted method.
 
     Args:

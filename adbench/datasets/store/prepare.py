@@ -49,6 +49,19 @@ EXTENT = "extent.json"  # beside a manifest: how wide the widest brain is
 STALE = 30 * 86400  # s after which a case file that no store lists is removed
 
 
+class CasesFailed(UserError):
+    """Some cases could not be prepared; the others are kept.
+
+    Attributes:
+        why: case id -> the sentence.
+        others: how many could be.
+    """
+
+    def __init__(self, text: str, why: dict[str, str], others: int) -> None:
+        super().__init__(text)
+        self.why, self.others = why, others
+
+
 def prepare(
     dataset: Dataset, modality: str, cache: Path, progress: Progress | None = None, *, workers: int | None = None
 ) -> SliceStore:
@@ -80,8 +93,8 @@ def prepare_all(
         executor: "processes" of this machine, or "ray" (every node must see data and cache).
 
     Raises:
-        UserError: from the dataset (nothing there, unreadable file, ...), cases that cannot be prepared (the others are
-            kept for the next attempt), no room on the disk, or a damaged store.
+        CasesFailed: some cannot be prepared.
+        UserError: from the dataset (nothing there, unreadable file, ...), no room on the disk, or a damaged store.
     """
     progress, cache = progress or Progress(), Path(cache)
     if cache.exists() and not cache.is_dir():
@@ -315,7 +328,7 @@ def _prepare_cases(
     """Prepare every case that has no file yet.
 
     Raises:
-        UserError: some cases failed; all others were tried first and are kept.
+        CasesFailed: some cases failed; all others were tried first and are kept.
     """
     grouped: dict[tuple[str, str, str], list[tuple[str, Case, Path]]] = defaultdict(list)
     for build in builds:
@@ -355,10 +368,12 @@ def _raise_failures(dataset: Dataset, builds: list[_Build]) -> None:
     way_out = "correct or remove their files and run again"
     if dataset.excludes_by_name:
         way_out = f"correct these and run again, or leave them out with --set dataset.exclude=[{','.join(cases[:20])}{',...' if len(cases) > 20 else ''}]"
-    raise UserError(
+    raise CasesFailed(
         f"{len(cases)} of {total} cases of {dataset.info.name} could not be prepared: {shown}{more} The other "
         f"{total - len(cases)} are kept; {way_out}. Tracebacks: "
-        f"{next(build.case_folder for build in builds if build.failures) / FAILURES}."
+        f"{next(build.case_folder for build in builds if build.failures) / FAILURES}.",
+        {failure.case.id: failure.problem for failure in failures},
+        total - len(cases),
     )
 
 
