@@ -44,7 +44,7 @@ def test_a_run_says_what_it_does_and_falls_silent(tmp_path: Path) -> None:
         assert (doing["state"], doing["phase"], doing["done"], doing["total"]) == ("running", "train", 3, 10)
         assert doing["figures"] == {"loss": "nan", "best": 1}
         row = monitor.row("a run", doing, doing["phase_started"] + 30)
-        assert row[2:] == ("train", "3/10", "loss nan  best 1", "70 s", "0.25")
+        assert row[2:] == ("train", "3/10", "loss nan  best 1", "1.2 min", "0.25")
     assert status.read(tmp_path) is None
     with pytest.raises(KeyboardInterrupt), status.reported(tmp_path, Progress(), label="a run"):
         raise KeyboardInterrupt
