@@ -158,26 +158,22 @@ def test_killed_and_resumed_it_ends_as_the_undisturbed_search(
     assert figures(tune(settings(), trials=5, name="killed", resume=True)) == figures(whole)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_a_search_that_is_asked_to_stop_says_where_it_stands_and_goes_on(
-    number: int, code: int, command: list[str], settings: Settings, tune: Tune, whole: Result, tmp_path: Path
-) -> None:
+def test_a_search_that_is_asked_to_stop_says_where_it_stands(command: list[str], tmp_path: Path) -> None:
+    """The states are those that the killed search goes on from; every other signal takes the same way."""
     folder = tmp_path / "runs" / "searches" / "killed"
     search = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 120
     while len(rows(folder)) < 2 and time.monotonic() < deadline and search.poll() is None:
         time.sleep(0.02)
-    search.send_signal(number)
+    search.send_signal(signal.SIGTERM)
     _, said = search.communicate(timeout=60)
-    assert search.returncode == code, said
+    assert search.returncode == 143, said
     assert "Interrupted. Run the same command with --resume: it goes on where it stopped." in said
     assert "Traceback" not in said
     assert not is_locked(folder)
     states = [row["state"] for row in rows(folder)]
     assert states[-1] == "waiting"
     assert set(states[:-1]) <= {"complete", "stopped"}
-    result = tune(settings(), trials=3, name="killed", resume=True)
-    assert figures(result) == figures(whole)[:3]
 
 
 def test_failures_are_recorded_and_the_others_go_on(settings: Settings, ray: None) -> None:
