@@ -15,7 +15,7 @@ from adbench.utils.hashing import canonical_json
 class ParamSet(BaseModel):
     """Base of every parameter set: frozen, unknown names are errors, every field is documented."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @model_validator(mode="before")
     @classmethod
@@ -63,6 +63,8 @@ def _meant(value: Any, annotation: Any) -> Any:
         said = str(value).lower()
         words = next((group for group in _MEAN_ONE_THING if said in group), (said,))
         return next((word for word in args if str(word).lower() in words), value)
+    if annotation in (int, float) and isinstance(value, bool):
+        return str(value).lower()  # no number, which the field says
     if annotation is str and isinstance(value, bool | int | float):
         return str(value).lower() if isinstance(value, bool) else str(value)
     return value

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
@@ -156,7 +157,19 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
 
 
 class _Values(yaml.SafeLoader):
-    """YAML 1.2: ``00012``, ``1:30``, ``no`` and ``2024-01-05`` are texts, which the field that gets them reads by its type."""
+    """YAML 1.2: ``00012``, ``1:30``, ``no`` and ``2024-01-05`` are texts, which the field that gets them reads by its type.
+
+    A key that stands twice in one mapping is an error: the earlier value would be lost without a word.
+    """
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<")
+        if twice := [key for key, times in keys.items() if times > 1]:
+            raise yaml.constructor.ConstructorError(
+                "while reading a mapping", node.start_mark, f"the key {twice[0]!r} stands there twice", node.start_mark
+            )
+        found: dict[Any, Any] = super().construct_mapping(node, deep)
+        return found
 
 
 _PATTERNS = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import http.client
 import re
@@ -10,6 +11,8 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -19,6 +22,7 @@ from xml.etree import ElementTree
 
 from adbench.context import Progress
 from adbench.errors import UserError
+from adbench.utils.limits import LIST_BYTES, LIST_FILES, LIST_PAGES, check
 
 ATTEMPTS = 5  # in a row without a byte more
 TIMEOUT = 60.0  # s without an answer
@@ -143,7 +147,9 @@ def _listed(bucket: Bucket) -> list[Remote]:
         url = f"{bucket.url}/?{urllib.parse.urlencode(query)}"
         try:
             with urllib.request.urlopen(url, timeout=TIMEOUT) as answer:
-                page = ElementTree.fromstring(re.sub(rb' xmlns="[^"]*"', b"", answer.read(), count=1))
+                text = answer.read(LIST_BYTES + 1)
+            check(url, "holds", len(text), LIST_BYTES)
+            page = ElementTree.fromstring(re.sub(rb' xmlns="[^"]*"', b"", text, count=1))
         except (OSError, http.client.HTTPException, ElementTree.ParseError) as error:
             raise UserError(
                 f"The list of files at {url} cannot be read ({error}): try again, or give --mirror."
@@ -161,6 +167,8 @@ def _listed(bucket: Bucket) -> list[Remote]:
                 size = int(stated)
                 of = next((modality for modality, names in bucket.modalities if re.fullmatch(names, name)), "")
                 found.append(Remote(f"{bucket.url}/{urllib.parse.quote(key)}", _inside(name), md5, size, of))
+        check(url, "lists", len(found), LIST_FILES)
+        check(url, "comes on", len(seen), LIST_PAGES)
         token = page.findtext("NextContinuationToken", "")
         if not token:
             break
@@ -169,6 +177,10 @@ def _listed(bucket: Bucket) -> list[Remote]:
         seen.add(token)
     if not found:
         raise UserError(f"{bucket.url}/{bucket.prefix} lists no file of the dataset: is --mirror a copy of the bucket?")
+    names = [remote.name for remote in found]
+    folders = {name[:at] for name in names for at, sign in enumerate(name) if sign == "/"}
+    if clash := sorted(folders.intersection(names)) or [name for name, times in Counter(names).items() if times > 1]:
+        raise UserError(f"{bucket.url} lists {clash[0]!r} twice, or as a file and a folder: give another --mirror.")
     return found
 
 
@@ -266,7 +278,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
         return target
     part = target.with_name(target.name + _PART)
     part.parent.mkdir(parents=True, exist_ok=True)
-    content, size = _md5(), 0
+    content, size, announced = _md5(), 0, True
     room, hashed_room = (memoryview(bytearray(_BLOCK)) for _ in range(2))
     pending: Future[None] | None = None  # one block is hashed while the next one arrives
     with ThreadPoolExecutor(1) as beside, open(part, "a+b", buffering=0) as file:
@@ -301,6 +313,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                             room, hashed_room = hashed_room, room
                         size += count
                         progress.update(f"get {target.name}", size, total or 0)
+                announced = total is not None
                 if total is None:
                     total = size
             except urllib.error.HTTPError as error:
@@ -327,10 +340,23 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
         )
     if size > total:
         raise _other(remote, f"gave {size} bytes, where {total} were announced", part)
+    if not (remote.md5 or announced) and target.suffix == ".gz" and not _is_whole(part):
+        raise _other(remote, f"ended after {size} bytes, in the middle of a gzip file", part)
     if remote.md5 and content.hexdigest() != remote.md5:
         raise _other(remote, f"has the MD5 {content.hexdigest()}, and {remote.md5} is expected", part)
     part.replace(target)
     return target
+
+
+def _is_whole(path: Path) -> bool:
+    """Whether a gzip file can be unpacked to its end."""
+    try:
+        with gzip.open(path) as packed:
+            while packed.read(1 << 20):
+                pass
+    except (OSError, EOFError, zlib.error):
+        return False
+    return True
 
 
 def _other(remote: Remote, what: str, part: Path) -> UserError:

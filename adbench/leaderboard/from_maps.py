@@ -80,7 +80,8 @@ def pack_maps(
     """
     if not (submitted.code or submitted.paper):
         raise UserError("A row that was scored from maps says where its method is: give --code or --paper.")
-    if (alike := _known("methods", method)) != method.strip():
+    alike = _known("methods", method)
+    if alike != method.strip() or alike in registry.BUILTIN["methods"]:
         raise UserError(
             f"{method!r} reads like {alike}, which adbench runs itself: call the row otherwise, e.g. '{method} of the authors'."
         )
@@ -100,7 +101,8 @@ def pack_maps(
             raise UserError(
                 "Name what the cases are with --dataset and --modality, or the run on the same ones with --like."
             )
-        tested, threshold = _parts(about, val, _known("datasets", dataset), modality.strip().upper())
+        name = f"{_known('datasets', dataset)} boxes" if about["inputs"]["boxes"] else _known("datasets", dataset)
+        tested, threshold = _parts(about, val, name, modality.strip().upper())
         protocol = MAPS.as_dict()
     else:
         other = read_or_pack(like)
@@ -115,10 +117,7 @@ def pack_maps(
     owners = SpatialAccumulator.from_json(folder / SPATIAL).subject_of
     splits = {"train": [], "val": [], "threshold": [] if val is None else val.subjects}
     splits["test"] = sorted(set(owners.values()))
-    train = tested.model_copy(
-        update={"name": _known("datasets", trained_on) or NOT_SAID, "digest": "", "subjects": 0, "slices": 0}
-        | {"lesion_subjects": None, "params": {}, "mm": None}
-    )
+    train = _unseen(tested, _known("datasets", trained_on) or NOT_SAID)
     optional = [name for name in about["metrics"] if name not in SPECS or SPECS[name].group == "optional"]
     numbers = {
         name: about[name] for name in ("metrics", "strata", "prevalence", "brackets", "thresholds", "subjects", "notes")
@@ -159,6 +158,11 @@ def pack_maps(
     content = record.model_copy(update=keys).model_dump(mode="json")
     left_out = None if record.metrics[RANKED_BY].value is None else ranking_left_out(test, owners)
     return sealed(folder, content, splits, (test, kept), spatial, left_out, submitted)
+
+
+def _unseen(tested: DataPart, name: str) -> DataPart:
+    """The training data ``name``, of which nothing is known here."""
+    return DataPart(name=name, modality=tested.modality, digest="", subjects=0, slices=0, grid=tested.grid)
 
 
 def _known(kind: str, name: str) -> str:
@@ -279,15 +283,22 @@ def check_from_maps(submission: Submission) -> Iterator[Issue]:
         "method.params": (record.method.params, {}),
         "method.parameters": (record.method.parameters, 0),
         "method.conformance": (record.method.conformance, ""),
-        "train.digest": (record.train.digest, ""),
-        "train.slices": (record.train.slices, 0),
+        "train": (record.train.model_dump(), _unseen(record.test, record.train.name).model_dump()),
         "val": (record.val, None),
         "fit": (record.fit, {}),
         "timing": (record.timing, {"fit": 0.0, "score_per_slice": 0.0}),
         "memory": (record.memory, {}),
         "weights": (record.weights, None),
         "tuned_from": (record.tuned_from, None),
+        "files": (sorted(record.files), sorted((SPLITS, SPATIAL))),
+        "provenance": (sorted(record.provenance), ["adbench"]),
     }
+    if record.protocol.get("name") == MAPS.name:
+        slices = sum(len(row.slice_lesion) for row in submission.spatial.rows)
+        claims |= {"test.slices": (record.test.slices, slices), "test.mm": (record.test.mm, None)}
+        claims |= {"test.params": (record.test.params, {}), "threshold.name": (record.threshold.name, record.test.name)}
     for field, (stored, known_here) in claims.items():
         if stored != known_here:
             yield Issue(field, stored, known_here, "no method was run: nothing is known about it")
+    if record.seed < 0:
+        yield Issue("seed", record.seed, why="a seed is 0 or more")

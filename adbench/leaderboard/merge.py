@@ -81,8 +81,12 @@ class _Known:
 
     path: Path
     origin: Path
-    record: Record
+    submission: Submission
     shared: SharedFields
+
+    @property
+    def record(self) -> Record:
+        return self.submission.record
 
 
 def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -> list[Merged]:
@@ -108,13 +112,14 @@ def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -
     merged: dict[str, Merged] = {}
     for result in results:
         assert result.shared is not None
-        record = parse(result.text.encode(), result.path).record
+        submission = parse(result.text.encode(), result.path)
+        record = submission.record
         folder = root / safe(record.protocol["name"]) / "records"
         if folder not in folders:
             check_no_link(folder / result.name, root)
             folders[folder] = _read(folder)
         old = folders[folder].get(record.run_key)
-        if old is not None and (why := _contradiction(record, old.record)):
+        if old is not None and (why := _contradiction(submission, old.submission)):
             raise UserError(
                 f"{result.path} has the run_key of {old.origin} and is different ({why}): nothing was merged."
             )
@@ -122,7 +127,7 @@ def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -
         added = old is None or _has_more_metrics(record, old.record, result.path, old.origin)
         if added:
             texts[path] = result.text
-            folders[folder][record.run_key] = _Known(path, result.path, record, result.shared)
+            folders[folder][record.run_key] = _Known(path, result.path, submission, result.shared)
         before = merged.get(record.run_key)
         merged[record.run_key] = Merged(path, added or (before is not None and before.added))
     for known in folders.values():
@@ -137,18 +142,21 @@ def _read(folder: Path) -> dict[str, _Known]:
     found: dict[str, _Known] = {}
     for path in sorted(folder.glob("*.json")):
         submission = read(path)
-        known = _Known(path, path, submission.record, shared_fields(submission))
+        known = _Known(path, path, submission, shared_fields(submission))
         twin = found.setdefault(submission.record.run_key, known)
         if twin is not known:
             raise UserError(f"{path} and {twin.path} are one run: remove one of them.")
     return found
 
 
-def _contradiction(new: Record, old: Record) -> str:
+def _contradiction(new_one: Submission, old_one: Submission) -> str:
     """The first thing in which two results of one run differ, metrics that one lacks left out; "" when they agree.
 
     Measured again on the same machine, a run takes about the same time: at most twice that, and a second.
     """
+    if new_one.content.submitted != old_one.content.submitted:
+        return "who submits it, under which licence or link; remove the old file first"
+    new, old = new_one.record, old_one.record
     apart = new.optional.keys() ^ old.optional.keys()
     mine, its = _lasting(new, apart), _lasting(old, apart)
     first = next((issue for name in mine for issue in differences(name, mine[name], its[name])), None)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from adbench.config.protocols import MAPS
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
@@ -58,6 +59,7 @@ class SharedFields:
     training: tuple[str, int] | None  # method and seed, where scores of another training cannot be equal by accident
     scores: dict[tuple[str, str], str]  # (test slices, volume) -> how its lesion and other voxels are ordered
     cohort: tuple[str, frozenset[str]]  # hash of the cohort that is meant, its subjects
+    from_maps: bool  # no method was run here
 
 
 @dataclass(frozen=True)
@@ -222,6 +224,8 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         ),
     ]
     where = digest([record.protocol, test.digest])
+    from_maps = method.origin == FROM_MAPS
+    from_maps_alone = record.protocol.get("name") == MAPS.name  # whose cases only the digest tells
     for name, about in record.optional.items():
         if name not in SPECS:  # what is built in has one heading and one direction; its source may be another release's
             facts, alike = about.model_dump(exclude={"definition"}), skeleton(about.heading)
@@ -241,14 +245,28 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         str(submission.path),
         record.run_key,
         fields,
-        (method.name, record.seed) if steps(record) > 0 or method.origin == FROM_MAPS else None,
+        (_training_of(submission), record.seed) if steps(record) > 0 or from_maps else None,
         _scores(record),
         # A dataset that can be given a name may be any data: only the digest tells which.
         (
-            digest([record.protocol, test.name, test.modality, test.params, test.digest * own_data(test)]),
+            digest(
+                [
+                    record.protocol,
+                    test.name,
+                    test.modality,
+                    test.params,
+                    test.digest * (from_maps_alone or own_data(test)),
+                ]
+            ),
             frozenset(splits.test),
         ),
+        from_maps,
     )
+
+
+def _training_of(submission: Submission) -> str:
+    who, name = submission.content.submitted, submission.record.method.name
+    return f"{name} of {who.submitter}" if who is not None and submission.record.method.origin == FROM_MAPS else name
 
 
 def own_data(part: DataPart) -> bool:
@@ -301,16 +319,16 @@ def _differing(results: Sequence[SharedFields]) -> Iterator[Issue]:
 
 
 def _copies(results: Sequence[SharedFields]) -> Iterator[Issue]:
-    """Trainings under other seeds, or under another method's name, whose scores are those of another result."""
+    """Trainings under other seeds or another method's name, and maps of others, whose scores are those of another result."""
     owners: dict[tuple[str, str, str], list[SharedFields]] = defaultdict(list)
-    for result in results:
-        if result.training is None:
-            continue
+    for result in sorted(results, key=lambda result: result.from_maps):
         equal: Counter[str] = Counter()
         for volume, scores in result.scores.items():
             alike = owners[(*volume, scores)]
-            equal.update(other.file for other in alike if other.training != result.training)
+            equal.update(o.file for o in alike if o.training != result.training and (o.training or result.from_maps))
             alike.append(result)
+        if result.training is None:  # without chance; another method may order voxels alike
+            continue
         for file, count in equal.most_common(1):
             if count > max(1, len(result.scores) / 2):
                 why = (

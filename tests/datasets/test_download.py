@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import re
 import threading
@@ -68,7 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
         sent = content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", "text/html" if mood == "page" else "application/octet-stream")
-        self.send_header("Content-Length", str(len(sent) + (1000 if mood == "too long" else 0)))
+        if mood != "no length":
+            self.send_header("Content-Length", str(len(sent) + (1000 if mood == "too long" else 0)))
         self.end_headers()
         if body:
             self.wfile.write(sent[:1_000_000] if mood in ("breaks off", "no ranges") else sent)
@@ -131,6 +133,17 @@ def test_a_length_that_is_a_lie(server: Server, tmp_path: Path) -> None:
         fetch(remote(server, md5=""), tmp_path)
     assert not (tmp_path / "a.tar").exists()
     assert fetch(remote(server), tmp_path).read_bytes() == CONTENT  # by its checksum it is whole
+
+
+def test_without_length_or_checksum_a_cut_gzip_file_is_noticed(server: Server, tmp_path: Path) -> None:
+    whole = gzip.compress(bytes(range(256)) * 40)
+    server.mood, server.files["/a.nii.gz"] = "no length", whole[:60]
+    file = Remote(f"{server.url}/a.nii.gz", "a.nii.gz")
+    with pytest.raises(UserError, match="ended after 60 bytes, in the middle of a gzip file"):
+        fetch(file, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    server.files["/a.nii.gz"] = whole
+    assert fetch(file, tmp_path).read_bytes() == whole
 
 
 def test_another_file(server: Server, tmp_path: Path) -> None:
@@ -211,6 +224,9 @@ def test_openneuro_lists_what_there_is(server: Server, tmp_path: Path) -> None:
         files_of("soop", mirror=server.url)
 
 
+_ENTRY = "<Contents><Size>5</Size><Key>ds004889/sub-1/anat/"
+
+
 @pytest.mark.parametrize(
     ("content", "says"),
     [
@@ -218,6 +234,8 @@ def test_openneuro_lists_what_there_is(server: Server, tmp_path: Path) -> None:
         (f"<Contents><Key>ds004889/derivatives/lesion/{'a' * 300}</Key></Contents>", "a name longer than"),
         ("<Contents/><NextContinuationToken>t</NextContinuationToken>", "comes round to its beginning"),
         ("<Contents><Key>ds004889/derivatives/lesion_masks/</Key><Size>0</Size></Contents>", "lists no file"),
+        (f"{_ENTRY}a_T1w.nii.gz</Key></Contents>" * 2, "lists 'sub-1/anat/a_T1w.nii.gz' twice"),
+        ("<Contents/>" + " " * 16_000_000, "16000077 bytes|holds 1600000. bytes"),
     ],
 )
 def test_lists_that_are_not_to_be_trusted(server: Server, content: str, says: str) -> None:

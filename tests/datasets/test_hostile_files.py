@@ -201,6 +201,26 @@ def test_png(tmp_path: Path, examples: int) -> None:
     held(tmp_path, examples, files, "a.png", *reads)
 
 
+def test_a_bit_that_flipped_in_the_pixels_of_a_png_is_noticed(tmp_path: Path) -> None:
+    """The decoder gives other pixels without a word; the checksums of the chunks do not."""
+    pixels = np.zeros((60, 60), np.uint8)
+    pixels[20:30, 25:40] = 255
+    path = tmp_path / "mask.png"
+    Image.fromarray(pixels).save(path)
+    whole = path.read_bytes()
+    begin = whole.index(b"IDAT") + 4
+    for at in range(begin, begin + struct.unpack(">I", whole[begin - 8 : begin - 4])[0]):
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 4]) + whole[at + 1 :])
+        refused(lambda: png.read_mask(path, path, (60, 60)), "mask.png cannot be read as a PNG image")
+    path.write_bytes(whole[: whole.index(b"IEND") - 4])
+    refused(lambda: png.read_image(path), "mask.png cannot be read as a PNG image")
+
+
+def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scan.nii")
+    refused(lambda: archive.digest_of(tmp_path / "scan.nii"), "scan.nii cannot be read: it is no regular file")
+
+
 @pytest.mark.parametrize("content", [picture("L", "TIFF"), picture("L", "GIF"), b"%!PS-Adobe-3.0 EPSF-3.0\n" * 9, b""])
 def test_other_formats_named_png_never_reach_a_decoder(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.png").write_bytes(content)

@@ -123,6 +123,9 @@ def _boards(root: Path) -> list[Any]:
         (lambda raw: raw["record"]["method"].update(origin="built-in"), "method.origin"),
         (lambda raw: raw["record"]["timing"].update(fit=1.0), "timing"),
         (lambda raw: raw["record"]["test"].update(subjects=8), "test.subjects"),
+        (lambda raw: raw["record"]["train"].update(params={"skull": True}), "train"),
+        (lambda raw: raw["record"]["provenance"].update(gpu="H100"), "provenance"),
+        (lambda raw: raw["record"].update(seed=-5), "seed"),
         (lambda raw: raw["record"]["metrics"]["auprc"].update(value=0.99), "metrics.auprc.value"),
     ],
 )
@@ -178,6 +181,44 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
     code, _, err = cli("leaderboard", "submit", runs[0].folder, "--method", "m", "--out", tmp_path)
     assert (code, "--method: only for what" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_maps_of_a_method_that_was_run_are_no_row_of_their_own(
+    runs: list[api.Run], scores: Path, tmp_path: Path
+) -> None:
+    """Not under another name, and not by another submitter, whichever result was there first."""
+    first = pack_maps(scores, WHO, method="Our method", dataset="OurSet", modality="FLAIR")
+    thief = pack_maps(
+        scores, WHO.model_copy(update={"submitter": "T."}), method="Our method", dataset="OurSet", modality="FLAIR"
+    )
+    merge([submit_maps(first, tmp_path / "a")], tmp_path / "boards")
+    with pytest.raises(UserError, match="the very scores that they have in"):
+        merge([submit_maps(thief, tmp_path / "b")], tmp_path / "boards")
+
+
+def test_more_cases_of_a_dataset_block_nobody(scores: Path, runs: list[api.Run], tmp_path: Path) -> None:
+    slices = runs[0].folder.parents[3] / "slices"
+    some = scored("test", slices, tmp_path / "some", 35)
+    for kind in some.values():
+        sorted(kind.iterdir())[0].unlink()
+    evaluate_folders(some["maps"], some["masks"], some["brain"], out=tmp_path / "scores")
+    few = pack_maps(tmp_path / "scores", WHO, method="Small", dataset="OurSet", modality="FLAIR")
+    all_of_them = pack_maps(scores, WHO, method="Whole", dataset="OurSet", modality="FLAIR")
+    for name, one in (("few", few), ("all", all_of_them)):
+        merge([submit_maps(one, tmp_path / name)], tmp_path / "boards")
+    assert len(_boards(tmp_path / "boards")) == 2
+
+
+def test_another_licence_is_not_lost_without_a_word(scores: Path, tmp_path: Path) -> None:
+    for licence in ("CC-BY-4.0", "CC0-1.0"):
+        who = WHO.model_copy(update={"licence": licence})
+        path = submit_maps(
+            pack_maps(scores, who, method="Our method", dataset="OurSet", modality="FLAIR"), tmp_path / licence
+        )
+        if licence == "CC-BY-4.0":
+            merge([path], tmp_path / "boards")
+    with pytest.raises(UserError, match="under which licence or link; remove the old file first"):
+        merge([path], tmp_path / "boards")
 
 
 def test_the_submitter_of_a_run_stands_in_its_row(runs: list[api.Run], tmp_path: Path) -> None:

@@ -127,9 +127,10 @@ class FolderVolumes(OwnVolumes):
             message = f"{self.root} holds {known.title} ({file})"
             if labels := self.not_counted(file):
                 what = " and ".join(f"{label} ({known.not_counted[label]})" for label in labels)
+                every = ",".join(map(str, range(1, labels[-1] + 1)))
                 message += (
                     f": label {what} of its masks is taken for neither lesion nor healthy, as --dataset {known.dataset} does. Use "
-                    f"that, or say which labels are lesion with --set dataset.lesion_labels=[1,{labels[-1]}]."
+                    f"that, or say which labels are lesion with --set dataset.lesion_labels=[{every}]."
                 )
                 yield issues.warning("known-layout", file, message)
             elif known.dataset:

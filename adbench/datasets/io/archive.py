@@ -83,8 +83,7 @@ def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
         FileError: it is missing or cannot be read; names the file and the reason.
     """
     with _reading(file):
-        if not stat.S_ISREG((file.archive if isinstance(file, Member) else file).stat().st_mode):  # a pipe never ends
-            raise FileError("unreadable", f"{file} cannot be read: it is no regular file.")
+        _check_regular(file)
         if isinstance(file, Member):
             left = max(0, file.size - start)
             wanted = left if count is None else min(count, left)
@@ -131,8 +130,15 @@ def digest_of(file: File) -> str:
     """SHA-256 of the bytes of ``file``."""
     if isinstance(file, Member):
         return hashlib.sha256(read_bytes(file)).hexdigest()
+    with _reading(file):
+        _check_regular(file)
     with _reading(file), open(file, "rb") as plain:
         return hashlib.file_digest(plain, "sha256").hexdigest()
+
+
+def _check_regular(file: File) -> None:
+    if not stat.S_ISREG((file.archive if isinstance(file, Member) else file).stat().st_mode):  # a pipe never ends
+        raise FileError("unreadable", f"{file} cannot be read: it is no regular file.")
 
 
 @contextmanager

@@ -121,6 +121,8 @@ def _open(path: Path) -> Image.Image:
     read_shape(path)  # before anything is decoded
     try:
         with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # the checksums, which load() does not look at
+        with Image.open(path, formats=["PNG"]) as image:
             image.load()
             return image
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:

@@ -236,8 +236,9 @@ class MADADParams(AutoencoderParams):
     @model_validator(mode="before")
     @classmethod
     def _fill_in_variant(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("variant", "official") in VARIANTS:
-            return {**VARIANTS[values.get("variant", "official")], **values}
+        variant = values.get("variant", "official") if isinstance(values, dict) else None
+        if isinstance(variant, str) and variant in VARIANTS:
+            return {**VARIANTS[variant], **values}
         return values
 
     @model_validator(mode="after")
