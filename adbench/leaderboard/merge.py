@@ -119,7 +119,7 @@ def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -
             check_no_link(folder / result.name, root)
             folders[folder] = _read(folder)
         old = folders[folder].get(record.run_key)
-        if old is not None and (why := _contradiction(submission, old.submission)):
+        if old is not None and (why := _of_another(submission, old.submission) or _contradiction(record, old.record)):
             raise UserError(
                 f"{result.path} has the run_key of {old.origin} and is different ({why}): nothing was merged."
             )
@@ -149,14 +149,16 @@ def _read(folder: Path) -> dict[str, _Known]:
     return found
 
 
-def _contradiction(new_one: Submission, old_one: Submission) -> str:
+def _of_another(new: Submission, old: Submission) -> str:
+    same = new.content.submitted == old.content.submitted
+    return "" if same else "who submits it, under which licence or link; remove the old file first"
+
+
+def _contradiction(new: Record, old: Record) -> str:
     """The first thing in which two results of one run differ, metrics that one lacks left out; "" when they agree.
 
     Measured again on the same machine, a run takes about the same time: at most twice that, and a second.
     """
-    if new_one.content.submitted != old_one.content.submitted:
-        return "who submits it, under which licence or link; remove the old file first"
-    new, old = new_one.record, old_one.record
     apart = new.optional.keys() ^ old.optional.keys()
     mine, its = _lasting(new, apart), _lasting(old, apart)
     first = next((issue for name in mine for issue in differences(name, mine[name], its[name])), None)
