@@ -279,3 +279,8 @@ def test_every_verb_has_help_with_an_example(cli: Cli) -> None:
         assert code == 0
         assert "Example" in out, verb
         assert f"adbench {' '.join(verb)}" in out, verb
+
+
+def test_the_old_name_of_an_option_answers_with_the_new_one(cli: Cli) -> None:
+    code, _, said = cli("run", "--method", "ae", "--dataset", "phantom", "--tensorboard", "--dry-run")
+    assert (code, said.strip()) == (2, "adbench: --tensorboard is --track tensorboard now.")

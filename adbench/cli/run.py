@@ -37,6 +37,13 @@ MAX_NAMES = 12  # of methods, seeds, ... in the line that says what runs
 MAX_ROWS = 200  # a table of more rows is no help
 
 
+def _renamed(given: bool) -> None:
+    if given:
+        from adbench.errors import UserError
+
+        raise UserError("--tensorboard is --track tensorboard now.")
+
+
 @app.command(
     epilog="Examples:\n\n"
     "  adbench run --method madad --dataset phantom\n\n"
@@ -120,6 +127,7 @@ def run(
         str | None,
         typer.Option(help="Write loss curves to tensorboard, mlflow or wandb too, while it trains; offline."),
     ] = None,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", hidden=True, callback=_renamed)] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
