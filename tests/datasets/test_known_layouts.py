@@ -219,7 +219,7 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
     assert said.severity == "warning"  # `run` repeats the warnings of `faults`
     assert said.message == (
         f"{tmp_path} holds BraTS2023-{group} ({path}): label 4 (resection cavity) of its masks is taken for neither lesion nor "
-        "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[1,4]."
+        "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[1,2,3,4]."
     )
     every = dataset("folder", tmp_path, field_of_view=256, lesion_labels=[1, 2, 3, 4])
     (case,) = every.discover("FLAIR")
