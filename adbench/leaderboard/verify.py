@@ -224,8 +224,10 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         ),
     ]
     where = digest([record.protocol, test.digest])
-    from_maps = method.origin == FROM_MAPS
-    from_maps_alone = record.protocol.get("name") == MAPS.name  # whose cases only the digest tells
+    # A dataset that can be given a name may be any data, and so may the cases of others' maps: only the digest tells which.
+    only_digest = own_data(test) or record.protocol.get("name") == MAPS.name
+    from_maps, who = method.origin == FROM_MAPS, submission.content.submitted
+    trained = f"{method.name} of {who.submitter}" if from_maps and who is not None else method.name
     for name, about in record.optional.items():
         if name not in SPECS:  # what is built in has one heading and one direction; its source may be another release's
             facts, alike = about.model_dump(exclude={"definition"}), skeleton(about.heading)
@@ -234,7 +236,7 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
             why = "{other!r} has this heading in {file}"
             fields.append(SharedField("optional.heading", (where, alike), name, why, about.heading))
     for role in ("train", "val", "threshold", "test"):
-        if (part := getattr(record, role)) is not None and (part.digest or record.method.origin != FROM_MAPS):
+        if (part := getattr(record, role)) is not None and (part.digest or not from_maps):
             said = digest([part.model_dump(mode="json", include=_OF_SLICES), getattr(splits, role)])
             why = "the same slices have another name, size, grid or other subjects in {file}"
             fields.append(SharedField(role, part.digest, said, why))
@@ -245,28 +247,14 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         str(submission.path),
         record.run_key,
         fields,
-        (_training_of(submission), record.seed) if steps(record) > 0 or from_maps else None,
+        (trained, record.seed) if steps(record) > 0 or from_maps else None,
         _scores(record),
-        # A dataset that can be given a name may be any data: only the digest tells which.
         (
-            digest(
-                [
-                    record.protocol,
-                    test.name,
-                    test.modality,
-                    test.params,
-                    test.digest * (from_maps_alone or own_data(test)),
-                ]
-            ),
+            digest([record.protocol, test.name, test.modality, test.params, test.digest * only_digest]),
             frozenset(splits.test),
         ),
         from_maps,
     )
-
-
-def _training_of(submission: Submission) -> str:
-    who, name = submission.content.submitted, submission.record.method.name
-    return f"{name} of {who.submitter}" if who is not None and submission.record.method.origin == FROM_MAPS else name
 
 
 def own_data(part: DataPart) -> bool:
