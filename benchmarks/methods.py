@@ -47,13 +47,18 @@ from adbench.utils import compute
 SLICES = 128
 BATCH = {"cpu": 32, "cuda": 128}  # slices that are scored at a time, as a run does
 LEARN = ("madad", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask", "features")
-VARIANTS: dict[str, dict[str, str]] = {  # by what is set in the environment
+COMPILED = {compute.COMPILE: "default"}
+VARIANTS: dict[str, dict[str, str]] = {  # and what is set in the environment
+    "launched one by one": {},
     "float32": {compute.PRECISION: "float32"},
     "TF32": {compute.PRECISION: "tf32"},
-    "compiled": {compute.COMPILE: "default"},
-    "compiled, CUDA graphs": {compute.COMPILE: "reduce-overhead"},
+    "compiled": COMPILED,
+    "compiled, cuDNN's choice by trial": COMPILED,
+    "compiled, deterministic": COMPILED,
+    "deterministic": {},
+    "batch drawn in the step": {},
+    "channels first": {},
 }
-PATCHES = ("batch drawn in the step", "channels first", "deterministic convolutions")
 SHOWN = ("method", "preset", "what", "slices/s", "steps/s", "TFLOP/s", "% of peak", "peak GiB")
 
 
@@ -147,14 +152,22 @@ def variant(name: str) -> Iterator[None]:
     from adbench.methods.training import run, step
 
     with ExitStack() as stack:
+
+        def put(owner: Any, attribute: str, value: Any) -> None:
+            stack.enter_context(mock.patch.object(owner, attribute, value))
+
         stack.enter_context(mock.patch.dict(os.environ, VARIANTS.get(name, {})))
+        if name == "launched one by one":
+            put(run, "LAUNCHED", 10**9)
         if name == "batch drawn in the step":
-            made = lambda stage, seed, device: step.Batches(stage, seed, device, ahead=False)  # noqa: E731
-            stack.enter_context(mock.patch.object(run, "Batches", made))
+            put(run, "Batches", lambda stage, seed, device: step.Batches(stage, seed, device, ahead=False))
         if name == "channels first":
-            stack.enter_context(mock.patch.object(run, "memory_layout", return_value=torch.contiguous_format))
-        if name == "deterministic convolutions":
-            stack.enter_context(mock.patch.object(torch.backends.cudnn, "deterministic", True))
+            put(run, "memory_layout", lambda device: torch.contiguous_format)
+        if name.endswith("by trial"):
+            put(torch.backends.cudnn, "benchmark", True)
+        if name.endswith("deterministic"):
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            stack.callback(torch.use_deterministic_algorithms, False)
         yield
 
 
@@ -225,7 +238,7 @@ class Bench:
 
         batch = stage.plan.batch
         parameters = sum(p.numel() for p in stage.module.parameters())
-        others = [*VARIANTS, *PATCHES] if self.args.vary and self.clock.cuda else []
+        others = [name for name in VARIANTS if self.clock.cuda and name in self.args.vary]
         naive, naive_step = copy.deepcopy(stage.module), 0
         flop = 0
         for name in ("", *others):
@@ -238,8 +251,8 @@ class Bench:
                 first = self.clock.now() - start
                 flop = flop or operations(step)
                 row = self.figures(step, batch, flop)
-                if not name and self.args.profile:
-                    self.profile(f"train {stage.name}", step)
+                if name in ("", "compiled") and self.args.profile:
+                    self.profile(f"train {stage.name} {name}".strip(), step)
                 run.batches.close()
             what = f"train {stage.name}{name and ', ' + name}"
             self.tell({"what": what, **self.steps(row, batch), "first step, s": first, "parameters": parameters})
@@ -292,6 +305,17 @@ class Bench:
             if self.args.profile:
                 self.profile("score", whole)
             fast = whole()[0].double().flatten()
+            if self.args.compile_score:
+                for value in vars(method).values():
+                    for network in [value.vae.encoder, value.vae.decoder] if hasattr(value, "vae") else [value]:
+                        if isinstance(network, torch.nn.Module):
+                            network.compile(dynamic=False)
+                start = self.clock.now()
+                whole()
+                first = self.clock.now() - start
+                self.tell(
+                    {"what": "score, compiled", **self.figures(whole, size, flop, warm=1), "first step, s": first}
+                )
             if getattr(method.params, "score", "") == "repair":  # madad: one pass of the mask head instead of ten steps
                 repair = method.params
                 method.params = repair.model_copy(update={"score": "probability"})
@@ -375,7 +399,9 @@ def line(row: dict[str, Any]) -> str:
         value = row.get(key, "")
         return f"{value:.3g}" if isinstance(value, float) else str(value)
 
-    more = [f"{key} {cell(key)}" for key in ("correlation", "difference / spread", "error") if key in row]
+    more = [
+        f"{key} {cell(key)}" for key in ("first step, s", "correlation", "difference / spread", "error") if key in row
+    ]
     return "| " + " | ".join([cell(key) for key in SHOWN[:-1]] + [cell(SHOWN[-1]) + "; ".join(more)]) + " |"
 
 
@@ -388,11 +414,19 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="spent on each figure at most")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; default: torch's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the methods")
+    parser.add_argument("--compile-score", action="store_true")
     parser.add_argument("--fast", action="store_true", help="without the naive path")
-    parser.add_argument("--vary", action="store_true", help="on a GPU: also each means by itself")
+    parser.add_argument(
+        "--vary",
+        nargs="?",
+        const=";".join(VARIANTS),
+        default="",
+        help="on a GPU: also each means by itself, or those named, with ; between",
+    )
     parser.add_argument("--json", type=Path, help="rows so far, written after each")
     parser.add_argument("--profile", type=Path, help="folder for tables of the ten largest kernels")
     args = parser.parse_args()
+    args.vary = [name for name in args.vary.split(";") if name]
     cuda = args.device.startswith("cuda")
     names = [n for n in (args.method or ",".join(LEARN if cuda else registry.BUILTIN["methods"])).split(",") if n]
     presets = (args.preset or ("base,paper" if cuda else "tiny")).split(",")
@@ -405,7 +439,7 @@ def main() -> None:
     print(f"{first.get('device_name')}, torch {first.get('torch')}: {peak:.3g} TFLOP/s in {first.get('precision')}\n")
     print("| " + " | ".join(SHOWN) + " |\n|---|---|---|" + "--:|" * (len(SHOWN) - 3))
     work = [(name, preset) for preset in presets for name in names]
-    figures = 14 if args.vary and cuda else 5  # of a method and preset, about
+    figures = 5 + (len(args.vary) if cuda else 0)  # of a method and preset, about
     for number, (name, preset) in enumerate(work):
         left = end - time.monotonic()
         share = left / (len(work) - number)

@@ -414,7 +414,9 @@ class Reflect(Method):
             return draw(data.train, torch.randint(copies, (len(indices),), generator=generator), indices, generator)
 
         check = validate if data.val else None
-        stage = training.Stage(name, self._unet, count, draw_train, loss, plan, check, data.identity, None, before)
+        stage = training.Stage(
+            name, self._unet, count, draw_train, loss, plan, check, data.identity, watched_from=before, steady=True
+        )
         return training.train_stage(stage, ctx)
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:

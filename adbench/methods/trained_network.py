@@ -58,7 +58,11 @@ class TrainedNetwork(Method):
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: Batch) -> torch.Tensor:
-        """Scalar mean over the samples of ``batch``, for training and validation."""
+        """Scalar mean over the samples of ``batch``, for training and validation.
+
+        A function of the two alone, made of tensors that lie on their device: on a GPU a step is recorded once and replayed
+        (:attr:`adbench.methods.training.Stage.steady`).
+        """
 
     @abstractmethod
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -140,5 +144,6 @@ class TrainedNetwork(Method):
                 "train": train.digest,
                 "val": val.digest if val else None,
             },
+            steady=True,
         )
         return training.report([(self.stage, training.train_stage(stage, ctx))], [self._network])

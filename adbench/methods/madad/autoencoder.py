@@ -126,7 +126,7 @@ def _fit_autoencoder(
     plan = plan_of(p, len(slices), p.ae_steps, p.ae_batch, p.ae_lr, share=share)
     stage = training.Stage(
         "autoencoder", codec, len(slices), draw, loss, plan, validate if healthy else None, identity, opponent,
-        watched_from=None,
+        watched_from=None, steady=opponent is None,
     )  # fmt: skip
     return training.train_stage(stage, ctx)
 

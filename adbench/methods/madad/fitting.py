@@ -58,7 +58,7 @@ def filling(
 def _fit_unet(
     p: MADADParams, unet: TwoHeadUNet, data: Encoded, healthy: Healthy | None, ctx: Context
 ) -> training.StageResult:
-    alphas = diffusion.alphas_cumprod()
+    alphas = diffusion.alphas_cumprod().to(training.device_of(ctx.device))
     last = len(alphas) - 1
     copies, count = data.train.mean.shape[:2]
     usual = p.patch_sizes == (1, 2, 4, 8)
@@ -147,7 +147,16 @@ def _fit_unet(
     )
     before = p.ae_steps / (p.ae_steps + p.steps)
     stage = training.Stage(
-        "unet", unet, count, draw, loss, plan, validate if data.val else None, data.identity, watched_from=before
+        "unet",
+        unet,
+        count,
+        draw,
+        loss,
+        plan,
+        validate if data.val else None,
+        data.identity,
+        watched_from=before,
+        steady=True,
     )
     return training.train_stage(stage, ctx)
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from adbench.methods.training.run import Run, train_stage
 from adbench.methods.training.stage import Batch, Opponent, Plan, Stage, StageResult, report
-from adbench.methods.training.step import batch_indices, forked, generator, seeded
+from adbench.methods.training.step import batch_indices, device_of, forked, generator, seeded
 
 __all__ = [
     "Batch",
@@ -26,6 +26,7 @@ __all__ = [
     "Stage",
     "StageResult",
     "batch_indices",
+    "device_of",
     "forked",
     "generator",
     "report",

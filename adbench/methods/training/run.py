@@ -18,6 +18,7 @@ from adbench.methods.training.stage import Batch, Stage, StageResult
 from adbench.methods.training.step import (
     Average,
     Batches,
+    Recording,
     device_of,
     forked,
     micro_batches,
@@ -31,6 +32,8 @@ from adbench.utils.tracking import open_tracker
 
 if TYPE_CHECKING:
     from adbench.context import Context
+
+LAUNCHED = 3  # steps before one is recorded: they compile, choose algorithms and allocate
 
 
 def train_stage(stage: Stage, ctx: Context) -> StageResult:
@@ -127,8 +130,15 @@ class Run:
         )
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.plan.optimizer]
-        fused = True if self.device.type == "cuda" else None  # one kernel for all weights
-        self.optimizer = kind(self.parameters, lr=self.plan.lr, weight_decay=self.plan.weight_decay, fused=fused)
+        on_gpu = self.device.type == "cuda"
+        self.optimizer = kind(
+            self.parameters,
+            # On a GPU a number on the device, which a recorded step reads.
+            lr=torch.tensor(self.plan.lr, device=self.device) if on_gpu else self.plan.lr,
+            weight_decay=self.plan.weight_decay,
+            fused=True if on_gpu else None,  # one kernel for all weights
+            capturable=on_gpu,
+        )
         self.ema = Average(self.parameters, self.plan.ema) if self.plan.ema > 0 else None
         self.batches = Batches(stage, ctx.seed, self.device)
         # All that is trained, by its name in the checkpoint.
@@ -139,6 +149,10 @@ class Run:
             self.optimizers["rival_optimizer"] = torch.optim.Adam(
                 opponent.parameters(), lr=stage.opponent.lr, betas=(0.5, 0.9)
             )
+        self.recording: Recording | None = None
+        self._recording_now = False
+        self._launched = 0  # steps that were not replayed
+        self._records = on_gpu and stage.steady and stage.opponent is None and distributed.world() == 1
         self.step, self.lr, self.spent = 0, self.plan.lr_at(0), 0.0
         self.begin, self.earlier_seconds = time.perf_counter(), 0.0
         self.parts = self.plan.accumulate
@@ -232,6 +246,8 @@ class Run:
 
     def _seed(self, what: str, number: int) -> None:
         """Seed dropout and the like; every process of a launch has draws of its own."""
+        if self._recording_now:  # each replay is seeded before it begins
+            return
         share = (distributed.rank(),) if distributed.rank() else ()
         torch.manual_seed(derive(self.ctx.seed, self.stage.name, what, self.step, number, *share))
 
@@ -249,6 +265,8 @@ class Run:
                     total += loss.detach().float() * share
                 break
             except torch.OutOfMemoryError:
+                if self._recording_now:
+                    raise
                 if self.parts >= len(next(iter(batch.values()))):
                     raise UserError(
                         f"{self.stage.name}: one sample is more than {self.ctx.device} has memory for: choose a smaller preset or image size."
@@ -280,19 +298,53 @@ class Run:
         if self.plan.seconds is not None:
             self.spent = of_first_process(self.elapsed / self.plan.seconds, self.device)
 
+    def _update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Loss and gradient norm of a batch, after the weights and their averages have moved."""
+        loss = self._backward(batch)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
+        self.optimizer.step()
+        if self.ema is not None:
+            self.ema.fold()
+        return loss, norm.detach().to(loss)
+
+    def _record(self, batch: Batch) -> None:
+        """Record a step, after some that were launched one by one; where that cannot be done, go on so."""
+        self._launched += 1
+        if not self._records or self._launched <= LAUNCHED or self.parts > 1:
+            return
+        self._records = False  # tried once
+        self.batches.settle()
+        self.optimizer.zero_grad(set_to_none=True)
+        self._recording_now = True
+        try:
+            self.recording = Recording(self._update, batch)
+        except RuntimeError as error:
+            reason = str(error).strip().split("\n")[0]
+            self.ctx.logger.warning("%s: steps are launched one by one, which is slower (%s).", self.stage.name, reason)
+            self.optimizer.zero_grad(set_to_none=True)
+        finally:
+            self._recording_now = False
+
     def take_step(self) -> None:
         """One optimiser step; its loss stays on the device until :meth:`check`."""
         batch = self.batches.take(self.step)
         self.lr = self.plan.lr_at(self.step, self.spent)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
-        loss = self._backward(batch)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
-        self.optimizer.step()
+            if isinstance(group["lr"], torch.Tensor):
+                group["lr"].fill_(self.lr)
+            else:
+                group["lr"] = self.lr
         if self.ema is not None:
-            self.ema.update()
+            self.ema.advance()
+        if self.recording is None:
+            self._record(batch)
+        if self.recording is None:
+            loss, norm = self._update(batch)
+        else:
+            self._seed("dropout", 0)
+            loss, norm = self.recording(batch)
         self._train_opponent(batch)
-        self.pending.append((loss, norm.detach().to(loss)))
+        self.pending.append((loss, norm))
         self.step += 1
         self._look_at_clock()
 

@@ -115,6 +115,8 @@ class Stage:
         opponent: see :class:`Opponent`.
         watched_from: share of the whole training that was done before this stage, for ``Context.watch``; None: the method
             cannot score yet while the stage runs.
+        steady: ``loss`` does the same at every step, with tensors of the batch's device alone: a GPU may record a step once
+            and replay it. It then calls no Python in between, copies nothing from the host and looks at no number.
     """
 
     name: str
@@ -127,6 +129,7 @@ class Stage:
     identity: Mapping[str, Any] = field(default_factory=dict)
     opponent: Opponent | None = None
     watched_from: float | None = 0.0
+    steady: bool = False
 
 
 @dataclass

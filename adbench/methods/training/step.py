@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
 from typing import Any
@@ -95,10 +95,39 @@ class Batches:
         self._next = (step + 1, self._thread.submit(self._draw, step + 1))
         return batch
 
+    def settle(self) -> None:
+        """Wait until nothing is being drawn."""
+        if self._next is not None:
+            wait([self._next[1]])
+
     def close(self) -> None:
         """End the thread; what it has begun for a step that does not come is dropped."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
+
+
+class Recording:
+    """What a call does on a GPU, recorded once (a CUDA graph) and replayed on inputs of the same shapes: one launch a call.
+
+    Args:
+        call: of tensors on the device alone: it copies nothing from the host, looks at no number, and does the same each time.
+        inputs: of the call, for their shapes; nothing is computed yet.
+
+    Raises:
+        RuntimeError: the call does what cannot be recorded, or memory does not suffice for a second set of its tensors.
+    """
+
+    def __init__(self, call: Callable[[Batch], tuple[torch.Tensor, ...]], inputs: Batch) -> None:
+        self._inputs = {name: value.clone() for name, value in inputs.items()}
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+            self._outputs = call(self._inputs)
+
+    def __call__(self, inputs: Batch) -> tuple[torch.Tensor, ...]:
+        for name, value in inputs.items():
+            self._inputs[name].copy_(value)
+        self._graph.replay()
+        return tuple(output.clone() for output in self._outputs)
 
 
 class Average:
@@ -111,15 +140,31 @@ class Average:
         self.parameters: list[torch.Tensor] = list(parameters)
         self.decay, self.updates = decay, 0
         self.weights = [parameter.detach().clone() for parameter in parameters]
+        # On a GPU the share that an update takes is read from the device, where a recorded update finds each one's.
+        self._share = torch.zeros((), device=self.weights[0].device) if self.weights[0].is_cuda else None
 
-    @torch.no_grad()
     def update(self) -> None:
         """Take in the parameters as they are now."""
+        self.advance()
+        self.fold()
+
+    def advance(self) -> None:
+        """Set how much the next :meth:`fold` takes."""
         k = self.updates
-        decay = min(self.decay, (1 + k) / (10 + k)) if k else 0.0
-        apart = torch._foreach_sub(self.weights, self.parameters)
-        torch._foreach_sub_(self.weights, apart, alpha=1 - decay)
+        self._taken = 1 - (min(self.decay, (1 + k) / (10 + k)) if k else 0.0)
+        if self._share is not None:
+            self._share.fill_(self._taken)
         self.updates += 1
+
+    @torch.no_grad()
+    def fold(self) -> None:
+        """Move the averages towards the parameters by the share that :meth:`advance` set."""
+        apart = torch._foreach_sub(self.weights, self.parameters)
+        if self._share is None:
+            torch._foreach_sub_(self.weights, apart, alpha=self._taken)
+        else:
+            torch._foreach_mul_(apart, self._share)
+            torch._foreach_sub_(self.weights, apart)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
