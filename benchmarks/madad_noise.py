@@ -38,9 +38,8 @@ def scored(run: Any, field: str, values: tuple[str, ...], made: Path) -> dict[st
         values: what it is set to.
         made: file that keeps what was found.
     """
-    from adbench.utils.timing import Clock
-
     from adbench.evaluation.run import Part
+    from adbench.runner.inference import Clock
     from adbench.runner.measure import measure, numbers
 
     own = run.record.method.params[field]

@@ -109,7 +109,8 @@ def fit_method(
         folder: of the fit.
         key: of the fit; a complete fit with this key is not made again.
         ctx: surroundings, the seed among them.
-        watch: called now and then with the half-trained method and the share of its training that is done.
+        watch: called now and then with the half-trained method and the share of its training that is done. Neither the
+            fit nor the seconds that are noted for it depend on what it does.
 
     Returns:
         The method, and the content of ``fit.json``.
@@ -121,11 +122,12 @@ def fit_method(
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(seeds.derive(ctx.seed, "fit"))
         method = cls(params, ctx)
-        ctx.watch = partial(watch, method) if watch else None
+        aside = _Aside(partial(watch, method)) if watch else None
+        ctx.watch = aside
         start = time.perf_counter()
         with insisting():
             report = method.fit(train, val)
-        seconds = report.earlier_seconds + time.perf_counter() - start
+        seconds = report.earlier_seconds + time.perf_counter() - start - (aside.seconds if aside else 0.0)
         stored = {"fit_key": key, "seconds": seconds, "memory": peak_memory(ctx.device), **asdict(report)}
         if distributed.rank() == 0:
             commit_fit(folder, method, stored)
@@ -133,6 +135,24 @@ def fit_method(
     fit = fitted(folder, key)
     assert fit is not None
     return load_fit(cls, folder, fit, ctx), fit
+
+
+class _Aside:
+    """Somebody looks at a training: the global generators are afterwards as before, and ``seconds`` say what it took."""
+
+    def __init__(self, look: Callable[[float], None]) -> None:
+        self.look, self.seconds = look, 0.0
+
+    def __call__(self, done: float) -> None:
+        import torch
+
+        start = time.perf_counter()
+        before = random.getstate(), np.random.get_state()  # noqa: NPY002 - a plug-in method may use it
+        with torch.random.fork_rng():
+            self.look(done)
+        random.setstate(before[0])
+        np.random.set_state(before[1])  # noqa: NPY002
+        self.seconds += time.perf_counter() - start
 
 
 def peak_memory(device: str) -> dict[str, float]:

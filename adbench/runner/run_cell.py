@@ -48,6 +48,7 @@ def run_cell(
     save_maps: bool = False,
     track: str = "",
     facts: dict[str, Any] | None = None,
+    watch: Callable[[Method, float], None] | None = None,
 ) -> Record:
     """The record of ``plan``: the stored one when it is complete, else made now.
 
@@ -62,6 +63,7 @@ def run_cell(
         save_maps: keep every anomaly map beside the record (N x H x W), for metrics that are invented later.
         track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
         facts: shown beside the progress by ``adbench status``: the share of a GPU, ...
+        watch: looks at the method while it is trained, see :func:`adbench.runner.fit.fit_method`.
 
     Raises:
         Exception: whatever the method raises; it is written to ``failure.json`` first, and never counts as done.
@@ -91,7 +93,7 @@ def run_cell(
             if there and (done := plan.record()) is not None:
                 return done
             with status.reported(plan.run_folder, ctx.progress, label=plan.cell.label, **(facts or {})) as ctx.progress:
-                record = _make(plan, ctx, save_maps)
+                record = _make(plan, ctx, save_maps, watch)
         distributed.wait()
     return record
 
@@ -106,7 +108,7 @@ def _waits(progress: Progress) -> Callable[[str], None]:
     return lambda owner: progress.update(f"wait for {owner}", 0, 0)
 
 
-def _make(plan: Plan, ctx: Context, save_maps: bool) -> Record:
+def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, float], None] | None = None) -> Record:
     """Fit, score, evaluate, record; an error is written down and raised. An earlier record stays until the new one is whole."""
     earlier = plan.stored()
     plan = plan.with_metrics_of(earlier)
@@ -120,7 +122,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool) -> Record:
     clock = Clock()
     try:
         with insisting():
-            method, fit = _fit(plan, ctx)
+            method, fit = _fit(plan, ctx, watch)
             phase = "score"
             metrics = [registry.load("metrics", name)() for name in plan.cell.metrics]
             samples = Samples(plan.data.test)
@@ -160,7 +162,9 @@ def _assist(plan: Plan, ctx: Context) -> Record:
     return record
 
 
-def _fit(plan: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
+def _fit(
+    plan: Plan, ctx: Context, watch: Callable[[Method, float], None] | None = None
+) -> tuple[Method, dict[str, Any]]:
     cell, data = plan.cell, plan.data
     folder = plan.fit_folder
     ready = fitted(folder, plan.fit_key) is not None
@@ -172,7 +176,7 @@ def _fit(plan: Plan, ctx: Context) -> tuple[Method, dict[str, Any]]:
             provenance.sign(folder, ctx.device, source_files("methods", cell.method))
         if not ready and (trainer := plan.trainer) is not None:
             _take_over(plan, trainer, ctx)
-        return fit_method(cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx)
+        return fit_method(cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx, watch)
 
 
 def _take_over(plan: Plan, trainer: Plan, ctx: Context) -> None:

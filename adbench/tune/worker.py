@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import random
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -172,9 +170,7 @@ def _fit_and_measure(
         if due and due[0] <= share_done < FULL:
             while due and due[0] <= share_done:
                 due.pop(0)
-            with _generators_kept():
-                value = measure(task.objective, method, select, ctx)
-            tell(share_done, value)
+            tell(share_done, measure(task.objective, method, select, ctx))
 
     key = digest(keys.fit_identity(cell, train, val))
     provenance.sign(home, device, source_files("methods", cell.method))
@@ -183,18 +179,6 @@ def _fit_and_measure(
     )
     seed_everything(seeds.derive(cell.seed, "score"))
     tell(FULL, measure(task.objective, method, select, ctx))
-
-
-@contextmanager
-def _generators_kept() -> Iterator[None]:
-    """The global generators are afterwards as before: a fit that is watched gives the same bits as one that is not."""
-    import torch
-
-    before = random.getstate(), np.random.get_state()  # noqa: NPY002 - a plug-in method may use it
-    with torch.random.fork_rng():
-        yield
-    random.setstate(before[0])
-    np.random.set_state(before[1])  # noqa: NPY002
 
 
 def measure(objective: str, method: Method, slices: SliceSet, ctx: Context) -> float:

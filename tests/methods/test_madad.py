@@ -19,7 +19,7 @@ from adbench.errors import UserError
 from adbench.methods.base import FitReport
 from adbench.methods.madad import diffusion
 from adbench.methods.madad.autoencoder import Encoded, Healthy, Latents
-from adbench.methods.madad.fitting import filling, healthy_latents, mask_figures
+from adbench.methods.madad.fitting import filling, healthy_latents, mask_figures, set_to_zero, zeroed_by_authors
 from adbench.methods.madad.method import MADAD
 from adbench.methods.madad.params import UNET_SIZES, MADADParams
 
@@ -224,6 +224,24 @@ def test_mask_head_starts_undecided_and_heads_are_set() -> None:
     assert torch.equal(logit, torch.zeros(2, 1, 8, 8))
     assert torch.equal(clean, z)
     assert {m.heads for m in unet.modules() if isinstance(m, Attention)} == {4}
+
+
+def test_the_layers_that_the_authors_start_at_zero() -> None:
+    """35 of UNet XS; with them every block passes on what it gets, and both heads say 0."""
+    from adbench.methods.madad.networks import TwoHeadUNet, new_unet
+
+    params = MADAD.resolve("paper", {"unet_size": "XS"})
+    assert isinstance(params, MADADParams)
+    with torch.device("meta"):
+        assert len(zeroed_by_authors(new_unet(params, 4))) == 35
+    unet = TwoHeadUNet(3, 32, (1, 2), 1, (False, True), heads=4).eval()
+    z, t = torch.randn(2, 3, 8, 8), torch.tensor([1, 10])
+    assert float(unet(z, t)[0].detach().abs().max()) > 0
+    set_to_zero(zeroed_by_authors(unet))
+    assert [float(found.detach().abs().max()) for found in unet(z, t)] == [0, 0]
+    first = unet.trunk.down_blocks[0].resnets[0]  # type: ignore[union-attr, index]
+    features = torch.randn(1, 32, 8, 8)
+    assert torch.equal(first(features, torch.randn(1, 128)), features)
 
 
 def _tiny_vae(channels: int, folder: Path) -> Path:

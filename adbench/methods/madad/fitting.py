@@ -208,6 +208,23 @@ def healthy_latents(p: MADADParams, data: Encoded, ctx: Context) -> tuple[Health
     return healthy, [note]
 
 
+def zeroed_by_authors(unet: TwoHeadUNet) -> list[nn.Module]:
+    """The layers that the official code starts at 0, so that every block passes on what it gets: 35 of UNet XS."""
+    from diffusers.models.attention_processor import Attention
+    from diffusers.models.resnet import ResnetBlock2D
+
+    layers: list[nn.Module] = [module.conv2 for module in unet.modules() if isinstance(module, ResnetBlock2D)]
+    layers += [module.to_out[0] for module in unet.modules() if isinstance(module, Attention)]
+    return [*layers, unet.clean_head[-1], unet.mask_head[-1]]
+
+
+def set_to_zero(layers: list[nn.Module]) -> None:
+    """Weights and biases of ``layers``, in place."""
+    for layer in layers:
+        for parameter in layer.parameters():
+            nn.init.zeros_(parameter)
+
+
 def fit(
     p: MADADParams,
     train: SliceSet,
@@ -225,6 +242,8 @@ def fit(
     healthy, notes = healthy_latents(p, data, ctx)
     with training.seeded(ctx.seed, "madad", "unet"):
         unet = new_unet(p, data.codec.channels)
+    if p.zero_init:
+        set_to_zero(zeroed_by_authors(unet))
     ready(data.codec, unet, data.scale, healthy)
     data.stages.append(("unet", _fit_unet(p, unet, data, healthy, ctx)))
     unet.eval().requires_grad_(False)

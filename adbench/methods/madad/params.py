@@ -182,6 +182,12 @@ class MADADParams(AutoencoderParams):
         "direct", "The clean head gives z0, or its difference from z_t (learns faster in few steps).", source=PAPER
     )
 
+    zero_init: bool = param(
+        False,
+        "The second convolution of each residual block, attention outputs and both heads start at 0, as in the official code; else the mask head alone (and the clean head with prediction = residual).",
+        source=CODE,
+    )
+
     steps: int = STEPS(60_000, doc="Optimiser steps of the UNet.", source="adbench")
     batch: int = BATCH(96, doc="Slices per step of the UNet.", source=PAPER, le=8192)
     lr: float = LR(4e-5, doc="Peak learning rate of AdamW for the UNet, cosine schedule.", source=CODE)
