@@ -267,7 +267,7 @@ def test_one_scan_in_two_spellings(tmp_path: Path) -> None:
         nifti.write(tmp_path / f"{name}.nii.gz", layouts.head(0, modality), layouts.GRID)
     (tmp_path / "ixi.csv").write_text("IXI_ID,SEX_ID,AGE\n2,1,35\n116,2,44\n", encoding="utf-8")
     found = dataset("ixi", tmp_path)
-    assert [(s.id, s.site, sorted(s.files)) for s in found.index.scans][0] == (
+    assert next((s.id, s.site, sorted(s.files)) for s in found.index.scans) == (
         "IXI002_Guys-0828",
         "Guy's",
         ["T1", "T2"],
