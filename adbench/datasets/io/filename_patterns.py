@@ -150,13 +150,17 @@ SETS = {
                 rf"{_ATLAS}(?=[^/]*(?:lesion)){_ENTITIES}_mask": LESION,
                 rf"{_ATLAS}{_ENTITIES}_mask": "",
                 rf"{_ATLAS}{_ENTITIES}_T1w": "T1",
-                rf"(?:masks)/{_ATLAS}": LESION,
-                rf"(?:images)/{_ATLAS}": "T1",
+                rf"(?:masks)/{_ATLAS}{_ENTITIES}": LESION,
+                rf"(?:images)/{_ATLAS}{_ENTITIES}": "T1",
             }
         ),
         "atlas",
     ),
-    "brats21": KnownSet("BraTS'21", _names({r"(?P<subject>BraTS2021_\d{5})" + _BRATS: None}), "brats21"),
+    "brats21": KnownSet(
+        "BraTS'21",
+        _names({r"(?P<subject>BraTS2021_\d{5})" + _BRATS + end: None for end in ("", r"\.nii/[^/]+")}),  # a folder named .nii
+        "brats21",
+    ),
     "brats20": KnownSet("BraTS'20", _names({r"(?P<subject>BraTS20_(?:Training|Validation)_\d{3})" + _BRATS: None})),
     "brats19": KnownSet(
         "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None})
