@@ -7,8 +7,8 @@ from pathlib import Path
 import nibabel
 import numpy as np
 import pytest
-from PIL import Image
 import small_brats
+from PIL import Image
 
 from adbench.datasets.export import export_case, export_stack, original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry, matrix
