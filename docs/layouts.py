@@ -17,7 +17,7 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "examples"))
-import synthetic_layouts as layouts
+import synthetic_layouts as layouts  # noqa: E402
 
 PAGE, BEGIN, END = HERE / "datasets.md", "<!-- made by python docs/layouts.py -->\n", "<!-- end -->\n"
 PREPARED = "registration=none n4=false brain=background"
