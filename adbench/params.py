@@ -47,6 +47,8 @@ def _meant(value: Any, annotation: Any) -> Any:
     origin, args = get_origin(annotation), get_args(annotation)
     if origin in (Union, UnionType):
         others = [arg for arg in args if arg is not NoneType]
+        if others in ([int], [float]) and str(value).lower() in _MEAN_ONE_THING[1]:
+            return None
         return value if value is None or len(others) != 1 else _meant(value, others[0])
     if origin in (tuple, list):
         several = value

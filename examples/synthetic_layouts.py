@@ -55,6 +55,38 @@ def _shells(number: int, inner: int, outer: int) -> np.ndarray:
     return mask
 
 
+def ixi(root: Path, n: int = 8) -> None:
+    """``IXI-T1/IXI002-Guys-0828-T1.nii.gz``, here without the skull."""
+    for number in range(n):
+        stem = f"IXI{number + 2:03d}-{('Guys', 'HH', 'IOP')[number % 3]}-{800 + number:04d}"
+        for modality in ("T1", "T2"):
+            nifti.write(root / f"IXI-{modality}" / f"{stem}-{modality}.nii.gz", head(number, modality), GRID)
+
+
+def atlas(root: Path, n: int = 5, below: str = "ATLAS_2/Training/R001") -> None:
+    """``ATLAS_2/Training/R001/sub-r001s001/ses-1/anat/..._T1w.nii.gz`` with its mask, on the true grid; ``below`` is its start."""
+    affine, shape = np.eye(4), (197, 233, 189)
+    affine[:3, 3] = -98, -134, -72
+    for number in range(1, n + 1):
+        subject = f"sub-r001s{number:03d}"
+        stem = f"{subject}_ses-1_space-MNI152NLin2009aSym"
+        folders, names = [root / below / subject / "ses-1" / "anat"] * 2, ["_T1w", "_label-L_desc-T1lesion_mask"]
+        if not below:  # flat
+            folders, names = [root / "Images", root / "Masks"], ["", ""]
+        nifti.write(folders[0] / f"{stem}{names[0]}.nii.gz", head(number, "T1", affine, shape), affine)
+        nifti.write(folders[1] / f"{stem}{names[1]}.nii.gz", lesion(number, affine, shape), affine)
+
+
+def brats21(root: Path, n: int = 6, folders: bool = False) -> None:
+    """``BraTS2021_00000/BraTS2021_00000_flair.nii.gz``; in copies of Kaggle ``..._flair.nii`` is a folder with the file."""
+    for number in range(n):
+        stem = f"BraTS2021_{number:05d}"
+        images = {name: head(number, name.upper()) for name in ("flair", "t1", "t1ce", "t2")}
+        for name, data in {**images, "seg": _shells(number, 1, 4)}.items():
+            file = f"{stem}_{name}.nii/{number:05d}_brain_{name}.nii" if folders else f"{stem}_{name}.nii.gz"
+            nifti.write(root / stem / file, data, GRID)
+
+
 def brats23(root: Path, n: int = 6, group: str = "GLI", visits: int = 1) -> None:
     """``BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz``."""
     names = {"t1n": "T1", "t1c": "T1CE", "t2w": "T2", "t2f": "FLAIR"}
@@ -240,7 +272,7 @@ def _bright(number: int) -> np.ndarray:
 LAYOUTS: dict[str, Callable[..., None]] = {
     write.__name__: write
     for write in (
-        brats23, msd_brain, isles22, mslub, wmh, soop, bids, nnunet, msseg, ucsf_pdgm, torchio, hcp, pddpm_ixi, bmad
+        ixi, atlas, brats21, brats23, msd_brain, isles22, mslub, wmh, soop, bids, nnunet, msseg, ucsf_pdgm, torchio, hcp, pddpm_ixi, bmad
     )
 }  # fmt: skip
 

@@ -159,6 +159,8 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
 class _Values(yaml.SafeLoader):
     """YAML 1.2: ``00012``, ``1:30``, ``no`` and ``2024-01-05`` are texts, which the field that gets them reads by its type.
 
+    So is ``1.10``: as a number it would be 1.1, another version or name.
+
     A key that stands twice in one mapping is an error: the earlier value would be lost without a word.
     """
 
@@ -172,6 +174,12 @@ class _Values(yaml.SafeLoader):
         return found
 
 
+def _float(loader: _Values, node: yaml.ScalarNode) -> float | str:
+    number, text = loader.construct_yaml_float(node), str(node.value)
+    return text if text.endswith("0") and str(number) != text else number
+
+
+_Values.add_constructor("tag:yaml.org,2002:float", _float)
 _PATTERNS = {
     "tag:yaml.org,2002:int": (r"^[-+]?(?:0|[1-9][0-9]*)$", "-+0123456789"),
     "tag:yaml.org,2002:float": (

@@ -96,7 +96,7 @@ class Stack:
         lesion: (S, H, W) bool, or None when the case has no lesion mask.
         slices: S slice indices, ascending, unique within the case.
         remarks: what was left out and why ("slice 12: no brain").
-        geometry: where the slices lie in the original volume; None when there was none (single slices, a phantom).
+        geometry: where the slices lie in the original volume; None when there was none (single slices).
         quality: figures about the preparation of this case (brain volume in ml, ...), finite numbers by name.
     """
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from adbench.config import run_config
 from adbench.config.cell import Source
+from adbench.datasets.adapters.folder_volumes import FolderParams
 from adbench.errors import UserError
 from adbench.methods.simple import HistEq
+from adbench.params import ParamSet, build, param
 
 
 def load(
@@ -129,3 +132,24 @@ def test_options_of_a_file_and_of_methods_are_read_by_the_type_of_their_field(tm
     assert [found[name] for name in ("skull", "exclude", "lesion_labels", "name")] == ["no", ["100206"], [1], "on"]
     params = HistEq.resolve("tiny", config.set["histeq"]).json_values
     assert (params["polarity"], params["sigma"]) == ("dark", 1.0)
+
+
+def test_a_name_keeps_the_digits_that_it_was_written_with(tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("set:\n  dataset: {name: 1.10, exclude: [2.50, 3.5], val_share: 0.20}\n")
+    values = run_config.load(tmp_path / "run.yaml", {}, []).set["dataset"]
+    found = build(FolderParams, "dataset folder", values)
+    assert (found.name, found.exclude, found.val_share) == ("1.10", ("2.50", "3.5"), 0.2)
+    assert build(FolderParams, "", dict([run_config.parse_assignment("dataset.name=1.10")[1:]])).name == "1.10"
+
+
+@pytest.mark.parametrize("value", ["no", "none", "None", "null", False, None])
+def test_no_number_where_none_is_needed(value: Any) -> None:
+    class Params(ParamSet):
+        minutes: float | None = param(5.0, "how long", gt=0)
+        size: int | None = param(3, "how large")
+        steps: int = param(1, "how many")
+
+    found = build(Params, "x", {"minutes": value, "size": value})
+    assert (found.minutes, found.size) == (None, None)
+    with pytest.raises(UserError, match="steps"):
+        build(Params, "x", {"steps": value})

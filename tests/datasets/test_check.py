@@ -19,6 +19,7 @@ from adbench.datasets.adapters.atlas import Atlas
 from adbench.datasets.adapters.bids import Bids
 from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.adapters.folder import Folder
+from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
 from adbench.datasets.issues import CODES, Issue
@@ -106,6 +107,18 @@ def test_labels_stored_as_floats(case: Path) -> None:
     path = rewritten(case, "seg", layouts.lesion(SHAPE).astype(np.float32))
     finding = only(report(case.parent, deep=False), "dtype")
     assert (finding.severity, finding.message) == ("warning", f"{path} stores labels as float32")
+
+
+def test_a_file_of_four_axes_is_named_once(tmp_path: Path) -> None:
+    """The other files are not held against its grid, and it is not decoded."""
+    root = tmp_path / "P01"
+    nifti.write(root / "P01_flair.nii.gz", np.ones((8, 9, 10, 2), np.int16), np.eye(4))
+    nifti.write(root / "P01_t1.nii.gz", np.arange(720, dtype=np.int16).reshape(8, 9, 10), np.eye(4))
+    nifti.write(root / "P01_seg.nii.gz", np.ones((8, 9, 10), np.uint8), np.eye(4))
+    found = check(FolderVolumes(FolderParams(), tmp_path), deep=True).findings
+    assert [(issue.code, Path(issue.file).name) for issue in found if issue.severity == "error"] == [
+        ("axes", "P01_flair.nii.gz")
+    ]
 
 
 def test_four_axes(case: Path) -> None:

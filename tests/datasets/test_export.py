@@ -8,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 import small_brats
+from PIL import Image
 
 from adbench.datasets.export import export_case, export_stack, original_volume, prepared_volume
 from adbench.datasets.geometry import Geometry, matrix
@@ -112,10 +113,12 @@ def test_what_cannot_be_exported(store: SliceStore, tmp_path: Path) -> None:
 
 
 def test_slices_without_a_volume(tmp_path: Path) -> None:
-    from adbench.datasets.phantom.dataset import Phantom
+    from adbench.datasets.adapters.folder import Folder, FolderParams
 
-    phantom = Phantom(Phantom.Params(n_train=1, n_val=2, n_test=1, slices=3, resolution=4.0), None)  # type: ignore[call-arg]
-    store = prepare(phantom, "T1", tmp_path)
+    (tmp_path / "png").mkdir()
+    for index in range(3):
+        Image.fromarray(np.full((20, 20), 90 + index, np.uint8)).save(tmp_path / f"png/p1-slice_{index}-T1.png")
+    store = prepare(Folder(FolderParams(), tmp_path / "png"), "T1", tmp_path)
     case = store.cases[0]
     scores = np.random.default_rng(0).random((3, *store.shape))
     path = export_stack(store, case.id, scores, tmp_path)

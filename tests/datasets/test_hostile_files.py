@@ -216,6 +216,13 @@ def test_a_bit_that_flipped_in_the_pixels_of_a_png_is_noticed(tmp_path: Path) ->
     refused(lambda: png.read_image(path), "mask.png cannot be read as a PNG image")
 
 
+def test_of_an_animated_png_no_image_is_read(tmp_path: Path) -> None:
+    frames = [Image.fromarray(np.full((10, 8), grey, np.uint8)) for grey in (0, 90, 200)]
+    frames[0].save(tmp_path / "a.png", save_all=True, append_images=frames[1:])
+    for read in (png.read_stored, png.read_image, lambda path: png.read_mask(path, path, (10, 8))):
+        refused(lambda read=read: read(tmp_path / "a.png"), "a.png is an animated PNG of 3 images: save each as a file")
+
+
 def test_a_pipe_is_never_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "scan.nii")
     refused(lambda: archive.digest_of(tmp_path / "scan.nii"), "scan.nii cannot be read: it is no regular file")

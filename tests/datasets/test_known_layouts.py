@@ -15,6 +15,7 @@ from adbench.config import run_config
 from adbench.datasets.adapters.brats23 import BraTS23
 from adbench.datasets.base import Case
 from adbench.datasets.io import nifti
+from adbench.datasets.io.filename_patterns import person, recognise
 from adbench.datasets.validation.check import CheckReport, check
 from adbench.errors import UserError
 
@@ -226,6 +227,60 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
     assert every.load(case, "FLAIR").quality["lesion_ml_source"] > own.quality["lesion_ml_source"]
     assert every.recipe() != found.recipe()
     assert "known-layout" not in {f.code for f in check(every).findings if f.severity == "warning"}
+
+
+@pytest.mark.parametrize("written_as", [str.lower, str.upper])
+@pytest.mark.parametrize(
+    ("layout", "name"), [(n, n) for n in ("brats23", "msd_brain", "isles22", "mslub", "wmh", "soop", "bids", "nnunet")] + [("pddpm_ixi", "ixi")]
+)  # fmt: skip
+def test_names_mean_the_same_in_lower_and_in_upper_case(
+    tmp_path: Path, layout: str, name: str, written_as: Callable[[str], str]
+) -> None:
+    as_distributed, renamed = written(tmp_path / "as", layout, 1), written(tmp_path / "renamed", layout, 1)
+    for path in sorted(renamed.rglob("*.nii.gz")):
+        target = renamed / written_as(str(path.relative_to(renamed)))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(target)
+
+    def scans(root: Path) -> list[Any]:
+        found = dataset(name, root)
+        return [
+            (s.id.lower(), s.site.lower(), s.flags, {k: found.not_counted(f) for k, f in s.files.items()})
+            for s in found.index.scans
+            if s.sequences
+        ]
+
+    def releases(root: Path) -> list[Any]:
+        found = (recognise(str(path.relative_to(root))) for path in root.rglob("*.[nN]*"))
+        return sorted((n.family, n.kind, person(n.subject)) for n in found if n)
+
+    assert scans(renamed) == scans(as_distributed)
+    assert releases(renamed) == releases(as_distributed)
+
+
+def test_one_scan_in_two_spellings(tmp_path: Path) -> None:
+    for name, modality in (
+        ("IXI002-Guys-0828-T1", "T1"),
+        ("t2/ixi002-guys-0828_t2", "T2"),
+        ("IXI116-HH-0001-T1", "T1"),
+    ):
+        nifti.write(tmp_path / f"{name}.nii.gz", layouts.head(0, modality), layouts.GRID)
+    (tmp_path / "ixi.csv").write_text("IXI_ID,SEX_ID,AGE\n2,1,35\n116,2,44\n", encoding="utf-8")
+    found = dataset("ixi", tmp_path)
+    assert next((s.id, s.site, sorted(s.files)) for s in found.index.scans) == (
+        "IXI002_Guys-0828",
+        "Guy's",
+        ["T1", "T2"],
+    )
+    assert [case.groups for case in found.discover("T1")] == [
+        {"sex": "male", "age": "20-39"},
+        {"sex": "female", "age": "40-59"},
+    ]
+    lower = tmp_path / "lower"
+    nifti.write(lower / "ixi116-hh-0001-t1.nii.gz", layouts.head(0, "T1"), layouts.GRID)
+    nifti.write(lower / "ixi117-hh-0002-t1.nii.gz", layouts.head(1, "T1"), layouts.GRID)
+    nifti.write(lower / "ixi117-hh-0002-t2.nii.gz", layouts.head(1, "T2"), layouts.GRID)
+    assert [f.case for f in check(dataset("ixi", lower)).findings if f.code == "known-missing"] == ["ixi116_hh-0001"]
 
 
 def test_another_disease_of_wmh_does_not_count_by_patterns_either(tmp_path: Path) -> None:

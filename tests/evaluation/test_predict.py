@@ -110,6 +110,38 @@ def test_equals_the_report_lies_on_the_scan_and_the_table_counts_it(
     ]
 
 
+def test_exported_phantoms_are_scored_as_in_the_report(cli: Cli, tmp_path: Path) -> None:
+    """Their voxels have the size in mm that the phantom was made with: nothing is resampled, distances are in mm."""
+    small = {"n_train": 1, "n_val": 2, "n_test": 2, "slices": 3, "resolution": 4.0}
+    chosen: dict[str, Any] = {
+        "modality": "FLAIR",
+        "device": "cpu",
+        "cache": tmp_path / "cache",
+        "out": tmp_path / "runs",
+    }
+    (made,) = api.run("histeq", "phantom", set={"dataset": small}, metrics=["hd95", "volume_error"], **chosen)
+    assert made.record.test.mm == (4.0, 4.0)
+    assert all(made.record.metrics[name].value > 0 for name in ("hd95", "volume_error"))
+    sets = [part for name, value in small.items() for part in ("--set", f"dataset.{name}={value}")]
+    common = ["--modality", "FLAIR", "--cache", tmp_path / "cache", "--out", tmp_path / "nifti"]
+    code, _, err = cli("data", "export", "--dataset", "phantom", *sets, *common, "--split", "test")
+    assert code == 0, err
+    code, _, err = cli("report", made.folder, "--out", tmp_path / "report", "--nifti", "prepared", "--nifti-all")
+    assert code == 0, err
+    patterns = {"image": "{subject}_FLAIR_space-prepared.nii.gz", "brain": "{subject}_brain_space-prepared.nii.gz"}
+    own = [f"dataset.{kind}_pattern={pattern}" for kind, pattern in patterns.items()]
+    found = made.predict(tmp_path / "nifti", tmp_path / "out", settings=own)
+    assert [(one.case, one.notes) for one in found] == [("phantom-test-000", ""), ("phantom-test-001", "")]
+    for one in found:
+        name = one.case.replace("-", "")
+        mine, theirs = (
+            nibabel.load(tmp_path / place / f"sub-{name}/anat/sub-{name}_space-{space}_desc-histeq_anomaly.nii.gz")
+            for place, space in (("out", "orig"), ("report/nifti", "prepared"))
+        )
+        np.testing.assert_allclose(mine.affine, theirs.affine)
+        np.testing.assert_allclose(mine.get_fdata(), theirs.get_fdata(), atol=1e-3)
+
+
 def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = adbench.load(run.folder, device="cpu").predict(scans, out)

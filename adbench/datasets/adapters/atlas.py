@@ -75,7 +75,7 @@ class Atlas(IndexedVolumes):
 
     def flags_of(self, subject: str) -> tuple[str, ...]:
         """``artefact`` for the subjects of the public lists."""
-        return ("artefact",) if subject in FLAGGED else ()
+        return ("artefact",) if subject.lower() in FLAGGED else ()
 
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether it lies in the folder ``Testing`` (or ``test``) below the root."""

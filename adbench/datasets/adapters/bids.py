@@ -66,11 +66,11 @@ class Bids(OwnVolumes):
     def named(self, path: str) -> Named | None:
         """As BIDS, ranked by derivative, acquisition and run."""
         stem = PurePosixPath(path).name.partition(".")[0]
-        found = common_name(stem) if stem.startswith("sub-") else None
+        found = common_name(stem) if stem[:4].lower() == "sub-" else None
         if found is None:
             return None
-        marks = dict(REPEATS.findall(stem))
-        derived = "derivatives" in PurePosixPath(path).parts and found.kind in MODALITIES
+        marks = dict(REPEATS.findall(stem.lower()))
+        derived = "derivatives" in PurePosixPath(path.lower()).parts and found.kind in MODALITIES
         runs = [int(digits) for key in ("run", "echo") for digits in (re.sub(r"\D", "", marks.get(key, "")) or "0",)]
         return replace(
             found, site=self.row(found.subject).get("site", ""), rank=(derived, "acq" in marks or "rec" in marks, *runs)

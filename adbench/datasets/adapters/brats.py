@@ -19,8 +19,8 @@ from adbench.errors import UserError
 from adbench.params import ParamSet, param
 from adbench.utils import limits
 
-_OLD = re.compile(r"BraTS2021_(\d{5})(?!\d)")
-_NEW = re.compile(r"BraTS-GLI-(\d{5})-(\d{3})(?!\d)")
+_OLD = re.compile(r"BraTS2021_(\d{5})(?!\d)", re.IGNORECASE)
+_NEW = re.compile(r"BraTS-GLI-(\d{5})-(\d{3})(?!\d)", re.IGNORECASE)
 _XML = "{http://schemas.openxmlformats.org/spreadsheetml/2006/main}"
 
 

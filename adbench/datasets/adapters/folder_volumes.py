@@ -165,7 +165,7 @@ class FolderVolumes(OwnVolumes):
         if not self._patterns:
             stem = re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
             known = common_name(stem)
-            if known is None and self.params.modality and not re.match(r"sub-[^_]+_", stem):
+            if known is None and self.params.modality and not re.match(r"sub-[^_]+_", stem, re.IGNORECASE):
                 return Named("", *split_visit(stem), "", self._stated(path))
             return known
         for kind, pattern in self._patterns:

@@ -8,7 +8,7 @@ from typing import ClassVar, Literal
 from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
 from adbench.datasets.base import DatasetInfo
-from adbench.datasets.io.participants import IXI_SHEET, IXI_TABLE, Rows, read_ixi
+from adbench.datasets.io.participants import IXI_SHEET, IXI_TABLE, Rows, read_ixi, table
 from adbench.params import ParamSet, param
 
 # T2 and PD are the two echoes of one acquisition: who lacks one lacks the other.
@@ -68,6 +68,6 @@ class IXI(IndexedVolumes):
     def exclusions(self, modality: str) -> list[str]:
         """Also the spreadsheet of demographics, where it was not saved as CSV."""
         root, said = self._root(), super().exclusions(modality)
-        if (root / IXI_SHEET).is_file() and not (root / IXI_TABLE).is_file():
+        if table(root, IXI_SHEET).is_file() and not table(root, IXI_TABLE).is_file():
             said.append(f"{IXI_SHEET}: not read; saved as {IXI_TABLE} beside it, it gives age and sex")
         return said

@@ -15,9 +15,11 @@ from adbench.datasets.io.filename_patterns import CHANNELS, LESION, MODALITIES, 
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
-_IMAGE = re.compile(r"(?:^|/)images(?:Tr|Ts|Val)/(?P<case>[^/]+?)(?:_(?P<channel>\d{4}))?\.nii(?:\.gz)?$")
+_IMAGE = re.compile(
+    r"(?:^|/)images(?:Tr|Ts|Val)/(?P<case>[^/]+?)(?:_(?P<channel>\d{4}))?\.nii(?:\.gz)?$", re.IGNORECASE
+)
 _IGNORE = "ignore"  # the label of nnU-Net for what was not annotated
-_LABEL = re.compile(r"(?:^|/)labels(?:Tr|Ts|Val)/(?P<case>[^/]+?)\.nii(?:\.gz)?$")
+_LABEL = re.compile(r"(?:^|/)labels(?:Tr|Ts|Val)/(?P<case>[^/]+?)\.nii(?:\.gz)?$", re.IGNORECASE)
 
 
 class NnUNetParams(OwnParams):

@@ -42,7 +42,7 @@ _SPLIT_FOLDERS: dict[Split, tuple[str, ...]] = {
     "test": ("test", "testing"),
 }
 FOLDERS: dict[str, Split] = {name: split for split, names in _SPLIT_FOLDERS.items() for name in names}
-REPEATS = re.compile(r"_(acq|rec|run|echo)-([A-Za-z0-9]+)")  # of one session, in BIDS
+REPEATS = re.compile(r"_(acq|rec|run|echo)-([A-Za-z0-9]+)", re.IGNORECASE)  # of one session, in BIDS
 SECOND_SCAN = (
     "it is probably a second scan of another patient of BraTS'21 (numbers 01538 to 01656): say "
     "--set dataset.second_scans=use if it is not"
@@ -373,7 +373,7 @@ def _stem(path: str) -> str:
 
 def _repeats(file: File) -> dict[str, str]:
     """What the name of a file says of several acquisitions of one session: key of BIDS -> value."""
-    return {key: folded(value) for key, value in REPEATS.findall(file.name)}
+    return {key.lower(): folded(value) for key, value in REPEATS.findall(file.name)}
 
 
 def _images_of(mask: File, images: Iterable[tuple[Named, File]]) -> set[File]:

@@ -26,7 +26,7 @@ class Expected:
         integers: whether images are stored as integers.
         one_grid: whether all sequences of a case share a grid.
         zero_background: whether everything outside the brain is exactly 0.
-        known_missing: (subject, sequence) that the distribution lacks.
+        known_missing: (subject, sequence) that the distribution lacks, in capitals.
         skull: whether images show the skull; None: each one's share of background says it.
         on_template: whether images lie on the MNI152 2009a 1 mm grid.
         companion: the modality whose brain mask and registration serve all others; "" when each has its own.

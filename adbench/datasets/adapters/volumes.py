@@ -145,7 +145,7 @@ class IndexedVolumes(VolumeDataset):
     def unmasked_by_design(self, scan: Scan) -> bool:
         """Whether the distribution gives no mask for ``scan``."""
         folder = self.distributed.unlabelled
-        return bool(folder) and PurePosixPath(str(scan.first)).parent.name == folder
+        return bool(folder) and PurePosixPath(str(scan.first)).parent.name.lower() == folder.lower()
 
     def companion_of(self, modality: str) -> str:
         """The modality whose brain mask and registration serve ``modality``, which may be itself."""
@@ -182,11 +182,13 @@ class IndexedVolumes(VolumeDataset):
         found = find_files(root, tars=self.tars)
         families: dict[str, list[str]] = defaultdict(list)
         groups: dict[tuple[str, str], list[tuple[Named, File]]] = defaultdict(list)
+        spelled: dict[tuple[str, str], tuple[str, str]] = {}  # the first spelling of a scan that is written in several
         unused = []
         for path, file in found.volumes.items():
             name = self.named(path)
             if name is not None and name.kind:
-                groups[name.subject, name.session].append((name, file))
+                scan = name.subject, name.session
+                groups[spelled.setdefault((scan[0].casefold(), scan[1].casefold()), scan)].append((name, file))
             else:
                 unused.append(path)
             if known := recognise(path):

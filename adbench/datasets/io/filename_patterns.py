@@ -50,7 +50,8 @@ _WEAK = (
 )  # of a lesion unless the name says that it is of something else
 _WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
 _BIDS = re.compile(
-    r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$"
+    r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$",
+    re.IGNORECASE,
 )
 
 
@@ -109,15 +110,16 @@ class KnownSet:
                 site = found.get("site", "").replace("/", " ")
                 subject = self.subject.format(**{**found, "site": re.sub(r"\W+", "-", site).strip("-")})
                 rank = (number,) if self.ranked else ()
-                return Named(family, subject, found.get("session", ""), _IXI_SITES.get(site, site), kind, rank)
+                return Named(family, subject, found.get("session", ""), _IXI_SITES.get(site.lower(), site), kind, rank)
         return None
 
 
-def _names(names: dict[str, str | None], flags: int = 0) -> dict[re.Pattern[str], str | None]:
-    return {re.compile(rf"(?:^|/){name}\.nii(?:\.gz)?$", flags): kind for name, kind in names.items()}
+def _names(names: dict[str, str | None]) -> dict[re.Pattern[str], str | None]:
+    """Patterns of the ends of paths, in upper or lower case: copies of a release are often renamed to one of them."""
+    return {re.compile(rf"(?:^|/){name}\.nii(?:\.gz)?$", re.IGNORECASE): kind for name, kind in names.items()}
 
 
-_IXI_SITES = {"Guys": "Guy's"}
+_IXI_SITES = {"guys": "Guy's", "hh": "HH", "iop": "IOP"}
 _IXI = r"(?P<subject>IXI\d{3})-(?P<session>(?P<site>Guys|HH|IOP)-\d{4})"
 _ATLAS = r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9]+))?"
 _ENTITIES = r"(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*"
@@ -131,11 +133,11 @@ SETS = {
         "IXI",
         _names(
             {
-                rf"{_IXI}[-_]T1[-_](?i:bet_|brain_?)?(?i:mask)": BRAIN,  # it serves the other sequences too
-                rf"{_IXI}[-_](?:[A-Za-z0-9]+[-_])?(?i:bet_|brain_?)?(?i:mask)": BRAIN,
-                rf"(?i:masks?)/{_IXI}[^/]*": BRAIN,
+                rf"{_IXI}[-_]T1[-_](?:bet_|brain_?)?(?:mask)": BRAIN,  # it serves the other sequences too
+                rf"{_IXI}[-_](?:[A-Za-z0-9]+[-_])?(?:bet_|brain_?)?(?:mask)": BRAIN,
+                rf"(?:masks?)/{_IXI}[^/]*": BRAIN,
                 rf"{_IXI}[-_](?P<kind>[A-Za-z0-9]+)(?:-\d+)?": None,
-                rf"{_IXI}[-_](?P<kind>[A-Za-z0-9]+)[-_](?i:bet|brain|stripped)": None,
+                rf"{_IXI}[-_](?P<kind>[A-Za-z0-9]+)[-_](?:bet|brain|stripped)": None,
             }
         ),
         "ixi",
@@ -145,19 +147,23 @@ SETS = {
         "ATLAS v2.0",
         _names(
             {
-                rf"{_ATLAS}(?=[^/]*(?i:lesion)){_ENTITIES}_mask": LESION,
+                rf"{_ATLAS}(?=[^/]*(?:lesion)){_ENTITIES}_mask": LESION,
                 rf"{_ATLAS}{_ENTITIES}_mask": "",
                 rf"{_ATLAS}{_ENTITIES}_T1w": "T1",
-                rf"(?i:masks)/{_ATLAS}": LESION,
-                rf"(?i:images)/{_ATLAS}": "T1",
+                rf"(?:masks)/{_ATLAS}{_ENTITIES}": LESION,
+                rf"(?:images)/{_ATLAS}{_ENTITIES}": "T1",
             }
         ),
         "atlas",
     ),
-    "brats21": KnownSet("BraTS'21", _names({r"(?P<subject>BraTS2021_\d{5})" + _BRATS: None}), "brats21"),
+    "brats21": KnownSet(
+        "BraTS'21",
+        _names({r"(?P<subject>BraTS2021_\d{5})" + _BRATS + end: None for end in ("", r"\.nii/[^/]+")}),  # a folder named .nii
+        "brats21",
+    ),
     "brats20": KnownSet("BraTS'20", _names({r"(?P<subject>BraTS20_(?:Training|Validation)_\d{3})" + _BRATS: None})),
     "brats19": KnownSet(
-        "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None}, re.IGNORECASE)
+        "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None})
     ),
     "brats23": KnownSet(
         "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
@@ -182,7 +188,6 @@ SETS = {
         "ISLES'22",
         _names(
             {rf"(?P<subject>sub-strokecase\d+)_(?P<session>ses-\d+){_ENTITIES}_(?P<kind>flair|dwi|adc|msk)": None},
-            re.IGNORECASE,
         ),
         "isles22",
     ),
@@ -213,8 +218,7 @@ SETS = {
                 rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_(?:mask|dseg)": LESION,
                 rf"(?=[^/]*[-_]adc[-_]){_SOOP}_(?:dwi|trace)": "ADC",
                 rf"{_SOOP}_(?P<kind>T1w|FLAIR|trace|adc|dwi)": None,
-            },
-            re.IGNORECASE,
+            }
         ),
         "soop",
         ranked=True,

@@ -24,14 +24,15 @@ def read_participants(root: Path) -> Rows:
     Raises:
         UserError: the table cannot be read, has no column participant_id, or two rows of one subject that differ.
     """
-    path = root / PARTICIPANTS
+    path = table(root, PARTICIPANTS)
     found: Rows = {}
     for row in _rows(path, "\t"):
         if "participant_id" not in row:
             raise UserError(
                 f"The table {path} has no column participant_id; it has {', '.join(row)}: is it separated by tabs?"
             )
-        name = f"sub-{row['participant_id'].removeprefix('sub-')}"
+        own = row["participant_id"]
+        name = own if own[:4].lower() == "sub-" else f"sub-{own}"
         before = found.setdefault(folded(name), row)
         for column in row:
             if column != "participant_id" and row[column] != before.get(column, ""):
@@ -51,7 +52,7 @@ def read_ixi(root: Path) -> Rows:
     Raises:
         UserError: the table cannot be read, or has no columns IXI_ID, AGE and SEX_ID.
     """
-    path = root / IXI_TABLE
+    path = table(root, IXI_TABLE)
     found: Rows = {}
     for row in _rows(path, ",;"):
         columns = {column.split("(")[0].strip().upper(): value for column, value in row.items()}
@@ -69,6 +70,13 @@ def read_ixi(root: Path) -> Rows:
             if before[column] != value:
                 before[column] = ""
     return found
+
+
+def table(root: Path, name: str) -> Path:
+    """The file ``name`` of ``root``, in upper or lower case; as ``name`` spells it where there is none."""
+    if (root / name).is_file() or not root.is_dir():
+        return root / name
+    return next((path for path in sorted(root.iterdir()) if path.name.lower() == name.lower()), root / name)
 
 
 def groups_of(row: Mapping[str, str]) -> dict[str, str]:

@@ -123,6 +123,10 @@ def _open(path: Path) -> Image.Image:
         with Image.open(path, formats=["PNG"]) as image:
             image.verify()  # the checksums, which load() does not look at
         with Image.open(path, formats=["PNG"]) as image:
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise FileError(
+                    "axes", f"{path} is an animated PNG of {frames} images: save each as a file of its own."
+                )
             image.load()
             return image
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
 
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
+from adbench.datasets.geometry import Geometry, matrix
 from adbench.datasets.phantom import anatomy as anatomies
 from adbench.datasets.phantom import contrast, lesions
 from adbench.datasets.phantom.anatomy import Anatomy
@@ -143,13 +144,33 @@ class Phantom(Dataset):
     def load(self, case: Case, modality: str) -> Stack:
         """Generate one subject: (S, H, W) with anterior at the top, padded to a square."""
         planes = self.planes()
-        volumes = self.subject(case).scan(modality, PhantomGrid(self.params.resolution, planes))
+        frame = PhantomGrid(self.params.resolution)
+        volumes = self.subject(case).scan(modality, replace(frame, planes=planes))
         side = resize.square_side([volumes[0].shape[:2]], resize.MULTIPLE)
         image, brain, lesion = (
             resize.pad_square(np.ascontiguousarray(volume.transpose(2, 1, 0)[:, ::-1]), side) for volume in volumes
         )
-        return Stack(image, brain, lesion, planes)
+        return Stack(image, brain, lesion, planes, geometry=_geometry(frame, side, planes))
 
     def recipe(self) -> dict[str, Any]:
-        """The parameters and the template the anatomy comes from."""
-        return {**super().recipe(), "template": template_digest()}
+        """The parameters, the template the anatomy comes from, and that slices know their place in the volume."""
+        return {**super().recipe(), "template": template_digest(), "geometry": 1}
+
+
+def _geometry(frame: PhantomGrid, side: int, planes: tuple[int, ...]) -> Geometry:
+    """Where square slices of ``side`` px lie in the whole volume, which is on ``frame``."""
+    affine = np.diag([frame.resolution] * 3 + [1.0])
+    affine[:3, 3] = [low for low, _ in frame.bounds]
+    columns, rows, _ = frame.shape
+    return Geometry(
+        original_shape=frame.shape,
+        original_affine=matrix(affine),
+        registered_shape=frame.shape,
+        registered_affine=matrix(affine),
+        to_original_world=matrix(np.eye(4)),
+        registration="none",
+        corner=(-((side - columns) // 2), -((side - rows) // 2)),
+        side=(side, side),
+        size=side,
+        step=planes[1] - planes[0] if len(planes) > 1 else 1,
+    )
