@@ -49,9 +49,7 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
     return [found[place] for place in range(len(records))]
 
 
-def _apart(
-    group: Sequence[Record], whose: Sequence[str], seeds: bool
-) -> tuple[list[dict[str, Any]], list[str]]:
+def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """What tells the rows of one method and preset apart: their parameters, and words for what these do not tell."""
     differs = differing([one.method.params for one in group])
     for name in {one.train.name for one in group}:  # parameters of another dataset are no difference of value

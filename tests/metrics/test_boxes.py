@@ -118,7 +118,7 @@ def test_boxes_of_a_table_fill_slices_and_are_scored(tmp_path: Path, cli: Callab
     [
         "File;Slice;X;Y;Width;Height\na.png;0;1,5;2;3;4\n",
         " CASE \tx\ty\twidth\theight\na\t1.5\t2\t3\t4\n",
-        "case,file,x,y,width,height,note\na,a.PNG,1.5,2,3,4,\"left, new\"\n",
+        'case,file,x,y,width,height,note\na,a.PNG,1.5,2,3,4,"left, new"\n',
         "file,case,x,y,width,height\n,a,1.5,2,3,4\na\n",
     ],
 )
