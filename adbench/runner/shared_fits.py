@@ -17,7 +17,6 @@ from adbench import __version__
 from adbench.config import registry
 from adbench.config.shared_fit import (
     CARD,
-    FIT_BYTES,
     MANIFEST,
     RUN_RECORD,
     SCHEMA,
@@ -116,7 +115,7 @@ def _export(run: Path, out: Path, *, author: str, licence: str, link: str) -> Sh
 def bring(given: Path, out: Path) -> SharedFit:
     """:func:`install` the shared fit in ``given``: a folder, or an archive of one (``export`` writes ``*.zip``; tar will do).
 
-    The archive is unpacked beside its place, within ``FIT_BYTES`` and the limits of all archives, and only what the manifest
+    The archive is unpacked beside its place, within the limits of all archives, and only what the manifest
     names is taken from it.
 
     Raises:
@@ -126,7 +125,7 @@ def bring(given: Path, out: Path) -> SharedFit:
         return install(read_shared(given), out)
     out.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(prefix=".tmp", dir=out) as name:
-        unpack(given, Path(name), most=FIT_BYTES)
+        unpack(given, Path(name))
         found = [path.parent for path in sorted(Path(name).rglob(MANIFEST))]
         if len(found) != 1:
             held = f"{len(found)} shared fits: import one" if found else f"no shared fit: there is no {MANIFEST} in it"

@@ -213,7 +213,7 @@ def test_strangers_archives_are_data(exported: Path, tmp_path: Path, monkeypatch
     ):
         with pytest.raises(UserError, match=message):
             shared_fits.bring(_zipped(tmp_path / f"{name}.zip", content), tmp_path / "others")
-    monkeypatch.setattr(shared_fits, "FIT_BYTES", Limit("FIT_BYTES", 1000, "bytes"))
+    monkeypatch.setattr("adbench.config.shared_fit.FIT_BYTES", Limit("FIT_BYTES", 1000, "bytes"))
     with pytest.raises(UserError, match="ADBENCH_MAX_FIT_BYTES"):
         shared_fits.bring(tmp_path / "more.zip", tmp_path / "others")
     assert list((tmp_path / "others").iterdir()) == []

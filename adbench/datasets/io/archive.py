@@ -234,9 +234,7 @@ def members(archive: Path) -> list[Member]:
     raise UserError(f"{archive} is half downloaded: it has {size} bytes and {what}. Download it again.")
 
 
-def unpack(
-    archive: Path, out: Path, progress: Progress | None = None, most: limits.Limit | None = None
-) -> tuple[int, list[Path]]:
+def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[int, list[Path]]:
     """Unpack the regular files of a tar (also compressed) or zip below ``out``: whole files only.
 
     A file that is there with the same content is kept, so that an interrupted run goes on. Links and devices inside the
@@ -247,7 +245,6 @@ def unpack(
         archive: the file.
         out: folder, made if need be.
         progress: receives bytes of the archive's content.
-        most: bytes that all files together may take; None: no more than the other limits allow.
 
     Returns:
         How many files lie there now, and which of them are archives themselves.
@@ -266,8 +263,6 @@ def unpack(
         for name, size, content, done, total in _contents(archive):
             unpacked += size
             limits.check_growth(archive, packed, unpacked)
-            if most is not None:
-                limits.check(archive, "unpacks to", unpacked, most)
             try:
                 target = out / tarfile.data_filter(tarfile.TarInfo(name), str(out)).name
             except tarfile.FilterError:
