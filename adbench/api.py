@@ -106,7 +106,7 @@ def load(*paths: Path | str, cache: Path | None = None, device: str = "auto", pr
     """
     found: dict[str, Run] = {}
     for path in map(Path, paths):
-        if is_shared(path):
+        if is_shared(path) or path.suffix.lower() == ".zip":  # which says how to bring it in
             path = read_shared(path).folder / RUN_RECORD
         folders = [path] if not path.is_dir() or (path / RECORD).exists() else []
         folders = folders or [file.parent for file in sorted(path.rglob(RECORD))]

@@ -20,11 +20,12 @@ Shared = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a shar
 
 @fits.command(
     epilog="Example:\n\n"
-    '  adbench fit export runs/ixi/ixi-t1/madad-base-seed0-1a2b3c4d5e --out shared --author "A. Researcher" --licence cc-by-4.0'
+    '  adbench fit export runs/ixi/ixi-t1/madad-base-seed0-1a2b3c4d5e --out shared --author "A. Researcher" --licence cc-by-4.0\n\n'
+    '  adbench fit export runs/ixi/ixi-t1/madad-base-seed0-1a2b3c4d5e --out madad.zip --author "A. Researcher" --licence cc-by-4.0'
 )
 def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder whose fit was kept.")],
-    out: Annotated[Path, typer.Option(help="New folder, in the layout of the Hugging Face Hub.")],
+    out: Annotated[Path, typer.Option(help="New folder, in the layout of the Hugging Face Hub; or one file, *.zip.")],
     author: Annotated[str, typer.Option(help="Who shares it; rows made with it say so.")],
     licence: Annotated[str, typer.Option(help="Of the weights, e.g. cc-by-4.0; mind that of the training data.")],
     link: Annotated[str, typer.Option(help="To code or paper.")] = "",
@@ -37,13 +38,18 @@ def export(
     say(f"{shared.method} by {author}, digest {shared.weights.digest[:16]}: {out}")
 
 
-@fits.command(name="import", epilog="Example:\n\n  adbench fit import shared --out runs")
-def import_(folder: Shared, out: Out = Path("runs")) -> None:
-    """Check a shared fit and bring it into the output folder; `adbench run --fit` does so too."""
-    from adbench.config.shared_fit import read_shared
-    from adbench.runner.shared_fits import install
+@fits.command(
+    name="import",
+    epilog="Examples:\n\n  adbench fit import shared --out runs\n\n  adbench fit import madad.zip --out runs",
+)
+def import_(
+    given: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a shared fit, or an archive of one.")],
+    out: Out = Path("runs"),
+) -> None:
+    """Check a shared fit and bring it into the output folder; `adbench run --fit` does so too, with a folder."""
+    from adbench.runner.shared_fits import bring
 
-    _say(install(read_shared(folder), out.absolute()))
+    _say(bring(given, out.absolute()))
 
 
 @fits.command(name="list", epilog="Example:\n\n  adbench fit list --out runs")

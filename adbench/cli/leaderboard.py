@@ -45,15 +45,18 @@ def show(
     from adbench.results.rundir import records
 
     where = folder or out
+    more = () if sort is None else (sort,)
     if any(where.glob("*/records/*.json")):
         from adbench.leaderboard.ranking import boards, read_all
 
-        found = boards(read_all(where, lean=not json_))
+        results = read_all(where, lean=not json_)
+        measured, found = [one.record for one in results], boards(results, more)
     else:
-        found = run_boards(record for _, record in records(where))
+        measured = [record for _, record in records(where)]
+        found = run_boards(measured, more)
     if not found:
         raise UserError(f"There is no record below {where}. `adbench run` writes them.")
-    known = {name for board in found for entry in board.entries for name in entry.estimates}
+    known = {name for record in measured for name in record.metrics}
     if sort is not None and sort not in known:
         raise unknown("metric", sort, sorted(known))
     print_boards(found, json_, sort)

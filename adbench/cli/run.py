@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from itertools import count
 from pathlib import Path
@@ -168,6 +169,8 @@ def run(
         save_maps=save_maps,
         track=track or "",
     )
+    if track == "wandb":
+        os.environ.setdefault("WANDB_SILENT", "true")  # it prints a page for each stage of a training
     if executor != "serial" and distributed.world() > 1:
         raise UserError(
             "A launcher of several processes trains one cell on all of them: use --executor serial with it."

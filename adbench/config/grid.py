@@ -53,6 +53,8 @@ class GridConfig(RunConfig):
 def load(path: Path, flags: dict[str, Any], assignments: list[str]) -> GridConfig:
     """The grid in ``path`` with the command line's ``flags`` and ``assignments`` on top (they change no included block).
 
+    A rule that excludes only what flags have left out already is left out with it.
+
     Raises:
         UserError: unreadable file, unknown key or axis (the nearest is given), a value of a wrong type.
     """
@@ -69,7 +71,13 @@ def load(path: Path, flags: dict[str, Any], assignments: list[str]) -> GridConfi
                 raise unknown(f"axis in exclude {number} of {path}", str(name), AXES)
         if not rule:
             raise UserError(f"exclude {number} of {path} is empty: it would leave out every cell.")
-    return grid
+    asked = {axis: {name.lower() for name in run_config.names(flags[axis])} for axis in AXES if flags.get(axis)}
+    rules = [
+        rule
+        for rule in grid.exclude
+        if all(asked[axis] & {name.lower() for name in run_config.names(rule[axis])} for axis in asked.keys() & rule)
+    ]
+    return grid.model_copy(update={"exclude": tuple(rules)})
 
 
 def _block(grid: GridConfig, block: dict[str, Any] | None) -> RunConfig:
@@ -94,7 +102,7 @@ def _block(grid: GridConfig, block: dict[str, Any] | None) -> RunConfig:
 
 def _methods(grid: GridConfig) -> set[str]:
     """Every method that some product of the grid names."""
-    return set(grid.method).union(*(_values(block.get("method", ())) for block in grid.include))
+    return set(grid.method).union(*(run_config.names(block.get("method", ())) for block in grid.include))
 
 
 def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.resolve_device) -> list[Cell]:
@@ -133,19 +141,13 @@ def _place(cell: Cell) -> dict[str, str]:
     return {axis: str(value) for axis, value in zip(AXES, found, strict=True)}
 
 
-def _values(value: Any) -> list[str]:
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",")]
-    return [str(part) for part in value] if isinstance(value, (list, tuple)) else [str(value)]
-
-
 def _matches(rule: dict[str, Any], place: dict[str, str]) -> bool:
-    return all(place[axis].lower() in (v.lower() for v in _values(value)) for axis, value in rule.items())
+    return all(place[axis].lower() in (v.lower() for v in run_config.names(value)) for axis, value in rule.items())
 
 
 def _excludes_nothing(number: int, rule: dict[str, Any], known: dict[str, set[str]]) -> UserError:
     for axis, value in rule.items():
-        for name in _values(value):
+        for name in run_config.names(value):
             if name.lower() not in {other.lower() for other in known[axis]}:
                 return unknown(f"{axis} in exclude {number} of the grid", name, known[axis])
     return UserError(f"exclude {number} of the grid ({rule}) matches no cell: remove or correct it.")

@@ -273,6 +273,8 @@ def load(
 ) -> RunConfig:
     """The configuration of a YAML file (if any) with the command line's ``flags`` and ``assignments`` on top.
 
+    Where flags name fewer methods than the file, what it sets for the others is left out with them.
+
     Args:
         path: the file, or None.
         flags: values given on the command line; None and empty ones are not given.
@@ -291,15 +293,30 @@ def load(
     for name in merged:
         if name not in model.model_fields:
             raise unknown(f"key in {path}", str(name), model.model_fields)
+    before = names(merged.get("method", ()))
     merged.update({name: value for name, value in flags.items() if value not in (None, (), [])})
     scopes = merged.get("set") or {}
     if not isinstance(scopes, dict) or not all(isinstance(value, dict) for value in scopes.values()):
         raise UserError(f"In {path}, `set` must map scopes to parameters, e.g. set: {{method: {{steps: 500}}}}.")
-    merged["set"] = {scope: dict(values) for scope, values in scopes.items()}
+    included = [name for block in _listed(merged.get("include")) for name in names(block.get("method", ()))]
+    gone = {*before} - {*names(merged.get("method", ())), *included}
+    merged["set"] = {scope: dict(values) for scope, values in scopes.items() if scope not in gone}
     for text in assignments:
         scope, key, value = parse_assignment(text)
         merged["set"].setdefault(scope, {})[key] = value
     return validated(model, merged)
+
+
+def names(value: Any) -> list[str]:
+    """One or more names or numbers, as files and flags give them ("a, b", a list, one number), as texts."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",")]
+    return [str(part) for part in value] if isinstance(value, (list, tuple)) else [str(value)]
+
+
+def _listed(blocks: Any) -> list[dict[str, Any]]:
+    """The included products of a grid; what is none is refused when it is validated."""
+    return [one for one in (blocks if isinstance(blocks, list | tuple) else [blocks]) if isinstance(one, dict)]
 
 
 def validated(model: type[RunConfig], content: dict[str, Any]) -> RunConfig:

@@ -110,6 +110,10 @@ def read_shared(folder: Path) -> SharedFit:
         UserError: it is none, of another schema, damaged, or larger than a fit may be.
     """
     folder = Path(folder).absolute()
+    if folder.is_file():
+        raise UserError(
+            f"{folder} is a file: `adbench fit import {folder} --out runs` checks it and says which folder to give."
+        )
     path = folder / MANIFEST
     try:
         content = read_json(path, limits.RECORD_BYTES)

@@ -138,6 +138,31 @@ def voxel_ml(affine: np.ndarray) -> float:
     return float(abs(np.linalg.det(np.asarray(affine)[:3, :3])) / 1000)
 
 
+def _only_moves(to_voxel: np.ndarray) -> bool:
+    """Whether every voxel of one grid lies on one of the other's: whole steps, axes in another order or direction."""
+    turn = np.abs(to_voxel[:3, :3])
+    whole = (to_voxel == np.round(to_voxel)).all() and (turn <= 1).all()
+    return bool(whole and (turn.sum(axis=0) == 1).all() and (turn.sum(axis=1) == 1).all())
+
+
+def _copied(source: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """:func:`resample` where :func:`_only_moves`: the same values in a tenth of the time."""
+    moved = np.zeros(shape, source.dtype)
+    order = np.abs(to_voxel[:3, :3]).argmax(axis=0)  # the axis of ``source`` along each new one
+    taken, filled = [], []
+    for new, old in enumerate(order):
+        step, first, size = int(to_voxel[old, new]), int(to_voxel[old, 3]), source.shape[old]
+        ends = sorted((-first * step, (size - 1 - first) * step))  # the new indices of its first and last plane
+        low, high = max(ends[0], 0), max(min(ends[1] + 1, shape[new]), 0)
+        filled.append(slice(low, high))
+        begin, end = first + step * low, first + step * high
+        taken.append(slice(begin, end if end >= 0 else None, step) if low < high else slice(0, 0))
+    moved[tuple(filled)] = source.transpose(order)[tuple(taken)]
+    if source.dtype.kind == "f":
+        moved += 0  # -0 becomes 0, as it does in a sum of neighbours
+    return moved
+
+
 def resample(
     array: np.ndarray, to_voxel: np.ndarray, shape: tuple[int, ...], *, linear: bool, double: bool = False
 ) -> np.ndarray:
@@ -158,8 +183,12 @@ def resample(
     else:
         source = array.view(np.uint8) if array.dtype == np.bool_ else array
         kind = source.dtype.type
-    to_voxel = clean(to_voxel)  # where grids agree, a copy is a copy
-    moved: np.ndarray = ndimage.affine_transform(
-        source, to_voxel[:3, :3], to_voxel[:3, 3], shape, order=int(linear), output=kind, mode="grid-constant"
-    )
+    to_voxel = clean(to_voxel)
+    moved: np.ndarray
+    if _only_moves(to_voxel):
+        moved = _copied(source, to_voxel, shape)
+    else:
+        moved = ndimage.affine_transform(
+            source, to_voxel[:3, :3], to_voxel[:3, 3], shape, order=int(linear), output=kind, mode="grid-constant"
+        )
     return moved.view(np.bool_) if array.dtype == np.bool_ else moved

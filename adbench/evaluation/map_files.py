@@ -185,45 +185,61 @@ class Box:
 
 
 def read_boxes(path: Path) -> dict[str, list[Box]]:
-    """Case -> its boxes, of a CSV file with the columns of fastMRI+ (Zhao et al. 2022, Sci Data 9:152).
+    """Case -> its boxes, of a table with the columns of fastMRI+ (Zhao et al. 2022, Sci Data 9:152).
 
-    They are ``file`` (or ``case``), ``slice`` (0 where there is no such column), ``x``, ``y``, ``width`` and ``height``; other
-    columns are not looked at. A row without a box (a label of the whole study, a normal case) is passed over.
+    They are ``file`` (or ``case``), ``slice`` (0 where there is no such column), ``x``, ``y``, ``width`` and ``height``, in upper
+    or lower case, separated by commas, semicolons or tabs; other columns are not looked at. Behind semicolons a number may
+    have a decimal comma, as spreadsheets write it in half of Europe. A row without a box (a label of the whole study, a
+    normal case) is passed over.
 
     Raises:
-        UserError: no such file, no text, a column is missing, or a value is no number of pixels; names file and row.
+        UserError: no such file, no text, a column is missing, there twice or says another case than its namesake, or a value
+            is no number of pixels; names file and row.
     """
     try:
         text = read_plain(path, limits.RECORD_BYTES).decode("utf-8-sig")
-        reader = csv.DictReader(io.StringIO(text), strict=True)
-        rows, names = list(reader), set(reader.fieldnames or ())
+        mark = max(",;\t", key=text.partition("\n")[0].count)
+        first, *rows = list(csv.reader(io.StringIO(text), delimiter=mark, strict=True)) or [[]]
     except FileNotFoundError:
         raise UserError(f"There is no file {path} of boxes.") from None
     except (UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"{path} is not a readable table of boxes: {error}.") from None
-    key = "file" if "file" in names else "case"
-    if missing := [name for name in (key, *_BOX[1:]) if name not in names]:
+    names = [name.strip().lower() for name in first]
+    keys = [name for name in ("file", "case") if name in names] or ["file"]
+    if missing := [name for name in (keys[0], *_BOX[1:]) if name not in names]:
         raise UserError(
             f"{path} lacks the column {', '.join(missing)}: boxes have file, slice, x, y, width and height."
         )
+    if twice := [name for name in (*keys, *_BOX) if names.count(name) > 1]:
+        raise UserError(f"{path} has the column {twice[0]} twice: keep the one that is meant.")
     found: dict[str, list[Box]] = {}
-    for number, row in enumerate(rows, 2):
-        given = {name: (row.get(name) or "").strip() for name in _BOX}
+    for number, cells in enumerate(rows, 2):
+        row = dict(zip(names, (cell.strip() for cell in cells), strict=False))
+        given = {name: row.get(name, "") for name in _BOX}
         if not any(given[name] for name in _BOX[1:]):
             continue
         try:
-            values = [float(given[name] or (0 if name == "slice" else "")) for name in _BOX]
+            texts = [text.replace(",", ".") if mark == ";" else text for text in given.values()]
+            values = [float(text or (0 if name == "slice" else "")) for name, text in zip(_BOX, texts, strict=True)]
         except ValueError:
             values = [math.nan]
         if not all(map(math.isfinite, values)) or min(values) < 0 or min(values[3:]) == 0 or values[0] % 1:
             said = ", ".join(f"{name} {text or 'nothing'}" for name, text in given.items())
             raise UserError(f"{path}, row {number}: {said} is no box: a slice index, and pixels in the image.")
-        case = (row[key] or "").strip()
-        name = next((case[: -len(kind)] for kind in _TYPES if case.lower().endswith(kind)), case)
-        found.setdefault(name, []).append(Box(number, int(values[0]), *values[1:]))
+        cases = list(dict.fromkeys(_without_type(row[key]) for key in keys if row.get(key)))
+        if len(cases) != 1:
+            said = f"file {cases[0]!r} and case {cases[1]!r}" if cases else "no file"
+            raise UserError(
+                f"{path}, row {number}: the box is of {said}: name its map, in one column or in both alike."
+            )
+        found.setdefault(cases[0], []).append(Box(number, int(values[0]), *values[1:]))
     if not found:
         raise UserError(f"{path} holds no box.")
     return found
+
+
+def _without_type(name: str) -> str:
+    return next((name[: -len(kind)] for kind in _TYPES if name.lower().endswith(kind)), name)
 
 
 def _filled(boxes: list[Box], shape: tuple[int, ...], slices: np.ndarray, is_volume: bool, source: Path) -> np.ndarray:

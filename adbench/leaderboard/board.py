@@ -183,6 +183,7 @@ class Board:
         differences: the leader of each rank against every entry ranked below it, by key.
         unranked: why there are no ranks; empty when there are.
         mark: start of the hash of its test slices, where another board beside it has the same name; see :func:`tell_apart`.
+        more: metrics that are columns beside those of every board, where some entry has them.
     """
 
     test_set: TestSet
@@ -191,10 +192,12 @@ class Board:
     differences: list[Difference] = field(default_factory=list)
     unranked: str = ""
     mark: str = ""
+    more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Label the rows by what tells them apart, see :func:`adbench.results.names.row_names`."""
-        named = row_names([entry.record for entry in self.entries], seeds=not self.pooled)
+        records, submitters = [entry.record for entry in self.entries], [entry.submitters for entry in self.entries]
+        named = row_names(records, seeds=not self.pooled, submitters=submitters)
         for entry, name in zip(self.entries, named, strict=True):
             entry.label, entry.differs = name.label, name.differs
         self.sort()
@@ -240,8 +243,8 @@ class Board:
 
     @cached_property
     def extra(self) -> list[str]:
-        """The metrics of the protocol, and those that some entry was asked for."""
-        return extra_metrics(self._records)
+        """The metrics of the protocol, those that some entry was asked for, and :attr:`more`."""
+        return extra_metrics(self._records, self.more)
 
     @property
     def _records(self) -> list[Record]:
@@ -356,11 +359,12 @@ class Board:
         return pd.DataFrame(self.rows()).astype({"rank": "Int64"})
 
 
-def run_boards(records: Iterable[Record]) -> list[Board]:
+def run_boards(records: Iterable[Record], more: tuple[str, ...] = ()) -> list[Board]:
     """Runs in boards, one a row. Of several records of one run the newest counts, with the optional metrics of all.
 
     Args:
         records: of any runs.
+        more: metrics that are columns beside those of every board.
     """
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: record.created):
@@ -370,7 +374,7 @@ def run_boards(records: Iterable[Record]) -> list[Board]:
     for record in newest.values():
         groups.setdefault(test_set(record), []).append(Entry(record.run_key, [record], [], record.metrics))
     ordered = sorted(groups.items(), key=lambda group: (group[0][:4], _fold(group[1][0].record), group[0]))
-    return tell_apart([Board(where, entries, pooled=False) for where, entries in ordered])
+    return tell_apart([Board(where, entries, pooled=False, more=more) for where, entries in ordered])
 
 
 def _fold(record: Record) -> int:
@@ -410,9 +414,9 @@ def _conformance(record: Record) -> str:
     return method.conformance or "not said"
 
 
-def extra_metrics(records: Sequence[Record]) -> list[str]:
-    """The metrics beside :data:`HEADLINE` in tables of some records of one protocol: its own, and those that were asked for."""
+def extra_metrics(records: Sequence[Record], more: Iterable[str] = ()) -> list[str]:
+    """The metrics beside :data:`HEADLINE` in tables of some records of one protocol: its own, those that were asked for, ``more``."""
     protocol = records[0].protocol
     known = PROTOCOLS.get(str(protocol["name"]))
-    names = dict.fromkeys([*(known.columns if known else ()), *protocol.get("metrics", ()), *asked(*records)])
+    names = dict.fromkeys([*(known.columns if known else ()), *protocol.get("metrics", ()), *asked(*records), *more])
     return [name for name in names if name not in HEADLINE]

@@ -172,11 +172,12 @@ def published(path: str, submission: Submission, *, lean: bool = False) -> Publi
         ) from None
 
 
-def boards(results: Iterable[Published]) -> list[Board]:
+def boards(results: Iterable[Published], more: tuple[str, ...] = ()) -> list[Board]:
     """Published results in boards: the seeds of a method together, ranked.
 
     Args:
         results: from :func:`read_all`.
+        more: metrics that are columns beside those of every board.
 
     Raises:
         UserError: results contradict each other.
@@ -187,7 +188,7 @@ def boards(results: Iterable[Published]) -> list[Board]:
     found = []
     for where, group in sorted(groups.items()):
         try:
-            found.append(_ranked(where, group))
+            found.append(_ranked(where, group, more))
         except (ValueError, KeyError, TypeError, IndexError, ArithmeticError) as error:
             raise UserError(
                 f"The results of {where.protocol} on {where.dataset} {where.modality} contradict themselves ({error!r}): "
@@ -196,8 +197,8 @@ def boards(results: Iterable[Published]) -> list[Board]:
     return tell_apart(found)
 
 
-def _ranked(where: TestSet, group: Mapping[str, list[Published]]) -> Board:
-    extra = extra_metrics([seed.record for seeds in group.values() for seed in seeds])
+def _ranked(where: TestSet, group: Mapping[str, list[Published]], more: tuple[str, ...]) -> Board:
+    extra = extra_metrics([seed.record for seeds in group.values() for seed in seeds], more)
     entries, samples = [], {}
     for key, seeds in group.items():
         seeds.sort(key=lambda seed: (seed.record.seed, seed.path))
@@ -215,7 +216,7 @@ def _ranked(where: TestSet, group: Mapping[str, list[Published]]) -> Board:
                 seeds[0].owners,
                 brackets=_bracket(records),
             )
-    board = Board(where, entries, pooled=True)
+    board = Board(where, entries, pooled=True, more=more)
     _rank(board, samples)
     return board
 

@@ -24,15 +24,17 @@ class RowName:
     differs: dict[str, Any]
 
 
-def row_names(records: Sequence[Record], *, seeds: bool = False) -> list[RowName]:
+def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Sequence[str] = ()) -> list[RowName]:
     """A name for each row: method and preset, then whatever other rows of them differ in.
 
-    Parameters come first, then what they learned from. Rows that are the same in all of this differ in their code: the
-    version says which, else the time they were made; a key is added to these as the last resort.
+    Parameters come first, then what they learned from. Rows that are the same in all of this differ in whose they are, or in
+    their code: submitter, author of the weights or version say which, else the time they were made; a key is added to
+    these as the last resort.
 
     Args:
         records: one of each row.
         seeds: rows differ in their seed too, which stands in a column of its own.
+        submitters: who submitted each row, "" where nobody says so; none: nobody does.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for place, record in enumerate(records):
@@ -40,13 +42,14 @@ def row_names(records: Sequence[Record], *, seeds: bool = False) -> list[RowName
     found: dict[int, RowName] = {}
     for (method, preset), places in groups.items():
         group = [records[place] for place in places]
-        for place, differs, tail in zip(places, *_apart(group, seeds), strict=True):
+        whose = [submitters[place] if submitters else "" for place in places]
+        for place, differs, tail in zip(places, *_apart(group, whose, seeds), strict=True):
             label = " ".join(part for part in (f"{method} [{preset}]", params_text(differs), tail) if part)
             found[place] = RowName(label, differs)
     return [found[place] for place in range(len(records))]
 
 
-def _apart(group: Sequence[Record], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """What tells the rows of one method and preset apart: their parameters, and words for what these do not tell."""
     differs = differing([one.method.params for one in group])
     for name in {one.train.name for one in group}:  # parameters of another dataset are no difference of value
@@ -62,20 +65,22 @@ def _apart(group: Sequence[Record], seeds: bool) -> tuple[list[dict[str, Any]], 
     for twice in [name for name, times in Counter(names).items() if times > 1]:
         same = [place for place, other in enumerate(names) if other == twice]
         for tell in _LAST:
-            told = [tell(group[place]) for place in same]
+            told = [tell(group[place], whose[place]) for place in same]
             if len(set(told)) == len(same):
                 break
         for place, text in zip(same, told, strict=True):
             words[place].append(text)
-    return differs, [" ".join(said) for said in words]
+    return differs, [" ".join(filter(None, said)) for said in words]
 
 
-_LAST: tuple[Callable[[Record], str], ...] = (
-    lambda one: f"v{one.method.version}",
-    lambda one: f"by adbench {one.provenance.get('adbench', '?')}",
-    lambda one: f"made {one.created[:10]}",
-    lambda one: f"made {one.created[:19].replace('T', ' ')}",
-    lambda one: f"made {one.created[:19].replace('T', ' ')} key {one.run_key[:8]}",
+_LAST: tuple[Callable[[Record, str], str], ...] = (
+    lambda one, who: f"v{one.method.version}",
+    lambda one, who: who and f"by {who}",
+    lambda one, who: f"weights by {one.weights.author}" if one.weights else "",
+    lambda one, who: f"by adbench {one.provenance.get('adbench', '?')}",
+    lambda one, who: f"made {one.created[:10]}",
+    lambda one, who: f"made {one.created[:19].replace('T', ' ')}",
+    lambda one, who: f"made {one.created[:19].replace('T', ' ')} key {one.run_key[:8]}",
 )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -23,6 +25,7 @@ from adbench.config.shared_fit import (
     is_shared,
     read_shared,
 )
+from adbench.datasets.io.archive import unpack
 from adbench.errors import UserError
 from adbench.metrics.spec import HEADLINE
 from adbench.results import record as records
@@ -36,17 +39,39 @@ from adbench.utils.limits import RECORD_BYTES
 from adbench.utils.locks import acquire
 from adbench.utils.plain_files import open_plain, read_json
 
+ZIP = ".zip"
 RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with")
 
 
 def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -> SharedFit:
-    """Write the fit of a finished run into a folder that others can use.
+    """Write the fit of a finished run into a folder that others can use, or into one file, ``*.zip``, of the same content.
 
-    The folder ``out`` must not hold anything else. ``author``, ``licence`` and ``link`` are as in :class:`Weights`.
+    The folder ``out`` must not hold anything else. ``author``, ``licence`` and ``link`` are as in :class:`Weights`. Equal fits
+    give equal bytes.
 
     Raises:
-        UserError: the fit was not kept, is somebody else's, holds other files than tensors and JSON; no author or licence.
+        UserError: the fit was not kept, is somebody else's, holds other files than tensors and JSON; no author or licence;
+            ``out`` is there.
     """
+    if out.suffix.lower() != ZIP:
+        return _export(run, out, author=author, licence=licence, link=link)
+    if out.exists():
+        raise UserError(f"{out} is there: give another name with --out, or move it away.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".tmp", dir=out.parent) as name:
+        folder = Path(name) / "fit"
+        shared = _export(run, folder, author=author, licence=licence, link=link)
+        with replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as packed:  # stored: weights hardly shrink
+            for each in (MANIFEST, CARD, *sorted(shared.files)):
+                with (
+                    (folder / each).open("rb") as source,
+                    packed.open(zipfile.ZipInfo(each), "w", force_zip64=True) as file,
+                ):
+                    shutil.copyfileobj(source, file)
+    return shared
+
+
+def _export(run: Path, out: Path, *, author: str, licence: str, link: str) -> SharedFit:
     result = Result(run)
     record, folder = result.record, result.fit_folder
     try:
@@ -85,6 +110,30 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
     }
     write_json(out / MANIFEST, sealed(content))
     return read_shared(out)
+
+
+def bring(given: Path, out: Path) -> SharedFit:
+    """:func:`install` the shared fit in ``given``: a folder, or an archive of one (``export`` writes ``*.zip``; tar will do).
+
+    The archive is unpacked beside its place, within the limits of all archives, and only what the manifest
+    names is taken from it.
+
+    Raises:
+        UserError: it holds no shared fit, or several; see :func:`adbench.datasets.io.archive.unpack` and :func:`install`.
+    """
+    if not given.is_file():
+        return install(read_shared(given), out)
+    out.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=".tmp", dir=out) as name:
+        unpack(given, Path(name))
+        found = [path.parent for path in sorted(Path(name).rglob(MANIFEST))]
+        if len(found) != 1:
+            held = f"{len(found)} shared fits: import one" if found else f"no shared fit: there is no {MANIFEST} in it"
+            raise UserError(f"{given} holds {held}.")
+        try:
+            return install(read_shared(found[0]), out)
+        except UserError as error:  # the folder is gone when this is read
+            raise UserError(str(error).replace(str(found[0].absolute()), str(given))) from None
 
 
 def install(shared: SharedFit, out: Path) -> SharedFit:

@@ -75,6 +75,23 @@ def test_blocks_alone_and_flags_on_top(written: Written) -> None:
     assert names(found) == [("histeq", 5)]
 
 
+def test_a_grid_can_be_narrowed(written: Written) -> None:
+    """What it sets for, and excludes of, what flags leave out goes with that."""
+    content: dict[str, Any] = {
+        "method": ["histeq", "zscore", "ae", "asymmetry"],
+        "seed": [0, 1],
+        "set": {"zscore": {"sigma": 2}, "ae": {"steps": 5}, "asymmetry": {"sigma": 1}},
+        "exclude": [{"method": ["histeq", "zscore", "asymmetry"], "seed": 1}],
+        "include": [{"method": "zscore", "seed": 7}],
+    }
+    assert names(written({"method": ("ae",)}, **content)) == [("ae", 0), ("ae", 1), ("zscore", 7)]
+    found = grid.cells(written({"method": ("histeq",), "seed": (0,)}, **content))
+    assert [(cell.method, cell.params.sigma) for cell in found] == [("histeq", 3), ("zscore", 2)]
+    assert names(written({"method": ("histeq",)}, **content)) == [("histeq", 0), ("zscore", 7)]
+    with pytest.raises(UserError, match="Unknown scope 'aee'"):
+        grid.cells(written({"method": ("histeq",)}, **content | {"set": {"aee": {"steps": 5}}}))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import nibabel
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 import small_brats
 from PIL import Image
+from scipy import ndimage
 
 from adbench.datasets.export import export_case, export_stack, original_volume, prepared_volume
-from adbench.datasets.geometry import Geometry, matrix
+from adbench.datasets.geometry import Geometry, matrix, resample
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
@@ -125,3 +127,20 @@ def test_slices_without_a_volume(tmp_path: Path) -> None:
     assert nibabel.load(path).shape[:2] == store.shape[::-1]  # type: ignore[attr-defined]
     with pytest.raises(UserError, match="come from no volume"):
         export_stack(store, case.id, scores, tmp_path, space="original")
+
+
+def test_whole_steps_are_copies() -> None:
+    """Axes in any order and direction, beyond the edges too: what interpolation gives, bit by bit."""
+    rng = np.random.default_rng(0)
+    for turn in itertools.permutations(range(3)):
+        for signs in itertools.product((-1, 1), repeat=3):
+            array = rng.normal(size=(5, 6, 7)).round().astype(np.float32)
+            move = np.zeros((4, 4))
+            move[range(3), turn], move[3, 3] = signs, 1
+            ends = zip(signs, array.shape, rng.integers(-3, 4, 3), strict=True)
+            move[:3, 3] = [offset if sign > 0 else size - 1 + offset for sign, size, offset in ends]
+            shape = (4, 8, 6)
+            expected = ndimage.affine_transform(
+                array, move[:3, :3], move[:3, 3], shape, order=1, output=np.float32, mode="grid-constant"
+            )
+            assert resample(array, move, shape, linear=True).tobytes() == expected.tobytes()

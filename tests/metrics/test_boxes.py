@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from adbench.errors import UserError
-from adbench.evaluation.map_files import CaseFolder
+from adbench.evaluation.map_files import Box, CaseFolder, read_boxes
 from adbench.metrics.base import Subject
 from adbench.metrics.boxes import BoxAP, BoxF1, average_precision, boxes, hits
 from adbench.metrics.histogram import ScoreHistogram
@@ -114,6 +114,20 @@ def test_boxes_of_a_table_fill_slices_and_are_scored(tmp_path: Path, cli: Callab
 
 
 @pytest.mark.parametrize(
+    "text",
+    [
+        "File;Slice;X;Y;Width;Height\na.png;0;1,5;2;3;4\n",
+        " CASE \tx\ty\twidth\theight\na\t1.5\t2\t3\t4\n",
+        'case,file,x,y,width,height,note\na,a.PNG,1.5,2,3,4,"left, new"\n',
+        "file,case,x,y,width,height\n,a,1.5,2,3,4\na\n",
+    ],
+)
+def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
+    (tmp_path / "boxes.csv").write_text(text)
+    assert read_boxes(tmp_path / "boxes.csv") == {"a": [Box(2, 0, 1.5, 2.0, 3.0, 4.0)]}
+
+
+@pytest.mark.parametrize(
     ("text", "message"),
     [
         ("file,x,y,width\na,1,1,1\n", "lacks the column height"),
@@ -127,6 +141,11 @@ def test_boxes_of_a_table_fill_slices_and_are_scored(tmp_path: Path, cli: Callab
         ),
         ("file,slice,x,y,width,height\nzz,0,1,1,5,2\n", "1 cases of .* have no map: zz"),
         ("file,slice,x,y,width,height\n", "holds no box"),
+        ("", "lacks the column file, x, y, width, height"),
+        ("file,x,X,y,width,height\na,1,1,1,1,1\n", "has the column x twice"),
+        ("file,case,x,y,width,height\na,b,1,1,1,1\n", "row 2: the box is of file 'a' and case 'b'"),
+        ("file,case,x,y,width,height\n,,1,1,1,1\n", "row 2: the box is of no file"),
+        ("file,x,y,width,height\na,1;5,1,1,1\n", "row 2: slice nothing, x 1;5,"),
     ],
 )
 def test_a_wrong_table_is_named_by_row(tmp_path: Path, text: str, message: str) -> None:

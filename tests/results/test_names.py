@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from adbench.config.shared_fit import Weights
 from adbench.leaderboard import submission
 from adbench.results.names import row_names
 from adbench.results.record import Record
@@ -63,3 +64,13 @@ def test_code_and_time_before_keys(record: Record) -> None:
     twin = changed(record, run_key="f" * 64)
     assert labels(record, twin)[1].endswith("key ffffffff")
     assert len(set(labels(record, twin, later, hour))) == 4
+
+
+def test_submitter_and_weights_before_time(record: Record) -> None:
+    later = changed(record, created="2031-02-03T04:05:06+00:00")
+    named = row_names([record, later, later], submitters=["", "A. Person", "B. Person"])
+    assert [name.label for name in named] == [f"histeq [tiny]{end}" for end in ("", " by A. Person", " by B. Person")]
+    weights = Weights(author="C. Person", licence="cc-by-4.0")
+    assert labels(record, changed(later, weights=weights))[1] == "histeq [tiny] weights by C. Person"
+    named = row_names([record, later], submitters=["A. Person", "A. Person"])
+    assert named[1].label == "histeq [tiny] made 2031-02-03"

@@ -6,6 +6,7 @@ import base64
 import json
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -165,6 +166,60 @@ def test_a_manifest_that_lies(cli: Cli, made: api.Run, own: Path, tmp_path: Path
     code, _, err = cli("run", "--fit", tmp_path, "--dataset", "folder", "--data-root", data, "--out", tmp_path / "out")
     assert code == 2
     assert "holds no shared fit" in err
+
+
+def test_one_file_goes_and_comes_back(cli: Cli, made: api.Run, exported: Path, tmp_path: Path) -> None:
+    one, again, out = tmp_path / "new" / "ae.zip", tmp_path / "again.zip", tmp_path / "out"
+    for path in (one, again):
+        assert cli("fit", "export", made.folder, "--out", path, *WHO, "--link", "https://example.org")[0] == 0
+    assert one.read_bytes() == again.read_bytes()
+    assert list(one.parent.iterdir()) == [one]
+    code, _, err = cli("fit", "import", one, "--out", out)
+    assert code == 0, err
+    (row,) = shared_fits.listed(out)
+    assert row["author"] == "A. Researcher"
+    assert read_shared(Path(row["folder"])).weights == read_shared(exported).weights
+    assert [path.name for path in out.iterdir()] == ["fits"]
+    for command in (
+        ("fit", "export", made.folder, "--out", one, *WHO),
+        ("predict", "--run", one, "--images", tmp_path, "--out", out),
+        ("run", "--fit", one, "--dataset", "phantom", "--out", out),
+    ):
+        code, _, err = cli(*command)
+        assert code == 2
+        assert "is there: give another name" in err or "fit import" in err
+
+
+def _zipped(path: Path, files: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in files.items():
+            packed.writestr(name, content)
+    return path
+
+
+def test_strangers_archives_are_data(exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {p.relative_to(exported).as_posix(): p.read_bytes() for p in exported.rglob("*") if p.is_file()}
+    more = {f"ae/{name}": content for name, content in files.items()} | {"ae/x.pkl": b"\x80\x04cos\nsystem\n"}
+    brought = shared_fits.bring(
+        _zipped(tmp_path / "more.zip", more), tmp_path / "runs"
+    )  # zipped again, with more beside it
+    assert not list(brought.folder.rglob("*.pkl"))
+    twice = {f"{folder}/{MANIFEST}": b"{}" for folder in ("a", "b")}
+    for name, content, message in (
+        ("none", {"a.txt": b"a"}, r"none\.zip holds no shared fit"),
+        ("two", twice, "holds 2 shared fits: import one"),
+        ("out", {"../../evil.json": b"{}"}, "not to be trusted"),
+        ("changed", files | {"model.safetensors": bytes(8)}, r"changed\.zip/model\.safetensors was changed"),
+    ):
+        with pytest.raises(UserError, match=message):
+            shared_fits.bring(_zipped(tmp_path / f"{name}.zip", content), tmp_path / "others")
+    monkeypatch.setattr("adbench.config.shared_fit.FIT_BYTES", Limit("FIT_BYTES", 1000, "bytes"))
+    with pytest.raises(UserError, match="ADBENCH_MAX_FIT_BYTES"):
+        shared_fits.bring(tmp_path / "more.zip", tmp_path / "others")
+    assert list((tmp_path / "others").iterdir()) == []
+    (tmp_path / "text.zip").write_text("no archive")
+    with pytest.raises(UserError, match="is no tar or zip archive"):
+        shared_fits.bring(tmp_path / "text.zip", tmp_path / "others")
 
 
 class _Hub(BaseHTTPRequestHandler):
