@@ -40,7 +40,7 @@ def predict(
     """Score scans that nobody has labelled with the fit, the preparation and the threshold of a finished run.
 
     Writes anomaly maps, pseudo-healthy images and masks on each scan's own grid, and summary.csv. Interrupted, it goes on
-    with the scans that are missing. One that cannot be read is named at the end (exit code 1). Research use only: nothing here is a diagnosis.
+    with the scans that are missing. One that cannot be read or scored is named at the end (exit code 1). Research use only: nothing here is a diagnosis.
     """
     from adbench.api import load
     from adbench.evaluation.predict import SUMMARY, ScansFailed
@@ -61,7 +61,7 @@ def predict(
         complain(why)
     if failed:
         complain(
-            f"{len(failed)} of {len(failed) + len(found)} scans could not be read; the others are in {out / SUMMARY}."
+            f"{len(failed)} of {len(failed) + len(found)} scans have no answer; the others are in {out / SUMMARY}."
         )
         raise typer.Exit(1)
 

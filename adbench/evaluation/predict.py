@@ -5,9 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from adbench.datasets.preprocessing.recipe import RecipeParams
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.prepare import CasesFailed, prepare
 from adbench.datasets.store.slice_store import SliceStore
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, in_words, unknown
 from adbench.evaluation.volume_files import VolumeFiles, label
 from adbench.methods.base import Method
 from adbench.metrics.lesion import breaks, components
@@ -41,9 +41,11 @@ from adbench.results.record import Record
 from adbench.runner.fit import fitted, load_fit, seed_everything
 from adbench.runner.inference import ScoredVolume, score_volumes
 from adbench.utils import compute, limits, seeds, threads
+from adbench.utils.console import printable
 from adbench.utils.files import replacing, write_json, write_text
 from adbench.utils.hashing import digest
 from adbench.utils.plain_files import read_json
+from adbench.utils.signals import insisting
 
 log = logging.getLogger("adbench")
 DRAWN_SIDE = 256  # px of volumes when the size is not stated
@@ -85,7 +87,7 @@ class Prediction:
 
 
 class ScansFailed(UserError):
-    """Some scans could not be read; all others were answered.
+    """Some scans could not be read or scored; all others were answered.
 
     Attributes:
         found: what was found in the others.
@@ -94,7 +96,7 @@ class ScansFailed(UserError):
 
     def __init__(self, found: list[Prediction], why: Mapping[str, str]) -> None:
         self.found, self.why = found, why
-        super().__init__(f"{len(why)} of {len(why) + len(found)} scans could not be read: {' '.join(why.values())}")
+        super().__init__(f"{len(why)} of {len(why) + len(found)} scans have no answer: {' '.join(why.values())}")
 
 
 def load_method(record: Record, folder: Path, device: str, progress: Progress | None = None) -> Method | None:
@@ -156,26 +158,34 @@ def predict(
             f"The code of {record.method.name} has changed since the run: its maps may differ from those measured."
         )
     store, failed = _prepared(dataset, modality, Path(cache), progress)
-    for text in (*said, *(f"{case}: no slice with brain, left out." for case in store.empty_cases)):
+    failed |= {case: f"{case}: there is no slice with brain in it." for case in store.empty_cases}
+    for text in said:
         log.warning(text)
     cases = {case.id: case for case in dataset.discover(modality)}
     writer = _Writer(record, store, cases, Path(images), Path(out), rule, level, _remarks(store))
     data = LabelledSet(store, np.arange(len(store)))
+    data.domain = "all" if record.protocol.get("domain") == "all" else "brain"
     rows = {case: found for case in data.cases if (found := writer.finished(case)) is not None}
-    left = [index for index, case in enumerate(data.cases) if case not in rows]
+    left = [case for case in data.cases if case not in rows]
+    cause: Exception | None = None  # what the method raised first
     log.info("%d of %d scans are answered from %s.", len(rows), len(data.cases), out)
     if left:
         params = method.params
         with threads.limited(threads.count(method.resources(params).cpus)), compute.applied(method.ctx.device):
             seed_everything(seeds.derive(record.seed, "score"))
-            part = LabelledSet(store, np.flatnonzero(np.isin(data.case_index, left)))
-            for volume in score_volumes(method, part, method.ctx, f"predict {record.method.name}"):
-                rows[volume.volume] = writer.write(part, volume, domain=str(record.protocol.get("domain", "brain")))
-                _write_summary(Path(out), [rows[case] for case in data.cases if case in rows])
-    every = [rows[case] for case in data.cases]
-    _write_summary(Path(out), every)
+            for case, scored in _scored(method, store, data, left):
+                if isinstance(scored, Exception):
+                    cause = cause or scored
+                    failed[case] = f"{case}: {in_words(scored)}"
+                else:
+                    rows[case] = writer.write(data, scored)
+                _write_summary(Path(out), [rows[case] for case in data.cases if case in rows], failed)
+    every = [rows[case] for case in data.cases if case in rows]
+    _write_summary(Path(out), every, failed)
+    if cause is not None and not every:
+        raise cause
     if failed:
-        raise ScansFailed(every, failed)
+        raise ScansFailed(every, failed) from cause
     return every
 
 
@@ -194,6 +204,34 @@ def _prepared(
             raise
         dataset.unreadable = frozenset(error.why)
         return prepare(dataset, modality, cache, progress), error.why
+
+
+def _scored(
+    method: Method, store: SliceStore, data: LabelledSet, cases: Sequence[str]
+) -> Iterator[tuple[str, ScoredVolume | Exception]]:
+    """Each of ``cases`` with its maps, or why it has none; ``data`` is all of ``store``.
+
+    Batches cross scans, until the method fails at one of them: from then on each scan has its own.
+    """
+    left, alone = list(cases), False
+    while left:
+        group = left[:1] if alone else left.copy()
+        where = np.flatnonzero(np.isin(data.case_index, [data.cases.index(case) for case in group]))
+        volumes = score_volumes(method, LabelledSet(store, where), method.ctx, f"predict {method.name}")
+        try:
+            while True:
+                with insisting():
+                    volume = next(volumes, None)
+                if volume is None:
+                    break
+                left.remove(volume.volume)
+                volume = replace(volume, positions=where[volume.positions])
+                finite = np.isfinite(volume.maps[data.counted(volume.positions)]).all()
+                yield volume.volume, volume if finite else UserError("its scores hold NaN or infinite values.")
+        except (Exception, SystemExit) as error:  # a plug-in may raise anything
+            if alone:
+                yield left.pop(0), error if isinstance(error, Exception) else RuntimeError(f"SystemExit: {error.code}")
+            alone = True
 
 
 def choose_threshold(record: Record, wanted: str | float) -> tuple[str, float]:
@@ -327,11 +365,11 @@ class _Writer:
             )
         return found
 
-    def write(self, data: LabelledSet, volume: ScoredVolume, *, domain: str) -> Prediction:
+    def write(self, data: LabelledSet, volume: ScoredVolume) -> Prediction:
         """Write the files of one scan, the one that says it is complete last."""
         case, maps = volume.volume, volume.maps
         brain = data.brains(volume.positions)
-        counted = brain if domain == "brain" else np.ones_like(brain)
+        counted = data.counted(volume.positions)
         mask = (maps >= self._level) & counted
         slices = data.slice_numbers[volume.positions].tolist()
         arrays = {"anomaly": maps, "recon": volume.reconstructions, "mask": mask, "brain": brain}
@@ -454,19 +492,19 @@ def _figures(mask: np.ndarray, slices: Sequence[int], ml: float | None) -> dict[
     }
 
 
-def _write_summary(out: Path, rows: Sequence[Prediction]) -> None:
-    """``summary.csv``: a row a scan, in the order of their names."""
+def _write_summary(out: Path, rows: Sequence[Prediction], failed: Mapping[str, str]) -> None:
+    """``summary.csv``: a row a scan, those without an answer last, with the reason as their ``error``."""
     text = io.StringIO()
-    table = csv.DictWriter(text, [field.name for field in fields(Prediction)], lineterminator="\n")
+    table = csv.DictWriter(text, [*(field.name for field in fields(Prediction)), "error"], lineterminator="\n")
     table.writeheader()
-    for row in rows:
-        cells = asdict(row)
+    for cells in (*map(asdict, rows), *({"case": case, "error": why} for case, why in failed.items())):
         table.writerow({name: _cell(value) for name, value in cells.items()})
     write_text(out / SUMMARY, text.getvalue())
 
 
 def _cell(value: Any) -> Any:
-    """A name that a spreadsheet would take for a formula is quoted."""
+    """A name that a spreadsheet would take for a formula is quoted, and control characters are spelled out."""
     if isinstance(value, float):
         return f"{value:.6g}"
+    value = printable(value) if isinstance(value, str) else value
     return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value

@@ -168,9 +168,9 @@ class Run(Result):
             One a scan, in the order of their names.
 
         Raises:
-            ScansFailed: some scans cannot be read; all others were answered, and are its ``found``.
-            UserError: no fit, no such threshold; scans of another modality, with skull where none can be taken away, or
-                larger than the grid of the run; no scan that can be read.
+            ScansFailed: some scans cannot be read or scored; all others were answered, and are its ``found``.
+            UserError: no fit, no such threshold; scans of another modality; no scan that can be read.
+            Exception: what the method raises, where it can score none.
         """
         method = self.method()
         if method is None:

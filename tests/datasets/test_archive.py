@@ -201,6 +201,15 @@ def test_a_nested_archive_is_pointed_at(tar: Path, tmp_path: Path) -> None:
     assert len(layouts.dataset(BraTS21, tmp_path / "out").discover("T1")) == 3
 
 
+def test_an_endless_name_in_a_zip_is_not_repeated(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as file:
+        file.writestr("deep/" * 200 + "a.nii", b"voxels")
+    with pytest.raises(UserError, match="name has 1005 characters") as refused:
+        unpack(tmp_path / "a.zip", tmp_path / "out")
+    assert len(str(refused.value)) < 500
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_a_name_that_is_there_twice(tmp_path: Path, kind: str) -> None:
     """Twice the same is one file; with other content, nothing says which is meant."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import sys
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -12,13 +14,16 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 
 import adbench
 from adbench import api
+from adbench.datasets.slices import SliceBatch
 from adbench.errors import UserError
 from adbench.evaluation.predict import ScansFailed
+from adbench.methods.simple import HistEq
 from adbench.runner.fit import FIT
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -179,13 +184,48 @@ def test_a_scan_that_cannot_be_read_is_its_own_failure(cli: Cli, run: api.Run, s
         assert all(
             f"{row['case']}.nii.gz" in row["error"] and row["error"] in " ".join(err.split()) for row in rows[2:]
         )
-        assert "4 of 6 scans could not be read" in err
-    assert len((tmp_path / "out" / "summary.csv").read_text().splitlines()) == 3
+        assert "4 of 6 scans have no answer" in err
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        table = [(row["case"], row["voxels"], row["error"]) for row in csv.DictReader(file)]
+    assert table[:2] == [(one.case, str(one.voxels), "") for one in whole]
+    assert table[2:] == [(row["case"], "", row["error"]) for row in rows[2:]]
     for number in (4, 5):
         (scans / f"p{number}.nii.gz").unlink()
     code, _, err = cli("predict", "--run", run.folder, "--images", scans, "--out", tmp_path / "none")
     assert code == 2
     assert "a.nii.gz is not a NIfTI file" in err
+
+
+@pytest.mark.parametrize("harm", ["raises", "exits", "gives NaN"])
+def test_a_scan_that_the_method_fails_at_is_its_own_failure(
+    run: api.Run, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    """Both scans are in one batch."""
+    (whole, _) = run.predict(scans, tmp_path / "whole")
+    honest = HistEq.score
+
+    def score(self: HistEq, batch: SliceBatch) -> torch.Tensor:
+        if "p5" in batch.subjects and harm == "raises":
+            raise OSError("no such slice")
+        if "p5" in batch.subjects and harm == "exits":
+            sys.exit(0)
+        fifth = torch.tensor([subject == "p5" for subject in batch.subjects])[:, None, None, None]
+        return honest(self, batch).masked_fill(fifth, math.nan)
+
+    monkeypatch.setattr(HistEq, "score", score)
+    said = {"raises": "p5: OSError: no such slice", "exits": "p5: RuntimeError: SystemExit: 0"}
+    with pytest.raises(ScansFailed) as failed:
+        run.predict(scans, tmp_path / "out")
+    assert failed.value.found == [whole]
+    assert failed.value.why == {"p5": said.get(harm, "p5: its scores hold NaN or infinite values.")}
+    (scans / "p4.nii.gz").unlink()
+    with pytest.raises(
+        Exception, match=r"no such slice|SystemExit|NaN"
+    ) as alone:  # none is answered: the method is wrong
+        run.predict(scans, tmp_path / "alone")
+    assert not isinstance(alone.value, ScansFailed)
+    monkeypatch.undo()
+    assert run.predict(scans, tmp_path / "out")[0].case == "p5"
 
 
 @pytest.mark.parametrize(
@@ -249,12 +289,14 @@ def test_slices_come_back_on_their_own_pixels(slices: Path, tmp_path: Path, scan
     np.testing.assert_array_equal(score[clear] >= found.threshold, mask[clear] > 0)
     cut = (tmp_path / "png" / "q-slice_3-FLAIR.png").read_bytes()[:-40]
     (tmp_path / "png" / "s-slice_3-FLAIR.png").write_bytes(cut)
-    with pytest.raises(ScansFailed, match=r"1 of 2 scans could not be read: .*s-slice_3-FLAIR") as failed:
+    (tmp_path / "png" / "t-slice_3-FLAIR.png").write_bytes(b"no header")
+    Image.fromarray(np.full((40, 40), 90, np.uint8)).save(tmp_path / "png" / "l-slice_3-FLAIR.png")
+    with pytest.raises(ScansFailed, match=r"3 of 4 scans have no answer: .*s-slice_3-FLAIR") as failed:
         made.predict(tmp_path / "png", tmp_path / "out")
-    assert (failed.value.found, list(failed.value.why)) == ([found], ["s"])
-    (tmp_path / "png" / "s-slice_3-FLAIR.png").unlink()
-    Image.fromarray(np.full((40, 40), 90, np.uint8)).save(tmp_path / "png" / "q-slice_4-FLAIR.png")
-    with pytest.raises(UserError, match="need 64 x 64 pixels, and the method was fitted to 32 x 32"):
+    assert (failed.value.found, list(failed.value.why)) == ([found], ["l", "s", "t"])
+    assert "l-slice_3-FLAIR.png is 40x40 (height x width), and the method was fitted to 32x32" in failed.value.why["l"]
+    (tmp_path / "png" / "q-slice_3-FLAIR.png").unlink()
+    with pytest.raises(UserError, match="3 of 3 cases of folder could not be prepared"):
         made.predict(tmp_path / "png", tmp_path / "out")
     with pytest.raises(UserError, match=r"say how many mm 32 pixels are with --set dataset\.field_of_view=MM"):
         made.predict(scans, tmp_path / "out")

@@ -215,7 +215,10 @@ class Folder(Dataset):
                 f"The modality is the last word of a file name, as in sub-01-slice_68-{modality}.png."
             )
         masks = self._masks
-        shapes = {read_shape(file.path) for file in images.values()}
+        shapes = set()
+        for file in images.values():
+            with suppress(FileError):  # reported when its turn comes
+                shapes.add(read_shape(file.path))
         white = self._white(modality)
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
         roles = self._drawn(images.values()) | self._dealt(images.values())
@@ -280,7 +283,9 @@ class Folder(Dataset):
         strata: dict[str, str] = {}
         for file in files if p.folds else ():
             if file.split != "train" and (mask := masks.get(file.slice)) is not None:
-                drawn, who = read_mask(mask, file.path, read_shape(file.path)).any(), person(file.subject)
+                drawn, who = False, person(file.subject)
+                with suppress(FileError):  # reported when its turn comes
+                    drawn = bool(read_mask(mask, file.path, read_shape(file.path)).any())
                 strata[who] = strata.get(who) or ("lesion" if drawn else "")
         return assign(strata, 0.5, 0.5, p.split_seed, "folder", p.folds, p.fold) if strata else {}
 

@@ -15,11 +15,12 @@ from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
 from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import STRIPPED
-from adbench.datasets.base import Case, Dataset
+from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.geometry import to_ras, zooms
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.file_index import find_files
 from adbench.datasets.io.filename_patterns import LESION, UNCLEAR, Named
+from adbench.datasets.io.png import read_shape
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume
 from adbench.errors import UserError
@@ -140,21 +141,26 @@ class UnlabelledSlices(_Scans, Folder):
         return {BRAIN_SLICE: {f.slice: f.path for f in self._files if f.kind == BRAIN_SLICE}, LESION_SLICE: {}}
 
     def found(self, modality: str) -> list[Case]:
-        """As of a folder, on the given grid.
-
-        Raises:
-            UserError: a slice is larger than the grid.
-        """
+        """As of a folder, on the given grid."""
         cases = super().found(modality)
         if self.params.size is not None:
             return cases
-        for case in cases:
-            if case.extra["side"] > self._side:
-                raise UserError(
-                    f"The slices in {self.root} need {case.extra['side']} x {case.extra['side']} pixels, and the method was "
-                    f"fitted to {self._side} x {self._side}: bring them to its pixel size and field of view first."
-                )
         return [replace(case, extra={**case.extra, "side": self._side}) for case in cases]
+
+    def load(self, case: Case, modality: str) -> Stack:
+        """As of a folder.
+
+        Raises:
+            UserError: also where a slice is larger than the grid.
+        """
+        side = case.extra["side"]
+        for _, path, *_ in case.extra["slices"]:
+            if max(shape := read_shape(path)) > side:
+                raise UserError(
+                    f"{path} is {shape[0]}x{shape[1]} (height x width), and the method was fitted to {side}x{side}: bring it "
+                    "to its pixel size and field of view first."
+                )
+        return super().load(case, modality)
 
     def recipe(self) -> dict[str, Any]:
         """Also the grid."""

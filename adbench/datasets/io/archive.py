@@ -32,6 +32,7 @@ PARTIAL = (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp", ".
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".gpg", ".enc")
 _ENCRYPTED = (b"Salted__", b"U2FsdGVkX1")  # openssl enc, raw and base64
 _COMPRESSED = (b"\x1f\x8b", b"PK", b"BZ", b"\xfd7zXZ\0")
+_NAME = 500  # characters of a file's name in an archive, its folders included
 _BLOCK = 1 << 20
 _HEADER = _BLOCK  # the most bytes that the headers of a file in a tar may take, a long name say
 _DICTIONARY = 300_000_000  # bytes of memory that unpacking .xz may take
@@ -263,6 +264,11 @@ def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[
         for name, size, content, done, total in _contents(archive):
             unpacked += size
             limits.check_growth(archive, packed, unpacked)
+            if len(name) > _NAME:
+                raise UserError(
+                    f"{archive} holds a file whose name has {len(name)} characters ({name[:40]!r} ...), where at most {_NAME} "
+                    "are read: it is damaged, or not to be trusted. Get it again."
+                )
             try:
                 target = out / tarfile.data_filter(tarfile.TarInfo(name), str(out)).name
             except tarfile.FilterError:

@@ -10,8 +10,8 @@ MULTIPLE = 32  # a network that halves the grid five times fits every side
 
 
 def square_side(shapes: Iterable[tuple[int, int]], multiple: int = 1) -> int:
-    """The side of the smallest square that holds every shape and is a multiple of ``multiple``, in px."""
-    largest = max(max(shape) for shape in shapes)
+    """The side of the smallest square that holds every shape, and a pixel, and is a multiple of ``multiple``, in px."""
+    largest = max(map(max, shapes), default=1)
     return -(-largest // multiple) * multiple
 
 
