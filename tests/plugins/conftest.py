@@ -14,24 +14,25 @@ import pytest
 def make_environment(folder: Path) -> dict[str, str]:
     """Environment variables of a shell in which ``adbench``, ``pip`` and ``pytest`` work on a new virtual environment.
 
-    It sees every package of the environment that runs the tests, editable ones too.
+    It sees every package of the environment that runs the tests, editable ones too. PACKAGES is where ``pip`` installs.
     """
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     python = folder / "bin" / "python"
-    site = subprocess.run(
+    packages = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True,
         text=True,
         check=True,
     ).stdout.strip()
     outer = sysconfig.get_path("purelib")
-    (Path(site) / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n", encoding="utf-8")
+    (Path(packages) / "outer.pth").write_text(f"import site; site.addsitedir({outer!r})\n", encoding="utf-8")
     for command, module in (("adbench", "adbench.cli"), ("pip", "pip"), ("pytest", "pytest")):
         script = folder / "bin" / command
         script.write_text(f'#!/bin/sh\nexec "{python}" -m {module} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
     return {
         **os.environ,
+        "PACKAGES": packages,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         # Nothing is downloaded: the build backend and the dependencies are those that are there.
         "PIP_NO_BUILD_ISOLATION": "0",

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from commands import shell
 
 from adbench.cli.new import TAKEN, Kind, check_name, files, new_package
 from adbench.errors import UserError
@@ -18,46 +19,46 @@ from adbench.testing import check_metric
 Cli = Callable[..., tuple[int, str, str]]
 
 
-def shell(command: str, folder: Path, environment: dict[str, str]) -> str:
-    done = subprocess.run(
-        ["sh", "-ec", command], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
-    return done.stdout
-
-
 def test_new_method_installs_passes_its_tests_runs_and_is_ranked(
     environment: dict[str, str], slices: Path, tmp_path: Path
 ) -> None:
-    shell("adbench new method my_method && pip install -q -e ./adbench-my-method", tmp_path, environment)
-    (row,) = [
-        r for r in json.loads(shell("adbench list methods --json", tmp_path, environment)) if r["name"] == "my_method"
-    ]
+    # In fresh processes, once: what pip has installed is found.
+    command = "adbench new method my_method && pip install -q -e ./adbench-my-method && adbench list methods --json"
+    listed = subprocess.run(["sh", "-ec", command], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, check=True)
+    (row,) = [r for r in json.loads(listed.stdout) if r["name"] == "my_method"]
     assert (row["origin"], row["problem"]) == ("adbench-my-method 0.1.0", "")
     card = tmp_path / "adbench-my-method" / "src" / "adbench_my_method" / "my_method.md"
     card.write_text("## Cite\n\nAuthor 2026\n\n## Variants\n\n* `components`: few or many\n", encoding="utf-8")
-    described = json.loads(shell("adbench describe my_method --json", tmp_path, environment))["card"]
+
+    def said(line: str) -> str:
+        return shell(line, tmp_path, environment, environment["PACKAGES"])
+
+    described = json.loads(said("adbench describe my_method --json"))["card"]
     assert (described["paper"], described["variants"]) == ("Author 2026", {"components": "few or many"})
-    findings = json.loads(shell("adbench test my_method --json", tmp_path, environment))
+    findings = json.loads(said("adbench test my_method --json"))
     assert len(findings) > 10
     assert not [finding for finding in findings if finding["problem"]]
-    assert "14 passed" in shell("pytest -q adbench-my-method", tmp_path, environment)
-    shell(f"adbench run -q -m my_method,constant -d folder --data-root '{slices}' --device cpu", tmp_path, environment)
-    board = json.loads(shell("adbench leaderboard show --json", tmp_path, environment))["boards"][0]
+    assert "14 passed" in said("pytest -q adbench-my-method")
+    said(f"adbench run -q -m my_method,constant -d folder --data-root '{slices}' --device cpu")
+    board = json.loads(said("adbench leaderboard show --json"))["boards"][0]
     assert [row["method"] for row in board["rows"]] == ["my_method", "constant"]
 
 
 def test_new_dataset_installs_passes_its_tests_and_runs(environment: dict[str, str], tmp_path: Path) -> None:
-    shell("adbench new dataset my_clinic && pip install -q -e ./adbench-my-clinic", tmp_path, environment)
-    assert "2 passed" in shell("pytest -q adbench-my-clinic", tmp_path, environment)
-    made = (
-        "import importlib.util as u; s = u.spec_from_file_location('t', 'adbench-my-clinic/tests/test_my_clinic.py');"
-        "m = u.module_from_spec(s); s.loader.exec_module(m); from pathlib import Path; m.write_volumes(Path('data'))"
-    )
-    shell(f'python -c "{made}"', tmp_path, environment)
-    assert "broken" not in shell("adbench test my_clinic --data-root data", tmp_path, environment)
-    shell("adbench run -q -m histeq -d my_clinic --data-root data --device cpu --out runs", tmp_path, environment)
-    shell("adbench report runs -q --out page --count 1 --nifti original", tmp_path, environment)
+    new_package("dataset", "my_clinic", tmp_path)
+    tests = tmp_path / "adbench-my-clinic" / "tests" / "test_my_clinic.py"
+    made = f"import runpy; runpy.run_path('{tests}')['write_volumes'](__import__('pathlib').Path('data'))"
+    script = f"""
+        pip install -q -e ./adbench-my-clinic
+        pytest -q adbench-my-clinic
+        python -c "{made}"
+        adbench test my_clinic --data-root data
+        adbench run -q -m histeq -d my_clinic --data-root data --device cpu --out runs
+        adbench report runs -q --out page --count 1 --nifti original
+    """
+    said = shell(script, tmp_path, environment, environment["PACKAGES"])
+    assert "2 passed" in said
+    assert "broken" not in said
     assert len(list((tmp_path / "page" / "nifti").rglob("*_space-orig_desc-histeq_anomaly.nii.gz"))) == 3
 
 
