@@ -47,17 +47,18 @@ from adbench.utils import compute
 SLICES = 128
 BATCH = {"cpu": 32, "cuda": 128}  # slices that are scored at a time, as a run does
 LEARN = ("madad", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask", "features")
-COMPILED = {compute.COMPILE: "default"}
+UNCOMPILED = {compute.COMPILE: "off"}
 VARIANTS: dict[str, dict[str, str]] = {  # and what is set in the environment
+    "not compiled": UNCOMPILED,
+    "not compiled, launched one by one": UNCOMPILED,
+    "not compiled, deterministic": UNCOMPILED,
+    "not compiled, float32": UNCOMPILED | {compute.PRECISION: "float32"},
+    "not compiled, TF32": UNCOMPILED | {compute.PRECISION: "tf32"},
     "launched one by one": {},
-    "float32": {compute.PRECISION: "float32"},
-    "TF32": {compute.PRECISION: "tf32"},
-    "compiled": COMPILED,
-    "compiled, cuDNN's choice by trial": COMPILED,
-    "compiled, deterministic": COMPILED,
+    "cuDNN's choice by trial": {},
     "deterministic": {},
     "batch drawn in the step": {},
-    "channels first": {},
+    "not compiled, channels first": UNCOMPILED,
 }
 SHOWN = ("method", "preset", "what", "slices/s", "steps/s", "TFLOP/s", "% of peak", "peak GiB")
 
@@ -157,14 +158,15 @@ def variant(name: str) -> Iterator[None]:
             stack.enter_context(mock.patch.object(owner, attribute, value))
 
         stack.enter_context(mock.patch.dict(os.environ, VARIANTS.get(name, {})))
-        if name == "launched one by one":
+        if name.endswith("launched one by one"):
             put(run, "LAUNCHED", 10**9)
         if name == "batch drawn in the step":
             put(run, "Batches", lambda stage, seed, device: step.Batches(stage, seed, device, ahead=False))
-        if name == "channels first":
+        if name.endswith("channels first"):
             put(run, "memory_layout", lambda device: torch.contiguous_format)
         if name.endswith("by trial"):
-            put(torch.backends.cudnn, "benchmark", True)
+            stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
+            torch.backends.cudnn.benchmark = True
         if name.endswith("deterministic"):
             torch.use_deterministic_algorithms(True, warn_only=True)
             stack.callback(torch.use_deterministic_algorithms, False)
@@ -240,19 +242,24 @@ class Bench:
         parameters = sum(p.numel() for p in stage.module.parameters())
         others = [name for name in VARIANTS if self.clock.cuda and name in self.args.vary]
         naive, naive_step = copy.deepcopy(stage.module), 0
-        flop = 0
+        indices = training.batch_indices(0, stage.name, 0, batch, stage.samples)
+        drawn = stage.draw(indices, training.generator(0))
+
+        def plainly() -> None:  # operations are counted where nothing is compiled or recorded
+            moved = {key: value.to(self.ctx.device) for key, value in drawn.items()}
+            stage.loss(stage.module.to(self.ctx.device), moved, 0).backward()
+
+        flop = operations(plainly)
+        stage.module.zero_grad(set_to_none=True)
         for name in ("", *others):
             with variant(name), training.forked(), compute.applied(self.ctx.device):
-                if name.startswith("compiled") and not stage.plan.pays_to_compile:
-                    continue
                 start = self.clock.now()
                 run, step = run_of()
                 step()
                 first = self.clock.now() - start
-                flop = flop or operations(step)
                 row = self.figures(step, batch, flop)
-                if name in ("", "compiled") and self.args.profile:
-                    self.profile(f"train {stage.name} {name}".strip(), step)
+                if not name and self.args.profile:
+                    self.profile(f"train {stage.name}", step)
                 run.batches.close()
             what = f"train {stage.name}{name and ', ' + name}"
             self.tell({"what": what, **self.steps(row, batch), "first step, s": first, "parameters": parameters})

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -16,6 +17,8 @@ from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.score_bins import as_float
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -116,6 +119,16 @@ def _batches(
         start += len(positions)
 
 
+def _ahead(items: Iterator[T]) -> Iterator[T]:
+    """The items in their order; each is made in a thread while the one before it is used."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, "adbench-score") as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
+
+
 def score_volumes(
     method: Method,
     data: LabelledSet,
@@ -143,7 +156,10 @@ def score_volumes(
     owners = data.case_index
     pending: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
     waiting: str | None = None
-    for positions, maps, recon in _batches(method, data, size, ctx.device, clock or Clock()):
+    batches = _batches(method, data, size, ctx.device, clock or Clock())
+    if ctx.device.startswith("cuda"):  # it computes the next maps while these are counted
+        batches = _ahead(batches)
+    for positions, maps, recon in batches:
         cuts = np.flatnonzero(np.diff(owners[positions])) + 1
         bounds = [0, *cuts.tolist(), len(positions)]
         for low, high in pairwise(bounds):

@@ -5,8 +5,8 @@ GPU has it), ``tf32``, or ``float32``. torch computes the convolutions of "float
 keeps 10 bits of a product: a map's difference of two similar images then is off in its second digit. So TF32 is on when
 ``tf32`` is asked for and off otherwise, also in what surrounds the networks (smoothing, perceptual maps).
 
-``ADBENCH_COMPILE`` is a mode of ``torch.compile`` ("default", "reduce-overhead", ...) for the networks of trainings that are
-long enough to pay for it, on a GPU. CPUs compute in float32, uncompiled. Both settings are in the record; like the device
+``ADBENCH_COMPILE`` is a mode of ``torch.compile`` ("default" where Triton is installed, "off", ...) for the networks of
+trainings that are long enough to pay for it, on a GPU. CPUs compute in float32, uncompiled. Both settings are in the record; like the device
 they are in no key: the run is the same experiment, computed elsewhere.
 """
 
@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import Literal
 
 from adbench.errors import UserError
@@ -60,12 +61,12 @@ def applied(device: str) -> Iterator[None]:
 
 
 def compile_mode(device: str) -> str:
-    """Mode of ``torch.compile`` that the user asks for on ``device``; "off" without one, and on a CPU.
+    """Mode of ``torch.compile`` on ``device``: what the user asks for, else "default"; "off" without Triton, and on a CPU.
 
     Raises:
         UserError: the environment names no mode.
     """
-    said = os.environ.get(COMPILE) or "off"
+    said = os.environ.get(COMPILE) or ("default" if find_spec("triton") else "off")
     if said not in MODES:
         raise UserError(f"{COMPILE}={said} is not one of {', '.join(MODES)}: unset it, or set it to one of them.")
     return said if device.startswith("cuda") else "off"

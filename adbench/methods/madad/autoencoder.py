@@ -13,7 +13,7 @@ from adbench.errors import UserError
 from adbench.methods import training
 from adbench.methods.common import image_ops, perceptual
 from adbench.methods.common.perceptual import Difference
-from adbench.methods.common.preprocess import SliceLoader, pieces
+from adbench.methods.common.preprocess import SliceLoader, autocast, pieces
 from adbench.methods.madad.diffusion import allowed_cells
 from adbench.methods.madad.networks import LatentCodec, kl_divergence, new_codec, pretrained_codec
 
@@ -170,9 +170,10 @@ def encode_all(
                     image, brain = image_ops.augment(
                         image, brain, training.generator(ctx.seed, "madad", name, copy, int(where[0]))
                     )
-                mean, std = codec.encode(image * 2 - 1)
-                means.append(mean.to(keep))
-                stds.append(std.to(keep))
+                with autocast(device):
+                    mean, std = codec.encode(image * 2 - 1)
+                means.append(mean.float().to(keep))
+                stds.append(std.float().to(keep))
                 allowed.append(allowed_cells(brain, (cells, cells), p.block, p.background_share).to(keep))
                 done += 1
                 ctx.progress.update(f"encode {name}", done, len(parts) * (copies + 1))

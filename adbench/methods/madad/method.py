@@ -128,10 +128,14 @@ class MADAD(Method):
             threshold=p.threshold,
             restore=p.unflagged == "restore",
         )
-        latent = latent / self._scale
+        latent = torch.where(latent == mean * self._scale, mean, latent / self._scale)  # unmoved to the last bit
         with autocast(device):
             if p.compare_with == "decoded":
-                repaired, reference = codec.decode(torch.cat([latent, mean])).float().chunk(2)
+                moved = (latent != mean).flatten(1).any(dim=1)  # the others are decoded once: their map is 0
+                decoded = codec.decode(torch.cat([mean, latent[moved]])).float()
+                reference = decoded[: len(mean)]
+                repaired = reference.clone()
+                repaired[moved] = decoded[len(mean) :]
                 return repaired, reference
             return codec.decode(latent).float(), image
 

@@ -15,8 +15,9 @@ from adbench.methods.base import FitReport
 Batch = dict[str, torch.Tensor]
 LOGGED = 20  # logged points of a curve, at least
 VALIDATIONS = 10  # of a stage, about
-# Compiling a UNet takes minutes, and a step that it shortens by tens of percent takes tens of milliseconds.
-COMPILES_FROM_STEPS, COMPILES_FROM_SECONDS = 10_000, 1800.0
+# Compiling a UNet takes about a minute and halves its steps, which take tens of milliseconds.
+COMPILES_FROM_STEPS, COMPILES_FROM_SECONDS = 10_000, 300.0
+RISE = 0.1  # of a wall-clock budget, at most, is warm-up
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Plan:
         optimizer: "adamw" or "adam".
         weight_decay: of AdamW.
         schedule: "cosine" (to 0) or "constant", after the warm-up.
-        warmup: steps of linear warm-up; the first step has ``lr / warmup``, never 0.
+        warmup: steps of linear warm-up; the first step has ``lr / warmup``, never 0. It ends with the first tenth of ``seconds``.
         clip: largest gradient norm; 0 does not clip.
         ema: decay of the exponential moving average of the weights; 0 keeps none.
         accumulate: micro-batches per step, to save memory; doubled when a CUDA device runs out.
@@ -51,8 +52,11 @@ class Plan:
 
     def lr_at(self, step: int, spent: float = 0.0) -> float:
         """Learning rate of optimiser step ``step`` (0-based); ``spent`` is the share of ``seconds`` that is gone."""
-        if step < self.warmup:
-            return self.lr * (step + 1) / self.warmup
+        risen = (step + 1) / self.warmup if step < self.warmup else 1.0
+        if self.seconds is not None:
+            risen = max(risen, spent / RISE)
+        if risen < 1:
+            return self.lr * risen
         if self.schedule == "constant":
             return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup) if self.seconds is None else min(1.0, spent)
