@@ -237,7 +237,9 @@ def line(row: dict[str, Any]) -> str:
 
 def train_all(args: argparse.Namespace, jobs: list[Job], log: Log) -> None:
     """Every job that is not done, ``args.jobs`` at a time, until the time is over."""
-    context = multiprocessing.get_context("forkserver")  # CUDA does not survive a fork; imports are paid once
+    context = multiprocessing.get_context(
+        "spawn" if args.device.startswith("cuda") else "forkserver"
+    )  # CUDA does not survive a fork; imports are paid once
     context.set_forkserver_preload([*PRELOAD, *LIBRARIES])
     end = time.monotonic() + 60 * args.minutes
     waiting = [job for job in jobs if not log.done(job)]

@@ -1,7 +1,7 @@
 """A process of its own for every cell on Ray and every trial of a search, without the seconds that imports take each time.
 
 A fork server (:mod:`multiprocessing`) imports the libraries once and does nothing else: no thread, no GPU, no computation.
-Each cell runs in a fork of it and the fork ends with the cell, so that nothing of one cell (memory, GPU memory, settings, a
+Each cell runs in a fork of it, on a GPU in a new Python, and that ends with the cell, so that nothing of one cell (memory, GPU memory, settings, a
 crash) reaches the next. A cell ends with the process that asked for it, and with the server, and so does all that it has
 started.
 """
@@ -121,14 +121,18 @@ def run_in_process(job: Job) -> Result:
     """
     limit = job.options.time_limit
     try:
-        result: Result = in_process(partial(run_job, job), seconds=limit)
+        result: Result = in_process(partial(run_job, job), seconds=limit, device=job.spec["device"])
     except TookTooLong as error:
         return Result("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
     return result
 
 
 def in_process(
-    work: Callable[[Tell], Any], heard: Callable[[Any], None] = lambda said: None, *, seconds: float | None = None
+    work: Callable[[Tell], Any],
+    heard: Callable[[Any], None] = lambda said: None,
+    *,
+    seconds: float | None = None,
+    device: str = "cpu",
 ) -> Any:
     """What ``work`` gives in a fresh process with the environment of this one.
 
@@ -137,12 +141,14 @@ def in_process(
             that is no interrupt is a death of the process.
         heard: gets in this process what it says. The work waits meanwhile, and is ended when this raises.
         seconds: it may take; None: any.
+        device: it computes on. For a GPU Python starts anew and imports what it needs: CUDA works in no fork of a process in
+            which a library has as much as counted the GPUs.
 
     Raises:
         CellFailed: the process was killed, or ended itself, without a result.
         TookTooLong: that was not over in time.
     """
-    context = multiprocessing.get_context("forkserver")
+    context: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
     context.set_forkserver_preload(PRELOAD)
     pipe, theirs = context.Pipe()
     process = context.Process(target=_run, args=(work, dict(os.environ), theirs))

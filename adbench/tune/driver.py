@@ -169,7 +169,7 @@ class Driver(tune.Callback):
 
         def trial(config: dict[str, Any]) -> None:
             number = int(tune.get_context().get_trial_name())
-            held: Any = {"seconds": options.time_limit, "cores": cores, "memory": fraction}
+            held: Any = {"seconds": options.time_limit, "cores": cores, "memory": fraction, "device": task.cell.device}
             run_apart(folder, number, config, report, **held)
 
         at_once = _slots(portion, cluster)

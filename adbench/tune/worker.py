@@ -53,6 +53,7 @@ def run_apart(
     seconds: float | None,
     cores: int,
     memory: float | None,
+    device: str = "cpu",
 ) -> None:
     """:func:`run_trial` in a process of its own: whatever ends that is the failure of this trial alone.
 
@@ -64,6 +65,7 @@ def run_apart(
         seconds: it may take; None: any.
         cores: threads that it computes with.
         memory: the part of the GPU's memory that it may fill; None: all.
+        device: that it computes on.
 
     Raises:
         CellFailed: it has failed, which was reported, perhaps in an earlier call. A process that died got a second one first.
@@ -77,7 +79,7 @@ def run_apart(
     work = partial(_attempt, folder, number, point, cores, memory)
     for left in reversed(range(ATTEMPTS)):
         try:
-            failed = in_process(work, report, seconds=seconds)
+            failed = in_process(work, report, seconds=seconds, device=device)
             break
         except CellFailed as error:
             if left and not isinstance(error, TookTooLong):

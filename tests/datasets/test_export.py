@@ -119,7 +119,9 @@ def test_slices_without_a_volume(tmp_path: Path) -> None:
 
     (tmp_path / "png").mkdir()
     for index in range(3):
-        Image.fromarray(np.full((20, 20), 90 + index, np.uint8)).save(tmp_path / f"png/p1-slice_{index}-T1.png")
+        Image.fromarray(np.linspace(90 + index, 120, 400).astype(np.uint8).reshape(20, 20)).save(
+            tmp_path / f"png/p1-slice_{index}-T1.png"
+        )
     store = prepare(Folder(FolderParams(), tmp_path / "png"), "T1", tmp_path)
     case = store.cases[0]
     scores = np.random.default_rng(0).random((3, *store.shape))

@@ -191,7 +191,8 @@ def test_shares_beyond_one(tmp_path: Path) -> None:
         ("BraTS-MEN-00000-000/BraTS-MEN-00000-000-t1n.nii.gz", "this looks like BraTS2023 (neither glioma"),
         ("IXI002-Guys-0828-T1.nii.gz", "this looks like IXI (IXI002-Guys-0828-T1.nii.gz); use --dataset ixi"),
         ("sub-r001s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz", "use --dataset atlas"),
-        ("patient07_flair.nii.gz", "None of the 1 NIfTI files"),
+        ("subject07_flair.nii.gz", "None of the 1 NIfTI files"),
+        ("patient07_flair.nii.gz", "this looks like MSLUB"),
         ("slice_1.png", "No NIfTI file in"),
     ],
 )

@@ -60,6 +60,13 @@ def test_learning_rate_warms_up_from_above_zero_and_follows_the_cosine() -> None
     assert plan.lr_at(109) == pytest.approx(0, abs=1e-3)
     assert training.Plan(steps=5, batch=1, lr=0.3).lr_at(0) == 0.3
     assert training.Plan(steps=9, batch=1, lr=0.3, schedule="constant").lr_at(8) == 0.3
+    timed = training.Plan(
+        steps=110, batch=1, lr=1.0, warmup=500, seconds=60
+    )  # the warm-up ends with a tenth of the time
+    assert [timed.lr_at(step, spent) for step, spent in ((4, 0.0), (4, 0.05), (400, 0.05))] == pytest.approx(
+        [0.01, 0.5, 0.802]
+    )
+    assert timed.lr_at(40, 0.5) == pytest.approx(0.5)
 
 
 def test_batches_are_shuffled_passes_and_a_function_of_the_step() -> None:
@@ -336,6 +343,63 @@ def test_a_fit_that_draws_ahead_ends_in_the_same_numbers(monkeypatch: pytest.Mon
     assert threading.active_count() == before
     for one, other in zip(plain.module.parameters(), ahead.module.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+class Replayed:
+    """What a recording does on a GPU, without one: nothing at first, then the same call on inputs that are copied in."""
+
+    made = 0
+
+    def __init__(self, call: Callable[[training.Batch], tuple[torch.Tensor, ...]], inputs: training.Batch) -> None:
+        self.call, self.inputs = call, {name: torch.empty_like(value) for name, value in inputs.items()}
+        Replayed.made += 1
+
+    def __call__(self, inputs: training.Batch) -> tuple[torch.Tensor, ...]:
+        for name, value in inputs.items():
+            self.inputs[name].copy_(value)
+        return self.call(self.inputs)
+
+
+def test_replayed_steps_have_the_numbers_of_launched_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dropout, averages, warm-up and validation included; also when the training is interrupted and continued."""
+    plain, replayed = stage(PLAN), stage(PLAN)
+    expected = training.train_stage(plain, Context())
+    made = training.Run.__init__
+
+    def records(run: training.Run, *args: Any) -> None:
+        made(run, *args)
+        run._records = True
+
+    monkeypatch.setattr(training.Run, "__init__", records)
+    monkeypatch.setattr("adbench.methods.training.run.Recording", Replayed)
+    Replayed.made = 0
+    run = training.Run(stage(PLAN), ctx := Context(workdir=tmp_path))
+    run.stage.module.train()
+    with training.forked():
+        for _ in range(7):
+            run.take_step()
+    run.check()
+    run.save()
+    assert training.train_stage(replayed, ctx).curve[-1] == expected.curve[-1]
+    assert Replayed.made == 2
+    for one, other in zip(plain.module.parameters(), replayed.module.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_what_cannot_be_recorded_is_launched(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    run = training.Run(stage(PLAN), Context())
+    run._records, asked = True, []
+
+    def refuse(*args: object) -> None:
+        asked.append(run.step)
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr("adbench.methods.training.run.Recording", refuse)
+    with training.forked():
+        for _ in range(6):
+            run.take_step()
+    assert (asked, run.step) == ([3], 6)
+    assert "toy: steps are launched one by one, which is slower (operation not permitted" in caplog.text
 
 
 def test_an_error_while_drawing_ahead_reaches_the_step() -> None:

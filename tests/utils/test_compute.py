@@ -100,13 +100,17 @@ def test_training_computes_as_set() -> None:
 @pytest.mark.usefixtures("ampere")
 def test_compiling_is_for_long_trainings_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(compute.COMPILE, raising=False)
+    for there in (True, False):
+        monkeypatch.setattr(compute, "find_spec", lambda name, there=there: there)
+        assert compute.compile_mode("cuda") == ("default" if there else "off")
+    monkeypatch.setenv(compute.COMPILE, "off")
     assert compute.compile_mode("cuda") == "off"
     monkeypatch.setenv(compute.COMPILE, "reduce-overhead")
     assert (compute.compile_mode("cuda"), compute.compile_mode("cpu")) == ("reduce-overhead", "off")
     assert provenance.machine("cpu")["compile"] == "off"
     steps = [training.Plan(steps=n, batch=1, lr=1).pays_to_compile for n in (400, 9_999, 10_000)]
     assert steps == [False, False, True]
-    minutes = [training.Plan(steps=99_999, batch=1, lr=1, seconds=60.0 * n).pays_to_compile for n in (5, 30)]
+    minutes = [training.Plan(steps=99_999, batch=1, lr=1, seconds=60.0 * n).pays_to_compile for n in (4, 5)]
     assert minutes == [False, True]
 
 

@@ -195,6 +195,7 @@ class IndexedVolumes(VolumeDataset):
                 families[known.family].append(path)
         others = {family: paths for family, paths in families.items() if family not in self.families}
         if not groups:
+            others = {} if getattr(self.params, "image_pattern", "") else others  # the names were described, wrongly
             raise nothing_found(
                 self.info.name, self.families, root, found, others, self._expected_there, self._patterned
             )

@@ -52,11 +52,9 @@ class Plan:
 
     def lr_at(self, step: int, spent: float = 0.0) -> float:
         """Learning rate of optimiser step ``step`` (0-based); ``spent`` is the share of ``seconds`` that is gone."""
-        risen = (step + 1) / self.warmup if step < self.warmup else 1.0
-        if self.seconds is not None:
-            risen = max(risen, spent / RISE)
-        if risen < 1:
-            return self.lr * risen
+        if step < self.warmup and (self.seconds is None or spent < RISE):
+            risen = (step + 1) / self.warmup
+            return self.lr * (risen if self.seconds is None else max(risen, spent / RISE))
         if self.schedule == "constant":
             return self.lr
         done = (step - self.warmup) / max(1, self.steps - self.warmup) if self.seconds is None else min(1.0, spent)
