@@ -47,6 +47,12 @@ from adbench.utils import compute
 SLICES = 128
 BATCH = {"cpu": 32, "cuda": 128}  # slices that are scored at a time, as a run does
 LEARN = ("madad", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask", "features")
+# What takes the place of weights that are not installed with adbench: as fast, and a term that is left out.
+NOT_INSTALLED = {
+    "features": {"weights": "random"},
+    "madad": {"ae_perceptual_weight": 0},
+    "reflect": {"ae_perceptual_weight": 0},
+}
 UNCOMPILED = {compute.COMPILE: "off"}
 VARIANTS: dict[str, dict[str, str]] = {  # and what is set in the environment
     "not compiled": UNCOMPILED,
@@ -189,8 +195,8 @@ class Bench:
         self.clock = Clock(args.device, seconds)
         self.cls = registry.load("methods", name)
         sets = {key: value for _, key, value in (run_config.parse_assignment(f"it.{text}") for text in args.set)}
-        if name == "features":
-            sets.setdefault("weights", "random")  # as fast as published ones, which are not installed with adbench
+        for key, value in NOT_INSTALLED.get(name, {}).items():
+            sets.setdefault(key, value)
         self.params = self.cls.resolve(preset, sets)
         side = getattr(self.params, "image_size", 128)
         self.data = prepare(Waves(WaveParams(side=side), None), "FLAIR", folder).healthy("train")
@@ -312,17 +318,6 @@ class Bench:
             if self.args.profile:
                 self.profile("score", whole)
             fast = whole()[0].double().flatten()
-            if self.args.compile_score:
-                for value in vars(method).values():
-                    for network in [value.vae.encoder, value.vae.decoder] if hasattr(value, "vae") else [value]:
-                        if isinstance(network, torch.nn.Module):
-                            network.compile(dynamic=False)
-                start = self.clock.now()
-                whole()
-                first = self.clock.now() - start
-                self.tell(
-                    {"what": "score, compiled", **self.figures(whole, size, flop, warm=1), "first step, s": first}
-                )
             if getattr(method.params, "score", "") == "repair":  # madad: one pass of the mask head instead of ten steps
                 repair = method.params
                 method.params = repair.model_copy(update={"score": "probability"})
@@ -421,7 +416,6 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="spent on each figure at most")
     parser.add_argument("--threads", type=int, default=0, help="of the CPU; default: torch's")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a parameter of the methods")
-    parser.add_argument("--compile-score", action="store_true")
     parser.add_argument("--fast", action="store_true", help="without the naive path")
     parser.add_argument(
         "--vary",
