@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -19,7 +20,7 @@ from adbench.errors import CellFailed
 from adbench.executors import Options
 from adbench.executors.launch import Launch
 from adbench.executors.resources import mark
-from adbench.executors.worker import PRELOAD, Job, run_in_process
+from adbench.executors.worker import PRELOAD, Job, Tell, in_process, run_in_process
 from adbench.results import rundir
 from adbench.runner.plan import Plan
 from adbench.utils.processes import exit_reason
@@ -54,6 +55,24 @@ def test_a_cell_gets_a_process_of_its_own_from_one_server(grid: Callable[..., La
     # One thread, or a fork might find a lock that stays closed. (pyarrow's allocator has one and minds forks itself.)
     tasks = [Path(f"/proc/{server.pid}/task/{t.id}/comm").read_text().strip() for t in server.threads()]
     assert len([name for name in tasks if name != "jemalloc_bg_thd"]) == 1
+
+
+def _parent(tell: Tell) -> int:
+    tell("begun")
+    return os.getppid()
+
+
+def test_a_gpu_gets_a_new_python_and_no_fork_of_the_server() -> None:
+    heard: list[object] = []
+    assert in_process(_parent, heard.append) == server_of(0).pid
+    assert in_process(_parent, heard.append, device="cuda:0") == os.getpid()
+    assert heard == ["begun", "begun"]
+    with pytest.raises(CellFailed, match="exit code 3"):
+        in_process(partial(_leave, 3), device="cuda")
+
+
+def _leave(code: int, tell: Tell) -> None:
+    os._exit(code)
 
 
 def test_a_cell_has_the_environment_of_the_one_who_asks(
