@@ -16,13 +16,13 @@ from board_files import altered
 
 from adbench import api
 from adbench.errors import UserError
-from adbench.leaderboard import encoding
+from adbench.leaderboard import consistency, encoding
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.encoding import EncodedHistograms
 from adbench.leaderboard.submission import Submission, pack
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import froc_thresholds
-from adbench.metrics.thresholds import ThresholdCounts, choose_thresholds
+from adbench.metrics.thresholds import ThresholdCounts, choose_thresholds, healthy_scores
 
 
 def histograms(seed: int, subjects: int = 5, voxels: int = 500, dtype: str = "float32") -> SubjectHistograms:
@@ -33,6 +33,18 @@ def histograms(seed: int, subjects: int = 5, voxels: int = 500, dtype: str = "fl
         scores = rng.normal(0, 10.0 ** rng.integers(-3, 3), voxels if number else 1).astype(dtype)
         made.update(f"s{number} é", scores, rng.random(scores.size) < 0.2 * (number % 2))
     return made
+
+
+def test_the_score_of_a_healthy_subject_lies_in_the_pool_or_just_above_its_map() -> None:
+    """Of a map that is empty, or saturated in more than a hundredth of it, no score is reached by few enough voxels."""
+    rng, val = np.random.default_rng(0), SubjectHistograms()
+    for name, scores in {"plain": rng.random(900), "empty": np.zeros(900), "full": np.full(900, 0.5)}.items():
+        val.update(name, scores.astype(np.float32), np.zeros(900, bool))
+    pool, scores = val.pooled(), healthy_scores(val)
+    assert scores[0] == np.nextafter(0, 1) and np.isclose(scores[1], 0.5) and scores[1] > 0.5 and scores[2] > 0.9
+    assert list(consistency._healthy_scores(scores, pool)) == []
+    invented = [scores[0], scores[1] * 0.9731, scores[2]]
+    assert [issue.field for issue in consistency._healthy_scores(invented, pool)] == ["healthy_scores"]
 
 
 def test_histograms_of_single_scores_come_back() -> None:
