@@ -41,7 +41,9 @@ def test_the_score_of_a_healthy_subject_lies_in_the_pool_or_just_above_its_map()
     for name, scores in {"plain": rng.random(900), "empty": np.zeros(900), "full": np.full(900, 0.5)}.items():
         val.update(name, scores.astype(np.float32), np.zeros(900, bool))
     pool, scores = val.pooled(), healthy_scores(val)
-    assert scores[0] == np.nextafter(0, 1) and np.isclose(scores[1], 0.5) and scores[1] > 0.5 and scores[2] > 0.9
+    assert scores[0] == np.nextafter(0, 1)
+    assert 0.5 < scores[1] < 0.5 + 1e-6
+    assert scores[2] > 0.9
     assert list(consistency._healthy_scores(scores, pool)) == []
     invented = [scores[0], scores[1] * 0.9731, scores[2]]
     assert [issue.field for issue in consistency._healthy_scores(invented, pool)] == ["healthy_scores"]
