@@ -23,7 +23,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import multiprocessing
 import re
 import sys
 import time
@@ -36,7 +35,7 @@ from typing import Any
 from adbench.config import run_config
 from adbench.config.cell import Cell
 from adbench.errors import UserError, in_words, unknown
-from adbench.executors.worker import PRELOAD
+from adbench.executors.worker import processes_for
 from adbench.utils.processes import GRACE, exit_reason
 from adbench.utils.signals import as_interrupts
 
@@ -237,10 +236,7 @@ def line(row: dict[str, Any]) -> str:
 
 def train_all(args: argparse.Namespace, jobs: list[Job], log: Log) -> None:
     """Every job that is not done, ``args.jobs`` at a time, until the time is over."""
-    context = multiprocessing.get_context(
-        "spawn" if args.device.startswith("cuda") else "forkserver"
-    )  # CUDA does not survive a fork; imports are paid once
-    context.set_forkserver_preload([*PRELOAD, *LIBRARIES])
+    context = processes_for(args.device, LIBRARIES)
     end = time.monotonic() + 60 * args.minutes
     waiting = [job for job in jobs if not log.done(job)]
     running: dict[Connection, tuple[Job, Any]] = {}

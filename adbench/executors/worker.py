@@ -1,8 +1,8 @@
 """A process of its own for every cell on Ray and every trial of a search, without the seconds that imports take each time.
 
 A fork server (:mod:`multiprocessing`) imports the libraries once and does nothing else: no thread, no GPU, no computation.
-Each cell runs in a fork of it, on a GPU in a new Python, and that ends with the cell, so that nothing of one cell (memory, GPU memory, settings, a
-crash) reaches the next. A cell ends with the process that asked for it, and with the server, and so does all that it has
+Each cell runs in a fork of it, on a GPU in a new Python, which ends with the cell, so that nothing of one cell (memory, GPU
+memory, settings, a crash) reaches the next. A cell ends with the process that asked for it, and with the server, and so does all that it has
 started.
 """
 
@@ -15,7 +15,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -127,6 +127,17 @@ def run_in_process(job: Job) -> Result:
     return result
 
 
+def processes_for(device: str, libraries: Sequence[str] = ()) -> Any:
+    """How processes that compute on ``device`` start: as forks of the server, which has imported ``libraries`` too.
+
+    For a GPU Python starts anew and imports what it needs: CUDA works in no fork of a process in which a library has as much
+    as counted the GPUs.
+    """
+    context: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
+    context.set_forkserver_preload([*PRELOAD, *libraries])
+    return context
+
+
 def in_process(
     work: Callable[[Tell], Any],
     heard: Callable[[Any], None] = lambda said: None,
@@ -141,15 +152,13 @@ def in_process(
             that is no interrupt is a death of the process.
         heard: gets in this process what it says. The work waits meanwhile, and is ended when this raises.
         seconds: it may take; None: any.
-        device: it computes on. For a GPU Python starts anew and imports what it needs: CUDA works in no fork of a process in
-            which a library has as much as counted the GPUs.
+        device: it computes on, see :func:`processes_for`.
 
     Raises:
         CellFailed: the process was killed, or ended itself, without a result.
         TookTooLong: that was not over in time.
     """
-    context: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
-    context.set_forkserver_preload(PRELOAD)
+    context = processes_for(device)
     pipe, theirs = context.Pipe()
     process = context.Process(target=_run, args=(work, dict(os.environ), theirs))
     adopt()  # what a cell leaves behind when it is killed
