@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from adbench.config import registry
+from adbench.config.cell import Post
 from adbench.config.run_config import parse_assignment
 from adbench.config.source import source_digest
 from adbench.context import Context, Progress
@@ -37,6 +38,7 @@ from adbench.evaluation.volume_files import VolumeFiles, label
 from adbench.methods.base import Method
 from adbench.metrics.lesion import breaks, components
 from adbench.metrics.thresholds import AT
+from adbench.params import build
 from adbench.results.record import Record
 from adbench.runner.fit import fitted, load_fit, seed_everything
 from adbench.runner.inference import ScoredVolume, score_volumes
@@ -114,7 +116,8 @@ def load_method(record: Record, folder: Path, device: str, progress: Progress | 
     fit = fitted(folder, record.fit_key)
     if fit is None:
         return None
-    context = Context(device, record.seed, folder, progress=progress or Progress())
+    median = build(Post, f"post-processing of {record.method.name}", record.post).median
+    context = Context(device, record.seed, folder, median=median, progress=progress or Progress())
     method: Method = load_fit(registry.load("methods", record.method.name), folder, fit, context)
     return method
 

@@ -46,6 +46,7 @@ def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: 
         **fit,
         **({"scored_with": current} if fit["method_source"] != current else {}),  # a shared fit, made by other code
         "protocol": cell.protocol.as_dict(),
+        **({"post": post} if (post := cell.post.done) else {}),
         "metrics_version": METRICS_VERSION,
         "measure_source": measure_digest(),
         "threshold_slices": threshold.digest,

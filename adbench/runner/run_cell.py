@@ -78,6 +78,7 @@ def run_cell(
         workdir=plan.fit_folder,
         checkpoint_seconds=checkpoint_seconds,
         track=track,
+        median=plan.cell.post.median,
         progress=progress or Progress(),
         logger=log,
     )
@@ -218,6 +219,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         threshold=_data_part(data.threshold, *(measured if cell.protocol.threshold_on == "test" else learned)),
         test=_data_part(data.test, *measured),
         protocol=cell.protocol.as_dict(),
+        post=cell.post.done,
         seed=cell.seed,
         metrics=_numbers(evaluation.metrics),
         optional={name: metric_part(name) for name in cell.metrics},
