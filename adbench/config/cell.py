@@ -225,6 +225,23 @@ class Cell:
         params = found.resolve(self.preset, self.method_class.trained_with(self.preset, self.params))
         return replace(self, method=name, params=params, tuned_from=None, method_class=found)
 
+    @property
+    def members(self) -> list[Cell]:
+        """The cells whose fits this one is made of (:meth:`adbench.methods.base.Method.made_of`).
+
+        Raises:
+            UserError: one of them does not exist.
+        """
+        return [
+            replace(
+                self,
+                **{name: getattr(one, name) for name in ("method", "preset", "params", "seed", "method_class")},
+                tuned_from=None,
+                post=Post(),
+            )
+            for one in self.method_class.made_of(self.params, self.seed)
+        ]
+
     def with_params(self, values: dict[str, Any]) -> Cell:
         """This cell with ``values`` in the place of some of the method's parameters.
 

@@ -100,7 +100,11 @@ def check_keys(submission: Submission) -> Iterator[Issue]:
     yield from differences("identity.post", identity.get("post", {}), record.post, "the rest of the record says so")
     if record.post != Post(**record.post).done or ("post" in identity and not record.post):
         yield Issue("post", record.post, why="it must say what was done to the maps, and nothing else")
-    for name in identity.keys() - stated.keys() - {"files", "post", "metrics_version", "measure_source", "scored_with"}:
+    for name in (
+        identity.keys()
+        - stated.keys()
+        - {"files", "post", "members", "metrics_version", "measure_source", "scored_with"}
+    ):
         yield Issue(f"identity.{name}", why="it is no part of the identity of a run")
     if not isinstance(identity.get("files"), list):
         yield Issue("identity.files", why="it must be a list")
@@ -388,6 +392,15 @@ def check_method(submission: Submission) -> Iterator[Issue]:
     elif method.source not in valid:
         why = f"source of {method.name} in adbench {version}; a changed one is a plug-in with a name of its own"
         yield Issue("method.source", method.source, valid[-1], why)
+    elif other := [
+        part["method"]
+        for part in record.identity.get("members", ())
+        if part["method"] in registry.BUILTIN["methods"]
+        and part["method_source"] not in (sources(part["method"], str(version)) or ())
+    ]:
+        yield Issue(
+            "identity.members", why=f"source of {', '.join(other)} in adbench {version}; a changed one is a plug-in"
+        )
     elif method.conformance == "failed":
         yield Issue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
     if (expected := weights(method, record.test.grid)) is not None:

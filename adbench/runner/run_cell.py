@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
-from adbench.methods.base import Method
+from adbench.methods.base import FitReport, Method
 from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
 from adbench.results.format import several
@@ -177,7 +177,19 @@ def _fit(
             provenance.sign(folder, ctx.device, source_files("methods", cell.method))
         if not ready and (trainer := plan.trainer) is not None:
             _take_over(plan, trainer, ctx)
-        return fit_method(cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx, watch)
+        members = [] if ready else [_member(member, ctx) for member in plan.members]
+        return fit_method(
+            cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx, watch, members
+        )
+
+
+def _member(plan: Plan, ctx: Context) -> tuple[Method, FitReport]:
+    """The fit that is a part of another, as a run of its own would make it."""
+    own = replace(ctx, seed=plan.cell.seed, workdir=plan.fit_folder, watch=None)
+    with threads.limited(threads.count(plan.resources.cpus)):
+        method, fit = _fit(plan, own)
+    said = {field.name: fit[field.name] for field in fields(FitReport)}
+    return method, FitReport(**{**said, "earlier_seconds": fit["seconds"]})
 
 
 def _take_over(plan: Plan, trainer: Plan, ctx: Context) -> None:
