@@ -61,9 +61,7 @@ class Ensemble(Method):
     Params = EnsembleParams
     params: EnsembleParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {name: {"preset": name} for name in ("tiny", "base", "paper")}
-    smoke: ClassVar[dict[str, Any]] = {
-        "members": ("ae image_size=64 channels=8,16,16 steps=6", "histeq", "ae image_size=64 channels=8,16,16 steps=6")
-    }
+    smoke: ClassVar[dict[str, Any]] = {"members": ("ae image_size=64 channels=8,16,16 steps=6", "histeq")}
     sized_by_data = True  # as a member may be
     _scales: torch.Tensor
 
