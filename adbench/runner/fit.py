@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 
 from adbench.context import Context
 from adbench.datasets.slices import SliceSet
-from adbench.methods.base import Method
+from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
 from adbench.utils import distributed, seeds
 from adbench.utils.files import write_json
@@ -98,6 +98,7 @@ def fit_method(
     key: str,
     ctx: Context,
     watch: Callable[[Method, float], None] | None = None,
+    members: Sequence[tuple[Method, FitReport]] = (),
 ) -> tuple[Method, dict[str, Any]]:
     """The fitted method, always as loaded from its folder: a resumed run then scores with the very same weights.
 
@@ -111,6 +112,7 @@ def fit_method(
         ctx: surroundings, the seed among them.
         watch: called now and then with the half-trained method and the share of its training that is done. Neither the
             fit nor the seconds that are noted for it depend on what it does.
+        members: fits that this one is made of; none: it makes them itself.
 
     Returns:
         The method, and the content of ``fit.json``.
@@ -122,6 +124,7 @@ def fit_method(
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(seeds.derive(ctx.seed, "fit"))
         method = cls(params, ctx)
+        method.members = members
         aside = _Aside(partial(watch, method)) if watch else None
         ctx.watch = aside
         start = time.perf_counter()

@@ -40,7 +40,7 @@ from adbench.utils.locks import acquire
 from adbench.utils.plain_files import open_plain, read_json
 
 ZIP = ".zip"
-RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with")
+RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with", "post")
 
 
 def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -> SharedFit:
