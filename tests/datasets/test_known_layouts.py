@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adbench.config import run_config
+from adbench.config import registry, run_config
+from adbench.datasets import download
 from adbench.datasets.adapters.brats23 import BraTS23
 from adbench.datasets.base import Case
 from adbench.datasets.io import nifti
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import synthetic_layouts as layouts
 
 Cli = Callable[..., tuple[int, str, str]]
+OWN = ("bids", "folder", "phantom")  # nobody else's work
 TINY: dict[str, Any] = {"size": 32, "min_brain": 0.01}
 
 PATTERNS: dict[str, dict[str, Any]] = {  # what docs/datasets.md says to set
@@ -72,6 +74,21 @@ def refused(name: str, root: Path, **params: Any) -> str:
 
 def errors(report: CheckReport) -> list[tuple[str, str]]:
     return [(issue.case, issue.message) for issue in report.findings if issue.severity == "error"]
+
+
+@pytest.mark.parametrize("name", sorted(registry.BUILTIN["datasets"]))
+def test_every_dataset_says_whose_it_is_and_has_a_layout_that_is_tried(name: str) -> None:
+    info = registry.load("datasets", name).info
+    assert info.name == name
+    assert info.licence
+    assert "http" in info.obtain or not info.citation or name == "nnunet"
+    assert ("doi:" in info.citation or "arXiv:" in info.citation or name == "ixi") == (name not in OWN), info.citation
+    docs = Path(__file__).parents[2] / "docs"
+    assert f"\n| `{name}` | " in (docs / "datasets.md").read_text(), "the first table"
+    assert f" | `{name}` | " in (docs / "datasets.md").read_text() or name == "phantom", "the table of layouts"
+    assert name in {**layouts.LAYOUTS, "folder": layouts.slice_folder} or name == "phantom"
+    if name in download.SOURCES:
+        assert f"adbench data get {name}" in info.obtain
 
 
 @pytest.mark.parametrize(
