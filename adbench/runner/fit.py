@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
@@ -19,7 +18,7 @@ from adbench.datasets.slices import SliceSet
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
 from adbench.utils import distributed, seeds
-from adbench.utils.files import write_json
+from adbench.utils.files import scratch, write_json
 from adbench.utils.hashing import check_file, digest_file, read_sealed, sealed
 from adbench.utils.signals import insisting
 
@@ -43,13 +42,13 @@ def commit_fit(folder: Path, method: Method, content: dict[str, Any]) -> dict[st
         What :func:`fitted` will give.
     """
     files = {}
-    with TemporaryDirectory(prefix=".tmp", dir=folder) as name:
+    with scratch(folder / "method") as there:
         with insisting():
-            method.save(Path(name))
-        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
-            target = folder / path.relative_to(name)
+            method.save(there)
+        for path in sorted(path for path in there.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(there)
             target.parent.mkdir(parents=True, exist_ok=True)
-            files[path.relative_to(name).as_posix()] = digest_file(path)
+            files[path.relative_to(there).as_posix()] = digest_file(path)
             path.replace(target)
     write_json(folder / FIT, sealed({**content, "files": files}))
     return {**content, "files": files}
