@@ -13,21 +13,24 @@ from adbench.errors import UserError
 from adbench.utils.files import scratch
 
 Kind = Literal["method", "dataset", "metric"]
+Variant = Literal["", "nifti", "png"]
 TEMPLATES = Path(__file__).parent / "templates"
 NAME = re.compile(r"[a-z][a-z0-9]*(_[a-z0-9]+)*")
 LONGEST = 40
 # Classes that the templates import or define: a class of one of these names would hide it.
-TAKEN = {"Any", "Case", "ClassVar", "Dataset", "DatasetInfo", "File", "FitReport", "Method", "Metric", "Params", "ParamSet", "Path",
-         "RawVolume", "RecipeParams", "SliceBatch", "SliceSet", "Split", "Subject", "UserError", "VolumeDataset"}  # fmt: skip
+TAKEN = {"Any", "Case", "ClassVar", "Context", "Dataset", "DatasetInfo", "Finding", "FitReport", "Image", "Method", "Metric",
+         "Params", "ParamSet", "Path", "RawVolume", "RecipeParams", "ScoreHistogram", "SliceBatch", "SliceSet", "Split", "Stack",
+         "Subject", "UserError", "VolumeDataset"}  # fmt: skip
 
 
-def new_package(kind: Kind, name: str, out: Path) -> Path:
+def new_package(kind: Kind, name: str, out: Path, variant: Variant = "") -> Path:
     """Write the package of a new method, dataset or metric.
 
     Args:
         kind: what it holds.
         name: what users will type: lower-case letters, digits and single underscores.
         out: folder in which the package's folder ``adbench-<name>`` is made.
+        variant: which files a dataset reads, "" for NIfTI.
 
     Returns:
         The package's folder.
@@ -40,7 +43,7 @@ def new_package(kind: Kind, name: str, out: Path) -> Path:
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} exists already: choose another name, or another place with --out DIR.")
     with scratch(folder) as partial:
-        for path, text in files(kind, name).items():
+        for path, text in files(kind, name, variant).items():
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             (partial / path).write_text(text, encoding="utf-8")
         partial.rename(folder)
@@ -76,25 +79,29 @@ def check_name(kind: Kind, name: str) -> None:
         raise UserError(f"A module adbench_{name} is installed already: choose another name.")
 
 
-def files(kind: Kind, name: str) -> dict[str, str]:
-    """Path -> text of every file of the package."""
+def files(kind: Kind, name: str, variant: Variant = "") -> dict[str, str]:
+    """Path -> text of every file of the package; ``variant`` as for :func:`new_package`."""
     import builtins
 
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     from adbench import __version__
 
+    variant = variant or ("nifti" if kind == "dataset" else "")
     camel = "".join(part.capitalize() for part in name.split("_"))
     values = {
         "kind": kind,
         "name": name,
+        "variant": variant,
         "module": f"adbench_{name}",
         "distribution": f"adbench-{name.replace('_', '-')}",
         "cls": camel + kind.capitalize() if camel in TAKEN or hasattr(builtins, camel) else camel,
         "adbench_version": __version__,
     }
     environment = Environment(  # Python and Markdown, not HTML: nothing is escaped, and the name is checked
-        loader=FileSystemLoader([TEMPLATES / kind, TEMPLATES]), undefined=StrictUndefined, keep_trailing_newline=True
+        loader=FileSystemLoader([TEMPLATES / kind / variant, TEMPLATES / kind, TEMPLATES]),
+        undefined=StrictUndefined,
+        keep_trailing_newline=True,
     )
     places = {
         "pyproject.toml": "pyproject.toml",
@@ -119,10 +126,14 @@ def method(name: Name, out: Where = Path()) -> None:
     _make("method", name, out)
 
 
-@new.command("dataset", epilog="Example:  adbench new dataset my_hospital --out ~/code")
-def dataset(name: Name, out: Where = Path()) -> None:
-    """Write an installable package with a dataset that reads volumes from NumPy archives, its tests and documentation."""
-    _make("dataset", name, out)
+@new.command("dataset", epilog="Example:  adbench new dataset my_hospital --files png --out ~/code")
+def dataset(
+    name: Name,
+    out: Where = Path(),
+    files: Annotated[Literal["nifti", "png"], typer.Option(help="What it reads: volumes or slices.")] = "nifti",
+) -> None:
+    """Write an installable package with a dataset that reads NIfTI volumes or PNG slices, its tests and documentation."""
+    _make("dataset", name, out, files)
 
 
 @new.command("metric", epilog="Example:  adbench new metric missed_lesion --out ~/code")
@@ -131,10 +142,10 @@ def metric(name: Name, out: Where = Path()) -> None:
     _make("metric", name, out)
 
 
-def _make(kind: Kind, name: str, out: Path) -> None:
+def _make(kind: Kind, name: str, out: Path, variant: Variant = "") -> None:
     from adbench.utils.console import say
 
-    folder = new_package(kind, name, out)
+    folder = new_package(kind, name, out, variant)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         say(f"  {path}")
     root = " --data-root DIR" if kind == "dataset" else ""

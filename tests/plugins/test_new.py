@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import runpy
@@ -12,7 +13,7 @@ from pathlib import Path
 import pytest
 from commands import shell
 
-from adbench.cli.new import TAKEN, Kind, check_name, files, new_package
+from adbench.cli.new import TAKEN, Kind, Variant, check_name, files, new_package
 from adbench.errors import UserError
 from adbench.testing import check_metric
 
@@ -47,7 +48,7 @@ def test_new_method_installs_passes_its_tests_runs_and_is_ranked(
 def test_new_dataset_installs_passes_its_tests_and_runs(environment: dict[str, str], tmp_path: Path) -> None:
     new_package("dataset", "my_clinic", tmp_path)
     tests = tmp_path / "adbench-my-clinic" / "tests" / "test_my_clinic.py"
-    made = f"import runpy; runpy.run_path('{tests}')['write_volumes'](__import__('pathlib').Path('data'))"
+    made = f"import runpy; runpy.run_path('{tests}')['write_data'](__import__('pathlib').Path('data'))"
     script = f"""
         pip install -q -e ./adbench-my-clinic
         pytest -q adbench-my-clinic
@@ -60,6 +61,20 @@ def test_new_dataset_installs_passes_its_tests_and_runs(environment: dict[str, s
     assert "2 passed" in said
     assert "broken" not in said
     assert len(list((tmp_path / "page" / "nifti").rglob("*_space-orig_desc-histeq_anomaly.nii.gz"))) == 3
+
+
+def test_new_dataset_of_slices_holds_its_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = new_package("dataset", "my_slices", tmp_path, "png")
+    monkeypatch.syspath_prepend(folder / "src")
+    own = runpy.run_path(str(folder / "tests" / "test_my_slices.py"))
+    root = own["write_data"](tmp_path / "data")
+    own["test_contract"](root)
+    own["test_what_is_wrong_is_named"](root, tmp_path / "bad")
+    dataset = own["MySlices"](own["MySlices"].Params(size=64), root)
+    stack = dataset.load(dataset.discover("FLAIR")[-1], "FLAIR")
+    assert stack.image.shape == (4, 64, 64)
+    assert stack.lesion is not None
+    assert stack.lesion.any(axis=(1, 2)).tolist() == [False, False, True, True]
 
 
 def test_new_metric_holds_its_contract(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,6 +134,18 @@ def test_class_names_hide_nothing() -> None:
         compile(source, "method.py", "exec")
         assert "".join(part.capitalize() for part in name.split("_")) in TAKEN
         assert f"class {''.join(part.capitalize() for part in name.split('_'))}Method(Method):" in source
+
+
+@pytest.mark.parametrize(
+    ("kind", "variant"), [("method", ""), ("metric", ""), ("dataset", "nifti"), ("dataset", "png")]
+)
+def test_every_class_that_a_template_imports_is_taken(kind: Kind, variant: Variant) -> None:
+    written = files(kind, "some_name", variant)
+    trees = [ast.parse(text) for place, text in written.items() if place.endswith(".py")]
+    imports = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    names = {alias.name for node in imports for alias in node.names if alias.name[0].isupper()}
+    own = {name for name in names if name.startswith("SomeName") or name.isupper()}
+    assert names - own <= TAKEN
 
 
 @pytest.mark.parametrize("name", ["none", "true", "value_error"])
