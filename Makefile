@@ -42,6 +42,7 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python docs/architecture.py --check
+	$(BIN)/python docs/attacks.py --check
 
 clean:
 	rm -rf $(VENV) demo runs

@@ -54,7 +54,6 @@ def test_lack_of_memory_is_told_behind_what_a_library_makes_of_it() -> None:
     [
         (300, "leaderboard verify .", "`ulimit -v` allows 300 MiB of memory, and the libraries alone take 450"),
         (500, "run --method ae --dataset phantom --out out --cache out", "Memory ran out ("),
-        (500, "predict --run leaderboards --images . --out out", "Memory ran out ("),
     ],
 )
 def test_a_limit_on_memory_is_told(tmp_path: Path, megabytes: int, command: str, says: str) -> None:

@@ -1,9 +1,11 @@
-"""Work on strangers' files in processes that may die: each has a limit on memory and time, and takes no other with it."""
+"""Work on strangers' files in processes that may die: each has a limit on memory and time, no network, and takes no other along."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -18,6 +20,7 @@ from adbench.errors import UserError
 from adbench.utils.processes import end_unless, exit_reason
 
 _OURS = "that `ulimit -v` allows: raise that limit"
+_NEW_USER, _NEW_NET = 0x10000000, 0x40000000  # CLONE_NEWUSER and CLONE_NEWNET of unshare(2)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -118,6 +121,14 @@ class _Worker:
         self.pipe.close()
 
 
+def leave_network() -> bool:
+    """From now on this process, of one thread, reaches no network, its own machine's neither; whether the system let it."""
+    if sys.platform != "linux":
+        return False
+    unshare = ctypes.CDLL(None).unshare
+    return any(unshare(what) == 0 for what in (_NEW_NET, _NEW_USER | _NEW_NET))  # who is not root needs users of its own
+
+
 def _address_space(memory: int) -> tuple[int | None, str]:
     """What a process gets that may take ``memory`` beyond what it starts with, in bytes (None: any), and in words."""
     with suppress(ImportError):  # systems without limits on processes
@@ -140,6 +151,7 @@ def _serve(
     from threadpoolctl import threadpool_limits
 
     theirs.close()
+    leave_network()
     end_unless(lambda: os.getppid() == asked)  # a file that takes for ever does not outlive a command that was killed
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the outcome says what is wrong; a library that dies would say it raw
     threadpool_limits(1)  # processes share the cores: with BLAS threads of each, all take three times as long

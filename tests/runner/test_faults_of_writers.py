@@ -17,6 +17,7 @@ from test_faults import copy_before_changes, forked
 from adbench import api
 from adbench.cli.new import new_package
 from adbench.datasets.io.archive import unpack
+from adbench.evaluation.maps import evaluate_folders
 from adbench.leaderboard.build import build
 from adbench.leaderboard.merge import merge, submit
 from adbench.leaderboard.recount import recount
@@ -64,7 +65,7 @@ def commands(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPath
 
     return {
         "predict": lambda out: run.predict(scans, out),
-        "eval": lambda out: api.evaluate(root / "maps", root / "masks", out=out),
+        "eval": lambda out: evaluate_folders(root / "maps", root / "masks", out=out),
         "fit export": lambda out: export(run.folder, out / "shared", **WHOSE),
         "fit export .zip": lambda out: (out / "a.zip").exists() or export(run.folder, out / "a.zip", **WHOSE),
         "fit import": lambda out: bring(archive, out),
