@@ -421,6 +421,9 @@ def _parameters(record: Record, cls: type[Method]) -> Iterator[Issue]:
     except UserError as error:
         yield Issue("method.params", why=str(error))
         return
+    members = [part["method"] for part in record.identity.get("members", ())]
+    expected = [one.method for one in cls.made_of(resolved, record.seed)]
+    yield from differences("identity.members", members, expected, "its parameters say so")
     full = resolved.model_dump(mode="json")
     stated = {name: full[name] for name in shared}
     if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):
