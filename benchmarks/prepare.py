@@ -181,7 +181,7 @@ def main() -> int:
 
         case_file.run(dataset, [("FLAIR", case, folder / "once")])  # imports
         start = cpu()
-        case_file.run(dataset, [(modality, case, folder / "cases") for modality in SEQUENCES])
+        case_file.run(dataset, [(modality, dataset.discover(modality)[0], folder / modality) for modality in SEQUENCES])
         prepared = cpu() - start
         report("one case, four sequences, prepared and written", prepared, "s of one core", CASE_S)
         report("  peak memory", peak_gb(), "GB", WORKER_GB)

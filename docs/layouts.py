@@ -4,7 +4,7 @@
 
 The trees are those of examples/synthetic_layouts.py. Of each, ``data info``, ``data check --deep``, ``data prepare``,
 ``data show`` and ``run --method histeq`` are run with the options of its row; a refusal is quoted, its folder as ROOT. All rows
-take about 8 minutes of one core.
+take some minutes of one core.
 """
 
 from __future__ import annotations
@@ -43,10 +43,15 @@ ROWS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("IXI", layouts.ixi, "ixi", PREPARED),
     ("IXI, `…_bet` with `…_bet_mask`", layouts.ixi_bet, "ixi", "registration=none n4=false"),
     ("IXI of pDDPM (`t2/`, `mask/`)", layouts.pddpm_ixi, "ixi", "registration=none n4=false"),
-    ("ATLAS `Training/`", layouts.atlas, "atlas", ""),
-    ("ATLAS `derivatives/ATLAS/`", partial(layouts.atlas, n=3, below="derivatives/ATLAS"), "atlas", ""),
-    ("ATLAS `train/derivatives/ATLAS/`", partial(layouts.atlas, n=3, below="train/derivatives/ATLAS"), "atlas", ""),
-    ("ATLAS `Images/`, `Masks/`", partial(layouts.atlas, n=3, below=""), "atlas", ""),
+    ("ATLAS `Training/`", partial(layouts.atlas, n=3), "atlas", "brain=background"),
+    ("ATLAS `derivatives/ATLAS/`", partial(layouts.atlas, n=3, below="derivatives/ATLAS"), "atlas", "brain=background"),
+    (
+        "ATLAS `train/derivatives/ATLAS/`",
+        partial(layouts.atlas, n=3, below="train/derivatives/ATLAS"),
+        "atlas",
+        "brain=background",
+    ),
+    ("ATLAS `Images/`, `Masks/`", partial(layouts.atlas, n=3, below=""), "atlas", "brain=background"),
     ("BraTS'21", layouts.brats21, "brats21", ""),
     ("BraTS'21, one tar", partial(in_a_tar, layouts.brats21), "brats21", ""),
     ("BraTS'21, folders named `.nii`", partial(layouts.brats21, folders=True), "brats21", ""),
