@@ -32,7 +32,7 @@ from adbench.results import rundir
 from adbench.results.record import DataPart, Record
 from adbench.results.result import Result
 from adbench.runner.fit import FIT, fitted
-from adbench.utils.files import replacing, scratch, write_json, write_text
+from adbench.utils.files import replacing, scratch, sweep, write_json, write_text
 from adbench.utils.hashing import digest_file, sealed
 from adbench.utils.limits import RECORD_BYTES
 from adbench.utils.locks import acquire
@@ -61,9 +61,9 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
             _export(run, folder, author=author, licence=licence, link=link)
             folder.rename(out)
         return read_shared(out)
-    if out.exists():
-        raise UserError(f"{out} is there: give another name with --out, or move it away.")
-    with scratch(out) as there:
+    with scratch(out) as there:  # which removes what a killed one left behind its archive
+        if out.exists():
+            raise UserError(f"{out} is there: give another name with --out, or move it away.")
         folder = there / "fit"
         shared = _export(run, folder, author=author, licence=licence, link=link)
         with replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as packed:  # stored: weights hardly shrink
@@ -148,17 +148,20 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
     if folder.absolute() == shared.folder:
         return shared
     with acquire(folder):
-        if is_shared(folder) and (there := read_shared(folder)).weights == shared.weights:
+        sweep(folder)
+        if (folder / FIT).exists() and is_shared(folder) and (there := read_shared(folder)).weights == shared.weights:
             return there
         if fitted(folder, shared.fit_key) is not None:
             raise UserError(
                 f"{folder} holds another fit with the same key, made here or shared by somebody else: give another --out, or "
                 "delete it to use the shared one."
             )
-        for name in (*(shared.files.keys() - {FIT}), MANIFEST, FIT):  # the one that completes it last
+        for name in shared.files.keys() - {FIT}:
             _copy(shared.folder / name, folder / name)
         # The card that came with it is not sealed.
         write_text(folder / CARD, _card(records.read(folder / RUN_RECORD), shared.weights))
+        for name in (MANIFEST, FIT):  # they complete it
+            _copy(shared.folder / name, folder / name)
         return read_shared(folder)
 
 

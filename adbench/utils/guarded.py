@@ -126,7 +126,9 @@ def leave_network() -> bool:
     if sys.platform != "linux":
         return False
     unshare = ctypes.CDLL(None).unshare
-    return any(unshare(what) == 0 for what in (_NEW_NET, _NEW_USER | _NEW_NET))  # who is not root needs users of its own
+    return any(
+        unshare(what) == 0 for what in (_NEW_NET, _NEW_USER | _NEW_NET)
+    )  # who is not root needs users of its own
 
 
 def _address_space(memory: int) -> tuple[int | None, str]:
