@@ -164,6 +164,10 @@ class Ensemble(Method):
             images = [image for _, image in seen if image is not None]
             return maps.mean(dim=0), torch.stack(images).mean(dim=0) if len(images) == len(seen) else None
 
+    @classmethod
+    def search_space(cls) -> dict[str, dict[str, Any]]:
+        return {"quantile": {"choices": [0.9, 0.95, 0.99, 0.999]}}
+
     def state(self) -> dict[str, torch.Tensor]:
         return {"scales": self._scales}
 
