@@ -2,8 +2,8 @@
 
     python docs/layouts.py            # or --check: is the table what the commands give?
 
-The trees are those of examples/synthetic_layouts.py. Of each, ``data info``, ``data check --deep``, ``data prepare``,
-``data show`` and ``run --method histeq`` are run with the options of its row; a refusal is quoted, its folder as ROOT. All rows
+The trees are those of examples/synthetic_layouts.py. Of each, ``data info``, ``data check --deep``, ``data prepare`` and
+``run --method histeq`` are run with the options of its row; a refusal is quoted, its folder as ROOT. All rows
 take some minutes of one core.
 """
 
@@ -106,7 +106,7 @@ ROWS: list[tuple[str, Callable[[Path], None], str, str]] = [
 
 
 def tried(write: Callable[[Path], None], name: str, options: str, place: Path) -> list[str]:
-    """What ``info``, ``check``, ``prepare``, ``show`` and ``run`` say: "yes", "warns", or the sentence of the refusal."""
+    """What ``info``, ``check``, ``prepare`` and ``run`` say: "yes", "warns", or the sentence of the refusal."""
     root = place / "ROOT"
     write(root)
     common, training = ["--dataset", name, "--data-root", str(root)], []
@@ -123,7 +123,6 @@ def tried(write: Callable[[Path], None], name: str, options: str, place: Path) -
         "info": ["data", "info", *common],
         "check": ["data", "check", *common, "--deep"],
         "prepare": ["data", "prepare", *common, *cache, "--workers", "1"],
-        "show": ["data", "show", *common, *cache, "--workers", "1", "--out", str(place / "sheet.png")],
         "run": [
             "run",
             "--method",
@@ -159,8 +158,8 @@ def adbench(command: list[str], errors: Path) -> None:
 def table() -> str:
     """The table as Markdown."""
     lines = [
-        "| layout | `--dataset` | `--set dataset.…` | info | check | prepare | show | run, or why not |",
-        "|---|---|---|---|---|---|---|---|",
+        "| layout | `--dataset` | `--set dataset.…` | info | check | prepare | run, or why not |",
+        "|---|---|---|---|---|---|---|",
     ]
     for title, write, name, options in ROWS:
         with tempfile.TemporaryDirectory() as place:

@@ -127,6 +127,8 @@ def test_info_check_prepare_and_run(
     cache = ["--cache", tmp_path / "cache"]
     code, _, err = cli("data", "prepare", *common, *cache, "--workers", 1, "--modality", modalities[0])
     assert code == 0, err
+    code, _, err = cli("data", "show", *common, *cache, "--count", 1, "--slices", 4, "--out", tmp_path / "sheet.png")
+    assert (code, (tmp_path / "sheet.png").is_file()) == (0, True), err
     code, _, err = cli("run", "--method", "histeq", *common, *cache, "--out", tmp_path / "runs", "--device", "cpu")
     assert code == 0, err
     (record,) = (tmp_path / "runs").rglob("record.json")
