@@ -327,6 +327,19 @@ def test_archives_with_too_many_files_or_for_a_full_disk(tmp_path: Path, monkeyp
     refused(lambda: archive.unpack(tmp_path / "a.tar", tmp_path / "out"), "holds ../c, which would land outside")
 
 
+def test_a_zip_that_says_a_name_is_as_long_as_the_file_is_not_quoted(tmp_path: Path) -> None:
+    path = tmp_path / "a.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.nii", b"voxels" * 9000)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:26] + b"\xff\x7f" + whole[28:])
+    refused(
+        lambda: archive.unpack(path, tmp_path / "out"), "a.zip is damaged or half downloaded (File name in directory"
+    )
+    with pytest.raises(UserError, match=r"^.{1,600}$"):
+        archive.unpack(path, tmp_path / "out")
+
+
 @often
 @pytest.mark.parametrize("name", ["a.tar", "a.tar.gz", "a.zip"])
 def test_archives(tmp_path: Path, examples: int, name: str) -> None:

@@ -158,7 +158,7 @@ def _whole(archive: Path) -> Iterator[None]:
         yield
     except NotImplementedError as error:  # zip knows compressions that Python does not, Deflate64 of Windows for one
         raise UserError(
-            f"{archive} cannot be unpacked here ({error}): unpack it with 7-Zip or a similar tool."
+            f"{archive} cannot be unpacked here ({_short(error)}): unpack it with 7-Zip or a similar tool."
         ) from None
     except (
         tarfile.TarError,
@@ -169,7 +169,12 @@ def _whole(archive: Path) -> Iterator[None]:
         EOFError,
         ValueError,
     ) as error:
-        raise UserError(f"{archive} is damaged or half downloaded ({error}): download it again.") from None
+        raise UserError(f"{archive} is damaged or half downloaded ({_short(error)}): download it again.") from None
+
+
+def _short(error: Exception) -> str:
+    """What ``error`` says, in a line; libraries quote names of the archive, of any length, in it."""
+    return " ".join(str(error).split())[:200]
 
 
 def is_archive(name: str) -> bool:
@@ -328,7 +333,7 @@ def _contents(archive: Path) -> Iterator[tuple[str, int, IO[bytes], int, int]]:
             tar = opened.enter_context(_tar(archive))
         except tarfile.ReadError as error:
             raise UserError(
-                f"{archive} is no tar or zip archive, or damaged ({str(error).splitlines()[0]}): unpack it with the tool "
+                f"{archive} is no tar or zip archive, or damaged ({_short(error)}): unpack it with the tool "
                 "it was made with."
             ) from None
         plain = read_bytes(archive, 257, 5) == b"ustar"
