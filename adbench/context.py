@@ -34,6 +34,8 @@ class Context:
         track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
         watch: a training loop calls it after a validation with the share (0 to 1) of the training that is done, while the
             method can already score; None when nothing is called.
+        median: side of the 3-D median that the maps of a volume go through after scoring (:func:`adbench.runner.inference.score_volumes`);
+            0: none. No method does it, or needs to know.
         progress: receives progress.
         logger: for messages a user may want to read later.
     """
@@ -44,5 +46,6 @@ class Context:
     checkpoint_seconds: float = 60.0
     track: str = ""
     watch: Callable[[float], None] | None = None
+    median: int = 0
     progress: Progress = field(default_factory=Progress)
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("adbench"))

@@ -6,8 +6,9 @@ import difflib
 import errno
 from collections.abc import Iterable
 
-# What libraries raise, under many names, when the system gives no memory.
-_NO_MEMORY = ("can't allocate memory", "Cannot allocate memory", "failed to map segment", "can't start new thread")
+# What libraries raise, under many names, when the system gives no memory, or no process and no thread.
+_NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "std::bad_alloc")
+_NO_PROCESS = ("can't start new thread", "resource temporarily unavailable")
 
 
 class UserError(Exception):
@@ -44,12 +45,8 @@ def sentence(error: BaseException) -> str:
     """What a user can do about ``error``; "" where it is no matter of theirs."""
     if isinstance(error, (UserError, CellFailed)):
         return str(error)
-    text = str(error)
-    if isinstance(error, MemoryError) or any(words in text for words in _NO_MEMORY):
-        return (
-            f"Memory ran out ({' '.join(text.split())[:200] or 'no more of it is given'}): free some, raise the limit "
-            "(`ulimit -v`), or choose a smaller preset, image size or batch."
-        )
+    if short := _short_of(error):
+        return short
     if full := disk_full(error):
         where = getattr(error, "filename", None) or "the output or cache folder"
         if full == errno.EFBIG:
@@ -60,6 +57,24 @@ def sentence(error: BaseException) -> str:
     if isinstance(error, OSError) and error.filename is not None:
         # a read-only disk, a file where a folder should be, or the other way round
         return f"{error.filename2 or error.filename} cannot be read or written: {error.strerror}. Choose another path."
+    return ""
+
+
+def _short_of(error: BaseException) -> str:
+    """A sentence when ``error``, or one that led to it, says that memory or processes are short; else ""."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        text = " ".join(str(link).split())[:200]
+        if isinstance(link, MemoryError) or any(words in text.lower() for words in _NO_MEMORY):
+            return (
+                f"Memory ran out ({text or 'no more of it is given'}): free some, raise the limit (`ulimit -v`), or "
+                "choose a smaller preset, image size or batch."
+            )
+        if any(words in text.lower() for words in _NO_PROCESS):
+            return f"No process or thread can be started ({text}): raise the limits (`ulimit -u`, `ulimit -v`) or end others."
+        link = link.__cause__ or link.__context__
     return ""
 
 

@@ -55,9 +55,9 @@ def _shells(number: int, inner: int, outer: int) -> np.ndarray:
     return mask
 
 
-def ixi(root: Path, n: int = 8) -> None:
-    """``IXI-T1/IXI002-Guys-0828-T1.nii.gz``, here without the skull."""
-    for number in range(n):
+def ixi(root: Path, n: int = 8, first: int = 0) -> None:
+    """``IXI-T1/IXI002-Guys-0828-T1.nii.gz``, here without the skull; ``first`` as in :func:`pddpm_ixi`."""
+    for number in range(first, first + n):
         stem = f"IXI{number + 2:03d}-{('Guys', 'HH', 'IOP')[number % 3]}-{800 + number:04d}"
         for modality in ("T1", "T2"):
             nifti.write(root / f"IXI-{modality}" / f"{stem}-{modality}.nii.gz", head(number, modality), GRID)
@@ -247,21 +247,42 @@ def pddpm_ixi(root: Path, n: int = 8, first: int = 0) -> None:
         nifti.write(root / "mask" / f"{stem}_mask.nii.gz", (head(number, "T2") > 0).astype(np.uint8), GRID)
 
 
+def ixi_bet(root: Path, n: int = 8) -> None:
+    """``IXI002-Guys-0800-T1_bet.nii.gz`` with ``_bet_mask`` beside: IXI after FSL's brain extraction."""
+    for number in range(n):
+        stem = f"IXI{number + 2:03d}-Guys-{800 + number:04d}-T1_bet"
+        nifti.write(root / f"{stem}.nii.gz", head(number, "T1"), GRID)
+        nifti.write(root / f"{stem}_mask.nii.gz", (head(number, "T1") > 0).astype(np.uint8), GRID)
+
+
+def slice_folder(root: Path, n: int = 4) -> None:
+    """``train/p00-slice_17-FLAIR.png`` with ``-brainmask``, in ``val/`` and ``test/`` with ``-segmentation``: 8-bit, as MAD-AD."""
+    for number in range(3 * n):
+        split = ("train", "val", "test")[number // n]
+        for index in (17,) if split == "train" else (10, 17):
+            stem, image = f"p{number:02d}-slice_{index}", _bright(number)[..., index]
+            _png(root / split, f"{stem}-FLAIR", image)
+            _png(root / split, f"{stem}-brainmask", (image > 0) * 255)
+            if split != "train":
+                _png(root / split, f"{stem}-segmentation", lesion(number)[..., index] * 255)
+
+
 def bmad(root: Path, n: int = 4) -> None:
     """``Brain/test/Ungood/{img,label}/00001_60.png``: slices of BraTS'21, FLAIR, 8-bit."""
-    from PIL import Image
-
-    def save(folder: Path, name: str, data: np.ndarray) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(np.rot90(data).astype(np.uint8)).save(folder / f"{name}.png")
-
     for number in range(n):
-        save(root / "Brain" / "train" / "good", f"{number:05d}_17", _bright(number)[..., 17])
+        _png(root / "Brain" / "train" / "good", f"{number:05d}_17", _bright(number)[..., 17])
         for split, first in (("valid", 100), ("test", 200)):
             for verdict, index in (("good", 17), ("Ungood", 10)):
                 folder, name = root / "Brain" / split / verdict, f"{first + number:05d}_{index}"
-                save(folder / "img", name, _bright(first + number)[..., index])
-                save(folder / "label", name, lesion(first + number)[..., index] * 255)
+                _png(folder / "img", name, _bright(first + number)[..., index])
+                _png(folder / "label", name, lesion(first + number)[..., index] * 255)
+
+
+def _png(folder: Path, name: str, data: np.ndarray) -> None:
+    from PIL import Image
+
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.rot90(data).astype(np.uint8)).save(folder / f"{name}.png")
 
 
 def _bright(number: int) -> np.ndarray:
@@ -272,7 +293,7 @@ def _bright(number: int) -> np.ndarray:
 LAYOUTS: dict[str, Callable[..., None]] = {
     write.__name__: write
     for write in (
-        ixi, atlas, brats21, brats23, msd_brain, isles22, mslub, wmh, soop, bids, nnunet, msseg, ucsf_pdgm, torchio, hcp, pddpm_ixi, bmad
+        ixi, atlas, brats21, brats23, msd_brain, isles22, mslub, wmh, soop, bids, nnunet, msseg, ucsf_pdgm, torchio, hcp, ixi_bet, pddpm_ixi, slice_folder, bmad
     )
 }  # fmt: skip
 

@@ -1,9 +1,12 @@
-"""The page of architecture names files that exist, and its picture shows the rooms that there are."""
+"""Pages about the code and its tests: they name what there is, and as much of it as there is."""
 
 from __future__ import annotations
 
 import re
+import runpy
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
@@ -26,3 +29,11 @@ def test_the_picture_shows_every_room() -> None:
     packages = {path.parent.name for path in (ROOT / "adbench").glob("*/__init__.py")}
     assert shown == modules | packages
     assert len(modules) <= 6
+
+
+def test_the_page_of_attacks_counts_the_tests_that_there_are(request: pytest.FixtureRequest) -> None:
+    if request.config.args != ["tests"] or request.config.getoption("keyword"):
+        pytest.skip("counts what is collected, when that is everything; else: python docs/attacks.py --check")
+    script = runpy.run_path(str(ROOT / "docs" / "attacks.py"))
+    page = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert script["counted"](page, request.session.items) == page, "run `python docs/attacks.py`"

@@ -6,6 +6,7 @@ import errno
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,10 @@ from adbench.errors import CellFailed, UserError, disk_full, in_words, sentence
         (MemoryError(), "Memory ran out (no more of it is given): free some, raise the limit (`ulimit -v`)"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried"), "Memory ran out"),
         (ImportError("libtorch_cpu.so: failed to map segment from shared object"), "Memory ran out"),
+        (RuntimeError("std::bad_alloc"), "Memory ran out (std::bad_alloc)"),
+        (ImportError("x.so: cannot allocate memory in static TLS block"), "Memory ran out"),
+        (RuntimeError("can't start new thread"), "No process or thread can be started (can't start new thread): raise"),
+        (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "No process or thread can be started"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "No space left on the disk of /data/x"),
         (OSError(errno.EFBIG, "File too large"), "A file of the output or cache folder is larger than `ulimit -f`"),
         (RuntimeError("I/O error: File too large (os error 27)"), "A file of the output or cache folder"),
@@ -38,12 +43,27 @@ def test_other_errors_keep_their_names() -> None:
     assert not disk_full(OSError(errno.EIO, "Input/output error"))
 
 
-def test_a_limit_on_memory_is_told() -> None:
-    limited = "from adbench.errors import sentence\ntry:\n    bytearray(1 << 40)\nexcept BaseException as error:\n    print(sentence(error))"
+def test_lack_of_memory_is_told_behind_what_a_library_makes_of_it() -> None:
+    error = SystemError("returned a result with an exception set")
+    error.__context__ = MemoryError()
+    assert sentence(error).startswith("Memory ran out")
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "command", "says"),
+    [
+        (300, "leaderboard verify .", "`ulimit -v` allows 300 MiB of memory, and the libraries alone take 450"),
+        (500, "run --method ae --dataset phantom --out out --cache out", "Memory ran out ("),
+    ],
+)
+def test_a_limit_on_memory_is_told(tmp_path: Path, megabytes: int, command: str, says: str) -> None:
     ran = subprocess.run(
-        [sys.executable, "-c", limited],
+        [sys.executable, "-m", "adbench.cli", *command.split()],
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (1 << 33, 1 << 33)),
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (megabytes << 20, megabytes << 20)),
     )
-    assert ran.stdout.startswith("Memory ran out"), ran.stderr
+    assert ran.returncode == 2
+    assert says in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -26,6 +26,8 @@ app = typer.Typer(
     epilog="Try it without data: [bold]adbench run --method histeq,constant --dataset phantom[/]",
 )
 
+_LEAST_MEMORY = 450 << 20  # bytes of address space
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON (stable keys, unrounded numbers) and nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder of runs and fits.")]
@@ -110,6 +112,7 @@ def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:
         from adbench.utils.console import apart, say
         from adbench.utils.signals import exit_code
 
+        _check_memory()
         try:
             with apart():
                 verb(*arguments, **options)
@@ -119,6 +122,21 @@ def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:
             raise typer.Exit(exit_code()) from None
 
     return run
+
+
+def _check_memory() -> None:
+    """What loads OpenBLAS with too little memory ends the process, waits for ever, or sends it a Ctrl-C."""
+    import resource
+
+    given = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if given == resource.RLIM_INFINITY:
+        return
+    if given < _LEAST_MEMORY:
+        raise UserError(
+            f"`ulimit -v` allows {given >> 20} MiB of memory, and the libraries alone take {_LEAST_MEMORY >> 20}: "
+            "raise that limit."
+        )
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # while it loads: it asks for memory by the thread
 
 
 def seconds(text: str) -> float:
@@ -134,9 +152,13 @@ def seconds(text: str) -> float:
 
 
 def _fail(message: str, error: BaseException) -> None:
-    from adbench.utils.console import complain
-
     if os.environ.get("ADBENCH_DEBUG"):
         raise error
-    complain(message)
+    error.__traceback__ = error.__context__ = error.__cause__ = None  # what they hold may be the memory that is short
+    try:
+        from adbench.utils.console import complain
+
+        complain(message)
+    except (MemoryError, ImportError):
+        os.write(2, f"adbench: {message}\n".encode())
     sys.exit(2)

@@ -27,7 +27,7 @@ Root = Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of leaderbo
 )
 def show(
     folder: Annotated[
-        Path | None, typer.Argument(metavar="[FOLDER]", help="Leaderboards, or a folder of runs.")
+        Path | None, typer.Argument(metavar="[FOLDER]", help="Leaderboards, one of them, or a folder of runs.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder of runs, when no FOLDER is named.")] = Path("runs"),
     sort: Annotated[
@@ -42,13 +42,13 @@ def show(
     """
     from adbench.leaderboard.board import run_boards
     from adbench.leaderboard.export import print_boards
+    from adbench.leaderboard.ranking import boards, read_all
+    from adbench.leaderboard.submission import published_files
     from adbench.results.rundir import records
 
     where = folder or out
     more = () if sort is None else (sort,)
-    if any(where.glob("*/records/*.json")):
-        from adbench.leaderboard.ranking import boards, read_all
-
+    if published_files(where):
         results = read_all(where, lean=not json_)
         measured, found = [one.record for one in results], boards(results, more)
     else:

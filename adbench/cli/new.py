@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 from typing import Annotated, Literal
-from uuid import uuid4
 
 import typer
 
 from adbench.cli.app import app
 from adbench.errors import UserError
+from adbench.utils.files import scratch
 
 Kind = Literal["method", "dataset", "metric"]
 Variant = Literal["", "nifti", "png"]
@@ -43,14 +42,11 @@ def new_package(kind: Kind, name: str, out: Path, variant: Variant = "") -> Path
     folder = Path(out) / f"adbench-{name.replace('_', '-')}"
     if folder.exists() or folder.is_symlink():
         raise UserError(f"{folder} exists already: choose another name, or another place with --out DIR.")
-    partial = folder.with_name(f".{folder.name}.{uuid4().hex[:12]}.partial")
-    try:
+    with scratch(folder) as partial:
         for path, text in files(kind, name, variant).items():
             (partial / path).parent.mkdir(parents=True, exist_ok=True)
             (partial / path).write_text(text, encoding="utf-8")
         partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -42,6 +42,10 @@ def predict(
     Writes anomaly maps, pseudo-healthy images and masks on each scan's own grid, and summary.csv. Interrupted, it goes on
     with the scans that are missing. One that cannot be read or scored is named at the end (exit code 1). Research use only: nothing here is a diagnosis.
     """
+    from adbench.utils.supervisor import supervised
+
+    supervised(resume="Run the same command again: it goes on with the scans that are missing.")
+
     from adbench.api import load
     from adbench.evaluation.predict import SUMMARY, ScansFailed
     from adbench.utils.console import LiveProgress, complain, print_json

@@ -83,7 +83,8 @@ def run(
         typer.Option(
             "--set",
             metavar="SCOPE.KEY=VALUE",
-            help="Parameter of method (all), a method's name, dataset or train; several values (2,4) are a sweep.",
+            help="Parameter of method (all), a method's name, dataset, train or post (post.median=3: filter maps); several values "
+            "(2,4) are a sweep.",
         ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with the same names; flags win over it.")] = None,

@@ -12,14 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 
 from adbench.config import protocols, registry
 from adbench.config.protocols import Protocol
 from adbench.config.shared_fit import SharedFit, read_shared
 from adbench.config.sweep import differing, params_text
 from adbench.errors import UserError
-from adbench.params import ParamSet, build
+from adbench.params import ParamSet, build, param
 
 
 class TunedFrom(BaseModel):
@@ -100,6 +100,40 @@ class Source:
         return self.dataset, self.root, self.params.json_text
 
 
+class Post(ParamSet):
+    """What is done to the maps of any method before they are counted: one implementation, off unless it is asked for.
+
+    ``--set post.median=3``; it stands in the key, the record and the name of a row, and predictions go through it too.
+    """
+
+    median: int = param(
+        0,
+        "Median of each voxel's cube in the stacked map of a volume, this odd number wide; 0: none. Where a neighbouring "
+        "slice was left out or the volume ends, the nearest one is repeated: a slice alone has a median in its plane.",
+        unit="voxels",
+        source="pDDPM, cDDPM: 5",
+        ge=0,
+        le=15,
+    )
+
+    @field_validator("median")
+    @classmethod
+    def _has_a_middle(cls, side: int) -> int:
+        if side and side % 2 == 0:
+            raise ValueError("a cube has a voxel in its middle when its side is odd: 3, 5, ... (0: no median)")
+        return side
+
+    @property
+    def done(self) -> dict[str, Any]:
+        """What is done, by name; empty for nothing, so that keys of runs without it are as ever."""
+        return self.model_dump(mode="json", exclude_defaults=True)
+
+    @property
+    def labels(self) -> dict[str, Any]:
+        """:attr:`done` as names of cells and rows say it: ``post.median=3``."""
+        return {f"post.{name}": value for name, value in self.done.items()}
+
+
 @dataclass(frozen=True)
 class Cell:
     """Everything that one run needs to know.
@@ -114,6 +148,7 @@ class Cell:
         metrics: optional and plug-in metrics that are measured beside the others, by name; part of no key.
         tuned_from: the search that chose ``params``; part of no key.
         varied: what tells it from other cells of its method, for its label: "sigma=2"; part of no key.
+        post: what is done to its maps before they are counted.
         fit: somebody's fit of the method, which is scored instead of training one; ``train`` is then None.
         method_class: a subclass of :class:`adbench.methods.base.Method`.
     """
@@ -130,6 +165,7 @@ class Cell:
     metrics: tuple[str, ...] = ()
     tuned_from: TunedFrom | None = None
     fit: SharedFit | None = None
+    post: Post = field(default_factory=Post)
     varied: str = field(default="", compare=False)
     method_class: type[Any] = field(kw_only=True, repr=False, compare=False)
 
@@ -164,7 +200,16 @@ class Cell:
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for equal cells, and hashable."""
-        return (self.method, self.preset, self.params.json_text, self.seed, self.device, self.metrics, *self.data_key)
+        return (
+            self.method,
+            self.preset,
+            self.params.json_text,
+            self.seed,
+            self.device,
+            self.metrics,
+            self.post,
+            *self.data_key,
+        )
 
     @property
     def trainer(self) -> Cell | None:
@@ -179,6 +224,23 @@ class Cell:
         found = registry.load("methods", name)
         params = found.resolve(self.preset, self.method_class.trained_with(self.preset, self.params))
         return replace(self, method=name, params=params, tuned_from=None, method_class=found)
+
+    @property
+    def members(self) -> list[Cell]:
+        """The cells whose fits this one is made of (:meth:`adbench.methods.base.Method.made_of`).
+
+        Raises:
+            UserError: one of them does not exist.
+        """
+        return [
+            replace(
+                self,
+                **{name: getattr(one, name) for name in ("method", "preset", "params", "seed", "method_class")},
+                tuned_from=None,
+                post=Post(),
+            )
+            for one in self.method_class.made_of(self.params, self.seed)
+        ]
 
     def with_params(self, values: dict[str, Any]) -> Cell:
         """This cell with ``values`` in the place of some of the method's parameters.
@@ -205,6 +267,7 @@ class Cell:
             "tuned_from": self.tuned_from.model_dump(mode="json") if self.tuned_from else None,
             "varied": self.varied,
             "fit": str(self.fit.folder) if self.fit else None,
+            "post": self.post.done,
         }
 
     @classmethod
@@ -226,6 +289,7 @@ class Cell:
                 "metrics": tuple(content["metrics"]),
                 "tuned_from": TunedFrom(**tuned) if tuned else None,
                 "fit": read_shared(Path(content["fit"])) if content["fit"] else None,
+                "post": Post(**content["post"]),
                 "method_class": method,
             }
         )
@@ -238,7 +302,7 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
         groups.setdefault((cell.method, cell.preset), []).append(cell)
     texts: dict[tuple[Any, ...], str] = {}
     for group in groups.values():
-        own = {cell.params.json_text: cell.params.json_values for cell in group}
+        own = {(cell.params.json_text, cell.post): {**cell.params.json_values, **cell.post.labels} for cell in group}
         names = dict(zip(own, differing(list(own.values())), strict=True))
         data: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, Any]]] = {}
         for cell in group:
@@ -253,22 +317,23 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
             for key, values in zip(sources, differing(list(sources.values())), strict=True)
         }
         for cell in group:
-            apart = {**names[cell.params.json_text], **of_data[cell.test.key, cell.train_source.key]}
+            apart = {**names[cell.params.json_text, cell.post], **of_data[cell.test.key, cell.train_source.key]}
             texts[cell.key] = params_text(apart)
     return [replace(cell, varied=texts[cell.key]) for cell in cells]
 
 
 def changed(cells: Sequence[Cell]) -> dict[str, dict[str, tuple[list[Any], Any]]]:
-    """Scope (a method, "dataset", "train") -> parameter -> its values in ``cells`` and its default, where they differ.
+    """Scope (a method, "dataset", "train", "post") -> parameter -> its values in ``cells`` and its default, where they differ.
 
     The default of a method's parameter is that of the preset.
     """
     found: dict[str, dict[str, tuple[list[Any], Any]]] = {}
-    apart = {(c.method, c.preset, c.params.json_text, c.test.key, c.train and c.train.key): c for c in cells}
+    apart = {(c.method, c.preset, c.params.json_text, c.post, c.test.key, c.train and c.train.key): c for c in cells}
     for cell in apart.values():  # seeds, of which there may be thousands, change no parameter
         scopes = {
             cell.method: (cell.params, cell.method_class.resolve(cell.preset, {})),
             "dataset": (cell.test.params, type(cell.test.params)()),
+            "post": (cell.post, Post()),
         }
         if cell.train is not None:
             scopes["train"] = cell.train.params, type(cell.train.params)()

@@ -36,6 +36,7 @@ _METHODS = {
     "thor": ("thor:THOR", "Diffusion that harmonises its path with the slice by its own maps"),
     "features": ("features:Features", "Frozen features of a network trained on something else, or not at all"),
     "itermask": ("itermask:IterMask", "Two UNets lift a mask where they can paint in what is under it"),
+    "ensemble": ("ensemble:Ensemble", "The mean of other methods' maps, or of one method's seeds, on one scale"),
     "asymmetry": ("simple:Asymmetry", "Difference to the mirrored half of the brain, no training"),
     "histeq": ("simple:HistEq", "Histogram-equalised intensity, no training"),
     "zscore": ("simple:ZScore", "Voxel-wise |z| against the healthy training slices"),

@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from adbench.config import protocols, registry, sweep
-from adbench.config.cell import Cell, Source, TunedFrom, told_apart
+from adbench.config.cell import Cell, Post, Source, TunedFrom, told_apart
 from adbench.config.protocols import Protocol
 from adbench.config.shared_fit import as_fitted, check_protocol, read_shared
 from adbench.errors import UserError, unknown
@@ -52,8 +52,8 @@ class RunConfig(BaseModel):
         out: folder of runs and fits.
         cache: folder of prepared slice stores; None: ``$ADBENCH_CACHE`` or the user's cache folder.
         metrics: plug-in metrics to measure beside the built-in ones.
-        set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), or the name
-            of one method. Several values of one are an axis, see :func:`adbench.config.sweep.variants`.
+        set: parameters by scope: ``method`` (every method), ``dataset``, ``train`` (the training source), ``post`` (what is
+            done to maps, :class:`adbench.config.cell.Post`), or the name of one method. Several values of one are an axis, see :func:`adbench.config.sweep.variants`.
         tuned_from: written by ``adbench tune``: the search that chose the parameters of a method; goes into its records.
         fit: folder of a shared fit (``adbench fit``) that is scored instead of training one: it says the method, its
             parameters, the modality and the seed.
@@ -108,6 +108,8 @@ def from_cell(cell: Cell) -> RunConfig:
     scopes = {"method": cell.params.json_values, "dataset": cell.test.params.json_values}
     if cell.train is not None:
         scopes["train"] = cell.train.params.json_values
+    if cell.post.done:
+        scopes["post"] = cell.post.done
     return RunConfig(
         method=(cell.method,),
         dataset=(cell.test.dataset,),
@@ -136,6 +138,8 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
         scopes.setdefault("dataset", []).append(cell.test.params.json_values)
         if cell.train is not None:
             scopes.setdefault("train", []).append(cell.train.params.json_values)
+        if any(one.post.done for one in found):
+            scopes.setdefault("post", []).append(cell.post.json_values)
     filled = {scope: sweep.joined(values) for scope, values in scopes.items()}
     shared = ["preset", "train_root", "device"]
     if len({cell.test.dataset for cell in found}) == 1:
@@ -444,13 +448,13 @@ def _folds(config: RunConfig, source: Source) -> list[Source]:
 
 
 def _check_scopes(config: RunConfig) -> None:
-    allowed = ["method", "dataset", "train", *config.method]
+    allowed = ["method", "dataset", "train", "post", *config.method]
     for scope in config.set:
         if scope not in allowed:
             near = difflib.get_close_matches(scope, allowed, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
             raise UserError(
-                f"Unknown scope {scope!r} in --set. {hint}Scopes here: method (every method), dataset, train"
+                f"Unknown scope {scope!r} in --set. {hint}Scopes here: method (every method), dataset, train, post"
                 f"{', ' if config.method else ''}{', '.join(config.method)}."
             )
 
@@ -524,6 +528,9 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
         for point in sweep.variants(cls.Params, f"method {name}", asked, parse_yaml):
             params = cls.resolve(preset, point)
             methods[name, params.json_text] = name, cls, params, _tuned(config.tuned_from, name, params)
+    posts = [
+        build(Post, "post", point) for point in sweep.variants(Post, "post", config.set.get("post", {}), parse_yaml)
+    ]
     for name in config.metrics:
         if name in SPECS and name not in registry.entries("metrics"):
             raise UserError(f"{name} is measured by every run: leave it out of --metrics.")
@@ -550,12 +557,14 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
                     metrics=metrics,
                     tuned_from=tuned,
                     fit=shared,
+                    post=post,
                 )
-                for train, modality, part, (name, cls, params, tuned), seed in product(
+                for train, modality, part, (name, cls, params, tuned), post, seed in product(
                     [None] if shared else _train(config, dataset, protocol),
                     _modalities(config, source, protocol),
                     _folds(config, source),
                     methods.values(),
+                    dict.fromkeys(posts),
                     dict.fromkeys(config.seed),
                 )
             ]

@@ -216,7 +216,7 @@ def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(
             f"{where} {shared.method} with parameters of its own: --set {shared.method}.… cannot change them."
         )
-    scopes = {"dataset": given.get("dataset", {}), "method": params.json_values}
+    scopes = {**{name: given[name] for name in ("dataset", "post") if name in given}, "method": params.json_values}
     as_lists = {name: (stated[name],) for name in ("method", "modality", "seed")}
     return {**as_lists, "preset": stated["preset"], "set": scopes}
 

@@ -89,7 +89,11 @@ def _draw_sheet(samples: list[Sample], path: Path, title: str, threshold: float 
     from matplotlib.figure import Figure
 
     columns = ["input", "reconstruction", "anomaly map", "truth (red), found (cyan)"]
-    figure = Figure(figsize=(2.1 * len(columns), 2.1 * len(samples) + 0.7), dpi=110, layout="constrained")
+    height = 2.1 * len(samples) + 0.7
+    figure = Figure(figsize=(2.1 * len(columns), height), dpi=110)
+    figure.subplots_adjust(
+        0.03, 0.05 / height, 0.995, 1 - 0.6 / height, 0.03, 0.03
+    )  # to work a layout out takes a second
     axes = figure.subplots(len(samples), len(columns), squeeze=False)
     inside = np.concatenate([sample.map[sample.brain] for sample in samples])
     common = np.percentile(inside, [1, 99.5]) if inside.size else (0.0, 1.0)
@@ -119,7 +123,7 @@ def _draw_sheet(samples: list[Sample], path: Path, title: str, threshold: float 
         axis.set_yticks([])
         for spine in axis.spines.values():
             spine.set_visible(False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(title, y=1 - 0.15 / height, va="top", fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
 

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from adbench.config import registry
+from adbench.config.cell import Post
 from adbench.config.run_config import parse_assignment
-from adbench.config.source import source_digest
 from adbench.context import Context, Progress
 from adbench.datasets.adapters.unlabelled import (
     ANY_MASK,
@@ -37,9 +37,11 @@ from adbench.evaluation.volume_files import VolumeFiles, label
 from adbench.methods.base import Method
 from adbench.metrics.lesion import breaks, components
 from adbench.metrics.thresholds import AT
+from adbench.params import build
 from adbench.results.record import Record
 from adbench.runner.fit import fitted, load_fit, seed_everything
 from adbench.runner.inference import ScoredVolume, score_volumes
+from adbench.runner.keys import sources_now
 from adbench.utils import compute, limits, seeds, threads
 from adbench.utils.console import printable
 from adbench.utils.files import replacing, write_json, write_text
@@ -114,7 +116,8 @@ def load_method(record: Record, folder: Path, device: str, progress: Progress | 
     fit = fitted(folder, record.fit_key)
     if fit is None:
         return None
-    context = Context(device, record.seed, folder, progress=progress or Progress())
+    median = build(Post, f"post-processing of {record.method.name}", record.post).median
+    context = Context(device, record.seed, folder, median=median, progress=progress or Progress())
     method: Method = load_fit(registry.load("methods", record.method.name), folder, fit, context)
     return method
 
@@ -152,10 +155,9 @@ def predict(
             f"The names of the scans in {images} say {', '.join(there)}, and {record.method.name} was fitted to {modality}: "
             f"give {modality} scans, or name them so if they are."
         )
-    current = source_digest("methods", record.method.name)
-    if record.method.source not in ("", current):
+    if record.method.source and (changed := sources_now(record.identity)):
         said.append(
-            f"The code of {record.method.name} has changed since the run: its maps may differ from those measured."
+            f"The code of {' and '.join(changed)} has changed since the run: its maps may differ from those measured."
         )
     store, failed = _prepared(dataset, modality, Path(cache), progress)
     failed |= {case: f"{case}: there is no slice with brain in it." for case in store.empty_cases}

@@ -181,5 +181,7 @@ def serial(
 
 def _foreign(cell: Cell) -> str:
     """The method of ``cell`` where it or one of the metrics is a plug-in, which may change what this process computes."""
-    parts: list[tuple[registry.Kind, str]] = [("methods", cell.method), *(("metrics", name) for name in cell.metrics)]
+    methods = [cell.method, *(member.method for member in cell.members)]
+    parts: list[tuple[registry.Kind, str]] = [("methods", name) for name in methods]
+    parts += [("metrics", name) for name in cell.metrics]
     return cell.method if any(registry.entries(kind)[name].origin != "built-in" for kind, name in parts) else ""

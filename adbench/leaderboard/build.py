@@ -44,6 +44,8 @@ def make(root: Path) -> dict[str, str]:
         UserError: no result, a damaged one, or one that ``verify`` would refuse at first sight.
     """
     root = Path(root)
+    if any(root.glob("records/*.json")):
+        raise UserError(f"{root} is one leaderboard: name the folder that holds it, {root.resolve().parent}.")
     found = boards(read_all(root))
     made = {PAGE: page(found, read_reported(root / REPORTED))}
     groups: dict[str, list[Board]] = {}

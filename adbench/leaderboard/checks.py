@@ -18,6 +18,7 @@ import numpy as np
 
 from adbench import __version__
 from adbench.config import protocols, registry
+from adbench.config.cell import Post
 from adbench.datasets.io.filename_patterns import person, shared_patients
 from adbench.datasets.preprocessing.recipe import MAX_SQUARE
 from adbench.errors import UserError
@@ -52,7 +53,7 @@ ROLES = ("train", "val", "threshold", "test")
 NUMBERS = ("metrics", "strata", "prevalence", "thresholds", "brackets", "subjects")  # of a record, from its counts
 # What run_identity of adbench.runner.keys adds to fit_identity.
 RUN_FIELDS = frozenset(
-    {"protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with"}
+    {"protocol", "post", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with"}
 )
 
 
@@ -96,7 +97,14 @@ def check_keys(submission: Submission) -> Iterator[Issue]:
             yield Issue(f"identity.{name}", why="it is missing")
         else:
             yield from differences(f"identity.{name}", identity[name], value, "the rest of the record says so")
-    for name in identity.keys() - stated.keys() - {"files", "metrics_version", "measure_source", "scored_with"}:
+    yield from differences("identity.post", identity.get("post", {}), record.post, "the rest of the record says so")
+    if record.post != Post(**record.post).done or ("post" in identity and not record.post):
+        yield Issue("post", record.post, why="it must say what was done to the maps, and nothing else")
+    for name in (
+        identity.keys()
+        - stated.keys()
+        - {"files", "post", "members", "metrics_version", "measure_source", "scored_with"}
+    ):
         yield Issue(f"identity.{name}", why="it is no part of the identity of a run")
     if not isinstance(identity.get("files"), list):
         yield Issue("identity.files", why="it must be a list")
@@ -384,6 +392,15 @@ def check_method(submission: Submission) -> Iterator[Issue]:
     elif method.source not in valid:
         why = f"source of {method.name} in adbench {version}; a changed one is a plug-in with a name of its own"
         yield Issue("method.source", method.source, valid[-1], why)
+    elif other := [
+        part["method"]
+        for part in record.identity.get("members", ())
+        if part["method"] in registry.BUILTIN["methods"]
+        and part["method_source"] not in (sources(part["method"], str(version)) or ())
+    ]:
+        yield Issue(
+            "identity.members", why=f"source of {', '.join(other)} in adbench {version}; a changed one is a plug-in"
+        )
     elif method.conformance == "failed":
         yield Issue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
     if (expected := weights(method, record.test.grid)) is not None:
@@ -404,6 +421,9 @@ def _parameters(record: Record, cls: type[Method]) -> Iterator[Issue]:
     except UserError as error:
         yield Issue("method.params", why=str(error))
         return
+    members = [part["method"] for part in record.identity.get("members", ())]
+    expected = [one.method for one in cls.made_of(resolved, record.seed)]
+    yield from differences("identity.members", members, expected, "its parameters say so")
     full = resolved.model_dump(mode="json")
     stated = {name: full[name] for name in shared}
     if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):

@@ -13,7 +13,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks import NUMBERS
 from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import boards, cohort, read_all
-from adbench.leaderboard.submission import read, read_or_pack
+from adbench.leaderboard.submission import published_files, read, read_or_pack
 from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, Samples, compare
 from adbench.metrics.spec import RANKED_BY
@@ -73,7 +73,7 @@ def diff(a: Path, b: Path) -> ResultDiff | BoardsDiff:
     Raises:
         UserError: there is nothing to compare, or a result on one side and leaderboards on the other.
     """
-    whole = [Path(path).is_dir() and any(Path(path).glob("*/records/*.json")) for path in (a, b)]
+    whole = [Path(path).is_dir() and bool(published_files(path)) for path in (a, b)]
     if all(whole):
         return _boards(a, b)
     if any(whole):

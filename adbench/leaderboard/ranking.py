@@ -79,14 +79,14 @@ def read_all(root: Path, *, lean: bool = False) -> list[Published]:
     Types, digests and places are checked; numbers are not recomputed, which is what ``verify`` is for.
 
     Args:
-        root: folder of leaderboards.
+        root: folder of leaderboards, or one of them.
         lean: a quick look: types alone are checked, and what gives intervals over seeds is left out where it takes long.
 
     Raises:
         UserError: no result; one that is not what it says; a folder that is a link; two with one key and different
             numbers.
     """
-    paths = sorted(Path(root).glob("*/records/*.json"))
+    paths = files.published_files(root)
     if not paths:
         raise UserError(
             f"There is no result at {root}/<protocol>/records: `adbench leaderboard merge` puts them there."

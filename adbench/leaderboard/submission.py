@@ -239,6 +239,11 @@ def file_name(record: Record) -> str:
     return "-".join(safe(part)[:40] for part in parts).lstrip(".") + ".json"
 
 
+def published_files(root: Path) -> list[Path]:
+    """The results of the leaderboards in ``root``, or of the one that it is, in path order."""
+    return sorted([*Path(root).glob("records/*.json"), *Path(root).glob("*/records/*.json")])
+
+
 def own_digest(raw: Mapping[str, Any]) -> str:
     """What the field ``digest`` of a submission must be."""
     return digest({key: value for key, value in raw.items() if key != "digest"})

@@ -18,7 +18,7 @@ from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import Issue, skeleton, steps
-from adbench.leaderboard.submission import FROM_MAPS, Submission, file_name, read_or_pack
+from adbench.leaderboard.submission import FROM_MAPS, Submission, file_name, published_files, read_or_pack
 from adbench.metrics.spec import SPECS
 from adbench.results.known import known, slices
 from adbench.results.record import RECORD, DataPart, Record
@@ -117,7 +117,7 @@ def targets(path: Path) -> list[Path]:
         return [path.parent if path.name == RECORD else path]
     if not path.is_dir():
         raise UserError(f"There is nothing at {path}: name a submission, a folder of leaderboards or a run.")
-    found = sorted([*path.glob("records/*.json"), *path.glob("*/records/*.json")])
+    found = published_files(path)
     if not found:
         found = sorted(file for file in path.glob("*.json") if _is_submission(file))
         found += sorted(record.parent for record in path.rglob(RECORD))

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
@@ -61,6 +62,17 @@ class Resources:
     gpu_memory_gb: float = 0.0
 
 
+@dataclass(frozen=True)
+class Member:
+    """A method with parameters and a seed whose fit is a part of another method."""
+
+    method: str
+    preset: str
+    params: ParamSet
+    seed: int
+    method_class: type[Method]
+
+
 class Method(ABC):
     """An unsupervised anomaly-detection method.
 
@@ -73,6 +85,8 @@ class Method(ABC):
         trained_by: name of another method, whose fit with the parameters :meth:`trained_with` gives this method's own
             tensors, to the bit: a run takes them from there, and two rows cost one training. Its module is imported by this
             method's own, so that its source counts into both keys. Empty: there is none.
+        members: fits that this one is made of (:meth:`made_of`), with what happened in fitting them. A run sets them before
+            :meth:`fit` is called; where nothing has, fit makes them.
         sized_by_data: whether parameters and grid do not say how many numbers it learns, as with one image a height.
     """
 
@@ -82,6 +96,7 @@ class Method(ABC):
     presets: ClassVar[dict[str, dict[str, Any]]] = {"tiny": {}, "base": {}, "paper": {}}
     smoke: ClassVar[dict[str, Any]] = {}
     trained_by: ClassVar[str] = ""
+    members: Sequence[tuple[Method, FitReport]] = ()
     sized_by_data: ClassVar[bool] = False
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
@@ -204,6 +219,17 @@ class Method(ABC):
     def trained_with(cls, preset: str, params: ParamSet) -> dict[str, Any]:
         """The parameters that the method :attr:`trained_by` is fitted with, on top of its own ``preset``."""
         return {}
+
+    @classmethod
+    def made_of(cls, params: ParamSet, seed: int) -> list[Member]:
+        """The fits of other methods that a fit with ``params`` and ``seed`` is made of; none for most.
+
+        A run makes each as a run of that method would, or takes the one that is there, and they are in this method's key.
+
+        Raises:
+            UserError: one of them does not exist.
+        """
+        return []
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

@@ -17,7 +17,8 @@ class RowName:
 
     Attributes:
         label: "histeq [tiny] sigma=5".
-        differs: the parameters of method and data that other rows of the method have other values of, with its own values.
+        differs: what was done to the maps, and the parameters of method and data that other rows of the method have other
+            values of, with its own values.
     """
 
     label: str
@@ -51,7 +52,9 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
 
 def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """What tells the rows of one method and preset apart: their parameters, and words for what these do not tell."""
-    differs = differing([one.method.params for one in group])
+    differs = [
+        {**own, **_always(one)} for one, own in zip(group, differing([one.method.params for one in group]), strict=True)
+    ]
     for name in {one.train.name for one in group}:  # parameters of another dataset are no difference of value
         alike = [place for place, one in enumerate(group) if one.train.name == name]
         for place, values in zip(alike, differing([_of_data(group[place]) for place in alike]), strict=True):
@@ -82,6 +85,15 @@ _LAST: tuple[Callable[[Record, str], str], ...] = (
     lambda one, who: f"made {one.created[:19].replace('T', ' ')}",
     lambda one, who: f"made {one.created[:19].replace('T', ' ')} key {one.run_key[:8]}",
 )
+
+
+def _always(record: Record) -> dict[str, Any]:
+    """What a name says even where no other row differs in it: the members of an ensemble, and what was done to the maps."""
+    said: dict[str, Any] = {f"post.{name}": value for name, value in record.post.items()}
+    if record.method.name == "ensemble":
+        counts = Counter(map(str, record.method.params.get("members", ())))
+        said["members"] = ", ".join(f"{times} {member}" if times > 1 else member for member, times in counts.items())
+    return said
 
 
 def _of_data(record: Record) -> dict[str, Any]:

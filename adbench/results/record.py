@@ -96,6 +96,7 @@ class Record(_Part):
     threshold: DataPart  # labelled validation slices that chose the threshold
     test: DataPart
     protocol: dict[str, Any]
+    post: dict[str, Any] = {}  # what was done to the maps of the method before they were counted
     seed: int
     metrics: dict[str, Number]
     optional: dict[str, MetricPart] = {}  # of the metrics, those that are not measured in every run

@@ -5,21 +5,20 @@ from __future__ import annotations
 import random
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import numpy as np
 
 from adbench.context import Context
 from adbench.datasets.slices import SliceSet
-from adbench.methods.base import Method
+from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
 from adbench.utils import distributed, seeds
-from adbench.utils.files import write_json
+from adbench.utils.files import scratch, write_json
 from adbench.utils.hashing import check_file, digest_file, read_sealed, sealed
 from adbench.utils.signals import insisting
 
@@ -43,13 +42,13 @@ def commit_fit(folder: Path, method: Method, content: dict[str, Any]) -> dict[st
         What :func:`fitted` will give.
     """
     files = {}
-    with TemporaryDirectory(prefix=".tmp", dir=folder) as name:
+    with scratch(folder / "method") as there:
         with insisting():
-            method.save(Path(name))
-        for path in sorted(path for path in Path(name).rglob("*") if path.is_file()):
-            target = folder / path.relative_to(name)
+            method.save(there)
+        for path in sorted(path for path in there.rglob("*") if path.is_file()):
+            target = folder / path.relative_to(there)
             target.parent.mkdir(parents=True, exist_ok=True)
-            files[path.relative_to(name).as_posix()] = digest_file(path)
+            files[path.relative_to(there).as_posix()] = digest_file(path)
             path.replace(target)
     write_json(folder / FIT, sealed({**content, "files": files}))
     return {**content, "files": files}
@@ -98,6 +97,7 @@ def fit_method(
     key: str,
     ctx: Context,
     watch: Callable[[Method, float], None] | None = None,
+    members: Sequence[tuple[Method, FitReport]] = (),
 ) -> tuple[Method, dict[str, Any]]:
     """The fitted method, always as loaded from its folder: a resumed run then scores with the very same weights.
 
@@ -111,6 +111,7 @@ def fit_method(
         ctx: surroundings, the seed among them.
         watch: called now and then with the half-trained method and the share of its training that is done. Neither the
             fit nor the seconds that are noted for it depend on what it does.
+        members: fits that this one is made of; none: it makes them itself.
 
     Returns:
         The method, and the content of ``fit.json``.
@@ -122,6 +123,7 @@ def fit_method(
         folder.mkdir(parents=True, exist_ok=True)
         seed_everything(seeds.derive(ctx.seed, "fit"))
         method = cls(params, ctx)
+        method.members = members
         aside = _Aside(partial(watch, method)) if watch else None
         ctx.watch = aside
         start = time.perf_counter()

@@ -144,7 +144,7 @@ def score_volumes(
     Args:
         method: fitted.
         data: what is scored.
-        ctx: device and progress.
+        ctx: device, progress, and the median that the maps of each volume go through.
         phase: names the pass in the progress.
         batch_size: slices at a time, None: 32, on a GPU 128; halved when the device runs out of memory.
         clock: receives the seconds spent in the method, as "score".
@@ -165,23 +165,51 @@ def score_volumes(
         for low, high in pairwise(bounds):
             volume = data.cases[owners[positions[low]]]
             if waiting is not None and volume != waiting:
-                yield _join(data, waiting, pending)
+                yield _join(data, waiting, pending, ctx.median)
                 pending = []
             waiting = volume
             pending.append((positions[low:high], maps[low:high], None if recon is None else recon[low:high]))
         ctx.progress.update(phase, int(positions[-1]) + 1, len(data))
     if waiting is not None:
-        yield _join(data, waiting, pending)
+        yield _join(data, waiting, pending, ctx.median)
 
 
 def _join(
-    data: LabelledSet, volume: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]]
+    data: LabelledSet, volume: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], median: int
 ) -> ScoredVolume:
     recons = [part[2] for part in parts if part[2] is not None]
+    positions, maps = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
+    if median:
+        maps = median_filtered(maps, data.brains(positions), data.slice_numbers[positions], median)
     return ScoredVolume(
         volume,
         data.subject_of[volume],
-        np.concatenate([part[0] for part in parts]),
-        np.concatenate([part[1] for part in parts]),
+        positions,
+        maps,
         np.concatenate(recons) if len(recons) == len(parts) else None,
     )
+
+
+def median_filtered(maps: np.ndarray, brain: np.ndarray, slices: np.ndarray, side: int) -> np.ndarray:
+    """The median of each voxel's cube, as pDDPM and cDDPM filter maps (side 5); background counts as 0.
+
+    Neighbours are as far apart as the nearest two slices of the volume. Where one is missing the nearest is repeated in its
+    place, so that a slice alone is filtered in its plane.
+
+    Args:
+        maps: (S, H, W) of one volume; scores that are not finite are left for the evaluation to refuse.
+        brain: (S, H, W) bool.
+        slices: (S,) slice indices.
+        side: of the cube, odd.
+    """
+    from scipy.ndimage import median_filter
+
+    if not np.isfinite(maps[brain]).all():
+        return maps
+    order = np.argsort(slices)
+    inside = np.where(brain, maps, 0)[order].astype(np.promote_types(maps.dtype, np.float32))
+    filtered = np.empty_like(maps)
+    gaps = np.diff(slices[order])
+    for place in np.split(np.arange(len(order)), np.flatnonzero(gaps > gaps.min(initial=gaps.max(initial=0))) + 1):
+        filtered[order[place]] = median_filter(inside[place], side, mode="nearest")
+    return filtered

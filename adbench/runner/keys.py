@@ -15,7 +15,7 @@ from adbench.config.source import measure_digest, source_digest
 from adbench.datasets.io.archive import state_of
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.methods.base import Method
-from adbench.utils.hashing import canonical_json, digest_file, digest_parts
+from adbench.utils.hashing import canonical_json, digest, digest_file, digest_parts
 
 METRICS_VERSION = "3"  # raised when the definition or computation of any stored number changes
 
@@ -33,7 +33,26 @@ def fit_identity(cell: Cell, train: SliceSet, val: SliceSet | None) -> dict[str,
         "modality": cell.modality,
         "train_slices": train.digest,
         "val_slices": val.digest if val is not None else None,
+        **({"members": members} if (members := [_member(one) for one in cell.members]) else {}),
     }
+
+
+def _member(cell: Cell) -> dict[str, Any]:
+    """What decides the fit of a member beside what all of them share; its seed follows from that of the whole."""
+    return {
+        "method": cell.method,
+        "method_version": cell.method_class.version,
+        "method_source": source_digest("methods", cell.method),
+        "params": cell.params.json_values,
+        "files": [_content(path) for path in _named_files(cell)],
+    }
+
+
+def sources_now(identity: dict[str, Any]) -> dict[str, str]:
+    """Name -> hash of the source here, of the method in ``identity`` and its members whose source is another one here."""
+    parts = [identity, *identity.get("members", ())]
+    now = {part["method"]: source_digest("methods", part["method"]) for part in parts}
+    return {part["method"]: now[part["method"]] for part in parts if part["method_source"] != now[part["method"]]}
 
 
 def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: LabelledSet) -> dict[str, Any]:
@@ -41,11 +60,13 @@ def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: 
 
     Metrics that are asked for beside the others change no number of theirs, so they make no other run of it.
     """
-    current = source_digest("methods", cell.method)
+    others = sources_now(fit)
     return {
         **fit,
-        **({"scored_with": current} if fit["method_source"] != current else {}),  # a shared fit, made by other code
+        # A shared fit that was made by other code; of an ensemble, of any of it.
+        **({"scored_with": others.get(cell.method) or digest(others)} if others else {}),
         "protocol": cell.protocol.as_dict(),
+        **({"post": post} if (post := cell.post.done) else {}),
         "metrics_version": METRICS_VERSION,
         "measure_source": measure_digest(),
         "threshold_slices": threshold.digest,

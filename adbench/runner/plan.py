@@ -94,8 +94,15 @@ class Plan:
     def trainer(self) -> Plan | None:
         """The plan of the same run with the method that trains for this one; None: it is trained by itself."""
         cell = self.cell.trainer
-        if cell is None:
-            return None
+        return None if cell is None else self._of_fit(cell)
+
+    @property
+    def members(self) -> list[Plan]:
+        """The plans of the same run with each method whose fit this one is made of."""
+        return [self._of_fit(cell) for cell in self.cell.members]
+
+    def _of_fit(self, cell: Cell) -> Plan:
+        """The plan of a fit on the same slices that this one needs."""
         identity = fit_identity(cell, self.data.train, self.data.val)
         key = key_of(identity, cell)
         folder = rundir.fit_folder(self.fit_folder.parents[1], cell.method, key)

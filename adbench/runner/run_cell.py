@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from contextlib import nullcontext, suppress
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
-from adbench.methods.base import Method
+from adbench.methods.base import FitReport, Method
 from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
 from adbench.results.format import several
@@ -78,6 +78,7 @@ def run_cell(
         workdir=plan.fit_folder,
         checkpoint_seconds=checkpoint_seconds,
         track=track,
+        median=plan.cell.post.median,
         progress=progress or Progress(),
         logger=log,
     )
@@ -176,7 +177,19 @@ def _fit(
             provenance.sign(folder, ctx.device, source_files("methods", cell.method))
         if not ready and (trainer := plan.trainer) is not None:
             _take_over(plan, trainer, ctx)
-        return fit_method(cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx, watch)
+        members = [] if ready else [_member(member, ctx) for member in plan.members]
+        return fit_method(
+            cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx, watch, members
+        )
+
+
+def _member(plan: Plan, ctx: Context) -> tuple[Method, FitReport]:
+    """The fit that is a part of another, as a run of its own would make it."""
+    own = replace(ctx, seed=plan.cell.seed, workdir=plan.fit_folder, watch=None)
+    with threads.limited(threads.count(plan.resources.cpus)):
+        method, fit = _fit(plan, own)
+    said = {field.name: fit[field.name] for field in fields(FitReport)}
+    return method, FitReport(**{**said, "earlier_seconds": fit["seconds"]})
 
 
 def _take_over(plan: Plan, trainer: Plan, ctx: Context) -> None:
@@ -218,6 +231,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         threshold=_data_part(data.threshold, *(measured if cell.protocol.threshold_on == "test" else learned)),
         test=_data_part(data.test, *measured),
         protocol=cell.protocol.as_dict(),
+        post=cell.post.done,
         seed=cell.seed,
         metrics=_numbers(evaluation.metrics),
         optional={name: metric_part(name) for name in cell.metrics},

@@ -8,7 +8,6 @@ import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from pydantic import ValidationError
@@ -33,14 +32,14 @@ from adbench.results import rundir
 from adbench.results.record import DataPart, Record
 from adbench.results.result import Result
 from adbench.runner.fit import FIT, fitted
-from adbench.utils.files import replacing, write_json, write_text
+from adbench.utils.files import replacing, scratch, sweep, write_json, write_text
 from adbench.utils.hashing import digest_file, sealed
 from adbench.utils.limits import RECORD_BYTES
 from adbench.utils.locks import acquire
 from adbench.utils.plain_files import open_plain, read_json
 
 ZIP = ".zip"
-RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with")
+RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with", "post")
 
 
 def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -> SharedFit:
@@ -54,12 +53,18 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
             ``out`` is there.
     """
     if out.suffix.lower() != ZIP:
-        return _export(run, out, author=author, licence=licence, link=link)
-    if out.exists():
-        raise UserError(f"{out} is there: give another name with --out, or move it away.")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".tmp", dir=out.parent) as name:
-        folder = Path(name) / "fit"
+        if is_shared(out):
+            return _export(run, out, author=author, licence=licence, link=link)
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise UserError(f"{out} is there and is no shared fit: give a new folder with --out.")
+        with scratch(out) as folder:
+            _export(run, folder, author=author, licence=licence, link=link)
+            folder.rename(out)
+        return read_shared(out)
+    with scratch(out) as there:  # which removes what a killed one left behind its archive
+        if out.exists():
+            raise UserError(f"{out} is there: give another name with --out, or move it away.")
+        folder = there / "fit"
         shared = _export(run, folder, author=author, licence=licence, link=link)
         with replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as packed:  # stored: weights hardly shrink
             for each in (MANIFEST, CARD, *sorted(shared.files)):
@@ -89,8 +94,6 @@ def _export(run: Path, out: Path, *, author: str, licence: str, link: str) -> Sh
                 f"The fit in {folder} holds {name}: only tensors (.safetensors) and .json can be shared, because nobody should "
                 "unpickle a stranger's file. Let the method save its state as tensors."
             )
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not is_shared(out):
-        raise UserError(f"{out} is there and is no shared fit: give a new folder with --out.")
     splits = read_json(result.file(rundir.SPLITS), RECORD_BYTES)
     for name in fit["files"]:
         _copy(folder / name, out / name)
@@ -123,10 +126,9 @@ def bring(given: Path, out: Path) -> SharedFit:
     """
     if not given.is_file():
         return install(read_shared(given), out)
-    out.mkdir(parents=True, exist_ok=True)
-    with TemporaryDirectory(prefix=".tmp", dir=out) as name:
-        unpack(given, Path(name))
-        found = [path.parent for path in sorted(Path(name).rglob(MANIFEST))]
+    with scratch(out / given.name) as there:
+        unpack(given, there)
+        found = [path.parent for path in sorted(there.rglob(MANIFEST))]
         if len(found) != 1:
             held = f"{len(found)} shared fits: import one" if found else f"no shared fit: there is no {MANIFEST} in it"
             raise UserError(f"{given} holds {held}.")
@@ -146,17 +148,20 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
     if folder.absolute() == shared.folder:
         return shared
     with acquire(folder):
-        if is_shared(folder) and (there := read_shared(folder)).weights == shared.weights:
+        sweep(folder)
+        if (folder / FIT).exists() and is_shared(folder) and (there := read_shared(folder)).weights == shared.weights:
             return there
         if fitted(folder, shared.fit_key) is not None:
             raise UserError(
                 f"{folder} holds another fit with the same key, made here or shared by somebody else: give another --out, or "
                 "delete it to use the shared one."
             )
-        for name in (*(shared.files.keys() - {FIT}), MANIFEST, FIT):  # the one that completes it last
+        for name in shared.files.keys() - {FIT}:
             _copy(shared.folder / name, folder / name)
         # The card that came with it is not sealed.
         write_text(folder / CARD, _card(records.read(folder / RUN_RECORD), shared.weights))
+        for name in (MANIFEST, FIT):  # they complete it
+            _copy(shared.folder / name, folder / name)
         return read_shared(folder)
 
 

@@ -31,7 +31,7 @@ from adbench.tune.task import OBJECTIVES, TASK, Options, Role, Task, fewer, slic
 from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
 from adbench.tune.worker import REPORTS, fit_folder
 from adbench.utils.cluster import connect
-from adbench.utils.files import write_text
+from adbench.utils.files import scratch, write_text
 from adbench.utils.hashing import digest
 from adbench.utils.locks import LOCK, acquire, is_locked
 from adbench.utils.processes import GRACE
@@ -291,7 +291,6 @@ def _hand_over(home: Path, cell: Cell, data: Data, out: Path) -> None:
     target = rundir.fit_folder(out, cell.method, key)
     if fitted(home, key) is None or target.exists():
         return
-    copy = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(copy, ignore_errors=True)
-    shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK, REPORTS))
-    copy.rename(target)
+    with scratch(target) as copy:
+        shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK, REPORTS), dirs_exist_ok=True)
+        copy.rename(target)

@@ -165,7 +165,7 @@ def _fit_and_measure(
     device = "cuda" if task.cell.device.startswith("cuda") else task.cell.device  # Ray says which, and shows no other
     cell = replace(task.cell.with_params(params), device=device)
     train, val, select = task.train.open(), task.val.open() if task.val else None, task.select.open()
-    ctx = Context(device=cell.device, seed=cell.seed, workdir=home)
+    ctx = Context(device=cell.device, seed=cell.seed, workdir=home, median=cell.post.median)
 
     def watch(method: Method, done: float) -> None:
         share_done = 100 * done

@@ -7,17 +7,23 @@ import os
 import re
 import secrets
 import shutil
+import socket
+import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+_NAME = 50  # characters of a file's name in that of its temporary file: together they fit in what a folder takes
+_swept: set[Path] = set()  # folders that this process has looked at
 
 
 @contextmanager
 def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success flush it to disk and rename it into place.
 
-    On any error (a full disk, an interrupt) the temporary file is removed and ``path`` stays as it was.
+    On any error (a full disk, an interrupt) the temporary file is removed and ``path`` stays as it was. Those of processes
+    that were killed go when a process first writes to their folder.
 
     Args:
         path: the file.
@@ -25,7 +31,7 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")  # others may write it too
+    temporary = _temporary(path)
     try:
         yield temporary
         if durable:
@@ -36,16 +42,67 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def scratch(path: Path) -> Iterator[Path]:
+    """Yield a temporary folder beside ``path``, for what becomes that file or folder; it is removed behind the block."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = _temporary(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name beside ``path`` that no other process uses, after what killed processes left there is gone."""
+    folder = path.parent.absolute()
+    if folder not in _swept:
+        _swept.add(folder)
+        _sweep_dead(folder)
+    return path.with_name(f".{path.name[:_NAME]}.{_place()}-{os.getpid()}-{secrets.token_hex(4)}.tmp")
+
+
+def _place() -> str:
+    """What tells the machine, and the container on it, in which a process id means a process."""
+    name = socket.gethostname()
+    with suppress(OSError):
+        name += str(Path("/proc/self/ns/pid").readlink())
+    return f"{zlib.crc32(name.encode()):08x}"
+
+
+def _sweep_dead(folder: Path) -> None:
+    ours = re.compile(rf"\..*\.{_place()}-(\d+)-[0-9a-f]{{8}}\.tmp", re.DOTALL)
+    for path in folder.glob(".*.tmp"):
+        if (found := ours.fullmatch(path.name)) and not _lives(int(found[1])):
+            _remove(path)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # it is another user's
+        pass
+    return True
+
+
 _LEFT = re.compile(r"\.tmp.*|\..*\.tmp")  # names of safetensors' own temporary files, and of ours
 
 
 def sweep(folder: Path) -> None:
-    """Remove the temporary files that killed processes have left below ``folder``; the caller has its lock."""
+    """Remove all temporary files below ``folder``, those of other machines too; the caller has its lock."""
     for path in [path for path in folder.rglob(".*") if _LEFT.fullmatch(path.name)]:
-        if path.is_dir() and not path.is_symlink():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,9 +1,11 @@
-"""Work on strangers' files in processes that may die: each has a limit on memory and time, and takes no other with it."""
+"""Work on strangers' files in processes that may die: each has a limit on memory and time, no network, and takes no other along."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -17,6 +19,8 @@ from typing import Any, Generic, TypeVar
 from adbench.errors import UserError
 from adbench.utils.processes import end_unless, exit_reason
 
+_OURS = "that `ulimit -v` allows: raise that limit"
+_NEW_USER, _NEW_NET = 0x10000000, 0x40000000  # CLONE_NEWUSER and CLONE_NEWNET of unshare(2)
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -88,9 +92,9 @@ class _Worker:
     def __init__(self, function: Callable[..., object], memory: int) -> None:
         context = get_context()
         self.pipe, theirs = context.Pipe()
-        self._memory = memory
+        most, self._most = _address_space(memory)
         self._process: BaseProcess = context.Process(
-            target=_serve, args=(function, theirs, self.pipe, memory, os.getpid()), daemon=True
+            target=_serve, args=(function, theirs, self.pipe, most, self._most, os.getpid()), daemon=True
         )
         self._process.start()
         theirs.close()
@@ -105,8 +109,8 @@ class _Worker:
             code = self._process.exitcode or 0
             self.stop()
             why = exit_reason(code)
-            if -code == signal.SIGABRT:
-                why += f", as a library does that gets no more than the {self._memory >> 20} MiB it may take"
+            if -code == signal.SIGABRT or self._most.endswith(_OURS):
+                why += f"; it gets no more than {self._most}"
             return None, why
         return answer
 
@@ -117,14 +121,18 @@ class _Worker:
         self.pipe.close()
 
 
-def _serve(function: Callable[..., object], pipe: Connection, theirs: Connection, memory: int, asked: int) -> None:
-    from threadpoolctl import threadpool_limits
+def leave_network() -> bool:
+    """From now on this process, of one thread, reaches no network, its own machine's neither; whether the system let it."""
+    if sys.platform != "linux":
+        return False
+    unshare = ctypes.CDLL(None).unshare
+    return any(
+        unshare(what) == 0 for what in (_NEW_NET, _NEW_USER | _NEW_NET)
+    )  # who is not root needs users of its own
 
-    theirs.close()
-    end_unless(lambda: os.getppid() == asked)  # a file that takes for ever does not outlive a command that was killed
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the outcome says what is wrong; a library that dies would say it raw
-    threadpool_limits(1)  # processes share the cores: with BLAS threads of each, all take three times as long
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this one gets it, and ends this one
+
+def _address_space(memory: int) -> tuple[int | None, str]:
+    """What a process gets that may take ``memory`` beyond what it starts with, in bytes (None: any), and in words."""
     with suppress(ImportError):  # systems without limits on processes
         import resource
 
@@ -132,14 +140,35 @@ def _serve(function: Callable[..., object], pipe: Connection, theirs: Connection
 
         most = psutil.Process().memory_info().vms + memory
         hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        resource.setrlimit(resource.RLIMIT_AS, (most if hard == resource.RLIM_INFINITY else min(most, hard), hard))
+        if hard != resource.RLIM_INFINITY and hard < most:
+            return hard, f"the {hard >> 20} MiB {_OURS}"
+        return most, f"{memory >> 20} MiB of memory"
+    return None, ""
+
+
+def _serve(
+    function: Callable[..., object], pipe: Connection, theirs: Connection, most: int | None, words: str, asked: int
+) -> None:
+    os.environ["OPENBLAS_NUM_THREADS"] = "1"  # of libraries that are imported later
+    from threadpoolctl import threadpool_limits
+
+    theirs.close()
+    leave_network()
+    end_unless(lambda: os.getppid() == asked)  # a file that takes for ever does not outlive a command that was killed
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the outcome says what is wrong; a library that dies would say it raw
+    threadpool_limits(1)  # processes share the cores: with BLAS threads of each, all take three times as long
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who started this one gets it, and ends this one
+    if most is not None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_AS, (most, resource.getrlimit(resource.RLIMIT_AS)[1]))
     with suppress(EOFError, OSError):
         while True:
             item = pipe.recv()
             try:
                 pipe.send((function(item), ""))
             except MemoryError:
-                pipe.send((None, f"it takes more than {memory >> 20} MiB of memory"))
+                pipe.send((None, f"it takes more than {words}"))
             except UserError as error:
                 pipe.send((None, str(error)))
             except Exception as error:

@@ -20,9 +20,12 @@ def exit_reason(code: int) -> str:
     """What the exit code of a process that left no result means, in words."""
     if code >= 0:
         return f"its process ended by itself with exit code {code}, without a result"
-    name = signal.Signals(-code).name
-    why = ": the kernel does this when memory runs out" if -code == signal.SIGKILL else ""
-    return f"its process was ended by signal {-code} ({name}{why})"
+    name = signal.Signals(-code)
+    why = {
+        signal.SIGKILL: ": the kernel does this when memory runs out",
+        signal.SIGABRT: ": libraries do this when they get no more memory",
+    }
+    return f"its process was ended by signal {-code} ({name.name}{why.get(name, '')})"
 
 
 def adopt() -> None:

@@ -122,6 +122,8 @@ def supervised(time_limit: float | None = None, *, resume: str = "Run the same c
         if time_limit is not None:
             raise UserError(f"--time-limit ends a process of its own, but {loaded}: start adbench without that.")
         return Journal(shared=f"{loaded}: the cells share this process, and one that crashes ends the command.")
+    import psutil  # noqa: F401 - which ends descendants: a child may have no memory left to import it
+
     adopt()
     ended: dict[str, Ended] = {}
     parent = os.getpid()
@@ -172,11 +174,13 @@ def ending() -> Iterator[None]:
         elif not isinstance(code, int | None):
             print(code, file=sys.stderr)
             code = 1
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # closed by a plug-in, or by who reads it
-                stream.flush()
-        end_descendants()
-        os._exit(int(code or 0))
+        try:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError, ValueError):  # closed by a plug-in, or by who reads it
+                    stream.flush()
+            end_descendants()
+        finally:  # where memory is short, the parent finds the descendants
+            os._exit(int(code or 0))
 
 
 class _Child:

@@ -10,9 +10,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from fuzzing import changed, held, often
+from hypothesis import strategies as st
 
 from adbench.config import registry
 from adbench.errors import UserError
+from adbench.utils import installed
 
 Install = Callable[..., None]
 
@@ -138,6 +141,36 @@ def test_a_damaged_package_of_somebody_else_ends_nothing(tmp_path: Path, damage:
     names, broken = json.loads(done.stdout)
     assert "histeq" in names
     assert "its entry points cannot be read" in broken[str(info)]
+
+
+@often
+def test_metadata_changed_at_random(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, examples: int) -> None:
+    """Of another package: the built-ins are there, and what is left of it is a plug-in, a finding, or nothing."""
+    info = tmp_path / "out" / "foreign-1.0.dist-info"
+    info.mkdir(parents=True)
+    points = b"[adbench.methods]\nmine = a.b:Mine\nzscore = c:D [extra]\n\n[adbench.metrics]\nmine=e:F\n"
+    whole = {"METADATA": b"Metadata-Version: 2.1\nName: foreign\nVersion: 1.0\n", "entry_points.txt": points}
+
+    def look(path: Path) -> None:
+        name, _, content = path.read_bytes().partition(b"\0")
+        for kept, there in {**whole, name.decode(): content}.items():
+            (info / kept).write_bytes(there)
+        with monkeypatch.context() as alone:
+            alone.setattr(sys, "path", [str(info.parent)])
+            alone.setattr(installed, "_BROKEN", {})
+            for kind, own in registry.BUILTIN.items():
+                registry.entries.cache_clear()
+                found = registry.entries(kind)
+                assert all(found[one].origin == "built-in" for one in own)
+            assert set(installed.broken()) <= {str(info)}
+
+    def named(name: str) -> st.SearchStrategy[bytes]:
+        return changed(whole[name]).map(lambda content: name.encode() + b"\0" + content)
+
+    try:
+        held(tmp_path, examples, st.one_of(*map(named, whole)), "file", look)
+    finally:
+        registry.entries.cache_clear()
 
 
 def test_listing_imports_nothing_heavy() -> None:

@@ -295,9 +295,11 @@ def isles(root: Path) -> Path:
 
 def test_a_mask_of_an_unknown_name_makes_nobody_healthy(tmp_path: Path) -> None:
     message = refused(isles(tmp_path))
-    assert "sub-strokecase0001_ses-0001_stroke.nii.gz holds the values 0, 1, 2 alone, as a mask does" in message
-    assert (
-        "sub-strokecase0001_ses-0001 is not healthy. Rename it, or name it by --set dataset.lesion_pattern" in message
+    assert message == (
+        f"{tmp_path}/derivatives/sub-strokecase0001/ses-0001/sub-strokecase0001_ses-0001_stroke.nii.gz holds the values 0, 1, 2 "
+        "alone, as a mask does, and its name does not say of what: if it marks lesions, sub-strokecase0001_ses-0001 is not healthy. "
+        "Rename it, or name it by --set dataset.lesion_pattern=... or brain_pattern=... beside image_pattern, or declare the case "
+        "healthy with --set dataset.unmasked=healthy."
     )
     found = check(folder(tmp_path))
     assert found.counts["error"] == 6
@@ -385,8 +387,11 @@ def test_two_lesion_masks_of_one_case(tmp_path: Path) -> None:
     common(tmp_path)
     write(tmp_path / "patient07" / "patient07_lesion.nii.gz", mask=True)
     message = refused(tmp_path)
-    assert "patient07_seg.nii.gz are both lesion masks: merge them into one (lesion where either says so)" in message
-    assert "or leave patient07 out with dataset.exclude=[patient07]" in message
+    assert message == (
+        f"{tmp_path}/patient07/patient07_lesion.nii.gz and {tmp_path}/patient07/patient07_seg.nii.gz are both lesion masks: merge "
+        "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or say majority, or a word in the name "
+        "of the one to take, or leave patient07 out with dataset.exclude=[patient07]."
+    )
     assert [f.case for f in check(folder(tmp_path)).findings if f.code == "conflict"] == ["patient07"]
     assert len(folder(tmp_path, exclude=["patient07"]).discover("FLAIR")) == 2
 
@@ -435,8 +440,11 @@ def test_an_excluded_case_is_no_obstacle_whatever_it_holds(tmp_path: Path) -> No
     common(tmp_path)
     write(tmp_path / "patient07" / "patient07_mask.nii.gz", mask=True)
     message = refused(tmp_path)
-    assert "patient07_mask.nii.gz: is this a brain mask or a lesion mask?" in message
-    assert message.endswith("or leave patient07 out with dataset.exclude=[patient07].")
+    assert message == (
+        f"{tmp_path}/patient07/patient07_mask.nii.gz: is this a brain mask or a lesion mask? Rename it, or say it with --set "
+        "dataset.lesion_pattern=... or dataset.brain_pattern=... beside dataset.image_pattern=..., or leave patient07 out with "
+        "dataset.exclude=[patient07]."
+    )
     assert [f.case for f in check(folder(tmp_path)).findings if f.severity == "error"] == ["patient07"]
     assert len(folder(tmp_path, exclude="patient07").discover("FLAIR")) == 2
 
@@ -568,7 +576,7 @@ def test_a_damaged_first_volume_leaves_the_others_alone(tmp_path: Path) -> None:
         prepare(folder(root, **tiny), "FLAIR", tmp_path / "cache", workers=1)
 
 
-def test_real_multiple_sclerosis_volumes(cli: Callable[..., Any]) -> None:
+def test_real_multiple_sclerosis_volumes(cli: Callable[..., Any], tmp_path: Path) -> None:
     root = Path(__file__).parents[2].parent / "shared" / "data" / "volumes" / "open_ms_mni"
     if not root.is_dir():
         pytest.skip("the real volumes are not here")
@@ -576,3 +584,12 @@ def test_real_multiple_sclerosis_volumes(cli: Callable[..., Any]) -> None:
     assert code == 0
     assert "marks 3 of 49769 lesion voxels (0.0%) outside the brain" in out
     assert "3 cases, 12 files: 0 errors, 0 warnings, 2 info" in out  # one is the layout, which MSLUB has
+    names = {"flair": "FLAIR", "t1": "T1W", "t2": "T2W", "seg": "consensus_gt"}
+    for path in root.rglob("*.nii.gz"):
+        patient, kind = path.name.removesuffix(".nii.gz").split("_")
+        (tmp_path / patient).mkdir(exist_ok=True)
+        (tmp_path / patient / f"{patient}_{names[kind]}.nii.gz").symlink_to(path)
+    found = run_config.locate("mslub", str(tmp_path), {}, "--data-root").open()
+    stack = found.load(found.discover("FLAIR")[2], "FLAIR")
+    assert stack.quality["lesion_ml_source"] == pytest.approx(8.2, abs=0.1)
+    assert stack.quality["brain_ml"] == pytest.approx(1120, abs=1)  # stripped: every voxel that is not 0

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adbench.config import run_config
+from adbench.config import registry, run_config
+from adbench.datasets import download
 from adbench.datasets.adapters.brats23 import BraTS23
 from adbench.datasets.base import Case
 from adbench.datasets.io import nifti
@@ -23,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 import synthetic_layouts as layouts
 
 Cli = Callable[..., tuple[int, str, str]]
+OWN = ("bids", "folder", "phantom")  # nobody else's work
 TINY: dict[str, Any] = {"size": 32, "min_brain": 0.01}
 
 PATTERNS: dict[str, dict[str, Any]] = {  # what docs/datasets.md says to set
@@ -72,6 +74,21 @@ def refused(name: str, root: Path, **params: Any) -> str:
 
 def errors(report: CheckReport) -> list[tuple[str, str]]:
     return [(issue.case, issue.message) for issue in report.findings if issue.severity == "error"]
+
+
+@pytest.mark.parametrize("name", sorted(registry.BUILTIN["datasets"]))
+def test_every_dataset_says_whose_it_is_and_has_a_layout_that_is_tried(name: str) -> None:
+    info = registry.load("datasets", name).info
+    assert info.name == name
+    assert info.licence
+    assert "http" in info.obtain or not info.citation or name == "nnunet"
+    assert ("doi:" in info.citation or "arXiv:" in info.citation or name == "ixi") == (name not in OWN), info.citation
+    docs = Path(__file__).parents[2] / "docs"
+    assert f"\n| `{name}` | " in (docs / "datasets.md").read_text(), "the first table"
+    assert f" | `{name}` | " in (docs / "datasets.md").read_text() or name == "phantom", "the table of layouts"
+    assert name in {**layouts.LAYOUTS, "folder": layouts.slice_folder} or name == "phantom"
+    if name in download.SOURCES:
+        assert f"adbench data get {name}" in info.obtain
 
 
 @pytest.mark.parametrize(
@@ -147,8 +164,11 @@ def test_patterns_of_the_documentation(tmp_path: Path, layout: str) -> None:
         ("hcp", "None of the 6 NIfTI files in {root} says by its name what it is, e.g. 100206/T1w/T1w_acpc_dc_restore_brain.nii.gz. Say it with --set dataset.image_pattern=..., such as {{subject}}/{{subject}}_{{modality}}.nii.gz."),
     ],
 )  # fmt: skip
-def test_what_folder_says_without_options(tmp_path: Path, layout: str, says: str) -> None:
-    assert refused("folder", written(tmp_path, layout)).startswith(says.format(root=tmp_path))
+def test_what_folder_says_without_options(cli: Cli, tmp_path: Path, layout: str, says: str) -> None:
+    message = refused("folder", written(tmp_path, layout))
+    assert message.startswith(says.format(root=tmp_path))
+    code, out, err = cli("data", "info", "--dataset", "folder", "--data-root", tmp_path)
+    assert (code, out, " ".join(err.split())) == (2, "", f"adbench: {message}")
 
 
 def test_masks_without_images_are_refused_by_the_adapter_of_a_release_too(tmp_path: Path) -> None:
@@ -347,7 +367,22 @@ def test_visits_of_a_patient_share_a_role(tmp_path: Path) -> None:
     layouts.brats23(tmp_path, 3, "GLI", visits=2)
     cases = dataset("brats23", tmp_path).discover("FLAIR")
     assert [case.id for case in cases][:2] == ["BraTS-GLI-00000_000", "BraTS-GLI-00000_001"]
-    assert all(one.split == other.split for one, other in zip(cases[::2], cases[1::2], strict=True))
+    for name in ("brats23", "folder"):
+        cases = dataset(name, tmp_path).discover("FLAIR")
+        assert all(one.split == other.split for one, other in zip(cases[::2], cases[1::2], strict=True))
+
+
+@pytest.mark.parametrize("group", ["GLI", "MET", "PED", "MEN", "SSA"])
+def test_brats21_names_the_adapter_of_every_later_group(tmp_path: Path, group: str) -> None:
+    layouts.brats23(tmp_path, 1, group)
+    release = f"BraTS2023-{group}" if group in ("GLI", "MET") else "BraTS2023 (PED, MEN, SSA)"
+    one = (
+        " the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used."
+    )
+    assert refused("brats21", tmp_path).startswith(
+        f"No BraTS'21 file in {tmp_path}: this looks like {release} (BraTS-{group}-00000-000/BraTS-{group}-00000-000-seg.nii.gz); "
+        f"use --dataset brats23{';' + one if group == 'GLI' else '.'} Expected there: BraTS2021_"
+    )
 
 
 def test_a_patient_of_2021_and_of_2023(tmp_path: Path) -> None:
@@ -551,5 +586,8 @@ def test_slices_of_bmad(cli: Cli, tmp_path: Path) -> None:
     assert stack.lesion[0].any()
     assert not stack.lesion[1].any()
     message = refused("folder", root, size=None, min_brain=0.02)
-    assert "does not end with a modality" in message
-    assert "give their modality with --set dataset.modality=FLAIR" in message
+    assert message == (
+        f"The name of {root}/Brain/train/good/00000_17.png does not end with a modality (FLAIR, T1, T2, T1CE, PD, DWI, ADC), "
+        "brainmask or segmentation: rename it as in sub-01-slice_68-FLAIR.png, or give their modality with --set "
+        "dataset.modality=FLAIR."
+    )

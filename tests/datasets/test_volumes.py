@@ -188,7 +188,7 @@ def test_shares_beyond_one(tmp_path: Path) -> None:
         ("BraTS20_Training_001/BraTS20_Training_001_t1.nii", "this looks like BraTS'20"),
         ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii.gz", "this looks like BraTS'17-'19"),
         ("BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz", "this looks like BraTS2023-GLI"),
-        ("BraTS-MEN-00000-000/BraTS-MEN-00000-000-t1n.nii.gz", "this looks like BraTS2023 (neither glioma"),
+        ("BraTS-MEN-00000-000/BraTS-MEN-00000-000-t1n.nii.gz", "this looks like BraTS2023 (PED, MEN, SSA) ("),
         ("IXI002-Guys-0828-T1.nii.gz", "this looks like IXI (IXI002-Guys-0828-T1.nii.gz); use --dataset ixi"),
         ("sub-r001s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz", "use --dataset atlas"),
         ("subject07_flair.nii.gz", "None of the 1 NIfTI files"),

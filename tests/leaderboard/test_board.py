@@ -409,6 +409,19 @@ def test_show_prints_ranks(built: Path, cli: Cli) -> None:
     assert [board["modality"] for board in json.loads(out)["boards"]] == ["FLAIR", "T1"]
 
 
+def test_one_leaderboard_is_shown_and_compared_and_only_built_with_its_siblings(built: Path, cli: Cli) -> None:
+    one = next(path.parent for path in built.glob("*/records"))
+    code, out, _ = cli("leaderboard", "show", one)
+    assert code == 0
+    assert "histeq [tiny]" in out
+    code, out, _ = cli("leaderboard", "diff", one, one)
+    assert code == 0
+    code, _, err = cli("leaderboard", "build", one)
+    assert code == 2
+    assert f"is one leaderboard: name the folder that holds it, {built.resolve()}" in " ".join(err.split())
+    assert sorted(path.name for path in one.iterdir() if path.is_dir()) == ["records"]
+
+
 def test_two_hundred_results(many: Path, cli: Cli) -> None:
     start = time.process_time()
     files = build(many)

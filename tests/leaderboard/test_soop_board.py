@@ -89,7 +89,7 @@ def test_the_published_list_has_each_patient_in_one_role() -> None:
 
 def test_the_grid_is_every_method_and_three_seeds_of_those_that_draw(slices: Path) -> None:
     cells = grid.cells(grid.load(ROOT / "soop-flair" / "grid.yaml", {"data_root": str(slices)}, []))
-    assert {cell.method for cell in cells} == set(registry.BUILTIN["methods"])
+    assert {cell.method for cell in cells} == set(registry.BUILTIN["methods"]) - {"ensemble"}
     still = {cell.method for cell in cells if (cell.method, 2) not in {(other.method, other.seed) for other in cells}}
     assert still == {"constant", "histeq", "zscore", "asymmetry", "latent"}
     assert {(cell.preset, cell.protocol.name, cell.test.title) for cell in cells} == {

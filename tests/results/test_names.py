@@ -44,6 +44,12 @@ def test_parameters_tell_rows_apart(record: Record) -> None:
     assert labels(five, changed(record, name="zscore")) == ["histeq [tiny]", "zscore [tiny]"]
 
 
+def test_what_was_done_to_maps_always_stands_in_the_name(record: Record) -> None:
+    filtered = changed(record, post={"median": 3})
+    assert labels(filtered) == ["histeq [tiny] post.median=3"]
+    assert labels(record, filtered) == ["histeq [tiny]", "histeq [tiny] post.median=3"]
+
+
 def test_data_tell_rows_apart(record: Record) -> None:
     other = changed(record, train={"name": "ixi", "params": {"something": 1}})
     fewer = changed(record, train={"params": {**record.train.params, "n_train": 2}})

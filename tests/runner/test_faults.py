@@ -9,6 +9,7 @@ import resource
 import shutil
 from collections.abc import Callable
 from importlib import import_module
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,22 @@ def forked(work: Callable[[], Any]) -> Any:
     return pickle.loads(said) if said else code
 
 
+def copy_before_changes(out: Path, copies: Path, counts: Callable[[str], bool] = lambda path: True) -> None:
+    """From now on keep what ``out`` is before each change of a path that ``counts``: before change 3 in ``copies/3``."""
+    numbers = count(1)
+
+    def copying(change: Callable[..., None]) -> Callable[..., None]:
+        def call(path: Any, *arguments: Any, **options: Any) -> None:
+            if (options.get("dir_fd") is not None or os.path.lexists(path)) and counts(str(path)):
+                shutil.copytree(out, copies / str(next(numbers)))
+            change(path, *arguments, **options)
+
+        return call
+
+    for name in CHANGES:
+        setattr(os, name, copying(getattr(os, name)))
+
+
 class Disk:
     """One run on a small folder, in children of this process."""
 
@@ -66,22 +83,11 @@ class Disk:
 
         What a trained network changes after its fit is what any method changes.
         """
-        count = 0
 
-        def copying(change: Callable[..., None]) -> Callable[..., None]:
-            def call(path: Any, *arguments: Any, **options: Any) -> None:
-                nonlocal count
-                there = options.get("dir_fd") is not None or os.path.lexists(path)
-                fitted = self.method != "histeq" and list(out.glob("fits/*/fit.json"))
-                if there and not fitted and STATUS not in str(path):
-                    count += 1
-                    shutil.copytree(out, copies / str(count))
-                change(path, *arguments, **options)
+        def counts(path: str) -> bool:
+            return STATUS not in path and (self.method == "histeq" or not list(out.glob("fits/*/fit.json")))
 
-            return call
-
-        for name in CHANGES:
-            setattr(os, name, copying(getattr(os, name)))
+        copy_before_changes(out, copies, counts)
         return self.run(out)
 
 

@@ -114,6 +114,10 @@ def test_keys_change_with_what_matters_and_with_nothing_else(slices: Path, tmp_p
     (seed,) = plans(slices, tmp_path, seed=1)
     (sigma,) = plans(slices, tmp_path, sets={"method": {"sigma": 1.0}})
     assert len({base.fit_key, seed.fit_key, sigma.fit_key}) == 3
+    (median,), (none,) = (plans(slices, tmp_path, sets={"post": {"median": side}}) for side in (3, 0))
+    assert (median.fit_key, none.run_key) == (base.fit_key, base.run_key)
+    assert median.run_key != base.run_key
+    assert "post" not in base.identity
     moved = slices.rename(tmp_path / "elsewhere")
     (same,) = plans(moved, tmp_path / "other out")
     assert (same.fit_key, same.run_key) == (base.fit_key, base.run_key)
@@ -220,6 +224,6 @@ def test_pictures_are_left_to_the_process_that_has_the_run_and_wait_until_they_a
 
 
 def test_a_cell_travels_as_plain_data(slices: Path, tmp_path: Path) -> None:
-    (plan,) = plans(slices, tmp_path, sets={"method": {"sigma": 1.0}})
+    (plan,) = plans(slices, tmp_path, sets={"method": {"sigma": 1.0}, "post": {"median": 3}})
     text = json.dumps(plan.cell.to_json())
     assert Cell.from_json(json.loads(text)) == plan.cell

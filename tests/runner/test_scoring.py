@@ -16,7 +16,7 @@ from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
 from adbench.params import ParamSet
-from adbench.runner.inference import score_volumes
+from adbench.runner.inference import median_filtered, score_volumes
 
 EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
 
@@ -113,3 +113,38 @@ def test_integer_maps_keep_their_order(tmp_path: Path) -> None:
     method.score = lambda batch: neighbours(batch) + (1 << 60)  # type: ignore[method-assign]
     with pytest.raises(UserError, match="float64 cannot tell"):
         list(score_volumes(method, data, Context(), "score", 3))
+
+
+def test_median_of_the_stack_is_that_of_each_cube() -> None:
+    """Against NumPy: cubes of 3, ends repeated, background 0, cut where a slice is missing, in any order of the slices."""
+    rng = np.random.default_rng(0)
+    numbers = np.array([7, 2, 3, 4, 8])  # 2, 3, 4 and 7, 8 are joined
+    maps, brain = rng.normal(size=(5, 6, 7)).astype(np.float32), rng.random((5, 6, 7)) < 0.8
+    found = median_filtered(maps, brain, numbers, 3)
+    for place in ([1, 2, 3], [0, 4]):
+        padded = np.pad(np.where(brain, maps, 0)[place], 1, mode="edge")
+        cubes = np.lib.stride_tricks.sliding_window_view(padded, (3, 3, 3))
+        np.testing.assert_array_equal(found[place], np.median(cubes, axis=(3, 4, 5)))
+    assert found.dtype == np.float32
+    assert median_filtered(maps.astype(np.float16), brain, numbers, 3).dtype == np.float16
+
+
+def test_scores_that_are_not_finite_are_not_filtered_away() -> None:
+    maps = np.ones((3, 5, 5), np.float32)
+    maps[1, 2, 2] = np.nan
+    assert np.isnan(median_filtered(maps, np.ones(maps.shape, bool), np.arange(3), 3)[1, 2, 2])
+    outside = np.ones(maps.shape, bool)
+    outside[1, 2, 2] = False
+    assert np.isfinite(median_filtered(maps, outside, np.arange(3), 3)).all()
+
+
+def test_every_scoring_goes_through_the_median_of_the_context(tmp_path: Path) -> None:
+    class Striped(Counting):
+        def score(self, batch: SliceBatch) -> torch.Tensor:
+            return super().score(batch) % 2
+
+    data = prepare(Volumes(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+    for median, expected in ((0, [0, 1, 0, 1]), (3, [0, 0, 1, 1])):
+        ctx = Context(median=median)
+        first = next(score_volumes(Striped(ParamSet(), ctx), data, ctx, "score", batch_size=3))
+        assert first.maps[:, 12, 12].tolist() == expected  # slice 0 has no brain

@@ -5,7 +5,9 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import socket
 import time
+from contextlib import suppress
 
 import psutil
 
@@ -22,6 +24,10 @@ def _act(what: str) -> str:
         time.sleep(60)
     if what == "eat":
         bytearray(1 << 30)
+    if what.startswith("connect"):
+        with suppress(OSError), socket.create_connection(("127.0.0.1", int(what.split()[1])), 1):
+            return "reached"
+        return "away"
     if what == "refuse":
         raise UserError("x.json: no.")
     if what == "fault":
@@ -44,6 +50,18 @@ def test_whatever_ends_a_process_is_the_outcome_of_its_item_alone() -> None:
         "refuse": "x.json: no.",
         "fault": "reading it failed with KeyError: 'left out'",
     }
+
+
+def test_a_reader_reaches_no_network() -> None:
+    probe = os.fork()
+    if not probe:
+        os._exit(not guarded.leave_network())
+    allowed = os.waitstatus_to_exitcode(os.waitpid(probe, 0)[1]) == 0
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        assert _act(f"connect {port}") == "reached"
+        (found,) = guarded.each(_act, [f"connect {port}"], memory=1 << 28, seconds=30.0)
+    assert found.result == ("away" if allowed else "reached")
 
 
 def test_nothing_to_do_and_a_reader_that_stops_early() -> None:

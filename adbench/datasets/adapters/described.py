@@ -73,12 +73,13 @@ class MSDBrain(IndexedVolumes):
 
 class MSLUB(IndexedVolumes):
     """30 patients with multiple sclerosis: FLAIR, T1, contrast-enhanced T1 (T1WKS) and T2 on one grid, a consensus of three
-    raters, a brain mask. What lies in a folder ``raw`` is not read. All subjects are patients.
+    raters, a brain mask. Copies without the mask are often stripped: each image says it by its background. What lies in a
+    folder ``raw`` is not read. All subjects are patients.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
         name="mslub",
-        version="1",
+        version="2",
         modalities=("FLAIR", "T1", "T1CE", "T2"),
         licence="CC BY 4.0",
         obtain=(
@@ -94,6 +95,7 @@ class MSLUB(IndexedVolumes):
         lesion=True,
         labels={0: "background", 1: "white-matter lesion"},
         companion="T1",
+        skull=None,
     )
 
 

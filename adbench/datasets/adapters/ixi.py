@@ -44,7 +44,10 @@ class IXI(IndexedVolumes):
         version="1",
         modalities=("T1", "T2", "PD"),
         licence="CC BY-SA 3.0",
-        obtain="https://brain-development.org/ixi-dataset: IXI-T1.tar (4.5 GB), IXI-T2.tar and IXI-PD.tar (3.6 GB each)",
+        obtain=(
+            "adbench data get ixi, or https://brain-development.org/ixi-dataset: IXI-T1.tar (4.5 GB), IXI-T2.tar and IXI-PD.tar "
+            "(3.6 GB each)"
+        ),
         layout="IXI{nnn}-{Guys|HH|IOP}-{nnnn}-{T1|T2|PD}.nii.gz in folders of any name and depth",
         protocol="ixi",
         citation="brain-development.org, EPSRC GR/S21533/02",

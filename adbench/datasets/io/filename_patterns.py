@@ -172,7 +172,7 @@ SETS = {
         "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
     ),
     "brats23-other": KnownSet(
-        "BraTS2023 (neither glioma nor metastases)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
+        "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
     ),
     "msd": KnownSet(
         "MSD Task01 (brain tumours)",

@@ -59,7 +59,7 @@ def fingerprint(
     inside = np.nonzero(brain)
     if len(inside[0]) < FEWEST:
         return np.full(int(np.prod(CELLS)), np.nan, np.float16)
-    values = image[inside].astype(np.float32)
+    values = image[brain].astype(np.float32)
     values = np.clip(values, *np.percentile(values, [2, 98]))
     values = (values - values.mean()) / max(float(values.std()), 1e-6)
     planes = np.asarray(slices if len(slices) else range(len(image)), np.float32)[inside[0]]
@@ -171,8 +171,11 @@ def slice_hashes(images: np.ndarray) -> np.ndarray:
 
 
 def _hash(image: np.ndarray) -> int:
-    values = image[image != 0]
-    if len(values) < FEWEST or len(np.unique(values)) < LEVELS:
+    values = image[image.view(f"u{image.itemsize}") != 0]  # ten times as fast as comparing float16
+    some = values[
+        :: max(1, len(values) // 1000)
+    ]  # enough of them, nearly always: sorting all takes as long as the rest
+    if len(values) < FEWEST or (len(np.unique(some)) < LEVELS and len(np.unique(values)) < LEVELS):
         return 0
     return int.from_bytes(hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8).digest(), "little")
 
