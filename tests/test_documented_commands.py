@@ -35,7 +35,7 @@ NOT_RUN = {
     r"adbench .*hospital|adbench .*new-scans": "tests/plugins/test_tutorials.py runs the whole page",
     r"adbench run .*--executor ray": "Ray takes seconds to start: tests/executors",
     r"adbench run .*--grid leaderboards": "a board, hours of training",
-    r"adbench run .*--(method|dataset) (madad|constant,histeq,zscore,asymmetry,ae|ddpm|dae|vae|phantom --method vae)": "trains",
+    r"adbench run .*--(method|dataset) (madad|constant,histeq,zscore,asymmetry,ae|ddpm|dae|vae|ensemble|phantom --method vae)": "trains",
     r"adbench run .*--dataset (ixi|bids|atlas|folder --data-root clinic)": "prepares volumes: tests/datasets/test_layouts.py",
     r"adbench run --config runs/searches": "the best of a search: tests/tune",
     r"adbench tune ": "trains for minutes: tests/tune",
