@@ -45,13 +45,6 @@ ROWS: list[tuple[str, Callable[[Path], None], str, str]] = [
     ("IXI of pDDPM (`t2/`, `mask/`)", layouts.pddpm_ixi, "ixi", "registration=none n4=false"),
     ("ATLAS `Training/`", partial(layouts.atlas, n=3), "atlas", "brain=background"),
     ("ATLAS `derivatives/ATLAS/`", partial(layouts.atlas, n=3, below="derivatives/ATLAS"), "atlas", "brain=background"),
-    (
-        "ATLAS `train/derivatives/ATLAS/`",
-        partial(layouts.atlas, n=3, below="train/derivatives/ATLAS"),
-        "atlas",
-        "brain=background",
-    ),
-    ("ATLAS `Images/`, `Masks/`", partial(layouts.atlas, n=3, below=""), "atlas", "brain=background"),
     ("BraTS'21", layouts.brats21, "brats21", ""),
     ("BraTS'21, one tar", partial(in_a_tar, layouts.brats21), "brats21", ""),
     ("BraTS'21, folders named `.nii`", partial(layouts.brats21, folders=True), "brats21", ""),
