@@ -91,6 +91,9 @@ def main() -> None:
     from adbench.utils.signals import as_interrupts
     from adbench.utils.supervisor import ending
 
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:  # closed by who started this
+            setattr(sys, name, open(os.devnull, mode))
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal without UTF-8 gets "\u2193" for an arrow, not an error
             stream.reconfigure(errors="backslashreplace")

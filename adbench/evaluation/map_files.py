@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -20,7 +18,7 @@ from adbench.datasets.io.png import read_shape, read_stored
 from adbench.errors import UserError
 from adbench.metrics.counting import as_bool
 from adbench.utils import limits
-from adbench.utils.plain_files import read_plain
+from adbench.utils.plain_files import read_table
 
 _ENDINGS = {
     "map": ("_anomaly_map", "_map", "_score", "_anomaly"),
@@ -160,6 +158,7 @@ def _binary(values: np.ndarray, where: str, labels: list[int] | None, is_png: bo
     return np.isin(values, labels)
 
 
+_FARTHEST = 1e6  # pixels or slices from the first to a box
 _BOX = ("slice", "x", "y", "width", "height")
 
 
@@ -197,13 +196,10 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
             is no number of pixels; names file and row.
     """
     try:
-        text = read_plain(path, limits.RECORD_BYTES).decode("utf-8-sig")
-        mark = max(",;\t", key=text.partition("\n")[0].count)
-        first, *rows = list(csv.reader(io.StringIO(text), delimiter=mark, strict=True)) or [[]]
+        cells, mark = read_table(path, ",;\t", strict=True)
     except FileNotFoundError:
         raise UserError(f"There is no file {path} of boxes.") from None
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"{path} is not a readable table of boxes: {error}.") from None
+    first, *rows = cells or [[]]
     names = [name.strip().lower() for name in first]
     keys = [name for name in ("file", "case") if name in names] or ["file"]
     if missing := [name for name in (keys[0], *_BOX[1:]) if name not in names]:
@@ -213,8 +209,8 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
     if twice := [name for name in (*keys, *_BOX) if names.count(name) > 1]:
         raise UserError(f"{path} has the column {twice[0]} twice: keep the one that is meant.")
     found: dict[str, list[Box]] = {}
-    for number, cells in enumerate(rows, 2):
-        row = dict(zip(names, (cell.strip() for cell in cells), strict=False))
+    for number, own in enumerate(rows, 2):
+        row = dict(zip(names, (cell.strip() for cell in own), strict=False))
         given = {name: row.get(name, "") for name in _BOX}
         if not any(given[name] for name in _BOX[1:]):
             continue
@@ -223,7 +219,7 @@ def read_boxes(path: Path) -> dict[str, list[Box]]:
             values = [float(text or (0 if name == "slice" else "")) for name, text in zip(_BOX, texts, strict=True)]
         except ValueError:
             values = [math.nan]
-        if not all(map(math.isfinite, values)) or min(values) < 0 or min(values[3:]) == 0 or values[0] % 1:
+        if not all(0 <= value <= _FARTHEST for value in values) or min(values[3:]) == 0 or values[0] % 1:
             said = ", ".join(f"{name} {text or 'nothing'}" for name, text in given.items())
             raise UserError(f"{path}, row {number}: {said} is no box: a slice index, and pixels in the image.")
         cases = list(dict.fromkeys(_without_type(row[key]) for key in keys if row.get(key)))
@@ -279,6 +275,8 @@ def _find(folder: Path, role: str) -> dict[str, _Files]:
         kind = next((kind for kind in _TYPES if path.name.lower().endswith(kind)), None)
         if kind is None or path.name.startswith("."):
             continue
+        if not path.name.isprintable():  # signs that are no text, of another encoding than UTF-8 too
+            raise UserError(f"{folder} has a file whose name is no printable text, {path.name!a}: rename it.")
         name, index = path.name[: -len(kind)], 0
         matched = _SLICE.fullmatch(name) if kind == ".png" else None
         if matched:

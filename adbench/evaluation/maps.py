@@ -139,7 +139,7 @@ class CaseFacts:
         height, width = case.maps.shape[1:]
         self.slices += len(case.maps)
         self.grid = (max(self.grid[0], height), max(self.grid[1], width))
-        self.hash.update(f"{case.volume}\0{case.maps.shape}{case.slices.tolist()}".encode())
+        self.hash.update(f"{case.volume}\0{case.maps.shape}{case.slices.tolist()}".encode(errors="surrogateescape"))
         for mask in (case.lesion & case.brain, case.brain):
             self.hash.update(np.packbits(mask).tobytes())
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,6 +29,7 @@ from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.thresholds import SLICES, choose_thresholds, slice_thresholds
 from adbench.results import rundir
+from adbench.results.record import DataPart
 from adbench.results.result import Result
 from adbench.runner.inference import ScoredVolume, score_volumes
 from adbench.runner.plan import Data, gather, labelled
@@ -194,11 +196,26 @@ class Run(Result):
         """(N, H, W) float32 maps in the order of ``data.test``, memory-mapped; None unless run with ``--save-maps``."""
         if rundir.MAPS not in self.record.files:
             return None
-        maps: np.ndarray = np.load(self.file(rundir.MAPS), mmap_mode="r")
-        expected = (self.record.test.slices, *self.record.test.grid)
-        if maps.shape != expected:
-            raise UserError(f"{self.folder / rundir.MAPS} holds maps of shape {maps.shape}, expected {expected}.")
-        return maps
+        return self._saved(rundir.MAPS, self.record.test)
+
+    def _saved(self, name: str, part: DataPart) -> np.ndarray:
+        """The maps in the file ``name``, memory-mapped, one for each slice of ``part``.
+
+        Raises:
+            UserError: another file than the record describes, or no such maps.
+        """
+        path, expected = self.file(name), (part.slices, *part.grid)
+        found: Any = None
+        try:
+            found = np.load(path, mmap_mode="r")
+            what = "arrays" if not isinstance(found, np.ndarray) else f"{found.dtype} of shape {found.shape}"
+        except (OSError, ValueError, TypeError, OverflowError, EOFError) as error:
+            what = f"no array that can be read ({str(error).split('. ')[0]})"
+        if not isinstance(found, np.ndarray) or found.dtype.kind != "f" or found.shape != expected:
+            raise UserError(
+                f"{path} holds {what}, expected maps of shape {expected}: run again with --save-maps --force."
+            )
+        return found
 
     def each(self, subjects: Sequence[str] | None = None, *, reconstructions: bool = True) -> Iterator[VolumeMaps]:
         """Images, masks, maps and reconstructions of test volumes, one volume in memory at a time.
@@ -305,11 +322,11 @@ class Run(Result):
         self._need_maps()
         self.check_files()
         data = self.data
-        test = _SavedMaps(np.load(self.folder / rundir.MAPS, mmap_mode="r"), data.test)
+        test = _SavedMaps(self._saved(rundir.MAPS, self.record.test), data.test)
         if rundir.VAL_MAPS not in self.record.files:
             return evaluate_preset(name, test, None)
         return evaluate_preset(
-            name, test, _SavedMaps(np.load(self.folder / rundir.VAL_MAPS, mmap_mode="r"), data.threshold)
+            name, test, _SavedMaps(self._saved(rundir.VAL_MAPS, self.record.threshold), data.threshold)
         )
 
     def _need_maps(self) -> None:
@@ -342,7 +359,7 @@ class Run(Result):
         """The highest scores of the lesion-free validation slices, where one of ``metrics`` has its threshold from them."""
         if rundir.VAL_MAPS not in self.record.files or not any(spec_of(metric).rule in SLICES for metric in metrics):
             return []
-        maps, data = np.load(self.file(rundir.VAL_MAPS), mmap_mode="r"), self.data.threshold
+        maps, data = self._saved(rundir.VAL_MAPS, self.record.threshold), self.data.threshold
         every = (np.flatnonzero(data.case_index == index) for index in range(len(data.cases)))
         return [top for at in every for top in free_maxima(maps[at], data.lesions(at), data.counted(at))]
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import math
 import os
@@ -13,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from adbench.errors import UserError
+from adbench.utils import limits
 from adbench.utils.limits import JSON_DEPTH, JSON_KEYS, RECORD_VALUES
 
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.?+[^"\\]*+)*+(?:"|\Z)', re.DOTALL)
@@ -66,6 +69,29 @@ def read_plain(path: Path, most: int) -> bytes:
             size = os.fstat(file.fileno()).st_size
             raise UserError(f"{path} has {size} bytes; such a file has at most {most}. It is not what its name says.")
     return data
+
+
+def read_table(path: Path, separators: str, *, strict: bool = False) -> tuple[list[list[str]], str]:
+    """The cells of each row of a text table (CSV, TSV), and the one of ``separators`` between them: what the first line has most of.
+
+    Args:
+        path: of the file.
+        separators: one sign each.
+        strict: refuse quotes that do not end, or end within a cell.
+
+    Raises:
+        FileNotFoundError: there is nothing.
+        UserError: it is no plain file, too large, no text, or no table.
+    """
+    data = read_plain(path, limits.TABLE_BYTES)
+    cells = sum(data.count(sign.encode()) for sign in {"\n", "\r", *separators})
+    limits.check(path, "has", cells, limits.TABLE_VALUES)
+    try:
+        text = data.decode("utf-8-sig")
+        separator = max(separators, key=text.partition("\n")[0].count)
+        return list(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=strict)), separator
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"The table {path} cannot be read ({error}): copy it again, or move it away.") from None
 
 
 def parse_json(data: bytes, most: int) -> Any:

@@ -12,4 +12,4 @@ def derive(seed: int, *names: object) -> int:
     generator state. ``derive(0, "score", subject, slice)`` gives each slice its own: results do not depend on batching.
     """
     text = "\x1f".join([str(int(seed)), *map(str, names)])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogateescape")).digest()[:8], "big") >> 1

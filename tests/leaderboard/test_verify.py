@@ -18,6 +18,7 @@ from board_files import ROOT, altered, place, rekey, rename
 from PIL import Image
 
 from adbench import api
+from adbench.config.cell import Post
 from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.leaderboard import encoding
@@ -374,10 +375,11 @@ def test_run_fields_are_those_of_the_identity(submission: Submission, monkeypatc
     class Cell:
         method = "histeq"
         protocol = Protocol()
+        post = Post(median=3)
 
     for source, more in ((source_digest("methods", "histeq"), set()), ("of other code", {"scored_with"})):
-        run = specs.run_identity({"method_source": source}, Cell(), Slices(), Slices())  # type: ignore[arg-type]
-        assert set(run) - {"method_source"} == RUN_FIELDS - {"scored_with"} | more
+        run = specs.run_identity({"method": "histeq", "method_source": source}, Cell(), Slices(), Slices())  # type: ignore[arg-type]
+        assert set(run) - {"method", "method_source"} == RUN_FIELDS - {"scored_with"} | more
     assert submission.record.run_key == digest(submission.record.identity)
 
 

@@ -18,6 +18,7 @@ from adbench.datasets.io.filename_patterns import Named, second_scan
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 from adbench.utils import limits
+from adbench.utils.plain_files import read_plain
 
 _OLD = re.compile(r"BraTS2021_(\d{5})(?!\d)", re.IGNORECASE)
 _NEW = re.compile(r"BraTS-GLI-(\d{5})-(\d{3})(?!\d)", re.IGNORECASE)
@@ -123,7 +124,11 @@ def read_mapping(path: Path) -> dict[str, tuple[str, str]]:
     """
     found = {}
     try:
-        rows = _rows(path) if path.suffix.lower() == ".xlsx" else path.read_text(encoding="utf-8").splitlines()
+        rows = (
+            _rows(path)
+            if path.suffix.lower() == ".xlsx"
+            else read_plain(path.resolve(), limits.TABLE_BYTES).decode().splitlines()
+        )
         for row in rows:
             old, new = _OLD.search(row), _NEW.search(row)
             if old and new:

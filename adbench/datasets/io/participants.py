@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
 
 from adbench.datasets.io.filename_patterns import folded
 from adbench.errors import UserError
+from adbench.utils.plain_files import read_table
 
 PARTICIPANTS, IXI_TABLE, IXI_SHEET = "participants.tsv", "IXI.csv", "IXI.xls"
 Rows = dict[str, dict[str, str]]  # subject, as :func:`folded` has it -> column -> value
@@ -114,12 +115,10 @@ def _band(value: str) -> str:
 def _rows(path: Path, separators: str) -> list[dict[str, str]]:
     if not path.is_file():
         return []
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-        separator = max(separators, key=lambda one: lines[0].count(one) if lines else 0)
-        return [
-            {column: value or "" for column, value in row.items() if column}
-            for row in csv.DictReader(lines, delimiter=separator)
-        ]
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"The table {path} cannot be read ({error}): copy it again, or move it away.") from None
+    cells, _ = read_table(path.resolve(), separators)  # git-annex keeps files behind links
+    first, *rows = cells or [[]]
+    return [
+        {column: value for column, value in zip_longest(first, row[: len(first)], fillvalue="") if column}
+        for row in rows
+        if row
+    ]

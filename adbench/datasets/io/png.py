@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 
 _SIGNATURE, _HEADER = b"\x89PNG\r\n\x1a\n", 24  # bytes up to the height, which the format puts first
+_AROUND = 1 << 20  # bytes beside the pixels: profiles, texts
 _REPLACE = "Replace or remove the file."
 
 
@@ -33,6 +34,12 @@ def read_shape(path: Path) -> tuple[int, int]:
     width, height = struct.unpack(">II", first[16:])
     if problem := limits.exceeded(path, f"is {height}x{width}, which makes", height * width, limits.IMAGE_PIXELS):
         raise FileError("too-large", problem)
+    most = 8 * height * width + _AROUND  # 16 bits of four colours, without compression
+    if (size := path.stat().st_size) > most:
+        raise FileError(
+            "too-large",
+            f"{path} has {size} bytes for {height}x{width} pixels, where at most {most} are read. {_REPLACE}",
+        )
     return height, width
 
 

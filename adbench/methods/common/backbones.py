@@ -6,7 +6,10 @@ A backbone has five stages, counted as ResNet's: 0 before ``layer1``, 1 to 4 ``l
 
 from __future__ import annotations
 
+import io
+import pickletools
 import zipfile
+from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -223,6 +226,7 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
                 found = {name: file.get_tensor(name) for name in list(file.keys())}
                 made_for = (file.metadata() or {}).get("modality", "")
         else:
+            _check_pickles(path)
             found = torch.load(path, map_location="cpu", weights_only=True)
     except UserError:
         raise
@@ -243,6 +247,36 @@ def _read(path: Path) -> tuple[dict[str, torch.Tensor], str]:
         path, "says that it holds", sum(v.numel() * v.element_size() for v in found.values()), limits.WEIGHTS_BYTES
     )
     return found, made_for
+
+
+def _check_pickles(path: Path) -> None:
+    """Refuse a file of ``torch.save`` whose names and shapes are more than a network has, before anything of it is built.
+
+    torch builds nothing but tensors, but as many lists as it is told to, and a ``bytearray`` of any size.
+
+    Raises:
+        UserError: too long.
+        ValueError: it makes something else than a state_dict.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            named = [one for one in archive.infolist() if one.filename.endswith("data.pkl")]
+            limits.check(
+                path, "holds a pickle of", max((one.file_size for one in named), default=0), limits.PICKLE_BYTES
+            )
+            parts = [(io.BytesIO(archive.read(one)), 1) for one in named]
+    else:  # of before 2020: magic number, version, system, state_dict, keys of what follows
+        with path.open("rb") as file:
+            parts = [(io.BytesIO(file.read(limits.PICKLE_BYTES)), 5)]
+    for data, count in parts:
+        strings: deque[str] = deque(maxlen=2)
+        for _ in range(count):
+            for code, argument, _ in pickletools.genops(data):
+                if isinstance(argument, str):
+                    strings.append(argument)
+                made = argument if code.name == "GLOBAL" else " ".join(strings) if code.name == "STACK_GLOBAL" else ""
+                if made and made.partition(" ")[0] not in ("collections", "torch", "torch._utils"):
+                    raise ValueError(f"it makes a {made}")
 
 
 def _plain(value: Any) -> bool:
