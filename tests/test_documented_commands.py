@@ -46,6 +46,7 @@ NOT_RUN = {
     r"adbench data (check|info) .*synthetic|adbench data info .*--splits": "needs a tree that the command before it writes",
     r"adbench leaderboard (verify leaderboards|build)": "all committed records: tests/leaderboard/test_committed.py",
     r"adbench leaderboard (pool|merge|submit|verify edited)": "needs somebody's results: tests/leaderboard/test_submission.py",
+    r"adbench report runs/phantom/phantom-flair( --out report)?$": "draws figures for ten seconds: tests/report",
     r"adbench eval ": "maps and masks on disk: tests/evaluation/test_eval.py",
     r"python (benchmarks|docs|examples)/": "minutes of computing, or data that may not be passed on; the script has to be there",
 }

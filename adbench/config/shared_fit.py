@@ -193,7 +193,8 @@ def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
     method = registry.load("methods", shared.method)
     if about["method_version"] != method.version:
         raise UserError(
-            f"{where} {shared.method} version {about.get('method_version')}, and here is version {method.version}."
+            f"{where} {shared.method} version {about['method_version']}, and here is version {method.version}: use the "
+            f"adbench that it was made with ({shared.adbench}), or train one."
         )
     stated = {name: about[name] for name in ("method", "modality", "seed", "preset")}
     wanted = {name: asked[name] for name in stated} | {"modality": tuple(name.upper() for name in asked["modality"])}

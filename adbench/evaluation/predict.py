@@ -155,11 +155,16 @@ def predict(
             f"The names of the scans in {images} say {', '.join(there)}, and {record.method.name} was fitted to {modality}: "
             f"give {modality} scans, or name them so if they are."
         )
+    others = dataset.other_sequences(modality)
     if record.method.source and (changed := sources_now(record.identity)):
         said.append(
             f"The code of {' and '.join(changed)} has changed since the run: its maps may differ from those measured."
         )
     store, failed = _prepared(dataset, modality, Path(cache), progress)
+    failed |= {
+        case: f"{case}: its name says {', '.join(names)}, and {record.method.name} was fitted to {modality}."
+        for case, names in others.items()
+    }
     failed |= {case: f"{case}: there is no slice with brain in it." for case in store.empty_cases}
     for text in said:
         log.warning(text)

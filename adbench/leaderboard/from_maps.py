@@ -230,6 +230,8 @@ def _joined(
         if alone:
             where = "not among the maps" if alone[0] in its else f"not in {like}"
             why = f"{len(alone)} cases are on one side alone, the first, {alone[0]!r}, is {where}"
+            if close := [name for name in alone[1:] if name.casefold() == alone[0].casefold()]:
+                why += f" ({close[0]!r} reads alike: spell ids as there)"
         else:
             name = next(name for name in mine if mine[name] != its[name])
             (*_, brain, lesion), (*_, own_brain, own_lesion) = its[name], mine[name]

@@ -241,7 +241,9 @@ def dice(parts: Sequence[Shown]) -> Figure | None:
             if rule in part.evaluation.thresholds:
                 threshold, value = part.evaluation.thresholds[rule], part.evaluation.metrics[metric].value or 0.0
                 label = f"{RULES[rule]}: {value:.3f}"
-                axes.axvline(threshold, color=INK, linestyle=style, linewidth=1, label=label)
+                axes.axvline(
+                    threshold, ymax=0.83, color=INK, linestyle=style, linewidth=1, label=label
+                )  # below the legend
         axes.set(xlim=(low, high), ylim=(0, min(1.02, 1.6 * top + 0.05)), title=part.label)
         axes.title.set_color(colour(index))
         legend(axes, "upper right")

@@ -272,6 +272,41 @@ def test_other_scans_than_the_run_knows(run: api.Run, tmp_path: Path) -> None:
         run.predict(tmp_path / "heads", tmp_path / "out", settings=["dataset.brain=background"])
 
 
+def test_scans_of_other_sequences_beside_the_right_ones_are_named(
+    cli: Cli, run: api.Run, scans: Path, tmp_path: Path
+) -> None:
+    image, _ = scan(9, False)
+    for name in ("p4_T1", "q_T1", "q_T2"):  # p4 has its FLAIR
+        save(scans / f"{name}.nii.gz", image, FLIPPED)
+    code, said, _ = cli("predict", "--run", run.folder, "--images", scans, "--out", tmp_path / "out", "--json")
+    assert code == 1
+    rows = json.loads(said)
+    assert [row["case"] for row in rows] == ["p4", "p5", "q"]
+    assert rows[2]["error"] == "q: its name says T1, T2, and histeq was fitted to FLAIR."
+
+
+def test_slices_with_the_skull_are_refused(slices: Path, tmp_path: Path) -> None:
+    (made,) = api.run("histeq", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs")
+    head = np.random.default_rng(0).integers(40, 120, (32, 32)).astype(np.uint8)
+    (tmp_path / "png").mkdir()
+    Image.fromarray(head).save(tmp_path / "png" / "q-slice_3-FLAIR.png")
+    with pytest.raises(UserError, match=r"q-slice_3-FLAIR\.png shows the skull: 0% of its pixels are 0.*brainmask"):
+        made.predict(tmp_path / "png", tmp_path / "out")
+    brain = np.zeros((32, 32), np.uint8)
+    brain[4:28, 4:28] = 255
+    Image.fromarray(brain).save(tmp_path / "png" / "q-slice_3-brainmask.png")
+    (found,) = made.predict(tmp_path / "png", tmp_path / "out")
+    assert (found.case, found.notes) == ("q", "")
+
+
+def test_weights_of_another_version_are_refused(
+    run: api.Run, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(HistEq, "version", "99")
+    with pytest.raises(UserError, match=r"holds histeq version 1, not histeq version 99: fit it again"):
+        run.predict(scans, tmp_path / "out")
+
+
 def test_without_the_fit(data: Path, scans: Path, tmp_path: Path) -> None:
     grid = {"dataset": {"size": 32, "field_of_view": 64}, "histeq": {"sigma": 0}}
     (made,) = api.run("histeq", "folder", data_root=str(data), device="cpu", out=tmp_path / "runs", set=grid)

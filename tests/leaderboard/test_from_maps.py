@@ -155,6 +155,18 @@ def test_other_cases_do_not_join(runs: list[api.Run], tmp_path: Path) -> None:
         pack_maps(tmp_path / "scores", WHO, method="m", dataset="X", modality="T1")
 
 
+def test_ids_in_another_spelling_are_named(runs: list[api.Run], tmp_path: Path) -> None:
+    test = scored("test", runs[0].folder.parents[3] / "slices", tmp_path, 5)
+    for folder in test.values():
+        (path,) = folder.glob("test01*")
+        path.rename(path.with_name(path.name.replace("test", "TEST")))
+    evaluate_folders(test["maps"], test["masks"], test["brain"], out=tmp_path / "scores")
+    with pytest.raises(
+        UserError, match=r"2 cases .* 'TEST01', is not in .* \('test01' reads alike: spell ids as there\)"
+    ):
+        pack_maps(tmp_path / "scores", WHO, method="m", like=runs[0].folder)
+
+
 def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[api.Run], tmp_path: Path) -> None:
     whole = ("--method", "m", "--submitter", "A", "--licence", "CC0-1.0", "--code", "https://a.org")
     named = (*whole, "--dataset", "X", "--modality", "T1")

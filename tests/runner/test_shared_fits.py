@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from adbench import api
+from adbench import __version__, api
+from adbench.config import registry
 from adbench.config.shared_fit import MANIFEST, RUN_RECORD, read_shared
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check
@@ -100,6 +101,16 @@ def test_what_a_shared_fit_cannot_be_used_for(cli: Cli, made: api.Run, exported:
     code, _, err = cli(*base[:-4], renamed, *base[-3:])
     assert code == 2
     assert "learned from 'train01'" in err.replace("\n", " ")
+
+
+def test_a_fit_of_another_version_is_refused(
+    cli: Cli, made: api.Run, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registry.load("methods", "ae"), "version", "99")
+    data = made.folder.parents[3] / "slices"
+    code, _, err = cli("run", "--fit", exported, "--dataset", "folder", "--data-root", data, "--out", tmp_path / "out")
+    assert code == 2
+    assert f"and here is version 99: use the adbench that it was made with ({__version__})" in " ".join(err.split())
 
 
 def test_export_asks_for_what_others_must_know(cli: Cli, made: api.Run, tmp_path: Path) -> None:

@@ -20,13 +20,14 @@ from adbench.datasets.geometry import to_ras, zooms
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.file_index import find_files
 from adbench.datasets.io.filename_patterns import LESION, UNCLEAR, Named
-from adbench.datasets.io.png import read_shape
+from adbench.datasets.io.png import read_image, read_shape
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume
 from adbench.errors import UserError
 from adbench.params import build
 
 ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # nobody has a role here
+LEAST_DARK = 0.1  # share of pixels at 0 in slices without a skull: a brain cut out tightly leaves a fifth
 
 
 def open_scans(root: Path, values: dict[str, Any], side: int) -> UnlabelledVolumes | UnlabelledSlices:
@@ -61,6 +62,14 @@ class _Scans(Dataset):
     """Scans of which those that cannot be read are left away, by their case ids."""
 
     unreadable: frozenset[str] = frozenset()
+
+    def other_sequences(self, modality: str) -> dict[str, list[str]]:
+        """Case id -> its modalities, of the cases that have no image of ``modality``."""
+        found: dict[str, list[str]] = {}
+        for name in self.available():
+            for case in self.discover(name):
+                found.setdefault(case.id, []).append(name)
+        return {case: names for case, names in found.items() if modality not in names}
 
     def discover(self, modality: str) -> list[Case]:
         """The others."""
@@ -151,7 +160,7 @@ class UnlabelledSlices(_Scans, Folder):
         """As of a folder.
 
         Raises:
-            UserError: also where a slice is larger than the grid.
+            UserError: also where a slice is larger than the grid, or shows the skull and has no brain mask.
         """
         side = case.extra["side"]
         for _, path, *_ in case.extra["slices"]:
@@ -160,7 +169,15 @@ class UnlabelledSlices(_Scans, Folder):
                     f"{path} is {shape[0]}x{shape[1]} (height x width), and the method was fitted to {side}x{side}: bring it "
                     "to its pixel size and field of view first."
                 )
-        return super().load(case, modality)
+        stack = super().load(case, modality)
+        bare = [path for index, path, brain, _ in case.extra["slices"] if brain is None and index in stack.slices]
+        dark = float(np.mean([(read_image(path) == 0).mean() for path in bare])) if bare else 1.0
+        if dark < LEAST_DARK:
+            raise UserError(
+                f"{bare[0]} shows the skull: {dark:.0%} of its pixels are 0, and all others would count as brain. Take the skull "
+                f"away, or give a brain mask beside it (...-{BRAIN_SLICE}.png), all white if the run's slices show the skull too."
+            )
+        return stack
 
     def recipe(self) -> dict[str, Any]:
         """Also the grid."""
