@@ -86,7 +86,12 @@ def test_a_mistake_in_a_sweep_names_the_value() -> None:
 
 def test_what_is_changed_is_told_from_defaults() -> None:
     found = changed(cells("histeq.sigma=2,4", "histeq.polarity=auto", "dataset.n_test=7"))
-    assert {scope: set(own) for scope, own in found.items()} == {"histeq": {"sigma"}, "dataset": {"n_test"}}
+    assert {scope: set(own) for scope, own in found.items()} == {
+        "histeq": {"sigma"},
+        "dataset": {"n_test"},
+        "post": set(),
+    }
+    assert changed(cells("post.median=3"))["post"] == {"median": ([3], 0)}
     assert found["histeq"]["sigma"] == ([2.0, 4.0], 3.0)
 
 

@@ -201,6 +201,15 @@ def test_png(tmp_path: Path, examples: int) -> None:
     held(tmp_path, examples, files, "a.png", *reads)
 
 
+def test_a_png_of_more_bytes_than_pixels_can_take_is_not_looked_at(tmp_path: Path) -> None:
+    path, whole = tmp_path / "a.png", picture()
+    empty = struct.pack(">I", 0) + b"teSt" + struct.pack(">I", zlib.crc32(b"teSt"))
+    path.write_bytes(whole[:33] + empty * 1000 + whole[33:])
+    assert png.read_image(path).ndim == 2
+    path.write_bytes(whole[:33] + empty * 100_000 + whole[33:])
+    refused(lambda: png.read_image(path), "a.png has 1200", " bytes for 8x10 pixels, where at most 1049216 are read")
+
+
 def test_a_bit_that_flipped_in_the_pixels_of_a_png_is_noticed(tmp_path: Path) -> None:
     """The decoder gives other pixels without a word; the checksums of the chunks do not."""
     pixels = np.zeros((60, 60), np.uint8)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,37 @@ def test_papers_rules_read_the_maps(cli: Cli, run: Path) -> None:
     code, out, _ = cli("eval", run, "--protocol", "official-madad", "--protocol", "upd", "--json")
     assert code == 0
     assert [preset["name"] for preset in json.loads(out)["presets"]] == ["official-madad", "upd"]
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no array", b"PK\x05\x06" + bytes(18), np.zeros((1, 2, 3), np.complex64), np.zeros((1, 2, 3)), np.array(["a"]), np.array([{}])],
+)  # fmt: skip
+def test_maps_that_are_none(cli: Cli, run: Path, content: Any, tmp_path: Path) -> None:
+    """A record of a stranger names the hash of whatever lies beside it."""
+    path = run / "maps.npy"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        np.save(path, content)
+    raw = json.loads((run / "record.json").read_text())
+    raw["files"]["maps.npy"] = hashlib.sha256(path.read_bytes()).hexdigest()
+    (run / "record.json").write_text(json.dumps(raw))
+    code, _, err = cli("eval", run, "--protocol", "official-madad")
+    assert code == 2, err
+    assert re.search(
+        r"maps\.npy holds .*, expected maps of shape \(\d+, \d+, \d+\): run again with --save-maps",
+        " ".join(err.split()),
+    )
+
+
+def test_names_that_are_no_text(cli: Cli, tmp_path: Path) -> None:
+    for folder in ("maps", "masks"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "w\udcfe.png").write_bytes(b"")
+    code, _, err = cli("eval", "--maps", tmp_path / "maps", "--masks", tmp_path / "masks", "--out", tmp_path / "out")
+    assert code == 2
+    assert r"'w\udcfe.png': rename it" in " ".join(err.split())
 
 
 def test_mistakes(cli: Cli, run: Path, slices: Path, tmp_path: Path) -> None:

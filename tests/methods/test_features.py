@@ -216,6 +216,10 @@ class Payload:
         return open, (self.target, "w")
 
 
+# A pickle of a few bytes, as files before 2020 begin, that stands for two gigabytes.
+ENORMOUS = b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."
+
+
 def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
     torch.save({"conv1.weight": Payload(tmp_path / "ran")}, tmp_path / "weights.pth")
     with pytest.raises(UserError, match="cannot be read as weights"):
@@ -239,6 +243,8 @@ def test_code_in_a_file_is_not_run(tmp_path: Path) -> None:
         (_bad(lambda state: {**state, "bn1.bias": torch.full((8,), torch.nan)}), "bn1.bias holds values that are not finite"),
         (_bad(lambda state: {**state, "bn1.running_var": -torch.ones(8)}), "or variances below 0"),
         (_bad(lambda state: {**state, 7: torch.ones(8)}), "does not hold a state_dict"),
+        (_bad(lambda state: {**state, "more": bytearray(9)}), "it makes a .*bytearray"),
+        (lambda path: path.write_bytes(ENORMOUS), "it makes a builtins bytearray"),
         (_bad(lambda state: {**state, "fc.weight": torch.ones(1).expand(2**28, 2)}), "says that it holds 21475"),
         (_bad(lambda state: {**state, "layer1.0.conv1.weight": torch.ones(1, 8, 1, 1).expand(2**20, 8, 1, 1)}), r"does not fit to layer1\.0\.conv1"),
     ],
@@ -259,6 +265,11 @@ def test_weights_of_another_modality_or_too_large(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(backbones.limits, "WEIGHTS_BYTES", backbones.limits.Limit("WEIGHTS_BYTES", 100, "bytes"))
     with pytest.raises(UserError, match=r"holds weights of \d+ bytes, where at most 100 are read.*ADBENCH_MAX_WEIGHTS"):
         from_file(path, (1,), True, "T1")
+    torch.save(weights(), tmp_path / "long.pth")
+    monkeypatch.undo()
+    monkeypatch.setattr(backbones.limits, "PICKLE_BYTES", backbones.limits.Limit("PICKLE_BYTES", 100, "bytes"))
+    with pytest.raises(UserError, match=r"holds a pickle of \d+ bytes, where at most 100 are read.*ADBENCH_MAX_PICKLE"):
+        from_file(tmp_path / "long.pth", (1,), True, "T1")
 
 
 def test_files_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

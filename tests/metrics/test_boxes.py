@@ -134,6 +134,8 @@ def test_tables_as_spreadsheets_write_them(tmp_path: Path, text: str) -> None:
         ("file,slice,x,y,width,height\na,0,1,1,0,2\n", "row 2: slice 0, x 1, y 1, width 0, height 2 is no box"),
         ("file,slice,x,y,width,height\na,0,1,1,,2\n", "row 2: .* width nothing"),
         ("file,slice,x,y,width,height\na,0,nan,1,1,2\n", "row 2: .* is no box"),
+        ("file,slice,x,y,width,height\na,0,1e308,1,1.7e308,2\n", "row 2: .* is no box"),
+        ("file,slice,x,y,width,height\n" + "\n" * 600_000, "has 600006 values, where at most 500000 are read"),
         ("file,slice,x,y,width,height\na,0,10,1,5,2\n", "row 2: slice 0, x 10 to 15, y 1 to 3 lies outside its map"),
         (
             "file,slice,x,y,width,height\na,1,1,1,5,2\n",

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from adbench.errors import UserError
 from adbench.utils.limits import JSON_DEPTH, JSON_KEYS
-from adbench.utils.plain_files import parse_json, read_json, read_plain
+from adbench.utils.plain_files import parse_json, read_json, read_plain, read_table
 
 VALUES = st.recursive(
     st.none()
@@ -87,6 +87,24 @@ def test_ten_thousand_equal_keys(tmp_path: Path) -> None:
     path.write_text(json.dumps({str(number): 0 for number in range(JSON_KEYS + 1)}))
     with pytest.raises(UserError, match=f"an object in it has {JSON_KEYS + 1} keys, and {JSON_KEYS} are the limit"):
         read_json(path, 1 << 20)
+
+
+def test_tables_are_read_by_the_separator_of_their_first_line_and_counted_before(tmp_path: Path) -> None:
+    path = tmp_path / "table.tsv"
+    path.write_text('a;b;"c"\n1,5;"x\ny";\n')
+    assert read_table(path, ",;\t") == ([["a", "b", "c"], ["1,5", "x\ny", ""]], ";")
+    for data, says in (
+        (b"\n" * 600_000, "table.tsv has 600000 values, where at most 500000 are read.*ADBENCH_MAX_TABLE_VALUES"),
+        (b"a\tb\n" + b"\t" * 600_000, "table.tsv has 600002 values"),
+        (b"\xff\xfe", "cannot be read"),
+        (b"x" * 200_000, "cannot be read"),
+    ):
+        path.write_bytes(data)
+        with pytest.raises(UserError, match=says):
+            read_table(path, "\t")
+    path.write_text('a,b\n"1"2,3\n')
+    with pytest.raises(UserError, match="cannot be read"):
+        read_table(path, ",", strict=True)
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:
