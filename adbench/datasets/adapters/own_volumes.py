@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
-import numpy as np
+from pydantic import field_validator
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected, Index, Scan
@@ -76,6 +76,15 @@ class OwnParams(VolumeParams):
         "volumes: whether the images show the skull; auto: the first one that can be read decides, by its share of background",
         source="adbench",
     )
+
+    @field_validator("lesion_labels")
+    @classmethod
+    def _marks_something(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if wrong := [value for value in values if value < 1]:
+            raise ValueError(
+                f"{wrong[0]} marks no lesion: 0 is the background of a mask, and labels are whole numbers from 1"
+            )
+        return values
 
 
 def why_healthy(params: OwnParams, role: Split | None, masked_roles: Container[Split | None], mask: str) -> str:
@@ -346,11 +355,11 @@ class OwnVolumes(IndexedVolumes):
     def read(self, case: Case, modality: str) -> RawVolume:
         """Also says which labels of the mask count as healthy because ``lesion_labels`` does not have them."""
         raw = super().read(case, modality)
-        if raw.lesion is not None and raw.lesion_labels:
-            known = {0, *raw.lesion_labels, *raw.not_counted}
-            if others := [str(label) for label in np.unique(raw.lesion).tolist() if label not in known]:
-                said = f"lesion: label {', '.join(others)} counts as healthy, dataset.lesion_labels does not have it"
-                raw.remarks += (said,)
+        asked = self.params.lesion_labels
+        known = {*asked, *self.expected.not_counted}
+        if asked and (others := [str(label) for label in raw.labels or () if label not in known]):
+            said = f"lesion: label {', '.join(others)} counts as healthy, dataset.lesion_labels does not have it"
+            raw.remarks += (said,)
         return raw
 
     @property

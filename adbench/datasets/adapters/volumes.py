@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
-from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, merged, whole_numbers
+from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, whole_numbers
 from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
 from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
@@ -473,6 +473,8 @@ class IndexedVolumes(VolumeDataset):
                     f"{file} does not lie on the grid of {masks[0].name}, a mask of the same scan: {other}."
                 )
         labels = [whole_numbers(volume.data, file) for file, volume in zip(masks, volumes, strict=True)]
+        if raw.lesion_labels is not None:
+            raw.labels = labels_in(labels)
         raw.lesion = labels[0]
         if len(labels) > 1:
             share = 0.5 if self.params.lesion_masks == "majority" else 0.0
