@@ -26,6 +26,7 @@ from adbench.datasets.io.filename_patterns import (
     Named,
     common_name,
     folded,
+    image_names,
     names_in,
     person,
     second_scan,
@@ -125,6 +126,11 @@ class OwnVolumes(IndexedVolumes):
         """``params.name``."""
         return str(params.json_values["name"])
 
+    @cached_property
+    def image_names(self) -> frozenset[str]:
+        """What the names of images have before their modality."""
+        return image_names(map(stem_of, self.files.volumes))
+
     # -- roles and health --------------------------------------------------------------------------------------------
 
     def _add(self, index: Index, subject: str, session: str, members: list[tuple[Named, File]]) -> None:
@@ -189,7 +195,11 @@ class OwnVolumes(IndexedVolumes):
         found: dict[str, list[tuple[File, str]]] = defaultdict(list)
         alone = {scan.files[LESION] for scan in self.index.scans if not scan.sequences and LESION in scan.files}
         loose = [path for path, file in self.index.files.volumes.items() if file in alone]
-        of_tissue = [path for path in self.index.unused if (said := common_name(_stem(path))) and not said.kind]
+        of_tissue = [
+            path
+            for path in self.index.unused
+            if (said := common_name(stem_of(path), self.image_names)) and not said.kind
+        ]
         for path in sorted({*self.index.unused, *loose} - set(of_tissue)):
             owner = next((owners[name] for name in names_in(path) if name in owners), None)
             file = self.index.files.volumes[path]
@@ -376,8 +386,9 @@ class OwnVolumes(IndexedVolumes):
         return replace(self.distributed, sequences=self.available(), channels=self.channels)
 
 
-def _stem(path: str) -> str:
-    return PurePosixPath(path).name.partition(".")[0]
+def stem_of(path: str) -> str:
+    """The name of a volume without its ending."""
+    return re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
 
 
 def _repeats(file: File) -> dict[str, str]:
