@@ -325,6 +325,16 @@ def test_the_folder_train_declares_nobody_healthy_who_has_an_unnamed_mask(tmp_pa
     assert case.healthy == "it lies in train/, which is for healthy subjects"
 
 
+def test_numbered_lesions_of_an_unknown_name_make_nobody_healthy(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a_flair.nii.gz")
+    parts = np.zeros(SMALL, np.int16)
+    parts[::4, ::4, ::3] = np.arange(1, 49).reshape(3, 4, 4)
+    nifti.write(tmp_path / "train" / "a_components.nii.gz", parts, AFFINE)
+    message = refused(tmp_path)
+    assert f"{tmp_path}/train/a_components.nii.gz holds 49 whole numbers from 0 to 48 alone, as a mask does" in message
+    assert "if it marks lesions, a is not healthy" in message
+
+
 @pytest.mark.parametrize("name", ["P01_infarct", "p1_infarct", "roi_p01", "p01infarct", "p01_prob", "rois/P1/drawn"])
 @pytest.mark.parametrize("unmasked", ["refuse", "leave-out"])
 def test_nobody_in_train_is_healthy_with_a_mask_that_bears_his_name(tmp_path: Path, name: str, unmasked: str) -> None:
