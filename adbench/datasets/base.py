@@ -97,6 +97,7 @@ class Stack:
         slices: S slice indices, ascending, unique within the case.
         remarks: what was left out and why ("slice 12: no brain").
         geometry: where the slices lie in the original volume; None when there was none (single slices).
+        labels: values above 0 that its lesion mask holds, where the dataset chooses among them; None elsewhere.
         quality: figures about the preparation of this case (brain volume in ml, ...), finite numbers by name.
     """
 
@@ -107,6 +108,7 @@ class Stack:
     remarks: list[str] = field(default_factory=list)
     geometry: Geometry | None = None
     quality: dict[str, float] = field(default_factory=dict)
+    labels: Sequence[int] | None = None
 
 
 class Dataset(ABC):

@@ -585,3 +585,29 @@ def test_real_healthy_flat_folder():
     assert len(cases) == len({case.subject for case in cases}) == 473
     assert 0.06 < np.mean([case.split == "val" for case in cases]) < 0.14
     assert dataset.load(cases[0], "T1").image.shape == (1, 64, 64)
+
+
+@pytest.mark.parametrize("split", ["train", "valid"])
+def test_slices_in_a_folder_for_lesions_are_never_healthy(tmp_path: Path, split: str) -> None:
+    """As in BMAD, its labels lost."""
+    for part, number in (("train", 1), ("valid", 2), ("test", 3)):
+        tissue = np.full((20, 20), 90 + number, np.uint8)
+        save(tmp_path / part / "good" / "img" / f"{number:05d}_17.png", tissue)
+        if part == "test":
+            save(tmp_path / part / "good" / "label" / f"{number:05d}_17.png", tissue * 0)
+    ill = save(tmp_path / split / "Ungood" / "img" / "00009_10.png", np.full((20, 20), 80, np.uint8))
+    healthy = save(tmp_path / split / "good" / "img" / "00009_17.png", np.full((20, 20), 70, np.uint8))
+    for unmasked in ("refuse", "healthy"):
+        (finding,) = findings(tmp_path, modality="T1", unmasked=unmasked)["missing-mask"]
+        assert (finding.severity, finding.case) == ("error", "00009")
+        assert finding.message == (
+            f"00009_10.png in {ill.parent} has no segmentation: add label/00009_10.png, with the lesion that its folder says is "
+            "there, or leave such subjects out with --set dataset.unmasked=leave-out."
+        )
+    dataset = folder(tmp_path, modality="T1", unmasked="leave-out")
+    assert "00009" not in [case.subject for case in dataset.discover("T1")]
+    assert "00009: left out" in dataset.exclusions("T1")[0]
+    for path in (ill, healthy, tmp_path / "valid" / "good" / "img" / "00002_17.png"):
+        save(path.parents[1] / "label" / path.name, np.zeros((20, 20), np.uint8) + 255 * (path == ill))
+    (case,) = [case for case in folder(tmp_path, modality="T1").discover("T1") if case.subject == "00009"]
+    assert case.healthy == ""

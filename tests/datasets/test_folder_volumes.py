@@ -325,6 +325,16 @@ def test_the_folder_train_declares_nobody_healthy_who_has_an_unnamed_mask(tmp_pa
     assert case.healthy == "it lies in train/, which is for healthy subjects"
 
 
+def test_numbered_lesions_of_an_unknown_name_make_nobody_healthy(tmp_path: Path) -> None:
+    write(tmp_path / "train" / "a_flair.nii.gz")
+    parts = np.zeros(SMALL, np.int16)
+    parts[::4, ::4, ::3] = np.arange(1, 49).reshape(3, 4, 4)
+    nifti.write(tmp_path / "train" / "a_components.nii.gz", parts, AFFINE)
+    message = refused(tmp_path)
+    assert f"{tmp_path}/train/a_components.nii.gz holds 49 whole numbers from 0 to 48 alone, as a mask does" in message
+    assert "if it marks lesions, a is not healthy" in message
+
+
 @pytest.mark.parametrize("name", ["P01_infarct", "p1_infarct", "roi_p01", "p01infarct", "p01_prob", "rois/P1/drawn"])
 @pytest.mark.parametrize("unmasked", ["refuse", "leave-out"])
 def test_nobody_in_train_is_healthy_with_a_mask_that_bears_his_name(tmp_path: Path, name: str, unmasked: str) -> None:
@@ -436,6 +446,29 @@ def test_merged_masks_keep_their_labels(tmp_path: Path) -> None:
     assert raw.lesion_labels is None
 
 
+def test_labels_that_no_mask_holds(tmp_path: Path) -> None:
+    common(tmp_path / "data")
+    for labels, asked in (([9], "9"), ([1, 7, 9], "7, 9")):
+        dataset = folder(tmp_path / "data", lesion_labels=labels, field_of_view=32, size=32)
+        message = (
+            f"dataset.lesion_labels asks for {asked}, which no lesion mask in {tmp_path / 'data'} holds: their labels are 1, 2; "
+            "name those that are lesion."
+        )
+        for _ in range(2):  # case files that are there say it too
+            with pytest.raises(UserError) as caught:
+                prepare(dataset, "FLAIR", tmp_path / "cache", workers=1)
+            assert str(caught.value) == message
+        (finding,) = [f for f in check(dataset, deep=True).findings if f.severity == "error"]
+        assert (finding.code, finding.message) == ("label", message)
+    one = common(tmp_path / "data") / "patient19" / "patient19_seg.nii.gz"
+    nifti.write(one, 9 * layouts.lesion(SMALL, (1,)), AFFINE)  # one mask holds it: that is enough
+    dataset = folder(tmp_path / "data", lesion_labels=[1, 9], field_of_view=32, size=32)
+    assert not [f for f in check(dataset, deep=True).findings if f.code == "label"]
+    store = prepare(dataset, "FLAIR", tmp_path / "cache", workers=1)
+    said = "lesion: label 2 counts as healthy, dataset.lesion_labels does not have it"
+    assert {f"{name}: {said}" for name in ("patient07", "patient26")} <= set(store.manifest["remarks"])
+
+
 def test_an_excluded_case_is_no_obstacle_whatever_it_holds(tmp_path: Path) -> None:
     common(tmp_path)
     write(tmp_path / "patient07" / "patient07_mask.nii.gz", mask=True)
@@ -483,7 +516,18 @@ def test_options_are_read_by_the_type_of_their_field(text: str, expected: object
     assert getattr(build(Folder.Params, "dataset folder", {key: value}), key) == expected
 
 
-@pytest.mark.parametrize("text", ["skull=maybe", "lesion_labels=one", "n4=perhaps", "exclude={a: 1}", "name=a/b"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "skull=maybe",
+        "lesion_labels=one",
+        "lesion_labels=0",
+        "lesion_labels=[1,-2]",
+        "n4=perhaps",
+        "exclude={a: 1}",
+        "name=a/b",
+    ],
+)
 def test_options_that_mean_nothing(text: str) -> None:
     _, key, value = run_config.parse_assignment(f"dataset.{text}")
     with pytest.raises(UserError, match=f"dataset folder: {key}"):

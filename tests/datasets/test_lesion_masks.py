@@ -177,6 +177,30 @@ def test_what_a_mask_is_of(name: str, subject: str, kind: str) -> None:
     assert (found.subject, found.kind) == (subject, kind)
 
 
+def test_a_word_of_the_patients_name_says_nothing_of_his_mask(tmp_path: Path) -> None:
+    for name in ("csf_study_07", "GM12-x", "p3", "p3_lesion_x"):
+        put(tmp_path / "train" / f"{name}_FLAIR.nii.gz", image(len(name)))
+        put(tmp_path / "train" / f"{name.lower()}_seg.nii.gz", mask(5))
+    put(tmp_path / "train" / "p3_wm_seg.nii.gz", mask(5, 6))
+    put(tmp_path / "train" / "csf_study_07_brain_mask.nii.gz", mask(4, 5))
+    dataset = layouts.dataset(Folder, tmp_path)
+    cases = {case.subject: case for case in dataset.discover("FLAIR")}
+    assert sorted(cases) == ["GM12-x", "csf_study_07", "p3", "p3_lesion_x"]
+    for name, case in cases.items():
+        assert (case.healthy, case.extra["files"]["lesion"].name) == ("", f"{name.lower()}_seg.nii.gz")
+    assert cases["csf_study_07"].extra["files"]["brain"].name == "csf_study_07_brain_mask.nii.gz"
+    assert dataset.index.unused == ["train/p3_wm_seg.nii.gz"]
+    put(tmp_path / "train" / "p3_lesion_x_mask.nii.gz", mask(4))  # "lesion" is the patient's
+    assert ("unnamed-mask", "p3_lesion_x") in errors(layouts.dataset(Folder, tmp_path))
+
+
+def test_a_word_of_a_name_without_a_modality_says_nothing_either(tmp_path: Path) -> None:
+    put(tmp_path / "train" / "atlas_wm_3.nii.gz", image(1))
+    put(tmp_path / "train" / "atlas_wm_3_seg.nii.gz", mask(5))
+    (case,) = layouts.dataset(Folder, tmp_path, modality="FLAIR").discover("FLAIR")
+    assert case.extra["files"]["lesion"].name == "atlas_wm_3_seg.nii.gz"
+
+
 def test_names_of_soop(tmp_path: Path) -> None:
     derived = tmp_path / "derivatives" / "lesion_masks" / "sub-7" / "dwi"
     put(tmp_path / "sub-7" / "dwi" / "sub-7_rec-ADC_dwi.nii.gz", image(1))

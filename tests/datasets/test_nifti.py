@@ -111,14 +111,20 @@ def test_checksum_is_that_of_the_uncompressed_bytes(tmp_path: Path) -> None:
         (np.linspace(0, 1, 64_900), ""),  # more than a tenth is not 0
         (np.array([0.5, 1.1], np.float32), ""),
         (np.array([0.5, -0.1], np.float32), ""),
-        (np.arange(17, dtype=np.int16), ""),
+        (np.arange(17, dtype=np.int16), "17 whole numbers from 0 to 16 alone"),  # lesions, numbered
+        (np.arange(256, dtype=np.int16), "256 whole numbers from 0 to 255 alone"),
+        (np.arange(257, dtype=np.int16), ""),
+        (np.arange(-8, 9, dtype=np.int16), ""),
+        (np.arange(17) + 0.5, ""),
+        (np.repeat(np.arange(1, 41, dtype=np.uint8), 2000), "41 whole numbers from 0 to 40 alone"),  # parts of a brain
+        (np.arange(1, 80_001).astype(np.uint8), ""),  # a brain in 8 bits
         (np.array([0, np.nan], np.float32), ""),
     ],
 )
 @pytest.mark.parametrize("name", ["m.nii.gz", "m.nii"])
 def test_values_tell_a_mask_from_an_image(tmp_path: Path, data: np.ndarray, expected: str, name: str) -> None:
-    volume = np.zeros((90, 80, 90), data.dtype)  # longer than the block that is looked at first
-    volume.reshape(-1)[-len(data) :] = data
+    volume = np.zeros((90, 80, 90), data.dtype).T  # longer than the block that is looked at first
+    volume.T.reshape(-1)[-len(data) :] = data  # x fastest
     image = nibabel.Nifti1Image(volume, np.eye(4))
     nibabel.save(image, tmp_path / name)
     assert nifti.mask_values(tmp_path / name) == expected

@@ -66,7 +66,7 @@ class Bids(OwnVolumes):
     def named(self, path: str) -> Named | None:
         """As BIDS, ranked by derivative, acquisition and run."""
         stem = PurePosixPath(path).name.partition(".")[0]
-        found = common_name(stem) if stem[:4].lower() == "sub-" else None
+        found = common_name(stem, self.image_names) if stem[:4].lower() == "sub-" else None
         if found is None:
             return None
         marks = dict(REPEATS.findall(stem.lower()))

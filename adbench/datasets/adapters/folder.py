@@ -35,7 +35,8 @@ _OTHER_MASK = "mask"  # any other word for one
 _SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
 _BMAD = re.compile(r"^(?P<subject>\d+)_(?P<index>\d+)$")
 _LAST_WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
-_BELOW = {(), *((v, *p) for v in ("good", "ungood") for p in ((), ("img",), ("label",)))}  # a split folder, as in BMAD
+_HEALTHY, _ILL = "good", "ungood"  # folders of BMAD
+_BELOW = {(), *((v, *p) for v in (_HEALTHY, _ILL) for p in ((), ("img",), ("label",)))}  # a split folder, as in BMAD
 _Slice = tuple[Split | None, str, str, int]  # role by its folder, subject, session, index
 
 
@@ -58,8 +59,15 @@ class _File:
     def is_mask(self) -> bool:
         return self.kind in (BRAIN, LESION, _OTHER_MASK)
 
+    @property
+    def ill(self) -> bool:
+        """Whether its folder says that there is a lesion in it."""
+        return _verdict(self.path) == _ILL
+
     def sibling(self, kind: str) -> str:
         """Name of the file of another kind beside it."""
+        if kind == LESION and _verdict(self.path):
+            return f"label/{self.path.name}"
         match = _LAST_WORD.match(self.path.stem)
         return f"{match['rest'] if match else self.path.stem}-{kind}.png"
 
@@ -159,8 +167,7 @@ class Folder(Dataset):
             kind = _OTHER_MASK if known else kind
             rest = match["rest"] if kind else rest
         numbered = _SLICE.match(rest)
-        verdict = [folder.lower() for folder in path.parts[-3:-1] if folder.lower() in ("good", "ungood")]
-        if verdict and not kind:
+        if _verdict(path) and not kind:
             numbered = numbered or _BMAD.match(rest)
             kind = LESION if path.parent.name.lower() == "label" else ""
         name, index = (numbered["subject"], int(numbered["index"])) if numbered else (rest, 0)
@@ -176,6 +183,11 @@ class Folder(Dataset):
         return {(split, person(subject)) for split, subject, _, _ in self._masks[LESION]}
 
     @cached_property
+    def _ill(self) -> set[str]:
+        """Subjects with a slice whose folder says that there is a lesion in it."""
+        return {person(file.subject) for file in self._files if file.ill}
+
+    @cached_property
     def _masked_roles(self) -> set[Split | None]:
         return {split for split, _ in self._masked}
 
@@ -186,6 +198,8 @@ class Folder(Dataset):
 
     def _healthy(self, file: _File) -> str:
         """Why the subject of ``file`` counts as healthy without a segmentation; "" where nothing says so."""
+        if person(file.subject) in self._ill:
+            return ""
         if file.split is None and self.params.unmasked != "healthy":
             return "it lies in a flat folder, which is for healthy subjects"
         return why_healthy(self.params, file.split, self._masked_roles, "segmentation")
@@ -409,16 +423,22 @@ class Folder(Dataset):
             if file.slice in lesions or self._left_out(file):
                 continue
             lacks = f"{file.path.name} in {file.path.parent} has no segmentation"
-            remedy = f"add {file.sibling(LESION)} (all 0 where there is no lesion)"
+            drawn = (
+                ", with the lesion that its folder says is there" if file.ill else " (all 0 where there is no lesion)"
+            )
+            remedy = f"add {file.sibling(LESION)}{drawn}"
             if subject in owners:
                 message = f"{lacks} while other slices of {file.subject} have one: {remedy}."
                 yield issues.error("missing-mask", file.path, message, file.subject)
             elif subject not in seen and not self._healthy(file):
+                if not file.ill and person(file.subject) in self._ill:
+                    continue  # said of its slices with a lesion
                 seen.add(subject)
-                message = (
-                    f"{lacks}, and {file.split}/ declares no subject healthy: {remedy}, or say what subjects without one are "
-                    "with --set dataset.unmasked=healthy or leave-out."
-                )
+                other = "leave such subjects out with --set dataset.unmasked=leave-out"
+                if not file.ill:
+                    lacks += f", and {file.split}/ declares no subject healthy"
+                    other = "say what subjects without one are with --set dataset.unmasked=healthy or leave-out"
+                message = f"{lacks}: {remedy}, or {other}."
                 yield issues.error("missing-mask", file.path, message, file.subject)
 
     def sizes(self, modality: str) -> Iterator[Issue]:
@@ -434,6 +454,11 @@ class Folder(Dataset):
                 one, other = (f"{height}x{width}" for height, width in (shape, first[1]))
                 message = f"{path} is {one} and {first[0].name} is {other} (height x width): smaller slices are padded"
                 yield issues.warning("shape", path, message)
+
+
+def _verdict(path: Path) -> str:
+    """ "good" or "ungood" by the folder of a slice, "" in any other layout."""
+    return next((folder.lower() for folder in path.parts[-3:-1] if folder.lower() in (_HEALTHY, _ILL)), "")
 
 
 def _only_folder(root: Path) -> Path:

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import ClassVar
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes
+from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes, stem_of
 from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.archive import File
@@ -163,8 +163,8 @@ class FolderVolumes(OwnVolumes):
     def named(self, path: str) -> Named | None:
         """By the patterns, else as BIDS, else by the last word of the name."""
         if not self._patterns:
-            stem = re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
-            known = common_name(stem)
+            stem = stem_of(path)
+            known = common_name(stem, self.image_names)
             if known is None and self.params.modality and not re.match(r"sub-[^_]+_", stem, re.IGNORECASE):
                 return Named("", *split_visit(stem), "", self._stated(path))
             return known
@@ -181,6 +181,12 @@ class FolderVolumes(OwnVolumes):
             session = "_".join(part for part in (visit, parts["session"]) if part)
             return Named("", subject, session, parts["site"], kind)
         return None
+
+    @cached_property
+    def image_names(self) -> frozenset[str]:
+        """Also the names that say nothing, where the modality was stated."""
+        stems = [stem_of(path) for path in self.files.volumes if self.params.modality]
+        return super().image_names | {stem.lower() for stem in stems if common_name(stem) is None}
 
     def _stated(self, path: str) -> str:
         """The modality that the user stated for names that do not say it."""

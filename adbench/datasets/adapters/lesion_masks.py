@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 import numpy as np
 
@@ -38,6 +38,31 @@ def whole_numbers(data: np.ndarray, file: File) -> np.ndarray:
     if rounded is data:
         return data
     return np.asarray(rounded, np.int16 if most < 2**15 else np.int32)
+
+
+def labels_in(masks: Iterable[np.ndarray]) -> tuple[int, ...]:
+    """The values above 0 of whole numbers, ascending."""
+    return tuple(sorted({int(label) for mask in masks for label in np.unique(mask.T[mask.T != 0])}))
+
+
+def not_there(asked: Iterable[int], held: Iterable[Collection[int]], root: object) -> str:
+    """What to say where ``dataset.lesion_labels`` names labels that no mask holds; "" where each is in one, or no mask is known.
+
+    Args:
+        asked: the labels.
+        held: :func:`labels_in` each mask.
+        root: of the data, for the sentence.
+    """
+    masks = list(held)
+    found = sorted({label for mask in masks for label in mask})
+    missing = sorted(set(asked) - set(found))
+    if not (masks and missing):
+        return ""
+    shown = ", ".join(map(str, found[:20])) + (", ..." if len(found) > 20 else "")
+    return (
+        f"dataset.lesion_labels asks for {', '.join(map(str, missing))}, which no lesion mask in {root} holds: "
+        f"{f'their labels are {shown}; name those that are lesion' if found else 'they are all empty'}."
+    )
 
 
 def merged(

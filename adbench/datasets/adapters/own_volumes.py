@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import PurePosixPath
 from typing import ClassVar, Literal
 
-import numpy as np
+from pydantic import field_validator
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected, Index, Scan
@@ -26,6 +26,7 @@ from adbench.datasets.io.filename_patterns import (
     Named,
     common_name,
     folded,
+    image_names,
     names_in,
     person,
     second_scan,
@@ -77,6 +78,15 @@ class OwnParams(VolumeParams):
         source="adbench",
     )
 
+    @field_validator("lesion_labels")
+    @classmethod
+    def _marks_something(cls, values: tuple[int, ...]) -> tuple[int, ...]:
+        if wrong := [value for value in values if value < 1]:
+            raise ValueError(
+                f"{wrong[0]} marks no lesion: 0 is the background of a mask, and labels are whole numbers from 1"
+            )
+        return values
+
 
 def why_healthy(params: OwnParams, role: Split | None, masked_roles: Container[Split | None], mask: str) -> str:
     """Why a subject without ``mask`` counts as healthy; "" where nothing says so.
@@ -115,6 +125,11 @@ class OwnVolumes(IndexedVolumes):
     def title(cls, params: ParamSet) -> str:
         """``params.name``."""
         return str(params.json_values["name"])
+
+    @cached_property
+    def image_names(self) -> frozenset[str]:
+        """What the names of images have before their modality."""
+        return image_names(map(stem_of, self.files.volumes))
 
     # -- roles and health --------------------------------------------------------------------------------------------
 
@@ -180,7 +195,11 @@ class OwnVolumes(IndexedVolumes):
         found: dict[str, list[tuple[File, str]]] = defaultdict(list)
         alone = {scan.files[LESION] for scan in self.index.scans if not scan.sequences and LESION in scan.files}
         loose = [path for path, file in self.index.files.volumes.items() if file in alone]
-        of_tissue = [path for path in self.index.unused if (said := common_name(_stem(path))) and not said.kind]
+        of_tissue = [
+            path
+            for path in self.index.unused
+            if (said := common_name(stem_of(path), self.image_names)) and not said.kind
+        ]
         for path in sorted({*self.index.unused, *loose} - set(of_tissue)):
             owner = next((owners[name] for name in names_in(path) if name in owners), None)
             file = self.index.files.volumes[path]
@@ -346,11 +365,11 @@ class OwnVolumes(IndexedVolumes):
     def read(self, case: Case, modality: str) -> RawVolume:
         """Also says which labels of the mask count as healthy because ``lesion_labels`` does not have them."""
         raw = super().read(case, modality)
-        if raw.lesion is not None and raw.lesion_labels:
-            known = {0, *raw.lesion_labels, *raw.not_counted}
-            if others := [str(label) for label in np.unique(raw.lesion).tolist() if label not in known]:
-                said = f"lesion: label {', '.join(others)} counts as healthy, dataset.lesion_labels does not have it"
-                raw.remarks += (said,)
+        asked = self.params.lesion_labels
+        known = {*asked, *self.expected.not_counted}
+        if asked and (others := [str(label) for label in raw.labels or () if label not in known]):
+            said = f"lesion: label {', '.join(others)} counts as healthy, dataset.lesion_labels does not have it"
+            raw.remarks += (said,)
         return raw
 
     @property
@@ -367,8 +386,9 @@ class OwnVolumes(IndexedVolumes):
         return replace(self.distributed, sequences=self.available(), channels=self.channels)
 
 
-def _stem(path: str) -> str:
-    return PurePosixPath(path).name.partition(".")[0]
+def stem_of(path: str) -> str:
+    """The name of a volume without its ending."""
+    return re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
 
 
 def _repeats(file: File) -> dict[str, str]:

@@ -15,13 +15,13 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
-from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, merged, whole_numbers
+from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, whole_numbers
 from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
 from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, refuse_unreadable
-from adbench.datasets.io.file_index import find_files, plain, same_content
+from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
 from adbench.datasets.io.filename_patterns import (
     BRAIN,
     CHANNELS,
@@ -171,6 +171,15 @@ class IndexedVolumes(VolumeDataset):
         return f"There are masks ({first}) and no image in {self.root}{other}. {self._expected_there}"
 
     @cached_property
+    def files(self) -> FoundFiles:
+        """Everything below the root.
+
+        Raises:
+            UserError: the root is missing or no folder, or an archive is half downloaded or encrypted.
+        """
+        return find_files(self._root(), tars=self.tars)
+
+    @cached_property
     def index(self) -> Index:
         """Everything below the root, by name alone; nothing is opened but tar archives, and files of one name to compare them.
 
@@ -178,8 +187,7 @@ class IndexedVolumes(VolumeDataset):
             UserError: nothing of this dataset is there (says what is), two datasets are mixed, an archive is half
                 downloaded or encrypted.
         """
-        root = self._root()
-        found = find_files(root, tars=self.tars)
+        root, found = self._root(), self.files
         families: dict[str, list[str]] = defaultdict(list)
         groups: dict[tuple[str, str], list[tuple[Named, File]]] = defaultdict(list)
         spelled: dict[tuple[str, str], tuple[str, str]] = {}  # the first spelling of a scan that is written in several
@@ -473,6 +481,8 @@ class IndexedVolumes(VolumeDataset):
                     f"{file} does not lie on the grid of {masks[0].name}, a mask of the same scan: {other}."
                 )
         labels = [whole_numbers(volume.data, file) for file, volume in zip(masks, volumes, strict=True)]
+        if raw.lesion_labels is not None:
+            raw.labels = labels_in(labels)
         raw.lesion = labels[0]
         if len(labels) > 1:
             share = 0.5 if self.params.lesion_masks == "majority" else 0.0

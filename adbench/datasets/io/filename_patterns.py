@@ -6,7 +6,7 @@ Patterns describe the end of a path, so a layout may lie at any depth.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -244,10 +244,21 @@ def modality_of(word: str) -> str:
     return _MODALITIES.get(word.lower(), "")
 
 
-def common_name(stem: str) -> Named | None:
+def image_names(stems: Iterable[str]) -> frozenset[str]:
+    """Of the names that end with a modality, what stands before it, in lower case: ``patient07`` of ``patient07_FLAIR``."""
+    found = (_WORD.match(stem) for stem in stems)
+    return frozenset(match["rest"].lower() for match in found if match and modality_of(match["word"]))
+
+
+def common_name(stem: str, images: Container[str] = ()) -> Named | None:
     """What a file name without its ending says, as BIDS or by its last word; None where it says nothing.
 
     ``sub-01_ses-1_ce-gadolinium_T1w``, ``patient07_flair``, ``patient07_lesion_mask``.
+
+    Args:
+        stem: the name.
+        images: :func:`image_names` of the files that it may lie beside. What a mask shares with its image is no word for what
+            it marks: ``wm_atlas_03_seg`` beside ``wm_atlas_03_flair`` is of a lesion, ``p3_wm_seg`` beside ``p3_flair`` is not.
     """
     match = _WORD.match(stem)
     if match is None:
@@ -261,13 +272,18 @@ def common_name(stem: str) -> Named | None:
     if bids and kind == "T1" and "_ce-" in entities:  # with a contrast agent
         kind = "T1CE"
     if word in _ANY_MASK or word in _WEAK:
-        said = _mask_of(entities if bids else entities[re.search(r"[-_]|$", entities).start() :])  # type: ignore[union-attr]
-        if said is None and not (bids or word in _WEAK):  # by its first word, where that is not a patient's name
+        ends = (len(rest), *(mark.start() for mark in reversed(list(re.finditer(r"[-_]", rest)))))
+        shared = None if bids else next((end for end in ends if rest[:end].lower() in images), None)
+        own = shared if shared is not None else ends[-1]  # else the first word is the patient's
+        said = _mask_of(entities if bids else entities[own:])
+        if (
+            said is None and shared is None and not (bids or word in _WEAK)
+        ):  # by its first word, where that is not a patient's name
             said = _mask_of(re.sub(r"^brain.*\d.*$", "", entities))
         kind = said if said is not None else LESION if word in _WEAK else UNCLEAR
         if kind == BRAIN and word in _WEAK:  # of the brain, or of a lesion in a brain that was cut out
             kind = UNCLEAR
-        rest = rest if bids else re.sub(_SAYS_OF_WHAT, "", rest)
+        rest = rest if bids else rest[: shared or 0] + re.sub(_SAYS_OF_WHAT, "", rest[shared or 0 :])
     elif not kind:
         return None
     if kind == LESION:

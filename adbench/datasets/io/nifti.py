@@ -31,6 +31,9 @@ _DENSEST = 1100  # bytes that one of gzip can stand for
 _SINGLE, _PAIRS = (b"n+1", b"n+2"), (b"ni1", b"ni2")  # what a header says that it is of
 _MOSTLY_ZERO = 0.9  # share of zeros among probabilities of a lesion
 _FEW_VALUES = 16  # the most values of a label mask
+_MANY_VALUES = 256  # ... of one with numbered parts, where ...
+_NEARLY_ZERO = 0.95  # ... so many voxels are 0 (a brain fills more of its volume), or ...
+_MOST_EQUAL = 0.75  # ... so many voxels that are not equal the one before
 _GRID_TOLERANCE = 0.1  # voxels by which two grids may lie apart: rounding in headers, not another grid
 _AGAIN = "Copy or download it again."
 
@@ -213,8 +216,9 @@ def checksum(file: File, *, plain: bool = True) -> tuple[int, int] | None:
 def mask_values(file: File) -> str:
     """What a volume holds that looks like a mask, in words; "" for any other, and for one of zeros alone.
 
-    That is at most 16 whole numbers, or probabilities: values from 0 to 1, and at least nine tenths of them 0. An image
-    is distinguished by its first voxels that are tissue; the rest is then not decoded.
+    That is at most 16 whole numbers; numbered parts, which are at most 256 whole numbers from 0, nearly all of them 0 or most
+    of them equal to their neighbour; or probabilities: values from 0 to 1, and at least nine tenths of them 0. An image is
+    distinguished by its first voxels that are tissue; the rest is then not decoded.
 
     Raises:
         FileError: as :func:`read`.
@@ -223,6 +227,7 @@ def mask_values(file: File) -> str:
     _check_room(file, header, header.bytes)
     found = np.empty(0, np.float64)
     whole, soft, marked, total = True, True, 0, math.prod(header.shape)
+    pairs = equal = 0  # of neighbours that are both not 0
     rest, skip, left = b"", header.offset, total
     for block in _blocks(file):
         rest, skip = rest + block[skip:], max(0, skip - len(block))
@@ -233,7 +238,11 @@ def mask_values(file: File) -> str:
         marked += int(np.count_nonzero(data))
         if whole:
             found = np.union1d(found, values)
-            whole = len(found) <= _FEW_VALUES and bool((np.rint(found) == found).all())
+            both = (data[1:] != 0) & (data[:-1] != 0)
+            pairs, equal = pairs + int(both.sum()), equal + int((both & (data[1:] == data[:-1])).sum())
+            numbered = len(found) <= _MANY_VALUES and found.min(initial=0) >= 0
+            parted = marked <= (1 - _NEARLY_ZERO) * total or equal >= _MOST_EQUAL * pairs
+            whole = (len(found) <= _FEW_VALUES or (numbered and parted)) and bool((np.rint(found) == found).all())
         soft = soft and bool(((values >= 0) & (values <= 1)).all()) and marked <= (1 - _MOSTLY_ZERO) * total
         if not (whole or soft):
             return ""
@@ -241,6 +250,8 @@ def mask_values(file: File) -> str:
             break
     if not marked:
         return ""
+    if whole and len(found) > _FEW_VALUES:
+        return f"{len(found)} whole numbers from {found[0]:g} to {found[-1]:g} alone"
     listed = ", ".join(f"{value:g}" for value in found)
     return f"the values {listed} alone" if whole else "values from 0 to 1, most of them 0"
 

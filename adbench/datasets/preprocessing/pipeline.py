@@ -302,7 +302,7 @@ class _VolumePipeline:
             full = slicing.slices(lesion, cut)
             lesion_slices = resize_mask(full, params.size)
             remarks += self._lesions(lesion, full, lesion_slices, brain_slices, cut, geometry, quality)
-        stack = Stack(image_slices, brain_slices, lesion_slices, cut.planes, remarks, geometry, quality)
+        stack = Stack(image_slices, brain_slices, lesion_slices, cut.planes, remarks, geometry, quality, raw.labels)
         if other is not None and other.any():
             _blank(stack, resize_mask(slicing.slices(other, cut), params.size))
         return stack

@@ -119,6 +119,7 @@ class RawVolume:
         uncovered: (X, Y, Z) bool, where the lesion mask says nothing: beyond its field of view, when it was brought here from
             another grid.
         lesion_ml: volume of the lesion on the grid that it was drawn on, ml; None: it was drawn on this one.
+        labels: values above 0 of the lesion masks as they are stored, where ``lesion_labels`` chooses among them.
         remarks: what the adapter did to it, for the manifest.
         skull: False when the provider removed everything but brain and set it to 0.
         companion: the T1 of the same subject and session, for a modality whose brain mask (and registration) come from
@@ -138,6 +139,7 @@ class RawVolume:
     not_counted: tuple[int, ...] = ()
     uncovered: np.ndarray | None = None
     lesion_ml: float | None = None
+    labels: tuple[int, ...] | None = None
     remarks: tuple[str, ...] = ()
 
     def __str__(self) -> str:

@@ -52,8 +52,8 @@ class Prepared:
     Attributes:
         file: name of the case file.
         written: bytes that were written; 0 when the file was there.
-        record: what the file says of the case: ``slices``, ``shape`` (S, H, W), ``remarks`` and, with slices, what the
-            manifest says of it and its fingerprint.
+        record: what the file says of the case: ``slices``, ``shape`` (S, H, W), ``remarks``, ``labels`` where the dataset
+            chooses among them and, with slices, what the manifest says of it and its fingerprint.
         sources: name, state (:func:`adbench.datasets.io.archive.state_of`) and SHA-256 of every source file.
         problem: why it failed, one sentence; "" when it did not.
         trace: of the failure.
@@ -167,6 +167,8 @@ def _write(path: Path, stack: Stack) -> tuple[int, dict[str, Any]]:
     slices = [int(index) for index in stack.slices]
     geometry = None if stack.geometry is None else stack.geometry.to_json()
     record: dict[str, Any] = {"slices": slices, "shape": list(blocks["images"].shape), "remarks": list(stack.remarks)}
+    if stack.labels is not None:
+        record["labels"] = list(stack.labels)
     if slices:
         record["manifest"] = {
             "slices": slices,

@@ -22,6 +22,7 @@ import numpy as np
 from adbench.config import registry
 from adbench.config.source import source_digest
 from adbench.context import Progress
+from adbench.datasets.adapters.lesion_masks import not_there
 from adbench.datasets.base import Case, Dataset
 from adbench.datasets.io.archive import state_of
 from adbench.datasets.issues import warn
@@ -264,9 +265,13 @@ class _Build:
         """Write the manifest.
 
         Raises:
-            UserError: no case has a slice, or two have slices of different sizes.
+            UserError: no case has a slice, two have slices of different sizes, or no lesion mask holds a label that was asked
+                for.
         """
         answers = [(case, self.prepared[_order(case)]) for case in self.cases]
+        labels = [answer.record["labels"] for _, answer in answers if "labels" in answer.record]
+        if problem := not_there(getattr(self.dataset.params, "lesion_labels", ()), labels, self.dataset.root):
+            raise UserError(problem)
         kept = [(case, answer) for case, answer in answers if answer.record["slices"]]
         remarks = [
             f"{case.id}: {remark}"

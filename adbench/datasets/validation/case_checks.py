@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE
+from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, zooms
@@ -34,12 +34,14 @@ class CheckedCase:
         issues: of its files.
         checksums: modality or kind of mask -> CRC-32 and length of the uncompressed file; of uncompressed files only
             when every voxel is read.
+        labels: of every lesion mask whose voxels were read.
         prints: modality -> fingerprint and slice hashes, where every voxel was read.
     """
 
     scan: Scan
     issues: list[Issue] = field(default_factory=list)
     checksums: dict[str, tuple[int, int]] = field(default_factory=dict)
+    labels: list[tuple[int, ...]] = field(default_factory=list)
     prints: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
@@ -78,7 +80,7 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
         if piece != scan.files[LESION]:
             result.issues += _piece(replace(scan, files={**scan.files, LESION: piece}), headers, expected)
     if deep:
-        found = _voxels(scan, headers, expected, result.prints)
+        found = _voxels(scan, headers, expected, result)
         result.issues += [issue for issue in found if issue.code != "axes"]  # which the header said
     return result
 
@@ -154,9 +156,7 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
             yield issues.error("off-grid", file, what, scan.id)
 
 
-def _voxels(
-    scan: Scan, headers: Mapping[str, Header], expected: Expected, prints: dict[str, tuple[np.ndarray, np.ndarray]]
-) -> Iterator[Issue]:
+def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, result: CheckedCase) -> Iterator[Issue]:
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
     lesions: list[tuple[File, NiftiVolume]] = []
     stripped = expected.zero_background
@@ -172,6 +172,7 @@ def _voxels(
         inside = volume.data != outside
         if kind == LESION:
             lesions.append((file, volume))
+            result.labels.append(labels_in([np.rint(volume.data)]))
             yield from _labels(scan.id, file, volume.data, expected)
         elif kind == BRAIN:
             brain = inside
@@ -184,7 +185,7 @@ def _voxels(
             coarse = similarity.fingerprint(
                 head.T, to_ras(inside, volume.affine)[0].T, spacing=zooms(affine)[::-1].tolist()
             )
-            prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
+            result.prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
             if expected.zero_background and (corners := _corners(volume.data)):
                 what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
                 taken = f"; {outside:g} is taken for its background" if outside else ""

@@ -20,6 +20,7 @@ from adbench.context import Progress
 from adbench.datasets import issues
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderVolumes
+from adbench.datasets.adapters.lesion_masks import not_there
 from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
@@ -117,6 +118,9 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
             progress.update(phase, len(cases), len(scans))
     report.files = sum(len(case.scan.files) for case in cases)
     report.findings += itertools.chain.from_iterable(case.issues for case in cases)
+    asked = getattr(dataset.params, "lesion_labels", ())
+    if what := not_there(asked, itertools.chain.from_iterable(case.labels for case in cases), dataset.root):
+        report.findings.append(issues.error("label", dataset.root, what))
     report.findings += _equal_volumes(cases)
     images = [
         _Image(c.scan.subject, str(c.scan.files[name]), name, *found) for c in cases for name, found in c.prints.items()
