@@ -21,7 +21,7 @@ from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, refuse_unreadable
-from adbench.datasets.io.file_index import find_files, plain, same_content
+from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
 from adbench.datasets.io.filename_patterns import (
     BRAIN,
     CHANNELS,
@@ -178,8 +178,7 @@ class IndexedVolumes(VolumeDataset):
             UserError: nothing of this dataset is there (says what is), two datasets are mixed, an archive is half
                 downloaded or encrypted.
         """
-        root = self._root()
-        found = find_files(root, tars=self.tars)
+        root, found = self._root(), self._found
         families: dict[str, list[str]] = defaultdict(list)
         groups: dict[tuple[str, str], list[tuple[Named, File]]] = defaultdict(list)
         spelled: dict[tuple[str, str], tuple[str, str]] = {}  # the first spelling of a scan that is written in several
@@ -205,6 +204,10 @@ class IndexedVolumes(VolumeDataset):
         for (subject, session), members in sorted(groups.items()):
             self._add(index, subject, session, sorted(members, key=lambda m: (m[0].rank, m[1].name, str(m[1]))))
         return index
+
+    @cached_property
+    def _found(self) -> FoundFiles:
+        return find_files(self._root(), tars=self.tars)
 
     @cached_property
     def _release(self) -> str:

@@ -90,6 +90,7 @@ class KnownSet:
         ranked: whether an earlier pattern wins over a later one.
         distinct: whether the names are found in no other release.
         not_counted: labels of its lesion masks that are neither lesion nor healthy -> what they mark.
+        case: pattern of the name of a case, for files that were renamed.
     """
 
     title: str
@@ -99,6 +100,7 @@ class KnownSet:
     ranked: bool = False
     distinct: bool = True
     not_counted: Mapping[int, str] = field(default_factory=dict)
+    case: re.Pattern[str] | None = None
 
     def named(self, family: str, path: str) -> Named | None:
         """What ``path`` says, or None when it is none of this set's names."""
@@ -125,6 +127,13 @@ _ATLAS = r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9
 _ENTITIES = r"(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*"
 _BRATS = r"_(?P<kind>t1|t1ce|t2|flair|seg)"
 _BRATS23 = r"\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)"
+
+
+def _case(group: str) -> re.Pattern[str]:
+    """A case of a BraTS group wherever its name stands in a path: as nnU-Net and other users of the release spell it."""
+    return re.compile(rf"(?<![A-Za-z0-9])BraTS[-_]?{group}[-_]?[0-9]{{5}}(?:[0-9]{{3}})?(?![0-9])", re.IGNORECASE)
+
+
 _CAVITY = {4: "resection cavity"}  # of treated patients, from 2024
 _WMH = r"(?P<site>Utrecht|Singapore|Amsterdam(?:/[^/]+)?)/(?P<subject>\d+)/"
 _SOOP = r"(?P<subject>sub-\d+)(?:_(?P<session>ses-[A-Za-z0-9]+))?" + _ENTITIES
@@ -166,10 +175,10 @@ SETS = {
         "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None})
     ),
     "brats23": KnownSet(
-        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
+        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23", not_counted=_CAVITY, case=_case("GLI")
     ),
     "brats23-met": KnownSet(
-        "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
+        "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY, case=_case("MET")
     ),
     "brats23-other": KnownSet(
         "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
@@ -237,6 +246,13 @@ def recognise(path: str) -> Named | None:
         if known.distinct and (found := known.named(family, path)):
             return found
     return None
+
+
+def release_of(path: str) -> str:
+    """The key in :data:`SETS` of the release whose name a file bears, or whose case it is of; "" for none."""
+    if known := recognise(path):
+        return known.family
+    return next((family for family, known in SETS.items() if known.case and known.case.search(path)), "")
 
 
 def modality_of(word: str) -> str:
