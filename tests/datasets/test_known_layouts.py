@@ -579,6 +579,85 @@ def test_tables_that_do_not_help(tmp_path: Path, content: str | None, healthy: s
     assert refused("bids", tmp_path, healthy=healthy).startswith(says.format(table=table))
 
 
+def test_who_is_a_patient_by_the_table_is_not_healthy(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 4)
+    table = root / "participants.tsv"
+    for mask in root.rglob("sub-003*mask.nii.gz"):
+        mask.unlink()
+    assert refused("bids", root, unmasked="healthy").startswith(
+        f"{table} says group=patient of sub-003, which would count as healthy because dataset.unmasked says so: say who is"
+    )
+    assert refused("bids", root, unmasked="healthy", healthy="group=control").startswith(
+        "dataset.healthy=group=control says who is healthy, and dataset.unmasked=healthy that everyone"
+    )
+    with pytest.raises(UserError, match="which would count as healthy"):
+        dataset("bids", root, unmasked="healthy", exclude=["sub-001"]).discover("T1")
+    for kept in (
+        {"unmasked": "healthy", "exclude": ["sub-003"]},
+        {"unmasked": "leave-out", "healthy": "group=control"},
+    ):
+        assert {c.subject for c in dataset("bids", root, **kept).discover("T1")} == {"sub-000", "sub-001", "sub-002"}
+    table.write_text(table.read_text().replace("patient", "no stroke"))
+    assert len(dataset("bids", root, unmasked="healthy").discover("T1")) == 4
+    assert refused("bids", root, healthy="group=contrl") == (
+        f"Unknown value of group in {table} in dataset.healthy 'contrl'. Did you mean 'control'? Known: control, no stroke."
+    )
+
+
+def test_an_image_whose_lesion_was_filled_is_none(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 2)
+    derived = root / "derivatives" / "fill" / "sub-001" / "ses-d0129" / "anat"
+    derived.mkdir(parents=True)
+    for path in list((root / "sub-001").rglob("*run-01_T1w.nii.gz")):
+        for word in ("lesionfilled", "inpainted"):
+            target = derived / path.name.replace("_run-01_T1w", f"_desc-{word}_T1w")
+            target.write_bytes(path.read_bytes())
+    for path in list((root / "sub-001").rglob("*_T1w.nii.gz")):
+        path.unlink()
+    for name in ("bids", "folder"):
+        assert [scan.sequences for scan in dataset(name, root).index.scans if scan.subject == "sub-001"] == [()]
+
+
+def test_one_of_several_acquisitions(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 2)
+    coarse = layouts.GRID @ np.diag([2.0, 2, 2, 1])
+    for path in list(root.rglob("*_T1w.nii.gz")):
+        target = path.with_name(path.name.replace("run-01", "acq-highres").replace("run-02", "acq-1lowres"))
+        path.rename(target)
+        if "lowres" in target.name:
+            nifti.write(target, layouts.head(1, "T1")[::2, ::2, ::2], coarse)
+
+    def used(**more: Any) -> list[str]:
+        found = dataset("bids", root, healthy="group=control", **more)
+        return [case.files[0].name.split("_")[2] for case in found.discover("T1")]
+
+    assert used() == ["acq-highres", "acq-highres"]
+    assert used(acq="1LOWRES", exclude=["sub-001"]) == ["acq-1lowres"]
+    said = dataset("bids", root, healthy="group=control").exclusions("T1")
+    assert len([line for line in said if "acq-1lowres_T1w.nii.gz: not used, " in line]) == 2
+    for path in list(root.rglob("*acq-highres_T1w.nii.gz")):  # equal voxels: the name
+        nifti.write(path.with_name(path.name.replace("highres", "0")), layouts.head(3, "T1"), layouts.GRID)
+    assert used(exclude=["sub-001"]) == ["acq-0"]
+
+
+# -- SOOP --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["desc-brain", "label-GM", "desc-nonlesion"])
+def test_what_lies_beside_the_lesion_masks_of_soop_is_none(tmp_path: Path, word: str) -> None:
+    root = written(tmp_path, "soop", 3)
+    for path in list((root / "derivatives").rglob("sub-2*_mask.nii.gz")):
+        path.rename(path.with_name(path.name.replace("desc-lesion", word)))
+    for path in list((root / "derivatives").rglob("sub-3*_mask.nii.gz")):
+        path.rename(path.with_name(path.name.replace("_desc-lesion", "")))
+    found = dataset("soop", root)
+    assert [case.subject for case in found.discover("DWI")] == ["sub-1", "sub-3"]
+    for path in list((root / "derivatives").rglob("sub-[23]*_mask.nii.gz")):
+        path.unlink()
+    for other in ("bids", "folder"):
+        assert "this looks like SOOP, whose names --dataset soop knows" in refused(other, root)
+
+
 # -- nnU-Net -----------------------------------------------------------------------------------------------------------------
 
 

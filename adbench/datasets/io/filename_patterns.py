@@ -6,7 +6,7 @@ Patterns describe the end of a path, so a layout may lie at any depth.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -38,6 +38,9 @@ _SAYS_LESION = re.compile(r"(?<!non)(?<!non[-_])(?:lesion|tumo)|[-_]label-l(?:_|
 _SAYS_TISSUE = re.compile(
     r"(?:^|[-_])(?:gm|wm|csf|gmwm|gr[ae]ymatter|whitematter|tissues?|aseg|aparc|parc|parcellation|ventricles?|atlas|hippocampus)(?:[-_]|$)"
 )
+_SAYS_FILLED = re.compile(
+    r"(?:filled|inpainted|inpainting|pseudo-?healthy)(?=[-_]|$)"
+)  # an image without the lesion that was there
 _SAYS_OF_WHAT = re.compile(
     rf"(?:[-_](?:brain|lesion|tumou?r|wmh?|{'|'.join(_MODALITIES)}))+$", re.IGNORECASE
 )  # no patient's
@@ -137,6 +140,8 @@ def _case(group: str) -> re.Pattern[str]:
 _CAVITY = {4: "resection cavity"}  # of treated patients, from 2024
 _WMH = r"(?P<site>Utrecht|Singapore|Amsterdam(?:/[^/]+)?)/(?P<subject>\d+)/"
 _SOOP = r"(?P<subject>sub-\d+)(?:_(?P<session>ses-[A-Za-z0-9]+))?" + _ENTITIES
+# A mask whose name says that it marks something else, beside the masks of lesions.
+_OF_ANOTHER = r".*_(?:desc|label)-(?!l_|(?!non)[a-z0-9]*(?:lesion|stroke|infarct|acute|chronic))"
 SETS = {
     "ixi": KnownSet(
         "IXI",
@@ -224,7 +229,7 @@ SETS = {
         _names(
             {
                 rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_desc-lesion_(?:mask|dseg)": LESION,  # acute and chronic in one
-                rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_(?:mask|dseg)": LESION,
+                rf"derivatives/[^/]*lesion[^/]*/(?!{_OF_ANOTHER}).*{_SOOP}_(?:mask|dseg)": LESION,
                 rf"(?=[^/]*[-_]adc[-_]){_SOOP}_(?:dwi|trace)": "ADC",
                 rf"{_SOOP}_(?P<kind>T1w|FLAIR|trace|adc|dwi)": None,
             }
@@ -253,6 +258,16 @@ def release_of(path: str) -> str:
     if known := recognise(path):
         return known.family
     return next((family for family, known in SETS.items() if known.case and known.case.search(path)), "")
+
+
+def release_among(paths: Collection[str]) -> str:
+    """The key in :data:`SETS` of the release that files below a root look like, "" for none."""
+    if known := next((found for path in paths if (found := recognise(path)) and SETS[found.family].dataset), None):
+        return known.family
+    soop = SETS["soop"]  # its names are those of BIDS; no other set has a trace image and a folder of lesion masks
+    masks = any((found := soop.named("soop", path)) and found.kind == LESION for path in paths)
+    traces = any(re.search(r"_trace\.nii(?:\.gz)?$", path, re.IGNORECASE) for path in paths)
+    return "soop" if masks and traces else ""
 
 
 def modality_of(word: str) -> str:
@@ -286,6 +301,8 @@ def common_name(stem: str) -> Named | None:
         rest = rest if bids else re.sub(_SAYS_OF_WHAT, "", rest)
     elif not kind:
         return None
+    elif kind in MODALITIES and _SAYS_FILLED.search(entities):
+        kind = ""
     if kind == LESION:
         rest = re.sub(r"[-_]consensus$", "", rest, flags=re.IGNORECASE)
     if bids:
