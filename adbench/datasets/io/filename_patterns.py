@@ -416,6 +416,22 @@ def person(name: str) -> str:
     return folded(subject)
 
 
+_OF_A_RELEASE = re.compile(
+    r"(?:brats|ixi[-_]?\d|r\d{3}s\d{3}$|strokecase\d|oas\d|cc\d{6}$|ucsf-pdgm|upenn-gbm|\d{3}_s_\d{4}|tcga-)",
+    re.IGNORECASE,
+)
+
+
+def in_set(subject: str, dataset: str) -> str:
+    """A name that tells people of several data sets apart: ``sub-1`` of one is not that of another, ``IXI012`` is one person.
+
+    Args:
+        subject: its name.
+        dataset: what the data set is called; "" where only one is looked at.
+    """
+    return f"{subject} (of {dataset})" if dataset and not _OF_A_RELEASE.match(_bare(subject)) else subject
+
+
 def folded(name: str) -> str:
     """``name`` in lower case and without zeros before its numbers."""
     return _ZEROS.sub("", name.casefold())
