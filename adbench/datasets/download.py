@@ -15,6 +15,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +133,14 @@ def files_of(name: str, modalities: Sequence[str] = (), mirror: str = "") -> lis
         if modality not in there:
             raise UserError(f"There is no {modality} to get of {name}: there is {', '.join(there)}.")
     if isinstance(source, Bucket):
-        return [remote for remote in _listed(source) if not modalities or remote.modality in ("", *modalities)]
+        listed = _listed(source)
+        of = {remote.modality for remote in listed} - {""}
+        if lacking := [modality for modality in modalities if modality not in of] or ([] if of else ["image"]):
+            raise UserError(
+                f"{source.url}/{source.prefix} lists no {lacking[0]} of {name}, but {', '.join(sorted(of)) or 'tables and masks'}: is "
+                "--mirror a copy of the whole bucket?"
+            )
+        return [remote for remote in listed if not modalities or remote.modality in ("", *modalities)]
     chosen = [remote for remote in source if not modalities or remote.modality in ("", *modalities)]
     if not mirror:
         return chosen
@@ -252,6 +260,8 @@ def _refuse_other(path: Path, remote: Remote) -> None:
             other = bool(remote.md5) and hashlib.file_digest(file, _md5).hexdigest() != remote.md5
     if other:
         raise UserError(f"{path} is there and is not the published file (another size or MD5): move it away.")
+    if what := _no_such_file(path, path.name, unpack=remote.size is None and not remote.md5):
+        raise UserError(f"{path} is there and {what}: move it away, and it is fetched again.")
 
 
 def _md5() -> Any:
@@ -278,7 +288,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
         return target
     part = target.with_name(target.name + _PART)
     part.parent.mkdir(parents=True, exist_ok=True)
-    content, size, announced = _md5(), 0, True
+    content, size = _md5(), 0
     room, hashed_room = (memoryview(bytearray(_BLOCK)) for _ in range(2))
     pending: Future[None] | None = None  # one block is hashed while the next one arrives
     with ThreadPoolExecutor(1) as beside, open(part, "a+b", buffering=0) as file:
@@ -313,7 +323,6 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                             room, hashed_room = hashed_room, room
                         size += count
                         progress.update(f"get {target.name}", size, total or 0)
-                announced = total is not None
                 if total is None:
                     total = size
             except urllib.error.HTTPError as error:
@@ -340,23 +349,35 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
         )
     if size > total:
         raise _other(remote, f"gave {size} bytes, where {total} were announced", part)
-    if not (remote.md5 or announced) and target.suffix == ".gz" and not _is_whole(part):
-        raise _other(remote, f"ended after {size} bytes, in the middle of a gzip file", part)
     if remote.md5 and content.hexdigest() != remote.md5:
         raise _other(remote, f"has the MD5 {content.hexdigest()}, and {remote.md5} is expected", part)
+    if what := _no_such_file(part, target.name, unpack=not remote.md5):
+        raise _other(remote, what, part)
     part.replace(target)
     return target
 
 
-def _is_whole(path: Path) -> bool:
-    """Whether a gzip file can be unpacked to its end."""
+def _no_such_file(path: Path, name: str, *, unpack: bool) -> str:
+    """Why ``path`` cannot be the file ``name``, by its first bytes and, where a gzip file is unpacked, by its checksum."""
+    with open(path, "rb") as file:
+        start = file.read(200)
+    if start.startswith(b"version https://git-lfs"):
+        return "is a pointer of Git LFS, not the file itself"
+    if start.lstrip()[:9].lower().startswith((b"<!doctype", b"<html")):
+        return "is a page, not a file"
+    if not name.lower().endswith(".gz"):
+        return ""
+    if not start.startswith(b"\x1f\x8b"):
+        return f"is no gzip file, it begins with {start[:20]!r}"
     try:
-        with gzip.open(path) as packed:
-            while packed.read(1 << 20):
+        with gzip.open(path) if unpack else nullcontext() as packed:
+            while packed is not None and packed.read(1 << 20):
                 pass
-    except (OSError, EOFError, zlib.error):
-        return False
-    return True
+    except EOFError:
+        return f"ends after {path.stat().st_size} bytes, in the middle of a gzip file"
+    except (OSError, zlib.error) as error:
+        return f"is a damaged gzip file ({error})"
+    return ""
 
 
 def _other(remote: Remote, what: str, part: Path) -> UserError:

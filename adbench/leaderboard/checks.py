@@ -19,7 +19,7 @@ import numpy as np
 from adbench import __version__
 from adbench.config import protocols, registry
 from adbench.config.cell import Post
-from adbench.datasets.io.filename_patterns import person, shared_patients
+from adbench.datasets.io.filename_patterns import in_set, person, shared_patients
 from adbench.datasets.preprocessing.recipe import MAX_SQUARE
 from adbench.errors import UserError
 from adbench.leaderboard.consistency import (
@@ -165,8 +165,13 @@ def check_splits(submission: Submission) -> Iterator[Issue]:
         if part.mm is not None and not all(0 < mm <= MAX_SQUARE for mm in part.mm):
             yield Issue(f"{role}.mm", list(part.mm), why=f"a pixel is larger than 0 and at most {MAX_SQUARE} mm wide")
     train, fitted, threshold, test = (
-        {person(subject): subject for subject in own}
-        for own in (splits.train, [*splits.val, *splits.train], splits.threshold, splits.test)
+        {person(in_set(subject, part.name if part else "")): subject for subject in own}
+        for own, part in (
+            (splits.train, record.train),
+            ([*splits.val, *splits.train], record.train),
+            (splits.threshold, record.threshold),
+            (splits.test, record.test),
+        )
     )
     for field, one, other in (
         ("splits.train", fitted, test),

@@ -27,7 +27,7 @@ from adbench.methods.base import Resources
 from adbench.results import rundir
 from adbench.results.record import Record, missing_metrics, write
 from adbench.runner.keys import fit_identity, key_of, run_identity
-from adbench.runner.overlap import check_names, check_pixels, overlapping_ids
+from adbench.runner.overlap import check_names, check_pixels, overlapping_ids, sets_of
 from adbench.runner.shared_fits import data_parts, install
 
 SAME_SCALE = 1.1  # sizes of a pixel whose ratio is below this are one size
@@ -216,8 +216,10 @@ def gather(
     _check_scale(train_store, test_store, train or test, test, (learned, val), (threshold, scored))
     if fit is not None:
         _check_fit(fit, threshold, scored)
-    check_names(learned, val, threshold, scored)
-    check_pixels((train_store, threshold_store, test_store), learned, val, threshold, scored)
+    own, other = sets_of(train or test, test, train_store, test_store)
+    sets = (own, own, own if threshold_store is train_store else other, other)
+    check_names(learned, val, threshold, scored, sets)
+    check_pixels((train_store, threshold_store, test_store), learned, val, threshold, scored, sets)
     return Data(learned, val if len(val) else None, threshold, scored, train_store, test_store, threshold_store, fit)
 
 

@@ -196,8 +196,14 @@ def test_inserted_lesions_are_the_same_every_time_and_part_of_the_digest(store: 
 # -- persons -------------------------------------------------------------------------------------------------------------
 
 
-def refused(tmp_path: Path, train: dict[str, int], test: dict[str, int]) -> str:
-    """What planning says to two folders of volumes with these subjects (name: seed)."""
+def refused(tmp_path: Path, train: dict[str, int], test: dict[str, int], name: str = "") -> str:
+    """What planning says to two folders of volumes with these subjects (name: seed), the first one called ``name``."""
+    with pytest.raises(UserError) as caught:
+        gathered(tmp_path, train, test, name)
+    return str(caught.value)
+
+
+def gathered(tmp_path: Path, train: dict[str, int], test: dict[str, int], called: str) -> plan.Data:
     for side, names in (("train", train), ("test", test)):
         for name, seed in names.items():
             folder = tmp_path / side / ("train" if side == "train" else "test")
@@ -209,11 +215,9 @@ def refused(tmp_path: Path, train: dict[str, int], test: dict[str, int]) -> str:
         data_root=str(tmp_path / "test"),
         train_on="folder",
         train_root=str(tmp_path / "train"),
-        set={"dataset": EASY, "train": EASY},
+        set={"dataset": EASY, "train": {**EASY, "name": called}},
     )
-    with pytest.raises(UserError) as caught:
-        plan.gather(spec.test, spec.train, spec.modality, get("folder"), tmp_path / "cache", Progress())
-    return str(caught.value)
+    return plan.gather(spec.test, spec.train, spec.modality, get("folder"), tmp_path / "cache", Progress())
 
 
 @dataclass
@@ -261,6 +265,21 @@ def test_releases_that_share_patients_are_refused() -> None:
 def test_planning_refuses_a_person_on_both_sides(tmp_path: Path) -> None:
     message = refused(tmp_path, {"IXI012-Guys-0700": 1, "other": 2}, {"IXI012-HH-1211": 3, "another": 4})
     assert "e.g. 'IXI012'" in message
+
+
+def test_one_name_in_two_data_sets_is_a_note(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Another name and other files are another person, unless the images say otherwise or the name is that of a release."""
+    train, test = {"patient04": 11, "other": 12}, {"patient4": 13, "another": 14}
+    assert "have two roles" in refused(tmp_path / "same", train, test)
+    data = gathered(tmp_path / "two", train, test, "clinic")
+    assert (data.train.subjects, data.test.subjects) == (["other", "patient04"], ["another", "patient4"])
+    (said,) = [record.message for record in caplog.records if "have one name" in record.message]
+    assert said.startswith(
+        "1 subjects of two data sets have one name, e.g. 'patient04 (of clinic)' and 'patient4 (of folder)'"
+    )
+    copied = refused(tmp_path / "copied", train, test | {"patient4": 11}, "clinic")  # the same bytes
+    assert "e.g. 'patient04' and 'patient4'" in copied
+    assert "have two roles" in refused(tmp_path / "ixi", {"IXI012-HH-1": 21}, {"IXI012-Guys-2": 22}, "clinic")
 
 
 # -- the contract --------------------------------------------------------------------------------------------------------

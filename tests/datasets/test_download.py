@@ -139,11 +139,40 @@ def test_without_length_or_checksum_a_cut_gzip_file_is_noticed(server: Server, t
     whole = gzip.compress(bytes(range(256)) * 40)
     server.mood, server.files["/a.nii.gz"] = "no length", whole[:60]
     file = Remote(f"{server.url}/a.nii.gz", "a.nii.gz")
-    with pytest.raises(UserError, match="ended after 60 bytes, in the middle of a gzip file"):
+    with pytest.raises(UserError, match="ends after 60 bytes, in the middle of a gzip file"):
         fetch(file, tmp_path)
     assert list(tmp_path.iterdir()) == []
     server.files["/a.nii.gz"] = whole
     assert fetch(file, tmp_path).read_bytes() == whole
+
+
+GZIP = gzip.compress(bytes(range(256)) * 40)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"Rate limit exceeded\n", "is no gzip file, it begins with b'Rate limit exceeded"),
+        (b"", "is no gzip file, it begins with b''"),
+        (b"\n<!DOCTYPE html><p>", "is a page, not a file"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:a\nsize 3\n", "is a pointer of Git LFS"),
+        (GZIP[:-30], "ends after [0-9]+ bytes, in the middle of a gzip file"),
+        (GZIP[:-8] + b"abcd" + GZIP[-4:], "is a damaged gzip file .CRC"),
+    ],
+)
+def test_what_a_mirror_gives_instead_of_a_gzip_file(server: Server, tmp_path: Path, content: bytes, says: str) -> None:
+    file = Remote(f"{server.url}/a.nii.gz", "a.nii.gz")
+    server.files["/a.nii.gz"] = content
+    with pytest.raises(UserError, match=f"/a.nii.gz {says}.*, and was removed"):
+        fetch(file, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "a.nii.gz").write_bytes(content)  # of an earlier version
+    with pytest.raises(UserError, match=f"a.nii.gz is there and {says}.*: move it away, and it is fetched again"):
+        missing([file], tmp_path)
+    server.files["/a.nii.gz"] = GZIP
+    (tmp_path / "a.nii.gz").unlink()
+    assert fetch(file, tmp_path).read_bytes() == GZIP
+    assert missing([file], tmp_path) == []
 
 
 def test_another_file(server: Server, tmp_path: Path) -> None:
@@ -196,8 +225,12 @@ def listing(names: dict[str, bytes], token: str = "") -> bytes:
 
 
 def test_openneuro_lists_what_there_is(server: Server, tmp_path: Path) -> None:
-    first = {"ds004889/sub-1/anat/sub-1_FLAIR.nii.gz": b"flair", "ds004889/sub-1/perf/sub-1_asl.nii.gz": b"asl"}
-    second = {"ds004889/derivatives/lesion_masks/sub-1/dwi/sub-1_desc-lesion_mask.nii.gz": b"mask"}
+    mask = gzip.compress(b"mask")
+    first = {
+        "ds004889/sub-1/anat/sub-1_FLAIR.nii.gz": gzip.compress(b"flair"),
+        "ds004889/sub-1/perf/sub-1_asl.nii.gz": b"asl",
+    }
+    second = {"ds004889/derivatives/lesion_masks/sub-1/dwi/sub-1_desc-lesion_mask.nii.gz": mask}
     start = "/?list-type=2&prefix=ds004889%2F"
     server.files |= {start: listing(first, "n+1"), f"{start}&continuation-token=n%2B1": listing(second)}
     server.files |= {f"/{name}": content for name, content in {**first, **second}.items()}
@@ -206,13 +239,16 @@ def test_openneuro_lists_what_there_is(server: Server, tmp_path: Path) -> None:
         "sub-1/anat/sub-1_FLAIR.nii.gz",
         "derivatives/lesion_masks/sub-1/dwi/sub-1_desc-lesion_mask.nii.gz",
     ]
-    assert files_of("soop", ["T1"], server.url) == found[1:]  # masks belong to every sequence
+    with pytest.raises(
+        UserError, match=r"/ds004889/ lists no T1 of soop, but FLAIR: is --mirror a copy of the whole bucket"
+    ):
+        files_of("soop", ["FLAIR", "T1"], server.url)
     assert files_of("soop", ["FLAIR"], server.url) == found
     with pytest.raises(UserError, match="There is no BANANA to get of soop: there is T1, FLAIR, ADC, DWI"):
         files_of("soop", ["BANANA"], server.url)
     for file in missing(found, tmp_path):
         fetch(file, tmp_path)
-    assert (tmp_path / found[1].name).read_bytes() == b"mask"
+    assert (tmp_path / found[1].name).read_bytes() == mask
     (tmp_path / found[0].name).write_bytes(b"flai")
     with pytest.raises(UserError, match=r"sub-1_FLAIR\.nii\.gz is there and is not the published file"):
         missing(found, tmp_path)
@@ -268,7 +304,7 @@ def test_a_file_that_was_brought_otherwise_is_compared(tmp_path: Path) -> None:
 def test_mslub_is_fetched_in_names_that_its_adapter_reads(server: Server, tmp_path: Path) -> None:
     wanted = files_of("mslub", ["FLAIR"], server.url)
     assert len(wanted) == 3 * 30  # with consensus and brain mask
-    server.files = {"/" + remote.name: CONTENT[:1000] for remote in wanted[:3]}
+    server.files = {"/" + remote.name: gzip.compress(CONTENT[:1000]) for remote in wanted[:3]}
     for remote in missing(wanted[:3], tmp_path):
         fetch(remote, tmp_path)
     (scan,) = run_config.locate("mslub", str(tmp_path), {}, "--data-root").open().index.scans  # type: ignore[attr-defined]

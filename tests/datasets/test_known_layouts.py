@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from adbench.datasets.adapters.brats23 import BraTS23
 from adbench.datasets.base import Case
 from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import person, recognise
+from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.validation.check import CheckReport, check
 from adbench.errors import UserError
 
@@ -431,6 +434,45 @@ def test_one_patient_twice_is_found_in_4d_files(tmp_path: Path) -> None:
     assert errors(check(dataset("msd_brain", tmp_path))) == [("BRATS_003", says)]
 
 
+@pytest.mark.parametrize("packed", [False, True])
+def test_dataset_json_of_the_msd_says_the_order_of_the_channels(tmp_path: Path, packed: bool) -> None:
+    root = written(tmp_path / "data", "msd_brain")
+    names = {"0": "T2w", "1": "T1w", "2": "t1gd", "3": "FLAIR"}
+    path = described(root, modality=names)
+    where: Path | str = path
+    if packed:
+        where = f"{tmp_path}/tars/a.tar:Task01_BrainTumour/dataset.json"
+        (tmp_path / "tars").mkdir()
+        with tarfile.open(tmp_path / "tars" / "a.tar", "w") as tar:
+            tar.add(root / "Task01_BrainTumour", "Task01_BrainTumour")
+        root = tmp_path / "tars"
+    found = dataset("msd_brain", root)
+    (case, *_) = found.discover("T2")
+    np.testing.assert_array_equal(found.read(case, "T2").image, layouts.head(0, "FLAIR"))  # the first one
+    (said,) = [f for f in check(found).findings if f.code == "known-layout"]
+    assert said.message == (
+        f"{where} gives the channels T2, T1, T1CE, FLAIR, published as FLAIR, T1, T1CE, T2: they are read as it says"
+    )
+    if not packed:
+        _, before = store_folder(found, "T2", tmp_path)
+        described(root, modality=names | {"0": "FLAIR", "3": "T2w"})
+        again = dataset("msd_brain", root)
+        assert store_folder(again, "T2", tmp_path)[1] != before
+        assert not [f for f in check(again).findings if f.code == "known-layout"]
+        path.unlink()
+        assert store_folder(dataset("msd_brain", root), "T2", tmp_path) == store_folder(again, "T2", tmp_path)
+
+
+def test_a_channel_that_is_there_twice(tmp_path: Path) -> None:
+    root = written(tmp_path, "msd_brain")
+    path = root / "Task01_BrainTumour" / "imagesTr" / "BRATS_002.nii.gz"
+    nifti.write(path, np.stack([layouts.head(1, m) for m in ("FLAIR", "T1", "FLAIR", "T2")], axis=-1), layouts.GRID)
+    found = check(dataset("msd_brain", root), deep=True)
+    assert [(f.code, f.message) for f in found.findings if f.severity == "error"] == [
+        ("duplicate-volume", f"{path} holds one volume as FLAIR and as T1CE: FLAIR and T1CE of BRATS_002 are one")
+    ]
+
+
 def test_a_mask_is_carried_to_a_sequence_on_another_grid(tmp_path: Path) -> None:
     found = dataset("isles22", written(tmp_path, "isles22", 1))
     (case,) = found.discover("FLAIR")
@@ -537,6 +579,85 @@ def test_tables_that_do_not_help(tmp_path: Path, content: str | None, healthy: s
     assert refused("bids", tmp_path, healthy=healthy).startswith(says.format(table=table))
 
 
+def test_who_is_a_patient_by_the_table_is_not_healthy(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 4)
+    table = root / "participants.tsv"
+    for mask in root.rglob("sub-003*mask.nii.gz"):
+        mask.unlink()
+    assert refused("bids", root, unmasked="healthy").startswith(
+        f"{table} says group=patient of sub-003, which would count as healthy because dataset.unmasked says so: say who is"
+    )
+    assert refused("bids", root, unmasked="healthy", healthy="group=control").startswith(
+        "dataset.healthy=group=control says who is healthy, and dataset.unmasked=healthy that everyone"
+    )
+    with pytest.raises(UserError, match="which would count as healthy"):
+        dataset("bids", root, unmasked="healthy", exclude=["sub-001"]).discover("T1")
+    for kept in (
+        {"unmasked": "healthy", "exclude": ["sub-003"]},
+        {"unmasked": "leave-out", "healthy": "group=control"},
+    ):
+        assert {c.subject for c in dataset("bids", root, **kept).discover("T1")} == {"sub-000", "sub-001", "sub-002"}
+    table.write_text(table.read_text().replace("patient", "no stroke"))
+    assert len(dataset("bids", root, unmasked="healthy").discover("T1")) == 4
+    assert refused("bids", root, healthy="group=contrl") == (
+        f"Unknown value of group in {table} in dataset.healthy 'contrl'. Did you mean 'control'? Known: control, no stroke."
+    )
+
+
+def test_an_image_whose_lesion_was_filled_is_none(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 2)
+    derived = root / "derivatives" / "fill" / "sub-001" / "ses-d0129" / "anat"
+    derived.mkdir(parents=True)
+    for path in list((root / "sub-001").rglob("*run-01_T1w.nii.gz")):
+        for word in ("lesionfilled", "inpainted"):
+            target = derived / path.name.replace("_run-01_T1w", f"_desc-{word}_T1w")
+            target.write_bytes(path.read_bytes())
+    for path in list((root / "sub-001").rglob("*_T1w.nii.gz")):
+        path.unlink()
+    for name in ("bids", "folder"):
+        assert [scan.sequences for scan in dataset(name, root).index.scans if scan.subject == "sub-001"] == [()]
+
+
+def test_one_of_several_acquisitions(tmp_path: Path) -> None:
+    root = written(tmp_path, "bids", 2)
+    coarse = layouts.GRID @ np.diag([2.0, 2, 2, 1])
+    for path in list(root.rglob("*_T1w.nii.gz")):
+        target = path.with_name(path.name.replace("run-01", "acq-highres").replace("run-02", "acq-1lowres"))
+        path.rename(target)
+        if "lowres" in target.name:
+            nifti.write(target, layouts.head(1, "T1")[::2, ::2, ::2], coarse)
+
+    def used(**more: Any) -> list[str]:
+        found = dataset("bids", root, healthy="group=control", **more)
+        return [case.files[0].name.split("_")[2] for case in found.discover("T1")]
+
+    assert used() == ["acq-highres", "acq-highres"]
+    assert used(acq="1LOWRES", exclude=["sub-001"]) == ["acq-1lowres"]
+    said = dataset("bids", root, healthy="group=control").exclusions("T1")
+    assert len([line for line in said if "acq-1lowres_T1w.nii.gz: not used, " in line]) == 2
+    for path in list(root.rglob("*acq-highres_T1w.nii.gz")):  # equal voxels: the name
+        nifti.write(path.with_name(path.name.replace("highres", "0")), layouts.head(3, "T1"), layouts.GRID)
+    assert used(exclude=["sub-001"]) == ["acq-0"]
+
+
+# -- SOOP --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("word", ["desc-brain", "label-GM", "desc-nonlesion"])
+def test_what_lies_beside_the_lesion_masks_of_soop_is_none(tmp_path: Path, word: str) -> None:
+    root = written(tmp_path, "soop", 3)
+    for path in list((root / "derivatives").rglob("sub-2*_mask.nii.gz")):
+        path.rename(path.with_name(path.name.replace("desc-lesion", word)))
+    for path in list((root / "derivatives").rglob("sub-3*_mask.nii.gz")):
+        path.rename(path.with_name(path.name.replace("_desc-lesion", "")))
+    found = dataset("soop", root)
+    assert [case.subject for case in found.discover("DWI")] == ["sub-1", "sub-3"]
+    for path in list((root / "derivatives").rglob("sub-[23]*_mask.nii.gz")):
+        path.unlink()
+    for other in ("bids", "folder"):
+        assert "this looks like SOOP, whose names --dataset soop knows" in refused(other, root)
+
+
 # -- nnU-Net -----------------------------------------------------------------------------------------------------------------
 
 
@@ -571,6 +692,100 @@ def test_stated_channels(tmp_path: Path) -> None:
     (root / "dataset.json").unlink()
     found = dataset("nnunet", root, channels=["T2", "PD"])
     assert found.available() == ("T2", "PD")
+
+
+def described(root: Path, **more: Any) -> Path:
+    """The folder of a task of the MSD or of nnU-Net whose dataset.json says ``more``."""
+    path = next(root.rglob("dataset.json"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (["lesion"], """gives as labels "['lesion']": write names"""),
+        (3, "gives as labels '3': write names with their labels"),
+        ({"a": ["x"]}, """gives 'a' the label "['x']": write a whole number from 0, or a list of them."""),
+        ({"\u00b2": "x"}, "gives '\u00b2' the label 'x'"),
+        ({"a": [1, 2, "x"]}, """gives 'a' the label "[1, 2, 'x']\""""),
+        ({"a": -1}, "gives 'a' the label '-1'"),
+        ({"a": 1.5}, "gives 'a' the label '1.5'"),
+        ({"a": None}, "gives 'a' the label 'None'"),
+        ({"a": True}, "gives 'a' the label 'True'"),
+        ({"lesion": 0, "background": 1}, "gives the background the label '1': 0 is the background."),
+    ],
+)
+def test_labels_of_another_type(tmp_path: Path, labels: Any, says: str) -> None:
+    path = described(written(tmp_path, "nnunet"), labels=labels)
+    with pytest.raises(UserError) as caught:
+        dataset("nnunet", tmp_path).recipe()
+    assert str(caught.value).startswith(f"{path} {says}")
+
+
+@pytest.mark.parametrize("content", ["link", "pipe", "deep"])
+def test_a_dataset_json_of_a_stranger(tmp_path: Path, content: str) -> None:
+    root = written(tmp_path, "nnunet", 1)
+    path = root / "dataset.json"
+    honest = path.rename(tmp_path.with_name(f"{tmp_path.name}-kept.json"))
+    if content == "link":
+        path.symlink_to("/dev/zero")
+    elif content == "pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("[" * 100_000)
+    assert (
+        "dataset.json is not readable JSON" in (said := refused("nnunet", root))
+        or "it is a folder, a pipe or a device" in said
+    )
+    path.unlink()
+    path.symlink_to(honest)  # as git-annex keeps it
+    assert dataset("nnunet", root).available() == ("FLAIR", "T1")
+
+
+def test_a_channel_is_the_number_in_its_name(tmp_path: Path) -> None:
+    root = written(tmp_path, "nnunet", 2)
+    for path in sorted((root / "imagesTr").glob("*_000[01].nii.gz"), reverse=True):
+        path.rename(path.with_name(path.name.replace("_0001.", "_0002.").replace("_0000.", "_0001.")))
+    path = described(root, channel_names={"1": "FLAIR", "2": "T1w"})
+    found = dataset("nnunet", root)
+    for modality in ("FLAIR", "T1"):
+        case = found.discover(modality)[1]
+        np.testing.assert_array_equal(found.read(case, modality).image, layouts.head(1, modality))
+    described(root, channel_names={"first": "FLAIR"})
+    assert refused("nnunet", root).startswith(f"{path} gives a channel the number 'first'")
+    described(root, channel_names={"1": "FLAIR", "2": "flair"})
+    assert refused("nnunet", root).startswith(f"{path} gives FLAIR to 2 channels")
+    assert refused("nnunet", root, channels=["T1", "FLAIR", "FLAIR"]).startswith(
+        "dataset.channels=[T1,FLAIR,FLAIR] gives FLAIR to 2 channels"
+    )
+
+
+def test_labels_written_as_text(tmp_path: Path) -> None:
+    described(
+        written(tmp_path, "nnunet"), labels={"background": "0", "lesion": "1", "ignore": "2", "region": ["1", 3.0]}
+    )
+    expected = dataset("nnunet", tmp_path).expected
+    assert (set(expected.labels), expected.not_counted) == ({0, 1, 2, 3}, (2,))
+    assert dataset("nnunet", tmp_path, lesion_labels=[1, 2]).expected.not_counted == ()
+
+
+def test_the_cavity_of_brats_under_the_names_of_nnunet(tmp_path: Path) -> None:
+    written(tmp_path, "nnunet", 1)
+    for path in list(tmp_path.rglob("case_000*")):
+        path.rename(path.with_name(path.name.replace("case_000", "BraTS-GLI-00042-100")))
+    described(tmp_path, labels={"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4})
+    (path,) = tmp_path.rglob("labelsTr/*.nii.gz")
+    mask = layouts._shells(0, 2, 4)
+    nifti.write(path, mask, layouts.GRID)
+    found = dataset("nnunet", tmp_path, field_of_view=256)
+    (case,) = found.discover("FLAIR")
+    stack = found.load(case, "FLAIR")
+    assert stack.quality["lesion_ml_source"] == pytest.approx((mask == 2).sum() * layouts.VOXEL**3 / 1000)
+    (said,) = [f for f in check(found).findings if f.code == "known-layout"]
+    assert "label 4 (resection cavity) of its masks is taken for neither lesion nor healthy" in said.message
+    every = dataset("nnunet", tmp_path, lesion_labels=[1, 2, 3, 4])
+    assert every.expected.not_counted == ()
 
 
 # -- BMAD --------------------------------------------------------------------------------------------------------------------

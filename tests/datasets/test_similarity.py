@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -195,3 +197,33 @@ def test_fingerprints_of_a_store_lie_in_its_case_files(root: Path, monkeypatch: 
     file.write_bytes(file.read_bytes()[:-30] + b"?" + file.read_bytes()[-29:])
     with pytest.raises(UserError, match=r"what it says of case s5 was changed after preparation. Delete .*\.case"):
         case_file.prints(store, store.rows("test"))
+
+
+@pytest.mark.parametrize(
+    ("seed", "noise", "says"),
+    [
+        (4, None, "share 3 slices, pixel by pixel"),
+        (4, 1.0, "are one scan, hardly changed"),
+        (4, 15.0, "have one name and look like one person"),
+        (7, 1.0, ""),
+    ],
+)
+def test_one_name_in_two_data_sets_is_one_person_where_the_images_say_so(
+    root: Path, tmp_path: Path, seed: int, noise: float | None, says: str
+) -> None:
+    other = tmp_path / "clinic"
+    write(other, "train", "s4", seed)
+    write(other, "train", "s9", 9)
+    for path in other.rglob("s4-*.png"):
+        if noise is None:
+            path.write_bytes(path.read_bytes() + b" ")  # another file of the same pixels
+            continue
+        pixels = np.asarray(Image.open(path)).astype(float)
+        changed = pixels + np.random.default_rng(1).normal(0, noise, pixels.shape) * (pixels > 0)
+        Image.fromarray(np.clip(changed, pixels > 0, 255).astype(np.uint8)).save(path)
+    source, train = (
+        Source.resolve("folder", str(where), values) for where, values in ((root, {}), (other, {"name": "clinic"}))
+    )
+    beginning = re.escape(f"'s4 (of clinic)' (training) and 's4 (of folder)' (test) {says}")
+    with pytest.raises(UserError, match=f"^{beginning}") if says else nullcontext():
+        plan.gather(source, train, "T1", get("folder"), tmp_path / "cache", Progress())

@@ -2,21 +2,46 @@
 
 from __future__ import annotations
 
+import difflib
+import math
 import re
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import ClassVar
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.own_volumes import REPEATS, OwnParams, OwnVolumes
-from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.base import DatasetInfo
+from adbench.datasets.io import nifti
+from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import LESION, MODALITIES, Named, common_name, person
 from adbench.datasets.io.participants import PARTICIPANTS
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
+
+_GROUPS = (
+    "group",
+    "diagnosis",
+    "dx",
+    "disease",
+    "pathology",
+    "condition",
+    "status",
+    "cohort",
+    "participant_type",
+    "type",
+)
+_ILL = re.compile(
+    r"(?:^|[^a-z])(?:patients?|strokes?|lesions?|tumou?rs?|gliomas?|glioblastomas?|metastas[ei]s|(?:rr|pp|sp)?ms|sclerosis|"
+    r"epilepsy|dementia|alzheimer\S*)(?:$|[^a-z])",
+    re.IGNORECASE,
+)
+_NOT_ILL = re.compile(r"\s*(?:no|non|not|without|control|healthy|hc)(?:$|[^a-z])", re.IGNORECASE)
 
 
 class BidsParams(OwnParams):
@@ -35,15 +60,23 @@ class BidsParams(OwnParams):
         "grid of every sequence that is used",
         source="adbench",
     )
+    acq: str = param(
+        "",
+        "the acquisition (acq-...) to use where a session has several and no lesion mask says which; empty: one without acq-, "
+        "else that of the finest voxels",
+        source="adbench",
+        pattern=r"^[A-Za-z0-9]*$",
+    )
 
 
 class Bids(OwnVolumes):
     """T1w, T2w, FLAIR, PDw, dwi, trace and adc of a BIDS dataset at any depth, with lesion and brain masks of derivatives.
 
-    Of several runs or acquisitions of one session the one with a lesion mask is used, else the plain one, else the lowest run,
-    and the others are listed. A mask of one run is never that of another.
-    ``derivatives`` give masks; their images are used where the raw ones are not there. Sites, age and sex are read from
-    participants.tsv.
+    Of several runs or acquisitions of one session the one with a lesion mask is used, else that of ``acq``, else the plain
+    one, else the lowest run, else the one with the finest voxels, else the first by name, and the others are listed. A mask of
+    one run is never that of another.
+    ``derivatives`` give masks; their images are used where the raw ones are not there, but none whose lesions were filled.
+    Sites, age and sex are read from participants.tsv.
     """
 
     info: ClassVar[DatasetInfo] = DatasetInfo(
@@ -62,6 +95,7 @@ class Bids(OwnVolumes):
     )
     Params: ClassVar[type[ParamSet]] = BidsParams
     params: BidsParams
+    choosing: ClassVar[tuple[str, ...]] = (*OwnVolumes.choosing, "acq")
 
     def named(self, path: str) -> Named | None:
         """As BIDS, ranked by derivative, acquisition and run."""
@@ -73,30 +107,90 @@ class Bids(OwnVolumes):
         derived = "derivatives" in PurePosixPath(path.lower()).parts and found.kind in MODALITIES
         runs = [int(digits) for key in ("run", "echo") for digits in (re.sub(r"\D", "", marks.get(key, "")) or "0",)]
         return replace(
-            found, site=self.row(found.subject).get("site", ""), rank=(derived, "acq" in marks or "rec" in marks, *runs)
+            found,
+            site=self.row(found.subject).get("site", ""),
+            rank=(
+                self.params.acq.lower() not in ("", marks.get("acq")),
+                derived,
+                "acq" in marks or "rec" in marks,
+                *runs,
+            ),
+        )
+
+    def _add(self, index: Index, subject: str, session: str, members: list[tuple[Named, File]]) -> None:
+        """Also rank acquisitions that differ in nothing but their label: the finest voxels, then the name."""
+        alike: dict[tuple[str, tuple[int, ...]], list[File]] = defaultdict(list)
+        for name, file in members:
+            if name.kind in MODALITIES:
+                alike[name.kind, name.rank].append(file)
+        places: dict[File, int] = {}
+        for files in alike.values():
+            if len({tuple(REPEATS.findall(file.name.lower())) for file in files}) == len(files) > 1:
+                finest = sorted(files, key=lambda file: (_voxel(file), file.name, str(file)))
+                places |= {file: place for place, file in enumerate(finest)}
+        super()._add(
+            index,
+            subject,
+            session,
+            [(replace(name, rank=(*name.rank, places.get(file, 0))), file) for name, file in members],
         )
 
     def healthy(self, scan: Scan) -> str:
         """By participants.tsv, by its folder, or by ``unmasked``."""
-        column, _, values = self.params.healthy.partition("=")
         if person(scan.subject) in self._patients:
             return ""
-        wanted = {value.strip().casefold() for value in values.split(",") if value.strip()}
-        if wanted and self.row(scan.subject).get(column.strip(), "").casefold() in wanted:
+        if self._by_table(scan):
             return f"{PARTICIPANTS} says {self.params.healthy}"
         return super().healthy(scan)
+
+    @property
+    def _wanted(self) -> set[str]:
+        """The values of ``params.healthy`` in lower case."""
+        values = self.params.healthy.partition("=")[2]
+        return {value.strip().casefold() for value in values.split(",") if value.strip()}
+
+    def _by_table(self, scan: Scan) -> bool:
+        column = self.params.healthy.partition("=")[0].strip()
+        return self.row(scan.subject).get(column, "").casefold() in self._wanted
+
+    def _contradiction(self, scan: Scan) -> str:
+        """Why a subject that counts as healthy is a patient by the table; "" where it is not."""
+        if self.excluded(scan) or LESION in scan.files or self._by_table(scan) or not (why := self.healthy(scan)):
+            return ""
+        for column, value in self.row(scan.subject).items():
+            if column.strip().casefold() in _GROUPS and _ILL.search(value) and not _NOT_ILL.match(value):
+                return (
+                    f"{self._root() / PARTICIPANTS} says {column}={value} of {scan.subject}, which would count as healthy because "
+                    f"{why}: say who is healthy with --set dataset.healthy={column}=VALUE and the others with "
+                    f"dataset.unmasked=leave-out, or leave it out with dataset.exclude=[{scan.id}]."
+                )
+        return ""
 
     def faults(self) -> Iterator[Issue]:
         """Also a wrong column, and subjects that participants.tsv does not have."""
         column = self.params.healthy.partition("=")[0].strip()
         columns = list(next(iter(self.participants.values()), {}))
+        if column and self.params.unmasked == "healthy":
+            raise UserError(
+                f"dataset.healthy={self.params.healthy} says who is healthy, and dataset.unmasked=healthy that everyone without a "
+                "lesion mask is: leave one of them out."
+            )
         if column and column not in columns:
             if not columns:
                 raise UserError(
                     f"dataset.healthy={self.params.healthy} needs {self._root() / PARTICIPANTS}, which is missing or empty."
                 )
             raise unknown(f"column of {self._root() / PARTICIPANTS} in dataset.healthy", column, columns)
+        if column:
+            there = {row.get(column, ""): row.get(column, "").casefold() for row in self.participants.values()}
+            for value in self._wanted - set(there.values()):
+                shown = sorted(there, key=lambda one: (difflib.SequenceMatcher(None, one, value).ratio() < 0.5, one))[
+                    :20
+                ]
+                raise unknown(f"value of {column} in {self._root() / PARTICIPANTS} in dataset.healthy", value, shown)
         for scan in self.index.scans:
+            if why := self._contradiction(scan):
+                yield issues.error("participants", scan.first, why, scan.id)
             if self.participants and not self.row(scan.subject) and not self.excluded(scan):
                 message = f"{scan.subject} is not in {self._root() / PARTICIPANTS}: it has no age, sex or group"
                 severity = issues.error if column and LESION not in scan.files else issues.warning
@@ -109,3 +203,10 @@ class Bids(OwnVolumes):
     def expected(self) -> Expected:
         """Every sequence that is there, each on a grid of its own."""
         return replace(super().expected, one_grid=False, drawn_on=self.params.drawn_on.upper())
+
+
+def _voxel(file: File) -> float:
+    """The volume of a voxel, mm^3; that of a file that cannot be read is infinite, and its turn comes."""
+    with suppress(UserError):
+        return round(math.prod(nifti.read_header(file).zooms[:3]), 6)
+    return math.inf

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cached_property
 from typing import ClassVar
 
+from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import DatasetInfo
+from adbench.datasets.io.archive import File
+from adbench.datasets.io.dataset_json import channels_of, read_described
 from adbench.datasets.io.filename_patterns import SETS
+from adbench.datasets.issues import Issue
+from adbench.errors import UserError
 
-_MSD_CHANNELS = ("FLAIR", "T1", "T1CE", "T2")  # "modality" of the dataset.json that lies in the archive
+_MSD_CHANNELS = ("FLAIR", "T1", "T1CE", "T2")  # "modality" of the dataset.json that lies in the archive as published
 
 
 class ISLES22(IndexedVolumes):
@@ -44,6 +52,7 @@ class ISLES22(IndexedVolumes):
 class MSDBrain(IndexedVolumes):
     """Glioma, four sequences in one file, without skull; the lesion is the whole tumour, label > 0.
 
+    Where a ``dataset.json`` lies beside ``imagesTr``, it says which sequence is which.
     The patients are those of BraTS'16 and '17 under other names: never train on one and test on the other.
     """
 
@@ -69,6 +78,46 @@ class MSDBrain(IndexedVolumes):
         skull=False,
         unlabelled="imagesTs",
     )
+
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """By ``dataset.json``, else as published."""
+        return self._said[0]
+
+    @cached_property
+    def _said(self) -> tuple[tuple[str, ...], File | None]:
+        """The channels, and the file that says them, None where they are as published.
+
+        Raises:
+            UserError: it cannot be read, names no known sequence or one twice, or two of them differ.
+        """
+        said: dict[tuple[str, ...], File] = {}
+        for path, file in self.files.described.items():
+            beside = f"{path.rpartition('/')[0]}/imagest".lstrip("/").lower()
+            if any(volume.lower().startswith(beside) for volume in self.files.volumes):
+                said.setdefault(channels_of(file, read_described(file)) or _MSD_CHANNELS, file)
+        if len(said) > 1:
+            (one, first), (other, second), *_ = said.items()
+            raise UserError(
+                f"{first} gives the channels {', '.join(one)} and {second} {', '.join(other)}: give each a data root of its own."
+            )
+        return next(((names, file) for names, file in said.items() if names != _MSD_CHANNELS), (_MSD_CHANNELS, None))
+
+    @property
+    def expected(self) -> Expected:
+        """With the channels that are there."""
+        return replace(self.distributed, channels=self.channels)
+
+    def faults(self) -> Iterator[Issue]:
+        """Also channels in another order than published."""
+        yield from super().faults()
+        channels, file = self._said
+        if file is not None:
+            names = ", ".join(name or "(unknown)" for name in channels)
+            message = (
+                f"{file} gives the channels {names}, published as {', '.join(_MSD_CHANNELS)}: they are read as it says"
+            )
+            yield issues.warning("known-layout", file, message)
 
 
 class MSLUB(IndexedVolumes):

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes, stem_of
-from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.base import DatasetInfo
-from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import (
     BRAIN,
     LESION,
@@ -95,48 +92,16 @@ class FolderVolumes(OwnVolumes):
         if self.params.size is None:
             self.params = self.params.model_copy(update={"size": 256})
 
-    # -- what is known of the files all the same ---------------------------------------------------------------------
-
-    def not_counted(self, mask: File) -> tuple[int, ...]:
-        """By the release whose name the mask bears, but for the labels that ``lesion_labels`` has."""
-        known = recognise(str(mask))
-        labels = SETS[known.family].not_counted if known else ()
-        return tuple(label for label in labels if label not in self.params.lesion_labels)
-
-    @cached_property
-    def _releases(self) -> dict[str, File]:
-        """Keys of :data:`SETS` whose names the files bear -> one of them, a lesion mask if there is one."""
-        found: dict[str, File] = {}
-        for scan in (scan for scan in self.index.scans if not self.excluded(scan)):
-            for _, file in sorted(scan.files.items(), key=lambda item: item[0] != LESION):
-                if known := recognise(str(file)):
-                    found.setdefault(known.family, file)
-        return found
-
-    @property
-    def expected(self) -> Expected:
-        """With the labels that the masks of some release hold and that do not count."""
-        labels = {label for file in self._releases.values() for label in self.not_counted(file)}
-        return replace(super().expected, not_counted=tuple(sorted(labels)))
-
     def faults(self) -> Iterator[Issue]:
         """Also files that an adapter of their own knows more of."""
         yield from super().faults()
         for family, file in self._releases.items():
             known = SETS[family]
-            message = f"{self.root} holds {known.title} ({file})"
-            if labels := self.not_counted(file):
-                what = " and ".join(f"{label} ({known.not_counted[label]})" for label in labels)
-                every = ",".join(map(str, range(1, labels[-1] + 1)))
-                message += (
-                    f": label {what} of its masks is taken for neither lesion nor healthy, as --dataset {known.dataset} does. Use "
-                    f"that, or say which labels are lesion with --set dataset.lesion_labels=[{every}]."
+            if known.dataset and recognise(str(file)) and not self._beside(family):
+                message = (
+                    f"{self.root} holds {known.title} ({file}), which --dataset {known.dataset} knows by its names"
                 )
-                yield issues.warning("known-layout", file, message)
-            elif known.dataset:
-                yield issues.info(
-                    "known-layout", file, f"{message}, which --dataset {known.dataset} knows by its names"
-                )
+                yield issues.info("known-layout", file, message)
         if self._elsewhere:
             message = f"{self.root} is a BIDS dataset: --dataset bids reads who is healthy from its participants.tsv"
             yield issues.info("known-layout", self._root(), message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import replace
 from functools import cached_property
@@ -11,6 +10,8 @@ from typing import Any, ClassVar
 from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.base import DatasetInfo
+from adbench.datasets.io.archive import File
+from adbench.datasets.io.dataset_json import IGNORE, channels_of, check_distinct, labels_of, read_described
 from adbench.datasets.io.filename_patterns import CHANNELS, LESION, MODALITIES, Named, modality_of, split_visit
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
@@ -18,7 +19,6 @@ from adbench.params import ParamSet, param
 _IMAGE = re.compile(
     r"(?:^|/)images(?:Tr|Ts|Val)/(?P<case>[^/]+?)(?:_(?P<channel>\d{4}))?\.nii(?:\.gz)?$", re.IGNORECASE
 )
-_IGNORE = "ignore"  # the label of nnU-Net for what was not annotated
 _LABEL = re.compile(r"(?:^|/)labels(?:Tr|Ts|Val)/(?P<case>[^/]+?)\.nii(?:\.gz)?$", re.IGNORECASE)
 
 
@@ -51,24 +51,22 @@ class NnUNet(OwnVolumes):
     params: NnUNetParams
 
     @cached_property
-    def _described(self) -> dict[str, Any]:
-        """The content of dataset.json."""
+    def _file(self) -> File | None:
+        """``dataset.json``; None where there is none and ``channels`` are given."""
         root = self._root()
-        there = sorted([*root.glob("dataset.json"), *root.glob("*/dataset.json")])
+        there = [file for path, file in self.files.described.items() if path.count("/") <= 1]
         if not there and self.params.channels:
-            return {}
+            return None
         if len(there) != 1:
             what = f"there are {there[0]} and {there[1]}" if there else "there is none"
             raise UserError(
                 f"{root} needs one dataset.json, and {what}: give the folder that holds imagesTr and dataset.json."
             )
-        try:
-            content = json.loads(there[0].read_text(encoding="utf-8"))
-            if not isinstance(content, dict):
-                raise ValueError("no object")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{there[0]} cannot be read ({error}): copy it again.") from None
-        return {**content, "path": there[0]}
+        return there[0]
+
+    @cached_property
+    def _described(self) -> dict[str, Any]:
+        return read_described(self._file) if self._file else {}
 
     @property
     def channels(self) -> tuple[str, ...]:
@@ -80,26 +78,18 @@ class NnUNet(OwnVolumes):
         """The modality of each channel; "" for one that is none.
 
         Raises:
-            UserError: dataset.json does not say them, or no channel is a known modality.
+            UserError: dataset.json does not say them, no channel is a known modality, or two are the same.
         """
         if self.params.channels:
-            return tuple(modality_of(name) or name.upper() for name in self.params.channels)
-        said = self._described.get("channel_names") or self._described.get("modality")
-        path = self._described["path"]
-        if not isinstance(said, dict):
-            raise UserError(
-                f"{path} names no channels (channel_names or modality): say them with --set dataset.channels=[FLAIR]."
-            )
-        names = [str(said[key]) for key in sorted(said, key=lambda key: (len(key), key))]
-        found = tuple(
-            modality_of(re.sub(r"[-_ ]?(weighted|w|mri)$", "", name.lower())) or modality_of(name) for name in names
+            stated = tuple(modality_of(name) or name.upper() for name in self.params.channels)
+            check_distinct(stated, f"dataset.channels=[{','.join(self.params.channels)}]")
+            return stated
+        assert self._file is not None
+        if found := channels_of(self._file, self._described):
+            return found
+        raise UserError(
+            f"{self._file} names no channels (channel_names or modality): say them with --set dataset.channels=[FLAIR]."
         )
-        if not any(found):
-            raise UserError(
-                f"{path} names the channels {', '.join(names)}, none of which is a known modality: say them with "
-                f"--set dataset.channels=[FLAIR] (known: {', '.join(MODALITIES)})."
-            )
-        return found
 
     def named(self, path: str) -> Named | None:
         """By the folder, the case and the number of the channel."""
@@ -128,17 +118,16 @@ class NnUNet(OwnVolumes):
         """By ``unmasked`` alone: ``imagesTs`` are not published as healthy."""
         return "" if self.unmasked_by_design(scan) else super().healthy(scan)
 
+    @cached_property
+    def _labels(self) -> dict[int, str]:
+        return labels_of(self._file, self._described) if self._file else {}
+
+    @property
+    def never_counted(self) -> tuple[int, ...]:
+        """The label "ignore" of dataset.json."""
+        return tuple(label for label, what in self._labels.items() if what.strip().casefold() == IGNORE)
+
     @property
     def expected(self) -> Expected:
         """With the channels and labels of dataset.json."""
-        labels: dict[int, str] = {}
-        for key, value in dict(self._described.get("labels") or {}).items():
-            if isinstance(
-                value, int | list
-            ):  # nnU-Net version 2, with regions of several labels; others have it the other way round
-                labels |= {int(label): str(key) for label in (value if isinstance(value, list) else [value])}
-            elif str(key).isdigit():
-                labels[int(key)] = str(value)
-        ignored = (label for label, what in labels.items() if what.casefold() == _IGNORE)
-        not_counted = tuple(label for label in ignored if label not in self.params.lesion_labels)
-        return replace(super().expected, labels=labels, not_counted=not_counted)
+        return replace(super().expected, labels=self._labels)

@@ -22,6 +22,7 @@ from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import (
     BRAIN,
     LESION,
+    SETS,
     UNCLEAR,
     Named,
     common_name,
@@ -29,6 +30,8 @@ from adbench.datasets.io.filename_patterns import (
     image_names,
     names_in,
     person,
+    recognise,
+    release_of,
     second_scan,
 )
 from adbench.datasets.issues import Issue
@@ -226,6 +229,17 @@ class OwnVolumes(IndexedVolumes):
     def faults(self) -> Iterator[Issue]:
         """Also patients in two split folders, cases in none, and cases without mask that are not declared healthy."""
         yield from super().faults()
+        for family, file in self._releases.items():
+            if labels := self._beside(family):
+                known = SETS[family]
+                what = " and ".join(f"{label} ({known.not_counted[label]})" for label in labels)
+                every = ",".join(map(str, range(1, labels[-1] + 1)))
+                message = (
+                    f"{self.root} holds {known.title} ({file}): label {what} of its masks is taken for neither lesion nor healthy, "
+                    f"as --dataset {known.dataset} does. {'Use that, or say' if recognise(str(file)) else 'Say'} which labels are "
+                    f"lesion with --set dataset.lesion_labels=[{every}]."
+                )
+                yield issues.warning("known-layout", file, message)
         scans = [scan for scan in self.index.scans if not self.excluded(scan)]
         for who, roles in self._homes.items():
             if len(roles) > 1:
@@ -381,9 +395,40 @@ class OwnVolumes(IndexedVolumes):
         return "T1" if self.skull else modality
 
     @property
+    def never_counted(self) -> tuple[int, ...]:
+        """Labels that the data themselves say are neither lesion nor healthy."""
+        return ()
+
+    def not_counted(self, mask: File) -> tuple[int, ...]:
+        """Those of the data and of the release whose name the mask bears, but for the labels that ``lesion_labels`` has."""
+        labels = {*self.never_counted, *self._beside(release_of(str(mask)))}
+        return tuple(sorted(labels - set(self.params.lesion_labels)))
+
+    def _beside(self, family: str) -> list[int]:
+        """Labels of the release ``family`` that are neither lesion nor healthy, unless ``lesion_labels`` has them."""
+        labels = SETS[family].not_counted if family else ()
+        return [label for label in labels if label not in self.params.lesion_labels]
+
+    @cached_property
+    def _releases(self) -> dict[str, File]:
+        """Keys of :data:`SETS` whose names the files bear -> one of them, a lesion mask if there is one."""
+        found: dict[str, File] = {}
+        for scan in (scan for scan in self.index.scans if not self.excluded(scan)):
+            for _, file in sorted(scan.files.items(), key=lambda item: item[0] != LESION):
+                if family := release_of(str(file)):
+                    found.setdefault(family, file)
+        return found
+
+    @property
     def expected(self) -> Expected:
-        """Every sequence that is there, on one grid; :meth:`faults` knows who needs a mask."""
-        return replace(self.distributed, sequences=self.available(), channels=self.channels)
+        """Every sequence that is there, on one grid, with the labels that do not count; :meth:`faults` knows who needs a mask."""
+        labels = {*self.never_counted, *(label for family in self._releases for label in self._beside(family))}
+        return replace(
+            self.distributed,
+            sequences=self.available(),
+            channels=self.channels,
+            not_counted=tuple(sorted(labels - set(self.params.lesion_labels))),
+        )
 
 
 def stem_of(path: str) -> str:

@@ -32,6 +32,7 @@ from adbench.datasets.io.filename_patterns import (
     folded,
     person,
     recognise,
+    release_among,
 )
 from adbench.datasets.io.participants import Rows, groups_of, read_participants
 from adbench.datasets.issues import Issue
@@ -217,8 +218,7 @@ class IndexedVolumes(VolumeDataset):
     @cached_property
     def _release(self) -> str:
         """What to do where the files are those of a known release; "" where they are not."""
-        found = (recognise(path) for path in self.index.files.volumes)
-        known = next((SETS[name.family] for name in found if name and SETS[name.family].dataset), None)
+        known = SETS.get(release_among(self.index.files.volumes))
         return f"this looks like {known.title}, whose names --dataset {known.dataset} knows" if known else ""
 
     def _add(self, index: Index, subject: str, session: str, members: list[tuple[Named, File]]) -> None:

@@ -11,6 +11,8 @@ from adbench.datasets.io.archive import File, FileError, read_bytes
 from adbench.datasets.io.nifti import SUFFIXES
 from adbench.errors import UserError
 
+DATASET_JSON = "dataset.json"
+
 
 @dataclass
 class FoundFiles:
@@ -23,6 +25,7 @@ class FoundFiles:
         partial: unfinished downloads.
         pairs: headers of volumes whose voxels lie in a file of their own.
         pictures: PNG files.
+        described: path below the root -> ``dataset.json``.
         others: how many other files there are.
     """
 
@@ -32,6 +35,7 @@ class FoundFiles:
     partial: list[Path] = field(default_factory=list)
     pairs: list[Path] = field(default_factory=list)
     pictures: list[Path] = field(default_factory=list)
+    described: dict[str, File] = field(default_factory=dict)
     others: int = 0
 
 
@@ -67,7 +71,7 @@ def find_files(root: Path, *, tars: bool = False) -> FoundFiles:
                 pending.append((entry.path, f"{below}{entry.name}/"))
             else:
                 _add(found, entry, f"{below}{entry.name}", tars)
-    found.volumes = dict(sorted(found.volumes.items()))
+    found.volumes, found.described = (dict(sorted(files.items())) for files in (found.volumes, found.described))
     for paths in (found.archives, found.broken, found.partial, found.pairs, found.pictures):
         paths.sort()
     return found
@@ -96,6 +100,8 @@ def _add(found: FoundFiles, entry: os.DirEntry[str], below: str, tars: bool) -> 
         found.pictures.append(path)
     else:
         found.others += 1
+        if lower == DATASET_JSON:
+            found.described[below] = path
 
 
 def _add_archive(found: FoundFiles, path: Path, below: str, tars: bool) -> None:
@@ -105,6 +111,8 @@ def _add_archive(found: FoundFiles, path: Path, below: str, tars: bool) -> None:
     for member in archive.members(path):
         if member.name.lower().endswith(SUFFIXES) and not member.name.startswith("."):
             found.volumes[f"{below}{member.path}"] = member
+        elif member.name.lower() == DATASET_JSON:
+            found.described[f"{below}{member.path}"] = member
 
 
 def same_content(one: File, other: File) -> bool:

@@ -6,7 +6,7 @@ Patterns describe the end of a path, so a layout may lie at any depth.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -38,6 +38,9 @@ _SAYS_LESION = re.compile(r"(?<!non)(?<!non[-_])(?:lesion|tumo)|[-_]label-l(?:_|
 _SAYS_TISSUE = re.compile(
     r"(?:^|[-_])(?:gm|wm|csf|gmwm|gr[ae]ymatter|whitematter|tissues?|aseg|aparc|parc|parcellation|ventricles?|atlas|hippocampus)(?:[-_]|$)"
 )
+_SAYS_FILLED = re.compile(
+    r"(?:filled|inpainted|inpainting|pseudo-?healthy)(?=[-_]|$)"
+)  # an image without the lesion that was there
 _SAYS_OF_WHAT = re.compile(
     rf"(?:[-_](?:brain|lesion|tumou?r|wmh?|{'|'.join(_MODALITIES)}))+$", re.IGNORECASE
 )  # no patient's
@@ -90,6 +93,7 @@ class KnownSet:
         ranked: whether an earlier pattern wins over a later one.
         distinct: whether the names are found in no other release.
         not_counted: labels of its lesion masks that are neither lesion nor healthy -> what they mark.
+        case: pattern of the name of a case, for files that were renamed.
     """
 
     title: str
@@ -99,6 +103,7 @@ class KnownSet:
     ranked: bool = False
     distinct: bool = True
     not_counted: Mapping[int, str] = field(default_factory=dict)
+    case: re.Pattern[str] | None = None
 
     def named(self, family: str, path: str) -> Named | None:
         """What ``path`` says, or None when it is none of this set's names."""
@@ -125,9 +130,18 @@ _ATLAS = r"(?P<subject>sub-(?P<site>r\d{3})s\d{3})(?:_(?P<session>ses-[A-Za-z0-9
 _ENTITIES = r"(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*"
 _BRATS = r"_(?P<kind>t1|t1ce|t2|flair|seg)"
 _BRATS23 = r"\d{5})-(?P<session>\d{3})-(?P<kind>t1n|t1c|t2w|t2f|seg)"
+
+
+def _case(group: str) -> re.Pattern[str]:
+    """A case of a BraTS group wherever its name stands in a path: as nnU-Net and other users of the release spell it."""
+    return re.compile(rf"(?<![A-Za-z0-9])BraTS[-_]?{group}[-_]?[0-9]{{5}}(?:[0-9]{{3}})?(?![0-9])", re.IGNORECASE)
+
+
 _CAVITY = {4: "resection cavity"}  # of treated patients, from 2024
 _WMH = r"(?P<site>Utrecht|Singapore|Amsterdam(?:/[^/]+)?)/(?P<subject>\d+)/"
 _SOOP = r"(?P<subject>sub-\d+)(?:_(?P<session>ses-[A-Za-z0-9]+))?" + _ENTITIES
+# A mask whose name says that it marks something else, beside the masks of lesions.
+_OF_ANOTHER = r".*_(?:desc|label)-(?!l_|(?!non)[a-z0-9]*(?:lesion|stroke|infarct|acute|chronic))"
 SETS = {
     "ixi": KnownSet(
         "IXI",
@@ -166,10 +180,10 @@ SETS = {
         "BraTS'17-'19", _names({r"(?P<subject>Brats1[789]_\w+?)" + _BRATS: None})
     ),
     "brats23": KnownSet(
-        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
+        "BraTS2023-GLI", _names({r"(?P<subject>BraTS-GLI-" + _BRATS23: None}), "brats23", not_counted=_CAVITY, case=_case("GLI")
     ),
     "brats23-met": KnownSet(
-        "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY
+        "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY, case=_case("MET")
     ),
     "brats23-other": KnownSet(
         "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
@@ -215,7 +229,7 @@ SETS = {
         _names(
             {
                 rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_desc-lesion_(?:mask|dseg)": LESION,  # acute and chronic in one
-                rf"derivatives/[^/]*lesion[^/]*/.*{_SOOP}_(?:mask|dseg)": LESION,
+                rf"derivatives/[^/]*lesion[^/]*/(?!{_OF_ANOTHER}).*{_SOOP}_(?:mask|dseg)": LESION,
                 rf"(?=[^/]*[-_]adc[-_]){_SOOP}_(?:dwi|trace)": "ADC",
                 rf"{_SOOP}_(?P<kind>T1w|FLAIR|trace|adc|dwi)": None,
             }
@@ -237,6 +251,23 @@ def recognise(path: str) -> Named | None:
         if known.distinct and (found := known.named(family, path)):
             return found
     return None
+
+
+def release_of(path: str) -> str:
+    """The key in :data:`SETS` of the release whose name a file bears, or whose case it is of; "" for none."""
+    if known := recognise(path):
+        return known.family
+    return next((family for family, known in SETS.items() if known.case and known.case.search(path)), "")
+
+
+def release_among(paths: Collection[str]) -> str:
+    """The key in :data:`SETS` of the release that files below a root look like, "" for none."""
+    if known := next((found for path in paths if (found := recognise(path)) and SETS[found.family].dataset), None):
+        return known.family
+    soop = SETS["soop"]  # its names are those of BIDS; no other set has a trace image and a folder of lesion masks
+    masks = any((found := soop.named("soop", path)) and found.kind == LESION for path in paths)
+    traces = any(re.search(r"_trace\.nii(?:\.gz)?$", path, re.IGNORECASE) for path in paths)
+    return "soop" if masks and traces else ""
 
 
 def modality_of(word: str) -> str:
@@ -286,6 +317,8 @@ def common_name(stem: str, images: Container[str] = ()) -> Named | None:
         rest = rest if bids else rest[: shared or 0] + re.sub(_SAYS_OF_WHAT, "", rest[shared or 0 :])
     elif not kind:
         return None
+    elif kind in MODALITIES and _SAYS_FILLED.search(entities):
+        kind = ""
     if kind == LESION:
         rest = re.sub(r"[-_]consensus$", "", rest, flags=re.IGNORECASE)
     if bids:
@@ -397,6 +430,22 @@ def person(name: str) -> str:
             subject = known.format(*(part or "" for part in match.groups()))
             break
     return folded(subject)
+
+
+_OF_A_RELEASE = re.compile(
+    r"(?:brats|ixi[-_]?\d|r\d{3}s\d{3}$|strokecase\d|oas\d|cc\d{6}$|ucsf-pdgm|upenn-gbm|\d{3}_s_\d{4}|tcga-)",
+    re.IGNORECASE,
+)
+
+
+def in_set(subject: str, dataset: str) -> str:
+    """A name that tells people of several data sets apart: ``sub-1`` of one is not that of another, ``IXI012`` is one person.
+
+    Args:
+        subject: its name.
+        dataset: what the data set is called; "" where only one is looked at.
+    """
+    return f"{subject} (of {dataset})" if dataset and not _OF_A_RELEASE.match(_bare(subject)) else subject
 
 
 def folded(name: str) -> str:

@@ -402,6 +402,8 @@ def _source_state(cases: Iterable[Case]) -> str:
     for case in cases:
         for file in case.files:
             seen.append([str(file), state_of(file)])
+        if channels := case.extra.get("channels"):  # which dataset.json says, beside the files
+            seen.append([[name, channels[name]] for name in sorted(channels)])
         seen.append([case.id, case.split, *([case.site, dict(case.groups)] if case.site or case.groups else [])])
     return digest(seen)
 

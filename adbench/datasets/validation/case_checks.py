@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -160,6 +161,7 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
     lesions: list[tuple[File, NiftiVolume]] = []
     stripped = expected.zero_background
+    channels: dict[bytes, str] = {}  # digest of the voxels -> sequence
     files = [(kind, scan.files[kind]) for kind in sorted(headers) if kind != LESION]
     masks = scan.pieces or [scan.files[kind] for kind in (LESION,) if kind in headers]
     for kind, file in [*files, *((LESION, mask) for mask in masks)]:
@@ -181,6 +183,11 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
         elif (low := volume.data.min()) == volume.data.max():
             yield issues.error("constant", file, f"{file} is constant: every voxel is {low:g}", scan.id)
         else:
+            if kind in scan.channels:
+                content = hashlib.blake2b(np.ascontiguousarray(volume.data).data).digest()
+                if (same := channels.setdefault(content, kind)) != kind:
+                    what = f"{file} holds one volume as {same} and as {kind}: {same} and {kind} of {scan.id} are one"
+                    yield issues.error("duplicate-volume", file, what, scan.id)
             head, affine = to_ras(volume.data, volume.affine)
             coarse = similarity.fingerprint(
                 head.T, to_ras(inside, volume.affine)[0].T, spacing=zooms(affine)[::-1].tolist()
