@@ -636,6 +636,9 @@ def test_one_of_several_acquisitions(tmp_path: Path) -> None:
 
     assert used() == ["acq-highres", "acq-highres"]
     assert used(acq="1LOWRES", exclude=["sub-001"]) == ["acq-1lowres"]
+    assert refused("bids", root, healthy="group=control", acq="lowres").startswith(
+        f"Unknown acquisition in dataset.acq of {root} 'lowres'. Did you mean '1lowres'? Known: "
+    )
     said = dataset("bids", root, healthy="group=control").exclusions("T1")
     assert len([line for line in said if "acq-1lowres_T1w.nii.gz: not used, " in line]) == 2
     for path in list(root.rglob("*acq-highres_T1w.nii.gz")):  # equal voxels: the name

@@ -159,6 +159,10 @@ class Bids(OwnVolumes):
                     :20
                 ]
                 raise unknown(f"value of {column} in {self._root() / PARTICIPANTS} in dataset.healthy", value, shown)
+        marks = [dict(REPEATS.findall(PurePosixPath(path).name.lower())) for path in self.index.files.volumes]
+        labels = {found["acq"] for found in marks if "acq" in found}
+        if self.params.acq and self.params.acq.lower() not in labels:
+            raise unknown(f"acquisition in dataset.acq of {self._root()}", self.params.acq, labels)
         for scan in self.index.scans:
             if self.participants and not self.row(scan.subject) and not self.excluded(scan):
                 message = f"{scan.subject} is not in {self._root() / PARTICIPANTS}: it has no age, sex or group"
