@@ -584,9 +584,12 @@ def test_who_is_a_patient_by_the_table_is_not_healthy(tmp_path: Path) -> None:
     table = root / "participants.tsv"
     for mask in root.rglob("sub-003*mask.nii.gz"):
         mask.unlink()
-    assert refused("bids", root, unmasked="healthy").startswith(
-        f"{table} says group=patient of sub-003, which would count as healthy because dataset.unmasked says so: say who is"
-    )
+    for path in [*root.rglob("*run-02*")]:
+        path.unlink()
+    for name in ("bids", "folder"):
+        assert refused(name, root, unmasked="healthy").startswith(
+            f"{table} says group=patient of sub-003, which would count as healthy because dataset.unmasked says so: say who is"
+        )
     assert refused("bids", root, unmasked="healthy", healthy="group=control").startswith(
         "dataset.healthy=group=control says who is healthy, and dataset.unmasked=healthy that everyone"
     )
@@ -633,6 +636,9 @@ def test_one_of_several_acquisitions(tmp_path: Path) -> None:
 
     assert used() == ["acq-highres", "acq-highres"]
     assert used(acq="1LOWRES", exclude=["sub-001"]) == ["acq-1lowres"]
+    assert refused("bids", root, healthy="group=control", acq="lowres").startswith(
+        f"Unknown acquisition in dataset.acq of {root} 'lowres'. Did you mean '1lowres'? Known: "
+    )
     said = dataset("bids", root, healthy="group=control").exclusions("T1")
     assert len([line for line in said if "acq-1lowres_T1w.nii.gz: not used, " in line]) == 2
     for path in list(root.rglob("*acq-highres_T1w.nii.gz")):  # equal voxels: the name

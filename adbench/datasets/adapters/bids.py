@@ -24,25 +24,6 @@ from adbench.datasets.issues import Issue
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param
 
-_GROUPS = (
-    "group",
-    "diagnosis",
-    "dx",
-    "disease",
-    "pathology",
-    "condition",
-    "status",
-    "cohort",
-    "participant_type",
-    "type",
-)
-_ILL = re.compile(
-    r"(?:^|[^a-z])(?:patients?|strokes?|lesions?|tumou?rs?|gliomas?|glioblastomas?|metastas[ei]s|(?:rr|pp|sp)?ms|sclerosis|"
-    r"epilepsy|dementia|alzheimer\S*)(?:$|[^a-z])",
-    re.IGNORECASE,
-)
-_NOT_ILL = re.compile(r"\s*(?:no|non|not|without|control|healthy|hc)(?:$|[^a-z])", re.IGNORECASE)
-
 
 class BidsParams(OwnParams):
     """The recipe, how subjects are divided, and who is healthy."""
@@ -154,17 +135,7 @@ class Bids(OwnVolumes):
         return self.row(scan.subject).get(column, "").casefold() in self._wanted
 
     def _contradiction(self, scan: Scan) -> str:
-        """Why a subject that counts as healthy is a patient by the table; "" where it is not."""
-        if self.excluded(scan) or LESION in scan.files or self._by_table(scan) or not (why := self.healthy(scan)):
-            return ""
-        for column, value in self.row(scan.subject).items():
-            if column.strip().casefold() in _GROUPS and _ILL.search(value) and not _NOT_ILL.match(value):
-                return (
-                    f"{self._root() / PARTICIPANTS} says {column}={value} of {scan.subject}, which would count as healthy because "
-                    f"{why}: say who is healthy with --set dataset.healthy={column}=VALUE and the others with "
-                    f"dataset.unmasked=leave-out, or leave it out with dataset.exclude=[{scan.id}]."
-                )
-        return ""
+        return "" if self._by_table(scan) else super()._contradiction(scan)
 
     def faults(self) -> Iterator[Issue]:
         """Also a wrong column, and subjects that participants.tsv does not have."""
@@ -188,9 +159,11 @@ class Bids(OwnVolumes):
                     :20
                 ]
                 raise unknown(f"value of {column} in {self._root() / PARTICIPANTS} in dataset.healthy", value, shown)
+        marks = [dict(REPEATS.findall(PurePosixPath(path).name.lower())) for path in self.index.files.volumes]
+        labels = {found["acq"] for found in marks if "acq" in found}
+        if self.params.acq and self.params.acq.lower() not in labels:
+            raise unknown(f"acquisition in dataset.acq of {self._root()}", self.params.acq, labels)
         for scan in self.index.scans:
-            if why := self._contradiction(scan):
-                yield issues.error("participants", scan.first, why, scan.id)
             if self.participants and not self.row(scan.subject) and not self.excluded(scan):
                 message = f"{scan.subject} is not in {self._root() / PARTICIPANTS}: it has no age, sex or group"
                 severity = issues.error if column and LESION not in scan.files else issues.warning

@@ -34,6 +34,7 @@ from adbench.datasets.io.filename_patterns import (
     release_of,
     second_scan,
 )
+from adbench.datasets.io.participants import PARTICIPANTS
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume
@@ -51,6 +52,26 @@ SECOND_SCAN = (
     "it is probably a second scan of another patient of BraTS'21 (numbers 01538 to 01656): say "
     "--set dataset.second_scans=use if it is not"
 )
+
+
+_GROUPS = (
+    "group",
+    "diagnosis",
+    "dx",
+    "disease",
+    "pathology",
+    "condition",
+    "status",
+    "cohort",
+    "participant_type",
+    "type",
+)
+_ILL = re.compile(
+    r"(?:^|[^a-z])(?:patients?|strokes?|lesions?|tumou?rs?|gliomas?|glioblastomas?|metastas[ei]s|(?:rr|pp|sp)?ms|sclerosis|"
+    r"epilepsy|dementia|alzheimer\S*)(?:$|[^a-z])",
+    re.IGNORECASE,
+)
+_NOT_ILL = re.compile(r"\s*(?:no|non|not|without|control|healthy|hc)(?:$|[^a-z])", re.IGNORECASE)
 
 
 class OwnParams(VolumeParams):
@@ -251,6 +272,9 @@ class OwnVolumes(IndexedVolumes):
             if self._homes and person(scan.subject) not in self._homes:
                 message = f"{scan.first} lies in no train, val or test folder while others do: move it into one."
                 yield issues.error("stray", scan.first, message, scan.id)
+        for scan in scans:
+            if why := self._contradiction(scan):
+                yield issues.error("participants", scan.first, why, scan.id)
         for file, what in self._unnamed_masks.get("", []):
             message = (
                 f"{file} holds {what}, as a mask does, lies on the grid of an image here, and its name says neither of whom it "
@@ -298,6 +322,19 @@ class OwnVolumes(IndexedVolumes):
         if person(scan.subject) in self._patients:
             return ""
         return why_healthy(self.params, self._folders.get(person(scan.subject)), self._masked_roles, "lesion mask")
+
+    def _contradiction(self, scan: Scan) -> str:
+        """Why a subject that counts as healthy is a patient by the table; "" where it is not."""
+        if LESION in scan.files or not (why := self.healthy(scan)):
+            return ""
+        for column, value in self.row(scan.subject).items():
+            if column.strip().casefold() in _GROUPS and _ILL.search(value) and not _NOT_ILL.match(value):
+                return (
+                    f"{self._root() / PARTICIPANTS} says {column}={value} of {scan.subject}, which would count as healthy because "
+                    f"{why}: say who is healthy with --dataset bids --set dataset.healthy={column}=VALUE and what the others are with "
+                    f"dataset.unmasked=leave-out, or leave it out with dataset.exclude=[{scan.id}]."
+                )
+        return ""
 
     @cached_property
     def _masked_roles(self) -> set[Split]:

@@ -92,6 +92,9 @@ class UnlabelledVolumes(_Scans, FolderVolumes):
     def _unnamed_masks(self) -> dict[str, Any]:
         return {}
 
+    def _contradiction(self, scan: Scan) -> str:
+        return ""  # nobody is said to be healthy
+
     def left_out(self, scan: Scan) -> str:
         """Nothing is."""
         return ""
