@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from adbench.errors import UserError
 from adbench.utils.files import replacing
 from adbench.utils.hashing import digest
 
+CROPPED = 0.02  # share of a brain that the square may cut off
 _VOLUME_CHANGE = 0.2  # share of a lesion by which resampling may change its volume unsaid
 
 
@@ -275,6 +277,7 @@ class _VolumePipeline:
             quality["registration_correlation"] = float(np.corrcoef(image[core], template.brain()[core])[0, 1])
             quality["registration_overlap"] = float(2 * (inside & core).sum() / (inside.sum() + core.sum()))
         cut = slicing.cut(inside, affine, params)
+        self._refuse_cropped(inside, affine, cut)
         geometry = Geometry(
             original_shape=tuple(int(n) for n in raw.image.shape),
             original_affine=matrix(raw.affine),
@@ -306,6 +309,21 @@ class _VolumePipeline:
         if other is not None and other.any():
             _blank(stack, resize_mask(slicing.slices(other, cut), params.size))
         return stack
+
+    def _refuse_cropped(self, inside: np.ndarray, affine: np.ndarray, cut: slicing.Cut) -> None:
+        """Refuse a square that cuts off more than :data:`CROPPED` of the brain."""
+        share, params = cut.outside / int(inside.sum()), self.params
+        if share <= CROPPED:
+            return
+        box = brain_extraction.bounds(inside)
+        assert box is not None
+        extent = max((box[axis].stop - box[axis].start) * zooms(affine)[axis] for axis in (0, 1))
+        wide = 8 * math.ceil(extent / 8)
+        option = f"mm={math.ceil(100 * wide / params.size) / 100:g}" if params.mm else f"field_of_view={wide}"
+        raise UserError(
+            f"{self.raw}: its brain is {extent:.0f} mm wide, and {share:.1%} of it lie beyond the square of {params.square:g} mm "
+            f"({params.size} pixels of {params.square / params.size:.3g} mm). Use at least --set dataset.{option}."
+        )
 
     def _lesions(
         self,
