@@ -151,9 +151,11 @@ class _VolumePipeline:
                 raise UserError(f"{where}: its brain mask is empty.")
             return mask
         if rule == "background" or (rule == "auto" and not self.raw.skull):
-            if value := brain_extraction.background_value(self.image):
+            corner, *others = brain_extraction.background_values(self.image)
+            if corner or others:
+                beside = "".join(f" nor {value:g}, that of most voxels besides," for value in others)
                 self.said.append(
-                    f"brain: every voxel that is not {value:g}, the value of all corners, and what it encloses"
+                    f"brain: every voxel that is not {corner:g}, the value of all corners,{beside} and what it encloses"
                 )
             return brain_extraction.background(self.image, where)
         if other := self.companion:  # the same subject's T1
@@ -174,7 +176,7 @@ class _VolumePipeline:
     def _brain_of_template(self) -> np.ndarray:
         mask = template.mask(self.params.template_margin)
         if self.on_template_grid:
-            return np.asarray(mask & (self.image != brain_extraction.background_value(self.image)))
+            return np.asarray(mask & ~brain_extraction.outside(self.image))
         to_template = np.linalg.inv(template.AFFINE) @ np.linalg.inv(self.to_head("affine", None)) @ self.affine
         failed = "registration to the template failed: its brain lies outside the image."
         return self._on_own_grid(mask, to_template, failed)
