@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -237,20 +238,26 @@ def _check_scale(
         UserError: names the two cases that differ most, and their mm a pixel.
     """
     sizes = [
-        (mm, f"{case} ({source.title})")
+        (mm, f"{case} ({source.title})", "dataset" if source is test else "train", "mm" in source.params.json_values)
         for store, source, sets in ((train_store, train, learned), (test_store, test, scored))
         for data in sets
         for case, mm in store.pixel_sizes(data.rows).items()
         if mm is not None
     ]
     for axis in range(2 if sizes else 0):
-        (small, one), (large, other) = (choose(sizes, key=lambda found: found[0][axis]) for choose in (min, max))
+        (small, one, *_), (large, other, *_) = (
+            choose(sizes, key=lambda found: found[0][axis]) for choose in (min, max)
+        )
         if large[axis] > SAME_SCALE * small[axis]:
-            scopes = ["dataset", *(["train"] if train is not test else [])]
-            flags = " ".join(f"--set {scope}.mm=1" for scope in scopes)
+            settable = sorted({scope for _, _, scope, can in sizes if can})
+            # The largest pixel makes the widest square: no head that fits now is cut.
+            fixed = [found[axis] for found, _, _, can in sizes if not can]
+            mm = math.ceil(100 * round(max(fixed or [large[axis]]), 4)) / 100
+            flags = " ".join(f"--set {scope}.mm={mm:g}" for scope in settable)
             raise UserError(
                 f"A pixel of {one} is {small[0]:.3g} x {small[1]:.3g} mm and one of {other} {large[0]:.3g} x {large[1]:.3g} mm: "
-                f"they differ by more than {100 * (SAME_SCALE - 1):.0f} %. Prepare volumes with pixels of one size: {flags}."
+                f"they differ by more than {100 * (SAME_SCALE - 1):.0f} %. Prepare volumes with pixels of one size: {flags}, "
+                f"in place of any field_of_view; the square is then {mm * scored[0].shape[-1]:g} mm wide."
             )
 
 

@@ -31,7 +31,14 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "datasets"))
 import real_layouts as layouts
 import small_brats
 
-EASY = {"brain": "background", "registration": "none", "n4": False, "size": 64, "min_brain": 0.0, "field_of_view": 32.0}
+EASY = {
+    "brain": "background",
+    "registration": "none",
+    "n4": False,
+    "size": 64,
+    "min_brain": 0.0,
+    "field_of_view": 128.0,
+}
 FLAGS = [f"--set=dataset.{name}={value}" for name, value in EASY.items()]
 TRAIN_FLAGS = [f"--set=train.{name}={value}" for name, value in EASY.items()]
 
@@ -342,6 +349,7 @@ def test_inserted_lesions(cli: Callable[..., Any], tmp_path: Path, ixi: Path, pr
         "--data-root",
         ixi,
         *FLAGS,
+        "--set=dataset.field_of_view=32",
     )
     assert code == 0, err
     record = json.loads((folder / "record.json").read_text())

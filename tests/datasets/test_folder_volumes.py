@@ -548,6 +548,49 @@ def test_own_data_has_a_name_of_its_own(tmp_path: Path) -> None:
 # -- background that is not 0 ----------------------------------------------------------------------------------------------
 
 
+def test_a_brain_that_no_human_has(tmp_path: Path) -> None:
+    large = np.diag([24.0, 24, 24, 1])
+    nifti.write(tmp_path / "p1_flair.nii.gz", layouts.image(SMALL, 1), large)  # 6 x 7 x 5 voxels of 13.8 ml
+    nifti.write(tmp_path / "p1_seg.nii.gz", layouts.lesion(SMALL), large)
+
+    def said(**params: Any) -> list[str]:
+        findings = check(folder(tmp_path, **params), deep=True).findings
+        return [f.message for f in findings if f.code == "brain-volume" and f.severity == "warning"]
+
+    image, mask = (tmp_path / f"p1_{kind}.nii.gz" for kind in ("flair", "brainmask"))
+    assert said() == [
+        f"{image} says that 2903 ml are brain, of a human at most 2500: is all else exactly the background?"
+    ]
+    assert said(skull="yes") == said(brain="template") == []
+    nifti.write(mask, layouts.box(SMALL).astype(np.uint8), large)
+    assert (
+        said(skull="yes")
+        == [said()[0]]
+        == [f"{mask} says that 2903 ml are brain, of a human at most 2500: is all else exactly the background?"]
+    )
+    nifti.write(mask, layouts.lesion(SMALL), large)
+    assert said() == []
+
+
+def test_two_backgrounds_are_said(tmp_path: Path) -> None:
+    shape = (24, 24, 16)
+    image = np.pad(np.full((18, 20, 12), -0.75, np.float32), ((3, 3), (2, 2), (2, 2)))
+    image[8:16, 8:16, 4:12] = np.random.default_rng(1).random((8, 8, 8))
+    nifti.write(tmp_path / "p1_flair.nii.gz", image, AFFINE)
+    nifti.write(tmp_path / "p1_seg.nii.gz", np.pad(np.ones((2, 2, 2), np.uint8), ((10, 12), (10, 12), (7, 7))), AFFINE)
+    dataset = folder(tmp_path, field_of_view=32, size=32)
+    assert not dataset.skull
+    (said,) = [f.message for f in check(dataset, deep=True).findings if f.code == "background"]
+    assert said.endswith(
+        "has the value 0 in all corners, and -0.75 in most voxels besides, which are both taken for its background"
+    )
+    stack = dataset.load(dataset.discover("FLAIR")[0], "FLAIR")
+    assert (stack.quality["brain_ml"], image.shape) == (pytest.approx(0.512), shape)
+    assert stack.remarks[0] == (
+        "brain: every voxel that is not 0, the value of all corners, nor -0.75, that of most voxels besides, and what it encloses"
+    )
+
+
 @pytest.mark.parametrize(("scale", "shift"), [(1 / 40, -1.75), (1.0, 1024.0), (1.0, 0.0)])
 def test_the_background_is_the_value_of_the_corners(tmp_path: Path, scale: float, shift: float) -> None:
     plain, moved = tmp_path / "plain", tmp_path / "moved"

@@ -48,7 +48,8 @@ def test_two_scales_are_refused_and_one_stands_in_record_and_table(run: Run) -> 
     assert not found
     assert re.search(
         r"A pixel of IXI\d+ \(ixi\) is 7 x 7 mm and one of BRATS_\d+ \(msd_brain\) 8 x 8 mm: they differ by more than 10 %. "
-        r"Prepare volumes with pixels of one size: --set dataset.mm=1 --set train.mm=1.",
+        r"Prepare volumes with pixels of one size: --set dataset.mm=8 --set train.mm=8, in place of any field_of_view; the square "
+        r"is then 256 mm wide.",
         shown,
     )
     shown, (one,) = run("train.mm=7.5")  # 240 mm, in voxels of 8 mm

@@ -457,7 +457,7 @@ class Folder(Dataset):
 
 
 def _verdict(path: Path) -> str:
-    """ "good" or "ungood" by the folder of a slice, "" in any other layout."""
+    """What the folder of a slice says of it, as in BMAD: good or ungood; "" in any other layout."""
     return next((folder.lower() for folder in path.parts[-3:-1] if folder.lower() in (_HEALTHY, _ILL)), "")
 
 

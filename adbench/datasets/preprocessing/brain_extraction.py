@@ -7,6 +7,7 @@ group ``adbench.brains``.
 
 from __future__ import annotations
 
+import math
 import shutil
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from adbench.utils.hashing import digest
 
 Find = Callable[[np.ndarray, np.ndarray, str], np.ndarray]
 GROUP = "adbench.brains"
+_SAMPLE = 100_000  # voxels, about
 RULES = ("auto", "given", "background", "template")  # names that are no tools
 
 
@@ -207,26 +209,44 @@ def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, whe
     return mask
 
 
-def background_value(image: np.ndarray) -> float:
+def background_values(image: np.ndarray) -> tuple[float, ...]:
     """What lies outside the head in (X, Y, Z) ``image``: the one value of its corners, 3 voxels wide each; else 0.
 
-    z-scored, clipped and shifted volumes have another one than 0.
+    z-scored, clipped and shifted volumes have another one than 0. Where they were padded with 0 afterwards, a second value
+    follows, that of most of the other voxels (of a sample of them): no tissue is.
     """
     ends = (slice(0, 3), slice(-3, None))
     corners = np.concatenate([image[a, b, c].ravel() for a in ends for b in ends for c in ends])
-    return float(corners[0]) if (corners == corners[0]).all() else 0.0
+    first = float(corners[0]) if (corners == corners[0]).all() else 0.0
+    outermost = image[np.ix_((0, -1), (0, -1), (0, -1))]
+    if (outermost == outermost[0, 0, 0]).all():  # a margin may be one voxel wide
+        step = math.ceil((image.size / _SAMPLE) ** (1 / 3))
+        few = image[::step, ::step, ::step]
+        values, counts = np.unique(few[few != outermost[0, 0, 0]], return_counts=True)
+        if len(values) > 1 and counts.max() > counts.sum() / 2:
+            return float(outermost[0, 0, 0]), float(values[counts.argmax()])
+    return (first,)
+
+
+def outside(image: np.ndarray) -> np.ndarray:
+    """Where (X, Y, Z) ``image`` holds exactly one of :func:`background_values`, bool."""
+    first, *others = background_values(image)
+    found = image == first
+    for value in others:
+        found |= image == value
+    return np.asarray(found)
 
 
 def background_share(image: np.ndarray) -> float:
-    """The share of voxels that hold exactly :func:`background_value`."""
-    return float((image == background_value(image)).mean())
+    """The share of voxels that are :func:`outside`."""
+    return float(outside(image).mean())
 
 
 def background(image: np.ndarray, where: str) -> np.ndarray:
     """The brain of a skull-stripped image: every voxel that is not background, and every hole inside.
 
     Args:
-        image: (X, Y, Z), background exactly :func:`background_value`.
+        image: (X, Y, Z), background exactly :func:`background_values`.
         where: the case, for messages.
 
     Raises:
@@ -234,15 +254,15 @@ def background(image: np.ndarray, where: str) -> np.ndarray:
     """
     import cc3d
 
-    value = background_value(image)
-    tissue = image != value
+    value = " or ".join(f"{value:g}" for value in background_values(image))
+    tissue = ~outside(image)
     box = bounds(tissue)
     if box is None:
-        raise UserError(f"{where}: every voxel is {value:g}.")
+        raise UserError(f"{where}: every voxel is {value}.")
     share = float(tissue.mean())
     if share > 0.9:
         raise UserError(
-            f"{where}: {share:.0%} of the voxels are not {value:g}, so the image is not skull-stripped with background {value:g}. "
+            f"{where}: {share:.0%} of the voxels are not {value}, so the image is not skull-stripped with background {value}. "
             "Give a brain mask, or have one made with --set dataset.brain=deepbet or template."
         )
     # A hole is a region of background that does not reach the border of the box with a margin of one.

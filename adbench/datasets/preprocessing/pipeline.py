@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from adbench.errors import UserError
 from adbench.utils.files import replacing
 from adbench.utils.hashing import digest
 
+CROPPED = 0.02  # share of a brain that the square may cut off
 _VOLUME_CHANGE = 0.2  # share of a lesion by which resampling may change its volume unsaid
 
 
@@ -149,9 +151,11 @@ class _VolumePipeline:
                 raise UserError(f"{where}: its brain mask is empty.")
             return mask
         if rule == "background" or (rule == "auto" and not self.raw.skull):
-            if value := brain_extraction.background_value(self.image):
+            corner, *others = brain_extraction.background_values(self.image)
+            if corner or others:
+                beside = "".join(f" nor {value:g}, that of most voxels besides," for value in others)
                 self.said.append(
-                    f"brain: every voxel that is not {value:g}, the value of all corners, and what it encloses"
+                    f"brain: every voxel that is not {corner:g}, the value of all corners,{beside} and what it encloses"
                 )
             return brain_extraction.background(self.image, where)
         if other := self.companion:  # the same subject's T1
@@ -172,7 +176,7 @@ class _VolumePipeline:
     def _brain_of_template(self) -> np.ndarray:
         mask = template.mask(self.params.template_margin)
         if self.on_template_grid:
-            return np.asarray(mask & (self.image != brain_extraction.background_value(self.image)))
+            return np.asarray(mask & ~brain_extraction.outside(self.image))
         to_template = np.linalg.inv(template.AFFINE) @ np.linalg.inv(self.to_head("affine", None)) @ self.affine
         failed = "registration to the template failed: its brain lies outside the image."
         return self._on_own_grid(mask, to_template, failed)
@@ -275,6 +279,7 @@ class _VolumePipeline:
             quality["registration_correlation"] = float(np.corrcoef(image[core], template.brain()[core])[0, 1])
             quality["registration_overlap"] = float(2 * (inside & core).sum() / (inside.sum() + core.sum()))
         cut = slicing.cut(inside, affine, params)
+        self._refuse_cropped(inside, affine, cut)
         geometry = Geometry(
             original_shape=tuple(int(n) for n in raw.image.shape),
             original_affine=matrix(raw.affine),
@@ -306,6 +311,21 @@ class _VolumePipeline:
         if other is not None and other.any():
             _blank(stack, resize_mask(slicing.slices(other, cut), params.size))
         return stack
+
+    def _refuse_cropped(self, inside: np.ndarray, affine: np.ndarray, cut: slicing.Cut) -> None:
+        """Refuse a square that cuts off more than :data:`CROPPED` of the brain."""
+        share, params = cut.outside / int(inside.sum()), self.params
+        if share <= CROPPED:
+            return
+        box = brain_extraction.bounds(inside)
+        assert box is not None
+        extent = max((box[axis].stop - box[axis].start) * zooms(affine)[axis] for axis in (0, 1))
+        wide = 8 * math.ceil(extent / 8)
+        option = f"mm={math.ceil(100 * wide / params.size) / 100:g}" if params.mm else f"field_of_view={wide}"
+        raise UserError(
+            f"{self.raw}: its brain is {extent:.0f} mm wide, and {share:.1%} of it lie beyond the square of {params.square:g} mm "
+            f"({params.size} pixels of {params.square / params.size:.3g} mm). Use at least --set dataset.{option}."
+        )
 
     def _lesions(
         self,

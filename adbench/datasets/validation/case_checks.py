@@ -12,7 +12,7 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.adapters.volumes import STRIPPED
-from adbench.datasets.geometry import to_ras, zooms
+from adbench.datasets.geometry import to_ras, voxel_ml, zooms
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.filename_patterns import BRAIN, LESION
@@ -24,6 +24,7 @@ from adbench.datasets.store import similarity
 _ZOOM_TOLERANCE = 0.01  # mm
 _PLAUSIBLE_ZOOMS = (0.2, 10.0)  # mm
 _DISAGREEMENT = 1.0  # mm by which sform and qform may place a corner apart
+_LARGEST_BRAIN = 2500.0  # ml
 _TEMPLATE_MARGIN = 5.0  # mm around the template's brain that still counts as brain
 
 
@@ -170,8 +171,8 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
         except FileError as error:
             yield Issue("error", error.code, scan.id, str(file), str(error))
             continue
-        outside = 0.0 if kind in (LESION, BRAIN) else brain_extraction.background_value(volume.data)
-        inside = volume.data != outside
+        outside, *others = (0.0,) if kind in (LESION, BRAIN) else brain_extraction.background_values(volume.data)
+        inside = ~np.isin(volume.data, (outside, *others)) if others else volume.data != outside
         if kind == LESION:
             lesions.append((file, volume))
             result.labels.append(labels_in([np.rint(volume.data)]))
@@ -180,6 +181,7 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
             brain = inside
             if not brain.any():
                 yield issues.error("empty-mask", file, f"{file} is an empty brain mask", scan.id)
+            yield from _brain_volume(scan.id, file, volume, brain)
         elif (low := volume.data.min()) == volume.data.max():
             yield issues.error("constant", file, f"{file} is constant: every voxel is {low:g}", scan.id)
         else:
@@ -197,9 +199,16 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
                 what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
                 taken = f"; {outside:g} is taken for its background" if outside else ""
                 yield issues.warning("background", file, f"{what}{taken}", scan.id)
-            elif outside:
-                what = f"{file} has the value {outside:g} in all corners, which is taken for its background"
+            elif outside or others:
+                beside = "".join(f", and {value:g} in most voxels besides" for value in others)
+                taken = "are both" if others else "is"
+                what = (
+                    f"{file} has the value {outside:g} in all corners{beside}, which {taken} taken for its background"
+                )
                 yield issues.info("background", file, what, scan.id)
+            skull = expected.skull if expected.skull is not None else inside.mean() >= 1 - STRIPPED
+            if not skull and BRAIN not in headers:
+                yield from _brain_volume(scan.id, file, volume, inside)
             stripped = stripped or bool(inside.mean() < 1 - STRIPPED)
             if BRAIN not in headers and (expected.one_grid or kind == expected.drawn_on):
                 brain = inside if brain is None or brain.shape != inside.shape else brain | inside
@@ -211,6 +220,12 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
             what = f"{file} marks {outside} of {total} lesion voxels ({outside / total:.1%}) outside the brain"
             severity = issues.warning if outside >= OUTSIDE_BRAIN * total else issues.info
             yield severity("outside-brain", file, what, scan.id)
+
+
+def _brain_volume(case: str, file: File, volume: NiftiVolume, brain: np.ndarray) -> Iterator[Issue]:
+    if (ml := float(brain.sum()) * voxel_ml(volume.affine)) > _LARGEST_BRAIN:
+        what = f"{file} says that {ml:.0f} ml are brain, of a human at most {_LARGEST_BRAIN:g}: is all else exactly the background?"
+        yield issues.warning("brain-volume", file, what, case)
 
 
 def _where_lesions_may_be(

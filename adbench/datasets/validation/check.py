@@ -10,6 +10,7 @@ import itertools
 from collections import Counter, defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -110,6 +111,10 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
     available, expected = dataset.available(), dataset.expected
     report.findings += itertools.chain.from_iterable(_completeness(dataset, scan, available) for scan in scans)
     report.findings += _repeated_subjects(scans)
+    if report.deep and expected.skull is not None:
+        by_tool = dataset.params.brain not in ("auto", "background")
+        with suppress(UserError):  # no image can be read: said of each
+            expected = replace(expected, skull=by_tool or dataset.skull)
     phase = f"check {'voxels' if report.deep else 'headers'} of {dataset.info.name}"
     cases: list[CheckedCase] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:

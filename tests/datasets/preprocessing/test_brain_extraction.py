@@ -33,6 +33,20 @@ def test_background_fills_holes_and_nothing_else() -> None:
     assert not brain_extraction.background(image, "here")[10, 10, 9]
 
 
+def test_a_volume_that_was_padded_has_two_backgrounds() -> None:
+    rng = np.random.default_rng(3)
+    image = np.full((30, 28, 26), -0.5, np.float32)
+    brain = np.zeros(image.shape, bool)
+    brain[9:21, 8:20, 7:19] = True
+    image[brain] = rng.normal(1, 0.2, brain.sum())
+    for margin in ((0, 0), (1, 5), (40, 40)):  # the last one longer than the step of the sample
+        padded, inside = np.pad(image, margin), np.pad(brain, margin)
+        assert brain_extraction.background_values(padded) == ((0, -0.5) if any(margin) else (-0.5,))
+        np.testing.assert_array_equal(brain_extraction.background(padded, "case 7"), inside)
+        assert brain_extraction.background_share(padded) == pytest.approx(1 - inside.mean())
+    assert brain_extraction.background_values(np.where(brain, image, 0)) == (0,)  # tissue of many values
+
+
 def test_bounds() -> None:
     mask = np.zeros(SHAPE, bool)
     mask[3:7, 5, 9:18] = True

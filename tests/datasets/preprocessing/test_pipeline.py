@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from itertools import permutations, product
 from pathlib import Path
 
@@ -189,9 +190,30 @@ def test_a_head_off_the_centre_stays_in_the_square() -> None:
     stack = run_recipe(RawVolume("a", "T1", wide, RAS, skull=False), PARAMS)
     assert stack.brain.sum() == sum((image[:, :, z] > 0).sum() for z in stack.slices)
     cropped = run_recipe(
-        RawVolume("a", "T1", wide, RAS, skull=False), RecipeParams(field_of_view=90, size=30, min_brain=0.01)
+        RawVolume("a", "T1", wide, RAS, skull=False), RecipeParams(field_of_view=160, size=30, min_brain=0.01)
     )
     assert any("brain voxels lie beyond the field of view" in remark for remark in cropped.remarks)
+
+
+@pytest.mark.parametrize(
+    ("params", "square", "advice"),
+    [
+        ({"field_of_view": 90, "size": 30}, "90 mm (30 pixels of 3 mm)", {"field_of_view": 184}),
+        ({"mm": 1, "size": 64}, "64 mm (64 pixels of 1 mm)", {"mm": 2.88}),
+    ],
+)
+def test_a_square_that_cuts_the_brain_is_refused(params: dict[str, int], square: str, advice: dict[str, float]) -> None:
+    raw = RawVolume("a", "T1", head()[0], RAS, skull=False)
+    with pytest.raises(UserError) as caught:
+        run_recipe(raw, RecipeParams(**params, min_brain=0.01))
+    (said,) = (f"{name}={value}" for name, value in advice.items())
+    assert re.fullmatch(
+        rf"T1 of case a: its brain is 180 mm wide, and \d\d\.\d% of it lie beyond the square of {re.escape(square)}\. "
+        rf"Use at least --set dataset\.{said}\.",
+        str(caught.value),
+    )
+    stack = run_recipe(raw, RecipeParams(**{**params, **advice}, min_brain=0.01))
+    assert not any("beyond" in remark for remark in stack.remarks)
 
 
 @pytest.mark.parametrize(
