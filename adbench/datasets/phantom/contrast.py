@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from adbench.datasets.phantom.anatomy import Anatomy
+from adbench.datasets.phantom.fields import power
 from adbench.datasets.phantom.lesions import Pathology
 
 
@@ -69,7 +70,7 @@ def tissue_signal(rng: np.random.Generator, anatomy: Anatomy, pathology: Patholo
     if c.agent and pathology.enhancing is not None:
         signal = signal + c.agent * pathology.enhancing
     bias = np.exp(np.float32(rng.uniform(*BIAS)) * anatomy.field(rng, COIL))
-    return np.asarray(np.clip(signal * bias * (2 * anatomy.rim - 1) ** 0.7, 0, None), np.float32)
+    return np.asarray(np.clip(signal * bias * power(2 * anatomy.rim - 1, 0.7), 0, None), np.float32)
 
 
 def add_noise(signal: np.ndarray, sigma: float, rng: np.random.Generator) -> np.ndarray:

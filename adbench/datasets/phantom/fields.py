@@ -10,11 +10,21 @@ MARGIN = 40.0  # mm of control points beyond the template's grid on each side, s
 UNIT = (151 / 315) ** 1.5  # standard deviation of a field with standard normal coefficients, averaged over space
 
 
+def power(base: np.ndarray, exponent: float) -> np.ndarray:
+    """``base ** exponent`` by the C library, a value at a time.
+
+    numpy's own loop takes AVX-512 where the CPU has it, and its last digit is another one there: the pixels of a phantom
+    would depend on the CPU.
+    """
+    values, where = np.unique(base, return_inverse=True)
+    return np.array([value**exponent for value in values], base.dtype)[where.reshape(base.shape)]
+
+
 def _weights(positions: np.ndarray, origin: float, spacing: float, count: int) -> np.ndarray:
     """(P, count) matrix of cubic B-spline weights of ``positions`` (mm) on control points ``origin + i * spacing``."""
     distance = np.abs((positions[:, None] - origin) / spacing - np.arange(count)[None, :])
-    near = 2 / 3 - distance**2 + distance**3 / 2
-    far = np.clip(2 - distance, 0, None) ** 3 / 6
+    near = 2 / 3 - distance**2 + power(distance, 3) / 2
+    far = power(np.clip(2 - distance, 0, None), 3) / 6
     return np.where(distance < 1, near, far).astype(np.float32)
 
 

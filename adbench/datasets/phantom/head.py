@@ -54,7 +54,7 @@ class Head:
 
         values = np.asarray(BRIGHTNESS[modality], np.float32)
         outside: np.ndarray = ndimage.gaussian_filter(values[self.tissue], 0.6) * self.texture
-        fade = (2 * anatomy.rim - 1) ** 0.7
+        fade = fields.power(2 * anatomy.rim - 1, 0.7)
         outside[self.brain] = brain_signal + (1 - fade) * values[FLUID]
         return outside
 

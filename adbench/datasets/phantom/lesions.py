@@ -7,6 +7,7 @@ demyelination: long T2) and ``fluid`` (cavities and necrosis: like CSF).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
@@ -14,6 +15,7 @@ from typing import Literal
 import numpy as np
 
 from adbench.datasets.phantom.anatomy import Anatomy, MassEffect
+from adbench.datasets.phantom.fields import power
 from adbench.datasets.phantom.template import template
 
 Kind = Literal["stroke", "tumour", "ms"]
@@ -131,7 +133,7 @@ def _wedge(rng: np.random.Generator, anatomy: Anatomy) -> np.ndarray:
     offset, r = _distances(anatomy, apex)
     along = (offset * axis.astype(np.float32)[:, None]).sum(axis=0)
     across = np.sqrt(np.clip(r**2 - along**2, 0, None))
-    opening = np.tan(np.deg2rad(rng.uniform(26, 50)))
+    opening = np.float64(math.tan(math.radians(rng.uniform(26, 50))))
     start = rng.uniform(0, 12)
     wobble = 3.2 * anatomy.field(rng, 16.0) + 1.6 * anatomy.field(rng, 7.0)
     side = (along * opening + 2 - across) / np.sqrt(1 + opening**2)
@@ -162,7 +164,7 @@ def draw_stroke(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
     old = rng.random() < 0.35
     strength = rng.uniform(0.3, 0.75)
     water = occupancy * (strength * (1 + 0.22 * texture)).clip(0, 1)
-    cavity = _edge(2.5 * texture - rng.uniform(0.0, 2.0), 2.0) * occupancy**3 if old else np.zeros_like(water)
+    cavity = _edge(2.5 * texture - rng.uniform(0.0, 2.0), 2.0) * power(occupancy, 3) if old else np.zeros_like(water)
     return Pathology(water, cavity * rng.uniform(0.4, 0.85) if old else cavity, occupancy > 0.5)
 
 
