@@ -96,7 +96,9 @@ def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[
 
 
 _LAST: tuple[Callable[[Record, str], str], ...] = (
-    lambda one, who: f"({one.train.digest[:6]})" if one.train.slices else "",  # two folders of one name, as training_names
+    lambda one, who: (
+        f"({one.train.digest[:6]})" if one.train.slices else ""
+    ),  # two folders of one name, as training_names
     lambda one, who: f"v{one.method.version}",
     lambda one, who: who and f"by {who}",
     lambda one, who: f"weights by {one.weights.author}" if one.weights else "",

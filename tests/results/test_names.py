@@ -65,7 +65,9 @@ def test_two_folders_of_one_name_are_told_apart(record: Record) -> None:
     assert training_names([one, ixi, one]) == ["hospital", "ixi", "hospital"]
     assert labels(one, two) == ["histeq [tiny] (a1a1a1)", "histeq [tiny] (b2b2b2)"]
     assert labels(one, two, ixi)[1:] == ["histeq [tiny] on hospital (b2b2b2)", "histeq [tiny] on ixi"]
-    said = changed(record, train={"name": "hospital", "digest": "", "slices": 0})  # of maps: nothing is known but the name
+    said = changed(
+        record, train={"name": "hospital", "digest": "", "slices": 0}
+    )  # of maps: nothing is known but the name
     assert training_names([one, said]) == ["hospital", "hospital"]
 
 

@@ -19,7 +19,8 @@ from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.geometry import to_ras, zooms
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.file_index import find_files
-from adbench.datasets.io.filename_patterns import LESION, UNCLEAR, Named
+from adbench.datasets.io.filename_patterns import UNCLEAR, Named
+from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.io.png import read_image, read_shape
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume

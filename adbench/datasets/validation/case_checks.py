@@ -15,7 +15,7 @@ from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
-from adbench.datasets.io.filename_patterns import BRAIN, LESION
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.nifti import Header, NiftiVolume
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import brain_extraction

@@ -26,7 +26,7 @@ from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io import nifti
-from adbench.datasets.io.filename_patterns import LESION
+from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import similarity
