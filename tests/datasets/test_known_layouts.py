@@ -362,7 +362,7 @@ def test_two_groups_are_not_mixed(tmp_path: Path) -> None:
     layouts.brats23(tmp_path, 1, "MET")
     assert refused("brats23", tmp_path) == (
         f"{tmp_path} mixes BraTS-GLI (2 cases) and BraTS-MET (1 cases), whose labels differ: choose one with --set "
-        "dataset.group=GLI (GLI, MET, SSA, MEN, PED)."
+        "dataset.group=GLI."
     )
     chosen: BraTS23 = dataset("brats23", tmp_path, group="MET")
     assert [case.subject for case in chosen.discover("T1")] == ["BraTS-MET-00000"]

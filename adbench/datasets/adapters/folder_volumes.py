@@ -59,6 +59,7 @@ SLICE_FIELDS = (
     "fold",
     "unmasked",
     "second_scans",
+    "exclude",
     "name",
 )  # what applies to PNG slices
 

@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from adbench.datasets.adapters.folder import BRAIN as BRAIN_SLICE
-from adbench.datasets.adapters.folder import LESION as LESION_SLICE
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
 from adbench.datasets.adapters.scans import Scan
+from adbench.datasets.adapters.slice_names import BRAIN as BRAIN_SLICE
+from adbench.datasets.adapters.slice_names import LESION as LESION_SLICE
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.geometry import to_ras, zooms

@@ -171,7 +171,7 @@ SETS = {
         "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY, case=_case("MET")
     ),
     "brats23-other": KnownSet(
-        "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
+        "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-(?:PEDs?|MEN|SSA)-" + _BRATS23: None}), "brats23"
     ),
     "msd": KnownSet(
         "MSD Task01 (brain tumours)",

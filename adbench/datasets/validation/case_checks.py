@@ -115,7 +115,8 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
     if expected.zooms and max(abs(a - b) for a, b in zip(header.zooms, expected.zooms, strict=True)) > _ZOOM_TOLERANCE:
         yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}, the distribution {_mm(expected.zooms)}")
     elif min(header.zooms) < _PLAUSIBLE_ZOOMS[0] or max(header.zooms) > _PLAUSIBLE_ZOOMS[1]:
-        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head")
+        hint = ", is that metres? Write it again in mm" if max(header.zooms) < _PLAUSIBLE_ZOOMS[1] / 1000 else ""
+        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head{hint}")
     if header.codes == (0, 0):
         yield warning("orientation", "has neither sform nor qform: it does not say where left is")
     elif expected.orientation and header.orientation != expected.orientation:
