@@ -12,8 +12,6 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes, stem_of
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import (
-    BRAIN,
-    LESION,
     MODALITIES,
     SETS,
     Named,
@@ -22,6 +20,7 @@ from adbench.datasets.io.filename_patterns import (
     recognise,
     split_visit,
 )
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
@@ -60,6 +59,7 @@ SLICE_FIELDS = (
     "fold",
     "unmasked",
     "second_scans",
+    "exclude",
     "name",
 )  # what applies to PNG slices
 

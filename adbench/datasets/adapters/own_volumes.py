@@ -20,8 +20,6 @@ from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import (
-    BRAIN,
-    LESION,
     SETS,
     UNCLEAR,
     Named,
@@ -34,6 +32,7 @@ from adbench.datasets.io.filename_patterns import (
     release_of,
     second_scan,
 )
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import PARTICIPANTS
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles
-from adbench.datasets.io.filename_patterns import BRAIN, LESION, SETS
+from adbench.datasets.io.filename_patterns import SETS
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.errors import UserError
 
 

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
-from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, whole_numbers
+from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, named_by, whole_numbers
 from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
 from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
@@ -23,9 +23,7 @@ from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
 from adbench.datasets.io.filename_patterns import (
-    BRAIN,
     CHANNELS,
-    LESION,
     SETS,
     UNCLEAR,
     Named,
@@ -34,6 +32,7 @@ from adbench.datasets.io.filename_patterns import (
     recognise,
     release_among,
 )
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import Rows, groups_of, read_participants
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
@@ -304,6 +303,8 @@ class IndexedVolumes(VolumeDataset):
                         f", or {self._patterned}say where the names lie if they are of two patients "
                         "(dataset.image_pattern={subject}/...)"
                     )
+                    if kind == LESION:
+                        remedy += ", or merge them with --set dataset.lesion_masks=union or majority if they are of one"
                     remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
                 what = "are both lesion masks"
@@ -320,7 +321,7 @@ class IndexedVolumes(VolumeDataset):
                 there = ", ".join(file.name for file in scan.pieces)
                 message = (
                     f"dataset.lesion_masks={self.params.lesion_masks} is in the name of none or of several lesion masks of "
-                    f"{scan.id} ({there}): say union, majority, or a word in the name of one."
+                    f"{scan.id} ({there}): say union, majority, or a word in the name, or the folder, of one."
                 )
                 yield issues.error("conflict", scan.pieces[0], message, scan.id)
 
@@ -331,7 +332,7 @@ class IndexedVolumes(VolumeDataset):
             return tuple(scan.files[kind] for kind in (LESION,) if kind in scan.files)
         if wanted in ("refuse", "union", "majority"):
             return scan.pieces
-        named = tuple(file for file in scan.pieces if wanted.casefold() in file.name.casefold())
+        named = named_by(scan.pieces, wanted)
         return named[:1] if all(same_content(named[0], other) for other in named[1:]) else ()
 
     def as_used(self, scan: Scan) -> Scan:

@@ -15,7 +15,7 @@ from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
-from adbench.datasets.io.filename_patterns import BRAIN, LESION
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.nifti import Header, NiftiVolume
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import brain_extraction
@@ -115,7 +115,8 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
     if expected.zooms and max(abs(a - b) for a, b in zip(header.zooms, expected.zooms, strict=True)) > _ZOOM_TOLERANCE:
         yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}, the distribution {_mm(expected.zooms)}")
     elif min(header.zooms) < _PLAUSIBLE_ZOOMS[0] or max(header.zooms) > _PLAUSIBLE_ZOOMS[1]:
-        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head")
+        hint = ", is that metres? Write it again in mm" if max(header.zooms) < _PLAUSIBLE_ZOOMS[1] / 1000 else ""
+        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head{hint}")
     if header.codes == (0, 0):
         yield warning("orientation", "has neither sform nor qform: it does not say where left is")
     elif expected.orientation and header.orientation != expected.orientation:
