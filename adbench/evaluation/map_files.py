@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE
-from adbench.datasets.io import nifti
+from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.filename_patterns import subject_of
-from adbench.datasets.io.nifti import Header
+from adbench.datasets.io.nifti_header import Header
 from adbench.datasets.io.png import read_shape, read_stored
 from adbench.errors import UserError
 from adbench.metrics.counting import as_bool
@@ -89,6 +89,7 @@ class CaseFolder:
         if labels is not None and (not labels or 0 in labels):
             raise UserError(f"labels = {sorted(labels)} is not valid: name the lesion values; 0 is background.")
         self._labels = None if labels is None else sorted(labels)
+        self._odd: dict[str, dict[Path, str]] = {}
         self._maps = _find(Path(maps), "map")
         self._brain = None if brain is None else _find(Path(brain), "brain mask")
         self._boxes, self._masks = None, dict[str, _Files]()
@@ -120,21 +121,38 @@ class CaseFolder:
         """Whether brain masks were given."""
         return self._brain is not None
 
+    @property
+    def odd_headers(self) -> list[str]:
+        """What ``adbench data check`` warns of in the headers read so far: a sentence a kind, with the first file of it."""
+        found = []
+        for files in self._odd.values():
+            first, text = next(iter(files.items()))
+            more = f" (and {len(files) - 1} more files alike)" if len(files) > 1 else ""
+            found.append(f"{first} {text}{more}.")
+        return found
+
+    def _stack(self, files: _Files) -> tuple[np.ndarray, Header | None]:
+        values, header = _stack(files)
+        for one in () if header is None else nifti_header.findings(header):
+            if one.severity != "info":
+                self._odd.setdefault(re.sub(r"[-\d.]+", "", one.text), {})[files[0]] = one.text
+        return values, header
+
     def __len__(self) -> int:
         return len(self._maps)
 
     def __iter__(self) -> Iterator[External]:
         for case in self.volumes:
-            maps, grid = _stack(self._maps[case])
+            maps, grid = self._stack(self._maps[case])
             slices = np.array(sorted(self._maps[case])) if grid is None else np.arange(len(maps))
             if self._boxes is not None:
                 found = _filled(self._boxes.get(case, []), maps.shape, slices, grid is not None, self._source)
             else:
-                lesion = _on_grid(case, "mask", self._masks[case], maps, grid)
+                lesion = _on_grid(case, "mask", self._stack(self._masks[case]), maps, grid)
                 found = _binary(lesion, f"case {case!r}", self._labels, grid is None)
             brain = np.ones(maps.shape, bool)
             if self._brain is not None:
-                values = _on_grid(case, "brain mask", self._brain[case], maps, grid)
+                values = _on_grid(case, "brain mask", self._stack(self._brain[case]), maps, grid)
                 brain = _binary(values, f"case {case!r} (brain)", None, grid is None)
             spacing = None if grid is None else (grid.zooms[2], grid.zooms[0], grid.zooms[1])
             yield External(case, subject_of(case), maps, found, brain, slices, spacing)
@@ -271,7 +289,7 @@ def _find(folder: Path, role: str) -> dict[str, _Files]:
     }
     for path in sorted(exported or folder.iterdir()):
         if path.name.lower().endswith(_PAIR) and not path.name.startswith("."):
-            raise UserError(f"{path} is one of a pair of files: {nifti.pair_way_out(path.name)}.")
+            raise UserError(f"{path} is one of a pair of files: {nifti_header.pair_way_out(path.name)}.")
         kind = next((kind for kind in _TYPES if path.name.lower().endswith(kind)), None)
         if kind is None or path.name.startswith("."):
             continue
@@ -335,18 +353,20 @@ def _stack(files: _Files) -> tuple[np.ndarray, Header | None]:
     return np.stack([read_stored(path) for path in paths]), None
 
 
-def _on_grid(case: str, role: str, files: _Files, maps: np.ndarray, grid: Header | None) -> np.ndarray:
+def _on_grid(
+    case: str, role: str, mask: tuple[np.ndarray, Header | None], maps: np.ndarray, grid: Header | None
+) -> np.ndarray:
     """The values of a case's mask, which must lie on the grid of its map."""
-    values, own = _stack(files)
+    values, own = mask
     if (grid is None) != (own is None):
         raise UserError(
             f"The map and the {role} of case {case!r} are of different types: give both as NIfTI or as PNG."
         )
     difference = ""
     if grid is not None and own is not None:
-        difference = nifti.off_grid(own, grid)
+        difference = nifti_header.off_grid(own, grid)
     elif values.shape != maps.shape:
-        difference = f"{nifti.by(values.shape)} pixels against {nifti.by(maps.shape)}"
+        difference = f"{nifti_header.by(values.shape)} pixels against {nifti_header.by(maps.shape)}"
     if difference:
         raise UserError(
             f"The {role} of case {case!r} does not lie on the grid of its map: {difference}. Resample one onto the other, or "

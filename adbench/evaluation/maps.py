@@ -97,6 +97,7 @@ def evaluate_folders(
         for case in test_cases:
             _count(spatial, case)
         notes.append("The thresholds of the FROC curve are spaced by the test split's own background scores.")
+    notes += [note for cases in (test_cases, val_cases) if cases is not None for note in cases.odd_headers]
     compact(test, val, spatial.froc, spatial.groups)
     result = evaluate(test, val, level=level, spatial=spatial, metrics=metrics, strata=strata)
     result.notes += notes

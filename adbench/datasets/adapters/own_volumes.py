@@ -17,7 +17,7 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.adapters.volumes import CHOOSING, STRIPPED, IndexedVolumes, VolumeParams
 from adbench.datasets.base import Case, Split
-from adbench.datasets.io import nifti
+from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import (
     SETS,
@@ -232,13 +232,13 @@ class OwnVolumes(IndexedVolumes):
                     found[owner.id if owner else ""].append((file, what))
         return dict(found)
 
-    def _on_a_grid(self, header: nifti.Header) -> bool:
-        return any(header.shape == grid.shape and not nifti.off_grid(header, grid) for grid in self._grids)
+    def _on_a_grid(self, header: nifti_header.Header) -> bool:
+        return any(header.shape == grid.shape and not nifti_header.off_grid(header, grid) for grid in self._grids)
 
     @cached_property
-    def _grids(self) -> list[nifti.Header]:
+    def _grids(self) -> list[nifti_header.Header]:
         """Headers of the images, one of each shape and affine."""
-        grids: dict[tuple[tuple[int, ...], bytes], nifti.Header] = {}
+        grids: dict[tuple[tuple[int, ...], bytes], nifti_header.Header] = {}
         for image, channel in self._images:
             with suppress(UserError):  # that case is reported when its turn comes
                 header = nifti.read_header(image)

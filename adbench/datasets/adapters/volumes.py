@@ -19,7 +19,7 @@ from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, me
 from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
 from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
-from adbench.datasets.io import nifti
+from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
 from adbench.datasets.io.filename_patterns import (
@@ -429,7 +429,11 @@ class IndexedVolumes(VolumeDataset):
     # -- what is in it -----------------------------------------------------------------------------------------------
 
     def read(self, case: Case, modality: str) -> RawVolume:
-        """Decode the image, its masks and the companion image of one case."""
+        """Decode the image, its masks and the companion image of one case; what is odd about its header is remarked.
+
+        Raises:
+            UserError: also where its voxels are those of no head.
+        """
         files: Mapping[str, File] = case.extra["files"]
         channels: Mapping[str, int] = case.extra.get("channels", {})
         image = nifti.read(files[modality], channel=channels.get(modality))
@@ -445,6 +449,11 @@ class IndexedVolumes(VolumeDataset):
             not_counted=self.not_counted(masks[0]) if masks else (),
             skull=self._shows_skull(image.data),
         )
+        for found in nifti_header.findings(image.header):
+            if found.severity == "error":
+                raise UserError(f"{files[modality]} {found.text}.")
+            if found.severity == "warning" or self.params.registration == "none":  # else its axes are turned
+                raw.remarks += (f"{files[modality].name} {found.text}",)
         if files.get(BRAIN) and raw.brain is None:
             raw.remarks += (f"brain: {files[BRAIN].name} is not used, it lies on another grid",)
         if masks:
@@ -472,12 +481,12 @@ class IndexedVolumes(VolumeDataset):
         """Enter the lesion masks into ``raw``: several of them merged, brought to the grid of ``image``."""
         volumes = [self._decoded(file) for file in masks]
         first, drawn_on = volumes[0], self.expected.drawn_on
-        difference = nifti.off_grid(first.header, image.header)
+        difference = nifti_header.off_grid(first.header, image.header)
         for file, volume in zip(masks, volumes, strict=True):
             if difference and drawn_on in ("", raw.modality):
                 assert raw.source is not None
                 raise UserError(f"{masks[0]} does not lie on the grid of its image {raw.source.name}: {difference}.")
-            if other := nifti.off_grid(volume.header, first.header):
+            if other := nifti_header.off_grid(volume.header, first.header):
                 raise UserError(
                     f"{file} does not lie on the grid of {masks[0].name}, a mask of the same scan: {other}."
                 )
@@ -510,7 +519,7 @@ class IndexedVolumes(VolumeDataset):
         if file is None:
             return None
         mask = self._decoded(file)
-        if difference := nifti.off_grid(mask.header, image.header):
+        if difference := nifti_header.off_grid(mask.header, image.header):
             if self.expected.one_grid:
                 raise UserError(f"{file} does not lie on the grid of its image {source.name}: {difference}.")
             return None

@@ -13,17 +13,16 @@ from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
-from adbench.datasets.io import nifti
+from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File, FileError
 from adbench.datasets.io.mask_names import BRAIN, LESION
-from adbench.datasets.io.nifti import Header, NiftiVolume
+from adbench.datasets.io.nifti import NiftiVolume
+from adbench.datasets.io.nifti_header import Header
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.store import similarity
 
 _ZOOM_TOLERANCE = 0.01  # mm
-_PLAUSIBLE_ZOOMS = (0.2, 10.0)  # mm
-_DISAGREEMENT = 1.0  # mm by which sform and qform may place a corner apart
 _LARGEST_BRAIN = 2500.0  # ml
 _TEMPLATE_MARGIN = 5.0  # mm around the template's brain that still counts as brain
 
@@ -105,28 +104,20 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
     def warning(code: issues.Code, message: str) -> Issue:
         return issues.warning(code, file, f"{file} {message}", case)
 
-    size = nifti.by(header.shape)
+    size = nifti_header.by(header.shape)
     if len(header.shape) != 3:
         what = f"{file} has {len(header.shape)} axes ({size} voxels), expected 3"
         yield issues.error("axes", file, what, case)
         return
     if expected.shape and header.shape != expected.shape:
-        yield warning("shape", f"has {size} voxels, the distribution {nifti.by(expected.shape)}")
+        yield warning("shape", f"has {size} voxels, the distribution {nifti_header.by(expected.shape)}")
     if expected.zooms and max(abs(a - b) for a, b in zip(header.zooms, expected.zooms, strict=True)) > _ZOOM_TOLERANCE:
         yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}, the distribution {_mm(expected.zooms)}")
-    elif min(header.zooms) < _PLAUSIBLE_ZOOMS[0] or max(header.zooms) > _PLAUSIBLE_ZOOMS[1]:
-        hint = ", is that metres? Write it again in mm" if max(header.zooms) < _PLAUSIBLE_ZOOMS[1] / 1000 else ""
-        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head{hint}")
-    if header.codes == (0, 0):
-        yield warning("orientation", "has neither sform nor qform: it does not say where left is")
-    elif expected.orientation and header.orientation != expected.orientation:
+    if header.codes != (0, 0) and expected.orientation and header.orientation != expected.orientation:
         what = f"is stored as {header.orientation}, the distribution as {expected.orientation}; the affine is trusted"
         yield warning("orientation", what)
-    for what in header.odd:
-        yield warning("header", f"has {what}")
-    if header.disagreement > _DISAGREEMENT:
-        what = f"has an sform and a qform that place a corner {header.disagreement:.1f} mm apart; the sform is used"
-        yield warning("affine-conflict", what)
+    for found in nifti_header.findings(header):
+        yield Issue(found.severity, found.code, case, str(file), f"{file} {found.text}")
     if mask and header.dtype.kind == "f":
         yield warning("dtype", f"stores labels as {header.dtype}")
     elif not mask and expected.integers and header.dtype.kind == "f":
@@ -145,7 +136,7 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
         swapped = (
             f", on which it is drawn: is {expected.drawn_on} another sequence's file?" if expected.drawn_on else ""
         )
-        places = [nifti.off_grid(headers[BRAIN], headers[kind]) for kind in images if BRAIN in headers]
+        places = [nifti_header.off_grid(headers[BRAIN], headers[kind]) for kind in images if BRAIN in headers]
         if places and all(places):
             file = scan.files[BRAIN]
             what = f"{file} lies on the grid of no image of {scan.id} ({places[0]}), and is not used"
@@ -153,7 +144,7 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
     for kind, reference in pairs:
         if len(headers[kind].shape) != 3:
             continue
-        if difference := nifti.off_grid(headers[kind], headers[reference]):
+        if difference := nifti_header.off_grid(headers[kind], headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
             what = f"{file} does not lie on the grid of {image.name}: {difference}{swapped}"
             yield issues.error("off-grid", file, what, scan.id)
@@ -172,6 +163,10 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
         except FileError as error:
             yield Issue("error", error.code, scan.id, str(file), str(error))
             continue
+        said = set(nifti_header.findings(replace(volume.header, behind=0)))
+        for found in nifti_header.findings(volume.header):
+            if found not in said:  # from the header alone
+                yield Issue(found.severity, found.code, scan.id, str(file), f"{file} {found.text}")
         outside, *others = (0.0,) if kind in (LESION, BRAIN) else brain_extraction.background_values(volume.data)
         inside = ~np.isin(volume.data, (outside, *others)) if others else volume.data != outside
         if kind == LESION:

@@ -25,7 +25,7 @@ from adbench.datasets.adapters.lesion_masks import not_there
 from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
-from adbench.datasets.io import nifti
+from adbench.datasets.io import nifti_header
 from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
@@ -181,7 +181,7 @@ def _unused_files(dataset: IndexedVolumes) -> Iterator[Issue]:
     for path in index.unused:
         yield issues.info("unused-file", path, f"{path} is not used: its name is none of {dataset.info.name}'s")
     for header in index.files.pairs:
-        what = f"{header} is the header of a pair of files: {nifti.pair_way_out(header.name)}"
+        what = f"{header} is the header of a pair of files: {nifti_header.pair_way_out(header.name)}"
         yield issues.warning("unused-file", header, what)
     for link in index.files.broken:
         yield issues.warning("broken-link", link, f"{link} is a link that leads nowhere")
