@@ -22,7 +22,7 @@ from adbench.config.shared_fit import RUN_RECORD, is_shared, read_shared
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.evaluation.compare import compare, method_groups, same_test
-from adbench.evaluation.predict import Prediction
+from adbench.evaluation.prediction_files import Prediction
 from adbench.evaluation.run import Run, VolumeMaps
 from adbench.executors import Options, serial
 from adbench.results.record import RECORD

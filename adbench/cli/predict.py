@@ -12,7 +12,7 @@ import typer
 from adbench.cli.app import Cache, Json, Quiet, app
 
 if TYPE_CHECKING:
-    from adbench.evaluation.predict import Prediction
+    from adbench.evaluation.prediction_files import Prediction
 
 
 @app.command(

@@ -7,7 +7,7 @@ import io
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,70 +22,31 @@ from adbench.datasets.adapters.unlabelled import (
     UnlabelledSlices,
     UnlabelledVolumes,
     are_volumes,
-    image_of,
     open_scans,
+    pairs,
 )
-from adbench.datasets.base import Case
-from adbench.datasets.geometry import voxel_ml
-from adbench.datasets.io.png import read_shape
 from adbench.datasets.preprocessing.recipe import RecipeParams
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.prepare import CasesFailed, prepare
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError, in_words, unknown
-from adbench.evaluation.volume_files import VolumeFiles, label
+from adbench.evaluation.prediction_files import Prediction, Writer
 from adbench.methods.base import Method
-from adbench.metrics.lesion import breaks, components
 from adbench.metrics.thresholds import AT
 from adbench.params import build
 from adbench.results.record import Record
 from adbench.runner.fit import fitted, load_fit, seed_everything
 from adbench.runner.inference import ScoredVolume, score_volumes
 from adbench.runner.keys import sources_now
-from adbench.utils import compute, limits, seeds, threads
+from adbench.utils import compute, seeds, threads
 from adbench.utils.console import printable
-from adbench.utils.files import replacing, write_json, write_text
-from adbench.utils.hashing import digest
-from adbench.utils.plain_files import read_json
+from adbench.utils.files import write_text
 from adbench.utils.signals import insisting
 
 log = logging.getLogger("adbench")
 DRAWN_SIDE = 256  # px of volumes when the size is not stated
-VERSION = 1  # raised when the same scan gives other files
 SUMMARY = "summary.csv"
 _SHAPING = (*(set(RecipeParams.model_fields) - {"exclude"}), "size")  # parameters of a dataset that shape pixels
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What was found in one scan; a row of ``summary.csv``.
-
-    Attributes:
-        case: its id, from the name of its file.
-        image: file that was looked at (of slices, the first).
-        threshold: score at and above which a voxel of the brain is marked.
-        voxels: marked, on the scan's own grid.
-        volume_ml: of all that is marked; None for PNG slices, which do not say how large a pixel is.
-        components: connected by a face, an edge or a corner.
-        largest_voxels: of the largest component.
-        largest_ml: of the same.
-        slice: with most marked voxels: for a volume the index along its axis that runs upwards, in the file's own order;
-            None where nothing is marked.
-        highest_score: in the brain.
-        notes: what was done to make the scan like those of the run.
-    """
-
-    case: str
-    image: str
-    threshold: float
-    voxels: int
-    volume_ml: float | None
-    components: int
-    largest_voxels: int
-    largest_ml: float | None
-    slice: int | None
-    highest_score: float
-    notes: str
 
 
 class ScansFailed(UserError):
@@ -166,12 +127,14 @@ def predict(
         for case, names in others.items()
     }
     failed |= {case: f"{case}: there is no slice with brain in it." for case in store.empty_cases}
+    failed |= pairs(Path(images))
     for text in said:
         log.warning(text)
     cases = {case.id: case for case in dataset.discover(modality)}
-    writer = _Writer(record, store, cases, Path(images), Path(out), rule, level, _remarks(store))
+    writer = Writer(record, store, cases, Path(images), Path(out), rule, level, _remarks(store))
     data = LabelledSet(store, np.arange(len(store)))
     data.domain = "all" if record.protocol.get("domain") == "all" else "brain"
+    writer.refuse_others({*cases, *failed})
     rows = {case: found for case in data.cases if (found := writer.finished(case)) is not None}
     left = [case for case in data.cases if case not in rows]
     cause: Exception | None = None  # what the method raised first
@@ -306,10 +269,8 @@ def _dataset(
             f"{record.method.name} was fitted to PNG slices, which do not say how large a pixel is, and {images} holds "
             f"volumes: say how many mm {side} pixels are with --set dataset.field_of_view=MM."
         )
-    elif not volumes and not pixels_drawn and params.get("size") is not None:
-        pixel = params["field_of_view"] / side
-        said.append(f"PNG slices do not say how large a pixel is: they are taken for slices of {pixel:.3g} mm a pixel.")
-    return open_scans(images, {"modality": record.test.modality, **own, **given}, side), said
+    mm = record.test.mm[1] if record.test.mm else None
+    return open_scans(images, {"modality": record.test.modality, **own, **given}, side, mm), said
 
 
 def _remarks(store: SliceStore) -> dict[str, list[str]]:
@@ -320,183 +281,6 @@ def _remarks(store: SliceStore) -> dict[str, list[str]]:
         if case in found:
             found[case].append(remark)
     return found
-
-
-class _Writer:
-    """Writes what one scan gives, and finds what is written already."""
-
-    def __init__(
-        self,
-        record: Record,
-        store: SliceStore,
-        cases: Mapping[str, Case],
-        images: Path,
-        out: Path,
-        rule: str,
-        level: float,
-        remarks: Mapping[str, list[str]],
-    ) -> None:
-        self._record, self._store, self._cases = record, store, cases
-        self._images, self._out, self._rule, self._level, self._remarks = images, out, rule, level, remarks
-        self._name, self._volumes = label(record.method.name), VolumeFiles(out, "original")
-
-    def _sidecar(self, case: str) -> Path:
-        if self._store.case(case).geometry is not None:
-            return self._volumes.path(self._store, case, f"desc-{self._name}_anomaly.json")
-        return self._out / f"{case}-{self._name}.json"
-
-    def _key(self, case: str) -> str:
-        stored = self._store.case(case)
-        pixels = [stored.digests["images"], stored.digests["brains"], list(stored.slices), stored.geometry]
-        return digest([VERSION, self._record.run_key, self._rule, self._level, pixels, self._remarks[case]])
-
-    def finished(self, case: str) -> Prediction | None:
-        """What was found in ``case``, when all its files are there as they were written.
-
-        Raises:
-            UserError: they are of another run or another threshold, and would be overwritten.
-        """
-        path = self._sidecar(case)
-        made = own = (self._record.run_key, self._level)
-        found: Prediction | None = None
-        with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError, OSError):
-            content = read_json(path, limits.STATUS_BYTES)
-            made = content["RunKey"], content["Threshold"]["Score"]
-            sizes = {name: (self._out / name).stat().st_size for name in content["Files"]}
-            if content["Key"] == self._key(case) and sizes == content["Files"]:
-                found = Prediction(**content["Found"])
-        if made != own:
-            raise UserError(
-                f"{path} is of the run {str(made[0])[:10]!r} at the threshold {made[1]!r}, and would be overwritten: give "
-                "another --out, or move it away."
-            )
-        return found
-
-    def write(self, data: LabelledSet, volume: ScoredVolume) -> Prediction:
-        """Write the files of one scan, the one that says it is complete last."""
-        case, maps = volume.volume, volume.maps
-        brain = data.brains(volume.positions)
-        counted = data.counted(volume.positions)
-        mask = (maps >= self._level) & counted
-        slices = data.slice_numbers[volume.positions].tolist()
-        arrays = {"anomaly": maps, "recon": volume.reconstructions, "mask": mask, "brain": brain}
-        images = image_of(self._cases[case], self._record.test.modality)
-        extra: dict[str, Any] = {}
-        files: list[Path]
-        if self._store.case(case).geometry is not None:
-            ends = {"anomaly": "_anomaly", "recon": f"Recon_{label(self._record.test.modality)}", "mask": "_mask"}
-            tails = {what: f"desc-{self._name}{end}" for what, end in ends.items()} | {"brain": "desc-brain_mask"}
-            there = {tails[what]: array for what, array in arrays.items() if array is not None}
-            written = self._volumes.write(self._store, case, slices, there)
-            marked = written[self._volumes.path(self._store, case, f"{tails['mask']}.nii.gz")]
-            geometry = self._store.geometry(case)
-            affine = np.asarray(geometry.original_affine)
-            up = int(np.argmax(np.abs(affine[2, :3]) / np.linalg.norm(affine[:3, :3], axis=0)))
-            figures = _figures(np.moveaxis(marked > 0, up, 0), range(marked.shape[up]), voxel_ml(affine))
-            files = list(written)
-        else:
-            files, marked, extra = self._write_slices(images, slices, arrays, self._cases[case].extra["side"])
-            figures = _figures(marked, slices, None)
-        inside = maps[counted]
-        found = Prediction(
-            case=case,
-            image=str(next(iter(images.values()))).removeprefix(f"{self._images}/"),
-            threshold=self._level,
-            **figures,
-            highest_score=float(inside.max()) if inside.size else 0.0,
-            notes="; ".join(self._remarks[case]),
-        )
-        write_json(
-            self._sidecar(case),
-            {
-                "Description": f"Anomaly map of {self._record.method.name}; higher is more anomalous",
-                "RunKey": self._record.run_key,
-                "Threshold": {"Rule": self._rule, "Score": self._level},
-                **extra,
-                "Key": self._key(case),
-                "Files": {path.relative_to(self._out).as_posix(): path.stat().st_size for path in files},
-                "Found": asdict(found),
-            },
-        )
-        return found
-
-    def _write_slices(
-        self,
-        images: Mapping[int | None, Any],
-        slices: Sequence[int],
-        arrays: Mapping[str, np.ndarray | None],
-        side: int,
-    ) -> tuple[list[Path], np.ndarray, dict[str, Any]]:
-        """PNG files beside each other, named after the images; the masks on their grid; what the maps' grey values mean."""
-        assert arrays["anomaly"] is not None
-        maps = np.nan_to_num(arrays["anomaly"])
-        low, high = min(0.0, float(maps.min())), max(1.0, float(maps.max()))
-        files, masks = [], []
-        for place, index in enumerate(slices):
-            shape = read_shape(images[index])
-            stem = self._out / images[index].stem
-            values = {
-                name: _uncut(array[place], shape, side)
-                for name, array in {**arrays, "anomaly": maps}.items()
-                if array is not None
-            }
-            grey: np.ndarray
-            for name, array in values.items():
-                if name == "anomaly":
-                    grey = np.round((array.astype(np.float64) - low) / (high - low) * 65535).astype(np.uint16)
-                elif name == "recon":
-                    grey = np.round(np.clip(array, 0, 1) * 65535).astype(np.uint16)
-                else:
-                    grey = array.astype(np.uint8) * 255
-                end = "brain" if name == "brain" else f"{self._name}-{name}"
-                files.append(stem.with_name(f"{stem.name}-{end}.png"))
-                _write_png(files[-1], grey)
-            masks.append(values["mask"])
-        square = max(max(mask.shape) for mask in masks)
-        padded = [np.pad(mask, [(0, square - n) for n in mask.shape]) for mask in masks]
-        scale = {"GreyValues": {"0": low, "65535": high}}
-        return files, np.stack(padded), scale
-
-
-def _uncut(array: np.ndarray, shape: tuple[int, int], side: int) -> np.ndarray:
-    """A prepared slice on the pixels of its image, (H, W) = ``shape``: resized to the ``side`` that it was padded to, and cut."""
-    from PIL import Image
-
-    if array.shape[0] != side:
-        masks = array.dtype == np.bool_
-        image = Image.fromarray(array.astype(np.uint8 if masks else np.float32))
-        resized = image.resize((side, side), Image.Resampling.NEAREST if masks else Image.Resampling.BILINEAR)
-        array = np.asarray(resized).astype(array.dtype)
-    top, left = (side - shape[0]) // 2, (side - shape[1]) // 2
-    return array[top : top + shape[0], left : left + shape[1]]
-
-
-def _write_png(path: Path, grey: np.ndarray) -> None:
-    from PIL import Image
-
-    with replacing(path) as temporary:
-        Image.fromarray(grey).save(temporary, format="PNG")
-
-
-def _figures(mask: np.ndarray, slices: Sequence[int], ml: float | None) -> dict[str, Any]:
-    """Size and place of what is marked.
-
-    Args:
-        mask: (S, ...) bool.
-        slices: S slice indices.
-        ml: volume of a voxel; None: unknown.
-    """
-    labels, count = components(np.ascontiguousarray(mask), breaks(np.asarray(slices)))
-    largest = int(np.bincount(labels.ravel())[1:].max()) if count else 0
-    voxels = int(mask.sum())
-    return {
-        "voxels": voxels,
-        "volume_ml": None if ml is None else voxels * ml,
-        "components": count,
-        "largest_voxels": largest,
-        "largest_ml": None if ml is None else largest * ml,
-        "slice": int(slices[int(mask.sum(axis=(1, 2)).argmax())]) if voxels else None,
-    }
 
 
 def _write_summary(out: Path, rows: Sequence[Prediction], failed: Mapping[str, str]) -> None:

@@ -19,7 +19,8 @@ from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
-from adbench.evaluation.predict import Prediction, load_method, predict
+from adbench.evaluation.predict import load_method, predict
+from adbench.evaluation.prediction_files import Prediction
 from adbench.methods.base import Method
 from adbench.metrics.base import Metric, spec_of
 from adbench.metrics.evaluate import Evaluation

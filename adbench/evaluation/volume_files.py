@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,13 @@ if TYPE_CHECKING:
     from adbench.datasets.store.slice_store import SliceStore
 
 SPACES = {"prepared": "prepared", "original": "orig"}
+
+
+class Volume(NamedTuple):
+    """What a file holds: (X, Y, Z), masks as uint8, and the (4, 4) affine to mm."""
+
+    data: np.ndarray
+    affine: np.ndarray
 
 
 class VolumeFiles:
@@ -54,22 +61,16 @@ class VolumeFiles:
         stem = self._subjects[case]
         return self._out / stem.replace("_", "/") / "anat" / f"{stem}_space-{SPACES[self._space]}_{tail}"
 
-    def write(
-        self, store: SliceStore, case: str, slices: Sequence[int], arrays: Mapping[str, np.ndarray]
-    ) -> dict[Path, np.ndarray]:
+    def write(self, store: SliceStore, case: str, volumes: Mapping[str, Volume]) -> list[Path]:
         """Write the volumes of one case.
 
         Args:
             store: that the case is in.
             case: its id.
-            slices: S slice indices, ascending.
-            arrays: by the end of the file's name without its type, (S, H, W) each; masks are bool.
+            volumes: by the end of the file's name without its type.
 
         Returns:
-            Path -> (X, Y, Z) as it was written, masks as uint8.
-
-        Raises:
-            UserError: the slices come from no volume, so there is no original grid to go back to.
+            The files, in that order.
         """
         if not self._described:
             made_by = [{"Name": "adbench", "Version": __version__}]
@@ -78,16 +79,24 @@ class VolumeFiles:
                 {"Name": "adbench maps", "BIDSVersion": "1.10.0", "DatasetType": "derivative", "GeneratedBy": made_by},
             )
             self._described = True
-        written = {}
-        for tail, array in arrays.items():
-            path = self.path(store, case, f"{tail}.nii.gz")
-            written[path], affine = self._volume(store, case, slices, array)
-            nifti.write(path, written[path], affine)
-        return written
+        paths = []
+        for tail, volume in volumes.items():
+            paths.append(self.path(store, case, f"{tail}.nii.gz"))
+            nifti.write(paths[-1], volume.data, volume.affine)
+        return paths
 
-    def _volume(
-        self, store: SliceStore, case: str, slices: Sequence[int], array: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def placed(self, store: SliceStore, case: str, slices: Sequence[int], array: np.ndarray) -> Volume:
+        """An array of slices on the grid of the files: floats by linear interpolation, masks by the nearest voxel.
+
+        Args:
+            store: that the case is in.
+            case: its id.
+            slices: S slice indices, ascending.
+            array: (S, H, W); masks are bool.
+
+        Raises:
+            UserError: the slices come from no volume, so there is no original grid to go back to.
+        """
         if self._space == "original":
             geometry = store.geometry(case)
             masks = array.dtype == np.bool_
@@ -98,7 +107,17 @@ class VolumeFiles:
             known = Geometry.from_json(stored) if stored else None
             volume, affine = prepared_volume(known, slices, array)
         kind = np.uint8 if array.dtype == np.bool_ else np.result_type(array.dtype, np.float32)  # NIfTI has no float16
-        return volume.astype(kind), affine
+        return Volume(volume.astype(kind), affine)
+
+    def map_placed(
+        self, store: SliceStore, case: str, slices: Sequence[int], maps: np.ndarray, counted: np.ndarray
+    ) -> tuple[Volume, np.ndarray]:
+        """An anomaly map as :meth:`placed`, 0 where nothing counts; and (X, Y, Z) bool, where something does."""
+        if not np.isfinite(maps).all():  # where nothing counts; a blend with it would be none
+            maps = np.where(np.isfinite(maps), maps, maps.dtype.type(0))
+        volume = self.placed(store, case, slices, maps)
+        inside = self.placed(store, case, slices, counted).data > 0
+        return Volume(np.where(inside, volume.data, volume.data.dtype.type(0)), volume.affine), inside
 
 
 def label(text: str) -> str:

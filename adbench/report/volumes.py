@@ -19,7 +19,7 @@ class Exporter:
     ::
 
         OUT/dataset_description.json
-        OUT/sub-01/anat/sub-01_space-orig_desc-madad_anomaly.nii.gz      the map as the method gave it
+        OUT/sub-01/anat/sub-01_space-orig_desc-madad_anomaly.nii.gz      the map, 0 outside the brain
                         sub-01_space-orig_desc-madad_anomaly.json        its run, threshold and unit
                         sub-01_space-orig_desc-madadRecon_FLAIR.nii.gz   pseudo-healthy image in [0, 1]
                         sub-01_space-orig_desc-prepared_FLAIR.nii.gz     what the method saw, in [0, 1]
@@ -48,7 +48,9 @@ class Exporter:
         """
         store, case = run.data.test_store, volume.volume
         name, modality = self._names[run.record.run_key], label(run.record.test.modality)
-        arrays: dict[str, np.ndarray] = {f"desc-{name}_anomaly": volume.maps}
+        slices = volume.slices.tolist()
+        counted = np.ones_like(volume.brain) if run.record.protocol.get("domain") == "all" else volume.brain
+        arrays: dict[str, np.ndarray] = {}
         if volume.reconstruction is not None:
             arrays[f"desc-{name}Recon_{modality}"] = volume.reconstruction
         if case not in self._seen:
@@ -58,7 +60,9 @@ class Exporter:
                 "desc-lesion_mask": volume.lesion,
             }
         self._seen.add(case)
-        self.files += self._out.write(store, case, volume.slices.tolist(), arrays)
+        volumes = {f"desc-{name}_anomaly": self._out.map_placed(store, case, slices, volume.maps, counted)[0]}
+        volumes |= {tail: self._out.placed(store, case, slices, array) for tail, array in arrays.items()}
+        self.files += self._out.write(store, case, volumes)
         write_json(
             self._out.path(store, case, f"desc-{name}_anomaly.json"),
             {

@@ -197,6 +197,23 @@ def test_sform_and_qform_disagree(case: Path) -> None:
     assert f"{path} has an sform and a qform that place a corner 12.0 mm apart" in finding.message
 
 
+def test_what_is_odd_about_a_header_is_a_warning(case: Path) -> None:
+    """Each of these is read; the bytes behind the voxels are seen where every voxel is read."""
+    path = case / "BraTS2021_00007_t1.nii.gz"
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    header = nibabel.Nifti1Header(bytes(content[:348]), check=False)
+    header["intent_code"], header["xyzt_units"], header["pixdim"][1:4] = 1007, 3, 4
+    header["srow_x"][1], header["scl_slope"], header["scl_inter"] = 0.9, -1, 3000
+    path.write_bytes(gzip.compress(header.binaryblock + bytes(content[348:]) + b"junk"))
+    for deep in (False, True):
+        said = [one.message for one in report(case.parent, deep=deep).findings if one.file == str(path)]
+        parts = ["said to be micrometres, read as mm", "said to be no image (vector", "two of its axes meet at 48 degrees"]
+        parts += ["a negative scale (scl_slope -1)", "states voxels of 4 x 4 x 4 mm, and its sform places them"]
+        for part in parts:
+            assert sum(part in message for message in said) == 1, (part, said)
+        assert sum("holds 4 bytes behind its voxels" in message for message in said) == deep
+
+
 # -- voxels --------------------------------------------------------------------------------------------------------------
 
 

@@ -34,7 +34,7 @@ from PIL import Image
 from adbench.config.run_config import read_yaml
 from adbench.context import Context
 from adbench.datasets.adapters.brats import read_mapping
-from adbench.datasets.io import archive, nifti, png
+from adbench.datasets.io import archive, nifti, nifti_header, png
 from adbench.datasets.phantom.dataset import Phantom
 from adbench.datasets.store import case_file
 from adbench.errors import UserError
@@ -82,9 +82,19 @@ def refused(read: Callable[[], object], *parts: str) -> None:
         ({"dim": [7] + [32767] * 7}, "has 7 axes"),
         (
             {"magic": b"ni1"},
-            "is the header of a pair of files: only single files are read; write one with `nib-convert",
+            "write both as one with `nib-convert a.hdr",
         ),
         ({"magic": b""}, "is not a NIfTI file"),
+        ({f"srow_{axis}": np.zeros(4) for axis in "xyz"} | {"qform_code": 0}, "its sform make the affine [[0.0"),
+        ({"sform_code": 0, "pixdim": [1, 2, 0, 3, 1, 1, 1, 1]}, "correct these numbers in its header"),
+        (
+            {"sform_code": 0, "qform_code": 0, "pixdim": [1, 2, 0, 3, 1, 1, 1, 1]},
+            "its voxel sizes (pixdim) make the affine",
+        ),
+        (
+            {"srow_x": [-2, 0, 0, 0], "srow_y": [0, -2, 0, 0]},
+            "says in two ways how the head lies, by its sform (LPS) and by its qform (RAS)",
+        ),
         ({"scl_slope": 1e38, "scl_inter": 3e38}, "holds 59 NaN or infinite voxels"),
     ],
 )
@@ -151,6 +161,38 @@ def test_odd_headers_are_read_as_nibabel_reads_them_and_said(tmp_path: Path) -> 
     np.testing.assert_allclose(nifti.read_header(path).affine, np.diag([2.0, 2, 3, 1]))
     path.write_bytes(volume(quatern_b=1.1, quatern_c=1))
     assert "a qform that cannot be used" in nifti.read_header(path).odd[0]
+
+
+ODD = {
+    "scl_slope": (-2, "a negative scale (scl_slope -2)"),
+    "intent_code": (1007, "said to be no image (vector, intent_code 1007)"),
+    "xyzt_units": (1, "voxel sizes of 2 x 2 x 3 that are said to be metres, read as mm"),
+    "pixdim": ([1] * 8, "states voxels of 1 x 1 x 1 mm, and its sform places them 2 x 2 x 3 mm apart"),
+    "srow_x": ([2, 1.9, 0, 0], "a sheared affine: two of its axes meet at 46 degrees"),
+    "srow_y": ([0, 2, 0, 9], "place a corner 9.0 mm apart"),
+}
+
+
+@pytest.mark.parametrize("field", ODD)
+def test_findings_of_a_header(tmp_path: Path, field: str) -> None:
+    path, (value, expected) = tmp_path / "a.nii", ODD[field]
+    path.write_bytes(volume())
+    assert list(nifti_header.findings(nifti.read(path).header)) == []
+    path.write_bytes(volume(**{field: value}) + bytes(3))
+    found = [one.text for one in nifti_header.findings(nifti.read(path).header) if one.severity == "warning"]
+    assert any(expected in text for text in found), found
+    assert found[-1] == "holds 3 bytes behind its voxels, which are not read"
+
+
+def test_what_a_file_holds_is_not_quoted(tmp_path: Path) -> None:
+    """It may lie behind a link that somebody else has set."""
+    (tmp_path / "secret").write_text("root:x:0:0:root:/root:/bin/bash\n" * 30)
+    for name, read in (("a.nii", nifti.read), ("a.nii.gz", nifti.read), ("a.png", png.read_image)):
+        (tmp_path / name).symlink_to("secret")
+        with pytest.raises(UserError) as caught:
+            read(tmp_path / name)
+        assert str(tmp_path / name) in str(caught.value)
+        assert "root:" not in str(caught.value).replace(str(tmp_path), "")
 
 
 def test_what_is_no_file_does_not_hang(tmp_path: Path) -> None:

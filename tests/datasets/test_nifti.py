@@ -254,4 +254,5 @@ def test_a_unit_that_is_stated_and_not_meant(tmp_path: Path) -> None:
     image.header.set_xyzt_units("meter")
     nibabel.save(image, tmp_path / "x.nii.gz")
     header = nifti.read_header(tmp_path / "x.nii.gz")
-    assert (header.zooms, header.odd) == ((1.0, 1.0, 2.5), ())
+    assert header.zooms == (1.0, 1.0, 2.5)
+    assert header.odd == ("voxel sizes of 1 x 1 x 2.5 that are said to be metres, read as mm",)

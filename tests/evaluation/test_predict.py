@@ -20,8 +20,11 @@ from scipy import ndimage
 
 import adbench
 from adbench import api
+from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
 from adbench.datasets.slices import SliceBatch
+from adbench.datasets.validation.check import check
 from adbench.errors import UserError
+from adbench.evaluation.maps import METRICS, evaluate_folders
 from adbench.evaluation.predict import ScansFailed
 from adbench.methods.simple import HistEq
 from adbench.runner.fit import FIT
@@ -100,6 +103,11 @@ def test_equals_the_report_lies_on_the_scan_and_the_table_counts_it(
         mask = np.asarray(nibabel.load(tmp_path / "out" / f"{stem}_mask.nii.gz").dataobj) > 0
         assert made.shape == mask.shape == SHAPE
         assert row["threshold"] == run.record.thresholds["val"]
+        brain = np.asarray(nibabel.load(tmp_path / "out" / f"sub-p{number}/anat/sub-p{number}_space-orig_desc-brain_mask.nii.gz").dataobj) > 0  # fmt: skip
+        level = json.loads((tmp_path / "out" / f"{stem}_anomaly.json").read_text())["Threshold"]["Score"]
+        np.testing.assert_array_equal(mask, brain & (made.get_fdata() >= level))
+        assert not made.get_fdata()[~brain].any()
+        assert row["highest_score"] == made.get_fdata()[brain].max()
         assert mask[12 + number : 14 + number, 22:25, 3].all(), "the bright block, voxel for voxel where it is"
         labels, count = ndimage.label(mask, np.ones((3, 3, 3)))
         ml = abs(np.linalg.det(source.affine[:3, :3])) / 1000
@@ -142,7 +150,8 @@ def test_exported_phantoms_are_scored_as_in_the_report(cli: Cli, tmp_path: Path)
         }
         own = [f"dataset.{kind}_pattern={pattern}" for kind, pattern in patterns.items()]
         found = made.predict(tmp_path / "nifti", tmp_path / f"out-{space}", settings=own)
-        assert [(one.case, one.notes) for one in found] == [("phantom-test-000", ""), ("phantom-test-001", "")]
+        assert [one.case for one in found] == ["phantom-test-000", "phantom-test-001"]
+        assert all(not one.notes or one.notes.endswith("4 x 4 x 12 mm: implausible for a head") for one in found)
         for one in found:
             name = f"sub-{one.case.replace('-', '')}"
             mine, theirs = (
@@ -170,7 +179,7 @@ def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path)
     assert gone in again
     assert {path.name[:6] for path in again} == {"sub-p5"}, "the other scan was not scored again"
     another = (first[0].threshold + 1) / 2
-    with pytest.raises(UserError, match="and would be overwritten: give another --out"):
+    with pytest.raises(UserError, match="the table would lose its row: give another --out"):
         run.predict(scans, out, threshold=another)
     assert run.predict(scans, out) == first
     higher = run.predict(scans, tmp_path / "another", threshold=another)
@@ -237,7 +246,7 @@ def test_a_scan_that_the_method_fails_at_is_its_own_failure(
         run.predict(scans, tmp_path / "alone")
     assert not isinstance(alone.value, ScansFailed)
     monkeypatch.undo()
-    assert run.predict(scans, tmp_path / "out")[0].case == "p5"
+    assert run.predict(scans, tmp_path / "alone")[0].case == "p5"
 
 
 @pytest.mark.parametrize(
@@ -332,8 +341,10 @@ def test_slices_come_back_on_their_own_pixels(slices: Path, tmp_path: Path, scan
     ends = json.loads((tmp_path / "out" / "q-histeq.json").read_text())["GreyValues"]
     score = ends["0"] + grey / 65535 * (ends["65535"] - ends["0"])
     assert score[image > 0].max() == pytest.approx(found.highest_score, abs=1e-4)
-    clear = (image > 0) & (np.abs(score - found.threshold) > 1e-4)
-    np.testing.assert_array_equal(score[clear] >= found.threshold, mask[clear] > 0)
+    brain = np.asarray(Image.open(tmp_path / "out" / "q-slice_3-FLAIR-brain.png")) > 0
+    np.testing.assert_array_equal((score >= found.threshold) & brain, mask > 0)
+    assert not score[~brain].any()
+    assert found.notes.endswith("; padded from 24 x 29 to 32 x 32 pixels")
     cut = (tmp_path / "png" / "q-slice_3-FLAIR.png").read_bytes()[:-40]
     (tmp_path / "png" / "s-slice_3-FLAIR.png").write_bytes(cut)
     (tmp_path / "png" / "t-slice_3-FLAIR.png").write_bytes(b"no header")
@@ -348,3 +359,130 @@ def test_slices_come_back_on_their_own_pixels(slices: Path, tmp_path: Path, scan
     with pytest.raises(UserError, match=r"say how many mm 32 pixels are with --set dataset\.field_of_view=MM"):
         made.predict(scans, tmp_path / "out")
     assert len(made.predict(scans, tmp_path / "vols", settings=["dataset.field_of_view=64"])) == 2
+
+
+def test_what_is_odd_about_a_header_is_in_the_notes(run: api.Run, scans: Path, tmp_path: Path) -> None:
+    """As ``data check`` says it."""
+    image, _ = scan(4, True)
+    (scans / "p5.nii.gz").unlink()
+    tilt = np.array([[np.cos(0.35), 0, -np.sin(0.35)], [0, 1, 0], [np.sin(0.35), 0, np.cos(0.35)]])
+    turned, sheared = np.eye(4), np.diag([1.0, 1, 3, 1])
+    turned[:3, :3] = tilt @ np.diag([1.0, 1, 3])
+    sheared[0, 1] = 0.9
+    for name, affine in {"sheared": sheared, "tilted": turned, "metres": np.diag([0.001, 0.001, 0.003, 1])}.items():
+        save(scans / f"{name}.nii.gz", image, affine)
+    junk = nibabel.Nifti1Image(image, FLIPPED).to_bytes() + b"more"
+    (scans / "junk.nii").write_bytes(junk)
+    for end in ("hdr", "img"):
+        (scans / f"pair.{end}").write_bytes(bytes(400))
+    with pytest.raises(ScansFailed) as failed:
+        run.predict(scans, tmp_path / "out")
+    assert list(failed.value.why) == ["metres", "pair.hdr"]
+    assert (
+        "has voxels of 0.001 x 0.001 x 0.003 mm: implausible for a head, is that metres?" in failed.value.why["metres"]
+    )
+    assert "pair.hdr is the header of a pair of files: only single files" in failed.value.why["pair.hdr"]
+    notes = {one.case: one.notes for one in failed.value.found}
+    assert "junk.nii holds 4 bytes behind its voxels" in notes["junk"]
+    assert "sheared.nii.gz has a sheared affine: two of its axes meet at 48 degrees" in notes["sheared"]
+    assert "tilted.nii.gz has axes that are tilted by 20 degrees" in notes["tilted"]
+    for path in (*scans.glob("*.nii.gz"), scans / "junk.nii"):
+        path.unlink()
+    with pytest.raises(UserError, match=r"pair\.hdr is the header of a pair of files"):
+        run.predict(scans, tmp_path / "pairs")
+
+
+def test_planes_between_those_that_were_scored_are_said(data: Path, scans: Path, tmp_path: Path) -> None:
+    grid = {"dataset": {"size": 32, "field_of_view": 64, "slice_step": 2}, "histeq": {"sigma": 0}}
+    (made,) = api.run("histeq", "folder", data_root=str(data), device="cpu", out=tmp_path / "runs", set=grid)
+    for one in made.predict(scans, tmp_path / "out"):
+        assert "one slice in 2 was scored, as in the run, and the others are blends" in one.notes
+    for one in made.predict(scans, tmp_path / "all", settings=["dataset.slice_step=1"]):
+        assert "blends" not in one.notes
+
+
+def test_nothing_of_another_prediction_is_lost(data: Path, run: api.Run, scans: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run.predict(scans, out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    grid = {"dataset": {"size": 32, "field_of_view": 64}}
+    (other,) = api.run("zscore", "folder", data_root=str(data), device="cpu", out=tmp_path / "runs", set=grid)
+    with pytest.raises(UserError, match=r"desc-histeq_anomaly\.json is of the run .*; the table would lose its row"):
+        other.predict(scans, out)
+    (scans / "p4.nii.gz").rename(scans / "p9.nii.gz")
+    with pytest.raises(UserError, match=r"is of 'p4', which is not in .*; the table would lose its row: give another"):
+        run.predict(scans, out)
+    assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_slices_for_a_run_on_volumes_are_said_to_have_its_pixels(run: api.Run, tmp_path: Path) -> None:
+    (tmp_path / "png").mkdir()
+    image = np.pad(np.random.default_rng(0).integers(60, 120, (18, 20)), 4).astype(np.uint8)
+    Image.fromarray(image).save(tmp_path / "png" / "q-slice_3-FLAIR.png")
+    (found,) = run.predict(tmp_path / "png", tmp_path / "out")
+    assert found.notes.endswith(
+        "; padded from 26 x 28 to 32 x 32 pixels; a PNG does not say how large its pixels are: taken for 2 mm, as in the run"
+    )
+
+
+SAID_OF_HEADERS = {
+    "neither": "has neither sform nor qform: it does not say where left is",
+    "apart": "has an sform and a qform that place a corner 3.0 mm apart; the sform is used",
+    "negative": "has voxel sizes of -1, 1, 3 mm, read without their sign",
+    "handedness": "has a handedness (qfac) of -7, read as -1",
+    "metres": "has voxel sizes of 1 x 1 x 3 that are said to be metres, read as mm",
+    "sizes": "states voxels of 2 x 2 x 2 mm, and its sform places them 1 x 1 x 3 mm apart; the sform is used",
+    "dark": "has a negative scale (scl_slope -1)",
+}
+SAID_OF_FLIPS = (
+    "says in two ways how the head lies, by its sform (LPS) and by its qform (RAS), and which is right cannot"
+)
+
+
+def odd_scan(path: Path, data: np.ndarray, kind: str) -> None:
+    """A volume whose header is odd; what it holds is ``data``, but scaled where it is "dark"."""
+    image = nibabel.Nifti1Image(data, FLIPPED)
+    image.set_sform(FLIPPED, int(kind != "neither"))
+    shifted = FLIPPED.copy()
+    shifted[0, 3] = 3 * (kind == "apart")
+    wanted = {"flip": np.diag([1.0, 1, 3, 1]), "apart": shifted, "dark": None}.get(kind)
+    image.set_qform(wanted, int(wanted is not None))
+    header = nibabel.Nifti1Header(image.to_bytes()[:348], check=False)
+    header["magic"], header["vox_offset"] = b"n+1", 352
+    header["pixdim"][:4] = {"negative": [1, -1, 1, 3], "handedness": [-7, 1, 1, 3], "sizes": [1, 2, 2, 2]}.get(
+        kind, [1, 1, 1, 3]
+    )
+    header["xyzt_units"] = 1 if kind == "metres" else 2
+    header["scl_slope"] = -1 if kind == "dark" else 1
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(bytes(header.binaryblock) + bytes(4) + data.tobytes("F"))
+
+
+@pytest.mark.parametrize("kind", [*SAID_OF_HEADERS, "flip"])
+def test_check_eval_and_predict_say_the_same_of_a_header(run: api.Run, tmp_path: Path, kind: str) -> None:
+    image, mask = scan(4, True)
+    odd_scan(tmp_path / "maps" / "p4_FLAIR.nii", image * (-1 if kind == "dark" else 1), kind)
+    odd_scan(tmp_path / "masks" / "p4_FLAIR.nii", mask, kind if kind == "neither" else "")
+    findings = check(FolderVolumes(FolderParams(), tmp_path / "maps")).findings
+
+    def evaluated() -> None:
+        notes = evaluate_folders(tmp_path / "maps", tmp_path / "masks", out=tmp_path / "eval").notes
+        assert f"{tmp_path / 'maps' / 'p4_FLAIR.nii'} {SAID_OF_HEADERS[kind]}" in " ".join(notes)
+        assert json.loads((tmp_path / "eval" / METRICS).read_text())["notes"] == notes
+
+    def predicted() -> None:
+        (found,) = run.predict(tmp_path / "maps", tmp_path / "out")
+        assert f"p4_FLAIR.nii {SAID_OF_HEADERS[kind]}" in found.notes
+
+    if kind == "flip":
+        assert [(one.severity, one.code) for one in findings if SAID_OF_FLIPS in one.message] == [
+            ("error", "affine-conflict")
+        ]
+        for read in (evaluated, predicted):
+            with pytest.raises(UserError) as refused:
+                read()
+            assert SAID_OF_FLIPS in str(refused.value)
+        return
+    assert [one.severity for one in findings if SAID_OF_HEADERS[kind] in one.message] == ["warning"]
+    evaluated()
+    predicted()

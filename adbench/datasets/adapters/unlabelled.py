@@ -17,6 +17,7 @@ from adbench.datasets.adapters.slice_names import LESION as LESION_SLICE
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.geometry import to_ras, zooms
+from adbench.datasets.io import nifti_header
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.file_index import find_files
 from adbench.datasets.io.filename_patterns import UNCLEAR, Named
@@ -31,32 +32,47 @@ ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # n
 LEAST_DARK = 0.1  # share of pixels at 0 in slices without a skull: a brain cut out tightly leaves a fifth
 
 
-def open_scans(root: Path, values: dict[str, Any], side: int) -> UnlabelledVolumes | UnlabelledSlices:
+def open_scans(
+    root: Path, values: dict[str, Any], side: int, mm: float | None = None
+) -> UnlabelledVolumes | UnlabelledSlices:
     """The scans below ``root``, all of one kind, as a dataset without masks.
 
     Args:
         root: their folder.
         values: parameters of the dataset ``folder``.
         side: of the slices that the method knows, px.
+        mm: of a pixel of these; None: unknown.
 
     Raises:
         UserError: a parameter out of range.
     """
     if are_volumes(root):
         return UnlabelledVolumes(build(FolderParams, "dataset folder", {**values, **ANY_MASK, "size": side}), root)
-    return UnlabelledSlices(build(FolderParams, "dataset folder", {**values, **ANY_MASK}), root, side)
+    return UnlabelledSlices(build(FolderParams, "dataset folder", {**values, **ANY_MASK}), root, side, mm)
 
 
 def are_volumes(root: Path) -> bool:
     """Whether ``root`` holds NIfTI volumes; otherwise PNG slices are looked for there.
 
     Raises:
-        UserError: no such folder.
+        UserError: no such folder, or one of pairs of files alone.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "is missing"
         raise UserError(f"{root} {what}: give the folder of the scans, NIfTI volumes or PNG slices, with --images.")
-    return bool(find_files(root).volumes)
+    found = find_files(root)
+    if not (found.volumes or found.pictures):
+        for why in pairs(root).values():
+            raise UserError(why)
+    return bool(found.volumes)
+
+
+def pairs(root: Path) -> dict[str, str]:
+    """Name -> why it is not read, of every header whose voxels lie in a file of their own."""
+    return {
+        path.name: f"{path} is the header of a pair of files: {nifti_header.pair_way_out(path.name)}."
+        for path in find_files(root).pairs
+    }
 
 
 class _Scans(Dataset):
@@ -118,6 +134,11 @@ class UnlabelledVolumes(_Scans, FolderVolumes):
             raw.remarks += (f"it shows the skull: its brain was found by {tool}",)
         across, down, _ = zooms(to_ras(raw.image, raw.affine)[1])
         pixel = self.params.field_of_view / (self.params.size or 1)
+        if (step := self.params.slice_step) > 1:
+            raw.remarks += (
+                f"one slice in {step} was scored, as in the run, and the others are blends of these; all are with --set "
+                "dataset.slice_step=1",
+            )
         if max(abs(across - pixel), abs(down - pixel)) > 0.01 * pixel and self.params.registration == "none":
             raw.remarks += (f"voxels of {across:.3g} x {down:.3g} mm in plane were brought to {pixel:.3g} mm",)
         return raw
@@ -139,13 +160,14 @@ class UnlabelledSlices(_Scans, Folder):
 
     Args:
         side: of that grid, px; where ``params.size`` is given, slices are resized to it instead.
+        mm: of a pixel of that grid; None: unknown.
     """
 
-    def __init__(self, params: FolderParams, root: Path | None, side: int) -> None:
+    def __init__(self, params: FolderParams, root: Path | None, side: int, mm: float | None) -> None:
         super().__init__(params, root)
-        self._side = side
+        self._side, self._mm = side, mm
 
-    def __new__(cls, params: FolderParams, root: Path | None, side: int) -> UnlabelledSlices:
+    def __new__(cls, params: FolderParams, root: Path | None, side: int, mm: float | None) -> UnlabelledSlices:
         """Folder looks at the root; here it is known to hold slices."""
         return object.__new__(cls)
 
@@ -167,7 +189,9 @@ class UnlabelledSlices(_Scans, Folder):
             UserError: also where a slice is larger than the grid, or shows the skull and has no brain mask.
         """
         side = case.extra["side"]
+        shapes = set()
         for _, path, *_ in case.extra["slices"]:
+            shapes.add(read_shape(path))
             if max(shape := read_shape(path)) > side:
                 raise UserError(
                     f"{path} is {shape[0]}x{shape[1]} (height x width), and the method was fitted to {side}x{side}: bring it "
@@ -181,11 +205,17 @@ class UnlabelledSlices(_Scans, Folder):
                 f"{bare[0]} shows the skull: {dark:.0%} of its pixels are 0, and all others would count as brain. Take the skull "
                 f"away, or give a brain mask beside it (...-{BRAIN_SLICE}.png), all white if the run's slices show the skull too."
             )
+        if smaller := sorted(shape for shape in shapes if shape != (side, side)):
+            stack.remarks.append(f"padded from {smaller[0][0]} x {smaller[0][1]} to {side} x {side} pixels")
+        if self._mm is not None:
+            stack.remarks.append(
+                f"a PNG does not say how large its pixels are: taken for {self._mm:.3g} mm, as in the run"
+            )
         return stack
 
     def recipe(self) -> dict[str, Any]:
-        """Also the grid."""
-        return {**super().recipe(), "side": self._side}
+        """Also the grid, and the size of its pixels, which is remarked."""
+        return {**super().recipe(), "side": self._side, "mm": self._mm}
 
 
 def image_of(case: Case, modality: str) -> dict[int | None, File]:

@@ -25,7 +25,17 @@ _TURNED = np.cos(np.pi / 4)  # of an axis that sform and qform point in differen
 _SIZES = 0.01  # share by which stated voxel sizes may differ from those of the sform
 _SQUARE = 1.0  # degree by which axes may miss a right angle
 _TILT = 10.0  # degrees by which they may miss the head's
-_NOT_SCALARS = {1004, 1005, 1006, 1007, 1008, 1009, 1010, 2003, 2004}  # intent codes of matrices, vectors, points, colours
+_NOT_SCALARS = {
+    1004,
+    1005,
+    1006,
+    1007,
+    1008,
+    1009,
+    1010,
+    2003,
+    2004,
+}  # intent codes of matrices, vectors, points, colours
 
 
 @dataclass(frozen=True)
@@ -108,7 +118,7 @@ def parse(first: bytes, file: File) -> Header:
         dtype = np.dtype(raw.get_data_dtype())
         slope, inter = raw.get_slope_inter()
         odd = _standardised(raw)
-        stated = np.asarray(raw["pixdim"][1:4], np.float64)
+        pixdim = np.asarray(raw["pixdim"][1:4], np.float64)
         sform, qform = _forms(raw, odd)
         form = sform[0] if sform[1] else qform[0] if qform[1] else raw.get_base_affine()
         affine = np.asarray(form, np.float64)
@@ -132,7 +142,9 @@ def parse(first: bytes, file: File) -> Header:
     used = "sform" if sform[1] else "qform" if qform[1] else "voxel sizes (pixdim)"
     if not _places(affine):
         what = f"its {used} make the affine {affine[:3].tolist()}"
-        raise FileError("header", f"{file} does not say where its voxels lie ({what}): correct these numbers in its header.")
+        raise FileError(
+            "header", f"{file} does not say where its voxels lie ({what}): correct these numbers in its header."
+        )
     if sform[1] and qform[1] and (_directions(sform[0]) * _directions(qform[0])).sum(axis=0).min() < _TURNED:
         raise FileError("affine-conflict", f"{file} {_both_ways(sform[0], qform[0])}")
     zooms = np.sqrt((affine[:3, :3] ** 2).sum(axis=0))
@@ -146,7 +158,7 @@ def parse(first: bytes, file: File) -> Header:
         inter=0.0 if inter is None else float(inter),
         offset=offset,
         disagreement=_displacement(sform[0], qform[0], shape) if sform[1] and qform[1] else 0.0,
-        stated=(float(stated[0]), float(stated[1]), float(stated[2])),
+        stated=(float(pixdim[0]), float(pixdim[1]), float(pixdim[2])),
         odd=tuple(odd),
     )
 
@@ -162,9 +174,13 @@ def _standardised(raw: Any) -> list[str]:
         odd.append(f"voxel sizes of {', '.join(f'{size:g}' for size in sizes[1:4])} mm, read without their sign")
         sizes[1:4] = np.abs(sizes[1:4])
     if float(raw["scl_slope"]) < 0:
-        odd.append(f"a negative scale (scl_slope {float(raw['scl_slope']):g}): the larger a stored value, the darker it is")
+        odd.append(
+            f"a negative scale (scl_slope {float(raw['scl_slope']):g}): the larger a stored value, the darker it is"
+        )
     if int(raw["intent_code"]) in _NOT_SCALARS:
-        odd.append(f"voxels that are said to be no image ({raw.get_intent()[0]}, intent_code {int(raw['intent_code'])})")
+        odd.append(
+            f"voxels that are said to be no image ({raw.get_intent()[0]}, intent_code {int(raw['intent_code'])})"
+        )
     unit, to_mm = _UNITS.get(int(raw["xyzt_units"]) & 7, ("", 1.0))
     least, most = (size / to_mm for size in _OF_A_SCAN)
     if unit and not (least < sizes[1:4].min() and sizes[1:4].max() < most):  # a unit that is stated is often not meant
@@ -271,8 +287,6 @@ def _displacement(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) ->
     corners = np.array(np.meshgrid(*[(0, n - 1) for n in shape[:3]], indexing="ij")).reshape(3, -1)
     difference = (one - other)[:3, :3] @ corners + (one - other)[:3, 3:]
     return float(np.sqrt((difference**2).sum(axis=0)).max())
-
-
 
 
 @dataclass(frozen=True)
