@@ -45,7 +45,11 @@ def evaluate(
     out: Annotated[Path, typer.Option(help="Folder for the JSON and plots of your own maps.")] = Path("eval"),
     json_: Json = False,
 ) -> None:
-    """Evaluate a finished run again, or anyone's maps against their masks, without running a model."""
+    """Evaluate a finished run again, or anyone's maps against their masks, without running a model.
+
+    In a run's folder links are refused. In folders of maps and masks they are followed, as in any folder of data that you
+    name; what they lead to is read as a stranger's file, and never shown.
+    """
     from adbench.evaluation.run import Run
     from adbench.utils.console import say
 

@@ -201,7 +201,7 @@ class Writer:
             mask = inside[place] & (scores[place] >= self._level)
             grey = np.round((scores[place] - low) / (high - low) * 65535)
             grey = np.where(mask, np.maximum(grey, least), np.where(inside[place], np.minimum(grey, least - 1), grey))
-            values = {f"{self._name}-anomaly": np.clip(grey, 0, 65535).astype(np.uint16)}
+            values: dict[str, np.ndarray] = {f"{self._name}-anomaly": np.clip(grey, 0, 65535).astype(np.uint16)}
             if volume.reconstructions is not None:
                 recon = _uncut(volume.reconstructions[place], shapes[place], side)
                 values[f"{self._name}-recon"] = np.round(np.clip(recon, 0, 1) * 65535).astype(np.uint16)

@@ -207,7 +207,11 @@ def test_what_is_odd_about_a_header_is_a_warning(case: Path) -> None:
     path.write_bytes(gzip.compress(header.binaryblock + bytes(content[348:]) + b"junk"))
     for deep in (False, True):
         said = [one.message for one in report(case.parent, deep=deep).findings if one.file == str(path)]
-        parts = ["said to be micrometres, read as mm", "said to be no image (vector", "two of its axes meet at 48 degrees"]
+        parts = [
+            "said to be micrometres, read as mm",
+            "said to be no image (vector",
+            "two of its axes meet at 48 degrees",
+        ]
         parts += ["a negative scale (scl_slope -1)", "states voxels of 4 x 4 x 4 mm, and its sform places them"]
         for part in parts:
             assert sum(part in message for message in said) == 1, (part, said)

@@ -85,11 +85,11 @@ def refused(read: Callable[[], object], *parts: str) -> None:
             "write both as one with `nib-convert a.hdr",
         ),
         ({"magic": b""}, "is not a NIfTI file"),
-        ({f"srow_{axis}": np.zeros(4) for axis in "xyz"} | {"qform_code": 0}, "its sform make the affine [[0.0"),
+        ({f"srow_{axis}": np.zeros(4) for axis in "xyz"} | {"qform_code": 0}, "by its sform the affine is [[0.0"),
         ({"sform_code": 0, "pixdim": [1, 2, 0, 3, 1, 1, 1, 1]}, "correct these numbers in its header"),
         (
             {"sform_code": 0, "qform_code": 0, "pixdim": [1, 2, 0, 3, 1, 1, 1, 1]},
-            "its voxel sizes (pixdim) make the affine",
+            "by its voxel sizes (pixdim) the affine is",
         ),
         (
             {"srow_x": [-2, 0, 0, 0], "srow_y": [0, -2, 0, 0]},

@@ -141,7 +141,7 @@ def parse(first: bytes, file: File) -> Header:
         raise FileError("unreadable", f"The header of {file} is damaged (shape {shape}). {AGAIN}")
     used = "sform" if sform[1] else "qform" if qform[1] else "voxel sizes (pixdim)"
     if not _places(affine):
-        what = f"its {used} make the affine {affine[:3].tolist()}"
+        what = f"by its {used} the affine is {affine[:3].tolist()}"
         raise FileError(
             "header", f"{file} does not say where its voxels lie ({what}): correct these numbers in its header."
         )
@@ -324,8 +324,10 @@ def findings(header: Header) -> Iterator[Finding]:
         yield Finding("warning", "affine-conflict", what)
     axes = _directions(header.affine)
     between = np.degrees(np.arccos(np.clip((axes.T @ axes)[np.triu_indices(3, 1)], -1, 1)))
-    if (worst := between[np.abs(between - 90).argmax()]) and abs(worst - 90) > _SQUARE:
-        yield Finding("warning", "header", f"has a sheared affine: two of its axes meet at {worst:.0f} degrees, not 90")
+    if (skew := float(np.abs(between - 90).max())) > _SQUARE:
+        yield Finding(
+            "warning", "header", f"has a sheared affine: two of its axes meet at {90 - skew:.0f} degrees, not 90"
+        )
     elif (tilt := tilt_of(header)) > _TILT:
         what = f"has axes that are tilted by {tilt:.0f} degrees against the head's, and so are slices that are cut along them"
         yield Finding("info", "orientation", what)
