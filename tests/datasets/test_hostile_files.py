@@ -144,7 +144,7 @@ def test_odd_headers_are_read_as_nibabel_reads_them_and_said(tmp_path: Path) -> 
     path = tmp_path / "a.nii"
     for pixdim, odd in (
         ([1, -2, 2, -3, 1, 1, 1, 1], "voxel sizes of -2, 2, -3 mm, read without their sign"),
-        ([0, 2, 2, 3, 1, 1, 1, 1], ""),
+        ([0, 2, 2, 3, 1, 1, 1, 1], "a handedness (qfac) of 0, read as 1"),
         ([-1, 2, 2, 3, 1, 1, 1, 1], ""),
         ([-7, 2, 2, 3, 1, 1, 1, 1], "a handedness (qfac) of -7, read as -1"),
     ):

@@ -430,6 +430,7 @@ SAID_OF_HEADERS = {
     "apart": "has an sform and a qform that place a corner 3.0 mm apart; the sform is used",
     "negative": "has voxel sizes of -1, 1, 3 mm, read without their sign",
     "handedness": "has a handedness (qfac) of -7, read as -1",
+    "handedness 0": "has a handedness (qfac) of 0, read as 1",
     "metres": "has voxel sizes of 1 x 1 x 3 that are said to be metres, read as mm",
     "sizes": "states voxels of 2 x 2 x 2 mm, and its sform places them 1 x 1 x 3 mm apart; the sform is used",
     "dark": "has a negative scale (scl_slope -1)",
@@ -449,9 +450,12 @@ def odd_scan(path: Path, data: np.ndarray, kind: str) -> None:
     image.set_qform(wanted, int(wanted is not None))
     header = nibabel.Nifti1Header(image.to_bytes()[:348], check=False)
     header["magic"], header["vox_offset"] = b"n+1", 352
-    header["pixdim"][:4] = {"negative": [1, -1, 1, 3], "handedness": [-7, 1, 1, 3], "sizes": [1, 2, 2, 2]}.get(
-        kind, [1, 1, 1, 3]
-    )
+    header["pixdim"][:4] = {
+        "negative": [1, -1, 1, 3],
+        "handedness": [-7, 1, 1, 3],
+        "handedness 0": [0, 1, 1, 3],
+        "sizes": [1, 2, 2, 2],
+    }.get(kind, [1, 1, 1, 3])
     header["xyzt_units"] = 1 if kind == "metres" else 2
     header["scl_slope"] = -1 if kind == "dark" else 1
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -167,7 +167,7 @@ def _standardised(raw: Any) -> list[str]:
     """Give voxel sizes and their handedness the values that the standard and nibabel read them as; says what was odd."""
     odd, sizes = [], raw["pixdim"]
     if sizes[0] not in (-1, 1):
-        if sizes[0] != 0:  # which the standard reads as 1
+        if sizes[0] != 0 or raw["qform_code"] > 0:  # 0 is common where no qform asks for it
             odd.append(f"a handedness (qfac) of {sizes[0]:g}, read as {-1 if sizes[0] < 0 else 1}")
         sizes[0] = -1 if sizes[0] < 0 else 1
     if (sizes[1:4] < 0).any():
