@@ -12,6 +12,7 @@ import numpy as np
 
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE
 from adbench.datasets.io import nifti, nifti_header
+from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.filename_patterns import subject_of
 from adbench.datasets.io.nifti_header import Header
 from adbench.datasets.io.png import read_shape, read_stored
@@ -344,13 +345,23 @@ def _stack(files: _Files) -> tuple[np.ndarray, Header | None]:
         volume = nifti.read(files[0], finite=False, exact=True)
         return np.moveaxis(volume.data, -1, 0), volume.header
     paths = [files[index] for index in sorted(files)]
-    shapes = [read_shape(path) for path in paths]
+    shapes = [_shape(path) for path in paths]
     if len(set(shapes)) > 1:
         sizes = " and ".join(sorted({str(shape) for shape in shapes}))
         raise UserError(f"The slices beside {paths[0]} have different sizes: {sizes}.")
     what = f"and its {len(paths) - 1} other slices may need"
     limits.check(paths[0], what, 2 * math.prod(shapes[0]) * len(paths), limits.VOLUME_BYTES)
     return np.stack([read_stored(path) for path in paths]), None
+
+
+def _shape(path: Path) -> tuple[int, int]:
+    """As :func:`read_shape`, and nothing is quoted of what a link leads to."""
+    try:
+        return read_shape(path)
+    except FileError as error:
+        if error.code != "unreadable" or path.resolve() == path.absolute():
+            raise
+        raise FileError("unreadable", f"{path} is a link that leads to no PNG image. Replace or remove it.") from None
 
 
 def _on_grid(

@@ -446,7 +446,7 @@ def odd_scan(path: Path, data: np.ndarray, kind: str) -> None:
     image.set_sform(FLIPPED, int(kind != "neither"))
     shifted = FLIPPED.copy()
     shifted[0, 3] = 3 * (kind == "apart")
-    wanted = {"flip": np.diag([1.0, 1, 3, 1]), "apart": shifted, "dark": None}.get(kind)
+    wanted = {"flip": np.diag([1.0, 1, 3, 1]), "apart": shifted, "handedness 0": FLIPPED}.get(kind)
     image.set_qform(wanted, int(wanted is not None))
     header = nibabel.Nifti1Header(image.to_bytes()[:348], check=False)
     header["magic"], header["vox_offset"] = b"n+1", 352

@@ -29,7 +29,7 @@ def read_shape(path: Path) -> tuple[int, int]:
     """
     first = read_bytes(path, 0, _HEADER)
     if len(first) < _HEADER or not first.startswith(_SIGNATURE) or first[12:16] != b"IHDR":
-        what = "it does not begin as one does" if first else "it is empty"
+        what = f"it begins with {first[:8]!r}" if first else "it is empty"
         raise FileError("unreadable", f"{path} cannot be read as a PNG image ({what}). {_REPLACE}")
     width, height = struct.unpack(">II", first[16:])
     if problem := limits.exceeded(path, f"is {height}x{width}, which makes", height * width, limits.IMAGE_PIXELS):
