@@ -46,7 +46,7 @@ from adbench.utils import compute, limits, seeds, threads
 from adbench.utils.console import printable
 from adbench.utils.files import replacing, write_json, write_text
 from adbench.utils.hashing import digest
-from adbench.utils.plain_files import read_json
+from adbench.utils.plain_files import check_plain_folder, read_json
 from adbench.utils.signals import insisting
 
 log = logging.getLogger("adbench")
@@ -111,8 +111,9 @@ def load_method(record: Record, folder: Path, device: str, progress: Progress | 
         progress: receives progress.
 
     Raises:
-        UserError: the method is not installed here or of another version, or a file of the fit was changed.
+        UserError: the method is not installed here or of another version, or a file of the fit was changed, or is a link.
     """
+    check_plain_folder(folder)
     fit = fitted(folder, record.fit_key)
     if fit is None:
         return None
