@@ -643,6 +643,21 @@ def test_one_of_several_acquisitions(tmp_path: Path) -> None:
     assert used(exclude=["sub-001"]) == ["acq-0"]
 
 
+def test_a_misnamed_mask_is_named_where_no_case_is_left_and_its_release_is_not_advised(tmp_path: Path) -> None:
+    """As copies of MSLUB whose masks are called patient07_seg."""
+    root = written(tmp_path, "mslub", 2)
+    for path in list(root.rglob("*_consensus_gt.nii.gz")):
+        path.rename(path.with_name(path.name.replace("consensus_gt", "seg")))
+    for path in list(root.rglob("raw/*")):
+        path.unlink()
+    assert refused("mslub", root).endswith(
+        "patient01/patient01_seg.nii.gz has no name of mslub's; --dataset folder reads more names."
+    )
+    found = dataset("folder", root)
+    assert [case.subject for case in found.discover("FLAIR")] == ["patient01", "patient02"]
+    assert "known-layout" not in {finding.code for finding in check(found).findings}
+
+
 # -- SOOP --------------------------------------------------------------------------------------------------------------------
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles
-from adbench.datasets.io.filename_patterns import SETS
+from adbench.datasets.io.filename_patterns import SETS, common_name, stem_of
 from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.errors import UserError
 
@@ -173,6 +173,21 @@ def nothing_found(
         return UserError(f"{root} holds only broken links, such as {below.broken[0]}. {expected}")
     others_there = below.others + len(below.pictures) or "no"
     return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
+
+
+def none_usable(name: str, root: Path, remarks: Sequence[str], unused: Sequence[str]) -> UserError:
+    """Why no case of the dataset ``name`` is usable.
+
+    Args:
+        name: of the dataset.
+        root: of the data.
+        remarks: why cases are left out.
+        unused: files with no name of the dataset's: a mask among them, else the first, may be what the cases lack.
+    """
+    masks = (path for path in unused if (said := common_name(stem_of(path))) and said.kind == LESION)
+    misnamed = next(masks, next(iter(unused), ""))
+    hint = misnamed and f" {misnamed} has no name of {name}'s; --dataset folder reads more names."
+    return UserError(f"No case of {name} in {root} is usable: {'; '.join(remarks[:3])}.{hint}")
 
 
 def several_sets(name: str, root: Path, families: Mapping[str, list[str]]) -> UserError:

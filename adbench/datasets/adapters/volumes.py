@@ -16,7 +16,7 @@ import numpy as np
 
 from adbench.datasets import issues, splits
 from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, named_by, whole_numbers
-from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
+from adbench.datasets.adapters.scans import Expected, Index, Scan, none_usable, nothing_found, several_sets
 from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
 from adbench.datasets.io import nifti
@@ -416,7 +416,7 @@ class IndexedVolumes(VolumeDataset):
         remarks += [f"{second}: not used, {first} is the same file" for first, second in self.index.duplicates]
         remarks += [f"{second}: not used, {first} is" for first, second in self.index.passed_over]
         if not cases:
-            raise UserError(f"No case of {self.info.name} in {self.root} is usable: {'; '.join(remarks[:3])}.")
+            raise none_usable(self.info.name, self._root(), remarks, self.index.unused)
         return cases, remarks
 
     def _why_not(self, scan: Scan, modality: str) -> str:
