@@ -2,7 +2,7 @@
 
     python docs/layouts.py            # or --check: is the table what the commands give?
 
-The trees are those of examples/synthetic_layouts.py. Of each, ``data info``, ``data check --deep``, ``data prepare`` and
+The trees are the small ones of `adbench data synth`. Of each, ``data info``, ``data check --deep``, ``data prepare`` and
 ``run --method histeq`` are run with the options of its row; a refusal is quoted, its folder as ROOT. All rows
 take some minutes of one core.
 """
@@ -12,104 +12,41 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-import shutil
 import sys
 import tempfile
-from collections.abc import Callable
-from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
+import torch  # noqa: F401 - once, not in every command
+
+from adbench import cli
+from adbench.datasets.phantom import small_layouts
+from adbench.datasets.phantom.layout_table import LAYOUTS
+from adbench.datasets.phantom.small_layouts import write_small
+
 HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE.parent / "examples"))
-import synthetic_layouts as layouts  # noqa: E402
-import torch  # noqa: E402, F401 - once, not in every command
-
-from adbench import cli  # noqa: E402
-
 PAGE, BEGIN, END = HERE / "datasets.md", "<!-- made by python docs/layouts.py -->\n", "<!-- end -->\n"
-PREPARED = "registration=none n4=false brain=background"
+OTHERS = {"brats23": "folder", "msd_brain": "nnunet folder", "mslub": "folder", "wmh": "folder", "bids": "bids", "bmad": "folder", "msseg": "folder", "hcp": "folder"}  # fmt: skip
+# Layout -> datasets that are tried without options too.
+ROWS: list[tuple[str, str, str, str]] = []  # title, layout, dataset, options
+for name, known in LAYOUTS.items():
+    ROWS.append((known.title, name, known.dataset, known.options))
+    ROWS += [("", name, dataset, "") for dataset in OTHERS.get(name, "").split()]
+FEW = {name: 3 for name, known in LAYOUTS.items() if known.dataset == "atlas"}  # whose grid is the true one
 
 
-def in_a_tar(write: Callable[[Path], None], root: Path) -> None:
-    """The tree of ``write`` as one tar below ``root``."""
-    with tempfile.TemporaryDirectory() as place:
-        write(Path(place))
-        root.mkdir()
-        shutil.make_archive(str(root / "data"), "tar", place)
-
-
-ROWS: list[tuple[str, Callable[[Path], None], str, str]] = [
-    ("IXI", layouts.ixi, "ixi", PREPARED),
-    ("IXI, `…_bet` with `…_bet_mask`", layouts.ixi_bet, "ixi", "registration=none n4=false"),
-    ("IXI of pDDPM (`t2/`, `mask/`)", layouts.pddpm_ixi, "ixi", "registration=none n4=false"),
-    ("ATLAS `Training/`", partial(layouts.atlas, n=3), "atlas", "brain=background"),
-    ("ATLAS `derivatives/ATLAS/`", partial(layouts.atlas, n=3, below="derivatives/ATLAS"), "atlas", "brain=background"),
-    ("BraTS'21", layouts.brats21, "brats21", ""),
-    ("BraTS'21, one tar", partial(in_a_tar, layouts.brats21), "brats21", ""),
-    ("BraTS'21, folders named `.nii`", partial(layouts.brats21, folders=True), "brats21", ""),
-    ("BraTS 2023/24", layouts.brats23, "brats23", ""),
-    ("BraTS 2023/24, PED", partial(layouts.brats23, group="PED"), "brats23", ""),
-    ("", layouts.brats23, "folder", ""),
-    ("MSD Task01", layouts.msd_brain, "msd_brain", ""),
-    ("MSD Task01, the tar", partial(in_a_tar, layouts.msd_brain), "msd_brain", ""),
-    ("", layouts.msd_brain, "nnunet", ""),
-    ("", layouts.msd_brain, "folder", ""),
-    ("ISLES'22", layouts.isles22, "isles22", ""),
-    ("SOOP", layouts.soop, "soop", ""),
-    ("MSLUB", layouts.mslub, "mslub", ""),
-    ("", layouts.mslub, "folder", ""),
-    ("WMH challenge", layouts.wmh, "wmh", "brain=background"),
-    ("", layouts.wmh, "folder", ""),
-    ("OASIS-3, CamCAN, any BIDS", layouts.bids, "bids", "healthy=group=control"),
-    ("", layouts.bids, "bids", ""),
-    ("nnU-Net raw", layouts.nnunet, "nnunet", ""),
-    ("slice folder of MAD-AD", layouts.slice_folder, "folder", ""),
-    ("BMAD", layouts.bmad, "folder", "modality=FLAIR"),
-    ("", layouts.bmad, "folder", ""),
-    (
-        "MSSEG-2016",
-        layouts.msseg,
-        "folder",
-        "image_pattern={subject}/Preprocessed_Data/{modality}_preprocessed.nii.gz "
-        "lesion_pattern={subject}/Masks/Consensus.nii.gz brain_pattern={subject}/Masks/Brain_Mask.nii.gz",
-    ),
-    ("", layouts.msseg, "folder", ""),
-    (
-        "UCSF-PDGM",
-        layouts.ucsf_pdgm,
-        "folder",
-        "image_pattern={subject}_{modality}_bias.nii.gz lesion_pattern={subject}_tumor_segmentation.nii.gz",
-    ),
-    (
-        "TorchIO's IXITiny",
-        layouts.torchio,
-        "folder",
-        "image_pattern=image/{subject}_image.nii.gz brain_pattern=label/{subject}_label.nii.gz modality=T1 unmasked=healthy",
-    ),
-    (
-        "HCP",
-        layouts.hcp,
-        "folder",
-        "image_pattern={subject}/T1w/{modality}_acpc_dc_restore_brain.nii.gz "
-        "brain_pattern={subject}/T1w/brainmask_fs.nii.gz unmasked=healthy",
-    ),
-    ("", layouts.hcp, "folder", ""),
-]
-
-
-def tried(write: Callable[[Path], None], name: str, options: str, place: Path) -> list[str]:
+def tried(layout: str, name: str, options: str, place: Path) -> list[str]:
     """What ``info``, ``check``, ``prepare`` and ``run`` say: "yes", "warns", or the sentence of the refusal."""
     root = place / "ROOT"
-    write(root)
+    write_small(layout, root, FEW.get(layout))
     common, training = ["--dataset", name, "--data-root", str(root)], []
-    small = [] if name in ("ixi", "atlas") or write in (layouts.bmad, layouts.slice_folder) else ["min_brain=0.01"]
+    small = [] if name in ("ixi", "atlas") or layout in ("bmad", "slices") else ["min_brain=0.01"]
     for option in [*options.split(), *small, "size=64"]:
         common += ["--set", f"dataset.{option}"]
     if name == "atlas":  # has no healthy subject: IXI trains
-        layouts.ixi(place / "IXI", first=100)
+        small_layouts.ixi(place / "IXI", first=100)
         training = ["--train-root", str(place / "IXI")]
-        for option in [*PREPARED.split(), "size=64"]:
+        for option in [*LAYOUTS["ixi"].options.split(), "size=64"]:
             training += ["--set", f"train.{option}"]
     cache = ["--cache", str(place / "cache"), "--quiet"]
     verbs = {
@@ -154,9 +91,9 @@ def table() -> str:
         "| layout | `--dataset` | `--set dataset.…` | info | check | prepare | run, or why not |",
         "|---|---|---|---|---|---|---|",
     ]
-    for title, write, name, options in ROWS:
+    for title, layout, name, options in ROWS:
         with tempfile.TemporaryDirectory() as place:
-            *cells, last = tried(write, name, options, Path(place))
+            *cells, last = tried(layout, name, options, Path(place))
         marks = [cell if cell in ("yes", "warns", "errors") else "no" for cell in cells]
         sentence = last.replace("|", "\\|").replace("<", "&lt;")
         given = " ".join(f"`{option}`" for option in options.split())

@@ -8,7 +8,6 @@ other is not run stands in :data:`NOT_RUN`; a reason that no printed command nee
 from __future__ import annotations
 
 import re
-import runpy
 import shlex
 import shutil
 from collections.abc import Callable
@@ -21,12 +20,12 @@ import typer.main
 from adbench import cli as commands_of
 from adbench.cli.app import app
 from adbench.config import run_config
+from adbench.datasets.phantom.small_layouts import write_small
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 USAGE = typer.BadParameter.__bases__[0]  # typer brings click along under a name of its own
 COMMAND: Any = typer.main.get_command(app)
-LAYOUTS = runpy.run_path(str(ROOT / "examples" / "synthetic_layouts.py"))["LAYOUTS"]
 Cli = Callable[..., tuple[int, str, str]]
 
 # Beginning of a command, as a pattern -> why it is not run here. The first that matches counts.
@@ -132,7 +131,7 @@ def test_every_run_is_resolved(
     monkeypatch.setenv("ADBENCH_DATA", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     for name in ("atlas", "bids", "brats21", "isles22", "ixi", "msd_brain", "mslub"):
-        LAYOUTS[name](tmp_path / name, 1 if name == "atlas" else 2)  # whose grid is the true one
+        write_small(name, tmp_path / name, 1 if name == "atlas" else 2)  # whose grid is the true one
     lines = [line for line in dict.fromkeys(RUNS) if not OWN.search(line)]
     assert len(lines) > 15
     for line in lines:
@@ -155,7 +154,7 @@ def test_quick_commands_run_as_printed(
     cli: Cli, make_slices: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for layout, name in (("brats21", "brats21"), ("bids", "camcan"), ("bids", "cohort")):
-        LAYOUTS[layout](tmp_path / "data" / name)
+        write_small(layout, tmp_path / "data" / name)
     make_slices(tmp_path / "my_slices")
     shutil.copytree(tmp_path / "my_slices" / "test", tmp_path / "my_scans", ignore=shutil.ignore_patterns("*-seg*"))
     (tmp_path / "leaderboards").symlink_to(ROOT / "leaderboards")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from adbench.cli.app import Cache, Json, Quiet, Root, app, split
+from adbench.datasets.phantom.layout_table import LAYOUTS, PHANTOMS
 from adbench.errors import UserError, unknown
 
 if TYPE_CHECKING:
@@ -63,16 +64,17 @@ def resumable() -> Iterator[None]:
     "  adbench data check --dataset brats21 --data-root synthetic/brats21"
 )
 def synth(
-    layout: Annotated[str, typer.Option(help="ixi, atlas or brats21.")],
+    layout: Annotated[str, typer.Option(help=f"One of {', '.join(LAYOUTS)}.")],
     out: Annotated[Path, typer.Option(help="Folder to write to; files that are there are kept.")],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Subjects (atlas: a fifth more without masks).")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="The same seed gives the same bytes.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of ixi, atlas, brats21: the same seed gives the same bytes.")] = 0,
     workers: Workers = 1,
     quiet: Quiet = False,
 ) -> None:
     """Write synthetic NIfTI in the layout of a real dataset: its names, grids, orientations, types and labels.
 
-    The heads are phantoms; everything that reads, checks, prepares and runs on the real data can be tried on them.
+    ixi, atlas and brats21 are whole phantoms on the true grids; the others are ellipsoids of 8 mm voxels, made in a moment.
+    Everything that reads, checks, prepares and runs on the real data can be tried on them.
     """
     from adbench.datasets.phantom.layouts import synthesise
     from adbench.datasets.store.workers import cores
@@ -81,10 +83,10 @@ def synth(
     with resumable(), LiveProgress(quiet) as progress:
         files = synthesise(layout, n, out, seed=seed, workers=workers or cores(), progress=progress)
     if not quiet:
-        size = sum(file.stat().st_size for file in files) / 1e6
-        say(
-            f"{len(files)} files, {size:.0f} MB in {out}. Look at them: adbench data check --dataset {layout} --data-root {out}"
-        )
+        size, known = sum(file.stat().st_size for file in files) / 1e6, LAYOUTS[layout]
+        check = ["adbench", "data", "check", "--dataset", known.dataset, "--data-root", str(out)]
+        options = [] if layout in PHANTOMS else [f"--set=dataset.{option}" for option in known.options.split()]
+        say(f"{len(files)} files, {size:.0f} MB in {out}. Look at them: {shlex.join([*check, *options])}")
 
 
 @data.command(

@@ -12,6 +12,7 @@ from adbench.errors import UserError
 from adbench.metrics import jackknife
 from adbench.metrics.evaluate import Estimate, estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.results.explain import apart
 from adbench.results.record import Record
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS
@@ -74,38 +75,63 @@ def pooled_folds(results: Iterable[Result]) -> list[PooledFolds]:
     for result in sorted(results, key=lambda result: result.record.created):
         params = result.record.test.params
         if params.get("folds"):
-            groups.setdefault(_division(result.record), {})[params["fold"]] = result
+            groups.setdefault(digest(_division(result.record)), {})[params["fold"]] = result
     if not groups:
         raise UserError("None of these runs is of a fold: adbench run ... --set dataset.folds=5 makes them.")
+    for by_fold in groups.values():
+        _refuse_missing(by_fold, [other for other in groups.values() if other is not by_fold])
     found = [_pooled(by_fold) for by_fold in groups.values()]
     return sorted(found, key=lambda pool: (*pool.as_dict().values(),)[:6])
 
 
-def _division(record: Record) -> str:
+def _division(record: Record) -> dict[str, Any]:
     """What the folds of one cross-validation share."""
-    test = {name: value for name, value in record.test.params.items() if name != "fold"}
-    method = record.method.model_dump(include={"name", "source", "preset", "params"})
-    return digest(
-        [record.protocol, record.test.name, record.test.modality, test, record.train.name, method, record.seed]
-    )
+    return {
+        "protocol": record.protocol,
+        "dataset": record.test.name,
+        "modality": record.test.modality,
+        "test": {name: value for name, value in record.test.params.items() if name != "fold"},
+        "trained on": record.train.name,
+        "method": record.method.model_dump(include={"name", "source", "preset", "params"}),
+        "seed": record.seed,
+    }
+
+
+def _refuse_missing(by_fold: dict[int, Result], others: Sequence[dict[int, Result]]) -> None:
+    """Refuse a cross-validation that lacks a fold; where a run of that fold is of another one, say what is different."""
+    first = next(iter(by_fold.values()))
+    mine, folds = _division(first.record), int(first.record.test.params["folds"])
+    missing = [fold for fold in range(folds) if fold not in by_fold]
+    if not missing:
+        return
+    listed = ",".join(map(str, missing))
+    text = f"{first.label} on {first.record.test.name} {first.record.test.modality} lacks fold {listed} of {folds}"
+    near = [
+        list(apart(mine, _division(other[missing[0]].record), absent="nothing"))
+        for other in others
+        if missing[0] in other and other[missing[0]].record.method.name == first.record.method.name
+    ]
+    if near:
+        name, own, its = min(near, key=len)[0]
+        what = (
+            "of another version of the method"
+            if name == "method.source"
+            else f"with {name}={its}, and these have {own}"
+        )
+        text += f" (that of fold {missing[0]} is {what})"
+    raise UserError(f"{text}: run the same command with --fold {listed}, or pool a folder of these runs alone.")
 
 
 def _pooled(by_fold: dict[int, Result]) -> PooledFolds:
-    first = next(iter(by_fold.values()))
-    folds = int(first.record.test.params["folds"])
-    if missing := [str(fold) for fold in range(folds) if fold not in by_fold]:
-        raise UserError(
-            f"{first.label} on {first.record.test.name} lacks fold {', '.join(missing)} of {folds}: run the same command with "
-            f"--fold {','.join(missing)}."
-        )
-    results = [by_fold[fold] for fold in range(folds)]
+    first = by_fold[0]
+    results = [by_fold[fold] for fold in range(len(by_fold))]
     test, rows, owner = SubjectHistograms(), list[dict[str, Any]](), dict[str, int]()
     for fold, result in enumerate(results):
         for subject in result.subjects:
             if owner.setdefault(subject, fold) != fold:
                 raise UserError(
                     f"{subject} is tested in the folds {owner[subject]} and {fold} of {result.record.test.name}, so they are not of "
-                    "one division: its files changed between the runs. Run every fold again with --out in a new folder."
+                    "one division: they read two folders, or files changed between the runs. Run every fold again with --out in a new folder."
                 )
         test.merge(result.histograms)
         rows += result.record.subjects
@@ -129,7 +155,7 @@ def _refuse_untested(results: Sequence[Result], tested: Container[str]) -> None:
             there = next(fold for fold, names in enumerate(everyone) if subject in names)
             raise UserError(
                 f"{subject} is in fold {there} of {results[0].record.test.name}, not in fold {absent}, and is tested in none, so "
-                "they are not of one division: its files changed between the runs. Run every fold again with --out in a new folder."
+                "they are not of one division: they read two folders, or files changed between the runs. Run every fold again with --out in a new folder."
             )
 
 

@@ -22,7 +22,7 @@ from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import several
 from adbench.results.known import is_released
-from adbench.results.names import row_names
+from adbench.results.names import row_names, training_names
 from adbench.results.record import Number, Record, asked, facts
 from adbench.results.rundir import safe
 
@@ -63,6 +63,7 @@ class Entry:
         estimates: metric -> its number; of several seeds their mean, with an interval over subjects and seeds.
         label: name of the row.
         differs: the parameters that other rows of its method have other values of.
+        trained_on: name of what it learned from, told apart from others of its board.
         rank: 1 is best; None where ``reason`` says why there is none.
         tied: whether others share the rank.
         to_best: the paired difference between the board's best and this entry; None for the best and without a rank.
@@ -76,6 +77,7 @@ class Entry:
     estimates: Mapping[str, Estimate | Number]
     label: str = ""
     differs: dict[str, Any] = field(default_factory=dict)
+    trained_on: str = ""
     rank: int | None = None
     tied: bool = False
     to_best: Difference | None = None
@@ -195,11 +197,13 @@ class Board:
     more: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Label the rows by what tells them apart, see :func:`adbench.results.names.row_names`."""
+        """Name rows and what they learned from by what tells them apart, see :mod:`adbench.results.names`."""
         records, submitters = [entry.record for entry in self.entries], [entry.submitters for entry in self.entries]
         named = row_names(records, seeds=not self.pooled, submitters=submitters)
         for entry, name in zip(self.entries, named, strict=True):
             entry.label, entry.differs = name.label, name.differs
+        for entry, source in zip(self.entries, training_names(records), strict=True):
+            entry.trained_on = source
         self.sort()
 
     @property
@@ -334,7 +338,7 @@ class Board:
             "tied": int(entry.tied),
             "method": record.method.name,
             "preset": record.method.preset,
-            "trained_on": record.train.name,
+            "trained_on": entry.trained_on,
             "seeds": len(entry.records),
             "prevalence": record.prevalence,
             **numbers,

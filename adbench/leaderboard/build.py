@@ -135,7 +135,7 @@ def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
         overviews=by_modality(shown),
         protocols=_distinct(board.test_set.protocol for board in shown),
         modalities=_distinct(board.test_set.modality for board in shown),
-        sources=_distinct(entry.record.train.name for entry in entries),
+        sources=_distinct(entry.trained_on for entry in entries),
         presets=_distinct(entry.record.method.preset for entry in entries),
         reported=reported,
         records=sum(len(entry.records) for entry in entries),
@@ -179,7 +179,7 @@ def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
             taken: Counter[str] = Counter()  # of rows that only their code tells apart
             for entry in board.entries:
                 method = entry.record.method
-                same = digest([method.name, method.preset, method.params, entry.record.train.name])
+                same = digest([method.name, method.preset, method.params, entry.trained_on])
                 rows.setdefault((same, taken[same]), [None] * len(group))[place] = entry
                 taken[same] += 1
         firsts = [next(entry.record for entry in row if entry) for row in rows.values()]
@@ -336,7 +336,7 @@ def _details(entry: Entry) -> list[tuple[str, str]]:
         ("made", ", ".join(dict.fromkeys(one.created[:10] for one in entry.records))),
         (
             "learned from",
-            f"{train.name} {train.modality}: {_amount(train)}" if train.slices else f"{train.name}, as they say",
+            f"{entry.trained_on} {train.modality}: {_amount(train)}" if train.slices else f"{train.name}, as they say",
         ),
         ("tested on", f"{test.name} {test.modality}: {_amount(test)}"),
         ("grid", f"{test.grid[0]} × {test.grid[1]} px"),

@@ -59,7 +59,7 @@ def columns(board: Board, escape: Callable[[str], str] = lambda text: text) -> l
     found = [Column("#", [rank_text(entry, escape) for entry in entries])] if board.pooled else []
     found += [
         Column("method", [escape(entry.label) for entry in entries], right=False),
-        Column("trained on", [escape(_trained(entry.record)) for entry in entries], right=False),
+        Column("trained on", [escape(_trained(entry)) for entry in entries], right=False),
         Column("seeds" if board.pooled else "seed", [board.seeds(entry) for entry in entries]),
     ]
     for metric in board.columns:
@@ -326,7 +326,7 @@ def _entry_json(entry: Entry) -> dict[str, Any]:
         "preset": record.method.preset,
         "differs": entry.differs,
         "params": record.method.params,
-        "trained_on": record.train.name,
+        "trained_on": entry.trained_on,
         **_weights(record),
         "train_slices": record.train.slices,
         "metrics": {name: {k: getattr(number, k) for k in fields} for name, number in entry.estimates.items()},
@@ -359,7 +359,7 @@ def _run_json(entry: Entry) -> dict[str, Any]:
         "protocol": record.protocol["name"],
         "dataset": record.test.name,
         "modality": record.test.modality,
-        "trained_on": record.train.name,
+        "trained_on": entry.trained_on,
         **_weights(record),
         "train_slices": record.train.slices,
         "prevalence": record.prevalence,
@@ -385,6 +385,7 @@ def _weights(record: Record) -> dict[str, Any]:
     return {"weights": record.weights.model_dump()} if record.weights else {}
 
 
-def _trained(record: Record) -> str:
+def _trained(entry: Entry) -> str:
     """The training source, and who trained where it was somebody else."""
-    return f"{record.train.name}, by {record.weights.author}" if record.weights else record.train.name
+    weights = entry.record.weights
+    return f"{entry.trained_on}, by {weights.author}" if weights else entry.trained_on

@@ -29,7 +29,7 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
     """A name for each row: method and preset, then whatever other rows of them differ in.
 
     Parameters come first, then what they learned from. Rows that are the same in all of this differ in whose they are, or in
-    their code: submitter, author of the weights or version say which, else the time they were made; a key is added to
+    their code: training slices, version, submitter or author of the weights say which, else the time they were made; a key is added to
     these as the last resort.
 
     Args:
@@ -48,6 +48,25 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
             label = " ".join(part for part in (f"{method} [{preset}]", params_text(differs), tail) if part)
             found[place] = RowName(label, differs)
     return [found[place] for place in range(len(records))]
+
+
+def training_names(records: Sequence[Record]) -> list[str]:
+    """What each row of one table says it learned from.
+
+    The start of the hash of its training slices stands beside a name under which another row learned from other slices:
+    two folders may have one name.
+
+    Args:
+        records: one of each row.
+    """
+    slices: dict[str, set[str]] = {}
+    for record in records:
+        if record.train.slices:  # else nothing is known of it but what they say
+            slices.setdefault(record.train.name, set()).add(record.train.digest)
+    return [
+        f"{train.name} ({train.digest[:6]})" if train.slices and len(slices[train.name]) > 1 else train.name
+        for train in (record.train for record in records)
+    ]
 
 
 def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
@@ -77,6 +96,9 @@ def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[
 
 
 _LAST: tuple[Callable[[Record, str], str], ...] = (
+    lambda one, who: (
+        f"({one.train.digest[:6]})" if one.train.slices else ""
+    ),  # two folders of one name, as training_names
     lambda one, who: f"v{one.method.version}",
     lambda one, who: who and f"by {who}",
     lambda one, who: f"weights by {one.weights.author}" if one.weights else "",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,14 +13,12 @@ import pytest
 
 from adbench.config.protocols import PROTOCOLS, get
 from adbench.datasets.io import nifti
+from adbench.datasets.phantom import small_layouts as layouts
 from adbench.evaluation.run import Run
 from adbench.leaderboard import submission
 from adbench.leaderboard.checks import check
 from adbench.metrics.thresholds import slice_thresholds
 from adbench.results.record import Record, read
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import synthetic_layouts as layouts
 
 Cli = Callable[..., tuple[int, str, str]]
 COUNTED = ("metrics", "spatial", "strata", "thresholds", "optional", "protocol", "threshold", "notes", "file")
@@ -164,8 +161,8 @@ def test_a_rule_of_a_paper_is_applied_beside(
 def test_across_sets(
     run: Callable[..., Any], tmp_path: Path, protocol: str, train: str, test: str, options: tuple[str, ...]
 ) -> None:
-    layouts.LAYOUTS[train](tmp_path / "train", 6, **({"first": 20} if train == "pddpm_ixi" else {}))
-    layouts.LAYOUTS[test](tmp_path / "test", 5)
+    getattr(layouts, train)(tmp_path / "train", 6, **({"first": 20} if train == "pddpm_ixi" else {}))
+    getattr(layouts, test)(tmp_path / "test", 5)
     modality, *own = options
     more = ("brain=background",) if test == "wmh" else ()
     _, record, _ = run(

@@ -536,8 +536,43 @@ def test_a_damaged_slice_is_to_be_corrected_or_removed(root: Path, tmp_path: Pat
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(UserError, match=r"1 of 4 cases of folder could not be prepared: .*s4-slice_3-T1") as caught:
         prepare(folder(root), "T1", tmp_path / "cache")
-    assert "The other 3 are kept; correct or remove their files and run again. Tracebacks" in str(caught.value)
-    assert "exclude" not in str(caught.value)  # which is for volumes
+    assert "or leave them out with --set dataset.exclude=[s4]" in str(caught.value)
+    stack = prepare(folder(root, exclude=["s4"]), "T1", tmp_path / "cache")
+    assert "s4" not in {case.subject for case in stack.cases}
+    assert "s4: left out, it is in dataset.exclude" in stack.manifest["remarks"]
+
+
+def test_an_excluded_slice_is_no_obstacle_and_changes_no_role(tmp_path: Path) -> None:
+    picture = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    for number in range(6):
+        save(tmp_path / f"p{number}-slice_3-FLAIR.png", picture)
+    roles = {case.subject: case.split for case in folder(tmp_path).discover("FLAIR")}
+    save(tmp_path / "p2-slice_3.png", picture)
+    save(tmp_path / "p3-slice_4-mask.png", picture)
+    assert {f.code for f in check(folder(tmp_path)).findings} >= {"unnamed-image", "unnamed-mask"}
+    assert folder(tmp_path).available() == ("FLAIR",)
+    found = folder(tmp_path, exclude=["p2", "p3"])
+    assert {case.subject: case.split for case in found.discover("FLAIR")} == {
+        who: role for who, role in roles.items() if who not in ("p2", "p3")
+    }
+    with pytest.raises(UserError, match=r"Unknown case of folder in dataset.exclude 'p9'"):
+        folder(tmp_path, exclude=["p9"]).discover("FLAIR")
+    with pytest.raises(UserError, match=r"No slice in .* is left: dataset.exclude names everyone"):
+        folder(tmp_path, exclude=list(roles)).available()
+
+
+def test_names_without_a_modality_are_said_and_give_no_empty_one(tmp_path: Path) -> None:
+    picture = np.arange(256, dtype=np.uint8).reshape(16, 16)
+    save(tmp_path / "p0-slice_3.png", picture)
+    save(tmp_path / "p1-slice_3.png", picture)
+    with pytest.raises(UserError, match=r"The name of .*p0-slice_3.png does not end with a modality"):
+        overview(folder(tmp_path))
+    assert [(f.code, f.case) for f in check(folder(tmp_path)).findings] == [
+        ("unnamed-image", "p0"),
+        ("unnamed-image", "p1"),
+    ]
+    save(tmp_path / "p2-slice_3-FLAIR.png", picture)
+    assert not [f.message for f in check(folder(tmp_path)).findings if "  " in f.message or ": there is ," in f.message]
 
 
 def test_info_says_who_is_taken_for_healthy_and_why(root):

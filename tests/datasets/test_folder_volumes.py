@@ -433,7 +433,7 @@ def test_masks_in_pieces(tmp_path: Path) -> None:
     message = refused(tmp_path, **pattern, lesion_masks="h")
     assert message == (
         f"dataset.lesion_masks=h is in the name of none or of several lesion masks of patient07 ({named}): say union, "
-        "majority, or a word in the name of one."
+        "majority, or a word in the name, or the folder, of one."
     )
 
 

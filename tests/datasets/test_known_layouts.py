@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -19,12 +18,10 @@ from adbench.datasets.adapters.brats23 import BraTS23
 from adbench.datasets.base import Case
 from adbench.datasets.io import nifti
 from adbench.datasets.io.filename_patterns import person, recognise
+from adbench.datasets.phantom import small_layouts as layouts
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.validation.check import CheckReport, check
 from adbench.errors import UserError
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import synthetic_layouts as layouts
 
 Cli = Callable[..., tuple[int, str, str]]
 OWN = ("bids", "folder", "phantom")  # nobody else's work
@@ -59,7 +56,7 @@ def dataset(name: str, root: Path, **params: Any) -> Any:
 
 
 def written(root: Path, layout: str, n: int = 2, **more: Any) -> Path:
-    layouts.LAYOUTS[layout](root, n, **more)
+    getattr(layouts, layout)(root, n, **more)
     return root
 
 
@@ -89,7 +86,7 @@ def test_every_dataset_says_whose_it_is_and_has_a_layout_that_is_tried(name: str
     docs = Path(__file__).parents[2] / "docs"
     assert f"\n| `{name}` | " in (docs / "datasets.md").read_text(), "the first table"
     assert f" | `{name}` | " in (docs / "datasets.md").read_text() or name == "phantom", "the table of layouts"
-    assert name in {**layouts.LAYOUTS, "folder": layouts.slice_folder} or name == "phantom"
+    assert name in {known.dataset for known in layouts.LAYOUTS.values()} or name == "phantom"
     if name in download.SOURCES:
         assert f"adbench data get {name}" in info.obtain
 
@@ -362,7 +359,7 @@ def test_two_groups_are_not_mixed(tmp_path: Path) -> None:
     layouts.brats23(tmp_path, 1, "MET")
     assert refused("brats23", tmp_path) == (
         f"{tmp_path} mixes BraTS-GLI (2 cases) and BraTS-MET (1 cases), whose labels differ: choose one with --set "
-        "dataset.group=GLI (GLI, MET, SSA, MEN, PED)."
+        "dataset.group=GLI."
     )
     chosen: BraTS23 = dataset("brats23", tmp_path, group="MET")
     assert [case.subject for case in chosen.discover("T1")] == ["BraTS-MET-00000"]
@@ -423,6 +420,10 @@ def test_a_channel_that_is_missing(tmp_path: Path) -> None:
             "this order.",
         )
     ]
+    found = dataset("msd_brain", root)
+    for modality in found.available():  # which one it is that lacks is not known
+        with pytest.raises(UserError, match=r"BRATS_002.nii.gz has 3 channels .* and channel 4 is wanted"):
+            found.load(found.discover(modality)[1], modality)
 
 
 def test_one_patient_twice_is_found_in_4d_files(tmp_path: Path) -> None:
@@ -644,6 +645,42 @@ def test_one_of_several_acquisitions(tmp_path: Path) -> None:
     for path in list(root.rglob("*acq-highres_T1w.nii.gz")):  # equal voxels: the name
         nifti.write(path.with_name(path.name.replace("highres", "0")), layouts.head(3, "T1"), layouts.GRID)
     assert used(exclude=["sub-001"]) == ["acq-0"]
+
+
+def test_a_misnamed_mask_is_named_where_no_case_is_left_and_its_release_is_not_advised(tmp_path: Path) -> None:
+    """As copies of MSLUB whose masks are called patient07_seg."""
+    root = written(tmp_path, "mslub", 2)
+    for path in list(root.rglob("*_consensus_gt.nii.gz")):
+        path.rename(path.with_name(path.name.replace("consensus_gt", "seg")))
+    for path in list(root.rglob("raw/*")):
+        path.unlink()
+    assert refused("mslub", root).endswith(
+        "patient01/patient01_seg.nii.gz has no name of mslub's; --dataset folder reads more names."
+    )
+    found = dataset("folder", root)
+    assert [case.subject for case in found.discover("FLAIR")] == ["patient01", "patient02"]
+    assert "known-layout" not in {finding.code for finding in check(found).findings}
+
+
+def test_dwi_and_flair_that_were_swapped_are_refused_in_either_sequence(tmp_path: Path) -> None:
+    root = written(tmp_path, "isles22", 3)
+    (flair,) = root.rglob("sub-strokecase0002*_FLAIR.nii.gz")
+    (dwi,) = root.rglob("sub-strokecase0002*_dwi.nii.gz")
+    aside = flair.rename(tmp_path / "aside")
+    dwi.rename(flair)
+    aside.rename(dwi)
+    (mask,) = root.rglob("sub-strokecase0002*_msk.nii.gz")
+    says = (
+        f"{mask} does not lie on the grid of {dwi.name}: 30x30x20 voxels against 24x24x16, on which it is drawn: is DWI another "
+        "sequence's file?"
+    )
+    found = dataset("isles22", root)
+    assert errors(check(found)) == [("sub-strokecase0002_ses-0001", says)]
+    assert check(found).exit_code == 2
+    for modality in ("FLAIR", "ADC"):
+        with pytest.raises(UserError) as caught:
+            found.load(found.discover(modality)[1], modality)
+        assert str(caught.value) == says
 
 
 # -- SOOP --------------------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +15,9 @@ from adbench.datasets.adapters.atlas import Atlas
 from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
-from adbench.datasets.phantom.layouts import LAYOUTS, synthesise
+from adbench.datasets.phantom.layout_table import LAYOUTS
+from adbench.datasets.phantom.layouts import _PHANTOMS, synthesise
+from adbench.datasets.phantom.small_layouts import write_small
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 
@@ -120,7 +123,7 @@ def test_the_command_line_makes_what_is_missing_with_the_same_bytes(
     files[2].unlink()
     code, _, err = cli("data", "synth", "--layout", "brats21", "--n", "1", "--out", root)
     assert code == 0
-    assert f"adbench data check --dataset brats21 --data-root {root}" in err
+    assert f"adbench data check --dataset brats21 --data-root {shlex.quote(str(root))}" in err
     assert sorted(file for file in root.rglob("*") if file.is_file()) == files
     assert [file.read_bytes() for file in files] == before
     assert [file.stat().st_mtime_ns for i, file in enumerate(files) if i != 2] == stamps[:2] + stamps[3:]
@@ -131,7 +134,7 @@ def test_the_command_line_makes_what_is_missing_with_the_same_bytes(
 
 @pytest.mark.parametrize(("layout", "n", "count"), [("ixi", 300, 300), ("atlas", 100, 120), ("brats21", 200, 200)])
 def test_many_subjects_have_names_of_their_own(layout: str, n: int, count: int) -> None:
-    list_jobs, _ = LAYOUTS[layout]
+    list_jobs, _ = _PHANTOMS[layout]
     jobs = list(list_jobs(n, 0))
     assert len({job.stem for job in jobs}) == len({job.subject for job in jobs}) == count
     assert [job.stem for job in jobs] == [job.stem for job in list_jobs(n, 0)]
@@ -142,8 +145,33 @@ def test_many_subjects_have_names_of_their_own(layout: str, n: int, count: int) 
 
 
 def test_bad_requests(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"Unknown layout 'brats'\. Did you mean 'brats21'"):
+    with pytest.raises(UserError, match=r"Unknown layout 'brats'\. Did you mean 'brats2"):
         synthesise("brats", 1, tmp_path)
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="is a file"):
         synthesise("ixi", 1, tmp_path / "file")
+
+
+@pytest.mark.parametrize("layout", sorted(set(LAYOUTS) - {"atlas", "atlas-derivatives", "atlas-flat"}))
+def test_every_small_layout_is_written_and_read_as_its_row_says(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path, layout: str
+) -> None:
+    known = LAYOUTS[layout]
+    assert write_small(layout, tmp_path / "small", 2)
+    options = [f"--set=dataset.{option}" for option in known.options.split()]
+    code, _, err = cli("data", "info", "--dataset", known.dataset, "--data-root", tmp_path / "small", *options)
+    assert (code, err) == (0, "")
+
+
+def test_the_command_names_the_layouts_and_says_how_to_read_one(
+    cli: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    code, out, _ = cli("data", "synth", "--help")
+    assert code == 0
+    assert all(name in out for name in LAYOUTS)
+    code, _, out = cli("data", "synth", "--layout", "wmh", "--n", "2", "--out", tmp_path / "w")
+    assert code == 0
+    assert f"adbench data check --dataset wmh --data-root {tmp_path / 'w'} --set=dataset.brain=background" in out
+    assert (tmp_path / "w" / "Utrecht" / "0" / "wmh.nii.gz").is_file()
+    code, _, err = cli("data", "synth", "--layout", "wmh", "--seed", "1", "--out", tmp_path / "w")
+    assert (code, "always the same: --seed is for ixi, atlas, brats21" in err) == (2, True)

@@ -18,7 +18,8 @@ from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.adapters.lesion_masks import merged, whole_numbers
 from adbench.datasets.adapters.nnunet import NnUNet
 from adbench.datasets.io import nifti
-from adbench.datasets.io.filename_patterns import BRAIN, LESION, UNCLEAR, common_name
+from adbench.datasets.io.filename_patterns import UNCLEAR, common_name
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.validation.check import check
 from adbench.errors import UserError
 
@@ -66,6 +67,55 @@ def test_equal_raters_have_a_vote_each(tmp_path: Path) -> None:
     put(tmp_path / "d" / "p1_seg.nii.gz", mask())  # two against two
     found = layouts.dataset(Folder, tmp_path, lesion_masks="majority")
     assert not found.read(found.discover("FLAIR")[0], "FLAIR").lesion.any()
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "word"),
+    [
+        ("p1_left_lesion", "p1_right_lesion", "right"),
+        ("p1_L_seg", "p1_R_seg", "R"),
+        ("p1_lesion_mask-lh", "p1_lesion_mask-rh", "rh"),
+        ("lh.p1_lesion", "rh.p1_lesion", "rh"),
+        ("p1_FLAIR_hemi-L_label", "p1_FLAIR_hemi-R_label", "hemi-r"),
+        ("p1_rater1_seg", "p1_rater10_seg", "rater10"),
+        ("p1_seg_r1", "p1_seg_r2", "r2"),
+        ("p1_lesion_observer-A", "p1_lesion_observer-B", "observer-b"),
+        ("p1_reader_JD_gt", "p1_reader_MK_gt", "mk"),
+        ("p1_lesion_A", "p1_lesion_B", "B"),
+        ("p1_seg1", "p1_seg2", "seg2"),
+        ("p1_manual_1_lesion", "p1_consensus_lesion", "consensus"),
+        ("one/p1_seg", "two/p1_seg", "two"),
+    ],
+)
+def test_pieces_under_many_names(tmp_path: Path, left: str, right: str, word: str) -> None:
+    people(tmp_path, "p1", "p10")
+    put(tmp_path / "p10_seg.nii.gz", mask(2))
+    put(tmp_path / f"{left}.nii.gz", mask(4))
+    put(tmp_path / f"{right}.nii.gz", mask(6))
+    with pytest.raises(UserError, match=r"dataset.lesion_masks=union"):
+        layouts.dataset(Folder, tmp_path).discover("FLAIR")
+    for said, planes in (("union", (4, 6)), ("majority", ()), (word, (6,))):
+        found = layouts.dataset(Folder, tmp_path, lesion_masks=said)
+        cases = found.discover("FLAIR")
+        assert [case.subject for case in cases] == ["p1", "p10"]
+        np.testing.assert_array_equal(found.read(cases[0], "FLAIR").lesion, mask(*planes))
+
+
+def test_a_side_or_a_letter_of_a_patients_name_is_no_piece(tmp_path: Path) -> None:
+    """p1_R is a patient of his own, and so may p1_B be, whose image is not there."""
+    people(tmp_path, "p1", "p1_R", "left_p1")
+    for name in ("p1", "p1_R", "left_p1"):
+        put(tmp_path / f"{name}_seg.nii.gz", mask(len(name)))
+    found = layouts.dataset(Folder, tmp_path)
+    assert {case.subject: case.files[1].name for case in found.discover("FLAIR")} == {
+        name: f"{name}_seg.nii.gz" for name in ("p1", "p1_R", "left_p1")
+    }
+    (tmp_path / "p1_seg.nii.gz").rename(tmp_path / "p1_B_seg.nii.gz")
+    with pytest.raises(UserError, match=r"p1_B_seg.nii.gz holds the values 0, 1 alone, as a mask does"):
+        layouts.dataset(Folder, tmp_path).discover("FLAIR")
+    (tmp_path / "p1_B_seg.nii.gz").rename(tmp_path / "p1_observer-B_mask.nii.gz")
+    with pytest.raises(UserError, match=r"is this a brain mask or a lesion mask\?.* or leave p1 out"):
+        layouts.dataset(Folder, tmp_path).discover("FLAIR")
 
 
 def test_votes_on_what_does_not_count() -> None:

@@ -225,3 +225,33 @@ def test_sform_and_qform_that_disagree(tmp_path: Path) -> None:
     image.set_qform(np.diag([2, 1, 1, 1]), 1)
     nibabel.save(image, tmp_path / "x.nii.gz")
     assert nifti.read_header(tmp_path / "x.nii.gz").disagreement == pytest.approx(10.0)  # 10 voxels, 1 mm a voxel
+
+
+@pytest.mark.parametrize("forms", [("sform", "qform"), ("sform",), ("qform",), ()])
+@pytest.mark.parametrize(("unit", "to_mm"), [("meter", 1000), ("micron", 0.001)])
+def test_a_header_in_another_unit_is_read_in_mm(
+    tmp_path: Path, unit: str, to_mm: float, forms: tuple[str, ...]
+) -> None:
+    affine = np.diag([-1.0, 1, 2.5, 1])
+    affine[:3, 3] = 90, -126, -72
+    scaled = affine.copy()
+    scaled[:3] /= to_mm
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), scaled)
+    image.header.set_xyzt_units(unit)
+    for form in ("sform", "qform"):
+        getattr(image, f"set_{form}")(scaled if form in forms else None, code=int(form in forms))
+    nibabel.save(image, tmp_path / "x.nii.gz")
+    header = nifti.read_header(tmp_path / "x.nii.gz")
+    np.testing.assert_allclose(header.zooms, (1, 1, 2.5), rtol=1e-5)
+    if forms:
+        np.testing.assert_allclose(header.affine, affine, rtol=1e-5)
+    assert header.disagreement < 1e-3
+    assert "read as 1 x 1 x 2.5 mm" in " ".join(header.odd)
+
+
+def test_a_unit_that_is_stated_and_not_meant(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((4, 5, 6), np.int16), np.diag([1.0, 1, 2.5, 1]))
+    image.header.set_xyzt_units("meter")
+    nibabel.save(image, tmp_path / "x.nii.gz")
+    header = nifti.read_header(tmp_path / "x.nii.gz")
+    assert (header.zooms, header.odd) == ((1.0, 1.0, 2.5), ())

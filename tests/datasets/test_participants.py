@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +12,10 @@ from adbench.config import run_config
 from adbench.datasets.adapters.ixi import IXI
 from adbench.datasets.io import nifti
 from adbench.datasets.io.participants import groups_of
+from adbench.datasets.phantom import small_layouts as layouts
 from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
 from adbench.params import build
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import synthetic_layouts as layouts
 
 Cli = Callable[..., tuple[int, str, str]]
 EASY = {"size": 32, "min_brain": 0.01, "registration": "none", "n4": False}

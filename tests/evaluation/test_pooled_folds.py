@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,10 +68,36 @@ def test_the_fold_stands_in_the_folder_the_record_the_key_and_the_table(runs: li
 
 
 def test_a_missing_fold_is_named(runs: list[api.Run]) -> None:
-    with pytest.raises(UserError, match="lacks fold 1 of 2: run the same command with --fold 1"):
+    with pytest.raises(UserError, match="on mine FLAIR lacks fold 1 of 2: run the same command with --fold 1, or"):
         pooled_folds(runs[:1])
     with pytest.raises(UserError, match="None of these runs is of a fold"):
         pooled_folds([])
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"test": {"params": {"size": 48}}}, r"that of fold 1 is with test.size=48, and these have None"),
+        ({"method": {"source": "f" * 64}}, "that of fold 1 is of another version of the method"),
+        ({"seed": 3}, "that of fold 1 is with seed=3, and these have 0"),
+    ],
+)
+def test_a_fold_of_another_cross_validation_is_named(
+    runs: list[api.Run], tmp_path: Path, change: dict[str, Any], says: str
+) -> None:
+    """As after the second fold was run with other options, or after an update."""
+    copy = tmp_path / "a" / "b" / runs[1].folder.name
+    shutil.copytree(runs[1].folder, copy)
+    content = json.loads((copy / "record.json").read_text())
+    for name, value in change.items():
+        if name == "test":
+            value["params"] = {**content["test"]["params"], **value["params"]}
+        content[name] = {**content[name], **value} if isinstance(value, dict) else value
+    (copy / "record.json").write_text(json.dumps(content))
+    with pytest.raises(UserError) as caught:
+        pooled_folds([runs[0], api.Run(copy)])
+    assert says in str(caught.value)
+    assert "run the same command with --fold 1" in str(caught.value)
 
 
 def test_a_subject_that_no_fold_tests_is_named(runs: list[api.Run], tmp_path: Path) -> None:

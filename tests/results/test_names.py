@@ -9,7 +9,7 @@ import pytest
 
 from adbench.config.shared_fit import Weights
 from adbench.leaderboard import submission
-from adbench.results.names import row_names
+from adbench.results.names import row_names, training_names
 from adbench.results.record import Record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
@@ -55,6 +55,20 @@ def test_data_tell_rows_apart(record: Record) -> None:
     fewer = changed(record, train={"params": {**record.train.params, "n_train": 2}})
     assert labels(record, other) == ["histeq [tiny] on phantom", "histeq [tiny] on ixi"]
     assert labels(record, fewer)[1] == "histeq [tiny] n_train=2"
+
+
+def test_two_folders_of_one_name_are_told_apart(record: Record) -> None:
+    one = changed(record, train={"name": "hospital", "digest": "a1" * 32})
+    two = changed(record, train={"name": "hospital", "digest": "b2" * 32})
+    ixi = changed(record, train={"name": "ixi"})
+    assert training_names([one, two, ixi]) == ["hospital (a1a1a1)", "hospital (b2b2b2)", "ixi"]
+    assert training_names([one, ixi, one]) == ["hospital", "ixi", "hospital"]
+    assert labels(one, two) == ["histeq [tiny] (a1a1a1)", "histeq [tiny] (b2b2b2)"]
+    assert labels(one, two, ixi)[1:] == ["histeq [tiny] on hospital (b2b2b2)", "histeq [tiny] on ixi"]
+    said = changed(
+        record, train={"name": "hospital", "digest": "", "slices": 0}
+    )  # of maps: nothing is known but the name
+    assert training_names([one, said]) == ["hospital", "hospital"]
 
 
 def test_seeds_stand_in_a_column_of_their_own(record: Record) -> None:

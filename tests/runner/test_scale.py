@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from adbench.config import run_config
+from adbench.datasets.phantom import small_layouts as layouts
 from adbench.datasets.preprocessing.recipe import RecipeParams
 from adbench.datasets.store.prepare import prepare, store_folder
 from adbench.errors import UserError
 from adbench.params import build
 from adbench.results import record as records
 from adbench.results.record import Record
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
-import synthetic_layouts as layouts
 
 Cli = Callable[..., tuple[int, str, str]]
 Run = Callable[..., tuple[str, list[Record]]]

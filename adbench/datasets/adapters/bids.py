@@ -18,7 +18,13 @@ from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File
-from adbench.datasets.io.filename_patterns import LESION, MODALITIES, Named, common_name, person
+from adbench.datasets.io.filename_patterns import (
+    MODALITIES,
+    Named,
+    common_name,
+    person,
+)
+from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.io.participants import PARTICIPANTS
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError, unknown

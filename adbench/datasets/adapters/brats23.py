@@ -85,19 +85,15 @@ class BraTS23(IndexedVolumes):
         """With the labels of the group."""
         group = next(iter(self.groups))
         cavity = SETS[{"GLI": "brats23", "MET": "brats23-met"}.get(group, "brats23-other")].not_counted
-        return replace(self.distributed, labels=LABELS.get(group, {}), not_counted=tuple(cavity))
+        return replace(self.distributed, labels=LABELS[group], not_counted=tuple(cavity))
 
     def faults(self) -> Iterator[Issue]:
-        """Also groups that are mixed or unknown: their labels differ."""
+        """Also groups that are mixed: their labels differ."""
         yield from super().faults()
         listed = " and ".join(f"BraTS-{group} ({count} cases)" for group, count in sorted(self.groups.items()))
-        known = f"choose one with --set dataset.group=GLI ({', '.join(LABELS)})"
         if len(self.groups) > 1:
-            yield issues.error("conflict", self._root(), f"{self.root} mixes {listed}, whose labels differ: {known}.")
-        elif not set(self.groups) <= set(LABELS):
-            yield issues.error(
-                "conflict", self._root(), f"{self.root} holds {listed}, whose labels are not known: {known}."
-            )
+            message = f"{self.root} mixes {listed}, whose labels differ: choose one with --set dataset.group={min(self.groups)}."
+            yield issues.error("conflict", self._root(), message)
 
 
 def _group(subject: str) -> str:

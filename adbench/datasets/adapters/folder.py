@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,61 +13,30 @@ import numpy as np
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.folder_volumes import SLICE_FIELDS, SLICE_PIXELS, FolderParams, FolderVolumes
-from adbench.datasets.adapters.own_volumes import FOLDERS, SECOND_SCAN, why_healthy
+from adbench.datasets.adapters.own_volumes import SECOND_SCAN, why_healthy
+from adbench.datasets.adapters.slice_names import (
+    BRAIN,
+    LESION,
+    SliceFile,
+    SliceId,
+    by_split,
+    name_faults,
+    named_slice,
+    only_folder,
+)
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.file_index import FoundFiles, find_files
-from adbench.datasets.io.filename_patterns import MODALITIES, common_name, modality_of, person, second_scan, split_visit
+from adbench.datasets.io.filename_patterns import MODALITIES, person, second_scan
 from adbench.datasets.io.png import read_image, read_mask, read_shape, used_bits
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
 from adbench.datasets.splits import ROLES, assign
-from adbench.errors import UserError
+from adbench.errors import UserError, unknown
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
 
 _WHITE = 65535  # of an image that uses all of its 16 bits
-BRAIN, LESION = "brainmask", "segmentation"  # as the last word of a file's name
-_OTHER_MASK = "mask"  # any other word for one
-
-_SLICE = re.compile(r"^(?P<subject>.+?)[-_]slice[-_]?(?P<index>\d+)$", re.IGNORECASE)
-_BMAD = re.compile(r"^(?P<subject>\d+)_(?P<index>\d+)$")
-_LAST_WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
-_HEALTHY, _ILL = "good", "ungood"  # folders of BMAD
-_BELOW = {(), *((v, *p) for v in (_HEALTHY, _ILL) for p in ((), ("img",), ("label",)))}  # a split folder, as in BMAD
-_Slice = tuple[Split | None, str, str, int]  # role by its folder, subject, session, index
-
-
-@dataclass(frozen=True)
-class _File:
-    """One PNG by its name: ``kind`` is a modality, ``brainmask``, ``segmentation``, ``mask`` (another word for one) or ""."""
-
-    path: Path
-    split: Split | None
-    subject: str
-    session: str
-    index: int
-    kind: str
-
-    @property
-    def slice(self) -> _Slice:
-        return self.split, self.subject, self.session, self.index
-
-    @property
-    def is_mask(self) -> bool:
-        return self.kind in (BRAIN, LESION, _OTHER_MASK)
-
-    @property
-    def ill(self) -> bool:
-        """Whether its folder says that there is a lesion in it."""
-        return _verdict(self.path) == _ILL
-
-    def sibling(self, kind: str) -> str:
-        """Name of the file of another kind beside it."""
-        if kind == LESION and _verdict(self.path):
-            return f"label/{self.path.name}"
-        match = _LAST_WORD.match(self.path.stem)
-        return f"{match['rest'] if match else self.path.stem}-{kind}.png"
 
 
 class Folder(Dataset):
@@ -108,17 +75,16 @@ class Folder(Dataset):
     Params: ClassVar[type[ParamSet]] = FolderParams
     params: FolderParams
     quick: ClassVar[bool] = True
-    excludes_by_name = False  # its parameter is for volumes
 
     def __init__(self, params: ParamSet, root: Path | None) -> None:
-        super().__init__(params, root and _only_folder(root))
+        super().__init__(params, root and only_folder(root))
 
     def __new__(cls, params: ParamSet, root: Path | None) -> Folder:
         """The one of the two kinds that lies at ``root``."""
         files = find_files(root) if root is not None and root.is_dir() else FoundFiles()
         if root is None or not files.volumes:
             return super().__new__(cls)
-        if slices := _by_split(_only_folder(root), [p for p in files.pictures if _only_folder(root) in p.parents])[0]:
+        if slices := by_split(only_folder(root), [p for p in files.pictures if only_folder(root) in p.parents])[0]:
             raise UserError(f"{root} holds NIfTI volumes and PNG slices such as {slices[0][0]}: keep one kind in it.")
         return FolderVolumes(params, root)  # type: ignore[return-value]
 
@@ -131,7 +97,7 @@ class Folder(Dataset):
 
     @cached_property
     def _pictures(self) -> tuple[list[tuple[Path, Split | None]], list[Path]]:
-        """See :func:`_by_split`.
+        """See :func:`by_split`.
 
         Raises:
             UserError: the root is missing or no folder, or there are no PNG slices.
@@ -145,7 +111,7 @@ class Folder(Dataset):
             raise UserError(f"The dataset folder needs a data root. {expected}")
         if not root.is_dir():
             raise UserError(f"The data root {root} {'is not a folder' if root.exists() else 'is missing'}. {expected}")
-        slices, strays = _by_split(root, find_files(root).pictures)
+        slices, strays = by_split(root, find_files(root).pictures)
         if not slices:
             inside = sorted(entry.name for entry in root.iterdir())
             what = f"only {', '.join(inside[:5])}{' ...' if len(inside) > 5 else ''}" if inside else "nothing"
@@ -154,27 +120,28 @@ class Folder(Dataset):
         return slices, strays
 
     @cached_property
-    def _files(self) -> list[_File]:
+    def _files(self) -> list[SliceFile]:
         """Every PNG by its name."""
-        return [self._named(path, split) for path, split in self._pictures[0]]
-
-    def _named(self, path: Path, split: Split | None) -> _File:
-        rest, kind = path.stem, ""
-        if match := _LAST_WORD.match(path.stem):
-            word = match["word"]
-            kind = word.lower() if word.lower() in (BRAIN, LESION) else modality_of(word)
-            known = None if kind else common_name(path.stem)
-            kind = _OTHER_MASK if known else kind
-            rest = match["rest"] if kind else rest
-        numbered = _SLICE.match(rest)
-        if _verdict(path) and not kind:
-            numbered = numbered or _BMAD.match(rest)
-            kind = LESION if path.parent.name.lower() == "label" else ""
-        name, index = (numbered["subject"], int(numbered["index"])) if numbered else (rest, 0)
-        return _File(path, split, *split_visit(name), index, kind or self.params.modality.upper())
+        return [named_slice(path, split, self.params.modality) for path, split in self._pictures[0]]
 
     @cached_property
-    def _masks(self) -> dict[str, dict[_Slice, Path]]:
+    def _kept(self) -> list[SliceFile]:
+        """Every PNG of those that the user did not leave out.
+
+        Raises:
+            UserError: ``exclude`` names nobody here.
+        """
+        known = {name for file in self._files for name in (file.subject, file.case)}
+        for name in self.params.exclude:
+            if name not in known:
+                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
+        return [file for file in self._files if not self._excluded(file)]
+
+    def _excluded(self, file: SliceFile) -> bool:
+        return file.subject in self.params.exclude or file.case in self.params.exclude
+
+    @cached_property
+    def _masks(self) -> dict[str, dict[SliceId, Path]]:
         return {kind: {f.slice: f.path for f in self._files if f.kind == kind} for kind in (BRAIN, LESION)}
 
     @cached_property
@@ -192,11 +159,18 @@ class Folder(Dataset):
         return {split for split, _ in self._masked}
 
     def available(self) -> tuple[str, ...]:
-        """The modalities found, the one with most files first."""
-        counts = Counter(file.kind for file in self._files if not file.is_mask)
+        """The modalities found, the one with most files first.
+
+        Raises:
+            UserError: there is none.
+        """
+        counts = Counter(file.kind for file in self._kept if file.kind and not file.is_mask)
+        if not counts:
+            issues.refuse(self.faults())
+            raise UserError(f"No slice in {self.root} is left: dataset.exclude names everyone.")
         return tuple(sorted(counts, key=lambda name: (-counts[name], name)))
 
-    def _healthy(self, file: _File) -> str:
+    def _healthy(self, file: SliceFile) -> str:
         """Why the subject of ``file`` counts as healthy without a segmentation; "" where nothing says so."""
         if person(file.subject) in self._ill:
             return ""
@@ -204,7 +178,7 @@ class Folder(Dataset):
             return "it lies in a flat folder, which is for healthy subjects"
         return why_healthy(self.params, file.split, self._masked_roles, "segmentation")
 
-    def _left_out(self, file: _File) -> str:
+    def _left_out(self, file: SliceFile) -> str:
         """Why the subject of ``file`` takes no role, or ""."""
         if second_scan(file.subject) and self.params.second_scans != "use":
             return SECOND_SCAN
@@ -222,10 +196,11 @@ class Folder(Dataset):
 
     def found(self, modality: str) -> list[Case]:
         """As :meth:`discover`, whatever :meth:`faults` says."""
-        images = {file.slice: file for file in self._files if file.kind == modality and not self._left_out(file)}
+        usable = [file for file in self._files if file.kind == modality and not self._left_out(file)]
+        images = {file.slice: file for file in usable if not self._excluded(file)}
         if not images:
             raise UserError(
-                f"No {modality} slice in {self.root}: there is {', '.join(self.available()) or 'no known modality'}. "
+                f"No {modality} slice in {self.root}: there is {', '.join(self.available())}. "
                 f"The modality is the last word of a file name, as in sub-01-slice_68-{modality}.png."
             )
         masks = self._masks
@@ -235,8 +210,8 @@ class Folder(Dataset):
                 shapes.add(read_shape(file.path))
         white = self._white(modality)
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
-        roles = self._drawn(images.values()) | self._dealt(images.values())
-        grouped: dict[tuple[int, Split, str, str], list[_File]] = defaultdict(list)
+        roles = self._drawn(usable) | self._dealt(usable)  # of everyone, whoever is left out
+        grouped: dict[tuple[int, Split, str, str], list[SliceFile]] = defaultdict(list)
         for file in images.values():
             split = roles.get(person(file.subject)) or file.split
             assert split is not None
@@ -272,13 +247,13 @@ class Folder(Dataset):
     def _white(self, modality: str) -> int:
         """The value of 16-bit images that is white: the largest of the bits that they use."""
         bits = 0
-        for file in self._files:
+        for file in self._kept:
             if file.kind == modality:
                 with suppress(FileError):  # reported when its turn comes
                     bits = max(bits, used_bits(file.path))
         return 2**bits - 1 if bits else _WHITE
 
-    def _drawn(self, files: Iterable[_File]) -> dict[str, Split]:
+    def _drawn(self, files: Iterable[SliceFile]) -> dict[str, Split]:
         """The split of every patient of a flat folder, drawn by the first of the names that the patient has."""
         names: dict[str, str] = {}
         for file in files:
@@ -291,7 +266,7 @@ class Folder(Dataset):
             roles[order[0]], roles[order[-1]] = "val", "train"
         return roles
 
-    def _dealt(self, files: Iterable[_File]) -> dict[str, Split]:
+    def _dealt(self, files: Iterable[SliceFile]) -> dict[str, Split]:
         """With ``folds``, the split of every patient with a segmentation outside train/: each fold has its share of lesions."""
         p, masks = self.params, self._masks[LESION]
         strata: dict[str, str] = {}
@@ -305,7 +280,8 @@ class Folder(Dataset):
 
     def exclusions(self, modality: str) -> list[str]:
         """Subjects that are left out, and why."""
-        left = {f.subject: why for f in self._files if f.kind == modality and (why := self._left_out(f))}
+        left = {f.subject: why for f in self._kept if f.kind == modality and (why := self._left_out(f))}
+        left |= {f.case: "it is in dataset.exclude" for f in self._files if f.kind == modality and self._excluded(f)}
         return [f"{subject}: left out, {why}" for subject, why in sorted(left.items())]
 
     # -- pixels ----------------------------------------------------------------------------------------------------
@@ -409,13 +385,13 @@ class Folder(Dataset):
         for folder in sorted({path.parent for path in strays}):
             message = f"{folder} holds PNG files and is none of train/, val/ and test/: move them into one, or out of {self.root}."
             yield issues.error("stray", folder, message)
-        yield from _name_faults(self._files)
+        yield from name_faults(self._kept)
         yield from self._missing_masks()
 
     def _missing_masks(self) -> Iterator[Issue]:
         """Subjects that need a segmentation and have none, and slices without one where the subject's others have one."""
         lesions = self._masks[LESION]
-        images = [file for file in self._files if not file.is_mask]
+        images = [file for file in self._kept if not file.is_mask]
         owners = {(file.split, person(file.subject)) for file in images if file.slice in lesions}
         seen: set[tuple[Split | None, str]] = set()
         for file in images:
@@ -444,7 +420,7 @@ class Folder(Dataset):
     def sizes(self, modality: str) -> Iterator[Issue]:
         """Slices of another size than the first."""
         first: tuple[Path, tuple[int, int]] | None = None
-        for path in (file.path for file in self._files if file.kind == modality):
+        for path in (file.path for file in self._kept if file.kind == modality):
             try:
                 shape = read_shape(path)
             except FileError:  # found when its pixels are read
@@ -456,76 +432,6 @@ class Folder(Dataset):
                 yield issues.warning("shape", path, message)
 
 
-def _verdict(path: Path) -> str:
-    """What the folder of a slice says of it, as in BMAD: good or ungood; "" in any other layout."""
-    return next((folder.lower() for folder in path.parts[-3:-1] if folder.lower() in (_HEALTHY, _ILL)), "")
-
-
-def _only_folder(root: Path) -> Path:
-    """``root``, or the folder below it that holds the splits where nothing else lies beside it ("Brain" of BMAD)."""
-    if not root.is_dir():
-        return root
-    inside = [entry for entry in root.iterdir() if not entry.name.startswith(".")]
-    if len(inside) != 1 or not inside[0].is_dir() or inside[0].name.lower() in FOLDERS:
-        return root
-    return inside[0] if any(entry.is_dir() and entry.name.lower() in FOLDERS for entry in inside[0].iterdir()) else root
-
-
-def _by_split(root: Path, pictures: Iterable[Path]) -> tuple[list[tuple[Path, Split | None]], list[Path]]:
-    """Slices with the role of their folder (None directly in ``root``), ordered by role; and PNG files anywhere else."""
-    slices: list[tuple[Path, Split | None]] = []
-    strays: list[Path] = []
-    for path in pictures:
-        folders = [folder.lower() for folder in path.relative_to(root).parts[:-1]]
-        if not folders or (folders[0] in FOLDERS and tuple(folders[1:]) in _BELOW):
-            slices.append((path, FOLDERS[folders[0]] if folders else None))
-        else:
-            strays.append(path)
-    return sorted(slices, key=lambda item: (len(ROLES) if item[1] is None else ROLES.index(item[1]), item[0])), strays
-
-
 def _slices(indices: list[int]) -> str:
     shown = ", ".join(map(str, indices[:8]))
     return f"slice{'s' * (len(indices) > 1)} {shown}{' ...' if len(indices) > 8 else ''}"
-
-
-def _name_faults(files: list[_File]) -> Iterator[Issue]:
-    """Names without a modality, names that mean the same slice, masks without image, patients in two splits."""
-    seen: dict[tuple[_Slice, str], Path] = {}
-    homes: dict[str, _File] = {}
-    reported: set[str] = set()
-    imaged = {file.slice for file in files if not file.is_mask}
-    for file in files:
-        if not file.kind:
-            message = (
-                f"The name of {file.path} does not end with a modality ({', '.join(MODALITIES)}), {BRAIN} or {LESION}: "
-                f"rename it as in sub-01-slice_68-FLAIR.png, or give their modality with --set dataset.modality=FLAIR."
-            )
-            yield issues.error("unnamed-image", file.path, message, file.subject)
-            continue
-        if file.kind == _OTHER_MASK:
-            message = (
-                f"{file.path} is named like a mask: name it {file.sibling(LESION)} if it marks lesions, {file.sibling(BRAIN)} if "
-                "it marks the brain, or take it out."
-            )
-            yield issues.error("unnamed-mask", file.path, message, file.subject)
-            continue
-        other = seen.setdefault((file.slice, file.kind), file.path)
-        if other != file.path:
-            message = (
-                f"{other.name} and {file.path.name} in {file.path.parent} are both {file.kind} of slice {file.index} of "
-                f"{file.subject}: remove or renumber one."
-            )
-            yield issues.error("conflict", file.path, message, file.subject)
-        who = person(file.subject)
-        home = homes.setdefault(who, file)
-        if home.split != file.split and who not in reported:
-            reported.add(who)
-            message = (
-                f"The subject {file.subject} is in two splits, {home.split} ({home.path.name}) and {file.split} "
-                f"({file.path.name}): keep each subject in one."
-            )
-            yield issues.error("two-roles", file.path, message, file.subject)
-        if file.is_mask and file.slice not in imaged:
-            message = f"{file.path} has no image beside it: add {file.sibling('FLAIR')} or remove the mask."
-            yield issues.error("missing-image", file.path, message, file.subject)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes, stem_of
+from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import (
-    BRAIN,
-    LESION,
+    CHANNELS,
     MODALITIES,
     SETS,
     Named,
@@ -21,7 +20,9 @@ from adbench.datasets.io.filename_patterns import (
     modality_of,
     recognise,
     split_visit,
+    stem_of,
 )
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
@@ -60,6 +61,7 @@ SLICE_FIELDS = (
     "fold",
     "unmasked",
     "second_scans",
+    "exclude",
     "name",
 )  # what applies to PNG slices
 
@@ -95,9 +97,10 @@ class FolderVolumes(OwnVolumes):
     def faults(self) -> Iterator[Issue]:
         """Also files that an adapter of their own knows more of."""
         yield from super().faults()
+        masked = any(LESION in scan.files for scan in self.index.scans)
         for family, file in self._releases.items():
-            known = SETS[family]
-            if known.dataset and recognise(str(file)) and not self._beside(family):
+            known, said = SETS[family], recognise(str(file))
+            if known.dataset and said and not self._beside(family) and (not masked or said.kind in (LESION, CHANNELS)):
                 message = (
                     f"{self.root} holds {known.title} ({file}), which --dataset {known.dataset} knows by its names"
                 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable, Sequence
+from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -63,6 +65,22 @@ def not_there(asked: Iterable[int], held: Iterable[Collection[int]], root: objec
         f"dataset.lesion_labels asks for {', '.join(map(str, missing))}, which no lesion mask in {root} holds: "
         f"{f'their labels are {shown}; name those that are lesion' if found else 'they are all empty'}."
     )
+
+
+def named_by(masks: Sequence[File], word: str) -> tuple[File, ...]:
+    """Those of ``masks`` that ``word`` means: a whole word of their names, else a part of them, else a folder above them.
+
+    ``L`` is the left one of ``p1_L_seg`` and ``p1_R_seg``, and ``rater1`` is not rater 10.
+    """
+    wanted = word.casefold()
+    names = [file.name.casefold() for file in masks]
+    by_rule = (
+        [wanted in re.split(r"[\W_]+", name) for name in names],
+        [wanted in name for name in names],
+        [wanted in PurePosixPath(str(file).casefold()).parts[:-1] for file in masks],
+    )
+    fits = next((fits for fits in by_rule if any(fits)), ())
+    return tuple(file for file, fit in zip(masks, fits, strict=False) if fit)
 
 
 def merged(

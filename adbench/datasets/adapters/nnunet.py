@@ -12,7 +12,14 @@ from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.dataset_json import IGNORE, channels_of, check_distinct, labels_of, read_described
-from adbench.datasets.io.filename_patterns import CHANNELS, LESION, MODALITIES, Named, modality_of, split_visit
+from adbench.datasets.io.filename_patterns import (
+    CHANNELS,
+    MODALITIES,
+    Named,
+    modality_of,
+    split_visit,
+)
+from adbench.datasets.io.mask_names import LESION
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 

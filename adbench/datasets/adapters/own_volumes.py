@@ -20,8 +20,6 @@ from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import (
-    BRAIN,
-    LESION,
     SETS,
     UNCLEAR,
     Named,
@@ -33,7 +31,9 @@ from adbench.datasets.io.filename_patterns import (
     recognise,
     release_of,
     second_scan,
+    stem_of,
 )
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import PARTICIPANTS
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
@@ -466,11 +466,6 @@ class OwnVolumes(IndexedVolumes):
             channels=self.channels,
             not_counted=tuple(sorted(labels - set(self.params.lesion_labels))),
         )
-
-
-def stem_of(path: str) -> str:
-    """The name of a volume without its ending."""
-    return re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
 
 
 def _repeats(file: File) -> dict[str, str]:

@@ -9,17 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from adbench.datasets.adapters.folder import BRAIN as BRAIN_SLICE
-from adbench.datasets.adapters.folder import LESION as LESION_SLICE
 from adbench.datasets.adapters.folder import Folder
 from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
 from adbench.datasets.adapters.scans import Scan
+from adbench.datasets.adapters.slice_names import BRAIN as BRAIN_SLICE
+from adbench.datasets.adapters.slice_names import LESION as LESION_SLICE
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.geometry import to_ras, zooms
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.file_index import find_files
-from adbench.datasets.io.filename_patterns import LESION, UNCLEAR, Named
+from adbench.datasets.io.filename_patterns import UNCLEAR, Named
+from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.io.png import read_image, read_shape
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume

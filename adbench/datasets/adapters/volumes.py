@@ -15,17 +15,24 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
-from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, whole_numbers
-from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
+from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, named_by, whole_numbers
+from adbench.datasets.adapters.scans import (
+    Expected,
+    Index,
+    Scan,
+    none_usable,
+    nothing_found,
+    refuse_swapped,
+    require_channels,
+    several_sets,
+)
 from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
 from adbench.datasets.io.filename_patterns import (
-    BRAIN,
     CHANNELS,
-    LESION,
     SETS,
     UNCLEAR,
     Named,
@@ -34,6 +41,7 @@ from adbench.datasets.io.filename_patterns import (
     recognise,
     release_among,
 )
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import Rows, groups_of, read_participants
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
@@ -304,6 +312,8 @@ class IndexedVolumes(VolumeDataset):
                         f", or {self._patterned}say where the names lie if they are of two patients "
                         "(dataset.image_pattern={subject}/...)"
                     )
+                    if kind == LESION:
+                        remedy += ", or merge them with --set dataset.lesion_masks=union or majority if they are of one"
                     remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
                 what = "are both lesion masks"
@@ -320,7 +330,7 @@ class IndexedVolumes(VolumeDataset):
                 there = ", ".join(file.name for file in scan.pieces)
                 message = (
                     f"dataset.lesion_masks={self.params.lesion_masks} is in the name of none or of several lesion masks of "
-                    f"{scan.id} ({there}): say union, majority, or a word in the name of one."
+                    f"{scan.id} ({there}): say union, majority, or a word in the name, or the folder, of one."
                 )
                 yield issues.error("conflict", scan.pieces[0], message, scan.id)
 
@@ -331,7 +341,7 @@ class IndexedVolumes(VolumeDataset):
             return tuple(scan.files[kind] for kind in (LESION,) if kind in scan.files)
         if wanted in ("refuse", "union", "majority"):
             return scan.pieces
-        named = tuple(file for file in scan.pieces if wanted.casefold() in file.name.casefold())
+        named = named_by(scan.pieces, wanted)
         return named[:1] if all(same_content(named[0], other) for other in named[1:]) else ()
 
     def as_used(self, scan: Scan) -> Scan:
@@ -415,7 +425,7 @@ class IndexedVolumes(VolumeDataset):
         remarks += [f"{second}: not used, {first} is the same file" for first, second in self.index.duplicates]
         remarks += [f"{second}: not used, {first} is" for first, second in self.index.passed_over]
         if not cases:
-            raise UserError(f"No case of {self.info.name} in {self.root} is usable: {'; '.join(remarks[:3])}.")
+            raise none_usable(self.info.name, self._root(), remarks, self.index.unused)
         return cases, remarks
 
     def _why_not(self, scan: Scan, modality: str) -> str:
@@ -431,6 +441,8 @@ class IndexedVolumes(VolumeDataset):
         """Decode the image, its masks and the companion image of one case."""
         files: Mapping[str, File] = case.extra["files"]
         channels: Mapping[str, int] = case.extra.get("channels", {})
+        if modality in channels:
+            require_channels(files[modality], nifti.read_header(files[modality]), self.channels)
         image = nifti.read(files[modality], channel=channels.get(modality))
         masks = case.extra.get("masks") or [files[kind] for kind in (LESION,) if kind in files]
         raw = RawVolume(
@@ -447,7 +459,7 @@ class IndexedVolumes(VolumeDataset):
         if files.get(BRAIN) and raw.brain is None:
             raw.remarks += (f"brain: {files[BRAIN].name} is not used, it lies on another grid",)
         if masks:
-            self._read_lesion(raw, masks, image)
+            self._read_lesion(raw, masks, image, files)
         companion = self.companion_of(modality)
         if companion in files and companion != modality:
             other = nifti.read(files[companion], channel=channels.get(companion))
@@ -467,11 +479,15 @@ class IndexedVolumes(VolumeDataset):
             return self.skull
         return brain_extraction.background_share(image) < STRIPPED
 
-    def _read_lesion(self, raw: RawVolume, masks: Sequence[File], image: nifti.NiftiVolume) -> None:
+    def _read_lesion(
+        self, raw: RawVolume, masks: Sequence[File], image: nifti.NiftiVolume, files: Mapping[str, File]
+    ) -> None:
         """Enter the lesion masks into ``raw``: several of them merged, brought to the grid of ``image``."""
         volumes = [self._decoded(file) for file in masks]
         first, drawn_on = volumes[0], self.expected.drawn_on
         difference = nifti.off_grid(first.header, image.header)
+        if drawn_on in files and raw.modality != drawn_on:
+            refuse_swapped(masks[0], first.header, files[drawn_on], drawn_on)
         for file, volume in zip(masks, volumes, strict=True):
             if difference and drawn_on in ("", raw.modality):
                 assert raw.source is not None

@@ -10,7 +10,18 @@ from collections.abc import Collection, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
-LESION, BRAIN = "lesion", "brain"
+from adbench.datasets.io.mask_names import (
+    ANY_MASK,
+    BRAIN,
+    LESION,
+    LESION_WORDS,
+    WEAK,
+    image_part,
+    mask_of,
+    without_piece,
+    words_end,
+)
+
 CHANNELS = "channels"  # one 4-D file that holds several sequences
 UNCLEAR = "mask"  # a mask whose name does not say of what
 MODALITIES = ("FLAIR", "T1", "T2", "T1CE", "PD", "DWI", "ADC")
@@ -18,39 +29,13 @@ _MODALITIES = {name.lower(): name for name in MODALITIES} | {
     "t1w": "T1", "t1n": "T1", "t1c": "T1CE", "t1gd": "T1CE", "t1wks": "T1CE", "ce-t1w": "T1CE", "gado": "T1CE",
     "t2w": "T2", "t2f": "FLAIR", "pdw": "PD", "trace": "DWI",
 }  # fmt: skip
-_LESION_WORDS = [
-    "seg",
-    "segmentation",
-    "lesion",
-    "lesions",
-    "lesionmask",
-    "label",
-    "labels",
-    "gt",
-    "consensus_gt",
-    "msk",
-    "tumor",
-    "wmh",
-]
-_KINDS = _MODALITIES | dict.fromkeys(_LESION_WORDS, LESION) | {"brainmask": BRAIN}
-_ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
-_SAYS_LESION = re.compile(r"(?<!non)(?<!non[-_])(?:lesion|tumo)|[-_]label-l(?:_|$)|(?:^|[-_])wmh(?:[-_]|$)")
-_SAYS_TISSUE = re.compile(
-    r"(?:^|[-_])(?:gm|wm|csf|gmwm|gr[ae]ymatter|whitematter|tissues?|aseg|aparc|parc|parcellation|ventricles?|atlas|hippocampus)(?:[-_]|$)"
-)
+_KINDS = _MODALITIES | dict.fromkeys(LESION_WORDS, LESION) | {"brainmask": BRAIN}
 _SAYS_FILLED = re.compile(
     r"(?:filled|inpainted|inpainting|pseudo-?healthy)(?=[-_]|$)"
 )  # an image without the lesion that was there
 _SAYS_OF_WHAT = re.compile(
     rf"(?:[-_](?:brain|lesion|tumou?r|wmh?|{'|'.join(_MODALITIES)}))+$", re.IGNORECASE
 )  # no patient's
-_WEAK = (
-    "seg",
-    "segmentation",
-    "label",
-    "labels",
-    "gt",
-)  # of a lesion unless the name says that it is of something else
 _WORD = re.compile(r"^(?P<rest>.+)[-_](?P<word>[A-Za-z0-9]+)$")
 _BIDS = re.compile(
     r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$",
@@ -186,7 +171,7 @@ SETS = {
         "BraTS2023-MET", _names({r"(?P<subject>BraTS-MET-" + _BRATS23: None}), "brats23", not_counted=_CAVITY, case=_case("MET")
     ),
     "brats23-other": KnownSet(
-        "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-[A-Za-z]+-" + _BRATS23: None}), "brats23"
+        "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-(?:PEDs?|MEN|SSA)-" + _BRATS23: None}), "brats23"
     ),
     "msd": KnownSet(
         "MSD Task01 (brain tumours)",
@@ -270,6 +255,11 @@ def release_among(paths: Collection[str]) -> str:
     return "soop" if masks and traces else ""
 
 
+def stem_of(path: str) -> str:
+    """The name of a volume without its ending."""
+    return re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
+
+
 def modality_of(word: str) -> str:
     """The modality that ``word`` means in any of its spellings ("t1gd", "T2W"), "" for none."""
     return _MODALITIES.get(word.lower(), "")
@@ -291,6 +281,7 @@ def common_name(stem: str, images: Container[str] = ()) -> Named | None:
         images: :func:`image_names` of the files that it may lie beside. What a mask shares with its image is no word for what
             it marks: ``wm_atlas_03_seg`` beside ``wm_atlas_03_flair`` is of a lesion, ``p3_wm_seg`` beside ``p3_flair`` is not.
     """
+    stem = without_piece(stem, images)
     match = _WORD.match(stem)
     if match is None:
         return None
@@ -302,35 +293,30 @@ def common_name(stem: str, images: Container[str] = ()) -> Named | None:
         kind = "ADC"
     if bids and kind == "T1" and "_ce-" in entities:  # with a contrast agent
         kind = "T1CE"
-    if word in _ANY_MASK or word in _WEAK:
-        ends = (len(rest), *(mark.start() for mark in reversed(list(re.finditer(r"[-_]", rest)))))
-        shared = None if bids else next((end for end in ends if rest[:end].lower() in images), None)
-        own = shared if shared is not None else ends[-1]  # else the first word is the patient's
-        said = _mask_of(entities if bids else entities[own:])
+    if word in ANY_MASK or word in WEAK:
+        shared = None if bids else image_part(rest, images)
+        own = shared if shared is not None else words_end(rest)[-1]  # else the first word is the patient's
+        said = mask_of(entities if bids else entities[own:])
         if (
-            said is None and shared is None and not (bids or word in _WEAK)
+            said is None and shared is None and not (bids or word in WEAK)
         ):  # by its first word, where that is not a patient's name
-            said = _mask_of(re.sub(r"^brain.*\d.*$", "", entities))
-        kind = said if said is not None else LESION if word in _WEAK else UNCLEAR
-        if kind == BRAIN and word in _WEAK:  # of the brain, or of a lesion in a brain that was cut out
+            said = mask_of(re.sub(r"^brain.*\d.*$", "", entities))
+        kind = said if said is not None else LESION if word in WEAK else UNCLEAR
+        if kind == BRAIN and word in WEAK:  # of the brain, or of a lesion in a brain that was cut out
             kind = UNCLEAR
         rest = rest if bids else rest[: shared or 0] + re.sub(_SAYS_OF_WHAT, "", rest[shared or 0 :])
     elif not kind:
         return None
     elif kind in MODALITIES and _SAYS_FILLED.search(entities):
         kind = ""
+    elif kind == LESION and not bids:
+        shared = image_part(rest, images)
+        rest = rest[: shared or 0] + re.sub(_SAYS_OF_WHAT, "", rest[shared or 0 :])
     if kind == LESION:
         rest = re.sub(r"[-_]consensus$", "", rest, flags=re.IGNORECASE)
     if bids:
         return Named("", bids["subject"], bids["session"] or "", "", kind)
     return Named("", *split_visit(rest), "", kind)
-
-
-def _mask_of(words: str) -> str | None:
-    """Of what a mask is whose name holds ``words``: a lesion before all else; "" of tissues, None where nothing is said."""
-    if _SAYS_LESION.search(words):
-        return LESION
-    return BRAIN if "brain" in words else "" if _SAYS_TISSUE.search(words) else None
 
 
 # What a name says after the patient: a session, a visit, a time point, in BIDS and in the releases with visits of their own.

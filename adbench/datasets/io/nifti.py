@@ -35,6 +35,8 @@ _MANY_VALUES = 256  # ... of one with numbered parts, where ...
 _NEARLY_ZERO = 0.95  # ... so many voxels are 0 (a brain fills more of its volume), or ...
 _MOST_EQUAL = 0.75  # ... so many voxels that are not equal the one before
 _GRID_TOLERANCE = 0.1  # voxels by which two grids may lie apart: rounding in headers, not another grid
+_UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # that a header may state, and mm of each
+_OF_A_SCAN = (0.05, 50.0)  # mm: larger and smaller voxels than any scanner's
 _AGAIN = "Copy or download it again."
 
 
@@ -362,6 +364,17 @@ def _standardised(raw: Any) -> list[str]:
     if (sizes[1:4] < 0).any():
         odd.append(f"voxel sizes of {', '.join(f'{size:g}' for size in sizes[1:4])} mm, read without their sign")
         sizes[1:4] = np.abs(sizes[1:4])
+    unit, to_mm = _UNITS.get(int(raw["xyzt_units"]) & 7, ("", 1.0))
+    least, most = (size / to_mm for size in _OF_A_SCAN)
+    if unit and least < sizes[1:4].min() and sizes[1:4].max() < most:  # else a unit that is stated is often not meant
+        odd.append(f"voxel sizes in {unit}, read as {' x '.join(f'{size * to_mm:.3g}' for size in sizes[1:4])} mm")
+        sizes[1:4] *= to_mm
+        for name in ("qoffset_x", "qoffset_y", "qoffset_z"):
+            raw[name] = raw[name] * to_mm
+        rows = [raw[name] for name in ("srow_x", "srow_y", "srow_z")]
+        if np.sqrt(np.square([row[:3] for row in rows]).sum(axis=0)).max() < most:
+            for row in rows:
+                row *= to_mm
     return odd
 
 

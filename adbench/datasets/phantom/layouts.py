@@ -21,7 +21,9 @@ from adbench.context import Progress
 from adbench.datasets.io import nifti
 from adbench.datasets.phantom import contrast, head
 from adbench.datasets.phantom.dataset import PhantomSubject
+from adbench.datasets.phantom.layout_table import LAYOUTS, PHANTOMS
 from adbench.datasets.phantom.lesions import Kind
+from adbench.datasets.phantom.small_layouts import write_small
 from adbench.datasets.phantom.template import PhantomGrid
 from adbench.datasets.preprocessing.template import ORIGIN, SHAPE
 from adbench.errors import UserError, unknown
@@ -59,13 +61,13 @@ class SyntheticCase:
 def synthesise(
     layout: str, n: int, out: Path, *, seed: int = 0, workers: int = 1, progress: Progress | None = None
 ) -> list[Path]:
-    """Write ``n`` synthetic subjects below ``out``; files that are there already are kept.
+    """Write ``n`` synthetic subjects below ``out``; files of phantoms that are there already are kept.
 
     Args:
-        layout: "ixi", "atlas" or "brats21".
+        layout: a name in :data:`LAYOUTS`.
         n: subjects. ATLAS gets ``n // 5`` more without masks in ``Testing``.
         out: folder, made if need be.
-        seed: the same seed gives the same bytes, whatever ``workers``.
+        seed: of phantoms: the same seed gives the same bytes, whatever ``workers``.
         workers: processes.
         progress: receives the number of finished cases.
 
@@ -73,7 +75,7 @@ def synthesise(
         The files, sorted.
 
     Raises:
-        UserError: unknown layout, or ``out`` is a file.
+        UserError: unknown layout, a seed for a small one, or ``out`` is a file.
     """
     if layout not in LAYOUTS:
         raise unknown("layout", layout, LAYOUTS)
@@ -81,7 +83,13 @@ def synthesise(
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: name a folder with --out.")
     out.mkdir(parents=True, exist_ok=True)
-    list_jobs, write_case = LAYOUTS[layout]
+    if layout not in _PHANTOMS:
+        if seed:
+            raise UserError(
+                f"The layout {layout} has small heads that are always the same: --seed is for {', '.join(PHANTOMS)}."
+            )
+        return write_small(layout, out, n)
+    list_jobs, write_case = _PHANTOMS[layout]
     jobs = list(list_jobs(n, seed))
     folders = [out / job.folder for job in jobs]
     written: list[Path] = []
@@ -294,7 +302,7 @@ def _to_brats(volume: np.ndarray) -> np.ndarray:
     return _placed(volume[::-1, ::-1], BRATS_SHAPE, start)
 
 
-LAYOUTS: dict[
+_PHANTOMS: dict[
     str, tuple[Callable[[int, int], Iterator[SyntheticCase]], Callable[[SyntheticCase, Path], list[Path]]]
 ] = {
     "ixi": (_ixi_jobs, _ixi),

@@ -10,12 +10,12 @@ import numpy as np
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in
-from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.scans import Expected, Scan, require_channels, swapped
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File, FileError
-from adbench.datasets.io.filename_patterns import BRAIN, LESION
+from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.nifti import Header, NiftiVolume
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import brain_extraction
@@ -66,10 +66,11 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
             continue
         if kind in scan.channels:
             try:
+                require_channels(file, header, expected.channels)
                 header = header.channel(scan.channels[kind], file)
             except FileError as error:
-                what = f"{str(error).rstrip('.')}: the file should hold {', '.join(expected.channels)}, in this order."
-                result.issues.append(Issue("error", error.code, scan.id, str(file), what))
+                issue = Issue("error", error.code, scan.id, str(file), str(error))
+                result.issues += [issue] if issue not in result.issues else []
                 continue
         if checksum is not None and not scan.channels.get(kind):  # a 4-D file stands for its first sequence
             result.checksums[kind] = checksum
@@ -115,7 +116,8 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
     if expected.zooms and max(abs(a - b) for a, b in zip(header.zooms, expected.zooms, strict=True)) > _ZOOM_TOLERANCE:
         yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}, the distribution {_mm(expected.zooms)}")
     elif min(header.zooms) < _PLAUSIBLE_ZOOMS[0] or max(header.zooms) > _PLAUSIBLE_ZOOMS[1]:
-        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head")
+        hint = ", is that metres? Write it again in mm" if max(header.zooms) < _PLAUSIBLE_ZOOMS[1] / 1000 else ""
+        yield warning("voxel-size", f"has voxels of {_mm(header.zooms)}: implausible for a head{hint}")
     if header.codes == (0, 0):
         yield warning("orientation", "has neither sform nor qform: it does not say where left is")
     elif expected.orientation and header.orientation != expected.orientation:
@@ -135,15 +137,13 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
 def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Issue]:
     """Masks and sequences that do not lie on the grid of the case's first image."""
     images = [kind for kind in dict.fromkeys((*expected.sequences, *scan.sequences)) if kind in headers]
-    swapped = ""
+    hint = ""
     if expected.one_grid:
         pairs = [(kind, images[0]) for kind in headers if images and kind != images[0]]
     else:
         on = [kind for kind in images if expected.drawn_on in ("", kind)]
         pairs = [(LESION, kind) for kind in on if LESION in headers]
-        swapped = (
-            f", on which it is drawn: is {expected.drawn_on} another sequence's file?" if expected.drawn_on else ""
-        )
+        hint = swapped(expected.drawn_on) if expected.drawn_on else ""
         places = [nifti.off_grid(headers[BRAIN], headers[kind]) for kind in images if BRAIN in headers]
         if places and all(places):
             file = scan.files[BRAIN]
@@ -154,7 +154,7 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
             continue
         if difference := nifti.off_grid(headers[kind], headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
-            what = f"{file} does not lie on the grid of {image.name}: {difference}{swapped}"
+            what = f"{file} does not lie on the grid of {image.name}: {difference}{hint}"
             yield issues.error("off-grid", file, what, scan.id)
 
 

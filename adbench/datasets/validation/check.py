@@ -26,7 +26,7 @@ from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io import nifti
-from adbench.datasets.io.filename_patterns import LESION
+from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import similarity
@@ -136,9 +136,10 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
 
 def _check_stacks(dataset: Dataset, report: CheckReport, progress: Progress) -> None:
     """Any other dataset: its own complaints, and with ``deep`` (or where that is quick) those of reading every case."""
-    report.findings += dataset.faults()
+    faults = list(dataset.faults())
+    report.findings += faults
     loads: list[tuple[Case, str]] = []
-    for modality in dataset.available():
+    for modality in _there(dataset, faults):
         cases = dataset.found(modality)
         report.cases = max(report.cases, len(cases))
         report.files += sum(len(case.files) for case in cases)
@@ -160,6 +161,16 @@ def _check_stacks(dataset: Dataset, report: CheckReport, progress: Progress) -> 
             images.append(_Image(case.subject, str(case.files[0] if case.files else case.id), modality, coarse, hashes))
         progress.update(f"check slices of {dataset.info.name}", done, len(loads))
     report.findings += _look_alikes(images)
+
+
+def _there(dataset: Dataset, faults: Sequence[Issue]) -> tuple[str, ...]:
+    """The modalities; none where ``faults`` say why there is none."""
+    try:
+        return dataset.available()
+    except UserError:
+        if not any(fault.severity == "error" for fault in faults):
+            raise
+        return ()
 
 
 def _unused_files(dataset: IndexedVolumes) -> Iterator[Issue]:

@@ -1,22 +1,21 @@
-"""Write small synthetic datasets in the layouts of real ones: their folders, names, grids, channels and labels.
+"""Small synthetic datasets in the layouts of real ones: their folders, names, channels and labels.
 
-    python examples/synthetic_layouts.py mslub data/mslub
-    adbench data check --dataset mslub --data-root data/mslub --deep
-
-Heads are ellipsoids of 8 mm voxels, made in a moment; `adbench data synth` writes phantoms with the true grids of IXI, ATLAS
-and BraTS'21. Nothing measured on either says how a method does on patients.
+Heads are ellipsoids of 8 mm voxels, made in a moment; :mod:`adbench.datasets.phantom.layouts` writes phantoms with the true
+grids of IXI, ATLAS and BraTS'21.
 """
 
 from __future__ import annotations
 
 import json
-import sys
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from adbench.datasets.io import nifti
+from adbench.datasets.phantom.layout_table import LAYOUTS
 
 VOXEL, SHAPE = 8.0, (30, 30, 20)
 GRID = np.array([[-VOXEL, 0, 0, 116], [0, -VOXEL, 0, 116], [0, 0, VOXEL, -76], [0, 0, 0, 1.0]])  # LPS
@@ -290,15 +289,25 @@ def _bright(number: int) -> np.ndarray:
     return np.asarray(image / image.max() * 255)
 
 
-LAYOUTS: dict[str, Callable[..., None]] = {
-    write.__name__: write
-    for write in (
-        ixi, atlas, brats21, brats23, msd_brain, isles22, mslub, wmh, soop, bids, nnunet, msseg, ucsf_pdgm, torchio, hcp, ixi_bet, pddpm_ixi, slice_folder, bmad
-    )
-}  # fmt: skip
+def write_small(layout: str, root: Path, n: int | None = None) -> list[Path]:
+    """Write a small dataset.
 
+    Args:
+        layout: a name in :data:`adbench.datasets.phantom.layout_table.LAYOUTS`.
+        root: folder, made if need be.
+        n: subjects (slice folders: in each role); None: enough for every role.
 
-if __name__ == "__main__":
-    if len(sys.argv) != 3 or sys.argv[1] not in LAYOUTS:
-        raise SystemExit(f"Usage: python {sys.argv[0]} LAYOUT FOLDER, with one of the layouts {', '.join(LAYOUTS)}")
-    LAYOUTS[sys.argv[1]](Path(sys.argv[2]))
+    Returns:
+        The files, sorted.
+    """
+    known = LAYOUTS[layout]
+    write: Callable[..., None] = globals()[known.write]
+    many = {} if n is None else {"n": n}
+    if known.tar:
+        with TemporaryDirectory() as place:
+            write(Path(place), **many, **known.how)
+            root.mkdir(parents=True, exist_ok=True)
+            shutil.make_archive(str(root / "data"), "tar", place)
+    else:
+        write(root, **many, **known.how)
+    return sorted(path for path in root.rglob("*") if path.is_file())
