@@ -420,6 +420,10 @@ def test_a_channel_that_is_missing(tmp_path: Path) -> None:
             "this order.",
         )
     ]
+    found = dataset("msd_brain", root)
+    for modality in found.available():  # which one it is that lacks is not known
+        with pytest.raises(UserError, match=r"BRATS_002.nii.gz has 3 channels .* and channel 4 is wanted"):
+            found.load(found.discover(modality)[1], modality)
 
 
 def test_one_patient_twice_is_found_in_4d_files(tmp_path: Path) -> None:
@@ -641,6 +645,42 @@ def test_one_of_several_acquisitions(tmp_path: Path) -> None:
     for path in list(root.rglob("*acq-highres_T1w.nii.gz")):  # equal voxels: the name
         nifti.write(path.with_name(path.name.replace("highres", "0")), layouts.head(3, "T1"), layouts.GRID)
     assert used(exclude=["sub-001"]) == ["acq-0"]
+
+
+def test_a_misnamed_mask_is_named_where_no_case_is_left_and_its_release_is_not_advised(tmp_path: Path) -> None:
+    """As copies of MSLUB whose masks are called patient07_seg."""
+    root = written(tmp_path, "mslub", 2)
+    for path in list(root.rglob("*_consensus_gt.nii.gz")):
+        path.rename(path.with_name(path.name.replace("consensus_gt", "seg")))
+    for path in list(root.rglob("raw/*")):
+        path.unlink()
+    assert refused("mslub", root).endswith(
+        "patient01/patient01_seg.nii.gz has no name of mslub's; --dataset folder reads more names."
+    )
+    found = dataset("folder", root)
+    assert [case.subject for case in found.discover("FLAIR")] == ["patient01", "patient02"]
+    assert "known-layout" not in {finding.code for finding in check(found).findings}
+
+
+def test_dwi_and_flair_that_were_swapped_are_refused_in_either_sequence(tmp_path: Path) -> None:
+    root = written(tmp_path, "isles22", 3)
+    (flair,) = root.rglob("sub-strokecase0002*_FLAIR.nii.gz")
+    (dwi,) = root.rglob("sub-strokecase0002*_dwi.nii.gz")
+    aside = flair.rename(tmp_path / "aside")
+    dwi.rename(flair)
+    aside.rename(dwi)
+    (mask,) = root.rglob("sub-strokecase0002*_msk.nii.gz")
+    says = (
+        f"{mask} does not lie on the grid of {dwi.name}: 30x30x20 voxels against 24x24x16, on which it is drawn: is DWI another "
+        "sequence's file?"
+    )
+    found = dataset("isles22", root)
+    assert errors(check(found)) == [("sub-strokecase0002_ses-0001", says)]
+    assert check(found).exit_code == 2
+    for modality in ("FLAIR", "ADC"):
+        with pytest.raises(UserError) as caught:
+            found.load(found.discover(modality)[1], modality)
+        assert str(caught.value) == says
 
 
 # -- SOOP --------------------------------------------------------------------------------------------------------------------

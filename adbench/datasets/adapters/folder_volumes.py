@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes, stem_of
+from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import (
+    CHANNELS,
     MODALITIES,
     SETS,
     Named,
@@ -19,6 +20,7 @@ from adbench.datasets.io.filename_patterns import (
     modality_of,
     recognise,
     split_visit,
+    stem_of,
 )
 from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.issues import Issue
@@ -95,9 +97,10 @@ class FolderVolumes(OwnVolumes):
     def faults(self) -> Iterator[Issue]:
         """Also files that an adapter of their own knows more of."""
         yield from super().faults()
+        masked = any(LESION in scan.files for scan in self.index.scans)
         for family, file in self._releases.items():
-            known = SETS[family]
-            if known.dataset and recognise(str(file)) and not self._beside(family):
+            known, said = SETS[family], recognise(str(file))
+            if known.dataset and said and not self._beside(family) and (not masked or said.kind in (LESION, CHANNELS)):
                 message = (
                     f"{self.root} holds {known.title} ({file}), which --dataset {known.dataset} knows by its names"
                 )

@@ -31,6 +31,7 @@ from adbench.datasets.io.filename_patterns import (
     recognise,
     release_of,
     second_scan,
+    stem_of,
 )
 from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import PARTICIPANTS
@@ -465,11 +466,6 @@ class OwnVolumes(IndexedVolumes):
             channels=self.channels,
             not_counted=tuple(sorted(labels - set(self.params.lesion_labels))),
         )
-
-
-def stem_of(path: str) -> str:
-    """The name of a volume without its ending."""
-    return re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
 
 
 def _repeats(file: File) -> dict[str, str]:

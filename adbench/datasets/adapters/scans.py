@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from adbench.datasets.io.archive import File, refuse_unreadable
+from adbench.datasets.io.archive import File, FileError, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles
-from adbench.datasets.io.filename_patterns import SETS
+from adbench.datasets.io.filename_patterns import SETS, common_name, stem_of
 from adbench.datasets.io.mask_names import BRAIN, LESION
+from adbench.datasets.io.nifti_header import Header, by, off_grid, read_header
 from adbench.errors import UserError
 
 
@@ -173,6 +174,52 @@ def nothing_found(
         return UserError(f"{root} holds only broken links, such as {below.broken[0]}. {expected}")
     others_there = below.others + len(below.pictures) or "no"
     return UserError(f"No NIfTI file in {root}, which holds {others_there} other files. {expected}")
+
+
+def require_channels(file: File, header: Header, names: Sequence[str]) -> None:
+    """Refuse a 4-D file that lacks a channel: which of ``names`` the others are is then not known.
+
+    Raises:
+        FileError: names the file.
+    """
+    count = header.shape[3] if len(header.shape) == 4 else 1
+    if count < len(names):
+        raise FileError(
+            "axes",
+            f"{file} has {count} channels ({by(header.shape)} voxels), and channel {len(names)} is wanted: the file should hold "
+            f"{', '.join(names)}, in this order.",
+        )
+
+
+def swapped(drawn_on: str) -> str:
+    """What a lesion mask off the grid of the sequence that it is drawn on suggests."""
+    return f", on which it is drawn: is {drawn_on} another sequence's file?"
+
+
+def refuse_swapped(mask: File, header: Header, image: File, drawn_on: str) -> None:
+    """Refuse a lesion mask that does not lie on the grid of ``image``, the sequence ``drawn_on``.
+
+    Raises:
+        FileError: names both.
+    """
+    if difference := off_grid(header, read_header(image)):
+        what = f"{mask} does not lie on the grid of {image.name}: {difference}{swapped(drawn_on)}"
+        raise FileError("off-grid", what)
+
+
+def none_usable(name: str, root: Path, remarks: Sequence[str], unused: Sequence[str]) -> UserError:
+    """Why no case of the dataset ``name`` is usable.
+
+    Args:
+        name: of the dataset.
+        root: of the data.
+        remarks: why cases are left out.
+        unused: files with no name of the dataset's: a mask among them, else the first, may be what the cases lack.
+    """
+    masks = (path for path in unused if (said := common_name(stem_of(path))) and said.kind == LESION)
+    misnamed = next(masks, next(iter(unused), ""))
+    hint = misnamed and f" {misnamed} has no name of {name}'s; --dataset folder reads more names."
+    return UserError(f"No case of {name} in {root} is usable: {'; '.join(remarks[:3])}.{hint}")
 
 
 def several_sets(name: str, root: Path, families: Mapping[str, list[str]]) -> UserError:

@@ -16,7 +16,16 @@ import numpy as np
 
 from adbench.datasets import issues, splits
 from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, named_by, whole_numbers
-from adbench.datasets.adapters.scans import Expected, Index, Scan, nothing_found, several_sets
+from adbench.datasets.adapters.scans import (
+    Expected,
+    Index,
+    Scan,
+    none_usable,
+    nothing_found,
+    refuse_swapped,
+    require_channels,
+    several_sets,
+)
 from adbench.datasets.base import Case, Split
 from adbench.datasets.geometry import resample, voxel_ml
 from adbench.datasets.io import nifti, nifti_header
@@ -416,7 +425,7 @@ class IndexedVolumes(VolumeDataset):
         remarks += [f"{second}: not used, {first} is the same file" for first, second in self.index.duplicates]
         remarks += [f"{second}: not used, {first} is" for first, second in self.index.passed_over]
         if not cases:
-            raise UserError(f"No case of {self.info.name} in {self.root} is usable: {'; '.join(remarks[:3])}.")
+            raise none_usable(self.info.name, self._root(), remarks, self.index.unused)
         return cases, remarks
 
     def _why_not(self, scan: Scan, modality: str) -> str:
@@ -436,6 +445,8 @@ class IndexedVolumes(VolumeDataset):
         """
         files: Mapping[str, File] = case.extra["files"]
         channels: Mapping[str, int] = case.extra.get("channels", {})
+        if modality in channels:
+            require_channels(files[modality], nifti.read_header(files[modality]), self.channels)
         image = nifti.read(files[modality], channel=channels.get(modality))
         masks = case.extra.get("masks") or [files[kind] for kind in (LESION,) if kind in files]
         raw = RawVolume(
@@ -457,7 +468,7 @@ class IndexedVolumes(VolumeDataset):
         if files.get(BRAIN) and raw.brain is None:
             raw.remarks += (f"brain: {files[BRAIN].name} is not used, it lies on another grid",)
         if masks:
-            self._read_lesion(raw, masks, image)
+            self._read_lesion(raw, masks, image, files)
         companion = self.companion_of(modality)
         if companion in files and companion != modality:
             other = nifti.read(files[companion], channel=channels.get(companion))
@@ -477,11 +488,15 @@ class IndexedVolumes(VolumeDataset):
             return self.skull
         return brain_extraction.background_share(image) < STRIPPED
 
-    def _read_lesion(self, raw: RawVolume, masks: Sequence[File], image: nifti.NiftiVolume) -> None:
+    def _read_lesion(
+        self, raw: RawVolume, masks: Sequence[File], image: nifti.NiftiVolume, files: Mapping[str, File]
+    ) -> None:
         """Enter the lesion masks into ``raw``: several of them merged, brought to the grid of ``image``."""
         volumes = [self._decoded(file) for file in masks]
         first, drawn_on = volumes[0], self.expected.drawn_on
         difference = nifti_header.off_grid(first.header, image.header)
+        if drawn_on in files and raw.modality != drawn_on:
+            refuse_swapped(masks[0], first.header, files[drawn_on], drawn_on)
         for file, volume in zip(masks, volumes, strict=True):
             if difference and drawn_on in ("", raw.modality):
                 assert raw.source is not None

@@ -255,6 +255,11 @@ def release_among(paths: Collection[str]) -> str:
     return "soop" if masks and traces else ""
 
 
+def stem_of(path: str) -> str:
+    """The name of a volume without its ending."""
+    return re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
+
+
 def modality_of(word: str) -> str:
     """The modality that ``word`` means in any of its spellings ("t1gd", "T2W"), "" for none."""
     return _MODALITIES.get(word.lower(), "")

@@ -153,8 +153,8 @@ class Phantom(Dataset):
         return Stack(image, brain, lesion, planes, geometry=_geometry(frame, side, planes))
 
     def recipe(self) -> dict[str, Any]:
-        """The parameters, the template the anatomy comes from, and that slices know their place in the volume."""
-        return {**super().recipe(), "template": template_digest(), "geometry": 1}
+        """The parameters, the template the anatomy comes from, and a number that changes with what else a store holds."""
+        return {**super().recipe(), "template": template_digest(), "made": 2}
 
 
 def _geometry(frame: PhantomGrid, side: int, planes: tuple[int, ...]) -> Geometry:

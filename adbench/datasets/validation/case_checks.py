@@ -10,7 +10,7 @@ import numpy as np
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in
-from adbench.datasets.adapters.scans import Expected, Scan
+from adbench.datasets.adapters.scans import Expected, Scan, require_channels, swapped
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
 from adbench.datasets.io import nifti, nifti_header
@@ -65,10 +65,11 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
             continue
         if kind in scan.channels:
             try:
+                require_channels(file, header, expected.channels)
                 header = header.channel(scan.channels[kind], file)
             except FileError as error:
-                what = f"{str(error).rstrip('.')}: the file should hold {', '.join(expected.channels)}, in this order."
-                result.issues.append(Issue("error", error.code, scan.id, str(file), what))
+                issue = Issue("error", error.code, scan.id, str(file), str(error))
+                result.issues += [issue] if issue not in result.issues else []
                 continue
         if checksum is not None and not scan.channels.get(kind):  # a 4-D file stands for its first sequence
             result.checksums[kind] = checksum
@@ -127,15 +128,13 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
 def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Iterator[Issue]:
     """Masks and sequences that do not lie on the grid of the case's first image."""
     images = [kind for kind in dict.fromkeys((*expected.sequences, *scan.sequences)) if kind in headers]
-    swapped = ""
+    hint = ""
     if expected.one_grid:
         pairs = [(kind, images[0]) for kind in headers if images and kind != images[0]]
     else:
         on = [kind for kind in images if expected.drawn_on in ("", kind)]
         pairs = [(LESION, kind) for kind in on if LESION in headers]
-        swapped = (
-            f", on which it is drawn: is {expected.drawn_on} another sequence's file?" if expected.drawn_on else ""
-        )
+        hint = swapped(expected.drawn_on) if expected.drawn_on else ""
         places = [nifti_header.off_grid(headers[BRAIN], headers[kind]) for kind in images if BRAIN in headers]
         if places and all(places):
             file = scan.files[BRAIN]
@@ -146,7 +145,7 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
             continue
         if difference := nifti_header.off_grid(headers[kind], headers[reference]):
             file, image = scan.files[kind], scan.files[reference]
-            what = f"{file} does not lie on the grid of {image.name}: {difference}{swapped}"
+            what = f"{file} does not lie on the grid of {image.name}: {difference}{hint}"
             yield issues.error("off-grid", file, what, scan.id)
 
 
