@@ -53,6 +53,7 @@ log = logging.getLogger("adbench")
 DRAWN_SIDE = 256  # px of volumes when the size is not stated
 VERSION = 1  # raised when the same scan gives other files
 SUMMARY = "summary.csv"
+_FORMULA = ("=", "+", "-", "@", "\t")  # what a formula begins with
 _SHAPING = (*(set(RecipeParams.model_fields) - {"exclude"}), "size")  # parameters of a dataset that shape pixels
 
 
@@ -173,8 +174,15 @@ def predict(
     writer = _Writer(record, store, cases, Path(images), Path(out), rule, level, _remarks(store))
     data = LabelledSet(store, np.arange(len(store)))
     data.domain = "all" if record.protocol.get("domain") == "all" else "brain"
-    rows = {case: found for case in data.cases if (found := writer.finished(case)) is not None}
-    left = [case for case in data.cases if case not in rows]
+    failed |= {
+        case: f"{case}: its file {writer.image(case)!r} begins with a sign that a spreadsheet takes for a formula, so {SUMMARY} cannot name "
+        "it: rename it."
+        for case in data.cases
+        if any(name.startswith(_FORMULA) for name in (case, writer.image(case)))
+    }
+    named = [case for case in data.cases if case not in failed]
+    rows = {case: found for case in named if (found := writer.finished(case)) is not None}
+    left = [case for case in named if case not in rows]
     cause: Exception | None = None  # what the method raised first
     log.info("%d of %d scans are answered from %s.", len(rows), len(data.cases), out)
     if left:
@@ -350,6 +358,11 @@ class _Writer:
         self._images, self._out, self._rule, self._level, self._remarks = images, out, rule, level, remarks
         self._name, self._volumes = label(record.method.name), VolumeFiles(out, "original")
 
+    def image(self, case: str) -> str:
+        """The file that is looked at, relative to the folder of scans (of slices, the first)."""
+        first = next(iter(image_of(self._cases[case], self._record.test.modality).values()))
+        return str(first).removeprefix(f"{self._images}/")
+
     def _sidecar(self, case: str) -> Path:
         if self._store.case(case).geometry is not None:
             return self._volumes.path(self._store, case, f"desc-{self._name}_anomaly.json")
@@ -410,7 +423,7 @@ class _Writer:
         inside = maps[counted]
         found = Prediction(
             case=case,
-            image=str(next(iter(images.values()))).removeprefix(f"{self._images}/"),
+            image=self.image(case),
             threshold=self._level,
             **figures,
             highest_score=float(inside.max()) if inside.size else 0.0,
@@ -524,4 +537,4 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
     value = printable(value) if isinstance(value, str) else value
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

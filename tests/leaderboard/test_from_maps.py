@@ -99,13 +99,14 @@ def test_cases_of_its_own_have_a_table_of_their_own(scores: Path, boards: Path, 
         for name, seed in (("Our method", 0), ("Our method", 1))
     ]
     assert [check(one) for one in own] == [[], []]
-    with pytest.raises(UserError, match="a training without chance needs no second seed"):
+    with pytest.raises(UserError, match="seed: stored 1.*: the same maps stand under two seeds"):
         merge([submit_maps(one, tmp_path) for one in own], boards)
     merge([submit_maps(own[0], tmp_path)], boards)
     build(boards)
     tables = {board.test_set.protocol: board for board in _boards(boards)}
     assert tables["maps"].title.startswith("OurSet FLAIR: 9 test subjects")
-    assert len(tables["maps"].entries) == 1
+    (row,) = tables["maps"].entries
+    assert tables["maps"].seeds(row) == "—", "one set of maps says nothing about seeds"
 
 
 def _boards(root: Path) -> list[Any]:
@@ -116,7 +117,7 @@ def _boards(root: Path) -> list[Any]:
     ("change", "field"),
     [
         (lambda raw: raw.pop("submitted"), "submitted"),
-        (lambda raw: raw["submitted"].update(licence=""), "submitted.licence"),
+        (lambda raw: raw["record"]["method"].update(name="Ours [maps]"), "method.name"),
         (lambda raw: raw["submitted"].update(submitter="Somebody Else"), "identity.submitter"),
         (lambda raw: raw["record"]["method"].update(preset="paper"), "method.preset"),
         (lambda raw: raw["record"]["method"].update(name="MAD-AD"), "method.name"),
@@ -176,12 +177,14 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
         return named[:at] + named[at + 2 :]
 
     for arguments, message in (
-        (without("--licence"), "A submission has a licence: name it with --licence, e.g. CC-BY-4.0"),
-        (without("--submitter"), "A submission has a submitter: name it with --submitter"),
+        (without("--licence"), "A submission has a licence: give --licence CC-BY-4.0 (say)."),
+        ((*without("--licence"), "--licence", "do what you like"), "--licence: it must be an identifier of one word"),
+        (without("--submitter"), "A submission has a submitter: give --submitter"),
+        ((*named, "--method", "Ours [maps]"), "leave the brackets away, the row adds [maps] itself"),
         (without("--method"), "Name the method whose maps they are with --method."),
         (without("--code"), "give --code or --paper"),
         (without("--modality"), "Name what the cases are with --dataset and --modality"),
-        ((*without("--code"), "--code", "http://a.org"), "--code is an https address"),
+        ((*without("--code"), "--code", "http://a.org"), "--code: it must be an https address"),
         ((*named, "--method", "MAD-AD"), "'MAD-AD' reads like madad, which adbench runs itself"),
         ((*named, "--like", runs[0].folder), "--dataset is X, and"),
         ((*whole, "--modality", "t2", "--like", runs[0].folder), "--modality is T2, and"),
@@ -192,7 +195,24 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
         assert message in " ".join(err.split())
     code, _, err = cli("leaderboard", "submit", runs[0].folder, "--method", "m", "--out", tmp_path)
     assert (code, "--method: only for what" in err) == (2, True)
+    code, _, err = cli("leaderboard", "submit", runs[0].folder, "--out", tmp_path)
+    assert code == 2
+    assert (
+        'has a submitter and a licence: give --submitter "A. Researcher, Some University" and --licence CC-BY-4.0'
+        in " ".join(err.split())
+    )
     assert list(tmp_path.iterdir()) == []
+    arguments = (*named, "--trained-on", "IXI")
+    code, _, err = cli("leaderboard", "submit", scores, *arguments, "--out", tmp_path)
+    assert (code, "Trained on IXI: adbench calls it ixi" in " ".join(err.split())) == (0, True)
+
+
+def test_a_licence_of_several_words_is_not_read(foreign: Submission) -> None:
+    for licence in ("", "foo bar baz"):
+        raw = copy.deepcopy(foreign.raw)
+        raw["submitted"]["licence"] = licence
+        with pytest.raises(UserError, match=r"submitted\.licence: .*an identifier of one word"):
+            files.parse(json.dumps(raw).encode(), Path("made"))
 
 
 def test_maps_of_a_method_that_was_run_are_no_row_of_their_own(
@@ -204,8 +224,10 @@ def test_maps_of_a_method_that_was_run_are_no_row_of_their_own(
         scores, WHO.model_copy(update={"submitter": "T."}), method="Our method", dataset="OurSet", modality="FLAIR"
     )
     merge([submit_maps(first, tmp_path / "a")], tmp_path / "boards")
-    with pytest.raises(UserError, match="the very scores that they have in"):
-        merge([submit_maps(thief, tmp_path / "b")], tmp_path / "boards")
+    other = pack_maps(scores, WHO, method="Another name", dataset="OurSet", modality="FLAIR")
+    for name, copy_ in (("b", thief), ("c", other)):
+        with pytest.raises(UserError, match=r"method\.name: .*: the same maps stand under two names"):
+            merge([submit_maps(copy_, tmp_path / name)], tmp_path / "boards")
 
 
 def test_more_cases_of_a_dataset_block_nobody(scores: Path, runs: list[api.Run], tmp_path: Path) -> None:
