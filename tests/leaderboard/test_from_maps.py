@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -111,6 +113,35 @@ def test_cases_of_its_own_have_a_table_of_their_own(scores: Path, boards: Path, 
 
 def _boards(root: Path) -> list[Any]:
     return boards(read_all(root))
+
+
+def test_the_page_cites_it(scores: Path, browser: Any, tmp_path: Path) -> None:
+    who = WHO.model_copy(update={"code": "https://example.org/a_b?c=1&d=100%25"})
+    packed = pack_maps(scores, who, method="Our_method", dataset="OurSet", modality="FLAIR")
+    merge([submit_maps(packed, tmp_path)], tmp_path / "boards")
+    build(tmp_path / "boards")
+    browser.get((tmp_path / "boards" / "index.html").as_uri())
+    text = browser.execute_script("return document.querySelector('.board').innerText")
+    assert "one set of maps" in text
+    assert "1 seed" not in text
+    assert "by adbench eval --maps" in text  # the protocol's sentence has backticks
+    saved = {}
+    for kind in ("bib", "csv"):
+        browser.execute_script(
+            "HTMLAnchorElement.prototype.click = function () { window.saved = decodeURIComponent(this.href); };"
+            "document.querySelector(`[data-take=${arguments[0]}]`).click()",
+            kind,
+        )
+        saved[kind] = browser.execute_script("return window.saved").partition(",")[2]
+    assert "title = {{Our\\_method}}" in saved["bib"]
+    assert "author = {{A. Researcher}}" in saved["bib"]
+    assert "howpublished = {\\url{https://example.org/p}}" in saved["bib"]
+    assert "Code: \\url{https://example.org/a_b?c=1&d=100%25}" in saved["bib"]
+    assert "`" not in saved["bib"]
+    (row,) = csv.DictReader(io.StringIO(saved["csv"]))
+    assert (row["scored from maps"], row["submitter"], row["licence"]) == ("yes", "A. Researcher", "CC-BY-4.0")
+    assert (row["code"], row["paper"]) == (who.code, who.paper)
+    assert row["seeds"] == row["device"] == row["compute, hours of one seed"] == ""
 
 
 @pytest.mark.parametrize(
