@@ -166,7 +166,10 @@ def verify(
                 out.print(f"  and {len(sentences) - SHOWN} more: --json prints all")
         wrong = {issue.file for issue in issues if not issue.unchecked}
         left = {issue.file for issue in issues} - wrong
-        for files, what in ((wrong, "do not verify"), (left, "could not be checked whole; nothing else is wrong in them")):
+        for files, what in (
+            (wrong, "do not verify"),
+            (left, "could not be checked whole; nothing else is wrong in them"),
+        ):
             if files:
                 err.print(f"{len(files)} of {count} results {what}.", style="bold red")
     else:
@@ -201,7 +204,10 @@ def submit(
     ] = None,
     dataset: Annotated[str, typer.Option(help="Maps only, without --like: what the cases are of.")] = "",
     modality: Annotated[str, typer.Option(help="Maps only, without --like: their sequence.")] = "",
-    trained_on: Annotated[str, typer.Option(help="Maps only: what the method learned from; by the name of `adbench list datasets` where it is there (IXI: ixi).")] = "",
+    trained_on: Annotated[
+        str,
+        typer.Option(help="Maps only: what the method learned from; what adbench knows gets its name here (IXI: ixi)."),
+    ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Maps only: seed of the training; rows of several are one.")] = 0,
 ) -> None:
     """Pack a result into one file for a pull request: its record and the counts that all numbers follow from, no image.

@@ -299,7 +299,9 @@ def _data(entries: Sequence[Entry]) -> str:
             "about": [known(text) for text in _about(entry).values()],
         }
     names = list(_about(entries[0]))
-    text = json.dumps({"texts": list(texts), "about": names, "entries": made}, separators=(",", ":"), ensure_ascii=False)
+    text = json.dumps(
+        {"texts": list(texts), "about": names, "entries": made}, separators=(",", ":"), ensure_ascii=False
+    )
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -106,7 +106,9 @@ def print_boards(
         caption = _caption(board) if board is boards[-1] else ""
         table(title, headings, list(zip(*cells, strict=True)), caption=caption)
         if dropped:
-            say(f"Not shown at this width: {', '.join(dropped)}. A wider terminal, a pipe without COLUMNS or --json shows all.")
+            say(
+                f"Not shown at this width: {', '.join(dropped)}. A wider terminal, a pipe without COLUMNS or --json shows all."
+            )
         if board.unranked:
             say(f"Not ranked: {board.unranked}.")
         elif board.pooled and (without := [f"{e.label} ({e.reason})" for e in board.entries if e.rank is None]):

@@ -92,8 +92,6 @@ class Splits(Strict):
     test: list[str]
 
 
-
-
 class Submitted(Strict):
     """Who submits a result, as they say.
 
@@ -270,9 +268,7 @@ def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submi
         options = " and ".join(_EXAMPLE[name] for name in missing)
         raise UserError(f"A submission has {needed}: give {options}.")
     try:
-        return Submitted(
-            submitter=submitter.strip(), licence=licence.strip(), code=code.strip(), paper=paper.strip()
-        )
+        return Submitted(submitter=submitter.strip(), licence=licence.strip(), code=code.strip(), paper=paper.strip())
     except ValidationError as error:
         raise UserError(f"--{first_fault(error)}.") from None
 

@@ -101,7 +101,7 @@ def test_cases_of_its_own_have_a_table_of_their_own(scores: Path, boards: Path, 
         for name, seed in (("Our method", 0), ("Our method", 1))
     ]
     assert [check(one) for one in own] == [[], []]
-    with pytest.raises(UserError, match="seed: stored 1.*: the same maps stand under two seeds"):
+    with pytest.raises(UserError, match=r"seed: stored 1.*: the same maps stand under two seeds"):
         merge([submit_maps(one, tmp_path) for one in own], boards)
     merge([submit_maps(own[0], tmp_path)], boards)
     build(boards)

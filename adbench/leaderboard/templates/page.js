@@ -183,12 +183,12 @@
   const bib = (board, rows) => {
     known ??= JSON.parse($("data").textContent);
     const tex = text => text.replace(/[\\{}`]/g, "").replace(/[&%$#_]/g, "\\$&");
-    const url = text => text && `\\url{${text.replace(/[\\{}]/g, encodeURIComponent)}}`;
+    const linked = text => text && `\\url{${text.replace(/[\\{}]/g, encodeURIComponent)}}`;
     const name = text => `{${tex(text)}}`; // as it is written: one name, not first and last
     const entry = (key, fields) => `@misc{${key.replace(/[^A-Za-z0-9-]+/g, "-")},\n${fields.filter(([, text]) => text).map(([field, text]) => `  ${field} = {${text}}`).join(",\n")}\n}\n`;
     const found = new Map([["board", entry("adbench-" + board.id, [
       ["title", tex("adbench leaderboard: " + board.querySelector("h2").textContent.replace(/\s+/g, " ").trim())],
-      ["howpublished", url(location.href)], ["note", tex(document.querySelector("footer").textContent.split(" with ")[0])],
+      ["howpublished", linked(location.href)], ["note", tex(document.querySelector("footer").textContent.split(" with ")[0])],
     ])]]);
     for (const row of rows) {
       const { submitter, paper, code, date, "scored from maps": maps } = about(row);
@@ -200,8 +200,8 @@
       ]));
       else if (paper || code) found.set(row.dataset.method + " " + submitter, entry(row.dataset.method + " " + submitter, [
         ["title", name(row.dataset.method)], ["author", name(submitter)], ["year", date.slice(0, 4)],
-        ["howpublished", url(paper || code)],
-        ["note", (maps === "yes" ? "Scored from maps that were sent in. " : "") + (paper && code ? `Code: ${url(code)}` : "")],
+        ["howpublished", linked(paper || code)],
+        ["note", (maps === "yes" ? "Scored from maps that were sent in. " : "") + (paper && code ? `Code: ${linked(code)}` : "")],
       ]));
     }
     return [...found.values()].join("\n");
@@ -219,7 +219,7 @@
   }
   $("link").addEventListener("click", async () => {
     let said = "Copied";
-    try { await navigator.clipboard.writeText(location.href); } catch { said = "Not copied: take the address above"; } // an old or a plain http page has none
+    try { await navigator.clipboard.writeText(location.href); } catch { said = "Not copied: take the address above"; } // not every browser gives one to every page
     $("link").textContent = said;
     setTimeout(() => { $("link").textContent = "Copy link"; }, 2500);
   });
