@@ -53,7 +53,7 @@ class Weights(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    author: str = Field(min_length=1, max_length=200)
+    author: str = Field(max_length=200)
     licence: Licence
     link: Link = ""
     digest: str = ""
@@ -61,8 +61,8 @@ class Weights(BaseModel):
     @field_validator("author")
     @classmethod
     def _one_line(cls, text: str) -> str:
-        if not text.isprintable() or text != text.strip():
-            raise ValueError("it must be one line of printable characters")
+        if not text or not text.isprintable() or text != text.strip():
+            raise ValueError("it must say who shares the fit, in one line of printable characters")
         return text
 
 

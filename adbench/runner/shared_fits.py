@@ -56,7 +56,7 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
     try:
         weights = Weights(author=author, licence=licence, link=link)
     except ValidationError as error:
-        raise UserError(f"--{first_fault(error)}. Say who shares the fit and under which licence.") from None
+        raise UserError(f"--{first_fault(error)}.") from None
     result = Result(run)
     _check_place(out, result, weights)
     if out.suffix.lower() != ZIP:
