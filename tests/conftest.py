@@ -124,6 +124,7 @@ def pictures_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
     """Run the command line in this process: ``code, out, err = cli("run", "--method", ...)``."""
+    monkeypatch.delenv("COLUMNS", raising=False)  # redirected output is as wide as it takes, unless a test says so
 
     def call(*arguments: object) -> tuple[int, str, str]:
         from adbench import cli as module

@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from adbench.config import registry
+from adbench.config.attribution import Licence, Link, first_fault
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError
 from adbench.utils import limits
@@ -47,21 +48,21 @@ class Weights(BaseModel):
     Attributes:
         author: who shares them.
         licence: they are given under, an identifier such as cc-by-4.0.
-        link: to code or paper, "" for none.
+        link: https address of code or paper, "" for none.
         digest: of the manifest: it covers every file.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
-    author: str = Field(min_length=1, max_length=200)
-    licence: str = Field(min_length=1, max_length=100)
-    link: str = Field("", max_length=300)
+    author: str = Field(max_length=200)
+    licence: Licence
+    link: Link = ""
     digest: str = ""
 
-    @field_validator("author", "licence", "link")
+    @field_validator("author")
     @classmethod
     def _one_line(cls, text: str) -> str:
-        if not text.isprintable() or text != text.strip():
-            raise ValueError("it must be one line of printable characters")
+        if not text or not text.isprintable() or text != text.strip():
+            raise ValueError("it must say who shares the fit, in one line of printable characters")
         return text
 
 
@@ -128,9 +129,7 @@ def read_shared(folder: Path) -> SharedFit:
     try:
         shared = SharedFit(**content)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise UserError(f"{path} describes no fit: {where}: {first['msg']}.") from None
+        raise UserError(f"{path} describes no fit: {first_fault(error)}.") from None
     for name, kind in _STATED.items():
         if not isinstance(shared.identity.get(name), kind):
             raise UserError(f"{path} describes no fit: identity.{name} is missing or of a wrong type.")

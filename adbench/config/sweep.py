@@ -35,7 +35,8 @@ def variants(
         parse: reads one of several values from a text; its second argument says where the text stands.
 
     Raises:
-        UserError: an empty list, more combinations than anybody wants, or a whole number beyond :data:`BEYOND`.
+        UserError: no value, an empty one between commas, an empty list, more combinations than anybody wants, or a whole number
+            beyond :data:`BEYOND`.
     """
     axes = {name: _axis(params, f"{owner}: {name}", name, value, parse) for name, value in values.items()}
     for name, axis in axes.items():
@@ -49,17 +50,24 @@ def variants(
 
 
 def _axis(params: type[ParamSet], where: str, name: str, value: Any, parse: Callable[[str, str], Any]) -> list[Any]:
-    if name not in params.model_fields or not isinstance(value, list | tuple | str) or _valid(params, name, value):
+    if name not in params.model_fields:
+        return [value]
+    valid, is_list = _valid(params, name, value), _is_list(params.model_fields[name].annotation)
+    if value in (None, "") and not valid:
+        raise UserError(f"{where} has no value: write one, or leave it out for its default.")
+    if isinstance(value, str) and "," in value and (is_list or not valid) and not all(map(str.strip, value.split(","))):
+        raise UserError(f"{where} = {value!r} has a comma without a value: write the value, or take the comma out.")
+    if valid or not isinstance(value, list | tuple | str):
         return [value]
     several: Sequence[Any]
     if isinstance(value, list | tuple):
-        if _is_list(params.model_fields[name].annotation) and not all(isinstance(one, list | tuple) for one in value):
+        if is_list and not all(isinstance(one, list | tuple) for one in value):
             return [value]  # a list with a mistake in it
         several = value
     else:
         if "," not in value:
             return [value]
-        several = [parse(part, where) for part in value.split(",") if part.strip()]
+        several = [parse(part, where) for part in value.split(",")]
     if not several:
         raise UserError(f"{where} = {value!r} has no value to run with: write at least one.")
     return list({repr(one): one for one in several}.values())

@@ -47,6 +47,7 @@ from adbench.utils.signals import insisting
 log = logging.getLogger("adbench")
 DRAWN_SIDE = 256  # px of volumes when the size is not stated
 SUMMARY = "summary.csv"
+_FORMULA = ("=", "+", "-", "@", "\t")  # what a formula begins with
 _SHAPING = (*(set(RecipeParams.model_fields) - {"exclude"}), "size")  # parameters of a dataset that shape pixels
 
 
@@ -137,8 +138,15 @@ def predict(
     data = LabelledSet(store, np.arange(len(store)))
     data.domain = "all" if record.protocol.get("domain") == "all" else "brain"
     writer.refuse_others({*cases, *failed})
-    rows = {case: found for case in data.cases if (found := writer.finished(case)) is not None}
-    left = [case for case in data.cases if case not in rows]
+    failed |= {
+        case: f"{case}: its file {writer.image(case)!r} begins with a sign that a spreadsheet takes for a formula, so {SUMMARY} cannot name "
+        "it: rename it."
+        for case in data.cases
+        if any(name.startswith(_FORMULA) for name in (case, writer.image(case)))
+    }
+    named = [case for case in data.cases if case not in failed]
+    rows = {case: found for case in named if (found := writer.finished(case)) is not None}
+    left = [case for case in named if case not in rows]
     cause: Exception | None = None  # what the method raised first
     log.info("%d of %d scans are answered from %s.", len(rows), len(data.cases), out)
     if left:
@@ -309,4 +317,4 @@ def _cell(value: Any) -> Any:
     if isinstance(value, float):
         return f"{value:.6g}"
     value = printable(value) if isinstance(value, str) else value
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t") else value
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

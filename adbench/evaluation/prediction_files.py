@@ -79,6 +79,11 @@ class Writer:
         self._images, self._out, self._rule, self._level, self._remarks = images, out, rule, level, remarks
         self._name, self._volumes = label(record.method.name), VolumeFiles(out, "original")
 
+    def image(self, case: str) -> str:
+        """The file that is looked at, relative to the folder of scans (of slices, the first)."""
+        first = next(iter(image_of(self._cases[case], self._record.test.modality).values()))
+        return str(first).removeprefix(f"{self._images}/")
+
     def _sidecar(self, case: str) -> Path:
         if self._store.case(case).geometry is not None:
             return self._volumes.path(self._store, case, f"desc-{self._name}_anomaly.json")
@@ -136,7 +141,7 @@ class Writer:
             files, figures, extra = self._write_slices(images, volume, slices, brain, counted, side)
         found = Prediction(
             case=case,
-            image=str(next(iter(images.values()))).removeprefix(f"{self._images}/"),
+            image=self.image(case),
             threshold=self._level,
             **figures,
             notes="; ".join(self._remarks[case]),

@@ -20,7 +20,7 @@ from adbench.leaderboard.consistency import steps
 from adbench.leaderboard.submission import FROM_MAPS, Submitted
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
-from adbench.results.format import several
+from adbench.results.format import NONE, several
 from adbench.results.known import is_released
 from adbench.results.names import row_names, training_names
 from adbench.results.record import Number, Record, asked, facts
@@ -285,9 +285,14 @@ class Board:
         return [self.facts(metric) for metric in self.strata_metrics(grouping) if metric in known]
 
     def seeds(self, entry: Entry) -> str:
-        """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here; of a run, its seed."""
+        """How many seeds an entry has: "3", or "1 of 3" where a trained one has fewer than others here; of a run, its seed.
+
+        A dash where it was scored from one set of maps: what seed they are of, or whether of any, is not known.
+        """
         if not self.pooled:
             return str(entry.record.seed)
+        if entry.from_maps and len(entry.records) == 1:
+            return NONE
         count, most = len(entry.records), self._most_seeds
         return f"{count} of {most}" if entry.trained and count < most else f"{count}"
 

@@ -22,7 +22,7 @@ from adbench.leaderboard.board import Board, Entry
 from adbench.leaderboard.export import VALUE_ONLY, rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.metrics.spec import RANKED_BY, SPECS
-from adbench.results.format import html_page, interval_text, p_text, several, value_text
+from adbench.results.format import NONE, html_page, interval_text, p_text, several, value_text
 from adbench.results.names import row_names
 from adbench.results.record import DataPart, Number, facts
 from adbench.utils.console import printable
@@ -149,6 +149,7 @@ def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
         scale=_scale,
         at=_at,
         details=_details,
+        none_=NONE,
         paper=_paper,
         cost_axis=_cost_axis,
         here=lambda row: reproduced(row, shown),
@@ -273,7 +274,8 @@ def _data(entries: Sequence[Entry]) -> str:
     """What the page shows when a row is opened, as JSON that is text of HTML: it is a fifth of the size of tables.
 
     ``texts`` are the texts that the rest numbers; of each entry ``numbers`` are (metric, whether it is an oracle, why it
-    is undefined, a text a seed) and ``params`` (name, value, whether other rows of the method have another one).
+    is undefined, a text a seed), ``params`` (name, value, whether other rows of the method have another one), ``paper`` what to
+    cite, and ``about`` what a file of the rows says of each, by the names in ``about`` beside ``texts``.
     """
     texts: dict[str, int] = {}
 
@@ -290,9 +292,42 @@ def _data(entries: Sequence[Entry]) -> str:
             [known(name), known(value if isinstance(value, str) else json.dumps(value)), int(name in entry.differs)]
             for name, value in sorted(entry.record.method.params.items())
         ]
-        made[entry.id] = {"numbers": numbers, "params": params, "paper": [known(text) for text in _paper(entry)]}
-    text = json.dumps({"texts": list(texts), "entries": made}, separators=(",", ":"), ensure_ascii=False)
+        made[entry.id] = {
+            "numbers": numbers,
+            "params": params,
+            "paper": [known(text) for text in _paper(entry)],
+            "about": [known(text) for text in _about(entry).values()],
+        }
+    names = list(_about(entries[0]))
+    text = json.dumps(
+        {"texts": list(texts), "about": names, "entries": made}, separators=(",", ":"), ensure_ascii=False
+    )
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _about(entry: Entry) -> dict[str, str]:
+    """Columns of the CSV file of the page beside those of its table: whose a row is, and how it was made."""
+    record, weights = entry.record, entry.record.weights
+
+    def said(field: str) -> str:
+        return "; ".join(dict.fromkeys(text for one in entry.submitted if (text := getattr(one, field))))
+
+    maps = entry.from_maps
+    return {
+        "seeds": "" if maps and len(entry.records) == 1 else str(len(entry.records)),
+        "device": "" if maps else entry.device,
+        "parameters": "" if maps else str(record.method.parameters),
+        "prevalence": f"{record.prevalence:.6g}",
+        "scored from maps": "yes" if maps else "no",
+        "submitter": said("submitter"),
+        "date": max(one.created[:10] for one in entry.records),
+        "licence": said("licence"),
+        "paper": said("paper") or (f"https://arxiv.org/abs/{number}" if (number := _paper(entry)[1]) else ""),
+        "code": said("code"),
+        "weights by": weights.author if weights else "",
+        "weights licence": weights.licence if weights else "",
+        "weights link": weights.link if weights else "",
+    }
 
 
 def _seed_numbers(entry: Entry) -> list[tuple[str, bool, list[Number | None], str]]:

@@ -37,6 +37,7 @@ class Issue:
         expected: the value that was recomputed, or that a rule asks for.
         why: an explanation, where the two values are not enough.
         file: path of the file.
+        unchecked: nothing is known to be wrong: what it takes to check this is not installed here.
     """
 
     field: str
@@ -44,6 +45,7 @@ class Issue:
     expected: Any = None
     why: str = ""
     file: str = ""
+    unchecked: bool = False
 
     @property
     def sentence(self) -> str:

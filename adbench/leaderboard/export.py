@@ -15,7 +15,7 @@ from adbench.leaderboard.submission import FROM_MAPS
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
-from adbench.utils.console import out, print_json, say, table
+from adbench.utils.console import print_json, room, say, table
 
 FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
 HEADING = 12  # characters of a line of a heading there
@@ -98,7 +98,7 @@ def print_boards(
         print_json({"boards": [board_json(board) for board in boards], "failures": failed})
         return
     for board in boards:
-        found, dropped = _fitting(columns(board), board, out.width if out.is_terminal else None)
+        found, dropped = _fitting(columns(board), board, room())
         # Narrow headings leave the cells their width; why a row has no rank stands below the table.
         headings = [("\n".join(wrap(one.heading, HEADING)), "right" if one.right else "left") for one in found]
         cells = [_cells(one) for one in found]
@@ -106,7 +106,9 @@ def print_boards(
         caption = _caption(board) if board is boards[-1] else ""
         table(title, headings, list(zip(*cells, strict=True)), caption=caption)
         if dropped:
-            say(f"Not shown at this width: {', '.join(dropped)}. A wider terminal, a pipe or --json shows all.")
+            say(
+                f"Not shown at this width: {', '.join(dropped)}. A wider terminal, a pipe without COLUMNS or --json shows all."
+            )
         if board.unranked:
             say(f"Not ranked: {board.unranked}.")
         elif board.pooled and (without := [f"{e.label} ({e.reason})" for e in board.entries if e.rank is None]):

@@ -45,6 +45,7 @@ NOT_SAID = "not said"
 PRESET = "maps"
 _VOXELS = ("subject", "volume", "brain_voxels", "lesion_voxels")
 _LEVEL = 0.95
+_BRACKETS = {"[", "]"}  # in the name of a row they hold what adbench says: the preset, or that it was scored from maps
 
 
 def is_scored(folder: Path) -> bool:
@@ -80,6 +81,8 @@ def pack_maps(
     """
     if not (submitted.code or submitted.paper):
         raise UserError("A row that was scored from maps says where its method is: give --code or --paper.")
+    if _BRACKETS & set(method):
+        raise UserError(f"--method {method!r}: leave the brackets away, the row adds [maps] itself.")
     alike = _known("methods", method)
     if alike != method.strip() or alike in registry.BUILTIN["methods"]:
         raise UserError(
@@ -256,11 +259,11 @@ def _voxels(counts: ThresholdCounts | None) -> dict[str, tuple[int, int]]:
 
 
 def check_submitted(submission: Submission) -> Iterator[Issue]:
-    """Who submits it is said in printable text, with a licence."""
+    """Who submits it is said in printable text."""
     if (who := submission.content.submitted) is None:
         return
     for name, text in who.model_dump().items():
-        if not text.isprintable() or text != text.strip() or (name in ("submitter", "licence") and not text):
+        if not text.isprintable() or text != text.strip() or (name == "submitter" and not text):
             yield Issue(f"submitted.{name}", text, why="it is one line of printable characters")
 
 
@@ -278,6 +281,8 @@ def check_from_maps(submission: Submission) -> Iterator[Issue]:
     if record.method.name in registry.BUILTIN["methods"]:  # one that reads like it is found with the other names
         why = f"{record.method.name} is the name of a method of adbench"
         yield Issue("method.name", record.method.name, why=why)
+    if _BRACKETS & set(record.method.name):
+        yield Issue("method.name", record.method.name, why="a name has no brackets: the row adds [maps] itself")
     claims = {
         "method.version": (record.method.version, NOT_SAID),
         "method.source": (record.method.source, ""),

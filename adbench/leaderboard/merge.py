@@ -19,7 +19,7 @@ from adbench.utils.files import write_text
 from adbench.utils.plain_files import check_no_link
 
 
-def submit(run: Path, out: Path, submitted: Submitted | None = None) -> Path:
+def submit(run: Path, out: Path, submitted: Submitted) -> Path:
     """Pack the run in a folder into one file for a pull request.
 
     Args:
@@ -33,10 +33,9 @@ def submit(run: Path, out: Path, submitted: Submitted | None = None) -> Path:
     Raises:
         UserError: the run cannot be packed, or does not verify.
     """
-    (result,) = check_all([run])
+    (result,) = check_all([run], texts=False)
     _refuse(result.issues, 1)
-    text = result.text if submitted is None else pack(run, submitted).text
-    return _written(out, result.name, text)
+    return _written(out, result.name, pack(run, submitted).text)
 
 
 def submit_maps(submission: Submission, out: Path) -> Path:
@@ -205,5 +204,7 @@ def _refuse(issues: Sequence[Issue], count: int, shown: int = 5) -> None:
     lines = [f"{issue.file}: {issue.sentence}" for issue in issues[:shown]]
     if len(issues) > shown:
         lines.append(f"and {len(issues) - shown} more")
-    wrong = len({issue.file for issue in issues})
-    raise UserError(f"{wrong} of {count} results do not verify, and nothing was written:\n  " + "\n  ".join(lines))
+    wrong, what = len({issue.file for issue in issues}), "do not verify"
+    if all(issue.unchecked for issue in issues):
+        what = "could not be checked whole"
+    raise UserError(f"{wrong} of {count} results {what}, and nothing was written:\n  " + "\n  ".join(lines))

@@ -5,7 +5,7 @@
     {
       "submission": 3,            version of this layout
       "digest": "…",              SHA-256 of the canonical JSON of everything else
-      "submitted": {…},           who submits it, its licence and links; results of runs may lack it
+      "submitted": {…},           who submits it, its licence and links; results merged straight from a run may lack it
       "record": {…},              record.json of the run
       "splits": {…},              subjects by role, splits.json of the run
       "histograms": {…},          test scores, subject by subject
@@ -35,6 +35,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from adbench.config import registry
+from adbench.config.attribution import Licence, Link, first_fault
 from adbench.errors import UserError
 from adbench.leaderboard.encoding import (
     EncodedHistograms,
@@ -91,24 +92,20 @@ class Splits(Strict):
     test: list[str]
 
 
-_Line = Annotated[str, Field(max_length=200)]
-_Link = Annotated[str, Field(max_length=300, pattern=r"^(https://[!-~]+)?$")]
-
-
 class Submitted(Strict):
     """Who submits a result, as they say.
 
     Attributes:
         submitter: a person or group.
-        licence: under which the file is given, such as CC-BY-4.0.
+        licence: under which the file is given, an identifier such as CC-BY-4.0.
         code: https address of the code that made it; "" for none.
         paper: https address of the paper that describes the method; "" for none.
     """
 
-    submitter: _Line
-    licence: _Line
-    code: _Link = ""
-    paper: _Link = ""
+    submitter: Annotated[str, Field(max_length=200)]
+    licence: Licence
+    code: Link = ""
+    paper: Link = ""
 
 
 FROM_MAPS = "scored from maps"  # the origin of a method that was not run here; no distribution has such a name
@@ -263,21 +260,20 @@ def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submi
     """What a submitter says.
 
     Raises:
-        UserError: no name or licence, text of several lines, or a link that is no https address.
+        UserError: no name or licence, a licence of several words, or a link that is no https address.
     """
-    values = {name: text.strip() for name, text in (("submitter", submitter), ("licence", licence))}
-    for name, text in values.items():
-        if not text:
-            raise UserError(f"A submission has a {name}: name it with --{name}{_EXAMPLE[name]}.")
+    missing = [option for option, text in (("submitter", submitter), ("licence", licence)) if not text.strip()]
+    if missing:
+        needed = " and ".join(f"a {name}" for name in missing)
+        options = " and ".join(_EXAMPLE[name] for name in missing)
+        raise UserError(f"A submission has {needed}: give {options}.")
     try:
-        return Submitted(**values, code=code.strip(), paper=paper.strip())
+        return Submitted(submitter=submitter.strip(), licence=licence.strip(), code=code.strip(), paper=paper.strip())
     except ValidationError as error:
-        name = str(error.errors()[0]["loc"][0])
-        what = "an https address" if name in ("code", "paper") else "one line"
-        raise UserError(f"--{name} is {what} of at most {300 if name in ('code', 'paper') else 200} signs.") from None
+        raise UserError(f"--{first_fault(error)}.") from None
 
 
-_EXAMPLE = {"submitter": ', e.g. "A. Researcher, Some University"', "licence": ", e.g. CC-BY-4.0 or CC0-1.0"}
+_EXAMPLE = {"submitter": '--submitter "A. Researcher, Some University"', "licence": "--licence CC-BY-4.0 (say)"}
 
 
 def pack(run: Path, submitted: Submitted | None = None) -> Submission:

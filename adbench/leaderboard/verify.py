@@ -319,11 +319,22 @@ def _copies(results: Sequence[SharedFields]) -> Iterator[Issue]:
             continue
         for file, count in equal.most_common(1):
             if count > max(1, len(result.scores) / 2):
-                why = (
-                    f"{count} of {len(result.scores)} subjects have the very scores that they have in {file}, another "
-                    "training; a training without chance needs no second seed"
-                )
-                yield Issue("seed", result.training[1], why=why, file=result.file)
+                yield _copy(result, next(other for other in results if other.file == file), count)
+
+
+def _copy(result: SharedFields, other: SharedFields, count: int) -> Issue:
+    """``count`` subjects of ``result`` have the scores that they have in ``other``."""
+    assert result.training is not None
+    method, seed = result.training
+    two_seeds = other.training is not None and other.training[0] == method
+    what = "maps" if result.from_maps else "results"
+    why = (
+        f"{count} of {len(result.scores)} subjects have the very scores that they have in {other.file}: the same {what} stand "
+        f"under two {'seeds' if two_seeds else 'names'}"
+    )
+    if two_seeds:
+        return Issue("seed", seed, why=f"{why}, and a training without chance needs no second one", file=result.file)
+    return Issue("method.name", method, why=why, file=result.file)
 
 
 def _dropped(results: Sequence[SharedFields]) -> Iterator[Issue]:

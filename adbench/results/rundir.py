@@ -42,6 +42,7 @@ IDENTITY = "identity.json"
 CONFIG = "config.yaml"
 SPLITS = "splits.json"  # subjects by role
 HISTOGRAMS, VAL_HISTOGRAMS, SPATIAL = "histograms.npz", "val_histograms.npz", "spatial.json"  # counts of the scores
+FITS = "fits"
 MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
 SAMPLES = "samples.npz"
 RECORDED = {SPLITS, HISTOGRAMS, VAL_HISTOGRAMS, SPATIAL, MAPS, VAL_MAPS}  # a record lists those that are there
@@ -70,7 +71,7 @@ def run_folder(
 
 def fit_folder(out: Path, method: str, key: str) -> Path:
     """The folder of the fit with ``key``."""
-    return Path(f"{os.fspath(out)}/fits/{safe(method)}-{key[:16]}")
+    return Path(f"{os.fspath(out)}/{FITS}/{safe(method)}-{key[:16]}")
 
 
 def complete(folder: Path, key: str) -> Record | None:

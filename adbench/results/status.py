@@ -191,7 +191,7 @@ def runs(out: Path) -> Iterator[RunState]:
     if not out.is_dir():
         raise UserError(f"There is no folder {out}. Name the one that `adbench run --out` writes to.")
     for folder in sorted(
-        path for path in out.glob("*/*/*") if path.is_dir() and path.relative_to(out).parts[0] != "fits"
+        path for path in out.glob("*/*/*") if path.is_dir() and path.relative_to(out).parts[0] != rundir.FITS
     ):
         found, detail = state(folder)
         if found != "waiting":

@@ -26,6 +26,7 @@ from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
 from adbench.methods.base import Resources
 from adbench.results import rundir
+from adbench.results.format import several
 from adbench.results.record import Record, missing_metrics, write
 from adbench.runner.keys import fit_identity, key_of, run_identity
 from adbench.runner.overlap import check_names, check_pixels, overlapping_ids, sets_of
@@ -272,10 +273,18 @@ def _check_fit(fit: SharedFit, threshold: LabelledSet, scored: LabelledSet) -> N
     train, val = ({person(name): name for name in fit.subjects.get(role, [])} for role in ("train", "val"))
     choosing, tested = ({person(name): name for name in data.subjects} for data in (threshold, scored))
     if overlaps := overlapping_ids(train, val, choosing, tested):
+        one = person(overlaps[0][0])
+        roles = {
+            f"a training subject of the fit in {fit.folder}": train,
+            f"a validation subject of the fit in {fit.folder}": val,
+            "a validation subject here, which chooses the threshold": choosing,
+            "a test subject here": tested,
+        }
+        said = [f"{names[one]!r} is {role}" for role, names in roles.items() if one in names]
+        count = f"{several(len(overlaps), 'subject')} {'has' if len(overlaps) == 1 else 'have'} two roles"
         raise UserError(
-            f"{len(overlaps)} subjects have two roles: the fit in {fit.folder} learned from {' or '.join(map(repr, overlaps[0]))}, "
-            "which this dataset tests or chooses the threshold with. Leave them out with --set dataset.exclude=[ID], or rename "
-            "them if they are different people."
+            f"{count}: {', and '.join(said)}. Leave what the fit has seen out with --set dataset.exclude=[ID], or rename "
+            "subjects that are different people."
         )
 
 

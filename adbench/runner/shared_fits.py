@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from adbench import __version__
 from adbench.config import registry
+from adbench.config.attribution import first_fault
 from adbench.config.shared_fit import (
     CARD,
     MANIFEST,
@@ -45,27 +46,31 @@ RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices",
 def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -> SharedFit:
     """Write the fit of a finished run into a folder that others can use, or into one file, ``*.zip``, of the same content.
 
-    The folder ``out`` must not hold anything else. ``author``, ``licence`` and ``link`` are as in :class:`Weights`. Equal fits
-    give equal bytes.
+    The folder ``out`` must not hold anything but an earlier export of this run by this author. ``author``, ``licence`` and
+    ``link`` are as in :class:`Weights`. Equal fits give equal bytes.
 
     Raises:
         UserError: the fit was not kept, is somebody else's, holds other files than tensors and JSON; no author or licence;
-            ``out`` is there.
+            ``out`` is there, or lies among the fits of runs.
     """
+    try:
+        weights = Weights(author=author, licence=licence, link=link)
+    except ValidationError as error:
+        raise UserError(f"--{first_fault(error)}.") from None
+    result = Result(run)
+    _check_place(out, result, weights)
     if out.suffix.lower() != ZIP:
         if is_shared(out):
-            return _export(run, out, author=author, licence=licence, link=link)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is there and is no shared fit: give a new folder with --out.")
+            return _export(result, out, weights)
         with scratch(out) as folder:
-            _export(run, folder, author=author, licence=licence, link=link)
+            _export(result, folder, weights)
             folder.rename(out)
         return read_shared(out)
     with scratch(out) as there:  # which removes what a killed one left behind its archive
         if out.exists():
             raise UserError(f"{out} is there: give another name with --out, or move it away.")
         folder = there / "fit"
-        shared = _export(run, folder, author=author, licence=licence, link=link)
+        shared = _export(result, folder, weights)
         with replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as packed:  # stored: weights hardly shrink
             for each in (MANIFEST, CARD, *sorted(shared.files)):
                 with (
@@ -76,18 +81,35 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
     return shared
 
 
-def _export(run: Path, out: Path, *, author: str, licence: str, link: str) -> SharedFit:
-    result = Result(run)
+def _check_place(out: Path, result: Result, weights: Weights) -> None:
+    """Refuse to write over anything but an export of the same run by the same author, and among the fits that runs use.
+
+    Raises:
+        UserError: says what is there.
+    """
+    fits = result.fit_folder.parent
+    if fits.name == rundir.FITS and out.resolve().is_relative_to(fits.resolve()):
+        raise UserError(f"{out} lies in {fits}, where runs keep their fits: give a folder elsewhere with --out.")
+    if out.suffix.lower() == ZIP:
+        return
+    if is_shared(out):
+        there = read_shared(out)
+        if (there.weights.author, records.read(out / RUN_RECORD).run_key) != (weights.author, result.record.run_key):
+            raise UserError(
+                f"{out} holds a shared fit of {there.method} by {there.weights.author}, not an export of this run by "
+                f"{weights.author}: give a new folder with --out."
+            )
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there and is no shared fit: give a new folder with --out.")
+
+
+def _export(result: Result, out: Path, weights: Weights) -> SharedFit:
     record, folder = result.record, result.fit_folder
-    try:
-        weights = Weights(author=author, licence=licence, link=link)
-    except ValidationError as error:
-        raise UserError(f"--{records.first_error(error)}. Say who shares the fit and under which licence.") from None
-    if record.weights is not None:
-        raise UserError(f"The fit of {run} was made by {record.weights.author}: pass on the folder that you got.")
+    if whose := record.weights or (read_shared(folder).weights if is_shared(folder) else None):
+        raise UserError(f"The fit of {result.folder} was made by {whose.author}: pass on the folder that you got.")
     fit = fitted(folder, record.fit_key)
     if fit is None:
-        raise UserError(f"The fit of {run} was not kept ({folder}): make the run again with --force.")
+        raise UserError(f"The fit of {result.folder} was not kept ({folder}): make the run again with --force.")
     for name in fit["files"]:
         if not name.endswith((".safetensors", ".json")):
             raise UserError(
@@ -181,10 +203,15 @@ def listed(out: Path) -> list[dict[str, Any]]:
     """The complete fits below an output folder, by name: method, key, size in bytes, what they learned from, whose they are.
 
     Author and licence are "" for those made here; what these learned from is said by the runs that use them.
+
+    Raises:
+        UserError: there is none, or ``out`` is a shared fit itself.
     """
+    if is_shared(out):
+        raise UserError(f"{out} is a shared fit, not a folder of runs: `adbench fit import {out}` brings it into one.")
     users = {record.fit_key: record for _, record in rundir.records(out)}
     found = []
-    for path in sorted((out / "fits").glob(f"*/{FIT}")):
+    for path in sorted((out / rundir.FITS).glob(f"*/{FIT}")):
         content = read_json(path, RECORD_BYTES)
         row = {"folder": str(path.parent), "fit_key": content["fit_key"], "steps": content["steps"]}
         row |= {"bytes": sum((path.parent / name).stat().st_size for name in content["files"])}
@@ -193,9 +220,14 @@ def listed(out: Path) -> list[dict[str, Any]]:
             row["trained_on"] = f"{user.train.name} {user.train.modality}"
         if is_shared(path.parent):
             shared = read_shared(path.parent)
-            row |= {"author": shared.weights.author, "licence": shared.weights.licence}
+            row |= {"method": shared.method, "author": shared.weights.author, "licence": shared.weights.licence}
             row |= {"trained_on": f"{shared.train['name']} {shared.train['modality']}"}
         found.append(row)
+    if not found:
+        raise UserError(
+            f"There is no complete fit in {out / rundir.FITS}: `adbench run --out {out}` leaves them there, and `adbench fit "
+            f"import` brings those of others."
+        )
     return found
 
 

@@ -53,6 +53,27 @@ def test_sweeps_without_values_or_without_end() -> None:
         sweep.variants(Params, "m", {"size": list(range(200)), "limit": list(range(200))}, run_config.parse_yaml)
 
 
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"size": None}, "method m: size has no value: write one"),
+        ({"kind": ""}, "method m: kind has no value: write one"),
+        ({"size": "1,,2"}, "method m: size = '1,,2' has a comma without a value"),
+        ({"kind": "auto, "}, "method m: kind = 'auto, ' has a comma without a value"),
+        ({"levels": "1,,2"}, "method m: levels = '1,,2' has a comma without a value"),
+    ],
+)
+def test_no_value_is_dropped(values: dict[str, Any], says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        sweep.variants(Params, "method m", values, run_config.parse_yaml)
+
+
+def test_an_empty_value_is_kept_where_it_is_one() -> None:
+    values = {"name": "", "limit": None}
+    assert sweep.variants(Params, "method m", values, run_config.parse_yaml) == [values]
+    assert sweep.variants(Params, "m", {"name": "a,,b"}, run_config.parse_yaml) == [{"name": "a,,b"}]
+
+
 def cells(*sets: str, method: str = "histeq") -> list[Cell]:
     flags = {"method": method, "dataset": "phantom", "device": "cpu"}
     return run_config.cells(run_config.load(None, flags, list(sets)))

@@ -242,6 +242,21 @@ def test_names_that_are_no_text(cli: Cli, run: api.Run, scans: Path, tmp_path: P
     assert cli(*options)[0] == 0
 
 
+def test_a_name_that_the_table_cannot_hold_is_refused(run: api.Run, scans: Path, tmp_path: Path) -> None:
+    """A spreadsheet would run ``=cmd|x``, and with a sign before it the row would not lead to its file."""
+    for name in ("=cmd|x.nii.gz", "-1.nii.gz", "@a/p7.nii.gz"):
+        (scans / name).parent.mkdir(exist_ok=True)
+        shutil.copy(scans / "p4.nii.gz", scans / name)
+    with pytest.raises(ScansFailed) as raised:
+        run.predict(scans, tmp_path / "out")
+    assert [one.image for one in raised.value.found] == ["p4.nii.gz", "p5.nii.gz"]
+    assert len(raised.value.why) == 3
+    assert all("a spreadsheet takes for a formula" in why and "rename it" in why for why in raised.value.why.values())
+    with (tmp_path / "out" / "summary.csv").open() as file:
+        answered = [row for row in csv.DictReader(file) if not row["error"]]
+    assert all((scans / row["image"]).is_file() for row in answered)
+
+
 def test_a_scan_that_cannot_be_read_is_its_own_failure(cli: Cli, run: api.Run, scans: Path, tmp_path: Path) -> None:
     whole = run.predict(scans, tmp_path / "whole")
     packed = (scans / "p4.nii.gz").read_bytes()

@@ -423,7 +423,9 @@ FORGERIES = (
         beside(lambda f: f.plugin(), _all(lambda f: f.plugin(), _put("method/params/lr", 0.123)), of_phantom=True),
         "",
     ),
-    Forgery("a training copied under another method's name", beside(_own(), lambda f: f.plugin("yours")), "seed"),
+    Forgery(
+        "a training copied under another method's name", beside(_own(), lambda f: f.plugin("yours")), "method.name"
+    ),
     Forgery(
         "a copied training of a package's method that claims no step",
         beside(lambda f: f.plugin(steps=0), _all(lambda f: f.plugin(steps=0), _seed(5))),

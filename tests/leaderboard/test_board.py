@@ -409,6 +409,21 @@ def test_show_prints_ranks(built: Path, cli: Cli) -> None:
     assert [board["modality"] for board in json.loads(out)["boards"]] == ["FLAIR", "T1"]
 
 
+def test_a_pipe_keeps_to_columns(built: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    def widest() -> int:
+        return max(map(len, cli("leaderboard", "show", built / "folder")[1].splitlines()))
+
+    assert widest() > 120, "a pipe without COLUMNS gets every column"
+    for columns in (80, 100):
+        monkeypatch.setenv("COLUMNS", str(columns))
+        assert widest() <= columns
+    code, _, err = cli("leaderboard", "show", built / "folder")
+    assert (code, "Not shown at this width: " in err) == (0, True)
+    for nonsense in ("", "0", "wide"):
+        monkeypatch.setenv("COLUMNS", nonsense)
+        assert widest() > 120
+
+
 def test_one_leaderboard_is_shown_and_compared_and_only_built_with_its_siblings(built: Path, cli: Cli) -> None:
     one = next(path.parent for path in built.glob("*/records"))
     code, out, _ = cli("leaderboard", "show", one)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import csv
+import io
 import json
 import shutil
 from collections.abc import Callable
@@ -99,24 +101,54 @@ def test_cases_of_its_own_have_a_table_of_their_own(scores: Path, boards: Path, 
         for name, seed in (("Our method", 0), ("Our method", 1))
     ]
     assert [check(one) for one in own] == [[], []]
-    with pytest.raises(UserError, match="a training without chance needs no second seed"):
+    with pytest.raises(UserError, match=r"seed: stored 1.*: the same maps stand under two seeds"):
         merge([submit_maps(one, tmp_path) for one in own], boards)
     merge([submit_maps(own[0], tmp_path)], boards)
     build(boards)
     tables = {board.test_set.protocol: board for board in _boards(boards)}
     assert tables["maps"].title.startswith("OurSet FLAIR: 9 test subjects")
-    assert len(tables["maps"].entries) == 1
+    (row,) = tables["maps"].entries
+    assert tables["maps"].seeds(row) == "—", "one set of maps says nothing about seeds"
 
 
 def _boards(root: Path) -> list[Any]:
     return boards(read_all(root))
 
 
+def test_the_page_cites_it(scores: Path, browser: Any, tmp_path: Path) -> None:
+    who = WHO.model_copy(update={"code": "https://example.org/a_b?c=1&d=100%25"})
+    packed = pack_maps(scores, who, method="Our_method", dataset="OurSet", modality="FLAIR")
+    merge([submit_maps(packed, tmp_path)], tmp_path / "boards")
+    build(tmp_path / "boards")
+    browser.get((tmp_path / "boards" / "index.html").as_uri())
+    text = browser.execute_script("return document.querySelector('.board').innerText")
+    assert "one set of maps" in text
+    assert "1 seed" not in text
+    assert "by adbench eval --maps" in text  # the protocol's sentence has backticks
+    saved = {}
+    for kind in ("bib", "csv"):
+        browser.execute_script(
+            "HTMLAnchorElement.prototype.click = function () { window.saved = decodeURIComponent(this.href); };"
+            "document.querySelector(`[data-take=${arguments[0]}]`).click()",
+            kind,
+        )
+        saved[kind] = browser.execute_script("return window.saved").partition(",")[2]
+    assert "title = {{Our\\_method}}" in saved["bib"]
+    assert "author = {{A. Researcher}}" in saved["bib"]
+    assert "howpublished = {\\url{https://example.org/p}}" in saved["bib"]
+    assert "Code: \\url{https://example.org/a_b?c=1&d=100%25}" in saved["bib"]
+    assert "`" not in saved["bib"]
+    (row,) = csv.DictReader(io.StringIO(saved["csv"]))
+    assert (row["scored from maps"], row["submitter"], row["licence"]) == ("yes", "A. Researcher", "CC-BY-4.0")
+    assert (row["code"], row["paper"]) == (who.code, who.paper)
+    assert row["seeds"] == row["device"] == row["compute, hours of one seed"] == ""
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
         (lambda raw: raw.pop("submitted"), "submitted"),
-        (lambda raw: raw["submitted"].update(licence=""), "submitted.licence"),
+        (lambda raw: raw["record"]["method"].update(name="Ours [maps]"), "method.name"),
         (lambda raw: raw["submitted"].update(submitter="Somebody Else"), "identity.submitter"),
         (lambda raw: raw["record"]["method"].update(preset="paper"), "method.preset"),
         (lambda raw: raw["record"]["method"].update(name="MAD-AD"), "method.name"),
@@ -176,12 +208,14 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
         return named[:at] + named[at + 2 :]
 
     for arguments, message in (
-        (without("--licence"), "A submission has a licence: name it with --licence, e.g. CC-BY-4.0"),
-        (without("--submitter"), "A submission has a submitter: name it with --submitter"),
+        (without("--licence"), "A submission has a licence: give --licence CC-BY-4.0 (say)."),
+        ((*without("--licence"), "--licence", "do what you like"), "--licence: it must be an identifier of one word"),
+        (without("--submitter"), "A submission has a submitter: give --submitter"),
+        ((*named, "--method", "Ours [maps]"), "leave the brackets away, the row adds [maps] itself"),
         (without("--method"), "Name the method whose maps they are with --method."),
         (without("--code"), "give --code or --paper"),
         (without("--modality"), "Name what the cases are with --dataset and --modality"),
-        ((*without("--code"), "--code", "http://a.org"), "--code is an https address"),
+        ((*without("--code"), "--code", "http://a.org"), "--code: it must be an https address"),
         ((*named, "--method", "MAD-AD"), "'MAD-AD' reads like madad, which adbench runs itself"),
         ((*named, "--like", runs[0].folder), "--dataset is X, and"),
         ((*whole, "--modality", "t2", "--like", runs[0].folder), "--modality is T2, and"),
@@ -192,7 +226,24 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
         assert message in " ".join(err.split())
     code, _, err = cli("leaderboard", "submit", runs[0].folder, "--method", "m", "--out", tmp_path)
     assert (code, "--method: only for what" in err) == (2, True)
+    code, _, err = cli("leaderboard", "submit", runs[0].folder, "--out", tmp_path)
+    assert code == 2
+    assert (
+        'has a submitter and a licence: give --submitter "A. Researcher, Some University" and --licence CC-BY-4.0'
+        in " ".join(err.split())
+    )
     assert list(tmp_path.iterdir()) == []
+    arguments = (*named, "--trained-on", "IXI")
+    code, _, err = cli("leaderboard", "submit", scores, *arguments, "--out", tmp_path)
+    assert (code, "Trained on IXI: adbench calls it ixi" in " ".join(err.split())) == (0, True)
+
+
+def test_a_licence_of_several_words_is_not_read(foreign: Submission) -> None:
+    for licence in ("", "foo bar baz"):
+        raw = copy.deepcopy(foreign.raw)
+        raw["submitted"]["licence"] = licence
+        with pytest.raises(UserError, match=r"submitted\.licence: .*an identifier of one word"):
+            files.parse(json.dumps(raw).encode(), Path("made"))
 
 
 def test_maps_of_a_method_that_was_run_are_no_row_of_their_own(
@@ -204,8 +255,10 @@ def test_maps_of_a_method_that_was_run_are_no_row_of_their_own(
         scores, WHO.model_copy(update={"submitter": "T."}), method="Our method", dataset="OurSet", modality="FLAIR"
     )
     merge([submit_maps(first, tmp_path / "a")], tmp_path / "boards")
-    with pytest.raises(UserError, match="the very scores that they have in"):
-        merge([submit_maps(thief, tmp_path / "b")], tmp_path / "boards")
+    other = pack_maps(scores, WHO, method="Another name", dataset="OurSet", modality="FLAIR")
+    for name, copy_ in (("b", thief), ("c", other)):
+        with pytest.raises(UserError, match=r"method\.name: .*: the same maps stand under two names"):
+            merge([submit_maps(copy_, tmp_path / name)], tmp_path / "boards")
 
 
 def test_more_cases_of_a_dataset_block_nobody(scores: Path, runs: list[api.Run], tmp_path: Path) -> None:

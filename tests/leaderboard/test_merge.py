@@ -22,6 +22,7 @@ from adbench.leaderboard.submission import Submission
 from adbench.results.record import Record
 
 Cli = Callable[..., tuple[int, str, str]]
+WHO = ("--submitter", "A. Researcher", "--licence", "CC-BY-4.0")
 FORGED = {forgery.name: forgery for forgery in FORGERIES}
 
 
@@ -31,7 +32,7 @@ def listing(root: Path) -> dict[str, bytes]:
 
 
 def test_a_run_to_a_file_to_a_leaderboard(runs: list[api.Run], tmp_path: Path, cli: Cli) -> None:
-    code, _, err = cli("leaderboard", "submit", runs[0].folder, "--out", tmp_path)
+    code, _, err = cli("leaderboard", "submit", runs[0].folder, *WHO, "--out", tmp_path)
     (file,) = tmp_path.glob("*.json")
     assert (code, file.name) == (0, files.file_name(runs[0].record))
     assert str(file) in err.replace("\n", "")
@@ -170,12 +171,12 @@ def test_runs_that_cannot_be_submitted(runs: list[api.Run], tmp_path: Path, cli:
     run = Path(shutil.copytree(runs[0].folder, tmp_path / "run"))
     record = json.loads((run / "record.json").read_text())
     (run / "histograms.npz").write_bytes((runs[4].folder / "histograms.npz").read_bytes())
-    code, _, err = cli("leaderboard", "submit", run, "--out", tmp_path)
+    code, _, err = cli("leaderboard", "submit", run, *WHO, "--out", tmp_path)
     assert (code, list(tmp_path.glob("*.json"))) == (2, [])
     assert "histograms.npz is not the file that the record describes" in err.replace("\n", " ")
     del record["files"]["splits.json"]
     (run / "record.json").write_text(json.dumps(record))
-    code, _, err = cli("leaderboard", "submit", run, "--out", tmp_path)
+    code, _, err = cli("leaderboard", "submit", run, *WHO, "--out", tmp_path)
     assert code == 2
     assert "run it again with --force" in err
 

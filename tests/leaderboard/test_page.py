@@ -290,9 +290,66 @@ def test_the_address_holds_filters_and_order(page: Any, built: Path) -> None:
     assert shown(page) == ["FLAIR"]
     assert names(page) == order
     assert values(page, 2) == sorted(values(page, 2))
-    page.get((built / "index.html").as_uri() + "?modality=none&sort=x~y~z")  # of nothing that is there
+    page.get((built / "index.html").as_uri() + "?sort=x~y~z&open=e-none&open=filters")  # of nothing that is there
     assert shown(page) == ["FLAIR", "T1"]
     assert page.get_log("browser") == []
+
+
+def test_the_address_holds_every_sorted_table_and_opened_row(page: Any) -> None:
+    click_heading(page, "Method")
+    click_heading(page, "Modality", "#published")
+    click_heading(page, "Method", "#published")
+    js(page, "document.querySelectorAll('.more')[1].click(); document.querySelectorAll('.more')[4].click()")
+    js(page, "document.querySelectorAll('.more')[4].click()")
+    opened = "return [...document.querySelectorAll('.detail.open')].map(row => row.id)"
+    order, published, rows = names(page), names(page, "#published"), js(page, opened)
+    assert len(rows) == 1
+    page.get(page.current_url)
+    assert (names(page), names(page, "#published"), js(page, opened)) == (order, published, rows)
+    assert js(page, "return document.querySelectorAll('.detail.open .numbers table').length") == 1
+
+
+def test_a_filter_that_the_page_no_longer_has_is_said(page: Any, built: Path) -> None:
+    page.get((built / "index.html").as_uri() + "?protocol=gone&modality=FLAIR")
+    assert shown(page) == []
+    assert "No rows for protocol=gone" in js(page, "return document.getElementById('nothing').innerText")
+    assert "protocol=gone" in page.current_url
+    choose(page, "protocol", "")
+    assert shown(page) == ["FLAIR"]
+
+
+@pytest.mark.parametrize(
+    ("clipboard", "says"),
+    [
+        ("{writeText: async text => { window.took = text; }}", "Copied"),
+        ("{writeText: async () => { throw new Error('no'); }}", "Not copied: take the address above"),
+        ("undefined", "Not copied: take the address above"),
+    ],
+)
+def test_copied_is_said_where_it_is_true(page: Any, clipboard: str, says: str) -> None:
+    js(page, f"Object.defineProperty(navigator, 'clipboard', {{value: {clipboard}, configurable: true}})")
+    js(page, "document.getElementById('link').click()")
+    page.execute_async_script("setTimeout(arguments[0], 50)")
+    assert js(page, "return document.getElementById('link').innerText") == says
+    assert js(page, "return window.took ?? null") == (page.current_url if says == "Copied" else None)
+
+
+def test_a_phone_shows_the_interval_and_says_where_a_table_scrolls(page: Any) -> None:
+    page.execute_cdp_cmd(
+        "Emulation.setDeviceMetricsOverride", {"width": 390, "height": 900, "deviceScaleFactor": 1, "mobile": True}
+    )
+    try:
+        js(page, "document.querySelector('.results').scrollIntoView()")
+        page.execute_async_script("setTimeout(arguments[0], 100)")
+        right, hint = js(
+            page,
+            "const box = document.querySelector('.results').closest('.scroll');"
+            "return [box.querySelector('.head-line .ci').getBoundingClientRect().right, box.previousElementSibling.checkVisibility()]",
+        )
+        assert right <= 390
+        assert hint
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_parameters_and_seeds_open_as_tables(page: Any) -> None:
@@ -323,12 +380,17 @@ def test_csv_and_bibtex_of_the_rows_shown(page: Any) -> None:
     assert [row["method"].partition(" ")[0] for row in rows] == names(page)
     assert [float(row["AUPRC"]) for row in rows] == values(page, 2)
     assert all(float(row["AUPRC low"]) <= float(row["AUPRC"]) <= float(row["AUPRC high"]) for row in rows)
+    assert all(float(row["compute, hours of one seed"]) > 0 and row["device"] == "CPU" for row in rows)
+    assert {(row["seeds"], row["scored from maps"], row["submitter"]) for row in rows} == {("2", "no", "")}
+    assert all(row["date"][:2] == "20" and 0 < float(row["prevalence"]) < 1 for row in rows)
     choose(page, "text", "histeq")
     assert len(list(csv.DictReader(io.StringIO(download(page, "csv"))))) == 1
     bib = download(page, "bib")
     assert "author = {Meissen and others}" in bib
     assert "eprint = {2109.06023}" in bib
     assert bib.count("@misc{") == 2
+    assert f"howpublished = {{\\url{{{page.current_url}}}}}" in bib
+    assert "`" not in bib
 
 
 def test_cost_plot_follows_the_filters(page: Any) -> None:

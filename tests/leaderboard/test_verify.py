@@ -201,20 +201,36 @@ def test_what_was_changed_is_named(submission: Submission, what: str) -> None:
     assert field in fields(submission, change)
 
 
-def test_a_metric_that_is_not_installed(submission: Submission) -> None:
-    """One that left no sums: nothing here gives its number, and nothing is said to be recomputed."""
+def _with_mine(raw: dict[str, Any]) -> None:
+    """The record with a metric of a package that is not installed here, which left no sums."""
+    record = raw["record"]
+    record["optional"] = {"mine": PART}
+    groups = (group for groups in record["strata"].values() for group in groups.values())
+    for metrics in (record["metrics"], *groups):
+        metrics["mine"] = {**metrics["auprc"], "value": 0.5}
 
-    def ask(raw: dict[str, Any]) -> None:
-        record = raw["record"]
-        record["optional"] = {"mine": PART}
-        groups = (group for groups in record["strata"].values() for group in groups.values())
-        for metrics in (record["metrics"], *groups):
-            metrics["mine"] = {**metrics["auprc"], "value": 0.5}
 
-    (finding,) = check(files.parse(altered(submission, ask).encode(), Path("x.json")))
-    assert finding.field == "metrics.mine"
+def test_a_metric_that_is_not_installed(submission: Submission, tmp_path: Path, cli: Cli) -> None:
+    """Nothing here gives its number: it could not be checked, which is no error of the result."""
+    text = altered(submission, _with_mine)
+    (finding,) = check(files.parse(text.encode(), Path("x.json")))
+    assert (finding.field, finding.unchecked) == ("metrics.mine", True)
     assert "stored 0.5 (this metric is not installed here" in finding.sentence
     assert "None" not in finding.sentence
+    path = tmp_path / "x.json"
+    path.write_text(text)
+    code, _, err = cli("leaderboard", "verify", path, "-q")
+    assert (code, "1 of 1 results could not be checked whole" in err, "do not verify" in err) == (3, True, False)
+    code, _, err = cli("leaderboard", "merge", path, "--into", tmp_path / "boards", "-q")
+    assert (code, "could not be checked whole, and nothing was written" in " ".join(err.split())) == (2, True)
+
+    def worse(raw: dict[str, Any]) -> None:
+        _with_mine(raw)
+        raw["record"]["metrics"]["auprc"]["value"] = 0.99
+
+    (tmp_path / "worse.json").write_text(altered(submission, worse))
+    code, _, err = cli("leaderboard", "verify", tmp_path / "worse.json", "-q")
+    assert (code, "1 of 1 results do not verify" in err, "could not be checked whole" in err) == (1, True, False)
 
 
 def test_an_edit_without_a_new_digest(submission: Submission) -> None:

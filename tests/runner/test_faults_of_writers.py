@@ -21,12 +21,13 @@ from adbench.evaluation.maps import evaluate_folders
 from adbench.leaderboard.build import build
 from adbench.leaderboard.merge import merge, submit
 from adbench.leaderboard.recount import recount
-from adbench.leaderboard.submission import own_digest, read
+from adbench.leaderboard.submission import Submitted, own_digest, read
 from adbench.metrics import plots
 from adbench.runner.shared_fits import bring, export
 from adbench.utils.hashing import digest
 
 Work = Callable[[Path], object]
+SUBMITTED = Submitted(submitter="A. Researcher", licence="CC-BY-4.0")
 WHOSE = {"author": "A. Researcher", "licence": "cc-by-4.0"}
 
 
@@ -54,7 +55,7 @@ def commands(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPath
         Image.fromarray(np.tile(np.array(grey, np.uint8), (16, 8))).save(root / kind / "a.png")
     with tarfile.open(root / "data.tar", "w") as tar:
         tar.add(scans, "scans")
-    archive, record = root / "fit.zip", submit(run.folder, root / "submitted")
+    archive, record = root / "fit.zip", submit(run.folder, root / "submitted", SUBMITTED)
     old = earlier(record)
     export(run.folder, archive, **WHOSE)
 
@@ -70,7 +71,7 @@ def commands(make_slices: Callable[..., Path], tmp_path_factory: pytest.TempPath
         "fit export": lambda out: export(run.folder, out / "shared", **WHOSE),
         "fit export .zip": lambda out: export(run.folder, out / "a.zip", **WHOSE),
         "fit import": lambda out: bring(archive, out),
-        "leaderboard submit": lambda out: submit(run.folder, out),
+        "leaderboard submit": lambda out: submit(run.folder, out, SUBMITTED),
         "leaderboard merge": lambda out: merge([record], out),
         "leaderboard build": lambda out: (merge([record], out), build(out)),
         "leaderboard recount": recounted,

@@ -100,7 +100,28 @@ def test_what_a_shared_fit_cannot_be_used_for(cli: Cli, made: api.Run, exported:
         path.rename(path.with_name(path.name.replace("test00", "train01")))
     code, _, err = cli(*base[:-4], renamed, *base[-3:])
     assert code == 2
-    assert "learned from 'train01'" in err.replace("\n", " ")
+    assert "1 subject has two roles: 'train01' is a training subject of the fit in" in " ".join(err.split())
+    assert "and 'train01' is a test subject here" in " ".join(err.split())
+
+
+def test_the_role_of_a_subject_that_chose_the_checkpoint_is_said(
+    cli: Cli, exported: Path, made: api.Run, tmp_path: Path
+) -> None:
+    val = next(iter(read_shared(exported).subjects["val"]))
+    slices = made.folder.parents[3] / "slices"
+    for split in ("val", "test"):
+        shutil.copytree(slices / split, tmp_path / "data" / split)
+    for path in (tmp_path / "data" / "val").glob(f"{val}-*"):
+        path.unlink()
+    for path in (tmp_path / "data" / "test").glob("test00-*"):
+        path.rename(path.with_name(path.name.replace("test00", val)))
+    data = ("--dataset", "folder", "--data-root", tmp_path / "data", "--device", "cpu", "--out", tmp_path / "out")
+    code, _, err = cli("run", "--fit", exported, *data, "--quiet")
+    assert code == 2
+    said = " ".join(err.split())
+    assert f"{val!r} is a validation subject of the fit in" in said
+    assert f"{val!r} is a test subject here" in said
+    assert "learned from" not in said
 
 
 def test_a_fit_of_another_version_is_refused(
@@ -122,6 +143,58 @@ def test_export_asks_for_what_others_must_know(cli: Cli, made: api.Run, tmp_path
     code, _, err = cli("fit", "export", made.folder, "--out", tmp_path / "full", *WHO)
     assert code == 2
     assert "no shared fit: give a new folder" in err.replace("\n", " ")
+
+
+def test_a_licence_is_one_word_and_a_link_an_https_address(cli: Cli, made: api.Run, tmp_path: Path) -> None:
+    for more, says in (
+        (("--licence", "foo bar baz"), "--licence: it must be an identifier of one word, such as CC-BY-4.0"),
+        (("--link", "javascript:alert(1)"), "--link: it must be an https address"),
+        (("--link", "http://example.org"), "--link: it must be an https address"),
+        (("--link", "https://example.org/a b"), "--link: it must be an https address"),
+    ):
+        code, _, err = cli("fit", "export", made.folder, "--out", tmp_path / "x", *WHO, *more)
+        assert (code, says in " ".join(err.split())) == (2, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_elses_fit_is_replaced(cli: Cli, made: api.Run, own: Path, tmp_path: Path) -> None:
+    def held() -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in own.iterdir()}
+
+    before = held()
+    code, _, err = cli("fit", "export", made.folder, "--out", own, "--author", "Somebody Else", "--licence", "MIT")
+    assert (code, held()) == (2, before)
+    assert "holds a shared fit of ae by A. Researcher, not an export of this run by Somebody Else" in " ".join(
+        err.split()
+    )
+    settings: dict[str, Any] = {"data_root": str(made.folder.parents[3] / "slices"), "device": "cpu"}
+    (other,) = api.run("histeq", "folder", out=tmp_path / "runs", **settings)
+    code, _, err = cli("fit", "export", other.folder, "--out", own, *WHO)
+    assert (code, held()) == (2, before)
+    assert cli("fit", "export", made.folder, "--out", own, *WHO, "--link", "https://example.org")[0] == 0
+    assert held() == before, "the same run by the same author: what a killed export is resumed by"
+    for place in (made.fit_folder, made.fit_folder.parent / "new", made.fit_folder.parent / "new.zip"):
+        code, _, err = cli("fit", "export", made.folder, "--out", place, *WHO)
+        assert (code, "where runs keep their fits" in " ".join(err.split())) == (2, True)
+    shared_fits.bring(own, tmp_path / "runs")
+    (mine,) = api.run("ae", "folder", set={"ae": {"steps": 4}}, out=tmp_path / "runs", **settings)
+    assert mine.record.weights is None, "a run whose fit was there"
+    code, _, err = cli("fit", "export", mine.folder, "--out", tmp_path / "mine", "--author", "Else", "--licence", "MIT")
+    assert (code, "was made by A. Researcher: pass on" in " ".join(err.split())) == (2, True)
+    assert not (tmp_path / "mine").exists()
+
+
+def test_a_list_says_when_there_is_nothing_to_list(cli: Cli, own: Path, tmp_path: Path) -> None:
+    for out, says in (
+        (own, f"{own} is a shared fit, not a folder of runs: `adbench fit import {own}`"),
+        (tmp_path, f"There is no complete fit in {tmp_path / 'fits'}"),
+    ):
+        code, said, err = cli("fit", "list", "--out", out)
+        assert (code, said) == (2, "")
+        assert says in " ".join(err.split())
+    shutil.move(shared_fits.bring(own, tmp_path / "out").folder, tmp_path / "out" / "fits" / "some-name")
+    (row,) = shared_fits.listed(tmp_path / "out")
+    assert row["method"] == "ae", "the manifest says it, not the folder"
 
 
 def _edit(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:

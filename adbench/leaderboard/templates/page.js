@@ -42,22 +42,27 @@
       const before = sorter.closest("th").getAttribute("aria-sort");
       const order = before ? (before === "ascending" ? "descending" : "ascending") : sorter.dataset.first;
       sorters.get(table)(sorter, order);
-      if (table.id) address({ sort: [table.id, sorter.textContent, order].join("~") });
+      if (table.id) address({ sort: [...asked("sort").filter(one => one.split("~")[0] !== table.id), [table.id, sorter.textContent, order].join("~")] });
     });
   }
 
-  // What is filtered and sorted stands in the address, so that a link leads to what its sender saw.
+  // What is filtered, sorted and opened stands in the address, so that a link leads to what its sender saw.
+  const asked = name => new URLSearchParams(location.search).getAll(name);
   const address = changes => {
-    const asked = new URLSearchParams(location.search);
-    for (const [name, text] of Object.entries(changes)) text ? asked.set(name, text) : asked.delete(name);
-    const search = String(asked);
+    const next = new URLSearchParams(location.search);
+    for (const [name, texts] of Object.entries(changes)) {
+      next.delete(name);
+      for (const text of [texts].flat()) if (text) next.append(name, text);
+    }
+    const search = String(next);
     history.replaceState(null, "", location.pathname + (search && "?" + search) + location.hash);
   };
   const sortAsAsked = () => {
-    const [id, heading, order] = (new URLSearchParams(location.search).get("sort") || "").split("~");
-    const table = id && $(id), sort = sorters.get(table);
-    const sorter = sort && [...table.tHead.querySelectorAll(".sort")].find(one => one.textContent === heading);
-    if (sorter && ["ascending", "descending"].includes(order)) sort(sorter, order);
+    for (const [id, heading, order] of asked("sort").map(text => text.split("~"))) {
+      const table = id && $(id), sort = sorters.get(table);
+      const sorter = sort && [...table.tHead.querySelectorAll(".sort")].find(one => one.textContent === heading);
+      if (sorter && ["ascending", "descending"].includes(order)) sort(sorter, order);
+    }
   };
 
   // The tables of a row are made when it is first opened: it keeps the file small.
@@ -99,8 +104,18 @@
   };
   for (const more of document.querySelectorAll(".more")) {
     more.hidden = false;
-    more.addEventListener("click", () => details(more.closest("tr"), more.getAttribute("aria-expanded") !== "true"));
+    more.addEventListener("click", () => {
+      const row = more.closest("tr"), open = more.getAttribute("aria-expanded") !== "true";
+      details(row, open);
+      address({ open: [...asked("open").filter(id => id !== row.id), open && row.id] });
+    });
   }
+  const openAsAsked = () => {
+    for (const id of asked("open")) {
+      const row = $(id);
+      if (row?.classList.contains("entry")) details(row, true);
+    }
+  };
   const form = $("filters"), fields = ["protocol", "modality", "source", "preset"];
   const arrive = () => {
     const row = location.hash.startsWith("#e-") && $(location.hash.slice(1));
@@ -141,6 +156,8 @@
       if (section.classList.contains("overview")) for (const cell of section.querySelectorAll("[data-modality]")) cell.hidden = !fits(cell, "modality", chosen);
     }
     $("count").textContent = shown === all ? `${all} rows` : `${shown} of ${all} rows`;
+    const gone = fields.filter(field => $(field).selectedOptions[0]?.dataset.gone).map(field => `${field}=${chosen[field]}`);
+    $("nothing").textContent = gone.length ? `No rows for ${gone.join(", ")}: this page has none any more.` : "No result fits these filters.";
     $("nothing").hidden = shown > 0;
     address({ ...chosen, text });
   };
@@ -148,33 +165,43 @@
   // The rows that a board shows, as a file.
   const cell = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   const guarded = text => /^[=+@\t\r-]/.test(text) ? "'" + text : text; // a spreadsheet would run it
+  const about = row => Object.fromEntries(known.entries[row.id].about.map((index, place) => [known.about[place], known.texts[index]]));
   const csv = (table, rows) => {
+    known ??= JSON.parse($("data").textContent);
     const headings = [...table.tHead.rows[0].cells];
     const lines = [["method", "trained on", "preset", ...headings.flatMap((heading, index) => {
-      const name = heading.querySelector(".sort")?.textContent;
+      const name = heading.dataset.csv || heading.querySelector(".sort")?.textContent;
       return !name || index === 1 ? [] : name === "#" ? ["rank"] : heading.dataset.interval ? [name, name + " low", name + " high"] : [name];
-    })]];
+    }), ...known.about]];
     for (const row of rows) lines.push([guarded(row.cells[1].dataset.v), guarded(row.dataset.source), guarded(row.dataset.preset), ...headings.flatMap((heading, index) => {
       if (index === 1 || !heading.querySelector(".sort")) return [];
       const ends = (row.cells[index].querySelector(".ci")?.textContent || "").split("–");
       return heading.dataset.interval ? [row.cells[index].dataset.v ?? "", ends[0], ends[1] ?? ""] : [row.cells[index].dataset.v ?? ""];
-    })]);
+    }), ...Object.values(about(row)).map(guarded)]);
     return lines.map(line => line.map(cell).join(",")).join("\n") + "\n";
   };
   const bib = (board, rows) => {
     known ??= JSON.parse($("data").textContent);
-    const tex = text => text.replace(/[\\{}]/g, "").replace(/[&%$#_]/g, "\\$&");
-    const entry = (key, fields) => `@misc{${key.replace(/[^A-Za-z0-9-]/g, "-")},\n${fields.map(([name, text]) => `  ${name} = {${tex(text)}}`).join(",\n")}\n}\n`;
+    const tex = text => text.replace(/[\\{}`]/g, "").replace(/[&%$#_]/g, "\\$&");
+    const linked = text => text && `\\url{${text.replace(/[\\{}]/g, encodeURIComponent)}}`;
+    const name = text => `{${tex(text)}}`; // as it is written: one name, not first and last
+    const entry = (key, fields) => `@misc{${key.replace(/[^A-Za-z0-9-]+/g, "-")},\n${fields.filter(([, text]) => text).map(([field, text]) => `  ${field} = {${text}}`).join(",\n")}\n}\n`;
     const found = new Map([["board", entry("adbench-" + board.id, [
-      ["title", "adbench leaderboard: " + board.querySelector("h2").textContent.replace(/\s+/g, " ").trim()],
-      ["howpublished", location.href], ["note", document.querySelector("footer").textContent.split(" with ")[0]],
+      ["title", tex("adbench leaderboard: " + board.querySelector("h2").textContent.replace(/\s+/g, " ").trim())],
+      ["howpublished", linked(location.href)], ["note", tex(document.querySelector("footer").textContent.split(" with ")[0])],
     ])]]);
     for (const row of rows) {
+      const { submitter, paper, code, date, "scored from maps": maps } = about(row);
       const [cite, number] = known.entries[row.id].paper.map(index => known.texts[index]);
       const author = cite.split(/ et al\.?|, /)[0], year = (cite.match(/\b(?:19|20)\d\d\b/) || [""])[0];
       if (cite) found.set(row.dataset.method, entry(row.dataset.method, [
-        ["author", / et al/.test(cite) ? author + " and others" : author], ["note", cite],
-        ...(year ? [["year", year]] : []), ...(number ? [["eprint", number], ["archiveprefix", "arXiv"]] : []),
+        ["author", tex(/ et al/.test(cite) ? author + " and others" : author)], ["note", tex(cite)],
+        ["year", year], ["eprint", number], ["archiveprefix", number && "arXiv"],
+      ]));
+      else if (paper || code) found.set(row.dataset.method + " " + submitter, entry(row.dataset.method + " " + submitter, [
+        ["title", name(row.dataset.method)], ["author", name(submitter)], ["year", date.slice(0, 4)],
+        ["howpublished", linked(paper || code)],
+        ["note", (maps === "yes" ? "Scored from maps that were sent in. " : "") + (paper && code ? `Code: ${linked(code)}` : "")],
       ]));
     }
     return [...found.values()].join("\n");
@@ -191,20 +218,31 @@
     });
   }
   $("link").addEventListener("click", async () => {
-    await navigator.clipboard?.writeText(location.href);
-    $("link").textContent = "Copied";
-    setTimeout(() => { $("link").textContent = "Copy link"; }, 1500);
+    let said = "Copied";
+    try { await navigator.clipboard.writeText(location.href); } catch { said = "Not copied: take the address above"; } // not every browser gives one to every page
+    $("link").textContent = said;
+    setTimeout(() => { $("link").textContent = "Copy link"; }, 2500);
   });
   form.hidden = false;
   form.addEventListener("input", filter);
   form.addEventListener("submit", event => event.preventDefault());
-  form.addEventListener("reset", () => setTimeout(() => { address({ sort: "" }); filter(); }));
-  const asked = new URLSearchParams(location.search);
+  form.addEventListener("reset", () => setTimeout(() => { address({ sort: "", open: "" }); filter(); }));
   for (const field of [...fields, "text"]) {
-    const wanted = asked.get(field);
-    if (wanted !== null && (field === "text" || [...$(field).options].some(option => option.value === wanted))) $(field).value = wanted;
+    const [wanted] = asked(field);
+    if (!wanted) continue;
+    if (field !== "text" && ![...$(field).options].some(option => option.value === wanted)) {
+      $(field).append(make("option", wanted, { value: wanted })); // of rows that have gone since the link was made
+      $(field).lastChild.dataset.gone = "1";
+    }
+    $(field).value = wanted;
   }
+  // Where a table is wider than its place, a line says that it scrolls.
+  const watch = new ResizeObserver(seen => {
+    for (const { target } of seen) target.previousElementSibling.hidden = target.scrollWidth <= target.clientWidth + 1;
+  });
+  document.querySelectorAll(".scroll").forEach(box => watch.observe(box));
   filter();
   sortAsAsked();
+  openAsAsked();
   arrive();
 })();

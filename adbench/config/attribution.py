@@ -1,0 +1,39 @@
+"""What whoever gives something away says about it: the licence and links, held to one rule for shared fits and for results."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated
+
+from pydantic import AfterValidator, Field, ValidationError
+
+_LICENCE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")  # an SPDX identifier, or what the Hugging Face Hub calls one
+_LINK = re.compile(r"https://[!-~]+")
+
+
+def is_licence(text: str) -> bool:
+    """Whether ``text`` reads as the identifier of a licence, such as CC-BY-4.0: a single word."""
+    return bool(_LICENCE.fullmatch(text))
+
+
+def _licence(text: str) -> str:
+    if not is_licence(text):
+        raise ValueError("it must be an identifier of one word, such as CC-BY-4.0, CC0-1.0 or MIT")
+    return text
+
+
+def _link(text: str) -> str:
+    if text and not _LINK.fullmatch(text):
+        raise ValueError("it must be an https address")
+    return text
+
+
+Licence = Annotated[str, Field(max_length=100), AfterValidator(_licence)]
+Link = Annotated[str, Field(max_length=300), AfterValidator(_link)]
+"""An https address, or "" for none."""
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong with such values, as "field: why"."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
