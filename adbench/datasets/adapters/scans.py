@@ -10,7 +10,8 @@ from adbench.datasets.io.archive import File, FileError, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles
 from adbench.datasets.io.filename_patterns import SETS, common_name, stem_of
 from adbench.datasets.io.mask_names import BRAIN, LESION
-from adbench.datasets.io.nifti_header import Header, by, off_grid, read_header
+from adbench.datasets.io.nifti import read_header
+from adbench.datasets.io.nifti_header import Header, by, off_grid
 from adbench.errors import UserError
 
 
