@@ -6,6 +6,7 @@ import difflib
 import errno
 from collections.abc import Iterable
 
+STANDARD_OUTPUT = "standard output"  # as the name of a file
 # What libraries raise, under many names, when the system gives no memory, or no process and no thread.
 _NO_MEMORY = ("can't allocate memory", "cannot allocate memory", "failed to map segment", "std::bad_alloc")
 _NO_PROCESS = ("can't start new thread", "resource temporarily unavailable")
@@ -48,7 +49,7 @@ def sentence(error: BaseException) -> str:
     if short := _short_of(error):
         return short
     if full := disk_full(error):
-        where = getattr(error, "filename", None) or "the output or cache folder"
+        where = getattr(error, "filename", None) or "the output or cache folder, or of standard output"
         if full == errno.EFBIG:
             return f"A file of {where} is larger than `ulimit -f` allows: raise that limit and run again."
         return f"No space left on the disk of {where}: free some and run again."

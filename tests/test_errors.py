@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from adbench.errors import CellFailed, UserError, disk_full, in_words, sentence
+from adbench.utils.files import replacing
 
 
 @pytest.mark.parametrize(
@@ -26,7 +27,10 @@ from adbench.errors import CellFailed, UserError, disk_full, in_words, sentence
         (RuntimeError("can't start new thread"), "No process or thread can be started (can't start new thread): raise"),
         (BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable"), "No process or thread can be started"),
         (OSError(errno.ENOSPC, "No space left on device", "/data/x"), "No space left on the disk of /data/x"),
-        (OSError(errno.EFBIG, "File too large"), "A file of the output or cache folder is larger than `ulimit -f`"),
+        (
+            OSError(errno.EFBIG, "File too large"),
+            "A file of the output or cache folder, or of standard output is larger than `ulimit -f`",
+        ),
         (RuntimeError("I/O error: File too large (os error 27)"), "A file of the output or cache folder"),
         (PermissionError(errno.EACCES, "Permission denied", "/data/x"), "Not allowed to write or read /data/x"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "/data/x"), "/data/x cannot be read or written: Is a"),
@@ -53,6 +57,11 @@ def test_lack_of_memory_is_told_behind_what_a_library_makes_of_it() -> None:
     ("megabytes", "command", "says"),
     [
         (300, "leaderboard verify .", "`ulimit -v` allows 300 MiB of memory, and the libraries alone take 450"),
+        (
+            1500,
+            "tune --method histeq --dataset phantom --set dataset.n_train=2 --set dataset.n_test=1 --out out --cache out",
+            "a process of Ray takes 2300: raise",
+        ),
         (500, "run --method ae --dataset phantom --out out --cache out", "Memory ran out ("),
     ],
 )
@@ -67,3 +76,21 @@ def test_a_limit_on_memory_is_told(tmp_path: Path, megabytes: int, command: str,
     assert ran.returncode == 2
     assert says in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+@pytest.mark.parametrize("command", ["list methods", "list methods --json"])
+def test_a_full_standard_output_is_told_as_what_it_is(command: str) -> None:
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(
+            [sys.executable, "-m", "adbench.cli", *command.split()], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (ran.returncode, ran.stderr) == (
+        2,
+        "adbench: No space left on the disk of standard output: free some and run again.\n",
+    )
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    with pytest.raises(OSError) as caught, replacing(tmp_path / "big.txt"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert sentence(caught.value) == f"No space left on the disk of {tmp_path / 'big.txt'}: free some and run again."

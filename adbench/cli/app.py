@@ -129,17 +129,10 @@ def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:
 
 def _check_memory() -> None:
     """What loads OpenBLAS with too little memory ends the process, waits for ever, or sends it a Ctrl-C."""
-    import resource
+    from adbench.utils.limits import check_address_space
 
-    given = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if given == resource.RLIM_INFINITY:
-        return
-    if given < _LEAST_MEMORY:
-        raise UserError(
-            f"`ulimit -v` allows {given >> 20} MiB of memory, and the libraries alone take {_LEAST_MEMORY >> 20}: "
-            "raise that limit."
-        )
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # while it loads: it asks for memory by the thread
+    if check_address_space(_LEAST_MEMORY, "the libraries alone take"):
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # while it loads: it asks for memory by the thread
 
 
 def seconds(text: str) -> float:

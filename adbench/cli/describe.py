@@ -49,18 +49,13 @@ def listing(kind: str) -> list[dict[str, Any]]:
     if kind == "metrics":
         headline = [one for one in SPECS.values() if one.group == "headline"]
         rows = [{"name": m.name, "summary": m.definition, "origin": "built-in", "problem": ""} for m in headline]
-    rows += [
-        {
-            "name": entry.name,
-            "summary": registry.summary(entry),
-            "origin": entry.origin,
-            "problem": registry.status(entry),
-        }
-        for entry in registry.entries(wanted).values()
-    ]
+    for entry in registry.entries(wanted).values():
+        summary, problem = registry.examined(entry)
+        rows.append({"name": entry.name, "summary": summary, "origin": entry.origin, "problem": problem})
     if kind == "metrics":
         for row in rows:
-            row |= registry.metric_spec(row["name"]).as_dict()
+            spec = registry.not_here(row["name"]) if row["problem"] else registry.metric_spec(row["name"])
+            row |= spec.as_dict()
     return rows
 
 

@@ -211,7 +211,7 @@ def _plugins() -> Iterator[tuple[str, object, str]]:
     for kind in KINDS:
         for entry in registry.entries(kind).values():
             if entry.origin != "built-in":
-                yield f"plugin {kind[:-1]} {entry.name}", entry.origin, registry.status(entry)
+                yield f"plugin {kind[:-1]} {entry.name}", entry.origin, registry.examined(entry)[1]
 
 
 @app.command(

@@ -7,18 +7,23 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
 import sys
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 from adbench.errors import UserError, unknown
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.utils import installed
+from adbench.utils.processes import in_child
+from adbench.utils.signals import insisting
 
+_PATIENCE = 120.0  # seconds for a plug-in to be imported when it is only looked at
 Kind = Literal["methods", "datasets", "metrics"]
 
 # What comes with adbench: name -> where the class is, below the package of its kind, and one line about it.
@@ -170,15 +175,33 @@ def load(kind: Kind, name: str) -> type[Any]:
         found: type[Any] = getattr(importlib.import_module(module), attribute)
         return found
     try:
-        with redirect_stdout(sys.stderr):  # standard output is for tables and JSON
+        with redirect_stdout(sys.stderr), insisting(), _staying():  # standard output is for tables and JSON
             return _checked(kind, getattr(importlib.import_module(module), attribute))
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plug-in's module may raise anything, SystemExit included
-        raise UserError(
-            f"The {kind[:-1]} {name!r} of {entry.origin} is unavailable: loading {entry.target} "
-            f"failed with {type(error).__name__}: {error}."
-        ) from error
+        raise UserError(_unavailable(entry, f"failed with {type(error).__name__}: {error}")) from error
+
+
+def _unavailable(entry: Entry, why: str) -> str:
+    return f"The {entry.kind[:-1]} {entry.name!r} of {entry.origin} is unavailable: loading {entry.target} {why}."
+
+
+@contextmanager
+def _staying() -> Iterator[None]:
+    """Within the block ``os._exit`` raises: a module that calls it when it is imported would end the command without a word."""
+    process, leave, loading = os.getpid(), os._exit, True
+
+    def stay(status: int) -> NoReturn:
+        if loading and os.getpid() == process:
+            raise SystemExit(f"it called os._exit({status})")
+        leave(status)
+
+    os._exit = stay
+    try:
+        yield
+    finally:
+        os._exit, loading = leave, False
 
 
 def metric_spec(name: str) -> MetricSpec:
@@ -194,9 +217,12 @@ def metric_spec(name: str) -> MetricSpec:
     try:
         return spec_of(load("metrics", name), name)
     except UserError:
-        return MetricSpec(
-            name, name, "a metric that is not installed here", "subject mean", high=None, group="optional"
-        )
+        return not_here(name)
+
+
+def not_here(name: str) -> MetricSpec:
+    """What stands for the facts of a metric that cannot be loaded here."""
+    return MetricSpec(name, name, "a metric that is not installed here", "subject mean", high=None, group="optional")
 
 
 def distribution(kind: Kind, name: str) -> Distribution | None:
@@ -232,15 +258,23 @@ def status(entry: Entry) -> str:
     return ""
 
 
-def summary(entry: Entry) -> str:
-    """One line about ``entry``; a plugin's is the first line of its class's docstring."""
-    if entry.summary:
-        return entry.summary
-    try:
-        doc = load(entry.kind, entry.name).__doc__
-    except UserError:
-        return ""
-    return (doc or "").strip().split("\n")[0]
+def examined(entry: Entry) -> tuple[str, str]:
+    """One line about ``entry``, and its :func:`status`.
+
+    A plug-in is imported in a process of its own, so that one that crashes is found and not suffered; its line is the first
+    of its class's docstring.
+    """
+    if entry.problem or entry.origin == "built-in":
+        return entry.summary, entry.problem
+
+    def look() -> list[str]:
+        problem = status(entry)
+        doc = "" if problem else load(entry.kind, entry.name).__doc__ or ""
+        return [doc.strip().split("\n")[0], problem]
+
+    found, why = in_child(look, _PATIENCE)
+    summary, problem = found or ("", _unavailable(entry, f"failed: {why}"))
+    return summary, problem
 
 
 def card_text(method: type[Any]) -> str:

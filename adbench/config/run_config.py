@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adbench.config import protocols, registry, sweep
 from adbench.config.cell import Cell, Post, Source, TunedFrom, told_apart
@@ -26,6 +26,7 @@ from adbench.utils import limits
 
 DATA_VARIABLE = "ADBENCH_DATA"
 CACHE_VARIABLE = "ADBENCH_CACHE"
+Seed = Annotated[int, Field(ge=0, lt=sweep.BEYOND)]
 
 
 def default_cache() -> Path:
@@ -43,7 +44,7 @@ class RunConfig(BaseModel):
         dataset: one or more datasets to test on (each gives train, val and test unless ``train_on`` is set).
         modality: one or more sequences; empty: the first that each dataset has.
         protocol: name; None: the dataset's own.
-        seed: one or more seeds.
+        seed: one or more seeds, not negative.
         preset: "tiny", "base" or "paper"; None: "tiny" on the CPU, "base" on a GPU.
         data_root: where the dataset lies; None: ``$ADBENCH_DATA/<dataset>``.
         train_on: another dataset to learn from; its ``train`` and healthy ``val`` slices are used. None: the protocol's.
@@ -64,7 +65,7 @@ class RunConfig(BaseModel):
     dataset: tuple[str, ...] = ()
     modality: tuple[str, ...] = ()
     protocol: str | None = None
-    seed: tuple[int, ...] = (0,)
+    seed: tuple[Seed, ...] = (0,)
     fold: tuple[int, ...] = ()
     preset: str | None = None
     data_root: str | None = None

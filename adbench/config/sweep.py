@@ -16,6 +16,7 @@ from adbench.params import ParamSet
 LONG = 32  # characters of a value in the name of a row
 SHOWN = 8  # parameters there
 MOST = 10_000  # combinations of one sweep
+BEYOND = 2**63  # whole numbers from here on, of either sign, are no JSON that every reader reads: no record holds them
 
 
 def variants(
@@ -34,9 +35,14 @@ def variants(
         parse: reads one of several values from a text; its second argument says where the text stands.
 
     Raises:
-        UserError: an empty list, or more combinations than anybody wants.
+        UserError: an empty list, more combinations than anybody wants, or a whole number beyond :data:`BEYOND`.
     """
     axes = {name: _axis(params, f"{owner}: {name}", name, value, parse) for name, value in values.items()}
+    for name, axis in axes.items():
+        whole = name in params.model_fields and params.model_fields[name].annotation in (int, int | None)
+        for value in axis:
+            if whole and isinstance(value, int) and abs(value) >= BEYOND:
+                raise UserError(f"{owner}: {name} = {value} is not valid: whole numbers are below {BEYOND}.")
     if (points := prod(map(len, axes.values()))) > MOST:
         raise UserError(f"{owner} is swept over {points} combinations, and {MOST} are the most: shorten a list.")
     return [dict(zip(axes, point, strict=True)) for point in product(*axes.values())]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +16,8 @@ from adbench.results.record import Record
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS
 from adbench.utils.hashing import digest
+from adbench.utils.limits import RECORD_BYTES
+from adbench.utils.plain_files import read_json
 
 RANKING = ("auprc", "auroc", "auprc_subject")  # they need no threshold
 
@@ -120,7 +121,7 @@ def _pooled(by_fold: dict[int, Result]) -> PooledFolds:
 
 def _refuse_untested(results: Sequence[Result], tested: Container[str]) -> None:
     """Refuse folds that do not cover their subjects: one that learns in some folds, is unknown to another and tested in none."""
-    known: list[dict[str, list[str]]] = [json.loads(result.file(SPLITS).read_text("utf-8")) for result in results]
+    known: list[dict[str, list[str]]] = [read_json(result.file(SPLITS), RECORD_BYTES) for result in results]
     everyone = [set().union(*lists.values()) for lists in known]
     for subject in sorted(set().union(*everyone)):
         absent = next((fold for fold, names in enumerate(everyone) if subject not in names), None)

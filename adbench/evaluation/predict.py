@@ -46,7 +46,7 @@ from adbench.utils import compute, limits, seeds, threads
 from adbench.utils.console import printable
 from adbench.utils.files import replacing, write_json, write_text
 from adbench.utils.hashing import digest
-from adbench.utils.plain_files import read_json
+from adbench.utils.plain_files import check_plain_folder, read_json
 from adbench.utils.signals import insisting
 
 log = logging.getLogger("adbench")
@@ -111,8 +111,9 @@ def load_method(record: Record, folder: Path, device: str, progress: Progress | 
         progress: receives progress.
 
     Raises:
-        UserError: the method is not installed here or of another version, or a file of the fit was changed.
+        UserError: the method is not installed here or of another version, or a file of the fit was changed, or is a link.
     """
+    check_plain_folder(folder)
     fit = fitted(folder, record.fit_key)
     if fit is None:
         return None
@@ -218,19 +219,28 @@ def _scored(
 ) -> Iterator[tuple[str, ScoredVolume | Exception]]:
     """Each of ``cases`` with its maps, or why it has none; ``data`` is all of ``store``.
 
-    Batches cross scans, until the method fails at one of them: from then on each scan has its own.
+    Batches cross scans, until the method fails at one of them: from then on each scan has its own. They are those of a
+    prediction of all scans, whichever are asked for, since what a slice's batch holds may change its last bit.
     """
     left, alone = list(cases), False
+    size = 128 if method.ctx.device.startswith("cuda") else 32
     while left:
         group = left[:1] if alone else left.copy()
-        where = np.flatnonzero(np.isin(data.case_index, [data.cases.index(case) for case in group]))
-        volumes = score_volumes(method, LabelledSet(store, where), method.ctx, f"predict {method.name}")
+        wanted = np.isin(data.case_index, [data.cases.index(case) for case in group])
+        if not alone:
+            batch = np.arange(len(data)) // size
+            wanted = np.isin(batch, batch[wanted])
+        where = np.flatnonzero(wanted)
+        part = LabelledSet(store, where)
+        volumes = score_volumes(method, part, method.ctx, f"predict {method.name}", size)
         try:
             while True:
                 with insisting():
                     volume = next(volumes, None)
                 if volume is None:
                     break
+                if volume.volume not in left:  # its slices fill a batch
+                    continue
                 left.remove(volume.volume)
                 volume = replace(volume, positions=where[volume.positions])
                 finite = np.isfinite(volume.maps[data.counted(volume.positions)]).all()

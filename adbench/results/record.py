@@ -21,6 +21,7 @@ from adbench.utils.plain_files import read_json
 SCHEMA = 1
 RECORD = "record.json"
 MAX_SECONDS = 1e9  # 32 years
+MAX_COUNT = 10**12  # of weights, of slices
 CONFORMANCE = ("", "passed", "failed", "not run")  # "": made before records said it
 
 
@@ -164,7 +165,7 @@ def asked(*records: Record) -> tuple[str, ...]:
 
 
 def lacking(record: Record) -> str:
-    """What every table needs and the record lacks or has wrong, as "field: why"; empty when all is there.
+    """What every table needs and the record lacks, or has such as no run can, as "field: why"; empty when all is there.
 
     Args:
         record: of valid types, but perhaps from an unknown author.
@@ -183,6 +184,29 @@ def lacking(record: Record) -> str:
             return f"timing.{name}: {value} is not a number of seconds"
     if not (record.test.subjects > 0 and record.subjects):
         return f"{'subjects' if record.test.subjects > 0 else 'test.subjects'}: no subject was tested"
+    return _impossible(record)
+
+
+def _impossible(record: Record) -> str:
+    """The first count that cannot be one, as :func:`lacking` says it."""
+    counts: dict[str, tuple[int, int]] = {"method.parameters": (record.method.parameters, MAX_COUNT)}
+    parts = {"train": record.train, "val": record.val, "threshold": record.threshold, "test": record.test}
+    for role, part in parts.items():
+        if part is not None:
+            counts[f"{role}.slices"] = part.slices, MAX_COUNT
+            counts[f"{role}.subjects"] = part.subjects, part.slices
+            counts[f"{role}.lesion_subjects"] = part.lesion_subjects or 0, part.subjects
+            counts[f"{role}.store_remarks"] = part.store_remarks, MAX_COUNT
+    groups = {f"strata.{name}.{group}": own for name, of in record.strata.items() for group, own in of.items()}
+    for where, metrics in (("metrics", record.metrics), *groups.items()):
+        for name, number in metrics.items():
+            counts[f"{where}.{name}.n"] = number.n, record.test.subjects
+            counts[f"{where}.{name}.n_all"] = number.n_all, record.test.subjects
+    for where, (count, most) in counts.items():
+        if not 0 <= count <= most:
+            return f"{where}: {count} is not between 0 and {most}"
+    if not 0 <= record.prevalence <= 1:
+        return f"prevalence: {record.prevalence} is not between 0 and 1"
     return ""
 
 

@@ -26,7 +26,7 @@ from adbench.results.record import RECORD
 from adbench.utils.files import replacing
 from adbench.utils.limits import STATUS_BYTES
 from adbench.utils.locks import acquire, is_locked
-from adbench.utils.plain_files import read_json
+from adbench.utils.plain_files import open_plain, read_json
 
 STATUS = "status.json"
 PLANS = ".plans"
@@ -212,7 +212,7 @@ def _announced_cells(out: Path) -> Iterator[tuple[bool, dict[str, Any]]]:
 
 
 def _cells(path: Path) -> Iterator[dict[str, Any]]:
-    with suppress(OSError, ValueError), open(path, encoding="utf-8") as file:  # half written, or gone by now
+    with suppress(OSError, ValueError, UserError), open_plain(path) as file:  # half written, or gone by now
         for line in file:
             yield json.loads(line)
 

@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from adbench.errors import UserError
+from adbench.utils.limits import check_address_space
 
 ADDRESS_VARIABLE = "RAY_ADDRESS"
 _PATIENCE = 5.0  # seconds for a node to answer
+_LEAST_MEMORY = 2300 << 20  # bytes of address space of a Ray process on two cores; with less it ends by itself, in C++
 _OBJECT_STORE = 128 << 20  # bytes; what travels are names and small numbers
 
 
@@ -106,8 +108,9 @@ def connect(
         **options: more arguments of ``ray.init``.
 
     Raises:
-        UserError: nothing answers at the address, or it refuses (another version of Ray, another token).
+        UserError: nothing answers at the address, it refuses (another version of Ray, another token), or memory is short.
     """
+    check_address_space(_LEAST_MEMORY, "a process of Ray takes")
     address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
     local = address == "local"
     _prepare_environment(address)

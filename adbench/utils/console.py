@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -17,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from adbench.context import Progress
+from adbench.errors import STANDARD_OUTPUT
 
 
 class Terminal(Console):
@@ -71,6 +73,17 @@ def write(text: str) -> None:
     out.file.write(text + "\n")
 
 
+class _StandardOutput(io.FileIO):
+    """An error of which says where it was; that of a file does so by itself."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            error.filename = error.filename or STANDARD_OUTPUT
+            raise
+
+
 @contextmanager
 def apart() -> Iterator[None]:
     """Within the block standard output is for :data:`out` alone: what others print, C libraries too, goes to standard error."""
@@ -79,7 +92,8 @@ def apart() -> Iterator[None]:
     with suppress(OSError, ValueError, AttributeError):  # captured by a notebook, a test, ...: no file behind it
         if own.fileno() == 1:
             kept = os.dup(1)
-            own = open(kept, "w", encoding=own.encoding, errors=own.errors, closefd=False)
+            named = io.BufferedWriter(_StandardOutput(kept, "w", closefd=False))
+            own = io.TextIOWrapper(named, own.encoding, own.errors, line_buffering=own.isatty())
             os.dup2(2, 1)
     out.file = own
     try:

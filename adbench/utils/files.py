@@ -38,6 +38,9 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # an error of writing does not say where
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -93,6 +93,27 @@ def check(file: object, what: str, found: int, limit: Limit) -> None:
         raise UserError(problem)
 
 
+def check_address_space(least: int, what: str) -> bool:
+    """Refuse what cannot run within ``ulimit -v``, before a library ends the process.
+
+    Args:
+        least: bytes of address space that it takes.
+        what: it is, with a verb: "the libraries alone take".
+
+    Returns:
+        Whether there is a limit.
+
+    Raises:
+        UserError: names both.
+    """
+    import resource
+
+    given = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if given != resource.RLIM_INFINITY and given < least:
+        raise UserError(f"`ulimit -v` allows {given >> 20} MiB of memory, and {what} {least >> 20}: raise that limit.")
+    return given != resource.RLIM_INFINITY
+
+
 def check_growth(archive: Path, size: int, unpacked: int) -> None:
     """Refuse an archive whose content is out of proportion.
 

@@ -1,4 +1,10 @@
-"""Plain files and JSON from strangers: read within limits, never through a link, never built before they are counted."""
+"""Plain files and JSON from strangers: read within limits, never through a link, never built before they are counted.
+
+The rule for links: in a folder that adbench writes and people pass on (runs, fits, submissions, boards, what unpacks from an
+archive) there are none, and one that is there is refused. In a folder of data that the user names (``--data-root``,
+``--images``, ``--maps``, ``--masks``) they are common and followed; what they lead to must be a plain file, and is read as
+one from a stranger.
+"""
 
 from __future__ import annotations
 
@@ -41,6 +47,23 @@ def open_plain(path: Path) -> BinaryIO:
         os.close(number)
         raise UserError(f"There is no file {path}: it is a folder, a pipe or a device.")
     return open(number, "rb")
+
+
+def check_plain_folder(folder: Path) -> None:
+    """Refuse a folder that holds something else than plain files and folders, or JSON larger than a record.
+
+    Raises:
+        UserError: names the file.
+    """
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() or not path.is_dir():
+            try:
+                with open_plain(path) as file:
+                    size = os.fstat(file.fileno()).st_size
+            except FileNotFoundError:  # somebody has removed it meanwhile
+                continue
+            if path.suffix == ".json":
+                limits.check(path, "has", size, limits.RECORD_BYTES)
 
 
 def check_no_link(path: Path, root: Path) -> None:

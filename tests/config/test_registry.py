@@ -61,7 +61,7 @@ def test_plugin_is_found_and_summarised(install: Install) -> None:
     entry = registry.entries("methods")["mine"]
     assert entry.origin == "mine-dist 1.0"
     assert registry.status(entry) == ""
-    assert registry.summary(entry) == "Mine alone."
+    assert registry.examined(entry) == ("Mine alone.", "")
     assert registry.load("methods", "mine").name == "mine"
 
 
@@ -70,6 +70,7 @@ def test_plugin_is_found_and_summarised(install: Install) -> None:
     [
         ("raise RuntimeError('no licence server')", "RuntimeError: no licence server"),
         ("import sys; sys.exit(3)", "SystemExit: 3"),
+        ("import os; os._exit(3)", "SystemExit: it called os._exit(3)"),
         ("import a_module_nobody_has", "No module named 'a_module_nobody_has'"),
         ("Mine = 3", "is not a subclass of adbench.methods.base.Method"),
         ("from adbench.methods.base import Method\nclass Mine(Method): name = 'mine'", "does not define fit, score"),
@@ -83,6 +84,58 @@ def test_broken_plugin_is_unavailable_with_its_reason(install: Install, source: 
     assert reason in registry.status(entry)
     assert "broken-dist 1.0" in registry.status(entry)
     assert registry.load("methods", "histeq").name == "histeq"  # the others go on working
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("raise KeyboardInterrupt", "KeyboardInterrupt was raised, but nobody has interrupted"),
+        ("import os; os._exit(0)", "it called os._exit(0)"),
+        ("import os; os.abort()", "its process was ended by signal 6 (SIGABRT"),
+        ("import os; os.kill(os.getpid(), 9)", "its process was ended by signal 9 (SIGKILL"),
+    ],
+)
+def test_a_plugin_that_ends_the_process_is_a_finding(
+    install: Install, tmp_path: Path, source: str, reason: str
+) -> None:
+    """Of a metric, which every kind of command loads; the others are listed."""
+    install("deadly-dist", "deadly", "deadly_module:Mine", source, "adbench.metrics")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+
+    def said(*command: str) -> tuple[int, str]:
+        command = (sys.executable, "-m", "adbench.cli", *command)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        assert "Traceback" not in done.stderr
+        return done.returncode, done.stdout + done.stderr
+
+    code, text = said("list", "metrics", "--json")
+    found = {row["name"]: row["problem"] for row in json.loads(text)}
+    assert (code, found["hd95"]) == (0, "")
+    assert reason in found["deadly"]
+    code, text = said("doctor", "--json")
+    (verdict,) = [one["verdict"] for one in json.loads(text)["findings"] if one["what"] == "plugin metric deadly"]
+    assert (code, reason in verdict) == (1, True)
+    if "signal" not in reason:  # a crash in the process of the command itself ends it
+        code, text = said("describe", "deadly")
+        assert (code, reason in text) == (2, True)
+
+
+def test_a_plugin_that_takes_for_ever_to_import_is_a_finding(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+    install("slow-dist", "slow", "slow_module:Mine", "import time; time.sleep(60)")
+    monkeypatch.setattr(registry, "_PATIENCE", 0.2)
+    assert "it takes more than 0 s" in registry.examined(registry.entries("methods")["slow"])[1]
+
+
+def test_os_exit_is_itself_again_after_an_import(install: Install) -> None:
+    """A module that keeps it, to end copies of the process with, keeps one that ends them."""
+    install("own-dist", "mine", "own_module:Mine", f"from os import _exit\n{GOOD}")
+    before = os._exit
+    assert registry.load("methods", "mine")
+    assert os._exit is before
+    child = os.fork()
+    if not child:
+        sys.modules["own_module"]._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
 
 
 def test_what_a_plugin_prints_is_not_the_answer(install: Install, tmp_path: Path) -> None:

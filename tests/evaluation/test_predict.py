@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import math
+import os
+import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -177,6 +179,58 @@ def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path)
     assert all(0 < new.voxels < old.voxels for new, old in zip(higher, first, strict=True)), (
         "another threshold is another mask"
     )
+
+
+def test_goes_on_with_the_same_batches(
+    run: api.Run, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What else is in a slice's batch may change its last bits, and here more: a convolution of one slice is another one."""
+    plain = HistEq.score
+    monkeypatch.setattr(HistEq, "score", lambda self, batch: plain(self, batch) + len(batch.image) / 100)
+    found = [run.predict(scans, tmp_path / name, threshold=0.9) for name in ("whole", "again")]
+    whole, again = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).rglob("*.nii.gz")} for name in ("whole", "again")
+    )
+    assert (found[0], whole) == (found[1], again)
+    shutil.rmtree(tmp_path / "again" / "sub-p5")
+    assert run.predict(scans, tmp_path / "again", threshold=0.9) == found[0]
+    assert {path.name: path.read_bytes() for path in (tmp_path / "again").rglob("*.nii.gz")} == whole
+
+
+@pytest.mark.parametrize("name", ["fit.json", "method.json", "model.safetensors"])
+def test_a_strangers_fit_holds_plain_files_alone(run: api.Run, scans: Path, tmp_path: Path, name: str) -> None:
+    """A link, or a pipe, which whoever opens it waits for."""
+    runs = Path(shutil.copytree(run.folder.parents[2], tmp_path / "theirs"))
+    theirs, fit = runs / run.folder.relative_to(run.folder.parents[2]), runs / "fits" / run.fit_folder.name
+    (fit / name).rename(tmp_path / "moved")
+    (fit / name).symlink_to(tmp_path / "moved")
+    with pytest.raises(UserError, match=f"{name} is a link, not a file: links are not followed"):
+        adbench.load(theirs, device="cpu").predict(scans, tmp_path / "out")
+    (fit / name).unlink()
+    os.mkfifo(fit / name)
+    with pytest.raises(UserError, match=f"There is no file .*{name}: it is a folder, a pipe or a device"):
+        adbench.load(theirs, device="cpu").predict(scans, tmp_path / "out")
+
+
+def test_links_in_the_folder_of_the_scans_are_followed(run: api.Run, scans: Path, tmp_path: Path) -> None:
+    """It is a folder of data, which may be linked together; a run folder is not."""
+    (tmp_path / "linked").mkdir()
+    for scan_file in scans.iterdir():
+        (tmp_path / "linked" / scan_file.name).symlink_to(scan_file)
+    found = [run.predict(folder, tmp_path / folder.name / "out") for folder in (scans, tmp_path / "linked")]
+    assert found[0] == found[1]
+
+
+def test_names_that_are_no_text(cli: Cli, run: api.Run, scans: Path, tmp_path: Path) -> None:
+    """Bytes that are no UTF-8, in the name of a volume: a row that spells them out, and files of that name."""
+    os.rename(os.fsencode(scans / "p4.nii.gz"), os.fsencode(scans) + b"/p\xff4.nii.gz")
+    options = ("predict", "--run", run.folder, "--images", scans, "--out", tmp_path / "out")
+    code, said, _ = cli(*options, "--json")
+    names = sorted(row["case"] for row in json.loads(said))
+    assert (code, names) == (0, ["p5", "p\udcff4"])
+    with open(tmp_path / "out" / "summary.csv", encoding="utf-8") as file:
+        assert sorted(row["case"] for row in csv.DictReader(file)) == ["p5", r"p\udcff4"]
+    assert cli(*options)[0] == 0
 
 
 def test_a_scan_that_cannot_be_read_is_its_own_failure(cli: Cli, run: api.Run, scans: Path, tmp_path: Path) -> None:

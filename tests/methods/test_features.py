@@ -17,7 +17,6 @@ from scipy.spatial.distance import cdist
 
 from adbench.context import Context
 from adbench.errors import UserError
-from adbench.methods.common import backbones
 from adbench.methods.common.backbones import RANDOM, Backbone, drawn, from_file, package
 from adbench.methods.common.image_ops import resize_mask
 from adbench.methods.common.preprocess import preprocess
@@ -30,6 +29,7 @@ from adbench.methods.features import (
     gaussian_head,
     nearest_distance,
 )
+from adbench.utils import limits
 from adbench.utils.installed import package_file
 
 THIN = {
@@ -262,12 +262,12 @@ def test_weights_of_another_modality_or_too_large(tmp_path: Path, monkeypatch: p
     save_file(weights(), path, metadata={"modality": "T1"})
     with pytest.raises(UserError, match=r"was made for T1 and these slices are FLAIR"):
         Features(params(weights=str(path), layers=(2,)), Context()).fit(make_set(4), None)
-    monkeypatch.setattr(backbones.limits, "WEIGHTS_BYTES", backbones.limits.Limit("WEIGHTS_BYTES", 100, "bytes"))
+    monkeypatch.setattr(limits, "WEIGHTS_BYTES", limits.Limit("WEIGHTS_BYTES", 100, "bytes"))
     with pytest.raises(UserError, match=r"holds weights of \d+ bytes, where at most 100 are read.*ADBENCH_MAX_WEIGHTS"):
         from_file(path, (1,), True, "T1")
     torch.save(weights(), tmp_path / "long.pth")
     monkeypatch.undo()
-    monkeypatch.setattr(backbones.limits, "PICKLE_BYTES", backbones.limits.Limit("PICKLE_BYTES", 100, "bytes"))
+    monkeypatch.setattr(limits, "PICKLE_BYTES", limits.Limit("PICKLE_BYTES", 100, "bytes"))
     with pytest.raises(UserError, match=r"holds a pickle of \d+ bytes, where at most 100 are read.*ADBENCH_MAX_PICKLE"):
         from_file(tmp_path / "long.pth", (1,), True, "T1")
 

@@ -96,7 +96,12 @@ def test_damaged_or_foreign_weights_are_one_sentence(tmp_path: Path, monkeypatch
     with pytest.raises(UserError, match="does not hold the weights of the expected network"):
         perceptual.load_stlpips()
     path.write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match="does not hold perceptual weights"):
+    with pytest.raises(UserError, match=r"No perceptual weights: .*alex_shift_tolerant\.pth cannot be read as weights"):
+        perceptual.load_stlpips()
+    path.write_bytes(
+        b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."
+    )  # a few bytes that stand for two gigabytes
+    with pytest.raises(UserError, match="it makes a builtins bytearray"):
         perceptual.load_stlpips()
 
 

@@ -24,8 +24,8 @@ from adbench.executors.worker import PRELOAD
 from adbench.results import status
 
 SETS = {"histeq": (), "ae": ("ae.steps=2", "ae.batch=2", "ae.channels=[8,8,16]", "ae.image_size=32")}
-# A kill before fsync, or before the removal of what is not there, leaves what a kill before the next change leaves.
-CHANGES = ("replace", "rename", "unlink", "remove", "rmdir")
+# A kill before the removal of what is not there leaves what a kill before the next change leaves.
+CHANGES = ("replace", "rename", "unlink", "remove", "rmdir", "fsync")
 STATUS = "status.json"  # it is written by the clock
 
 
@@ -51,7 +51,8 @@ def copy_before_changes(out: Path, copies: Path, counts: Callable[[str], bool] =
 
     def copying(change: Callable[..., None]) -> Callable[..., None]:
         def call(path: Any, *arguments: Any, **options: Any) -> None:
-            if (options.get("dir_fd") is not None or os.path.lexists(path)) and counts(str(path)):
+            name = str(Path(f"/proc/self/fd/{path}").readlink()) if isinstance(path, int) else str(path)
+            if (options.get("dir_fd") is not None or os.path.lexists(name)) and counts(name):
                 shutil.copytree(out, copies / str(next(numbers)))
             change(path, *arguments, **options)
 

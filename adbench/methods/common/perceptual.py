@@ -15,6 +15,7 @@ from torch import nn
 
 from adbench.errors import UserError
 from adbench.methods.common.image_ops import gaussian_kernel
+from adbench.methods.common.weights import read_weights
 from adbench.utils.installed import package_file
 
 Difference = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -146,12 +147,9 @@ class LPIPS(nn.Module):
 
 def _read(path: Path) -> dict[str, torch.Tensor]:
     try:
-        tensors: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises whatever its damage makes
-        raise UserError(
-            f"{path} does not hold perceptual weights ({error}): install it again with {INSTALL}."
-        ) from None
-    return tensors
+        return read_weights(path)[0]
+    except UserError as error:
+        raise UserError(f"No perceptual weights: {error} To have the published ones again: {INSTALL}.") from None
 
 
 def _fill(model: LPIPS, tensors: list[torch.Tensor], path: Path) -> LPIPS:
