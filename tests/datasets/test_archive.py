@@ -279,6 +279,14 @@ def test_a_hard_link_is_the_file_it_is_a_link_to(tmp_path: Path, kind: str) -> N
         ]
 
 
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_any_number_of_links_and_empty_files(tmp_path: Path, kind: str) -> None:
+    links = [(f"link {number}", "a" if number % 2 else "") for number in range(3000)]
+    path = packed(tmp_path / f"a.{kind}", ("a", b"x"), *links, ("b", b""), kind=tarfile.LNKTYPE)
+    found = unpack(path, tmp_path / "out")
+    assert (found.files, len(found.left_out)) == (1502, 1500)
+
+
 def test_a_hard_link_over_another_file_is_two_contents(tmp_path: Path) -> None:
     path = packed(tmp_path / "a.tar", ("a", b"one"), ("b", b"two"), ("b", "a"), kind=tarfile.LNKTYPE)
     with pytest.raises(UserError, match="holds b twice with different content"):

@@ -316,6 +316,7 @@ def entries(archive: Path, tar: tarfile.TarFile) -> Iterator[TarInfo]:
         limits.check(archive, "holds at least", number, limits.ARCHIVE_FILES)
         yield info
         tar.members.clear()  # type: ignore[attr-defined]
+        tar.fileobj.seek(tar.fileobj.tell())  # the next header is one of its own, behind an empty file too
 
 
 def open_zip(archive: Path) -> zipfile.ZipFile:
