@@ -123,7 +123,11 @@ def test_unpack(cli: Cli, brats: Path, tmp_path: Path) -> None:
     packed = tmp_path / "x.tar.gz"
     with tarfile.open(packed, "w:gz") as tar:
         tar.add(brats, "BraTS")
+        link = tarfile.TarInfo("BraTS/latest")
+        link.type, link.linkname = tarfile.SYMTYPE, "BraTS2021_00000"
+        tar.addfile(link)
     code, _, err = cli("data", "unpack", packed, "--out", tmp_path / "out")
     assert code == 0
+    assert "1 link or device left out: BraTS/latest." in err
     assert "29 files in" in err
     assert len(list((tmp_path / "out").rglob("*.nii.gz"))) == 29

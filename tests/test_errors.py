@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from adbench.errors import CellFailed, UserError, disk_full, in_words, sentence
+from adbench.errors import CellFailed, UserError, disk_full, in_words, sentence, tellable, text_of, trace_of
 from adbench.utils.files import replacing
 
 
@@ -45,6 +45,34 @@ def test_other_errors_keep_their_names() -> None:
     assert sentence(ValueError("no such luck")) == ""
     assert in_words(ValueError("no such luck")) == "ValueError: no such luck"
     assert not disk_full(OSError(errno.EIO, "Input/output error"))
+
+
+class Unspeakable(UserError):
+    def __str__(self) -> str:
+        raise SystemExit
+
+
+def test_an_error_of_anybody_is_told_in_some_words() -> None:
+    silent, endless = Unspeakable(), ValueError("x" * 10**7)
+    assert text_of(silent) == sentence(silent) == "(its text is not known: asked for it, it raises SystemExit)"
+    assert text_of(endless) == f"{'x' * 2000} [... 9996000 characters ...] {'x' * 2000}"
+    assert in_words(endless) == f"ValueError: {text_of(endless)}"
+    endless.__cause__ = silent
+    assert len(trace_of(endless)) < 21_000
+    assert trace_of(endless).endswith("x\n")
+    assert len(sentence(UserError("one scan. " * 1000))) == 10_000, "of adbench's own sentences nothing is left out"
+
+
+def test_what_can_be_told_stays_as_it_is() -> None:
+    error = ValueError("no such luck")
+    assert tellable(error) is error
+    assert str(tellable(SystemExit("enough"))) == "SystemExit: enough"
+    assert isinstance(tellable(Unspeakable()), UserError)
+    assert len(str(tellable(ValueError("x" * 10**7)))) < 4100
+
+
+def test_closed_files_are_told() -> None:
+    assert sentence(OSError(errno.EBADF, "Bad file descriptor")).startswith("A file of adbench's own was closed")
 
 
 def test_lack_of_memory_is_told_behind_what_a_library_makes_of_it() -> None:

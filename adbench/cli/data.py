@@ -257,15 +257,23 @@ def unpack(
     out: Annotated[Path, typer.Option(help="Folder to unpack into.")],
     quiet: Quiet = False,
 ) -> None:
-    """Unpack an archive: whole files only, nothing outside the folder. An interrupted run continues where it stopped."""
-    from adbench.datasets.io.archive import unpack as extract
+    """Unpack an archive: whole files only, nothing outside the folder. An interrupted run continues where it stopped.
+
+    What cannot be unpacked as a whole is refused before anything is written. Links are left out and named, but hard links to
+    files of the archive become files.
+    """
+    from adbench.datasets.io.unpacking import unpack as extract
     from adbench.utils.console import LiveProgress, say
 
     with resumable(), LiveProgress(quiet) as progress:
-        count, nested = extract(archive, out, progress)
+        found = extract(archive, out, progress)
+    if left := found.left_out:
+        more = f" and {len(left) - SHOWN} more" if len(left) > SHOWN else ""
+        what = "1 link or device" if len(left) == 1 else f"{len(left)} links or devices"
+        say(f"{what} left out: {', '.join(left[:SHOWN])}{more}. Links are not followed; copy what you need by hand.")
     if not quiet:
-        say(f"{count} files in {out}.")
-        for inner in nested:
+        say(f"{found.files} files in {out}.")
+        for inner in found.nested:
             say(f"{inner} is an archive too: a plain .tar is read in place, another one needs `adbench data unpack`.")
 
 

@@ -151,11 +151,12 @@ def verify(
     from adbench.leaderboard import verify as verifying
     from adbench.utils.console import LiveProgress, err, out, print_json, say
 
-    unseen: Counter[str] = Counter()
+    unseen, passed_over = Counter[str](), list[Path]()
     with LiveProgress(quiet or json_) as progress:
-        count, issues = verifying.verify(paths or [BOARDS], progress, unseen)
+        count, issues = verifying.verify(paths or [BOARDS], progress, unseen, passed_over)
     if json_:
-        print_json({"results": count, "findings": [issue.as_dict() for issue in issues], "not_checked": unseen})
+        found = {"results": count, "findings": [issue.as_dict() for issue in issues], "not_checked": unseen}
+        print_json({**found, "passed_over": [str(path) for path in passed_over]})
     elif issues:
         for file, own in groupby(sorted(issues, key=lambda issue: issue.file), lambda issue: issue.file):
             out.print(file, style="bold", markup=False, soft_wrap=True)
@@ -177,8 +178,16 @@ def verify(
     if not json_:
         for what, results in sorted(unseen.items()):
             say(f"Not checked: {results} {what}.")
+        _say_passed_over(passed_over)
     if issues:
         raise typer.Exit(UNCHECKED if all(issue.unchecked for issue in issues) else 1)
+
+
+def _say_passed_over(files: list[Path]) -> None:
+    from adbench.utils.console import say
+
+    for file in files:
+        say(f"Passed over, nothing of a result is in it: {file}")
 
 
 @board.command(
@@ -262,8 +271,10 @@ def merge(
     from adbench.leaderboard import merge as merging
     from adbench.utils.console import LiveProgress, say
 
+    passed_over: list[Path] = []
     with LiveProgress(quiet) as progress:
-        merged = merging.merge(paths, into, progress)
+        merged = merging.merge(paths, into, progress, passed_over)
+    _say_passed_over(passed_over)
     for one in merged:
         say(f"  {'added' if one.added else 'already there'}: {one.path}")
     say(f"{sum(one.added for one in merged)} of {len(merged)} added. Next: adbench leaderboard build {into}")

@@ -17,7 +17,7 @@ from importlib.metadata import Distribution, EntryPoint, entry_points
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, text_of, unknown
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.utils import installed
 from adbench.utils.processes import in_child
@@ -180,7 +180,7 @@ def load(kind: Kind, name: str) -> type[Any]:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plug-in's module may raise anything, SystemExit included
-        raise UserError(_unavailable(entry, f"failed with {type(error).__name__}: {error}")) from error
+        raise UserError(_unavailable(entry, f"failed with {type(error).__name__}: {text_of(error)}")) from error
 
 
 def _unavailable(entry: Entry, why: str) -> str:

@@ -1,8 +1,9 @@
 """Cells on every core and GPU that Ray has: this machine, or a cluster.
 
 Each cell is one Ray task that gets its specification and gives back a few words; data and records go through the file
-system. A task whose process, worker or node dies is started again by Ray, and goes on from the last checkpoint. An error of
-the method comes back as a result and is not repeated. Cells that share a fit run one after the other until it is there.
+system. A task whose worker or node dies is started again by Ray, and one whose process dies by the driver, since Ray would
+print a traceback of each death; it goes on from the last checkpoint. An error of the method comes back as a result and is
+not repeated. Cells that share a fit run one after the other until it is there.
 
 A task hands its cell to a process of its own (:mod:`adbench.executors.worker`), as ``max_calls=1`` would, but without
 starting Python, Ray and torch for every cell.
@@ -11,8 +12,10 @@ starting Python, Ray and torch for every cell.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +53,10 @@ class RayExecutor:
         self._mark, self._gpu_memory = check_nodes(cluster, self.out)
         self._most_cpus = max(node.cpus for node in cluster.nodes)
         remote: Any = ray.remote
-        self._task = remote(max_retries=ATTEMPTS - 1, retry_exceptions=[CellFailed])(run_in_process)
+        self._task = remote(max_retries=ATTEMPTS - 1)(run_in_process)
+        self._deaths: Counter[str] = (
+            Counter()
+        )  # of processes of a cell, by run key; Ray counts those of workers and nodes
         self._running: dict[Any, tuple[Plan, ResourceRequest]] = {}
 
     @property
@@ -138,8 +144,13 @@ class RayExecutor:
                 status.write_death(plan.run_folder, failed)
                 yield Outcome(plan, failed)
                 continue
+            self._deaths[plan.run_key] += result.again
             if result.memory and 0 < granted.gpus < 1:
                 self._submit(plan, ResourceRequest(granted.cpus, 1.0))
+            elif result.again and self._deaths[plan.run_key] < ATTEMPTS:
+                self._submit(plan, granted)
+            elif result.again:
+                yield self._outcome(plan, replace(result, message=f"{result.message}, {ATTEMPTS} times"))
             else:
                 yield self._outcome(plan, result)
 
@@ -177,9 +188,6 @@ def _words(error: Exception) -> str:
     """What Ray says, without its tracebacks."""
     import ray
 
-    cause = getattr(error, "cause", None)
-    if isinstance(cause, CellFailed):
-        return f"{cause}, {ATTEMPTS} times"
     if isinstance(error, ray.exceptions.WorkerCrashedError):
         return f"its worker process died {ATTEMPTS} times (killed, or out of memory)"
     if isinstance(error, ray.exceptions.NodeDiedError):

@@ -10,13 +10,14 @@ from typing import Any
 from adbench.config import registry
 from adbench.config.cell import Cell
 from adbench.context import Progress
-from adbench.errors import CellFailed, UserError, in_words, unknown
+from adbench.errors import CellFailed, UserError, in_words, tellable, unknown
 from adbench.evaluation.pictures import illustrate
 from adbench.results import status
 from adbench.results.record import Record
 from adbench.runner.plan import Plan
 from adbench.runner.run_cell import run_cell
 from adbench.utils import distributed
+from adbench.utils.signals import signal_name
 from adbench.utils.supervisor import HandedOver, Journal
 from adbench.utils.tracking import check_tracker
 
@@ -167,12 +168,17 @@ def serial(
         except HandedOver:
             raise
         except KeyboardInterrupt:
-            journal.leave()
-            raise
+            if not journal.unasked:
+                journal.leave()
+                raise
+            failed = CellFailed(f"it has interrupted itself ({signal_name()})")
+            status.write_death(plan.run_folder, failed)
+            journal.end(plan.run_key, str(failed), time.perf_counter() - begin)
+            journal.hand_over()
         except BaseException as error:  # a plug-in may raise anything, SystemExit included
             if distributed.world() > 1:
                 raise  # the other processes would wait for this one: the launcher ends them all
-            outcome = Outcome(plan, error if isinstance(error, Exception) else CellFailed(f"{error!r} was raised"))
+            outcome = Outcome(plan, tellable(error))
         if not outcome.reused:
             outcome = replace(outcome, seconds=time.perf_counter() - begin)
             journal.end(plan.run_key, outcome.reason, outcome.seconds)

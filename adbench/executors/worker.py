@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.config.cell import Cell
-from adbench.errors import CellFailed, UserError, in_words
+from adbench.errors import CellFailed, UserError, in_words, trace_of
 from adbench.executors.resources import check_mark
 from adbench.executors.serial import Options
 from adbench.runner.plan import Plan, plan
@@ -94,6 +93,7 @@ class Result:
         expected: whether it is a :class:`adbench.errors.UserError`.
         memory: whether the GPU's memory ran out.
         died: whether its process was ended, and could not leave a ``failure.json``.
+        again: whether another process may come further: this one was killed, or ended itself.
         node: host that ran the job.
         seconds: it took.
     """
@@ -105,6 +105,7 @@ class Result:
     expected: bool = False
     memory: bool = False
     died: bool = False
+    again: bool = False
     node: str = ""
     seconds: float = 0.0
 
@@ -114,16 +115,14 @@ class TookTooLong(CellFailed):
 
 
 def run_in_process(job: Job) -> Result:
-    """Run a job in a fresh process with the environment of this one.
-
-    Raises:
-        CellFailed: the process was killed, or ended itself, without a result.
-    """
+    """Run a job in a fresh process with the environment of this one; its end without a result is one too."""
     limit = job.options.time_limit
     try:
         result: Result = in_process(partial(run_job, job), seconds=limit, device=job.spec["device"])
     except TookTooLong as error:
         return Result("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
+    except CellFailed as error:
+        return Result("CellFailed", str(error), died=True, again=True, node=socket.gethostname())
     return result
 
 
@@ -272,7 +271,7 @@ def run_job(job: Job, tell: Tell | None = None) -> Result:
     return Result(
         type(error).__name__,
         in_words(error),
-        "".join(traceback.format_exception(error)),
+        trace_of(error),
         phase,
         expected=isinstance(error, UserError),
         memory=_out_of_memory(error),

@@ -21,6 +21,7 @@ from adbench.leaderboard import export
 from adbench.leaderboard.board import Board, Entry
 from adbench.leaderboard.export import VALUE_ONLY, rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
+from adbench.leaderboard.submission import JSON_TABLE
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.results.format import NONE, html_page, interval_text, p_text, several, value_text
 from adbench.results.names import row_names
@@ -55,7 +56,7 @@ def make(root: Path) -> dict[str, str]:
         protocol = own[0].test_set.protocol
         made[f"{folder}/index.md"] = printable(export.markdown(protocol, own))
         made[f"{folder}/table.csv"] = printable(export.table_csv(own))
-        made[f"{folder}/table.json"] = export.table_json(protocol, own)
+        made[f"{folder}/{JSON_TABLE}"] = export.table_json(protocol, own)
         made[f"{folder}/table.tex"] = printable(export.latex(own))
     return made
 

@@ -88,7 +88,9 @@ class _Known:
         return self.submission.record
 
 
-def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -> list[Merged]:
+def merge(
+    paths: Sequence[Path], root: Path, progress: Progress | None = None, passed_over: list[Path] | None = None
+) -> list[Merged]:
     """Merge results into the leaderboards below ``root``: all of them, or none when one does not verify.
 
     A result of a run that is there already takes its place if it was asked for more metrics.
@@ -97,6 +99,7 @@ def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -
         paths: submissions, runs, or folders of either.
         root: folder of leaderboards.
         progress: receives progress.
+        passed_over: receives the files of a folder that are no results.
 
     Returns:
         One entry a run, in the order given.
@@ -104,7 +107,7 @@ def merge(paths: Sequence[Path], root: Path, progress: Progress | None = None) -
     Raises:
         UserError: something does not verify, or contradicts a result that is there.
     """
-    results = list(check_all([target for path in paths for target in targets(path)], progress))
+    results = list(check_all([target for path in paths for target in targets(path, passed_over)], progress))
     _refuse([issue for result in results for issue in result.issues], len(results))
     folders: dict[Path, dict[str, _Known]] = {}
     texts: dict[Path, str] = {}

@@ -70,6 +70,7 @@ from adbench.utils.plain_files import check_json, parse_json, read_json, read_pl
 
 VERSION = 3
 SPATIAL = "spatial.json"
+JSON_TABLE = "table.json"  # of a leaderboard, beside its records
 WITH = "validation subjects with a lesion"
 WITHOUT = "validation subjects without a lesion"
 _GLANCE_BYTES = 1 << 20  # a larger file is read with all care: so many unknown keys fill the memory with messages

@@ -18,15 +18,15 @@ from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import Issue, skeleton, steps
-from adbench.leaderboard.submission import FROM_MAPS, Submission, file_name, published_files, read_or_pack
+from adbench.leaderboard.submission import FROM_MAPS, JSON_TABLE, Submission, file_name, published_files, read_or_pack
 from adbench.metrics.spec import SPECS
 from adbench.results.known import known, slices
 from adbench.results.record import RECORD, DataPart, Record
-from adbench.results.rundir import safe
+from adbench.results.rundir import OWN_JSON, safe
 from adbench.utils import guarded
 from adbench.utils.hashing import digest
-from adbench.utils.limits import VERIFY_BYTES, VERIFY_SECONDS
-from adbench.utils.plain_files import open_plain
+from adbench.utils.limits import RECORD_BYTES, VERIFY_BYTES, VERIFY_SECONDS
+from adbench.utils.plain_files import open_plain, read_json
 
 _OF_SLICES = {"name", "subjects", "slices", "lesion_subjects", "grid"}  # fields that the digest of slices decides
 
@@ -84,7 +84,10 @@ class CheckResult:
 
 
 def verify(
-    paths: Sequence[Path], progress: Progress | None = None, unseen: Counter[str] | None = None
+    paths: Sequence[Path],
+    progress: Progress | None = None,
+    unseen: Counter[str] | None = None,
+    passed_over: list[Path] | None = None,
 ) -> tuple[int, list[Issue]]:
     """Verify submissions, whole leaderboards, or runs.
 
@@ -92,6 +95,7 @@ def verify(
         paths: files, folders of leaderboards, or run folders.
         progress: receives progress.
         unseen: receives what could not be checked, with the number of results.
+        passed_over: receives the files of a folder that are no results, see :func:`targets`.
 
     Returns:
         (how many results were checked, what is wrong).
@@ -99,15 +103,23 @@ def verify(
     Raises:
         UserError: there is nothing at a path.
     """
-    results = list(check_all([target for path in paths for target in targets(path)], progress, texts=False))
+    results = list(
+        check_all([target for path in paths for target in targets(path, passed_over)], progress, texts=False)
+    )
     issues = [issue for result in results for issue in result.issues]
     if unseen is not None:
         unseen.update(result.unseen for result in results if result.unseen)
     return len(results), issues + contradictions([result.shared for result in results if result.shared is not None])
 
 
-def targets(path: Path) -> list[Path]:
+def targets(path: Path, passed_over: list[Path] | None = None) -> list[Path]:
     """The submissions (files) and runs (folders) at ``path``: those of a leaderboard, or all directly or below it.
+
+    Of a folder every ``*.json`` is one, but what adbench writes beside results, and what is of another kind.
+
+    Args:
+        path: a file, a folder of leaderboards, submissions or runs, or a run.
+        passed_over: receives the files of another kind.
 
     Raises:
         UserError: there are none.
@@ -117,10 +129,16 @@ def targets(path: Path) -> list[Path]:
         return [path.parent if path.name == RECORD else path]
     if not path.is_dir():
         raise UserError(f"There is nothing at {path}: name a submission, a folder of leaderboards or a run.")
-    found = published_files(path)
-    if not found:
-        found = sorted(file for file in path.glob("*.json") if _is_submission(file))
-        found += sorted(record.parent for record in path.rglob(RECORD))
+    published = published_files(path)
+    boards = {file.parent.parent for file in published}
+    loose = {file for folder in {path, *boards} for file in folder.glob("*.json")}
+    loose -= {folder / JSON_TABLE for folder in boards}
+    runs = [] if published else sorted(record.parent for record in path.rglob(RECORD))
+    loose -= {path / name for name in OWN_JSON if path in runs}
+    others = {file for file in loose if _of_another_kind(file)}
+    if passed_over is not None:
+        passed_over.extend(sorted(others))
+    found = [*published, *sorted(loose - others), *runs]
     if not found:
         raise UserError(
             f"There is no result at {path}: neither records/*.json of a leaderboard, submissions nor a run."
@@ -128,12 +146,16 @@ def targets(path: Path) -> list[Path]:
     return found
 
 
-def _is_submission(path: Path) -> bool:
+def _of_another_kind(path: Path) -> bool:
+    """Whether a file is whole JSON and has nothing of a submission; one that may be a damaged one is not."""
     try:
         with open_plain(path) as file:
-            return b'"submission"' in file.read(64)
-    except UserError:
-        return True  # reading it says what it is instead
+            if b'"submission"' in file.read(64):
+                return False
+        content = read_json(path, RECORD_BYTES)
+    except (UserError, FileNotFoundError):
+        return False  # reading it as a submission says what is wrong
+    return isinstance(content, dict | list) and not {"submission", "record", "histograms"}.intersection(content)
 
 
 def check_all(paths: Sequence[Path], progress: Progress | None = None, *, texts: bool = True) -> Iterator[CheckResult]:

@@ -21,7 +21,6 @@ import json
 import os
 import re
 import shutil
-import traceback
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from adbench.errors import UserError
+from adbench.errors import UserError, text_of, trace_of
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results.record import RECORD, Record, read
@@ -44,6 +43,7 @@ SPLITS = "splits.json"  # subjects by role
 HISTOGRAMS, VAL_HISTOGRAMS, SPATIAL = "histograms.npz", "val_histograms.npz", "spatial.json"  # counts of the scores
 FITS = "fits"
 MAPS, VAL_MAPS = "maps.npy", "val_maps.npy"  # with --save-maps: (N, H, W) float32, in the order of the test set
+OWN_JSON = (RECORD, SPLITS, SPATIAL, FAILURE, IDENTITY, "status.json")  # of a run
 SAMPLES = "samples.npz"
 RECORDED = {SPLITS, HISTOGRAMS, VAL_HISTOGRAMS, SPATIAL, MAPS, VAL_MAPS}  # a record lists those that are there
 DRAWN = {"samples.png", "pr.png", "roc.png", "dice.png", "lesion_recall.png", "froc.png"}
@@ -184,8 +184,8 @@ def write_failure(folder: Path, error: BaseException, phase: str, trace: str = "
         {
             "phase": phase,
             "error": type(error).__name__,
-            "message": str(error),
-            "traceback": trace or "".join(traceback.format_exception(error)),
+            "message": text_of(error),
+            "traceback": trace or trace_of(error),
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )

@@ -20,7 +20,7 @@ from typing import Any
 from uuid import uuid4
 
 from adbench.context import Progress
-from adbench.errors import UserError
+from adbench.errors import UserError, text_of
 from adbench.results import rundir
 from adbench.results.record import RECORD
 from adbench.utils.files import replacing
@@ -123,7 +123,7 @@ def interrupt(folder: Path) -> None:
 def write_death(folder: Path, error: BaseException) -> None:
     """Record an attempt whose process was ended before it could do so, unless that was done already."""
     doing = read(folder)
-    if doing is None and state(folder)[1].get("message") == str(error):
+    if doing is None and state(folder)[1].get("message") == text_of(error):
         return
     (folder / STATUS).unlink(missing_ok=True)
     rundir.write_failure(folder, error, doing["phase"] if doing else "start")

@@ -18,7 +18,7 @@ from adbench.config.source import source_files
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store.slice_store import SliceStore
-from adbench.errors import UserError
+from adbench.errors import UserError, text_of
 from adbench.methods.base import FitReport, Method
 from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
@@ -131,7 +131,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, fl
             try:
                 counts = measure(method, plan.data.threshold, plan.data.test, ctx, clock, metrics, keep_in, samples)
             except UserError as error:  # it names the case; whose maps these are is known here
-                raise UserError(f"{plan.cell.method}: {error}") from error
+                raise UserError(f"{plan.cell.method}: {text_of(error)}") from error
             phase = "evaluate"
             ctx.progress.update(phase, 0, 0)
             with clock.phase("evaluate"):

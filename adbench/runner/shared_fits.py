@@ -25,7 +25,7 @@ from adbench.config.shared_fit import (
     is_shared,
     read_shared,
 )
-from adbench.datasets.io.archive import unpack
+from adbench.datasets.io.unpacking import unpack
 from adbench.errors import UserError
 from adbench.metrics.spec import HEADLINE
 from adbench.results import record as records
@@ -144,7 +144,7 @@ def bring(given: Path, out: Path) -> SharedFit:
     names is taken from it.
 
     Raises:
-        UserError: it holds no shared fit, or several; see :func:`adbench.datasets.io.archive.unpack` and :func:`install`.
+        UserError: it holds no shared fit, or several; see :func:`adbench.datasets.io.unpacking.unpack` and :func:`install`.
     """
     if not given.is_file():
         return install(read_shared(given), out)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
+
+from adbench.errors import text_of, trace_of
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,6 @@ def apply(rules: Iterable[Callable[[Any], None]], subject: Any) -> list[Finding]
         except Broken as error:
             findings.append(Finding(name, asks, str(error)))
         except Exception as error:  # the class under test may raise anything; the report names it
-            problem = f"raised {type(error).__name__}: {error}"
-            findings.append(Finding(name, asks, problem, "".join(traceback.format_exception(error))))
+            problem = f"raised {type(error).__name__}: {text_of(error)}"
+            findings.append(Finding(name, asks, problem, trace_of(error)))
     return findings

@@ -19,6 +19,7 @@ from rich.text import Text
 
 from adbench.context import Progress
 from adbench.errors import STANDARD_OUTPUT
+from adbench.utils.files import Descriptor
 
 
 class Terminal(Console):
@@ -84,8 +85,13 @@ def write(text: str) -> None:
 class _StandardOutput(io.FileIO):
     """An error of which says where it was; that of a file does so by itself."""
 
+    def __init__(self, kept: Descriptor) -> None:
+        super().__init__(kept.number, "w", closefd=False)
+        self._kept = kept
+
     def write(self, data: Any) -> int:
         try:
+            self._kept.check()
             return super().write(data)
         except OSError as error:
             error.filename = error.filename or STANDARD_OUTPUT
@@ -95,12 +101,13 @@ class _StandardOutput(io.FileIO):
 @contextmanager
 def apart() -> Iterator[None]:
     """Within the block standard output is for :data:`out` alone: what others print, C libraries too, goes to standard error."""
-    kept, own = None, sys.stdout
+    kept: Descriptor | None = None
+    own = sys.stdout
     own.flush()
     with suppress(OSError, ValueError, AttributeError):  # captured by a notebook, a test, ...: no file behind it
         if own.fileno() == 1:
-            kept = os.dup(1)
-            named = io.BufferedWriter(_StandardOutput(kept, "w", closefd=False))
+            kept = Descriptor(os.dup(1))
+            named = io.BufferedWriter(_StandardOutput(kept))
             own = io.TextIOWrapper(named, own.encoding, own.errors, line_buffering=own.isatty())
             os.dup2(2, 1)
     out.file = own
@@ -108,11 +115,14 @@ def apart() -> Iterator[None]:
         with redirect_stdout(sys.stderr):
             yield
     finally:
-        own.flush()
-        out.file = None  # type: ignore[assignment]
-        if kept is not None:
-            os.dup2(kept, 1)
-            os.close(kept)
+        try:
+            own.flush()
+        finally:
+            out.file = None  # type: ignore[assignment]
+            if kept is not None:
+                with suppress(OSError):  # closed by a plug-in: what there was to print, the line above could not
+                    os.dup2(kept.check(), 1)
+                    os.close(kept.number)
 
 
 def say(text: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -106,6 +107,28 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+class Descriptor:
+    """The number of an open file that other code in this process may close, and that another file may then be given."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self._file = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        state = os.fstat(self.number)
+        return state.st_dev, state.st_ino
+
+    def check(self) -> int:
+        """The number.
+
+        Raises:
+            OSError: it is not that of the file any more.
+        """
+        if self._now() != self._file:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self.number
 
 
 def write_text(path: Path, text: str) -> None:

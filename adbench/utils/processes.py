@@ -16,6 +16,7 @@ from typing import Any
 
 GRACE = 5.0  # seconds that a process has to save what it is doing
 _LOOK = 0.2  # seconds between two looks at whether another process is alive
+_PARENT_ENDS = 1  # PR_SET_PDEATHSIG of prctl(2)
 _ADOPT = 36  # PR_SET_CHILD_SUBREAPER of prctl(2)
 
 
@@ -69,6 +70,12 @@ def adopt() -> None:
     """From now on a process below this one becomes its child when its parent ends (Linux), so that it can be found."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_ADOPT, 1)
+
+
+def wake_with_parent() -> None:
+    """When the parent of this process ends, this one goes on if it was stopped (Linux), so that it can end too."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PARENT_ENDS, signal.SIGCONT)
 
 
 def children() -> set[int]:

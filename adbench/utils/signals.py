@@ -24,6 +24,11 @@ def exit_code() -> int:
     return 128 + _last
 
 
+def signal_name() -> str:
+    """The name of the signal behind the last ``KeyboardInterrupt``."""
+    return signal.Signals(_last).name
+
+
 def _stop(number: int) -> None:
     global _last, _raised
     _last, _raised = number, _raised + 1

@@ -2,6 +2,10 @@
 
 Whatever the child has started, Ray's own processes too, ends with it.
 
+The child has a session of its own: a signal that it sends to its group does not reach this process, and one that the user
+sends here, from a terminal too, is passed on. A child that is interrupted though nobody has asked for it has interrupted
+itself, and its cell has failed.
+
 The child is forked before anything heavy is imported, so that it costs nothing. It says which cell it is at; when it dies,
 or takes too long, that cell has failed, and another child goes on with the rest. So it does when the child asks for it,
 because a plug-in may have changed what the next cell would compute.
@@ -12,6 +16,7 @@ from __future__ import annotations
 import atexit
 import json
 import math
+import mmap
 import os
 import select
 import signal
@@ -23,13 +28,16 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, NoReturn
 
-from adbench.errors import UserError
+from adbench.errors import UserError, trace_of
 from adbench.utils.distributed import world
-from adbench.utils.processes import GRACE, adopt, end_descendants, end_unless, exit_reason
+from adbench.utils.files import Descriptor
+from adbench.utils.processes import GRACE, adopt, end_descendants, end_unless, exit_reason, wake_with_parent
 
+_PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGTSTP)
 _TICK = 0.1  # seconds between two looks at a child that says nothing
 _ONE_WISH = 1.0  # seconds in which several signals are one wish of the user
 _PATIENCE = 60.0  # seconds after a signal in which a training may end its step and save it
+_DEAF = 74  # exit code of a child whose way to its parent was closed by other code
 _child = 0  # the process id of this process where it is a child
 
 
@@ -63,9 +71,11 @@ class Journal:
 
     ended: dict[str, Ended] = field(default_factory=dict)
     shared: str = ""
-    _pipe: int | None = None
+    _pipe: Descriptor | None = None
     _time_limit: float | None = None
     _begun: float = 0.0
+    _told: mmap.mmap | None = None  # one byte that the parent shares: 1 once it has asked its child to stop
+    _parent: int = 0
 
     def begin(self, key: str) -> None:
         """The cell ``key`` begins."""
@@ -75,7 +85,7 @@ class Journal:
     def end(self, key: str, reason: str = "", seconds: float = 0.0) -> None:
         """It has ended, as in :class:`Ended`."""
         self._begun = 0.0
-        self._write({"end": key, "reason": reason[:2000], "seconds": seconds})
+        self._write({"end": key, "reason": reason, "seconds": seconds})
 
     def leave(self) -> None:
         """No cell is at work any more, because the user stops the command."""
@@ -92,10 +102,20 @@ class Journal:
         """Whether the cell at work has used up its time, so that an interrupt is not the user's."""
         return bool(self._time_limit and self._begun and time.monotonic() - self._begun > self._time_limit)
 
+    @property
+    def unasked(self) -> bool:
+        """Whether an interrupt of this process comes from its own code, and not from the user or the end of the parent."""
+        return self._told is not None and not self._told[0] and os.getppid() == self._parent
+
     def _write(self, entry: dict[str, object]) -> None:
-        if self._pipe is not None:
-            with suppress(BrokenPipeError):  # the parent was killed: this process is about to be stopped
-                os.write(self._pipe, (json.dumps(entry) + "\n").encode())
+        if self._pipe is None:
+            return
+        try:
+            os.write(self._pipe.check(), (json.dumps(entry) + "\n").encode())
+        except BrokenPipeError:
+            pass  # the parent was killed: this process is about to be stopped
+        except OSError:  # whatever this process does from now on, nobody learns of it
+            os._exit(_DEAF)
 
 
 def supervised(time_limit: float | None = None, *, resume: str = "Run the same command again to resume.") -> Journal:
@@ -128,28 +148,35 @@ def supervised(time_limit: float | None = None, *, resume: str = "Run the same c
     ended: dict[str, Ended] = {}
     parent = os.getpid()
     while True:
+        told = mmap.mmap(-1, 1)
         reader, writer = os.pipe()
         child = os.fork()
         if not child:
             os.close(reader)
+            os.setsid()
+            wake_with_parent()
             adopt()
             _child = os.getpid()
             atexit.register(end_descendants)
             end_unless(lambda: os.getppid() == parent)
-            return Journal(ended, "", writer, time_limit)
+            return Journal(ended, "", Descriptor(writer), time_limit, _told=told, _parent=parent)
         os.close(writer)
         with os.fdopen(reader, "rb") as pipe:
-            watched = _Child(child, ended)
+            watched = _Child(child, ended, told)
             code = watched.follow(pipe.fileno(), time_limit)
         end_descendants()
         if watched.asked and (watched.at or watched.again or code < 0):
             _exit(128 + watched.asked, f"Interrupted. {resume}")
         if not watched.at and not watched.again:
-            _exit(
-                code if code >= 0 else 128 - code, f"The command has stopped: {exit_reason(code)}." if code < 0 else ""
-            )
+            stopped = f"The command has stopped: {_reason(code)}." if code < 0 or code == _DEAF else ""
+            _exit(code if code >= 0 else 128 - code, stopped)
         if watched.at:
-            ended.setdefault(watched.at, Ended(exit_reason(code), time.monotonic() - watched.begun, died=True))
+            ended.setdefault(watched.at, Ended(_reason(code), time.monotonic() - watched.begun, died=True))
+
+
+def _reason(code: int) -> str:
+    """Why a child that ended with ``code`` has left no result."""
+    return "it has closed files that adbench had opened" if code == _DEAF else exit_reason(code)
 
 
 def _exit(code: int, message: str) -> NoReturn:
@@ -170,7 +197,8 @@ def ending() -> Iterator[None]:
             raise
         code = error.code if isinstance(error, SystemExit) else 1
         if not isinstance(error, SystemExit):
-            sys.excepthook(type(error), error, error.__traceback__)
+            with suppress(OSError, ValueError):
+                print(trace_of(error), end="", file=sys.stderr)
         elif not isinstance(code, int | None):
             print(code, file=sys.stderr)
             code = 1
@@ -193,9 +221,9 @@ class _Child:
         asked: the signal by which the user has asked it to stop; 0 for none.
     """
 
-    def __init__(self, pid: int, ended: dict[str, Ended]) -> None:
+    def __init__(self, pid: int, ended: dict[str, Ended], told: mmap.mmap) -> None:
         self.at, self.begun, self.again, self.asked = "", 0.0, False, 0
-        self._pid, self._ended = pid, ended
+        self._pid, self._ended, self._told = pid, ended, told
         self._overdue = False
         self._wished, self._late = -math.inf, math.inf  # when the user last asked; when it is killed
 
@@ -205,10 +233,10 @@ class _Child:
         Returns:
             Its exit code.
         """
-        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
+        before = {number: signal.getsignal(number) for number in _PASSED_ON}
         before = {number: old for number, old in before.items() if old != signal.SIG_IGN}
         for number in before:
-            signal.signal(number, self._forward)
+            signal.signal(number, self._pause if number == signal.SIGTSTP else self._forward)
         text, listening = b"", True
         try:
             while True:
@@ -229,6 +257,7 @@ class _Child:
                     self._overdue, self._late = True, min(self._late, now + GRACE)
                     reason = f"it took longer than --time-limit ({time_limit:g} s)"
                     self._ended[self.at] = Ended(reason, now - self.begun, died=True)
+                    self._told[0] = 1
                     os.kill(self._pid, signal.SIGTERM)
         finally:
             for number, old in before.items():
@@ -241,11 +270,23 @@ class _Child:
         if not self._overdue:
             self.at, self.begun = line.get("begin", ""), time.monotonic()
 
+    def _pause(self, number: int, frame: FrameType | None) -> None:
+        """Stop with all that the child has started, as a shell stops a job at Ctrl-Z, and go on together."""
+        begun = time.monotonic()
+        with suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGSTOP)
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+        signal.signal(number, self._pause)
+        self.begun += time.monotonic() - begun
+        with suppress(ProcessLookupError):
+            os.killpg(self._pid, signal.SIGCONT)
+
     def _forward(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         if now - self._wished >= _ONE_WISH:
             self._late = min(self._late, now + (GRACE if self.asked else _PATIENCE))
             self._wished = now
-        self.asked = self.asked or number
+        self.asked, self._told[0] = self.asked or number, 1
         with suppress(ProcessLookupError):
             os.kill(self._pid, number)

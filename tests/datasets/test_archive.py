@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+import stat
 import tarfile
 import warnings
 import zipfile
@@ -15,7 +16,8 @@ import real_layouts as layouts
 
 from adbench.datasets.adapters.brats import BraTS21
 from adbench.datasets.io import archive, nifti
-from adbench.datasets.io.archive import Member, members, read_bytes, size_of, unpack
+from adbench.datasets.io.archive import Member, members, read_bytes, size_of
+from adbench.datasets.io.unpacking import unpack
 from adbench.errors import UserError
 
 SMALL = layouts.SMALL
@@ -129,7 +131,7 @@ def test_unpacking(cases: Path, tmp_path: Path, mode: str) -> None:
         with tarfile.open(path, mode) as tar:  # type: ignore[call-overload]
             tar.add(cases, ".")
     out = tmp_path / "out put"
-    assert unpack(path, out) == (15, [])
+    assert unpack(path, out) == (15, [], [])
     for file in sorted(cases.rglob("*.gz")):
         assert (out / file.relative_to(cases)).read_bytes() == file.read_bytes()
     kept = sorted(out.rglob("*.gz"))[0]
@@ -138,7 +140,7 @@ def test_unpacking(cases: Path, tmp_path: Path, mode: str) -> None:
     lost.write_bytes(b"half")
     other = sorted(out.rglob("*.gz"))[-2]
     other.write_bytes(other.read_bytes()[:-1] + b"?")  # of another release, say
-    assert unpack(path, out) == (15, [])  # goes on: whole files stay, others are written again
+    assert unpack(path, out) == (15, [], [])  # goes on: whole files stay, others are written again
     assert other.read_bytes() == (cases / other.relative_to(out)).read_bytes()
     assert kept.stat().st_mtime_ns == stamp
     assert nifti.read(lost).data.shape == SMALL
@@ -197,7 +199,7 @@ def test_a_nested_archive_is_pointed_at(tar: Path, tmp_path: Path) -> None:
     path = tmp_path / "kaggle.zip"
     with zipfile.ZipFile(path, "w") as zipped:
         zipped.write(tar, tar.name)
-    assert unpack(path, tmp_path / "out") == (1, [tmp_path / "out" / tar.name])
+    assert unpack(path, tmp_path / "out") == (1, [tmp_path / "out" / tar.name], [])
     assert len(layouts.dataset(BraTS21, tmp_path / "out").discover("T1")) == 3
 
 
@@ -210,24 +212,114 @@ def test_an_endless_name_in_a_zip_is_not_repeated(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar"])
+Given = tuple[str, str | bytes]  # name and content; a text is what a link leads to
+
+
+def packed(path: Path, *given: Given, kind: bytes = tarfile.SYMTYPE) -> Path:
+    """An archive of that type; its links in a tar are of that ``kind``."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w") as zipped, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of Python, that a name is a duplicate
+            for name, content in given:
+                info = zipfile.ZipInfo(name)
+                info.external_attr = ((stat.S_IFLNK if isinstance(content, str) else stat.S_IFREG) | 0o644) << 16
+                zipped.writestr(info, content)
+        return path
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as tar:
+        for name, content in given:
+            member = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                member.type, member.linkname = kind, content
+                tar.addfile(member)
+            else:
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+KINDS = pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+
+
+@KINDS
 def test_a_name_that_is_there_twice(tmp_path: Path, kind: str) -> None:
     """Twice the same is one file; with other content, nothing says which is meant."""
-    archive = tmp_path / f"a.{kind}"
-    for contents in ((b"one", b"one"), (b"one", b"two")):
-        if kind == "zip":
-            with zipfile.ZipFile(archive, "w") as zipped, warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # of Python, that the name is a duplicate
-                for content in contents:
-                    zipped.writestr("s/x.txt", content)
-        else:
-            with tarfile.open(archive, "w") as tar:
-                for content in contents:
-                    info = tarfile.TarInfo("s/x.txt")
-                    info.size = len(content)
-                    tar.addfile(info, io.BytesIO(content))
-        if contents[0] == contents[1]:
-            assert unpack(archive, tmp_path / kind)[0] == 1
-        else:
-            with pytest.raises(UserError, match=r"holds s/x\.txt twice with different content"):
-                unpack(archive, tmp_path / "other")
+    path = packed(tmp_path / f"a.{kind}", ("b", b"b"), ("s/x", b"one"), ("./s/x", b"one"))
+    assert unpack(path, tmp_path / "out") == (2, [], [])
+    for other in (b"two", b"three"):
+        path = packed(tmp_path / f"a.{kind}", ("b", b"b"), ("s/x", b"one"), ("./s/x", other))
+        with pytest.raises(UserError, match=r"holds \./s/x twice with different content"):
+            unpack(path, tmp_path / "other")
+    assert not (tmp_path / "other").exists(), "nothing is written of what is refused"
+
+
+@KINDS
+def test_symbolic_links_are_left_out_and_named(tmp_path: Path, kind: str) -> None:
+    path = packed(tmp_path / f"a.{kind}", ("a", b"one"), ("b", "a"), ("lnk", "/etc"), ("lnk/x", b"two"))
+    assert unpack(path, tmp_path / "out") == (2, [], ["b", "lnk"])
+    found = {f.relative_to(tmp_path / "out").as_posix(): f.read_bytes() for f in (tmp_path / "out").rglob("?")}
+    assert found == {"a": b"one", "lnk/x": b"two"}
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_a_hard_link_is_the_file_it_is_a_link_to(tmp_path: Path, kind: str) -> None:
+    links = (
+        ("f/b.nii", "f/a.nii"),
+        ("c.nii", "./f/b.nii"),
+        ("f/a.nii", "f/a.nii"),
+        ("p", "/etc/passwd"),
+        ("q", "later"),
+    )
+    path = packed(tmp_path / f"a.{kind}", ("f/a.nii", b"voxels"), *links, ("later", b"x"), kind=tarfile.LNKTYPE)
+    for _ in range(2):  # the second time goes on with what is there
+        assert unpack(path, tmp_path / "out") == (4, [], ["p", "q"])
+    assert {(tmp_path / "out" / name).read_bytes() for name in ("f/a.nii", "f/b.nii", "c.nii")} == {b"voxels"}
+    if kind == "tar":
+        assert [(m.path, read_bytes(m)) for m in members(path)][:3] == [
+            (name, b"voxels") for name in ("f/a.nii", "f/b.nii", "c.nii")
+        ]
+
+
+@pytest.mark.parametrize("kind", ["tar", "tar.gz"])
+def test_any_number_of_links_and_empty_files(tmp_path: Path, kind: str) -> None:
+    links = [(f"link {number}", "a" if number % 2 else "") for number in range(3000)]
+    path = packed(tmp_path / f"a.{kind}", ("a", b"x"), *links, ("b", b""), kind=tarfile.LNKTYPE)
+    found = unpack(path, tmp_path / "out")
+    assert (found.files, len(found.left_out)) == (1502, 1500)
+
+
+def test_a_hard_link_over_another_file_is_two_contents(tmp_path: Path) -> None:
+    path = packed(tmp_path / "a.tar", ("a", b"one"), ("b", b"two"), ("b", "a"), kind=tarfile.LNKTYPE)
+    with pytest.raises(UserError, match="holds b twice with different content"):
+        unpack(path, tmp_path / "out")
+
+
+@KINDS
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("A", "b", "A!", "A/c/d"), "holds A as a file and as a folder (with A/c/d)"),
+        (("..\\..\\x",), r"a file named '..\\..\\x', which Windows alone reads as folders"),
+        (("C:\\x",), "which Windows alone reads as folders or a drive"),
+        (("C:/x",), "which Windows alone reads as folders or a drive"),
+        (("a\x1b[2Jb",), r"a file named 'a\x1b[2Jb', which has characters that cannot be printed"),
+        (("a\nb",), r"a file named 'a\nb', which has characters that cannot be printed"),
+        (("x" * 256,), "which has a part of more than 255 bytes"),
+    ],
+)  # fmt: skip
+def test_names_that_are_refused(tmp_path: Path, kind: str, names: tuple[str, ...], message: str) -> None:
+    path = packed(tmp_path / f"a.{kind}", ("good", b"x"), *((name, b"y") for name in names))
+    with pytest.raises(UserError, match=re.escape(message)):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_stands_in_the_way_is_named(tmp_path: Path) -> None:
+    path, out = packed(tmp_path / "a.tar", ("a/b", b"x")), tmp_path / "out"
+    out.mkdir()
+    (out / "a").touch()
+    with pytest.raises(UserError, match=r"out/a is there already and is no folder\. Move it away"):
+        unpack(path, out)
+    (out / "a").unlink()
+    (out / "a" / "b").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"out/a/b is there already and is a folder"):
+        unpack(path, out)

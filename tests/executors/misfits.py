@@ -106,6 +106,42 @@ class Exits(Raising):
         sys.exit("enough")
 
 
+class Unspeakable(ValueError):
+    """An error that cannot even be printed."""
+
+    def __str__(self):
+        raise RuntimeError("no words")
+
+
+class Endless(Raising):
+    """Raises an error with a text of 20 MB, because of one without a text."""
+
+    name = "endless"
+
+    def fit(self, train, val):
+        raise ValueError("again and " * 2_000_000) from Unspeakable()
+
+
+class Interrupting(Raising):
+    """Tells all processes of its group to end."""
+
+    name = "interrupting"
+
+    def fit(self, train, val):
+        os.killpg(0, signal.SIGTERM)
+        time.sleep(60)
+
+
+class Closing(Raising):
+    """Closes what it has not opened."""
+
+    name = "closing"
+
+    def fit(self, train, val):
+        os.closerange(3, 4096)
+        return FitReport()
+
+
 class Detached(Raising):
     """Starts a process in a session of its own, and dies."""
 
@@ -156,5 +192,6 @@ def install(folder: Path) -> None:
     (folder / "misfits.py").write_text(Path(__file__).read_text())
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: misfits\nVersion: 1.0\n")
     classes = (Raising, Killed, Swallowing, Patching, Undefined, Hungry, Exits, Detached, Slow)
+    classes += (Endless, Interrupting, Closing)
     lines = "".join(f"{cls.name} = misfits:{cls.__name__}\n" for cls in classes)
     (info / "entry_points.txt").write_text(f"[adbench.methods]\n{lines}")

@@ -114,6 +114,7 @@ def test_what_fails_is_told_and_tried_again_alone(
     assert "ValueError: no such luck" in failures
     assert "[4/5]" in err
     assert "3 of 5 cells failed; the same command tries them again." in err
+    assert "Traceback" not in err + shown
     said = {"raising": "no such luck", "undefined": "val00"}
     said["killed"] = "SIGKILL: the kernel does this when memory runs out), 3 times"
     phases = {"undefined": "score", "raising": "fit", "killed": "start"}

@@ -62,23 +62,29 @@ def test_two_commands_do_the_work_once(command: list[str], plugin: dict[str, str
 def test_whatever_ends_a_cell_is_its_failure_and_the_others_go_on(
     command: list[str], plugin: dict[str, str], tmp_path: Path
 ) -> None:
-    command[command.index("slow")] = "detached,exits,patching,histeq"
+    command[command.index("slow")] = "detached,interrupting,closing,endless,exits,patching,histeq"
     del command[command.index("--set") : command.index("--json")]
     ran = subprocess.run(command, env=plugin, capture_output=True, text=True)
     assert ran.returncode == 1, ran.stderr
     said = json.loads(ran.stdout)
     assert [row["method"] for board in said["boards"] for row in board["rows"]] == ["histeq"]
-    assert len(said["failures"]) == 3, "what patching has spoilt did not reach histeq"
+    assert len(said["failures"]) == 6, "what patching has spoilt did not reach histeq"
     assert "Thank you for using exits!" in ran.stderr
     assert "from a C library" in ran.stderr
     reasons = {}
-    for method in ("exits", "detached"):
+    for method in ("exits", "detached", "interrupting", "closing", "endless"):
         (folder,) = tmp_path.glob(f"runs/*/*/{method}-*")
         failure = json.loads((folder / "failure.json").read_text())
         reasons[method] = failure["phase"], failure["message"]
         assert not list(folder.glob("status.json"))
     assert reasons["exits"] == ("fit", "enough")
     assert "SIGSEGV" in reasons["detached"][1]
+    assert reasons["interrupting"][1] == "it has interrupted itself (SIGTERM)"
+    assert reasons["closing"][1] == "it has closed files that adbench had opened"
+    assert "[... 19996000 characters ...]" in reasons["endless"][1]
+    assert sum(len(one["error"]) for one in said["failures"]) < 6000
+    assert max(path.stat().st_size for path in tmp_path.rglob("failure.json")) < 50_000
+    assert "Traceback" not in ran.stderr
     assert not psutil.pid_exists(int((tmp_path / "runs" / "detached").read_text()))
 
 

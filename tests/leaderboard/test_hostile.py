@@ -24,7 +24,7 @@ from adbench.context import Context
 from adbench.errors import UserError
 from adbench.leaderboard import submission as submissions
 from adbench.leaderboard import verify as verifying
-from adbench.leaderboard.build import make
+from adbench.leaderboard.build import build, make
 from adbench.leaderboard.diff import diff
 from adbench.leaderboard.merge import merge
 from adbench.leaderboard.ranking import published
@@ -229,6 +229,45 @@ def test_a_pipe_among_submissions_does_not_hang(submission: Submission, tmp_path
     count, issues = verify([tmp_path])
     assert count == 3
     assert {Path(issue.file).name: issue.field for issue in issues} == {"pipe.json": "file", "link.json": "file"}
+
+
+DAMAGED = {
+    "empty": b"",
+    "null": b"null",
+    "keys": b"{" + b",".join([b'"": 0'] * 10**6) + b"}",
+    "utf-16": '{"submission": 3}'.encode("utf-16"),
+    "cut": b'{ "subm',
+    "no number": b'{"record": {}, "splits": {}}',
+}
+OTHERS = {"package": b'{"name": "x"}', "list": b"[1, 2]"}
+
+
+@pytest.mark.parametrize("place", ["files", "board", "boards", "run"])
+def test_no_file_of_a_folder_is_passed_over_in_silence(
+    submission: Submission, boards: Path, runs: list[api.Run], tmp_path: Path, cli: Cli, place: str
+) -> None:
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "good.json").write_text(submission.text)
+    build(boards)  # its tables too
+    run = shutil.copytree(runs[0].folder, tmp_path / "run")
+    folder = {"files": tmp_path / "files", "board": boards / "folder", "boards": boards, "run": run}[place]
+    assert cli("leaderboard", "verify", folder, "-q")[0] == 0
+    for name, data in OTHERS.items():
+        (folder / f"{name}.json").write_bytes(data)
+    code, _, err = cli("leaderboard", "verify", folder, "-q")
+    assert code == 0
+    for name in OTHERS:
+        assert f"Passed over, nothing of a result is in it: {folder / name}.json" in err
+    for name, data in DAMAGED.items():
+        (folder / f"{name}.json").write_bytes(data)
+    code, out, _ = cli("leaderboard", "verify", folder, "--json")
+    found = json.loads(out)
+    assert code == 1
+    assert {Path(one["file"]).stem for one in found["findings"]} == DAMAGED.keys()
+    assert {Path(file).stem for file in found["passed_over"]} == OTHERS.keys()
+    assert found["results"] == len(DAMAGED) + {"files": 1, "run": 1}.get(place, 3)
+    with pytest.raises(UserError, match=rf"{len(DAMAGED)} of \d+ results do not verify"):
+        merge([folder], tmp_path / "new")
 
 
 def test_control_characters_reach_no_page_and_no_table(

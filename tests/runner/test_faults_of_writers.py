@@ -15,7 +15,7 @@ from test_faults import copy_before_changes, forked
 
 from adbench import api
 from adbench.cli.new import new_package
-from adbench.datasets.io.archive import unpack
+from adbench.datasets.io.unpacking import unpack
 from adbench.errors import UserError
 from adbench.evaluation.maps import evaluate_folders
 from adbench.leaderboard.build import build

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 SCRIPT = """
@@ -38,6 +42,11 @@ def work(name):
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         print("ignores", flush=True)
         time.sleep(60)
+    if name == "closes":
+        os.closerange(3, 4096)
+        kept = [open("/dev/null", "a") for _ in range(9)]  # one of which has the number of what was closed
+    if name == "tells all":
+        os.killpg(0, signal.SIGKILL)
     journal.end(name)
 
 with as_interrupts(), ending():
@@ -119,6 +128,64 @@ def test_another_child_goes_on_where_one_asks_for_it_whatever_threads_it_leaves(
     )
     assert time.monotonic() - begin < 30
     assert (ran.returncode, json.loads(ran.stdout)) == (5, {"good": ["", False], "changes": ["", False]})
+
+
+def test_what_a_child_does_to_its_group_or_its_files_reaches_no_other() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-c", SCRIPT, "60", "good", "tells all", "closes", "last"], capture_output=True, text=True
+    )
+    assert (ran.returncode, ran.stderr) == (5, "")
+    said = json.loads(ran.stdout)
+    assert "SIGKILL" in said["tells all"][0]
+    assert said["closes"] == ["it has closed files that adbench had opened", True]
+
+
+def test_the_keys_of_a_terminal_reach_the_child() -> None:
+    ours, theirs = os.openpty()
+
+    def own_terminal() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY)
+
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "60", "wait", "good"],
+        stdin=theirs,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=own_terminal,
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    os.write(ours, b"\x03")  # Ctrl-C
+    assert process.communicate(timeout=30)[0] == "in order\n"
+    assert process.returncode == 130
+    os.close(ours)
+    os.close(theirs)
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_job_that_is_stopped_and_goes_on(killed: bool) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, "60", "wait"], stdout=subprocess.PIPE, text=True, process_group=0
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "waits\n"
+    (child,) = psutil.Process(process.pid).children()
+    both = (child, psutil.Process(process.pid))
+
+    def wait_until(stopped: bool) -> None:
+        end = time.monotonic() + 20
+        while any((one.status() == psutil.STATUS_STOPPED) != stopped for one in both):
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+    process.send_signal(signal.SIGTSTP)  # Ctrl-Z
+    wait_until(True)
+    if not killed:
+        process.send_signal(signal.SIGCONT)
+        wait_until(False)
+    process.send_signal(signal.SIGKILL if killed else signal.SIGINT)
+    assert process.communicate(timeout=30)[0] == "in order\n"
 
 
 def test_a_second_signal_ends_a_child_that_does_not_listen() -> None:

@@ -1,4 +1,4 @@
-"""Files on disk and inside uncompressed tar archives, read the same way; and unpacking of all other archives.
+"""Files on disk and inside uncompressed tar archives, read the same way; and archives opened with care.
 
 An uncompressed tar is read in place: its members are indexed once, after that a member is a range of bytes.
 """
@@ -10,29 +10,27 @@ import gzip
 import hashlib
 import io
 import lzma
-import shutil
+import posixpath
 import stat
 import struct
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, TypeAlias
+from tarfile import TarInfo
+from typing import IO, Any, Generic, TypeAlias, TypeVar
 
-from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.utils import limits
-from adbench.utils.files import replacing
 
 # What the names of unfinished downloads end with.
 PARTIAL = (".part", ".partial", ".crdownload", ".download", ".aria2", ".tmp", ".!ut")
 _ARCHIVES = (".tar", ".tar.gz", ".tgz", ".zip", ".7z", ".rar", ".tar.bz2", ".tar.xz", ".gpg", ".enc")
 _ENCRYPTED = (b"Salted__", b"U2FsdGVkX1")  # openssl enc, raw and base64
 _COMPRESSED = (b"\x1f\x8b", b"PK", b"BZ", b"\xfd7zXZ\0")
-_NAME = 500  # characters of a file's name in an archive, its folders included
 _BLOCK = 1 << 20
 _HEADER = _BLOCK  # the most bytes that the headers of a file in a tar may take, a long name say
 _DICTIONARY = 300_000_000  # bytes of memory that unpacking .xz may take
@@ -75,6 +73,7 @@ class Member:
 
 
 File: TypeAlias = Path | Member
+Content = TypeVar("Content")
 
 
 def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
@@ -83,7 +82,7 @@ def read_bytes(file: File, start: int = 0, count: int | None = None) -> bytes:
     Raises:
         FileError: it is missing or cannot be read; names the file and the reason.
     """
-    with _reading(file):
+    with reading(file):
         _check_regular(file)
         if isinstance(file, Member):
             left = max(0, file.size - start)
@@ -123,7 +122,7 @@ def size_of(file: File) -> int:
     Raises:
         FileError: it is missing or may not be read.
     """
-    with _reading(file):
+    with reading(file):
         return state_of(file)["bytes"]
 
 
@@ -131,9 +130,9 @@ def digest_of(file: File) -> str:
     """SHA-256 of the bytes of ``file``."""
     if isinstance(file, Member):
         return hashlib.sha256(read_bytes(file)).hexdigest()
-    with _reading(file):
+    with reading(file):
         _check_regular(file)
-    with _reading(file), open(file, "rb") as plain:
+    with reading(file), open(file, "rb") as plain:
         return hashlib.file_digest(plain, "sha256").hexdigest()
 
 
@@ -143,7 +142,7 @@ def _check_regular(file: File) -> None:
 
 
 @contextmanager
-def _reading(file: File) -> Iterator[None]:
+def reading(file: File) -> Iterator[None]:
     """Turn an operating-system error while reading ``file`` into a ``FileError``."""
     try:
         yield
@@ -152,13 +151,13 @@ def _reading(file: File) -> Iterator[None]:
 
 
 @contextmanager
-def _whole(archive: Path) -> Iterator[None]:
+def whole(archive: Path) -> Iterator[None]:
     """Turn whatever a damaged archive raises into one sentence."""
     try:
         yield
     except NotImplementedError as error:  # zip knows compressions that Python does not, Deflate64 of Windows for one
         raise UserError(
-            f"{archive} cannot be unpacked here ({_short(error)}): unpack it with 7-Zip or a similar tool."
+            f"{archive} cannot be unpacked here ({short(error)}): unpack it with 7-Zip or a similar tool."
         ) from None
     except (
         tarfile.TarError,
@@ -169,10 +168,10 @@ def _whole(archive: Path) -> Iterator[None]:
         EOFError,
         ValueError,
     ) as error:
-        raise UserError(f"{archive} is damaged or half downloaded ({_short(error)}): download it again.") from None
+        raise UserError(f"{archive} is damaged or half downloaded ({short(error)}): download it again.") from None
 
 
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """What ``error`` says, in a line; libraries quote names of the archive, of any length, in it."""
     return " ".join(str(error).split())[:200]
 
@@ -202,7 +201,7 @@ def refuse_unreadable(archive: Path) -> None:
             f"{archive} is encrypted: decrypt it with the command and password that its provider sent you, then unpack it."
         )
     if first[:2] == b"PK":
-        with _reading(archive), _whole(archive), _zip(archive) as zipped:
+        with reading(archive), whole(archive), open_zip(archive) as zipped:
             locked = next((info.filename for info in zipped.infolist() if info.flag_bits & 1), None)
         if locked:
             raise UserError(
@@ -212,7 +211,7 @@ def refuse_unreadable(archive: Path) -> None:
 
 
 def members(archive: Path) -> list[Member]:
-    """Every regular file of an uncompressed tar, in its order.
+    """Every regular file of an uncompressed tar, in its order; a hard link to an earlier one is that file again.
 
     Raises:
         UserError: the archive is half downloaded, encrypted, compressed or no tar at all; says what to do.
@@ -223,15 +222,16 @@ def members(archive: Path) -> list[Member]:
             f"{archive} is a compressed archive, which cannot be read in place: unpack it once with "
             f"`adbench data unpack '{archive}' --out DIR`."
         )
-    with _reading(archive), _whole(archive), _tar(archive) as tar:
-        found = [
-            Member(archive, info.name, info.offset_data, info.size)
-            for info in _files(archive, tar)
-            if info.isreg() and not info.sparse
-        ]
+    with reading(archive), whole(archive), open_tar(archive) as tar:
+        files: HardLinks[TarInfo] = HardLinks()
+        found = []
+        for info in entries(archive, tar):
+            content = files.add(info, info) if info.isreg() and not info.sparse else files.linked(info)
+            if content is not None:
+                found.append(Member(archive, info.name, content.offset_data, content.size))
     size = size_of(archive)
-    if found and found[-1].offset + found[-1].size > size:
-        last = found[-1]
+    last = max(found, key=lambda member: member.offset, default=None)
+    if last is not None and last.offset + last.size > size:
         what = f"its member {last.path} ends at byte {last.offset + last.size}"
     elif read_bytes(archive, max(0, size - 1024)).strip(b"\0"):
         what = f"no end mark after its {len(found)} files"
@@ -240,110 +240,21 @@ def members(archive: Path) -> list[Member]:
     raise UserError(f"{archive} is half downloaded: it has {size} bytes and {what}. Download it again.")
 
 
-def unpack(archive: Path, out: Path, progress: Progress | None = None) -> tuple[int, list[Path]]:
-    """Unpack the regular files of a tar (also compressed) or zip below ``out``: whole files only.
+class HardLinks(Generic[Content]):
+    """The files of a tar that was read so far, by name: what a hard link in it leads to."""
 
-    A file that is there with the same content is kept, so that an interrupted run goes on. Links and devices inside the
-    archive are passed over. What is unpacked is held against the limits of :mod:`adbench.utils.limits` and the free space
-    of the disk before it is written.
+    def __init__(self) -> None:
+        self._files: dict[str, Content] = {}
 
-    Args:
-        archive: the file.
-        out: folder, made if need be.
-        progress: receives bytes of the archive's content.
+    def add(self, info: TarInfo, content: Content) -> Content:
+        """A regular file, and what is kept of it."""
+        self._files[posixpath.normpath(info.name)] = content
+        return content
 
-    Returns:
-        How many files lie there now, and which of them are archives themselves.
-
-    Raises:
-        UserError: missing, encrypted, half downloaded, damaged, of an unknown kind, larger than a limit or the disk; one
-            of its members would land outside ``out``, cannot be written, or is there twice with different content.
-    """
-    archive, out, progress = Path(archive), Path(out), progress or Progress()
-    if not archive.is_file():
-        raise UserError(f"There is no archive {archive}.")
-    refuse_unreadable(archive)
-    count, nested, packed, unpacked = 0, [], size_of(archive), 0
-    seen: set[Path] = set()
-    with _reading(archive), _whole(archive):
-        for name, size, content, done, total in _contents(archive):
-            unpacked += size
-            limits.check_growth(archive, packed, unpacked)
-            if len(name) > _NAME:
-                raise UserError(
-                    f"{archive} holds a file whose name has {len(name)} characters ({name[:40]!r} ...), where at most {_NAME} "
-                    "are read: it is damaged, or not to be trusted. Get it again."
-                )
-            try:
-                target = out / tarfile.data_filter(tarfile.TarInfo(name), str(out)).name
-            except tarfile.FilterError:
-                raise UserError(
-                    f"{archive} holds {name}, which would land outside {out}: the archive is not to be trusted."
-                ) from None
-            try:
-                if not _is_there(target, size, content):
-                    if target in seen:
-                        raise UserError(
-                            f"{archive} holds {name} twice with different content, and nothing says which is meant: unpack "
-                            "it by hand and keep one."
-                        )
-                    limits.check_free(archive, size, out)
-                    content.seek(0)
-                    with replacing(target) as temporary, open(temporary, "wb") as file, content as source:
-                        shutil.copyfileobj(source, file, _BLOCK)
-                        if file.tell() != size:
-                            raise EOFError(f"{name} has {file.tell()} of {size} bytes")
-            except gzip.BadGzipFile:
-                raise
-            except OSError as error:
-                reason = error.strerror or error
-                raise UserError(f"{target}, which {archive} holds, cannot be written: {reason}.") from None
-            if target not in seen:
-                count += 1
-                nested += [target] if is_archive(target.name) else []
-            seen.add(target)
-            progress.update(f"unpack {archive.name}", done, total)
-    return count, nested
-
-
-def _is_there(target: Path, size: int, content: IO[bytes]) -> bool:
-    """Whether ``target`` holds ``content``: archives of two releases may hold files of one name and size."""
-    if not (target.is_file() and target.stat().st_size == size):
-        return False
-    with open(target, "rb") as file:
-        while block := file.read(_BLOCK):
-            if content.read(len(block)) != block:
-                return False
-    return True
-
-
-def _contents(archive: Path) -> Iterator[tuple[str, int, IO[bytes], int, int]]:
-    """(name, size, content, how far through the archive in bytes, of how many) of every regular file."""
-    if zipfile.is_zipfile(archive):
-        with _zip(archive) as zipped:
-            infos = [info for info in zipped.infolist() if not info.filename.endswith("/")]
-            total, done = sum(info.file_size for info in infos), 0
-            for info in infos:
-                done += info.file_size
-                yield info.filename, info.file_size, zipped.open(info), done, total
-        return
-    whole = size_of(archive)
-    with ExitStack() as opened:
-        try:
-            tar = opened.enter_context(_tar(archive))
-        except tarfile.ReadError as error:
-            raise UserError(
-                f"{archive} is no tar or zip archive, or damaged ({_short(error)}): unpack it with the tool "
-                "it was made with."
-            ) from None
-        plain = read_bytes(archive, 257, 5) == b"ustar"
-        if plain:
-            members(archive)  # one that was cut between two members reads like a smaller one
-        for member in _files(archive, tar):
-            content = tar.extractfile(member) if member.isreg() else None
-            if content is not None:
-                done = member.offset_data + member.size if plain else 0
-                yield member.name, member.size, content, min(done, whole), whole
+    def linked(self, info: TarInfo) -> Content | None:
+        """What was kept of the file that ``info`` is a hard link to; None for anything else, and where it is not there."""
+        content = self._files.get(posixpath.normpath(info.linkname)) if info.islnk() else None
+        return None if content is None else self.add(info, content)
 
 
 class _Bounded(io.BufferedIOBase):
@@ -381,7 +292,7 @@ class _Bounded(io.BufferedIOBase):
 
 
 @contextmanager
-def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
+def open_tar(archive: Path) -> Iterator[tarfile.TarFile]:
     """An open tar, compressed or not.
 
     Raises:
@@ -395,7 +306,7 @@ def _tar(archive: Path) -> Iterator[tarfile.TarFile]:
         yield tar
 
 
-def _files(archive: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def entries(archive: Path, tar: tarfile.TarFile) -> Iterator[TarInfo]:
     """Every entry of a tar; what was passed is forgotten.
 
     Raises:
@@ -405,9 +316,10 @@ def _files(archive: Path, tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
         limits.check(archive, "holds at least", number, limits.ARCHIVE_FILES)
         yield info
         tar.members.clear()  # type: ignore[attr-defined]
+        tar.fileobj.seek(tar.fileobj.tell())  # the next header is one of its own, behind an empty file too
 
 
-def _zip(archive: Path) -> zipfile.ZipFile:
+def open_zip(archive: Path) -> zipfile.ZipFile:
     """An open zip, whose list of files is not much longer than the limit: it is read as a whole.
 
     Raises:

@@ -27,7 +27,7 @@ from adbench.config.source import of_plugin
 from adbench.datasets.geometry import zooms
 from adbench.datasets.io import nifti
 from adbench.datasets.preprocessing.recipe import EXTRA
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError, text_of, unknown
 from adbench.utils import threads
 from adbench.utils.hashing import digest
 
@@ -159,7 +159,7 @@ def _plugin(point: EntryPoint) -> Find:
         raise
     except BaseException as error:  # a plug-in may raise anything
         raise UserError(
-            f"The brain extraction {point.name!r} cannot be loaded from {point.value} ({type(error).__name__}: {error})."
+            f"The brain extraction {point.name!r} cannot be loaded from {point.value} ({type(error).__name__}: {text_of(error)})."
         ) from error
 
 
@@ -199,7 +199,7 @@ def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, whe
     except (UserError, MemoryError):
         raise
     except Exception as error:
-        raise UserError(f"{where}: {name} failed with {type(error).__name__}: {error}.") from error
+        raise UserError(f"{where}: {name} failed with {type(error).__name__}: {text_of(error)}.") from error
     mask = np.asarray(found)
     if mask.shape != image.shape:
         raise UserError(f"{where}: {name} gave a mask of shape {mask.shape} for an image of {image.shape}.")

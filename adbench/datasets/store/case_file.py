@@ -15,7 +15,6 @@ import json
 import math
 import os
 import struct
-import traceback
 import zlib
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,7 +28,7 @@ from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.io.archive import File, Member, digest_of, state_of
 from adbench.datasets.pixels import ARRAYS, PREPARE_AGAIN, checksum, digest_block
 from adbench.datasets.store import similarity
-from adbench.errors import UserError
+from adbench.errors import UserError, text_of, trace_of
 from adbench.utils import threads
 from adbench.utils.files import replacing
 from adbench.utils.hashing import digest
@@ -86,12 +85,12 @@ def run(dataset: Dataset, task: Task) -> list[Prepared]:
         except Exception as error:
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
-            problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            problem = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {text_of(error)}"
             if isinstance(error, MemoryError):
                 problem = "out of memory; prepare fewer cases at a time with --workers 1"
             if case.id not in problem:
                 problem = f"case {case.id}: {problem}"
-            done.append(Prepared(modality, case, problem=problem, trace=traceback.format_exc()))
+            done.append(Prepared(modality, case, problem=problem, trace=trace_of(error)))
     return done
 
 
