@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from adbench.config.run_config import read_yaml
+from adbench.config.yaml_text import read_yaml
 from adbench.errors import UserError, unknown
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import pytest
 
-from adbench.config import run_config, sweep
+from adbench.config import run_config, sweep, yaml_text
 from adbench.config.cell import Cell, changed
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
@@ -43,14 +43,14 @@ class Params(ParamSet):
     ],
 )
 def test_what_is_an_axis(values: dict[str, Any], points: list[dict[str, Any]]) -> None:
-    assert sweep.variants(Params, "method m", values, run_config.parse_yaml) == points
+    assert sweep.variants(Params, "method m", values, yaml_text.parse_yaml) == points
 
 
 def test_sweeps_without_values_or_without_end() -> None:
     with pytest.raises(UserError, match="method m: size = \\[\\] has no value"):
-        sweep.variants(Params, "method m", {"size": []}, run_config.parse_yaml)
+        sweep.variants(Params, "method m", {"size": []}, yaml_text.parse_yaml)
     with pytest.raises(UserError, match="40000 combinations"):
-        sweep.variants(Params, "m", {"size": list(range(200)), "limit": list(range(200))}, run_config.parse_yaml)
+        sweep.variants(Params, "m", {"size": list(range(200)), "limit": list(range(200))}, yaml_text.parse_yaml)
 
 
 @pytest.mark.parametrize(
@@ -65,13 +65,13 @@ def test_sweeps_without_values_or_without_end() -> None:
 )
 def test_no_value_is_dropped(values: dict[str, Any], says: str) -> None:
     with pytest.raises(UserError, match=says):
-        sweep.variants(Params, "method m", values, run_config.parse_yaml)
+        sweep.variants(Params, "method m", values, yaml_text.parse_yaml)
 
 
 def test_an_empty_value_is_kept_where_it_is_one() -> None:
     values = {"name": "", "limit": None}
-    assert sweep.variants(Params, "method m", values, run_config.parse_yaml) == [values]
-    assert sweep.variants(Params, "m", {"name": "a,,b"}, run_config.parse_yaml) == [{"name": "a,,b"}]
+    assert sweep.variants(Params, "method m", values, yaml_text.parse_yaml) == [values]
+    assert sweep.variants(Params, "m", {"name": "a,,b"}, yaml_text.parse_yaml) == [{"name": "a,,b"}]
 
 
 def cells(*sets: str, method: str = "histeq") -> list[Cell]:

@@ -31,7 +31,7 @@ from fuzzing import MEGABYTES, SECONDS, changed, held, often
 from hypothesis import strategies as st
 from PIL import Image
 
-from adbench.config.run_config import read_yaml
+from adbench.config.yaml_text import read_yaml
 from adbench.context import Context
 from adbench.datasets.adapters.brats import read_mapping
 from adbench.datasets.io import archive, nifti, nifti_header, png
