@@ -1,11 +1,11 @@
 # make demo   set everything up and run the main job on the embedded phantom
-# make test   set everything up and run the tests
+# make test   set everything up and run the tests, with WORKERS=3 processes: some wait, so one more than two cores
 # make board  run the grid of leaderboards/phantom, and build its tables and page from it
 # make known  write adbench/results/known.json: sources of the methods, slices of the phantom
 # make setup  only install, into .venv
 PYTHON ?= python3
 VENV   := .venv
-WORKERS ?= 2
+WORKERS ?= 3
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 

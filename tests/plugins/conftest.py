@@ -31,7 +31,7 @@ def make_environment(folder: Path) -> dict[str, str]:
         script.write_text(f'#!/bin/sh\nexec "{python}" -m {module} "$@"\n', encoding="utf-8")
         script.chmod(0o755)
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name != "COLUMNS"},  # output is as wide as it takes
         "PACKAGES": packages,
         "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
         # Nothing is downloaded: the build backend and the dependencies are those that are there.
