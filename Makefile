@@ -43,6 +43,7 @@ lint: setup
 	$(BIN)/lint-imports
 	$(BIN)/python docs/architecture.py --check
 	$(BIN)/python docs/attacks.py --check
+	$(BIN)/python docs/results.py --check
 
 clean:
 	rm -rf $(VENV) demo runs

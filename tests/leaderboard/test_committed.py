@@ -35,7 +35,8 @@ TEN = (
 def test_the_grid_of_the_phantom_is_every_method_on_every_modality() -> None:
     cells = list(grid.cells(grid.load(ROOT / "phantom" / "grid.yaml", {}, [])))
     single = set(registry.BUILTIN["methods"]) - {"ensemble"}  # which is made of the others
-    assert len(cells) == 9 * len(single)
+    alike = {"constant", "histeq", "zscore", "asymmetry", "latent"}  # with every seed
+    assert len(cells) == 9 * len(single - alike) + 3 * len(alike)
     assert {cell.method for cell in cells} == single
     assert {cell.modality for cell in cells} == {"FLAIR", "T1", "T2"}
     assert {(cell.preset, cell.protocol.name) for cell in cells} == {("tiny", "phantom")}
