@@ -90,7 +90,8 @@ def test_lack_of_memory_is_told_behind_what_a_library_makes_of_it() -> None:
             "tune --method histeq --dataset phantom --set dataset.n_train=2 --set dataset.n_test=1 --out out --cache out",
             "a process of Ray takes 2300: raise",
         ),
-        (500, "run --method ae --dataset phantom --out out --cache out", "Memory ran out ("),
+        (800, "run --method ae --dataset phantom --out out --cache out", "and torch and SciPy take 1000: raise"),
+        (1040, "run --method ae --dataset phantom --out out --cache out", "Memory ran out ("),
     ],
 )
 def test_a_limit_on_memory_is_told(tmp_path: Path, megabytes: int, command: str, says: str) -> None:

@@ -21,9 +21,11 @@ from adbench.config.yaml_text import parse_yaml, read_yaml
 from adbench.errors import UserError, unknown
 from adbench.metrics.spec import SPECS
 from adbench.params import ParamSet, build
+from adbench.utils import limits
 
 DATA_VARIABLE = "ADBENCH_DATA"
 CACHE_VARIABLE = "ADBENCH_CACHE"
+_LEAST_MEMORY = 1000 << 20  # bytes of address space of a run
 Seed = Annotated[int, Field(ge=0, lt=sweep.BEYOND)]
 
 
@@ -249,8 +251,10 @@ def resolve_device(device: str) -> str:
     """A torch device string for "auto" and friends, checked to exist.
 
     Raises:
-        UserError: the device is not there.
+        UserError: the device is not there, or `ulimit -v` is below what every run takes.
     """
+    # With less, OpenBLAS asks for memory without end when SciPy is loaded after torch.
+    limits.check_address_space(_LEAST_MEMORY, "torch and SciPy take")
     if device == "cpu":
         return device  # torch need not be imported to know that
     import torch
