@@ -91,7 +91,6 @@ def test_lack_of_memory_is_told_behind_what_a_library_makes_of_it() -> None:
             "a process of Ray takes 2300: raise",
         ),
         (800, "run --method ae --dataset phantom --out out --cache out", "and torch and SciPy take 1000: raise"),
-        (1040, "run --method ae --dataset phantom --out out --cache out", "Memory ran out ("),
     ],
 )
 def test_a_limit_on_memory_is_told(tmp_path: Path, megabytes: int, command: str, says: str) -> None:
