@@ -399,7 +399,7 @@ def test_two_lesion_masks_of_one_case(tmp_path: Path) -> None:
     message = refused(tmp_path)
     assert message == (
         f"{tmp_path}/patient07/patient07_lesion.nii.gz and {tmp_path}/patient07/patient07_seg.nii.gz are both lesion masks: merge "
-        "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or say majority, or a word in the name "
+        "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or a word in the name "
         "of the one to take, or leave patient07 out with dataset.exclude=[patient07]."
     )
     assert [f.case for f in check(folder(tmp_path)).findings if f.code == "conflict"] == ["patient07"]
@@ -410,7 +410,7 @@ def test_masks_in_pieces(tmp_path: Path) -> None:
     common(tmp_path)
     left, right, third = (np.zeros(SMALL, np.uint8) for _ in range(3))
     left[4:6], right[5:8], third[5] = 1, 2, 1
-    for word, data in (("seg_left", left), ("seg_right", right), ("seg_third", third)):
+    for word, data in (("seg_first", left), ("seg_second", right), ("seg_third", third)):
         nifti.write(tmp_path / "patient07" / f"patient07_{word}_lesion.nii.gz", data, AFFINE)
     (tmp_path / "patient07" / "patient07_seg.nii.gz").unlink()
     for path in tmp_path.glob("patient07/*_lesion.nii.gz"):
@@ -419,20 +419,20 @@ def test_masks_in_pieces(tmp_path: Path) -> None:
     whole = {
         "union": left | right | third,
         "majority": (left > 0).astype(int) + (right > 0) + (third > 0) > 1,
-        "right": right,
+        "second": right,
     }
     for policy, expected in whole.items():
         dataset = folder(tmp_path, **pattern, lesion_masks=policy)
         case = dataset.discover("FLAIR")[0]
         raw = dataset.read(case, "FLAIR")
         np.testing.assert_array_equal(raw.lesion > 0, expected > 0)
-        assert len([file for file in case.files if "_seg" in file.name]) == (1 if policy == "right" else 3)
-        named = ", ".join(f"patient07-{word}_seg.nii.gz" for word in ("left", "right", "third"))
-        assert raw.remarks == (() if policy == "right" else (f"lesion: {policy} of {named}",))
+        assert len([file for file in case.files if "_seg" in file.name]) == (1 if policy == "second" else 3)
+        named = ", ".join(f"patient07-{word}_seg.nii.gz" for word in ("first", "second", "third"))
+        assert raw.remarks == (() if policy == "second" else (f"lesion: {policy} of {named}",))
         assert dataset.read(dataset.discover("FLAIR")[1], "FLAIR").remarks == ()
-    message = refused(tmp_path, **pattern, lesion_masks="h")
+    message = refused(tmp_path, **pattern, lesion_masks="d")
     assert message == (
-        f"dataset.lesion_masks=h is in the name of none or of several lesion masks of patient07 ({named}): say union, "
+        f"dataset.lesion_masks=d is in the name of none or of several lesion masks of patient07 ({named}): say union, "
         "majority, or a word in the name, or the folder, of one."
     )
 
@@ -680,3 +680,36 @@ def test_real_multiple_sclerosis_volumes(cli: Callable[..., Any], tmp_path: Path
     stack = found.load(found.discover("FLAIR")[2], "FLAIR")
     assert stack.quality["lesion_ml_source"] == pytest.approx(8.2, abs=0.1)
     assert stack.quality["brain_ml"] == pytest.approx(1120, abs=1)  # stripped: every voxel that is not 0
+
+
+def test_a_patient_of_brats_by_the_folder_of_its_case(tmp_path: Path) -> None:
+    """Copies of BraTS'21 whose files say only ``00003_brain`` are of the patient that BraTS 2023 calls GLI-00003."""
+    for number in range(6):
+        name = f"BraTS-GLI-{number:05d}-000"
+        write(tmp_path / name / f"{name}-t2f.nii.gz", number)
+        write(tmp_path / name / f"{name}-seg.nii.gz", mask=True)
+    for number in range(3):
+        for word in ("flair", "seg"):
+            name = f"BraTS2021_{number:05d}"
+            write(
+                tmp_path / name / f"{name}_{word}.nii" / f"{number:05d}_brain_{word}.nii",
+                10 + number,
+                mask=word == "seg",
+            )
+    for seed in range(5):
+        cases = folder(tmp_path, split_seed=seed, val_share=0.3, test_share=0.3).discover("FLAIR")
+        splits = {case.subject: case.split for case in cases}
+        assert len(splits) == 9
+        assert all(splits[f"BraTS2021_{n:05d}"] == splits[f"BraTS-GLI-{n:05d}"] for n in range(3))
+    found = [f for f in check(folder(tmp_path)).findings if f.code == "several-scans"]
+    assert [(f.severity, f.message) for f in found] == [
+        ("warning", f"BraTS-GLI-{n:05d} and BraTS2021_{n:05d} are one patient under several names, kept in one split")
+        for n in range(3)
+    ]
+
+
+def test_a_folder_of_many_patients_of_brats_is_no_patient(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        write(tmp_path / "BraTS2021_Training_Data" / f"{name}_flair.nii.gz", int(name[1]))
+        write(tmp_path / "BraTS2021_Training_Data" / f"{name}_seg.nii.gz", mask=True)
+    assert {case.subject for case in folder(tmp_path).discover("FLAIR")} == {"p1", "p2"}

@@ -15,7 +15,14 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
-from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, named_by, whole_numbers
+from adbench.datasets.adapters.lesion_masks import (
+    LABELS_VERSION,
+    labels_in,
+    merged,
+    named_by,
+    no_majority,
+    whole_numbers,
+)
 from adbench.datasets.adapters.scans import (
     Expected,
     Index,
@@ -301,10 +308,12 @@ class IndexedVolumes(VolumeDataset):
                     f"{scan.id} out with dataset.exclude=[{scan.id}]."
                 )
                 yield issues.error("unnamed-mask", file, message, scan.id)
+        pieces = {scan.id: scan.pieces for scan in self.index.scans}
         for scan, first, second, kind in self.index.conflicts:
             if self.excluded(scan) or (kind == LESION and self.params.lesion_masks != "refuse"):
                 continue
             remedy = "remove one"
+            majority = "" if no_majority(pieces.get(scan.id) or (first, second)) else " or majority"
             if plain(first) == plain(second):
                 what = "have the same name and different content"
                 if not self.families:
@@ -313,26 +322,38 @@ class IndexedVolumes(VolumeDataset):
                         "(dataset.image_pattern={subject}/...)"
                     )
                     if kind == LESION:
-                        remedy += ", or merge them with --set dataset.lesion_masks=union or majority if they are of one"
+                        remedy += f", or merge them with --set dataset.lesion_masks=union{majority} if they are of one"
                     remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
                 what = "are both lesion masks"
                 remedy = (
-                    "merge them into one (lesion where either says so) with --set dataset.lesion_masks=union, or say majority, "
-                    "or a word in the name of the one to take"
+                    "merge them into one (lesion where either says so) with --set dataset.lesion_masks=union, "
+                    f"{majority and 'or say majority, '}or a word in the name of the one to take"
                 )
             else:
                 what = "mean the same scan and sequence"
             message = f"{first} and {second} {what}: {remedy}, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
             yield issues.error("conflict", second, message, scan.id)
         for scan in self.index.scans:
-            if len(scan.pieces) and not self.excluded(scan) and not self.chosen_masks(scan):
-                there = ", ".join(file.name for file in scan.pieces)
+            if not scan.pieces or self.excluded(scan):
+                continue
+            why, said = no_majority(scan.pieces), f"dataset.lesion_masks={self.params.lesion_masks}"
+            there = f"{scan.id} ({', '.join(file.name for file in scan.pieces)})"
+            if self.votes and why:
+                message = f"{said}: the lesion masks of {there} {why}: say union, or a word in the name, or the folder, of one."
+            elif not self.chosen_masks(scan):
                 message = (
-                    f"dataset.lesion_masks={self.params.lesion_masks} is in the name of none or of several lesion masks of "
-                    f"{scan.id} ({there}): say union, majority, or a word in the name, or the folder, of one."
+                    f"{said} is in the name of none or of several lesion masks of {there}: say union, "
+                    f"{'' if why else 'majority, '}or a word in the name, or the folder, of one."
                 )
-                yield issues.error("conflict", scan.pieces[0], message, scan.id)
+            else:
+                continue
+            yield issues.error("conflict", scan.pieces[0], message, scan.id)
+
+    @property
+    def votes(self) -> float:
+        """The share of the lesion masks of a scan of which more must mark a voxel."""
+        return 0.5 if self.params.lesion_masks == "majority" else 0.0
 
     def chosen_masks(self, scan: Scan) -> tuple[File, ...]:
         """The lesion masks of ``scan`` that count; none where ``lesion_masks`` names none, or several."""
@@ -510,8 +531,7 @@ class IndexedVolumes(VolumeDataset):
             raw.labels = labels_in(labels)
         raw.lesion = labels[0]
         if len(labels) > 1:
-            share = 0.5 if self.params.lesion_masks == "majority" else 0.0
-            raw.lesion = merged(labels, share, raw.lesion_labels, raw.not_counted)
+            raw.lesion = merged(labels, self.votes, raw.lesion_labels, raw.not_counted)
             raw.lesion_labels, raw.not_counted = None, (2,) if raw.not_counted else ()
             raw.remarks += (f"lesion: {self.params.lesion_masks} of {', '.join(file.name for file in masks)}",)
         if difference:

@@ -26,6 +26,7 @@ from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io import nifti_header
+from adbench.datasets.io.filename_patterns import person
 from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
@@ -118,7 +119,9 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
     phase = f"check {'voxels' if report.deep else 'headers'} of {dataset.info.name}"
     cases: list[CheckedCase] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for case in pool.map(lambda scan: check_case(dataset.as_used(scan), expected, report.deep), scans):
+        for case in pool.map(
+            lambda scan: check_case(dataset.as_used(scan), expected, report.deep, dataset.votes), scans
+        ):
             cases.append(case)
             progress.update(phase, len(cases), len(scans))
     report.files = sum(len(case.scan.files) for case in cases)
@@ -215,12 +218,17 @@ def _completeness(dataset: IndexedVolumes, scan: Scan, available: Container[str]
 
 
 def _repeated_subjects(scans: Sequence[Scan]) -> Iterator[Issue]:
-    """Subjects that were scanned more than once: kept together in every split."""
-    for subject, group in itertools.groupby(scans, key=lambda scan: scan.subject):
-        several = list(group)
-        if len(several) > 1:
-            names = ", ".join(scan.session for scan in several)
-            what = f"{subject} has {len(several)} scans ({names}), kept in one split"
+    """Patients who were scanned more than once, or have several names: kept together in every split."""
+    people: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        people[person(scan.subject)].append(scan)
+    for several in people.values():
+        subject, names = several[0].subject, [scan.session for scan in several]
+        if others := sorted({scan.subject for scan in several} - {subject}):
+            what = f"{subject} and {' and '.join(others)} are one patient under several names, kept in one split"
+            yield issues.warning("several-scans", several[0].first, what, subject)
+        elif len(several) > 1:
+            what = f"{subject} has {len(several)} scans ({', '.join(names)}), kept in one split"
             yield issues.info("several-scans", several[0].first, what, subject)
 
 
