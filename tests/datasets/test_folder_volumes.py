@@ -713,3 +713,40 @@ def test_a_folder_of_many_patients_of_brats_is_no_patient(tmp_path: Path) -> Non
         write(tmp_path / "BraTS2021_Training_Data" / f"{name}_flair.nii.gz", int(name[1]))
         write(tmp_path / "BraTS2021_Training_Data" / f"{name}_seg.nii.gz", mask=True)
     assert {case.subject for case in folder(tmp_path).discover("FLAIR")} == {"p1", "p2"}
+
+
+def test_a_check_refuses_what_a_preparation_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stripped volume with noise all around: no rule finds its brain, and the way out is one that can be gone."""
+    monkeypatch.setattr("adbench.datasets.preprocessing.brain_extraction.find_spec", lambda name: name == "deepbet")
+    for number, name in enumerate(("p2", "p1")):
+        noise = np.random.default_rng(number).normal(0, 1e-3, SMALL).astype(np.float32)
+        noise[6:14, 6:14, 4:10] += 5
+        nifti.write(tmp_path / name / f"{name}_FLAIR.nii.gz", noise, AFFINE)
+        write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
+    for skull, said in (("auto", "deepbet finds the brain on T1 only"), ("no", "100% of the voxels are not 0")):
+        dataset = folder(tmp_path, skull=skull)
+        found = [i.message for i in check(dataset, deep=True).findings if i.code == "no-brain"]
+        assert len(found) == 2
+        assert all(said in message and "dataset.brain=hd-bet or template" in message for message in found)
+        for case, message in zip(sorted(dataset.discover("FLAIR"), key=lambda c: c.subject), found, strict=True):
+            with pytest.raises(UserError) as error:
+                dataset.load(case, "FLAIR")
+            assert str(error.value) == message
+        with pytest.raises(UserError) as failed:
+            prepare(dataset, "FLAIR", tmp_path / f"cache-{skull}", workers=1)
+        text = str(failed.value)
+        assert text.startswith("2 of 2 cases of folder could not be prepared: FLAIR of case p1")
+        assert "other 0" not in text
+        assert "exclude" not in text
+        assert ". Correct or remove their files and run again. Tracebacks:" in text
+
+
+def test_every_volume_that_is_not_finite_is_listed(tmp_path: Path) -> None:
+    for name in ("p1", "p2", "p3"):
+        data = np.full(SMALL, int(name[1]), np.float32)
+        data[0, 0, 0] = np.nan
+        nifti.write(tmp_path / name / f"{name}_FLAIR.nii.gz", data, AFFINE)
+        write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
+    assert not [i for i in check(folder(tmp_path)).findings if i.severity == "error"]
+    found = [i for i in check(folder(tmp_path), deep=True).findings if i.severity == "error"]
+    assert [(i.code, i.case) for i in found] == [("nonfinite", name) for name in ("p1", "p2", "p3")]

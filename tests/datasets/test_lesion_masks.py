@@ -383,3 +383,15 @@ def test_a_brain_mask_on_no_grid_is_found(tmp_path: Path) -> None:
     assert [i.severity for i in check(found).findings if i.code == "off-grid"] == ["warning"]
     remarks = found.read(found.discover("FLAIR")[0], "FLAIR").remarks
     assert remarks == ("brain: sub-1_desc-brain_mask.nii.gz is not used, it lies on another grid",)
+
+
+def test_a_subject_that_the_table_does_not_have_is_said_once(tmp_path: Path) -> None:
+    """Neither a lack of a mask, with advice that ``healthy`` forbids, nor that it is left out."""
+    for number in (1, 2, 3):
+        put(tmp_path / f"sub-{number}" / "anat" / f"sub-{number}_FLAIR.nii.gz", image(number))
+    put(tmp_path / "derivatives" / "m" / "sub-3" / "sub-3_label-lesion_mask.nii.gz", mask(4))
+    (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tcontrol\nsub-3\tpatient\n")
+    found = check(layouts.dataset(Bids, tmp_path, healthy="group=control")).findings
+    assert [(i.severity, i.code, i.case) for i in found if i.case == "sub-2"] == [("error", "participants", "sub-2")]
+    found = check(layouts.dataset(Bids, tmp_path)).findings
+    assert ("error", "missing-mask") in {(i.severity, i.code) for i in found if i.case == "sub-2"}

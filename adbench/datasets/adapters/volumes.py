@@ -401,30 +401,11 @@ class IndexedVolumes(VolumeDataset):
 
     def discover(self, modality: str) -> list[Case]:
         """The usable cases that have ``modality``, sorted by subject and session."""
-        return self._chosen(modality)[0]
-
-    def exclusions(self, modality: str) -> list[str]:
-        """What lies below the root and is not used, and why."""
-        return self._chosen(modality)[1]
-
-    def _chosen(self, modality: str) -> tuple[list[Case], list[str]]:
-        if modality not in self.available():
-            raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
-        scans = [*self.index.scans, *(scan for scan, _ in self.index.unclear)]
-        known = {name for scan in scans for name in (scan.subject, scan.id)}
-        for name in self.params.exclude:
-            if name not in known:
-                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
-        issues.refuse(self.faults())
+        scans = self.usable(modality)[0]
+        companion = self.companion_of(modality)
         sessions = Counter(scan.subject for scan in self.index.scans)
-        cases, remarks = [], []
-        for scan in self.index.scans:
-            several = sessions[scan.subject] > 1
-            why = self._why_not(scan, modality)
-            if why:
-                remarks.append(f"{scan.id if several else scan.subject}: left out, {why}")
-                continue
-            companion = self.companion_of(modality)
+        cases = []
+        for scan in scans:
             masks, row = self.chosen_masks(scan), self.row(scan.subject)
             own, others = (
                 [scan.files[k] for k in kinds if k in scan.files] for kinds in ((modality, BRAIN), (companion,))
@@ -435,7 +416,7 @@ class IndexedVolumes(VolumeDataset):
                     subject=scan.subject,
                     split=self.roles[scan.subject],
                     files=tuple(dict.fromkeys([*own, *masks, *others])),
-                    session=scan.session if several else "",
+                    session=scan.session if sessions[scan.subject] > 1 else "",
                     site=scan.site or row.get("site", ""),
                     groups=groups_of(row),
                     flags=scan.flags,
@@ -443,11 +424,34 @@ class IndexedVolumes(VolumeDataset):
                     extra={"files": dict(scan.files), **more, **({"masks": masks} if scan.pieces else {})},
                 )
             )
+        return cases
+
+    def exclusions(self, modality: str) -> list[str]:
+        """What lies below the root and is not used, and why."""
+        return self.usable(modality)[1]
+
+    def usable(self, modality: str) -> tuple[list[Scan], list[str]]:
+        """The scans that :meth:`discover` makes cases of, and what :meth:`exclusions` says; no image is opened."""
+        if modality not in self.available():
+            raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
+        scans = [*self.index.scans, *(scan for scan, _ in self.index.unclear)]
+        known = {name for scan in scans for name in (scan.subject, scan.id)}
+        for name in self.params.exclude:
+            if name not in known:
+                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
+        issues.refuse(self.faults())
+        sessions = Counter(scan.subject for scan in self.index.scans)
+        used, remarks = [], []
+        for scan in self.index.scans:
+            if why := self._why_not(scan, modality):
+                remarks.append(f"{scan.id if sessions[scan.subject] > 1 else scan.subject}: left out, {why}")
+            else:
+                used.append(scan)
         remarks += [f"{second}: not used, {first} is the same file" for first, second in self.index.duplicates]
         remarks += [f"{second}: not used, {first} is" for first, second in self.index.passed_over]
-        if not cases:
+        if not used:
             raise none_usable(self.info.name, self._root(), remarks, self.index.unused)
-        return cases, remarks
+        return used, remarks
 
     def _why_not(self, scan: Scan, modality: str) -> str:
         if self.excluded(scan):
