@@ -750,3 +750,28 @@ def test_every_volume_that_is_not_finite_is_listed(tmp_path: Path) -> None:
     assert not [i for i in check(folder(tmp_path)).findings if i.severity == "error"]
     found = [i for i in check(folder(tmp_path), deep=True).findings if i.severity == "error"]
     assert [(i.code, i.case) for i in found] == [("nonfinite", name) for name in ("p1", "p2", "p3")]
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["P0"], {"p1", "sub-000", "sub-001"}),
+        (["000", "1"], {"p0", "p1"}),
+        (["SUB-1"], {"p0", "p1", "sub-000"}),
+    ],
+)
+def test_exclusion_follows_the_rule_of_identity(tmp_path: Path, names: list[str], left: set[str]) -> None:
+    for number, name in enumerate(("p0", "p1", "sub-000", "sub-001")):
+        write(tmp_path / name / f"{name}_FLAIR.nii.gz", number)
+        write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
+    assert {case.subject for case in folder(tmp_path, exclude=names).discover("FLAIR")} == left
+    with pytest.raises(UserError, match="Did you mean 'p0'"):
+        folder(tmp_path, exclude=["pp0"]).discover("FLAIR")
+
+
+def test_an_exact_name_excludes_no_other_of_the_patient(tmp_path: Path) -> None:
+    for number, name in enumerate(("BraTS2021_00001", "BraTS-GLI-00001", "p2_tp1", "p2_tp2")):
+        write(tmp_path / f"{name}_FLAIR.nii.gz", number)
+        write(tmp_path / f"{name}_seg.nii.gz", mask=True)
+    cases = folder(tmp_path, exclude=["BraTS2021_00001", "P2_TP1"]).discover("FLAIR")
+    assert [case.subject for case in cases] == ["BraTS-GLI-00001", "p2"]

@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
+from adbench.datasets.adapters.exclusion import excluded
 from adbench.datasets.adapters.lesion_masks import (
     LABELS_VERSION,
     labels_in,
@@ -373,7 +374,13 @@ class IndexedVolumes(VolumeDataset):
 
     def excluded(self, scan: Scan) -> bool:
         """Whether the user left ``scan`` out."""
-        return scan.subject in self.params.exclude or scan.id in self.params.exclude
+        return scan.id in self._excluded
+
+    @cached_property
+    def _excluded(self) -> set[str]:
+        """Ids of the scans that ``exclude`` names."""
+        scans = [*self.index.scans, *(scan for scan, _ in self.index.unclear)]
+        return excluded(self.params.exclude, ((scan.subject, scan.id) for scan in scans), self.info.name)
 
     # -- who does what -----------------------------------------------------------------------------------------------
 
@@ -434,11 +441,6 @@ class IndexedVolumes(VolumeDataset):
         """The scans that :meth:`discover` makes cases of, and what :meth:`exclusions` says; no image is opened."""
         if modality not in self.available():
             raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
-        scans = [*self.index.scans, *(scan for scan, _ in self.index.unclear)]
-        known = {name for scan in scans for name in (scan.subject, scan.id)}
-        for name in self.params.exclude:
-            if name not in known:
-                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
         issues.refuse(self.faults())
         sessions = Counter(scan.subject for scan in self.index.scans)
         used, remarks = [], []
