@@ -110,4 +110,6 @@ def build(cls: type[P], owner: str, values: dict[str, Any]) -> P:
         where, why = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         if not where:  # parameters that do not go together; which ones, the reason says
             raise UserError(f"{owner}: {why}.") from None
+        if first.get("input") is None:
+            raise UserError(f"{owner}: {where} has no value: write one, or leave it out for its default.") from None
         raise UserError(f"{owner}: {where} = {first.get('input')!r} is not valid: {why}.") from None

@@ -245,7 +245,9 @@ def get(
         raise UserError(f"{name} is under {info.licence}: say --accept-licence to agree and fetch it.")
     with resumable(), LiveProgress(quiet) as progress:
         wanted = download.missing(download.files_of(name, [m.upper() for m in split(modality)], mirror), folder)
-        line(f"{len(wanted)} files, {sum(file.size or 0 for file in wanted) / 1e9:.2f} GB, into {folder}")
+        line(
+            f"{len(wanted)} file{'s' * (len(wanted) != 1)}, {sum(file.size or 0 for file in wanted) / 1e9:.2f} GB, into {folder}"
+        )
         for file in wanted:
             download.fetch(file, folder, progress)
     say(f"All of {name} is in {folder}. Look at it: {check_it}")
@@ -272,7 +274,7 @@ def unpack(
         what = "1 link or device" if len(left) == 1 else f"{len(left)} links or devices"
         say(f"{what} left out: {', '.join(left[:SHOWN])}{more}. Links are not followed; copy what you need by hand.")
     if not quiet:
-        say(f"{found.files} files in {out}.")
+        say(f"{found.files} file{'s' * (found.files != 1)} in {out}.")
         for inner in found.nested:
             say(f"{inner} is an archive too: a plain .tar is read in place, another one needs `adbench data unpack`.")
 

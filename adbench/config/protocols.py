@@ -325,6 +325,11 @@ MAPS = Protocol(
 
 def get(name: str) -> Protocol:
     """The protocol called ``name``; a ``UserError`` with the nearest name when there is none."""
+    if name == "ixi->isles":
+        raise UserError(
+            "There is no protocol ixi->isles: ISLES'22 has FLAIR, DWI and ADC, and IXI none of them. With a healthy BIDS cohort "
+            "that has one there is bids->isles."
+        )
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]

@@ -235,15 +235,30 @@ def _length(remote: Remote) -> int | None:
     request = urllib.request.Request(remote.url, method="HEAD")
     try:
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            stated = answer.headers.get("Content-Length")
+            return _stated(remote, answer.headers.get("Content-Length"))
     except (OSError, http.client.HTTPException) as error:
         raise _unreachable(remote.url, error) from None
-    return int(stated) if stated and stated.isdigit() else None
+
+
+def _stated(remote: Remote, length: str | None) -> int | None:
+    """The length that an answer states; None where it states none.
+
+    Raises:
+        UserError: it is that of no file.
+    """
+    if length and not (length.isascii() and length.strip().isdigit()):
+        raise UserError(f"{remote.url} states a length of {length[:40]!r} bytes: give another address with --mirror.")
+    return int(length) if length else None
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """In one line: urllib writes three of a loop of redirections."""
+    return "and redirects to itself" if "infinite loop" in error.reason else " ".join(error.reason.split())
 
 
 def _unreachable(url: str, error: Exception) -> UserError:
     what = (
-        f"answers {error.code} {error.reason}"
+        f"answers {error.code} {_reason(error)}"
         if isinstance(error, urllib.error.HTTPError)
         else f"does not answer ({error})"
     )
@@ -309,8 +324,8 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                     if size and answer.status != 206:  # the server starts from the beginning
                         file.truncate(0)
                         content, size = _md5(), 0
-                    stated = answer.headers.get("Content-Length")
-                    whole = size + int(stated) if stated and stated.isdigit() else None
+                    stated = _stated(remote, answer.headers.get("Content-Length"))
+                    whole = None if stated is None else size + stated
                     if total is not None and whole is not None and whole != total:
                         raise _other(remote, f"has {whole} bytes there, where {total} were announced", part)
                     total = whole if total is None else total
@@ -336,7 +351,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                         break
                     file.truncate(0)
                     content, size = _md5(), 0
-                problem = f"{error.code} {error.reason}"
+                problem = f"{error.code} {_reason(error)}"
             except (OSError, http.client.HTTPException) as error:
                 problem = str(error) or type(error).__name__
             failures, best = (0, size) if size > best else (failures + 1, best)

@@ -17,7 +17,7 @@ OUTSIDE_BRAIN = 0.05  # share of a lesion outside the brain that is worth a warn
 # docs/datasets.md says what each means.
 Code = Literal[
     "unreadable", "too-large", "truncated", "header", "dtype", "axes", "nonfinite", "constant", "off-grid", "shape", "voxel-size", "orientation",
-    "affine-conflict", "label", "empty-mask", "outside-brain", "brain-volume", "background", "missing-sequence", "missing-mask",
+    "affine-conflict", "label", "empty-mask", "outside-brain", "brain-volume", "no-brain", "background", "missing-sequence", "missing-mask",
     "unnamed-mask", "left-out", "two-roles", "stray", "conflict", "missing-image", "unnamed-image", "no-train", "no-test",
     "participants", "lesion-in-train", "black-slice", "known-missing", "duplicate-file", "duplicate-subject", "look-alike",
     "duplicate-volume", "several-scans", "flagged", "unused-file", "unopened-archive", "unfinished-download",

@@ -383,3 +383,10 @@ def test_ixi_teaches_and_atlas_tests(cli: Callable[..., Any], tmp_path: Path, ix
     assert code == 0, err
     assert list((tmp_path / "runs" / "fits").iterdir()) == before
     assert len(list((tmp_path / "runs").rglob("record.json"))) == 2
+
+
+def test_why_there_is_no_ixi_for_isles() -> None:
+    with pytest.raises(
+        UserError, match=r"ISLES'22 has FLAIR, DWI and ADC, and IXI none of them\. .* there is bids->isles"
+    ):
+        get("ixi->isles")

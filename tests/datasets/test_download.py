@@ -66,11 +66,18 @@ class _Handler(BaseHTTPRequestHandler):
         if mood == "busy" and len(self.server.asked) < 3:
             self.send_error(503)
             return
+        if mood == "loop":
+            self.send_response(302)
+            self.send_header("Location", f"{self.server.url}{self.path}")
+            self.end_headers()
+            return
         sent = content[start:]
         self.send_response(206 if start else 200)
         self.send_header("Content-Type", "text/html" if mood == "page" else "application/octet-stream")
         if mood != "no length":
-            self.send_header("Content-Length", str(len(sent) + (1000 if mood == "too long" else 0)))
+            self.send_header(
+                "Content-Length", "-5" if mood == "negative" else str(len(sent) + 1000 * (mood == "too long"))
+            )
         self.end_headers()
         if body:
             self.wfile.write(sent[:1_000_000] if mood in ("breaks off", "no ranges") else sent)
@@ -133,6 +140,23 @@ def test_a_length_that_is_a_lie(server: Server, tmp_path: Path) -> None:
         fetch(remote(server, md5=""), tmp_path)
     assert not (tmp_path / "a.tar").exists()
     assert fetch(remote(server), tmp_path).read_bytes() == CONTENT  # by its checksum it is whole
+
+
+@pytest.mark.parametrize(
+    ("mood", "says"),
+    [
+        ("negative", "states a length of '-5' bytes: give another address with --mirror."),
+        ("loop", "answers 302 and redirects to itself"),
+    ],
+)
+def test_a_server_that_misleads_is_named_in_one_line(server: Server, tmp_path: Path, mood: str, says: str) -> None:
+    server.mood = mood
+    for ask in (lambda: missing([remote(server)], tmp_path), lambda: fetch(remote(server), tmp_path)):
+        with pytest.raises(UserError) as error:
+            ask()
+        assert str(error.value).startswith(f"{server.url}/a.tar ")
+        assert says in str(error.value)
+        assert "\n" not in str(error.value)
 
 
 def test_without_length_or_checksum_a_cut_gzip_file_is_noticed(server: Server, tmp_path: Path) -> None:

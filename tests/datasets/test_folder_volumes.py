@@ -399,7 +399,7 @@ def test_two_lesion_masks_of_one_case(tmp_path: Path) -> None:
     message = refused(tmp_path)
     assert message == (
         f"{tmp_path}/patient07/patient07_lesion.nii.gz and {tmp_path}/patient07/patient07_seg.nii.gz are both lesion masks: merge "
-        "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or say majority, or a word in the name "
+        "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or a word in the name "
         "of the one to take, or leave patient07 out with dataset.exclude=[patient07]."
     )
     assert [f.case for f in check(folder(tmp_path)).findings if f.code == "conflict"] == ["patient07"]
@@ -410,7 +410,7 @@ def test_masks_in_pieces(tmp_path: Path) -> None:
     common(tmp_path)
     left, right, third = (np.zeros(SMALL, np.uint8) for _ in range(3))
     left[4:6], right[5:8], third[5] = 1, 2, 1
-    for word, data in (("seg_left", left), ("seg_right", right), ("seg_third", third)):
+    for word, data in (("seg_first", left), ("seg_second", right), ("seg_third", third)):
         nifti.write(tmp_path / "patient07" / f"patient07_{word}_lesion.nii.gz", data, AFFINE)
     (tmp_path / "patient07" / "patient07_seg.nii.gz").unlink()
     for path in tmp_path.glob("patient07/*_lesion.nii.gz"):
@@ -419,20 +419,20 @@ def test_masks_in_pieces(tmp_path: Path) -> None:
     whole = {
         "union": left | right | third,
         "majority": (left > 0).astype(int) + (right > 0) + (third > 0) > 1,
-        "right": right,
+        "second": right,
     }
     for policy, expected in whole.items():
         dataset = folder(tmp_path, **pattern, lesion_masks=policy)
         case = dataset.discover("FLAIR")[0]
         raw = dataset.read(case, "FLAIR")
         np.testing.assert_array_equal(raw.lesion > 0, expected > 0)
-        assert len([file for file in case.files if "_seg" in file.name]) == (1 if policy == "right" else 3)
-        named = ", ".join(f"patient07-{word}_seg.nii.gz" for word in ("left", "right", "third"))
-        assert raw.remarks == (() if policy == "right" else (f"lesion: {policy} of {named}",))
+        assert len([file for file in case.files if "_seg" in file.name]) == (1 if policy == "second" else 3)
+        named = ", ".join(f"patient07-{word}_seg.nii.gz" for word in ("first", "second", "third"))
+        assert raw.remarks == (() if policy == "second" else (f"lesion: {policy} of {named}",))
         assert dataset.read(dataset.discover("FLAIR")[1], "FLAIR").remarks == ()
-    message = refused(tmp_path, **pattern, lesion_masks="h")
+    message = refused(tmp_path, **pattern, lesion_masks="d")
     assert message == (
-        f"dataset.lesion_masks=h is in the name of none or of several lesion masks of patient07 ({named}): say union, "
+        f"dataset.lesion_masks=d is in the name of none or of several lesion masks of patient07 ({named}): say union, "
         "majority, or a word in the name, or the folder, of one."
     )
 
@@ -680,3 +680,98 @@ def test_real_multiple_sclerosis_volumes(cli: Callable[..., Any], tmp_path: Path
     stack = found.load(found.discover("FLAIR")[2], "FLAIR")
     assert stack.quality["lesion_ml_source"] == pytest.approx(8.2, abs=0.1)
     assert stack.quality["brain_ml"] == pytest.approx(1120, abs=1)  # stripped: every voxel that is not 0
+
+
+def test_a_patient_of_brats_by_the_folder_of_its_case(tmp_path: Path) -> None:
+    """Copies of BraTS'21 whose files say only ``00003_brain`` are of the patient that BraTS 2023 calls GLI-00003."""
+    for number in range(6):
+        name = f"BraTS-GLI-{number:05d}-000"
+        write(tmp_path / name / f"{name}-t2f.nii.gz", number)
+        write(tmp_path / name / f"{name}-seg.nii.gz", mask=True)
+    for number in range(3):
+        for word in ("flair", "seg"):
+            name = f"BraTS2021_{number:05d}"
+            write(
+                tmp_path / name / f"{name}_{word}.nii" / f"{number:05d}_brain_{word}.nii",
+                10 + number,
+                mask=word == "seg",
+            )
+    for seed in range(5):
+        cases = folder(tmp_path, split_seed=seed, val_share=0.3, test_share=0.3).discover("FLAIR")
+        splits = {case.subject: case.split for case in cases}
+        assert len(splits) == 9
+        assert all(splits[f"BraTS2021_{n:05d}"] == splits[f"BraTS-GLI-{n:05d}"] for n in range(3))
+    found = [f for f in check(folder(tmp_path)).findings if f.code == "several-scans"]
+    assert [(f.severity, f.message) for f in found] == [
+        ("warning", f"BraTS-GLI-{n:05d} and BraTS2021_{n:05d} are one patient under several names, kept in one split")
+        for n in range(3)
+    ]
+
+
+def test_a_folder_of_many_patients_of_brats_is_no_patient(tmp_path: Path) -> None:
+    for name in ("p1", "p2"):
+        write(tmp_path / "BraTS2021_Training_Data" / f"{name}_flair.nii.gz", int(name[1]))
+        write(tmp_path / "BraTS2021_Training_Data" / f"{name}_seg.nii.gz", mask=True)
+    assert {case.subject for case in folder(tmp_path).discover("FLAIR")} == {"p1", "p2"}
+
+
+def test_a_check_refuses_what_a_preparation_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stripped volume with noise all around: no rule finds its brain, and the way out is one that can be gone."""
+    monkeypatch.setattr("adbench.datasets.preprocessing.brain_extraction.find_spec", lambda name: name == "deepbet")
+    for number, name in enumerate(("p2", "p1")):
+        noise = np.random.default_rng(number).normal(0, 1e-3, SMALL).astype(np.float32)
+        noise[6:14, 6:14, 4:10] += 5
+        nifti.write(tmp_path / name / f"{name}_FLAIR.nii.gz", noise, AFFINE)
+        write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
+    for skull, said in (("auto", "deepbet finds the brain on T1 only"), ("no", "100% of the voxels are not 0")):
+        dataset = folder(tmp_path, skull=skull)
+        found = [i.message for i in check(dataset, deep=True).findings if i.code == "no-brain"]
+        assert len(found) == 2
+        assert all(said in message and "dataset.brain=hd-bet or template" in message for message in found)
+        for case, message in zip(sorted(dataset.discover("FLAIR"), key=lambda c: c.subject), found, strict=True):
+            with pytest.raises(UserError) as error:
+                dataset.load(case, "FLAIR")
+            assert str(error.value) == message
+        with pytest.raises(UserError) as failed:
+            prepare(dataset, "FLAIR", tmp_path / f"cache-{skull}", workers=1)
+        text = str(failed.value)
+        assert text.startswith("2 of 2 cases of folder could not be prepared: FLAIR of case p1")
+        assert "other 0" not in text
+        assert "exclude" not in text
+        assert ". Correct or remove their files and run again. Tracebacks:" in text
+
+
+def test_every_volume_that_is_not_finite_is_listed(tmp_path: Path) -> None:
+    for name in ("p1", "p2", "p3"):
+        data = np.full(SMALL, int(name[1]), np.float32)
+        data[0, 0, 0] = np.nan
+        nifti.write(tmp_path / name / f"{name}_FLAIR.nii.gz", data, AFFINE)
+        write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
+    assert not [i for i in check(folder(tmp_path)).findings if i.severity == "error"]
+    found = [i for i in check(folder(tmp_path), deep=True).findings if i.severity == "error"]
+    assert [(i.code, i.case) for i in found] == [("nonfinite", name) for name in ("p1", "p2", "p3")]
+
+
+@pytest.mark.parametrize(
+    ("names", "left"),
+    [
+        (["P0"], {"p1", "sub-000", "sub-001"}),
+        (["000", "1"], {"p0", "p1"}),
+        (["SUB-1"], {"p0", "p1", "sub-000"}),
+    ],
+)
+def test_exclusion_follows_the_rule_of_identity(tmp_path: Path, names: list[str], left: set[str]) -> None:
+    for number, name in enumerate(("p0", "p1", "sub-000", "sub-001")):
+        write(tmp_path / name / f"{name}_FLAIR.nii.gz", number)
+        write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
+    assert {case.subject for case in folder(tmp_path, exclude=names).discover("FLAIR")} == left
+    with pytest.raises(UserError, match="Did you mean 'p0'"):
+        folder(tmp_path, exclude=["pp0"]).discover("FLAIR")
+
+
+def test_an_exact_name_excludes_no_other_of_the_patient(tmp_path: Path) -> None:
+    for number, name in enumerate(("BraTS2021_00001", "BraTS-GLI-00001", "p2_tp1", "p2_tp2")):
+        write(tmp_path / f"{name}_FLAIR.nii.gz", number)
+        write(tmp_path / f"{name}_seg.nii.gz", mask=True)
+    cases = folder(tmp_path, exclude=["BraTS2021_00001", "P2_TP1"]).discover("FLAIR")
+    assert [case.subject for case in cases] == ["BraTS-GLI-00001", "p2"]

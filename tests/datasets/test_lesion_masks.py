@@ -69,6 +69,38 @@ def test_equal_raters_have_a_vote_each(tmp_path: Path) -> None:
     assert not found.read(found.discover("FLAIR")[0], "FLAIR").lesion.any()
 
 
+def test_sides_have_no_majority_however_many_they_are(tmp_path: Path) -> None:
+    people(tmp_path, "p1", "p2")
+    for number, name in enumerate(("L_seg", "R_seg", "rater1_seg")):
+        put(tmp_path / f"p1_{name}.nii.gz", mask(2 + number))
+    put(tmp_path / "p2_seg.nii.gz", mask(3))
+    found = layouts.dataset(Folder, tmp_path, lesion_masks="majority")
+    message = (
+        "dataset.lesion_masks=majority: the lesion masks of p1 (p1_L_seg.nii.gz, p1_R_seg.nii.gz, p1_rater1_seg.nii.gz) are of "
+        "two sides, which have no majority: say union, or a word in the name, or the folder, of one."
+    )
+    with pytest.raises(UserError) as error:
+        found.discover("FLAIR")
+    assert str(error.value) == message
+    assert errors(found) == [("conflict", "p1")]
+    found = layouts.dataset(Folder, tmp_path, lesion_masks="majority", exclude=["p1"])
+    assert [case.subject for case in found.discover("FLAIR")] == ["p2"]
+
+
+def test_a_vote_that_leaves_nothing_is_an_empty_mask(tmp_path: Path) -> None:
+    people(tmp_path, "p1", "p2")
+    for number in (1, 2, 3):
+        put(tmp_path / f"p1_rater{number}_seg.nii.gz", mask(1 + number))
+        put(tmp_path / f"p2_rater{number}_seg.nii.gz", mask(4, 4 + number))
+    found = layouts.dataset(Folder, tmp_path, lesion_masks="majority")
+    said = [i for i in check(found, deep=True).findings if i.code == "empty-mask"]
+    names = ", ".join(f"p1_rater{number}_seg.nii.gz" for number in (1, 2, 3))
+    what = f"The lesion masks of p1 ({names}) make an empty one: no voxel is lesion by the vote of them"
+    assert [(i.severity, i.case, i.message) for i in said] == [("warning", "p1", what)]
+    found = layouts.dataset(Folder, tmp_path, lesion_masks="union")
+    assert "empty-mask" not in {i.code for i in check(found, deep=True).findings}
+
+
 @pytest.mark.parametrize(
     ("left", "right", "word"),
     [
@@ -94,7 +126,11 @@ def test_pieces_under_many_names(tmp_path: Path, left: str, right: str, word: st
     put(tmp_path / f"{right}.nii.gz", mask(6))
     with pytest.raises(UserError, match=r"dataset.lesion_masks=union"):
         layouts.dataset(Folder, tmp_path).discover("FLAIR")
-    for said, planes in (("union", (4, 6)), ("majority", ()), (word, (6,))):
+    with pytest.raises(
+        UserError, match=r"dataset.lesion_masks=majority: the lesion masks of p1 .* say union, or a word"
+    ):
+        layouts.dataset(Folder, tmp_path, lesion_masks="majority").discover("FLAIR")
+    for said, planes in (("union", (4, 6)), (word, (6,))):
         found = layouts.dataset(Folder, tmp_path, lesion_masks=said)
         cases = found.discover("FLAIR")
         assert [case.subject for case in cases] == ["p1", "p10"]
@@ -347,3 +383,15 @@ def test_a_brain_mask_on_no_grid_is_found(tmp_path: Path) -> None:
     assert [i.severity for i in check(found).findings if i.code == "off-grid"] == ["warning"]
     remarks = found.read(found.discover("FLAIR")[0], "FLAIR").remarks
     assert remarks == ("brain: sub-1_desc-brain_mask.nii.gz is not used, it lies on another grid",)
+
+
+def test_a_subject_that_the_table_does_not_have_is_said_once(tmp_path: Path) -> None:
+    """Neither a lack of a mask, with advice that ``healthy`` forbids, nor that it is left out."""
+    for number in (1, 2, 3):
+        put(tmp_path / f"sub-{number}" / "anat" / f"sub-{number}_FLAIR.nii.gz", image(number))
+    put(tmp_path / "derivatives" / "m" / "sub-3" / "sub-3_label-lesion_mask.nii.gz", mask(4))
+    (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tcontrol\nsub-3\tpatient\n")
+    found = check(layouts.dataset(Bids, tmp_path, healthy="group=control")).findings
+    assert [(i.severity, i.code, i.case) for i in found if i.case == "sub-2"] == [("error", "participants", "sub-2")]
+    found = check(layouts.dataset(Bids, tmp_path)).findings
+    assert ("error", "missing-mask") in {(i.severity, i.code) for i in found if i.case == "sub-2"}

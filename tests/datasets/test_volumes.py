@@ -168,7 +168,7 @@ def test_exclude_names_cases_and_refuses_unknown_ones(tmp_path: Path) -> None:
     dataset = layouts.dataset(BraTS21, tmp_path, exclude=["BraTS2021_00001"])
     assert len(dataset.discover("T1")) == 2
     assert dataset.exclusions("T1") == ["BraTS2021_00001: left out, it is in dataset.exclude"]
-    wrong = layouts.dataset(BraTS21, tmp_path, exclude=["BraTS2021_0001"])
+    wrong = layouts.dataset(BraTS21, tmp_path, exclude=["BraTS2021_00011"])
     with pytest.raises(UserError, match="Did you mean 'BraTS2021_00001'"):
         wrong.discover("T1")
 

@@ -143,6 +143,15 @@ class Bids(OwnVolumes):
     def _contradiction(self, scan: Scan) -> str:
         return "" if self._by_table(scan) else super()._contradiction(scan)
 
+    def _unlisted(self, scan: Scan) -> bool:
+        """Whether ``healthy`` is to say it of ``scan``, and participants.tsv does not have its subject."""
+        return (
+            bool(self.params.healthy and self.participants) and LESION not in scan.files and not self.row(scan.subject)
+        )
+
+    def _accounted(self, scan: Scan) -> bool:
+        return self._unlisted(scan) or super()._accounted(scan)
+
     def faults(self) -> Iterator[Issue]:
         """Also a wrong column, and subjects that participants.tsv does not have."""
         column = self.params.healthy.partition("=")[0].strip()
@@ -172,9 +181,7 @@ class Bids(OwnVolumes):
         for scan in self.index.scans:
             if self.participants and not self.row(scan.subject) and not self.excluded(scan):
                 message = f"{scan.subject} is not in {self._root() / PARTICIPANTS}: it has no age, sex or group"
-                severity = issues.error if column and LESION not in scan.files else issues.warning
-                if severity is issues.error and super().healthy(scan):
-                    severity = issues.warning
+                severity = issues.error if self._unlisted(scan) and not super().healthy(scan) else issues.warning
                 yield severity("participants", scan.first, f"{message}; add a row, or use dataset.exclude.", scan.id)
         yield from super().faults()
 

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues
+from adbench.datasets.adapters.exclusion import excluded
 from adbench.datasets.adapters.folder_volumes import SLICE_FIELDS, SLICE_PIXELS, FolderParams, FolderVolumes
 from adbench.datasets.adapters.own_volumes import SECOND_SCAN, why_healthy
 from adbench.datasets.adapters.slice_names import (
@@ -32,7 +33,7 @@ from adbench.datasets.io.png import read_image, read_mask, read_shape, used_bits
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
 from adbench.datasets.splits import ROLES, assign
-from adbench.errors import UserError, unknown
+from adbench.errors import UserError
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
 
@@ -126,19 +127,15 @@ class Folder(Dataset):
 
     @cached_property
     def _kept(self) -> list[SliceFile]:
-        """Every PNG of those that the user did not leave out.
-
-        Raises:
-            UserError: ``exclude`` names nobody here.
-        """
-        known = {name for file in self._files for name in (file.subject, file.case)}
-        for name in self.params.exclude:
-            if name not in known:
-                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
+        """Every PNG of those that the user did not leave out."""
         return [file for file in self._files if not self._excluded(file)]
 
+    @cached_property
+    def _excluded_cases(self) -> set[str]:
+        return excluded(self.params.exclude, ((file.subject, file.case) for file in self._files), self.info.name)
+
     def _excluded(self, file: SliceFile) -> bool:
-        return file.subject in self.params.exclude or file.case in self.params.exclude
+        return file.case in self._excluded_cases
 
     @cached_property
     def _masks(self) -> dict[str, dict[SliceId, Path]]:

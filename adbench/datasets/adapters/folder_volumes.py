@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import ClassVar
 
 from adbench.datasets import issues
@@ -27,6 +28,9 @@ from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
+_CASE_FOLDER = re.compile(
+    r"(?:sub-)?BraTS(?:2021|[-_][a-z]+(?:[-_]RT)?)[-_]\d{5}(?:[-_]\d{3})?(?!\d)", re.IGNORECASE
+)  # its files may have other names
 _FIELDS = ("subject", "session", "site", "modality")
 
 
@@ -129,13 +133,13 @@ class FolderVolumes(OwnVolumes):
         return [(kind, compile_pattern(text)) for kind, text in given if text]
 
     def named(self, path: str) -> Named | None:
-        """By the patterns, else as BIDS, else by the last word of the name."""
+        """By the patterns, else as BIDS, else by the last word of the name; the patient also by a folder of BraTS."""
         if not self._patterns:
             stem = stem_of(path)
             known = common_name(stem, self.image_names)
             if known is None and self.params.modality and not re.match(r"sub-[^_]+_", stem, re.IGNORECASE):
-                return Named("", *split_visit(stem), "", self._stated(path))
-            return known
+                known = Named("", *split_visit(stem), "", self._stated(path))
+            return known and _of_its_folder(known, path)
         for kind, pattern in self._patterns:
             match = pattern.search(path)
             if match is None:
@@ -165,6 +169,19 @@ class FolderVolumes(OwnVolumes):
                 f"{', '.join(MODALITIES)}), or with {{modality}} in dataset.image_pattern."
             )
         return stated
+
+
+def _of_its_folder(name: Named, path: str) -> Named:
+    """``name``, of the patient of BraTS in whose folder ``path`` lies, where the file's own name says none.
+
+    ``BraTS2021_00000/BraTS2021_00000_flair.nii/00000_brain_flair.nii`` is of ``BraTS2021_00000``.
+    """
+    if not re.match(r"(?:sub-)?brats", name.subject, re.IGNORECASE):
+        for part in reversed(PurePosixPath(path).parts[:-1]):
+            if match := _CASE_FOLDER.match(part):
+                subject, session = split_visit(match[0])
+                return replace(name, subject=subject, session=session)
+    return name
 
 
 def compile_pattern(text: str) -> re.Pattern[str]:

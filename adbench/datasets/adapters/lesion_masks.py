@@ -83,6 +83,18 @@ def named_by(masks: Sequence[File], word: str) -> tuple[File, ...]:
     return tuple(file for file, fit in zip(masks, fits, strict=False) if fit)
 
 
+_SIDES = (("left", "right"), ("l", "r"), ("lh", "rh"))
+
+
+def no_majority(masks: Sequence[File]) -> str:
+    """Why a majority of ``masks`` of one scan says nothing: they are two, or of two sides by a word of their names; else ""."""
+    words = [set(re.split(r"[\W_]+", str(file).casefold())) for file in masks]
+    own = set().union(*words) - set.intersection(*words)
+    if any({left, right} <= own for left, right in _SIDES):
+        return "are of two sides, which have no majority"
+    return "are two, of which neither is a majority" if len(masks) == 2 else ""
+
+
 def merged(
     masks: Sequence[np.ndarray], share: float, labels: tuple[int, ...] | None, not_counted: tuple[int, ...]
 ) -> np.ndarray:

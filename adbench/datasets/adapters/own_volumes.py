@@ -292,7 +292,7 @@ class OwnVolumes(IndexedVolumes):
         for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
             if self.params.unmasked != "leave-out" or self.healthy(scan):
                 yield from self._looks_ill(scan)
-            if self.params.unmasked == "refuse" and not self.healthy(scan) and not self.unmasked_by_design(scan):
+            if self.params.unmasked == "refuse" and not self._accounted(scan):
                 remedy = self._release or (
                     "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder "
                     f"train/{self._elsewhere}"
@@ -301,6 +301,10 @@ class OwnVolumes(IndexedVolumes):
                     remedy = f"{other} shows that this patient has lesions, so add the mask, or say --set dataset.unmasked=leave-out"
                 message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
                 yield issues.error("missing-mask", scan.first, message, scan.id)
+
+    def _accounted(self, scan: Scan) -> bool:
+        """Whether a scan without lesion mask needs no word on whether its subject is healthy."""
+        return bool(self.healthy(scan)) or self.unmasked_by_design(scan)
 
     @property
     def _elsewhere(self) -> str:

@@ -15,7 +15,15 @@ from typing import Any, ClassVar
 import numpy as np
 
 from adbench.datasets import issues, splits
-from adbench.datasets.adapters.lesion_masks import LABELS_VERSION, labels_in, merged, named_by, whole_numbers
+from adbench.datasets.adapters.exclusion import excluded
+from adbench.datasets.adapters.lesion_masks import (
+    LABELS_VERSION,
+    labels_in,
+    merged,
+    named_by,
+    no_majority,
+    whole_numbers,
+)
 from adbench.datasets.adapters.scans import (
     Expected,
     Index,
@@ -301,10 +309,12 @@ class IndexedVolumes(VolumeDataset):
                     f"{scan.id} out with dataset.exclude=[{scan.id}]."
                 )
                 yield issues.error("unnamed-mask", file, message, scan.id)
+        pieces = {scan.id: scan.pieces for scan in self.index.scans}
         for scan, first, second, kind in self.index.conflicts:
             if self.excluded(scan) or (kind == LESION and self.params.lesion_masks != "refuse"):
                 continue
             remedy = "remove one"
+            majority = "" if no_majority(pieces.get(scan.id) or (first, second)) else " or majority"
             if plain(first) == plain(second):
                 what = "have the same name and different content"
                 if not self.families:
@@ -313,26 +323,38 @@ class IndexedVolumes(VolumeDataset):
                         "(dataset.image_pattern={subject}/...)"
                     )
                     if kind == LESION:
-                        remedy += ", or merge them with --set dataset.lesion_masks=union or majority if they are of one"
+                        remedy += f", or merge them with --set dataset.lesion_masks=union{majority} if they are of one"
                     remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
                 what = "are both lesion masks"
                 remedy = (
-                    "merge them into one (lesion where either says so) with --set dataset.lesion_masks=union, or say majority, "
-                    "or a word in the name of the one to take"
+                    "merge them into one (lesion where either says so) with --set dataset.lesion_masks=union, "
+                    f"{majority and 'or say majority, '}or a word in the name of the one to take"
                 )
             else:
                 what = "mean the same scan and sequence"
             message = f"{first} and {second} {what}: {remedy}, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
             yield issues.error("conflict", second, message, scan.id)
         for scan in self.index.scans:
-            if len(scan.pieces) and not self.excluded(scan) and not self.chosen_masks(scan):
-                there = ", ".join(file.name for file in scan.pieces)
+            if not scan.pieces or self.excluded(scan):
+                continue
+            why, said = no_majority(scan.pieces), f"dataset.lesion_masks={self.params.lesion_masks}"
+            there = f"{scan.id} ({', '.join(file.name for file in scan.pieces)})"
+            if self.votes and why:
+                message = f"{said}: the lesion masks of {there} {why}: say union, or a word in the name, or the folder, of one."
+            elif not self.chosen_masks(scan):
                 message = (
-                    f"dataset.lesion_masks={self.params.lesion_masks} is in the name of none or of several lesion masks of "
-                    f"{scan.id} ({there}): say union, majority, or a word in the name, or the folder, of one."
+                    f"{said} is in the name of none or of several lesion masks of {there}: say union, "
+                    f"{'' if why else 'majority, '}or a word in the name, or the folder, of one."
                 )
-                yield issues.error("conflict", scan.pieces[0], message, scan.id)
+            else:
+                continue
+            yield issues.error("conflict", scan.pieces[0], message, scan.id)
+
+    @property
+    def votes(self) -> float:
+        """The share of the lesion masks of a scan of which more must mark a voxel."""
+        return 0.5 if self.params.lesion_masks == "majority" else 0.0
 
     def chosen_masks(self, scan: Scan) -> tuple[File, ...]:
         """The lesion masks of ``scan`` that count; none where ``lesion_masks`` names none, or several."""
@@ -352,7 +374,13 @@ class IndexedVolumes(VolumeDataset):
 
     def excluded(self, scan: Scan) -> bool:
         """Whether the user left ``scan`` out."""
-        return scan.subject in self.params.exclude or scan.id in self.params.exclude
+        return scan.id in self._excluded
+
+    @cached_property
+    def _excluded(self) -> set[str]:
+        """Ids of the scans that ``exclude`` names."""
+        scans = [*self.index.scans, *(scan for scan, _ in self.index.unclear)]
+        return excluded(self.params.exclude, ((scan.subject, scan.id) for scan in scans), self.info.name)
 
     # -- who does what -----------------------------------------------------------------------------------------------
 
@@ -380,30 +408,11 @@ class IndexedVolumes(VolumeDataset):
 
     def discover(self, modality: str) -> list[Case]:
         """The usable cases that have ``modality``, sorted by subject and session."""
-        return self._chosen(modality)[0]
-
-    def exclusions(self, modality: str) -> list[str]:
-        """What lies below the root and is not used, and why."""
-        return self._chosen(modality)[1]
-
-    def _chosen(self, modality: str) -> tuple[list[Case], list[str]]:
-        if modality not in self.available():
-            raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
-        scans = [*self.index.scans, *(scan for scan, _ in self.index.unclear)]
-        known = {name for scan in scans for name in (scan.subject, scan.id)}
-        for name in self.params.exclude:
-            if name not in known:
-                raise unknown(f"case of {self.info.name} in dataset.exclude", name, known)
-        issues.refuse(self.faults())
+        scans = self.usable(modality)[0]
+        companion = self.companion_of(modality)
         sessions = Counter(scan.subject for scan in self.index.scans)
-        cases, remarks = [], []
-        for scan in self.index.scans:
-            several = sessions[scan.subject] > 1
-            why = self._why_not(scan, modality)
-            if why:
-                remarks.append(f"{scan.id if several else scan.subject}: left out, {why}")
-                continue
-            companion = self.companion_of(modality)
+        cases = []
+        for scan in scans:
             masks, row = self.chosen_masks(scan), self.row(scan.subject)
             own, others = (
                 [scan.files[k] for k in kinds if k in scan.files] for kinds in ((modality, BRAIN), (companion,))
@@ -414,7 +423,7 @@ class IndexedVolumes(VolumeDataset):
                     subject=scan.subject,
                     split=self.roles[scan.subject],
                     files=tuple(dict.fromkeys([*own, *masks, *others])),
-                    session=scan.session if several else "",
+                    session=scan.session if sessions[scan.subject] > 1 else "",
                     site=scan.site or row.get("site", ""),
                     groups=groups_of(row),
                     flags=scan.flags,
@@ -422,11 +431,29 @@ class IndexedVolumes(VolumeDataset):
                     extra={"files": dict(scan.files), **more, **({"masks": masks} if scan.pieces else {})},
                 )
             )
+        return cases
+
+    def exclusions(self, modality: str) -> list[str]:
+        """What lies below the root and is not used, and why."""
+        return self.usable(modality)[1]
+
+    def usable(self, modality: str) -> tuple[list[Scan], list[str]]:
+        """The scans that :meth:`discover` makes cases of, and what :meth:`exclusions` says; no image is opened."""
+        if modality not in self.available():
+            raise unknown(f"modality of {self.info.name} in {self.root}", modality, self.available())
+        issues.refuse(self.faults())
+        sessions = Counter(scan.subject for scan in self.index.scans)
+        used, remarks = [], []
+        for scan in self.index.scans:
+            if why := self._why_not(scan, modality):
+                remarks.append(f"{scan.id if sessions[scan.subject] > 1 else scan.subject}: left out, {why}")
+            else:
+                used.append(scan)
         remarks += [f"{second}: not used, {first} is the same file" for first, second in self.index.duplicates]
         remarks += [f"{second}: not used, {first} is" for first, second in self.index.passed_over]
-        if not cases:
+        if not used:
             raise none_usable(self.info.name, self._root(), remarks, self.index.unused)
-        return cases, remarks
+        return used, remarks
 
     def _why_not(self, scan: Scan, modality: str) -> str:
         if self.excluded(scan):
@@ -510,8 +537,7 @@ class IndexedVolumes(VolumeDataset):
             raw.labels = labels_in(labels)
         raw.lesion = labels[0]
         if len(labels) > 1:
-            share = 0.5 if self.params.lesion_masks == "majority" else 0.0
-            raw.lesion = merged(labels, share, raw.lesion_labels, raw.not_counted)
+            raw.lesion = merged(labels, self.votes, raw.lesion_labels, raw.not_counted)
             raw.lesion_labels, raw.not_counted = None, (2,) if raw.not_counted else ()
             raw.remarks += (f"lesion: {self.params.lesion_masks} of {', '.join(file.name for file in masks)}",)
         if difference:

@@ -187,13 +187,8 @@ def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, whe
         UserError: the tool is not installed, does not take the modality, failed, or gave no brain.
     """
     chosen = tool(name)
-    if not chosen.installed:
-        raise UserError(f"Brain extraction with {name} needs {chosen.package}: {chosen.obtain}.")
-    if chosen.modalities is not None and modality not in chosen.modalities:
-        raise UserError(
-            f"{where}: {name} finds the brain on {' and '.join(chosen.modalities)} only, and there is no T1 of the same "
-            f"subject to take the mask from. Use --set dataset.brain=hd-bet or template."
-        )
+    if problem := _unfit(chosen, modality, where):
+        raise UserError(problem)
     try:
         found: Any = _loaded(name)(np.asarray(image, np.float32), np.asarray(affine, np.float64), modality)
     except (UserError, MemoryError):
@@ -207,6 +202,55 @@ def extract(name: str, image: np.ndarray, affine: np.ndarray, modality: str, whe
     if not mask.any():
         raise UserError(f"{where}: {name} found no brain. Look at the image; give a mask, or leave the case out.")
     return mask
+
+
+def _takes(tool: Tool, modality: str) -> bool:
+    return tool.modalities is None or modality in tool.modalities
+
+
+def _unfit(tool: Tool, modality: str, where: str) -> str:
+    """Why ``tool`` finds no brain in an image of ``modality`` here; "" where it may."""
+    if not tool.installed:
+        return f"Brain extraction with {tool.name} needs {tool.package}: {tool.obtain}."
+    if _takes(tool, modality) or tool.modalities is None:
+        return ""
+    return (
+        f"{where}: {tool.name} finds the brain on {' and '.join(tool.modalities)} only, and there is no T1 of the same "
+        f"subject to take the mask from. Use --set dataset.brain={_ways(modality)}; if the image is skull-stripped, set all "
+        "outside its brain to 0."
+    )
+
+
+def _ways(modality: str) -> str:
+    """Values of ``dataset.brain`` that find a brain in a head of ``modality``, in words."""
+    return " or ".join((*(name for name, tool in BUILTIN.items() if _takes(tool, modality)), "template"))
+
+
+def no_brain(rule: str, image: np.ndarray, modality: str, skull: bool, where: str) -> str:
+    """Why ``dataset.brain`` = ``rule`` finds no brain in an image that has no mask; "" where nothing speaks against it.
+
+    Args:
+        rule: of the recipe.
+        image: (X, Y, Z).
+        modality: of the image.
+        skull: whether it shows the skull.
+        where: the case, for messages.
+    """
+    if rule == "background" or (rule == "auto" and not skull):
+        return _not_stripped(outside(image), image, modality, where)
+    name = automatic() if rule == "auto" else rule
+    return "" if name in RULES else _unfit(tool(name), modality, where)
+
+
+def _not_stripped(background: np.ndarray, image: np.ndarray, modality: str, where: str) -> str:
+    share = 1 - float(background.mean())
+    if share <= 0.9:
+        return ""
+    value = " or ".join(f"{value:g}" for value in background_values(image))
+    return (
+        f"{where}: {share:.0%} of the voxels are not {value}, so the image is not skull-stripped with background {value}. Set all "
+        f"outside the brain to {value}, give a brain mask, or have one made with --set dataset.brain={_ways(modality)}."
+    )
 
 
 def background_values(image: np.ndarray) -> tuple[float, ...]:
@@ -242,11 +286,12 @@ def background_share(image: np.ndarray) -> float:
     return float(outside(image).mean())
 
 
-def background(image: np.ndarray, where: str) -> np.ndarray:
+def background(image: np.ndarray, modality: str, where: str) -> np.ndarray:
     """The brain of a skull-stripped image: every voxel that is not background, and every hole inside.
 
     Args:
         image: (X, Y, Z), background exactly :func:`background_values`.
+        modality: of the image.
         where: the case, for messages.
 
     Raises:
@@ -254,17 +299,13 @@ def background(image: np.ndarray, where: str) -> np.ndarray:
     """
     import cc3d
 
-    value = " or ".join(f"{value:g}" for value in background_values(image))
     tissue = ~outside(image)
     box = bounds(tissue)
     if box is None:
+        value = " or ".join(f"{value:g}" for value in background_values(image))
         raise UserError(f"{where}: every voxel is {value}.")
-    share = float(tissue.mean())
-    if share > 0.9:
-        raise UserError(
-            f"{where}: {share:.0%} of the voxels are not {value}, so the image is not skull-stripped with background {value}. "
-            "Give a brain mask, or have one made with --set dataset.brain=deepbet or template."
-        )
+    if problem := _not_stripped(~tissue, image, modality, where):
+        raise UserError(problem)
     # A hole is a region of background that does not reach the border of the box with a margin of one.
     zeros = np.pad(~tissue[box], 1, constant_values=True)
     labels = cc3d.connected_components(zeros, connectivity=6)

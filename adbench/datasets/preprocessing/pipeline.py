@@ -157,7 +157,7 @@ class _VolumePipeline:
                 self.said.append(
                     f"brain: every voxel that is not {corner:g}, the value of all corners,{beside} and what it encloses"
                 )
-            return brain_extraction.background(self.image, where)
+            return brain_extraction.background(self.image, self.raw.modality, where)
         if other := self.companion:  # the same subject's T1
             to_other = np.linalg.inv(other.affine) @ self.to_companion @ self.affine
             return self._on_own_grid(

@@ -61,7 +61,7 @@ def brain() -> np.ndarray:
 
 @cache
 def _inside() -> np.ndarray:
-    return background(brain(), "the template")
+    return background(brain(), "T1", "the template")
 
 
 @cache

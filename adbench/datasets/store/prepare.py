@@ -358,7 +358,7 @@ def _prepare_cases(
 
 
 def _raise_failures(dataset: Dataset, builds: list[_Build]) -> None:
-    failures = [failure for build in builds for failure in build.failures]
+    failures = sorted((f for build in builds for f in build.failures), key=lambda f: (f.case.id, f.modality))
     for build in builds:
         if build.failures:
             write_json(build.case_folder / FAILURES, [{"case": f.case.id, "problem": f.problem, "trace": f.trace} for f in build.failures])  # fmt: skip
@@ -370,15 +370,17 @@ def _raise_failures(dataset: Dataset, builds: list[_Build]) -> None:
     total = len({case.id for build in builds for case in build.cases})
     shown = " ".join(dict.fromkeys(failure.problem for failure in failures[:3]))
     more = f" (and {len(failures) - 3} more)" if len(failures) > 3 else ""
+    kept = total - len(cases)
     way_out = "correct or remove their files and run again"
-    if dataset.excludes_by_name:
-        way_out = f"correct these and run again, or leave them out with --set dataset.exclude=[{','.join(cases[:20])}{',...' if len(cases) > 20 else ''}]"
+    if dataset.excludes_by_name and kept:
+        names = f"{','.join(cases[:20])}{',...' if len(cases) > 20 else ''}"
+        way_out = f"correct these and run again, or leave them out with --set dataset.exclude=[{names}]"
+    way_out = f"The other {kept} are kept; {way_out}" if kept else way_out.capitalize()
     raise CasesFailed(
-        f"{len(cases)} of {total} cases of {dataset.info.name} could not be prepared: {shown}{more} The other "
-        f"{total - len(cases)} are kept; {way_out}. Tracebacks: "
+        f"{len(cases)} of {total} cases of {dataset.info.name} could not be prepared: {shown}{more} {way_out}. Tracebacks: "
         f"{next(build.case_folder for build in builds if build.failures) / FAILURES}.",
         {failure.case.id: failure.problem for failure in failures},
-        total - len(cases),
+        kept,
     )
 
 

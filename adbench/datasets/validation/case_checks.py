@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in
+from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in, merged
 from adbench.datasets.adapters.scans import Expected, Scan, require_channels, swapped
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
@@ -19,12 +19,27 @@ from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.nifti import NiftiVolume
 from adbench.datasets.io.nifti_header import Header
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
-from adbench.datasets.preprocessing import brain_extraction
+from adbench.datasets.preprocessing.brain_extraction import background_values, no_brain
 from adbench.datasets.store import similarity
 
 _ZOOM_TOLERANCE = 0.01  # mm
 _LARGEST_BRAIN = 2500.0  # ml
 _TEMPLATE_MARGIN = 5.0  # mm around the template's brain that still counts as brain
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a case would be prepared.
+
+    Attributes:
+        votes: share of several lesion masks of which more must mark a voxel.
+        brain: the rule that finds the brain where there is no mask of it.
+        companions: modality -> the one whose brain serves it, where the case has that.
+    """
+
+    votes: float = 0.0
+    brain: str = "auto"
+    companions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -46,13 +61,14 @@ class CheckedCase:
     prints: dict[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
 
-def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
+def check_case(scan: Scan, expected: Expected, deep: bool, use: Use | None = None) -> CheckedCase:
     """Check every file of ``scan`` against what its dataset should be like.
 
     Args:
         scan: the files.
         expected: what they should be like.
         deep: read every voxel, not headers alone.
+        use: how it would be prepared.
     """
     result = CheckedCase(scan)
     headers: dict[str, Header] = {}
@@ -82,7 +98,7 @@ def check_case(scan: Scan, expected: Expected, deep: bool) -> CheckedCase:
         if piece != scan.files[LESION]:
             result.issues += _piece(replace(scan, files={**scan.files, LESION: piece}), headers, expected)
     if deep:
-        found = _voxels(scan, headers, expected, result)
+        found = _voxels(scan, headers, expected, result, use or Use())
         result.issues += [issue for issue in found if issue.code != "axes"]  # which the header said
     return result
 
@@ -149,7 +165,9 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
             yield issues.error("off-grid", file, what, scan.id)
 
 
-def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, result: CheckedCase) -> Iterator[Issue]:
+def _voxels(
+    scan: Scan, headers: Mapping[str, Header], expected: Expected, result: CheckedCase, use: Use
+) -> Iterator[Issue]:
     brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
     lesions: list[tuple[File, NiftiVolume]] = []
     stripped = expected.zero_background
@@ -166,7 +184,7 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
         for found in nifti_header.findings(volume.header):
             if found not in said:  # from the header alone
                 yield Issue(found.severity, found.code, scan.id, str(file), f"{file} {found.text}")
-        outside, *others = (0.0,) if kind in (LESION, BRAIN) else brain_extraction.background_values(volume.data)
+        outside, *others = (0.0,) if kind in (LESION, BRAIN) else background_values(volume.data)
         inside = ~np.isin(volume.data, (outside, *others)) if others else volume.data != outside
         if kind == LESION:
             lesions.append((file, volume))
@@ -202,11 +220,17 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
                 )
                 yield issues.info("background", file, what, scan.id)
             skull = expected.skull if expected.skull is not None else inside.mean() >= 1 - STRIPPED
-            if not skull and BRAIN not in headers:
+            masked = BRAIN in headers and use.brain in ("auto", "given")
+            own = use.companions.get(kind, kind) not in set(headers) - {kind}
+            where = f"{kind} of case {scan.id} ({file})"
+            if own and not masked and (why := no_brain(use.brain, volume.data, kind, bool(skull), where)):
+                yield issues.error("no-brain", file, why, scan.id)
+            elif not skull and BRAIN not in headers:
                 yield from _brain_volume(scan.id, file, volume, inside)
             stripped = stripped or bool(inside.mean() < 1 - STRIPPED)
             if BRAIN not in headers and (expected.one_grid or kind == expected.drawn_on):
                 brain = inside if brain is None or brain.shape != inside.shape else brain | inside
+    yield from _merged(scan.id, lesions, use.votes, expected)
     for file, lesion in lesions:
         within = _where_lesions_may_be(brain, lesion, BRAIN in headers, stripped)
         marked = lesion.data != 0
@@ -215,6 +239,17 @@ def _voxels(scan: Scan, headers: Mapping[str, Header], expected: Expected, resul
             what = f"{file} marks {outside} of {total} lesion voxels ({outside / total:.1%}) outside the brain"
             severity = issues.warning if outside >= OUTSIDE_BRAIN * total else issues.info
             yield severity("outside-brain", file, what, scan.id)
+
+
+def _merged(case: str, masks: list[tuple[File, NiftiVolume]], votes: float, expected: Expected) -> Iterator[Issue]:
+    """Several lesion masks that mark something and make an empty one."""
+    data = [np.rint(volume.data) for _, volume in masks]
+    if len(data) < 2 or len({mask.shape for mask in data}) > 1 or not any(mask.any() for mask in data):
+        return
+    if not (merged(data, votes, None, expected.not_counted) == 1).any():
+        names = ", ".join(file.name for file, _ in masks)
+        what = f"The lesion masks of {case} ({names}) make an empty one: no voxel is lesion by the vote of them"
+        yield issues.warning("empty-mask", masks[0][0], what, case)
 
 
 def _brain_volume(case: str, file: File, volume: NiftiVolume, brain: np.ndarray) -> Iterator[Issue]:

@@ -26,6 +26,7 @@ from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io import nifti_header
+from adbench.datasets.io.filename_patterns import person
 from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
@@ -33,7 +34,7 @@ from adbench.datasets.store import similarity
 from adbench.datasets.store.case_file import described
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.store.slice_store import IncompleteStore, SliceStore
-from adbench.datasets.validation.case_checks import CheckedCase, check_case
+from adbench.datasets.validation.case_checks import CheckedCase, Use, check_case
 from adbench.errors import UserError
 
 REPORT_VERSION = 1
@@ -107,18 +108,24 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
     report.findings += faults
     if isinstance(dataset, FolderVolumes) and not any(fault.severity == "error" for fault in faults):
         for modality in dataset.available():
-            report.findings += _empty_roles(dataset, modality, {case.split for case in dataset.discover(modality)})
+            usable = dataset.usable(modality)[0]
+            report.findings += _empty_roles(dataset, modality, {dataset.roles[scan.subject] for scan in usable})
     available, expected = dataset.available(), dataset.expected
-    report.findings += itertools.chain.from_iterable(_completeness(dataset, scan, available) for scan in scans)
+    wrong = {fault.case for fault in faults if fault.severity == "error"}
+    report.findings += itertools.chain.from_iterable(_completeness(dataset, scan, available, wrong) for scan in scans)
     report.findings += _repeated_subjects(scans)
-    if report.deep and expected.skull is not None:
+    companions: dict[str, str] = {}
+    if report.deep:
         by_tool = dataset.params.brain not in ("auto", "background")
         with suppress(UserError):  # no image can be read: said of each
-            expected = replace(expected, skull=by_tool or dataset.skull)
+            companions = {modality: dataset.companion_of(modality) for modality in available}
+            if expected.skull is not None:
+                expected = replace(expected, skull=by_tool or dataset.skull)
+    use = Use(dataset.votes, dataset.params.brain, companions)
     phase = f"check {'voxels' if report.deep else 'headers'} of {dataset.info.name}"
     cases: list[CheckedCase] = []
     with ThreadPoolExecutor(max(1, workers)) as pool:
-        for case in pool.map(lambda scan: check_case(dataset.as_used(scan), expected, report.deep), scans):
+        for case in pool.map(lambda scan: check_case(dataset.as_used(scan), expected, report.deep, use), scans):
             cases.append(case)
             progress.update(phase, len(cases), len(scans))
     report.files = sum(len(case.scan.files) for case in cases)
@@ -192,8 +199,10 @@ def _unused_files(dataset: IndexedVolumes) -> Iterator[Issue]:
         yield issues.info("unopened-archive", archive, what)
 
 
-def _completeness(dataset: IndexedVolumes, scan: Scan, available: Container[str]) -> Iterator[Issue]:
-    """Sequences and masks that are missing, and flags."""
+def _completeness(
+    dataset: IndexedVolumes, scan: Scan, available: Container[str], wrong: Container[str]
+) -> Iterator[Issue]:
+    """Sequences and masks that are missing, and flags; of the cases ``wrong`` an error says why they are not used."""
     expected, first, case = dataset.expected, scan.first, scan.id
     for name in expected.sequences:
         if name in scan.files or name not in available:  # a sequence that no case has was not downloaded
@@ -206,7 +215,7 @@ def _completeness(dataset: IndexedVolumes, scan: Scan, available: Container[str]
     if expected.lesion and LESION not in scan.files:
         severity = issues.info if dataset.unmasked_by_design(scan) else issues.warning
         yield severity("missing-mask", first, f"{case} has no lesion mask and is left out", case)
-    elif why := dataset.left_out(scan):
+    elif case not in wrong and (why := dataset.left_out(scan)):
         yield issues.info("left-out", first, f"{case} is left out: {why}", case)
     if not scan.sequences:
         yield issues.error("missing-image", first, f"{case} has a mask and no image: {first}", case)
@@ -215,12 +224,17 @@ def _completeness(dataset: IndexedVolumes, scan: Scan, available: Container[str]
 
 
 def _repeated_subjects(scans: Sequence[Scan]) -> Iterator[Issue]:
-    """Subjects that were scanned more than once: kept together in every split."""
-    for subject, group in itertools.groupby(scans, key=lambda scan: scan.subject):
-        several = list(group)
-        if len(several) > 1:
-            names = ", ".join(scan.session for scan in several)
-            what = f"{subject} has {len(several)} scans ({names}), kept in one split"
+    """Patients who were scanned more than once, or have several names: kept together in every split."""
+    people: dict[str, list[Scan]] = defaultdict(list)
+    for scan in scans:
+        people[person(scan.subject)].append(scan)
+    for several in people.values():
+        subject, names = several[0].subject, [scan.session for scan in several]
+        if others := sorted({scan.subject for scan in several} - {subject}):
+            what = f"{subject} and {' and '.join(others)} are one patient under several names, kept in one split"
+            yield issues.warning("several-scans", several[0].first, what, subject)
+        elif len(several) > 1:
+            what = f"{subject} has {len(several)} scans ({', '.join(names)}), kept in one split"
             yield issues.info("several-scans", several[0].first, what, subject)
 
 

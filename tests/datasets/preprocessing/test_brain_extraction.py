@@ -27,10 +27,10 @@ def _fresh() -> None:
 def test_background_fills_holes_and_nothing_else() -> None:
     image = np.where(BALL, 50, 0)
     image[9:12, 10:12, 8:10] = 0  # fluid that happens to be 0
-    found = brain_extraction.background(image, "here")
+    found = brain_extraction.background(image, "FLAIR", "here")
     np.testing.assert_array_equal(found, BALL)
     image[10, :11, 9] = 0  # a tunnel to the outside: not a hole
-    assert not brain_extraction.background(image, "here")[10, 10, 9]
+    assert not brain_extraction.background(image, "FLAIR", "here")[10, 10, 9]
 
 
 def test_a_volume_that_was_padded_has_two_backgrounds() -> None:
@@ -42,7 +42,7 @@ def test_a_volume_that_was_padded_has_two_backgrounds() -> None:
     for margin in ((0, 0), (1, 5), (40, 40)):  # the last one longer than the step of the sample
         padded, inside = np.pad(image, margin), np.pad(brain, margin)
         assert brain_extraction.background_values(padded) == ((0, -0.5) if any(margin) else (-0.5,))
-        np.testing.assert_array_equal(brain_extraction.background(padded, "case 7"), inside)
+        np.testing.assert_array_equal(brain_extraction.background(padded, "FLAIR", "case 7"), inside)
         assert brain_extraction.background_share(padded) == pytest.approx(1 - inside.mean())
     assert brain_extraction.background_values(np.where(brain, image, 0)) == (0,)  # tissue of many values
 
