@@ -54,9 +54,8 @@ class RayExecutor:
         self._most_cpus = max(node.cpus for node in cluster.nodes)
         remote: Any = ray.remote
         self._task = remote(max_retries=ATTEMPTS - 1)(run_in_process)
-        self._deaths: Counter[str] = (
-            Counter()
-        )  # of processes of a cell, by run key; Ray counts those of workers and nodes
+        # Deaths of processes of a cell, by run key; Ray counts those of workers and nodes.
+        self._deaths: Counter[str] = Counter()
         self._running: dict[Any, tuple[Plan, ResourceRequest]] = {}
 
     @property
