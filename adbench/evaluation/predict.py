@@ -36,7 +36,7 @@ from adbench.metrics.thresholds import AT
 from adbench.params import build
 from adbench.results.record import Record
 from adbench.runner.fit import fitted, load_fit, seed_everything
-from adbench.runner.inference import ScoredVolume, score_volumes
+from adbench.runner.inference import ScoredVolume, score_volumes, usual_batch
 from adbench.runner.keys import sources_now
 from adbench.utils import compute, seeds, threads
 from adbench.utils.console import printable
@@ -195,7 +195,7 @@ def _scored(
     prediction of all scans, whichever are asked for, since what a slice's batch holds may change its last bit.
     """
     left, alone = list(cases), False
-    size = 128 if method.ctx.device.startswith("cuda") else 32
+    size = usual_batch(method.ctx.device)
     while left:
         group = left[:1] if alone else left.copy()
         wanted = np.isin(data.case_index, [data.cases.index(case) for case in group])

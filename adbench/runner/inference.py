@@ -129,6 +129,11 @@ def _ahead(items: Iterator[T]) -> Iterator[T]:
             yield item
 
 
+def usual_batch(device: str) -> int:
+    """Slices that a method scores at a time on ``device``: 32, on a GPU 128."""
+    return 128 if device.startswith("cuda") else 32
+
+
 def score_volumes(
     method: Method,
     data: LabelledSet,
@@ -146,13 +151,13 @@ def score_volumes(
         data: what is scored.
         ctx: device, progress, and the median that the maps of each volume go through.
         phase: names the pass in the progress.
-        batch_size: slices at a time, None: 32, on a GPU 128; halved when the device runs out of memory.
+        batch_size: slices at a time, None: :func:`usual_batch`; halved when the device runs out of memory.
         clock: receives the seconds spent in the method, as "score".
 
     Raises:
         UserError: the method returns a wrong shape, or NaN or infinite scores inside the brain (names the case).
     """
-    size = batch_size or (128 if ctx.device.startswith("cuda") else 32)
+    size = batch_size or usual_batch(ctx.device)
     owners = data.case_index
     pending: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
     waiting: str | None = None
