@@ -95,7 +95,7 @@ def _store(cache: Path) -> SliceStore:
         (("--modality", "T3"), "Unknown modality of brats21 in .* 'T3'. Did you mean 'T1'"),
         (("--executor", "rays"), "Unknown executor 'rays'. Did you mean 'ray'"),
         (("--set", "dataset.sise=3"), "Unknown parameter of dataset brats21 'sise'. Did you mean 'size'"),
-        (("--set", "dataset.exclude=[BraTS2021_1]"), "Unknown case of brats21 in dataset.exclude 'BraTS2021_1'"),
+        (("--set", "dataset.exclude=[BraTS2021_99]"), "Unknown case of brats21 in dataset.exclude 'BraTS2021_99'"),
     ],
 )
 def test_bad_arguments(cli: Cli, root: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
