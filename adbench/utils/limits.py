@@ -33,6 +33,7 @@ class Limit(int):
 VOLUME_BYTES = Limit("VOLUME_BYTES", 320_000_000, "bytes")  # of a NIfTI file uncompressed, and of its decoded voxels
 IMAGE_PIXELS = Limit("IMAGE_PIXELS", 4096 * 4096, "pixels")  # of a PNG image
 ARCHIVE_FILES = Limit("ARCHIVE_FILES", 200_000, "files")  # in a tar or zip
+ARCHIVE_DEPTH = Limit("ARCHIVE_DEPTH", 30, "folders")  # within each other in an archive
 ARCHIVE_GROWTH = Limit("ARCHIVE_GROWTH", 100, "times its size")  # that unpack from an archive; 100 MB in any case
 ARRAY_BYTES = Limit("ARRAY_BYTES", 200_000_000, "bytes")  # of the arrays in an .npz
 TABLE_BYTES = Limit("TABLE_BYTES", 20_000_000, "bytes")  # of a table unpacked

@@ -146,6 +146,19 @@ def test_unpacking(cases: Path, tmp_path: Path, mode: str) -> None:
     assert nifti.read(lost).data.shape == SMALL
 
 
+def test_folders_within_folders_are_bounded(tmp_path: Path) -> None:
+    """A small archive could make millions of them."""
+    for depth in (30, 31):
+        path = tmp_path / f"{depth}.tar"
+        with tarfile.open(path, "w") as tar:
+            tar.addfile(tarfile.TarInfo("/".join([*["d"] * depth, "f"])))
+        if depth == 30:
+            assert unpack(path, tmp_path / "out").files == 1
+    with pytest.raises(UserError, match=r"31\.tar goes down, at 'd/d/.* 31 folders, where at most 30 .*ARCHIVE_DEPTH"):
+        unpack(path, tmp_path / "deep")
+    assert not (tmp_path / "deep").exists()
+
+
 @pytest.mark.parametrize("name", ["../outside.nii.gz", "a/../../outside.nii.gz"])
 @pytest.mark.parametrize("kind", ["tar", "zip"])
 def test_unpacking_stays_in_its_folder(tmp_path: Path, kind: str, name: str) -> None:

@@ -155,6 +155,7 @@ def _target(archive: Path, name: str, out: Path) -> str:
             f"{archive} holds a file whose name has {len(name)} characters ({name[:40]!r} ...), where at most {_NAME} "
             "are read: it is damaged, or not to be trusted. Get it again."
         )
+    limits.check(archive, f"goes down, at {name[:40]!r} ...,", name.count("/"), limits.ARCHIVE_DEPTH)
     why = ""
     if not os.fsencode(name).decode("utf-8", "replace").isprintable():
         why = "which has characters that cannot be printed"
