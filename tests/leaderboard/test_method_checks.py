@@ -16,6 +16,7 @@ from adbench.leaderboard.checks import check
 from adbench.leaderboard.consistency import Issue
 from adbench.leaderboard.method_checks import check_method
 from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.verify import check_one
 from adbench.results.known import known
 
 RECORDS = sorted(ROOT.glob("phantom/records/phantom-flair-dae-tiny-seed0-*.json"))
@@ -38,7 +39,9 @@ def release(monkeypatch: pytest.MonkeyPatch, published: Submission) -> str:
     """A release with another source of dae, and the presets of today; its number."""
     names = sorted(published.record.method.params)
     monkeypatch.setitem(known()["methods"], OTHER, {"dae": {ELSEWHERE: names}})
-    monkeypatch.setitem(known()["settings"]["dae"], ELSEWHERE, known()["settings"]["dae"][published.record.method.source])
+    monkeypatch.setitem(
+        known()["settings"]["dae"], ELSEWHERE, known()["settings"]["dae"][published.record.method.source]
+    )
     return OTHER
 
 
@@ -122,31 +125,27 @@ def test_a_shared_fit_may_be_of_another_release_than_it_is_scored_with(published
 
 
 def test_a_preset_that_has_changed_since_is_told(
-    published: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, cli: Callable[..., tuple[int, str, str]]
+    published: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Steps are not computed by the class of another source; what is known of that source still holds."""
     source = published.record.method.source
     listed = known()["settings"]["dae"][source]
     monkeypatch.setitem(known()["settings"]["dae"], source, {**listed, "tiny": "another"})
     assert wrong(published, made_by("0.1.0", "", FORGED["fit.steps"])) == []
-    assert [issue.field for issue in wrong(published, made_by("0.1.0", "", FORGED["method.params"]))] == ["method.params"]
+    assert [issue.field for issue in wrong(published, made_by("0.1.0", "", FORGED["method.params"]))] == [
+        "method.params"
+    ]
     assert "method.parameters" in [i.field for i in wrong(published, made_by("0.1.0", "", FORGED["method.parameters"]))]
-    assert [i.field for i in wrong(published, made_by("0.1.0", "", _set("method", "preset", "huge")))] == ["method.params"]
+    assert [i.field for i in wrong(published, made_by("0.1.0", "", _set("method", "preset", "huge")))] == [
+        "method.params"
+    ]
     (tmp_path / "x.json").write_text(altered(published, lambda raw: None))
-    monkeypatch.setattr("adbench.leaderboard.verify.guarded.each", _here)
-    code, out, err = cli("leaderboard", "verify", tmp_path / "x.json")
-    assert code == 0, out
-    assert (
-        f"Not checked: 1 by dae of adbench 0.1.0: its preset tiny is another one in adbench {__version__}, so that steps, files "
-        "and members were not computed from the parameters." in " ".join((out + err).split())
+    found = check_one(tmp_path / "x.json")
+    assert found.issues == []
+    assert found.unseen == (
+        f"by dae of adbench 0.1.0: its preset tiny is another one in adbench {__version__}, so that steps, files and members were "
+        "not computed from the parameters",
     )
-
-
-def _here(function: Callable[[Path], Any], items: list[Path], **limits: Any) -> Any:
-    """In this process, which knows what the test changed."""
-    from adbench.utils.guarded import Outcome
-
-    return [Outcome(item, function(item)) for item in items]
 
 
 def test_all_that_is_wrong_is_found_by_the_list_of_checks(published: Submission) -> None:

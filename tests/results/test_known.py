@@ -16,8 +16,8 @@ from adbench.leaderboard.make_known import data, methods
 from adbench.leaderboard.submission import glance
 from adbench.methods.base import Method
 from adbench.results.known import conformance as outcome
-from adbench.results.known import keep_conformance as keep
 from adbench.results.known import is_release, known, releases, settings, weights
+from adbench.results.known import keep_conformance as keep
 from adbench.results.record import Record
 
 BOARD = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
