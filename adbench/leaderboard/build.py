@@ -55,7 +55,7 @@ def make(root: Path) -> dict[str, str]:
     for folder, own in groups.items():
         protocol = own[0].test_set.protocol
         made[f"{folder}/index.md"] = printable(export.markdown(protocol, own))
-        made[f"{folder}/table.csv"] = printable(export.table_csv(own))
+        made[f"{folder}/table.csv"] = export.table_csv(own)
         made[f"{folder}/{JSON_TABLE}"] = export.table_json(protocol, own)
         made[f"{folder}/table.tex"] = printable(export.latex(own))
     return made

@@ -15,7 +15,7 @@ from adbench.leaderboard.submission import FROM_MAPS
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
-from adbench.utils.console import print_json, room, say, table
+from adbench.utils.console import csv_cell, print_json, room, say, table
 
 FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
 HEADING = 12  # characters of a line of a heading there
@@ -273,13 +273,10 @@ def table_csv(boards: Sequence[Board]) -> str:
     import pandas as pd
 
     metrics = list(dict.fromkeys(metric for board in boards for metric in board.metrics))
-    frame = pd.DataFrame([row for board in boards for row in board.rows(metrics)]).map(_csv_cell)
-    return str(frame.astype({"rank": "Int64"}).rename(columns=_csv_cell).to_csv(index=False, lineterminator="\n"))
-
-
-def _csv_cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is quoted."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else _rounded(value)
+    frame = pd.DataFrame([row for board in boards for row in board.rows(metrics)]).map(
+        lambda value: csv_cell(_rounded(value))
+    )
+    return str(frame.astype({"rank": "Int64"}).rename(columns=csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def table_json(protocol: str, boards: Sequence[Board]) -> str:

@@ -37,6 +37,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet takes ``text`` for a formula, and runs it."""
+    return text.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def csv_cell(value: Any) -> Any:
+    """``value`` for a CSV file: a text is :func:`printable`, and quoted where it would be a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if is_formula(text) else text
+
+
 out = Terminal(highlight=False)
 err = Terminal(stderr=True, highlight=False)
 
