@@ -274,7 +274,7 @@ def table_csv(boards: Sequence[Board]) -> str:
 
     metrics = list(dict.fromkeys(metric for board in boards for metric in board.metrics))
     frame = pd.DataFrame([row for board in boards for row in board.rows(metrics)]).map(
-        lambda value: csv_cell(_rounded(value))
+        lambda value: csv_cell(rounded(value))
     )
     return str(frame.astype({"rank": "Int64"}).rename(columns=csv_cell).to_csv(index=False, lineterminator="\n"))
 
@@ -306,7 +306,7 @@ def board_json(board: Board) -> dict[str, Any]:
         {"better": one.a, "than": one.b, **{k: getattr(one, k) for k in ("value", "low", "high", "p", "p_rank")}}
         for one in board.differences
     ]
-    found: dict[str, Any] = _rounded(
+    found: dict[str, Any] = rounded(
         {**head, "entries": [_entry_json(entry) for entry in board.entries], "differences": differences}
     )
     return found
@@ -370,13 +370,13 @@ def _run_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """JSON values with every float rounded to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list) else value
+        return {name: rounded(part) for name, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list) else value
 
 
 def _weights(record: Record) -> dict[str, Any]:
