@@ -17,11 +17,7 @@ class Protocol:
     """One evaluation protocol.
 
     Attributes:
-        name: what the user types.
         version: raised when a number under this protocol may change.
-        summary: one line.
-        train: which slices a method learns from.
-        test: which slices are scored.
         threshold: where the threshold of ``dice@val`` comes from.
         domain: voxels that count: "brain", or "all", every voxel of the slices that are scored, background included.
         level: of the intervals over test subjects.

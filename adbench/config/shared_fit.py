@@ -179,11 +179,8 @@ def _check_files(shared: SharedFit, folder: Path) -> None:
 
 
 def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that a shared fit decides: its method, parameters, modality, preset and seed.
-
-    Args:
-        shared: the fit.
-        asked: every setting of the run, as a dictionary of :class:`adbench.config.run_config.RunConfig`.
+    """The settings of a run that a shared fit decides: its method, parameters, modality, preset and seed; ``asked`` are
+    all that the run has.
 
     Raises:
         UserError: something else was asked for, or the method here is of another version.

@@ -71,13 +71,8 @@ def _draw(folder: Path) -> None:
 
 
 def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:
-    """Write a PNG with one row a sample: input with the true contour, reconstruction, map, and found against true.
-
-    Args:
-        samples: what to show.
-        path: the PNG.
-        title: heading.
-        threshold: the validation threshold; its contour is drawn in the last column. None: not drawn.
+    """Write a PNG with one row a sample: input with the true contour, reconstruction, map, and found (at ``threshold``)
+    against true.
     """
     import matplotlib as mpl
 

@@ -66,12 +66,6 @@ class ScansFailed(UserError):
 def load_method(record: Record, folder: Path, device: str, progress: Progress | None = None) -> Method | None:
     """The method that ``record`` was made with, fitted; None when ``folder`` does not hold that fit.
 
-    Args:
-        record: of the run.
-        folder: of the fit.
-        device: a torch device string.
-        progress: receives progress.
-
     Raises:
         UserError: the method is not installed here or of another version, or a file of the fit was changed, or is a link.
     """
@@ -223,11 +217,8 @@ def _scored(
 
 
 def choose_threshold(record: Record, wanted: str | float) -> tuple[str, float]:
-    """The name of a threshold and its score.
-
-    Args:
-        record: of the run.
-        wanted: one of its rules that never saw the test split ("val", "fpr5", ...), or a score.
+    """The name of a threshold and its score: a rule of the record that never saw the test split ("val", "fpr5", ...),
+    or a score.
 
     Raises:
         UserError: the run has no such threshold (names those it has).

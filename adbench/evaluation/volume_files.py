@@ -62,16 +62,7 @@ class VolumeFiles:
         return self._out / stem.replace("_", "/") / "anat" / f"{stem}_space-{SPACES[self._space]}_{tail}"
 
     def write(self, store: SliceStore, case: str, volumes: Mapping[str, Volume]) -> list[Path]:
-        """Write the volumes of one case.
-
-        Args:
-            store: that the case is in.
-            case: its id.
-            volumes: by the end of the file's name without its type.
-
-        Returns:
-            The files, in that order.
-        """
+        """Write the volumes of one case, each under the end of its file's name without the type."""
         if not self._described:
             made_by = [{"Name": "adbench", "Version": __version__}]
             write_json(

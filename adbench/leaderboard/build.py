@@ -123,12 +123,7 @@ def read_reported(path: Path) -> list[Reported]:
 
 
 def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
-    """The HTML of all boards.
-
-    Args:
-        shown: boards of every protocol.
-        reported: numbers that papers state.
-    """
+    """The HTML of all boards."""
     entries = [entry for board in shown for entry in board.entries]
     return html_page(
         TEMPLATES,
@@ -227,10 +222,6 @@ def _paper(entry: Entry) -> tuple[str, str]:
 
 def reproduced(row: Reported, shown: Sequence[Board]) -> list[tuple[Entry, float, float]]:
     """The rows here of the method, dataset, modality and metric of a published number.
-
-    Args:
-        row: the published number.
-        shown: boards.
 
     Returns:
         (row, its number in percent, how much it is above the published one): the protocols still differ.

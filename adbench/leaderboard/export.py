@@ -33,14 +33,7 @@ RANKS = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a board.
-
-    Attributes:
-        heading: its name.
-        cells: its text for each entry.
-        right: whether it is set to the right.
-        metric: what is known about it, where it is a metric.
-    """
+    """A column of a board."""
 
     heading: str
     cells: list[str]
@@ -49,11 +42,8 @@ class Column:
 
 
 def columns(board: Board, escape: Callable[[str], str] = lambda text: text) -> list[Column]:
-    """The columns of a board: rank (of published results), method, training data, seeds, metrics, time.
-
-    Args:
-        board: its entries are the rows.
-        escape: applied to every text of a record.
+    """The columns of a board: rank (of published results), method, training data, seeds, metrics, time; ``escape`` is
+    applied to every text of a record.
     """
     entries = board.entries
     found = [Column("#", [rank_text(entry, escape) for entry in entries])] if board.pooled else []
@@ -83,13 +73,8 @@ def rank_text(entry: Entry, escape: Callable[[str], str] = lambda text: text) ->
 def print_boards(
     boards: Sequence[Board], as_json: bool, by: str | None = None, failures: Sequence[tuple[str, BaseException]] = ()
 ) -> None:
-    """Print every board.
-
-    Args:
-        boards: of runs, or of published results.
-        as_json: one JSON document instead of tables.
-        by: the metric whose best value comes first; None: see :meth:`Board.sort`.
-        failures: (cell, error) of runs that have no record; part of the JSON.
+    """Print every board, by ``by`` instead of :meth:`Board.sort`'s own order, or all as one JSON document with the
+    (cell, error) of runs that have no record.
     """
     for board in boards if by else ():
         board.sort(by)

@@ -248,12 +248,7 @@ def own_digest(raw: Mapping[str, Any]) -> str:
 
 
 def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> np.ndarray:
-    """(n,) the ranking metric without one subject each.
-
-    Args:
-        test: volumes.
-        subject_of: volume -> its subject.
-    """
+    """(n,) the ranking metric without one subject each; ``subject_of`` says whose each volume is."""
     return bootstrap.pooled(test, jackknife.weights_of([subject_of[volume] for volume in test]))[RANKED_BY]
 
 
@@ -279,10 +274,6 @@ _EXAMPLE = {"submitter": '--submitter "A. Researcher, Some University"', "licenc
 
 def pack(run: Path, submitted: Submitted | None = None) -> Submission:
     """The run in a folder as a submission.
-
-    Args:
-        run: its folder.
-        submitted: who submits it.
 
     Raises:
         UserError: no such run, a file that differs from its hash in the record, or a run without its lists of subjects.
@@ -369,12 +360,7 @@ def glance(path: Path) -> Submission:
 
 
 def parse(data: bytes, path: Path) -> Submission:
-    """The submission in ``data``; see :func:`read`.
-
-    Args:
-        data: content of the file.
-        path: for messages.
-    """
+    """The submission in ``data``; see :func:`read`."""
     raw = _json(data, path)
     return Submission(_typed(data, path), path, raw)
 

@@ -25,12 +25,8 @@ OUTSIDE = 0  # palette index of what is not brain: transparent
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """``figure`` as inline SVG whose colours are the page's variables.
-
-    Args:
-        figure: drawn with :data:`STYLE`.
-        name: unique on the page.
-        label: what it shows, for those who cannot see it.
+    """``figure``, drawn with :data:`STYLE`, as inline SVG whose colours are the page's variables; ``name`` is unique on
+    the page, ``label`` for those who cannot see it.
     """
     import matplotlib as mpl
 

@@ -165,11 +165,7 @@ def asked(*records: Record) -> tuple[str, ...]:
 
 
 def lacking(record: Record) -> str:
-    """What every table needs and the record lacks, or has such as no run can, as "field: why"; empty when all is there.
-
-    Args:
-        record: of valid types, but perhaps from an unknown author.
-    """
+    """What every table needs and the record lacks, or has such as no run can, as "field: why"; empty when all is there."""
     for name in ("name", "version"):
         if not isinstance(record.protocol.get(name), str):
             return f"protocol.{name}: it is missing"
@@ -213,9 +209,7 @@ def _impossible(record: Record) -> str:
 def first_error(error: ValidationError, most: int = 1000) -> str:
     """The first thing that is wrong with the values of a file, as "field: why".
 
-    Args:
-        error: all of them.
-        most: above this number they are counted only: a list of them takes a thousand bytes each.
+    More than ``most`` errors are counted only: a list of them takes a thousand bytes each.
     """
     if error.error_count() > most:
         return f"{error.error_count()} values are missing, unknown or of a wrong type"

@@ -63,14 +63,7 @@ def room() -> int | None:
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = "") -> None:
-    """Print a table; every text is escaped.
-
-    Args:
-        title: heading.
-        columns: (heading, justification) pairs.
-        rows: texts.
-        caption: a line below.
-    """
+    """Print a table with (heading, justification) columns and a caption below; every text is escaped."""
     grid = Table(title=escape(title), title_justify="left", title_style="bold", caption=escape(caption) or None)
     grid.caption_justify = "left"
     for heading, justify in columns:
