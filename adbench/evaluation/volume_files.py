@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from adbench import __version__
-from adbench.datasets.export import original_volume, prepared_volume
-from adbench.datasets.geometry import Geometry
+from adbench.datasets.export import placed
 from adbench.datasets.io import nifti
 from adbench.errors import UserError
 from adbench.utils.files import write_json
@@ -77,28 +76,8 @@ class VolumeFiles:
         return paths
 
     def placed(self, store: SliceStore, case: str, slices: Sequence[int], array: np.ndarray) -> Volume:
-        """An array of slices on the grid of the files: floats by linear interpolation, masks by the nearest voxel.
-
-        Args:
-            store: that the case is in.
-            case: its id.
-            slices: S slice indices, ascending.
-            array: (S, H, W); masks are bool.
-
-        Raises:
-            UserError: the slices come from no volume, so there is no original grid to go back to.
-        """
-        if self._space == "original":
-            geometry = store.geometry(case)
-            masks = array.dtype == np.bool_
-            volume = original_volume(geometry, slices, array, linear=not masks)
-            affine = np.asarray(geometry.original_affine)
-        else:
-            stored = store.case(case).geometry
-            known = Geometry.from_json(stored) if stored else None
-            volume, affine = prepared_volume(known, slices, array)
-        kind = np.uint8 if array.dtype == np.bool_ else np.result_type(array.dtype, np.float32)  # NIfTI has no float16
-        return Volume(volume.astype(kind), affine)
+        """An array of slices on the grid of the files; see :func:`adbench.datasets.export.placed`."""
+        return Volume(*placed(store, case, slices, array, self._space))
 
     def map_placed(
         self, store: SliceStore, case: str, slices: Sequence[int], maps: np.ndarray, counted: np.ndarray

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adbench.evaluation.pictures import brain_box
+from adbench.datasets.contact_sheet import brain_box
 from adbench.metrics.plots import GRID, INK, MUTED, PAPER, SERIES, STYLE
 from adbench.metrics.score_bins import predict
 
