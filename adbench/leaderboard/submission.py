@@ -35,7 +35,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from adbench.config import registry
-from adbench.config.attribution import Licence, Link, first_fault
+from adbench.config.attribution import Licence, Link, first_error
 from adbench.errors import UserError
 from adbench.leaderboard.encoding import (
     EncodedHistograms,
@@ -53,7 +53,7 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results import record as records
-from adbench.results.record import SCHEMA, Record, first_error
+from adbench.results.record import SCHEMA, Record
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS, safe
 from adbench.utils.hashing import digest
@@ -266,7 +266,7 @@ def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submi
     try:
         return Submitted(submitter=submitter.strip(), licence=licence.strip(), code=code.strip(), paper=paper.strip())
     except ValidationError as error:
-        raise UserError(f"--{first_fault(error)}.") from None
+        raise UserError(f"--{first_error(error)}.") from None
 
 
 _EXAMPLE = {"submitter": '--submitter "A. Researcher, Some University"', "licence": "--licence CC-BY-4.0 (say)"}

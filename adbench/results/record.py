@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adbench.config.attribution import first_error
 from adbench.config.cell import TunedFrom
 from adbench.config.registry import metric_spec
 from adbench.config.shared_fit import Weights
@@ -204,17 +205,6 @@ def _impossible(record: Record) -> str:
     if not 0 <= record.prevalence <= 1:
         return f"prevalence: {record.prevalence} is not between 0 and 1"
     return ""
-
-
-def first_error(error: ValidationError, most: int = 1000) -> str:
-    """The first thing that is wrong with the values of a file, as "field: why".
-
-    More than ``most`` errors are counted only: a list of them takes a thousand bytes each.
-    """
-    if error.error_count() > most:
-        return f"{error.error_count()} values are missing, unknown or of a wrong type"
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
 
 
 def write(record: Record, folder: Path) -> None:

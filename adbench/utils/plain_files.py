@@ -95,8 +95,12 @@ def read_plain(path: Path, most: int) -> bytes:
 
 
 def read_table(path: Path, separators: str, *, strict: bool = False) -> tuple[list[list[str]], str]:
-    """The cells of each row of a text table (CSV, TSV), and the one of ``separators`` between them: what the first line
-    has most of. ``strict`` refuses quotes that do not end, or end within a cell.
+    """The cells of each row of a text table (CSV, TSV), and the one of ``separators`` between them: what the first line has most of.
+
+    Args:
+        path: of the file.
+        separators: one sign each.
+        strict: refuse quotes that do not end, or end within a cell.
 
     Raises:
         FileNotFoundError: there is nothing.
