@@ -75,7 +75,8 @@ class Protocol:
 
 
 def _made(entry: dict[str, Any]) -> Protocol:
-    return Protocol(**{name: tuple(value) if isinstance(value, list) else value for name, value in entry.items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+    return Protocol(**values)
 
 
 def _crossed(source: str, whose: str, train: str, tests: dict[str, list[str]]) -> list[Protocol]:

@@ -276,7 +276,7 @@ def _data(shown: Sequence[Board]) -> str:
     for board in shown:
         for entry in board.entries:
             numbers, params = _seed_numbers(entry), sorted(entry.record.method.params.items())
-            names = tuple((*known(name), oracle) for name, oracle, _, _ in numbers)
+            names = tuple((known(name)[0], oracle) for name, oracle, _, _ in numbers)
             made.append(
                 {
                     "row": known(entry.trained_on, entry.record.method.preset, entry.record.method.name),
