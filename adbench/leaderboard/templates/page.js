@@ -9,9 +9,10 @@
   button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; name(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
 
-  const make = (name, text, attributes = {}) => {
-    const element = Object.assign(document.createElement(name), attributes);
-    element.append(...[text].flat());
+  const make = (name, text, attributes) => {
+    const element = document.createElement(name);
+    for (const at in attributes) element[at] = attributes[at];
+    Array.isArray(text) ? element.append(...text) : element.append(text);
     return element;
   };
 
@@ -78,6 +79,13 @@
     marks.set(row, made);
     return made;
   };
+  // What is folded away is made when the page has nothing else to do, or when somebody opens or filters it.
+  const later = [];
+  const finish = () => { while (later.length) later.shift()(); };
+  const idle = window.requestIdleCallback ?? setTimeout;
+  const oneByOne = () => { later.shift()?.(); if (later.length) idle(oneByOne); };
+  addEventListener("load", () => idle(oneByOne));
+  document.addEventListener("toggle", finish, true);
   for (const table of document.querySelectorAll(".results")) {
     const board = table.closest(".board"), top = +table.dataset.top, rows = [...table.tBodies[0].rows];
     const headings = [...table.tHead.rows[0].cells].filter(heading => !heading.classList.contains("axis"));
@@ -86,15 +94,15 @@
     for (const row of rows) complete(row, own.get(row), headings, top);
     for (const plot of board.querySelectorAll(".cost")) {
       plot.hidden = false;
-      plot.lastElementChild.append(...rows.flatMap(row => mark(row, plot.lastElementChild.dataset, top, rows.length <= 16)));
+      later.push(() => plot.lastElementChild.append(...rows.flatMap(row => mark(row, plot.lastElementChild.dataset, top, rows.length <= 16))));
     }
     for (const strata of board.querySelectorAll(".strata")) {
       const cells = known.strata.shift();
       strata.hidden = false;
-      strata.querySelector("tbody").append(...rows.map((row, place) => beside(row, label(row), cells[place].split("|").map(text => {
+      later.push(() => strata.querySelector("tbody").append(...rows.map((row, place) => beside(row, label(row), cells[place].split("|").map(text => {
         const [at, ends] = text.split(" ");
         return at === "—" ? number() : number(at, "#" + row.id, at, ends);
-      }))));
+      })))));
     }
   }
   document.querySelectorAll(".overview table").forEach((table, place) => {
@@ -130,8 +138,9 @@
   };
   const sorters = new Map();
   for (const table of document.querySelectorAll(".sortable")) {
-    const place = new Map(blocks(table).map(([row], index) => [row, index])); // equal values stay as they came
+    const place = new Map(); // equal values stay as they came
     sorters.set(table, (sorter, order) => {
+      if (!place.size) blocks(table).forEach(([row], index) => place.set(row, index));
       const cell = sorter.closest("th"), index = cell.cellIndex;
       table.querySelectorAll("[aria-sort]").forEach(other => other.removeAttribute("aria-sort"));
       cell.setAttribute("aria-sort", order);
@@ -236,6 +245,7 @@
   const filter = () => {
     const chosen = Object.fromEntries(fields.map(field => [field, $(field).value]));
     const text = $("text").value.trim().toLowerCase();
+    if (text || Object.values(chosen).some(Boolean)) finish();
     const wanted = row => fields.every(field => fits(row, field, chosen)) && row.dataset.method.toLowerCase().includes(text);
     let shown = 0, all = 0;
     for (const section of document.querySelectorAll(".board, .overview, .reported")) {
