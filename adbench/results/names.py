@@ -55,9 +55,6 @@ def training_names(records: Sequence[Record]) -> list[str]:
 
     The start of the hash of its training slices stands beside a name under which another row learned from other slices:
     two folders may have one name.
-
-    Args:
-        records: one of each row.
     """
     slices: dict[str, set[str]] = {}
     for record in records:
