@@ -46,6 +46,7 @@ def execute(path: Path, folder: Path) -> Any:
     work, python = folder / "work", folder / "python"
     work.mkdir()
     environment = make_environment(python) | {"ADBENCH_CACHE": str(folder / "cache")}
+    environment["OMP_NUM_THREADS"] = "1"  # small networks: beside other work a second thread costs more than it gives
     kernel = [str(python / "bin" / "python"), "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     kernel += ["--InteractiveShell.system_raise_on_error=True", "--IPKernelApp.log_level=ERROR"]
     spec = folder / "kernels" / "python3"
