@@ -63,10 +63,10 @@ def copy_before_changes(out: Path, copies: Path, counts: Callable[[str], bool] =
     def copying(change: Callable[..., None]) -> Callable[..., None]:
         def call(path: Any, *arguments: Any, **options: Any) -> None:
             name = str(Path(f"/proc/self/fd/{path}").readlink()) if isinstance(path, int) else str(path)
-            if (options.get("dir_fd") is not None or os.path.lexists(name)) and counts(name):
-                if (state := looks(out)) not in seen:
-                    seen.add(state)
-                    shutil.copytree(out, copies / str(next(numbers)))
+            there = options.get("dir_fd") is not None or os.path.lexists(name)
+            if there and counts(name) and (state := looks(out)) not in seen:
+                seen.add(state)
+                shutil.copytree(out, copies / str(next(numbers)))
             change(path, *arguments, **options)
 
         return call
