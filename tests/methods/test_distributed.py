@@ -18,6 +18,7 @@ from adbench.errors import UserError
 from adbench.methods.madad.method import MADAD
 from adbench.utils import distributed
 
+pytestmark = pytest.mark.timeout(600)  # several trainings and a launcher, beside others
 ROOT = Path(__file__).parents[2]
 LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 APART = """
