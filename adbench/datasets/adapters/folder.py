@@ -138,11 +138,12 @@ class Folder(Dataset):
         return [file for file in self._files if not self._excluded(file)]
 
     @cached_property
-    def _excluded_cases(self) -> set[str]:
+    def excluded_cases(self) -> set[str]:
+        """Cases that the user leaves out."""
         return excluded(self.params.exclude, ((file.subject, file.case) for file in self._files), self.info.name)
 
     def _excluded(self, file: SliceFile) -> bool:
-        return file.case in self._excluded_cases
+        return file.case in self.excluded_cases
 
     @cached_property
     def _masks(self) -> dict[str, dict[SliceId, Path]]:

@@ -254,16 +254,16 @@ class OwnVolumes(IndexedVolumes):
             if labels := self._beside(family):
                 known = SETS[family]
                 what = " and ".join(f"{label} ({known.not_counted[label]})" for label in labels)
-                every = ",".join(map(str, range(1, labels[-1] + 1)))
                 message = (
                     f"{self.root} holds {known.title} ({file}): label {what} of its masks is taken for neither lesion nor healthy, "
                     f"as --dataset {known.dataset} does. {'Use that, or say' if recognise(str(file)) else 'Say'} which labels are "
-                    f"lesion with --set dataset.lesion_labels=[{every}]."
+                    "lesion with --set dataset.lesion_labels=[...], of those that the masks hold (data check --deep lists them)."
                 )
                 yield issues.warning("known-layout", file, message)
-        scans = [scan for scan in self.index.scans if not self.excluded(scan)]
+        scans = self.kept
+        there = {person(scan.subject) for scan in scans}
         for who, roles in self._homes.items():
-            if len(roles) > 1:
+            if len(roles) > 1 and who in there:
                 subject = next(scan.subject for scan in self.index.scans if person(scan.subject) == who)
                 places = " and ".join(f"{role} ({file})" for role, file in sorted(roles.items()))
                 message = f"The subject {subject} is in two splits, {places}: keep each subject in one."
@@ -288,19 +288,38 @@ class OwnVolumes(IndexedVolumes):
                     f"mask, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
                 )
                 yield issues.error("conflict", mask, message, scan.id)
-        masked = sum(LESION in scan.files for scan in self.index.scans)
+        yield from self._unmasked(scans)
+
+    def _unmasked(self, scans: list[Scan]) -> Iterator[Issue]:
+        """Cases without lesion mask that nothing declares healthy; where no case has one that is said once, with its cause."""
+        masked = sum(LESION in scan.files for scan in scans)
+        said = False
         for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
             if self.params.unmasked != "leave-out" or self.healthy(scan):
                 yield from self._looks_ill(scan)
-            if self.params.unmasked == "refuse" and not self._accounted(scan):
+            if self.params.unmasked == "refuse" and not self._accounted(scan) and not said:
                 remedy = self._release or (
                     "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder "
                     f"train/{self._elsewhere}"
                 )
                 if other := self._patients.get(person(scan.subject)):
                     remedy = f"{other} shows that this patient has lesions, so add the mask, or say --set dataset.unmasked=leave-out"
-                message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
-                yield issues.error("missing-mask", scan.first, message, scan.id)
+                if masked:
+                    message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(scans)} cases have: {remedy}."
+                    yield issues.error("missing-mask", scan.first, message, scan.id)
+                else:
+                    said = True
+                    message = f"No case in {self.root} has a lesion mask{self._likely_masks}: {remedy}."
+                    yield issues.error("missing-mask", scan.first, message)
+
+    @property
+    def _likely_masks(self) -> str:
+        """A file that may be the lesion mask that a case lacks."""
+        excluded = {scan.id for scan in self.index.scans if self.excluded(scan)}
+        unclear = [file for scan, file in self.index.unclear if not self.excluded(scan)]
+        unnamed = [file for case, files in self._unnamed_masks.items() if case not in excluded for file, _ in files]
+        first = next(iter(unclear + unnamed), None)
+        return f" by the names of the files ({first} may be one: rename it if it is). If there is none" if first else ""
 
     def _accounted(self, scan: Scan) -> bool:
         """Whether a scan without lesion mask needs no word on whether its subject is healthy."""
@@ -387,8 +406,7 @@ class OwnVolumes(IndexedVolumes):
     @cached_property
     def _images(self) -> list[tuple[File, int | None]]:
         """Every image, and its place in a 4-D file."""
-        scans = [scan for scan in self.index.scans if not self.excluded(scan)] or self.index.scans
-        return [(scan.files[kind], scan.channels.get(kind)) for scan in scans for kind in scan.sequences]
+        return [(scan.files[kind], scan.channels.get(kind)) for scan in self.kept or self.index.scans for kind in scan.sequences]
 
     def _only_masks(self) -> str:
         return (
@@ -454,7 +472,7 @@ class OwnVolumes(IndexedVolumes):
     def _releases(self) -> dict[str, File]:
         """Keys of :data:`SETS` whose names the files bear -> one of them, a lesion mask if there is one."""
         found: dict[str, File] = {}
-        for scan in (scan for scan in self.index.scans if not self.excluded(scan)):
+        for scan in self.kept:
             for _, file in sorted(scan.files.items(), key=lambda item: item[0] != LESION):
                 if family := release_of(str(file)):
                     found.setdefault(family, file)
