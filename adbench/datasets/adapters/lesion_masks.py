@@ -84,16 +84,17 @@ def named_by(masks: Sequence[File], word: str) -> tuple[File, ...]:
 
 
 def words_for(masks: Sequence[File]) -> str:
-    """The words by which :func:`named_by` takes one of ``masks`` each, "L or R"; "" where one of them has none."""
+    """The words by which :func:`named_by` takes one of ``masks`` each: "L or R"; "" where one of them has none."""
     words = []
     for file in masks:
-        inside = [word for word in re.split(r"[\W_]+", file.name) if not word.isdigit()]
+        inside = sorted(re.split(r"[\W_]+", file.name), key=str.isdigit)
         folders = reversed(PurePosixPath(str(file)).parts[:-1])
         found = next((word for word in (*inside, *folders) if word and named_by(masks, word) == (file,)), "")
         if not found:
             return ""
         words.append(found)
-    return " or ".join(words) if len(words) <= _OFFERED else f"{', '.join(words[:_OFFERED])}, ..."
+    shown = words[:_OFFERED]
+    return f"{', '.join(shown)}, ..." if shown != words else " or ".join([", ".join(words[:-1]), words[-1]])
 
 
 _OFFERED = 4
