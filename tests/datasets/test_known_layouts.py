@@ -187,8 +187,7 @@ def test_patients_of_a_known_release_are_not_declared_healthy_by_advice(tmp_path
         mask.unlink()
     message = refused("folder", root)
     assert message == (
-        f"sub-strokecase0001_ses-0001 in {root} has no lesion mask, as 0 of 2 cases have: this looks like ISLES'22, whose names "
-        "--dataset isles22 knows."
+        f"No case in {root} has a lesion mask: this looks like ISLES'22, whose names --dataset isles22 knows."
     )
     with pytest.raises(UserError, match="it has no lesion mask, so it can neither be trained on nor be scored"):
         dataset("isles22", root).discover("FLAIR")
@@ -242,8 +241,13 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
     assert said.severity == "warning"  # `run` repeats the warnings of `faults`
     assert said.message == (
         f"{tmp_path} holds BraTS2023-{group} ({path}): label 4 (resection cavity) of its masks is taken for neither lesion nor "
-        "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[1,2,3,4]."
+        "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[...], of "
+        "those that the masks hold (data check --deep lists them)."
     )
+    held = [i for i in check(found, deep=True).findings if i.code == "label"]
+    assert [(i.severity, i.message) for i in held] == [
+        ("info", f"The lesion masks in {tmp_path} hold the labels {', '.join(map(str, np.unique(mask)[1:]))}")
+    ]
     every = dataset("folder", tmp_path, field_of_view=256, lesion_labels=[1, 2, 3, 4])
     (case,) = every.discover("FLAIR")
     assert every.load(case, "FLAIR").quality["lesion_ml_source"] > own.quality["lesion_ml_source"]
@@ -915,5 +919,7 @@ def test_as_many_channels_as_are_named(tmp_path: Path) -> None:
         nifti.write(file, data.astype(np.int16), five.affine)
     assert not [i for i in check(dataset("msd_brain", root)).findings if i.severity == "error" and i.code == "axes"]
     path.unlink()
-    with pytest.raises(UserError, match=r"has 5 channels .* and 4 are named \(FLAIR, T1, T1CE, T2\): which ones they are"):
+    with pytest.raises(
+        UserError, match=r"has 5 channels .* and 4 are named \(FLAIR, T1, T1CE, T2\): which ones they are"
+    ):
         (found := dataset("msd_brain", root)).read(found.discover("T1")[0], "T1")

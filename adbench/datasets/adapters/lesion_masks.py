@@ -110,6 +110,17 @@ def no_majority(masks: Sequence[File]) -> str:
     return "are two, of which neither is a majority" if len(masks) == 2 else ""
 
 
+def not_one(masks: Sequence[File], wanted: str, case: str) -> str:
+    """Why ``dataset.lesion_masks=wanted`` makes no mask of those of ``case``, and what does."""
+    one = words_for(masks) or "a word in the name, or the folder, of one"
+    why, said = no_majority(masks), f"dataset.lesion_masks={wanted}"
+    there = f"{case} ({', '.join(file.name for file in masks)})"
+    if wanted == "majority":
+        return f"{said}: the lesion masks of {there} {why}: say union, or {one}."
+    what = "several lesion masks" if len(named_by(masks, wanted)) > 1 else "no lesion mask"
+    return f"{said} is in the name of {what} of {there}: say union, {'' if why else 'majority, '}or {one}."
+
+
 def merged(
     masks: Sequence[np.ndarray], share: float, labels: tuple[int, ...] | None, not_counted: tuple[int, ...]
 ) -> np.ndarray:

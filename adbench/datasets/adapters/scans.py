@@ -146,7 +146,7 @@ def nothing_found(
     title = " or ".join(SETS[family].title for family in sorted(families)) or name
     for family, paths in others.items():
         known = SETS[family]
-        hint = f"use --dataset {known.dataset}" if known.dataset else "it has no adapter of its own"
+        hint = f"use --dataset {known.dataset}" if known.dataset else known.instead or "it has no adapter of its own"
         if {family, *families} >= {"brats21", "brats23"}:
             hint += "; the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used"
         looks = f"this looks like {known.title} ({paths[0]}); {hint}"

@@ -22,6 +22,7 @@ from adbench.datasets.adapters.lesion_masks import (
     merged,
     named_by,
     no_majority,
+    not_one,
     whole_numbers,
     words_for,
 )
@@ -342,20 +343,9 @@ class IndexedVolumes(VolumeDataset):
         for scan in self.index.scans:
             if not scan.pieces or self.excluded(scan):
                 continue
-            one = words_for(scan.pieces) or "a word in the name, or the folder, of one"
-            why, said = no_majority(scan.pieces), f"dataset.lesion_masks={self.params.lesion_masks}"
-            there = f"{scan.id} ({', '.join(file.name for file in scan.pieces)})"
-            if self.votes and why:
-                message = f"{said}: the lesion masks of {there} {why}: say union, or {one}."
-            elif not self.chosen_masks(scan):
-                several = len(named_by(scan.pieces, self.params.lesion_masks)) > 1
-                message = (
-                    f"{said} is in the name of {'several lesion masks' if several else 'no lesion mask'} of {there}: say union, "
-                    f"{'' if why else 'majority, '}or {one}."
-                )
-            else:
-                continue
-            yield issues.error("conflict", scan.pieces[0], message, scan.id)
+            wanted = self.params.lesion_masks
+            if (self.votes and no_majority(scan.pieces)) or not self.chosen_masks(scan):
+                yield issues.error("conflict", scan.pieces[0], not_one(scan.pieces, wanted, scan.id), scan.id)
 
     @property
     def votes(self) -> float:

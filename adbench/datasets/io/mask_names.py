@@ -18,6 +18,7 @@ LESION_WORDS = [
     "consensus_gt",
     "msk",
     "tumor",
+    "gtv",
     "wmh",
 ]
 ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
