@@ -22,6 +22,7 @@ from adbench import api
 from adbench.config import registry
 from adbench.datasets.contact_sheet import brain_box
 from adbench.evaluation.run import Run
+from adbench.results.names import method_name
 from adbench.runner.samples import choose_positions
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -93,9 +94,10 @@ def published() -> str:
         with open(path, encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 protocol = f"pooled voxels of the brain; trained on {row['trained_on']}"
+                name = row["label"].replace(f" [{row['preset']}]", "", 1)
                 key = (
                     row["method"],
-                    "**here**",
+                    "**here**" if name == row["method"] else f"**here**, `{name}`",
                     "auprc",
                     protocol,
                     f"[{path.parent.name}](../leaderboards/{path.parent.name}/index.md)",
@@ -127,7 +129,7 @@ def cost(folder: Path) -> str:
         record = run.record
         counted, rate = record.method.parameters, 1 / max(record.timing["score_per_slice"], 1e-9)
         trained = f"{record.timing['fit'] / 60:.1f}" if record.fit["steps"] else "–"
-        rows.append([f"`{record.method.name}`", f"{counted:,}", record.fit["steps"], trained, f"{rate:,.0f}"])
+        rows.append([f"`{method_name(record)}`", f"{counted:,}", record.fit["steps"], trained, f"{rate:,.0f}"])
     return table(["method", "numbers learned", "steps", "training, min", "scoring, slices/s"], rows)
 
 
@@ -144,7 +146,7 @@ def picture(folder: Path) -> None:
     for run in runs:
         if run.record.test.digest != runs[0].record.test.digest:
             raise SystemExit(f"{run.folder} has other test slices than {runs[0].folder}: give one board's runs.")
-        maps = found.setdefault(run.record.method.name, {})
+        maps = found.setdefault(method_name(run.record), {})
         for volume in run.each(cases, reconstructions=False):
             for at, position in enumerate(volume.positions.tolist()):
                 if position in positions:

@@ -37,7 +37,8 @@ def rows(board: str, modality: str) -> Iterator[str]:
         seeds = " ".join(short(record["metrics"]["auprc"]["value"]) for record in records)
         rank = f"{'=' if row['tied'] == '1' else ''}{row['rank']}" if row["rank"] else "—"
         interval = f"{short(row['auprc'])} [{short(row['auprc_low'])}, {short(row['auprc_high'])}]"
-        yield f"| {rank} | `{row['method']}` | {seeds} | {interval} | {short(row['dice@val'])} |\n"
+        name = row["label"].replace(f" [{row['preset']}]", "", 1)
+        yield f"| {rank} | `{name}` | {seeds} | {interval} | {short(row['dice@val'])} |\n"
 
 
 def main() -> int:

@@ -339,6 +339,7 @@ class Board:
             "tied": int(entry.tied),
             "method": record.method.name,
             "preset": record.method.preset,
+            "label": entry.label,
             "trained_on": entry.trained_on,
             "seeds": len(entry.records),
             "prevalence": record.prevalence,

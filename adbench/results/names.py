@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePath
 from typing import Any
 
-from adbench.config.sweep import differing, params_text
+from adbench.config.sweep import differing, params_text, value_text
 from adbench.results.record import Record
+
+# Method -> parameter that its name says in every table, whatever other rows have: what stands in for something that cannot be
+# shipped, and makes another method, or a control, of it.
+SAID = {"features": "weights", "reflect": "texture", "thor": "perceptual"}
 
 
 @dataclass(frozen=True)
@@ -16,13 +21,19 @@ class RowName:
     """What one row of a table is called.
 
     Attributes:
-        label: "histeq [tiny] sigma=5".
+        label: "histeq [tiny] sigma=5", "features[random] [tiny]".
         differs: what was done to the maps, and the parameters of method and data that other rows of the method have other
             values of, with its own values.
     """
 
     label: str
     differs: dict[str, Any]
+
+
+def method_name(record: Record) -> str:
+    """The method with the value of its parameter in :data:`SAID`, of a path the last part: "features[random]"."""
+    value = record.method.params.get(SAID.get(record.method.name, ""))
+    return record.method.name if value is None else f"{record.method.name}[{value_text(PurePath(str(value)).name)}]"
 
 
 def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Sequence[str] = ()) -> list[RowName]:
@@ -45,7 +56,13 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
         group = [records[place] for place in places]
         whose = [submitters[place] if submitters else "" for place in places]
         for place, differs, tail in zip(places, *_apart(group, whose, seeds), strict=True):
-            label = " ".join(part for part in (f"{method} [{preset}]", params_text(differs), tail) if part)
+            name = method_name(records[place])
+            told = {
+                key: value
+                for key, value in differs.items()
+                if name != f"{method}[{value_text(value)}]" or key != SAID[method]
+            }
+            label = " ".join(part for part in (f"{name} [{preset}]", params_text(told), tail) if part)
             found[place] = RowName(label, differs)
     return [found[place] for place in range(len(records))]
 

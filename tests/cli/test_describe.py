@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from adbench.config import registry
 from adbench.errors import UserError
 from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS
 
+BOARDS = Path(__file__).parents[2] / "leaderboards"
 DOCS = Path(__file__).parents[2] / "docs" / "methods"
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -29,6 +31,34 @@ def test_every_built_in_method_has_a_whole_card(name: str) -> None:
         assert {part.strip() for part in names.split(",")} <= set(cls.Params.model_fields)
     idea = cls.__doc__.strip().split("\n")
     assert len(idea) <= 7
+
+
+def test_cards_quote_boards_as_they_are() -> None:
+    """A number of a card that names a board is in it: own seeds, own sequence, and those of a method named beside them."""
+    recorded: dict[tuple[str, str, str], dict[int, str]] = {}
+    for board in ("phantom", "soop-flair"):
+        for path in (BOARDS / board / "records").glob("*.json"):
+            record = json.loads(path.read_text(encoding="utf-8"))["record"]
+            row = recorded.setdefault((board, record["method"]["name"], record["test"]["modality"]), {})
+            row[record["seed"]] = f"{record['metrics']['auprc']['value']:.3f}".removeprefix("0")
+    three = r"(\.\d{3}), (\.\d{3}), (\.\d{3})"
+    quoted = []
+    for name in registry.BUILTIN["methods"]:
+        card = description(name)["card"]
+        assert all(method != name for _, method, _ in recorded) or "no run is recorded" not in " ".join(card["tried"])
+        for line in card["tried"]:
+            if "leaderboards/soop-flair" in line and (
+                own := re.search(f"seeds 0, 1, 2: (?:test AUPRC )?{three}", line)
+            ):
+                row = recorded["soop-flair", name, "FLAIR"]
+                assert [row[seed] for seed in range(3)] == list(own.groups()), (name, line)
+                for other, *numbers in re.findall(f"`([a-z]+)` (?:has )?{three}", line):
+                    assert [recorded["soop-flair", other, "FLAIR"][seed] for seed in range(3)] == numbers, (name, line)
+                quoted.append(name)
+            if "leaderboards/phantom" in line:
+                for modality, number in re.findall(r"(FLAIR|T1|T2) (\.\d{3})", line):
+                    assert recorded["phantom", name, modality][0] == number, (name, line)
+    assert {"reflect", "andi", "restore", "pddpm", "itermask", "features"} <= set(quoted)
 
 
 def test_committed_pages_are_those_of_the_code() -> None:

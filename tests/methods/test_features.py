@@ -60,6 +60,17 @@ def test_nearest_distances_equal_scipys() -> None:
     assert not bool(nearest_distance(bank[5:9], bank).any())
 
 
+def test_neighbours_far_from_the_origin_are_found() -> None:
+    query, bank = (500 + 0.1 * torch.randn((n, 64), generator=generator(n)) for n in (60, 40))
+    expected = cdist(query.double(), bank.double()).min(axis=1)
+    np.testing.assert_allclose(nearest_distance(query, bank), expected, rtol=1e-3)
+    chosen = coreset(bank, 10, generator()).tolist()
+    far = bank.double().numpy() - 500
+    for number in range(1, 10):  # each is the farthest from those before it
+        apart = cdist(far, far[chosen[:number]]).min(axis=1)
+        assert apart[chosen[number]] == pytest.approx(apart.max(), rel=1e-3)
+
+
 def test_coreset_takes_one_of_every_cluster() -> None:
     centres = 100 * torch.eye(4, 200)
     vectors = centres.repeat_interleave(30, 0) + torch.randn((120, 200), generator=generator())
@@ -255,6 +266,109 @@ def test_weights_that_cannot_be_used(tmp_path: Path, write: Callable[[Path], Non
     with pytest.raises(UserError, match=message) as raised:
         from_file(path, (1, 2), True, "FLAIR")
     assert str(path) in str(raised.value)
+
+
+def _drawn(name: str, layers: tuple[int, ...] = (4,)) -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return dict(drawn(name, layers, True).net.state_dict())
+
+
+def _squeeze_and_excite(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As timm's seresnet18 has it."""
+    for stage, width in enumerate((64, 128, 256, 512), 1):
+        for block in (0, 1):
+            inner = f"layer{stage}.{block}.se"
+            state[f"{inner}.fc1.weight"] = torch.rand(width // 16, width, 1, 1)
+            state[f"{inner}.fc2.weight"] = torch.rand(width, width // 16, 1, 1)
+            state |= {f"{inner}.fc1.bias": torch.rand(width // 16), f"{inner}.fc2.bias": torch.rand(width)}
+    return state
+
+
+def _b0(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """EfficientNet-B0 differs in names from lite0 by its squeeze and excitation alone."""
+    for number in range(11):
+        inner = state[f"_blocks.{number}._depthwise_conv.weight"].shape[0]
+        state[f"_blocks.{number}._se_reduce.weight"] = torch.rand(8, inner, 1, 1)
+        state[f"_blocks.{number}._se_expand.weight"] = torch.rand(inner, 8, 1, 1)
+    return state
+
+
+def _deeper(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """As EfficientNet-Lite1: a third block of 24 channels where lite0 has the first of 40."""
+    third = {k.replace("_blocks.2.", "_blocks.3."): v for k, v in state.items() if k.startswith("_blocks.2.")}
+    return {k: v for k, v in state.items() if not k.startswith("_blocks.3.")} | third
+
+
+RESNET, LITE = "resnet18", "lite0"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        (RESNET, _squeeze_and_excite, r"holds layer1\.0\.se\.fc1\.weight, which a ResNet has not"),
+        (LITE, _b0, r"holds _blocks\.0\._se_reduce\.weight, which an EfficientNet-Lite0 has not"),
+        (LITE, _deeper, r"_blocks\.3\._depthwise_conv\.weight has shape"),
+        (RESNET, lambda s: {**s, "layer1.1.conv2.bias": torch.rand(64)}, r"layer1\.1\.conv2\.bias, which a ResNet has not"),
+        (RESNET, lambda s: {**s, "maxpool.1.filt": torch.rand(64, 1, 3, 3)}, r"maxpool\.1\.filt, which a ResNet has not"),
+        (
+            RESNET,  # a stem of three filters
+            lambda s: {("conv1.0.weight" if k == "conv1.weight" else k): v for k, v in s.items()},
+            r"no layer conv1\.weight",
+        ),
+        (
+            RESNET,
+            lambda s: {f"module.{coder}.{k}": v for coder in ("encoder_k", "encoder_q") for k, v in s.items()},
+            r"holds 2 networks \(module\.encoder_k\.\*, module\.encoder_q\.\*\)",
+        ),
+        (RESNET, lambda s: {**s, **{f"ema.{k}": v for k, v in s.items()}}, r"holds 2 networks \(\*, ema\.\*\)"),
+        (RESNET, lambda s: {k: (9 * v).to(torch.int8) for k, v in s.items()}, "holds int8, not floating-point numbers"),
+        (RESNET, lambda s: {k: torch.zeros_like(v) for k, v in s.items()}, "holds nothing but zeros"),
+        (RESNET, lambda s: {**s, "layer1.1.conv1.weight": torch.zeros(64, 64, 3, 3)}, r"layer1\.1\.conv1\.weight holds nothing"),
+        (RESNET, lambda s: {k: v[..., None] if v.ndim == 4 else v for k, v in s.items()}, r"conv1\.weight has shape \(64, 3, 7, 7, 1\)"),
+        (RESNET, lambda s: {k: v[..., 0] if v.ndim == 4 else v for k, v in s.items()}, r"a filter for slices has four axes"),
+    ],
+)  # fmt: skip
+def test_weights_of_another_network_are_refused(
+    tmp_path: Path, name: str, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    path = tmp_path / "other.pth"
+    torch.save(change(_drawn(name)), path)
+    with pytest.raises(UserError, match=message) as raised:
+        from_file(path, (1,), True, "FLAIR")
+    assert str(path) in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "lite0", "wide_resnet50_2"])
+def test_whole_networks_with_their_heads_are_read(tmp_path: Path, name: str) -> None:
+    state = _drawn(name)
+    heads = {"fc.weight": torch.ones(10, 512), "fc.0.bias": torch.ones(9)}
+    if name == "lite0":
+        heads = {"_blocks.15._bn1.weight": torch.ones(9), "_conv_head.weight": torch.ones(9, 3, 1, 1), "_bn1.bias": torch.ones(9), "_fc.bias": torch.ones(9)}  # fmt: skip
+    state = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    torch.save({f"net.{key}": value for key, value in {**state, **heads}.items()} | {"decoder.0.weight": torch.ones(3)}, tmp_path / "whole.pth")  # fmt: skip
+    found = from_file(tmp_path / "whole.pth", (1, 2), True, "T1")
+    assert all(torch.equal(value.to(state[key].dtype), state[key]) for key, value in found.net.state_dict().items())
+    later = {key: value for key, value in state.items() if not key.startswith(("layer3", "_blocks.9"))}
+    torch.save(later, tmp_path / "cut.pth")  # what is not needed may be missing
+    assert from_file(tmp_path / "cut.pth", (1, 2), True, "T1").layers == (1, 2)
+
+
+def test_weights_of_natural_images_fit_every_modality(tmp_path: Path) -> None:
+    for number, said in enumerate(("natural", "ImageNet", "t2")):
+        path = tmp_path / f"{number}.safetensors"
+        save_file(weights(), path, metadata={"modality": said})
+        assert from_file(path, (1,), True, "T2").layers == (1,)
+    with pytest.raises(UserError, match=r'name weights of T1, or of natural images .whose metadata say "natural"'):
+        from_file(path, (1,), True, "T1")
+
+
+def test_parameters_that_would_do_nothing_are_refused() -> None:
+    assert params(weights="random", backbone="resnet18").backbone == "resnet18"
+    for named in ("lite0", "mine.pth"):
+        with pytest.raises(UserError, match=f"backbone=resnet18 is for weights=random; weights={named} say themselves"):
+            params(weights=named, backbone="resnet18")
+    with pytest.raises(UserError, match=r"weights must be lite0, random, or a .safetensors or .pth file"):
+        params(weights=" ")
 
 
 def test_weights_of_another_modality_or_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,20 @@ def test_what_was_done_to_maps_always_stands_in_the_name(record: Record) -> None
     assert labels(record, filtered) == ["histeq [tiny]", "histeq [tiny] post.median=3"]
 
 
+def test_what_a_method_stands_on_is_part_of_its_name(record: Record) -> None:
+    control = changed(record, name="features", params={"weights": "random"})
+    assert labels(control) == ["features[random] [tiny]"]
+    lite = changed(control, params={"weights": "lite0", "sigma": 5.0})
+    assert labels(control, lite) == ["features[random] [tiny] sigma=3", "features[lite0] [tiny] sigma=5"]
+    assert row_names([control, lite])[1].differs == {"weights": "lite0", "sigma": 5.0}
+    files = [changed(control, params={"weights": f"/data/{name}/r18.pth"}) for name in "ab"]
+    assert labels(files[0]) == ["features[r18.pth] [tiny]"]
+    assert len(set(labels(*files))) == 2
+    texture = {"name": "reflect", "params": {"texture": "simplex"}}
+    assert labels(changed(record, **texture)) == ["reflect[simplex] [tiny]"]
+    assert labels(changed(record, name="reflect")) == ["reflect [tiny]"]  # a record that does not say
+
+
 def test_data_tell_rows_apart(record: Record) -> None:
     other = changed(record, train={"name": "ixi", "params": {"something": 1}})
     fewer = changed(record, train={"params": {**record.train.params, "n_train": 2}})

@@ -39,6 +39,10 @@ RANDOM: dict[str, Shape] = {
     },
 }  # fmt: skip
 _MISSING = "{path} has no layer {name}: are the weights complete, and of the network that their names say?"
+_FIRST = ("layer1.0.conv1.weight", "_conv_stem.weight")  # how a network is found
+# What may stand behind the stages; anything else that has no place may stand between them.
+_AFTER = {"fc", "head", "heads", "classifier", "last_linear", "projector", "projection_head", "predictor", "_conv_head", "_bn1", "_fc"}  # fmt: skip
+_NATURAL = {"natural", "natural images", "imagenet"}  # modalities of weights that every slice may be shown to
 
 
 class _Residual(nn.Module):
@@ -189,28 +193,55 @@ def from_file(path: Path, layers: Sequence[int], normalise: bool, modality: str)
         UserError: unreadable, too large, another network, a layer missing or of another shape, another modality.
     """
     state, made_for = read_weights(path)
-    if made_for and made_for.upper() != modality.upper():
+    if made_for and made_for.casefold() not in {modality.casefold(), *_NATURAL}:
         raise UserError(
-            f"{path} was made for {made_for} and these slices are {modality}: name weights of {modality}, or of natural images."
+            f"{path} was made for {made_for} and these slices are {modality}: name weights of {modality}, or of natural images "
+            '(whose metadata say "natural", or no modality).'
         )
-    for end in ("layer1.0.conv1.weight", "_conv_stem.weight"):
-        for name in state:
-            if name.endswith(end):
-                prefix = name.removesuffix(end)
-                state = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
-                return _loaded(path, _shape(path, state, max(layers)), state, layers, normalise)
-    raise UserError(
-        f"{path} holds no network that is known here (its first layers: {', '.join(list(state)[:3]) or 'none'}): give a ResNet with the "
-        "names of torchvision or timm, or an EfficientNet-Lite0 with those of its wheel."
-    )
+    state = _one_network(path, state)
+    shape = _shape(path, state, max(layers))
+    # All of EfficientNet-Lite0 is known, so a later block of another network shows; of ResNet the file gives sizes and counts.
+    seen = (4,) if shape["family"] == "lite0" else layers
+    with torch.device("meta"):  # sizes alone, so that no more is allocated than the file holds
+        needed, known = (Backbone(shape, stages).net.state_dict() for stages in (layers, seen))
+    _only_known(path, state, known, shape, max(seen))
+    for name, value in known.items():
+        if not name.endswith("num_batches_tracked") and (name in needed or name in state):
+            _usable(path, name, state, value.shape)
+    backbone = Backbone(shape, layers, normalise)
+    counted = {name: value for name, value in needed.items() if not name.endswith("num_batches_tracked")}
+    backbone.net.load_state_dict({name: state[name] for name in counted}, strict=False)
+    return backbone
+
+
+def _one_network(path: Path, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors of the one network in ``state``, without the prefix of their names."""
+    ends = [(name, end) for name in state for end in _FIRST if f".{name}".endswith(f".{end}")]
+    found = sorted({name.removesuffix(end) for name, end in ends})
+    if not found:
+        raise UserError(
+            f"{path} holds no network that is known here (its first layers: {', '.join(list(state)[:3]) or 'none'}): give a ResNet with "
+            "the names of torchvision or timm, or an EfficientNet-Lite0 with those of its wheel."
+        )
+    if len(found) > 1:
+        named = ", ".join(f"{prefix}*" for prefix in found[:5])
+        raise UserError(
+            f"{path} holds {len(found)} networks ({named}): save the one that is meant in a file of its own."
+        )
+    return {name.removeprefix(found[0]): value for name, value in state.items() if name.startswith(found[0])}
 
 
 def _shape(path: Path, state: dict[str, torch.Tensor], last: int) -> Shape:
     """What names and sizes say of the network."""
 
     def size(name: str, axis: int) -> int:
-        if name not in state or state[name].ndim != 4:
+        if name not in state:
             raise UserError(_MISSING.format(path=path, name=name))
+        if state[name].ndim != 4:
+            raise UserError(
+                f"{path}: {name} has shape {tuple(state[name].shape)}, and a filter for slices has four axes; a network for volumes or "
+                "signals cannot look at slices."
+            )
         return int(state[name].shape[axis])
 
     if "_conv_stem.weight" in state:
@@ -235,25 +266,39 @@ def _inputs(path: Path, channels: int) -> int:
     return channels
 
 
-def _loaded(
-    path: Path, shape: Shape, state: dict[str, torch.Tensor], layers: Sequence[int], normalise: bool
-) -> Backbone:
-    """The backbone with ``state``; what the file has beyond it (a later stage, a classifier) is left out."""
-    with torch.device("meta"):  # sizes alone, so that no more is allocated than the file holds
-        wanted = Backbone(shape, layers).net.state_dict()
-    wanted = {name: value for name, value in wanted.items() if not name.endswith("num_batches_tracked")}
-    for name, value in wanted.items():
-        if name not in state:
-            raise UserError(_MISSING.format(path=path, name=name))
-        if state[name].shape != value.shape:
+def _only_known(path: Path, state: dict[str, Any], known: dict[str, Any], shape: Shape, last: int) -> None:
+    """Refuse layers in or beside the stages up to ``last`` that the network has not: they would be left out in silence."""
+    later = {f"layer{stage}" for stage in range(last + 1, 5)}
+    lite_blocks = {f"_blocks.{number}" for number in range(LITE_STAGES[-1] + 1, 16)}
+    for name in state:
+        top, _, rest = name.partition(".")
+        behind = top in _AFTER or top in later or f"{top}.{rest.partition('.')[0]}" in lite_blocks
+        if name not in known and not behind:
+            kind = {"resnet": "a ResNet", "lite0": "an EfficientNet-Lite0"}[shape["family"]]
             raise UserError(
-                f"{path}: {name} has shape {tuple(state[name].shape)}, and the network that its names say has {tuple(value.shape)}."
+                f"{path} holds {name}, which {kind} has not: weights of another network would not be themselves without it. If it "
+                "stands behind the stages, save the network without it."
             )
-        if not state[name].isfinite().all() or (name.endswith("running_var") and (state[name] < 0).any()):
-            raise UserError(f"{path}: {name} holds values that are not finite, or variances below 0.")
-    backbone = Backbone(shape, layers, normalise)
-    backbone.net.load_state_dict({name: state[name] for name in wanted}, strict=False)
-    return backbone
+
+
+def _usable(path: Path, name: str, state: dict[str, torch.Tensor], shape: torch.Size) -> None:
+    """Refuse a tensor that is missing, of another shape, or holds numbers that no trained layer has."""
+    if name not in state:
+        raise UserError(_MISSING.format(path=path, name=name))
+    if state[name].shape != shape:
+        raise UserError(
+            f"{path}: {name} has shape {tuple(state[name].shape)}, and the network that its names say has {tuple(shape)}."
+        )
+    if not state[name].is_floating_point():
+        raise UserError(
+            f"{path}: {name} holds {str(state[name].dtype).removeprefix('torch.')}, not floating-point numbers: give weights that "
+            "were not quantised."
+        )
+    values = state[name].float()
+    if not values.isfinite().all() or (name.endswith("running_var") and (values < 0).any()):
+        raise UserError(f"{path}: {name} holds values that are not finite, or variances below 0.")
+    if values.ndim == 4 and not values.any():
+        raise UserError(f"{path}: {name} holds nothing but zeros: were the weights trained, and saved whole?")
 
 
 def package(features: list[torch.Tensor], side: int, dimension: int) -> torch.Tensor:
