@@ -134,7 +134,10 @@ def predict(
     for text in said:
         log.warning(text)
     cases = {case.id: case for case in dataset.discover(modality)}
-    writer = Writer(record, store, cases, Path(images), Path(out), rule, level, _remarks(store))
+    remarks = _remarks(store)
+    for case, own in remarks.items():
+        own += filter(None, [dataset.brain_beside(cases[case])])
+    writer = Writer(record, store, cases, Path(images), Path(out), rule, level, remarks)
     data = LabelledSet(store, np.arange(len(store)))
     data.domain = "all" if record.protocol.get("domain") == "all" else "brain"
     writer.refuse_others({*cases, *failed})
