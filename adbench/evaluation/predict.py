@@ -165,6 +165,8 @@ def predict(
                 _write_summary(Path(out), [rows[case] for case in data.cases if case in rows], failed)
     every = [rows[case] for case in data.cases if case in rows]
     _write_summary(Path(out), every, failed)
+    if every and level > (highest := max(row.highest_score for row in every)):
+        log.warning("The threshold %.4g is above every score, the highest is %.4g: nothing is marked.", level, highest)
     if cause is not None and not every:
         raise cause
     if failed:

@@ -203,9 +203,6 @@ def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path)
     assert gone in again
     assert {path.name[:6] for path in again} == {"sub-p5"}, "the other scan was not scored again"
     another = (first[0].threshold + 1) / 2
-    with pytest.raises(UserError, match="the table would lose its row: give another --out"):
-        run.predict(scans, out, threshold=another)
-    assert run.predict(scans, out) == first
     higher = run.predict(scans, tmp_path / "another", threshold=another)
     assert all(0 < new.voxels < old.voxels for new, old in zip(higher, first, strict=True)), (
         "another threshold is another mask"
@@ -504,6 +501,30 @@ def test_nothing_of_another_prediction_is_lost(data: Path, run: api.Run, scans: 
     with pytest.raises(UserError, match=r"is of 'p4', which is not in .*; the table would lose its row: give another"):
         run.predict(scans, out)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_another_threshold_writes_the_same_folder_anew(
+    run: api.Run, scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Masks and table are then those of a folder of their own; one that never marks, or marks all, is said."""
+
+    def files(out: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    out = tmp_path / "out"
+    run.predict(scans, out, threshold="fpr5")
+    maps = {name: content for name, content in files(out).items() if name.endswith("_anomaly.nii.gz")}
+    found = run.predict(scans, out, threshold=0.5)
+    assert {one.threshold for one in found} == {0.5}
+    run.predict(scans, tmp_path / "fresh", threshold=0.5)
+    assert files(out) == files(tmp_path / "fresh")
+    assert maps.items() <= files(out).items()
+    assert "every score" not in caplog.text + "".join(one.notes for one in found)
+    below = run.predict(scans, out, threshold=-1e6)
+    assert all(one.notes.endswith("all of its brain is marked: the threshold is below every score") for one in below)
+    assert all(one.voxels > 0 for one in below)
+    assert not any(one.voxels for one in run.predict(scans, out, threshold=7))
+    assert "The threshold 7 is above every score, the highest is " in caplog.text
 
 
 def test_slices_for_a_run_on_volumes_are_said_to_have_its_pixels(run: api.Run, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 
 from adbench import api
+from adbench.config.sweep import value_text
 from adbench.errors import UserError
 from adbench.report import figures
 from adbench.report.collect import choose, choose_slices, collect, window
@@ -192,8 +193,16 @@ def test_different_test_sets_are_refused(runs: list[api.Run], own_runs: list[api
     content = json.loads(path.read_text())
     content["test"]["digest"] = "0" * 64
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"not measured on the same test slices.*separately"):
+    with pytest.raises(UserError, match=r"not measured on the same test slices.*name those of one test set alone"):
         collect([runs[0], api.Run(path)])
+    content["test"]["params"]["size"] = 77
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as refused:
+        collect([*runs, api.Run(path)])
+    own = runs[0].record.test.params["size"]
+    assert f"FLAIR, size={value_text(own)}: {' '.join(str(run.folder) for run in runs)}; " in str(refused.value)
+    assert f"FLAIR, size=77: {path.parent}." in str(refused.value)
+    assert "00000000" not in str(refused.value)
 
 
 def test_changed_histograms_are_refused(own_runs: list[api.Run]) -> None:
