@@ -356,6 +356,12 @@ def test_what_cannot_be_is_said(
     assert expected in err.replace("\n", " ")
 
 
+def test_an_empty_folder_is_called_that(run: api.Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is empty: give the folder of the scans"):
+        run.predict(tmp_path / "empty", tmp_path / "out")
+
+
 def test_other_scans_than_the_run_knows(run: api.Run, tmp_path: Path) -> None:
     image, _ = scan(9, False)
     save(tmp_path / "t1" / "a_T1.nii.gz", image, FLIPPED)

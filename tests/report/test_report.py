@@ -21,7 +21,7 @@ from adbench.errors import UserError
 from adbench.report import figures
 from adbench.report.collect import choose, choose_slices, collect, window
 from adbench.report.drawing import contour, map_uri
-from adbench.report.render import write_report
+from adbench.report.render import _ranks, write_report
 from adbench.runner.fit import FIT
 from adbench.runner.fit import fitted as read_fit
 from adbench.utils.files import write_json
@@ -186,6 +186,12 @@ def test_markup_in_a_record_is_text_on_the_page(own_runs: list[api.Run], tmp_pat
     assert text.count("&lt;script&gt;alert(1)") > 4
     assert _Page(files[0]).tags.count("script") == 1
     assert all(path.parent == tmp_path / "out" / "figures" for path in files[1:])
+
+
+def test_shared_ranks_are_written_as_on_a_board() -> None:
+    ranks = {"a": 1, "b": 1, "c": 3, "d": None}
+    assert _ranks(SimpleNamespace(comparison=SimpleNamespace(ranks=ranks))) == {"a": "=1", "b": "=1", "c": "3", "d": ""}  # type: ignore[arg-type]
+    assert _ranks(SimpleNamespace(comparison=None)) == {}  # type: ignore[arg-type]
 
 
 def test_different_test_sets_are_refused(runs: list[api.Run], own_runs: list[api.Run], tmp_path: Path) -> None:

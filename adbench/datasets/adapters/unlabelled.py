@@ -66,6 +66,10 @@ def are_volumes(root: Path) -> bool:
     if not (found.volumes or found.pictures):
         for why in pairs(root).values():
             raise UserError(why)
+        if not any(root.iterdir()):
+            raise UserError(
+                f"{root} is empty: give the folder of the scans, NIfTI volumes or PNG slices, with --images."
+            )
     return bool(found.volumes)
 
 
