@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from packaging.version import Version
 
 import adbench
 
@@ -70,7 +71,27 @@ def test_the_image_copies_what_there_is_and_takes_torch_from_an_index_of_its_own
         assert any(name in path.read_text(encoding="utf-8") for path in (ROOT / "adbench").rglob("*.py")), name
 
 
-def test_the_citation_is_of_this_version() -> None:
+def test_the_citation_is_of_the_version_that_was_released_last() -> None:
     about = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
-    assert (about["version"], about["license"], about["cff-version"]) == (adbench.__version__, "Apache-2.0", "1.2.0")
+    headings = re.findall(r"^## (.+)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert headings[0] == "Unreleased"
+    assert headings[1] == f"{about['version']} ({about['date-released']})"
+    assert (about["license"], about["cff-version"]) == ("Apache-2.0", "1.2.0")
     assert about["authors"]
+    here = Version(adbench.__version__)
+    assert here == Version(about["version"]) or (here.is_devrelease and here > Version(about["version"]))
+
+
+def test_no_page_names_the_version_that_the_package_says() -> None:
+    """It would be wrong after the next release."""
+    pages = [
+        *ROOT.glob("*.md"),
+        *ROOT.glob("docs/*.md"),
+        ROOT / "Dockerfile",
+        ROOT / "pyproject.toml",
+        ROOT / "Makefile",
+    ]
+    named = [
+        page.name for page in pages if re.search(rf"\b{re.escape(adbench.__version__)}\b", page.read_text("utf-8"))
+    ]
+    assert set(named) <= {"CHANGELOG.md"}

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from adbench import __version__
 from adbench.config import protocols, registry
 from adbench.config.cell import Post
 from adbench.datasets.io.filename_patterns import in_set, person, shared_patients
@@ -30,22 +29,21 @@ from adbench.leaderboard.consistency import (
     check_volume,
     differences,
     skeleton,
-    steps,
 )
 from adbench.leaderboard.from_maps import check_from_maps, check_submitted
+from adbench.leaderboard.method_checks import check_method
 from adbench.leaderboard.submission import FROM_MAPS, SPATIAL, Submission, own_digest, ranking_left_out, sha256
-from adbench.methods.base import Method
 from adbench.metrics.base import Metric, Subject
 from adbench.metrics.evaluate import Evaluation, evaluate
 from adbench.metrics.spatial import froc_thresholds
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import choose_thresholds, slice_thresholds
 from adbench.results.explain import CLOSE
-from adbench.results.known import BUILT_IN, lists, parameters, slices, sources, weights
-from adbench.results.record import CONFORMANCE, DataPart, MetricPart, Number, Record
+from adbench.results.known import lists, slices
+from adbench.results.record import DataPart, MetricPart, Number, Record
 from adbench.results.rundir import SPLITS
 from adbench.runner.keys import METRICS_VERSION
-from adbench.utils.hashing import canonical_json, digest
+from adbench.utils.hashing import digest
 from adbench.utils.limits import ISSUES
 
 _METRIC_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@+-]{0,79}")
@@ -372,82 +370,6 @@ def _summed(metric: str, number: Number) -> Metric:
             raise NotImplementedError
 
     return Summed()
-
-
-def check_method(submission: Submission) -> Iterator[Issue]:
-    """A method that is called built-in is one, with the source and parameters that a release of adbench has."""
-    record = submission.record
-    method, version = record.method, record.provenance.get("adbench")
-    if method.conformance not in CONFORMANCE:
-        yield Issue("method.conformance", method.conformance, why=f"one of {', '.join(map(repr, CONFORMANCE))}")
-    builtin = method.name in registry.BUILTIN["methods"]
-    if method.origin != BUILT_IN:
-        if builtin:
-            why = f"{method.name} is the name of a method of adbench"
-            yield Issue("method.origin", method.origin, BUILT_IN, why)
-        return
-    if not builtin:
-        yield Issue(
-            "method.origin", BUILT_IN, why=f"adbench has no method {method.name!r}; a plug-in names its package"
-        )
-        return
-    valid = sources(method.name, str(version))
-    if valid is None:
-        yield Issue("provenance.adbench", version, why="this release knows no such version; a newer adbench may")
-    elif method.source not in valid:
-        why = f"source of {method.name} in adbench {version}; a changed one is a plug-in with a name of its own"
-        yield Issue("method.source", method.source, valid[-1], why)
-    elif other := [
-        part["method"]
-        for part in record.identity.get("members", ())
-        if part["method"] in registry.BUILTIN["methods"]
-        and part["method_source"] not in (sources(part["method"], str(version)) or ())
-    ]:
-        yield Issue(
-            "identity.members", why=f"source of {', '.join(other)} in adbench {version}; a changed one is a plug-in"
-        )
-    elif method.conformance == "failed":
-        yield Issue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
-    if (expected := weights(method, record.test.grid)) is not None:
-        why = f"weights of {method.name} with these parameters"
-        yield from differences("method.parameters", method.parameters, expected, why)
-    if version == __version__:  # presets and parameters of another release may have been others
-        yield from _parameters(record, registry.load("methods", method.name))
-
-
-def _parameters(record: Record, cls: type[Method]) -> Iterator[Issue]:
-    method = record.method
-    fields = cls.Params.model_fields
-    names = parameters(method.name, __version__, method.source)  # of the source that the result names
-    names = sorted(fields) if names is None else names
-    shared = {name: value for name, value in method.params.items() if name in fields or name not in names}
-    try:
-        resolved = cls.resolve(method.preset, shared)
-    except UserError as error:
-        yield Issue("method.params", why=str(error))
-        return
-    members = [part["method"] for part in record.identity.get("members", ())]
-    expected = [one.method for one in cls.made_of(resolved, record.seed)]
-    yield from differences("identity.members", members, expected, "its parameters say so")
-    full = resolved.model_dump(mode="json")
-    stated = {name: full[name] for name in shared}
-    if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):
-        yield Issue("method.params", why=f"they are not as {method.name} states them, every one and of its own type")
-    presets = {name: cls.resolve(name, {}).model_dump(mode="json") for name in cls.presets}
-    for name, params in presets.items():
-        if name != method.preset and full == params != presets[method.preset]:
-            yield Issue("method.preset", method.preset, name, "the parameters are all those of that preset")
-    yield from differences("method.version", method.version, cls.version, f"of {method.name} in adbench {__version__}")
-    files = record.identity.get("files")
-    try:
-        named = len(cls.files(resolved))
-    except UserError:  # weights or textures that are not on this machine: their hashes stand in the identity
-        named = max(1, len(files)) if isinstance(files, list) else 1
-    if isinstance(files, list) and len(files) != named:
-        yield Issue("identity.files", len(files), named, "files that these parameters name")
-    budget, taken = cls.budget(resolved), steps(record)
-    if budget is not None and taken != budget:
-        yield Issue("fit.steps", taken, budget, f"steps that {method.name} takes with these parameters")
 
 
 def check_data(submission: Submission) -> Iterator[Issue]:

@@ -23,19 +23,23 @@ from adbench.config.source import source_digest
 from adbench.context import Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.leaderboard.submission import glance
-from adbench.results.known import BUILT_IN, FILE, PUBLISHED, known, slices, weights_key
+from adbench.results.known import BUILT_IN, FILE, PUBLISHED, known, settings, slices, weights_key
 from adbench.results.record import Record
 from adbench.runner.plan import gather
 from adbench.utils.files import write_json
 
 
 def methods(records: list[Record]) -> dict[str, Any]:
-    """The parts ``methods`` and ``weights`` of ``known.json``.
+    """The parts ``methods``, ``settings`` and ``weights`` of ``known.json``.
+
+    What other versions of adbench have stays as it is. A source that was listed by hand gets the settings of this checkout:
+    list it before they change.
 
     Args:
         records: of built-in methods, published; the hashes of their sources stay valid if they were valid.
     """
-    found: dict[str, dict[str, dict[str, list[str]]]] = dict(known()["methods"]) if FILE.exists() else {}
+    before = known() if FILE.exists() else {}
+    found: dict[str, dict[str, dict[str, list[str]]]] = dict(before.get("methods", {}))
     used = {(record.method.name, record.method.source): sorted(record.method.params) for record in records}
     earlier = found.get(__version__, {})
     found[__version__] = {}
@@ -44,13 +48,28 @@ def methods(records: list[Record]) -> dict[str, Any]:
         kept = [source for source in earlier.get(name, []) if source != own and (name, source) in used]
         names = sorted(registry.load("methods", name).Params.model_fields)
         found[__version__][name] = {source: used[name, source] for source in kept} | {own: names}
+    named: dict[str, dict[str, list[str]]] = {}
+    for listed in found.values():
+        for name, of_source in listed.items():
+            named.setdefault(name, {}).update(of_source)
+    said = {name: _settings(name, sources, before) for name, sources in sorted(named.items())}
     weights = {
         weights_key(record.method, record.test.grid): record.method.parameters
         for record in records
         if not registry.load("methods", record.method.name).sized_by_data
-        and record.method.source in found.get(str(record.provenance.get("adbench")), {}).get(record.method.name, [])
+        and record.method.source in named.get(record.method.name, {})
     }
-    return {"methods": found, "weights": dict(sorted(weights.items()))}
+    return {"methods": found, "settings": said, "weights": dict(sorted(weights.items()))}
+
+
+def _settings(name: str, sources: dict[str, list[str]], before: dict[str, Any]) -> dict[str, dict[str, str]]:
+    """Source -> :func:`adbench.results.known.settings`: as they were, of this checkout where they are new."""
+    kept = before.get("settings", {}).get(name, {})
+    if name not in registry.BUILTIN["methods"]:  # a method of another version
+        return {source: kept[source] for source in sources if source in kept}
+    cls, own = registry.load("methods", name), source_digest("methods", name)
+    here = {source: settings(cls, names) for source, names in sources.items() if source == own or source not in kept}
+    return {source: here.get(source) or kept[source] for source in sources}
 
 
 def data(

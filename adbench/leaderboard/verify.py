@@ -18,6 +18,7 @@ from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.leaderboard.checks import check, numbers_without
 from adbench.leaderboard.consistency import Issue, skeleton, steps
+from adbench.leaderboard.method_checks import not_checked
 from adbench.leaderboard.submission import FROM_MAPS, JSON_TABLE, Submission, file_name, published_files, read_or_pack
 from adbench.metrics.spec import SPECS
 from adbench.results.known import known, slices
@@ -72,7 +73,7 @@ class CheckResult:
         shared: what must agree with other results; None when it cannot be read.
         name: of its file in a leaderboard.
         text: of that file; empty where nobody asked for it.
-        unseen: what could not be checked of its test slices, since they do not ship with adbench.
+        unseen: what could not be checked: its test slices, which do not ship with adbench, and what another release decides.
     """
 
     path: Path
@@ -80,7 +81,7 @@ class CheckResult:
     shared: SharedFields | None = None
     name: str = ""
     text: str = ""
-    unseen: str = ""
+    unseen: tuple[str, ...] = ()
 
 
 def verify(
@@ -108,7 +109,7 @@ def verify(
     )
     issues = [issue for result in results for issue in result.issues]
     if unseen is not None:
-        unseen.update(result.unseen for result in results if result.unseen)
+        unseen.update(what for result in results for what in result.unseen)
     return len(results), issues + contradictions([result.shared for result in results if result.shared is not None])
 
 
@@ -188,9 +189,8 @@ def check_one(path: Path) -> CheckResult:
     if path.is_file():
         issues += check_place(path, submission.record)
     record = submission.record
-    return CheckResult(
-        path, issues, shared_fields(submission), file_name(record), submission.text, _unseen(record.test)
-    )
+    unseen = tuple(filter(None, (_unseen(record.test), not_checked(record))))
+    return CheckResult(path, issues, shared_fields(submission), file_name(record), submission.text, unseen)
 
 
 def _unseen(test: DataPart) -> str:

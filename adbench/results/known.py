@@ -4,6 +4,7 @@
 
     {
       "methods": {adbench version: {method: {hash of its source: [names of its parameters]}}},
+      "settings": {method: {hash of its source: {preset: hash of :func:`settings`}}},
       "weights": {hash of method, parameters and grid: number of weights},
       "data":    {dataset: {modality: {"params": …, role: {"digest": …, "subjects": […], "voxels": {subject: [lesion, other]}, …}}}},
       "lists":   {protocol: {role: [subjects]}}      lists that were published; added by hand, kept by the command
@@ -16,7 +17,7 @@ with the start of a SHA-256 of every subject's slices.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from adbench.config import registry
 from adbench.config.run_config import default_cache
 from adbench.config.source import source_digest
 from adbench.errors import UserError
+from adbench.methods.base import Method
 from adbench.results.record import MethodPart
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
@@ -60,29 +62,52 @@ def lists() -> dict[str, dict[str, list[str]]]:
     }
 
 
-def sources(method: str, version: str) -> list[str] | None:
-    """Hashes that the source of a built-in method may have, this checkout's last; None for an unknown release.
-
-    Args:
-        method: name of a built-in method.
-        version: of adbench.
-    """
-    listed = known()["methods"].get(version)
-    if version != __version__:
-        return None if listed is None else list(listed.get(method, []))
-    own = source_digest("methods", method)
-    return [*(source for source in (listed or {}).get(method, []) if source != own), own]
+def releases(method: str, source: str) -> list[str]:
+    """Versions of adbench in which a built-in method has this source, in their order; this checkout is one of them."""
+    found = [version for version, listed in known()["methods"].items() if source in listed.get(method, {})]
+    here = __version__ not in found and source == source_digest("methods", method)
+    return [*found, __version__] if here else found
 
 
-def parameters(method: str, version: str, source: str) -> list[str] | None:
+def is_release(version: str) -> bool:
+    """Whether this checkout knows the sources of that version of adbench."""
+    return version == __version__ or version in known()["methods"]
+
+
+def sources(method: str, version: str) -> list[str]:
+    """Hashes that the source of a built-in method has in a version of adbench, this checkout's last."""
+    own = [source_digest("methods", method)] if version == __version__ else []
+    return [*(source for source in known()["methods"].get(version, {}).get(method, {}) if source not in own), *own]
+
+
+def parameters(method: str, source: str) -> list[str] | None:
     """Names of the parameters that a built-in method of this ``source`` has; None for a source that no release has."""
-    found: list[str] | None = known()["methods"].get(version, {}).get(method, {}).get(source)
+    blocks = (listed.get(method, {}) for listed in known()["methods"].values())
+    return next((names[source] for names in blocks if source in names), None)
+
+
+def is_released(method: str, origin: str, source: str) -> bool:
+    """Whether a release of adbench has this method with this source."""
+    return origin == BUILT_IN and any(source in listed.get(method, {}) for listed in known()["methods"].values())
+
+
+def settings(cls: type[Method], names: Collection[str]) -> dict[str, str]:
+    """Preset -> hash of what a method says of it: its version, the values of the named parameters, the steps that it takes."""
+    found = {}
+    for preset in sorted(cls.presets):
+        params = cls.resolve(preset, {})
+        values = {name: value for name, value in params.model_dump(mode="json").items() if name in names}
+        found[preset] = digest([cls.version, values, cls.budget(params)])[:16]
     return found
 
 
-def is_released(method: str, origin: str, source: str, version: str) -> bool:
-    """Whether the release ``version`` of adbench has this method with this source."""
-    return origin == BUILT_IN and source in known()["methods"].get(version, {}).get(method, [])
+def presets_changed(method: str, source: str) -> set[str]:
+    """The presets of which a built-in method says something else here than with this ``source``."""
+    if source == source_digest("methods", method):
+        return set()
+    listed = known()["settings"].get(method, {}).get(source, {})
+    here = settings(registry.load("methods", method), parameters(method, source) or ()) if listed else {}
+    return {preset for preset, said in listed.items() if here.get(preset) != said}
 
 
 def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:
@@ -138,7 +163,7 @@ def conformance(method: str, origin: str, source: str) -> str:
         origin: "built-in" or a distribution.
         source: hash of its source.
     """
-    if is_released(method, origin, source, __version__):
+    if is_released(method, origin, source):
         return "passed"
     try:
         found = json.loads(_conformance_file(source).read_text(encoding="utf-8"))

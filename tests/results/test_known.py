@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -13,9 +14,11 @@ from adbench.config.source import source_digest
 from adbench.leaderboard import make_known
 from adbench.leaderboard.make_known import data, methods
 from adbench.leaderboard.submission import glance
+from adbench.methods.base import Method
 from adbench.results.known import conformance as outcome
+from adbench.results.known import is_release, known, releases, settings, weights
 from adbench.results.known import keep_conformance as keep
-from adbench.results.known import known, weights
+from adbench.results.record import Record
 
 BOARD = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
 
@@ -46,7 +49,13 @@ def test_the_command_keeps_what_it_finds(cli: Callable[..., tuple[int, str, str]
 def test_known_sources_are_those_of_this_code() -> None:
     listed = known()["methods"][__version__]
     assert set(listed) == set(registry.BUILTIN["methods"])
-    stale = [name for name, sources in listed.items() if list(sources)[-1] != source_digest("methods", name)]
+    stale = [
+        name
+        for name, sources in listed.items()
+        for own in [source_digest("methods", name)]
+        if list(sources)[-1] != own
+        or known()["settings"][name][own] != settings(registry.load("methods", name), sources[own])
+    ]
     assert not stale, (
         f"the source of {', '.join(stale)} changed: run `make known`, and commit adbench/results/known.json"
     )
@@ -69,18 +78,83 @@ def test_known_slices_are_those_of_the_phantom(tmp_path: Path) -> None:
     }, "run `make known`"
 
 
-def test_sources_of_published_results_stay_valid(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After a change of every method, those that a committed result was made with are listed before the new ones."""
+@pytest.fixture
+def published() -> Record:
+    """A committed result of ae, made by an earlier source of adbench 0.1.0."""
     paths = sorted(BOARD.glob("*-ae-*.json"))[:1]
     if not paths:
         pytest.skip("no record is committed")
-    record = glance(paths[0]).record
+    return glance(paths[0]).record
+
+
+def test_sources_of_published_results_stay_valid(monkeypatch: pytest.MonkeyPatch, published: Record) -> None:
+    """After a change of every method, those that a committed result was made with are listed before the new ones."""
     monkeypatch.setattr(make_known, "source_digest", lambda kind, name: "new")
-    made = methods([record])
-    listed = made["methods"][__version__]
-    assert list(listed["ae"]) == [record.method.source, "new"]
-    assert listed["ae"][record.method.source] == sorted(record.method.params)
+    monkeypatch.setattr(make_known, "__version__", published.provenance["adbench"])
+    made = methods([published])
+    listed = made["methods"][published.provenance["adbench"]]
+    assert list(listed["ae"]) == [published.method.source, "new"]
+    assert listed["ae"][published.method.source] == sorted(published.method.params)
     assert list(listed["zscore"]) == ["new"]
-    assert list(made["weights"].values()) == [record.method.parameters]
+    assert list(made["weights"].values()) == [published.method.parameters]
     sized_by_data = [glance(path).record for path in sorted(BOARD.glob("*-zscore-*.json"))[:1]]
     assert methods(sized_by_data)["weights"] == {}
+
+
+def test_what_other_releases_have_stays_as_it_is(monkeypatch: pytest.MonkeyPatch, published: Record) -> None:
+    before = known()
+    monkeypatch.setattr(make_known, "source_digest", lambda kind, name: "new")
+    monkeypatch.setattr(make_known, "__version__", "9.0")
+    made = methods([published])
+    assert made["methods"] == {**before["methods"], "9.0": made["methods"]["9.0"]}
+    assert {source for sources in made["methods"]["9.0"].values() for source in sources} == {"new"}
+    assert list(made["weights"].values()) == [published.method.parameters]
+    for name, sources in before["settings"].items():
+        assert made["settings"][name] == {**sources, "new": made["settings"][name]["new"]}
+
+
+def test_a_source_that_is_listed_by_hand_gets_the_settings_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a source that has some are kept, whatever the class says now."""
+    names = ["polarity", "sigma"]
+    own = source_digest("methods", "histeq")
+    monkeypatch.setitem(known()["methods"]["0.1.0"]["histeq"], "by hand", names)
+    monkeypatch.setitem(known()["methods"]["0.1.0"]["histeq"], "before", names)
+    monkeypatch.setitem(known()["settings"]["histeq"], "before", {"tiny": "other"})
+    made = methods([])["settings"]["histeq"]
+    assert made["by hand"] == settings(registry.load("methods", "histeq"), names)
+    assert (made["before"], made[own]) == ({"tiny": "other"}, known()["settings"]["histeq"][own])
+
+
+def test_settings_are_values_steps_and_version() -> None:
+    ae = registry.load("methods", "ae")
+    names = sorted(ae.Params.model_fields)
+    assert settings(ae, [*names, "of another release"]) == settings(ae, names)
+
+    class Longer(ae):  # type: ignore[misc, valid-type]
+        """Takes more steps with one of its presets."""
+
+        presets: ClassVar = {**ae.presets, "tiny": {**ae.presets["tiny"], "steps": 7}}
+
+    class Newer(ae):  # type: ignore[misc, valid-type]
+        """Gives other numbers."""
+
+        version: ClassVar[str] = "99"
+
+    def changed(cls: type[Method], own: list[str]) -> set[str]:
+        return {preset for preset, said in settings(ae, own).items() if settings(cls, own)[preset] != said}
+
+    assert changed(Longer, names) == {"tiny"}
+    assert changed(Longer, ["lr"]) == {"tiny"}  # by the steps that it takes
+    assert changed(Newer, names) == set(ae.presets)
+
+
+def test_releases_are_told_by_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = source_digest("methods", "histeq")
+    first = next(iter(known()["methods"]["0.1.0"]["histeq"]))
+    assert releases("histeq", first)[0] == "0.1.0"
+    assert releases("histeq", own)[-1] == __version__
+    assert releases("histeq", "d" * 64) == []
+    monkeypatch.delitem(known()["methods"], __version__)
+    assert releases("histeq", own)[-1] == __version__
+    assert (is_release(__version__), is_release("0.1.0"), is_release("9.0")) == (True, True, False)
+    assert outcome("histeq", "built-in", first) == "passed"

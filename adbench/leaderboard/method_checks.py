@@ -1,0 +1,156 @@
+"""What can be checked of the method that a published result names: its source, and what its class says of the parameters.
+
+What decides is the source, not the number of a version: a source that is listed in ``known.json`` under any release, or that
+is the one here. The parameters are held against the class of this checkout, but where it says of their preset something else
+than with that source (:func:`adbench.results.known.presets_changed`): then :func:`not_checked` tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from adbench import __version__
+from adbench.config import registry
+from adbench.errors import UserError
+from adbench.leaderboard.consistency import Issue, differences, steps
+from adbench.leaderboard.submission import Submission
+from adbench.results.known import (
+    BUILT_IN,
+    is_release,
+    parameters,
+    presets_changed,
+    releases,
+    sources,
+    weights,
+)
+from adbench.results.record import CONFORMANCE, Record
+from adbench.utils.hashing import canonical_json
+
+
+def check_method(submission: Submission) -> Iterator[Issue]:
+    """A method that is called built-in is one, with the source and parameters that a release of adbench has."""
+    record = submission.record
+    method = record.method
+    if method.conformance not in CONFORMANCE:
+        yield Issue("method.conformance", method.conformance, why=f"one of {', '.join(map(repr, CONFORMANCE))}")
+    builtin = method.name in registry.BUILTIN["methods"]
+    if method.origin != BUILT_IN:
+        if builtin:
+            why = f"{method.name} is the name of a method of adbench"
+            yield Issue("method.origin", method.origin, BUILT_IN, why)
+        return
+    if not builtin:
+        yield Issue(
+            "method.origin", BUILT_IN, why=f"adbench has no method {method.name!r}; a plug-in names its package"
+        )
+        return
+    yield from _sources(record)
+    if (expected := weights(method, record.test.grid)) is not None:
+        why = f"weights of {method.name} with these parameters"
+        yield from differences("method.parameters", method.parameters, expected, why)
+    if not releases(method.name, method.source):
+        return  # which is said
+    changed = presets_changed(method.name, method.source)
+    if method.preset not in changed:
+        yield from _parameters(record, changed)
+    elif sorted(method.params) != (names := parameters(method.name, method.source)):
+        yield Issue("method.params", why=f"this source of {method.name} has the parameters {', '.join(names or ())}")
+
+
+def not_checked(record: Record) -> str:
+    """What of a result of a built-in method this checkout cannot compute again, to follow "Not checked: 3"; "" for nothing."""
+    method = record.method
+    if method.origin != BUILT_IN or method.name not in registry.BUILTIN["methods"]:
+        return ""
+    if method.preset not in presets_changed(method.name, method.source):
+        return ""
+    return (
+        f"by {method.name} of adbench {', '.join(releases(method.name, method.source))}: its preset {method.preset} is another "
+        f"one in adbench {__version__}, so that steps, files and members were not computed from the parameters"
+    )
+
+
+def _sources(record: Record) -> Iterator[Issue]:
+    """The method and its members have sources of the release that made the result; a shared fit has those of any release."""
+    method, version, other = record.method, str(record.provenance.get("adbench")), record.identity.get("scored_with")
+    if not is_release(version):
+        why = "this release knows no such version; a newer adbench may"
+        yield Issue("provenance.adbench", record.provenance.get("adbench"), why=why)
+        return
+    members = [
+        (part["method"], part["method_source"])
+        for part in record.identity.get("members", ())
+        if part["method"] in registry.BUILTIN["methods"]
+    ]
+    if other is not None:
+        if record.weights is None:
+            yield Issue(
+                "identity.scored_with", other, why="only a shared fit is scored by other code than it was made by"
+            )
+        elif not members and other not in sources(method.name, version):
+            why = f"source of {method.name} in adbench {version}"
+            yield Issue("identity.scored_with", other, _last(method.name, version), why)
+
+    def valid(name: str, source: str) -> bool:
+        known = releases(name, source)
+        return version in known or (other is not None and bool(known))
+
+    if not valid(method.name, method.source):
+        known = releases(method.name, method.source)
+        what = (
+            f"that of adbench {', '.join(known)} is another one"
+            if known
+            else "a changed one is a plug-in with a name of its own"
+        )
+        why = f"source of {method.name} in adbench {version}; {what}"
+        yield Issue("method.source", method.source, _last(method.name, version), why)
+    elif odd := [name for name, source in members if not valid(name, source)]:
+        why = f"source of {', '.join(odd)} in adbench {version}; a changed one is a plug-in"
+        yield Issue("identity.members", why=why)
+    elif method.conformance == "failed":
+        yield Issue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
+
+
+def _last(method: str, version: str) -> str | None:
+    return next(reversed(sources(method, version)), None)
+
+
+def _parameters(record: Record, changed: set[str]) -> Iterator[Issue]:
+    """The parameters are as the class states them, and members, preset, version, files and steps follow from them.
+
+    Args:
+        record: of a source that has these parameters.
+        changed: presets of which the class here says something else than that of the source.
+    """
+    method, cls = record.method, registry.load("methods", record.method.name)
+    fields = cls.Params.model_fields
+    names = parameters(method.name, method.source)  # of the source that the result names
+    names = sorted(fields) if names is None else names
+    shared = {name: value for name, value in method.params.items() if name in fields or name not in names}
+    try:
+        resolved = cls.resolve(method.preset, shared)
+    except UserError as error:
+        yield Issue("method.params", why=str(error))
+        return
+    members = [part["method"] for part in record.identity.get("members", ())]
+    expected = [one.method for one in cls.made_of(resolved, record.seed)]
+    yield from differences("identity.members", members, expected, "its parameters say so")
+    full = resolved.model_dump(mode="json")
+    stated = {name: full[name] for name in shared}
+    if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):
+        yield Issue("method.params", why=f"they are not as {method.name} states them, every one and of its own type")
+    presets = {name: cls.resolve(name, {}).model_dump(mode="json") for name in cls.presets if name not in changed}
+    for name, params in presets.items():
+        if name != method.preset and full == params != presets[method.preset]:
+            yield Issue("method.preset", method.preset, name, "the parameters are all those of that preset")
+    yield from differences("method.version", method.version, cls.version, f"of {method.name} in adbench {__version__}")
+    files = record.identity.get("files")
+    try:
+        named = len(cls.files(resolved))
+    except UserError:  # weights or textures that are not on this machine: their hashes stand in the identity
+        named = max(1, len(files)) if isinstance(files, list) else 1
+    if isinstance(files, list) and len(files) != named:
+        yield Issue("identity.files", len(files), named, "files that these parameters name")
+    budget, taken = cls.budget(resolved), steps(record)
+    if budget is not None and taken != budget:
+        yield Issue("fit.steps", taken, budget, f"steps that {method.name} takes with these parameters")

@@ -1,0 +1,153 @@
+"""What is checked of a method follows from the source that made the result, whatever number its release has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from board_files import ROOT, altered, rekey
+
+from adbench import __version__
+from adbench.config.source import source_digest
+from adbench.leaderboard import submission as files
+from adbench.leaderboard.checks import check
+from adbench.leaderboard.consistency import Issue
+from adbench.leaderboard.method_checks import check_method
+from adbench.leaderboard.submission import Submission
+from adbench.leaderboard.verify import check_one
+from adbench.results.known import known
+
+RECORDS = sorted(ROOT.glob("phantom/records/phantom-flair-dae-tiny-seed0-*.json"))
+pytestmark = pytest.mark.skipif(not RECORDS, reason="no record is committed")
+Change = Callable[[dict[str, Any]], object]
+HERE, ELSEWHERE, OTHER = source_digest("methods", "dae"), "e" * 64, "9.0"
+
+
+@pytest.fixture(scope="module")
+def published() -> Submission:
+    """dae on FLAIR by an earlier source of adbench 0.1.0."""
+    found = files.read(RECORDS[0])
+    assert found.record.provenance["adbench"] == "0.1.0"
+    assert found.record.method.source != HERE
+    return found
+
+
+@pytest.fixture
+def release(monkeypatch: pytest.MonkeyPatch, published: Submission) -> str:
+    """A release with another source of dae, and the presets of today; its number."""
+    names = sorted(published.record.method.params)
+    monkeypatch.setitem(known()["methods"], OTHER, {"dae": {ELSEWHERE: names}})
+    monkeypatch.setitem(
+        known()["settings"]["dae"], ELSEWHERE, known()["settings"]["dae"][published.record.method.source]
+    )
+    return OTHER
+
+
+def made_by(version: str, source: str = "", change: Change = lambda record: None) -> Change:
+    """A change of the record, which then is of this version and source."""
+
+    def made(raw: dict[str, Any]) -> None:
+        record = raw["record"]
+        record["provenance"]["adbench"] = version
+        if source:
+            record["method"]["source"] = record["identity"]["method_source"] = source
+        change(record)
+        for one in ("preset", "params", "version"):
+            record["identity"]["method_version" if one == "version" else one] = record["method"][one]
+        rekey(raw)
+
+    return made
+
+
+def wrong(published: Submission, change: Change) -> list[Issue]:
+    return list(check_method(files.parse(altered(published, change).encode(), Path("x.json"))))
+
+
+def _set(part: str, name: str, value: Any) -> Change:
+    return lambda record: record[part].__setitem__(name, value)
+
+
+FORGED: dict[str, Change] = {
+    "fit.steps": _set("fit", "steps", 1),
+    "method.preset": _set("method", "preset", "paper"),
+    "method.version": _set("method", "version", "7"),
+    "method.parameters": _set("method", "parameters", 12),
+    "method.params": lambda record: record["method"]["params"].pop("batch"),
+    "identity.files": _set("identity", "files", ["0" * 64]),
+}
+MADE = {
+    "an earlier source of 0.1.0": ("0.1.0", ""),
+    "the source here, by 0.1.0": ("0.1.0", HERE),
+    "the source here, by this version": (__version__, HERE),
+    "a source of another release": (OTHER, ELSEWHERE),
+}
+
+
+@pytest.mark.parametrize("made", MADE)
+@pytest.mark.parametrize("field", FORGED)
+def test_every_release_is_checked_as_thoroughly(published: Submission, release: str, made: str, field: str) -> None:
+    assert wrong(published, made_by(*MADE[made])) == []
+    assert field in [issue.field for issue in wrong(published, made_by(*MADE[made], FORGED[field]))]
+
+
+def test_a_source_is_of_the_release_that_it_names(published: Submission, release: str) -> None:
+    (issue,) = wrong(published, made_by(__version__, ELSEWHERE))
+    assert (issue.field, issue.expected) == ("method.source", HERE)
+    assert f"source of dae in adbench {__version__}; that of adbench {OTHER} is another one" in issue.sentence
+    (issue,) = wrong(published, made_by(OTHER, HERE))
+    assert (issue.field, issue.expected) == ("method.source", ELSEWHERE)
+    (issue,) = wrong(published, made_by("0.1.0", "d" * 64))
+    assert "a changed one is a plug-in with a name of its own" in issue.sentence
+    (issue,) = wrong(published, made_by("8.0", HERE))
+    assert (issue.field, issue.stored) == ("provenance.adbench", "8.0")
+    assert "this release knows no such version" in issue.sentence
+
+
+def test_a_shared_fit_may_be_of_another_release_than_it_is_scored_with(published: Submission, release: str) -> None:
+    def scored(source: str, *, shared: bool = True) -> Change:
+        def change(record: dict[str, Any]) -> None:
+            record["identity"]["scored_with"] = source
+            if shared:
+                record["weights"] = {"author": "A", "licence": "CC0-1.0", "link": "", "digest": "0" * 64}
+
+        return change
+
+    assert wrong(published, made_by(__version__, ELSEWHERE, scored(HERE))) == []
+    for source, change, field in (
+        (ELSEWHERE, scored("d" * 64), "identity.scored_with"),
+        (ELSEWHERE, scored(ELSEWHERE), "identity.scored_with"),
+        (ELSEWHERE, scored(HERE, shared=False), "identity.scored_with"),
+        ("d" * 64, scored(HERE), "method.source"),
+    ):
+        assert [issue.field for issue in wrong(published, made_by(__version__, source, change))] == [field]
+
+
+def test_a_preset_that_has_changed_since_is_told(
+    published: Submission, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Steps are not computed by the class of another source; what is known of that source still holds."""
+    source = published.record.method.source
+    listed = known()["settings"]["dae"][source]
+    monkeypatch.setitem(known()["settings"]["dae"], source, {**listed, "tiny": "another"})
+    assert wrong(published, made_by("0.1.0", "", FORGED["fit.steps"])) == []
+    assert [issue.field for issue in wrong(published, made_by("0.1.0", "", FORGED["method.params"]))] == [
+        "method.params"
+    ]
+    assert "method.parameters" in [i.field for i in wrong(published, made_by("0.1.0", "", FORGED["method.parameters"]))]
+    assert [i.field for i in wrong(published, made_by("0.1.0", "", _set("method", "preset", "huge")))] == [
+        "method.params"
+    ]
+    (tmp_path / "x.json").write_text(altered(published, lambda raw: None))
+    found = check_one(tmp_path / "x.json")
+    assert found.issues == []
+    assert found.unseen == (
+        f"by dae of adbench 0.1.0: its preset tiny is another one in adbench {__version__}, so that steps, files and members were "
+        "not computed from the parameters",
+    )
+
+
+def test_all_that_is_wrong_is_found_by_the_list_of_checks(published: Submission) -> None:
+    change = made_by("0.1.0", HERE, FORGED["fit.steps"])
+    assert "fit.steps" in [i.field for i in check(files.parse(altered(published, change).encode(), Path("x.json")))]
