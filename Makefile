@@ -44,6 +44,7 @@ lint: setup
 	$(BIN)/python docs/architecture.py --check
 	$(BIN)/python docs/attacks.py --check
 	$(BIN)/python docs/results.py --check
+	$(BIN)/python docs/notebooks.py --check
 
 clean:
 	rm -rf $(VENV) demo runs

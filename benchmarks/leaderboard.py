@@ -2,7 +2,7 @@
 
 Copies of committed results (or of a run made here, when there are none) under other names and seeds are built into
 tables and a page, shown, and one of them is verified. Budgets: build in 10 s for 200 results and 20 s for 2,000, in 400 MB;
-show in 1 s for 200. The page: 5 MB for 200 results; of 1,000 rows 8 MB, and open in 1 s, where Chromium and chromedriver are there.
+show in 1 s for 200. The page: 2 MB for 200 results; of 1,000 rows 4 MB, and open in 1 s, where Chromium and chromedriver are there.
 Exits with 1 when one is over.
 """
 
@@ -123,7 +123,7 @@ def main() -> int:
         verifying = time.perf_counter() - start
         assert not problems, problems
     seconds = 10 if count <= 200 else count / 100
-    megabytes, open_in = max(5, rows * 8 / 1000), max(1, rows / 1000)
+    megabytes, open_in = max(2, rows * 4 / 1000), max(1, rows / 1000)
     print(f"{count} results            {size / 1e6:6.1f} MB, {rows} rows")
     print(f"leaderboard build      {building:6.2f} s   (budget {seconds:.0f} s)")
     print(f"memory of it           {memory:6.0f} MB  (budget 400 MB)")

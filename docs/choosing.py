@@ -20,7 +20,7 @@ import numpy as np
 
 from adbench import api
 from adbench.config import registry
-from adbench.evaluation.pictures import brain_box
+from adbench.datasets.contact_sheet import brain_box
 from adbench.evaluation.run import Run
 from adbench.runner.samples import choose_positions
 

@@ -20,8 +20,8 @@ import torch
 from scipy import ndimage
 
 from adbench import api
+from adbench.datasets.contact_sheet import brain_box
 from adbench.datasets.preprocessing.resize import resize_image, resize_mask
-from adbench.evaluation.pictures import brain_box
 from adbench.evaluation.run import Run
 from adbench.metrics.curves import Curve
 

@@ -7,6 +7,7 @@ other is not run stands in :data:`NOT_RUN`; a reason that no printed command nee
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 import shutil
@@ -24,6 +25,7 @@ from adbench.datasets.phantom.small_layouts import write_small
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))  # executed as a whole: tests/test_notebooks.py
 USAGE = typer.BadParameter.__bases__[0]  # typer brings click along under a name of its own
 COMMAND: Any = typer.main.get_command(app)
 Cli = Callable[..., tuple[int, str, str]]
@@ -31,7 +33,6 @@ Cli = Callable[..., tuple[int, str, str]]
 # Beginning of a command, as a pattern -> why it is not run here. The first that matches counts.
 NOT_RUN = {
     r"adbench .*(localcontrast|inpaint|my_method|mine\b)": "a plug-in that is installed first: tests/plugins",
-    r"adbench .*hospital|adbench .*new-scans": "tests/plugins/test_tutorials.py runs the whole page",
     r"adbench run .*--executor ray": "Ray takes seconds to start: tests/executors",
     r"adbench run .*--grid leaderboards": "a board, hours of training",
     r"adbench run .*--(method|dataset) (madad|constant,histeq,zscore,asymmetry,ae|ddpm|dae|vae|ensemble|phantom --method vae)": "trains",
@@ -53,13 +54,21 @@ NOT_RUN = {
 
 def commands(page: Path) -> list[str]:
     """The commands of its code blocks that begin with ``adbench`` or ``python``, and the scripts that its text names."""
-    text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+    text = page.read_text(encoding="utf-8") if page.suffix == ".md" else as_page(json.loads(page.read_bytes()))
+    text = text.replace("\\\n", " ")
     blocks = re.findall(r"^```(?:bash)?\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
     blocks += re.findall(r"(?:^ {4}.*\n)+", text, re.MULTILINE)
     lines = [line.strip().removeprefix("$ ") for block in blocks for line in block.splitlines()]
     lines += re.findall(r"`(python [\w/]+\.py[^`\n]*)`", text)
     found = [first(line) for line in lines if re.match(r"adbench |python [\w/]+\.py", line)]
     return [line for line in dict.fromkeys(found) if line != "adbench ..." and not line.endswith("--help")]
+
+
+def as_page(notebook: Any) -> str:
+    """A notebook as Markdown, with the commands of its cells as they are in a terminal."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
+    code = {"code": lambda source: f"```\n{re.sub('^!', '', source, flags=re.MULTILINE)}\n```", "markdown": str}
+    return "\n\n".join(code[kind](source) for kind, source in cells)
 
 
 def first(line: str) -> str:
@@ -70,7 +79,7 @@ def first(line: str) -> str:
     )
 
 
-PRINTED = {page: commands(page) for page in PAGES}
+PRINTED = {page: commands(page) for page in (*PAGES, *NOTEBOOKS)}
 
 
 def reason(line: str) -> str:
@@ -91,7 +100,7 @@ def parse(words: list[str]) -> Any:
     return command.make_context(command.name, words)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+@pytest.mark.parametrize("page", PRINTED, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_the_command_line_takes_what_is_printed(page: Path) -> None:
     assert commands_of
     for line in PRINTED[page]:
@@ -107,13 +116,14 @@ def test_the_command_line_takes_what_is_printed(page: Path) -> None:
 
 def test_commands_are_found() -> None:
     assert sum(map(len, PRINTED.values())) > 100
+    assert all(any("leaderboard" in line or "run" in line for line in PRINTED[page]) for page in NOTEBOOKS)
     assert first("adbench status --out 'a b'   # why || how") == "adbench status --out 'a b'"
     with pytest.raises(USAGE, match="No such option"):
         parse(["run", "--tensorbord"])
 
 
 def test_every_reason_is_needed() -> None:
-    used = {reason(line) for lines in PRINTED.values() for line in lines}
+    used = {reason(line) for page in PAGES for line in PRINTED[page]}
     assert not set(NOT_RUN) - used
 
 
@@ -164,7 +174,7 @@ def test_quick_commands_run_as_printed(
     monkeypatch.chdir(tmp_path)
     assert cli("run", "-m", "histeq", "-d", "folder", "--data-root", "my_slices", "--device", "cpu", "-q")[0] == 0
     (mine,) = (path.parent for path in Path("runs").rglob("record.json"))
-    quick = [line for lines in PRINTED.values() for line in lines if not reason(line)]
+    quick = [line for page in PAGES for line in PRINTED[page] if not reason(line)]
     # What the pages make first, then what they do with it.
     for line in sorted(dict.fromkeys(quick), key=lambda line: not line.startswith(("adbench run", "adbench fit"))):
         words = [str(mine) if word == "RUN" or "1a2b3c4d5e" in word else word for word in shlex.split(line)[1:]]

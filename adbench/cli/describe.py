@@ -218,13 +218,8 @@ def write_pages(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:
-    """What the conformance checks find about the method, dataset or metric called ``name``; of a method, records will say it.
-
-    Args:
-        name: a method, dataset or metric.
-        assignments: texts of the form ``key=value``, parameters of it.
-        root: where the dataset lies.
-        device: where a method runs.
+    """What the conformance checks find about the method, dataset or metric called ``name``, with parameters
+    ``key=value``; of a method, records will say it.
 
     Raises:
         UserError: nothing has that name, or its parameters are wrong.

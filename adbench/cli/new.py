@@ -32,9 +32,6 @@ def new_package(kind: Kind, name: str, out: Path, variant: Variant = "") -> Path
         out: folder in which the package's folder ``adbench-<name>`` is made.
         variant: which files a dataset reads, "" for NIfTI.
 
-    Returns:
-        The package's folder.
-
     Raises:
         UserError: a name that is not valid or taken, or a folder that is there already.
     """

@@ -1,4 +1,4 @@
-"""What whoever gives something away says about it: the licence and links, held to one rule for shared fits and for results."""
+"""What whoever gives something away says about it, held to one rule for shared fits and for results; and what is wrong with it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,12 @@ Link = Annotated[str, Field(max_length=300), AfterValidator(_link)]
 """An https address, or "" for none."""
 
 
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong with such values, as "field: why"."""
+def first_error(error: ValidationError, most: int = 1000) -> str:
+    """The first thing that is wrong with the values of a file, as "field: why".
+
+    More than ``most`` errors are counted only: a list of them takes a thousand bytes each.
+    """
+    if error.error_count() > most:
+        return f"{error.error_count()} values are missing, unknown or of a wrong type"
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+    return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg'].removeprefix('Value error, ')}"

@@ -50,9 +50,7 @@ class Source:
     """A dataset with its parameters and the folder it lies in.
 
     Attributes:
-        dataset: its name.
         root: absolute path of its folder; None for a dataset that is generated.
-        params: validated parameters.
         dataset_class: a subclass of :class:`adbench.datasets.base.Dataset`.
     """
 
@@ -139,7 +137,6 @@ class Cell:
     """Everything that one run needs to know.
 
     Attributes:
-        method: its name.
         preset: name of the preset that the parameters started from.
         params: the method's parameters, validated, every field present.
         test: the dataset that is scored and whose validation split chooses the threshold.

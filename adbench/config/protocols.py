@@ -1,10 +1,13 @@
-"""Protocols: which slices train, which are scored, how the threshold is chosen. Data, versioned, part of every key."""
+"""Protocols: which slices train, which are scored, how the threshold is chosen. Data (``protocols.yaml``), versioned, part of every key."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
+
+import yaml
 
 from adbench.errors import UserError, unknown
 from adbench.utils.hashing import canonical_json
@@ -17,11 +20,7 @@ class Protocol:
     """One evaluation protocol.
 
     Attributes:
-        name: what the user types.
         version: raised when a number under this protocol may change.
-        summary: one line.
-        train: which slices a method learns from.
-        test: which slices are scored.
         threshold: where the threshold of ``dice@val`` comes from.
         domain: voxels that count: "brain", or "all", every voxel of the slices that are scored, background included.
         level: of the intervals over test subjects.
@@ -75,199 +74,27 @@ class Protocol:
         return canonical_json(self.as_dict())
 
 
-_LESION_FREE = "all lesion-free slices of the split `train` of the training source; lesion-free slices of its `val` to choose a checkpoint"
-_ALL_TEST = "all slices of every subject of the split `test` that has a lesion mask (an empty mask counts)"
-_VAL = "the threshold that maximises pooled Dice over the split `val` of the test dataset"
-_IXI = "all slices of the IXI subjects of the split `train`; those of its `val` to choose a checkpoint"
-_TUMOUR_FREE = (
-    "tumour-free slices of the BraTS'21 subjects of the split `train`, which are not healthy anatomy (mass effect); "
-    "those of its `val` to choose a checkpoint"
-)
-_HEALTHY = "no threshold maximises Dice without a lesion; `fpr1` and `fpr5` come from the healthy subjects of `val`"
+def _made(entry: dict[str, Any]) -> Protocol:
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in entry.items()}
+    return Protocol(**values)
 
-_INSERTED = Protocol(
-    "ixi-inserted",
-    "1",
-    "Healthy IXI subjects train; others get synthetic lesions: it tells methods apart, it does not measure them",
-    _IXI,
-    "16 evenly spread slices of every IXI subject of the split `test`, synthetic lesions in half of them",
-    "the threshold that maximises pooled Dice over slices of the split `val`, made the same way",
-    train_on="ixi",
-    datasets=("ixi",),
-    slices="spread",
-    healthy=True,
-    inserted=True,
-)
-_BASES = (
-    Protocol("phantom", "1", "Healthy phantoms train, phantoms with lesions test", _LESION_FREE, _ALL_TEST, _VAL),
-    Protocol(
-        "folder",
-        "1",
-        "Your slice folder: train/ trains, val/ chooses the threshold, test/ is scored",
-        _LESION_FREE,
-        _ALL_TEST,
-        _VAL,
-    ),
-    Protocol(
-        "soop-flair",
-        "1",
-        "Real strokes: lesion-free FLAIR slices of SOOP patients train, 36 others test, one slice each",
-        "the 165 lesion-free slices of the split `train`, of patients with a stroke elsewhere; those of `val` to choose a checkpoint",
-        "the slices of the 36 patients of the split `test` that adbench/results/published/soop-flair.json lists",
-        _VAL,
-        modalities=("FLAIR",),
-    ),
-    Protocol(
-        "ixi",
-        "1",
-        "Healthy IXI subjects train, others are scored for false alarms",
-        _IXI,
-        "all slices of every IXI subject of the split `test`, all of them healthy",
-        _HEALTHY,
-        train_on="ixi",
-        datasets=("ixi",),
-        healthy=True,
-        metrics=("alarms@fpr1", "alarms@fpr5"),
-    ),
-    _INSERTED,
-)
-_COMPARED = (
-    Protocol(
-        "ixi->atlas",
-        "1",
-        "Healthy IXI subjects train, ATLAS v2.0 strokes test (T1)",
-        _IXI,
-        _ALL_TEST,
-        _VAL,
-        train_on="ixi",
-        datasets=("atlas",),
-        modalities=("T1",),
-    ),
-    Protocol(
-        "brats21",
-        "2",  # without the second scans of patients who have another number: see docs/datasets.md
-        "Tumour-free slices of BraTS'21 subjects train, other subjects test",
-        _TUMOUR_FREE,
-        _ALL_TEST,
-        _VAL,
-        train_on="brats21",
-        datasets=("brats21",),
-    ),
-    Protocol(
-        "ixi->brats21",
-        "2",
-        "Healthy IXI subjects train, BraTS'21 tumours test (T2, T1)",
-        _IXI,
-        _ALL_TEST,
-        _VAL,
-        train_on="ixi",
-        datasets=("brats21",),
-        modalities=("T2", "T1"),
-    ),
-)
 
-# Training source -> test set as protocols call it -> (dataset, sequences that both have).
-_CROSS: dict[str, dict[str, tuple[str, tuple[str, ...]]]] = {
-    "ixi": {
-        "brats23": ("brats23", ("T2", "T1")),
-        "msd": ("msd_brain", ("T2", "T1")),
-        "mslub": ("mslub", ("T2", "T1")),
-        "soop": ("soop", ("T1",)),
-        "wmh": ("wmh", ("T1",)),
-    },
-    "bids": {
-        "atlas": ("atlas", ("T1",)),
-        "brats21": ("brats21", ("FLAIR", "T2", "T1")),
-        "brats23": ("brats23", ("FLAIR", "T2", "T1")),
-        "isles": ("isles22", ("FLAIR", "DWI", "ADC")),
-        "msd": ("msd_brain", ("FLAIR", "T2", "T1")),
-        "mslub": ("mslub", ("FLAIR", "T2", "T1")),
-        "soop": ("soop", ("FLAIR", "T1", "DWI", "ADC")),
-        "wmh": ("wmh", ("FLAIR", "T1")),
-    },
-}
-_HEALTHY_COHORT = "all slices of the healthy subjects of the split `train` of a BIDS cohort; those of its `val` to choose a checkpoint"
-_CROSSED = tuple(
-    Protocol(
-        f"{source}->{short}",
-        "1",
-        f"Healthy {'IXI subjects' if source == 'ixi' else 'subjects of a BIDS cohort'} train, {dataset} tests ({', '.join(modalities)})",
-        _IXI if source == "ixi" else _HEALTHY_COHORT,
-        _ALL_TEST,
-        _VAL,
-        train_on=source,
-        datasets=(dataset,),
-        modalities=modalities,
-    )
-    for source, tests in _CROSS.items()
-    for short, (dataset, modalities) in tests.items()
-)
-_SLICE_RULES = ("slice05", "slice10")
-_PAPERS = (
-    Protocol(
-        "reflect-strict",
-        "1",
-        "The middle 20 slices of every volume, with lesion or without, the threshold from validation (REFLECT, strictly)",
-        "lesion-free slices among the middle 20 of every volume of the split `train` of the training source; those of its "
-        "`val` to choose a checkpoint",
-        "the middle 20 slices of every volume of the split `test` that has a lesion mask (an empty mask counts)",
-        f"{_VAL}, its middle 20 slices alone; slice05 and slice10 come from the lesion-free ones among them",
-        slices="middle",
-        learns="middle",
-        metrics=(
-            *(f"dice_{kind}@val" for kind in ("pooled", "slice")),
-            *(f"{kind}@{rule}" for rule in _SLICE_RULES for kind in ("dice_pooled", "dice_slice", "fa_slice")),
-        ),
-    ),
-    Protocol(
-        "reflect-one-slice",
-        "1",
-        "The slice with the largest lesion alone, the threshold from the test slices: an oracle (REFLECT, MAD-AD as published)",
-        _LESION_FREE,
-        "the slice with most lesion voxels of every subject of the split `test` that has a lesion: chosen by its mask",
-        "an oracle, see the preset `reflect`; `val` stands beside it",
-        slices="largest-lesion",
-        preset="reflect",
-    ),
-    Protocol(
-        "pddpm",
-        "1",
-        "Healthy IXI subjects train, BraTS'21 or MSLUB tests (T2), with the post-processing of pDDPM and cDDPM",
-        _IXI,
-        _ALL_TEST,
-        f"{_VAL}; as published by the preset `cddpm`",
-        train_on="ixi",
-        datasets=("brats21", "mslub"),
-        modalities=("T2",),
-        preset="cddpm",
-    ),
-    Protocol(
-        "uad-imag",
-        "1",
-        "Thresholds by the false-positive rate of healthy validation subjects of the training source, no lesion needed (UAD-IMAG)",
-        _LESION_FREE,
-        _ALL_TEST,
-        "1 % and 5 % of the voxels of the lesion-free subjects of the split `val` of the training source",
-        threshold_on="healthy",
-        metrics=("alarms@fpr1", "alarms@fpr5"),
-        columns=("dice@fpr1", "dice@fpr5"),
-    ),
-    Protocol(
-        "upd",
-        "1",
-        "All slices, by the rules of the UPD study: brain-masked maps, all pixels pooled, an oracle threshold",
-        _LESION_FREE,
-        _ALL_TEST,
-        "an oracle, see the preset `upd`; `val` stands beside it",
-        preset="upd",
-    ),
-    replace(
-        _INSERTED,
-        name="mood",
-        summary="Healthy IXI subjects train, others get synthetic objects: average precision by voxel, by slice and by object (MOOD's tasks)",
-        columns=("image_auprc@max", "image_auroc@max", "lesion_f1@val", "froc"),
-    ),
-)
+def _crossed(source: str, whose: str, train: str, tests: dict[str, list[str]]) -> list[Protocol]:
+    """From one training source to test sets: name -> its dataset and the sequences that both have."""
+    return [
+        Protocol(
+            f"{source}->{short}",
+            "1",
+            f"Healthy {whose} train, {dataset} tests ({', '.join(modalities)})",
+            train,
+            _DATA["texts"]["all_test"],
+            _DATA["texts"]["val"],
+            train_on=source,
+            datasets=(dataset,),
+            modalities=tuple(modalities),
+        )
+        for short, (dataset, *modalities) in tests.items()
+    ]
 
 
 def _variants(base: Protocol) -> tuple[Protocol, Protocol]:
@@ -301,25 +128,20 @@ def _everywhere(base: Protocol) -> Protocol:
     )
 
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fifteen times as fast as the other, and not everywhere
+_DATA: dict[str, Any] = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), _LOADER)
+_BASES, _COMPARED, _PAPERS = ([_made(entry) for entry in _DATA[part]] for part in ("bases", "compared", "papers"))
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
     for p in (
         *_BASES,
         *(_everywhere(base) for base in _BASES if not base.healthy),
         *(q for base in _COMPARED for q in (base, *_variants(base), _everywhere(base))),
-        *_CROSSED,
+        *(q for entry in _DATA["crossed"] for q in _crossed(**entry)),
         *_PAPERS,
     )
 }
-
-MAPS = Protocol(
-    "maps",
-    "1",
-    "Anyone's maps against anyone's masks, by `adbench eval --maps`: no method was run here",
-    "what the row says; nothing shows it",
-    "all cases that were given",
-    "the threshold that maximises pooled Dice over validation maps, where some were given",
-)
+MAPS = _made(_DATA["maps"])
 """No run has it: of published results that were scored from maps on cases that no run was scored on."""
 
 

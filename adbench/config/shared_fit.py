@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from adbench.config import registry
-from adbench.config.attribution import Licence, Link, first_fault
+from adbench.config.attribution import Licence, Link, first_error
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError
 from adbench.utils import limits
@@ -129,7 +129,7 @@ def read_shared(folder: Path) -> SharedFit:
     try:
         shared = SharedFit(**content)
     except ValidationError as error:
-        raise UserError(f"{path} describes no fit: {first_fault(error)}.") from None
+        raise UserError(f"{path} describes no fit: {first_error(error)}.") from None
     for name, kind in _STATED.items():
         if not isinstance(shared.identity.get(name), kind):
             raise UserError(f"{path} describes no fit: identity.{name} is missing or of a wrong type.")
@@ -179,11 +179,8 @@ def _check_files(shared: SharedFit, folder: Path) -> None:
 
 
 def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a run that a shared fit decides: its method, parameters, modality, preset and seed.
-
-    Args:
-        shared: the fit.
-        asked: every setting of the run, as a dictionary of :class:`adbench.config.run_config.RunConfig`.
+    """The settings of a run that a shared fit decides: its method, parameters, modality, preset and seed; ``asked`` are
+    all that the run has.
 
     Raises:
         UserError: something else was asked for, or the method here is of another version.

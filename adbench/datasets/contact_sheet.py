@@ -71,7 +71,10 @@ def contact_sheet(
     from matplotlib.figure import Figure
 
     cases = choose_cases(store, subjects, count)
-    down, across = _frame(store, cases)
+    shown = np.zeros(store.shape, bool)
+    for case in cases:
+        shown |= np.asarray(store.brains[case.rows[::5]]).any(axis=0)
+    down, across = brain_box(shown)
     figure = Figure(figsize=(1.35 * slices, 1.62 * len(cases) + 0.5), dpi=120, layout="constrained")
     axes = figure.subplots(len(cases), 1, squeeze=False)[:, 0]
     odd = {(found["case"], found["figure"]) for found in store.manifest.get("outliers", [])}
@@ -102,15 +105,14 @@ def contact_sheet(
     return len(cases)
 
 
-def _frame(store: SliceStore, cases: Sequence[StoredCase], margin: int = 4) -> tuple[slice, slice]:
-    """The box around all brains shown (by every fifth slice), so that the page is spent on tissue."""
-    seen = np.zeros(store.shape, bool)
-    for case in cases:
-        seen |= np.asarray(store.brains[case.rows[::5]]).any(axis=0)
+def brain_box(brain: np.ndarray, margin: int = 4) -> tuple[slice, slice]:
+    """The box around the brain, so that the page is spent on tissue."""
+    if not brain.any():
+        return slice(None), slice(None)
     cuts = []
     for axis in (1, 0):
-        where = np.flatnonzero(seen.any(axis=axis))
-        cuts.append(slice(max(0, int(where[0]) - margin), int(where[-1]) + 1 + margin) if len(where) else slice(None))
+        where = np.flatnonzero(brain.any(axis=axis))
+        cuts.append(slice(max(0, where[0] - margin), where[-1] + 1 + margin))
     return cuts[0], cuts[1]
 
 

@@ -62,6 +62,33 @@ def original_volume(geometry: Geometry, slices: Sequence[int], array: np.ndarray
     return resample(slab, to_voxel, geometry.original_shape, linear=linear, double=array.dtype == np.float64)
 
 
+def placed(
+    store: SliceStore,
+    case_id: str,
+    slices: Sequence[int],
+    array: np.ndarray,
+    space: str,
+    linear: bool | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """(X, Y, Z) and the (4, 4) affine to mm of an (S, H, W) array of ascending slices of a case; masks become uint8.
+
+    On the original grid floats are interpolated linearly and everything else by the nearest voxel, unless ``linear`` says.
+
+    Raises:
+        UserError: no such case; slices that come from no volume, so that there is no original grid to go back to.
+    """
+    if space == "original":
+        geometry = store.geometry(case_id)
+        linear = array.dtype.kind == "f" if linear is None else linear
+        volume = original_volume(geometry, slices, array, linear=linear)
+        affine = np.asarray(geometry.original_affine)
+    else:
+        stored = store.case(case_id).geometry
+        volume, affine = prepared_volume(Geometry.from_json(stored) if stored else None, slices, array)
+    kinds = {np.dtype(np.bool_): np.uint8, np.dtype(np.float16): np.float32}  # which NIfTI has not
+    return volume.astype(kinds.get(volume.dtype, volume.dtype), copy=False), affine
+
+
 def export_stack(
     store: SliceStore,
     case_id: str,
@@ -94,22 +121,10 @@ def export_stack(
     if array.shape != expected:
         raise UserError(f"case {case_id}: an array of shape {array.shape} cannot be exported, expected {expected}.")
     array = array.astype(np.float32) if array.dtype.kind == "f" else array
-    if space == "original":
-        geometry = store.geometry(case_id)
-        linear = array.dtype.kind == "f" if linear is None else linear
-        volume, affine = (
-            original_volume(geometry, case.slices, array, linear=linear),
-            np.asarray(geometry.original_affine),
-        )
-    elif space == "prepared":
-        stored = case.geometry
-        volume, affine = prepared_volume(Geometry.from_json(stored) if stored else None, case.slices, array)
-    else:
+    if space not in SPACES:
         raise UserError(f"There is no space {space!r} to export to. Known: {', '.join(SPACES)}.")
-    if volume.dtype == np.bool_:
-        volume = volume.view(np.uint8)
     path = Path(folder) / f"{_safe(case_id)}_{_safe(name)}_space-{space}.nii.gz"
-    nifti.write(path, volume, affine)
+    nifti.write(path, *placed(store, case_id, case.slices, array, space, linear))
     return path
 
 

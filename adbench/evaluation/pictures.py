@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from adbench.context import Progress
+from adbench.datasets.contact_sheet import brain_box
 from adbench.metrics.plots import all_plots
 from adbench.results import rundir
 from adbench.results.result import Result
@@ -71,13 +72,8 @@ def _draw(folder: Path) -> None:
 
 
 def sample_sheet(samples: list[Sample], path: Path, title: str, threshold: float | None) -> None:
-    """Write a PNG with one row a sample: input with the true contour, reconstruction, map, and found against true.
-
-    Args:
-        samples: what to show.
-        path: the PNG.
-        title: heading.
-        threshold: the validation threshold; its contour is drawn in the last column. None: not drawn.
+    """Write a PNG with one row a sample: input with the true contour, reconstruction, map, and found (at ``threshold``)
+    against true.
     """
     import matplotlib as mpl
 
@@ -126,14 +122,3 @@ def _draw_sheet(samples: list[Sample], path: Path, title: str, threshold: float 
     figure.suptitle(title, y=1 - 0.15 / height, va="top", fontsize=10)
     with replacing(path) as temporary:
         figure.savefig(temporary, format="png", metadata={"Software": None})
-
-
-def brain_box(brain: np.ndarray, margin: int = 4) -> tuple[slice, slice]:
-    """The box around the brain, so that the page is spent on tissue."""
-    if not brain.any():
-        return slice(None), slice(None)
-    cuts = []
-    for axis in (1, 0):
-        where = np.flatnonzero(brain.any(axis=axis))
-        cuts.append(slice(max(0, where[0] - margin), where[-1] + 1 + margin))
-    return cuts[0], cuts[1]

@@ -39,7 +39,7 @@ from adbench.runner.fit import fitted, load_fit, seed_everything
 from adbench.runner.inference import ScoredVolume, score_volumes, usual_batch
 from adbench.runner.keys import sources_now
 from adbench.utils import compute, seeds, threads
-from adbench.utils.console import printable
+from adbench.utils.console import csv_cell, is_formula
 from adbench.utils.files import write_text
 from adbench.utils.plain_files import check_plain_folder
 from adbench.utils.signals import insisting
@@ -47,7 +47,6 @@ from adbench.utils.signals import insisting
 log = logging.getLogger("adbench")
 DRAWN_SIDE = 256  # px of volumes when the size is not stated
 SUMMARY = "summary.csv"
-_FORMULA = ("=", "+", "-", "@", "\t")  # what a formula begins with
 _SHAPING = (*(set(RecipeParams.model_fields) - {"exclude"}), "size")  # parameters of a dataset that shape pixels
 
 
@@ -66,12 +65,6 @@ class ScansFailed(UserError):
 
 def load_method(record: Record, folder: Path, device: str, progress: Progress | None = None) -> Method | None:
     """The method that ``record`` was made with, fitted; None when ``folder`` does not hold that fit.
-
-    Args:
-        record: of the run.
-        folder: of the fit.
-        device: a torch device string.
-        progress: receives progress.
 
     Raises:
         UserError: the method is not installed here or of another version, or a file of the fit was changed, or is a link.
@@ -145,7 +138,7 @@ def predict(
         case: f"{case}: its file {writer.image(case)!r} begins with a sign that a spreadsheet takes for a formula, so {SUMMARY} cannot name "
         "it: rename it."
         for case in data.cases
-        if any(name.startswith(_FORMULA) for name in (case, writer.image(case)))
+        if any(map(is_formula, (case, writer.image(case))))
     }
     named = [case for case in data.cases if case not in failed]
     rows = {case: found for case in named if (found := writer.finished(case)) is not None}
@@ -229,11 +222,8 @@ def _scored(
 
 
 def choose_threshold(record: Record, wanted: str | float) -> tuple[str, float]:
-    """The name of a threshold and its score.
-
-    Args:
-        record: of the run.
-        wanted: one of its rules that never saw the test split ("val", "fpr5", ...), or a score.
+    """The name of a threshold and its score: a rule of the record that never saw the test split ("val", "fpr5", ...),
+    or a score.
 
     Raises:
         UserError: the run has no such threshold (names those it has).
@@ -313,13 +303,5 @@ def _write_summary(out: Path, rows: Sequence[Prediction], failed: Mapping[str, s
     table = csv.DictWriter(text, [*(field.name for field in fields(Prediction)), "error"], lineterminator="\n")
     table.writeheader()
     for cells in (*map(asdict, rows), *({"case": case, "error": why} for case, why in failed.items())):
-        table.writerow({name: _cell(value) for name, value in cells.items()})
+        table.writerow({k: f"{v:.6g}" if isinstance(v, float) else csv_cell(v) for k, v in cells.items()})
     write_text(out / SUMMARY, text.getvalue())
-
-
-def _cell(value: Any) -> Any:
-    """A name that a spreadsheet would take for a formula is quoted, and control characters are spelled out."""
-    if isinstance(value, float):
-        return f"{value:.6g}"
-    value = printable(value) if isinstance(value, str) else value
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value

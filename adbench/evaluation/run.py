@@ -68,13 +68,7 @@ class VolumeMaps:
 
 
 class Part(LabelledSet):
-    """Some positions of a labelled set, with the pixels that the set shows there (slices may carry synthetic lesions).
-
-    Args:
-        store: of the set.
-        whole: the set.
-        positions: ascending.
-    """
+    """Some positions of a labelled set, with the pixels that the set shows there (slices may carry synthetic lesions)."""
 
     def __init__(self, store: SliceStore, whole: LabelledSet, positions: np.ndarray) -> None:
         super().__init__(store, whole.rows[positions])

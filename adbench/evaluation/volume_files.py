@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from adbench import __version__
-from adbench.datasets.export import original_volume, prepared_volume
-from adbench.datasets.geometry import Geometry
+from adbench.datasets.export import placed
 from adbench.datasets.io import nifti
 from adbench.errors import UserError
 from adbench.utils.files import write_json
@@ -62,16 +61,7 @@ class VolumeFiles:
         return self._out / stem.replace("_", "/") / "anat" / f"{stem}_space-{SPACES[self._space]}_{tail}"
 
     def write(self, store: SliceStore, case: str, volumes: Mapping[str, Volume]) -> list[Path]:
-        """Write the volumes of one case.
-
-        Args:
-            store: that the case is in.
-            case: its id.
-            volumes: by the end of the file's name without its type.
-
-        Returns:
-            The files, in that order.
-        """
+        """Write the volumes of one case, each under the end of its file's name without the type."""
         if not self._described:
             made_by = [{"Name": "adbench", "Version": __version__}]
             write_json(
@@ -86,28 +76,8 @@ class VolumeFiles:
         return paths
 
     def placed(self, store: SliceStore, case: str, slices: Sequence[int], array: np.ndarray) -> Volume:
-        """An array of slices on the grid of the files: floats by linear interpolation, masks by the nearest voxel.
-
-        Args:
-            store: that the case is in.
-            case: its id.
-            slices: S slice indices, ascending.
-            array: (S, H, W); masks are bool.
-
-        Raises:
-            UserError: the slices come from no volume, so there is no original grid to go back to.
-        """
-        if self._space == "original":
-            geometry = store.geometry(case)
-            masks = array.dtype == np.bool_
-            volume = original_volume(geometry, slices, array, linear=not masks)
-            affine = np.asarray(geometry.original_affine)
-        else:
-            stored = store.case(case).geometry
-            known = Geometry.from_json(stored) if stored else None
-            volume, affine = prepared_volume(known, slices, array)
-        kind = np.uint8 if array.dtype == np.bool_ else np.result_type(array.dtype, np.float32)  # NIfTI has no float16
-        return Volume(volume.astype(kind), affine)
+        """An array of slices on the grid of the files; see :func:`adbench.datasets.export.placed`."""
+        return Volume(*placed(store, case, slices, array, self._space))
 
     def map_placed(
         self, store: SliceStore, case: str, slices: Sequence[int], maps: np.ndarray, counted: np.ndarray

@@ -320,11 +320,7 @@ class Board:
         self.entries.sort(key=key)
 
     def rows(self, metrics: Sequence[str] | None = None) -> list[dict[str, Any]]:
-        """One dictionary an entry, with the columns of the CSV file.
-
-        Args:
-            metrics: which; None: those of this board.
-        """
+        """One dictionary an entry, with the columns of the CSV file."""
         return [self._row(entry, self.metrics if metrics is None else metrics) for entry in self.entries]
 
     def _row(self, entry: Entry, metrics: Sequence[str]) -> dict[str, Any]:
@@ -368,11 +364,9 @@ class Board:
 
 
 def run_boards(records: Iterable[Record], more: tuple[str, ...] = ()) -> list[Board]:
-    """Runs in boards, one a row. Of several records of one run the newest counts, with the optional metrics of all.
+    """Runs in boards, one a row, with columns for ``more`` metrics.
 
-    Args:
-        records: of any runs.
-        more: metrics that are columns beside those of every board.
+    Of several records of one run the newest counts, with the optional metrics of all.
     """
     newest: dict[str, Record] = {}
     for record in sorted(records, key=lambda record: record.created):

@@ -22,6 +22,7 @@ from adbench.leaderboard.board import Board, Entry
 from adbench.leaderboard.export import VALUE_ONLY, rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.leaderboard.submission import JSON_TABLE
+from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.results.format import NONE, html_page, interval_text, p_text, several, value_text
 from adbench.results.names import row_names
@@ -55,7 +56,7 @@ def make(root: Path) -> dict[str, str]:
     for folder, own in groups.items():
         protocol = own[0].test_set.protocol
         made[f"{folder}/index.md"] = printable(export.markdown(protocol, own))
-        made[f"{folder}/table.csv"] = printable(export.table_csv(own))
+        made[f"{folder}/table.csv"] = export.table_csv(own)
         made[f"{folder}/{JSON_TABLE}"] = export.table_json(protocol, own)
         made[f"{folder}/table.tex"] = printable(export.latex(own))
     return made
@@ -122,12 +123,7 @@ def read_reported(path: Path) -> list[Reported]:
 
 
 def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
-    """The HTML of all boards.
-
-    Args:
-        shown: boards of every protocol.
-        reported: numbers that papers state.
-    """
+    """The HTML of all boards."""
     entries = [entry for board in shown for entry in board.entries]
     return html_page(
         TEMPLATES,
@@ -148,13 +144,11 @@ def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
         rank_text=rank_text,
         quote=quote,
         scale=_scale,
-        at=_at,
-        details=_details,
         none_=NONE,
         paper=_paper,
         cost_axis=_cost_axis,
         here=lambda row: reproduced(row, shown),
-        data=_data(entries),
+        data=_data(shown),
     )
 
 
@@ -207,20 +201,11 @@ def _scale(board: Board) -> float:
     return next((scale for scale in _SCALES if highest <= scale), 1.0)
 
 
-def _at(value: float, scale: float) -> float:
-    """Where a value lies on an axis from 0 to ``scale``, as a share of it."""
-    return round(min(1.0, max(0.0, value / scale)), 4)
-
-
-def _cost_axis(board: Board) -> tuple[list[tuple[float, float]], dict[str, float]]:
-    """The axis of seconds a volume, logarithmic: ((value, place) of its ticks, place of each entry by id), in shares."""
-    logs = {entry.id: log10(max(entry.volume_seconds, 1e-4)) for entry in board.entries if not entry.from_maps}
-    if not logs:
-        return [], {}
-    low, high = floor(min(logs.values())), ceil(max(logs.values()))
-    high = max(high, low + 1)
-    ticks = [(10.0**power, round((power - low) / (high - low), 4)) for power in range(low, high + 1)]
-    return ticks, {key: round((value - low) / (high - low), 4) for key, value in logs.items()}
+def _cost_axis(board: Board) -> range:
+    """Powers of ten of the ticks of an axis of seconds a volume; none where no method was run."""
+    logs = [log10(max(entry.volume_seconds, 1e-4)) for entry in board.entries if not entry.from_maps]
+    low = floor(min(logs, default=0.0))
+    return range(low, max(ceil(max(logs)), low + 1) + 1) if logs else range(0)
 
 
 def _paper(entry: Entry) -> tuple[str, str]:
@@ -237,10 +222,6 @@ def _paper(entry: Entry) -> tuple[str, str]:
 
 def reproduced(row: Reported, shown: Sequence[Board]) -> list[tuple[Entry, float, float]]:
     """The rows here of the method, dataset, modality and metric of a published number.
-
-    Args:
-        row: the published number.
-        shown: boards.
 
     Returns:
         (row, its number in percent, how much it is above the published one): the protocols still differ.
@@ -271,39 +252,84 @@ def _plain(text: str) -> str:
     return re.sub(r"[^a-z0-9]", "", text.lower())
 
 
-def _data(entries: Sequence[Entry]) -> str:
-    """What the page shows when a row is opened, as JSON that is text of HTML: it is a fifth of the size of tables.
+def _data(shown: Sequence[Board]) -> str:
+    """What the page makes its links, plots and further tables of, as JSON that is text of HTML.
 
-    ``texts`` are the texts that the rest numbers; of each entry ``numbers`` are (metric, whether it is an oracle, why it
-    is undefined, a text a seed), ``params`` (name, value, whether other rows of the method have another one), ``paper`` what to
-    cite, and ``about`` what a file of the rows says of each, by the names in ``about`` beside ``texts``.
+    ``texts`` are the texts that the rest numbers. ``entries`` are in the order of the page, each with
+
+    * ``row``: what it learned from, its preset and its method; ``values``: of its cells, what they are sorted by;
+    * ``metrics``: which of the lists of (name, whether it is an oracle) its numbers go by; ``seeds``: these numbers, a text a
+      seed; ``why``: place of a metric -> why it is undefined;
+    * ``facts`` and ``params``: name, text, name, text, ...; ``differs``: those of them that other rows have other values of;
+    * ``paper``: what to cite; ``about``: what a file of the rows says of it, by the names in ``about`` beside ``texts``.
+
+    ``strata`` has a list a table, with a text a row; ``overviews`` one of (label, places of entries).
     """
     texts: dict[str, int] = {}
+    lists: dict[tuple[tuple[int, bool], ...], int] = {}
 
-    def known(text: str) -> int:
-        return texts.setdefault(printable(text), len(texts))
+    def known(*said: str) -> list[int]:
+        return [texts.setdefault(printable(text), len(texts)) for text in said]
 
-    made = {}
-    for entry in entries:
-        numbers = [
-            [known(name), int(oracle), known(reason), *(f"{value_text(n, 4)} {interval_text(n)}".rstrip() for n in own)]
-            for name, oracle, own, reason in _seed_numbers(entry)
-        ]
-        params = [
-            [known(name), known(value if isinstance(value, str) else json.dumps(value)), int(name in entry.differs)]
-            for name, value in sorted(entry.record.method.params.items())
-        ]
-        made[entry.id] = {
-            "numbers": numbers,
-            "params": params,
-            "paper": [known(text) for text in _paper(entry)],
-            "about": [known(text) for text in _about(entry).values()],
-        }
-    names = list(_about(entries[0]))
-    text = json.dumps(
-        {"texts": list(texts), "about": names, "entries": made}, separators=(",", ":"), ensure_ascii=False
-    )
+    entries = [entry for board in shown for entry in board.entries]
+    made = []
+    for board in shown:
+        for entry in board.entries:
+            numbers, params = _seed_numbers(entry), sorted(entry.record.method.params.items())
+            names = tuple((known(name)[0], oracle) for name, oracle, _, _ in numbers)
+            made.append(
+                {
+                    "row": known(entry.trained_on, entry.record.method.preset, entry.record.method.name),
+                    "values": export.rounded(_values(board, entry)),
+                    "metrics": lists.setdefault(names, len(lists)),
+                    "seeds": [
+                        "|".join(_cell(own[seed], 4) for _, _, own, _ in numbers) for seed in range(len(entry.records))
+                    ],
+                    "why": {place: known(reason)[0] for place, (*_, reason) in enumerate(numbers) if reason},
+                    "facts": known(*(text for pair in _details(entry) for text in pair)),
+                    "params": known(*(x if isinstance(x, str) else json.dumps(x) for pair in params for x in pair)),
+                    "differs": [place for place, (name, _) in enumerate(params) if name in entry.differs],
+                    "paper": known(*_paper(entry)),
+                    "about": known(*_about(entry).values()),
+                }
+            )
+    places = {id(entry): place for place, entry in enumerate(entries)}
+    overviews = [
+        [[*known(label), *(entry and places[id(entry)] for entry in row)] for label, row in one["rows"]]
+        for one in by_modality(shown)
+    ]
+    data = {
+        "texts": list(texts),
+        "about": list(_about(entries[0])),
+        "metrics": [[[name, int(oracle)] for name, oracle in names] for names in lists],
+        "entries": made,
+        "strata": [
+            [
+                "|".join(
+                    _cell(entry.stratum(grouping, group, one.name))
+                    for one in board.shown_in(grouping)
+                    for group in groups
+                )
+                for entry in board.entries
+            ]
+            for board in shown
+            for grouping, groups in board.groupings.items()
+        ],
+        "overviews": overviews,
+    }
+    text = json.dumps(data, separators=(",", ":"), ensure_ascii=False)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _values(board: Board, entry: Entry) -> list[float | None]:
+    """What the cells of a row are sorted by, without that of its name."""
+    costs = (None, None) if entry.from_maps else (entry.hours, entry.volume_seconds)
+    return [entry.rank, *(entry.value(column.name) for column in board.columns), *costs]
+
+
+def _cell(number: Estimate | Number | None, digits: int = 3) -> str:
+    """A number and its interval: "0.621 0.399–0.741"."""
+    return f"{value_text(number, digits)} {interval_text(number)}".rstrip()
 
 
 def _about(entry: Entry) -> dict[str, str]:

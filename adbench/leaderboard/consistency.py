@@ -36,7 +36,6 @@ class Issue:
         stored: the value in the file.
         expected: the value that was recomputed, or that a rule asks for.
         why: an explanation, where the two values are not enough.
-        file: path of the file.
         unchecked: nothing is known to be wrong: what it takes to check this is not installed here.
     """
 
@@ -209,13 +208,8 @@ def _equal(own: ScoreHistogram, test: SubjectHistograms) -> bool:
 
 
 def check_volume(row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, pixels: int) -> Iterator[Issue]:
-    """The lesions and slices of a volume fit its scores, and each other.
-
-    Args:
-        row: its spatial counts.
-        scores: its histogram.
-        spatial: the counts of all volumes.
-        pixels: of a slice, outside the brain too.
+    """The lesions and slices of a volume fit its scores, and each other; ``pixels`` of a slice count outside the brain
+    too.
     """
     where, same = f"spatial.{row.volume}", "lesion voxels of the histogram"
     yield from differences(f"{where}.lesion_sizes", sum(row.lesion_sizes), scores.n_positive, same)

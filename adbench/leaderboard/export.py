@@ -15,7 +15,7 @@ from adbench.leaderboard.submission import FROM_MAPS
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
-from adbench.utils.console import print_json, room, say, table
+from adbench.utils.console import csv_cell, print_json, room, say, table
 
 FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
 HEADING = 12  # characters of a line of a heading there
@@ -33,14 +33,7 @@ RANKS = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a board.
-
-    Attributes:
-        heading: its name.
-        cells: its text for each entry.
-        right: whether it is set to the right.
-        metric: what is known about it, where it is a metric.
-    """
+    """A column of a board."""
 
     heading: str
     cells: list[str]
@@ -49,11 +42,8 @@ class Column:
 
 
 def columns(board: Board, escape: Callable[[str], str] = lambda text: text) -> list[Column]:
-    """The columns of a board: rank (of published results), method, training data, seeds, metrics, time.
-
-    Args:
-        board: its entries are the rows.
-        escape: applied to every text of a record.
+    """The columns of a board: rank (of published results), method, training data, seeds, metrics, time; ``escape`` is
+    applied to every text of a record.
     """
     entries = board.entries
     found = [Column("#", [rank_text(entry, escape) for entry in entries])] if board.pooled else []
@@ -83,13 +73,8 @@ def rank_text(entry: Entry, escape: Callable[[str], str] = lambda text: text) ->
 def print_boards(
     boards: Sequence[Board], as_json: bool, by: str | None = None, failures: Sequence[tuple[str, BaseException]] = ()
 ) -> None:
-    """Print every board.
-
-    Args:
-        boards: of runs, or of published results.
-        as_json: one JSON document instead of tables.
-        by: the metric whose best value comes first; None: see :meth:`Board.sort`.
-        failures: (cell, error) of runs that have no record; part of the JSON.
+    """Print every board, by ``by`` instead of :meth:`Board.sort`'s own order, or all as one JSON document with the
+    (cell, error) of runs that have no record.
     """
     for board in boards if by else ():
         board.sort(by)
@@ -281,13 +266,10 @@ def table_csv(boards: Sequence[Board]) -> str:
     import pandas as pd
 
     metrics = list(dict.fromkeys(metric for board in boards for metric in board.metrics))
-    frame = pd.DataFrame([row for board in boards for row in board.rows(metrics)]).map(_csv_cell)
-    return str(frame.astype({"rank": "Int64"}).rename(columns=_csv_cell).to_csv(index=False, lineterminator="\n"))
-
-
-def _csv_cell(value: Any) -> Any:
-    """A text that a spreadsheet would take for a formula is quoted."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in tuple("=+-@\t\r") else _rounded(value)
+    frame = pd.DataFrame([row for board in boards for row in board.rows(metrics)]).map(
+        lambda value: csv_cell(rounded(value))
+    )
+    return str(frame.astype({"rank": "Int64"}).rename(columns=csv_cell).to_csv(index=False, lineterminator="\n"))
 
 
 def table_json(protocol: str, boards: Sequence[Board]) -> str:
@@ -317,7 +299,7 @@ def board_json(board: Board) -> dict[str, Any]:
         {"better": one.a, "than": one.b, **{k: getattr(one, k) for k in ("value", "low", "high", "p", "p_rank")}}
         for one in board.differences
     ]
-    found: dict[str, Any] = _rounded(
+    found: dict[str, Any] = rounded(
         {**head, "entries": [_entry_json(entry) for entry in board.entries], "differences": differences}
     )
     return found
@@ -381,13 +363,13 @@ def _run_json(entry: Entry) -> dict[str, Any]:
     }
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """JSON values with every float rounded to six digits."""
     if isinstance(value, float):
         return float(f"{value:.6g}")
     if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    return [_rounded(part) for part in value] if isinstance(value, list) else value
+        return {name: rounded(part) for name, part in value.items()}
+    return [rounded(part) for part in value] if isinstance(value, list) else value
 
 
 def _weights(record: Record) -> dict[str, Any]:

@@ -124,11 +124,8 @@ def _hashes(part: SliceSet) -> dict[str, str]:
 
 
 def make(boards: Path, cache_folder: Path) -> dict[str, Any]:
-    """The content of ``known.json`` as this checkout gives it.
-
-    Args:
-        boards: folder of leaderboards, whose results' sources stay valid and give numbers of weights.
-        cache_folder: for the stores.
+    """The content of ``known.json`` as this checkout gives it; sources of the results in ``boards`` stay valid, and
+    give numbers of weights.
     """
     paths = sorted(boards.glob("*/records/*.json"))
     records = [record for record in (glance(path).record for path in paths) if record.method.origin == BUILT_IN]

@@ -20,15 +20,7 @@ from adbench.utils.plain_files import check_no_link
 
 
 def submit(run: Path, out: Path, submitted: Submitted) -> Path:
-    """Pack the run in a folder into one file for a pull request.
-
-    Args:
-        run: its folder.
-        out: a folder for the file, or its name (``*.json``).
-        submitted: who submits it, to stand in the file.
-
-    Returns:
-        The file.
+    """Pack the run in a folder into one file for a pull request, in the folder ``out`` or of that name (``*.json``).
 
     Raises:
         UserError: the run cannot be packed, or does not verify.
@@ -39,14 +31,7 @@ def submit(run: Path, out: Path, submitted: Submitted) -> Path:
 
 
 def submit_maps(submission: Submission, out: Path) -> Path:
-    """Write a result that was scored from maps (:func:`adbench.leaderboard.from_maps.pack_maps`) for a pull request.
-
-    Args:
-        submission: the result.
-        out: a folder for the file, or its name (``*.json``).
-
-    Returns:
-        The file.
+    """As :func:`submit`, with a result that was scored from maps (:func:`adbench.leaderboard.from_maps.pack_maps`).
 
     Raises:
         UserError: it does not verify.
@@ -91,15 +76,10 @@ class _Known:
 def merge(
     paths: Sequence[Path], root: Path, progress: Progress | None = None, passed_over: list[Path] | None = None
 ) -> list[Merged]:
-    """Merge results into the leaderboards below ``root``: all of them, or none when one does not verify.
+    """Merge results (submissions, runs, or folders of either) into the leaderboards below ``root``: all, or none when
+    one does not verify. ``passed_over`` receives the files of a folder that are no results.
 
     A result of a run that is there already takes its place if it was asked for more metrics.
-
-    Args:
-        paths: submissions, runs, or folders of either.
-        root: folder of leaderboards.
-        progress: receives progress.
-        passed_over: receives the files of a folder that are no results.
 
     Returns:
         One entry a run, in the order given.

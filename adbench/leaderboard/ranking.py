@@ -119,12 +119,8 @@ def _load(root: Path, lean: bool, path: Path) -> tuple[Published, SharedFields |
 
 
 def published(path: str, submission: Submission, *, lean: bool = False) -> Published:
-    """What boards need of ``submission``; see :func:`read_all`.
-
-    Args:
-        path: of its file, relative to the leaderboards.
-        submission: a result.
-        lean: leave out the spatial counts.
+    """What boards need of ``submission``, a file at ``path`` below the leaderboards; without spatial counts where
+    ``lean``.
 
     Raises:
         UserError: it lacks what every table needs, or contradicts itself.
@@ -173,11 +169,7 @@ def published(path: str, submission: Submission, *, lean: bool = False) -> Publi
 
 
 def boards(results: Iterable[Published], more: tuple[str, ...] = ()) -> list[Board]:
-    """Published results in boards: the seeds of a method together, ranked.
-
-    Args:
-        results: from :func:`read_all`.
-        more: metrics that are columns beside those of every board.
+    """Published results in boards, the seeds of a method together, ranked, with columns for ``more`` metrics.
 
     Raises:
         UserError: results contradict each other.
@@ -319,11 +311,8 @@ def _left_out(seeds: Sequence[Published]) -> dict[str, np.ndarray]:
 
 
 def linear(submission: Submission, lean: bool = False) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Metric -> (n,) numerator and (n,) denominator of each volume, of the shown metrics that are such ratios.
-
-    Args:
-        submission: one result.
-        lean: leave out those that need spatial counts.
+    """Metric -> (n,) numerator and (n,) denominator of each volume, of the shown metrics that are such ratios; where
+    ``lean``, without those that need spatial counts.
     """
     dice = [row["dice@val"] for row in submission.record.subjects]
     found = {

@@ -35,7 +35,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from adbench.config import registry
-from adbench.config.attribution import Licence, Link, first_fault
+from adbench.config.attribution import Licence, Link, first_error
 from adbench.errors import UserError
 from adbench.leaderboard.encoding import (
     EncodedHistograms,
@@ -53,7 +53,7 @@ from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import ThresholdCounts
 from adbench.results import record as records
-from adbench.results.record import SCHEMA, Record, first_error
+from adbench.results.record import SCHEMA, Record
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS, safe
 from adbench.utils.hashing import digest
@@ -248,12 +248,7 @@ def own_digest(raw: Mapping[str, Any]) -> str:
 
 
 def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> np.ndarray:
-    """(n,) the ranking metric without one subject each.
-
-    Args:
-        test: volumes.
-        subject_of: volume -> its subject.
-    """
+    """(n,) the ranking metric without one subject each; ``subject_of`` says whose each volume is."""
     return bootstrap.pooled(test, jackknife.weights_of([subject_of[volume] for volume in test]))[RANKED_BY]
 
 
@@ -274,7 +269,7 @@ def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submi
     try:
         return Submitted(submitter=submitter.strip(), licence=licence.strip(), code=code.strip(), paper=paper.strip())
     except ValidationError as error:
-        raise UserError(f"--{first_fault(error)}.") from None
+        raise UserError(f"--{first_error(error)}.") from None
 
 
 _EXAMPLE = {"submitter": '--submitter "A. Researcher, Some University"', "licence": "--licence CC-BY-4.0 (say)"}
@@ -282,10 +277,6 @@ _EXAMPLE = {"submitter": '--submitter "A. Researcher, Some University"', "licenc
 
 def pack(run: Path, submitted: Submitted | None = None) -> Submission:
     """The run in a folder as a submission.
-
-    Args:
-        run: its folder.
-        submitted: who submits it.
 
     Raises:
         UserError: no such run, a file that differs from its hash in the record, or a run without its lists of subjects.
@@ -372,12 +363,7 @@ def glance(path: Path) -> Submission:
 
 
 def parse(data: bytes, path: Path) -> Submission:
-    """The submission in ``data``; see :func:`read`.
-
-    Args:
-        data: content of the file.
-        path: for messages.
-    """
+    """The submission in ``data``; see :func:`read`."""
     raw = _json(data, path)
     return Submission(_typed(data, path), path, raw)
 

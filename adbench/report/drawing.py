@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from adbench.evaluation.pictures import brain_box
+from adbench.datasets.contact_sheet import brain_box
 from adbench.metrics.plots import GRID, INK, MUTED, PAPER, SERIES, STYLE
 from adbench.metrics.score_bins import predict
 
@@ -25,12 +25,8 @@ OUTSIDE = 0  # palette index of what is not brain: transparent
 
 
 def svg(figure: Figure, name: str, label: str) -> str:
-    """``figure`` as inline SVG whose colours are the page's variables.
-
-    Args:
-        figure: drawn with :data:`STYLE`.
-        name: unique on the page.
-        label: what it shows, for those who cannot see it.
+    """``figure``, drawn with :data:`STYLE`, as inline SVG whose colours are the page's variables; ``name`` is unique on
+    the page, ``label`` for those who cannot see it.
     """
     import matplotlib as mpl
 

@@ -74,13 +74,7 @@ def free_folder(out: Path) -> Path:
 
 
 def write_report(report: Report, out: Path, command: str, progress: Progress | None = None) -> list[Path]:
-    """Write the page and its PNGs.
-
-    Args:
-        report: from :func:`adbench.report.collect.collect`.
-        out: folder; receives ``index.html`` and ``figures/``.
-        command: what made it, for the page's footer.
-        progress: receives progress.
+    """Write the page, with ``command`` in its footer, and its PNGs below ``out``.
 
     Returns:
         The files, the page first.
@@ -110,13 +104,7 @@ def write_report(report: Report, out: Path, command: str, progress: Progress | N
 
 
 def _page(report: Report, charts: Mapping[str, Mapping[str, Any]], command: str) -> str:
-    """The HTML of ``report``.
-
-    Args:
-        report: what to show.
-        charts: name -> svg, caption and width of the charts that could be drawn.
-        command: what made it.
-    """
+    """The HTML of ``report``; ``charts`` are name -> svg, caption and width of those that could be drawn."""
     sections = [
         (id_, name, [charts[chart] for chart in chosen if chart in charts]) for id_, name, chosen in CHART_SECTIONS
     ]

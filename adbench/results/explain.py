@@ -42,8 +42,6 @@ class Difference:
 
     Attributes:
         field: its name; parts of nested ones are joined by dots.
-        this: its value in the run that was asked about.
-        other: its value in the other run.
         meaning: what that means, for fields that are hashes.
     """
 
@@ -58,7 +56,6 @@ class Answer:
     """The nearest other run.
 
     Attributes:
-        run: the run that was asked about.
         other: the run whose identity differs least from it; None when there is no other.
         same_fit: both use one fit.
         differences: empty when both have one key.

@@ -82,11 +82,6 @@ def html_page(templates: Path, name: str, **values: Any) -> str:
 
     Jinja2 escapes every text; the template marks only our own style, script and drawings as safe. It gets ``values``,
     ``style``, ``script``, the ``script_hash`` for its content security policy, and the functions of this module as filters.
-
-    Args:
-        templates: folder of the three files.
-        name: of the page.
-        **values: what the template shows.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 

@@ -52,11 +52,7 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
 
 
 def training_names(records: Sequence[Record]) -> list[str]:
-    """What each row of one table says it learned from; see :func:`told_apart` for those of one name.
-
-    Args:
-        records: one of each row.
-    """
+    """What each row of one table says it learned from; see :func:`told_apart` for those of one name."""
     parts = [record.train for record in records]
     apart = told_apart([part if part.slices else None for part in parts])  # else nothing is known but its name
     return [f"{part.name} ({mark})" if mark else part.name for part, mark in zip(parts, apart, strict=True)]

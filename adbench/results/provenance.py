@@ -99,13 +99,7 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def sign(folder: Path, device: str, sources: dict[str, str]) -> None:
-    """Write into the folder of a fit what makes it: the sources, and each machine that took part.
-
-    Args:
-        folder: of the fit.
-        device: that it is made on.
-        sources: hash of every source file, by module or path.
-    """
+    """Write into the folder of a fit what makes it: the hashes of its sources, and each machine that took part."""
     here, earlier = machine(device), origin(folder).get("machines", [])
     write_json(folder / ORIGIN, {"machines": [m for m in earlier if m != here] + [here], "sources": sources})
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from adbench.config.attribution import first_error
 from adbench.config.cell import TunedFrom
 from adbench.config.registry import metric_spec
 from adbench.config.shared_fit import Weights
@@ -165,11 +166,7 @@ def asked(*records: Record) -> tuple[str, ...]:
 
 
 def lacking(record: Record) -> str:
-    """What every table needs and the record lacks, or has such as no run can, as "field: why"; empty when all is there.
-
-    Args:
-        record: of valid types, but perhaps from an unknown author.
-    """
+    """What every table needs and the record lacks, or has such as no run can, as "field: why"; empty when all is there."""
     for name in ("name", "version"):
         if not isinstance(record.protocol.get(name), str):
             return f"protocol.{name}: it is missing"
@@ -208,19 +205,6 @@ def _impossible(record: Record) -> str:
     if not 0 <= record.prevalence <= 1:
         return f"prevalence: {record.prevalence} is not between 0 and 1"
     return ""
-
-
-def first_error(error: ValidationError, most: int = 1000) -> str:
-    """The first thing that is wrong with the values of a file, as "field: why".
-
-    Args:
-        error: all of them.
-        most: above this number they are counted only: a list of them takes a thousand bytes each.
-    """
-    if error.error_count() > most:
-        return f"{error.error_count()} values are missing, unknown or of a wrong type"
-    first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
 
 
 def write(record: Record, folder: Path) -> None:

@@ -171,13 +171,8 @@ def promote(folder: Path) -> bool:
 
 
 def write_failure(folder: Path, error: BaseException, phase: str, trace: str = "") -> None:
-    """Record a failed attempt; it never counts as done.
-
-    Args:
-        folder: of the run.
-        error: what was raised.
-        phase: in which it was.
-        trace: its traceback, where it was raised in another process.
+    """Record a failed attempt, with the ``trace`` of another process where it was raised in one; it never counts as
+    done.
     """
     write_json(
         folder / FAILURE,

@@ -69,8 +69,6 @@ class Plan:
     """A cell whose data is prepared and whose keys are known.
 
     Attributes:
-        cell: what is run.
-        data: its slices.
         identity: everything that decides its numbers, see :mod:`adbench.runner.keys`.
         fit_key: hash of the part of it that decides the fit.
         run_key: hash of all of it.

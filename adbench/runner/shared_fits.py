@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from adbench import __version__
 from adbench.config import registry
-from adbench.config.attribution import first_fault
+from adbench.config.attribution import first_error
 from adbench.config.shared_fit import (
     CARD,
     MANIFEST,
@@ -59,7 +59,7 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
     try:
         weights = Weights(author=author, licence=licence, link=link)
     except ValidationError as error:
-        raise UserError(f"--{first_fault(error)}.") from None
+        raise UserError(f"--{first_error(error)}.") from None
     result = Result(run)
     _check_place(out, result, weights)
     if out.suffix.lower() != ZIP:
@@ -219,7 +219,7 @@ def data_parts(shared: SharedFit) -> tuple[DataPart, DataPart | None]:
     try:
         return DataPart(**shared.train), DataPart(**shared.val) if shared.val else None
     except ValidationError as error:
-        raise UserError(f"{shared.folder / MANIFEST} describes no fit: train.{records.first_error(error)}.") from None
+        raise UserError(f"{shared.folder / MANIFEST} describes no fit: train.{first_error(error)}.") from None
 
 
 def listed(out: Path) -> list[dict[str, Any]]:

@@ -51,8 +51,6 @@ class Result:
     """What a search found so far.
 
     Attributes:
-        folder: of the search.
-        task: what was searched.
         trials: in order of their numbers.
         config: the YAML file that ``adbench run --config`` takes; None while no trial is complete.
     """

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from adbench.tune.space import distributions, label, nearest, values
 from adbench.tune.task import Mode, Task
+from adbench.utils.console import csv_cell
 from adbench.utils.files import replacing, write_text
 
 FULL = 100.0  # share of the training, in percent
@@ -92,13 +93,8 @@ def write_table(folder: Path, trials: Sequence[Trial]) -> None:
             row[f"objective_at_{rung:.0f}"] = next(
                 (v for share, v in trial.reports.items() if rung <= share < end), None
             )
-        rows.append({name: _no_formula(value) for name, value in {**row, "error": trial.error}.items()})
+        rows.append({name: csv_cell(value) for name, value in {**row, "error": trial.error}.items()})
     write_text(folder / TABLE, pd.DataFrame(rows).to_csv(index=False, float_format="%.6g", lineterminator="\n"))
-
-
-def _no_formula(value: Any) -> Any:
-    """A text that a spreadsheet does not take for a formula; other values as they are."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def write_plots(folder: Path, task: Task, trials: Sequence[Trial]) -> None:

@@ -29,7 +29,6 @@ class Node:
     """One machine of a cluster.
 
     Attributes:
-        id: Ray's.
         cpus: cores that Ray may use.
         gpus: GPUs that Ray may use.
     """
@@ -71,10 +70,6 @@ class Cluster:
 
     def require(self, cpus: float, gpus: float) -> None:
         """Refuse a run that no node can ever take.
-
-        Args:
-            cpus: cores of one run.
-            gpus: GPUs, or the share of one, of one run.
 
         Raises:
             UserError: no single node has that many.

@@ -37,6 +37,19 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else repr(c)[1:-1] for c in text)
 
 
+def is_formula(text: str) -> bool:
+    """Whether a spreadsheet takes ``text`` for a formula, and runs it."""
+    return text.startswith(("=", "+", "-", "@", "\t", "\r"))
+
+
+def csv_cell(value: Any) -> Any:
+    """``value`` for a CSV file: a text is :func:`printable`, and quoted where it would be a formula."""
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return f"'{text}" if is_formula(text) else text
+
+
 out = Terminal(highlight=False)
 err = Terminal(stderr=True, highlight=False)
 
@@ -50,14 +63,7 @@ def room() -> int | None:
 
 
 def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequence[str]], caption: str = "") -> None:
-    """Print a table; every text is escaped.
-
-    Args:
-        title: heading.
-        columns: (heading, justification) pairs.
-        rows: texts.
-        caption: a line below.
-    """
+    """Print a table with (heading, justification) columns and a caption below; every text is escaped."""
     grid = Table(title=escape(title), title_justify="left", title_style="bold", caption=escape(caption) or None)
     grid.caption_justify = "left"
     for heading, justify in columns:

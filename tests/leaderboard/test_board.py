@@ -318,6 +318,24 @@ def test_the_page_is_self_contained(built: Path) -> None:
     assert "http" not in re.sub(r'http-equiv="Content-Security-Policy"|https://arxiv.org/abs/', "", text)
 
 
+def test_without_scripts_a_row_says_what_it_is_and_its_numbers(built: Path, found: list[Board]) -> None:
+    text = (built / "index.html").read_text()
+    assert len(text) < 200_000  # what can be made of the JSON in it is not written out
+    for entry in (entry for board in found for entry in board.entries):
+        (row,) = re.findall(rf'<tr class="entry" id="{entry.id}">(.*?)</tr>', text, re.DOTALL)
+        words = "".join(_Page(row).words)
+        assert entry.label in words
+        for metric in ("auprc", "dice@val", "dice@best"):
+            number = entry.estimates[metric]
+            assert number.value is not None
+            assert f"{number.value:.3f}" in words
+        main = entry.estimates["auprc"]
+        assert main.low is not None
+        assert f"{main.low:.3f}–{main.high:.3f}" in words
+        assert [link for name, link in _Page(row).attributes if name == "href"][-len(entry.paths) :] == entry.paths
+        assert "hidden" not in row
+
+
 def test_markup_in_names_is_text_everywhere(submission: Submission, tmp_path: Path) -> None:
     name = "<script>alert(1)</script>|`*_$&\"'"
 

@@ -62,13 +62,8 @@ class CheckedCase:
 
 
 def check_case(scan: Scan, expected: Expected, deep: bool, use: Use | None = None) -> CheckedCase:
-    """Check every file of ``scan`` against what its dataset should be like.
-
-    Args:
-        scan: the files.
-        expected: what they should be like.
-        deep: read every voxel, not headers alone.
-        use: how it would be prepared.
+    """Check every file of ``scan`` against what its dataset should be like; where ``deep``, every voxel is read, not
+    headers alone.
     """
     result = CheckedCase(scan)
     headers: dict[str, Header] = {}

@@ -45,8 +45,6 @@ class CheckReport:
     """What a check found.
 
     Attributes:
-        dataset, root: what was checked.
-        deep: whether voxels were read.
         cases: subjects and sessions.
         files: that were opened.
         findings: the issues, errors first, then by case.

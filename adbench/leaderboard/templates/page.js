@@ -9,6 +9,120 @@
   button.addEventListener("click", () => { root.dataset.theme = dark() ? "light" : "dark"; name(); });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", name);
 
+  const make = (name, text, attributes) => {
+    const element = document.createElement(name);
+    for (const at in attributes) element[at] = attributes[at];
+    Array.isArray(text) ? element.append(...text) : element.append(text);
+    return element;
+  };
+
+  // The file holds what a reader without scripts needs, and the rest as numbers and texts: links, bars, plots and the tables
+  // by modality and stratum are made of them here. Texts are of strangers: they become text, never markup.
+  const known = JSON.parse($("data").textContent), told = index => known.texts[index];
+  const own = new Map([...document.querySelectorAll(".entry")].map((row, place) => [row, known.entries[place]]));
+  const entries = [...own.keys()];
+  const label = row => row.cells[1].dataset.v;
+  const share = (number, top) => Math.min(1, Math.max(0, number / top));
+  const number = (text, href, at = "—", ends = "", className = "r") => {
+    const cell = make("td", at === "—" ? make("span", "—", { className: "none" }) : make("a", at, { className: "v", href }), { className });
+    if (text !== undefined) cell.dataset.v = text;
+    if (ends) cell.append(make("span", ends, { className: "ci" }));
+    return cell;
+  };
+  const beside = (row, name, cells) => { // a row about the same method as an entry
+    const made = make("tr", [make("th", name, { scope: "row" }), ...cells]);
+    Object.assign(made.dataset, row.dataset);
+    made.cells[0].dataset.v = made.cells[0].firstChild.textContent;
+    return made;
+  };
+  const complete = (row, { row: about, values }, headings, top) => {
+    const [, named] = row.cells, links = row.querySelectorAll(".records a"), id = row.id + "-d", name = named.firstChild;
+    [row.dataset.source, row.dataset.preset, row.dataset.method] = about.map(told);
+    named.dataset.v = name.textContent;
+    const href = links.length === 1 ? links[0].getAttribute("href") : "#" + row.id;
+    [...row.cells].filter(cell => cell !== named).forEach((cell, place) => {
+      if (values[place] !== null) cell.dataset.v = values[place];
+      cell.className = place ? headings[place + 1].className : "r rank";
+      cell.querySelector("small")?.replaceWith(make("span", cell.lastChild.textContent, { className: "ci" }));
+      if (place && values[place] === null) cell.classList.add("none");
+      else if (place && place < values.length - 2) cell.firstChild.replaceWith(make("a", cell.firstChild.textContent, { className: "v", href }));
+    });
+    row.cells[2].classList.add("head-line");
+    const axis = row.insertCell(3), ends = row.cells[2].querySelector(".ci")?.textContent.split("–");
+    axis.className = "axis";
+    if (ends) {
+      const bar = make("span", [], { className: "forest", ariaHidden: "true" });
+      [["--low", ends[0]], ["--at", values[1]], ["--high", ends[1]]].forEach(([at, end]) => bar.style.setProperty(at, share(end, top)));
+      axis.append(bar);
+    }
+    const more = make("button", [make("span", "Details of ", { className: "hidden" }), name.cloneNode(true)], { type: "button", className: "more", ariaExpanded: "false" });
+    more.setAttribute("aria-controls", id);
+    name.replaceWith(more);
+    const boxes = ["numbers", "about"].map(className => make("div", [], { className }));
+    row.after(make("tr", make("td", make("div", boxes, { className: "inside" }), { colSpan: row.cells.length }), { className: "detail", id }));
+  };
+  const drawn = (name, attributes, ...inside) => {
+    const element = document.createElementNS(document.querySelector("svg").namespaceURI, name);
+    for (const [at, text] of Object.entries(attributes)) element.setAttribute(at, text);
+    element.append(...inside);
+    return element;
+  };
+  const marks = new Map();
+  const mark = (row, { low, high }, top, written) => {
+    const seconds = row.cells[row.cells.length - 1], quality = row.cells[2];
+    if (seconds.dataset.v === undefined || quality.dataset.v === undefined) return [];
+    const x = share(Math.log10(Math.max(seconds.dataset.v, 1e-4)) - low, high - low), right = (50 + 560 * x).toFixed(1), up = 240 * share(quality.dataset.v, top);
+    const made = drawn("a", { href: "#" + row.id, "aria-label": label(row) },
+      drawn("title", {}, `${label(row)}: ${quality.firstChild.textContent}, ${seconds.textContent} s`),
+      drawn("circle", { cx: right, cy: (260 - up).toFixed(1), r: 5 }));
+    if (written) made.append(drawn("text", { x: right, y: (252 - up).toFixed(1), "text-anchor": x > 0.7 ? "end" : "start" }, label(row)));
+    marks.set(row, made);
+    return made;
+  };
+  // What is folded away is made when the page has nothing else to do, or when somebody opens or filters it.
+  const later = [];
+  const finish = () => { while (later.length) later.shift()(); };
+  const idle = window.requestIdleCallback ?? setTimeout;
+  const oneByOne = () => { later.shift()?.(); if (later.length) idle(oneByOne); };
+  addEventListener("load", () => idle(oneByOne));
+  document.addEventListener("toggle", finish, true);
+  for (const table of document.querySelectorAll(".results")) {
+    const board = table.closest(".board"), top = +table.dataset.top, rows = [...table.tBodies[0].rows];
+    const headings = [...table.tHead.rows[0].cells].filter(heading => !heading.classList.contains("axis"));
+    table.style.setProperty("--chance", share(table.dataset.chance, top));
+    table.querySelector(".axis").hidden = false;
+    for (const row of rows) complete(row, own.get(row), headings, top);
+    for (const plot of board.querySelectorAll(".cost")) {
+      plot.hidden = false;
+      later.push(() => plot.lastElementChild.append(...rows.flatMap(row => mark(row, plot.lastElementChild.dataset, top, rows.length <= 16))));
+    }
+    for (const strata of board.querySelectorAll(".strata")) {
+      const cells = known.strata.shift();
+      strata.hidden = false;
+      later.push(() => strata.querySelector("tbody").append(...rows.map((row, place) => beside(row, label(row), cells[place].split("|").map(text => {
+        const [at, ends] = text.split(" ");
+        return at === "—" ? number() : number(at, "#" + row.id, at, ends);
+      })))));
+    }
+  }
+  document.querySelectorAll(".overview table").forEach((table, place) => {
+    const modalities = [...table.tHead.rows[0].cells].slice(1).map(heading => heading.dataset.modality);
+    table.tBodies[0].append(...known.overviews[place].map(([name, ...places]) => {
+      const row = entries[places.find(found => found !== null)];
+      return beside(row, [told(name) + " ", make("small", row.dataset.source)], places.map((found, column) => {
+        const one = entries[found], shown = one?.cells[2];
+        const cell = shown?.dataset.v ? number(shown.dataset.v, "#" + one.id, shown.firstChild.textContent, shown.querySelector(".ci")?.textContent) : number();
+        cell.classList.toggle("best", one?.cells[0].dataset.v === "1");
+        cell.dataset.modality = modalities[column];
+        return cell;
+      }));
+    }));
+  });
+  for (const row of document.querySelector(".published")?.tBodies[0].rows ?? []) {
+    row.dataset.method = row.cells[0].textContent;
+    row.cells[5].dataset.v = row.cells[5].textContent;
+  }
+
   // Rows with what hangs below them.
   const blocks = table => {
     const found = [];
@@ -16,7 +130,7 @@
     return found;
   };
   const value = (row, index, kind) => {
-    const text = row.cells[index].dataset.v;
+    const text = row.cells[index].dataset.v ?? (kind === "text" ? row.cells[index].textContent : undefined);
     if (text === undefined) return null;
     if (kind === "text") return text.toLowerCase();
     const number = parseFloat(text);
@@ -24,8 +138,9 @@
   };
   const sorters = new Map();
   for (const table of document.querySelectorAll(".sortable")) {
-    const place = new Map(blocks(table).map(([row], index) => [row, index])); // equal values stay as they came
+    const place = new Map(); // equal values stay as they came
     sorters.set(table, (sorter, order) => {
+      if (!place.size) blocks(table).forEach(([row], index) => place.set(row, index));
       const cell = sorter.closest("th"), index = cell.cellIndex;
       table.querySelectorAll("[aria-sort]").forEach(other => other.removeAttribute("aria-sort"));
       cell.setAttribute("aria-sort", order);
@@ -65,45 +180,40 @@
     }
   };
 
-  // The tables of a row are made when it is first opened: it keeps the file small.
-  let known = null;
-  const make = (name, text, attributes = {}) => {
-    const element = Object.assign(document.createElement(name), attributes);
-    element.append(...[text].flat());
-    return element;
-  };
+  // What a row opens to is made when it is first opened.
   const head = (cells, right) => make("thead", make("tr", cells.map((cell, index) => make("th", cell, { scope: "col", className: index && right ? "r" : "" }))));
+  const pairs = flat => Array.from({ length: flat.length / 2 }, (_, place) => flat.slice(2 * place, 2 * place + 2).map(told));
   const fill = row => {
-    const box = row.querySelector(".numbers"), links = [...box.querySelectorAll("a")];
-    if (!links.length || box.querySelector("table")) return;
-    known ??= JSON.parse($("data").textContent);
-    const { numbers, params } = known.entries[row.id.slice(0, -2)], text = index => known.texts[index];
-    const rows = numbers.map(([name, oracle, why, ...seeds]) => make("tr", [
-      make("th", oracle ? [text(name) + " ", make("span", "oracle", { className: "tag" })] : text(name), { scope: "row" }),
-      ...seeds.map((number, seed) => {
-        const [at, ends] = number.split(" "), cell = make("td", [], { title: text(why) });
-        if (at === "—") cell.append(make("span", at, { className: "none" }));
-        else cell.append(make("a", at, { className: "v", href: links[seed].getAttribute("href") }), make("span", ends || "", { className: "ci" }));
+    const [numbers, about] = row.nextElementSibling.querySelectorAll(".numbers, .about");
+    if (about.childElementCount) return;
+    const { metrics, seeds, why, facts, params, differs } = own.get(row), links = [...row.querySelectorAll(".records a")];
+    const read = seeds.map(text => text.split("|"));
+    const rows = known.metrics[metrics].map(([name, oracle], place) => make("tr", [
+      make("th", oracle ? [told(name) + " ", make("span", "oracle", { className: "tag" })] : told(name), { scope: "row" }),
+      ...read.map((texts, seed) => {
+        const [at, ends] = texts[place].split(" ");
+        const cell = number(undefined, links[seed].getAttribute("href"), at, ends, "");
+        if (place in why) cell.title = told(why[place]);
         return cell;
       }),
     ], { className: oracle ? "oracle" : "" }));
-    box.replaceChildren(make("table", [make("caption", "Every number, by seed", { className: "hidden" }), head(["metric", ...links], true), make("tbody", rows)], { className: "plain" }));
-    if (!params.length) return;
-    const values = params.map(([name, own, differs]) => make("tr", [
-      make("th", text(name), { scope: "row" }), make("td", text(own)),
-    ], { className: differs ? "differs" : "" }));
-    row.querySelector(".about").append(make("details", [
-      make("summary", `${params.length} parameter${params.length === 1 ? "" : "s"}`),
+    numbers.append(make("table", [make("caption", "Every number, by seed", { className: "hidden" }), head(["metric", ...links.map(link => link.cloneNode(true))], true), make("tbody", rows)], { className: "plain" }));
+    about.append(make("dl", pairs(facts).map(([name, text]) => make("div", [make("dt", name), make("dd", text)])), { className: "facts" }));
+    const values = pairs(params).map(([name, text], place) => make("tr", [
+      make("th", name, { scope: "row" }), make("td", text),
+    ], { className: differs.includes(place) ? "differs" : "" }));
+    if (!values.length) return;
+    about.append(make("details", [
+      make("summary", `${values.length} parameter${values.length === 1 ? "" : "s"}`),
       make("table", [head(["parameter", "value"], false), make("tbody", values)], { className: "plain" }),
     ], { className: "params" }));
   };
   const details = (row, open) => {
-    if (open) fill(row.nextElementSibling);
+    if (open) fill(row);
     row.nextElementSibling.classList.toggle("open", open);
     row.querySelector(".more").setAttribute("aria-expanded", open);
   };
   for (const more of document.querySelectorAll(".more")) {
-    more.hidden = false;
     more.addEventListener("click", () => {
       const row = more.closest("tr"), open = more.getAttribute("aria-expanded") !== "true";
       details(row, open);
@@ -131,11 +241,11 @@
     if (link && link.getAttribute("href") === location.hash) { event.preventDefault(); arrive(); }
   });
 
-  const marks = new Map([...document.querySelectorAll("[data-row]")].map(mark => [mark.dataset.row, mark]));
   const fits = (element, what, chosen) => !chosen[what] || element.dataset[what] === undefined || element.dataset[what] === chosen[what];
   const filter = () => {
     const chosen = Object.fromEntries(fields.map(field => [field, $(field).value]));
     const text = $("text").value.trim().toLowerCase();
+    if (text || Object.values(chosen).some(Boolean)) finish();
     const wanted = row => fields.every(field => fits(row, field, chosen)) && row.dataset.method.toLowerCase().includes(text);
     let shown = 0, all = 0;
     for (const section of document.querySelectorAll(".board, .overview, .reported")) {
@@ -144,7 +254,7 @@
         row.hidden = !wanted(row);
         if (row.nextElementSibling?.classList.contains("detail")) {
           row.nextElementSibling.hidden = row.hidden;
-          marks.get(row.id)?.toggleAttribute("hidden", row.hidden);
+          marks.get(row)?.toggleAttribute("hidden", row.hidden);
         }
         if (row.closest(".strata")) continue;
         rows += !row.hidden;
@@ -165,9 +275,8 @@
   // The rows that a board shows, as a file.
   const cell = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
   const guarded = text => /^[=+@\t\r-]/.test(text) ? "'" + text : text; // a spreadsheet would run it
-  const about = row => Object.fromEntries(known.entries[row.id].about.map((index, place) => [known.about[place], known.texts[index]]));
+  const about = row => Object.fromEntries(own.get(row).about.map((index, place) => [known.about[place], told(index)]));
   const csv = (table, rows) => {
-    known ??= JSON.parse($("data").textContent);
     const headings = [...table.tHead.rows[0].cells];
     const lines = [["method", "trained on", "preset", ...headings.flatMap((heading, index) => {
       const name = heading.dataset.csv || heading.querySelector(".sort")?.textContent;
@@ -181,7 +290,6 @@
     return lines.map(line => line.map(cell).join(",")).join("\n") + "\n";
   };
   const bib = (board, rows) => {
-    known ??= JSON.parse($("data").textContent);
     const tex = text => text.replace(/[\\{}`]/g, "").replace(/[&%$#_]/g, "\\$&");
     const linked = text => text && `\\url{${text.replace(/[\\{}]/g, encodeURIComponent)}}`;
     const name = text => `{${tex(text)}}`; // as it is written: one name, not first and last
@@ -192,7 +300,7 @@
     ])]]);
     for (const row of rows) {
       const { submitter, paper, code, date, "scored from maps": maps } = about(row);
-      const [cite, number] = known.entries[row.id].paper.map(index => known.texts[index]);
+      const [cite, number] = own.get(row).paper.map(told);
       const author = cite.split(/ et al\.?|, /)[0], year = (cite.match(/\b(?:19|20)\d\d\b/) || [""])[0];
       if (cite) found.set(row.dataset.method, entry(row.dataset.method, [
         ["author", tex(/ et al/.test(cite) ? author + " and others" : author)], ["note", tex(cite)],
