@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ os.environ["ADBENCH_PICTURES"] = "0"  # they take half of a small run; the tests
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start compile the package once, not each
+sys.dont_write_bytecode = False  # nor does every process of the tests rewrite all their assertions
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
 
 # Everything that is written is written through to the disk, and waiting for disks took a quarter of the suite's time: in
@@ -70,8 +72,11 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Stores of the tests never mix with the user's."""
-    os.environ["ADBENCH_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    """Stores of the tests never mix with the user's. All workers have one: a phantom is prepared once."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    (root / "cache").mkdir(exist_ok=True)
+    os.environ["ADBENCH_CACHE"] = str(root / "cache")
     os.environ.pop("ADBENCH_DATA", None)
 
 

@@ -199,7 +199,8 @@ def check(
         if len(shown) < len(issues):
             line(f"  ... and {len(issues) - len(shown)} more (--all, or --report FILE)")
     counts = ", ".join(f"{n} {severity}{'s' * (n != 1 and severity != 'info')}" for severity, n in found.counts.items())
-    line(f"{found.cases} cases, {found.files} files: {counts}", style="bold")
+    excluded = f", {found.excluded} excluded" if found.excluded else ""
+    line(f"{found.cases} cases{excluded}, {found.files} files: {counts}", style="bold")
     if report is not None:
         say(f"Report: {report}")
     raise typer.Exit(found.exit_code)

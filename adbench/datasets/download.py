@@ -29,6 +29,7 @@ ATTEMPTS = 5  # in a row without a byte more
 TIMEOUT = 60.0  # s without an answer
 _PART = ".part"  # an unfinished download, as adbench.datasets.io.archive knows it
 _BLOCK = 1 << 20
+_NO_HEAD = (403, 405, 501)  # answers to HEAD of servers, and of signed addresses, that know GET alone
 _LONGEST_NAME = 255  # bytes
 _SLACK = 100_000_000  # bytes that stay free
 
@@ -232,12 +233,25 @@ def missing(files: Sequence[Remote], folder: Path) -> list[Remote]:
 
 
 def _length(remote: Remote) -> int | None:
-    request = urllib.request.Request(remote.url, method="HEAD")
-    try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            return _stated(remote, answer.headers.get("Content-Length"))
-    except (OSError, http.client.HTTPException) as error:
-        raise _unreachable(remote.url, error) from None
+    """The length that the server states: to HEAD, or where it does not take that, to a request for the first byte."""
+    head = urllib.request.Request(remote.url, method="HEAD")
+    first = urllib.request.Request(remote.url, headers={"Range": "bytes=0-0"})
+    for request in (head, first):
+        try:
+            with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
+                if answer.status == 206:  # of "bytes 0-0/1234" what follows the stroke, "*" where it is not known
+                    length = answer.headers.get("Content-Range", "").rpartition("/")[2]
+                    return _stated(remote, None if length == "*" else length)
+                return _stated(remote, answer.headers.get("Content-Length"))
+        except (OSError, http.client.HTTPException) as error:
+            if request is first or not (isinstance(error, urllib.error.HTTPError) and error.code in _NO_HEAD):
+                raise _unreachable(remote.url, error) from None
+    raise AssertionError
+
+
+def _strong(tag: str | None) -> str:
+    """A tag that changes with every byte of the file; "" for a weak one or none."""
+    return tag if tag and tag.startswith('"') else ""
 
 
 def _stated(remote: Remote, length: str | None) -> int | None:
@@ -311,19 +325,29 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
         while count := file.readinto(room):
             content.update(room[:count])
             size += count
-        failures, best, total = 0, size, remote.size
+        failures, best, total, tag = 0, size, remote.size, ""
         while failures < ATTEMPTS and (total is None or size < total):
             problem = "the connection ended"
-            request = urllib.request.Request(remote.url, headers={"Range": f"bytes={size}-"} if size else {})
+            rest = {
+                "Range": f"bytes={size}-",
+                **({"If-Range": tag} if tag else {}),
+            }  # of the same file, else from the start
+            request = urllib.request.Request(remote.url, headers=rest if size else {})
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
                     if answer.headers.get_content_type() == "text/html":
                         raise UserError(
                             f"{remote.url} gives a page, not a file: open it in a browser, or give another address with --mirror."
                         )
-                    if size and answer.status != 206:  # the server starts from the beginning
+                    before, tag = tag, _strong(answer.headers.get("ETag"))
+                    rest_of_another = answer.status == 206 and before and tag and tag != before
+                    if size and (
+                        answer.status != 206 or rest_of_another
+                    ):  # the server starts from the beginning, or we do
                         file.truncate(0)
-                        content, size = _md5(), 0
+                        content, size, total = _md5(), 0, remote.size
+                        if rest_of_another:
+                            continue
                     stated = _stated(remote, answer.headers.get("Content-Length"))
                     whole = None if stated is None else size + stated
                     if total is not None and whole is not None and whole != total:

@@ -21,7 +21,7 @@ Code = Literal[
     "unnamed-mask", "left-out", "two-roles", "stray", "conflict", "missing-image", "unnamed-image", "no-train", "no-test",
     "participants", "lesion-in-train", "black-slice", "known-missing", "duplicate-file", "duplicate-subject", "look-alike",
     "duplicate-volume", "several-scans", "flagged", "unused-file", "unopened-archive", "unfinished-download",
-    "broken-link", "damaged-store", "no-store", "known-layout", "remark",
+    "broken-link", "damaged-store", "no-store", "known-layout", "scale", "remark",
 ]  # fmt: skip
 CODES: tuple[str, ...] = get_args(Code)
 

@@ -6,6 +6,7 @@ import json
 import platform
 import subprocess
 from contextlib import suppress
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -36,8 +37,9 @@ PACKAGES = (
 )
 
 
+@cache
 def package_versions() -> dict[str, str | None]:
-    """Installed version of each package whose version may matter; None when absent."""
+    """Installed version of each package whose version may matter; None when absent. Read once a process, to be read only."""
     found: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
@@ -47,8 +49,12 @@ def package_versions() -> dict[str, str | None]:
     return found
 
 
+@cache
 def git_revision() -> str | None:
-    """Revision of the checkout adbench runs from ("-dirty" when changed), or None outside one."""
+    """Revision of the checkout adbench runs from ("-dirty" when changed), or None outside one.
+
+    It is asked once a process, which runs the code that it has read at its start.
+    """
     here = Path(adbench.__file__).resolve().parent
     if not (here.parent / ".git").exists():
         return None
@@ -122,5 +128,5 @@ def collect(device: str, fit_folder: Path) -> dict[str, Any]:
         "platform": f"{platform.system()} {platform.machine()}",
         **machine(device),
         "fit": origin(fit_folder).get("machines", []),
-        "packages": package_versions(),
+        "packages": dict(package_versions()),
     }

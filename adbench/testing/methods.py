@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,11 @@ class MethodUnderTest:
         """Every test slice, as a new batch on the device."""
         return self.test.batch(slice(0, len(self.test))).to(self.device)
 
+    @cached_property
+    def maps(self) -> Any:
+        """What the first fit made of every test slice when it was first asked."""
+        return self.score(self.method).clone()  # it may give the same memory each time
+
     def score(self, method: Method, batch: SliceBatch | None = None) -> Any:
         """Maps of ``batch``, or of every test slice."""
         import torch
@@ -128,7 +134,7 @@ def rule_honours_the_budget(trial: MethodUnderTest) -> None:
 
 def rule_map_has_the_shape_of_the_slice(trial: MethodUnderTest) -> None:
     """score gives floating-point maps (B, 1, H, W) on the grid and device of the batch."""
-    maps, batch = trial.score(trial.method), trial.batch
+    maps, batch = trial.maps, trial.batch
     require(
         tuple(maps.shape) == tuple(batch.image.shape), f"maps {tuple(maps.shape)}, slices {tuple(batch.image.shape)}"
     )
@@ -139,7 +145,7 @@ def rule_map_has_the_shape_of_the_slice(trial: MethodUnderTest) -> None:
 def rule_map_is_finite(trial: MethodUnderTest) -> None:
     """No NaN and no infinity, on ordinary slices and on one without any contrast."""
     batch = trial.batch
-    require(bool(trial.score(trial.method).isfinite().all()), "the maps hold NaN or infinite values")
+    require(bool(trial.maps.isfinite().all()), "the maps hold NaN or infinite values")
     flat = replace(batch, image=batch.brain.float() * 0.5)
     require(
         bool(trial.score(trial.method, flat).isfinite().all()), "a slice without contrast gives NaN or infinite values"
@@ -171,7 +177,7 @@ def rule_does_not_depend_on_the_batch(trial: MethodUnderTest) -> None:
     """A slice gets the same map alone, in pairs, among others, and beside much brighter ones (to 1e-3 of the range)."""
     import torch
 
-    whole = trial.score(trial.method)
+    whole = trial.maps
     for size in (1, 2):
         parts = [trial.score(trial.method, part.to(trial.device)) for part in trial.test.batches(size)]
         difference = _largest_difference(whole, torch.cat(parts))
@@ -196,13 +202,13 @@ def rule_does_not_depend_on_what_came_before(trial: MethodUnderTest) -> None:
     turns = [subjects[:position].count(subject) for position, subject in enumerate(subjects)]
     order = sorted(range(len(subjects)), key=lambda position: (-turns[position], -position))  # subjects in turn
     maps = {at: trial.score(loaded, trial.test.batch(slice(at, at + 1)).to(trial.device)) for at in order}
-    difference = _largest_difference(trial.score(trial.method), torch.cat([maps[at] for at in sorted(maps)]))
+    difference = _largest_difference(trial.maps, torch.cat([maps[at] for at in sorted(maps)]))
     require(difference < 1e-3, f"maps differ by {difference:.2g} of their range when slices come in another order")
 
 
 def rule_is_deterministic(trial: MethodUnderTest) -> None:
     """The same seed gives the same maps, when scored again and when fitted again."""
-    first = trial.score(trial.method)
+    first = trial.maps
     require(bool((trial.score(trial.method) == first).all()), "scoring twice gave different maps: seed every draw")
     difference = _largest_difference(first, trial.score(trial.fit("second")))
     require(
@@ -217,13 +223,13 @@ def rule_survives_saving(trial: MethodUnderTest) -> None:
     others = sorted(p.name for p in folder.rglob("*") if p.is_file() and p.suffix not in {".safetensors", ".json"})
     require(not others, f"save wrote {', '.join(others)}: only safetensors and JSON are allowed")
     loaded = trial.cls.load(folder, trial.context("loaded"))
-    difference = _largest_difference(trial.score(trial.method), trial.score(loaded))
+    difference = _largest_difference(trial.maps, trial.score(loaded))
     require(difference < 1e-6, f"maps differ by {difference:.2g} of their range after saving and loading")
 
 
 def rule_resumes_to_equal_numbers(trial: MethodUnderTest) -> None:
     """A fit that is interrupted in the middle and called again ends with the same maps."""
-    expected = trial.score(trial.method)
+    expected = trial.maps
     if trial.progress.count < 2:
         return  # nothing to interrupt: the fit reports no intermediate progress
     try:

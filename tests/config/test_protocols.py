@@ -45,26 +45,32 @@ TRAIN_FLAGS = [f"--set=train.{name}={value}" for name, value in EASY.items()]
 FEW = ["--set=dataset.slice_step=20"]
 
 
-@pytest.fixture
-def ixi(tmp_path: Path) -> Path:
-    root = tmp_path / "data" / "ixi"
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all data lie, to be read only."""
+    return tmp_path_factory.mktemp("data")
+
+
+@pytest.fixture(scope="module")
+def ixi(data: Path) -> Path:
+    root = data / "ixi"
     for number in range(2, 26):
         layouts.ixi(root, f"{number:03d}", ("Guys", "HH", "IOP")[number % 3], f"{number:04d}", "T1 T2")
     return root
 
 
-@pytest.fixture
-def atlas(tmp_path: Path) -> Path:
-    root = tmp_path / "data" / "atlas"
+@pytest.fixture(scope="module")
+def atlas(data: Path) -> Path:
+    root = data / "atlas"
     for number in range(1, 5):
         layouts.atlas(root, f"r001s{number:03d}", layouts.MNI_SHAPE)
     return root
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> SliceStore:
-    root = small_brats.write(tmp_path / "brats", 8)
-    return prepare(small_brats.dataset(root), "FLAIR", tmp_path / "cache", workers=1)
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> SliceStore:
+    folder = tmp_path_factory.mktemp("brats")
+    return prepare(small_brats.dataset(small_brats.write(folder / "data", 8)), "FLAIR", folder / "cache", workers=1)
 
 
 # -- choosing a protocol -------------------------------------------------------------------------------------------------
@@ -311,9 +317,7 @@ def test_the_adapters_keep_the_contract_of_datasets(tmp_path: Path, ixi: Path, a
 
 
 def run(cli: Callable[..., Any], tmp_path: Path, *arguments: object) -> tuple[int, str, str, Path]:
-    code, out, err = cli(
-        "run", "--quiet", "--device", "cpu", "--out", tmp_path / "runs", "--cache", tmp_path / "cache", *arguments
-    )
+    code, out, err = cli("run", "--quiet", "--device", "cpu", "--out", tmp_path / "runs", *arguments)
     return code, out, err, next((p.parent for p in (tmp_path / "runs").rglob("record.json")), Path())
 
 

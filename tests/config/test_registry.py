@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from commands import run
 from fuzzing import changed, held, often
 from hypothesis import strategies as st
 
@@ -100,11 +101,9 @@ def test_a_plugin_that_ends_the_process_is_a_finding(
 ) -> None:
     """Of a metric, which every kind of command loads; the others are listed."""
     install("deadly-dist", "deadly", "deadly_module:Mine", source, "adbench.metrics")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
 
     def said(*command: str) -> tuple[int, str]:
-        command = (sys.executable, "-m", "adbench.cli", *command)
-        done = subprocess.run(command, env=environment, capture_output=True, text=True)
+        done = run(["adbench", *command], tmp_path, packages=str(tmp_path))
         assert "Traceback" not in done.stderr
         return done.returncode, done.stdout + done.stderr
 

@@ -20,6 +20,7 @@ from adbench.datasets.download import Remote, fetch, files_of, missing
 from adbench.errors import UserError
 
 CONTENT = hashlib.sha256(b"seed").digest() * 100_000  # 3.2 MB
+OTHER = bytes(reversed(CONTENT))  # of the same length
 MD5 = hashlib.md5(CONTENT, usedforsecurity=False).hexdigest()
 
 
@@ -46,6 +47,9 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_HEAD(self) -> None:
+        if self.server.mood.startswith("no HEAD"):
+            self.send_error(int(self.server.mood[-3:]))
+            return
         self._answer(body=False)
 
     def do_GET(self) -> None:
@@ -58,7 +62,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
-        if mood == "no ranges":
+        tag = hashlib.sha256(content).hexdigest()
+        if mood == "no ranges" or (mood == "changes" and self.headers.get("If-Range", f'"{tag}"') != f'"{tag}"'):
             start = 0
         if start and start >= len(content):
             self.send_error(416)
@@ -71,8 +76,18 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Location", f"{self.server.url}{self.path}")
             self.end_headers()
             return
+        if self.headers.get("Range") == "bytes=0-0" and mood != "no HEAD, no ranges 405":
+            self.send_response(206)
+            whole = "*" if mood.startswith("no HEAD, no length") else len(content)
+            self.send_header("Content-Range", f"bytes 0-0/{whole}")
+            self.send_header("Content-Length", "1")
+            self.end_headers()
+            self.wfile.write(content[:1])
+            return
         sent = content[start:]
         self.send_response(206 if start else 200)
+        if "change" in mood:
+            self.send_header("ETag", f'"{tag}"')
         self.send_header("Content-Type", "text/html" if mood == "page" else "application/octet-stream")
         if mood != "no length":
             self.send_header(
@@ -80,7 +95,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         self.end_headers()
         if body:
-            self.wfile.write(sent[:1_000_000] if mood in ("breaks off", "no ranges") else sent)
+            self.wfile.write(sent[:1_000_000] if mood in ("breaks off", "no ranges") or "change" in mood else sent)
+            if "change" in mood:
+                self.server.files[self.path] = OTHER
             self.close_connection = True
 
     def log_message(self, *_: Any) -> None:
@@ -359,3 +376,31 @@ def test_the_command(
     code, _, err = cli("data", "get", "ixy")
     assert code == 2
     assert "Did you mean 'ixi'?" in err
+
+
+@pytest.mark.parametrize("code", [403, 405, 501])
+def test_a_server_that_knows_no_head_is_asked_for_the_first_byte(server: Server, tmp_path: Path, code: int) -> None:
+    server.mood = f"no HEAD {code}"
+    (wanted,) = missing([remote(server)], tmp_path)
+    assert (wanted.size, server.asked) == (len(CONTENT), ["bytes=0-0"])
+    assert fetch(wanted, tmp_path).read_bytes() == CONTENT
+    server.mood, server.asked = f"no HEAD, no length {code}", []
+    (wanted,) = missing([remote(server)], tmp_path / "other")
+    assert wanted.size is None
+
+
+def test_a_server_that_knows_no_head_and_no_ranges(server: Server, tmp_path: Path) -> None:
+    server.mood = "no HEAD, no ranges 405"
+    (wanted,) = missing([remote(server)], tmp_path)
+    assert wanted.size == len(CONTENT)
+    server.mood = "no HEAD 404"  # any other answer is the answer
+    with pytest.raises(UserError, match=r"/a.tar answers 404"):
+        missing([remote(server)], tmp_path)
+
+
+@pytest.mark.parametrize("mood", ["changes", "changes without a word"])
+def test_a_file_that_changes_on_the_server_is_fetched_from_the_start(server: Server, tmp_path: Path, mood: str) -> None:
+    """By its ETag: a server that knows If-Range sends the whole of the new one, of another the tag of the rest tells it."""
+    server.mood = mood
+    assert fetch(remote(server, md5="", size=len(CONTENT)), tmp_path).read_bytes() == OTHER
+    assert "bytes=1000000-" in server.asked

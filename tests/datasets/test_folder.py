@@ -172,10 +172,10 @@ def test_masks_of_any_kind_and_16_bit_images(tmp_path):
     assert stack.lesion is not None
     np.testing.assert_array_equal(stack.lesion, stack.brain)
     np.testing.assert_allclose(stack.image[stack.brain], 6553 / 8191)  # 13 bits hold it
-    save(tmp_path / "train" / "b_slice_1_T1.png", np.full((8, 8), 40000, np.uint16))
+    save(tmp_path / "train" / "b_slice_1_T1.png", np.full((8, 8), 20000, np.uint16))
     dataset = folder(tmp_path)
     stack = dataset.load(dataset.discover("T1")[1], "T1")
-    np.testing.assert_allclose(stack.image[stack.brain], 6553 / 65535)  # every image of the set has one scale
+    np.testing.assert_allclose(stack.image[stack.brain], 6553 / 32767)  # every image of the set has one scale
 
 
 def test_scanners_of_12_bits_fill_the_range_of_grey_values(tmp_path: Path) -> None:

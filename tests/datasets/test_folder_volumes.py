@@ -215,8 +215,7 @@ def test_a_stray_file_beside_split_folders(tmp_path: Path) -> None:
 def test_healthy_volumes_train_and_validate(tmp_path: Path) -> None:
     for number in range(20):
         write(tmp_path / f"s{number:02d}_flair.nii.gz", number)
-    assert "s00 in" in refused(tmp_path)
-    assert "has no lesion mask, as 0 of 20 cases have: say --set dataset.unmasked=healthy" in refused(tmp_path)
+    assert refused(tmp_path).startswith(f"No case in {tmp_path} has a lesion mask: say --set dataset.unmasked=healthy")
     found = list(roles(folder(tmp_path, unmasked="healthy")).values())
     assert (found.count("train"), found.count("val"), found.count("test")) == (18, 2, 0)
 
@@ -302,7 +301,7 @@ def test_a_mask_of_an_unknown_name_makes_nobody_healthy(tmp_path: Path) -> None:
         "healthy with --set dataset.unmasked=healthy."
     )
     found = check(folder(tmp_path))
-    assert found.counts["error"] == 6
+    assert found.counts["error"] == 4  # of three cases their file, and once that no case has a mask
     assert {f.code for f in found.findings if f.severity == "error"} == {"unnamed-mask", "missing-mask"}
     assert not [f for f in found.findings if "adc" in f.message and f.code == "unnamed-mask"]
     named = folder(
@@ -385,7 +384,10 @@ def test_a_test_folder_needs_masks(tmp_path: Path) -> None:
     write(tmp_path / "train" / "a_flair.nii.gz")
     write(tmp_path / "val" / "b_flair.nii.gz", 2)
     write(tmp_path / "test" / "c_flair.nii.gz", 3)
-    assert "c in" in refused(tmp_path)
+    where = tmp_path / "test" / "c_flair.nii.gz"
+    assert refused(tmp_path).startswith(
+        f"No case in {tmp_path} has a lesion mask, and c in {where} needs one: say --set"
+    )
     cases = folder(tmp_path, unmasked="leave-out").discover("FLAIR")
     assert [(case.subject, case.healthy[:16]) for case in cases] == [
         ("a", "it lies in train"),
@@ -399,8 +401,8 @@ def test_two_lesion_masks_of_one_case(tmp_path: Path) -> None:
     message = refused(tmp_path)
     assert message == (
         f"{tmp_path}/patient07/patient07_lesion.nii.gz and {tmp_path}/patient07/patient07_seg.nii.gz are both lesion masks: merge "
-        "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or a word in the name "
-        "of the one to take, or leave patient07 out with dataset.exclude=[patient07]."
+        "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or take one with lesion or "
+        "seg, or leave patient07 out with dataset.exclude=[patient07]."
     )
     assert [f.case for f in check(folder(tmp_path)).findings if f.code == "conflict"] == ["patient07"]
     assert len(folder(tmp_path, exclude=["patient07"]).discover("FLAIR")) == 2
@@ -432,8 +434,8 @@ def test_masks_in_pieces(tmp_path: Path) -> None:
         assert dataset.read(dataset.discover("FLAIR")[1], "FLAIR").remarks == ()
     message = refused(tmp_path, **pattern, lesion_masks="d")
     assert message == (
-        f"dataset.lesion_masks=d is in the name of none or of several lesion masks of patient07 ({named}): say union, "
-        "majority, or a word in the name, or the folder, of one."
+        f"dataset.lesion_masks=d is in the name of several lesion masks of patient07 ({named}): say union, "
+        "majority, or first, second or third."
     )
 
 
@@ -775,3 +777,31 @@ def test_an_exact_name_excludes_no_other_of_the_patient(tmp_path: Path) -> None:
         write(tmp_path / f"{name}_seg.nii.gz", mask=True)
     cases = folder(tmp_path, exclude=["BraTS2021_00001", "P2_TP1"]).discover("FLAIR")
     assert [case.subject for case in cases] == ["BraTS-GLI-00001", "p2"]
+
+
+def test_a_gross_tumour_volume_is_a_lesion_mask(tmp_path: Path) -> None:
+    """BraTS-MEN-RT as it lies: one image, the mask ``_gtv``, the visit behind the number."""
+    for number, visit in ((1, 1), (1, 2), (2, 1)):
+        name = f"BraTS-MEN-RT-{number:04d}-{visit}"
+        write(tmp_path / name / f"{name}_t1c.nii.gz", 10 * number + visit)
+        write(tmp_path / name / f"{name}_gtv.nii.gz", mask=True)
+    cases = folder(tmp_path).discover("T1CE")
+    assert [(case.subject, case.session) for case in cases] == [
+        ("BraTS-MEN-RT-0001", "1"),
+        ("BraTS-MEN-RT-0001", "2"),
+        ("BraTS-MEN-RT-0002", ""),
+    ]
+    assert all(case.files[1].name.endswith("_gtv.nii.gz") for case in cases)
+
+
+def test_where_no_case_has_a_mask_it_is_said_once_with_what_may_be_one(tmp_path: Path) -> None:
+    for number in range(4):
+        write(tmp_path / f"s{number}" / f"s{number}_flair.nii.gz", number)
+        write(tmp_path / f"s{number}" / f"s{number}_roi.nii.gz", mask=True)
+    found = [f for f in check(folder(tmp_path)).findings if f.severity == "error"]
+    assert [f.case for f in found if f.code == "unnamed-mask"] == ["s0", "s1", "s2", "s3"]
+    (said,) = [f.message for f in found if f.code == "missing-mask"]
+    assert said.startswith(
+        f"No case in {tmp_path} has a lesion mask by the names of the files ({tmp_path}/s0/s0_roi.nii.gz may be one: rename it if "
+        "it is). If there is none: say --set dataset.unmasked=healthy or leave-out"
+    )

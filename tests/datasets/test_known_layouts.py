@@ -187,8 +187,7 @@ def test_patients_of_a_known_release_are_not_declared_healthy_by_advice(tmp_path
         mask.unlink()
     message = refused("folder", root)
     assert message == (
-        f"sub-strokecase0001_ses-0001 in {root} has no lesion mask, as 0 of 2 cases have: this looks like ISLES'22, whose names "
-        "--dataset isles22 knows."
+        f"No case in {root} has a lesion mask: this looks like ISLES'22, whose names --dataset isles22 knows."
     )
     with pytest.raises(UserError, match="it has no lesion mask, so it can neither be trained on nor be scored"):
         dataset("isles22", root).discover("FLAIR")
@@ -242,8 +241,13 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
     assert said.severity == "warning"  # `run` repeats the warnings of `faults`
     assert said.message == (
         f"{tmp_path} holds BraTS2023-{group} ({path}): label 4 (resection cavity) of its masks is taken for neither lesion nor "
-        "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[1,2,3,4]."
+        "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[...], of "
+        "those that the masks hold (data check --deep lists them)."
     )
+    held = [i for i in check(found, deep=True).findings if i.code == "label"]
+    assert [(i.severity, i.message) for i in held] == [
+        ("info", f"The lesion masks in {tmp_path} hold the labels {', '.join(map(str, np.unique(mask)[1:]))}")
+    ]
     every = dataset("folder", tmp_path, field_of_view=256, lesion_labels=[1, 2, 3, 4])
     (case,) = every.discover("FLAIR")
     assert every.load(case, "FLAIR").quality["lesion_ml_source"] > own.quality["lesion_ml_source"]
@@ -851,3 +855,71 @@ def test_slices_of_bmad(cli: Cli, tmp_path: Path) -> None:
         "brainmask or segmentation: rename it as in sub-01-slice_68-FLAIR.png, or give their modality with --set "
         "dataset.modality=FLAIR."
     )
+
+
+@pytest.mark.parametrize(
+    ("labels", "says"),
+    [
+        (
+            {"background": 0, "gm": 1, "wm": 2, "lesion": 3},
+            "label 1 'gm' and 2 'wm', which are no lesions: say which labels are lesion with --set dataset.lesion_labels=[3].",
+        ),
+        (
+            {"background": 0, "Healthy brain": 1, "white matter hyperintensities": 4, "ignore": 5},
+            "label 1 'Healthy brain', which is no lesion: say which labels are lesion with --set dataset.lesion_labels=[4].",
+        ),
+        (
+            {"background": 0, "Grey Matter": [1, 2], "Left-Thalamus": 3},
+            "label 1 'Grey Matter' and 2 'Grey Matter' and 3 'Left-Thalamus', which are no lesions: say which labels are lesion "
+            "with --set dataset.lesion_labels=[...].",
+        ),
+    ],
+)
+def test_labels_that_dataset_json_calls_tissue_are_no_lesion(tmp_path: Path, labels: Any, says: str) -> None:
+    root = written(tmp_path, "nnunet")
+    path = described(root, labels=labels)
+    assert refused("nnunet", root) == f"{path} calls {says}"
+    assert len(cases_of("nnunet", root, lesion_labels=[1])) == 2  # as the user says
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"background": 0, "brain metastasis": 1, "cortical infarct": 2},
+        {"background": 0, "wmh": 1, "tissue with oedema": 2, "GM tumour": 3, "gadolinium": 4},
+    ],
+)
+def test_labels_of_lesions_in_a_tissue_are_lesion(tmp_path: Path, labels: Any) -> None:
+    root = written(tmp_path, "nnunet")
+    described(root, labels=labels)
+    assert len(cases_of("nnunet", root)) == 2
+
+
+def test_msd_whose_labels_are_tissues(tmp_path: Path) -> None:
+    root = written(tmp_path, "msd_brain")
+    path = described(root, labels={"0": "background", "1": "csf", "2": "tumour"})
+    said = "give these data as --dataset nnunet --set dataset.lesion_labels=[2]."
+    assert refused("msd_brain", root) == f"{path} calls label 1 'csf', which is no lesion: {said}"
+
+
+def test_as_many_channels_as_are_named(tmp_path: Path) -> None:
+    root = written(tmp_path, "msd_brain", 2)
+    path = described(root, modality={"0": "FLAIR", "1": "T1w"})
+    image = next(path.parent.glob("imagesTr/BRATS_*1.nii.gz"))
+    few = f"{image} has 4 channels (30x30x20x4 voxels), and 2 are named (FLAIR, T1): which ones they are is not known. Name every"
+    found = check(dataset("msd_brain", root)).findings
+    assert [(i.severity, i.code) for i in found if i.message.startswith(few)] == [("error", "axes")]
+    names = ["FLAIR", "T1w", "t1gd", "T2w", "CBV"]
+    described(root, modality={str(number): name for number, name in enumerate(names)})
+    more = "has 4 channels (30x30x20x4 voxels), and channel 5 is wanted: the file should hold FLAIR, T1, T1CE, T2, (unknown)"
+    assert any(more in i.message for i in check(dataset("msd_brain", root)).findings)
+    five = nifti.read_header(image)
+    data = np.stack([nifti.read(image, channel=number).data for number in (0, 1, 2, 3, 0)], -1)
+    for file in sorted(path.parent.glob("imagesT?/BRATS_*.nii.gz")):
+        nifti.write(file, data.astype(np.int16), five.affine)
+    assert not [i for i in check(dataset("msd_brain", root)).findings if i.severity == "error" and i.code == "axes"]
+    path.unlink()
+    with pytest.raises(
+        UserError, match=r"has 5 channels .* and 4 are named \(FLAIR, T1, T1CE, T2\): which ones they are"
+    ):
+        (found := dataset("msd_brain", root)).read(found.discover("T1")[0], "T1")

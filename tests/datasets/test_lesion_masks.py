@@ -77,7 +77,7 @@ def test_sides_have_no_majority_however_many_they_are(tmp_path: Path) -> None:
     found = layouts.dataset(Folder, tmp_path, lesion_masks="majority")
     message = (
         "dataset.lesion_masks=majority: the lesion masks of p1 (p1_L_seg.nii.gz, p1_R_seg.nii.gz, p1_rater1_seg.nii.gz) are of "
-        "two sides, which have no majority: say union, or a word in the name, or the folder, of one."
+        "two sides, which have no majority: say union, or L, R or rater1."
     )
     with pytest.raises(UserError) as error:
         found.discover("FLAIR")
@@ -127,7 +127,7 @@ def test_pieces_under_many_names(tmp_path: Path, left: str, right: str, word: st
     with pytest.raises(UserError, match=r"dataset.lesion_masks=union"):
         layouts.dataset(Folder, tmp_path).discover("FLAIR")
     with pytest.raises(
-        UserError, match=r"dataset.lesion_masks=majority: the lesion masks of p1 .* say union, or a word"
+        UserError, match=r"dataset.lesion_masks=majority: the lesion masks of p1 .* say union, or [^ ]+ or [^ ]+\.$"
     ):
         layouts.dataset(Folder, tmp_path, lesion_masks="majority").discover("FLAIR")
     for said, planes in (("union", (4, 6)), (word, (6,))):
@@ -395,3 +395,100 @@ def test_a_subject_that_the_table_does_not_have_is_said_once(tmp_path: Path) -> 
     assert [(i.severity, i.code, i.case) for i in found if i.case == "sub-2"] == [("error", "participants", "sub-2")]
     found = check(layouts.dataset(Bids, tmp_path)).findings
     assert ("error", "missing-mask") in {(i.severity, i.code) for i in found if i.case == "sub-2"}
+
+
+def test_raters_in_folders_are_offered_by_name(tmp_path: Path) -> None:
+    people(tmp_path, "p1", "p2")
+    for rater in ("rater1", "rater2"):
+        put(tmp_path / rater / "p1_seg.nii.gz", mask(3 + len(rater), 2 + int(rater[-1])))
+    put(tmp_path / "p2_seg.nii.gz", mask(3))
+    (said,) = [i.message for i in check(layouts.dataset(Folder, tmp_path)).findings if i.severity == "error"]
+    assert (
+        "or merge them with --set dataset.lesion_masks=union if they are of one, or take one with dataset.lesion_masks=rater1 or rater2"
+        in said
+    )
+    found = layouts.dataset(Folder, tmp_path, lesion_masks="rater2")
+    np.testing.assert_array_equal(found.read(found.discover("FLAIR")[0], "FLAIR").lesion, mask(4, 9))
+
+
+@pytest.mark.parametrize(("word", "what"), [("left", "no lesion mask"), ("hemi", "several lesion masks")])
+def test_a_word_of_none_and_one_of_several_are_told_apart(tmp_path: Path, word: str, what: str) -> None:
+    people(tmp_path, "p1")
+    for side in "LR":
+        put(tmp_path / f"p1_hemi-{side}_seg.nii.gz", mask(3 if side == "L" else 5))
+    names = "p1_hemi-L_seg.nii.gz, p1_hemi-R_seg.nii.gz"
+    with pytest.raises(UserError) as error:
+        layouts.dataset(Folder, tmp_path, lesion_masks=word).discover("FLAIR")
+    assert (
+        str(error.value)
+        == f"dataset.lesion_masks={word} is in the name of {what} of p1 ({names}): say union, or L or R."
+    )
+
+
+def test_a_majority_that_was_refused_leaves_no_empty_mask(tmp_path: Path) -> None:
+    people(tmp_path, "p1")
+    for side, plane in (("L", 3), ("R", 6)):
+        put(tmp_path / f"p1_{side}_seg.nii.gz", mask(plane))
+    found = check(layouts.dataset(Folder, tmp_path, lesion_masks="majority"), deep=True).findings
+    assert [i.code for i in found if i.severity != "info"] == ["conflict"]
+
+
+# -- excluded cases ----------------------------------------------------------------------------------------------------------
+
+
+def test_excluded_cases_are_no_obstacle_whatever_is_wrong_with_them(tmp_path: Path) -> None:
+    people(tmp_path, "p1", "p2", "p3", "p4", "p5")
+    for name in ("p1", "p2", "p3", "p4"):
+        put(tmp_path / f"{name}_seg.nii.gz", mask(3))
+    broken = tmp_path / "p1_FLAIR.nii.gz"
+    broken.write_bytes(broken.read_bytes()[:200])
+    put(tmp_path / "p2_seg.nii.gz", np.zeros((4, 4, 4), np.uint8))
+    put(tmp_path / "p3_T2.nii.gz", image(2))  # that no other case has
+    (tmp_path / "copy").mkdir()
+    (tmp_path / "copy" / "p3_FLAIR.nii.gz").write_bytes((tmp_path / "p3_FLAIR.nii.gz").read_bytes())
+    for number, folder in enumerate(("train", "test")):
+        put(tmp_path / "homes" / folder / f"p6_ses-{number}_FLAIR.nii.gz", image(7 + number))
+    whole = {(i.code, i.case) for i in check(layouts.dataset(Folder, tmp_path), deep=True).findings}
+    assert {
+        ("truncated", "p1"),
+        ("off-grid", "p2"),
+        ("missing-sequence", "p4"),
+        ("missing-mask", "p5"),
+        ("two-roles", "p6"),
+    } <= {(code, case[:2]) for code, case in whole}
+    names = ["p1", "p2", "p3", "p5", "p6"]
+    report = check(layouts.dataset(Folder, tmp_path, exclude=names), deep=True)
+    loud = [
+        (i.code, i.message) for i in report.findings if i.severity != "info" and i.code not in ("no-train", "no-test")
+    ]
+    assert loud == []
+    assert [i.case for i in report.findings if i.code == "left-out"] == [*names[:-1], "p6_ses-0", "p6_ses-1"]
+    assert (report.cases, report.excluded) == (1, 6)
+    assert [case.subject for case in layouts.dataset(Folder, tmp_path, exclude=names).discover("FLAIR")] == ["p4"]
+
+
+def test_an_excluded_case_may_lie_beside_the_folders_of_the_roles(tmp_path: Path) -> None:
+    for number, folder in enumerate(("train", "test", "loose")):
+        put(tmp_path / folder / f"p{number}_FLAIR.nii.gz", image(number))
+        put(tmp_path / folder / f"p{number}_seg.nii.gz", mask(3))
+    assert errors(layouts.dataset(Folder, tmp_path)) == [("stray", "p2")]
+    found = layouts.dataset(Folder, tmp_path, exclude=["p2"])
+    assert errors(found) == []
+    assert {case.subject: case.split for case in found.discover("FLAIR")} == {"p0": "train", "p1": "test"}
+
+
+def test_an_unknown_name_in_exclude_stops_the_check_of_a_described_set(tmp_path: Path) -> None:
+    for number in range(1, 7):
+        for session in ("ses-0001", "ses-0002"):
+            name = f"sub-strokecase{number:04d}_{session}"
+            put(tmp_path / f"{name}_dwi.nii.gz", image(number))
+            put(tmp_path / f"{name}_msk.nii.gz", mask(3))
+    with pytest.raises(UserError) as error:
+        check(layouts.dataset(ISLES22, tmp_path, exclude=["sub-strokecase0009"]))
+    said = str(error.value)
+    assert said.startswith(
+        "Unknown case of isles22 in dataset.exclude 'sub-strokecase0009'. Did you mean 'sub-strokecase000"
+    )
+    assert said.count("strokecase") == 4  # the nearest, not everyone
+    with pytest.raises(UserError, match=r"'xyz'. There are 12 cases, such as sub-strokecase0001_ses-0001, sub-"):
+        check(layouts.dataset(ISLES22, tmp_path, exclude=["xyz"]))

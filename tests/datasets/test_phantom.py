@@ -14,6 +14,7 @@ from numpy._core._multiarray_umath import __cpu_features__
 from scipy import ndimage, stats
 from sklearn.metrics import average_precision_score
 
+from adbench.config.run_config import default_cache
 from adbench.datasets.phantom import anatomy, contrast, fields, lesions
 from adbench.datasets.phantom.dataset import Phantom, PhantomSubject
 from adbench.datasets.phantom.template import PhantomGrid
@@ -35,9 +36,9 @@ SMALL = {"n_train": 2, "n_val": 2, "n_test": 4, "slices": 4, "resolution": 4.0}
 
 
 @pytest.fixture(scope="module")
-def flair(tmp_path_factory: pytest.TempPathFactory) -> SliceStore:
-    """The default phantom, as `adbench run` prepares it."""
-    return prepare(phantom(), "FLAIR", tmp_path_factory.mktemp("phantom"))
+def flair() -> SliceStore:
+    """The default phantom, as `adbench run` prepares it, where other tests of this session find it."""
+    return prepare(phantom(), "FLAIR", default_cache())
 
 
 # ---- fields and deformations

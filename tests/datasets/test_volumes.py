@@ -189,6 +189,11 @@ def test_shares_beyond_one(tmp_path: Path) -> None:
         ("BraTS19_CBICA_AAB_1/BraTS19_CBICA_AAB_1_t1.nii.gz", "this looks like BraTS'17-'19"),
         ("BraTS-GLI-00000-000/BraTS-GLI-00000-000-t1n.nii.gz", "this looks like BraTS2023-GLI"),
         ("BraTS-MEN-00000-000/BraTS-MEN-00000-000-t1n.nii.gz", "this looks like BraTS2023 (PED, MEN, SSA) ("),
+        (
+            "BraTS-MEN-RT-0003-1/BraTS-MEN-RT-0003-1_t1c.nii.gz",
+            "this looks like BraTS2024-MEN-RT (BraTS-MEN-RT-0003-1/BraTS-MEN-RT-0003-1_t1c.nii.gz); meningiomas before radiotherapy",
+        ),
+        ("BraTS-GoAT-00003/BraTS-GoAT-00003-t2f.nii.gz", "--dataset folder reads them as they are; never train"),
         ("IXI002-Guys-0828-T1.nii.gz", "this looks like IXI (IXI002-Guys-0828-T1.nii.gz); use --dataset ixi"),
         ("sub-r001s001_ses-1_space-MNI152NLin2009aSym_T1w.nii.gz", "use --dataset atlas"),
         ("subject07_flair.nii.gz", "None of the 1 NIfTI files"),

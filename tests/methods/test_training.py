@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import signal
-import subprocess
-import sys
-import textwrap
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -493,63 +489,3 @@ def test_a_compiled_training_validates_and_ends_with_the_plain_module(monkeypatc
     assert training.train_stage(traced, Context()).curve == expected.curve
     assert kinds == {"loss OptimizedModule", "figure Sequential"}
     assert traced.module.state_dict().keys() == plain.module.state_dict().keys()
-
-
-KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    import torch
-    torch.set_num_threads(1)
-    from adbench.context import Context, Progress
-    from adbench.methods.madad.method import MADAD
-    from memory_sets import make_set
-    from memory_sets import SMALL
-
-    class Kill(Progress):
-        def update(self, phase, done, total, **figures):
-            if (phase, done) == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    data = make_set(12), make_set(5, seed=1, name="v")
-    for at in (("autoencoder", 3), ("unet", 4)):  # each fit in a process of its own; the imports are made once
-        if child := os.fork():
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-            continue
-        ctx = Context(workdir=Path(sys.argv[1]), progress=Kill(), checkpoint_seconds=0)
-        MADAD(MADAD.resolve("tiny", SMALL), ctx).fit(*data)
-        os._exit(0)
-"""
-
-
-class _Phases(Progress):
-    """The first step that each phase reported."""
-
-    def __init__(self) -> None:
-        self.seen: dict[str, int] = {}
-
-    def update(self, phase: str, done: int, total: int, **figures: object) -> None:
-        self.seen.setdefault(phase, done)
-
-
-def test_killed_fits_end_in_the_numbers_of_an_uninterrupted_one(tmp_path: Path) -> None:
-    """kill -9 in the autoencoder, then in the UNet, then a run to the end."""
-    from memory_sets import SMALL
-
-    from adbench.methods.madad.method import MADAD
-
-    root = Path(__file__).parents[2]
-    env = {**os.environ, "PYTHONPATH": f"{root}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "fit")]
-    done = subprocess.run(command, env=env, cwd=root, check=False, capture_output=True, text=True)
-    assert done.stdout.split() == ["-9", "-9"], done.stderr
-    phases = _Phases()
-    killed = MADAD(MADAD.resolve("tiny", SMALL), Context(workdir=tmp_path / "fit", progress=phases))
-    killed.fit(make_set(12), make_set(5, seed=1, name="v"))
-    assert "autoencoder" not in phases.seen  # finished, so not trained again
-    assert phases.seen["unet"] > 1  # continued, not started from the beginning
-    whole = MADAD(MADAD.resolve("tiny", SMALL), Context())
-    whole.fit(make_set(12), make_set(5, seed=1, name="v"))
-    for key, value in whole.state().items():
-        assert torch.equal(value, killed.state()[key]), key
-    batch = make_set(4, seed=3, name="t").batch(slice(None))
-    assert torch.equal(whole.score(batch), killed.score(batch))

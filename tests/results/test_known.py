@@ -10,6 +10,7 @@ import pytest
 
 from adbench import __version__
 from adbench.config import registry
+from adbench.config.run_config import default_cache
 from adbench.config.source import source_digest
 from adbench.leaderboard import make_known
 from adbench.leaderboard.make_known import data, methods
@@ -70,9 +71,10 @@ def test_the_number_of_weights_is_known_under_the_parameters_of_every_source() -
     assert weights(wider, record.test.grid) is None
 
 
-def test_known_slices_are_those_of_the_phantom(tmp_path: Path) -> None:
+def test_known_slices_are_those_of_the_phantom() -> None:
     """The validation subjects in FLAIR; committed results of all roles and modalities are held against the others."""
-    made, listed = data("phantom", "FLAIR", tmp_path, n_train=1, n_test=1), known()["data"]["phantom"]["FLAIR"]
+    made = data("phantom", "FLAIR", default_cache(), n_train=1, n_test=1)
+    listed = known()["data"]["phantom"]["FLAIR"]
     assert {role: made[role] for role in ("val", "threshold")} == {
         role: listed[role] for role in ("val", "threshold")
     }, "run `make known`"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -45,14 +46,26 @@ def forked(work: Callable[[], Any]) -> Any:
     return pickle.loads(said) if said else code
 
 
+def looks(out: Path) -> str:
+    """A hash of all that is below ``out``; of the status, only that it is there."""
+    files = sorted(path for path in out.rglob("*"))
+    held = {path: path.read_bytes() if path.is_file() and path.name != STATUS else b"" for path in files}
+    return hashlib.sha256(repr([(str(path), path.is_dir(), held[path]) for path in files]).encode()).hexdigest()
+
+
 def copy_before_changes(out: Path, copies: Path, counts: Callable[[str], bool] = lambda path: True) -> None:
-    """From now on keep what ``out`` is before each change of a path that ``counts``: before change 3 in ``copies/3``."""
-    numbers = count(1)
+    """From now on keep what ``out`` is before each change of a path that ``counts``: before change 3 in ``copies/3``.
+
+    What has been there before is kept once: a kill before a file is synchronised leaves what one before its renaming leaves.
+    """
+    numbers, seen = count(1), set[str]()
 
     def copying(change: Callable[..., None]) -> Callable[..., None]:
         def call(path: Any, *arguments: Any, **options: Any) -> None:
             name = str(Path(f"/proc/self/fd/{path}").readlink()) if isinstance(path, int) else str(path)
-            if (options.get("dir_fd") is not None or os.path.lexists(name)) and counts(name):
+            there = options.get("dir_fd") is not None or os.path.lexists(name)
+            if there and counts(name) and (state := looks(out)) not in seen:
+                seen.add(state)
                 shutil.copytree(out, copies / str(next(numbers)))
             change(path, *arguments, **options)
 
@@ -66,8 +79,10 @@ class Disk:
     """One run on a small folder, in children of this process."""
 
     def __init__(self, method: str, slices: Path, cache: Path) -> None:
-        self.method, self.slices, self.cache = method, slices, cache
-        self.plan(cache / "never run")  # what it computes once a process, the children have
+        self.method, self.slices, self.cache = "histeq", slices, cache
+        self.run(cache / "before")  # what a process imports and computes once, the children have
+        self.method = method
+        self.plan(cache / "never run")
 
     def plan(self, out: Path) -> Launch:
         flags = {"method": self.method, "dataset": "folder", "data_root": str(self.slices), "device": "cpu"}

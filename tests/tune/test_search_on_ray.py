@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from commands import run
 from small_search import Settings, Tune, make_settings
 
 from adbench.context import Progress
@@ -214,7 +215,7 @@ def test_more_than_the_machine_has(settings: Settings, tune: Tune) -> None:
 
 
 def test_an_address_where_nobody_answers(command: list[str], tmp_path: Path) -> None:
-    done = subprocess.run([*command, "--address", "127.0.0.1:9"], capture_output=True, text=True)
+    done = run(["adbench", *command[3:], "--address", "127.0.0.1:9"], tmp_path)
     assert done.returncode == 2
     assert "No Ray cluster answers at 127.0.0.1:9" in done.stderr
     assert "Traceback" not in done.stderr

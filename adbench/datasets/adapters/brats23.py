@@ -78,7 +78,7 @@ class BraTS23(IndexedVolumes):
     @cached_property
     def groups(self) -> Counter[str]:
         """Cases by group."""
-        return Counter(_group(scan.subject) for scan in self.index.scans)
+        return Counter(_group(scan.subject) for scan in self.kept or self.index.scans)
 
     @property
     def expected(self) -> Expected:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.archive import File
-from adbench.datasets.io.dataset_json import channels_of, read_described
+from adbench.datasets.io.dataset_json import channels_of, labels_of, read_described, tissues_among
 from adbench.datasets.io.filename_patterns import SETS
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError
@@ -85,6 +85,16 @@ class MSDBrain(IndexedVolumes):
         return self._said[0]
 
     @cached_property
+    def _beside_images(self) -> dict[File, dict[str, Any]]:
+        """Every ``dataset.json`` beside a folder of images, and what it holds."""
+        found = {}
+        for path, file in self.files.described.items():
+            beside = f"{path.rpartition('/')[0]}/imagest".lstrip("/").lower()
+            if any(volume.lower().startswith(beside) for volume in self.files.volumes):
+                found[file] = read_described(file)
+        return found
+
+    @cached_property
     def _said(self) -> tuple[tuple[str, ...], File | None]:
         """The channels, and the file that says them, None where they are as published.
 
@@ -92,10 +102,8 @@ class MSDBrain(IndexedVolumes):
             UserError: it cannot be read, names no known sequence or one twice, or two of them differ.
         """
         said: dict[tuple[str, ...], File] = {}
-        for path, file in self.files.described.items():
-            beside = f"{path.rpartition('/')[0]}/imagest".lstrip("/").lower()
-            if any(volume.lower().startswith(beside) for volume in self.files.volumes):
-                said.setdefault(channels_of(file, read_described(file)) or _MSD_CHANNELS, file)
+        for file, content in self._beside_images.items():
+            said.setdefault(channels_of(file, content) or _MSD_CHANNELS, file)
         if len(said) > 1:
             (one, first), (other, second), *_ = said.items()
             raise UserError(
@@ -118,6 +126,10 @@ class MSDBrain(IndexedVolumes):
                 f"{file} gives the channels {names}, published as {', '.join(_MSD_CHANNELS)}: they are read as it says"
             )
             yield issues.warning("known-layout", file, message)
+        instead = "give these data as --dataset nnunet --set dataset.lesion_labels=[{lesions}]"
+        for file, content in self._beside_images.items():
+            if why := tissues_among(file, labels_of(file, content), instead):
+                yield issues.error("label", file, why)
 
 
 class MSLUB(IndexedVolumes):

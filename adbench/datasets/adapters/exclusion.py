@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import difflib
+from collections.abc import Iterable, Sequence
 
 from adbench.datasets.io.filename_patterns import folded, person, subject_of
-from adbench.errors import unknown
+from adbench.errors import UserError
+
+_SHOWN = 3  # names in a message
 
 
 def excluded(names: Iterable[str], cases: Iterable[tuple[str, str]], dataset: str) -> set[str]:
@@ -30,10 +33,18 @@ def excluded(names: Iterable[str], cases: Iterable[tuple[str, str]], dataset: st
         if subject_of(name) == name:
             own = own or {case for subject, case in there if person(subject) == person(name)}
         if not own:
-            known = {name for pair in there for name in pair}
-            raise unknown(f"case of {dataset} in dataset.exclude", name, known)
+            raise UserError(f"Unknown case of {dataset} in dataset.exclude {name!r}. {_near(name, there)}")
         found |= own
     return found
+
+
+def _near(name: str, there: Sequence[tuple[str, str]]) -> str:
+    """The names that are most like ``name``, else the first few."""
+    known = sorted({case for _, case in there} | {subject for subject, _ in there})
+    if near := difflib.get_close_matches(name, known, n=_SHOWN, cutoff=0.5):
+        return f"Did you mean {' or '.join(map(repr, near))}?"
+    cases = sorted({case for _, case in there})
+    return f"There are {len(cases)} cases{': ' if len(cases) <= _SHOWN else ', such as '}{', '.join(cases[:_SHOWN])}."
 
 
 def _plain(case: str) -> str:

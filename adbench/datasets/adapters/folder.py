@@ -15,6 +15,15 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.exclusion import excluded
 from adbench.datasets.adapters.folder_volumes import SLICE_FIELDS, SLICE_PIXELS, FolderParams, FolderVolumes
 from adbench.datasets.adapters.own_volumes import SECOND_SCAN, why_healthy
+from adbench.datasets.adapters.slice_levels import (
+    WHITE,
+    Level,
+    brightest,
+    dark_remark,
+    levels_of,
+    scale_faults,
+    white_of,
+)
 from adbench.datasets.adapters.slice_names import (
     BRAIN,
     LESION,
@@ -29,15 +38,13 @@ from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.file_index import FoundFiles, find_files
 from adbench.datasets.io.filename_patterns import MODALITIES, person, second_scan
-from adbench.datasets.io.png import read_image, read_mask, read_shape, used_bits
+from adbench.datasets.io.png import read_image, read_mask, read_shape
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize
 from adbench.datasets.splits import ROLES, assign
 from adbench.errors import UserError
 from adbench.params import ParamSet
 from adbench.utils.seeds import derive
-
-_WHITE = 65535  # of an image that uses all of its 16 bits
 
 
 class Folder(Dataset):
@@ -131,11 +138,12 @@ class Folder(Dataset):
         return [file for file in self._files if not self._excluded(file)]
 
     @cached_property
-    def _excluded_cases(self) -> set[str]:
+    def excluded_cases(self) -> set[str]:
+        """Cases that the user leaves out."""
         return excluded(self.params.exclude, ((file.subject, file.case) for file in self._files), self.info.name)
 
     def _excluded(self, file: SliceFile) -> bool:
-        return file.case in self._excluded_cases
+        return file.case in self.excluded_cases
 
     @cached_property
     def _masks(self) -> dict[str, dict[SliceId, Path]]:
@@ -205,7 +213,9 @@ class Folder(Dataset):
         for file in images.values():
             with suppress(FileError):  # reported when its turn comes
                 shapes.add(read_shape(file.path))
-        white = self._white(modality)
+        levels = self._levels[modality]
+        white = white_of(levels)
+        largest = {(level.split, level.subject): level.value for level in brightest(levels)}
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
         roles = self._drawn(usable) | self._dealt(usable)  # of everyone, whoever is left out
         grouped: dict[tuple[int, Split, str, str], list[SliceFile]] = defaultdict(list)
@@ -235,20 +245,17 @@ class Folder(Dataset):
                         "side": side,
                         "unused": sorted(unused),
                         "train_with_masks": masked and split == "train",
-                        **({"white": white} if white != _WHITE else {}),
+                        **_shown(largest.get((files[0].split, person(subject)), 0), white),
                     },
                 )
             )
         return cases
 
-    def _white(self, modality: str) -> int:
-        """The value of 16-bit images that is white: the largest of the bits that they use."""
-        bits = 0
-        for file in self._kept:
-            if file.kind == modality:
-                with suppress(FileError):  # reported when its turn comes
-                    bits = max(bits, used_bits(file.path))
-        return 2**bits - 1 if bits else _WHITE
+    @cached_property
+    def _levels(self) -> dict[str, list[Level]]:
+        """Modality -> the largest values of its 16-bit images."""
+        kinds = {file.kind for file in self._kept if file.kind and not file.is_mask}
+        return {kind: levels_of(file for file in self._kept if file.kind == kind) for kind in sorted(kinds)}
 
     def _drawn(self, files: Iterable[SliceFile]) -> dict[str, Split]:
         """The split of every patient of a flat folder, drawn by the first of the names that the patient has."""
@@ -301,13 +308,13 @@ class Folder(Dataset):
         if unmasked := [index for index, _, brain, _ in rows if brain is None]:
             message = f"no brainmask, brain = image > 0 ({_slices(unmasked)})"
             found.append(issues.info("remark", "", message, case.id))
-        if white := case.extra.get("white"):
-            message = f"16-bit images use {white.bit_length()} bits, so {white} is white"
+        white = case.extra.get("white", WHITE)
+        if message := dark_remark(case.extra.get("largest", white), white):
             found.append(issues.info("remark", "", message, case.id))
         images, brains, lesions, kept = [], [], [], []
         for index, path, brain_path, lesion_path in rows:
             try:
-                image = read_image(path, case.extra.get("white", _WHITE))
+                image = read_image(path, white)
                 brain = image > 0 if brain_path is None else read_mask(brain_path, path, image.shape)
                 lesion = read_mask(lesion_path, path, image.shape) if lesion_path else np.zeros_like(brain)
             except FileError as error:
@@ -383,6 +390,8 @@ class Folder(Dataset):
             message = f"{folder} holds PNG files and is none of train/, val/ and test/: move them into one, or out of {self.root}."
             yield issues.error("stray", folder, message)
         yield from name_faults(self._kept)
+        for levels in self._levels.values():
+            yield from scale_faults(levels)
         yield from self._missing_masks()
 
     def _missing_masks(self) -> Iterator[Issue]:
@@ -427,6 +436,12 @@ class Folder(Dataset):
                 one, other = (f"{height}x{width}" for height, width in (shape, first[1]))
                 message = f"{path} is {one} and {first[0].name} is {other} (height x width): smaller slices are padded"
                 yield issues.warning("shape", path, message)
+
+
+def _shown(largest: int, white: int) -> dict[str, int]:
+    """What is kept of the 16-bit images of a case: what is white, and their largest value where they use fewer bits."""
+    darker = 0 < largest.bit_length() < white.bit_length()
+    return {**({"white": white} if white != WHITE else {}), **({"largest": largest} if darker else {})}
 
 
 def _slices(indices: list[int]) -> str:

@@ -29,7 +29,7 @@ from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
 _CASE_FOLDER = re.compile(
-    r"(?:sub-)?BraTS(?:2021|[-_][a-z]+(?:[-_]RT)?)[-_]\d{5}(?:[-_]\d{3})?(?!\d)", re.IGNORECASE
+    r"(?:sub-)?BraTS(?:2021|[-_][a-z]+(?:[-_]RT)?)[-_]\d{4,5}(?:[-_]\d{1,3})?(?!\d)", re.IGNORECASE
 )  # its files may have other names
 _FIELDS = ("subject", "session", "site", "modality")
 

@@ -83,6 +83,21 @@ def named_by(masks: Sequence[File], word: str) -> tuple[File, ...]:
     return tuple(file for file, fit in zip(masks, fits, strict=False) if fit)
 
 
+def words_for(masks: Sequence[File]) -> str:
+    """The words by which :func:`named_by` takes one of ``masks`` each: "L or R"; "" where one of them has none."""
+    words = []
+    for file in masks:
+        inside = sorted(re.split(r"[\W_]+", file.name), key=str.isdigit)
+        folders = reversed(PurePosixPath(str(file)).parts[:-1])
+        found = next((word for word in (*inside, *folders) if word and named_by(masks, word) == (file,)), "")
+        if not found:
+            return ""
+        words.append(found)
+    shown = words[:_OFFERED]
+    return f"{', '.join(shown)}, ..." if shown != words else " or ".join([", ".join(words[:-1]), words[-1]])
+
+
+_OFFERED = 4
 _SIDES = (("left", "right"), ("l", "r"), ("lh", "rh"))
 
 
@@ -93,6 +108,17 @@ def no_majority(masks: Sequence[File]) -> str:
     if any({left, right} <= own for left, right in _SIDES):
         return "are of two sides, which have no majority"
     return "are two, of which neither is a majority" if len(masks) == 2 else ""
+
+
+def not_one(masks: Sequence[File], wanted: str, case: str) -> str:
+    """Why ``dataset.lesion_masks=wanted`` makes no mask of those of ``case``, and what does."""
+    one = words_for(masks) or "a word in the name, or the folder, of one"
+    why, said = no_majority(masks), f"dataset.lesion_masks={wanted}"
+    there = f"{case} ({', '.join(file.name for file in masks)})"
+    if wanted == "majority":
+        return f"{said}: the lesion masks of {there} {why}: say union, or {one}."
+    what = "several lesion masks" if len(named_by(masks, wanted)) > 1 else "no lesion mask"
+    return f"{said} is in the name of {what} of {there}: say union, {'' if why else 'majority, '}or {one}."
 
 
 def merged(

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
+from adbench.datasets import issues
 from adbench.datasets.adapters.own_volumes import OwnParams, OwnVolumes
 from adbench.datasets.adapters.scans import Expected, Scan
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.archive import File
-from adbench.datasets.io.dataset_json import IGNORE, channels_of, check_distinct, labels_of, read_described
+from adbench.datasets.io.dataset_json import (
+    IGNORE,
+    channels_of,
+    check_distinct,
+    labels_of,
+    read_described,
+    tissues_among,
+)
 from adbench.datasets.io.filename_patterns import (
     CHANNELS,
     MODALITIES,
@@ -20,6 +29,7 @@ from adbench.datasets.io.filename_patterns import (
     split_visit,
 )
 from adbench.datasets.io.mask_names import LESION
+from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
@@ -128,6 +138,13 @@ class NnUNet(OwnVolumes):
     @cached_property
     def _labels(self) -> dict[int, str]:
         return labels_of(self._file, self._described) if self._file else {}
+
+    def faults(self) -> Iterator[Issue]:
+        """Also labels that count as lesion and bear the names of tissues."""
+        yield from super().faults()
+        instead = "say which labels are lesion with --set dataset.lesion_labels=[{lesions}]"
+        if self._file and not self.params.lesion_labels and (why := tissues_among(self._file, self._labels, instead)):
+            yield issues.error("label", self._file, why)
 
     @property
     def never_counted(self) -> tuple[int, ...]:

@@ -34,7 +34,7 @@ from adbench.datasets.io.filename_patterns import (
     stem_of,
 )
 from adbench.datasets.io.mask_names import BRAIN, LESION
-from adbench.datasets.io.participants import PARTICIPANTS
+from adbench.datasets.io.participants import PARTICIPANTS, says_ill
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume
@@ -52,26 +52,6 @@ SECOND_SCAN = (
     "it is probably a second scan of another patient of BraTS'21 (numbers 01538 to 01656): say "
     "--set dataset.second_scans=use if it is not"
 )
-
-
-_GROUPS = (
-    "group",
-    "diagnosis",
-    "dx",
-    "disease",
-    "pathology",
-    "condition",
-    "status",
-    "cohort",
-    "participant_type",
-    "type",
-)
-_ILL = re.compile(
-    r"(?:^|[^a-z])(?:patients?|strokes?|lesions?|tumou?rs?|gliomas?|glioblastomas?|metastas[ei]s|(?:rr|pp|sp)?ms|sclerosis|"
-    r"epilepsy|dementia|alzheimer\S*)(?:$|[^a-z])",
-    re.IGNORECASE,
-)
-_NOT_ILL = re.compile(r"\s*(?:no|non|not|without|control|healthy|hc)(?:$|[^a-z])", re.IGNORECASE)
 
 
 class OwnParams(VolumeParams):
@@ -194,10 +174,10 @@ class OwnVolumes(IndexedVolumes):
 
     @cached_property
     def _homes(self) -> dict[str, dict[Split, File]]:
-        """Person -> the roles that names of folders give, each with a file."""
+        """Person -> the roles that names of folders give, each with a file; of cases that are not excluded."""
         homes: dict[str, dict[Split, File]] = defaultdict(dict)
         below = {file: path for path, file in self.index.files.volumes.items()}
-        for scan in self.index.scans:
+        for scan in self.kept:
             for file in scan.files.values():
                 for part in PurePosixPath(below[file]).parts[:-1]:
                     if part.lower() in FOLDERS:
@@ -254,14 +234,13 @@ class OwnVolumes(IndexedVolumes):
             if labels := self._beside(family):
                 known = SETS[family]
                 what = " and ".join(f"{label} ({known.not_counted[label]})" for label in labels)
-                every = ",".join(map(str, range(1, labels[-1] + 1)))
                 message = (
                     f"{self.root} holds {known.title} ({file}): label {what} of its masks is taken for neither lesion nor healthy, "
                     f"as --dataset {known.dataset} does. {'Use that, or say' if recognise(str(file)) else 'Say'} which labels are "
-                    f"lesion with --set dataset.lesion_labels=[{every}]."
+                    "lesion with --set dataset.lesion_labels=[...], of those that the masks hold (data check --deep lists them)."
                 )
                 yield issues.warning("known-layout", file, message)
-        scans = [scan for scan in self.index.scans if not self.excluded(scan)]
+        scans = self.kept
         for who, roles in self._homes.items():
             if len(roles) > 1:
                 subject = next(scan.subject for scan in self.index.scans if person(scan.subject) == who)
@@ -288,19 +267,46 @@ class OwnVolumes(IndexedVolumes):
                     f"mask, or leave {scan.id} out with dataset.exclude=[{scan.id}]."
                 )
                 yield issues.error("conflict", mask, message, scan.id)
-        masked = sum(LESION in scan.files for scan in self.index.scans)
+        yield from self._unmasked(scans)
+
+    def _unmasked(self, scans: list[Scan]) -> Iterator[Issue]:
+        """Cases without lesion mask that nothing declares healthy; where no case has one that is said once, with its cause."""
+        masked = sum(LESION in scan.files for scan in scans)
+        needed = [scan for scan in scans if LESION not in scan.files and scan.sequences and not self._accounted(scan)]
+        needs = (
+            "" if len(needed) == len(scans) or not needed else f", and {needed[0].id} in {needed[0].first} needs one"
+        )
+        asked = {scan.id for scan in (needed if masked else needed[:1])}
         for scan in (scan for scan in scans if LESION not in scan.files and scan.sequences):
             if self.params.unmasked != "leave-out" or self.healthy(scan):
                 yield from self._looks_ill(scan)
-            if self.params.unmasked == "refuse" and not self._accounted(scan):
+            if self.params.unmasked == "refuse" and scan.id in asked:
                 remedy = self._release or (
                     "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder "
                     f"train/{self._elsewhere}"
                 )
                 if other := self._patients.get(person(scan.subject)):
                     remedy = f"{other} shows that this patient has lesions, so add the mask, or say --set dataset.unmasked=leave-out"
-                message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(self.index.scans)} cases have: {remedy}."
-                yield issues.error("missing-mask", scan.first, message, scan.id)
+                if masked:
+                    message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(scans)} cases have: {remedy}."
+                    yield issues.error("missing-mask", scan.first, message, scan.id)
+                else:
+                    by, end = "", ""
+                    if first := self._likely_mask:
+                        by, end = (
+                            f" by the names of the files ({first} may be one: rename it if it is)",
+                            ". If there is none",
+                        )
+                    message = f"No case in {self.root} has a lesion mask{by}{needs}{end}: {remedy}."
+                    yield issues.error("missing-mask", scan.first, message)
+
+    @property
+    def _likely_mask(self) -> File | None:
+        """A file that may be the lesion mask that a case lacks."""
+        excluded = {scan.id for scan in self.index.scans if self.excluded(scan)}
+        unclear = [file for scan, file in self.index.unclear if not self.excluded(scan)]
+        unnamed = [file for case, files in self._unnamed_masks.items() if case not in excluded for file, _ in files]
+        return next(iter(unclear + unnamed), None)
 
     def _accounted(self, scan: Scan) -> bool:
         """Whether a scan without lesion mask needs no word on whether its subject is healthy."""
@@ -331,13 +337,12 @@ class OwnVolumes(IndexedVolumes):
         """Why a subject that counts as healthy is a patient by the table; "" where it is not."""
         if LESION in scan.files or not (why := self.healthy(scan)):
             return ""
-        for column, value in self.row(scan.subject).items():
-            if column.strip().casefold() in _GROUPS and _ILL.search(value) and not _NOT_ILL.match(value):
-                return (
-                    f"{self._root() / PARTICIPANTS} says {column}={value} of {scan.subject}, which would count as healthy because "
-                    f"{why}: say who is healthy with --dataset bids --set dataset.healthy={column}=VALUE and what the others are with "
-                    f"dataset.unmasked=leave-out, or leave it out with dataset.exclude=[{scan.id}]."
-                )
+        for column, value in says_ill(self.row(scan.subject)):
+            return (
+                f"{self._root() / PARTICIPANTS} says {column}={value} of {scan.subject}, which would count as healthy because "
+                f"{why}: say who is healthy with --dataset bids --set dataset.healthy={column}=VALUE and what the others are with "
+                f"dataset.unmasked=leave-out, or leave it out with dataset.exclude=[{scan.id}]."
+            )
         return ""
 
     @cached_property
@@ -369,6 +374,7 @@ class OwnVolumes(IndexedVolumes):
     def _roles(self, usable: list[Scan]) -> dict[str, Split]:
         p = self.params
         if self._folders:
+            usable = [scan for scan in usable if person(scan.subject) in self._folders]  # without excluded ones
             roles = {scan.subject: self._folders[person(scan.subject)] for scan in usable}
             scored = [
                 scan for scan in usable if roles[scan.subject] != "train" and person(scan.subject) in self._patients
@@ -387,8 +393,11 @@ class OwnVolumes(IndexedVolumes):
     @cached_property
     def _images(self) -> list[tuple[File, int | None]]:
         """Every image, and its place in a 4-D file."""
-        scans = [scan for scan in self.index.scans if not self.excluded(scan)] or self.index.scans
-        return [(scan.files[kind], scan.channels.get(kind)) for scan in scans for kind in scan.sequences]
+        return [
+            (scan.files[kind], scan.channels.get(kind))
+            for scan in self.kept or self.index.scans
+            for kind in scan.sequences
+        ]
 
     def _only_masks(self) -> str:
         return (
@@ -454,7 +463,7 @@ class OwnVolumes(IndexedVolumes):
     def _releases(self) -> dict[str, File]:
         """Keys of :data:`SETS` whose names the files bear -> one of them, a lesion mask if there is one."""
         found: dict[str, File] = {}
-        for scan in (scan for scan in self.index.scans if not self.excluded(scan)):
+        for scan in self.kept:
             for _, file in sorted(scan.files.items(), key=lambda item: item[0] != LESION):
                 if family := release_of(str(file)):
                     found.setdefault(family, file)

@@ -146,7 +146,7 @@ def nothing_found(
     title = " or ".join(SETS[family].title for family in sorted(families)) or name
     for family, paths in others.items():
         known = SETS[family]
-        hint = f"use --dataset {known.dataset}" if known.dataset else "it has no adapter of its own"
+        hint = f"use --dataset {known.dataset}" if known.dataset else known.instead or "it has no adapter of its own"
         if {family, *families} >= {"brats21", "brats23"}:
             hint += "; the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used"
         looks = f"this looks like {known.title} ({paths[0]}); {hint}"
@@ -178,17 +178,21 @@ def nothing_found(
 
 
 def require_channels(file: File, header: Header, names: Sequence[str]) -> None:
-    """Refuse a 4-D file that lacks a channel: which of ``names`` the others are is then not known.
+    """Refuse a 4-D file with fewer or more channels than are named: which is which is then not known.
 
     Raises:
         FileError: names the file.
     """
     count = header.shape[3] if len(header.shape) == 4 else 1
+    listed = ", ".join(name or "(unknown)" for name in names)
+    has = f"{file} has {count} channels ({by(header.shape)} voxels), and"
     if count < len(names):
+        raise FileError("axes", f"{has} channel {len(names)} is wanted: the file should hold {listed}, in this order.")
+    if count > len(names):
         raise FileError(
             "axes",
-            f"{file} has {count} channels ({by(header.shape)} voxels), and channel {len(names)} is wanted: the file should hold "
-            f"{', '.join(names)}, in this order.",
+            f"{has} {len(names)} are named ({listed}): which ones they are is not known. Name every channel, in its order, in the "
+            "dataset.json beside the images, or with --dataset nnunet in dataset.channels.",
         )
 
 

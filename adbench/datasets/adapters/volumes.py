@@ -22,7 +22,9 @@ from adbench.datasets.adapters.lesion_masks import (
     merged,
     named_by,
     no_majority,
+    not_one,
     whole_numbers,
+    words_for,
 )
 from adbench.datasets.adapters.scans import (
     Expected,
@@ -176,7 +178,7 @@ class IndexedVolumes(VolumeDataset):
         Raises:
             UserError: from :attr:`index`, or there are masks and no image.
         """
-        there = {kind for scan in self.index.scans for kind in scan.sequences}
+        there = {kind for scan in self.kept or self.index.scans for kind in scan.sequences}
         if not there:
             raise UserError(self._only_masks())
         return tuple(name for name in self.info.modalities if name in there)
@@ -314,7 +316,9 @@ class IndexedVolumes(VolumeDataset):
             if self.excluded(scan) or (kind == LESION and self.params.lesion_masks != "refuse"):
                 continue
             remedy = "remove one"
-            majority = "" if no_majority(pieces.get(scan.id) or (first, second)) else " or majority"
+            masks = pieces.get(scan.id) or (first, second)
+            majority = "" if no_majority(masks) else " or majority"
+            one = words_for(masks) if kind == LESION else ""
             if plain(first) == plain(second):
                 what = "have the same name and different content"
                 if not self.families:
@@ -324,12 +328,13 @@ class IndexedVolumes(VolumeDataset):
                     )
                     if kind == LESION:
                         remedy += f", or merge them with --set dataset.lesion_masks=union{majority} if they are of one"
+                        remedy += one and f", or take one with dataset.lesion_masks={one}"
                     remedy = f"{self._release}; otherwise {remedy}" if self._release else remedy
             elif kind == LESION:
                 what = "are both lesion masks"
                 remedy = (
                     "merge them into one (lesion where either says so) with --set dataset.lesion_masks=union, "
-                    f"{majority and 'or say majority, '}or a word in the name of the one to take"
+                    f"{majority and 'or say majority, '}or {f'take one with {one}' if one else 'a word in the name of the one to take'}"
                 )
             else:
                 what = "mean the same scan and sequence"
@@ -338,18 +343,9 @@ class IndexedVolumes(VolumeDataset):
         for scan in self.index.scans:
             if not scan.pieces or self.excluded(scan):
                 continue
-            why, said = no_majority(scan.pieces), f"dataset.lesion_masks={self.params.lesion_masks}"
-            there = f"{scan.id} ({', '.join(file.name for file in scan.pieces)})"
-            if self.votes and why:
-                message = f"{said}: the lesion masks of {there} {why}: say union, or a word in the name, or the folder, of one."
-            elif not self.chosen_masks(scan):
-                message = (
-                    f"{said} is in the name of none or of several lesion masks of {there}: say union, "
-                    f"{'' if why else 'majority, '}or a word in the name, or the folder, of one."
-                )
-            else:
-                continue
-            yield issues.error("conflict", scan.pieces[0], message, scan.id)
+            wanted = self.params.lesion_masks
+            if (self.votes and no_majority(scan.pieces)) or not self.chosen_masks(scan):
+                yield issues.error("conflict", scan.pieces[0], not_one(scan.pieces, wanted, scan.id), scan.id)
 
     @property
     def votes(self) -> float:
@@ -375,6 +371,11 @@ class IndexedVolumes(VolumeDataset):
     def excluded(self, scan: Scan) -> bool:
         """Whether the user left ``scan`` out."""
         return scan.id in self._excluded
+
+    @property
+    def kept(self) -> list[Scan]:
+        """The scans that the user did not leave out."""
+        return [scan for scan in self.index.scans if not self.excluded(scan)]
 
     @cached_property
     def _excluded(self) -> set[str]:

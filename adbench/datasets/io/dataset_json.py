@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from adbench.datasets.io.archive import File, read_bytes
 from adbench.datasets.io.filename_patterns import MODALITIES, modality_of
+from adbench.datasets.io.mask_names import says_no_lesion
 from adbench.errors import UserError
 from adbench.utils import limits
 from adbench.utils.plain_files import parse_json, read_json
@@ -106,6 +108,24 @@ def labels_of(file: File, content: dict[str, Any]) -> dict[int, str]:
             raise UserError(f"{file} gives the background the label {str(value)[:40]!r}: 0 is the background.")
         (ignored if called == IGNORE else found).update({label: name for label in labels if label is not None})
     return found | ignored
+
+
+def tissues_among(file: File, labels: Mapping[int, str], instead: str) -> str:
+    """What to say where ``labels`` count as lesion and some of them bear the names of tissues; "" where none does.
+
+    Args:
+        file: that gives the names.
+        labels: label -> its name.
+        instead: what names the labels that are lesion, with ``{lesions}`` for the others.
+    """
+    counted = {label: name for label, name in labels.items() if label and name.strip().casefold() != IGNORE}
+    tissues = {label: name for label, name in counted.items() if says_no_lesion(name)}
+    if not tissues:
+        return ""
+    others = ",".join(str(label) for label in sorted(counted.keys() - tissues)) or "..."
+    listed = " and ".join(f"{label} {name.strip()[:40]!r}" for label, name in sorted(tissues.items()))
+    what = "which is no lesion" if len(tissues) == 1 else "which are no lesions"
+    return f"{file} calls label {listed}, {what}: {instead.format(lesions=others)}."
 
 
 def _whole(value: object) -> int | None:

@@ -75,6 +75,7 @@ class KnownSet:
         names: patterns of a path's end with the groups subject, session, site and kind -> what such a file is; None: its
             group ``kind`` says it. The first that fits decides, and gives the file its rank where ``ranked``.
         dataset: that reads it, "" for none.
+        instead: how it is read where none does, for messages.
         subject: made of the groups.
         ranked: whether an earlier pattern wins over a later one.
         distinct: whether the names are found in no other release.
@@ -85,6 +86,7 @@ class KnownSet:
     title: str
     names: Mapping[re.Pattern[str], str | None]
     dataset: str = ""
+    instead: str = ""
     subject: str = "{subject}"
     ranked: bool = False
     distinct: bool = True
@@ -173,6 +175,18 @@ SETS = {
     ),
     "brats23-other": KnownSet(
         "BraTS2023 (PED, MEN, SSA)", _names({r"(?P<subject>BraTS-(?:PEDs?|MEN|SSA)-" + _BRATS23: None}), "brats23"
+    ),
+    "brats24-men-rt": KnownSet(
+        "BraTS2024-MEN-RT",
+        _names({r"(?P<subject>BraTS-MEN-RT-\d{4})-(?P<session>\d{1,3})_(?P<kind>t1c|gtv)": None}),
+        instead="meningiomas before radiotherapy, a contrast-enhanced T1 with skull and the gross tumour volume as mask: "
+        "--dataset folder reads them as they are",
+    ),
+    "brats24-goat": KnownSet(
+        "BraTS2024-GoAT",
+        _names({r"(?P<subject>BraTS-GoAT-\d{5})-(?P<kind>t1n|t1c|t2w|t2f|seg)": None}),
+        instead="cases of several BraTS groups under numbers of their own: --dataset folder reads them as they are; never train "
+        "on them and test on another BraTS set",
     ),
     "msd": KnownSet(
         "MSD Task01 (brain tumours)",

@@ -18,12 +18,23 @@ LESION_WORDS = [
     "consensus_gt",
     "msk",
     "tumor",
+    "gtv",
     "wmh",
 ]
 ANY_MASK = ("mask", "dseg")  # a dseg of BIDS is most often one of tissues: the rest of the name must say what it is
 _SAYS_LESION = re.compile(r"(?<!non)(?<!non[-_])(?:lesion|tumo)|[-_]label-l(?:_|$)|(?:^|[-_])wmh(?:[-_]|$)")
 _SAYS_TISSUE = re.compile(
     r"(?:^|[-_])(?:gm|wm|csf|gmwm|gr[ae]ymatter|whitematter|tissues?|aseg|aparc|parc|parcellation|ventricles?|atlas|hippocampus)(?:[-_]|$)"
+)
+# Names of labels, which are written more freely than names of files.
+_NO_LESION = re.compile(
+    r"(?:^|[-_])(?:[gw]m|csf|(?:gr[ae]y|white)_?matter|tissues?|cortex|cortical|cerebell(?:um|ar)|cerebrum|ventricles?|brain_?stem|"
+    r"thalamus|hippocampus|putamen|caudate|pallidum|amygdala|skull|scalp|bone|air)(?:[-_]|$)"
+    r"|^(?:(?:whole|healthy|normal)_?)?(?:brain|head)(?:_?mask)?$|^(?:healthy|normal)$"
+)
+_ILL = re.compile(
+    r"lesion|tumo|hyperintens|infarct|stroke|ischa?em|ha?emorrh|ha?ematoma|o?edema|metast|gli[ao]|blastoma|necro|enhanc|cyst|plaque|"
+    r"abscess|malform|microbleed|dysplas|cancer|patholog|disease|abnormal|anomal|wmh"
 )
 WEAK = (
     "seg",
@@ -76,3 +87,9 @@ def mask_of(words: str) -> str | None:
     if _SAYS_LESION.search(words):
         return LESION
     return BRAIN if "brain" in words else "" if _SAYS_TISSUE.search(words) else None
+
+
+def says_no_lesion(label: str) -> bool:
+    """Whether the name of a label is that of a tissue or an organ: "white matter", not "white matter hyperintensity"."""
+    words = re.sub(r"[\W_]+", "_", label.casefold())
+    return bool(_NO_LESION.search(words)) and not _ILL.search(words)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
@@ -17,6 +18,24 @@ _SEXES = {"m": "male", "male": "male", "f": "female", "female": "female"}
 _COLUMNS = {"sex": ("sex", "gender"), "age": ("age",), "scanner": ("scanner", "scanner_model", "manufacturer")}
 _NOTHING = {"", "n/a", "na", "nan", "none", "unknown", "?"}
 _LONGEST = 40  # characters of a group's name
+_GROUPS = (
+    "group",
+    "diagnosis",
+    "dx",
+    "disease",
+    "pathology",
+    "condition",
+    "status",
+    "cohort",
+    "participant_type",
+    "type",
+)
+_ILL = re.compile(
+    r"(?:^|[^a-z])(?:patients?|strokes?|lesions?|tumou?rs?|gliomas?|glioblastomas?|metastas[ei]s|(?:rr|pp|sp)?ms|sclerosis|"
+    r"epilepsy|dementia|alzheimer\S*)(?:$|[^a-z])",
+    re.IGNORECASE,
+)
+_NOT_ILL = re.compile(r"\s*(?:no|non|not|without|control|healthy|hc)(?:$|[^a-z])", re.IGNORECASE)
 
 
 def read_participants(root: Path) -> Rows:
@@ -122,3 +141,10 @@ def _rows(path: Path, separators: str) -> list[dict[str, str]]:
         for row in rows
         if row
     ]
+
+
+def says_ill(row: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """The columns of a subject's row that call it a patient, with their values."""
+    for column, value in row.items():
+        if column.strip().casefold() in _GROUPS and _ILL.search(value) and not _NOT_ILL.match(value):
+            yield column, value

@@ -55,15 +55,15 @@ def read_stored(path: Path) -> np.ndarray:
     return values.view(np.uint8) if values.dtype == np.bool_ else values
 
 
-def used_bits(path: Path) -> int:
-    """Bits that the values of a 16-bit image take; 0 for an image of 8 bits, by its header alone.
+def largest_of_16_bits(path: Path) -> int:
+    """The largest value of a 16-bit image; 0 for an image of 8 bits, by its header alone.
 
     Raises:
         FileError: unreadable.
     """
     if read_bytes(path, _HEADER, 2) != b"\x10\x00":  # bits a sample, grey
         return 0
-    return int(_grey(path).max()).bit_length()
+    return int(_grey(path).max())
 
 
 def read_image(path: Path, white: int = 65535) -> np.ndarray:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from adbench.datasets import issues
-from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in, merged
+from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in, merged, no_majority
 from adbench.datasets.adapters.scans import Expected, Scan, require_channels, swapped
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
@@ -238,6 +238,8 @@ def _voxels(
 
 def _merged(case: str, masks: list[tuple[File, NiftiVolume]], votes: float, expected: Expected) -> Iterator[Issue]:
     """Several lesion masks that mark something and make an empty one."""
+    if votes and no_majority([file for file, _ in masks]):  # refused by the names alone
+        return
     data = [np.rint(volume.data) for _, volume in masks]
     if len(data) < 2 or len({mask.shape for mask in data}) > 1 or not any(mask.any() for mask in data):
         return

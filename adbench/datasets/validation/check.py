@@ -26,6 +26,7 @@ from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io import nifti_header
+from adbench.datasets.io.archive import File
 from adbench.datasets.io.filename_patterns import person
 from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
@@ -45,7 +46,8 @@ class CheckReport:
     """What a check found.
 
     Attributes:
-        cases: subjects and sessions.
+        cases: subjects and sessions that are not excluded.
+        excluded: those that are.
         files: that were opened.
         findings: the issues, errors first, then by case.
     """
@@ -55,6 +57,7 @@ class CheckReport:
     deep: bool
     cases: int = 0
     files: int = 0
+    excluded: int = 0
     findings: list[Issue] = field(default_factory=list)
 
     @property
@@ -99,9 +102,12 @@ def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: P
 
 
 def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, progress: Progress) -> None:
-    scans = dataset.index.scans
-    report.cases = len(scans)
-    report.findings += _unused_files(dataset)
+    scans = dataset.kept
+    report.cases, report.excluded = len(scans), len(dataset.index.scans) - len(scans)
+    left_out = [scan for scan in dataset.index.scans if dataset.excluded(scan)]
+    what = "is left out: it is in dataset.exclude"
+    report.findings += [issues.info("left-out", scan.first, f"{scan.id} {what}", scan.id) for scan in left_out]
+    report.findings += _unused_files(dataset, {file for scan in left_out for file in scan.files.values()})
     faults = list(dataset.faults())
     report.findings += faults
     if isinstance(dataset, FolderVolumes) and not any(fault.severity == "error" for fault in faults):
@@ -129,6 +135,10 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
     report.files = sum(len(case.scan.files) for case in cases)
     report.findings += itertools.chain.from_iterable(case.issues for case in cases)
     asked = getattr(dataset.params, "lesion_labels", ())
+    if any(fault.code == "known-layout" and fault.severity == "warning" for fault in faults) and report.deep:
+        held = ", ".join(map(str, sorted({label for case in cases for labels in case.labels for label in labels})))
+        what = f"The lesion masks in {dataset.root} hold the labels {held or '(none)'}"
+        report.findings.append(issues.info("label", dataset.root, what))
     if what := not_there(asked, itertools.chain.from_iterable(case.labels for case in cases), dataset.root):
         report.findings.append(issues.error("label", dataset.root, what))
     report.findings += _equal_volumes(cases)
@@ -150,6 +160,7 @@ def _check_stacks(dataset: Dataset, report: CheckReport, progress: Progress) -> 
         report.files += sum(len(case.files) for case in cases)
         report.findings += [issues.info("left-out", "", f"{modality}: {why}") for why in dataset.exclusions(modality)]
         if isinstance(dataset, Folder):
+            report.excluded = len(dataset.excluded_cases)
             report.findings += dataset.sizes(modality)
             report.findings += _empty_roles(dataset, modality, {case.split for case in cases})
         if report.deep or dataset.quick:
@@ -178,10 +189,12 @@ def _there(dataset: Dataset, faults: Sequence[Issue]) -> tuple[str, ...]:
         return ()
 
 
-def _unused_files(dataset: IndexedVolumes) -> Iterator[Issue]:
-    """What lies there and is not used."""
+def _unused_files(dataset: IndexedVolumes, excluded: Container[File]) -> Iterator[Issue]:
+    """What lies there and is not used, but for copies of files of ``excluded`` cases."""
     index = dataset.index
     for used, other in index.duplicates:
+        if used in excluded:
+            continue
         yield issues.warning("duplicate-file", other, f"{other} repeats {used}, which is used")
     for path in index.unused:
         yield issues.info("unused-file", path, f"{path} is not used: its name is none of {dataset.info.name}'s")
