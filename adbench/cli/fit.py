@@ -45,11 +45,19 @@ def export(
 def import_(
     given: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of a shared fit, or an archive of one.")],
     out: Out = Path("runs"),
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="Print nothing but the folder for --fit and --run.")
+    ] = False,
 ) -> None:
     """Check a shared fit and bring it into the output folder; `adbench run --fit` does so too, with a folder."""
     from adbench.runner.shared_fits import bring
+    from adbench.utils.console import write
 
-    _say(bring(given, out.absolute()))
+    shared = bring(given, out.absolute())
+    if quiet:
+        write(str(shared.folder))
+    else:
+        _say(shared)
 
 
 @fits.command(name="list", epilog="Example:\n\n  adbench fit list --out runs")

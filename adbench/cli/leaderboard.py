@@ -257,6 +257,11 @@ def submit(
     say(f"{path} ({path.stat().st_size / 1024:.0f} kB). Next: adbench leaderboard merge {path}, and a pull request.")
 
 
+def _means_into(given: str) -> None:
+    if given:
+        raise UserError(f"The leaderboards that results are merged into are given as --into {given}.")
+
+
 @board.command(
     "merge",
     epilog="Examples:\n\n  adbench leaderboard merge phantom-flair-madad-tiny-seed0-1a2b3c4d5e.json\n\n"
@@ -265,6 +270,7 @@ def submit(
 def merge(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Submissions, runs, or folders of them.")],
     into: Annotated[Path, typer.Option("--into", help="Folder of leaderboards.")] = BOARDS,
+    out: Annotated[str, typer.Option("--out", hidden=True, callback=_means_into)] = "",
     quiet: Quiet = False,
 ) -> None:
     """Merge results into the leaderboards if all of them verify; else nothing changes."""

@@ -26,6 +26,7 @@ from adbench.cli.app import (
     app,
     as_settings,
     seconds,
+    split,
 )
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def run(
         Path | None, typer.Option(help="A shared fit's folder (adbench fit): score it instead of training.")
     ] = None,
     track: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(help="Write loss curves to tensorboard, mlflow or wandb too, while it trains; offline."),
     ] = None,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", hidden=True, callback=_renamed)] = False,
@@ -168,9 +169,9 @@ def run(
         force=force,
         checkpoint_seconds=checkpoint_seconds,
         save_maps=save_maps,
-        track=track or "",
+        track=",".join(split(track)),
     )
-    if track == "wandb":
+    if "wandb" in split(track):
         os.environ.setdefault("WANDB_SILENT", "true")  # it prints a page for each stage of a training
     if executor != "serial" and distributed.world() > 1:
         raise UserError(

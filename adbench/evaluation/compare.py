@@ -10,24 +10,40 @@ from adbench.errors import UserError
 from adbench.evaluation.run import Run
 from adbench.metrics.compare import Samples, Table, Trained, sample_method
 from adbench.metrics.compare import compare as compare_samples
-from adbench.results.names import row_names
+from adbench.results.names import row_names, told_apart
 from adbench.results.record import Record
 from adbench.utils.hashing import digest
+
+MAX_SIDES, MAX_FOLDERS = 4, 6  # test sets and folders that a refusal names
 
 
 def same_test(runs: Sequence[Run]) -> None:
     """Refuse runs whose numbers must not stand side by side.
 
     Raises:
-        UserError: two runs differ in test slices or protocol; says which and how.
+        UserError: two runs differ in test slices or protocol; says which and how, and which may stand together.
     """
-    for other in runs[1:]:
-        if _board(other.record) != _board(runs[0].record):
-            sides = [f"{r.label} in {r.folder} ({_describe(r.record)})" for r in (runs[0], other)]
-            raise UserError(
-                f"{sides[0]} and {sides[1]} were not measured on the same test slices under the same protocol: "
-                "report or compare them separately."
-            )
+    groups: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        groups.setdefault(_board(run.record), []).append(run)
+    if len(groups) < 2:
+        return
+    parts = [run.record.test for run in runs]
+    marks = dict(zip((part.digest for part in parts), told_apart(parts), strict=True))
+    several_protocols = len({board[:2] for board in groups}) > 1
+    sides = []
+    for members in groups.values():
+        mark = marks[members[0].record.test.digest]
+        name, version, dataset, modality, _ = _board(members[0].record)
+        what = [f"protocol {name} v{version}"] if several_protocols else []
+        folders = [str(run.folder) for run in members[:MAX_FOLDERS]]
+        more = f" and {len(members) - MAX_FOLDERS} more" if len(members) > MAX_FOLDERS else ""
+        sides.append(f"{', '.join([*what, f'{dataset} {modality}', *filter(None, [mark])])}: {' '.join(folders)}{more}")
+    raise UserError(
+        "These runs were not measured on the same test slices under the same protocol: name those of one test set alone. "
+        + "; ".join(sides[:MAX_SIDES])
+        + (f"; and {len(sides) - MAX_SIDES} more test sets." if len(sides) > MAX_SIDES else ".")
+    )
 
 
 def compare(runs: Iterable[Run], metric: str = "auprc", *, progress: Progress | None = None) -> Table:
@@ -71,8 +87,3 @@ def method_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def _board(record: Record) -> tuple[Any, ...]:
     protocol = record.protocol
     return (protocol.get("name"), protocol.get("version"), record.test.name, record.test.modality, record.test.digest)
-
-
-def _describe(record: Record) -> str:
-    name, version, dataset, modality, test = _board(record)
-    return f"protocol {name} v{version}, {dataset} {modality}, {record.test.slices} test slices {test[:8]}"

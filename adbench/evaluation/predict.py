@@ -127,7 +127,10 @@ def predict(
     for text in said:
         log.warning(text)
     cases = {case.id: case for case in dataset.discover(modality)}
-    writer = Writer(record, store, cases, Path(images), Path(out), rule, level, _remarks(store))
+    remarks = _remarks(store)
+    for case, own in remarks.items():
+        own += filter(None, [dataset.brain_beside(cases[case])])
+    writer = Writer(record, store, cases, Path(images), Path(out), rule, level, remarks)
     data = LabelledSet(store, np.arange(len(store)))
     data.domain = "all" if record.protocol.get("domain") == "all" else "brain"
     writer.refuse_others({*cases, *failed})
@@ -155,6 +158,8 @@ def predict(
                 _write_summary(Path(out), [rows[case] for case in data.cases if case in rows], failed)
     every = [rows[case] for case in data.cases if case in rows]
     _write_summary(Path(out), every, failed)
+    if every and level > (highest := max(row.highest_score for row in every)):
+        log.warning("The threshold %.4g is above every score, the highest is %.4g: nothing is marked.", level, highest)
     if cause is not None and not every:
         raise cause
     if failed:

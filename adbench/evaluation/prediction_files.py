@@ -27,6 +27,7 @@ from adbench.utils.hashing import digest
 from adbench.utils.plain_files import read_json
 
 VERSION = 2  # raised when the same scan gives other files
+ALL_MARKED = "all of its brain is marked: the threshold is below every score"
 
 
 @dataclass(frozen=True)
@@ -101,16 +102,16 @@ class Writer:
             known: ids of all scans that are asked for.
 
         Raises:
-            UserError: it holds answers of another run or threshold, or of other scans.
+            UserError: it holds answers of another run, or of other scans.
         """
-        own = self._record.run_key, self._level
+        own = self._record.run_key
         for path in sorted([*self._out.glob("sub-*/**/anat/*_anomaly.json"), *self._out.glob("*-*.json")]):
             made, case = own, ""
             with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError, OSError):
                 content = read_json(path, limits.STATUS_BYTES)
                 case = str(content["Found"]["case"])
-                made = content["RunKey"], content["Threshold"]["Score"]
-            what = f"the run {str(made[0])[:10]!r} at the threshold {made[1]!r}" if made != own else ""
+                made = content["RunKey"]
+            what = f"the run {str(made)[:10]!r}, not of {own[:10]!r}" if made != own else ""
             if not what and case and case not in known:
                 what = f"{case!r}, which is not in {self._images}"
             if what:
@@ -128,23 +129,24 @@ class Writer:
         return None
 
     def write(self, data: LabelledSet, volume: ScoredVolume) -> Prediction:
-        """Write the files of one scan, the one that says it is complete last."""
+        """Write the files of one scan, the one that says it is complete last, over those at another threshold."""
         case = volume.volume
+        self._sidecar(case).unlink(missing_ok=True)
         brain, counted = data.brains(volume.positions), data.counted(volume.positions)
         slices = data.slice_numbers[volume.positions].tolist()
         images = image_of(self._cases[case], self._record.test.modality)
         extra: dict[str, Any] = {}
         if self._store.case(case).geometry is not None:
-            files, figures = self._write_volumes(volume, slices, brain, counted)
+            files, figures, whole = self._write_volumes(volume, slices, brain, counted)
         else:
             side = self._cases[case].extra["side"]
-            files, figures, extra = self._write_slices(images, volume, slices, brain, counted, side)
+            files, figures, whole, extra = self._write_slices(images, volume, slices, brain, counted, side)
         found = Prediction(
             case=case,
             image=self.image(case),
             threshold=self._level,
             **figures,
-            notes="; ".join(self._remarks[case]),
+            notes="; ".join([*self._remarks[case], *([ALL_MARKED] if whole else [])]),
         )
         write_json(
             self._sidecar(case),
@@ -162,8 +164,9 @@ class Writer:
 
     def _write_volumes(
         self, volume: ScoredVolume, slices: Sequence[int], brain: np.ndarray, counted: np.ndarray
-    ) -> tuple[list[Path], dict[str, Any]]:
-        """NIfTI files on the grid of the scan, and the figures of the mask; the mask is of the map as it is written."""
+    ) -> tuple[list[Path], dict[str, Any], bool]:
+        """NIfTI files on the grid of the scan, the figures of the mask, which is of the map as it is written, and whether that is all
+        of the brain."""
         case, name = volume.volume, f"desc-{self._name}"
         scores, inside = self._volumes.map_placed(self._store, case, slices, volume.maps, counted)
         marked = inside & (scores.data.astype(np.float64) >= self._level)
@@ -177,10 +180,8 @@ class Writer:
         axes = scores.affine[:3, :3]
         up = int(np.argmax(np.abs(axes[2]) / np.linalg.norm(axes, axis=0)))
         figures = _figures(np.moveaxis(marked, up, 0), range(marked.shape[up]), voxel_ml(scores.affine))
-        return files, {
-            **figures,
-            "highest_score": float(scores.data[inside].max(initial=-np.inf)) if inside.any() else 0.0,
-        }
+        figures["highest_score"] = float(scores.data[inside].max(initial=-np.inf)) if inside.any() else 0.0
+        return files, figures, bool(inside.any() and marked.sum() == inside.sum())
 
     def _write_slices(
         self,
@@ -190,8 +191,9 @@ class Writer:
         brain: np.ndarray,
         counted: np.ndarray,
         side: int,
-    ) -> tuple[list[Path], dict[str, Any], dict[str, Any]]:
-        """PNG files beside each other, named after the images; the figures of the masks; what the maps' grey values mean.
+    ) -> tuple[list[Path], dict[str, Any], bool, dict[str, Any]]:
+        """PNG files beside each other, named after the images; the figures of the masks; whether these are all of the brain; what
+        the maps' grey values mean.
 
         A map has 65,536 grey values; each is on the side of the threshold that its score is on, as is the mask.
         """
@@ -223,7 +225,8 @@ class Writer:
             (float(one[there].max()) for one, there in zip(scores, inside, strict=True) if there.any()), default=0.0
         )
         figures = {**_figures(np.stack(padded), slices, None), "highest_score": highest}
-        return files, figures, {"GreyValues": {"0": low, "65535": high}}
+        whole = any(map(np.any, inside)) and all(map(np.array_equal, masks, inside))
+        return files, figures, whole, {"GreyValues": {"0": low, "65535": high}}
 
 
 def _uncut(array: np.ndarray, shape: tuple[int, int], side: int) -> np.ndarray:

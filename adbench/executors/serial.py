@@ -19,7 +19,7 @@ from adbench.runner.run_cell import run_cell
 from adbench.utils import distributed
 from adbench.utils.signals import signal_name
 from adbench.utils.supervisor import HandedOver, Journal
-from adbench.utils.tracking import check_tracker
+from adbench.utils.tracking import check_trackers
 
 EXECUTORS = ("serial", "ray")
 
@@ -39,7 +39,7 @@ class Options:
         force: score again although records are there (fits are kept).
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside its record.
-        track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
+        track: write loss curves to these trackers too, of :data:`adbench.utils.tracking.TRACKERS`, with commas between; "": none.
 
     Raises:
         UserError: an executor that does not exist, an option that it does not have, or a tracker that is not installed.
@@ -59,8 +59,7 @@ class Options:
     def __post_init__(self) -> None:
         if self.executor not in EXECUTORS:
             raise unknown("executor", self.executor, EXECUTORS)
-        if self.track:
-            check_tracker(self.track)
+        check_trackers(self.track)
         given = {
             "--address": self.address,
             "--cpus-per-run": self.cpus,

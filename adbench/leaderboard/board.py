@@ -6,7 +6,6 @@ method together, and ranks.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,7 +21,7 @@ from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, several
 from adbench.results.known import is_released
-from adbench.results.names import row_names, training_names
+from adbench.results.names import row_names, told_apart, training_names
 from adbench.results.record import Number, Record, asked, facts
 from adbench.results.rundir import safe
 
@@ -184,7 +183,7 @@ class Board:
         pooled: whether an entry is all seeds of a method, ranked; else it is one run.
         differences: the leader of each rank against every entry ranked below it, by key.
         unranked: why there are no ranks; empty when there are.
-        mark: start of the hash of its test slices, where another board beside it has the same name; see :func:`tell_apart`.
+        mark: what tells it from another board beside it that has the same name; see :func:`tell_apart`.
         more: metrics that are columns beside those of every board, where some entry has them.
     """
 
@@ -387,11 +386,15 @@ def _fold(record: Record) -> int:
 
 
 def tell_apart(boards: list[Board]) -> list[Board]:
-    """``boards``, those of one protocol and name marked by the hash of their slices: they are of different data."""
-    count = Counter((board.test_set.protocol, board.name) for board in boards)
-    marks = [board.test_set.digest[:6] if count[board.test_set.protocol, board.name] > 1 else "" for board in boards]
-    for board, mark in zip(boards, marks, strict=True):
-        board.mark = mark
+    """``boards``, those of one protocol and name marked by what tells their data apart (:mod:`adbench.results.names`)."""
+    groups: dict[tuple[str, str], list[Board]] = {}
+    for board in boards:
+        groups.setdefault((board.test_set.protocol, board.name), []).append(board)
+    for group in groups.values():
+        parts = [record.test for board in group for record in board._records]
+        words = dict(zip((part.digest for part in parts), told_apart(parts), strict=True))
+        for board in group:
+            board.mark = words[board.test_set.digest]
     return boards
 
 

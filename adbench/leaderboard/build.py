@@ -180,7 +180,7 @@ def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
                 taken[same] += 1
         firsts = [next(entry.record for entry in row if entry) for row in rows.values()]
         names = [
-            modality + (f" {board.test_set.digest[:6]}" if modalities.count(modality) > 1 else "")
+            board.name.removeprefix(f"{dataset} ") if modalities.count(modality) > 1 else modality
             for modality, board in zip(modalities, group, strict=True)
         ]
         tables.append(

@@ -90,6 +90,8 @@ def print_boards(
         title = f"{board.test_set.protocol} v{board.test_set.version} · {board.title}"
         caption = _caption(board) if board is boards[-1] else ""
         table(title, headings, list(zip(*cells, strict=True)), caption=caption)
+        if "trained on" in dropped and (whose := _imported(board)):
+            say(whose)
         if dropped:
             say(
                 f"Not shown at this width: {', '.join(dropped)}. A wider terminal, a pipe without COLUMNS or --json shows all."
@@ -136,6 +138,12 @@ def _caption(board: Board) -> str:
     """How to read the columns."""
     extra = [f"{board.facts(name).column}: {board.facts(name).definition.rstrip('.')}." for name in board.extra]
     return " ".join([READING, *([RANKS] if board.pooled else []), *extra])
+
+
+def _imported(board: Board) -> str:
+    """The rows whose weights are somebody else's, in one sentence; "" without any."""
+    rows = [f"{e.label} (trained on {_trained(e)})" for e in board.entries if e.record.weights]
+    return f"Weights that were shared: {', '.join(rows)}." if rows else ""
 
 
 def _from_maps(board: Board, escape: Callable[[str], str] = lambda text: text) -> str:

@@ -83,6 +83,8 @@ def pack_maps(
         raise UserError("A row that was scored from maps says where its method is: give --code or --paper.")
     if _BRACKETS & set(method):
         raise UserError(f"--method {method!r}: leave the brackets away, the row adds [maps] itself.")
+    if not method.strip().isprintable():
+        raise UserError(f"--method {method.strip()!r}: write it in one line of printable characters.")
     alike = _known("methods", method)
     if alike != method.strip() or alike in registry.BUILTIN["methods"]:
         raise UserError(
@@ -283,6 +285,8 @@ def check_from_maps(submission: Submission) -> Iterator[Issue]:
         yield Issue("method.name", record.method.name, why=why)
     if _BRACKETS & set(record.method.name):
         yield Issue("method.name", record.method.name, why="a name has no brackets: the row adds [maps] itself")
+    if not record.method.name.isprintable():
+        yield Issue("method.name", record.method.name, why="it is one line of printable characters")
     claims = {
         "method.version": (record.method.version, NOT_SAID),
         "method.source": (record.method.source, ""),

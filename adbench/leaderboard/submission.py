@@ -256,13 +256,16 @@ def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submi
     """What a submitter says.
 
     Raises:
-        UserError: no name or licence, a licence of several words, or a link that is no https address.
+        UserError: no name or licence, a name of several lines or with characters that nobody sees, a licence of several words, or a
+            link that is no https address.
     """
     missing = [option for option, text in (("submitter", submitter), ("licence", licence)) if not text.strip()]
     if missing:
         needed = " and ".join(f"a {name}" for name in missing)
         options = " and ".join(_EXAMPLE[name] for name in missing)
         raise UserError(f"A submission has {needed}: give {options}.")
+    if not submitter.strip().isprintable():
+        raise UserError(f"--submitter {submitter.strip()!r}: write it in one line of printable characters.")
     try:
         return Submitted(submitter=submitter.strip(), licence=licence.strip(), code=code.strip(), paper=paper.strip())
     except ValidationError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,7 +117,7 @@ def _page(report: Report, charts: Mapping[str, Mapping[str, Any]], command: str)
         columns=_columns(report),
         bars=BARS,
         colour={part.label: number % len(plots.SERIES) for number, part in enumerate(report.parts)},
-        ranks=report.comparison.ranks if report.comparison else {},
+        ranks=_ranks(report),
         portraits=[_portrait(report, portrait, number) for number, portrait in enumerate(report.portraits)],
         shown={label for portrait in report.portraits for shown in portrait.slices for label in shown.maps},
         volume_seconds=figures.volume_seconds,
@@ -127,6 +128,13 @@ def _page(report: Report, charts: Mapping[str, Mapping[str, Any]], command: str)
         version=__version__,
         command=command,
     )
+
+
+def _ranks(report: Report) -> dict[str, str]:
+    """Method -> its rank, as boards write it: "=1" where others share it, "" without one."""
+    ranks = report.comparison.ranks if report.comparison else {}
+    times = Counter(ranks.values())
+    return {name: "" if rank is None else f"{'=' * (times[rank] > 1)}{rank}" for name, rank in ranks.items()}
 
 
 def _columns(report: Report) -> list[MetricSpec]:

@@ -9,7 +9,8 @@ from pathlib import PurePath
 from typing import Any
 
 from adbench.config.sweep import differing, params_text, value_text
-from adbench.results.record import Record
+from adbench.results.format import several
+from adbench.results.record import DataPart, Record
 
 # Method -> parameter that its name says in every table, whatever other rows have: what stands in for something that cannot be
 # shipped, and makes another method, or a control, of it.
@@ -68,19 +69,49 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
 
 
 def training_names(records: Sequence[Record]) -> list[str]:
-    """What each row of one table says it learned from.
+    """What each row of one table says it learned from; see :func:`told_apart` for those of one name."""
+    parts = [record.train for record in records]
+    apart = told_apart([part if part.slices else None for part in parts])  # else nothing is known but its name
+    return [f"{part.name} ({mark})" if mark else part.name for part, mark in zip(parts, apart, strict=True)]
 
-    The start of the hash of its training slices stands beside a name under which another row learned from other slices:
-    two folders may have one name.
+
+def told_apart(parts: Sequence[DataPart | None]) -> list[str]:
+    """What tells each of ``parts`` from the others of its name with other slices; "" where there are none, and for None.
+
+    That is the parameters in which they differ ("n_train=4"; of those alone that all parts of the same slices agree in), else
+    how many slices and subjects they have. Two folders may have the same name, parameters and numbers: the start of the hash of
+    their slices stands beside these.
     """
-    slices: dict[str, set[str]] = {}
-    for record in records:
-        if record.train.slices:  # else nothing is known of it but what they say
-            slices.setdefault(record.train.name, set()).add(record.train.digest)
-    return [
-        f"{train.name} ({train.digest[:6]})" if train.slices and len(slices[train.name]) > 1 else train.name
-        for train in (record.train for record in records)
-    ]
+    found = [""] * len(parts)
+    for name in {part.name for part in parts if part}:
+        ways: dict[str, list[DataPart]] = {}
+        for part in parts:
+            if part and part.name == name:
+                ways.setdefault(part.digest, []).append(part)
+        if len(ways) > 1:
+            words = dict(zip(ways, _told([*ways.values()]), strict=True))
+            for place, part in enumerate(parts):
+                if part and part.name == name:
+                    found[place] = words[part.digest]
+    return found
+
+
+def _told(groups: Sequence[Sequence[DataPart]]) -> list[str]:
+    """Words for groups of parts of one name, each of the same slices; all distinct."""
+    vague = {name for group in groups for own in differing([part.params for part in group]) for name in own}
+    firsts = [group[0] for group in groups]
+    agreed = [{name: value for name, value in one.params.items() if name not in vague} for one in firsts]
+    words = list(map(params_text, differing(agreed)))
+    for tell in (
+        lambda one: f"{several(one.slices, 'slice')} of {several(one.subjects, 'subject')}",
+        lambda one: one.digest[:6],
+    ):
+        times = Counter(words)
+        words = [
+            ", ".join(filter(None, (word, tell(one)))) if times[word] > 1 else word
+            for word, one in zip(words, firsts, strict=True)
+        ]
+    return words
 
 
 def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
@@ -110,9 +141,10 @@ def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[
 
 
 _LAST: tuple[Callable[[Record, str], str], ...] = (
-    lambda one, who: (
-        f"({one.train.digest[:6]})" if one.train.slices else ""
-    ),  # two folders of one name, as training_names
+    lambda one, who: f"({several(one.train.slices, 'training slice')})" if one.train.slices else "",
+    lambda one, who: (  # two folders of one name, as training_names
+        f"({several(one.train.slices, 'training slice')}, {one.train.digest[:6]})" if one.train.slices else ""
+    ),
     lambda one, who: f"v{one.method.version}",
     lambda one, who: who and f"by {who}",
     lambda one, who: f"weights by {one.weights.author}" if one.weights else "",

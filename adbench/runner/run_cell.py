@@ -61,7 +61,7 @@ def run_cell(
         force: score again although a record is there (the fit is kept).
         checkpoint_seconds: a training in progress is saved at least this often.
         save_maps: keep every anomaly map beside the record (N x H x W), for metrics that are invented later.
-        track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
+        track: write loss curves to these trackers too, of :data:`adbench.utils.tracking.TRACKERS`, with commas between; "": none.
         facts: shown beside the progress by ``adbench status``: the share of a GPU, ...
         watch: looks at the method while it is trained, see :func:`adbench.runner.fit.fit_method`.
 

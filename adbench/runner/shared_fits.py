@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import zipfile
 from collections.abc import Iterator
@@ -39,7 +40,9 @@ from adbench.utils.limits import RECORD_BYTES
 from adbench.utils.locks import acquire
 from adbench.utils.plain_files import open_plain, read_json
 
+log = logging.getLogger("adbench")
 ZIP = ".zip"
+MAX_NAMES = 5  # of foreign files in a warning
 RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with", "post")
 
 
@@ -160,8 +163,27 @@ def bring(given: Path, out: Path) -> SharedFit:
             raise UserError(str(error).replace(str(found[0].absolute()), str(given))) from None
 
 
+def foreign(shared: SharedFit) -> list[str]:
+    """Names of files in the folder of a shared fit that its manifest does not list; they are never copied or uploaded."""
+    listed = {MANIFEST, CARD, *shared.files}
+    names = sorted(path.relative_to(shared.folder).as_posix() for path in shared.folder.rglob("*") if not path.is_dir())
+    return [name for name in names if name not in listed and not name.startswith(".")]  # what the Hub's library keeps
+
+
+def _tell_foreign(shared: SharedFit) -> None:
+    if names := foreign(shared):
+        more = f" and {len(names) - MAX_NAMES} more files" if len(names) > MAX_NAMES else ""
+        one = len(names) == 1
+        log.warning(
+            "%s%s %s not in the manifest of the shared fit and %s left out.",
+            ", ".join(names[:MAX_NAMES]), more, "is" if one else "are", "was" if one else "were",
+        )  # fmt: skip
+
+
 def install(shared: SharedFit, out: Path) -> SharedFit:
     """Bring a shared fit to its place below the output folder ``out``, where runs look for fits.
+
+    What its manifest does not list is left out, with a warning.
 
     Raises:
         UserError: another fit of the same key lies there.
@@ -169,6 +191,7 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
     folder = rundir.fit_folder(out, shared.method, shared.fit_key)
     if folder.absolute() == shared.folder:
         return shared
+    _tell_foreign(shared)
     with acquire(folder):
         sweep(folder)
         if (folder / FIT).exists() and is_shared(folder) and (there := read_shared(folder)).weights == shared.weights:
@@ -234,7 +257,7 @@ def listed(out: Path) -> list[dict[str, Any]]:
 def push(folder: Path, repository: str, *, private: bool = False) -> str:
     """Upload a shared fit to the Hugging Face Hub (``HF_ENDPOINT``, with the token of ``hf auth login``).
 
-    The ``repository`` ("owner/name") is made if need be.
+    The ``repository`` ("owner/name") is made if need be. What the manifest does not list stays here, with a warning.
 
     Returns:
         The address of the commit.
@@ -245,6 +268,7 @@ def push(folder: Path, repository: str, *, private: bool = False) -> str:
     from huggingface_hub import HfApi
 
     shared = read_shared(folder)
+    _tell_foreign(shared)
     with _told(repository):
         api = HfApi()
         api.create_repo(repository, private=private, exist_ok=True)

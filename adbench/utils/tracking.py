@@ -14,18 +14,21 @@ TRACKERS = {"tensorboard": ("tensorboardX",), "mlflow": ("mlflow", "accelerate")
 _RUN = "mlflow_run.txt"  # in the folder of a stage: the run that a resumed training goes on with
 
 
-def check_tracker(name: str) -> None:
-    """Refuse a tracker that there is not, or whose packages are not installed.
+def check_trackers(names: str) -> list[str]:
+    """The trackers in ``names`` ("mlflow,tensorboard"), each once.
 
     Raises:
-        UserError: says what to install.
+        UserError: there is no such tracker, or its packages are not installed (says what to install).
     """
-    if name not in TRACKERS:
-        raise unknown("tracker", name, TRACKERS)
-    if missing := [package for package in TRACKERS[name] if find_spec(package) is None]:
-        raise UserError(
-            f"The tracker {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}, or leave it out."
-        )
+    found = list(dict.fromkeys(name.strip() for name in names.split(",") if name.strip()))
+    for name in found:
+        if name not in TRACKERS:
+            raise unknown("tracker", name, TRACKERS)
+        if missing := [package for package in TRACKERS[name] if find_spec(package) is None]:
+            raise UserError(
+                f"The tracker {name} needs {' and '.join(missing)}: pip install {' '.join(missing)}, or leave it out."
+            )
+    return found
 
 
 class Tracker(Protocol):
@@ -38,21 +41,24 @@ class Tracker(Protocol):
         """End the writing."""
 
 
-def open_tracker(name: str, folder: Path, step: int) -> Tracker:
-    """A tracker for one stage of a training.
+def open_trackers(names: str, folder: Path, step: int) -> list[Tracker]:
+    """The trackers in ``names`` for one stage of a training.
 
     ``tensorboard`` writes event files below ``folder``. ``mlflow`` and ``wandb`` are accelerate's trackers: they write to
     ``OUT/mlruns`` and ``OUT/wandb``, unless ``MLFLOW_TRACKING_URI`` or ``WANDB_MODE`` say otherwise.
 
     Args:
-        name: one of :data:`TRACKERS`.
+        names: of :data:`TRACKERS`, with commas between.
         folder: of the stage, ``OUT/fits/FIT/STAGE``.
         step: at which the training begins; what TensorBoard has of later ones, of an attempt that was killed, is withdrawn.
 
     Raises:
-        UserError: see :func:`check_tracker`.
+        UserError: see :func:`check_trackers`.
     """
-    check_tracker(name)
+    return [_open(name, folder, step) for name in check_trackers(names)]
+
+
+def _open(name: str, folder: Path, step: int) -> Tracker:
     if name == "tensorboard":
         return _Events(folder / name, step)
     out, label = folder.absolute().parents[2], f"{folder.parent.name} {folder.name}"

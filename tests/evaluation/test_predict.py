@@ -138,22 +138,20 @@ def test_exported_phantoms_are_scored_as_in_the_report(cli: Cli, tmp_path: Path)
     assert made.record.test.mm == (4.0, 4.0)
     assert all(made.record.metrics[name].value > 0 for name in ("hd95", "volume_error"))
     sets = [part for name, value in small.items() for part in ("--set", f"dataset.{name}={value}")]
-    common = ["--modality", "FLAIR", "--cache", tmp_path / "cache", "--out", tmp_path / "nifti"]
+    common = ["--modality", "FLAIR", "--cache", tmp_path / "cache"]
     for space in ("prepared", "original"):
-        code, _, err = cli(
-            "data", "export", "--dataset", "phantom", *sets, *common, "--split", "test", "--space", space
-        )
+        there = ["--out", tmp_path / f"nifti-{space}", "--split", "test", "--space", space]
+        code, _, err = cli("data", "export", "--dataset", "phantom", *sets, *common, *there)
         assert code == 0, err
         code, _, err = cli("report", made.folder, "--out", tmp_path / space, "--nifti", space, "--nifti-all")
         assert code == 0, err
-        patterns = {
-            "image": f"{{subject}}_FLAIR_space-{space}.nii.gz",
-            "brain": f"{{subject}}_brain_space-{space}.nii.gz",
-        }
-        own = [f"dataset.{kind}_pattern={pattern}" for kind, pattern in patterns.items()]
-        found = made.predict(tmp_path / "nifti", tmp_path / f"out-{space}", settings=own)
-        assert [one.case for one in found] == ["phantom-test-000", "phantom-test-001"]
-        assert all(not one.notes or one.notes.endswith("4 x 4 x 12 mm: implausible for a head") for one in found)
+        found = made.predict(tmp_path / f"nifti-{space}", tmp_path / f"out-{space}")
+        assert [one.case for one in found] == [
+            "phantom-test-000",
+            "phantom-test-001",
+        ]  # as it was written, masks and all
+        far = "4 x 4 x 12 mm: its slices are far apart and show little of a head"
+        assert all(one.notes == "" if space == "original" else one.notes.endswith(far) for one in found)
         for one in found:
             name = f"sub-{one.case.replace('-', '')}"
             mine, theirs = (
@@ -170,6 +168,30 @@ def test_exported_phantoms_are_scored_as_in_the_report(cli: Cli, tmp_path: Path)
                 assert np.delete(apart, kept).max() > 0.1
 
 
+def test_masks_of_other_names_are_no_scans_and_one_of_the_brain_is_said(
+    run: api.Run, scans: Path, tmp_path: Path
+) -> None:
+    """What lies beside an image and is a mask of it by its name and content is not scored."""
+    image, lesion = scan(4, True)
+    save(scans / "p4_lesions_v2.nii.gz", lesion, TURNED)
+    save(scans / "p4_brain_v2.nii.gz", (image > 0).astype(np.uint8), TURNED)
+    save(scans / "p5_brain.nii.gz", image, FLIPPED)  # a brain that was cut out is an image
+    found = {one.case: one.notes for one in run.predict(scans, tmp_path / "out")}
+    assert found.keys() == {"p4", "p5", "p5_brain"}
+    told = "its brain was inferred from the image, though p4_brain_v2.nii.gz lies beside it"
+    assert [case for case, notes in found.items() if "was inferred" in notes] == ["p4"]
+    assert told in found["p4"]
+    assert "name it p4_brainmask.nii.gz" in found["p4"]
+
+
+def test_a_brain_mask_that_no_pattern_names_is_said(run: api.Run, tmp_path: Path) -> None:
+    image = scan(4, True)[0]
+    save(tmp_path / "scans" / "img_a.nii.gz", image, TURNED)
+    save(tmp_path / "scans" / "a_brainmask.nii.gz", (image > 0).astype(np.uint8), TURNED)
+    (only,) = run.predict(tmp_path / "scans", tmp_path / "out", settings=["dataset.image_pattern=img_{subject}.nii.gz"])
+    assert "though a_brainmask.nii.gz lies beside it" in only.notes
+
+
 def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     first = adbench.load(run.folder, device="cpu").predict(scans, out)
@@ -181,9 +203,6 @@ def test_goes_on_with_what_is_missing(run: api.Run, scans: Path, tmp_path: Path)
     assert gone in again
     assert {path.name[:6] for path in again} == {"sub-p5"}, "the other scan was not scored again"
     another = (first[0].threshold + 1) / 2
-    with pytest.raises(UserError, match="the table would lose its row: give another --out"):
-        run.predict(scans, out, threshold=another)
-    assert run.predict(scans, out) == first
     higher = run.predict(scans, tmp_path / "another", threshold=another)
     assert all(0 < new.voxels < old.voxels for new, old in zip(higher, first, strict=True)), (
         "another threshold is another mask"
@@ -337,6 +356,12 @@ def test_what_cannot_be_is_said(
     assert expected in err.replace("\n", " ")
 
 
+def test_an_empty_folder_is_called_that(run: api.Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty is empty: give the folder of the scans"):
+        run.predict(tmp_path / "empty", tmp_path / "out")
+
+
 def test_other_scans_than_the_run_knows(run: api.Run, tmp_path: Path) -> None:
     image, _ = scan(9, False)
     save(tmp_path / "t1" / "a_T1.nii.gz", image, FLIPPED)
@@ -482,6 +507,30 @@ def test_nothing_of_another_prediction_is_lost(data: Path, run: api.Run, scans: 
     with pytest.raises(UserError, match=r"is of 'p4', which is not in .*; the table would lose its row: give another"):
         run.predict(scans, out)
     assert before == {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_another_threshold_writes_the_same_folder_anew(
+    run: api.Run, scans: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Masks and table are then those of a folder of their own; one that never marks, or marks all, is said."""
+
+    def files(out: Path) -> dict[str, bytes]:
+        return {str(path.relative_to(out)): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    out = tmp_path / "out"
+    run.predict(scans, out, threshold="fpr5")
+    maps = {name: content for name, content in files(out).items() if name.endswith("_anomaly.nii.gz")}
+    found = run.predict(scans, out, threshold=0.5)
+    assert {one.threshold for one in found} == {0.5}
+    run.predict(scans, tmp_path / "fresh", threshold=0.5)
+    assert files(out) == files(tmp_path / "fresh")
+    assert maps.items() <= files(out).items()
+    assert "every score" not in caplog.text + "".join(one.notes for one in found)
+    below = run.predict(scans, out, threshold=-1e6)
+    assert all(one.notes.endswith("all of its brain is marked: the threshold is below every score") for one in below)
+    assert all(one.voxels > 0 for one in below)
+    assert not any(one.voxels for one in run.predict(scans, out, threshold=7))
+    assert "The threshold 7 is above every score, the highest is " in caplog.text
 
 
 def test_slices_for_a_run_on_volumes_are_said_to_have_its_pixels(run: api.Run, tmp_path: Path) -> None:

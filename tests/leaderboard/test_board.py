@@ -496,10 +496,17 @@ def test_two_folders_never_share_a_title(runs: list[api.Run], built: Path) -> No
     other = record.model_copy(update={"run_key": "1" * 64, "test": record.test.model_copy(update={"digest": digest})})
     assert [board.name for board in run_boards([record])] == ["folder FLAIR"]
     names = [board.name for board in run_boards([record, other])]
-    assert names == sorted(f"folder FLAIR ({one.test.digest[:6]})" for one in (record, other))
+    size = f"{record.test.slices} slices of {record.test.subjects} subjects"
+    assert names == sorted(f"folder FLAIR ({size}, {one.test.digest[:6]})" for one in (record, other))
+    swept = other.model_copy(
+        update={"test": other.test.model_copy(update={"params": {**other.test.params, "size": 48}})}
+    )
+    told = {board.name for board in run_boards([record, swept])}
+    assert "folder FLAIR (size=48)" in told
+    assert not any(one.test.digest[:6] in name for one in (record, swept) for name in told)
     (first, *_) = (one for one in read_all(built) if one.record.test.modality == "FLAIR")
     second = replace(first, record=first.record.model_copy(update={"test": other.test}))
     titles = [board.title.partition(":")[0] for board in boards([first, second])]
     assert sorted(titles) == names
     text = page(boards([first, second]), [])
-    assert all(f"FLAIR ({board.test_set.digest[:6]})" in text for board in boards([first, second]))
+    assert all(f"FLAIR ({board.mark})" in text for board in boards([first, second]))

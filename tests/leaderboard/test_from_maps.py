@@ -212,6 +212,9 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
         ((*without("--licence"), "--licence", "do what you like"), "--licence: it must be an identifier of one word"),
         (without("--submitter"), "A submission has a submitter: give --submitter"),
         ((*named, "--method", "Ours [maps]"), "leave the brackets away, the row adds [maps] itself"),
+        ((*named, "--method", "Ours \x1b[2J".replace("[", "")), "write it in one line of printable characters"),
+        ((*named, "--method", "Ours\u202erev"), r"--method 'Ours\u202erev': write it in one line"),
+        ((*named, "--submitter", "A\nB"), r"--submitter 'A\nB': write it in one line of printable characters"),
         (without("--method"), "Name the method whose maps they are with --method."),
         (without("--code"), "give --code or --paper"),
         (without("--modality"), "Name what the cases are with --dataset and --modality"),
@@ -232,6 +235,8 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
         'has a submitter and a licence: give --submitter "A. Researcher, Some University" and --licence CC-BY-4.0'
         in " ".join(err.split())
     )
+    code, _, err = cli("leaderboard", "merge", runs[0].folder, "--out", "boards")
+    assert (code, "given as --into boards" in err) == (2, True)
     assert list(tmp_path.iterdir()) == []
     arguments = (*named, "--trained-on", "IXI")
     code, _, err = cli("leaderboard", "submit", scores, *arguments, "--out", tmp_path)

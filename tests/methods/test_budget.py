@@ -94,7 +94,7 @@ def test_one_budget_only() -> None:
 def test_curves_for_tensorboard(tmp_path: Path) -> None:
     from tensorboardX.proto.event_pb2 import Event
 
-    result = training.train_stage(stage(PLAN), Context(workdir=tmp_path, track="tensorboard"))
+    result = training.train_stage(stage(PLAN), Context(workdir=tmp_path, track="tensorboard, tensorboard"))  # each once
     (path,) = (tmp_path / "toy" / "tensorboard").iterdir()
     raw, at, seen = path.read_bytes(), 0, []
     while at < len(raw):  # length (8), its checksum (4), event, its checksum (4)
@@ -113,6 +113,8 @@ def test_a_tracker_that_is_not_there_is_refused_before_anything_runs(monkeypatch
     monkeypatch.setitem(tracking.TRACKERS, "wandb", ("no_such_package", "accelerate"))
     with pytest.raises(UserError, match=r"The tracker wandb needs no_such_package: pip install no_such_package, or"):
         Options(track="wandb")
+    with pytest.raises(UserError, match=r"The tracker wandb needs"):
+        Options(track="tensorboard, wandb")
     assert Options(track="tensorboard").track == "tensorboard"
 
 
@@ -123,7 +125,8 @@ def test_mlflow_gets_the_curve_in_files_and_a_resumed_training_its_run(
     for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
         monkeypatch.delenv(name, raising=False)
     work = tmp_path / "fits" / "toy-1a2b"
-    result = training.train_stage(stage(PLAN), Context(workdir=work, track="mlflow"))
+    result = training.train_stage(stage(PLAN), Context(workdir=work, track="mlflow, tensorboard,mlflow"))
+    assert len(list((work / "toy" / "tensorboard").iterdir())) == 1, "each tracker once"
     from mlflow import MlflowClient
 
     client = MlflowClient((tmp_path / "mlruns").as_uri())
@@ -132,7 +135,7 @@ def test_mlflow_gets_the_curve_in_files_and_a_resumed_training_its_run(
     assert run.info.run_name == "toy-1a2b toy"
     stored = {one.step: one.value for one in client.get_metric_history(run.info.run_id, "loss")}
     assert stored == pytest.approx({point["step"]: point["loss"] for point in result.curve})
-    again = tracking.open_tracker("mlflow", work / "toy", 3)
+    (again,) = tracking.open_trackers("mlflow", work / "toy", 3)
     again.log({"loss": 0.5}, step=99)
     again.finish()
     assert len(client.search_runs([experiment.experiment_id])) == 1

@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from adbench import api
+from adbench.config.sweep import value_text
 from adbench.errors import UserError
 from adbench.report import figures
 from adbench.report.collect import choose, choose_slices, collect, window
 from adbench.report.drawing import contour, map_uri
-from adbench.report.render import write_report
+from adbench.report.render import _ranks, write_report
 from adbench.runner.fit import FIT
 from adbench.runner.fit import fitted as read_fit
 from adbench.utils.files import write_json
@@ -187,13 +188,27 @@ def test_markup_in_a_record_is_text_on_the_page(own_runs: list[api.Run], tmp_pat
     assert all(path.parent == tmp_path / "out" / "figures" for path in files[1:])
 
 
+def test_shared_ranks_are_written_as_on_a_board() -> None:
+    ranks = {"a": 1, "b": 1, "c": 3, "d": None}
+    assert _ranks(SimpleNamespace(comparison=SimpleNamespace(ranks=ranks))) == {"a": "=1", "b": "=1", "c": "3", "d": ""}  # type: ignore[arg-type]
+    assert _ranks(SimpleNamespace(comparison=None)) == {}  # type: ignore[arg-type]
+
+
 def test_different_test_sets_are_refused(runs: list[api.Run], own_runs: list[api.Run], tmp_path: Path) -> None:
     path = own_runs[1].folder / "record.json"
     content = json.loads(path.read_text())
     content["test"]["digest"] = "0" * 64
     path.write_text(json.dumps(content))
-    with pytest.raises(UserError, match=r"not measured on the same test slices.*separately"):
+    with pytest.raises(UserError, match=r"not measured on the same test slices.*name those of one test set alone"):
         collect([runs[0], api.Run(path)])
+    content["test"]["params"]["size"] = 77
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError) as refused:
+        collect([*runs, api.Run(path)])
+    own = runs[0].record.test.params["size"]
+    assert f"FLAIR, size={value_text(own)}: {' '.join(str(run.folder) for run in runs)}; " in str(refused.value)
+    assert f"FLAIR, size=77: {path.parent}." in str(refused.value)
+    assert "00000000" not in str(refused.value)
 
 
 def test_changed_histograms_are_refused(own_runs: list[api.Run]) -> None:

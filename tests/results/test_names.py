@@ -9,7 +9,7 @@ import pytest
 
 from adbench.config.shared_fit import Weights
 from adbench.leaderboard import submission
-from adbench.results.names import row_names, training_names
+from adbench.results.names import row_names, told_apart, training_names
 from adbench.results.record import Record
 
 PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
@@ -72,13 +72,31 @@ def test_data_tell_rows_apart(record: Record) -> None:
 
 
 def test_two_folders_of_one_name_are_told_apart(record: Record) -> None:
-    one = changed(record, train={"name": "hospital", "digest": "a1" * 32})
-    two = changed(record, train={"name": "hospital", "digest": "b2" * 32})
+    numbers = {"name": "hospital", "slices": 9, "subjects": 3}
+    one = changed(record, train={**numbers, "digest": "a1" * 32})
+    two = changed(record, train={**numbers, "digest": "b2" * 32})
     ixi = changed(record, train={"name": "ixi"})
-    assert training_names([one, two, ixi]) == ["hospital (a1a1a1)", "hospital (b2b2b2)", "ixi"]
+    alike = "hospital (9 slices of 3 subjects, {})"  # a hash tells nobody anything, and never stands alone
+    assert training_names([one, two, ixi]) == [alike.format("a1a1a1"), alike.format("b2b2b2"), "ixi"]
+    more = changed(two, train={"slices": 12})
+    assert training_names([one, more]) == ["hospital (9 slices of 3 subjects)", "hospital (12 slices of 3 subjects)"]
+    params = [{**record.train.params, "n_train": n, "slices": s} for n, s in ((4, 2), (5, 2), (5, 2))]
+    sets = [changed(one, train={"params": p, "digest": d * 64}) for p, d in zip(params, "abc", strict=True)]
+    assert training_names(sets[:2]) == ["hospital (n_train=4)", "hospital (n_train=5)"]
+    assert training_names(sets)[1] == "hospital (n_train=5, 9 slices of 3 subjects, bbbbbb)"
     assert training_names([one, ixi, one]) == ["hospital", "ixi", "hospital"]
-    assert labels(one, two) == ["histeq [tiny] (a1a1a1)", "histeq [tiny] (b2b2b2)"]
-    assert labels(one, two, ixi)[1:] == ["histeq [tiny] on hospital (b2b2b2)", "histeq [tiny] on ixi"]
+    apart = [part.train for part in (sets[0], changed(sets[0], train={"params": params[1]}), sets[1])]
+    assert told_apart(apart)[0].startswith("9 slices of 3 subjects, "), "n_train=4 and 5 have the same slices here"
+    swept = [
+        one.model_copy(update={"params": {**one.params, "step": n}}) for one, n in zip(apart, (1, 1, 2), strict=True)
+    ]
+    assert told_apart(swept) == ["step=1", "step=1", "step=2"]
+    assert labels(one, more) == ["histeq [tiny] (9 training slices)", "histeq [tiny] (12 training slices)"]
+    assert labels(one, two)[1] == "histeq [tiny] (9 training slices, b2b2b2)"
+    assert labels(one, two, ixi)[1:] == [
+        "histeq [tiny] on hospital (9 training slices, b2b2b2)",
+        "histeq [tiny] on ixi",
+    ]
     said = changed(
         record, train={"name": "hospital", "digest": "", "slices": 0}
     )  # of maps: nothing is known but the name

@@ -50,7 +50,7 @@ def own(exported: Path, tmp_path: Path) -> Path:
 
 
 def test_scores_to_equal_numbers_without_the_training_data(
-    cli: Cli, made: api.Run, exported: Path, tmp_path: Path
+    cli: Cli, made: api.Run, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = Path(shutil.copytree(made.folder.parents[3] / "slices", tmp_path / "data"))
     shutil.rmtree(data / "train")
@@ -71,6 +71,11 @@ def test_scores_to_equal_numbers_without_the_training_data(
     assert check(pack(run.folder)) == [], "it can be submitted"
     (board,) = json.loads(cli("leaderboard", "show", "--out", out, "--json")[1])["boards"]
     assert board["rows"][0]["weights"]["author"] == "A. Researcher"
+    with monkeypatch.context() as narrow:
+        narrow.setenv("COLUMNS", "40")
+        said = " ".join(cli("leaderboard", "show", "--out", out)[2].split())
+    assert "Not shown at this width: trained on" in said
+    assert "(trained on folder, by A. Researcher)." in said
     code, said, _ = cli("fit", "list", "--out", out, "--json")
     (row_,) = json.loads(said)
     assert (row_["method"], row_["author"], row_["trained_on"]) == ("ae", "A. Researcher", "folder FLAIR")
@@ -368,6 +373,24 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[dict[str, b
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     yield files
     server.shutdown()
+
+
+def test_what_the_manifest_does_not_list_goes_nowhere(
+    cli: Cli, hub: dict[str, bytes], own: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (own / "evil.py").write_text("import os")
+    (own / "sub").mkdir()
+    (own / "sub" / "weights.pt").write_bytes(b"\x80\x04")
+    (own / ".gitattributes").write_text("")
+    listed = {MANIFEST, "README.md", *read_shared(own).files}
+    shared_fits.push(own, "me/ae")
+    assert set(hub) == listed
+    code, printed, said = cli("fit", "import", own, "--out", tmp_path / "runs", "-q")
+    assert code == 0, said
+    folder = Path(printed.strip())
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == listed
+    sentence = "evil.py, sub/weights.pt are not in the manifest of the shared fit and were left out."
+    assert caplog.text.count(sentence) == 2  # of the push and the import
 
 
 def test_goes_to_the_hub_and_comes_back(hub: dict[str, bytes], exported: Path, tmp_path: Path) -> None:

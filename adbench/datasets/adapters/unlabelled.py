@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +18,12 @@ from adbench.datasets.adapters.slice_names import LESION as LESION_SLICE
 from adbench.datasets.adapters.volumes import STRIPPED
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.geometry import to_ras, zooms
-from adbench.datasets.io import nifti_header
+from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File
 from adbench.datasets.io.file_index import find_files
-from adbench.datasets.io.filename_patterns import UNCLEAR, Named
-from adbench.datasets.io.mask_names import LESION
+from adbench.datasets.io.filename_patterns import UNCLEAR, Named, common_name, stem_of
+from adbench.datasets.io.mask_names import ANY_MASK as MASK_WORDS
+from adbench.datasets.io.mask_names import BRAIN, LESION, mask_of, words_end
 from adbench.datasets.io.png import read_image, read_shape
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume
@@ -64,6 +66,10 @@ def are_volumes(root: Path) -> bool:
     if not (found.volumes or found.pictures):
         for why in pairs(root).values():
             raise UserError(why)
+        if not any(root.iterdir()):
+            raise UserError(
+                f"{root} is empty: give the folder of the scans, NIfTI volumes or PNG slices, with --images."
+            )
     return bool(found.volumes)
 
 
@@ -79,6 +85,10 @@ class _Scans(Dataset):
     """Scans of which those that cannot be read are left away, by their case ids."""
 
     unreadable: frozenset[str] = frozenset()
+
+    def brain_beside(self, case: Case) -> str:
+        """What to say of a file that may be a brain mask of ``case``, and was not used; "" for none."""
+        return ""
 
     def other_sequences(self, modality: str) -> dict[str, list[str]]:
         """Case id -> its modalities, of the cases that have no image of ``modality``."""
@@ -97,9 +107,30 @@ class UnlabelledVolumes(_Scans, FolderVolumes):
     """NIfTI volumes without masks but those of the brain; each image says whether it shows the skull."""
 
     def named(self, path: str) -> Named | None:
-        """As of a folder, without lesion masks."""
+        """As of a folder, without lesion masks and what else is a mask of an image here by its name."""
         found = super().named(path)
-        return None if found is not None and found.kind in (LESION, UNCLEAR) else found
+        if found is None or found.kind in (LESION, UNCLEAR):
+            return None
+        stem = stem_of(path)
+        if self._patterns or common_name(stem, self.image_names) is not None:
+            return found
+        what = _mask_beside(stem, self.image_names)
+        is_mask = what == LESION or (what is not None and nifti.mask_values(self.files.volumes[path]))
+        return None if is_mask else found  # images without their skull are called "brain" too
+
+    def brain_beside(self, case: Case) -> str:
+        """Also of a file whose name says no more than that it is a mask."""
+        files = case.extra["files"]
+        if BRAIN in files:
+            return ""
+        names = {case.id.lower(), case.subject.lower(), *(stem_of(str(file)).lower() for file in files.values())}
+        for path in self.index.unused:
+            if _mask_beside(stem_of(path), names) in (BRAIN, UNCLEAR):
+                return (
+                    f"its brain was inferred from the image, though {path} lies beside it: if that is its brain mask, name it "
+                    f"{case.id}_brainmask.nii.gz, or say --set dataset.brain_pattern=... beside image_pattern"
+                )
+        return ""
 
     @cached_property
     def _homes(self) -> dict[str, Any]:
@@ -223,3 +254,12 @@ def image_of(case: Case, modality: str) -> dict[int | None, File]:
     if "slices" in case.extra:
         return {row[0]: row[1] for row in case.extra["slices"]}
     return {None: case.extra["files"][modality]}
+
+
+def _mask_beside(stem: str, images: Collection[str]) -> str | None:
+    """Of what ``stem`` is a mask by the words behind the name of one of ``images``; None where it is none of these."""
+    for end in words_end(stem)[1:]:
+        if stem[:end].lower() in images:
+            words = stem[end:].lower()
+            return mask_of(words) or (UNCLEAR if any(word in words for word in MASK_WORDS) else None)
+    return None

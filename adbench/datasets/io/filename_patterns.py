@@ -41,6 +41,7 @@ _BIDS = re.compile(
     r"^(?P<subject>sub-[A-Za-z0-9]+)(?:_(?P<session>ses-[A-Za-z0-9]+))?(?P<entities>(?:_[A-Za-z0-9]+-[A-Za-z0-9]+)*)$",
     re.IGNORECASE,
 )
+_EXPORTED = re.compile(rf"^(?P<case>.+)_(?P<what>brain|lesion|{'|'.join(MODALITIES)})_space-(?:prepared|original)$")
 
 
 @dataclass(frozen=True)
@@ -270,8 +271,11 @@ def release_among(paths: Collection[str]) -> str:
 
 
 def stem_of(path: str) -> str:
-    """The name of a volume without its ending."""
-    return re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
+    """The name of a volume without its ending; of what ``data export`` wrote, as other folders name it: ``p07_brainmask``."""
+    stem = re.sub(r"\.nii(\.gz)?$", "", PurePosixPath(path).name, flags=re.IGNORECASE)
+    if match := _EXPORTED.match(stem):
+        return f"{match['case']}_{'brainmask' if match['what'] == 'brain' else match['what']}"
+    return stem
 
 
 def modality_of(word: str) -> str:

@@ -20,6 +20,7 @@ _GRID_TOLERANCE = 0.1  # voxels by which two grids may lie apart: rounding in he
 _UNITS = {1: ("metres", 1000.0), 3: ("micrometres", 0.001)}  # that a header may state, and mm of each
 _OF_A_SCAN = (0.05, 50.0)  # mm: larger and smaller voxels than any scanner's
 _PLAUSIBLE = (0.2, 10.0)  # mm: voxels of a head
+_SPARSE = 20.0  # mm: slices of which some were left out
 _DISAGREEMENT = 1.0  # mm by which sform and qform may place a corner apart
 _TURNED = np.cos(np.pi / 4)  # of an axis that sform and qform point in different directions
 _SIZES = 0.01  # share by which stated voxel sizes may differ from those of the sform
@@ -310,7 +311,9 @@ def findings(header: Header) -> Iterator[Finding]:
     if least < _PLAUSIBLE[0] or most > _PLAUSIBLE[1]:
         hint = ", is that metres? Write it again in mm" if most < _PLAUSIBLE[1] / 1000 else ""
         beyond = most < _OF_A_SCAN[0] or least > _OF_A_SCAN[1]
-        text = f"has voxels of {mm}: implausible for a head{hint}"
+        sparse = least >= _PLAUSIBLE[0] and sorted(header.zooms)[1] <= _PLAUSIBLE[1] and not beyond and most <= _SPARSE
+        why = "its slices are far apart and show little of a head" if sparse else f"implausible for a head{hint}"
+        text = f"has voxels of {mm}: {why}"
         yield Finding("error" if beyond else "warning", "voxel-size", text)
     if header.codes == (0, 0):
         yield Finding("warning", "orientation", "has neither sform nor qform: it does not say where left is")

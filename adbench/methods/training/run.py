@@ -28,7 +28,7 @@ from adbench.methods.training.step import (
 from adbench.utils import compute, distributed
 from adbench.utils.seeds import derive
 from adbench.utils.signals import Held, held
-from adbench.utils.tracking import open_tracker
+from adbench.utils.tracking import Tracker, open_trackers
 
 if TYPE_CHECKING:
     from adbench.context import Context
@@ -72,9 +72,9 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
 
 def _loop(run: Run, stopping: Held) -> None:
     ctx, name = run.ctx, run.stage.name
-    tracker = None
+    trackers: list[Tracker] = []
     if ctx.track and ctx.workdir is not None and distributed.rank() == 0:
-        tracker = open_tracker(ctx.track, ctx.workdir / name, run.step)
+        trackers = open_trackers(ctx.track, ctx.workdir / name, run.step)
     saved = shown = time.monotonic()
     shown -= 1.0
     val: dict[str, float] = {}
@@ -97,7 +97,7 @@ def _loop(run: Run, stopping: Held) -> None:
                     val = {"val": figures["val_loss"]}
                 run.curve.append(point)
                 run.losses = []
-                if tracker is not None:
+                for tracker in trackers:
                     tracker.log({key: value for key, value in point.items() if key != "step"}, step=run.step)
             done, total = run.done(finished)
             ctx.progress.update(name, done, total, loss=recent, lr=run.lr, **val)
@@ -108,7 +108,7 @@ def _loop(run: Run, stopping: Held) -> None:
                 stopping.end()
     finally:
         run.batches.close()
-        if tracker is not None:
+        for tracker in trackers:
             tracker.finish()
 
 
