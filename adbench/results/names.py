@@ -12,9 +12,13 @@ from adbench.config.sweep import differing, params_text, value_text
 from adbench.results.format import several
 from adbench.results.record import DataPart, Record
 
-# Method -> parameter that its name says in every table, whatever other rows have: what stands in for something that cannot be
-# shipped, and makes another method, or a control, of it.
-SAID = {"features": "weights", "reflect": "texture", "thor": "perceptual"}
+# Method -> parameter that its name says in every table, and how, whatever other rows have: what stands in for something that
+# cannot be shipped, and makes another method, or a control, of it.
+SAID = {
+    "features": ("weights", "{}"),
+    "reflect": ("texture", "{}"),
+    "thor": ("perceptual", "perceptual={}"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,8 +37,10 @@ class RowName:
 
 def method_name(record: Record) -> str:
     """The method with the value of its parameter in :data:`SAID`, of a path the last part: "features[random]"."""
-    value = record.method.params.get(SAID.get(record.method.name, ""))
-    return record.method.name if value is None else f"{record.method.name}[{value_text(PurePath(str(value)).name)}]"
+    key, shown = SAID.get(record.method.name, ("", ""))
+    value = record.method.params.get(key)
+    said = "" if value is None else f"[{shown.format(value_text(PurePath(str(value)).name))}]"
+    return f"{record.method.name}{said}"
 
 
 def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Sequence[str] = ()) -> list[RowName]:
@@ -58,11 +64,10 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
         whose = [submitters[place] if submitters else "" for place in places]
         for place, differs, tail in zip(places, *_apart(group, whose, seeds), strict=True):
             name = method_name(records[place])
+            said = SAID.get(method, ("", ""))[0]
             told = {
-                key: value
-                for key, value in differs.items()
-                if name != f"{method}[{value_text(value)}]" or key != SAID[method]
-            }
+                key: value for key, value in differs.items() if key != said or PurePath(str(value)).name != str(value)
+            }  # of a path the name says the last part only
             label = " ".join(part for part in (f"{name} [{preset}]", params_text(told), tail) if part)
             found[place] = RowName(label, differs)
     return [found[place] for place in range(len(records))]
