@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Collection
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -114,17 +115,22 @@ class UnlabelledVolumes(_Scans, FolderVolumes):
         stem = stem_of(path)
         if self._patterns or common_name(stem, self.image_names) is not None:
             return found
-        what = _mask_beside(stem, self.image_names)
-        is_mask = what == LESION or (what is not None and nifti.mask_values(self.files.volumes[path]))
-        return None if is_mask else found  # images without their skull are called "brain" too
+        if _mask_beside(stem, self.image_names) is not None and _marks(self.files.volumes[path]):
+            return None
+        return found  # images without their skull are called "brain" too, and others after an operation on a tumour
 
     def brain_beside(self, case: Case) -> str:
         """Also of a file whose name says no more than that it is a mask."""
         files = case.extra["files"]
         if BRAIN in files:
             return ""
-        names = {case.id.lower(), case.subject.lower(), *(stem_of(str(file)).lower() for file in files.values())}
+        own = {case.id.lower(), case.subject.lower()}
+        below = {file: PurePosixPath(path) for path, file in self.index.files.volumes.items()}
+        images: dict[PurePosixPath, set[str]] = defaultdict(set)  # names that another patient's may have too, by folder
+        for file in files.values():
+            images[below[file].parent].add(stem_of(str(file)).lower())
         for path in self.index.unused:
+            names = own | images.get(PurePosixPath(path).parent, set())
             if _mask_beside(stem_of(path), names) in (BRAIN, UNCLEAR):
                 return (
                     f"its brain was inferred from the image, though {path} lies beside it: if that is its brain mask, name it "
@@ -254,6 +260,14 @@ def image_of(case: Case, modality: str) -> dict[int | None, File]:
     if "slices" in case.extra:
         return {row[0]: row[1] for row in case.extra["slices"]}
     return {None: case.extra["files"][modality]}
+
+
+def _marks(file: File) -> bool:
+    """Whether a volume holds what a mask holds, or nothing; one that cannot be read is reported when its turn comes."""
+    try:
+        return bool(nifti.mask_values(file)) or not nifti.read(file).data.any()
+    except UserError:
+        return False
 
 
 def _mask_beside(stem: str, images: Collection[str]) -> str | None:
