@@ -482,6 +482,20 @@ def test_slices_come_back_on_their_own_pixels(slices: Path, tmp_path: Path, scan
     assert len(made.predict(scans, tmp_path / "vols", settings=["dataset.field_of_view=64"])) == 2
 
 
+def test_slices_of_two_scanners_are_scored_and_their_scales_are_in_the_notes(slices: Path, tmp_path: Path) -> None:
+    own = {"histeq": {"sigma": 0}}
+    (made,) = api.run("histeq", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs", set=own)
+    (tmp_path / "png").mkdir()
+    for name, largest in {"a": 700, "b": 720, "c": 3000, "d": 3100}.items():
+        image = np.pad(np.linspace(largest / 3, largest, 400).reshape(20, 20), 2).astype(np.uint16)
+        Image.fromarray(image).save(tmp_path / "png" / f"{name}-slice_3-FLAIR.png")
+        if name == "a":  # of another sequence, which is not asked for
+            Image.fromarray(image * 60).save(tmp_path / "png" / f"{name}-slice_3-T2.png")
+    found = made.predict(tmp_path / "png", tmp_path / "out")
+    assert [one.case for one in found] == ["a", "b", "c", "d"]
+    assert all("the 2 subjects a, b use 10 bits (in the middle 720" in one.notes for one in found)
+
+
 def test_what_is_odd_about_a_header_is_in_the_notes(run: api.Run, scans: Path, tmp_path: Path) -> None:
     """As ``data check`` says it."""
     image, _ = scan(4, True)
