@@ -31,7 +31,7 @@ class Context:
         seed: every random draw derives from it (see :func:`adbench.utils.seeds.derive`).
         workdir: a folder of this fit alone, kept between interruptions: checkpoints go here. None: keep nothing on disk.
         checkpoint_seconds: a training in progress is saved at least this often.
-        track: write loss curves to this tracker too, one of :data:`adbench.utils.tracking.TRACKERS`; "" for none.
+        track: write loss curves to these trackers too, of :data:`adbench.utils.tracking.TRACKERS`, with commas between; "" for none.
         watch: a training loop calls it after a validation with the share (0 to 1) of the training that is done, while the
             method can already score; None when nothing is called.
         median: side of the 3-D median that the maps of a volume go through after scoring (:func:`adbench.runner.inference.score_volumes`);

@@ -173,6 +173,10 @@ class Dataset(ABC):
         """What is wrong with the set of files, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
         return ()
 
+    def scales(self, modality: str) -> Iterable[Issue]:
+        """What is wrong with the images of ``modality`` beside each other, by their values; used as :meth:`faults` is."""
+        return ()
+
     def found(self, modality: str) -> list[Case]:
         """The cases on disk even where :meth:`faults` gives errors: for ``data check``."""
         return self.discover(modality)

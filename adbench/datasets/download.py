@@ -330,8 +330,8 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
             problem = "the connection ended"
             rest = {
                 "Range": f"bytes={size}-",
-                **({"If-Range": tag} if tag else {}),
-            }  # of the same file, else from the start
+                **({"If-Range": tag} if tag and not remote.md5 else {}),
+            }  # of the same file, else from the start; nodes of a mirror may have a tag each, and an MD5 tells more
             request = urllib.request.Request(remote.url, headers=rest if size else {})
             try:
                 with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
@@ -340,7 +340,7 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
                             f"{remote.url} gives a page, not a file: open it in a browser, or give another address with --mirror."
                         )
                     before, tag = tag, _strong(answer.headers.get("ETag"))
-                    rest_of_another = answer.status == 206 and before and tag and tag != before
+                    rest_of_another = answer.status == 206 and before and tag and tag != before and not remote.md5
                     if size and (
                         answer.status != 206 or rest_of_another
                     ):  # the server starts from the beginning, or we do

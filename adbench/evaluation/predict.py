@@ -129,7 +129,7 @@ def predict(
     cases = {case.id: case for case in dataset.discover(modality)}
     remarks = _remarks(store)
     for case, own in remarks.items():
-        own += filter(None, [dataset.brain_beside(cases[case])])
+        own += dataset.beside(cases[case], modality)
     writer = Writer(record, store, cases, Path(images), Path(out), rule, level, remarks)
     data = LabelledSet(store, np.arange(len(store)))
     data.domain = "all" if record.protocol.get("domain") == "all" else "brain"

@@ -150,7 +150,7 @@ def open_store(source: Source, modality: str, cache: Path, progress: Progress) -
     """The slice store of ``source``, prepared if need be; doubtful files are warned of."""
     dataset: Dataset = source.open()
     store = prepare(dataset, modality, cache, progress)
-    for finding in dataset.faults():
+    for finding in (*dataset.faults(), *dataset.scales(modality)):
         if finding.severity == "warning":
             warn(finding.message)
     return store

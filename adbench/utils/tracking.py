@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Protocol
@@ -55,7 +56,13 @@ def open_trackers(names: str, folder: Path, step: int) -> list[Tracker]:
     Raises:
         UserError: see :func:`check_trackers`.
     """
-    return [_open(name, folder, step) for name in check_trackers(names)]
+    found: list[Tracker] = []
+    with ExitStack() as opened:
+        for name in check_trackers(names):
+            found.append(_open(name, folder, step))
+            opened.callback(found[-1].finish)
+        opened.pop_all()  # unless one does not start
+    return found
 
 
 def _open(name: str, folder: Path, step: int) -> Tracker:

@@ -62,8 +62,10 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_error(404)
             return
         start = int(match[1]) if (match := re.match(r"bytes=(\d+)-", self.headers.get("Range", ""))) else 0
-        tag = hashlib.sha256(content).hexdigest()
-        if mood == "no ranges" or (mood == "changes" and self.headers.get("If-Range", f'"{tag}"') != f'"{tag}"'):
+        tag = str(len(self.server.asked)) if mood == "nodes" else hashlib.sha256(content).hexdigest()
+        if mood == "no ranges" or (
+            mood in ("changes", "nodes") and self.headers.get("If-Range", f'"{tag}"') != f'"{tag}"'
+        ):
             start = 0
         if start and start >= len(content):
             self.send_error(416)
@@ -86,7 +88,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         sent = content[start:]
         self.send_response(206 if start else 200)
-        if "change" in mood:
+        if "change" in mood or mood == "nodes":
             self.send_header("ETag", f'"{tag}"')
         self.send_header("Content-Type", "text/html" if mood == "page" else "application/octet-stream")
         if mood != "no length":
@@ -95,7 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
             )
         self.end_headers()
         if body:
-            self.wfile.write(sent[:1_000_000] if mood in ("breaks off", "no ranges") or "change" in mood else sent)
+            self.wfile.write(
+                sent[:1_000_000] if mood in ("breaks off", "no ranges", "nodes") or "change" in mood else sent
+            )
             if "change" in mood:
                 self.server.files[self.path] = OTHER
             self.close_connection = True
@@ -404,3 +408,10 @@ def test_a_file_that_changes_on_the_server_is_fetched_from_the_start(server: Ser
     server.mood = mood
     assert fetch(remote(server, md5="", size=len(CONTENT)), tmp_path).read_bytes() == OTHER
     assert "bytes=1000000-" in server.asked
+
+
+def test_nodes_with_a_tag_each_go_on_where_another_broke_off(server: Server, tmp_path: Path) -> None:
+    server.mood = "nodes"
+    assert fetch(remote(server), tmp_path).read_bytes() == CONTENT
+    parts = range(1_000_000, len(CONTENT), 1_000_000)
+    assert [each for each in server.asked if each] == [f"bytes={start}-" for start in parts]

@@ -206,6 +206,41 @@ def test_folders_give_roles(tmp_path: Path) -> None:
     assert "The subject a is in two splits, train (" in refused(tmp_path)
 
 
+def test_excluding_somebody_changes_no_other_role(tmp_path: Path) -> None:
+    """Neither the folds that are dealt nor who is healthy."""
+    for n in range(3):
+        write(tmp_path / "dealt" / "train" / f"h{n}_flair.nii.gz", n)
+    for n in range(10):
+        write(tmp_path / "dealt" / "test" / f"p{n}_flair.nii.gz", 10 + n)
+        write(tmp_path / "dealt" / "test" / f"p{n}_seg.nii.gz", mask=True)
+    for fold in range(2):
+        everyone = roles(folder(tmp_path / "dealt", folds=2, fold=fold))
+        for who in ("p9", "p4", "h1"):
+            without = roles(folder(tmp_path / "dealt", folds=2, fold=fold, exclude=(who,)))
+            assert without == {name: role for name, role in everyone.items() if name != who}
+    for n in range(4):
+        write(tmp_path / "ill" / ("train" if n == 3 else "val") / f"v{n}_flair.nii.gz", 30 + n)
+    write(tmp_path / "ill" / "val" / "v0_seg.nii.gz", mask=True)
+    assert "v1 in" in (said := refused(tmp_path / "ill", exclude=("v0",)))
+    assert "has a lesion mask" in said
+
+
+def test_an_excluded_scan_alone_gives_no_roles_by_its_folder(tmp_path: Path) -> None:
+    for n in range(8):
+        write(tmp_path / ("train" if n == 7 else "") / f"p{n}_flair.nii.gz", n)
+    found = roles(folder(tmp_path, unmasked="healthy", exclude=("p7",)))
+    assert set(found.values()) == {"train", "val"}
+    assert "No case" in refused(tmp_path, exclude=("p7",))  # nobody is healthy by the folder of another
+
+
+def test_a_mask_of_an_excluded_visit_is_not_denied(tmp_path: Path) -> None:
+    write(tmp_path / "sub-1" / "ses-1" / "sub-1_ses-1_FLAIR.nii.gz")
+    write(tmp_path / "sub-1" / "ses-1" / "sub-1_ses-1_label-lesion_mask.nii.gz", mask=True)
+    write(tmp_path / "sub-1" / "ses-2" / "sub-1_ses-2_FLAIR.nii.gz", 2)
+    said = refused(tmp_path, exclude=("sub-1_ses-1",))
+    assert said.startswith(f"No case in {tmp_path} has a lesion mask: say --set dataset.unmasked=healthy or leave-out")
+
+
 def test_a_stray_file_beside_split_folders(tmp_path: Path) -> None:
     write(tmp_path / "train" / "a_flair.nii.gz")
     write(tmp_path / "b_flair.nii.gz")
@@ -710,11 +745,17 @@ def test_a_patient_of_brats_by_the_folder_of_its_case(tmp_path: Path) -> None:
     ]
 
 
-def test_a_folder_of_many_patients_of_brats_is_no_patient(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "above",
+    ["BraTS2021_Training_Data", "BraTS_train_2023", "BraTS-GLI-2023", "BraTS-MEN-RT-2024", "BraTS_Validation_2024"],
+)
+def test_a_folder_of_many_patients_of_brats_is_no_patient(tmp_path: Path, above: str) -> None:
     for name in ("p1", "p2"):
-        write(tmp_path / "BraTS2021_Training_Data" / f"{name}_flair.nii.gz", int(name[1]))
-        write(tmp_path / "BraTS2021_Training_Data" / f"{name}_seg.nii.gz", mask=True)
-    assert {case.subject for case in folder(tmp_path).discover("FLAIR")} == {"p1", "p2"}
+        write(tmp_path / above / f"{name}_flair.nii.gz", int(name[1]))
+        write(tmp_path / above / f"{name}_seg.nii.gz", mask=True)
+    write(tmp_path / above / "BraTS-MEN-RT-0003-1" / "scan_flair.nii.gz", 5)
+    write(tmp_path / above / "BraTS-MEN-RT-0003-1" / "scan_seg.nii.gz", mask=True)
+    assert {case.subject for case in folder(tmp_path).discover("FLAIR")} == {"p1", "p2", "BraTS-MEN-RT-0003"}
 
 
 def test_a_check_refuses_what_a_preparation_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -862,16 +862,23 @@ def test_slices_of_bmad(cli: Cli, tmp_path: Path) -> None:
     [
         (
             {"background": 0, "gm": 1, "wm": 2, "lesion": 3},
-            "label 1 'gm' and 2 'wm', which are no lesions: say which labels are lesion with --set dataset.lesion_labels=[3].",
+            "label 1 'gm' and 2 'wm', which sound like tissues: say which labels are lesion with --set dataset.lesion_labels=[3].",
         ),
         (
             {"background": 0, "Healthy brain": 1, "white matter hyperintensities": 4, "ignore": 5},
-            "label 1 'Healthy brain', which is no lesion: say which labels are lesion with --set dataset.lesion_labels=[4].",
+            "label 1 'Healthy brain', which sounds like a tissue: say which labels are lesion with --set dataset.lesion_labels=[4].",
         ),
         (
             {"background": 0, "Grey Matter": [1, 2], "Left-Thalamus": 3},
-            "label 1 'Grey Matter' and 2 'Grey Matter' and 3 'Left-Thalamus', which are no lesions: say which labels are lesion "
+            "label 1 'Grey Matter' and 2 'Grey Matter' and 3 'Left-Thalamus', which sound like tissues: say which labels are lesion "
             "with --set dataset.lesion_labels=[...].",
+        ),
+        *(
+            (
+                labels,
+                "label 1 'brain' and 2 'brain', which sound like tissues: say which labels are lesion with --set dataset.lesion_labels=[3].",
+            )
+            for labels in ({"tumor": [3], "brain": [1, 2, 3]}, {"brain": [1, 2, 3], "tumor": 3})
         ),
     ],
 )
@@ -887,6 +894,28 @@ def test_labels_that_dataset_json_calls_tissue_are_no_lesion(tmp_path: Path, lab
     [
         {"background": 0, "brain metastasis": 1, "cortical infarct": 2},
         {"background": 0, "wmh": 1, "tissue with oedema": 2, "GM tumour": 3, "gadolinium": 4},
+        {
+            name: number
+            for number, name in enumerate(
+                (
+                    "background",
+                    "skull base meningioma",
+                    "cortical tuber",
+                    "brainstem cavernoma",
+                    "cerebellar bleeding",
+                    "thalamus bleed",
+                    "Cerebellar AVM",
+                    "cerebellar contusion",
+                    "white matter changes",
+                    "demyelinated white matter",
+                    "damaged tissue",
+                    "scar tissue",
+                    "penumbra tissue",
+                    "heterotopic gray matter",
+                    "resection cavity with air",
+                )
+            )
+        },
     ],
 )
 def test_labels_of_lesions_in_a_tissue_are_lesion(tmp_path: Path, labels: Any) -> None:
@@ -899,7 +928,7 @@ def test_msd_whose_labels_are_tissues(tmp_path: Path) -> None:
     root = written(tmp_path, "msd_brain")
     path = described(root, labels={"0": "background", "1": "csf", "2": "tumour"})
     said = "give these data as --dataset nnunet --set dataset.lesion_labels=[2]."
-    assert refused("msd_brain", root) == f"{path} calls label 1 'csf', which is no lesion: {said}"
+    assert refused("msd_brain", root) == f"{path} calls label 1 'csf', which sounds like a tissue: {said}"
 
 
 def test_as_many_channels_as_are_named(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_12_bits_in_train_and_16_in_test_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError) as refused:
         folder(tmp_path).discover("FLAIR")
     assert str(refused.value) == (
-        f"Of 16-bit images, those of train use 12 bits (up to 3600 in {tmp_path}/train/a2-slice_0-FLAIR.png) and those of test "
-        f"16 (up to 48000 in {tmp_path}/test/b2-slice_0-FLAIR.png): divided by one white, the first would be 16 times darker. "
+        f"Of 16-bit images, those of train use 12 bits (in the middle 3600, {tmp_path}/train/a2-slice_0-FLAIR.png) and those "
+        f"of test 16 (in the middle 48000, {tmp_path}/test/b2-slice_0-FLAIR.png): divided by one white, the first would be 13 times darker. "
         "Write all of them on one scale, or leave the others out with dataset.exclude."
     )
 
@@ -98,3 +98,42 @@ def test_a_dark_subject_is_remarked_where_white_is_that_of_all_16_bits(tmp_path:
     remarks = {case.subject: dataset.load(case, "FLAIR").remarks for case in dataset.discover("FLAIR")}
     assert "16-bit images use 15 bits where others use 16, and 65535 is white" in remarks["a"]
     assert not any("16-bit" in remark for remark in remarks["b"])
+
+
+def test_a_small_role_inside_the_range_of_the_others_is_used(tmp_path: Path) -> None:
+    for number in range(12):
+        written(tmp_path, "train", f"a{number}", 8000 + 4700 * number)
+    written(tmp_path, "val", "v", 9000)
+    for number in range(3):
+        written(tmp_path, "test", f"b{number}", 45000 + 5000 * number)
+    assert found(tmp_path) == []
+    assert len(folder(tmp_path).discover("FLAIR")) == 16
+
+
+def test_a_nearly_black_subject_or_slice_hides_no_other_gap(tmp_path: Path) -> None:
+    written(tmp_path / "subjects", "train", "black", 3)
+    for number in range(10):
+        written(tmp_path / "subjects", "train", f"dark{number}", 1000)
+        written(tmp_path / "subjects", "train", f"bright{number}", 60000)
+    (first, message), (second, _) = found(tmp_path / "subjects")
+    assert (first, second) == ("error", "warning")
+    assert "the 11 subjects black, dark0, dark1, ... use 10 bits (in the middle 1000," in message
+    assert "60 times darker" in message
+    for name in ("a", "b"):
+        written(tmp_path / "slices", "train", name, *[2] * (name == "a"), *[800] * 15, 60000)
+    ((severity, message),) = found(tmp_path / "slices")
+    assert severity == "warning"
+    assert "31 slices use 10 bits" in message
+    assert "2 others 16" in message
+
+
+def test_only_the_modality_that_is_used_is_judged_and_of_two_subjects_one_may_be_dark(tmp_path: Path) -> None:
+    for number, value in enumerate((700, 710, 3000, 3100)):
+        written(tmp_path, "train", f"s{number}", value)
+    for name in ("t1", "t2"):
+        written(tmp_path, "train", name, 900 if name == "t1" else 9000)
+        (tmp_path / "train" / f"{name}-slice_0-FLAIR.png").rename(tmp_path / "train" / f"{name}-slice_0-T2.png")
+    assert {case.subject for case in folder(tmp_path).discover("T2")} == {"t1", "t2"}
+    with pytest.raises(UserError, match="the 2 subjects s0, s1 use 10 bits"):
+        folder(tmp_path).discover("FLAIR")
+    assert [severity for severity, _ in found(tmp_path)] == ["error", "warning"]

@@ -184,6 +184,33 @@ def test_masks_of_other_names_are_no_scans_and_one_of_the_brain_is_said(
     assert "name it p4_brainmask.nii.gz" in found["p4"]
 
 
+def test_a_scan_called_after_a_lesion_is_scored_and_an_empty_mask_is_none(
+    run: api.Run, scans: Path, tmp_path: Path
+) -> None:
+    save(scans / "p4_post_tumor_resection.nii.gz", scan(6, False)[0], TURNED)
+    save(scans / "p5_prelesion_visit.nii.gz", scan(7, False)[0], FLIPPED)
+    save(scans / "p4_lesion_rater2b.nii.gz", scan(4, False)[1], TURNED)
+    found = {one.case for one in run.predict(scans, tmp_path / "out")}
+    assert found == {"p4", "p5", "p4_post_tumor_resection", "p5_prelesion_visit"}
+
+
+def test_a_damaged_file_beside_an_image_is_its_own_failure(run: api.Run, scans: Path, tmp_path: Path) -> None:
+    packed = (scans / "p4.nii.gz").read_bytes()
+    (scans / "p4_brain.nii.gz").write_bytes(packed[: len(packed) // 2])
+    with pytest.raises(ScansFailed) as caught:
+        run.predict(scans, tmp_path / "out")
+    assert [one.case for one in caught.value.found] == ["p4", "p5"]
+    assert list(caught.value.why) == ["p4_brain"]
+
+
+def test_a_mask_in_the_folder_of_another_patient_is_not_beside(run: api.Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / "scans" / name / "scan.nii.gz", scan(4, True)[0], TURNED)
+    save(tmp_path / "scans" / "b" / "scan_mask.nii.gz", (scan(4, True)[0] > 0).astype(np.uint8), TURNED)
+    found = run.predict(tmp_path / "scans", tmp_path / "out", settings=["dataset.image_pattern={subject}/scan.nii.gz"])
+    assert [one.case for one in found if "lies beside it" in one.notes] == ["b"]
+
+
 def test_a_brain_mask_that_no_pattern_names_is_said(run: api.Run, tmp_path: Path) -> None:
     image = scan(4, True)[0]
     save(tmp_path / "scans" / "img_a.nii.gz", image, TURNED)
@@ -453,6 +480,20 @@ def test_slices_come_back_on_their_own_pixels(slices: Path, tmp_path: Path, scan
     with pytest.raises(UserError, match=r"say how many mm 32 pixels are with --set dataset\.field_of_view=MM"):
         made.predict(scans, tmp_path / "out")
     assert len(made.predict(scans, tmp_path / "vols", settings=["dataset.field_of_view=64"])) == 2
+
+
+def test_slices_of_two_scanners_are_scored_and_their_scales_are_in_the_notes(slices: Path, tmp_path: Path) -> None:
+    own = {"histeq": {"sigma": 0}}
+    (made,) = api.run("histeq", "folder", data_root=str(slices), device="cpu", out=tmp_path / "runs", set=own)
+    (tmp_path / "png").mkdir()
+    for name, largest in {"a": 700, "b": 720, "c": 3000, "d": 3100}.items():
+        image = np.pad(np.linspace(largest / 3, largest, 400).reshape(20, 20), 2).astype(np.uint16)
+        Image.fromarray(image).save(tmp_path / "png" / f"{name}-slice_3-FLAIR.png")
+        if name == "a":  # of another sequence, which is not asked for
+            Image.fromarray(image * 60).save(tmp_path / "png" / f"{name}-slice_3-T2.png")
+    found = made.predict(tmp_path / "png", tmp_path / "out")
+    assert [one.case for one in found] == ["a", "b", "c", "d"]
+    assert all("the 2 subjects a, b use 10 bits (in the middle 720" in one.notes for one in found)
 
 
 def test_what_is_odd_about_a_header_is_in_the_notes(run: api.Run, scans: Path, tmp_path: Path) -> None:

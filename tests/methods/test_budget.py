@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -140,6 +141,38 @@ def test_mlflow_gets_the_curve_in_files_and_a_resumed_training_its_run(
     again.finish()
     assert len(client.search_runs([experiment.experiment_id])) == 1
     assert client.get_metric_history(run.info.run_id, "loss")[-1].step == 99
+
+
+def test_every_tracker_is_finished_whatever_another_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = []
+
+    class Own:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def log(self, values: Mapping[str, float], step: int) -> None: ...
+
+        def finish(self) -> None:
+            ended.append(self.name)
+            if self.name == "wandb":
+                raise OSError("no connection")
+
+    def start(name: str, folder: Path, step: int) -> Own:
+        if name == broken:
+            raise OSError("does not start")
+        return Own(name)
+
+    monkeypatch.setattr(tracking, "TRACKERS", {"wandb": (), "tensorboard": (), "mlflow": ()})
+    monkeypatch.setattr(tracking, "_open", start)
+    for broken, names, expected in (
+        ("", "tensorboard,wandb,mlflow", {"tensorboard", "wandb", "mlflow"}),
+        ("mlflow", "tensorboard,mlflow", {"tensorboard"}),
+    ):
+        ended.clear()
+        with pytest.raises(OSError, match="does not start" if broken else "no connection"):
+            training.train_stage(stage(PLAN), Context(workdir=tmp_path / f"fits/toy-{len(broken)}", track=names))
+        assert set(ended) == expected
+        assert len(ended) == len(expected)
 
 
 @pytest.mark.parametrize("name", ["ae", "madad"])

@@ -41,7 +41,7 @@ APART = """
     data = make_set(12), make_set(5, seed=1, name="v")
     for at in (("autoencoder", 3), ("unet", 4)):
         if child := os.fork():
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
             continue
         ctx = Context(workdir=Path(killed), progress=Kill(), checkpoint_seconds=0)
         MADAD(MADAD.resolve("tiny", SMALL), ctx).fit(*data)

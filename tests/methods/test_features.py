@@ -213,6 +213,25 @@ def test_weights_are_found_by_their_names(tmp_path: Path, kind: str) -> None:
     assert torch.equal(Features.load(tmp_path / "fit", Context()).score(batch), first)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "prototypes",
+        "projection",
+        "prediction",
+        "projector_mlp.0",
+        "fc1",
+        "fc2",
+        "embedding",
+        "logits",
+        "projection_head.2",
+    ],
+)
+def test_what_stands_behind_the_stages_is_left_out(tmp_path: Path, name: str) -> None:
+    torch.save({**weights(), f"{name}.weight": torch.ones(10, 20)}, tmp_path / "own.pth")
+    assert from_file(tmp_path / "own.pth", (1, 2), True, "FLAIR").shape == THIN
+
+
 def _bad(change: Callable[[dict[str, Any]], Any]) -> Callable[[Path], None]:
     return lambda path: torch.save(change(weights()), path)
 

@@ -195,8 +195,8 @@ class Folder(Dataset):
     # -- cases -----------------------------------------------------------------------------------------------------
 
     def discover(self, modality: str) -> list[Case]:
-        """One case per subject and split that has ``modality``, sorted by split and subject; reads PNG headers only."""
-        issues.refuse(self.faults())
+        """One case per subject and split that has ``modality``, sorted by split and subject; decodes 16-bit images alone."""
+        issues.refuse((*self.faults(), *self.scales(modality)))
         return self.found(modality)
 
     def found(self, modality: str) -> list[Case]:
@@ -213,7 +213,7 @@ class Folder(Dataset):
         for file in images.values():
             with suppress(FileError):  # reported when its turn comes
                 shapes.add(read_shape(file.path))
-        levels = self._levels[modality]
+        levels = self._levels(modality)
         white = white_of(levels)
         largest = {(level.split, level.subject): level.value for level in brightest(levels)}
         side = resize.square_side(shapes, 1 if self.params.size else resize.MULTIPLE)
@@ -252,10 +252,14 @@ class Folder(Dataset):
         return cases
 
     @cached_property
-    def _levels(self) -> dict[str, list[Level]]:
-        """Modality -> the largest values of its 16-bit images."""
-        kinds = {file.kind for file in self._kept if file.kind and not file.is_mask}
-        return {kind: levels_of(file for file in self._kept if file.kind == kind) for kind in sorted(kinds)}
+    def _known_levels(self) -> dict[str, list[Level]]:
+        return {}
+
+    def _levels(self, modality: str) -> list[Level]:
+        """The largest values of the 16-bit images of ``modality``, decoded once."""
+        if modality not in self._known_levels:
+            self._known_levels[modality] = levels_of(file for file in self._kept if file.kind == modality)
+        return self._known_levels[modality]
 
     def _drawn(self, files: Iterable[SliceFile]) -> dict[str, Split]:
         """The split of every patient of a flat folder, drawn by the first of the names that the patient has."""
@@ -390,8 +394,6 @@ class Folder(Dataset):
             message = f"{folder} holds PNG files and is none of train/, val/ and test/: move them into one, or out of {self.root}."
             yield issues.error("stray", folder, message)
         yield from name_faults(self._kept)
-        for levels in self._levels.values():
-            yield from scale_faults(levels)
         yield from self._missing_masks()
 
     def _missing_masks(self) -> Iterator[Issue]:
@@ -422,6 +424,10 @@ class Folder(Dataset):
                     other = "say what subjects without one are with --set dataset.unmasked=healthy or leave-out"
                 message = f"{lacks}: {remedy}, or {other}."
                 yield issues.error("missing-mask", file.path, message, file.subject)
+
+    def scales(self, modality: str) -> Iterator[Issue]:
+        """16-bit images of different scales."""
+        return scale_faults(self._levels(modality))
 
     def sizes(self, modality: str) -> Iterator[Issue]:
         """Slices of another size than the first."""

@@ -29,8 +29,9 @@ from adbench.errors import UserError
 from adbench.params import ParamSet, param
 
 _CASE_FOLDER = re.compile(
-    r"(?:sub-)?BraTS(?:2021|[-_][a-z]+(?:[-_]RT)?)[-_]\d{4,5}(?:[-_]\d{1,3})?(?!\d)", re.IGNORECASE
-)  # its files may have other names
+    r"(?:sub-)?(?:BraTS(?:2021|[-_][a-z]+)[-_]\d{5}(?:[-_]\d{1,3})?|BraTS[-_]MEN[-_]RT[-_]\d{4}[-_]\d{1,3})(?!\d)",
+    re.IGNORECASE,
+)  # its files may have other names; four digits alone are a year
 _FIELDS = ("subject", "session", "site", "modality")
 
 

@@ -169,20 +169,23 @@ class OwnVolumes(IndexedVolumes):
 
     @cached_property
     def _folders(self) -> dict[str, Split]:
-        """Person -> role that a folder's name gives, the first where there are two."""
-        return {who: next(iter(roles)) for who, roles in self._homes.items()}
+        """Person -> role that a folder's name gives, the first where there are two; of everyone, whoever is excluded."""
+        everyone = self._roles_by_folder(self.index.scans) | self._homes if self._homes else {}
+        return {who: next(iter(roles)) for who, roles in everyone.items()}
 
     @cached_property
     def _homes(self) -> dict[str, dict[Split, File]]:
         """Person -> the roles that names of folders give, each with a file; of cases that are not excluded."""
+        return self._roles_by_folder(self.kept)
+
+    def _roles_by_folder(self, scans: Iterable[Scan]) -> dict[str, dict[Split, File]]:
         homes: dict[str, dict[Split, File]] = defaultdict(dict)
         below = {file: path for path, file in self.index.files.volumes.items()}
-        for scan in self.kept:
+        for scan in scans:
             for file in scan.files.values():
-                for part in PurePosixPath(below[file]).parts[:-1]:
-                    if part.lower() in FOLDERS:
-                        homes[person(scan.subject)].setdefault(FOLDERS[part.lower()], file)
-                        break
+                names = map(str.lower, PurePosixPath(below[file]).parts[:-1])
+                if role := next((FOLDERS[name] for name in names if name in FOLDERS), None):
+                    homes[person(scan.subject)].setdefault(role, file)
         return dict(homes)
 
     @cached_property
@@ -285,7 +288,7 @@ class OwnVolumes(IndexedVolumes):
                     "say --set dataset.unmasked=healthy or leave-out, or put healthy subjects into a folder "
                     f"train/{self._elsewhere}"
                 )
-                if other := self._patients.get(person(scan.subject)):
+                if masked and (other := self._patients.get(person(scan.subject))):
                     remedy = f"{other} shows that this patient has lesions, so add the mask, or say --set dataset.unmasked=leave-out"
                 if masked:
                     message = f"{scan.id} in {self.root} has no lesion mask, as {masked} of {len(scans)} cases have: {remedy}."
@@ -374,12 +377,10 @@ class OwnVolumes(IndexedVolumes):
     def _roles(self, usable: list[Scan]) -> dict[str, Split]:
         p = self.params
         if self._folders:
-            usable = [scan for scan in usable if person(scan.subject) in self._folders]  # without excluded ones
+            usable = [scan for scan in usable if person(scan.subject) in self._folders]  # no strays
             roles = {scan.subject: self._folders[person(scan.subject)] for scan in usable}
-            scored = [
-                scan for scan in usable if roles[scan.subject] != "train" and person(scan.subject) in self._patients
-            ]
-            return roles | (self._drawn(scored, 0.5, 0.5) if p.folds else {})
+            ill = [scan for scan in usable if roles[scan.subject] != "train" and person(scan.subject) in self._patients]
+            return roles | (self._drawn(ill, 0.5, 0.5) if p.folds else {})
         patients = {person(scan.subject) for scan in usable if LESION in scan.files}
         healthy = [scan for scan in usable if person(scan.subject) not in patients]
         ill = [scan for scan in usable if person(scan.subject) in patients]

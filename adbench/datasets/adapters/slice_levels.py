@@ -8,7 +8,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from statistics import median
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.slice_names import SliceFile
@@ -75,55 +74,51 @@ def scale_faults(levels: Sequence[Level]) -> Iterator[Issue]:
 
 
 def _roles_apart(subjects: Sequence[Level]) -> Iterator[Issue]:
-    """Train, val and test whose middle subjects differ."""
+    """Two of train, val and test, all of one on one side of a gap and all of the other beyond it."""
     by_role: dict[Split, list[Level]] = defaultdict(list)
     for level in subjects:
         if level.split is not None:
             by_role[level.split].append(level)
+    gaps = _gaps(subjects)
     for one, other in combinations(sorted(by_role, key=ROLES.index), 2):
-        dark, bright = sorted((one, other), key=lambda role: median(level.value for level in by_role[role]))
-        low, high = (median(level.value for level in by_role[role]) for role in (dark, bright))
-        if high >= _APART * low:
-            yield _refused(
-                (f"those of {dark}", by_role[dark][len(by_role[dark]) // 2]),
-                (f"those of {bright}", by_role[bright][len(by_role[bright]) // 2]),
-            )
+        dark, bright = sorted((one, other), key=lambda role: by_role[role][0].value)
+        last, first = by_role[dark][-1].value, by_role[bright][0].value
+        if any(last <= subjects[cut - 1].value and subjects[cut].value <= first for cut in gaps):
+            yield _refused((f"those of {dark}", by_role[dark]), (f"those of {bright}", by_role[bright]))
 
 
 def _subjects_apart(subjects: Sequence[Level]) -> Iterator[Issue]:
-    """Two groups of subjects with none between them."""
-    if (cut := _gap(subjects)) is None:
-        return
-    below, above = subjects[:cut], subjects[cut:]
-    some = [f"the {len(group)} subject{'s' * (len(group) > 1)} {_named(group)}" for group in (below, above)]
-    found = _refused((some[0], below[-1]), (some[1], above[0]))
-    by_content = len(below) <= max(1, _FEW * len(subjects)) and len(below) < len(above)
-    yield issues.warning("scale", found.file, found.message) if by_content else found
+    """Groups of subjects with none between them; a few below all others may be dark by their content, and one of two."""
+    for cut in _gaps(subjects):
+        groups = subjects[:cut], subjects[cut:]
+        dark, bright = (
+            (f"the {len(group)} subject{'s' * (len(group) > 1)} {_named(group)}", group) for group in groups
+        )
+        found = _refused(dark, bright)
+        yield found if cut > max(1, _FEW * len(subjects)) else issues.warning("scale", found.file, found.message)
 
 
 def _stray_slices(levels: Sequence[Level]) -> Iterator[Issue]:
     """A few slices far above all others."""
     ordered = sorted(levels, key=lambda level: (level.value, str(level.path)))
-    cut = _gap(ordered)
-    if cut is not None and cut > len(ordered) / 2:
-        found = _refused((f"{cut} slices", ordered[cut - 1]), (f"{len(ordered) - cut} others", ordered[cut]))
-        yield issues.warning("scale", found.file, found.message)
+    for cut in _gaps(ordered):
+        if cut > len(ordered) / 2:
+            found = _refused((f"{cut} slices", ordered[:cut]), (f"{len(ordered) - cut} others", ordered[cut:]))
+            yield issues.warning("scale", found.file, found.message)
 
 
-def _gap(ordered: Sequence[Level]) -> int | None:
-    """Where the widest gap of ``ordered`` levels is; None where it is no wider than images on one scale have."""
-    places = range(1, len(ordered))
-    cut = max(places, key=lambda at: ordered[at].value / ordered[at - 1].value, default=0)
-    return cut if cut and ordered[cut].value >= _APART * ordered[cut - 1].value else None
+def _gaps(ordered: Sequence[Level]) -> list[int]:
+    """Where ``ordered`` levels have gaps that images on one scale have not."""
+    return [at for at in range(1, len(ordered)) if ordered[at].value >= _APART * ordered[at - 1].value]
 
 
-def _refused(dark: tuple[str, Level], bright: tuple[str, Level]) -> Issue:
-    (these, low), (those, high) = dark, bright
-    times = round(_whole(high.value) / _whole(low.value))
+def _refused(dark: tuple[str, Sequence[Level]], bright: tuple[str, Sequence[Level]]) -> Issue:
+    """The error of two groups, each with what it is called, by the middle one of each."""
+    (these, low), (those, high) = ((name, group[len(group) // 2]) for name, group in (dark, bright))
     message = (
-        f"Of 16-bit images, {these} use {low.value.bit_length()} bits (up to {low.value} in {low.path}) and {those} "
-        f"{high.value.bit_length()} (up to {high.value} in {high.path}): divided by one white, the first would be {times} times "
-        "darker. Write all of them on one scale, or leave the others out with dataset.exclude."
+        f"Of 16-bit images, {these} use {low.value.bit_length()} bits (in the middle {low.value}, {low.path}) and {those} "
+        f"{high.value.bit_length()} (in the middle {high.value}, {high.path}): divided by one white, the first would be "
+        f"{round(high.value / low.value)} times darker. Write all of them on one scale, or leave the others out with dataset.exclude."
     )
     return issues.error("scale", high.path, message)
 

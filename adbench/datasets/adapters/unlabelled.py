@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from adbench.datasets.io.filename_patterns import UNCLEAR, Named, common_name, s
 from adbench.datasets.io.mask_names import ANY_MASK as MASK_WORDS
 from adbench.datasets.io.mask_names import BRAIN, LESION, mask_of, words_end
 from adbench.datasets.io.png import read_image, read_shape
+from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume
 from adbench.errors import UserError
@@ -86,9 +88,9 @@ class _Scans(Dataset):
 
     unreadable: frozenset[str] = frozenset()
 
-    def brain_beside(self, case: Case) -> str:
-        """What to say of a file that may be a brain mask of ``case``, and was not used; "" for none."""
-        return ""
+    def beside(self, case: Case, modality: str) -> list[str]:
+        """What to say of ``case`` because of the other files that lie there."""
+        return []
 
     def other_sequences(self, modality: str) -> dict[str, list[str]]:
         """Case id -> its modalities, of the cases that have no image of ``modality``."""
@@ -114,23 +116,28 @@ class UnlabelledVolumes(_Scans, FolderVolumes):
         stem = stem_of(path)
         if self._patterns or common_name(stem, self.image_names) is not None:
             return found
-        what = _mask_beside(stem, self.image_names)
-        is_mask = what == LESION or (what is not None and nifti.mask_values(self.files.volumes[path]))
-        return None if is_mask else found  # images without their skull are called "brain" too
+        if _mask_beside(stem, self.image_names) is not None and _marks(self.files.volumes[path]):
+            return None
+        return found  # images without their skull are called "brain" too, and others after an operation on a tumour
 
-    def brain_beside(self, case: Case) -> str:
-        """Also of a file whose name says no more than that it is a mask."""
+    def beside(self, case: Case, modality: str) -> list[str]:
+        """That a file may be its brain mask, and was not used, be it that its name says no more than that it is a mask."""
         files = case.extra["files"]
         if BRAIN in files:
-            return ""
-        names = {case.id.lower(), case.subject.lower(), *(stem_of(str(file)).lower() for file in files.values())}
+            return []
+        own = {case.id.lower(), case.subject.lower()}
+        below = {file: PurePosixPath(path) for path, file in self.index.files.volumes.items()}
+        images: dict[PurePosixPath, set[str]] = defaultdict(set)  # names that another patient's may have too, by folder
+        for file in files.values():
+            images[below[file].parent].add(stem_of(str(file)).lower())
         for path in self.index.unused:
+            names = own | images.get(PurePosixPath(path).parent, set())
             if _mask_beside(stem_of(path), names) in (BRAIN, UNCLEAR):
-                return (
+                return [
                     f"its brain was inferred from the image, though {path} lies beside it: if that is its brain mask, name it "
                     f"{case.id}_brainmask.nii.gz, or say --set dataset.brain_pattern=... beside image_pattern"
-                )
-        return ""
+                ]
+        return []
 
     @cached_property
     def _homes(self) -> dict[str, Any]:
@@ -206,6 +213,14 @@ class UnlabelledSlices(_Scans, Folder):
     def _masks(self) -> dict[str, dict[Any, Path]]:
         return {BRAIN_SLICE: {f.slice: f.path for f in self._files if f.kind == BRAIN_SLICE}, LESION_SLICE: {}}
 
+    def scales(self, modality: str) -> Iterator[Issue]:
+        """As of a folder, and no reason to refuse: they are in the notes of the cases."""
+        return (replace(issue, severity="warning") for issue in super().scales(modality))
+
+    def beside(self, case: Case, modality: str) -> list[str]:
+        """That 16-bit images have different scales."""
+        return [issue.message for issue in self.scales(modality)]
+
     def found(self, modality: str) -> list[Case]:
         """As of a folder, on the given grid."""
         cases = super().found(modality)
@@ -254,6 +269,14 @@ def image_of(case: Case, modality: str) -> dict[int | None, File]:
     if "slices" in case.extra:
         return {row[0]: row[1] for row in case.extra["slices"]}
     return {None: case.extra["files"][modality]}
+
+
+def _marks(file: File) -> bool:
+    """Whether a volume holds what a mask holds, or nothing; one that cannot be read is reported when its turn comes."""
+    try:
+        return bool(nifti.mask_values(file)) or not nifti.read(file).data.any()
+    except UserError:
+        return False
 
 
 def _mask_beside(stem: str, images: Collection[str]) -> str | None:

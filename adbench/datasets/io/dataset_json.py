@@ -82,7 +82,8 @@ def _modality(name: str) -> str:
 
 
 def labels_of(file: File, content: dict[str, Any]) -> dict[int, str]:
-    """Label -> what it marks. nnU-Net 2 gives a name the label, or a region several; others give a label the name.
+    """Label -> what it marks. nnU-Net 2 gives a name the label, or a region several, of which the smallest counts; others give
+    a label the name.
 
     Raises:
         UserError: what stands there is neither, or the background is not 0.
@@ -92,8 +93,7 @@ def labels_of(file: File, content: dict[str, Any]) -> dict[int, str]:
         raise UserError(
             f'{file} gives as labels {str(said)[:40]!r}: write names with their labels, such as {{"lesion": 1}}.'
         )
-    found: dict[int, str] = {}
-    ignored: dict[int, str] = {}
+    regions: list[tuple[list[int], str]] = []
     for key, value in said.items():
         if _whole(key) is not None and isinstance(value, str):
             labels, name = [_whole(key)], value
@@ -103,11 +103,11 @@ def labels_of(file: File, content: dict[str, Any]) -> dict[int, str]:
             raise UserError(
                 f"{file} gives {str(key)[:40]!r} the label {str(value)[:40]!r}: write a whole number from 0, or a list of them."
             )
-        called = name.strip().casefold()
-        if called == _BACKGROUND and labels != [0]:
+        if name.strip().casefold() == _BACKGROUND and labels != [0]:
             raise UserError(f"{file} gives the background the label {str(value)[:40]!r}: 0 is the background.")
-        (ignored if called == IGNORE else found).update({label: name for label in labels if label is not None})
-    return found | ignored
+        regions.append(([label for label in labels if label is not None], name))
+    regions.sort(key=lambda region: (region[1].strip().casefold() == IGNORE, -len(region[0])))
+    return {label: name for labels, name in regions for label in labels}
 
 
 def tissues_among(file: File, labels: Mapping[int, str], instead: str) -> str:
@@ -124,7 +124,7 @@ def tissues_among(file: File, labels: Mapping[int, str], instead: str) -> str:
         return ""
     others = ",".join(str(label) for label in sorted(counted.keys() - tissues)) or "..."
     listed = " and ".join(f"{label} {name.strip()[:40]!r}" for label, name in sorted(tissues.items()))
-    what = "which is no lesion" if len(tissues) == 1 else "which are no lesions"
+    what = "which sounds like a tissue" if len(tissues) == 1 else "which sound like tissues"
     return f"{file} calls label {listed}, {what}: {instead.format(lesions=others)}."
 
 

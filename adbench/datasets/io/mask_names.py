@@ -34,7 +34,8 @@ _NO_LESION = re.compile(
 )
 _ILL = re.compile(
     r"lesion|tumo|hyperintens|infarct|stroke|ischa?em|ha?emorrh|ha?ematoma|o?edema|metast|gli[ao]|blastoma|necro|enhanc|cyst|plaque|"
-    r"abscess|malform|microbleed|dysplas|cancer|patholog|disease|abnormal|anomal|wmh"
+    r"abscess|malform|bleed|dysplas|cancer|patholog|disease|abnormal|anomal|wmh|oma(?:_|s|$)|tuber|contus|avm|demyelin|damag|scar|"
+    r"penumbra|heterotop|cavit|changes|leukoaraio|malacia"
 )
 WEAK = (
     "seg",

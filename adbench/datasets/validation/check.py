@@ -156,6 +156,7 @@ def _check_stacks(dataset: Dataset, report: CheckReport, progress: Progress) -> 
     loads: list[tuple[Case, str]] = []
     for modality in _there(dataset, faults):
         cases = dataset.found(modality)
+        report.findings += dataset.scales(modality)
         report.cases = max(report.cases, len(cases))
         report.files += sum(len(case.files) for case in cases)
         report.findings += [issues.info("left-out", "", f"{modality}: {why}") for why in dataset.exclusions(modality)]

@@ -41,7 +41,10 @@ RANDOM: dict[str, Shape] = {
 _MISSING = "{path} has no layer {name}: are the weights complete, and of the network that their names say?"
 _FIRST = ("layer1.0.conv1.weight", "_conv_stem.weight")  # how a network is found
 # What may stand behind the stages; anything else that has no place may stand between them.
-_AFTER = {"fc", "head", "heads", "classifier", "last_linear", "projector", "projection_head", "predictor", "_conv_head", "_bn1", "_fc"}  # fmt: skip
+_AFTER = {
+    "fc", "fc1", "fc2", "head", "heads", "classifier", "last_linear", "logits", "embedding", "projector", "projection",
+    "projection_head", "predictor", "prediction", "prototypes", "_conv_head", "_bn1", "_fc",
+}  # fmt: skip
 _NATURAL = {"natural", "natural images", "imagenet"}  # modalities of weights that every slice may be shown to
 
 
@@ -272,7 +275,8 @@ def _only_known(path: Path, state: dict[str, Any], known: dict[str, Any], shape:
     lite_blocks = {f"_blocks.{number}" for number in range(LITE_STAGES[-1] + 1, 16)}
     for name in state:
         top, _, rest = name.partition(".")
-        behind = top in _AFTER or top in later or f"{top}.{rest.partition('.')[0]}" in lite_blocks
+        named_behind = top in _AFTER or top.startswith("projector_")
+        behind = named_behind or top in later or f"{top}.{rest.partition('.')[0]}" in lite_blocks
         if name not in known and not behind:
             kind = {"resnet": "a ResNet", "lite0": "an EfficientNet-Lite0"}[shape["family"]]
             raise UserError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -107,9 +107,10 @@ def _loop(run: Run, stopping: Held) -> None:
                 saved = time.monotonic()
                 stopping.end()
     finally:
-        run.batches.close()
-        for tracker in trackers:
-            tracker.finish()
+        with ExitStack() as closing:  # each of them, whatever another raises
+            for tracker in trackers:
+                closing.callback(tracker.finish)
+            run.batches.close()
 
 
 class Run:
