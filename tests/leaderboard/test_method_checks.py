@@ -132,7 +132,9 @@ def test_a_preset_that_has_changed_since_is_told(
     assert [issue.field for issue in wrong(published, made_by("0.1.0", EARLIER, FORGED["method.params"]))] == [
         "method.params"
     ]
-    assert "method.parameters" in [i.field for i in wrong(published, made_by("0.1.0", EARLIER, FORGED["method.parameters"]))]
+    assert "method.parameters" in [
+        i.field for i in wrong(published, made_by("0.1.0", EARLIER, FORGED["method.parameters"]))
+    ]
     assert [i.field for i in wrong(published, made_by("0.1.0", EARLIER, _set("method", "preset", "huge")))] == [
         "method.params"
     ]
