@@ -33,7 +33,7 @@ METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
 }
-OF_THIS_MACHINE = re.compile(r"/(?:tmp|home|root|work|Users|dev/shm|private|var)/|\x1b")
+OF_THIS_MACHINE = re.compile(r"/(?:tmp|home|root|work|Users|dev/shm|private|var|mnt|data|scratch|opt)/|\x1b")
 ESCAPE = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
@@ -107,7 +107,10 @@ def issues(path: Path) -> list[str]:
         return [f"not a valid notebook: {error.message}"]
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     outputs = [output for cell in cells for output in cell.outputs]
-    text = [output.get("text", "") + json.dumps(output.get("data", {}).get("text/html", "")) for output in outputs]
+    text = [cell.source for cell in notebook.cells]
+    for output in outputs:
+        shown = output.get("data", {}).items()
+        text += [output.get("text", ""), *(json.dumps(said) for kind, said in shown if not kind.startswith("image/"))]
     found = {
         f"is larger than {LARGEST} bytes": path.stat().st_size > LARGEST,
         "its cells were not executed in order": [cell.execution_count for cell in cells] != [*range(1, len(cells) + 1)],

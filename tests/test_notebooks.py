@@ -40,9 +40,16 @@ def _prints(text: str) -> Callable[[Any], None]:
     return change
 
 
+def _results(notebook: Any) -> None:
+    data = {"text/plain": "PosixPath('/data/somebody/runs')"}
+    _code(notebook)["outputs"] = [{"output_type": "execute_result", "execution_count": 1, "metadata": {}, "data": data}]
+
+
 FAULTS: list[tuple[str, Callable[[Any], Any]]] = [
     ("shows an error", _fails),
     ("names a place on a machine", _prints("Records: /home/somebody/runs")),
+    ("names a place on a machine", _prints("Records: /mnt/somebody/runs")),
+    ("names a place on a machine", _results),
     ("names a place on a machine", _prints("\x1b[1mbold")),
     ("is larger than 300000 bytes", _prints("x" * 300_000)),
     ("its cells were not executed in order", lambda notebook: _code(notebook).update(execution_count=7)),

@@ -176,17 +176,18 @@ def verify(
     else:
         say(f"{count} results verified: every number follows from the stored counts.")
     if not json_:
-        for what, results in sorted(unseen.items()):
-            say(f"Not checked: {results} {what}.")
-        _say_passed_over(passed_over)
+        _say_left_out(unseen, passed_over)
     if issues:
         raise typer.Exit(UNCHECKED if all(issue.unchecked for issue in issues) else 1)
 
 
-def _say_passed_over(files: list[Path]) -> None:
+def _say_left_out(unseen: Counter[str], passed_over: list[Path]) -> None:
+    """What of the results could not be checked, and which files are none."""
     from adbench.utils.console import say
 
-    for file in files:
+    for what, results in sorted(unseen.items()):
+        say(f"Not checked: {results} {what}.")
+    for file in passed_over:
         say(f"Passed over, nothing of a result is in it: {file}")
 
 
@@ -277,10 +278,10 @@ def merge(
     from adbench.leaderboard import merge as merging
     from adbench.utils.console import LiveProgress, say
 
-    passed_over: list[Path] = []
+    unseen, passed_over = Counter[str](), list[Path]()
     with LiveProgress(quiet) as progress:
-        merged = merging.merge(paths, into, progress, passed_over)
-    _say_passed_over(passed_over)
+        merged = merging.merge(paths, into, progress, passed_over, unseen)
+    _say_left_out(unseen, passed_over)
     for one in merged:
         say(f"  {'added' if one.added else 'already there'}: {one.path}")
     say(f"{sum(one.added for one in merged)} of {len(merged)} added. Next: adbench leaderboard build {into}")

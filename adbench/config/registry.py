@@ -153,6 +153,9 @@ def entries(kind: Kind) -> dict[str, Entry]:
         elif len(claims) > 1:
             problem = f"claimed by {claimants}: uninstall all but one"
             found[name] = Entry(kind, name, claims[0].target, "", claimants, problem)
+        elif kind == "methods" and {"[", "]"} & set(name):
+            problem = "its name has brackets, which hold what tables say of a row: rename the entry point"
+            found[name] = Entry(kind, name, claims[0].target, "", claimants, problem)
         else:
             found[name] = claims[0]
     return found

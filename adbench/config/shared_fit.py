@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, field_validator
 
 from adbench.config import registry
-from adbench.config.attribution import Licence, Link, first_error
+from adbench.config.attribution import Licence, Link, first_error, is_seen
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError
 from adbench.utils import limits
@@ -61,7 +61,7 @@ class Weights(BaseModel):
     @field_validator("author")
     @classmethod
     def _one_line(cls, text: str) -> str:
-        if not text or not text.isprintable() or text != text.strip():
+        if not is_seen(text):
             raise ValueError("it must say who shares the fit, in one line of printable characters")
         return text
 

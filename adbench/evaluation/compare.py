@@ -29,7 +29,10 @@ def same_test(runs: Sequence[Run]) -> None:
     if len(groups) < 2:
         return
     parts = [run.record.test for run in runs]
-    marks = dict(zip((part.digest for part in parts), told_apart(parts), strict=True))
+    marks: dict[str, str] = {}
+    for modality in {part.modality for part in parts}:  # which a side names beside the mark
+        own = [part for part in parts if part.modality == modality]
+        marks |= zip((part.digest for part in own), told_apart(own), strict=True)
     several_protocols = len({board[:2] for board in groups}) > 1
     sides = []
     for members in groups.values():

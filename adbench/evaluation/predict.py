@@ -143,6 +143,7 @@ def predict(
     named = [case for case in data.cases if case not in failed]
     rows = {case: found for case in named if (found := writer.finished(case)) is not None}
     left = [case for case in named if case not in rows]
+    writer.forget({*failed, *left})  # which may be at another threshold
     cause: Exception | None = None  # what the method raised first
     log.info("%d of %d scans are answered from %s.", len(rows), len(data.cases), out)
     if left:

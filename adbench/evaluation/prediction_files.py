@@ -27,6 +27,14 @@ from adbench.utils.hashing import digest
 from adbench.utils.plain_files import read_json
 
 VERSION = 2  # raised when the same scan gives other files
+_NO_ANSWER = (
+    FileNotFoundError,
+    UserError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    OSError,
+)  # what a file of another kind raises
 ALL_MARKED = "all of its brain is marked: the threshold is below every score"
 
 
@@ -105,9 +113,9 @@ class Writer:
             UserError: it holds answers of another run, or of other scans.
         """
         own = self._record.run_key
-        for path in sorted([*self._out.glob("sub-*/**/anat/*_anomaly.json"), *self._out.glob("*-*.json")]):
+        for path in self._sidecars():
             made, case = own, ""
-            with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError, OSError):
+            with suppress(*_NO_ANSWER):
                 content = read_json(path, limits.STATUS_BYTES)
                 case = str(content["Found"]["case"])
                 made = content["RunKey"]
@@ -119,9 +127,25 @@ class Writer:
                     f"{path} is of {what}; the table would lose its row: give another --out, or move it away."
                 )
 
+    def forget(self, cases: Collection[str]) -> None:
+        """Remove what an earlier prediction wrote of ``cases``: of a scan without an answer now, no other must seem to be one."""
+        for path in self._sidecars():
+            names: list[str] = []
+            with suppress(*_NO_ANSWER):
+                content = read_json(path, limits.STATUS_BYTES)
+                if content["Found"]["case"] in cases:
+                    names = [str(path.relative_to(self._out)), *content["Files"]]
+            for file in (self._out / name for name in names):
+                if file.resolve().is_relative_to(self._out.resolve()):  # a strange file may name others
+                    file.unlink(missing_ok=True)
+
+    def _sidecars(self) -> list[Path]:
+        """The files that say that a scan is answered, of this run or of others."""
+        return sorted([*self._out.glob("sub-*/**/anat/*_anomaly.json"), *self._out.glob("*-*.json")])
+
     def finished(self, case: str) -> Prediction | None:
         """What was found in ``case``, when all its files are there as they were written."""
-        with suppress(FileNotFoundError, UserError, KeyError, TypeError, AttributeError, OSError):
+        with suppress(*_NO_ANSWER):
             content = read_json(self._sidecar(case), limits.STATUS_BYTES)
             sizes = {name: (self._out / name).stat().st_size for name in content["Files"]}
             if content["Key"] == self._key(case) and sizes == content["Files"]:

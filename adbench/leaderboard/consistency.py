@@ -21,6 +21,10 @@ from adbench.results.record import Record, lacking
 from adbench.results.rundir import safe
 
 LONGEST = 1000  # characters of a text
+BRACKETS = {
+    "[",
+    "]",
+}  # of a row: they hold what adbench says of it, as the preset, weights, or that it was scored from maps
 STEP = 1e-5  # s: no optimiser step is faster; launching one operation takes as long
 PIXEL = 1e-12  # s: to read one pixel at 4 TB/s
 SMALLEST = 0.005  # GiB: an interpreter with NumPy needs more
@@ -88,6 +92,8 @@ def check_texts(submission: Submission) -> Iterator[Issue]:
         elif not name.isascii():
             odd = next(letter for letter in name if not letter.isascii())
             yield Issue(field, name, why=f"a name has ASCII letters, and U+{ord(odd):04X} may pass for one")
+        elif field in ("method.name", "method.preset") and BRACKETS & set(name):
+            yield Issue(field, name, why="a name has no brackets: the row adds its own")
     for field, kind in (("method.name", "methods"), ("test.name", "datasets"), ("train.name", "datasets")):
         alike = {skeleton(name): name for name in registry.BUILTIN[kind]}.get(skeleton(names[field]))
         if alike not in (None, names[field]):

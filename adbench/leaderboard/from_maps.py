@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from adbench.config import registry
+from adbench.config.attribution import is_seen
 from adbench.config.protocols import MAPS
 from adbench.errors import UserError
-from adbench.leaderboard.consistency import Issue, differences, skeleton
+from adbench.leaderboard.consistency import BRACKETS, Issue, differences, skeleton
 from adbench.leaderboard.submission import (
     FROM_MAPS,
     SPATIAL,
@@ -45,7 +46,6 @@ NOT_SAID = "not said"
 PRESET = "maps"
 _VOXELS = ("subject", "volume", "brain_voxels", "lesion_voxels")
 _LEVEL = 0.95
-_BRACKETS = {"[", "]"}  # in the name of a row they hold what adbench says: the preset, or that it was scored from maps
 
 
 def is_scored(folder: Path) -> bool:
@@ -81,10 +81,10 @@ def pack_maps(
     """
     if not (submitted.code or submitted.paper):
         raise UserError("A row that was scored from maps says where its method is: give --code or --paper.")
-    if _BRACKETS & set(method):
+    if BRACKETS & set(method):
         raise UserError(f"--method {method!r}: leave the brackets away, the row adds [maps] itself.")
-    if not method.strip().isprintable():
-        raise UserError(f"--method {method.strip()!r}: write it in one line of printable characters.")
+    if not is_seen(method.strip()):
+        raise UserError(f"--method {method.strip()!a}: write it in one line of printable characters.")
     alike = _known("methods", method)
     if alike != method.strip() or alike in registry.BUILTIN["methods"]:
         raise UserError(
@@ -265,7 +265,7 @@ def check_submitted(submission: Submission) -> Iterator[Issue]:
     if (who := submission.content.submitted) is None:
         return
     for name, text in who.model_dump().items():
-        if not text.isprintable() or text != text.strip() or (name == "submitter" and not text):
+        if (text or name == "submitter") and not is_seen(text):
             yield Issue(f"submitted.{name}", text, why="it is one line of printable characters")
 
 
@@ -283,10 +283,6 @@ def check_from_maps(submission: Submission) -> Iterator[Issue]:
     if record.method.name in registry.BUILTIN["methods"]:  # one that reads like it is found with the other names
         why = f"{record.method.name} is the name of a method of adbench"
         yield Issue("method.name", record.method.name, why=why)
-    if _BRACKETS & set(record.method.name):
-        yield Issue("method.name", record.method.name, why="a name has no brackets: the row adds [maps] itself")
-    if not record.method.name.isprintable():
-        yield Issue("method.name", record.method.name, why="it is one line of printable characters")
     claims = {
         "method.version": (record.method.version, NOT_SAID),
         "method.source": (record.method.source, ""),

@@ -32,7 +32,7 @@ from adbench.utils.files import write_json
 def methods(records: list[Record]) -> dict[str, Any]:
     """The parts ``methods``, ``settings`` and ``weights`` of ``known.json``.
 
-    What other versions of adbench have stays as it is. A source that was listed by hand gets the settings of this checkout:
+    What other versions of adbench have stays as it is, but of those in development that no record is of. A source that was listed by hand gets the settings of this checkout:
     list it before they change.
 
     Args:
@@ -41,6 +41,8 @@ def methods(records: list[Record]) -> dict[str, Any]:
     before = known() if FILE.exists() else {}
     found: dict[str, dict[str, dict[str, list[str]]]] = dict(before.get("methods", {}))
     used = {(record.method.name, record.method.source): sorted(record.method.params) for record in records}
+    made_by = {__version__, *(str(record.provenance.get("adbench")) for record in records)}
+    found = {version: listed for version, listed in found.items() if ".dev" not in version or version in made_by}
     earlier = found.get(__version__, {})
     found[__version__] = {}
     for name in sorted(registry.BUILTIN["methods"]):

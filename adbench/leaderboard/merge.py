@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,10 +75,15 @@ class _Known:
 
 
 def merge(
-    paths: Sequence[Path], root: Path, progress: Progress | None = None, passed_over: list[Path] | None = None
+    paths: Sequence[Path],
+    root: Path,
+    progress: Progress | None = None,
+    passed_over: list[Path] | None = None,
+    unseen: Counter[str] | None = None,
 ) -> list[Merged]:
     """Merge results (submissions, runs, or folders of either) into the leaderboards below ``root``: all, or none when
-    one does not verify. ``passed_over`` receives the files of a folder that are no results.
+    one does not verify. ``passed_over`` receives the files of a folder that are no results, ``unseen`` what could not be
+    checked, with the number of results.
 
     A result of a run that is there already takes its place if it was asked for more metrics.
 
@@ -89,6 +95,8 @@ def merge(
     """
     results = list(check_all([target for path in paths for target in targets(path, passed_over)], progress))
     _refuse([issue for result in results for issue in result.issues], len(results))
+    if unseen is not None:
+        unseen.update(what for result in results for what in result.unseen)
     folders: dict[Path, dict[str, _Known]] = {}
     texts: dict[Path, str] = {}
     merged: dict[str, Merged] = {}

@@ -7,7 +7,7 @@ than with that source (:func:`adbench.results.known.presets_changed`): then :fun
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from adbench import __version__
 from adbench.config import registry
@@ -19,12 +19,13 @@ from adbench.results.known import (
     is_release,
     parameters,
     presets_changed,
+    presets_of,
     releases,
     sources,
     weights,
 )
 from adbench.results.record import CONFORMANCE, Record
-from adbench.utils.hashing import canonical_json
+from adbench.utils.hashing import canonical_json, digest
 
 
 def check_method(submission: Submission) -> Iterator[Issue]:
@@ -50,6 +51,11 @@ def check_method(submission: Submission) -> Iterator[Issue]:
         yield from differences("method.parameters", method.parameters, expected, why)
     if not releases(method.name, method.source):
         return  # which is said
+    presets = presets_of(method.name, method.source)
+    if presets and method.preset not in presets:
+        why = f"this source of {method.name} has no such preset, but {', '.join(presets)}"
+        yield Issue("method.preset", method.preset, why=why)
+        return
     changed = presets_changed(method.name, method.source)
     if method.preset not in changed:
         yield from _parameters(record, changed)
@@ -87,9 +93,9 @@ def _sources(record: Record) -> Iterator[Issue]:
             yield Issue(
                 "identity.scored_with", other, why="only a shared fit is scored by other code than it was made by"
             )
-        elif not members and other not in sources(method.name, version):
-            why = f"source of {method.name} in adbench {version}"
-            yield Issue("identity.scored_with", other, _last(method.name, version), why)
+        elif (expected := _other_code(record, members, version)) and other not in expected:
+            why = f"source of {method.name} and its members in adbench {version}"
+            yield Issue("identity.scored_with", other, expected[-1], why)
 
     def valid(name: str, source: str) -> bool:
         known = releases(name, source)
@@ -109,6 +115,19 @@ def _sources(record: Record) -> Iterator[Issue]:
         yield Issue("identity.members", why=why)
     elif method.conformance == "failed":
         yield Issue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
+
+
+def _other_code(record: Record, members: Sequence[tuple[str, str]], version: str) -> list[str]:
+    """What ``scored_with`` may be where a release scores a fit of other code, as :func:`adbench.runner.keys.run_identity` has it."""
+    method = record.method
+    own = sources(method.name, version)
+    found = [source for source in own if source != method.source]
+    if members and method.source in own:
+        if len(members) < len(record.identity["members"]):
+            return []  # nobody knows the source that a plug-in had there
+        others = {name: _last(name, version) for name, source in members if source not in sources(name, version)}
+        found += [digest(others)] if others else []
+    return found or [""]
 
 
 def _last(method: str, version: str) -> str | None:

@@ -35,7 +35,7 @@ import numpy as np
 from pydantic import Field, ValidationError
 
 from adbench.config import registry
-from adbench.config.attribution import Licence, Link, first_error
+from adbench.config.attribution import Licence, Link, first_error, is_seen
 from adbench.errors import UserError
 from adbench.leaderboard.encoding import (
     EncodedHistograms,
@@ -264,8 +264,8 @@ def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submi
         needed = " and ".join(f"a {name}" for name in missing)
         options = " and ".join(_EXAMPLE[name] for name in missing)
         raise UserError(f"A submission has {needed}: give {options}.")
-    if not submitter.strip().isprintable():
-        raise UserError(f"--submitter {submitter.strip()!r}: write it in one line of printable characters.")
+    if not is_seen(submitter.strip()):
+        raise UserError(f"--submitter {submitter.strip()!a}: write it in one line of printable characters.")
     try:
         return Submitted(submitter=submitter.strip(), licence=licence.strip(), code=code.strip(), paper=paper.strip())
     except ValidationError as error:

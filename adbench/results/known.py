@@ -101,6 +101,11 @@ def settings(cls: type[Method], names: Collection[str]) -> dict[str, str]:
     return found
 
 
+def presets_of(method: str, source: str) -> list[str]:
+    """The presets that a built-in method of this ``source`` has; none where the source is not listed."""
+    return sorted(known()["settings"].get(method, {}).get(source, {}))
+
+
 def presets_changed(method: str, source: str) -> set[str]:
     """The presets of which a built-in method says something else here than with this ``source``."""
     if source == source_digest("methods", method):

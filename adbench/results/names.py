@@ -107,9 +107,10 @@ def _told(groups: Sequence[Sequence[DataPart]]) -> list[str]:
     firsts = [group[0] for group in groups]
     agreed = [{name: value for name, value in one.params.items() if name not in vague} for one in firsts]
     words = list(map(params_text, differing(agreed)))
+    length = next(n for n in range(6, 65) if len({one.digest[:n] for one in firsts}) == len(firsts) or n == 64)
     for tell in (
         lambda one: f"{several(one.slices, 'slice')} of {several(one.subjects, 'subject')}",
-        lambda one: one.digest[:6],
+        lambda one: one.digest[:length],
     ):
         times = Counter(words)
         words = [

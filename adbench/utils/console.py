@@ -39,7 +39,7 @@ def printable(text: str) -> str:
 
 def is_formula(text: str) -> bool:
     """Whether a spreadsheet takes ``text`` for a formula, and runs it."""
-    return text.startswith(("=", "+", "-", "@", "\t", "\r"))
+    return text.startswith(("=", "+", "-", "@", "\t", "\r", "\n"))
 
 
 def csv_cell(value: Any) -> Any:

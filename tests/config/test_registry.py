@@ -155,6 +155,13 @@ def test_builtin_cannot_be_shadowed(install: Install) -> None:
     assert "evil-dist 1.0 may not replace the built-in 'madad'" in shadow.problem
 
 
+@pytest.mark.parametrize("name", ["features[lite0]", "mine]"])
+def test_a_method_cannot_read_like_a_row_of_another(install: Install, name: str) -> None:
+    install("evil-dist", name, "mine_brackets:Mine", GOOD)
+    with pytest.raises(UserError, match=r"is unavailable: its name has brackets, .*: rename the entry point"):
+        registry.load("methods", name)
+
+
 def test_name_claimed_twice_is_usable_by_neither(install: Install) -> None:
     install("first-dist", "mine", "mine_first:Mine", GOOD)
     install("second-dist", "mine", "mine_second:Mine", GOOD)

@@ -574,6 +574,32 @@ def test_another_threshold_writes_the_same_folder_anew(
     assert "The threshold 7 is above every score, the highest is " in caplog.text
 
 
+@pytest.mark.parametrize("harm", ["cannot be read", "cannot be scored"])
+def test_a_scan_without_an_answer_keeps_none_of_another_threshold(
+    run: api.Run, scans: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: str
+) -> None:
+    out = tmp_path / "out"
+    run.predict(scans, out, threshold="fpr5")
+    of_fifth = {path for path in out.rglob("*p5*") if path.is_file()}
+    assert len(of_fifth) > 3
+    if harm == "cannot be read":
+        (scans / "p5.nii.gz").write_bytes(b"no volume")
+    else:
+        honest = HistEq.score
+
+        def score(self: HistEq, batch: SliceBatch) -> torch.Tensor:
+            if "p5" in batch.subjects:
+                raise OSError("no such slice")
+            return honest(self, batch)
+
+        monkeypatch.setattr(HistEq, "score", score)
+    with pytest.raises(ScansFailed) as failed:
+        run.predict(scans, out, threshold=0.5)
+    assert [one.case for one in failed.value.found] == ["p4"]
+    assert not any(path.exists() for path in of_fifth)
+    assert {json.loads(path.read_text())["Threshold"]["Score"] for path in out.rglob("*_anomaly.json")} == {0.5}
+
+
 def test_slices_for_a_run_on_volumes_are_said_to_have_its_pixels(run: api.Run, tmp_path: Path) -> None:
     (tmp_path / "png").mkdir()
     image = np.pad(np.random.default_rng(0).integers(60, 120, (18, 20)), 4).astype(np.uint8)

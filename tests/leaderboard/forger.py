@@ -469,6 +469,7 @@ FORGERIES = (
     ),
     Forgery("a package's method by the name of one of adbench", folder(_named("ae")), "method.origin"),
     Forgery("a name with a Cyrillic letter", folder(_named("mаdad")), "method.name"),
+    Forgery("a name that reads like the row of a control", folder(_named("features[lite0]")), "method.name"),
     Forgery("a name that reads like another", folder(_named("rnadad")), "method.name"),
     Forgery("two names of one table that read alike", beside(_own(), lambda f: f.plugin("m1ne")), "method.name"),
     Forgery("a nanosecond of training", folder(_all(_own(), _put("timing/fit", 1e-9))), "timing.fit"),

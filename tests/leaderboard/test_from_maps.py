@@ -24,7 +24,7 @@ from adbench.leaderboard.checks import check
 from adbench.leaderboard.from_maps import pack_maps
 from adbench.leaderboard.merge import merge, submit, submit_maps
 from adbench.leaderboard.ranking import boards, read_all
-from adbench.leaderboard.submission import Submission, Submitted
+from adbench.leaderboard.submission import Submission, Submitted, said
 
 Cli = Callable[..., tuple[int, str, str]]
 WHO = Submitted(
@@ -241,6 +241,23 @@ def test_one_sentence_says_what_is_missing(cli: Cli, scores: Path, runs: list[ap
     arguments = (*named, "--trained-on", "IXI")
     code, _, err = cli("leaderboard", "submit", scores, *arguments, "--out", tmp_path)
     assert (code, "Trained on IXI: adbench calls it ixi" in " ".join(err.split())) == (0, True)
+
+
+@pytest.mark.parametrize(
+    "sign", ["\u3164", "\u2800", "\u115f", "\u1160", "\uffa0", "\ufe0f", "\u034f", "\u180b", "\u0301", "\U000e0100"]
+)
+def test_a_submitter_is_seen(foreign: Submission, sign: str) -> None:
+    """Neither a filler, a cell without dots, nor a mark upon nothing is a name."""
+    with pytest.raises(UserError, match=r"--submitter .*write it in one line of printable characters"):
+        said(sign, "CC0-1.0")
+    raw = copy.deepcopy(foreign.raw)
+    raw["submitted"]["submitter"] = sign
+    assert "submitted.submitter" in [issue.field for issue in check(files.parse(json.dumps(raw).encode(), Path("x")))]
+
+
+@pytest.mark.parametrize("name", ["A. Müller & Söhne", "李明", "नमिता", "김민수", "O’Neil", "⠃"])
+def test_names_of_all_scripts_are_seen(name: str) -> None:
+    assert said(f" {name} ", "CC0-1.0").submitter == name
 
 
 def test_a_licence_of_several_words_is_not_read(foreign: Submission) -> None:

@@ -18,6 +18,7 @@ from PIL import Image
 from adbench import api
 from adbench.config.sweep import value_text
 from adbench.errors import UserError
+from adbench.evaluation.compare import same_test
 from adbench.report import figures
 from adbench.report.collect import choose, choose_slices, collect, window
 from adbench.report.drawing import contour, map_uri
@@ -192,6 +193,16 @@ def test_shared_ranks_are_written_as_on_a_board() -> None:
     ranks = {"a": 1, "b": 1, "c": 3, "d": None}
     assert _ranks(SimpleNamespace(comparison=SimpleNamespace(ranks=ranks))) == {"a": "=1", "b": "=1", "c": "3", "d": ""}  # type: ignore[arg-type]
     assert _ranks(SimpleNamespace(comparison=None)) == {}  # type: ignore[arg-type]
+
+
+def test_the_modality_alone_tells_two_test_sets_of_one_dataset_apart(own_runs: list[api.Run]) -> None:
+    path = own_runs[1].folder / "record.json"
+    content = json.loads(path.read_text())
+    content["test"] |= {"digest": "0" * 64, "modality": "T9"}
+    path.write_text(json.dumps(content))
+    name = content["test"]["name"]
+    with pytest.raises(UserError, match=rf"{name} \w+: .*{name} T9: |{name} T9: .*{name} \w+: "):
+        same_test([own_runs[0], api.Run(path.parent)])
 
 
 def test_different_test_sets_are_refused(runs: list[api.Run], own_runs: list[api.Run], tmp_path: Path) -> None:

@@ -115,6 +115,18 @@ def test_what_other_releases_have_stays_as_it_is(monkeypatch: pytest.MonkeyPatch
         assert made["settings"][name] == {**sources, "new": made["settings"][name]["new"]}
 
 
+def test_a_version_in_development_goes_where_no_record_is_of_it(
+    monkeypatch: pytest.MonkeyPatch, published: Record
+) -> None:
+    for version in ("0.3.0.dev0", "0.4.0.dev0"):
+        monkeypatch.setitem(known()["methods"], version, {"ae": {version: ["latent"]}})
+    used = published.model_copy(update={"provenance": {**published.provenance, "adbench": "0.4.0.dev0"}})
+    assert "0.4.0.dev0" not in methods([published])["methods"]
+    made = methods([used])["methods"]
+    assert "0.3.0.dev0" not in made
+    assert made["0.4.0.dev0"] == {"ae": {"0.4.0.dev0": ["latent"]}}
+
+
 def test_a_source_that_is_listed_by_hand_gets_the_settings_of_this_code(monkeypatch: pytest.MonkeyPatch) -> None:
     """Those of a source that has some are kept, whatever the class says now."""
     names = ["polarity", "sigma"]

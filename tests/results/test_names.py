@@ -78,6 +78,8 @@ def test_two_folders_of_one_name_are_told_apart(record: Record) -> None:
     ixi = changed(record, train={"name": "ixi"})
     alike = "hospital (9 slices of 3 subjects, {})"  # a hash tells nobody anything, and never stands alone
     assert training_names([one, two, ixi]) == [alike.format("a1a1a1"), alike.format("b2b2b2"), "ixi"]
+    near = [changed(record, train={**numbers, "digest": "abcdef" + end * 29}) for end in ("01", "02")]
+    assert training_names(near) == [alike.format("abcdef01"), alike.format("abcdef02")]
     more = changed(two, train={"slices": 12})
     assert training_names([one, more]) == ["hospital (9 slices of 3 subjects)", "hospital (12 slices of 3 subjects)"]
     params = [{**record.train.params, "n_train": n, "slices": s} for n, s in ((4, 2), (5, 2), (5, 2))]

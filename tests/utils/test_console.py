@@ -17,6 +17,7 @@ from adbench.utils.console import csv_cell
         ("=1+1", "'=1+1"),
         ("@SUM(A1)", "'@SUM(A1)"),
         ("\t=1", "'\t=1"),
+        ("\n=1", "'\n=1"),
         ("\r=1", r"\r=1"),
         ("\x1b[2J", r"\x1b[2J"),
         ("a=1", "a=1"),
