@@ -101,7 +101,7 @@
       strata.hidden = false;
       later.push(() => strata.querySelector("tbody").append(...rows.map((row, place) => beside(row, label(row), cells[place].split("|").map(text => {
         const [at, ends] = text.split(" ");
-        return at === "—" ? number() : number(at, "#" + row.id, at, ends);
+        return at === "—" ? number() : number(at.replace("≈", ""), "#" + row.id, at, ends);
       })))));
     }
   }
@@ -274,7 +274,7 @@
 
   // The rows that a board shows, as a file.
   const cell = text => /[",\n]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text;
-  const guarded = text => /^[=+@\t\r-]/.test(text) ? "'" + text : text; // a spreadsheet would run it
+  const guarded = text => /^[=+@\t\r\n-]/.test(text) ? "'" + text : text; // a spreadsheet would run it
   const about = row => Object.fromEntries(own.get(row).about.map((index, place) => [known.about[place], told(index)]));
   const csv = (table, rows) => {
     const headings = [...table.tHead.rows[0].cells];
