@@ -4,8 +4,8 @@
     python docs/choosing.py RUNS     and, from finished runs, what training and scoring cost, and their maps of six test slices:
                                      of all on that page, of each with its learning curves on its own
 
-``RUNS`` is the ``--out`` of ``adbench run`` on the test set of a committed board. Of each method the newest run counts, seed 0;
-pages of methods that it does not hold stay as they are.
+``RUNS`` is the ``--out`` of ``adbench run`` on the test set of a committed board, or several of them. Of each method the newest run
+counts, seed 0. Pages of methods that they do not hold stay as they are; ``choosing.md`` shows only those that they hold.
 """
 
 from __future__ import annotations
@@ -109,10 +109,10 @@ def published() -> str:
     return table(["method", "as", "metric", "data and %", "protocol", "source"], rows, numbers=False)
 
 
-def newest(folder: Path) -> list[Run]:
+def newest(folders: list[Path]) -> list[Run]:
     """The newest run of each method with seed 0, in the order of the registry."""
     found: dict[str, Run] = {}
-    for run in sorted(api.load(folder, device="cpu"), key=lambda run: run.record.created):
+    for run in sorted(api.load(*folders, device="cpu"), key=lambda run: run.record.created):
         if run.record.seed == 0:
             found[run.record.method.name] = run
     return [found[name] for name in METHODS if name in found]
@@ -174,11 +174,11 @@ def put(name: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="?", type=Path, help="folder with finished runs of one test set")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders with finished runs of one test set")
     args = parser.parse_args()
     put("lines", lines())
     put("published", published())
-    if args.runs is not None:
+    if args.runs:
         runs = newest(args.runs)
         board, seen = Board.of(runs[0].record), look(runs)
         put("seen", shown(seen, board))
