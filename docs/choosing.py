@@ -18,6 +18,7 @@ import inspect
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from method_pages import ROOT, Board, Seen, costs, look, save, show_map, show_truth, table, write
 
 from adbench import api
@@ -144,8 +145,8 @@ def picture(seen: list[Seen]) -> None:
     blocks = [seen[k : k + columns] for k in range(0, len(seen), columns)]
     slices = seen[0].slices
     rows = len(slices) * len(blocks)
-    figure = Figure(figsize=(0.95 * (columns + 1), 1.08 * rows + 0.2), dpi=80, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.005, h_pad=0.005, wspace=0, hspace=0)  # type: ignore[union-attr]
+    tight = ConstrainedLayoutEngine(w_pad=0.005, h_pad=0.005, wspace=0, hspace=0)
+    figure = Figure(figsize=(0.95 * (columns + 1), 1.08 * rows + 0.2), dpi=80, layout=tight)
     axes = figure.subplots(rows, columns + 1, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")

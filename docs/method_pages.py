@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from adbench.cli.describe import KEPT
 from adbench.datasets.contact_sheet import brain_box
@@ -89,9 +90,14 @@ def look(runs: Sequence[Run]) -> list[Seen]:
             for at, position in enumerate(volume.positions.tolist()):
                 if position in positions:
                     box = brain_box(volume.brain[at])
-                    arrays = (part[at][box] for part in (volume.image, volume.brain, volume.lesion, volume.maps))
-                    made = None if volume.reconstruction is None else volume.reconstruction[at][box]
-                    slices[position] = Slice(volume.volume, *arrays, made)
+                    slices[position] = Slice(
+                        volume.volume,
+                        volume.image[at][box],
+                        volume.brain[at][box],
+                        volume.lesion[at][box],
+                        volume.maps[at][box],
+                        None if volume.reconstruction is None else volume.reconstruction[at][box],
+                    )
         found.append(Seen(run, [slices[position] for position in positions]))
     return found
 
@@ -125,8 +131,8 @@ def draw(seen: Seen, path: Path) -> None:
     rows = ["truth", *(["reconstruction"] if made else []), "map"]
     curves = {stage: points for stage, points in seen.run.record.fit["curves"].items() if points}
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(9.0 if curves else 6.5, 1.3 * len(rows)), dpi=90, layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)  # type: ignore[union-attr]
+        tight = ConstrainedLayoutEngine(w_pad=0.01, h_pad=0.01, wspace=0, hspace=0)
+        figure = Figure(figsize=(9.0 if curves else 6.5, 1.3 * len(rows)), dpi=90, layout=tight)
         left, *right = figure.subfigures(
             1, 1 + bool(curves), width_ratios=[6.5, 2.5][: 1 + bool(curves)], squeeze=False
         )[0]
@@ -153,7 +159,9 @@ def draw(seen: Seen, path: Path) -> None:
 def _losses(axes: Axes, stage: str, points: list[dict[str, float]]) -> None:
     seen: list[float] = []
     for name, (said, stroke) in LOSSES.items():
-        steps, values = zip(*[(p["step"], p[name]) for p in points if name in p] or [((), ())], strict=True)
+        logged = [point for point in points if name in point]
+        values = [point[name] for point in logged]
+        steps = [point["step"] for point in logged]
         axes.plot(steps, values, stroke, color=SERIES[0 if stroke == "-" else 1], label=said, linewidth=1.2)
         seen += values
     if seen and 0 < min(seen) < max(seen) / LOG:
