@@ -1,9 +1,9 @@
 """Which noise lets MAD-AD's mask head see lesions: ``python benchmarks/madad_noise.py --data-root soop_flair --out noise``.
 
-One fit of ``latent`` trains an autoencoder, and MAD-AD starts from it with each noise and seed, so that nothing differs but
-these. Maps are made by repairing and by one pass of the mask probability; beside them stand the distances of the latents
-themselves, without diffusion. Autoencoders: ``learnt`` (4 channels, as in the paper but small) and ``brightness`` (preset
-``tiny``). Prints Markdown as it goes, and goes on where it was stopped.
+One fit of ``latent`` trains an autoencoder, and MAD-AD starts from it with each noise and seed, so that nothing differs
+but these. Maps are made by repairing, by one pass of the mask probability, and as the mean of both; beside them stand the
+distances of the latents themselves, without diffusion. Autoencoders: ``learnt`` (4 channels, as in the paper but small)
+and ``brightness`` (preset ``tiny``). Prints Markdown as it goes, and goes on where it was stopped.
 
     python benchmarks/madad_noise.py --dataset phantom --modality T1 --codec brightness --seeds 0 --out noise-t1
     python benchmarks/madad_noise.py --data-root soop_flair --codec learnt --set steps=300 --set mask_weight=0.1 --out noise
@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-SCORES = ("repair", "probability")
+SCORES = ("repair", "probability", "both")
 DISTANCES = ("norm", "origin", "component", "mahalanobis")
 # Parameters on top of the preset.
 CODECS: dict[str, dict[str, Any]] = {"brightness": {}, "learnt": {"ae_base": False, "latent_channels": 4}}
