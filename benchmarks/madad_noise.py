@@ -111,7 +111,11 @@ def main() -> None:
     parser.add_argument("--noise", default="matched,offset,white", help="comma-separated; empty: only the latents")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of MAD-AD in every row, e.g. steps=300"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of MAD-AD in every row, e.g. steps=300",
     )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
