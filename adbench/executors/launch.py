@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from adbench.config import grid, run_config
@@ -15,10 +15,12 @@ from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.executors.monitor import GridView
-from adbench.executors.resources import ResourceRequest, gpu_memory_gb, request
+from adbench.executors.resources import ResourceRequest, gpu_memory_gb, mark
 from adbench.executors.serial import Options, Outcome, serial
+from adbench.executors.worker import Job, outcome_of, run_in_process
 from adbench.results.status import announced, state
 from adbench.runner.plan import Plan, plan
+from adbench.utils import distributed, threads
 from adbench.utils.cluster import ADDRESS_VARIABLE, Cluster, connect
 from adbench.utils.hashing import digest
 from adbench.utils.supervisor import Journal
@@ -118,14 +120,8 @@ class Launch:
         """What a cell gets; without a cluster, what it would get on this machine."""
         if self.cluster is not None:
             return self._on_cluster.request(plan)
-        return request(
-            plan.resources,
-            plan.cell.device,
-            gpu_memory_gb=gpu_memory_gb() if plan.cell.device != "cpu" else 0.0,
-            most_cpus=len(os.sched_getaffinity(0)),
-            cpus=self.options.cpus,
-            gpus=self.options.gpus,
-        )
+        memory = gpu_memory_gb() if plan.cell.device != "cpu" else 0.0
+        return self.options.request(plan, gpu_memory_gb=memory, most_cpus=len(os.sched_getaffinity(0)))
 
     @cached_property
     def _on_cluster(self) -> RayExecutor:
@@ -150,7 +146,12 @@ class Launch:
             name = digest([plan.run_key for plan in self.plans])[:16]
             stack.enter_context(announced(self.out, name, [self._announcement(plan) for plan in self.missing]))
             if self.options.executor == "serial" or not self.missing:
-                yield from serial(self.plans, progress, self.options, before=before, journal=self.journal)
+                # A child of the command ends after a plug-in's cell. A notebook does not, nor does a process of a launcher.
+                here = self.journal.supervised or distributed.world() > 1
+                isolated = None if here else partial(self._isolated, progress=progress)
+                yield from serial(
+                    self.plans, progress, self.options, before=before, journal=self.journal, isolated=isolated
+                )
                 return
             if self.cluster is None:
                 self.cluster = stack.enter_context(connect("local"))
@@ -158,6 +159,13 @@ class Launch:
             for outcome in executor.run(self.plans, lambda: view.tick(executor.running)):
                 view.ended(outcome)
                 yield outcome
+
+    def _isolated(self, plan: Plan, progress: Progress | None) -> Outcome:
+        """Run a cell on this machine in a process of its own."""
+        count = threads.count(plan.resources.cpus)
+        where = str(self.out.resolve()), str(self.cache.resolve()), mark(self.out)
+        job = Job(plan.cell.to_json(), plan.run_key, *where, self.options, count)
+        return outcome_of(plan, run_in_process(job, progress), self.options)
 
     def _announcement(self, plan: Plan) -> dict[str, object]:
         return {

@@ -98,6 +98,11 @@ class Journal:
             raise HandedOver
 
     @property
+    def supervised(self) -> bool:
+        """Whether this process is a child of the command, in whose place another can go on."""
+        return self._pipe is not None
+
+    @property
     def overdue(self) -> bool:
         """Whether the cell at work has used up its time, so that an interrupt is not the user's."""
         return bool(self._time_limit and self._begun and time.monotonic() - self._begun > self._time_limit)
