@@ -34,6 +34,7 @@ class Launch:
 
     Attributes:
         retry_failed: leave out cells that have neither a record nor failed.
+        journal: what one command has done. Without one, as in a notebook, cells with a plug-in get processes of their own.
         plans: every wanted cell, after :meth:`plan`.
         missing: those of them that are not done, after :meth:`plan`.
 
@@ -52,6 +53,8 @@ class Launch:
             if re.match(r"[a-z][a-z0-9+]+:/", path):  # a Path has lost one of the slashes of a URL
                 raise UserError(f"{flag} {path} must be a folder: mount that storage at the same path on every node.")
         self.settings, self.options, self.retry_failed = settings, options or Options(), retry_failed
+        # The process of a command ends after a plug-in's cell, or says that it cannot; that of a notebook stays as it is.
+        self._isolates = journal is None and distributed.world() == 1
         self.journal = journal or Journal()
         self.out, self.cache = settings.out_folder, settings.cache_folder
         self.cluster: Cluster | None = None
@@ -146,9 +149,7 @@ class Launch:
             name = digest([plan.run_key for plan in self.plans])[:16]
             stack.enter_context(announced(self.out, name, [self._announcement(plan) for plan in self.missing]))
             if self.options.executor == "serial" or not self.missing:
-                # A child of the command ends after a plug-in's cell. A notebook does not, nor does a process of a launcher.
-                here = self.journal.supervised or distributed.world() > 1
-                isolated = None if here else partial(self._isolated, progress=progress)
+                isolated = partial(self._isolated, progress=progress) if self._isolates else None
                 yield from serial(
                     self.plans, progress, self.options, before=before, journal=self.journal, isolated=isolated
                 )

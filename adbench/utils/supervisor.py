@@ -98,11 +98,6 @@ class Journal:
             raise HandedOver
 
     @property
-    def supervised(self) -> bool:
-        """Whether this process is a child of the command, in whose place another can go on."""
-        return self._pipe is not None
-
-    @property
     def overdue(self) -> bool:
         """Whether the cell at work has used up its time, so that an interrupt is not the user's."""
         return bool(self._time_limit and self._begun and time.monotonic() - self._begun > self._time_limit)
@@ -132,7 +127,7 @@ def supervised(time_limit: float | None = None, *, resume: str = "Run the same c
 
     Returns:
         In the child: where it says what it does. In a process that already computes, and under a launcher of several
-        processes, in that process itself: a crash is then the end of it (of cells with a plug-in, see :func:`adbench.api.run`).
+        processes, in that process itself: a crash is then the end of it.
 
     Raises:
         UserError: a time limit, where no child can be started.
@@ -146,7 +141,7 @@ def supervised(time_limit: float | None = None, *, resume: str = "Run the same c
         loaded = "numpy was loaded before adbench began (by sitecustomize, a .pth file or the calling program)"
         if time_limit is not None:
             raise UserError(f"--time-limit ends a process of its own, but {loaded}: start adbench without that.")
-        return Journal(shared=f"{loaded}: built-in methods share this process, and a crash of one ends the command.")
+        return Journal(shared=f"{loaded}: the cells share this process, and one that crashes ends the command.")
     import psutil  # noqa: F401 - which ends descendants: a child may have no memory left to import it
 
     adopt()
