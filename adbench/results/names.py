@@ -12,9 +12,9 @@ from adbench.config.sweep import differing, params_text, value_text
 from adbench.results.format import several
 from adbench.results.record import DataPart, Record
 
-# Method -> parameter that its name says in every table, and how, whatever other rows have: what stands in for something that
-# cannot be shipped, and makes another method, or a control, of it.
-SAID = {
+# Method -> parameter that is part of its name in every table, and how it is written. Its value makes another method of it, or
+# a control: it stands in for something that cannot be shipped.
+NAMED_PARAMETERS = {
     "features": ("weights", "{}"),
     "reflect": ("texture", "{}"),
     "thor": ("perceptual", "perceptual={}"),
@@ -36,8 +36,8 @@ class RowName:
 
 
 def method_name(record: Record) -> str:
-    """The method with the value of its parameter in :data:`SAID`, of a path the last part: "features[random]"."""
-    key, shown = SAID.get(record.method.name, ("", ""))
+    """The method with the value of its parameter in :data:`NAMED_PARAMETERS`, of a path the last part: "features[random]"."""
+    key, shown = NAMED_PARAMETERS.get(record.method.name, ("", ""))
     value = record.method.params.get(key)
     said = "" if value is None else f"[{shown.format(value_text(PurePath(str(value)).name))}]"
     return f"{record.method.name}{said}"
@@ -64,7 +64,7 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
         whose = [submitters[place] if submitters else "" for place in places]
         for place, differs, tail in zip(places, *_apart(group, whose, seeds), strict=True):
             name = method_name(records[place])
-            said = SAID.get(method, ("", ""))[0]
+            said = NAMED_PARAMETERS.get(method, ("", ""))[0]
             told = {
                 key: value for key, value in differs.items() if key != said or PurePath(str(value)).name != str(value)
             }  # of a path the name says the last part only
