@@ -12,7 +12,7 @@ from adbench.errors import UserError
 from adbench.metrics import jackknife
 from adbench.metrics.evaluate import Estimate, estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.results.explain import apart
+from adbench.results.explain import differing_fields
 from adbench.results.record import Record
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS
@@ -107,7 +107,7 @@ def _refuse_missing(by_fold: dict[int, Result], others: Sequence[dict[int, Resul
     listed = ",".join(map(str, missing))
     text = f"{first.label} on {first.record.test.name} {first.record.test.modality} lacks fold {listed} of {folds}"
     near = [
-        list(apart(mine, _division(other[missing[0]].record), absent="nothing"))
+        list(differing_fields(mine, _division(other[missing[0]].record), absent="nothing"))
         for other in others
         if missing[0] in other and other[missing[0]].record.method.name == first.record.method.name
     ]

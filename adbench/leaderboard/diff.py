@@ -17,7 +17,7 @@ from adbench.leaderboard.submission import published_files, read, read_or_pack
 from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, Samples, compare
 from adbench.metrics.spec import RANKED_BY
-from adbench.results.explain import apart
+from adbench.results.explain import differing_fields
 from adbench.results.format import NONE, p_text
 from adbench.utils import guarded
 from adbench.utils.console import out, print_json, say, table
@@ -101,7 +101,7 @@ def _one(path: Path) -> Path:
 
 def _results(pair: tuple[Path, Path]) -> ResultDiff:
     a, b = (read_or_pack(path) for path in pair)
-    identity = list(apart(a.record.identity, b.record.identity, absent=None))
+    identity = list(differing_fields(a.record.identity, b.record.identity, absent=None))
     values = [{name: number.value for name, number in one.record.metrics.items()} for one in (a, b)]
     found = ResultDiff(identity, _beside(*values))
     samples = {}
@@ -128,7 +128,7 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
     sides = [read_all(a), read_all(b)]
     own, other = ({result.record.run_key: result.path for result in side} for side in sides)
     both = [key for key in own if key in other]
-    firsts = _guarded(_first_apart, [(Path(a) / own[key], Path(b) / other[key]) for key in both])
+    firsts = _guarded(_first_difference, [(Path(a) / own[key], Path(b) / other[key]) for key in both])
     changed = [(own[key], *first) for key, first in zip(both, firsts, strict=True) if first]
     ranks: list[dict[tuple[str, str], str]] = [{}, {}]
     labels: dict[tuple[str, str], str] = {}  # a row is named beside others, so the two sides may name it differently
@@ -146,10 +146,12 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
     )
 
 
-def _first_apart(pair: tuple[Path, Path]) -> tuple[str, Any, Any] | None:
+def _first_difference(pair: tuple[Path, Path]) -> tuple[str, Any, Any] | None:
     """The first number in which two records of one run differ."""
     mine, its = (read(path).record.model_dump(mode="json", include=set(NUMBERS)) for path in pair)
-    return next((found for name in NUMBERS for found in apart(mine[name], its[name], name, close=True)), None)
+    return next(
+        (found for name in NUMBERS for found in differing_fields(mine[name], its[name], name, close=True)), None
+    )
 
 
 def print_diff(found: ResultDiff | BoardsDiff, as_json: bool) -> None:

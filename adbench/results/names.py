@@ -62,7 +62,7 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
     for (method, preset), places in groups.items():
         group = [records[place] for place in places]
         whose = [submitters[place] if submitters else "" for place in places]
-        for place, differs, tail in zip(places, *_apart(group, whose, seeds), strict=True):
+        for place, differs, tail in zip(places, *_distinctions(group, whose, seeds), strict=True):
             name = method_name(records[place])
             said = NAMED_PARAMETERS.get(method, ("", ""))[0]
             told = {
@@ -120,7 +120,7 @@ def _told(groups: Sequence[Sequence[DataPart]]) -> list[str]:
     return words
 
 
-def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
+def _distinctions(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
     """What tells the rows of one method and preset apart: their parameters, and words for what these do not tell."""
     differs = [
         {**own, **_always(one)} for one, own in zip(group, differing([one.method.params for one in group]), strict=True)

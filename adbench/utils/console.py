@@ -105,7 +105,7 @@ class _StandardOutput(io.FileIO):
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def reserved_stdout() -> Iterator[None]:
     """Within the block standard output is for :data:`out` alone: what others print, C libraries too, goes to standard error."""
     kept: Descriptor | None = None
     own = sys.stdout

@@ -8,7 +8,7 @@ import pytest
 
 from adbench.leaderboard.recount import recount
 from adbench.leaderboard.submission import own_digest, parse, read
-from adbench.results.explain import apart
+from adbench.results.explain import differing_fields
 from adbench.runner.keys import METRICS_VERSION
 from adbench.utils.hashing import digest
 
@@ -45,7 +45,7 @@ def test_numbers_are_those_of_this_release_again(tmp_path, cli):
     was, now = read(FILE).record.model_dump(mode="json"), read(new).record.model_dump(mode="json")
     assert now["provenance"].pop("recounted_from") == "2"
     was["provenance"].pop("recounted_from", None)
-    assert not list(apart(now, was, close=True))  # the last digits are those of the CPU that counts
+    assert not list(differing_fields(now, was, close=True))  # the last digits are those of the CPU that counts
     assert cli("leaderboard", "verify", tmp_path)[0] == 0
     assert recount(new) is None
     assert "0 of 1 results counted again" in cli("leaderboard", "recount", tmp_path)[2]
