@@ -15,7 +15,7 @@ from adbench.leaderboard.submission import FROM_MAPS
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
-from adbench.utils.console import csv_cell, print_json, room, say, table
+from adbench.utils.console import csv_cell, line_width, print_json, say, table
 
 FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
 HEADING = 12  # characters of a line of a heading there
@@ -83,7 +83,7 @@ def print_boards(
         print_json({"boards": [board_json(board) for board in boards], "failures": failed})
         return
     for board in boards:
-        found, dropped = _fitting(columns(board), board, room())
+        found, dropped = _fitting(columns(board), board, line_width())
         # Narrow headings leave the cells their width; why a row has no rank stands below the table.
         headings = [("\n".join(wrap(one.heading, HEADING)), "right" if one.right else "left") for one in found]
         cells = [_cells(one) for one in found]
