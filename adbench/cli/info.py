@@ -116,13 +116,13 @@ def doctor(json_: Json = False) -> None:
     """Check the installation: versions, device, data roots, plug-ins, broken packages, and another package called adbench."""
     from adbench.utils.console import print_json, table
 
-    findings = list(examine())
-    problems = sum(verdict != "ok" for _, _, verdict in findings)
+    facts = list(examine())
+    problems = sum(verdict != "ok" for _, _, verdict in facts)
     if json_:
         keys = ("what", "found", "verdict")
-        print_json({"findings": [dict(zip(keys, one, strict=True)) for one in findings], "problems": problems})
+        print_json({"findings": [dict(zip(keys, one, strict=True)) for one in facts], "problems": problems})
     else:
-        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], findings)
+        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], facts)
     if problems:
         raise typer.Exit(1)
 

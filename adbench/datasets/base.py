@@ -185,7 +185,7 @@ class Dataset(ABC):
         """Decode one case and say what is wrong with it: :meth:`load` refuses errors and remarks on all else.
 
         Returns:
-            The stack, None when there is an error; the findings.
+            The stack, None when there is an error; its issues.
         """
         try:
             stack = self.load(case, modality)

@@ -182,9 +182,9 @@ ODD = {
 def test_findings_of_a_header(tmp_path: Path, field: str) -> None:
     path, (value, expected) = tmp_path / "a.nii", ODD[field]
     path.write_bytes(volume())
-    assert list(nifti_header.findings(nifti.read(path).header)) == []
+    assert list(nifti_header.header_issues(nifti.read(path).header)) == []
     path.write_bytes(volume(**{field: value}) + bytes(3))
-    found = [one.text for one in nifti_header.findings(nifti.read(path).header) if one.severity == "warning"]
+    found = [one.text for one in nifti_header.header_issues(nifti.read(path).header) if one.severity == "warning"]
     assert any(expected in text for text in found), found
     assert found[-1] == "holds 3 bytes behind its voxels, which are not read"
 

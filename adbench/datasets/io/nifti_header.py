@@ -291,7 +291,7 @@ def _displacement(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) ->
 
 
 @dataclass(frozen=True)
-class Finding:
+class HeaderIssue:
     """Something about a header that its reader should know.
 
     Attributes:
@@ -305,7 +305,7 @@ class Finding:
     text: str
 
 
-def findings(header: Header) -> Iterator[Finding]:
+def header_issues(header: Header) -> Iterator[HeaderIssue]:
     """What is odd about ``header``; what is impossible or ambiguous, :func:`parse` refuses."""
     mm, least, most = f"{_sizes(header.zooms)} mm", min(header.zooms), max(header.zooms)
     if least < _PLAUSIBLE[0] or most > _PLAUSIBLE[1]:
@@ -314,28 +314,28 @@ def findings(header: Header) -> Iterator[Finding]:
         sparse = least >= _PLAUSIBLE[0] and sorted(header.zooms)[1] <= _PLAUSIBLE[1] and not beyond and most <= _SPARSE
         why = "its slices are far apart and show little of a head" if sparse else f"implausible for a head{hint}"
         text = f"has voxels of {mm}: {why}"
-        yield Finding("error" if beyond else "warning", "voxel-size", text)
+        yield HeaderIssue("error" if beyond else "warning", "voxel-size", text)
     if header.codes == (0, 0):
-        yield Finding("warning", "orientation", "has neither sform nor qform: it does not say where left is")
+        yield HeaderIssue("warning", "orientation", "has neither sform nor qform: it does not say where left is")
     for what in header.odd:
-        yield Finding("warning", "header", f"has {what}")
+        yield HeaderIssue("warning", "header", f"has {what}")
     if header.disagreement > _DISAGREEMENT:
         what = f"has an sform and a qform that place a corner {header.disagreement:.1f} mm apart; the sform is used"
-        yield Finding("warning", "affine-conflict", what)
+        yield HeaderIssue("warning", "affine-conflict", what)
     if header.codes[0] and not np.allclose(header.stated, header.zooms, rtol=_SIZES, atol=0):
         what = f"states voxels of {_sizes(header.stated)} mm, and its sform places them {mm} apart; the sform is used"
-        yield Finding("warning", "affine-conflict", what)
+        yield HeaderIssue("warning", "affine-conflict", what)
     axes = _directions(header.affine)
     between = np.degrees(np.arccos(np.clip((axes.T @ axes)[np.triu_indices(3, 1)], -1, 1)))
     if (skew := float(np.abs(between - 90).max())) > _SQUARE:
-        yield Finding(
+        yield HeaderIssue(
             "warning", "header", f"has a sheared affine: two of its axes meet at {90 - skew:.0f} degrees, not 90"
         )
     elif (tilt := tilt_of(header)) > _TILT:
         what = f"has axes that are tilted by {tilt:.0f} degrees against the head's, and so are slices that are cut along them"
-        yield Finding("info", "orientation", what)
+        yield HeaderIssue("info", "orientation", what)
     if header.behind:
-        yield Finding("warning", "header", f"holds {header.behind} bytes behind its voxels, which are not read")
+        yield HeaderIssue("warning", "header", f"holds {header.behind} bytes behind its voxels, which are not read")
 
 
 def tilt_of(header: Header) -> float:

@@ -128,7 +128,7 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
     if header.codes != (0, 0) and expected.orientation and header.orientation != expected.orientation:
         what = f"is stored as {header.orientation}, the distribution as {expected.orientation}; the affine is trusted"
         yield warning("orientation", what)
-    for found in nifti_header.findings(header):
+    for found in nifti_header.header_issues(header):
         yield Issue(found.severity, found.code, case, str(file), f"{file} {found.text}")
     if mask and header.dtype.kind == "f":
         yield warning("dtype", f"stores labels as {header.dtype}")
@@ -175,8 +175,8 @@ def _voxels(
         except FileError as error:
             yield Issue("error", error.code, scan.id, str(file), str(error))
             continue
-        said = set(nifti_header.findings(replace(volume.header, behind=0)))
-        for found in nifti_header.findings(volume.header):
+        said = set(nifti_header.header_issues(replace(volume.header, behind=0)))
+        for found in nifti_header.header_issues(volume.header):
             if found not in said:  # from the header alone
                 yield Issue(found.severity, found.code, scan.id, str(file), f"{file} {found.text}")
         outside, *others = (0.0,) if kind in (LESION, BRAIN) else background_values(volume.data)
