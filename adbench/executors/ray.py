@@ -22,7 +22,7 @@ from typing import Any
 from adbench.errors import CellFailed, UserError
 from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.executors.serial import Options, Outcome
-from adbench.executors.worker import Job, Result, run_in_process
+from adbench.executors.worker import Job, JobResult, run_in_process
 from adbench.results import rundir, status
 from adbench.runner.fit import FIT
 from adbench.runner.plan import Plan
@@ -153,7 +153,7 @@ class RayExecutor:
             else:
                 yield self._outcome(plan, result)
 
-    def _outcome(self, plan: Plan, result: Result) -> Outcome:
+    def _outcome(self, plan: Plan, result: JobResult) -> Outcome:
         raised: Exception | None = None
         if result.error:
             raised = UserError(result.message) if result.expected else CellFailed(result.message)

@@ -82,7 +82,7 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Result:
+class JobResult:
     """How a job ended: with its record written, or with an error.
 
     Attributes:
@@ -114,15 +114,15 @@ class TookTooLong(CellFailed):
     """It was ended because its time was up."""
 
 
-def run_in_process(job: Job) -> Result:
+def run_in_process(job: Job) -> JobResult:
     """Run a job in a fresh process with the environment of this one; its end without a result is one too."""
     limit = job.options.time_limit
     try:
-        result: Result = in_process(partial(run_job, job), seconds=limit, device=job.spec["device"])
+        result: JobResult = in_process(partial(run_job, job), seconds=limit, device=job.spec["device"])
     except TookTooLong as error:
-        return Result("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
+        return JobResult("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
     except CellFailed as error:
-        return Result("CellFailed", str(error), died=True, again=True, node=socket.gethostname())
+        return JobResult("CellFailed", str(error), died=True, again=True, node=socket.gethostname())
     return result
 
 
@@ -247,7 +247,7 @@ def _run(work: Callable[[Tell], Any], environment: dict[str, str], pipe: Connect
     os._exit(code)  # whatever thread a method has left running
 
 
-def run_job(job: Job, tell: Tell | None = None) -> Result:
+def run_job(job: Job, tell: Tell | None = None) -> JobResult:
     """Run the cell in this process; whatever is raised, but an interrupt, comes back as a result. Meant for a process of its own."""
     phase, begin = "plan", time.perf_counter()
     error: BaseException | None = None
@@ -267,8 +267,8 @@ def run_job(job: Job, tell: Tell | None = None) -> Result:
         error = raised
     node, seconds = socket.gethostname(), time.perf_counter() - begin
     if error is None:
-        return Result(node=node, seconds=seconds)
-    return Result(
+        return JobResult(node=node, seconds=seconds)
+    return JobResult(
         type(error).__name__,
         in_words(error),
         trace_of(error),
