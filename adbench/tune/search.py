@@ -47,7 +47,7 @@ RAY_TUNE = {  # environment that Ray Tune reads when it is imported or started; 
 
 
 @dataclass(frozen=True)
-class Result:
+class SearchResult:
     """What a search found so far.
 
     Attributes:
@@ -105,7 +105,7 @@ def search(
     options: Options,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Result:
+) -> SearchResult:
     """Search, or go on searching: one method on one dataset, modality and seed; what ``config`` sets is not searched.
 
     ``say`` is told about every trial that ends.
@@ -243,11 +243,11 @@ def _running(name: str, owner: str) -> None:
     raise UserError(f"The search {name} is running ({owner}): wait for it, or stop it.")
 
 
-def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunConfig, data: Data) -> Result:
+def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunConfig, data: Data) -> SearchResult:
     """Write the best configuration, the table and the plots; hand the best fit to ``adbench run``."""
     write_table(folder, trials)
     write_plots(folder, task, trials)
-    result = Result(folder, task, trials, None)
+    result = SearchResult(folder, task, trials, None)
     best = result.best
     if best is None:
         return result
@@ -256,10 +256,10 @@ def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunCo
     found = configs.from_cell(cell).model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
     write_text(folder / BEST, found.to_yaml())
     _hand_over(fit_folder(folder, best.number), cell, data, Path(config.out))
-    return Result(folder, task, trials, folder / BEST)
+    return SearchResult(folder, task, trials, folder / BEST)
 
 
-def _origin(result: Result, best: Trial) -> TunedFrom:
+def _origin(result: SearchResult, best: Trial) -> TunedFrom:
     """What a record says about this search."""
     assert best.value is not None
     task, trials, (cpu_hours, gpu_hours) = result.task, result.trials, hours(result.trials)

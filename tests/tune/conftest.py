@@ -15,7 +15,7 @@ from small_search import Begun, Settings, Trial, Tune, make_settings
 from adbench.config import registry
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.tune.search import RAY_TUNE, Result, define, search
+from adbench.tune.search import RAY_TUNE, SearchResult, define, search
 from adbench.tune.task import Options, Task
 from adbench.tune.worker import run_trial
 
@@ -55,7 +55,7 @@ def tune(ray: None) -> Tune:
 
 
 @pytest.fixture(scope="session")
-def whole(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def whole(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     """A search that nothing disturbed, to be read only."""
     out = tmp_path_factory.mktemp("whole") / "runs"
     return tune(make_settings(out), trials=5)

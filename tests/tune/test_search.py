@@ -25,13 +25,15 @@ from adbench.runner.fit import FIT, fitted
 from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
 from adbench.tune import trials
-from adbench.tune.search import Result, define
+from adbench.tune.search import SearchResult, define
 from adbench.tune.task import TASK, Options, Task
 from adbench.tune.trials import Trial, count
 from adbench.utils.locks import acquire
 
 
-def test_a_search_finds_better_than_the_default_and_says_where_from(whole: Result, cli: Callable[..., Any]) -> None:
+def test_a_search_finds_better_than_the_default_and_says_where_from(
+    whole: SearchResult, cli: Callable[..., Any]
+) -> None:
     best = whole.best
     assert best is not None
     assert whole.config is not None
@@ -64,7 +66,7 @@ def test_a_search_finds_better_than_the_default_and_says_where_from(whole: Resul
     assert read(path).method.params.items() >= best.params.items()
 
 
-def test_the_best_configuration_is_plain_yaml_and_knows_what_is_changed(whole: Result) -> None:
+def test_the_best_configuration_is_plain_yaml_and_knows_what_is_changed(whole: SearchResult) -> None:
     assert whole.config is not None
     content = yaml.safe_load(whole.config.read_text())
     assert content["device"] == "auto"
@@ -100,7 +102,7 @@ def test_the_same_run_without_a_search_has_the_same_key_and_learns_its_origin(
     assert run_cell(cell).tuned_from == origin  # known once, it is not forgotten
 
 
-def test_what_is_left_for_people(whole: Result, cli: Callable[..., Any]) -> None:
+def test_what_is_left_for_people(whole: SearchResult, cli: Callable[..., Any]) -> None:
     rows = list(csv.DictReader((whole.folder / trials.TABLE).open()))
     assert [int(row["trial"]) for row in rows] == list(range(5))
     for row, trial in zip(rows, whole.trials, strict=True):
@@ -117,7 +119,7 @@ def test_what_is_left_for_people(whole: Result, cli: Callable[..., Any]) -> None
     assert answer["config"].endswith("best.yaml")
 
 
-def test_plots_of_what_the_trials_allow(whole: Result, tmp_path: Path) -> None:
+def test_plots_of_what_the_trials_allow(whole: SearchResult, tmp_path: Path) -> None:
     made = [Trial(n, {"lr": 0.003 / 2**n, "sigma": float(n)}, "complete", {100.0: 0.1 * n}) for n in range(6)]
     trials.write_plots(tmp_path, whole.task, made)
     for name in (trials.PARALLEL, trials.IMPORTANCE):
@@ -264,7 +266,7 @@ def test_the_best_is_the_earliest_of_equals() -> None:
     assert trials.hours([Trial(0, {}, "complete", seconds=1800.0, cpus=2.0, gpus=0.5)]) == (1.0, 0.25)
 
 
-def test_watching_changes_no_bit_of_the_fit(whole: Result, tmp_path: Path) -> None:
+def test_watching_changes_no_bit_of_the_fit(whole: SearchResult, tmp_path: Path) -> None:
     best = whole.best
     assert best is not None
     assert len(best.reports) == 3
