@@ -22,26 +22,26 @@ from adbench.utils.processes import end_unless, exit_reason
 _OURS = "that `ulimit -v` allows: raise that limit"
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000  # CLONE_NEWUSER and CLONE_NEWNET of unshare(2)
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Item, Result]):
+class GuardedResult(Generic[Item, Value]):
     """What became of one item: a result, or why there is none."""
 
     item: Item
-    result: Result | None
+    result: Value | None
     why: str = ""
 
 
 def each(
-    function: Callable[[Item], Result],
+    function: Callable[[Item], Value],
     items: Sequence[Item],
     *,
     memory: int,
     seconds: float,
     workers: int | None = None,
-) -> Iterator[Outcome[Item, Result]]:
+) -> Iterator[GuardedResult[Item, Value]]:
     """``function`` of each item, in processes of this machine.
 
     Args:
@@ -77,7 +77,7 @@ def each(
                 del busy[pipe]
                 if worker.alive:
                     idle.append(worker)
-                done[number] = Outcome(items[number], *answer)
+                done[number] = GuardedResult(items[number], *answer)
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
