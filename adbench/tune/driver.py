@@ -31,7 +31,7 @@ from adbench.errors import UserError
 from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.results import rundir
 from adbench.tune.space import distributions, nearest, values
-from adbench.tune.task import Options, Task
+from adbench.tune.task import SearchOptions, Task
 from adbench.tune.trials import FACTOR, FULL, RUNGS, STARTUP, STATE, State, Trial, ranked, write_table
 from adbench.tune.worker import fit_folder, run_apart
 from adbench.utils import seeds, threads
@@ -135,7 +135,7 @@ class Driver(tune.Callback):
         self,
         folder: Path,
         task: Task,
-        options: Options,
+        options: SearchOptions,
         trials: list[Trial],
         progress: Progress,
         say: Callable[[str], None],

@@ -27,7 +27,7 @@ from adbench.runner import keys
 from adbench.runner.fit import fitted
 from adbench.runner.plan import Data, plan
 from adbench.tune import space
-from adbench.tune.task import OBJECTIVES, TASK, Options, Role, Task, fewer, slices_for
+from adbench.tune.task import OBJECTIVES, TASK, Role, SearchOptions, Task, fewer, slices_for
 from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
 from adbench.tune.worker import REPORTS, fit_folder
 from adbench.utils.cluster import connect
@@ -102,7 +102,7 @@ class SearchResult:
 
 def search(
     config: RunConfig,
-    options: Options,
+    options: SearchOptions,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> SearchResult:
@@ -149,7 +149,7 @@ def _wait_for_saves(folder: Path, trials: list[Trial]) -> None:
             time.sleep(GRACE / 50)
 
 
-def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Task, Data]:
+def define(config: RunConfig, options: SearchOptions, progress: Progress) -> tuple[Task, Data]:
     """The search that ``config`` and ``options`` ask for, and its data (prepared if need be).
 
     Raises:
@@ -215,7 +215,7 @@ def _name(task: Task) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
 
 
-def _check_folder(folder: Path, task: Task, options: Options) -> None:
+def _check_folder(folder: Path, task: Task, options: SearchOptions) -> None:
     """Check that the wanted search fits what lies in ``folder``.
 
     Raises:

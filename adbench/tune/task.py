@@ -122,7 +122,7 @@ def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:
 
 
 @dataclass(frozen=True)
-class Options:
+class SearchOptions:
     """How a search is done.
 
     Attributes:

@@ -16,7 +16,7 @@ from adbench.config import registry
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.tune.search import RAY_TUNE, SearchResult, define, search
-from adbench.tune.task import Options, Task
+from adbench.tune.task import SearchOptions, Task
 from adbench.tune.worker import run_trial
 
 
@@ -51,7 +51,7 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tune(ray: None) -> Tune:
     """``tune(settings, trials=5, ...)``: a search on the shared Ray, one trial at a time."""
-    return lambda settings, **options: search(settings, Options(**{"max_concurrent": 1, "cpus": 1.0, **options}))
+    return lambda settings, **options: search(settings, SearchOptions(**{"max_concurrent": 1, "cpus": 1.0, **options}))
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +68,7 @@ def begun(tmp_path: Path) -> Begun:
     def make(settings: RunConfig, **options: Any) -> tuple[Path, Task]:
         folder = tmp_path / f"search-{len(list(tmp_path.glob('search-*')))}"
         folder.mkdir()
-        task, _ = define(settings, Options(**options), Progress())
+        task, _ = define(settings, SearchOptions(**options), Progress())
         task.write(folder)
         return folder, task
 

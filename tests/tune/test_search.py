@@ -26,7 +26,7 @@ from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
 from adbench.tune import trials
 from adbench.tune.search import SearchResult, define
-from adbench.tune.task import TASK, Options, Task
+from adbench.tune.task import TASK, SearchOptions, Task
 from adbench.tune.trials import Trial, count
 from adbench.utils.locks import acquire
 
@@ -152,13 +152,13 @@ def test_another_search_under_the_same_name_is_refused(
 ) -> None:
     from adbench.tune.search import search
 
-    task, _ = define(settings(), Options(), Progress())
+    task, _ = define(settings(), SearchOptions(), Progress())
     task.write(tmp_path / "runs" / "searches" / "one")
     if "space" in options:
         (tmp_path / "space.yaml").write_text(options["space"])
         options = {**options, "space": tmp_path / "space.yaml"}
     with pytest.raises(UserError) as caught:
-        search(settings("ae", *sets), Options(trials=1, name="one", **options))
+        search(settings("ae", *sets), SearchOptions(trials=1, name="one", **options))
     assert message in str(caught.value)
 
 
@@ -166,7 +166,7 @@ def test_searches_that_are_missing_or_damaged(settings: Settings, tmp_path: Path
     from adbench.tune.search import search
 
     with pytest.raises(UserError, match="There is no search to resume"):
-        search(settings(), Options(name="other", resume=True))
+        search(settings(), SearchOptions(name="other", resume=True))
     folder = tmp_path / "runs" / "searches" / "one"
     folder.mkdir(parents=True)
     for damage in ("[", "[1]", "{}", '{"version": 1}'):
@@ -180,7 +180,7 @@ def test_only_one_process_works_on_a_search(settings: Settings, tmp_path: Path) 
 
     folder = tmp_path / "runs" / "searches" / "one"
     with acquire(folder), pytest.raises(UserError, match=r"one is running \(process \d+ on"):
-        search(settings("histeq"), Options(name="one"))
+        search(settings("histeq"), SearchOptions(name="one"))
 
 
 def test_a_search_that_began_and_ended_meanwhile_is_not_gone_on_with(
@@ -194,11 +194,11 @@ def test_a_search_that_began_and_ended_meanwhile_is_not_gone_on_with(
         with acquire(folder, *arguments):
             yield
 
-    task, _ = define(settings("histeq"), Options(), Progress())
+    task, _ = define(settings("histeq"), SearchOptions(), Progress())
     monkeypatch.setattr(module, "acquire", late)
     monkeypatch.setattr(module, "connect", lambda address: pytest.fail("it goes on"))
     with pytest.raises(UserError, match="one exists already"):
-        module.search(settings("histeq"), Options(name="one"))
+        module.search(settings("histeq"), SearchOptions(name="one"))
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_mistakes_are_found_before_anything_runs(
     from adbench.tune.search import search
 
     with pytest.raises(UserError) as caught:
-        search(settings("histeq", *sets), Options(**options))
+        search(settings("histeq", *sets), SearchOptions(**options))
     assert message in str(caught.value)
     assert not (tmp_path / "runs" / "searches").exists()
 
@@ -227,12 +227,12 @@ def test_mistakes_are_found_before_anything_runs(
 def test_several_cells_are_refused(settings: Settings) -> None:
     many = settings("histeq").model_copy(update={"seed": (0, 1)})
     with pytest.raises(UserError, match="asks for 2: histeq"):
-        define(many, Options(), Progress())
+        define(many, SearchOptions(), Progress())
 
 
 def test_a_sweep_is_no_search(settings: Settings) -> None:
     with pytest.raises(UserError, match=r"sigma has several values \(1\.0, 2\.0\), a sweep for `adbench run`\."):
-        define(settings("histeq", "histeq.sigma=1,2"), Options(), Progress())
+        define(settings("histeq", "histeq.sigma=1,2"), SearchOptions(), Progress())
 
 
 def test_no_lesion_to_select_by(settings: Settings, slices: Path) -> None:
@@ -242,8 +242,8 @@ def test_no_lesion_to_select_by(settings: Settings, slices: Path) -> None:
         update={"dataset": ("folder",), "data_root": str(slices), "set": {}, "modality": ("FLAIR",)}
     )
     with pytest.raises(UserError, match="no lesion to select by: use --objective pseudo"):
-        define(folder, Options(), Progress())
-    task, _ = define(folder, Options(objective="pseudo"), Progress())
+        define(folder, SearchOptions(), Progress())
+    task, _ = define(folder, SearchOptions(objective="pseudo"), Progress())
     assert task.select.open().lesion_voxels.any()  # type: ignore[attr-defined]
 
 

@@ -23,7 +23,7 @@ from small_search import Settings, Tune, make_settings
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.tune.search import SearchResult, search
-from adbench.tune.task import Options, Task
+from adbench.tune.task import SearchOptions, Task
 from adbench.tune.trials import STARTUP, STATE, TABLE, Trial
 from adbench.tune.worker import fit_folder
 from adbench.utils.locks import is_locked
@@ -106,7 +106,7 @@ def test_a_stopped_worker_that_still_writes_ends_no_search(tmp_path: Path, monke
     home = fit_folder(tmp_path, 0)
     (home / "checkpoint").mkdir(parents=True)
     task: Any = SimpleNamespace(mode="max")
-    follower = driver.Driver(tmp_path, task, Options(), [Trial(0, {}, "stopped")], Progress(), print)
+    follower = driver.Driver(tmp_path, task, SearchOptions(), [Trial(0, {}, "stopped")], Progress(), print)
     rmdir = Path.rmdir
 
     def late(folder: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_search_that_is_asked_to_stop_says_where_it_stands(command: list[str],
 
 def test_failures_are_recorded_and_the_others_go_on(settings: Settings, ray: None) -> None:
     said: list[str] = []
-    result = search(settings("fragile"), Options(trials=4, cpus=1.0, seed=6, max_concurrent=1), say=said.append)
+    result = search(settings("fragile"), SearchOptions(trials=4, cpus=1.0, seed=6, max_concurrent=1), say=said.append)
     died = "its process was ended by signal 9 (SIGKILL: the kernel does this when memory runs out)"
     assert [(trial.params["what"], trial.state, trial.error) for trial in result.trials] == [
         ("fine", "complete", ""),
