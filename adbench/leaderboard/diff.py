@@ -15,7 +15,7 @@ from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import boards, cohort, read_all
 from adbench.leaderboard.submission import published_files, read, read_or_pack
 from adbench.leaderboard.verify import targets
-from adbench.metrics.compare import Difference, Samples, compare
+from adbench.metrics.compare import Difference, MethodSamples, compare
 from adbench.metrics.spec import RANKED_BY
 from adbench.results.explain import differing_fields
 from adbench.results.format import NONE, p_text
@@ -111,7 +111,7 @@ def _results(pair: tuple[Path, Path]) -> ResultDiff:
             return found
         number = one.record.metrics[RANKED_BY]
         value = {RANKED_BY: np.array([number.value], float)}
-        samples[name] = Samples(cohort(one.record), value, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n})
+        samples[name] = MethodSamples(cohort(one.record), value, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n})
     try:
         (found.paired,) = compare(samples, RANKED_BY, above_chance=False).differences
     except UserError as error:

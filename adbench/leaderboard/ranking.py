@@ -26,7 +26,7 @@ from adbench.leaderboard.board import (
 from adbench.leaderboard.submission import Submission, Submitted
 from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
-from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, compare
+from adbench.metrics.compare import NOT_ABOVE_CHANCE, MethodSamples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
 from adbench.metrics.spec import RANKED_BY
@@ -200,7 +200,7 @@ def _ranked(where: TestSet, group: Mapping[str, list[Published]], more: tuple[st
         said = tuple(dict.fromkeys(seed.submitted for seed in seeds if seed.submitted is not None))
         entries.append(Entry(key, records, [seed.path for seed in seeds], estimates, submitted=said))
         if RANKED_BY in left_out:
-            samples[key] = Samples(
+            samples[key] = MethodSamples(
                 seeds[0].cohort,
                 {RANKED_BY: np.array([record.metrics[RANKED_BY].value for record in records], float)},
                 {RANKED_BY: left_out[RANKED_BY]},
@@ -222,7 +222,7 @@ def _bracket(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
     return {RANKED_BY: (low, high)}
 
 
-def _rank(board: Board, samples: Mapping[str, Samples]) -> None:
+def _rank(board: Board, samples: Mapping[str, MethodSamples]) -> None:
     ranks: Mapping[str, int | None] = {}
     reasons: Mapping[str, str] = {}
     if not samples:

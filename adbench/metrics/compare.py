@@ -51,7 +51,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Samples:
+class MethodSamples:
     """Every metric of one method, of each training seed, on all m subjects and without one subject each.
 
     Attributes:
@@ -115,7 +115,7 @@ class Samples:
         return np.bincount(jackknife.groups(len(voxels)), np.array(list(voxels.values()), float))
 
 
-def sample_method(runs: Sequence[Trained]) -> Samples:
+def sample_method(runs: Sequence[Trained]) -> MethodSamples:
     """Measure every training seed of a method, with and without each subject.
 
     A metric that one seed leaves undefined is left out.
@@ -147,7 +147,7 @@ def sample_method(runs: Sequence[Trained]) -> Samples:
     def every(name: str) -> list[Sampled]:
         return [one.metrics[name] for one in found]
 
-    return Samples(
+    return MethodSamples(
         cohorts[0],
         {name: np.array([one.value for one in every(name)]) for name in names},
         {name: np.stack([one.samples for one in every(name) if one.samples is not None]) for name in names},
@@ -199,7 +199,7 @@ class Table:
 
 
 def compare(
-    methods: Mapping[str, Samples],
+    methods: Mapping[str, MethodSamples],
     metric: str,
     *,
     level: float = 0.95,
@@ -298,7 +298,7 @@ def compare(
     return Table(metric, ranks, differences, reasons)
 
 
-def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, np.ndarray]:
+def contributions(methods: Sequence[MethodSamples], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """What each subject contributes to the metric of each method: ``leverage * value + influence``.
 
     Exchanging the maps of two methods on one subject then changes the sign of that subject's difference: exactly where the
@@ -427,7 +427,7 @@ def _squares(shares: np.ndarray) -> np.ndarray:
     return np.stack([((shares - shares[:, [k]]) ** 2).sum(axis=0) for k in range(shares.shape[1])])
 
 
-def _above(samples: Samples, metric: str, chance: float, level: float) -> bool:
+def _above(samples: MethodSamples, metric: str, chance: float, level: float) -> bool:
     low = samples.estimate(metric, level).low
     return low is not None and low > chance
 
