@@ -18,7 +18,7 @@ from adbench.metrics.base import Metric
 from adbench.metrics.boxes import BoxAP, BoxF1, BoxF1Alarms
 from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
-from adbench.metrics.presets import PRESETS, Case, evaluate_preset
+from adbench.metrics.presets import PRESETS, PresetCase, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.spec import WIDE
 from adbench.metrics.thresholds import choose_thresholds
@@ -215,8 +215,8 @@ class _Cases:
     def __init__(self, folder: CaseFolder) -> None:
         self._folder = folder
 
-    def __iter__(self) -> Iterator[Case]:
-        return (Case(case.volume, case.maps, case.lesion, case.brain) for case in self._folder)
+    def __iter__(self) -> Iterator[PresetCase]:
+        return (PresetCase(case.volume, case.maps, case.lesion, case.brain) for case in self._folder)
 
 
 def _validation(

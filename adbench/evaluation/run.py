@@ -26,7 +26,7 @@ from adbench.metrics.base import Metric, spec_of
 from adbench.metrics.evaluate import Evaluation
 from adbench.metrics.histogram import ScoreHistogram
 from adbench.metrics.lesion import free_maxima
-from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
+from adbench.metrics.presets import PRESETS, PresetCase, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.thresholds import SLICES, choose_thresholds, slice_thresholds
 from adbench.results import rundir
@@ -86,10 +86,10 @@ class _SavedMaps:
     maps: np.ndarray
     data: LabelledSet
 
-    def __iter__(self) -> Iterator[Case]:
+    def __iter__(self) -> Iterator[PresetCase]:
         for index, case in enumerate(self.data.cases):
             where = np.flatnonzero(self.data.case_index == index)
-            yield Case(case, np.asarray(self.maps[where]), self.data.lesions(where), self.data.brains(where))
+            yield PresetCase(case, np.asarray(self.maps[where]), self.data.lesions(where), self.data.brains(where))
 
 
 class Run(Result):
