@@ -30,7 +30,7 @@ SMALLEST = 9  # px; anything smaller is lost in a map that is smoothed
 SliceId = tuple[str, int]  # (subject, slice index)
 
 
-class PseudoParams(ParamSet):
+class SyntheticLesionParams(ParamSet):
     """What is inserted."""
 
     kinds: tuple[Kind, ...] = param(
@@ -66,7 +66,7 @@ class Inserted:
     kinds: list[tuple[Kind, ...]]
 
 
-def insert(images: np.ndarray, brains: np.ndarray, ids: Sequence[SliceId], params: PseudoParams) -> Inserted:
+def insert(images: np.ndarray, brains: np.ndarray, ids: Sequence[SliceId], params: SyntheticLesionParams) -> Inserted:
     """Put lesions into healthy slices.
 
     Args:

@@ -18,7 +18,7 @@ from adbench.config.cell import Cell, TunedFrom
 from adbench.config.run_config import RunConfig
 from adbench.config.sweep import differing
 from adbench.context import Progress
-from adbench.datasets.synthetic_lesions import PseudoParams
+from adbench.datasets.synthetic_lesions import SyntheticLesionParams
 from adbench.errors import UserError, unknown
 from adbench.params import build
 from adbench.results import rundir
@@ -158,8 +158,8 @@ def define(config: RunConfig, options: SearchOptions, progress: Progress) -> tup
     if options.objective not in OBJECTIVES:
         raise unknown("objective", options.objective, OBJECTIVES)
     scopes = dict(config.set)
-    lesions = build(PseudoParams, "pseudo (the synthetic lesions)", scopes.pop("pseudo", {}))
-    assert isinstance(lesions, PseudoParams)
+    lesions = build(SyntheticLesionParams, "pseudo (the synthetic lesions)", scopes.pop("pseudo", {}))
+    assert isinstance(lesions, SyntheticLesionParams)
     if "pseudo" in config.set and options.objective != "pseudo":
         raise UserError(
             "--set pseudo.… sets the synthetic lesions of --objective pseudo, and this objective is another."

@@ -20,7 +20,7 @@ from adbench.config.cell import Cell
 from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet, SliceSet, spread
 from adbench.datasets.store.slice_store import MANIFEST, SliceStore
-from adbench.datasets.synthetic_lesions import PseudoParams
+from adbench.datasets.synthetic_lesions import SyntheticLesionParams
 from adbench.errors import UserError
 from adbench.runner.plan import Data
 from adbench.tune.space import Space
@@ -91,7 +91,7 @@ class Role:
         known = np.unique(np.searchsorted(starts, rows, side="right") - 1)
         store = SliceStore(Path(self.store), {**manifest, "cases": [manifest["cases"][index] for index in known]})
         if self.kind == "inserted":
-            return InsertedSet(store, rows, PseudoParams(**self.lesions or {}))
+            return InsertedSet(store, rows, SyntheticLesionParams(**self.lesions or {}))
         return LabelledSet(store, rows) if self.kind == "labelled" else SliceSet(store, rows)
 
 
@@ -103,7 +103,7 @@ def fewer(data: SliceSet, count: int) -> SliceSet:
     return LabelledSet(data._store, rows) if isinstance(data, LabelledSet) else data.limited(count)
 
 
-def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:
+def slices_for(objective: str, data: Data, lesions: SyntheticLesionParams) -> SliceSet:
     """The validation slices that ``objective`` looks at; for ``pseudo`` with ``lesions`` in them.
 
     Raises:
