@@ -298,7 +298,7 @@ def _report(outcomes: list[Outcome], as_json: bool) -> None:
     from adbench.errors import CellFailed
     from adbench.leaderboard.board import run_boards
     from adbench.leaderboard.export import print_boards
-    from adbench.results.record import read
+    from adbench.results.record import read_record
     from adbench.utils.console import complain, say, table
 
     failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -309,7 +309,7 @@ def _report(outcomes: list[Outcome], as_json: bool) -> None:
     shown = folders if as_json or len(outcomes) <= MAX_ROWS else []
     # Curves, subjects and strata are not shown, and would fill the memory.
     slim: dict[str, Any] = {"subjects": [], "strata": {}, "fit": {}, "identity": {}}
-    found = run_boards(read(folder).model_copy(update=slim) for folder in shown)
+    found = run_boards(read_record(folder).model_copy(update=slim) for folder in shown)
     print_boards(found, as_json, failures=[(o.plan.cell.label, CellFailed(o.reason)) for o in failed])
     if not as_json:
         if reused := sum(outcome.reused for outcome in outcomes):

@@ -13,7 +13,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks import NUMBERS
 from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import boards, cohort, read_all
-from adbench.leaderboard.submission import published_files, read, read_or_pack
+from adbench.leaderboard.submission import published_files, read_or_pack, read_submission
 from adbench.leaderboard.verify import targets
 from adbench.metrics.compare import Difference, MethodSamples, compare
 from adbench.metrics.spec import RANKED_BY
@@ -148,7 +148,7 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
 
 def _first_difference(pair: tuple[Path, Path]) -> tuple[str, Any, Any] | None:
     """The first number in which two records of one run differ."""
-    mine, its = (read(path).record.model_dump(mode="json", include=set(NUMBERS)) for path in pair)
+    mine, its = (read_submission(path).record.model_dump(mode="json", include=set(NUMBERS)) for path in pair)
     return next(
         (found for name in NUMBERS for found in differing_fields(mine[name], its[name], name, close=True)), None
     )

@@ -110,7 +110,7 @@ def _load(root: Path, lean: bool, path: Path) -> tuple[Published, SharedFields |
     name = path.relative_to(root).as_posix()
     if lean:
         return published(name, files.glance(path), lean=True), None
-    submission = files.read(path)
+    submission = files.read_submission(path)
     if submission.raw["digest"] != files.own_digest(submission.raw):
         raise UserError(f"{path}: digest: it is not that of the content; `adbench leaderboard verify` says more.")
     for issue in check_place(path, submission.record):

@@ -337,11 +337,11 @@ def sealed(
 
 
 def read_or_pack(path: Path) -> Submission:
-    """The submission in a file, or the run in a folder as one; see :func:`read` and :func:`pack`."""
-    return pack(path) if Path(path).is_dir() else read(path)
+    """The submission in a file, or the run in a folder as one; see :func:`read_submission` and :func:`pack`."""
+    return pack(path) if Path(path).is_dir() else read_submission(path)
 
 
-def read(path: Path) -> Submission:
+def read_submission(path: Path) -> Submission:
     """The submission in ``path``.
 
     Raises:
@@ -363,7 +363,7 @@ def glance(path: Path) -> Submission:
 
 
 def parse(data: bytes, path: Path) -> Submission:
-    """The submission in ``data``; see :func:`read`."""
+    """The submission in ``data``; see :func:`read_submission`."""
     raw = _json(data, path)
     return Submission(_typed(data, path), path, raw)
 

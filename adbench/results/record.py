@@ -212,7 +212,7 @@ def write(record: Record, folder: Path) -> None:
     write_json(folder / RECORD, record.model_dump(mode="json"))
 
 
-def read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Read a record. It may come from an unknown author: size, schema and every type are checked.
 
     Raises:

@@ -40,7 +40,7 @@ class Result:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-        self.record: Record = records.read(Path(folder))
+        self.record: Record = records.read_record(Path(folder))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} on {self.record.test.name} {self.record.test.modality}>"

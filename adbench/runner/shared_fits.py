@@ -97,7 +97,10 @@ def _check_place(out: Path, result: Result, weights: Weights) -> None:
         return
     if is_shared(out):
         there = read_shared(out)
-        if (there.weights.author, records.read(out / RUN_RECORD).run_key) != (weights.author, result.record.run_key):
+        if (there.weights.author, records.read_record(out / RUN_RECORD).run_key) != (
+            weights.author,
+            result.record.run_key,
+        ):
             raise UserError(
                 f"{out} holds a shared fit of {there.method} by {there.weights.author}, not an export of this run by "
                 f"{weights.author}: give a new folder with --out."
@@ -204,7 +207,7 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
         for name in shared.files.keys() - {FIT}:
             _copy(shared.folder / name, folder / name)
         # The card that came with it is not sealed.
-        write_text(folder / CARD, _card(records.read(folder / RUN_RECORD), shared.weights))
+        write_text(folder / CARD, _card(records.read_record(folder / RUN_RECORD), shared.weights))
         for name in (MANIFEST, FIT):  # they complete it
             _copy(shared.folder / name, folder / name)
         return read_shared(folder)

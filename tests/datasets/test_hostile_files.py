@@ -561,13 +561,13 @@ def test_case_files(tmp_path: Path, examples: int) -> None:
     whole = bytes(6 * 4) + text + case_file.ending(text)
     path = tmp_path / "whole"
     path.write_bytes(whole)
-    assert case_file.read(path) == {"slices": [1], "shape": [1, 2, 3], "remarks": []}
+    assert case_file.read_case(path) == {"slices": [1], "shape": [1, 2, 3], "remarks": []}
     path.unlink()
 
     def read(path: Path) -> None:
         content = path.read_bytes()
         if content[-4:] != bytes(4):  # as earlier versions ended
-            assert (case_file.read(path) is None) == (content[24:] != whole[24:] or len(content) != len(whole))
+            assert (case_file.read_case(path) is None) == (content[24:] != whole[24:] or len(content) != len(whole))
 
     held(tmp_path, examples, changed(whole), "a.case", read)
 

@@ -20,7 +20,7 @@ from adbench.config import run_config
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.methods.ae import AE
-from adbench.results.record import TunedFrom, read
+from adbench.results.record import TunedFrom, read_record
 from adbench.runner.fit import FIT, fitted
 from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
@@ -54,7 +54,7 @@ def test_a_search_finds_better_than_the_default_and_says_where_from(
     assert code == 0, err
     assert (fit / FIT).stat().st_mtime_ns == trained
     (path,) = runs.rglob("record.json")
-    tuned = read(path).tuned_from
+    tuned = read_record(path).tuned_from
     assert tuned is not None
     assert (tuned.search, tuned.objective, tuned.value) == (whole.folder.name, "val_auprc", best.value)
     assert (tuned.trials, tuned.complete + tuned.stopped, tuned.failed) == (5, 5, 0)
@@ -62,8 +62,8 @@ def test_a_search_finds_better_than_the_default_and_says_where_from(
     assert tuned.changed == ()
     assert tuned.default == whole.trials[0].value
     assert tuned.cpu_hours > 0
-    assert [made["threads"] for made in read(path).provenance["fit"]] == [1], "OMP_NUM_THREADS of the tests"
-    assert read(path).method.params.items() >= best.params.items()
+    assert [made["threads"] for made in read_record(path).provenance["fit"]] == [1], "OMP_NUM_THREADS of the tests"
+    assert read_record(path).method.params.items() >= best.params.items()
 
 
 def test_the_best_configuration_is_plain_yaml_and_knows_what_is_changed(whole: SearchResult) -> None:
@@ -98,7 +98,7 @@ def test_the_same_run_without_a_search_has_the_same_key_and_learns_its_origin(
     again = run_cell(same)
     assert again.tuned_from == origin
     assert again.created == first.created
-    assert read(same.run_folder).tuned_from == origin
+    assert read_record(same.run_folder).tuned_from == origin
     assert run_cell(cell).tuned_from == origin  # known once, it is not forgotten
 
 

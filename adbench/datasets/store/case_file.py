@@ -100,7 +100,7 @@ def _prepare(dataset: Dataset, modality: str, case: Case, folder: Path, known: d
             known[file] = {"file": str(file), **state_of(file), "sha256": digest_of(file)}
     sources = [known[file] for file in case.files]
     path = folder / f"{start_of_name(case)}{digest([source['sha256'] for source in sources])[:20]}{SUFFIX}"
-    record = read(path)
+    record = read_case(path)
     if record is not None:
         with suppress(OSError):
             os.utime(path)  # it is in use: not to be removed
@@ -196,7 +196,7 @@ def ending(text: bytes) -> bytes:
     return _ENDING.pack(len(text), zlib.crc32(text))
 
 
-def read(path: Path) -> dict[str, Any] | None:
+def read_case(path: Path) -> dict[str, Any] | None:
     """What a case file says of its case; None when it is not there, was cut off, or says something else than was written."""
     try:
         with open(path, "rb") as file:
@@ -220,7 +220,7 @@ def described(store: SliceStore, index: int) -> dict[str, Any]:
         UserError: it is missing, or says something else than was written.
     """
     file = store.files[index]
-    record = read(file)
+    record = read_case(file)
     if record is None:
         raise UserError(
             f"{file}: what it says of case {store.cases[index].id} was changed after preparation. Delete {file}, then "
