@@ -184,7 +184,7 @@ def define(config: RunConfig, options: SearchOptions, progress: Progress) -> tup
         )
     (cell,) = cells
     fixed = {**config.set.get("method", {}), **config.set.get(cell.method, {})}
-    wanted, values = space.build(cell.method_class, cell.params.json_values, fixed, options.space)
+    wanted, values = space.build_space(cell.method_class, cell.params.json_values, fixed, options.space)
     cell = cell.with_params(values)
     (planned,) = plan([cell], config.out_folder, config.cache_folder, progress)
     data = planned.data

@@ -106,7 +106,7 @@ def _prepare(dataset: Dataset, modality: str, case: Case, folder: Path, known: d
             os.utime(path)  # it is in use: not to be removed
         return Prepared(modality, case, path.name, 0, record, sources)
     stack = dataset.load(case, modality)
-    check(stack, case)
+    check_stack(stack, case)
     written, record = _write(path, stack)
     return Prepared(modality, case, path.name, written, record, sources)
 
@@ -131,7 +131,7 @@ def _plain(value: Any, used: Sequence[File]) -> Any:
     return value.name if isinstance(value, Path | Member) else str(value)
 
 
-def check(stack: Stack, case: Case) -> None:
+def check_stack(stack: Stack, case: Case) -> None:
     """Compare what a dataset gave with its contract.
 
     Raises:
