@@ -1,4 +1,4 @@
-"""The application all verbs join, what their options share, and how errors end it."""
+"""The command-line application: options that commands share, and the exit codes of errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adbench eval``."""
+"""``adbench eval``: evaluate finished runs again, or a folder of anomaly maps."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is installed and whether it works: ``adbench list``, ``describe``, ``doctor``, ``test``."""
+"""``adbench list``, ``describe``, ``doctor`` and ``test``: what is installed, and whether it works."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adbench predict``."""
+"""``adbench predict``: anomaly maps of unlabelled scans."""
 
 from __future__ import annotations
 

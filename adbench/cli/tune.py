@@ -1,4 +1,4 @@
-"""``adbench tune``."""
+"""``adbench tune``: hyper-parameter search."""
 
 from __future__ import annotations
 

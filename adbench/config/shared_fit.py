@@ -1,4 +1,4 @@
-"""A fit that somebody shares: its folder, its manifest, and the checks that make a stranger's files data.
+"""Shared fits: the folder and the manifest of exported weights, and the checks of those that are imported.
 
 ::
 

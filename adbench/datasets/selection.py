@@ -1,4 +1,4 @@
-"""Which labelled slices a protocol scores. A store holds all slices and a protocol picks rows, so stores are shared."""
+"""Select the labelled slices that a protocol scores. A store holds all slices, so that protocols share it."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ SliceId = tuple[str, int]  # (subject, slice index)
 
 
 class SyntheticLesionParams(ParamSet):
-    """What is inserted."""
+    """Kinds, number and size of synthetic lesions."""
 
     kinds: tuple[Kind, ...] = param(
         KINDS, "Kinds, drawn with equal probability: bright, dark, warp, foreign.", source="adbench", min_length=1

@@ -1,4 +1,4 @@
-"""Finished runs side by side: which may be compared, which are seeds of one method, and which method is better."""
+"""Compare finished runs: which are comparable, which are seeds of one method, and which method is better."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Cross-validation: the folds of one division of a dataset taken together, every subject scored once."""
+"""Pooled cross-validation: the folds of one division of a dataset as one result, every subject scored once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Anyone's anomaly maps against their masks: folders in, numbers with intervals, a JSON file and plots out."""
+"""Evaluate a folder of anomaly maps against masks: metrics with intervals, a JSON file and plots."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def evaluate_folders(
 
 @dataclass
 class CaseFacts:
-    """What tells the cases of one folder from those of another, whoever's maps are held against them.
+    """Fingerprint of a folder's cases, the same for all maps that are compared with them.
 
     Attributes:
         slices: in all.

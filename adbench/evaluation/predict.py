@@ -1,4 +1,4 @@
-"""What a finished run says of scans that nobody has labelled: maps, pseudo-healthy images, masks and a table."""
+"""Predict on unlabelled scans with a finished run: maps, pseudo-healthy images, masks and a table."""
 
 from __future__ import annotations
 

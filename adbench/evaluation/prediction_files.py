@@ -1,4 +1,4 @@
-"""The files of a prediction: what is written of a scan, on its own grid, and what is written already."""
+"""The files of a prediction: written for each scan on its own grid, and reused when they are there."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ALL_MARKED = "all of its brain is marked: the threshold is below every score"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one scan; a row of ``summary.csv``.
+    """The answer for one scan; a row of ``summary.csv``.
 
     Attributes:
         case: its id, from the name of its file.

@@ -1,4 +1,4 @@
-"""A finished run with its data and its fit: maps made or read again, papers' own rules, masks checked."""
+"""A finished run with its data and its fit: compute or load its maps, apply the presets of papers, check the masks."""
 
 from __future__ import annotations
 

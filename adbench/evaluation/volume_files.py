@@ -22,7 +22,7 @@ SPACES = {"prepared": "prepared", "original": "orig"}
 
 
 class VolumeFile(NamedTuple):
-    """What a file holds: (X, Y, Z), masks as uint8, and the (4, 4) affine to mm."""
+    """Content of a NIfTI file: (X, Y, Z), masks as uint8, and the (4, 4) affine to mm."""
 
     data: np.ndarray
     affine: np.ndarray

@@ -1,4 +1,4 @@
-"""What a run gets: cores and a share of a GPU, on nodes that were looked at first."""
+"""CPU, GPU and memory of each run, and the check that the nodes have them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A process of its own for every cell on Ray and every trial of a search, without the seconds that imports take each time.
+"""Worker processes: a fresh one for each cell on Ray and each trial of a search, forked after the imports are done.
 
 A fork server (:mod:`multiprocessing`) imports the libraries once and does nothing else: no thread, no GPU, no computation.
 Each cell runs in a fork of it, on a GPU in a new Python, which ends with the cell, so that nothing of one cell (memory, GPU
@@ -83,7 +83,7 @@ class Job:
 
 @dataclass(frozen=True)
 class JobResult:
-    """How a job ended: with its record written, or with an error.
+    """The outcome of a job: its record is written, or an error.
 
     Attributes:
         error: class name of what was raised; "" for nothing.

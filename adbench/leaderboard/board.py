@@ -36,7 +36,7 @@ ALARM_METRICS = ("fa_slice", "fpr_healthy@conformal10", "alarms@fpr1")  # in str
 
 
 class TestSet(NamedTuple):
-    """What two results must share for their numbers to stand in one table."""
+    """The properties of a test set that two results must share to stand in one table."""
 
     protocol: str
     version: str  # of the protocol

@@ -1,4 +1,4 @@
-"""What differs between two results, or between two states of the leaderboards."""
+"""Compare two published results, or two states of the leaderboards."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ def _written(out: Path, name: str, text: str) -> Path:
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of one result.
+    """The outcome of merging one result.
 
     Attributes:
         path: its file in the leaderboards.

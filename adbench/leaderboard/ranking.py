@@ -41,7 +41,7 @@ ALPHA = 0.05  # error rate of the ranks of one board
 
 @dataclass(frozen=True)
 class Published:
-    """What a board needs of a published result, small enough that thousands fit into the memory.
+    """The part of a published result that a board needs, small enough to hold thousands in memory.
 
     Attributes:
         path: of its file, relative to the leaderboards.

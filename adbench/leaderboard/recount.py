@@ -1,4 +1,4 @@
-"""Numbers of a published result by the definitions of this release, from the counts that it holds."""
+"""Recompute the numbers of a published result from its counts, by the definitions of this release."""
 
 from __future__ import annotations
 

@@ -94,7 +94,7 @@ class Splits(Strict):
 
 
 class Submitted(Strict):
-    """Who submits a result, as they say.
+    """The submitter of a result, as stated.
 
     Attributes:
         submitter: a person or group.

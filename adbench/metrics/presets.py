@@ -1,4 +1,4 @@
-"""Papers' own evaluation rules, to the letter, so that their numbers can be set beside ours. None is a headline.
+"""Evaluation rules of papers, implemented to the letter to compare with their numbers; none is a headline metric.
 
 A preset reads whole slices, background included, and none of them gives intervals: use :mod:`adbench.metrics.evaluate`
 for results. All are computed on the scores themselves, nothing is binned: a preset holds every score in memory. What each
@@ -19,7 +19,7 @@ from adbench.metrics.lesion import components
 
 @dataclass(frozen=True)
 class PresetCase:
-    """One subject as a preset sees it.
+    """One subject as the input of a preset.
 
     Attributes:
         subject: its id.
@@ -47,7 +47,7 @@ class PresetCase:
 
 @dataclass
 class PresetResult:
-    """What a preset gives.
+    """The output of a preset.
 
     Attributes:
         name: of the preset.

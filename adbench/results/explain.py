@@ -1,4 +1,4 @@
-"""Why two runs have different keys: the fields in which their identities differ."""
+"""Explain why two runs have different keys: the fields in which their identities differ."""
 
 from __future__ import annotations
 

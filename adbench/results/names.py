@@ -1,4 +1,4 @@
-"""Names of rows: no longer than needed to tell the runs of one table apart, and never by a hash alone."""
+"""Row names that tell the runs of one table apart, as short as possible and never a hash alone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ NAMED_PARAMETERS = {
 
 @dataclass(frozen=True)
 class RowName:
-    """What one row of a table is called.
+    """The name of one row of a table.
 
     Attributes:
         label: "histeq [tiny] sigma=5", "features[random] [tiny]".

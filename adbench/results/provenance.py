@@ -1,4 +1,4 @@
-"""What produced a number: versions, machine, device, revision. No user name, host name or path."""
+"""Provenance of a result: versions, machine, device, revision. No user name, host name or path."""
 
 from __future__ import annotations
 

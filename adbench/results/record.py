@@ -1,4 +1,4 @@
-"""The record of one run: the one place that says what is stored and what each field means."""
+"""The record of one run: the one definition of what is stored and what each field means."""
 
 from __future__ import annotations
 

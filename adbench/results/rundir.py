@@ -1,4 +1,4 @@
-"""Where runs and fits live below the output folder, and which of them are complete.
+"""Layout of the output folder: the paths of runs and fits, and which of them are complete.
 
 ::
 

@@ -1,4 +1,4 @@
-"""How far runs are: a small file beside the record while one runs, and the states of all runs in an output folder.
+"""State of runs: a progress file beside the record while one runs, and the states of all runs in an output folder.
 
 A grid keeps a list of its unfinished cells in ``OUT/.plans`` while it runs, so that others can see what is still to come.
 """

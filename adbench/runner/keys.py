@@ -1,4 +1,4 @@
-"""The keys that say whether a fit or a result can be used again.
+"""Cache keys of fits and runs.
 
 A key is the hash of an *identity*: a plain dictionary of everything that may change the numbers, and of nothing else
 (no device, path, worker or executor). The identity is stored in the record, so two keys can be compared field by field.

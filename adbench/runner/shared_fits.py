@@ -1,4 +1,4 @@
-"""Sharing fits: a folder for others, made from a run; their folders brought into the output folder; the Hugging Face Hub."""
+"""Share fits: export one from a run, import one into the output folder, use the Hugging Face Hub."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ class _Updates(Progress):
 
 @dataclass
 class MethodUnderTest:
-    """What the rules of a method work on; what one rule fitted, the next ones reuse."""
+    """The subject of the rules of a method; what one rule fitted, the next ones reuse."""
 
     cls: type[Method]
     params: ParamSet

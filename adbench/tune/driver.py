@@ -1,4 +1,4 @@
-"""What Ray Tune does in a search: Optuna's proposals, successive halving, the trials, and the state that is resumed.
+"""The Ray Tune side of a search: Optuna's proposals, successive halving, the trials, and the state that is resumed.
 
 Ray saves its state every second, in several files. A search must survive a kill at any moment, so after each of these
 saves all of them are packed into one file, :data:`STATE`, which is replaced atomically; ``Tuner.restore`` starts from it.

@@ -48,7 +48,7 @@ RAY_TUNE = {  # environment that Ray Tune reads when it is imported or started; 
 
 @dataclass(frozen=True)
 class SearchResult:
-    """What a search found so far.
+    """The result of a search so far.
 
     Attributes:
         trials: in order of their numbers.

@@ -1,4 +1,4 @@
-"""What a search is: its definition, one JSON file that every worker reads, and the slices that its trials may read.
+"""Definition of a search: one JSON file that every worker reads, and the slices that its trials may read.
 
 A slice store lists the cases of every split. Here it is opened without the cases that training and selection do not need:
 they are dropped from the manifest, so their files are never opened. A test slice, its mask and its lesion size cannot be
@@ -123,7 +123,7 @@ def slices_for(objective: str, data: Data, lesions: SyntheticLesionParams) -> Sl
 
 @dataclass(frozen=True)
 class SearchOptions:
-    """How a search is done.
+    """Options of a search.
 
     Attributes:
         objective: "val_auprc", "pseudo" or "recon".

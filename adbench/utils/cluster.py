@@ -1,4 +1,4 @@
-"""Ray, started here and reachable from this machine alone, or joined where it runs already."""
+"""Ray clusters: one started here and reachable from this machine alone, or one that runs already."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Work on strangers' files in processes that may die: each has a limit on memory and time, no network, and takes no other along."""
+"""Run a function on untrusted files in processes with limits on memory and time and no network; a crash ends one item only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Value = TypeVar("Value")
 
 @dataclass(frozen=True)
 class GuardedResult(Generic[Item, Value]):
-    """What became of one item: a result, or why there is none."""
+    """The outcome of one item: a result, or why there is none."""
 
     item: Item
     result: Value | None

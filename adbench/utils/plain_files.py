@@ -1,4 +1,4 @@
-"""Plain files and JSON from strangers: read within limits, never through a link, never built before they are counted.
+"""Read untrusted plain files and JSON: within limits, never through a link, never built before they are counted.
 
 The rule for links: in a folder that adbench writes and people pass on (runs, fits, submissions, boards, what unpacks from an
 archive) there are none, and one that is there is refused. In a folder of data that the user names (``--data-root``,

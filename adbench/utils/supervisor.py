@@ -1,4 +1,4 @@
-"""A command whose cells may crash: it works in a child process, and a child that dies takes one cell with it.
+"""Run the cells of a command in a child process, so that a crash ends one cell and not the command.
 
 Whatever the child has started, Ray's own processes too, ends with it.
 
@@ -43,7 +43,7 @@ _child = 0  # the process id of this process where it is a child
 
 @dataclass(frozen=True)
 class Ended:
-    """How a cell ended.
+    """The end of a cell.
 
     Attributes:
         reason: why it has no record, in one line; "" when it has.
@@ -62,7 +62,7 @@ class HandedOver(SystemExit):
 
 @dataclass
 class Journal:
-    """What one command has done: kept beyond the death of the process that works.
+    """Progress of a command, kept when the process that works dies.
 
     Attributes:
         ended: the cells that earlier children have run, by key.

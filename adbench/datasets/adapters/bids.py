@@ -32,7 +32,7 @@ from adbench.params import ParamSet, param
 
 
 class BidsParams(OwnParams):
-    """The recipe, how subjects are divided, and who is healthy."""
+    """Parameters of preprocessing and splits, and which participants are healthy."""
 
     healthy: str = param(
         "",

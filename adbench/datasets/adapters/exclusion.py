@@ -1,4 +1,4 @@
-"""Which cases ``dataset.exclude`` names, by the rule of identity that splits follow."""
+"""Cases that ``dataset.exclude`` leaves out, matched by the rule of identity that splits use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labels in masks: read as whole numbers, and several masks of one scan merged by vote."""
+"""Lesion masks: integer labels, and several masks of one scan merged by vote."""
 
 from __future__ import annotations
 

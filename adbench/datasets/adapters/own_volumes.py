@@ -1,4 +1,4 @@
-"""What all volumes of your own share, however they are named: who is healthy, who has which role, whether there is a skull."""
+"""Base of the adapters for your own volumes: healthy subjects, roles, and whether there is a skull."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SECOND_SCAN = (
 
 
 class OwnParams(VolumeParams):
-    """What is said about data whose provider adbench does not know."""
+    """Parameters that describe data of an unknown provider."""
 
     name: str = param(
         "",
@@ -331,7 +331,7 @@ class OwnVolumes(IndexedVolumes):
             yield severity("unnamed-mask", file, message, scan.id)
 
     def healthy(self, scan: Scan) -> str:
-        """By its folder, or by ``unmasked``; nobody with a lesion mask is, whatever scan it is of."""
+        """A subject with a lesion mask is never healthy; others are by their folder, or by ``unmasked``."""
         if person(scan.subject) in self._patients:
             return ""
         return why_healthy(self.params, self._folders.get(person(scan.subject)), self._masked_roles, "lesion mask")

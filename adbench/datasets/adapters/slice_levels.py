@@ -1,4 +1,4 @@
-"""16-bit slices: which value is white, and whether all of them were written on one scale."""
+"""Intensity scale of 16-bit slices: the white level, and whether all slices share one scale."""
 
 from __future__ import annotations
 

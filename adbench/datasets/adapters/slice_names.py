@@ -1,4 +1,4 @@
-"""PNG slices by their names: whose they are, which slice, of what, and what their names show to be wrong."""
+"""Parse the file names of PNG slices: subject, slice, kind, and problems that the names show."""
 
 from __future__ import annotations
 

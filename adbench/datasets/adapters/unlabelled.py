@@ -1,4 +1,4 @@
-"""Scans of your own that a fitted method is to look at: no mask is wanted, and they come onto the grid that it knows."""
+"""Unlabelled scans for ``adbench predict``, brought onto the grid of the fitted method."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What file names say: which known dataset, which patient and visit, which site, which sequence.
+"""Parse file names: dataset, subject, visit, site and sequence.
 
 Patterns describe the end of a path, so a layout may lie at any depth.
 """
@@ -46,7 +46,7 @@ _EXPORTED = re.compile(rf"^(?P<case>.+)_(?P<what>brain|lesion|{'|'.join(MODALITI
 
 @dataclass(frozen=True)
 class Named:
-    """A file as its name describes it.
+    """A parsed file name.
 
     Attributes:
         family: key of :data:`SETS`.
@@ -68,7 +68,7 @@ class Named:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """How the files of one release are named.
+    """The file names of one published dataset.
 
     Attributes:
         title: for messages.

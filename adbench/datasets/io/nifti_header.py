@@ -1,4 +1,4 @@
-"""What a NIfTI header says, and what is to be said about it: whoever reads one (``data check``, preparation, ``predict``, ``eval``) asks here."""
+"""Parse NIfTI headers and list their problems, for ``data check``, preparation, ``predict`` and ``eval`` alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NOT_SCALARS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a NIfTI header says.
+    """A parsed NIfTI header.
 
     Attributes:
         shape: voxels along each stored axis, trailing axes of length 1 removed.
@@ -292,7 +292,7 @@ def _displacement(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) ->
 
 @dataclass(frozen=True)
 class HeaderIssue:
-    """Something about a header that its reader should know.
+    """A problem of a NIfTI header.
 
     Attributes:
         severity: "error": no head, or none as it lies; "warning": it is read all the same; "info": nothing is wrong.
@@ -306,7 +306,7 @@ class HeaderIssue:
 
 
 def header_issues(header: Header) -> Iterator[HeaderIssue]:
-    """What is odd about ``header``; what is impossible or ambiguous, :func:`parse` refuses."""
+    """Problems of a header that can be read; :func:`parse` refuses the others."""
     mm, least, most = f"{_sizes(header.zooms)} mm", min(header.zooms), max(header.zooms)
     if least < _PLAUSIBLE[0] or most > _PLAUSIBLE[1]:
         hint = ", is that metres? Write it again in mm" if most < _PLAUSIBLE[1] / 1000 else ""

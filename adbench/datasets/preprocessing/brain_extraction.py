@@ -1,4 +1,4 @@
-"""Brain masks: what an image that carries its own mask says, and tools that find the brain in a head.
+"""Brain masks: read from the image, or made by brain extraction.
 
 A tool is a function ``find(image, affine, modality) -> mask``: (X, Y, Z) float32 in RAS order with its (4, 4) affine,
 the sequence's name, and back a bool mask of the same shape. A plug-in is such a function behind an entry point of the
@@ -39,7 +39,7 @@ RULES = ("auto", "given", "background", "template")  # names that are no tools
 
 @dataclass(frozen=True)
 class Tool:
-    """A way to find the brain in a head.
+    """A brain extraction tool.
 
     Attributes:
         name: what the user types.

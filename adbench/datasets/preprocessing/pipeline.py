@@ -1,4 +1,4 @@
-"""The recipe, step by step: what happens to one volume on its way into the store."""
+"""The preprocessing pipeline: every step from one volume to its prepared slices."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One prepared case: how it is prepared, checked, named, written to its file, and found there again.
+"""The file of one prepared case: how it is prepared, checked, named, written and found again.
 
 A case file is named by two hashes, of what is known of its sources without reading them and of their bytes, and lies in a
 folder named by a hash of the recipe. It is written
@@ -46,7 +46,7 @@ Task = Sequence[tuple[str, Case, Path]]  # one case: modality, the case as it is
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of one case and modality.
+    """The outcome of preparing one case in one modality.
 
     Attributes:
         file: name of the case file.

@@ -29,7 +29,7 @@ _TEMPLATE_MARGIN = 5.0  # mm around the template's brain that still counts as br
 
 @dataclass(frozen=True)
 class Use:
-    """How a case would be prepared.
+    """How a case would be used in preparation.
 
     Attributes:
         votes: share of several lesion masks of which more must mark a voxel.

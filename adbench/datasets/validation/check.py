@@ -43,7 +43,7 @@ REPORT_VERSION = 1
 
 @dataclass
 class CheckReport:
-    """What a check found.
+    """The report of ``adbench data check``.
 
     Attributes:
         cases: subjects and sessions that are not excluded.
