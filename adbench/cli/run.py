@@ -220,7 +220,7 @@ def run(
 
 
 def _say_settings(cells: list[Cell]) -> None:
-    """What runs, in a line, and every parameter that is not what the preset and the dataset have by themselves."""
+    """Print the run in a line, and every parameter that differs from the preset and from the defaults of the dataset."""
     from adbench.config.cell import changed
     from adbench.config.sweep import value_text
     from adbench.results.format import several
@@ -255,7 +255,7 @@ def _keep(text: str, out: Path) -> Path:
 
 
 def _show_plan(launch: Launch, as_json: bool) -> None:
-    """What ``--dry-run`` prints."""
+    """Print the plan of ``--dry-run``."""
     from adbench.results.format import several
     from adbench.results.status import state
     from adbench.utils.console import print_json, say, table

@@ -85,7 +85,7 @@ def pooled_folds(results: Iterable[Result]) -> list[PooledFolds]:
 
 
 def _division(record: Record) -> dict[str, Any]:
-    """What the folds of one cross-validation share."""
+    """Properties that the folds of one cross-validation share."""
     return {
         "protocol": record.protocol,
         "dataset": record.test.name,

@@ -197,7 +197,7 @@ def alarms_by_stratum(result: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def caption(result: Evaluation) -> str:
-    """What a reader must know beside the numbers: the chance level of auprc."""
+    """A caption for the numbers: the chance level of auprc."""
     return f"lesion prevalence {result.prevalence:.6f}: the chance level of auprc"
 
 

@@ -144,7 +144,7 @@ class Writer:
         return sorted([*self._out.glob("sub-*/**/anat/*_anomaly.json"), *self._out.glob("*-*.json")])
 
     def finished(self, case: str) -> Prediction | None:
-        """What was found in ``case``, when all its files are there as they were written."""
+        """The stored answer for ``case``, when all its files are there as they were written."""
         with suppress(*_NO_ANSWER):
             content = read_json(self._sidecar(case), limits.STATUS_BYTES)
             sizes = {name: (self._out / name).stat().st_size for name in content["Files"]}

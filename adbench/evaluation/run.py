@@ -115,7 +115,7 @@ class Run(Result):
 
     @cached_property
     def cell(self) -> Cell:
-        """What was run, every parameter spelled out, on the device that is there now.
+        """The cell of this run, every parameter spelled out, on the device that is there now.
 
         Raises:
             UserError: its ``config.yaml`` is missing, or names something that does not exist any more.
@@ -146,7 +146,7 @@ class Run(Result):
     def predict(
         self, images: Path | str, out: Path | str, *, threshold: str | float = "val", settings: Sequence[str] = ()
     ) -> list[Prediction]:
-        """What this run says of scans that nobody has labelled; its own data are not needed.
+        """Predict on unlabelled scans with this run; its own data are not needed.
 
         The scans are prepared as the test data of the run were, scored with its fit, and what is found is written on each
         scan's own grid: for volumes ``sub-ID/anat/sub-ID_space-orig_desc-METHOD_anomaly.nii.gz`` with ``..._mask``,

@@ -42,7 +42,7 @@ class VolumeFiles:
         self._described = False
 
     def path(self, store: SliceStore, case: str, tail: str) -> Path:
-        """Where the file of ``case`` lies whose name ends with ``tail``, e.g. "desc-madad_anomaly.json".
+        """Path of the file of ``case`` whose name ends with ``tail``, e.g. "desc-madad_anomaly.json".
 
         Raises:
             UserError: another case would have the same name.

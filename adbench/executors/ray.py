@@ -64,7 +64,7 @@ class RayExecutor:
         return [plan for plan, _ in self._running.values()]
 
     def request(self, plan: Plan) -> ResourceRequest:
-        """What the cell gets."""
+        """Resources of a cell."""
         return request(
             plan.resources,
             plan.cell.device,
@@ -184,7 +184,7 @@ class RayExecutor:
 
 
 def _words(error: Exception) -> str:
-    """What Ray says, without its tracebacks."""
+    """The message of a Ray error, without its tracebacks."""
     import ray
 
     if isinstance(error, ray.exceptions.WorkerCrashedError):

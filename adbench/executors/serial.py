@@ -26,7 +26,7 @@ EXECUTORS = ("serial", "ray")
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how cells are run; nothing here changes a number.
+    """Options of executors; nothing here changes a number.
 
     Attributes:
         executor: one of :data:`EXECUTORS`; what follows up to ``max_concurrent`` is for "ray" only.

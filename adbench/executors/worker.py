@@ -144,7 +144,7 @@ def in_process(
     seconds: float | None = None,
     device: str = "cpu",
 ) -> Any:
-    """What ``work`` gives in a fresh process with the environment of this one.
+    """Run ``work`` in a fresh process with the environment of this one, and return its result.
 
     Args:
         work: called with a function that takes what it has to say before it ends; it can be pickled, and whatever it raises

@@ -105,7 +105,7 @@ class Entry:
 
     @property
     def href(self) -> str:
-        """Where its numbers lead: to its record, or to its details where it has several."""
+        """Link of the numbers: to the record, or to the details of several."""
         return quote(self.paths[0]) if len(self.paths) == 1 else f"#{self.id}"
 
     def value(self, metric: str) -> float | None:
@@ -225,7 +225,7 @@ class Board:
 
     @property
     def title(self) -> str:
-        """What its numbers are about, in one line."""
+        """Title of the board, in one line."""
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         scored = len(self.record.subjects)  # none in a board of published results
@@ -254,12 +254,12 @@ class Board:
         return [record for entry in self.entries for record in entry.records]
 
     def facts(self, metric: str) -> MetricSpec:
-        """What is known about a column."""
+        """Facts about a column."""
         return facts(metric, *self._records)
 
     @cached_property
     def columns(self) -> list[MetricSpec]:
-        """What is known about each of :attr:`metrics`."""
+        """Facts about each of :attr:`metrics`."""
         return [self.facts(metric) for metric in self.metrics]
 
     @cached_property

@@ -157,7 +157,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
-    """Where a dataset is tested in several modalities: the same methods beside each other.
+    """Tables that set the same methods beside each other where a dataset is tested in several modalities.
 
     Returns:
         One table a protocol and dataset: its boards, and rows of (label, entries: one a board, or None).

@@ -243,7 +243,7 @@ def published_files(root: Path) -> list[Path]:
 
 
 def own_digest(raw: Mapping[str, Any]) -> str:
-    """What the field ``digest`` of a submission must be."""
+    """The correct value of the field ``digest`` of a submission."""
     return digest({key: value for key, value in raw.items() if key != "digest"})
 
 
@@ -253,7 +253,7 @@ def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> 
 
 
 def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submitted:
-    """What a submitter says.
+    """Statements of a submitter.
 
     Raises:
         UserError: no name or licence, a name of several lines or with characters that nobody sees, a licence of several words, or a

@@ -78,7 +78,7 @@ def differences(this: dict[str, Any], other: dict[str, Any]) -> tuple[Difference
 def differing_fields(
     a: Any, b: Any, name: str = "", *, close: bool = False, absent: Any = ABSENT
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ, inside dictionaries and lists too.
+    """Fields in which two JSON values differ, inside dictionaries and lists too.
 
     Args:
         a: one value.

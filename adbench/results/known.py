@@ -140,7 +140,7 @@ def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:
 
 
 def weights_key(method: MethodPart, grid: tuple[int, int]) -> str:
-    """What decides the number of weights of a built-in method."""
+    """Hash of all that decides the number of weights of a built-in method."""
     return digest([method.name, method.params, list(grid)])[:16]
 
 

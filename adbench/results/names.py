@@ -74,14 +74,14 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
 
 
 def training_names(records: Sequence[Record]) -> list[str]:
-    """What each row of one table says it learned from; see :func:`told_apart` for those of one name."""
+    """Names of the training data of each row of one table; see :func:`told_apart` for those of one name."""
     parts = [record.train for record in records]
     apart = told_apart([part if part.slices else None for part in parts])  # else nothing is known but its name
     return [f"{part.name} ({mark})" if mark else part.name for part, mark in zip(parts, apart, strict=True)]
 
 
 def told_apart(parts: Sequence[DataPart | None]) -> list[str]:
-    """What tells each of ``parts`` from the others of its name with other slices; "" where there are none, and for None.
+    """Words that tell each of ``parts`` from the others of its name with other slices; "" where there are none, and for None.
 
     That is the parameters in which they differ ("n_train=4"; of those alone that all parts of the same slices agree in), else
     how many slices and subjects they have. Two folders may have the same name, parameters and numbers: the start of the hash of
@@ -121,7 +121,7 @@ def _told(groups: Sequence[Sequence[DataPart]]) -> list[str]:
 
 
 def _distinctions(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """What tells the rows of one method and preset apart: their parameters, and words for what these do not tell."""
+    """Differences between the rows of one method and preset: their parameters, and words where these are equal."""
     differs = [
         {**own, **_always(one)} for one, own in zip(group, differing([one.method.params for one in group]), strict=True)
     ]

@@ -118,7 +118,7 @@ class Record(_Part):
 
 
 def facts(name: str, *records: Record) -> MetricSpec:
-    """What is known about the metric ``name``: built in, as one of ``records`` says, or as the plug-in here says."""
+    """Facts about the metric ``name``: built in, as one of ``records`` says, or as the plug-in here says."""
     if name in SPECS:
         return SPECS[name]
     part = next((record.optional[name] for record in records if name in record.optional), None)
@@ -139,7 +139,7 @@ def facts(name: str, *records: Record) -> MetricSpec:
 
 
 def metric_part(name: str) -> MetricPart:
-    """What a record keeps about the installed metric ``name``."""
+    """The entry of the installed metric ``name`` in a record."""
     about = metric_spec(name)
     return MetricPart(
         source=source_digest("metrics", name),

@@ -86,7 +86,7 @@ class Plan:
 
     @property
     def resources(self) -> Resources:
-        """What the method asks for."""
+        """The resources that the method asks for."""
         asked: Resources = self.cell.method_class.resources(self.cell.params)
         return asked
 

@@ -152,7 +152,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, fl
 
 
 def _assist(plan: Plan, ctx: Context) -> Record:
-    """What the other processes of a launch do: train together with the first one, then wait for the record it writes."""
+    """Work of the other processes of a launch: train together with the first one, then wait for the record it writes."""
     _fit(plan, ctx)
     distributed.wait()
     record = plan.record()

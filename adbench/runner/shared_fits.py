@@ -214,7 +214,7 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
 
 
 def data_parts(shared: SharedFit) -> tuple[DataPart, DataPart | None]:
-    """What a shared fit learned from, and what chose its checkpoint.
+    """The training and validation data of a shared fit.
 
     Raises:
         UserError: the manifest does not say it.

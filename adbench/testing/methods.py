@@ -76,7 +76,7 @@ class MethodUnderTest:
 
     @cached_property
     def maps(self) -> Any:
-        """What the first fit made of every test slice when it was first asked."""
+        """Maps of every test slice by the first fit, when it was first asked."""
         return self.score(self.method).clone()  # it may give the same memory each time
 
     def score(self, method: Method, batch: SliceBatch | None = None) -> Any:

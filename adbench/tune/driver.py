@@ -55,7 +55,7 @@ def _number(trial: RayTrial) -> int:
 
 
 def _results(trial: RayTrial) -> dict[str, Any]:
-    """What ``trial`` last reported; empty before that."""
+    """The last report of ``trial``; empty before the first."""
     return dict(trial.last_result) if trial.has_reported_at_least_once else {}
 
 

@@ -260,7 +260,7 @@ def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunCo
 
 
 def _origin(result: SearchResult, best: Trial) -> TunedFrom:
-    """What a record says about this search."""
+    """The search, as records of its best configuration state it."""
     assert best.value is not None
     task, trials, (cpu_hours, gpu_hours) = result.task, result.trials, hours(result.trials)
     return TunedFrom(

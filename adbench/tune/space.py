@@ -21,7 +21,7 @@ HOW = "{low: 1e-4, high: 1e-2, log: true}, {choices: [8, 16]} or a plain value, 
 
 
 def read_space(path: Path) -> tuple[str, dict[str, Any]]:
-    """What a space file says: ("narrow" or "replace", entries by parameter).
+    """Parse a space file into ("narrow" or "replace", entries by parameter).
 
     Raises:
         UserError: unreadable, or not of that form.

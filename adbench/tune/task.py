@@ -183,7 +183,7 @@ class Task(BaseModel):
 
     @property
     def objective(self) -> str:
-        """What is optimised."""
+        """The objective to optimise."""
         return str(self.identity["objective"])
 
     @property
@@ -193,7 +193,7 @@ class Task(BaseModel):
 
     @property
     def space(self) -> Space:
-        """What is searched."""
+        """The search space."""
         return dict(self.identity["space"])
 
     @property

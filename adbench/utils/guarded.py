@@ -132,7 +132,7 @@ def leave_network() -> bool:
 
 
 def _address_space(memory: int) -> tuple[int | None, str]:
-    """What a process gets that may take ``memory`` beyond what it starts with, in bytes (None: any), and in words."""
+    """Address space of a process that may take ``memory`` beyond what it starts with, in bytes (None: any), and in words."""
     with suppress(ImportError):  # systems without limits on processes
         import resource
 

@@ -132,7 +132,7 @@ class OwnVolumes(IndexedVolumes):
 
     @cached_property
     def image_names(self) -> frozenset[str]:
-        """What the names of images have before their modality."""
+        """Prefix of image names before the modality."""
         return image_names(map(stem_of, self.files.volumes))
 
     # -- roles and health --------------------------------------------------------------------------------------------

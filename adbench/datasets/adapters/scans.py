@@ -197,7 +197,7 @@ def require_channels(file: File, header: Header, names: Sequence[str]) -> None:
 
 
 def swapped(drawn_on: str) -> str:
-    """What a lesion mask off the grid of the sequence that it is drawn on suggests."""
+    """Hint for a lesion mask that is off the grid of the sequence it was drawn on."""
     return f", on which it is drawn: is {drawn_on} another sequence's file?"
 
 

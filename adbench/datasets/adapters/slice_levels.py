@@ -59,7 +59,7 @@ def brightest(levels: Iterable[Level]) -> list[Level]:
 
 
 def dark_remark(value: int, white: int) -> str:
-    """What to say of a subject whose largest value is ``value``; "" where there is nothing to say."""
+    """Remark on a subject whose largest value is ``value``; "" for none."""
     if _whole(value) < white:
         return (
             f"16-bit images use {value.bit_length()} bits where others use {white.bit_length()}, and {white} is white"

@@ -89,7 +89,7 @@ class _Scans(Dataset):
     unreadable: frozenset[str] = frozenset()
 
     def beside(self, case: Case, modality: str) -> list[str]:
-        """What to say of ``case`` because of the other files that lie there."""
+        """Remarks on ``case`` that follow from other files beside it."""
         return []
 
     def other_sequences(self, modality: str) -> dict[str, list[str]]:
@@ -218,7 +218,7 @@ class UnlabelledSlices(_Scans, Folder):
         return (replace(issue, severity="warning") for issue in super().scales(modality))
 
     def beside(self, case: Case, modality: str) -> list[str]:
-        """That 16-bit images have different scales."""
+        """A remark where 16-bit images have different scales."""
         return [issue.message for issue in self.scales(modality)]
 
     def found(self, modality: str) -> list[Case]:

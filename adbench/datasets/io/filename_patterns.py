@@ -94,7 +94,7 @@ class KnownSet:
     case: re.Pattern[str] | None = None
 
     def named(self, family: str, path: str) -> Named | None:
-        """What ``path`` says, or None when it is none of this set's names."""
+        """Parse ``path``; None when it is none of this set's names."""
         for number, (pattern, kind) in enumerate(self.names.items()):
             if match := pattern.search(path):
                 found = {"subject": "", **match.groupdict("")}
@@ -242,7 +242,7 @@ SETS = {
 
 
 def recognise(path: str) -> Named | None:
-    """What the name of a file says, or None when it follows no known release.
+    """Parse a file name by the known releases; None when it follows none of them.
 
     Args:
         path: of the file, with ``/``.
@@ -290,7 +290,7 @@ def image_names(stems: Iterable[str]) -> frozenset[str]:
 
 
 def common_name(stem: str, images: Container[str] = ()) -> Named | None:
-    """What a file name without its ending says, as BIDS or by its last word; None where it says nothing.
+    """Parse a file name without its ending as BIDS, or by its last word; None where neither fits.
 
     ``sub-01_ses-1_ce-gadolinium_T1w``, ``patient07_flair``, ``patient07_lesion_mask``.
 

@@ -90,7 +90,7 @@ class Header:
 
     @property
     def orientation(self) -> str:
-        """Where each stored axis points, e.g. "RAS", "LPS"; the nearest axis when it is oblique."""
+        """Direction of each stored axis, e.g. "RAS", "LPS"; the nearest one when the axis is oblique."""
         from nibabel.orientations import aff2axcodes
 
         return "".join(str(code) for code in aff2axcodes(self.affine))
@@ -264,7 +264,7 @@ def _named_as_one(name: str) -> str:
 
 
 def pair_way_out(name: str) -> str:
-    """What to do about a ``.hdr`` and ``.img`` file."""
+    """Advice for a ``.hdr`` and ``.img`` file."""
     return f"only single files are read; write one with `nib-convert {name} {name.removesuffix('.gz').removesuffix('.hdr')}.nii.gz`"
 
 

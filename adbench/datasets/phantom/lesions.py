@@ -205,7 +205,7 @@ def draw_multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Patho
 
 
 def draw_ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
-    """What healthy people have: caps and bands at the ventricles, a few spots and wide perivascular spaces. No mask."""
+    """Age-related changes of healthy people: caps and bands at the ventricles, spots, wide perivascular spaces. No mask."""
     maps = template()
     count = anatomy.points.shape[1]
     severity = np.clip(rng.lognormal(-0.55, 0.6), 0.15, 1.6)

@@ -192,12 +192,12 @@ def _write(path: Path, stack: Stack) -> tuple[int, dict[str, Any]]:
 
 
 def ending(text: bytes) -> bytes:
-    """What follows the JSON at the end of a case file."""
+    """Bytes that follow the JSON at the end of a case file."""
     return _ENDING.pack(len(text), zlib.crc32(text))
 
 
 def read_case(path: Path) -> dict[str, Any] | None:
-    """What a case file says of its case; None when it is not there, was cut off, or says something else than was written."""
+    """Description of a case in its file; None when the file is missing, cut off or damaged."""
     try:
         with open(path, "rb") as file:
             size = file.seek(-_ENDING.size, os.SEEK_END)
@@ -214,7 +214,7 @@ def read_case(path: Path) -> dict[str, Any] | None:
 
 
 def described(store: SliceStore, index: int) -> dict[str, Any]:
-    """What the file of a case of ``store`` says of it.
+    """Description of a case of ``store`` in its file.
 
     Raises:
         UserError: it is missing, or says something else than was written.

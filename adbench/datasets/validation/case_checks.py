@@ -44,7 +44,7 @@ class Use:
 
 @dataclass
 class CheckedCase:
-    """What was found in one case.
+    """Results of the checks of one case.
 
     Attributes:
         issues: of its files.
