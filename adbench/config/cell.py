@@ -146,7 +146,7 @@ class Cell:
         tuned_from: the search that chose ``params``; part of no key.
         varied: what tells it from other cells of its method, for its label: "sigma=2"; part of no key.
         post: what is done to its maps before they are counted.
-        fit: somebody's fit of the method, which is scored instead of training one; ``train`` is then None.
+        fit: a shared fit of the method, which is scored instead of training one; ``train`` is then None.
         method_class: a subclass of :class:`adbench.methods.base.Method`.
     """
 

@@ -135,7 +135,7 @@ def _pooled(by_fold: dict[int, Result]) -> PooledFolds:
                 )
         test.merge(result.histograms)
         rows += result.record.subjects
-    if first.record.protocol.get("slices") != "largest-lesion":  # which scores nobody without a lesion
+    if first.record.protocol.get("slices") != "largest-lesion":  # which scores no subject without a lesion
         _refuse_untested(results, owner)
     rows.sort(key=lambda row: str(row.get("volume", row["subject"])))
     level = float(first.record.protocol["level"])

@@ -129,7 +129,7 @@ def run_in_process(job: Job) -> JobResult:
 def processes_for(device: str, libraries: Sequence[str] = ()) -> Any:
     """How processes that compute on ``device`` start: as forks of the server, which has imported ``libraries`` too.
 
-    For a GPU Python starts anew and imports what it needs: CUDA works in no fork of a process in which a library has as much
+    For a GPU a new Python starts and imports what it needs: CUDA works in no fork of a process in which a library has as much
     as counted the GPUs.
     """
     context: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
@@ -231,7 +231,7 @@ def _run(work: Callable[[Tell], Any], environment: dict[str, str], pipe: Connect
         try:
             pipe.send((False, said))
             pipe.recv()
-        except (EOFError, OSError):  # nobody listens any more
+        except (EOFError, OSError):  # the other end is closed
             os.kill(os.getpid(), signal.SIGTERM)
 
     code = 0

@@ -85,12 +85,12 @@ class Entry:
 
     @property
     def from_maps(self) -> bool:
-        """Whether it was scored from somebody's maps: no method was run, and its costs are not known."""
+        """Whether it was scored from submitted maps: no method was run, and its costs are not known."""
         return self.record.method.origin == FROM_MAPS
 
     @property
     def submitters(self) -> str:
-        """Their names; "" where nobody says so."""
+        """Their names; "" where they are not stated."""
         return ", ".join(dict.fromkeys(one.submitter for one in self.submitted))
 
     @property
@@ -272,7 +272,7 @@ class Board:
         return {grouping: groups for grouping, groups in found.items() if len(groups) > 1}
 
     def strata_metrics(self, grouping: str) -> list[str]:
-        """The metrics that tables of a grouping show: those of every table, and false alarms where somebody has them."""
+        """The metrics that tables of a grouping show: those of every table, and false alarms where any row has them."""
         alarms = () if grouping == "lesion_size" else ALARM_METRICS
         groups = self.groupings[grouping]
         shown = [m for m in alarms if any(e.stratum(grouping, group, m) for e in self.entries for group in groups)]

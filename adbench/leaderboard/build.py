@@ -97,7 +97,7 @@ class Reported(NamedTuple):
     metric: str  # as the source defines it
     value_percent: str
     source: str
-    how_read: str  # on a page, in code, digitised from a figure, or quoted by somebody else
+    how_read: str  # on a page, in code, digitised from a figure, or quoted by another paper
 
 
 def read_reported(path: Path) -> list[Reported]:

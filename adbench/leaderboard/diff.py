@@ -82,7 +82,7 @@ def diff(a: Path, b: Path) -> ResultDiff | BoardsDiff:
 
 
 def _guarded(function: Callable[[tuple[Path, Path]], Compared], pairs: list[tuple[Path, Path]]) -> list[Compared]:
-    """``function`` of each pair of strangers' files, in processes that they may end without ending this one."""
+    """``function`` of each pair of untrusted files, in processes that they may end without ending this one."""
     found = []
     for outcome in guarded.each(function, pairs, memory=VERIFY_BYTES, seconds=VERIFY_SECONDS):
         if outcome.why:

@@ -141,7 +141,7 @@ def _caption(board: Board) -> str:
 
 
 def _imported(board: Board) -> str:
-    """The rows whose weights are somebody else's, in one sentence; "" without any."""
+    """The rows whose weights were fitted elsewhere, in one sentence; "" without any."""
     rows = [f"{e.label} (trained on {_trained(e)})" for e in board.entries if e.record.weights]
     return f"Weights that were shared: {', '.join(rows)}." if rows else ""
 
@@ -373,11 +373,11 @@ def rounded(value: Any) -> Any:
 
 
 def _weights(record: Record) -> dict[str, Any]:
-    """Whose weights they are, where somebody else fitted them."""
+    """Whose weights they are, where they were fitted elsewhere."""
     return {"weights": record.weights.model_dump()} if record.weights else {}
 
 
 def _trained(entry: Entry) -> str:
-    """The training source, and who trained where it was somebody else."""
+    """The training source, and who trained where that was not the submitter."""
     weights = entry.record.weights
     return f"{entry.trained_on}, by {weights.author}" if weights else entry.trained_on

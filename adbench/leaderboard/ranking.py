@@ -51,7 +51,7 @@ class Published:
         owners: subject of each test volume.
         left_out: (n,) the ranking metric without one subject each; None where it is undefined.
         linear: see :func:`linear`.
-        submitted: who submitted it; None where nobody says so.
+        submitted: who submitted it; None where it is not stated.
     """
 
     path: str

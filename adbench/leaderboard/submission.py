@@ -256,7 +256,7 @@ def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submi
     """Statements of a submitter.
 
     Raises:
-        UserError: no name or licence, a name of several lines or with characters that nobody sees, a licence of several words, or a
+        UserError: no name or licence, a name of several lines or with invisible characters, a licence of several words, or a
             link that is no https address.
     """
     missing = [option for option, text in (("submitter", submitter), ("licence", licence)) if not text.strip()]

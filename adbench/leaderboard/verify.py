@@ -72,7 +72,7 @@ class CheckResult:
         issues: what is wrong.
         shared: what must agree with other results; None when it cannot be read.
         name: of its file in a leaderboard.
-        text: of that file; empty where nobody asked for it.
+        text: of that file; empty where it was not asked for.
         unseen: what could not be checked: its test slices, which do not ship with adbench, and what another release decides.
     """
 

@@ -396,7 +396,7 @@ class _Flipped:
         """(len(rows),) under how many patterns the largest statistic of a row and all less clear ones reaches its own.
 
         From the least clear row on, each set is the one before and a row more: all its gaps are others only under the patterns
-        in which that row leads. The statistics of every set anew would take the square of the number of rows.
+        in which that row leads. Computing the statistics of every set again would take the square of the number of rows.
         """
         reached = np.zeros(len(rows), np.int64)
         leader = np.full(len(self.signs), rows[0])

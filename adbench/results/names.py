@@ -53,7 +53,7 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
     Args:
         records: one of each row.
         seeds: rows differ in their seed too, which stands in a column of its own.
-        submitters: who submitted each row, "" where nobody says so; none: nobody does.
+        submitters: who submitted each row, "" where it is not stated; none: it is stated of no row.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for place, record in enumerate(records):

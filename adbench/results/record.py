@@ -114,7 +114,7 @@ class Record(_Part):
     provenance: dict[str, Any]  # versions, platform, device, git revision
     files: dict[str, str]  # files beside the record -> SHA-256
     tuned_from: TunedFrom | None = None  # the search that chose method.params, if one did
-    weights: Weights | None = None  # whose they are, when somebody else fitted them
+    weights: Weights | None = None  # whose they are, when they were fitted elsewhere
 
 
 def facts(name: str, *records: Record) -> MetricSpec:

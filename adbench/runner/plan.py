@@ -45,7 +45,7 @@ class Data:
         threshold: labelled validation slices that choose thresholds (may be empty).
         test: labelled test slices.
         threshold_store: the one of these two that ``threshold`` is of.
-        fit: somebody's fit, which learned from slices that are not here; ``train`` is then empty.
+        fit: a shared fit, which learned from slices that are not here; ``train`` is then empty.
     """
 
     train: SliceSet

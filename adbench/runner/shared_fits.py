@@ -53,7 +53,7 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
     ``link`` are as in :class:`Weights`. Equal fits give equal bytes.
 
     Raises:
-        UserError: the fit was not kept, is somebody else's, holds other files than tensors and JSON; no author or licence;
+        UserError: the fit was not kept, is another author's, holds other files than tensors and JSON; no author or licence;
             ``out`` is there, or lies among the fits of runs.
     """
     try:
@@ -119,8 +119,8 @@ def _export(result: Result, out: Path, weights: Weights) -> SharedFit:
     for name in fit["files"]:
         if not name.endswith((".safetensors", ".json")):
             raise UserError(
-                f"The fit in {folder} holds {name}: only tensors (.safetensors) and .json can be shared, because nobody should "
-                "unpickle a stranger's file. Let the method save its state as tensors."
+                f"The fit in {folder} holds {name}: only tensors (.safetensors) and .json can be shared, because untrusted "
+                "files must not be unpickled. Let the method save its state as tensors."
             )
     splits = read_json(result.file(rundir.SPLITS), RECORD_BYTES)
     for name in fit["files"]:
@@ -201,7 +201,7 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
             return there
         if fitted(folder, shared.fit_key) is not None:
             raise UserError(
-                f"{folder} holds another fit with the same key, made here or shared by somebody else: give another --out, or "
+                f"{folder} holds another fit with the same key, made here or shared by another author: give another --out, or "
                 "delete it to use the shared one."
             )
         for name in shared.files.keys() - {FIT}:

@@ -149,7 +149,7 @@ def figures_text(figures: dict[str, Any]) -> str:
 class LiveProgress(Progress):
     """Progress bars with loss and time left on a terminal; elsewhere a plain line every ten seconds.
 
-    Of phases without a total only those that wait for somebody else are shown, once.
+    Of phases without a total only those that wait for another process are shown, once.
     """
 
     def __init__(self, quiet: bool = False) -> None:

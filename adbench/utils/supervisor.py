@@ -3,7 +3,7 @@
 Whatever the child has started, Ray's own processes too, ends with it.
 
 The child has a session of its own: a signal that it sends to its group does not reach this process, and one that the user
-sends here, from a terminal too, is passed on. A child that is interrupted though nobody has asked for it has interrupted
+sends here, from a terminal too, is passed on. A child that is interrupted without a request from the user has interrupted
 itself, and its cell has failed.
 
 The child is forked before anything heavy is imported, so that it costs nothing. It says which cell it is at; when it dies,
@@ -114,7 +114,7 @@ class Journal:
             os.write(self._pipe.check(), (json.dumps(entry) + "\n").encode())
         except BrokenPipeError:
             pass  # the parent was killed: this process is about to be stopped
-        except OSError:  # whatever this process does from now on, nobody learns of it
+        except OSError:  # the parent is gone: what this process does from now on is not reported
             os._exit(_DEAF)
 
 

@@ -36,7 +36,7 @@ class BidsParams(OwnParams):
 
     healthy: str = param(
         "",
-        "column=value[,value] of participants.tsv: subjects with such a row are healthy, e.g. group=control; empty: nobody "
+        "column=value[,value] of participants.tsv: subjects with such a row are healthy, e.g. group=control; empty: none "
         "by the table",
         source="adbench",
         pattern=r"^([^=]+=.+)?$",

@@ -23,7 +23,7 @@ def excluded(names: Iterable[str], cases: Iterable[tuple[str, str]], dataset: st
         dataset: its name, for the message.
 
     Raises:
-        UserError: a name is nobody's; the nearest is given.
+        UserError: no case has such a name; the nearest is given.
     """
     there = list(cases)
     found: set[str] = set()

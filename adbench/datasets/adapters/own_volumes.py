@@ -114,7 +114,7 @@ class OwnVolumes(IndexedVolumes):
     """Volumes of your own; a subclass says how they are named.
 
     Folders called train, val and test give the roles; otherwise patients are drawn: those with masks into train, val and
-    test, those that were declared healthy into train and val. With ``folds``, those with masks outside train/ are dealt anew.
+    test, those that were declared healthy into train and val. With ``folds``, those with masks outside train/ are divided again.
 
     No subject is healthy by default: one without mask is where its folder (train/) or ``unmasked`` says so. A file that
     holds few whole numbers or probabilities and whose name says nothing is taken for a mask that should have been named.

@@ -32,7 +32,7 @@ from adbench.datasets.preprocessing.base import RawVolume
 from adbench.errors import UserError
 from adbench.params import build
 
-ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # nobody has a role here
+ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # there are no roles here
 LEAST_DARK = 0.1  # share of pixels at 0 in slices without a skull: a brain cut out tightly leaves a fifth
 
 
@@ -148,7 +148,7 @@ class UnlabelledVolumes(_Scans, FolderVolumes):
         return {}
 
     def _contradiction(self, scan: Scan) -> str:
-        return ""  # nobody is said to be healthy
+        return ""  # no subject is declared healthy
 
     def left_out(self, scan: Scan) -> str:
         """Nothing is."""
