@@ -17,7 +17,7 @@ from adbench.datasets.io.png import read_shape
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
-from adbench.evaluation.volume_files import VolumeFiles, label
+from adbench.evaluation.volume_files import VolumeWriter, label
 from adbench.metrics.lesion import breaks, components
 from adbench.results.record import Record
 from adbench.runner.inference import ScoredVolume
@@ -70,7 +70,7 @@ class Prediction:
     notes: str
 
 
-class Writer:
+class PredictionWriter:
     """Writes what one scan gives, and finds what is written already."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Writer:
     ) -> None:
         self._record, self._store, self._cases = record, store, cases
         self._images, self._out, self._rule, self._level, self._remarks = images, out, rule, level, remarks
-        self._name, self._volumes = label(record.method.name), VolumeFiles(out, "original")
+        self._name, self._volumes = label(record.method.name), VolumeWriter(out, "original")
 
     def image(self, case: str) -> str:
         """The file that is looked at, relative to the folder of scans (of slices, the first)."""

@@ -28,7 +28,7 @@ class VolumeFile(NamedTuple):
     affine: np.ndarray
 
 
-class VolumeFiles:
+class VolumeWriter:
     """Writes below ``OUT/sub-01/[ses-1/]anat/``; the names say subject, session and space.
 
     Args:
