@@ -1,4 +1,4 @@
-"""``adbench tune``."""
+"""``adbench tune``: hyper-parameter search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from adbench.cli.app import (
     Address,
     AtMost,
     Cache,
+    Cpus,
     Device,
+    Gpus,
     Json,
     Preset,
     Protocol,
@@ -92,8 +94,8 @@ def tune(
     config: Annotated[Path | None, typer.Option(help="YAML file as for adbench run; flags win over it.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder of runs, fits and searches; default: runs.")] = None,
     cache: Cache = None,
-    cpus_per_run: Annotated[str, typer.Option(help="CPU cores of a trial: auto, or a number.")] = "auto",
-    gpus_per_run: Annotated[str, typer.Option(help="Share of a GPU of a trial: auto, 0.25, 1.")] = "auto",
+    cpus_per_run: Cpus = None,
+    gpus_per_run: Gpus = None,
     max_concurrent: AtMost = None,
     address: Address = None,
     json_: Json = False,
@@ -112,14 +114,14 @@ def tune(
     from adbench.config import run_config as configs
     from adbench.executors.resources import parse
     from adbench.tune.search import search
-    from adbench.tune.task import Options
+    from adbench.tune.task import SearchOptions
     from adbench.utils.console import LiveProgress, print_json, say
 
     flags = as_settings(method=method, dataset=dataset, modality=modality, protocol=protocol, seed=seed, preset=preset)
     flags |= as_settings(data_root=data_root, train_on=train_on, train_root=train_root)
     flags |= as_settings(device=device, out=out, cache=cache)
     settings: configs.RunConfig = configs.load(config, flags, set_ or [])
-    options = Options(
+    options = SearchOptions(
         objective=objective,
         trials=trials,
         budget=duration,

@@ -17,6 +17,7 @@ import numpy as np
 from adbench.config.protocols import PROTOCOLS
 from adbench.leaderboard.consistency import steps
 from adbench.leaderboard.submission import FROM_MAPS, Submitted
+from adbench.metrics.columns import BOARD_METRICS, FALSE_ALARMS, STRATA_METRICS
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, several
@@ -30,13 +31,9 @@ if TYPE_CHECKING:
 
     from adbench.metrics.compare import Difference
 
-HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
-STRATA_METRICS = (RANKED_BY, "dice@val")
-ALARM_METRICS = ("fa_slice", "fpr_healthy@conformal10", "alarms@fpr1")  # in strata other than those of lesion size
-
 
 class TestSet(NamedTuple):
-    """What two results must share for their numbers to stand in one table."""
+    """The properties of a test set that two results must share to stand in one table."""
 
     protocol: str
     version: str  # of the protocol
@@ -85,12 +82,12 @@ class Entry:
 
     @property
     def from_maps(self) -> bool:
-        """Whether it was scored from somebody's maps: no method was run, and its costs are not known."""
+        """Whether it was scored from submitted maps: no method was run, and its costs are not known."""
         return self.record.method.origin == FROM_MAPS
 
     @property
     def submitters(self) -> str:
-        """Their names; "" where nobody says so."""
+        """Their names; "" where they are not stated."""
         return ", ".join(dict.fromkeys(one.submitter for one in self.submitted))
 
     @property
@@ -105,7 +102,7 @@ class Entry:
 
     @property
     def href(self) -> str:
-        """Where its numbers lead: to its record, or to its details where it has several."""
+        """Link of the numbers: to the record, or to the details of several."""
         return quote(self.paths[0]) if len(self.paths) == 1 else f"#{self.id}"
 
     def value(self, metric: str) -> float | None:
@@ -225,7 +222,7 @@ class Board:
 
     @property
     def title(self) -> str:
-        """What its numbers are about, in one line."""
+        """Title of the board, in one line."""
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         scored = len(self.record.subjects)  # none in a board of published results
@@ -240,7 +237,7 @@ class Board:
     @cached_property
     def metrics(self) -> list[str]:
         """The columns: those of every board where some entry has a number, the protocol's own, and what was asked for."""
-        names = [*HEADLINE, *(() if self.pooled else ("auroc",)), *self.extra]
+        names = [*BOARD_METRICS, *(() if self.pooled else ("auroc",)), *self.extra]
         wanted = {RANKED_BY, *asked(*self._records)}  # shown without a number too: the cell says why
         return [name for name in names if name in wanted or any(e.value(name) is not None for e in self.entries)]
 
@@ -254,12 +251,12 @@ class Board:
         return [record for entry in self.entries for record in entry.records]
 
     def facts(self, metric: str) -> MetricSpec:
-        """What is known about a column."""
+        """Facts about a column."""
         return facts(metric, *self._records)
 
     @cached_property
     def columns(self) -> list[MetricSpec]:
-        """What is known about each of :attr:`metrics`."""
+        """Facts about each of :attr:`metrics`."""
         return [self.facts(metric) for metric in self.metrics]
 
     @cached_property
@@ -272,15 +269,15 @@ class Board:
         return {grouping: groups for grouping, groups in found.items() if len(groups) > 1}
 
     def strata_metrics(self, grouping: str) -> list[str]:
-        """The metrics that tables of a grouping show: those of every table, and false alarms where somebody has them."""
-        alarms = () if grouping == "lesion_size" else ALARM_METRICS
+        """The metrics that tables of a grouping show: those of every table, and false alarms where any row has them."""
+        alarms = () if grouping == "lesion_size" else FALSE_ALARMS
         groups = self.groupings[grouping]
         shown = [m for m in alarms if any(e.stratum(grouping, group, m) for e in self.entries for group in groups)]
         return [*STRATA_METRICS, *shown]
 
     def shown_in(self, grouping: str) -> list[MetricSpec]:
         """What is known about the columns of a grouping on the page: those of :meth:`strata_metrics` that some entry has."""
-        known = {RANKED_BY, *self.metrics, *ALARM_METRICS}
+        known = {RANKED_BY, *self.metrics, *FALSE_ALARMS}
         return [self.facts(metric) for metric in self.strata_metrics(grouping) if metric in known]
 
     def seeds(self, entry: Entry) -> str:
@@ -422,8 +419,8 @@ def _conformance(record: Record) -> str:
 
 
 def extra_metrics(records: Sequence[Record], more: Iterable[str] = ()) -> list[str]:
-    """The metrics beside :data:`HEADLINE` in tables of some records of one protocol: its own, those that were asked for, ``more``."""
+    """The metrics beside :data:`adbench.metrics.columns.BOARD_METRICS` in tables of some records of one protocol: its own, those that were asked for, ``more``."""
     protocol = records[0].protocol
     known = PROTOCOLS.get(str(protocol["name"]))
     names = dict.fromkeys([*(known.columns if known else ()), *protocol.get("metrics", ()), *asked(*records), *more])
-    return [name for name in names if name not in HEADLINE]
+    return [name for name in names if name not in BOARD_METRICS]

@@ -19,9 +19,10 @@ from adbench.config import registry
 from adbench.errors import UserError
 from adbench.leaderboard import export
 from adbench.leaderboard.board import Board, Entry
-from adbench.leaderboard.export import VALUE_ONLY, rank_text
+from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.leaderboard.submission import JSON_TABLE
+from adbench.metrics.columns import WITHOUT_INTERVAL
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.results.format import NONE, html_page, interval_text, p_text, several, value_text
@@ -97,7 +98,7 @@ class Reported(NamedTuple):
     metric: str  # as the source defines it
     value_percent: str
     source: str
-    how_read: str  # on a page, in code, digitised from a figure, or quoted by somebody else
+    how_read: str  # on a page, in code, digitised from a figure, or quoted by another paper
 
 
 def read_reported(path: Path) -> list[Reported]:
@@ -140,7 +141,7 @@ def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
         alpha=f"{ALPHA:.0%}",
         version=__version__,
         ranked_by=RANKED_BY,
-        value_only=VALUE_ONLY,
+        value_only=WITHOUT_INTERVAL,
         rank_text=rank_text,
         quote=quote,
         scale=_scale,
@@ -157,7 +158,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
-    """Where a dataset is tested in several modalities: the same methods beside each other.
+    """Tables that set the same methods beside each other where a dataset is tested in several modalities.
 
     Returns:
         One table a protocol and dataset: its boards, and rows of (label, entries: one a board, or None).

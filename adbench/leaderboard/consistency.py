@@ -16,7 +16,7 @@ from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
 from adbench.metrics.score_bins import key_of, predict
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.results.explain import ABSENT, apart
+from adbench.results.explain import ABSENT, differing_fields
 from adbench.results.record import Record, lacking
 from adbench.results.rundir import safe
 
@@ -65,7 +65,7 @@ class Issue:
 
 def differences(field: str, stored: Any, expected: Any, why: str = "") -> Iterator[Issue]:
     """An issue for each part in which a value of the file differs, by more than rounding, from what it must be."""
-    for name, one, other in apart(stored, expected, field, close=True):
+    for name, one, other in differing_fields(stored, expected, field, close=True):
         yield Issue(name, one, other, why)
 
 

@@ -13,9 +13,6 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import (
-    ALARM_METRICS,
-    HEADLINE,
-    STRATA_METRICS,
     Board,
     Entry,
     TestSet,
@@ -26,7 +23,8 @@ from adbench.leaderboard.board import (
 from adbench.leaderboard.submission import Submission, Submitted
 from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
-from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, compare
+from adbench.metrics.columns import BOARD_METRICS, FALSE_ALARMS, STRATA_METRICS
+from adbench.metrics.compare import NOT_ABOVE_CHANCE, MethodSamples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
 from adbench.metrics.spec import RANKED_BY
@@ -41,7 +39,7 @@ ALPHA = 0.05  # error rate of the ranks of one board
 
 @dataclass(frozen=True)
 class Published:
-    """What a board needs of a published result, small enough that thousands fit into the memory.
+    """The part of a published result that a board needs, small enough to hold thousands in memory.
 
     Attributes:
         path: of its file, relative to the leaderboards.
@@ -51,7 +49,7 @@ class Published:
         owners: subject of each test volume.
         left_out: (n,) the ranking metric without one subject each; None where it is undefined.
         linear: see :func:`linear`.
-        submitted: who submitted it; None where nobody says so.
+        submitted: who submitted it; None where it is not stated.
     """
 
     path: str
@@ -110,7 +108,7 @@ def _load(root: Path, lean: bool, path: Path) -> tuple[Published, SharedFields |
     name = path.relative_to(root).as_posix()
     if lean:
         return published(name, files.glance(path), lean=True), None
-    submission = files.read(path)
+    submission = files.read_submission(path)
     if submission.raw["digest"] != files.own_digest(submission.raw):
         raise UserError(f"{path}: digest: it is not that of the content; `adbench leaderboard verify` says more.")
     for issue in check_place(path, submission.record):
@@ -141,7 +139,7 @@ def published(path: str, submission: Submission, *, lean: bool = False) -> Publi
         "fit": {name: record.fit[name] for name in ("steps",) if name in record.fit},
         "strata": {
             grouping: {
-                group: {name: numbers[name] for name in (*STRATA_METRICS, *ALARM_METRICS) if name in numbers}
+                group: {name: numbers[name] for name in (*STRATA_METRICS, *FALSE_ALARMS) if name in numbers}
                 for group, numbers in groups.items()
             }
             for grouping, groups in record.strata.items()
@@ -196,11 +194,11 @@ def _ranked(where: TestSet, group: Mapping[str, list[Published]], more: tuple[st
         seeds.sort(key=lambda seed: (seed.record.seed, seed.path))
         records = [seed.record for seed in seeds]
         left_out = _left_out(seeds)
-        estimates = {name: _estimate(records, name, left_out.get(name)) for name in (*HEADLINE, *extra)}
+        estimates = {name: _estimate(records, name, left_out.get(name)) for name in (*BOARD_METRICS, *extra)}
         said = tuple(dict.fromkeys(seed.submitted for seed in seeds if seed.submitted is not None))
         entries.append(Entry(key, records, [seed.path for seed in seeds], estimates, submitted=said))
         if RANKED_BY in left_out:
-            samples[key] = Samples(
+            samples[key] = MethodSamples(
                 seeds[0].cohort,
                 {RANKED_BY: np.array([record.metrics[RANKED_BY].value for record in records], float)},
                 {RANKED_BY: left_out[RANKED_BY]},
@@ -222,7 +220,7 @@ def _bracket(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
     return {RANKED_BY: (low, high)}
 
 
-def _rank(board: Board, samples: Mapping[str, Samples]) -> None:
+def _rank(board: Board, samples: Mapping[str, MethodSamples]) -> None:
     ranks: Mapping[str, int | None] = {}
     reasons: Mapping[str, str] = {}
     if not samples:

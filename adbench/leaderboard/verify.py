@@ -52,7 +52,7 @@ class SharedField(NamedTuple):
 
 @dataclass(frozen=True)
 class SharedFields:
-    """What must agree between one result and the others of a leaderboard."""
+    """Fields that must agree between one result and the others of a leaderboard."""
 
     file: str
     run_key: str
@@ -72,7 +72,7 @@ class CheckResult:
         issues: what is wrong.
         shared: what must agree with other results; None when it cannot be read.
         name: of its file in a leaderboard.
-        text: of that file; empty where nobody asked for it.
+        text: of that file; empty where it was not asked for.
         unseen: what could not be checked: its test slices, which do not ship with adbench, and what another release decides.
     """
 
@@ -219,7 +219,7 @@ def check_place(path: Path, record: Record) -> list[Issue]:
 
 
 def shared_fields(submission: Submission, *, counts: bool = True) -> SharedFields:
-    """What must agree between ``submission`` and others.
+    """Fields of ``submission`` that must agree with the others.
 
     Args:
         submission: one result.
@@ -312,7 +312,7 @@ def _scores(record: Record) -> dict[tuple[str, str], str]:
 
 
 def contradictions(results: Sequence[SharedFields]) -> list[Issue]:
-    """Where the results of a leaderboard contradict each other."""
+    """Contradictions between the results of a leaderboard."""
     return [*_differing(results), *_copies(results), *_dropped(results)]
 
 

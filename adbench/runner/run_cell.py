@@ -44,7 +44,7 @@ def run_cell(
     progress: Progress | None = None,
     *,
     force: bool = False,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = Context.checkpoint_seconds,
     save_maps: bool = False,
     track: str = "",
     facts: dict[str, Any] | None = None,
@@ -148,7 +148,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, fl
 
 
 def _assist(plan: Plan, ctx: Context) -> Record:
-    """What the other processes of a launch do: train together with the first one, then wait for the record it writes."""
+    """Work of the other processes of a launch: train together with the first one, then wait for the record it writes."""
     make_fit(plan.fit_plan, ctx)
     distributed.wait()
     record = plan.record()
@@ -220,7 +220,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
 
 
 def _shared(plan: Plan) -> list[str]:
-    """Notes on weights that somebody else fitted."""
+    """Notes on weights that were fitted elsewhere."""
     fit = plan.cell.fit
     if fit is None:
         return []

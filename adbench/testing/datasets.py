@@ -20,21 +20,24 @@ from adbench.utils.hashing import digest
 
 @dataclass
 class DatasetUnderTest:
-    """What the rules of a dataset work on: its cases and its prepared slices in one modality."""
+    """The subject of the rules of a dataset: its cases and its prepared slices in one modality."""
 
     dataset: Dataset
     folder: Path
 
     @property
     def modality(self) -> str:
+        """The first sequence that there is."""
         return self.dataset.available()[0]
 
     @cached_property
     def cases(self) -> list[Case]:
+        """Every case of that sequence."""
         return self.dataset.discover(self.modality)
 
     @cached_property
     def store(self) -> SliceStore:
+        """Their prepared slices."""
         return prepare(self.dataset, self.modality, self.folder)
 
 

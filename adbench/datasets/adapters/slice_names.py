@@ -1,4 +1,4 @@
-"""PNG slices by their names: whose they are, which slice, of what, and what their names show to be wrong."""
+"""Parse the file names of PNG slices: subject, slice, kind, and problems that the names show."""
 
 from __future__ import annotations
 
@@ -38,6 +38,7 @@ class SliceFile:
 
     @property
     def slice(self) -> SliceId:
+        """What an image and its masks have in common."""
         return self.split, self.subject, self.session, self.index
 
     @property
@@ -47,6 +48,7 @@ class SliceFile:
 
     @property
     def is_mask(self) -> bool:
+        """Whether it is a mask of brain, lesion or anything else, and no image."""
         return self.kind in (BRAIN, LESION, OTHER_MASK)
 
     @property
@@ -63,7 +65,7 @@ class SliceFile:
 
 
 def named_slice(path: Path, split: Split | None, modality: str) -> SliceFile:
-    """What the name of a PNG says.
+    """Parse the name of a PNG slice.
 
     Args:
         path: of the file.
@@ -86,7 +88,7 @@ def named_slice(path: Path, split: Split | None, modality: str) -> SliceFile:
 
 
 def verdict(path: Path) -> str:
-    """What the folder of a slice says of it, as in BMAD: good or ungood; "" in any other layout."""
+    """Label of a slice by its folder, as in BMAD: good or ungood; "" in any other layout."""
     return next((folder.lower() for folder in path.parts[-3:-1] if folder.lower() in (GOOD, UNGOOD)), "")
 
 

@@ -94,7 +94,7 @@ class IndexedVolumes(VolumeDataset):
 
     @property
     def expected(self) -> Expected:
-        """What the volumes should be like."""
+        """Properties expected of the volumes."""
         return self.distributed
 
     @property
@@ -118,7 +118,7 @@ class IndexedVolumes(VolumeDataset):
         return self.expected.on_template
 
     def named(self, path: str) -> Named | None:
-        """What a path below the root says about its file; None when it is not of this dataset."""
+        """Parse a path below the root; None when the file is not of this dataset."""
         names = (SETS[family].named(family, path) for family in self.families)
         return next((found for found in names if found), None)
 
@@ -158,7 +158,7 @@ class IndexedVolumes(VolumeDataset):
         return read_participants(self._root())
 
     def row(self, subject: str) -> dict[str, str]:
-        """What the table of people says of ``subject``; empty where it is not in it."""
+        """Row of ``subject`` in the table of participants; empty where there is none."""
         return self.participants.get(folded(subject), {})
 
     def unmasked_by_design(self, scan: Scan) -> bool:
@@ -271,13 +271,19 @@ class IndexedVolumes(VolumeDataset):
                 index.duplicates.append((first, file))
         if not differ:
             index.duplicates += copies
-        if CHANNELS in files:
-            whole = files.pop(CHANNELS)
-            for place, modality in enumerate(self.channels):
-                if modality and files.setdefault(modality, whole) is whole:
-                    channels[modality] = place
+        channels.update(self._unfold(files))
         if files:
             index.scans.append(replace(scan, pieces=tuple(masks) if differ else ()))
+
+    def _unfold(self, files: dict[str, File]) -> dict[str, int]:
+        """Enter a file of several sequences as each that no file of its own is of; sequence -> its place in the file."""
+        if CHANNELS not in files:
+            return {}
+        whole, places = files.pop(CHANNELS), {}
+        for place, modality in enumerate(self.channels):
+            if modality and files.setdefault(modality, whole) is whole:
+                places[modality] = place
+        return places
 
     @property
     def _patterned(self) -> str:
@@ -302,7 +308,7 @@ class IndexedVolumes(VolumeDataset):
     # -- what keeps it from being used -------------------------------------------------------------------------------
 
     def faults(self) -> Iterator[Issue]:
-        """What is wrong with the files as a whole: ``data check`` lists everything, :meth:`discover` refuses the first error."""
+        """Issues of the files as a whole: ``data check`` lists all, :meth:`discover` refuses the first error."""
         for scan, file in self.index.unclear:
             if not self.excluded(scan):
                 message = (
@@ -435,7 +441,7 @@ class IndexedVolumes(VolumeDataset):
         return cases
 
     def exclusions(self, modality: str) -> list[str]:
-        """What lies below the root and is not used, and why."""
+        """Files below the root that are not used, each with the reason."""
         return self.usable(modality)[1]
 
     def usable(self, modality: str) -> tuple[list[Scan], list[str]]:
@@ -488,7 +494,7 @@ class IndexedVolumes(VolumeDataset):
             not_counted=self.not_counted(masks[0]) if masks else (),
             skull=self._shows_skull(image.data),
         )
-        for found in nifti_header.findings(image.header):
+        for found in nifti_header.header_issues(image.header):
             if found.severity == "error":
                 raise UserError(f"{files[modality]} {found.text}.")
             if found.severity == "warning" or self.params.registration == "none":  # else its axes are turned
