@@ -6,6 +6,7 @@ themselves, without diffusion. Autoencoders: ``learnt`` (4 channels, as in the p
 ``tiny``). Prints Markdown as it goes, and goes on where it was stopped.
 
     python benchmarks/madad_noise.py --dataset phantom --modality T1 --codec brightness --seeds 0 --out noise-t1
+    python benchmarks/madad_noise.py --data-root soop_flair --codec learnt --set steps=300 --set mask_weight=0.1 --out noise
 """
 
 from __future__ import annotations
@@ -109,13 +110,20 @@ def main() -> None:
     parser.add_argument("--codec", default=",".join(CODECS), help="comma-separated")
     parser.add_argument("--noise", default="matched,offset,white", help="comma-separated; empty: only the latents")
     parser.add_argument("--preset", default="tiny")
-    parser.add_argument("--steps", type=int, help="optimiser steps of the UNet, in place of the preset's")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a parameter of MAD-AD in every row, e.g. steps=300",
+    )
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     seeds = [int(seed) for seed in args.seeds.split(",")]
     data = {"modality": args.modality, "preset": args.preset, "device": args.device, "out": args.out}
     data |= {"data_root": args.data_root} if args.data_root else {}
+    own = dict(text.split("=", 1) for text in args.set)
     rows: dict[str, dict[int, Any]] = {}
     flags: dict[str, dict[int, Any]] = {}
     for codec in args.codec.split(","):
@@ -125,7 +133,7 @@ def main() -> None:
         print(f"\n{table(rows, seeds)}", flush=True)
         for noise in filter(None, args.noise.split(",")):
             values = {**CODECS[codec], "noise": noise, "autoencoder": str(latent.fit_folder), "ae_steps": 0}
-            values |= {"steps": args.steps} if args.steps else {}
+            values |= own
             for seed in seeds:
                 (run,) = adbench.run("madad", args.dataset, set={"madad": values}, seed=seed, **data)
                 for name, estimate in scored(run, "score", SCORES, run.folder / "scores.json").items():
