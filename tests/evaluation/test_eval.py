@@ -90,7 +90,7 @@ def test_an_edited_mask_is_noticed(cli: Cli, run: Path, slices: Path, tmp_path: 
     assert code == 2
     assert re.search(
         rf"masks of folder are not those of the run any more: they have the digest \w+, its record says "
-        rf"{record.read(run).test.digest[:16]}",
+        rf"{record.read_record(run).test.digest[:16]}",
         " ".join(err.split()),
     )
 
