@@ -155,6 +155,13 @@ def get(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def of_result(name: object) -> Protocol | None:
+    """The protocol of a published result; None when this adbench has none of that name."""
+    if name == MAPS.name:
+        return MAPS
+    return PROTOCOLS.get(name) if isinstance(name, str) else None
+
+
 def choose(name: str | None, dataset: str, own: str, train_on: str | None) -> Protocol:
     """The protocol of a run: the one asked for; else one made for this training source and dataset; else the dataset's own.
 
