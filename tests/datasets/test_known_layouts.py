@@ -17,7 +17,8 @@ from adbench.datasets import download
 from adbench.datasets.adapters.brats23 import BraTS23
 from adbench.datasets.base import Case
 from adbench.datasets.io import nifti
-from adbench.datasets.io.filename_patterns import person, recognise
+from adbench.datasets.io.filename_patterns import recognise
+from adbench.datasets.io.patient_names import person
 from adbench.datasets.phantom import small_layouts as layouts
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.validation.check import CheckReport, check

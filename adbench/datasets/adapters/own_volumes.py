@@ -24,17 +24,14 @@ from adbench.datasets.io.filename_patterns import (
     UNCLEAR,
     Named,
     common_name,
-    folded,
     image_names,
-    names_in,
-    person,
     recognise,
     release_of,
-    second_scan,
     stem_of,
 )
 from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import PARTICIPANTS, says_ill
+from adbench.datasets.io.patient_names import folded, names_in, person, second_scan
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume

@@ -41,18 +41,10 @@ from adbench.datasets.geometry import resample, voxel_ml
 from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File, refuse_unreadable
 from adbench.datasets.io.file_index import FoundFiles, find_files, plain, same_content
-from adbench.datasets.io.filename_patterns import (
-    CHANNELS,
-    SETS,
-    UNCLEAR,
-    Named,
-    folded,
-    person,
-    recognise,
-    release_among,
-)
+from adbench.datasets.io.filename_patterns import CHANNELS, SETS, UNCLEAR, Named, recognise, release_among
 from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import Rows, groups_of, read_participants
+from adbench.datasets.io.patient_names import folded, person
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume, RecipeParams, VolumeDataset

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from adbench.datasets.io.filename_patterns import in_set, person, shared_patients
+from adbench.datasets.io.patient_names import in_set, person, shared_patients
 from adbench.datasets.preprocessing.recipe import MAX_SQUARE
 from adbench.leaderboard.checks.issue import RecordIssue, differences
 from adbench.leaderboard.submission import FROM_MAPS, Submission
