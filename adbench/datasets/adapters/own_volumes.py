@@ -15,7 +15,8 @@ from pydantic import field_validator
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected, Index, Scan
-from adbench.datasets.adapters.volumes import CHOOSING, STRIPPED, IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.volume_reader import STRIPPED, VolumeParams
+from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes
 from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File
