@@ -1,9 +1,11 @@
-"""Write the tables and the picture of ``docs/choosing.md``.
+"""Write the tables and the picture of ``docs/choosing.md``, and what runs give the pages of ``docs/methods``.
 
     python docs/choosing.py          what an author wrote for each method; published numbers beside those of the boards here
-    python docs/choosing.py RUNS     and, from finished runs, what training and scoring cost, and their maps of six test slices
+    python docs/choosing.py RUNS     and, from finished runs, what training and scoring cost, and their maps of six test slices:
+                                     of all on that page, of each with its learning curves on its own
 
-``RUNS`` is the ``--out`` of ``adbench run`` on one test set. Of each method the newest run counts, seed 0.
+``RUNS`` is the ``--out`` of ``adbench run`` on the test set of a committed board, or several of them. Of each method the newest run
+counts, seed 0. Pages of methods that they do not hold stay as they are; ``choosing.md`` shows only those that they hold.
 """
 
 from __future__ import annotations
@@ -13,19 +15,18 @@ import ast
 import csv
 import importlib
 import inspect
-from collections.abc import Iterable
 from pathlib import Path
 
-import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from method_pages import ROOT, Board, Seen, costs, look, save, show_map, show_truth, table, write
 
 from adbench import api
 from adbench.config import registry
-from adbench.datasets.contact_sheet import brain_box
 from adbench.evaluation.run import Run
+from adbench.results.format import several
 from adbench.results.names import method_name
-from adbench.runner.samples import choose_positions
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "choosing.md"
 PICTURE = ROOT / "docs" / "images" / "choosing.png"
 METHODS = tuple(registry.BUILTIN["methods"])
@@ -36,11 +37,6 @@ PUBLISHED = {
     "mDDPM": "pddpm", "cDDPM": "pddpm", "ANDi": "andi", "THOR": "thor", "Disyre": "restore", "DISYRE v2": "restore",
     "IterMask": "itermask", "FAE": "features", "PatchCore": "features", "histogram-equalised threshold": "histeq",
 }  # fmt: skip
-
-
-def table(heads: list[str], rows: Iterable[Iterable[object]], *, numbers: bool = True) -> str:
-    rule = ["---", *["--:" if numbers else "---"] * (len(heads) - 1)]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in [heads, rule, *rows])
 
 
 def lines() -> str:
@@ -114,81 +110,57 @@ def published() -> str:
     return table(["method", "as", "metric", "data and %", "protocol", "source"], rows, numbers=False)
 
 
-def newest(folder: Path) -> list[Run]:
+def newest(folders: list[Path]) -> list[Run]:
     """The newest run of each method with seed 0, in the order of the registry."""
     found: dict[str, Run] = {}
-    for run in sorted(api.load(folder, device="cpu"), key=lambda run: run.record.created):
+    for run in sorted(api.load(*folders, device="cpu"), key=lambda run: run.record.created):
         if run.record.seed == 0:
             found[run.record.method.name] = run
     return [found[name] for name in METHODS if name in found]
 
 
-def cost(folder: Path) -> str:
-    rows = []
-    for run in newest(folder):
-        record = run.record
-        counted, rate = record.method.parameters, 1 / max(record.timing["score_per_slice"], 1e-9)
-        trained = f"{record.timing['fit'] / 60:.1f}" if record.fit["steps"] else "–"
-        rows.append([f"`{method_name(record)}`", f"{counted:,}", record.fit["steps"], trained, f"{rate:,.0f}"])
-    return table(["method", "numbers learned", "steps", "training, min", "scoring, slices/s"], rows)
+def cost(runs: list[Run]) -> str:
+    rows = [(f"`{method_name(run.record)}`", costs(run.record)) for run in runs]
+    return table(["method", *rows[0][1]], [[name, *spent.values()] for name, spent in rows])
 
 
-def picture(folder: Path) -> None:
-    """Six slices chosen by their masks, never by a score: one row each; input and truth, then one column a method."""
-    from matplotlib.figure import Figure
+def shown(seen: list[Seen], board: Board) -> str:
+    """The picture, and which methods it holds."""
+    there = {row["method"] for row in board.rows} - {one.run.record.method.name for one in seen}
+    others = [f"`{name}`" for name in METHODS if name in there]
+    part = seen[0].run.record.test
+    rest = (
+        f" On the [board](../leaderboards/{board.folder.name}/index.md) and not here: {', '.join(others)}."
+        if others
+        else ""
+    )
+    return f"""![Test slices of {part.name} {part.modality}: truth, and the maps of {several(len(seen), "method")}](images/{PICTURE.name})
 
-    runs = newest(folder)
-    test = runs[0].data.test
-    positions = choose_positions(test)
-    cases = [test.cases[test.case_index[position]] for position in positions]
-    found: dict[str, dict[int, np.ndarray]] = {}
-    shown: dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-    for run in runs:
-        if run.record.test.digest != runs[0].record.test.digest:
-            raise SystemExit(f"{run.folder} has other test slices than {runs[0].folder}: give one board's runs.")
-        maps = found.setdefault(method_name(run.record), {})
-        for volume in run.each(cases, reconstructions=False):
-            for at, position in enumerate(volume.positions.tolist()):
-                if position in positions:
-                    maps[position] = volume.maps[at]
-                    shown[position] = volume.image[at], volume.brain[at], volume.lesion[at]
-    columns = min(COLUMNS, len(found))
-    blocks = [list(found)[k : k + columns] for k in range(0, len(found), columns)]
-    rows = len(cases) * len(blocks)
-    figure = Figure(figsize=(0.95 * (columns + 1), 1.08 * rows + 0.2), dpi=80, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.005, h_pad=0.005, wspace=0, hspace=0)  # type: ignore[union-attr]
+Here and in the [table of cost](#what-it-costs) are {several(len(seen), "method")}: {", ".join(f"`{one.name}`" for one in seen)}.{rest}"""
+
+
+def picture(seen: list[Seen]) -> None:
+    """Slices chosen by their masks, never by a score: one row each; the truth, then one column a method."""
+    columns = min(COLUMNS, len(seen))
+    blocks = [seen[k : k + columns] for k in range(0, len(seen), columns)]
+    slices = seen[0].slices
+    rows = len(slices) * len(blocks)
+    tight = ConstrainedLayoutEngine(w_pad=0.005, h_pad=0.005, wspace=0, hspace=0)
+    figure = Figure(figsize=(0.95 * (columns + 1), 1.08 * rows + 0.2), dpi=80, layout=tight)
     axes = figure.subplots(rows, columns + 1, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for number, names in enumerate(blocks):
-        part = axes[number * len(cases) : (number + 1) * len(cases)]
+    for number, block in enumerate(blocks):
+        part = axes[number * len(slices) : (number + 1) * len(slices)]
         part[0][0].set_title("truth", fontsize=7)
-        for row, position in zip(part, positions, strict=True):
-            image, brain, lesion = shown[position]
-            frame = brain_box(brain)
-            row[0].imshow(image[frame], cmap="gray", vmin=0, vmax=1)
-            if lesion.any():
-                row[0].contour(lesion[frame], levels=[0.5], colors="red", linewidths=0.8)
-        for column, name in enumerate(names, 1):
-            part[0][column].set_title(name, fontsize=7)
-            inside = np.concatenate([found[name][position][shown[position][1]] for position in positions])
-            low, high = np.percentile(inside, [1, 99.5])
-            for row, position in zip(part, positions, strict=True):
-                brain = shown[position][1]
-                values = np.where(brain, found[name][position], np.nan)[brain_box(brain)]
-                row[column].imshow(values, cmap="inferno", vmin=low, vmax=max(high, low + 1e-9))
-    figure.savefig(PICTURE, metadata={"Software": None})
-    _fewer_colours()
-    print(f"{PICTURE}: {', '.join(found)}; slices of {', '.join(cases)}")
-
-
-def _fewer_colours() -> None:
-    """A palette of 128 colours: a third of the bytes."""
-    from PIL import Image
-
-    with Image.open(PICTURE) as opened:
-        reduced = opened.convert("RGB").quantize(128)
-    reduced.save(PICTURE, optimize=True)
+        for row, one in zip(part, slices, strict=True):
+            show_truth(row[0], one)
+        for column, method in enumerate(block, 1):
+            part[0][column].set_title(method.name, fontsize=7)
+            for row, one in zip(part, method.slices, strict=True):
+                show_map(row[column], one, method.scale)
+    save(figure, PICTURE)
+    print(f"{PICTURE}: {', '.join(one.name for one in seen)}; slices of {', '.join(one.case for one in slices)}")
 
 
 def put(name: str, text: str) -> None:
@@ -203,13 +175,18 @@ def put(name: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="?", type=Path, help="folder with finished runs of one test set")
+    parser.add_argument("runs", nargs="*", type=Path, help="folders with finished runs of one test set")
     args = parser.parse_args()
     put("lines", lines())
     put("published", published())
-    if args.runs is not None:
-        put("cost", cost(args.runs))
-        picture(args.runs)
+    if args.runs:
+        runs = newest(args.runs)
+        board, seen = Board.of(runs[0].record), look(runs)
+        put("seen", shown(seen, board))
+        put("cost", cost(runs))
+        picture(seen)
+        for one in seen:
+            write(one, board, ROOT / "docs")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ PARTS = {
     "Tried here": "tried",
 }
 MADE = "<!-- Made by `adbench describe --all --markdown --out docs/methods` from the code: change it there. -->"
+KEPT = "\n<!-- From runs: "  # begins the line that names what wrote the rest of a page, which the code does not know
 
 
 def listing(kind: str) -> list[dict[str, Any]]:
@@ -207,13 +208,18 @@ def index_page() -> str:
 
 
 def write_pages(folder: Path, name: str | None = None) -> list[Path]:
-    """Write the page of the method ``name`` into ``folder``, or of every built-in method and the one that lists them."""
+    """Write the page of the method ``name`` into ``folder``, or of every built-in method and the one that lists them.
+
+    What stands behind :data:`KEPT` in a page that is there stays.
+    """
     names = [name] if name else list(registry.BUILTIN["methods"])
     texts = {one: page(one) for one in names} | ({} if name else {"index": index_page()})
     paths = []
     for one, text in texts.items():
-        paths.append(Path(folder) / f"{one}.md")
-        write_text(paths[-1], text)
+        path = Path(folder) / f"{one}.md"
+        there = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        write_text(path, text + "".join(there.partition(KEPT)[1:]))
+        paths.append(path)
     return paths
 
 

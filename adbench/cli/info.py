@@ -54,7 +54,10 @@ def describe(
     name: Annotated[str | None, typer.Argument(help="A method, dataset, metric or protocol.")] = None,
     all_: Annotated[bool, typer.Option("--all", help="Every built-in method; with --markdown --out.")] = False,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the page of a method as Markdown.")] = False,
-    out_: Annotated[Path | None, typer.Option("--out", help="Folder for the Markdown pages, one a method.")] = None,
+    out_: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for the Markdown pages, one a method; what runs gave a page stays in it."),
+    ] = None,
     json_: Json = False,
 ) -> None:
     """Describe one method, dataset, metric or protocol: what it does, its parameters with defaults, units and sources."""

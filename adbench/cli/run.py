@@ -287,7 +287,7 @@ def _show_plan(launch: Launch, as_json: bool) -> None:
     rows = [(c["cell"], f"{c['state']}: {c['reason']}" if c["reason"] else c["state"], c["asks_for"]) for c in cells]
     table("cells", columns, rows)
     ready = sum(cell["state"] == "complete" for cell in cells)
-    fits = len({(plan.trainer or plan).fit_key for plan in launch.plans})
+    fits = len({(plan.fit_plan.trainer or plan.fit_plan).key for plan in launch.plans})
     say(
         f"{several(len(cells), 'cell')}: {ready} complete, {len(cells) - ready} to run; {several(fits, 'different fit')}."
     )

@@ -65,6 +65,43 @@ class Data:
 
 
 @dataclass(frozen=True)
+class FitPlan:
+    """A fit whose slices and key are known.
+
+    Attributes:
+        train: healthy slices to learn from.
+        val: healthy slices to choose a checkpoint with; None when there are none.
+        key: hash of what decides it.
+        folder: where it is kept.
+    """
+
+    cell: Cell
+    train: SliceSet
+    val: SliceSet | None
+    key: str
+    folder: Path
+
+    @classmethod
+    def of(cls, cell: Cell, train: SliceSet, val: SliceSet | None, out: Path) -> FitPlan:
+        """The fit of ``cell`` on these slices, kept below the output folder ``out``."""
+        key = key_of(fit_identity(cell, train, val), cell)
+        return cls(cell, train, val, key, rundir.fit_folder(out, cell.method, key))
+
+    @property
+    def trainer(self) -> FitPlan | None:
+        """The fit of the method that trains for this one; None: it is trained by itself."""
+        return None if (cell := self.cell.trainer) is None else self._beside(cell)
+
+    @property
+    def members(self) -> list[FitPlan]:
+        """The fits that this one is made of."""
+        return [self._beside(cell) for cell in self.cell.members]
+
+    def _beside(self, cell: Cell) -> FitPlan:
+        return FitPlan.of(cell, self.train, self.val, self.folder.parents[1])
+
+
+@dataclass(frozen=True)
 class Plan:
     """A cell whose data is prepared and whose keys are known.
 
@@ -91,22 +128,9 @@ class Plan:
         return asked
 
     @property
-    def trainer(self) -> Plan | None:
-        """The plan of the same run with the method that trains for this one; None: it is trained by itself."""
-        cell = self.cell.trainer
-        return None if cell is None else self._of_fit(cell)
-
-    @property
-    def members(self) -> list[Plan]:
-        """The plans of the same run with each method whose fit this one is made of."""
-        return [self._of_fit(cell) for cell in self.cell.members]
-
-    def _of_fit(self, cell: Cell) -> Plan:
-        """The plan of a fit on the same slices that this one needs."""
-        identity = fit_identity(cell, self.data.train, self.data.val)
-        key = key_of(identity, cell)
-        folder = rundir.fit_folder(self.fit_folder.parents[1], cell.method, key)
-        return replace(self, cell=cell, identity=identity, fit_key=key, fit_folder=folder)
+    def fit_plan(self) -> FitPlan:
+        """Its fit alone."""
+        return FitPlan(self.cell, self.data.train, self.data.val, self.fit_key, self.fit_folder)
 
     def done(self, *, save_maps: bool = False) -> bool:
         """Whether there is a complete record with every metric that was asked for (and, with ``save_maps``, the maps).

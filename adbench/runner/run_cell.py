@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import nullcontext, suppress
-from dataclasses import asdict, fields, replace
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,17 +14,17 @@ import numpy as np
 
 from adbench.config import registry, run_config
 from adbench.config.cell import Cell, Source
-from adbench.config.source import source_files
 from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError, text_of
-from adbench.methods.base import FitReport, Method
+from adbench.methods.base import Method
 from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
 from adbench.results.format import several
 from adbench.results.record import DataPart, MethodPart, Number, Record, metric_part
-from adbench.runner.fit import commit_fit, fit_method, fitted, peak_memory
+from adbench.runner.fit import peak_memory
+from adbench.runner.fits import make_fit, waits
 from adbench.runner.inference import Clock
 from adbench.runner.measure import measure, numbers
 from adbench.runner.plan import Data, Plan
@@ -33,7 +33,7 @@ from adbench.runner.shared_fits import data_parts
 from adbench.utils import compute, distributed, threads
 from adbench.utils.files import sweep, write_json, write_text
 from adbench.utils.hashing import digest_file
-from adbench.utils.locks import LOCK, acquire
+from adbench.utils.locks import acquire
 from adbench.utils.signals import insisting
 
 log = logging.getLogger("adbench")
@@ -85,7 +85,7 @@ def run_cell(
     with threads.limited(threads.count(plan.resources.cpus)), compute.applied(plan.cell.device):
         if distributed.rank() > 0:
             return _assist(plan, ctx)
-        with acquire(plan.run_folder, _waits(ctx.progress)):
+        with acquire(plan.run_folder, waits(ctx.progress)):
             sweep(plan.run_folder)
             made = _making(plan) != before  # by the process that had the folder
             # A process that was killed at the very end has made it.
@@ -105,10 +105,6 @@ def _making(plan: Plan) -> tuple[str, dict[str, float]] | None:
     return None if record is None else (record.created, record.timing)
 
 
-def _waits(progress: Progress) -> Callable[[str], None]:
-    return lambda owner: progress.update(f"wait for {owner}", 0, 0)
-
-
 def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, float], None] | None = None) -> Record:
     """Fit, score, evaluate, record; an error is written down and raised. An earlier record stays until the new one is whole."""
     earlier = plan.stored()
@@ -123,7 +119,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, fl
     clock = Clock()
     try:
         with insisting():
-            method, fit = _fit(plan, ctx, watch)
+            method, fit = make_fit(plan.fit_plan, ctx, watch)
             phase = "score"
             metrics = [registry.load("metrics", name)() for name in plan.cell.metrics]
             samples = Samples(plan.data.test)
@@ -153,7 +149,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, fl
 
 def _assist(plan: Plan, ctx: Context) -> Record:
     """What the other processes of a launch do: train together with the first one, then wait for the record it writes."""
-    _fit(plan, ctx)
+    make_fit(plan.fit_plan, ctx)
     distributed.wait()
     record = plan.record()
     if record is None:
@@ -161,46 +157,6 @@ def _assist(plan: Plan, ctx: Context) -> Record:
             f"{plan.cell.label}: the first process of the launch wrote no record; its own message says why."
         )
     return record
-
-
-def _fit(
-    plan: Plan, ctx: Context, watch: Callable[[Method, float], None] | None = None
-) -> tuple[Method, dict[str, Any]]:
-    cell, data = plan.cell, plan.data
-    folder = plan.fit_folder
-    ready = fitted(folder, plan.fit_key) is not None
-    alone = distributed.rank() > 0 or (ready and not (folder / LOCK).exists())
-    with nullcontext() if alone else acquire(folder, _waits(ctx.progress)):
-        if not alone:
-            sweep(folder)
-        if not alone and not ready:
-            provenance.sign(folder, ctx.device, source_files("methods", cell.method))
-        if not ready and (trainer := plan.trainer) is not None:
-            _take_over(plan, trainer, ctx)
-        members = [] if ready else [_member(member, ctx) for member in plan.members]
-        return fit_method(
-            cell.method_class, cell.params, data.train, data.val, folder, plan.fit_key, ctx, watch, members
-        )
-
-
-def _member(plan: Plan, ctx: Context) -> tuple[Method, FitReport]:
-    """The fit that is a part of another, as a run of its own would make it."""
-    own = replace(ctx, seed=plan.cell.seed, workdir=plan.fit_folder, watch=None)
-    with threads.limited(threads.count(plan.resources.cpus)):
-        method, fit = _fit(plan, own)
-    said = {field.name: fit[field.name] for field in fields(FitReport)}
-    return method, FitReport(**{**said, "earlier_seconds": fit["seconds"]})
-
-
-def _take_over(plan: Plan, trainer: Plan, ctx: Context) -> None:
-    """Make the fit of ``plan`` from that of its trainer, which is made first where it is not there."""
-    learned, fit = _fit(trainer, replace(ctx, workdir=trainer.fit_folder))
-    if distributed.rank() == 0 and fitted(plan.fit_folder, plan.fit_key) is None:
-        method = plan.cell.method_class(plan.cell.params, ctx)
-        method.load_notes(learned.notes())
-        method.load_state(learned.state())
-        commit_fit(plan.fit_folder, method, {**fit, "fit_key": plan.fit_key})
-    distributed.wait()
 
 
 def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Clock, folder: Path) -> Record:

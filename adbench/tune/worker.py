@@ -22,15 +22,15 @@ from adbench.methods.base import Method
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.results import provenance, rundir
-from adbench.runner import keys
-from adbench.runner.fit import fit_method, seed_everything
+from adbench.runner.fit import fit_method, fitted, seed_everything
+from adbench.runner.fits import make_members
 from adbench.runner.inference import score_volumes
+from adbench.runner.plan import FitPlan
 from adbench.tune.space import values
 from adbench.tune.task import Task
 from adbench.tune.trials import FULL, RUNGS
 from adbench.utils import seeds, threads
 from adbench.utils.files import write_json
-from adbench.utils.hashing import digest
 from adbench.utils.locks import acquire
 from adbench.utils.signals import insisting
 
@@ -174,11 +174,11 @@ def _fit_and_measure(
                 due.pop(0)
             tell(share_done, measure(task.objective, method, select, ctx))
 
-    key = digest(keys.fit_identity(cell, train, val))
+    plan = FitPlan.of(cell, train, val, home.parents[3])  # home: OUT/searches/NAME/trials/NUMBER
+    members = [] if fitted(home, plan.key) else make_members(plan, ctx)  # once, in OUT/fits, whoever asks first
     provenance.sign(home, device, source_files("methods", cell.method))
-    method, _ = fit_method(
-        cell.method_class, cell.params, train, val, home, key, ctx, watch if task.identity["halving"] else None
-    )
+    looked = watch if task.identity["halving"] else None
+    method, _ = fit_method(cell.method_class, cell.params, train, val, home, plan.key, ctx, looked, members)
     seed_everything(seeds.derive(cell.seed, "score"))
     tell(FULL, measure(task.objective, method, select, ctx))
 

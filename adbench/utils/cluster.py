@@ -103,7 +103,8 @@ def connect(
         **options: more arguments of ``ray.init``.
 
     Raises:
-        UserError: nothing answers at the address, it refuses (another version of Ray, another token), or memory is short.
+        UserError: nothing answers at the address, it refuses (another version of Ray, another token), memory is short, or
+            this machine is too busy to start Ray in the half minute that Ray gives it.
     """
     check_address_space(_LEAST_MEMORY, "a process of Ray takes")
     address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
@@ -134,7 +135,7 @@ def connect(
     before = signal.getsignal(signal.SIGTERM)
     try:
         context: Any = ray.init(address=address, **arguments)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
+    except Exception as error:  # a node that is slow to start is an Exception and nothing more
         ray.shutdown()
         raise UserError(_refusal(address, error)) from error
     if callable(before) and threading.current_thread() is threading.main_thread():

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from adbench.cli.describe import description, index_page, listing, page, readable
+from adbench.cli.describe import KEPT, description, index_page, listing, page, readable
 from adbench.config import registry
 from adbench.errors import UserError
 from adbench.metrics.spec import HISTOGRAM_METRICS, MAP_METRICS, SPECS
@@ -63,7 +63,7 @@ def test_cards_quote_boards_as_they_are() -> None:
 
 def test_committed_pages_are_those_of_the_code() -> None:
     made = {name: page(name) for name in registry.BUILTIN["methods"]} | {"index": index_page()}
-    committed = {path.stem: path.read_text(encoding="utf-8") for path in DOCS.glob("*.md")}
+    committed = {path.stem: path.read_text(encoding="utf-8").partition(KEPT)[0] for path in DOCS.glob("*.md")}
     assert committed.keys() == made.keys()
     stale = [name for name, text in made.items() if committed[name] != text]
     assert not stale, "make them again: adbench describe --all --markdown --out docs/methods"
@@ -92,6 +92,17 @@ def test_pages_are_written(cli: Cli, tmp_path: Path) -> None:
         code, _, err = cli(*wrong)
         assert code == 2
         assert message in " ".join(err.split())
+
+
+def test_what_runs_gave_a_page_stays_when_it_is_made_again(cli: Cli, tmp_path: Path) -> None:
+    written = tmp_path / "histeq.md"
+    tail = f"{KEPT}some script -->\n\n## Seen\n\n.123\n"
+    written.write_text(f"an older page\n{tail}")
+    (tmp_path / "zscore.md").write_bytes(b"\xff no mark")
+    for name in ("histeq", "zscore"):
+        assert cli("describe", name, "--markdown", "--out", str(tmp_path))[0] == 0
+    assert written.read_text() == page("histeq") + tail
+    assert (tmp_path / "zscore.md").read_text() == page("zscore")
 
 
 def test_only_methods_have_cards() -> None:

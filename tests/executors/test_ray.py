@@ -29,7 +29,7 @@ from adbench.results.record import RECORD
 from adbench.runner.plan import Plan
 from adbench.runner.run_cell import run_cell
 from adbench.utils import threads
-from adbench.utils.cluster import _keep_token
+from adbench.utils.cluster import _keep_token, connect
 
 pytestmark = pytest.mark.timeout(600)
 FEW = ("ae.steps=6", "ae.batch=4", "ae.image_size=64")
@@ -201,6 +201,22 @@ def test_asking_for_more_than_there_is(cluster: Any, grid: Callable[..., Launch]
         list(on_ray(launch, cluster, gpus=2.0).run(launch.plan()))
     with pytest.raises(UserError, match=r"asks for 64 CPU cores and .* has 2: lower --cpus-per-run"):
         list(on_ray(launch, cluster, cpus=64.0).run(launch.plan()))
+
+
+def test_a_machine_too_busy_to_start_ray_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray gives a node half a minute, and then raises what no class tells from anything else."""
+    import ray
+
+    def late(**arguments: Any) -> None:
+        raise Exception("The current node timed out during startup. The GCS has become overloaded.")
+
+    ended = []
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", late)
+    monkeypatch.setattr(ray, "shutdown", lambda: ended.append(True))  # the other tests go on with theirs
+    with pytest.raises(UserError, match=r"Ray cannot be started on this machine: .* timed out"), connect("local"):
+        pass
+    assert ended
 
 
 def test_a_node_must_see_the_same_folder(cluster: Any, grid: Callable[..., Launch], tmp_path: Path) -> None:

@@ -66,8 +66,9 @@ def begun(tmp_path: Path) -> Begun:
     """``begun(settings, objective="recon")``: folder and task of a search whose trials a test runs itself."""
 
     def make(settings: RunConfig, **options: Any) -> tuple[Path, Task]:
-        folder = tmp_path / f"search-{len(list(tmp_path.glob('search-*')))}"
-        folder.mkdir()
+        searches = tmp_path / "runs" / "searches"
+        folder = searches / f"search-{len(list(searches.glob('search-*')))}"
+        folder.mkdir(parents=True)
         task, _ = define(settings, Options(**options), Progress())
         task.write(folder)
         return folder, task

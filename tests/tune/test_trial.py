@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 from small_search import Begun, Settings, Trial
 
+from adbench.config import run_config
 from adbench.errors import CellFailed
+from adbench.runner.plan import plan
+from adbench.runner.run_cell import run_cell
 from adbench.tune.worker import ATTEMPTS, REPORTS, fit_folder, run_apart
 
 
@@ -38,6 +41,28 @@ def test_without_early_stopping_and_from_a_method_that_trains_nothing_there_is_o
         (report,) = trial(folder, 0, {})
         assert report["share"] == 100
         assert 0 < report["value"] < 1
+
+
+def test_trials_of_an_ensemble_take_fits_of_members_that_are_made_once_and_serve_runs(
+    settings: Settings, begun: Begun, trial: Trial, tmp_path: Path
+) -> None:
+    member = "ae image_size=32 channels=8,16 latent=8 steps=6 batch=4 warmup=0"
+    wanted = settings("ensemble", f'ensemble.members=[histeq, "{member}"]')
+    folder, task = begun(wanted)
+    assert set(task.space) == {"quantile"}
+    trials = [trial(folder, number, {"quantile": quantile}) for number, quantile in ((0, 0.99), (1, 0.9), (2, 0.99))]
+    assert [report["error"] for (report,) in trials] == [""] * 3
+    values = [report["value"] for (report,) in trials]
+    assert values[0] == values[2] != values[1]
+    made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "fits").glob("*/fit.json")}
+    assert sorted(path.parent.name.partition("-")[0] for path in made) == ["ae", "histeq"]
+    assert len({json.loads((fit_folder(folder, n) / "fit.json").read_text())["steps"] for n in range(3)}) == 1
+    assert not list(fit_folder(folder, 1).rglob("checkpoint.json"))  # nothing was trained there
+    (cell,) = run_config.cells(wanted)
+    run_cell(plan([cell], wanted.out_folder, wanted.cache_folder)[0])
+    there = {path: path.stat().st_mtime_ns for path in made}
+    assert there == made
+    assert len(list((tmp_path / "runs" / "fits").iterdir())) == 3  # and the ensemble's own
 
 
 def test_the_error_of_a_reconstruction_is_minimised_and_needs_one(
