@@ -14,6 +14,7 @@ The command line is a thin layer over these functions and the modules they call.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,10 @@ from adbench.errors import UserError
 from adbench.evaluation.compare import compare, method_groups, same_test
 from adbench.evaluation.prediction_files import Prediction
 from adbench.evaluation.run import Run, VolumeMaps
-from adbench.executors import Options, serial
+from adbench.executors import Options
+from adbench.executors.launch import Launch
 from adbench.results.record import RECORD
 from adbench.results.result import to_frame
-from adbench.runner.plan import plan
 from adbench.utils.signals import as_interrupts
 
 __all__ = ["Run", "VolumeMaps", "compare", "load", "method_groups", "run", "same_test", "to_frame"]
@@ -38,40 +39,46 @@ def run(
     dataset: str | Sequence[str],
     *,
     set: dict[str, dict[str, Any]] | None = None,
-    save_maps: bool = False,
     progress: Progress | None = None,
     **settings: Any,
 ) -> list[Run]:
     """Train and score a grid, as ``adbench run`` does; what is done already is answered from its record.
 
+    Built-in methods run in this process. A cell with a plug-in (a method or a metric), or with a time limit, runs in one of
+    its own, so that a crash, or what it changes in a library, is its own; when it is killed, so are the processes that this
+    one has started meanwhile. Under a launcher of several processes (``torchrun``) every cell runs in them.
+
     Args:
         method: one or more methods.
         dataset: one or more datasets.
         set: parameters by scope, e.g. ``{"madad": {"steps": 300}, "dataset": {"n_test": 8}}``.
-        save_maps: keep every anomaly map beside its record.
-        progress: receives progress; ``adbench.utils.console.LiveProgress`` draws bars.
-        **settings: the other fields of :class:`adbench.config.run_config.RunConfig`: ``modality``, ``seed``, ``out``, ...
+        progress: receives the progress of cells that run one after the other; ``adbench.utils.console.LiveProgress`` draws bars.
+        **settings: the other fields of :class:`adbench.config.run_config.RunConfig` (``modality``, ``seed``, ``out``, ...), and
+            those of :class:`adbench.executors.Options`: ``save_maps=True`` keeps every anomaly map beside its record,
+            ``executor="ray"`` runs cells on all cores and GPUs.
 
     Returns:
         One run a cell, in the order of the grid.
 
     Raises:
         UserError: anything unknown, missing or out of range, before anything runs.
-        Exception: what the first failing method raised; the other cells are done, and answered from their records.
+        Exception: what the first failing method raised, of a cell in another process a ``CellFailed`` with its words and its
+            traceback; the other cells are done, and answered from their records.
     """
+    options = Options(**{name: settings.pop(name) for name in [f.name for f in fields(Options)] if name in settings})
     plain = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
     chosen: run_config.RunConfig = run_config.load(
         None, {"method": method, "dataset": dataset, "set": set, **plain}, []
     )
-    plans = plan(run_config.cells(chosen), chosen.out_folder, chosen.cache_folder, progress)
-    with as_interrupts():
-        outcomes = list(serial(plans, progress, Options(save_maps=save_maps)))
-    for outcome in outcomes:
-        if outcome.error is not None:
-            raise outcome.error
-    return [
-        Run(one.plan.run_folder, cache=chosen.cache_folder, device=chosen.device, progress=progress) for one in outcomes
-    ]
+    launch = Launch(chosen, options)
+    with launch.connected():
+        plans = launch.plan(progress)
+        with as_interrupts():
+            errors = {outcome.plan.run_key: outcome.error for outcome in launch.outcomes(progress)}
+    for plan in plans:
+        if (error := errors[plan.run_key]) is not None:
+            raise error
+    return [Run(plan.run_folder, cache=chosen.cache_folder, device=chosen.device, progress=progress) for plan in plans]
 
 
 class Runs(list[Run]):

@@ -13,9 +13,14 @@ PAGE = (ROOT / "docs" / "design.md").read_text(encoding="utf-8")
 
 
 def test_every_file_on_the_page_exists() -> None:
-    named = set(re.findall(r"`(?:adbench/)?([\w/]+(?:\.py|/))`", PAGE))
-    assert len(named) > 20
-    assert not [name for name in named if not any((base / name).exists() for base in (ROOT / "adbench", ROOT))]
+    words = {word.rstrip("…") for code in re.findall("`([^`]+)`", PAGE) for word in code.split()}
+    named = {word for word in words if re.fullmatch(r"[\w./]+(/|\.py|\.md|/run)", word)}
+    named |= set(re.findall(r"\]\(([^)#]+)", PAGE))
+    assert len(named) > 45
+    assert named > {".ci/run", "methods/", "images/architecture.svg", "CONTRIBUTING.md", "docs/architecture.py"}
+    assert not [
+        name for name in named if not any((base / name).exists() for base in (ROOT / "adbench", ROOT, ROOT / "docs"))
+    ]
 
 
 def test_the_page_fits_on_one() -> None:
@@ -28,6 +33,7 @@ def test_the_picture_shows_every_room() -> None:
     modules = {path.stem for path in (ROOT / "adbench").glob("*.py")} - {"__init__"}
     packages = {path.parent.name for path in (ROOT / "adbench").glob("*/__init__.py")}
     assert shown == modules | packages
+    assert not [room for room in shown if f"`{room}`" not in PAGE and f"`{room}/" not in PAGE]
     assert len(modules) <= 6
 
 

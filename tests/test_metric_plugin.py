@@ -18,7 +18,7 @@ from adbench import api
 from adbench.config import registry, source
 from adbench.leaderboard.build import make
 from adbench.leaderboard.ranking import boards, read_all
-from adbench.report.render import COLUMNS
+from adbench.metrics.columns import REPORT_METRICS
 from adbench.report.render import _columns as report_columns
 from adbench.results import record as records
 from adbench.results.rundir import records as every
@@ -271,5 +271,5 @@ def test_the_report_has_a_column_for_it(plugin: Path, run: Callable[..., list[di
     run("--metrics", "missed")
     parts = [SimpleNamespace(run=SimpleNamespace(record=stored)) for _, stored in every(tmp_path / "runs")]
     columns = report_columns(SimpleNamespace(parts=parts))
-    assert [facts.name for facts in columns] == [*COLUMNS, "missed"]
+    assert [facts.name for facts in columns] == [*REPORT_METRICS, "missed"]
     assert columns[-1].column == "Missed lesion ↓"

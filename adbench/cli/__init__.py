@@ -1,4 +1,4 @@
-"""The command line: parse, build a typed configuration, call the same Python API that a notebook calls.
+"""The command line: parse, build a typed configuration, call what the Python API calls too, print.
 
 One module a verb or group of verbs; importing it adds them to the application. Nothing heavy is imported before a verb
 needs it: ``adbench --help`` must answer at once.

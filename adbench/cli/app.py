@@ -47,6 +47,15 @@ Address = Annotated[
     str | None,
     typer.Option("--address", help="Ray cluster, host:port or auto; default: $RAY_ADDRESS, else this machine."),
 ]
+Cpus = Annotated[
+    str | None, typer.Option("--cpus-per-run", help="CPU cores of a run: auto (what its method asks for), or a number.")
+]
+Gpus = Annotated[
+    str | None,
+    typer.Option(
+        "--gpus-per-run", help="GPUs of a run: auto (by the memory its method asks for), a share such as 0.25, or 1."
+    ),
+]
 TimeLimit = Annotated[
     str | None,
     typer.Option("--time-limit", metavar="8h", help="End a run that takes longer (45s, 90m, 8h); it has failed."),

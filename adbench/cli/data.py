@@ -114,7 +114,16 @@ def info(
 
         print_json(what)
         return
-    from adbench.utils.console import out, say, table
+    from adbench.utils.console import say
+
+    _print_info(what)
+    if splits is not None:
+        say(f"Id lists: {splits}")
+
+
+def _print_info(what: dict[str, Any]) -> None:
+    """An overview of a dataset (:func:`adbench.datasets.overview.overview`) in words and tables."""
+    from adbench.utils.console import out, table
 
     line = partial(out.print, markup=False, soft_wrap=True)
     line(f"{what['dataset']} in {what['root'] or 'memory'}", style="bold")
@@ -140,8 +149,6 @@ def info(
             line(f"{name}, subjects with several sessions: {', '.join(found['sessions'])}")
     for flag, subjects in what["flags"].items():
         line(f"{flag}: {', '.join(subjects)}")
-    if splits is not None:
-        say(f"Id lists: {splits}")
 
 
 @data.command(

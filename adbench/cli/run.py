@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +14,9 @@ from adbench.cli.app import (
     Address,
     AtMost,
     Cache,
+    Cpus,
     Device,
+    Gpus,
     Json,
     Preset,
     Protocol,
@@ -28,6 +30,7 @@ from adbench.cli.app import (
     seconds,
     split,
 )
+from adbench.context import Context
 
 if TYPE_CHECKING:
     from adbench.config.cell import Cell
@@ -96,10 +99,8 @@ def run(
         str, typer.Option(help="serial: here, one after the other. ray: on every core and GPU of a machine or cluster.")
     ] = "serial",
     address: Address = None,
-    gpus_per_run: Annotated[
-        str | None, typer.Option(help="auto (by the memory a method asks for), a share such as 0.25, or 1.")
-    ] = None,
-    cpus_per_run: Annotated[str | None, typer.Option(help="auto (what a method asks for) or a number.")] = None,
+    gpus_per_run: Gpus = None,
+    cpus_per_run: Cpus = None,
     max_concurrent: AtMost = None,
     time_limit: TimeLimit = None,
     dry_run: Annotated[
@@ -122,7 +123,7 @@ def run(
     ] = False,
     checkpoint_seconds: Annotated[
         float, typer.Option(min=0, help="Save a training in progress at least this often.")
-    ] = 60.0,
+    ] = Context.checkpoint_seconds,
     fit: Annotated[
         Path | None, typer.Option(help="A shared fit's folder (adbench fit): score it instead of training.")
     ] = None,
@@ -151,7 +152,6 @@ def run(
     from adbench.executors.launch import Launch
     from adbench.executors.resources import parse
     from adbench.utils import distributed
-    from adbench.utils.console import LiveProgress, say
 
     flags = as_settings(method=method, dataset=dataset, modality=modality, protocol=protocol, seed=seed, fold=fold)
     flags |= as_settings(metrics=metrics, preset=preset, data_root=data_root, train_on=train_on, train_root=train_root)
@@ -182,31 +182,13 @@ def run(
     with launch.connected():
         distributed.join(launch.cells[0].device)
         quiet = quiet or distributed.rank() > 0
-        if not quiet and not journal.ended:
-            _say_settings(launch.cells)
-            if journal.shared and not dry_run:
-                say(journal.shared)
         try:
-            with LiveProgress(quiet) as progress, distributed.first():
-                launch.plan(progress)
+            _plan(launch, quiet, dry_run)
             if dry_run:
                 _show_plan(launch, json_)
                 return
-            if not quiet and not journal.ended:
-                resolved = settings if grid else configs.resolved(launch.cells, settings)
-                say(f"Every setting: {_keep(resolved.to_yaml(), launch.out)}")
-            # Of the cells that earlier children ran, those with a record are not missing any more.
-            number = count(1 + len(journal.ended))
-            total = len({*(plan.run_key for plan in launch.missing), *journal.ended})
-
-            def announce(plan: Plan) -> None:
-                progress.reset()
-                if not quiet:
-                    say(f"[{next(number)}/{total}] {plan.cell.label}")
-
-            with LiveProgress(quiet or executor == "ray") as progress:
-                for outcome in launch.outcomes(progress, before=announce, quiet=quiet):
-                    outcomes.append(outcome)
+            for outcome in _outcomes(launch, quiet):
+                outcomes.append(outcome)
         except KeyboardInterrupt as stop:
             done = sum(outcome.error is None for outcome in outcomes)
             stop.add_note(
@@ -217,6 +199,42 @@ def run(
             raise
     if distributed.rank() == 0:
         _report(outcomes, json_)
+
+
+def _plan(launch: Launch, quiet: bool, dry_run: bool) -> None:
+    """Say what the command is about, and prepare what it needs."""
+    from adbench.utils import distributed
+    from adbench.utils.console import LiveProgress, say
+
+    if not quiet and not launch.journal.ended:
+        _say_settings(launch.cells)
+        if launch.journal.shared and not dry_run:
+            say(launch.journal.shared)
+    with LiveProgress(quiet) as progress, distributed.first():
+        launch.plan(progress)
+
+
+def _outcomes(launch: Launch, quiet: bool) -> Iterator[Outcome]:
+    """Run what is planned, with a line for each cell that begins."""
+    from adbench.config import grid, run_config
+    from adbench.utils.console import LiveProgress, say
+
+    ended, settings = launch.journal.ended, launch.settings
+    if not quiet and not ended:
+        whole = isinstance(settings, grid.GridConfig)
+        resolved = settings if whole else run_config.resolved(launch.cells, settings)
+        say(f"Every setting: {_keep(resolved.to_yaml(), launch.out)}")
+    # Of the cells that earlier children ran, those with a record are not missing any more.
+    number = count(1 + len(ended))
+    total = len({*(plan.run_key for plan in launch.missing), *ended})
+
+    def announce(plan: Plan) -> None:
+        progress.reset()
+        if not quiet:
+            say(f"[{next(number)}/{total}] {plan.cell.label}")
+
+    with LiveProgress(quiet or launch.options.executor == "ray") as progress:
+        yield from launch.outcomes(progress, before=announce, quiet=quiet)
 
 
 def _say_settings(cells: list[Cell]) -> None:

@@ -297,6 +297,99 @@ def _md5() -> Any:
     return hashlib.md5(usedforsecurity=False)
 
 
+class _Part:
+    """An unfinished file and its MD5; a block is hashed while the next one arrives.
+
+    Attributes:
+        size: bytes that are there; those of an earlier attempt count.
+        total: bytes that belong there; None where nobody has said it yet.
+    """
+
+    def __init__(self, remote: Remote, path: Path, file: Any, beside: ThreadPoolExecutor, progress: Progress) -> None:
+        self.size, self.total = 0, remote.size
+        self._remote, self._path, self._file, self._beside, self._progress = remote, path, file, beside, progress
+        self._tag = ""  # of the file on the server
+        self._content = _md5()
+        self._pending: Future[None] | None = None
+        self._room, self._hashed_room = (memoryview(bytearray(_BLOCK)) for _ in range(2))
+        file.seek(0)
+        while count := file.readinto(self._room):
+            self._content.update(self._room[:count])
+            self.size += count
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is missing; there may be too much."""
+        return self.total is not None and self.size >= self.total
+
+    @property
+    def md5(self) -> str:
+        """Of the bytes that are there, where the remote file has one."""
+        if self._pending:
+            self._pending.result()
+        return str(self._content.hexdigest())
+
+    def go_on(self) -> None:
+        """Take in what one answer of the server gives of the rest.
+
+        Raises:
+            UserError: it gives a page, or a file of another size.
+            OSError, HTTPException: it breaks off, or refuses.
+        """
+        with urllib.request.urlopen(self._request(), timeout=TIMEOUT) as answer:
+            if answer.headers.get_content_type() == "text/html":
+                raise UserError(
+                    f"{self._remote.url} gives a page, not a file: open it in a browser, or give another address with --mirror."
+                )
+            before, self._tag = self._tag, _strong(answer.headers.get("ETag"))
+            other = bool(before and self._tag and self._tag != before and not self._remote.md5)
+            rest_of_another = bool(self.size) and answer.status == 206 and other
+            if self.size and (
+                answer.status != 206 or rest_of_another
+            ):  # the server starts from the beginning, or we do
+                self._start_again()
+                self.total = self._remote.size
+            if not rest_of_another:
+                self._take(answer)
+                return
+        self.go_on()
+
+    def refused(self, error: urllib.error.HTTPError) -> None:
+        """Nothing lies behind what is here (status 416): it is the whole file, or of another one."""
+        if self.md5 == self._remote.md5 or error.headers.get("Content-Range") == f"bytes */{self.size}":
+            self.total = self.size
+        else:
+            self._start_again()
+
+    def _request(self) -> urllib.request.Request:
+        # The rest of the same file, else all of it. Nodes of a mirror may have a tag each, and an MD5 tells more.
+        same = {"If-Range": self._tag} if self._tag and not self._remote.md5 else {}
+        rest = {"Range": f"bytes={self.size}-", **same}
+        return urllib.request.Request(self._remote.url, headers=rest if self.size else {})
+
+    def _start_again(self) -> None:
+        self._file.truncate(0)
+        self._content, self.size = _md5(), 0
+
+    def _take(self, answer: Any) -> None:
+        stated = _stated(self._remote, answer.headers.get("Content-Length"))
+        whole = None if stated is None else self.size + stated
+        if self.total is not None and whole is not None and whole != self.total:
+            raise _other(self._remote, f"has {whole} bytes there, where {self.total} were announced", self._path)
+        self.total = whole if self.total is None else self.total
+        while count := answer.readinto(self._room):
+            self._file.write(self._room[:count])
+            if self._pending:
+                self._pending.result()
+            if self._remote.md5:
+                self._pending = self._beside.submit(self._content.update, self._room[:count])
+                self._room, self._hashed_room = self._hashed_room, self._room
+            self.size += count
+            self._progress.update(f"get {Path(self._remote.name).name}", self.size, self.total or 0)
+        if self.total is None:
+            self.total = self.size
+
+
 def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Path:
     """Fetch one file; what an earlier attempt left behind is not fetched again.
 
@@ -311,89 +404,48 @@ def fetch(remote: Remote, folder: Path, progress: Progress | None = None) -> Pat
     Raises:
         UserError: the server breaks off again and again, gives a page, a file of another size, or one with another MD5.
     """
-    progress = progress or Progress()
     target = folder / remote.name
     if target.is_file():
         return target
-    part = target.with_name(target.name + _PART)
-    part.parent.mkdir(parents=True, exist_ok=True)
-    content, size = _md5(), 0
-    room, hashed_room = (memoryview(bytearray(_BLOCK)) for _ in range(2))
-    pending: Future[None] | None = None  # one block is hashed while the next one arrives
-    with ThreadPoolExecutor(1) as beside, open(part, "a+b", buffering=0) as file:
-        file.seek(0)
-        while count := file.readinto(room):
-            content.update(room[:count])
-            size += count
-        failures, best, total, tag = 0, size, remote.size, ""
-        while failures < ATTEMPTS and (total is None or size < total):
-            problem = "the connection ended"
-            rest = {
-                "Range": f"bytes={size}-",
-                **({"If-Range": tag} if tag and not remote.md5 else {}),
-            }  # of the same file, else from the start; nodes of a mirror may have a tag each, and an MD5 tells more
-            request = urllib.request.Request(remote.url, headers=rest if size else {})
-            try:
-                with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-                    if answer.headers.get_content_type() == "text/html":
-                        raise UserError(
-                            f"{remote.url} gives a page, not a file: open it in a browser, or give another address with --mirror."
-                        )
-                    before, tag = tag, _strong(answer.headers.get("ETag"))
-                    rest_of_another = answer.status == 206 and before and tag and tag != before and not remote.md5
-                    if size and (
-                        answer.status != 206 or rest_of_another
-                    ):  # the server starts from the beginning, or we do
-                        file.truncate(0)
-                        content, size, total = _md5(), 0, remote.size
-                        if rest_of_another:
-                            continue
-                    stated = _stated(remote, answer.headers.get("Content-Length"))
-                    whole = None if stated is None else size + stated
-                    if total is not None and whole is not None and whole != total:
-                        raise _other(remote, f"has {whole} bytes there, where {total} were announced", part)
-                    total = whole if total is None else total
-                    while count := answer.readinto(room):
-                        file.write(room[:count])
-                        if pending:
-                            pending.result()
-                        if remote.md5:
-                            pending = beside.submit(content.update, room[:count])
-                            room, hashed_room = hashed_room, room
-                        size += count
-                        progress.update(f"get {target.name}", size, total or 0)
-                if total is None:
-                    total = size
-            except urllib.error.HTTPError as error:
-                if error.code < 500 and error.code not in (408, 416, 429):
-                    raise _unreachable(remote.url, error) from None
-                if error.code == 416:  # nothing lies behind what is here: it is whole, or of another file
-                    if pending:
-                        pending.result()
-                    if content.hexdigest() == remote.md5 or error.headers.get("Content-Range") == f"bytes */{size}":
-                        total = size
-                        break
-                    file.truncate(0)
-                    content, size = _md5(), 0
-                problem = f"{error.code} {_reason(error)}"
-            except (OSError, http.client.HTTPException) as error:
-                problem = str(error) or type(error).__name__
-            failures, best = (0, size) if size > best else (failures + 1, best)
-            if failures and failures < ATTEMPTS:
-                time.sleep(min(2**failures, 30) * 0.1)
-    if total is None or size < total:
+    path = target.with_name(target.name + _PART)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(1) as beside, open(path, "a+b", buffering=0) as file:
+        part = _Part(remote, path, file, beside, progress or Progress())
+        problem = _complete(part, remote)
+    if not part.complete:
         raise UserError(
-            f"{remote.url} broke off after {size} of {total or 'an unknown number of'} bytes, {ATTEMPTS} times in a row ({problem}): run "
-            f"the command again, it goes on from there, or give another address with --mirror."
+            f"{remote.url} broke off after {part.size} of {part.total or 'an unknown number of'} bytes, {ATTEMPTS} times in a row "
+            f"({problem}): run the command again, it goes on from there, or give another address with --mirror."
         )
-    if size > total:
-        raise _other(remote, f"gave {size} bytes, where {total} were announced", part)
-    if remote.md5 and content.hexdigest() != remote.md5:
-        raise _other(remote, f"has the MD5 {content.hexdigest()}, and {remote.md5} is expected", part)
-    if what := _no_such_file(part, target.name, unpack=not remote.md5):
-        raise _other(remote, what, part)
-    part.replace(target)
+    if part.size != part.total:
+        raise _other(remote, f"gave {part.size} bytes, where {part.total} were announced", path)
+    if remote.md5 and part.md5 != remote.md5:
+        raise _other(remote, f"has the MD5 {part.md5}, and {remote.md5} is expected", path)
+    if what := _no_such_file(path, target.name, unpack=not remote.md5):
+        raise _other(remote, what, path)
+    path.replace(target)
     return target
+
+
+def _complete(part: _Part, remote: Remote) -> str:
+    """Ask until ``part`` is complete, or :data:`ATTEMPTS` answers in a row brought nothing; says what was wrong with the last."""
+    failures, best, problem = 0, part.size, ""
+    while failures < ATTEMPTS and not part.complete:
+        try:
+            part.go_on()
+            problem = "the connection ended"
+        except urllib.error.HTTPError as error:
+            if error.code < 500 and error.code not in (408, 416, 429):
+                raise _unreachable(remote.url, error) from None
+            problem = f"{error.code} {_reason(error)}"
+            if error.code == 416:
+                part.refused(error)
+        except (OSError, http.client.HTTPException) as error:
+            problem = str(error) or type(error).__name__
+        failures, best = (0, part.size) if part.size > best else (failures + 1, best)
+        if 0 < failures < ATTEMPTS and not part.complete:
+            time.sleep(min(2**failures, 30) * 0.1)
+    return problem
 
 
 def _no_such_file(path: Path, name: str, *, unpack: bool) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from adbench.errors import UserError
 from adbench.metrics import jackknife
+from adbench.metrics.columns import WITHOUT_THRESHOLD
 from adbench.metrics.evaluate import Estimate, estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.results.explain import apart
@@ -19,8 +20,6 @@ from adbench.results.rundir import SPLITS
 from adbench.utils.hashing import digest
 from adbench.utils.limits import RECORD_BYTES
 from adbench.utils.plain_files import read_json
-
-RANKING = ("auprc", "auroc", "auprc_subject")  # they need no threshold
 
 
 @dataclass(frozen=True)
@@ -141,7 +140,7 @@ def _pooled(by_fold: dict[int, Result]) -> PooledFolds:
     level = float(first.record.protocol["level"])
     subject_of = {str(row.get("volume", row["subject"])): str(row["subject"]) for row in rows}
     metrics = evaluate(test, level=level, subject_of=subject_of).metrics
-    chosen = {name: metrics[name] for name in RANKING if name in metrics}
+    chosen = {name: metrics[name] for name in WITHOUT_THRESHOLD if name in metrics}
     return PooledFolds(tuple(results), {**chosen, "dice@val": _mean(rows, "dice@val", level)}, len(owner))
 
 

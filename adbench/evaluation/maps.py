@@ -16,6 +16,7 @@ from adbench.evaluation.map_files import CaseFolder, External
 from adbench.metrics import plots
 from adbench.metrics.base import Metric
 from adbench.metrics.boxes import BoxAP, BoxF1, BoxF1Alarms
+from adbench.metrics.columns import FALSE_ALARMS
 from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
 from adbench.metrics.presets import PRESETS, Case, evaluate_preset
@@ -171,15 +172,12 @@ def rows(result: Evaluation) -> list[list[str]]:
     return found
 
 
-ALARMS = ("fa_slice", "fpr_healthy@conformal10", "fa_scan@conformal10", "alarms@fpr1", "alarms@fpr5")
-
-
 def alarms_by_stratum(result: Evaluation) -> tuple[list[str], list[list[str]]]:
     """False alarms in every stratum but those of lesion size.
 
     Returns:
-        Headings, and a row a group with its subjects and as many of :data:`ALARMS` as some group has a value of; no row
-        where there is one group alone.
+        Headings, and a row a group with its subjects and as many of
+        :data:`adbench.metrics.columns.FALSE_ALARMS` as some group has a value of; no row where there is one group alone.
     """
     strata = {
         f"{grouping}: {group}": metrics
@@ -187,7 +185,7 @@ def alarms_by_stratum(result: Evaluation) -> tuple[list[str], list[list[str]]]:
         for group, metrics in groups.items()
         if grouping != "lesion_size" and len(groups) > 1
     }
-    names = [name for name in ALARMS if any(name in m and m[name].value is not None for m in strata.values())]
+    names = [name for name in FALSE_ALARMS if any(name in m and m[name].value is not None for m in strata.values())]
     found = []
     for title, metrics in strata.items():
         values = [metrics[name].value if name in metrics else None for name in names]

@@ -6,7 +6,7 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING
 
 from adbench.config import grid, run_config
@@ -15,10 +15,12 @@ from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.executors.monitor import GridView
-from adbench.executors.resources import ResourceRequest, gpu_memory_gb, request
+from adbench.executors.resources import ResourceRequest, gpu_memory_gb, mark
 from adbench.executors.serial import Options, Outcome, serial
+from adbench.executors.worker import Job, outcome_of, run_in_process
 from adbench.results.status import announced, state
 from adbench.runner.plan import Plan, plan
+from adbench.utils import distributed, threads
 from adbench.utils.cluster import ADDRESS_VARIABLE, Cluster, connect
 from adbench.utils.hashing import digest
 from adbench.utils.supervisor import Journal
@@ -32,6 +34,7 @@ class Launch:
 
     Attributes:
         retry_failed: leave out cells that have neither a record nor failed.
+        journal: what one command has done. Without one, as in a notebook, cells with a plug-in get processes of their own.
         plans: every wanted cell, after :meth:`plan`.
         missing: those of them that are not done, after :meth:`plan`.
 
@@ -50,6 +53,8 @@ class Launch:
             if re.match(r"[a-z][a-z0-9+]+:/", path):  # a Path has lost one of the slashes of a URL
                 raise UserError(f"{flag} {path} must be a folder: mount that storage at the same path on every node.")
         self.settings, self.options, self.retry_failed = settings, options or Options(), retry_failed
+        # The process of a command ends after a plug-in's cell, or says that it cannot; that of a notebook stays as it is.
+        self._isolates = journal is None and distributed.world() == 1
         self.journal = journal or Journal()
         self.out, self.cache = settings.out_folder, settings.cache_folder
         self.cluster: Cluster | None = None
@@ -118,14 +123,8 @@ class Launch:
         """What a cell gets; without a cluster, what it would get on this machine."""
         if self.cluster is not None:
             return self._on_cluster.request(plan)
-        return request(
-            plan.resources,
-            plan.cell.device,
-            gpu_memory_gb=gpu_memory_gb() if plan.cell.device != "cpu" else 0.0,
-            most_cpus=len(os.sched_getaffinity(0)),
-            cpus=self.options.cpus,
-            gpus=self.options.gpus,
-        )
+        memory = gpu_memory_gb() if plan.cell.device != "cpu" else 0.0
+        return self.options.request(plan, gpu_memory_gb=memory, most_cpus=len(os.sched_getaffinity(0)))
 
     @cached_property
     def _on_cluster(self) -> RayExecutor:
@@ -150,7 +149,10 @@ class Launch:
             name = digest([plan.run_key for plan in self.plans])[:16]
             stack.enter_context(announced(self.out, name, [self._announcement(plan) for plan in self.missing]))
             if self.options.executor == "serial" or not self.missing:
-                yield from serial(self.plans, progress, self.options, before=before, journal=self.journal)
+                isolated = partial(self._isolated, progress=progress) if self._isolates else None
+                yield from serial(
+                    self.plans, progress, self.options, before=before, journal=self.journal, isolated=isolated
+                )
                 return
             if self.cluster is None:
                 self.cluster = stack.enter_context(connect("local"))
@@ -158,6 +160,13 @@ class Launch:
             for outcome in executor.run(self.plans, lambda: view.tick(executor.running)):
                 view.ended(outcome)
                 yield outcome
+
+    def _isolated(self, plan: Plan, progress: Progress | None) -> Outcome:
+        """Run a cell on this machine in a process of its own."""
+        count = threads.count(plan.resources.cpus)
+        where = str(self.out.resolve()), str(self.cache.resolve()), mark(self.out)
+        job = Job(plan.cell.to_json(), plan.run_key, *where, self.options, count)
+        return outcome_of(plan, run_in_process(job, progress), self.options)
 
     def _announcement(self, plan: Plan) -> dict[str, object]:
         return {

@@ -19,11 +19,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from adbench.errors import CellFailed, UserError
-from adbench.executors.resources import ResourceRequest, check_nodes, request
+from adbench.errors import CellFailed
+from adbench.executors.resources import ResourceRequest, check_nodes
 from adbench.executors.serial import Options, Outcome
-from adbench.executors.worker import Job, Result, run_in_process
-from adbench.results import rundir, status
+from adbench.executors.worker import Job, outcome_of, run_in_process
+from adbench.results import status
 from adbench.runner.fit import FIT
 from adbench.runner.plan import Plan
 from adbench.utils import threads
@@ -65,14 +65,7 @@ class RayExecutor:
 
     def request(self, plan: Plan) -> ResourceRequest:
         """What the cell gets."""
-        return request(
-            plan.resources,
-            plan.cell.device,
-            gpu_memory_gb=self._gpu_memory,
-            most_cpus=self._most_cpus,
-            cpus=self.options.cpus,
-            gpus=self.options.gpus,
-        )
+        return self.options.request(plan, gpu_memory_gb=self._gpu_memory, most_cpus=self._most_cpus)
 
     def run(self, plans: Iterable[Plan], tick: Callable[[], None] = lambda: None) -> Iterator[Outcome]:
         """Run the cells; a failing one does not stop the others. ``tick`` is called about once a second.
@@ -149,24 +142,10 @@ class RayExecutor:
             elif result.again and self._deaths[plan.run_key] < ATTEMPTS:
                 self._submit(plan, granted)
             elif result.again:
-                yield self._outcome(plan, replace(result, message=f"{result.message}, {ATTEMPTS} times"))
+                often = replace(result, message=f"{result.message}, {ATTEMPTS} times")
+                yield outcome_of(plan, often, self.options)
             else:
-                yield self._outcome(plan, result)
-
-    def _outcome(self, plan: Plan, result: Result) -> Outcome:
-        raised: Exception | None = None
-        if result.error:
-            raised = UserError(result.message) if result.expected else CellFailed(result.message)
-            if result.died:
-                status.write_death(plan.run_folder, raised)
-            elif result.phase:
-                rundir.write_failure(plan.run_folder, raised, result.phase, result.trace)
-        elif not plan.done(save_maps=self.options.save_maps):
-            raised = CellFailed(
-                f"the node {result.node} says that it is done, but there is no record in {plan.run_folder}: does every node "
-                "see the same --out?"
-            )
-        return Outcome(plan, raised, seconds=result.seconds)
+                yield outcome_of(plan, result, self.options)
 
     def _cancel(self) -> None:
         """Leave nothing running behind."""

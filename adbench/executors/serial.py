@@ -9,16 +9,17 @@ from typing import Any
 
 from adbench.config import registry
 from adbench.config.cell import Cell
-from adbench.context import Progress
+from adbench.context import Context, Progress
 from adbench.errors import CellFailed, UserError, in_words, tellable, unknown
 from adbench.evaluation.pictures import illustrate
+from adbench.executors.resources import ResourceRequest, request
 from adbench.results import status
 from adbench.results.record import Record
 from adbench.runner.plan import Plan
 from adbench.runner.run_cell import run_cell
 from adbench.utils import distributed
 from adbench.utils.signals import signal_name
-from adbench.utils.supervisor import HandedOver, Journal
+from adbench.utils.supervisor import Ended, HandedOver, Journal
 from adbench.utils.tracking import check_trackers
 
 EXECUTORS = ("serial", "ray")
@@ -52,7 +53,7 @@ class Options:
     max_concurrent: int | None = None
     time_limit: float | None = None
     force: bool = False
-    checkpoint_seconds: float = 60.0
+    checkpoint_seconds: float = Context.checkpoint_seconds
     save_maps: bool = False
     track: str = ""
 
@@ -71,6 +72,17 @@ class Options:
                 raise UserError(
                     f"{flag} is for --executor ray; the serial executor runs one cell at a time in this process."
                 )
+
+    def request(self, plan: Plan, *, gpu_memory_gb: float, most_cpus: float) -> ResourceRequest:
+        """What the cell of ``plan`` gets, see :func:`adbench.executors.resources.request`."""
+        return request(
+            plan.resources,
+            plan.cell.device,
+            gpu_memory_gb=gpu_memory_gb,
+            most_cpus=most_cpus,
+            cpus=self.cpus,
+            gpus=self.gpus,
+        )
 
     def done(self, plan: Plan) -> bool:
         """Whether nothing is left to do for ``plan``."""
@@ -136,27 +148,28 @@ def serial(
     *,
     before: Callable[[Plan], None] = lambda plan: None,
     journal: Journal | None = None,
+    isolated: Callable[[Plan], Outcome] | None = None,
 ) -> Iterator[Outcome]:
     """Run the cells one after the other, each when its outcome is asked for; a failing cell does not stop the others.
 
     ``before`` is called with the plan of each cell that really runs; the ``journal`` says what an earlier process has done of
-    this, and is told what this one does.
+    this, and is told what this one does. ``isolated`` runs a cell in a process of its own, which those with a plug-in and
+    those with a time limit get; without it all of them run in this process.
     """
     options, journal = options or Options(), journal or Journal()
     foreign = ""  # the first method here with a plug-in at work, its own or a metric's
     for plan in plans:
         if (earlier := journal.ended.get(plan.run_key)) is not None:
-            there = not earlier.reason or (earlier.died and options.done(plan))
-            failed = None if there else CellFailed(earlier.reason)
-            if failed and earlier.died:
-                status.write_death(plan.run_folder, failed)
-            yield Outcome(plan, failed, seconds=earlier.seconds)
+            yield _told(plan, earlier, options)
             continue
         begin = time.perf_counter()
         outcome = Outcome(plan)
         try:
             if (found := options.reused(plan, progress)) is not None:
                 outcome = found
+            elif isolated is not None and (options.time_limit is not None or _foreign(plan.cell)):
+                before(plan)
+                outcome = isolated(plan)
             else:
                 if foreign not in ("", plan.cell.method):
                     journal.hand_over()
@@ -182,6 +195,15 @@ def serial(
             outcome = replace(outcome, seconds=time.perf_counter() - begin)
             journal.end(plan.run_key, outcome.reason, outcome.seconds)
         yield outcome
+
+
+def _told(plan: Plan, earlier: Ended, options: Options) -> Outcome:
+    """The outcome of a cell that an earlier process has run."""
+    there = not earlier.reason or (earlier.died and options.done(plan))
+    failed = None if there else CellFailed(earlier.reason)
+    if failed and earlier.died:
+        status.write_death(plan.run_folder, failed)
+    return Outcome(plan, failed, seconds=earlier.seconds)
 
 
 def _foreign(cell: Cell) -> str:

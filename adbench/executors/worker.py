@@ -23,9 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from adbench.config.cell import Cell
+from adbench.context import Progress
 from adbench.errors import CellFailed, UserError, in_words, trace_of
 from adbench.executors.resources import check_mark
-from adbench.executors.serial import Options
+from adbench.executors.serial import Options, Outcome
+from adbench.results import rundir, status
 from adbench.runner.plan import Plan, plan
 from adbench.utils import threads
 from adbench.utils.processes import GRACE, adopt, children, end_descendants, end_unless, exit_reason
@@ -114,16 +116,59 @@ class TookTooLong(CellFailed):
     """It was ended because its time was up."""
 
 
-def run_in_process(job: Job) -> Result:
-    """Run a job in a fresh process with the environment of this one; its end without a result is one too."""
+class _Forwarded(Progress):
+    """Progress that another process shows."""
+
+    def __init__(self, tell: Tell) -> None:
+        self._tell = tell
+
+    def update(self, phase: str, done: int, total: int, **figures: Any) -> None:
+        """Report it there; of figures that are no plain number or text, their text."""
+        plain = {name: value if type(value) in (int, float, str) else str(value) for name, value in figures.items()}
+        self._tell((phase, done, total, plain))
+
+
+def run_in_process(job: Job, progress: Progress | None = None) -> Result:
+    """Run a job in a fresh process with the environment of this one; its end without a result is one too.
+
+    Args:
+        job: what is run.
+        progress: receives the progress of the cell.
+    """
     limit = job.options.time_limit
+
+    def show(report: tuple[str, int, int, dict[str, Any]]) -> None:
+        assert progress is not None
+        phase, done, total, figures = report
+        progress.update(phase, done, total, **figures)
+
+    work = partial(run_job, job, watched=progress is not None)
     try:
-        result: Result = in_process(partial(run_job, job), seconds=limit, device=job.spec["device"])
+        result: Result = in_process(work, show, seconds=limit, device=job.spec["device"])
     except TookTooLong as error:
         return Result("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
     except CellFailed as error:
         return Result("CellFailed", str(error), died=True, again=True, node=socket.gethostname())
     return result
+
+
+def outcome_of(plan: Plan, result: Result, options: Options) -> Outcome:
+    """The outcome of the cell of ``plan``, which ended elsewhere with ``result``; a failure that is not written yet is written."""
+    raised: Exception | None = None
+    if result.error:
+        raised = UserError(result.message) if result.expected else CellFailed(result.message)
+        if result.trace:
+            raised.add_note(result.trace)
+        if result.died:
+            status.write_death(plan.run_folder, raised)
+        elif result.phase:
+            rundir.write_failure(plan.run_folder, raised, result.phase, result.trace)
+    elif not plan.done(save_maps=options.save_maps):
+        raised = CellFailed(
+            f"the node {result.node} says that it is done, but there is no record in {plan.run_folder}: does every node "
+            "see the same --out?"
+        )
+    return Outcome(plan, raised, seconds=result.seconds)
 
 
 def processes_for(device: str, libraries: Sequence[str] = ()) -> Any:
@@ -185,6 +230,10 @@ def in_process(
             late = True
             process.terminate()
         process.join(GRACE)
+    except KeyboardInterrupt:
+        process.terminate()  # it saves what it is doing
+        process.join(GRACE)
+        raise
     finally:
         process.kill()  # it has nothing left to do
         process.join()
@@ -247,8 +296,14 @@ def _run(work: Callable[[Tell], Any], environment: dict[str, str], pipe: Connect
     os._exit(code)  # whatever thread a method has left running
 
 
-def run_job(job: Job, tell: Tell | None = None) -> Result:
-    """Run the cell in this process; whatever is raised, but an interrupt, comes back as a result. Meant for a process of its own."""
+def run_job(job: Job, tell: Tell | None = None, *, watched: bool = False) -> Result:
+    """Run the cell in this process; whatever is raised, but an interrupt, comes back as a result. Meant for a process of its own.
+
+    Args:
+        job: what is run.
+        tell: takes the progress, where it is ``watched``.
+        watched: whether another process shows the progress.
+    """
     phase, begin = "plan", time.perf_counter()
     error: BaseException | None = None
     try:
@@ -260,7 +315,8 @@ def run_job(job: Job, tell: Tell | None = None) -> Result:
         check_mark(job.out, job.mark)
         planned = _plan(job)
         phase = ""
-        job.options.run(planned, gpus=job.gpus)
+        progress = _Forwarded(tell) if watched and tell is not None else None
+        job.options.run(planned, progress, gpus=job.gpus)
     except KeyboardInterrupt:
         raise
     except BaseException as raised:  # a plug-in may raise anything, SystemExit included

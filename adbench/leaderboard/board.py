@@ -16,6 +16,7 @@ import numpy as np
 
 from adbench.config.protocols import PROTOCOLS
 from adbench.leaderboard.submission import FROM_MAPS, Submitted
+from adbench.metrics.columns import BOARD_METRICS, FALSE_ALARMS, STRATA_METRICS
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, several
@@ -28,10 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from adbench.metrics.compare import Difference
-
-HEADLINE = (RANKED_BY, "dice@val", "dice@best", "lesion_recall@val", "fa_slice")
-STRATA_METRICS = (RANKED_BY, "dice@val")
-ALARM_METRICS = ("fa_slice", "fpr_healthy@conformal10", "alarms@fpr1")  # in strata other than those of lesion size
 
 
 class TestSet(NamedTuple):
@@ -239,7 +236,7 @@ class Board:
     @cached_property
     def metrics(self) -> list[str]:
         """The columns: those of every board where some entry has a number, the protocol's own, and what was asked for."""
-        names = [*HEADLINE, *(() if self.pooled else ("auroc",)), *self.extra]
+        names = [*BOARD_METRICS, *(() if self.pooled else ("auroc",)), *self.extra]
         wanted = {RANKED_BY, *asked(*self._records)}  # shown without a number too: the cell says why
         return [name for name in names if name in wanted or any(e.value(name) is not None for e in self.entries)]
 
@@ -272,14 +269,14 @@ class Board:
 
     def strata_metrics(self, grouping: str) -> list[str]:
         """The metrics that tables of a grouping show: those of every table, and false alarms where somebody has them."""
-        alarms = () if grouping == "lesion_size" else ALARM_METRICS
+        alarms = () if grouping == "lesion_size" else FALSE_ALARMS
         groups = self.groupings[grouping]
         shown = [m for m in alarms if any(e.stratum(grouping, group, m) for e in self.entries for group in groups)]
         return [*STRATA_METRICS, *shown]
 
     def shown_in(self, grouping: str) -> list[MetricSpec]:
         """What is known about the columns of a grouping on the page: those of :meth:`strata_metrics` that some entry has."""
-        known = {RANKED_BY, *self.metrics, *ALARM_METRICS}
+        known = {RANKED_BY, *self.metrics, *FALSE_ALARMS}
         return [self.facts(metric) for metric in self.strata_metrics(grouping) if metric in known]
 
     def seeds(self, entry: Entry) -> str:
@@ -421,8 +418,8 @@ def _conformance(record: Record) -> str:
 
 
 def extra_metrics(records: Sequence[Record], more: Iterable[str] = ()) -> list[str]:
-    """The metrics beside :data:`HEADLINE` in tables of some records of one protocol: its own, those that were asked for, ``more``."""
+    """The metrics beside :data:`adbench.metrics.columns.BOARD_METRICS` in tables of some records of one protocol: its own, those that were asked for, ``more``."""
     protocol = records[0].protocol
     known = PROTOCOLS.get(str(protocol["name"]))
     names = dict.fromkeys([*(known.columns if known else ()), *protocol.get("metrics", ()), *asked(*records), *more])
-    return [name for name in names if name not in HEADLINE]
+    return [name for name in names if name not in BOARD_METRICS]

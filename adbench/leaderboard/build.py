@@ -19,9 +19,10 @@ from adbench.config import registry
 from adbench.errors import UserError
 from adbench.leaderboard import export
 from adbench.leaderboard.board import Board, Entry
-from adbench.leaderboard.export import VALUE_ONLY, rank_text
+from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import ALPHA, boards, read_all
 from adbench.leaderboard.submission import JSON_TABLE
+from adbench.metrics.columns import WITHOUT_INTERVAL
 from adbench.metrics.evaluate import Estimate
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.results.format import NONE, html_page, interval_text, p_text, several, value_text
@@ -140,7 +141,7 @@ def page(shown: Sequence[Board], reported: Sequence[Reported]) -> str:
         alpha=f"{ALPHA:.0%}",
         version=__version__,
         ranked_by=RANKED_BY,
-        value_only=VALUE_ONLY,
+        value_only=WITHOUT_INTERVAL,
         rank_text=rank_text,
         quote=quote,
         scale=_scale,

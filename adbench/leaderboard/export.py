@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 from adbench.leaderboard.board import Board, Entry
 from adbench.leaderboard.submission import FROM_MAPS
+from adbench.metrics.columns import WITHOUT_INTERVAL
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
@@ -19,7 +20,6 @@ from adbench.utils.console import csv_cell, print_json, room, say, table
 
 FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
 HEADING = 12  # characters of a line of a heading there
-VALUE_ONLY = ("dice@best", "lesion_recall@val", "fa_slice", "auroc")  # columns that show no interval
 READING = (
     "AUPRC over all test voxels that count, the brain unless said (chance: the prevalence); Dice per volume at the "
     "threshold chosen on validation subjects; lesion recall and false-alarm slices at the same threshold; [95 % interval "
@@ -53,7 +53,7 @@ def columns(board: Board, escape: Callable[[str], str] = lambda text: text) -> l
         Column("seeds" if board.pooled else "seed", [board.seeds(entry) for entry in entries]),
     ]
     for metric in board.columns:
-        interval = metric.name not in VALUE_ONLY
+        interval = metric.name not in WITHOUT_INTERVAL
         cells = [number_text(entry.estimates.get(metric.name), interval, escape) for entry in entries]
         found.append(Column(escape(metric.column), cells, metric=metric))
     return [

@@ -13,9 +13,6 @@ import numpy as np
 from adbench.errors import UserError
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.board import (
-    ALARM_METRICS,
-    HEADLINE,
-    STRATA_METRICS,
     Board,
     Entry,
     TestSet,
@@ -26,6 +23,7 @@ from adbench.leaderboard.board import (
 from adbench.leaderboard.submission import Submission, Submitted
 from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
+from adbench.metrics.columns import BOARD_METRICS, FALSE_ALARMS, STRATA_METRICS
 from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
@@ -141,7 +139,7 @@ def published(path: str, submission: Submission, *, lean: bool = False) -> Publi
         "fit": {name: record.fit[name] for name in ("steps",) if name in record.fit},
         "strata": {
             grouping: {
-                group: {name: numbers[name] for name in (*STRATA_METRICS, *ALARM_METRICS) if name in numbers}
+                group: {name: numbers[name] for name in (*STRATA_METRICS, *FALSE_ALARMS) if name in numbers}
                 for group, numbers in groups.items()
             }
             for grouping, groups in record.strata.items()
@@ -196,7 +194,7 @@ def _ranked(where: TestSet, group: Mapping[str, list[Published]], more: tuple[st
         seeds.sort(key=lambda seed: (seed.record.seed, seed.path))
         records = [seed.record for seed in seeds]
         left_out = _left_out(seeds)
-        estimates = {name: _estimate(records, name, left_out.get(name)) for name in (*HEADLINE, *extra)}
+        estimates = {name: _estimate(records, name, left_out.get(name)) for name in (*BOARD_METRICS, *extra)}
         said = tuple(dict.fromkeys(seed.submitted for seed in seeds if seed.submitted is not None))
         entries.append(Entry(key, records, [seed.path for seed in seeds], estimates, submitted=said))
         if RANKED_BY in left_out:

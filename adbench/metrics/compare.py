@@ -221,81 +221,99 @@ def compare(
     Raises:
         UserError: fewer than two methods, a method without the metric, different subjects, or fewer than 6 subjects.
     """
+    _check_comparable(methods, metric)
+    facts = next(iter(methods.values())).spec(metric)
+    sign = -1 if facts.less_is_better else 1
+    values = {name: samples.value(metric) for name, samples in methods.items()}
+    order = sorted(values, key=lambda name: (-sign * values[name], name))
+    reasons = _near_chance(methods, order, metric, level) if above_chance else {}
+    ranks: dict[str, int | None] = dict.fromkeys(order)
+    left = [name for name in order if name not in reasons]
+    if not left:
+        return Table(metric, ranks, [], reasons)
+    ranked = _Ranked(methods, left, metric, sign, level)
+    differences: list[Difference] = []
+    start = 0
+    while start < len(left):
+        end, own = ranked.behind(start)
+        ranks |= dict.fromkeys(left[start:end], start + 1)
+        differences += own
+        start = end
+    return Table(metric, ranks, differences, reasons)
+
+
+def _check_comparable(methods: Mapping[str, Samples], metric: str) -> None:
+    """Refuse what :func:`compare` cannot compare."""
     if len(methods) < 2:
         raise UserError(f"A comparison needs two methods, not {len(methods)}.")
-    names = list(methods)
-    first = methods[names[0]]
-    for name in names:
-        own = methods[name]
+    leader, first = next(iter(methods.items()))
+    for name, own in methods.items():
         if metric not in own.values:
             raise unknown(f"metric of {name}", metric, own.values)
-        _same_cohort(names[0], first.cohort, name, own.cohort)
+        _same_cohort(leader, first.cohort, name, own.cohort)
         if own.n[metric] < jackknife.MINIMUM:
             raise UserError(too_few(own.n[metric], "a rank", own.spec(metric).over_lesions) + ".")
         if np.isnan(own.left_out[metric]).any():
             raise UserError(f"{metric} of {name} is undefined without one of its subjects: it cannot be compared.")
-    facts = first.spec(metric)
-    sign = -1 if facts.less_is_better else 1
-    values = {name: methods[name].value(metric) for name in names}
-    order = sorted(names, key=lambda name: (-sign * values[name], name))
-    ranks: dict[str, int | None] = dict.fromkeys(order)
-    reasons = {}
-    chance = _chance(facts, first.cohort)
-    if not above_chance:
-        pass
-    elif chance is not None:
+
+
+def _near_chance(methods: Mapping[str, Samples], order: Sequence[str], metric: str, level: float) -> dict[str, str]:
+    """Name -> why it has no rank, of the methods that are not above chance; ``order`` begins with the best."""
+    first = next(iter(methods.values()))
+    chance = _chance(first.spec(metric), first.cohort)
+    reasons: dict[str, str] = {}
+    if chance is not None:
         for name in order:
             if not _above(methods[name], metric, chance, level):
                 reasons[name] = NOT_ABOVE_CHANCE
             elif reasons:  # a higher value never stands behind a lower one
                 reasons[name] = BELOW_CHANCE_ROW
-    elif all(RANKED_BY in methods[name].values for name in names):
+    elif all(RANKED_BY in samples.values for samples in methods.values()):
         prevalence = _chance(first.spec(RANKED_BY), first.cohort)
         assert prevalence is not None
-        reasons = {
-            name: f"{NOT_ABOVE_CHANCE} by {RANKED_BY}"
-            for name in order
-            if not _above(methods[name], RANKED_BY, prevalence, level)
-        }
-    left = [name for name in order if name not in reasons]
-    n = min(methods[name].n[metric] for name in names)
-    if not left:
-        return Table(metric, ranks, [], reasons)
-    leverage, influence = contributions([methods[name] for name in left], metric)
-    shares = sign * (leverage[:, None] * np.array([values[name] for name in left]) + influence)
-    seeds = np.array([_seed_variance(methods[name].values[metric]) for name in left])
-    freedom = np.array([len(methods[name].values[metric]) - 1 for name in left])
-    flipped = _Flipped(shares, seeds, freedom, n, np.array([methods[name].blur(metric) for name in left]))
-    differences: list[Difference] = []
-    start = 0
-    while start < len(left):
-        rows = np.arange(start, len(left))
-        alone = np.array([1.0, *(flipped.against_leader(np.array([start, row]))[1] for row in rows[1:])])
-        p_rank = np.maximum(flipped.against_leader(rows), alone)  # the same but for the grain of drawn patterns
-        apart = p_rank <= 1 - level
-        end = len(left)
-        while end > start + 1 and apart[end - 1 - start]:
+        for name in order:
+            if not _above(methods[name], RANKED_BY, prevalence, level):
+                reasons[name] = f"{NOT_ABOVE_CHANCE} by {RANKED_BY}"
+    return reasons
+
+
+class _Ranked:
+    """The methods ``names``, best first, and what each subject contributes to the gaps between them."""
+
+    def __init__(
+        self, methods: Mapping[str, Samples], names: Sequence[str], metric: str, sign: int, level: float
+    ) -> None:
+        samples = [methods[name] for name in names]
+        leverage, self._influence = contributions(samples, metric)
+        self._names, self._level = names, level
+        self._values = np.array([own.value(metric) for own in samples])
+        self._n = min(own.n[metric] for own in methods.values())
+        self._seeds = np.array([_seed_variance(own.values[metric]) for own in samples])
+        self._freedom = np.array([len(own.values[metric]) - 1 for own in samples])
+        shares = sign * (leverage[:, None] * self._values + self._influence)
+        blur = np.array([own.blur(metric) for own in samples])
+        self._flipped = _Flipped(shares, self._seeds, self._freedom, self._n, blur)
+
+    def behind(self, start: int) -> tuple[int, list[Difference]]:
+        """The end of the rank that begins with row ``start``, and the differences of all rows below from that one."""
+        rows = np.arange(start, len(self._names))
+        against = self._flipped.against_leader
+        alone = np.array([1.0, *(against(np.array([start, row]))[1] for row in rows[1:])])
+        p_rank = np.maximum(against(rows), alone)  # the same but for the grain of drawn patterns
+        worse = p_rank <= 1 - self._level
+        end = len(self._names)
+        while end > start + 1 and worse[end - 1 - start]:
             end -= 1
-        ranks |= dict.fromkeys(left[start:end], start + 1)
-        for row in rows[1:]:
-            value = values[left[start]] - values[left[row]]
-            gap = influence[:, start] - influence[:, row]
-            parts = [(float(np.square(gap).sum()) * n / (n - 1), float(n - 1))]
-            parts += [(float(seeds[i]), float(freedom[i])) for i in (start, row)]
-            half = jackknife.half_width(parts, level)
-            differences.append(
-                Difference(
-                    left[start],
-                    left[row],
-                    value,
-                    value - half,
-                    value + half,
-                    float(alone[row - start]),
-                    float(p_rank[row - start]),
-                )
-            )
-        start = end
-    return Table(metric, ranks, differences, reasons)
+        at = [row - start for row in rows[1:]]
+        return end, [self._difference(start, start + i, float(alone[i]), float(p_rank[i])) for i in at]
+
+    def _difference(self, leader: int, row: int, p: float, p_rank: float) -> Difference:
+        value = float(self._values[leader] - self._values[row])
+        gap = self._influence[:, leader] - self._influence[:, row]
+        parts = [(float(np.square(gap).sum()) * self._n / (self._n - 1), float(self._n - 1))]
+        parts += [(float(self._seeds[i]), float(self._freedom[i])) for i in (leader, row)]
+        half = jackknife.half_width(parts, self._level)
+        return Difference(self._names[leader], self._names[row], value, value - half, value + half, p, p_rank)
 
 
 def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, np.ndarray]:

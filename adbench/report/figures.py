@@ -16,6 +16,7 @@ from adbench.metrics.spec import HEADLINE, RANKED_BY, SPECS
 from adbench.report.collect import Report, ShownRun
 from adbench.results.format import several
 from adbench.results.record import Number
+from adbench.utils.seeds import derive
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,9 +41,9 @@ def subjects(report: Report) -> Figure | None:
         if not rows:
             continue
         volumes, values = np.array(list(rows.values()), float).T
-        jitter = (
-            np.random.default_rng(0).uniform(-0.13, 0.13, len(values)) if len(places) == 1 else np.zeros(len(values))
-        )
+        jitter = np.zeros(len(values))
+        if len(places) == 1:
+            jitter = np.random.default_rng(derive(0, "report", "jitter")).uniform(-0.13, 0.13, len(values))
         left.plot(
             index + jitter, values, "o", markersize=4.5, color=colour(index), alpha=0.7, markeredgewidth=0, zorder=2
         )

@@ -15,6 +15,7 @@ from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.evaluation.pictures import sample_sheet
 from adbench.metrics import plots
+from adbench.metrics.columns import REPORT_METRICS
 from adbench.metrics.spec import HEADLINE, SPECS, MetricSpec
 from adbench.report import drawing, figures
 from adbench.report.collect import Portrait, Report, ShownRun, ShownSlice
@@ -29,7 +30,6 @@ from adbench.utils.plain_files import read_plain
 
 TEMPLATES = Path(__file__).parent / "templates"
 PAGE = "index.html"
-COLUMNS = (*HEADLINE, "dice@best", "auroc", "lesion_recall@val", "fa_slice")
 BARS = HEADLINE  # from 0 to 1
 CHART_SECTIONS = (
     ("curves", "Curves", ("pr", "roc", "dice")),
@@ -140,7 +140,7 @@ def _ranks(report: Report) -> dict[str, str]:
 def _columns(report: Report) -> list[MetricSpec]:
     """Those of every report, and the metrics that some run was asked for."""
     records = [part.run.record for part in report.parts]
-    return [facts(name, *records) for name in dict.fromkeys([*COLUMNS, *asked(*records)])]
+    return [facts(name, *records) for name in dict.fromkeys([*REPORT_METRICS, *asked(*records)])]
 
 
 def _ordered(metrics: Mapping[str, Number]) -> dict[str, Number]:

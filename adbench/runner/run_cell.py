@@ -44,7 +44,7 @@ def run_cell(
     progress: Progress | None = None,
     *,
     force: bool = False,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float = Context.checkpoint_seconds,
     save_maps: bool = False,
     track: str = "",
     facts: dict[str, Any] | None = None,

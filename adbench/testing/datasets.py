@@ -27,14 +27,17 @@ class DatasetUnderTest:
 
     @property
     def modality(self) -> str:
+        """The first sequence that there is."""
         return self.dataset.available()[0]
 
     @cached_property
     def cases(self) -> list[Case]:
+        """Every case of that sequence."""
         return self.dataset.discover(self.modality)
 
     @cached_property
     def store(self) -> SliceStore:
+        """Their prepared slices."""
         return prepare(self.dataset, self.modality, self.folder)
 
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from adbench.errors import CellFailed, UserError
+from adbench.executors import serial
 from adbench.executors.launch import Launch
 from adbench.utils.locks import acquire
 from adbench.utils.signals import as_interrupts
@@ -90,10 +92,8 @@ def test_whatever_ends_a_cell_is_its_failure_and_the_others_go_on(
 
 @pytest.mark.usefixtures("plugin")
 def test_a_fit_that_swallows_an_interrupt_is_not_complete(grid: Callable[..., Launch], tmp_path: Path) -> None:
-    launch = grid("swallowing,histeq")
-    launch.plan()
     with as_interrupts(), pytest.raises(KeyboardInterrupt):
-        list(launch.outcomes())
+        list(serial(grid("swallowing,histeq").plan()))
     left = {path.name for path in (tmp_path / "runs").rglob("*.json")}
     assert "status.json" in left
     assert not left & {"fit.json", "record.json", "failure.json"}
@@ -113,3 +113,48 @@ def test_a_command_says_for_whom_it_waits(
     waiting.communicate()
     assert waiting.returncode == 0
     assert plan.record() is not None
+
+
+@pytest.mark.usefixtures("plugin")
+def test_from_python_a_plug_in_has_a_process_of_its_own(slices: Path, tmp_path: Path) -> None:
+    from adbench import api
+    from adbench.context import Progress
+    from adbench.datasets.slices import SliceBatch
+
+    class Seen(Progress):
+        def __init__(self) -> None:
+            self.steps: list[tuple[str, int]] = []
+            self.stop_at = 0
+
+        def update(self, phase: str, done: int, total: int, **figures: object) -> None:
+            self.steps.append((phase, done))
+            if phase == "count" and done == self.stop_at:
+                raise KeyboardInterrupt
+
+    common = {"data_root": str(slices), "device": "cpu", "out": tmp_path / "runs", "cache": tmp_path / "cache"}
+    moved, seen = SliceBatch.to, Seen()
+    with pytest.raises(CellFailed) as failed:
+        api.run("patching,killed,raising,histeq", "folder", progress=seen, **common)
+    assert SliceBatch.to is moved
+    assert not isinstance(failed.value, UserError)
+    (folder,) = (tmp_path / "runs").glob("*/*/killed-*")
+    assert "SIGKILL" in json.loads((folder / "failure.json").read_text())["message"]
+    with pytest.raises(CellFailed, match="ValueError: no such luck") as told:
+        api.run("raising", "folder", **common)
+    assert "misfits.py" in "".join(told.value.__notes__)
+    (histeq,) = api.run("histeq", "folder", **common)
+    assert histeq.record.metrics["auprc"].value > 0
+    seen.steps.clear()
+    seen.stop_at = 2
+    with pytest.raises(KeyboardInterrupt):
+        api.run("slow", "folder", set={"slow": {"steps": 3}}, progress=seen, **common)
+    seen.stop_at = 0
+    (slow,) = api.run("slow", "folder", set={"slow": {"steps": 3}}, progress=seen, **common)
+    done = steps(tmp_path / "runs")
+    assert [number for _, number in done] == [1, 2, 3]
+    assert len({process for process, _ in done} | {os.getpid()}) == 3
+    assert ("count", 3) in seen.steps
+    assert slow.record.method.name == "slow"
+    assert not list((tmp_path / "runs").rglob("status.json"))
+    with pytest.raises(CellFailed, match="took longer than --time-limit"):
+        api.run("slow", "folder", set={"slow": {"steps": 1000}}, time_limit=1.0, **common)

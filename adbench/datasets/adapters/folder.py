@@ -316,45 +316,18 @@ class Folder(Dataset):
         white = case.extra.get("white", WHITE)
         if message := dark_remark(case.extra.get("largest", white), white):
             found.append(issues.info("remark", "", message, case.id))
-        images, brains, lesions, kept = [], [], [], []
-        for index, path, brain_path, lesion_path in rows:
-            try:
-                image = read_image(path, white)
-                brain = image > 0 if brain_path is None else read_mask(brain_path, path, image.shape)
-                lesion = read_mask(lesion_path, path, image.shape) if lesion_path else np.zeros_like(brain)
-            except FileError as error:
-                found.append(Issue("error", error.code, case.id, str(path), str(error)))
-                continue
-            if not (brain.any() and image.any()):
-                what = "no brain in it" if image.any() else "its image is black"
-                found.append(issues.warning("black-slice", path, f"slice {index}: left out, {what}", case.id))
-                continue
-            levels = image[image > 0]
-            if brain_path is None and lesion_path is None and levels.min() == levels.max():
-                message = f"slice {index}: {path} holds two values alone, as a mask does"
-                if levels[0] == 1:
-                    message += f": if it is one, name it ...-{LESION}.png, otherwise take it out"
-                    found.append(issues.error("unnamed-mask", path, message, case.id))
-                else:
-                    found.append(issues.warning("black-slice", path, f"{message}: left out", case.id))
-                continue
-            marked, outside = int(lesion.sum()), int((lesion & ~brain).sum())
-            if outside:
-                severity = issues.warning if outside >= OUTSIDE_BRAIN * marked else issues.info
-                message = f"slice {index}: {outside} of {marked} lesion pixels lie outside the brain"
-                found.append(severity("outside-brain", lesion_path, message, case.id))
-            if marked and case.extra["train_with_masks"]:
-                message = f"slice {index}: it has {marked} lesion pixels in train, and is not trained on"
-                found.append(issues.warning("lesion-in-train", lesion_path, message, case.id))
-            images.append(resize.pad_square(np.where(brain, image, np.float32(0)), side))
-            brains.append(resize.pad_square(brain, side))
-            lesions.append(resize.pad_square(lesion, side))
-            kept.append(index)
+        planes: tuple[list[np.ndarray], ...] = ([], [], [])
+        kept: list[int] = []
+        for index, *paths in rows:
+            if (decoded := _decoded(case, index, *paths, white=white, found=found)) is not None:
+                kept.append(index)
+                for stack, plane in zip(planes, decoded, strict=True):
+                    stack.append(resize.pad_square(plane, side))
         if any(issue.severity == "error" for issue in found):
             return None, found
         image_stack, brain_stack, lesion_stack = (
             np.stack(part) if part else np.zeros((0, side, side), dtype)
-            for part, dtype in ((images, np.float32), (brains, np.bool_), (lesions, np.bool_))
+            for part, dtype in zip(planes, (np.float32, np.bool_, np.bool_), strict=True)
         )
         if self.params.size is not None and self.params.size != side:
             before, lesion_stack = lesion_stack, resize.resize_mask(lesion_stack, self.params.size)
@@ -443,6 +416,51 @@ class Folder(Dataset):
                 one, other = (f"{height}x{width}" for height, width in (shape, first[1]))
                 message = f"{path} is {one} and {first[0].name} is {other} (height x width): smaller slices are padded"
                 yield issues.warning("shape", path, message)
+
+
+def _decoded(
+    case: Case,
+    index: int,
+    path: Path,
+    brain_path: Path | None,
+    lesion_path: Path | None,
+    *,
+    white: int,
+    found: list[Issue],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Image (0 outside the brain), brain and lesion mask of one slice, each (H, W); None where it is left out or in error.
+
+    What is wrong with it is added to ``found``.
+    """
+    try:
+        image = read_image(path, white)
+        brain = image > 0 if brain_path is None else read_mask(brain_path, path, image.shape)
+        lesion = read_mask(lesion_path, path, image.shape) if lesion_path else np.zeros_like(brain)
+    except FileError as error:
+        found.append(Issue("error", error.code, case.id, str(path), str(error)))
+        return None
+    if not (brain.any() and image.any()):
+        what = "no brain in it" if image.any() else "its image is black"
+        found.append(issues.warning("black-slice", path, f"slice {index}: left out, {what}", case.id))
+        return None
+    levels = image[image > 0]
+    if brain_path is None and lesion_path is None and levels.min() == levels.max():
+        message = f"slice {index}: {path} holds two values alone, as a mask does"
+        if levels[0] == 1:
+            message += f": if it is one, name it ...-{LESION}.png, otherwise take it out"
+            found.append(issues.error("unnamed-mask", path, message, case.id))
+        else:
+            found.append(issues.warning("black-slice", path, f"{message}: left out", case.id))
+        return None
+    marked, outside = int(lesion.sum()), int((lesion & ~brain).sum())
+    if lesion_path is not None and outside:
+        severity = issues.warning if outside >= OUTSIDE_BRAIN * marked else issues.info
+        message = f"slice {index}: {outside} of {marked} lesion pixels lie outside the brain"
+        found.append(severity("outside-brain", lesion_path, message, case.id))
+    if lesion_path is not None and marked and case.extra["train_with_masks"]:
+        message = f"slice {index}: it has {marked} lesion pixels in train, and is not trained on"
+        found.append(issues.warning("lesion-in-train", lesion_path, message, case.id))
+    return np.where(brain, image, np.float32(0)), brain, lesion
 
 
 def _shown(largest: int, white: int) -> dict[str, int]:

@@ -39,6 +39,7 @@ class SliceFile:
 
     @property
     def slice(self) -> SliceId:
+        """What an image and its masks have in common."""
         return self.split, self.subject, self.session, self.index
 
     @property
@@ -48,6 +49,7 @@ class SliceFile:
 
     @property
     def is_mask(self) -> bool:
+        """Whether it is a mask of brain, lesion or anything else, and no image."""
         return self.kind in (BRAIN, LESION, OTHER_MASK)
 
     @property

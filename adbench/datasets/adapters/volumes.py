@@ -179,13 +179,19 @@ class IndexedVolumes(ReadVolumes):
                 index.duplicates.append((first, file))
         if not differ:
             index.duplicates += copies
-        if CHANNELS in files:
-            whole = files.pop(CHANNELS)
-            for place, modality in enumerate(self.channels):
-                if modality and files.setdefault(modality, whole) is whole:
-                    channels[modality] = place
+        channels.update(self._unfold(files))
         if files:
             index.scans.append(replace(scan, pieces=tuple(masks) if differ else ()))
+
+    def _unfold(self, files: dict[str, File]) -> dict[str, int]:
+        """Enter a file of several sequences as each that no file of its own is of; sequence -> its place in the file."""
+        if CHANNELS not in files:
+            return {}
+        whole, places = files.pop(CHANNELS), {}
+        for place, modality in enumerate(self.channels):
+            if modality and files.setdefault(modality, whole) is whole:
+                places[modality] = place
+        return places
 
     @property
     def _patterned(self) -> str:

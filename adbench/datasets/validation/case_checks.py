@@ -163,10 +163,8 @@ def _grids(scan: Scan, headers: Mapping[str, Header], expected: Expected) -> Ite
 def _voxels(
     scan: Scan, headers: Mapping[str, Header], expected: Expected, result: CheckedCase, use: Use
 ) -> Iterator[Issue]:
-    brain: np.ndarray | None = None  # every voxel that is brain in some image of the case
+    found = _Voxels(scan, headers, expected, result, use)
     lesions: list[tuple[File, NiftiVolume]] = []
-    stripped = expected.zero_background
-    channels: dict[bytes, str] = {}  # digest of the voxels -> sequence
     files = [(kind, scan.files[kind]) for kind in sorted(headers) if kind != LESION]
     masks = scan.pieces or [scan.files[kind] for kind in (LESION,) if kind in headers]
     for kind, file in [*files, *((LESION, mask) for mask in masks)]:
@@ -176,64 +174,104 @@ def _voxels(
             yield Issue("error", error.code, scan.id, str(file), str(error))
             continue
         said = set(nifti_header.findings(replace(volume.header, behind=0)))
-        for found in nifti_header.findings(volume.header):
-            if found not in said:  # from the header alone
-                yield Issue(found.severity, found.code, scan.id, str(file), f"{file} {found.text}")
-        outside, *others = (0.0,) if kind in (LESION, BRAIN) else background_values(volume.data)
-        inside = ~np.isin(volume.data, (outside, *others)) if others else volume.data != outside
+        for odd in nifti_header.findings(volume.header):
+            if odd not in said:  # from the header alone
+                yield Issue(odd.severity, odd.code, scan.id, str(file), f"{file} {odd.text}")
         if kind == LESION:
             lesions.append((file, volume))
             result.labels.append(labels_in([np.rint(volume.data)]))
             yield from _labels(scan.id, file, volume.data, expected)
         elif kind == BRAIN:
-            brain = inside
-            if not brain.any():
-                yield issues.error("empty-mask", file, f"{file} is an empty brain mask", scan.id)
-            yield from _brain_volume(scan.id, file, volume, brain)
-        elif (low := volume.data.min()) == volume.data.max():
-            yield issues.error("constant", file, f"{file} is constant: every voxel is {low:g}", scan.id)
+            yield from found.brain_mask(file, volume)
         else:
-            if kind in scan.channels:
-                content = hashlib.blake2b(np.ascontiguousarray(volume.data).data).digest()
-                if (same := channels.setdefault(content, kind)) != kind:
-                    what = f"{file} holds one volume as {same} and as {kind}: {same} and {kind} of {scan.id} are one"
-                    yield issues.error("duplicate-volume", file, what, scan.id)
-            head, affine = to_ras(volume.data, volume.affine)
-            coarse = similarity.fingerprint(
-                head.T, to_ras(inside, volume.affine)[0].T, spacing=zooms(affine)[::-1].tolist()
-            )
-            result.prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
-            if expected.zero_background and (corners := _corners(volume.data)):
-                what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
-                taken = f"; {outside:g} is taken for its background" if outside else ""
-                yield issues.warning("background", file, f"{what}{taken}", scan.id)
-            elif outside or others:
-                beside = "".join(f", and {value:g} in most voxels besides" for value in others)
-                taken = "are both" if others else "is"
-                what = (
-                    f"{file} has the value {outside:g} in all corners{beside}, which {taken} taken for its background"
-                )
-                yield issues.info("background", file, what, scan.id)
-            skull = expected.skull if expected.skull is not None else inside.mean() >= 1 - STRIPPED
-            masked = BRAIN in headers and use.brain in ("auto", "given")
-            own = use.companions.get(kind, kind) not in set(headers) - {kind}
-            where = f"{kind} of case {scan.id} ({file})"
-            if own and not masked and (why := no_brain(use.brain, volume.data, kind, bool(skull), where)):
-                yield issues.error("no-brain", file, why, scan.id)
-            elif not skull and BRAIN not in headers:
-                yield from _brain_volume(scan.id, file, volume, inside)
-            stripped = stripped or bool(inside.mean() < 1 - STRIPPED)
-            if BRAIN not in headers and (expected.one_grid or kind == expected.drawn_on):
-                brain = inside if brain is None or brain.shape != inside.shape else brain | inside
+            yield from found.image(kind, file, volume)
     yield from _merged(scan.id, lesions, use.votes, expected)
     for file, lesion in lesions:
-        within = _where_lesions_may_be(brain, lesion, BRAIN in headers, stripped)
+        yield from found.lesion_place(file, lesion)
+
+
+class _Voxels:
+    """The voxels of one case, volume by volume; what the images show is kept for its lesion masks, which come last.
+
+    Attributes:
+        brain: every voxel that is brain in some image of the case, or the given mask; None before there is one.
+        stripped: whether the images are skull-stripped.
+    """
+
+    def __init__(
+        self, scan: Scan, headers: Mapping[str, Header], expected: Expected, result: CheckedCase, use: Use
+    ) -> None:
+        self.brain: np.ndarray | None = None
+        self.stripped = expected.zero_background
+        self._scan, self._headers, self._expected, self._result, self._use = scan, headers, expected, result, use
+        self._channels: dict[bytes, str] = {}  # digest of the voxels -> sequence
+
+    def brain_mask(self, file: File, volume: NiftiVolume) -> Iterator[Issue]:
+        """A given mask that is empty, or larger than a brain."""
+        self.brain = volume.data != 0
+        if not self.brain.any():
+            yield issues.error("empty-mask", file, f"{file} is an empty brain mask", self._scan.id)
+        yield from _brain_volume(self._scan.id, file, volume, self.brain)
+
+    def image(self, kind: str, file: File, volume: NiftiVolume) -> Iterator[Issue]:
+        """An image that holds one value alone or is another one of the case, a background that is odd, no brain to be found."""
+        outside, *others = background_values(volume.data)
+        if (low := volume.data.min()) == volume.data.max():
+            yield issues.error("constant", file, f"{file} is constant: every voxel is {low:g}", self._scan.id)
+            return
+        inside = ~np.isin(volume.data, (outside, *others)) if others else volume.data != outside
+        if kind in self._scan.channels:
+            yield from self._same_channel(kind, file, volume)
+        head, affine = to_ras(volume.data, volume.affine)
+        coarse = similarity.fingerprint(
+            head.T, to_ras(inside, volume.affine)[0].T, spacing=zooms(affine)[::-1].tolist()
+        )
+        self._result.prints[kind] = (coarse, similarity.slice_hashes(head.T.astype(np.float32)))
+        yield from self._background(file, volume, outside, others)
+        yield from self._brain_of(kind, file, volume, inside)
+
+    def _same_channel(self, kind: str, file: File, volume: NiftiVolume) -> Iterator[Issue]:
+        content = hashlib.blake2b(np.ascontiguousarray(volume.data).data).digest()
+        if (same := self._channels.setdefault(content, kind)) != kind:
+            what = f"{file} holds one volume as {same} and as {kind}: {same} and {kind} of {self._scan.id} are one"
+            yield issues.error("duplicate-volume", file, what, self._scan.id)
+
+    def _background(self, file: File, volume: NiftiVolume, outside: float, others: list[float]) -> Iterator[Issue]:
+        if self._expected.zero_background and (corners := _corners(volume.data)):
+            what = f"{file} is not 0 in its corners (up to {corners:g}): it is not skull-stripped as distributed"
+            taken = f"; {outside:g} is taken for its background" if outside else ""
+            yield issues.warning("background", file, f"{what}{taken}", self._scan.id)
+        elif outside or others:
+            beside = "".join(f", and {value:g} in most voxels besides" for value in others)
+            taken = "are both" if others else "is"
+            what = f"{file} has the value {outside:g} in all corners{beside}, which {taken} taken for its background"
+            yield issues.info("background", file, what, self._scan.id)
+
+    def _brain_of(self, kind: str, file: File, volume: NiftiVolume, inside: np.ndarray) -> Iterator[Issue]:
+        """Whether the brain of an image can be found; ``inside`` is what is not its background."""
+        use, given, case = self._use, BRAIN in self._headers, self._scan.id
+        skull = self._expected.skull if self._expected.skull is not None else inside.mean() >= 1 - STRIPPED
+        masked = given and use.brain in ("auto", "given")
+        own = use.companions.get(kind, kind) not in set(self._headers) - {kind}
+        where = f"{kind} of case {case} ({file})"
+        if own and not masked and (why := no_brain(use.brain, volume.data, kind, bool(skull), where)):
+            yield issues.error("no-brain", file, why, case)
+        elif not skull and not given:
+            yield from _brain_volume(case, file, volume, inside)
+        self.stripped = self.stripped or bool(inside.mean() < 1 - STRIPPED)
+        if not given and (self._expected.one_grid or kind == self._expected.drawn_on):
+            before = self.brain
+            self.brain = inside if before is None or before.shape != inside.shape else before | inside
+
+    def lesion_place(self, file: File, lesion: NiftiVolume) -> Iterator[Issue]:
+        """Lesion voxels outside the brain; called after all images."""
+        within = _where_lesions_may_be(self.brain, lesion, BRAIN in self._headers, self.stripped)
         marked = lesion.data != 0
         if within is not None and (outside := int((marked & ~within).sum())):
             total = int(marked.sum())
             what = f"{file} marks {outside} of {total} lesion voxels ({outside / total:.1%}) outside the brain"
             severity = issues.warning if outside >= OUTSIDE_BRAIN * total else issues.info
-            yield severity("outside-brain", file, what, scan.id)
+            yield severity("outside-brain", file, what, self._scan.id)
 
 
 def _merged(case: str, masks: list[tuple[File, NiftiVolume]], votes: float, expected: Expected) -> Iterator[Issue]:

@@ -17,25 +17,34 @@ ROLES = ("train", "val", "threshold", "test")
 
 def check_splits(submission: Submission) -> Iterator[RecordIssue]:
     """The lists of subjects have the lengths that the record states, and no subject has two roles."""
-    record, splits = submission.record, submission.content.splits
     for role in ROLES:
-        part, subjects = getattr(record, role), getattr(splits, role)
-        if subjects != sorted(set(subjects)):
-            yield RecordIssue(f"splits.{role}", why="its subjects are not sorted and distinct")
-        stated = part.subjects if part is not None else 0
-        yield from differences(f"{role}.subjects", stated, len(subjects), f"length of splits.{role}")
-        if part is None:
-            continue
-        if part.slices < part.subjects:
-            yield RecordIssue(f"{role}.slices", part.slices, why=f"fewer than {part.subjects} subjects")
-        if not 0 <= (part.lesion_subjects or 0) <= part.subjects:
-            yield RecordIssue(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
-        if min(part.grid) < 1:
-            yield RecordIssue(f"{role}.grid", list(part.grid), why="a slice has at least one pixel")
-        if part.mm is not None and not all(0 < mm <= MAX_SQUARE for mm in part.mm):
-            yield RecordIssue(
-                f"{role}.mm", list(part.mm), why=f"a pixel is larger than 0 and at most {MAX_SQUARE} mm wide"
-            )
+        yield from _check_role(submission, role)
+    yield from _check_distinct(submission)
+    yield from _check_rows(submission)
+
+
+def _check_role(submission: Submission, role: str) -> Iterator[RecordIssue]:
+    """What the record states of the slices of one role, and the list of its subjects."""
+    part, subjects = getattr(submission.record, role), getattr(submission.content.splits, role)
+    if subjects != sorted(set(subjects)):
+        yield RecordIssue(f"splits.{role}", why="its subjects are not sorted and distinct")
+    stated = part.subjects if part is not None else 0
+    yield from differences(f"{role}.subjects", stated, len(subjects), f"length of splits.{role}")
+    if part is None:
+        return
+    if part.slices < part.subjects:
+        yield RecordIssue(f"{role}.slices", part.slices, why=f"fewer than {part.subjects} subjects")
+    if not 0 <= (part.lesion_subjects or 0) <= part.subjects:
+        yield RecordIssue(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
+    if min(part.grid) < 1:
+        yield RecordIssue(f"{role}.grid", list(part.grid), why="a slice has at least one pixel")
+    if part.mm is not None and not all(0 < mm <= MAX_SQUARE for mm in part.mm):
+        yield RecordIssue(f"{role}.mm", list(part.mm), why=f"a pixel is larger than 0 and at most {MAX_SQUARE} mm wide")
+
+
+def _check_distinct(submission: Submission) -> Iterator[RecordIssue]:
+    """No person has two roles, under another name either."""
+    record, splits = submission.record, submission.content.splits
     train, fitted, threshold, test = (
         {person(in_set(subject, part.name if part else "")): subject for subject in own}
         for own, part in (
@@ -57,6 +66,11 @@ def check_splits(submission: Submission) -> Iterator[RecordIssue]:
     shared = shared_patients(set(fitted.values()), {*test.values(), *threshold.values()})
     if shared:
         yield RecordIssue("splits.train", why=f"{shared[0]} and {shared[1]} share patients under different names")
+
+
+def _check_rows(submission: Submission) -> Iterator[RecordIssue]:
+    """The rows of the record and the histograms are of the test subjects."""
+    record, splits = submission.record, submission.content.splits
     subjects = sorted({str(row.get("subject")) for row in record.subjects})
     volumes = [row.get("volume", row.get("subject")) for row in record.subjects]
     for field, stored, expected, what in (
