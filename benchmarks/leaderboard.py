@@ -32,7 +32,7 @@ def originals(scratch: Path) -> list[Submission]:
     """One result of each method, seed 0."""
     found = sorted(COMMITTED.glob("phantom-flair-*-seed0-*.json"))
     if found:
-        return [files.read(path) for path in found]
+        return [files.read_submission(path) for path in found]
     runs = api.run("histeq,zscore,constant", "phantom", device="cpu", out=scratch / "runs")
     return [pack(run.folder) for run in runs]
 

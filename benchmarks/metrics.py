@@ -212,12 +212,12 @@ def side_literal(count: int) -> dict[str, float]:
 
 def side_madad(count: int) -> dict[str, float]:
     """CPU seconds of the official-madad preset on ``count`` slices, and its Dice."""
-    from adbench.metrics.presets import Case, official_madad
+    from adbench.metrics.presets import PresetCase, official_madad
 
     data, volumes = list(slices(min(count, 200))), []
     for start in range(0, len(data), VOLUME):
         maps, lesion = (np.stack([pair[k] for pair in data[start : start + VOLUME]]) for k in range(2))
-        volumes.append(Case(str(start), maps, lesion, np.broadcast_to(True, maps.shape)))
+        volumes.append(PresetCase(str(start), maps, lesion, np.broadcast_to(True, maps.shape)))
     cases = [volumes[i % len(volumes)] for i in range(count // VOLUME)]  # repeated: what is measured is the counting
     official_madad(cases[:1])  # warm-up: imports
     clock = time.process_time()

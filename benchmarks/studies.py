@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.progress import track
 
 from adbench.metrics import jackknife
-from adbench.metrics.compare import Samples, compare
+from adbench.metrics.compare import MethodSamples, compare
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import SubjectHistograms
 
@@ -63,7 +63,7 @@ class Study:
 
     @property
     def cohort(self) -> tuple[tuple[str, int, int], ...]:
-        """As :attr:`adbench.metrics.compare.Samples.cohort`."""
+        """As :attr:`adbench.metrics.compare.MethodSamples.cohort`."""
         sums = zip(self.lesion.sum(axis=1), self.background.sum(axis=1), strict=True)
         return tuple((f"s{i:05d}", int(p), int(q)) for i, (p, q) in enumerate(sums))
 
@@ -123,12 +123,12 @@ def measure(study: Study, weights: np.ndarray, threshold: int) -> np.ndarray:
     return np.stack([auprc, weight @ own / weight.sum(axis=1), weight @ dice / weight.sum(axis=1), auroc])
 
 
-def samples(seeds: Sequence[Study], threshold: int, bearing: int) -> Samples:
+def samples(seeds: Sequence[Study], threshold: int, bearing: int) -> MethodSamples:
     """What :func:`adbench.metrics.compare.sample_method` gives for the training seeds of a method."""
     n = len(seeds[0].lesion)
     weights = np.concatenate([np.ones((1, n)), jackknife.weights(n)])
     found = np.stack([measure(study, weights, threshold) for study in seeds], axis=1)  # metric, seed, row
-    return Samples(
+    return MethodSamples(
         seeds[0].cohort,
         {name: found[i, :, 0] for i, name in enumerate(METRICS)},
         {name: found[i, :, 1:] for i, name in enumerate(METRICS)},

@@ -117,7 +117,7 @@ def issues(path: Path) -> list[str]:
         "shows an error": any(output.output_type == "error" for output in outputs),
         "names a place on a machine": any(map(OF_THIS_MACHINE.search, text)),
         "its code was changed since it was executed": notebook.metadata.get("executed") != sources(notebook),
-        "holds metadata of somebody's kernel": notebook.metadata | {"executed": ""} != METADATA | {"executed": ""},
+        "holds metadata of another kernel": notebook.metadata | {"executed": ""} != METADATA | {"executed": ""},
     }
     return [issue for issue, there in found.items() if there]
 

@@ -6,7 +6,7 @@
 The published file is a pickled diffusers ``AutoencoderKL``; the folder holds config.json and safetensors.
 
 A pickle is a program: it names functions and calls them. Here nothing in it is executed. Every name is looked up in a
-table that is made anew for every file, so that no file changes how the next one is read: rebuilding a tensor gives a note of
+table that is made again for every file, so that no file changes how the next one is read: rebuilding a tensor gives a note of
 where its numbers lie; classes of networks become inert stand-ins that only hold what they are given; any other name is
 refused. No module that the file names is imported. What a file asks for is held against its size. Both layouts are read: the zip
 archive that torch has written since 1.6, and the older sequence of pickles. Needs torch and diffusers, nothing else.

@@ -120,7 +120,7 @@ def test_asking_for_a_metric_makes_no_other_row(plugin: Path, run: Callable[...,
     forced = run("--force", "--save-maps")
     assert [row["metrics"] for row in forced] == [row["metrics"] for row in with_both]
     for path in (tmp_path / "runs").rglob("record.json"):
-        assert set(records.read(path).optional) == {"missed", "spread"}
+        assert set(records.read_record(path).optional) == {"missed", "spread"}
 
 
 def test_a_metric_keeps_those_asked_for_earlier_and_follows_its_source(

@@ -55,7 +55,7 @@ FAULTS: list[tuple[str, Callable[[Any], Any]]] = [
     ("its cells were not executed in order", lambda notebook: _code(notebook).update(execution_count=7)),
     ("its cells were not executed in order", lambda notebook: _code(notebook).update(execution_count=None)),
     ("its code was changed since it was executed", lambda notebook: _code(notebook).update(source="1 + 1")),
-    ("holds metadata of somebody's kernel", lambda notebook: notebook["metadata"]["kernelspec"].update(name="mine")),
+    ("holds metadata of another kernel", lambda notebook: notebook["metadata"]["kernelspec"].update(name="mine")),
     ("not a valid notebook: 'outputs' is a required property", lambda notebook: _code(notebook).pop("outputs")),
 ]
 

@@ -1,4 +1,4 @@
-"""The application all verbs join, what their options share, and how errors end it."""
+"""The command-line application: options that commands share, and the exit codes of errors."""
 
 from __future__ import annotations
 
@@ -116,17 +116,17 @@ def main() -> None:
 
 
 def own_output(verb: Callable[..., Any]) -> Callable[..., Any]:
-    """``verb`` with standard output to itself (see :func:`adbench.utils.console.apart`), and exit codes of signals."""
+    """``verb`` with standard output to itself (see :func:`adbench.utils.console.reserved_stdout`), and exit codes of signals."""
 
     @wraps(verb)
     def run(*arguments: Any, **options: Any) -> None:
         from adbench.utils import installed  # noqa: F401 - before any library that asks for entry points
-        from adbench.utils.console import apart, say
+        from adbench.utils.console import reserved_stdout, say
         from adbench.utils.signals import exit_code
 
         _check_memory()
         try:
-            with apart():
+            with reserved_stdout():
                 verb(*arguments, **options)
         except KeyboardInterrupt as stop:
             said = "; ".join(getattr(stop, "__notes__", ["Interrupted."]))

@@ -198,7 +198,7 @@ def check(
         raise typer.Exit(found.exit_code)
     line = partial(out.print, markup=False, soft_wrap=True)
     colours = {"error": "bold red", "warning": "yellow", "info": "dim"}
-    for (severity, code), issues in by_code(found.findings).items():
+    for (severity, code), issues in by_code(found.issues).items():
         line(f"{severity} {code} ({len(issues)})", style=colours[severity])
         shown = issues if every else issues[:SHOWN]
         for issue in shown:

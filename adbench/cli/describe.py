@@ -224,8 +224,7 @@ def write_pages(folder: Path, name: str | None = None) -> list[Path]:
 
 
 def conformance(name: str, assignments: list[str], root: Path | None, device: str) -> list[Finding]:
-    """What the conformance checks find about the method, dataset or metric called ``name``, with parameters
-    ``key=value``; of a method, records will say it.
+    """Conformance findings about the method, dataset or metric ``name``; those of a method are kept for its records.
 
     Raises:
         UserError: nothing has that name, or its parameters are wrong.

@@ -1,4 +1,4 @@
-"""``adbench eval``."""
+"""``adbench eval``: evaluate finished runs again, or a folder of anomaly maps."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def evaluate(
     """Evaluate a finished run again, or anyone's maps against their masks, without running a model.
 
     In a run's folder links are refused. In folders of maps and masks they are followed, as in any folder of data that you
-    name; what they lead to is read as a stranger's file, and never shown.
+    name; what they lead to is read as an untrusted file, and never shown.
     """
     from adbench.evaluation.run import Run
     from adbench.utils.console import say

@@ -1,4 +1,4 @@
-"""``adbench fit``: weights given to others, and taken from them."""
+"""``adbench fit``: export, import, push and pull trained fits."""
 
 from __future__ import annotations
 

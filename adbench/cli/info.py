@@ -1,4 +1,4 @@
-"""What is installed and whether it works: ``adbench list``, ``describe``, ``doctor``, ``test``."""
+"""``adbench list``, ``describe``, ``doctor`` and ``test``: what is installed, and whether it works."""
 
 from __future__ import annotations
 
@@ -119,13 +119,13 @@ def doctor(json_: Json = False) -> None:
     """Check the installation: versions, device, data roots, plug-ins, broken packages, and another package called adbench."""
     from adbench.utils.console import print_json, table
 
-    findings = list(examine())
-    problems = sum(verdict != "ok" for _, _, verdict in findings)
+    facts = list(examine())
+    problems = sum(verdict != "ok" for _, _, verdict in facts)
     if json_:
         keys = ("what", "found", "verdict")
-        print_json({"findings": [dict(zip(keys, one, strict=True)) for one in findings], "problems": problems})
+        print_json({"findings": [dict(zip(keys, one, strict=True)) for one in facts], "problems": problems})
     else:
-        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], findings)
+        table("adbench doctor", [("what", "left"), ("found", "left"), ("verdict", "left")], facts)
     if problems:
         raise typer.Exit(1)
 

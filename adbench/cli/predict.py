@@ -1,4 +1,4 @@
-"""``adbench predict``."""
+"""``adbench predict``: anomaly maps of unlabelled scans."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def predict(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Score scans that nobody has labelled with the fit, the preparation and the threshold of a finished run.
+    """Score unlabelled scans with the fit, the preparation and the threshold of a finished run.
 
     Writes anomaly maps, pseudo-healthy images and masks on each scan's own grid, and summary.csv. Interrupted, it goes on
     with the scans that are missing. One that cannot be read or scored is named at the end (exit code 1). Research use only: nothing here is a diagnosis.

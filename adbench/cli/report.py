@@ -1,4 +1,4 @@
-"""``adbench report``."""
+"""``adbench report``: one HTML page about one or several runs."""
 
 from __future__ import annotations
 

@@ -238,7 +238,7 @@ def _outcomes(launch: Launch, quiet: bool) -> Iterator[Outcome]:
 
 
 def _say_settings(cells: list[Cell]) -> None:
-    """What runs, in a line, and every parameter that is not what the preset and the dataset have by themselves."""
+    """Print the run in a line, and every parameter that differs from the preset and from the defaults of the dataset."""
     from adbench.config.cell import changed
     from adbench.config.sweep import value_text
     from adbench.results.format import several
@@ -273,7 +273,7 @@ def _keep(text: str, out: Path) -> Path:
 
 
 def _show_plan(launch: Launch, as_json: bool) -> None:
-    """What ``--dry-run`` prints."""
+    """Print the plan of ``--dry-run``."""
     from adbench.results.format import several
     from adbench.results.status import state
     from adbench.utils.console import print_json, say, table
@@ -316,7 +316,7 @@ def _report(outcomes: list[Outcome], as_json: bool) -> None:
     from adbench.errors import CellFailed
     from adbench.leaderboard.board import run_boards
     from adbench.leaderboard.export import print_boards
-    from adbench.results.record import read
+    from adbench.results.record import read_record
     from adbench.utils.console import complain, say, table
 
     failed = [outcome for outcome in outcomes if outcome.error is not None]
@@ -327,7 +327,7 @@ def _report(outcomes: list[Outcome], as_json: bool) -> None:
     shown = folders if as_json or len(outcomes) <= MAX_ROWS else []
     # Curves, subjects and strata are not shown, and would fill the memory.
     slim: dict[str, Any] = {"subjects": [], "strata": {}, "fit": {}, "identity": {}}
-    found = run_boards(read(folder).model_copy(update=slim) for folder in shown)
+    found = run_boards(read_record(folder).model_copy(update=slim) for folder in shown)
     print_boards(found, as_json, failures=[(o.plan.cell.label, CellFailed(o.reason)) for o in failed])
     if not as_json:
         if reused := sum(outcome.reused for outcome in outcomes):

@@ -1,4 +1,4 @@
-"""What runs do, and why one was made: ``adbench status``, ``adbench why``."""
+"""``adbench status`` and ``adbench why``: the state of runs, and how the key of one differs from the nearest other."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``adbench tune``."""
+"""``adbench tune``: hyper-parameter search."""
 
 from __future__ import annotations
 
@@ -114,14 +114,14 @@ def tune(
     from adbench.config import run_config as configs
     from adbench.executors.resources import parse
     from adbench.tune.search import search
-    from adbench.tune.task import Options
+    from adbench.tune.task import SearchOptions
     from adbench.utils.console import LiveProgress, print_json, say
 
     flags = as_settings(method=method, dataset=dataset, modality=modality, protocol=protocol, seed=seed, preset=preset)
     flags |= as_settings(data_root=data_root, train_on=train_on, train_root=train_root)
     flags |= as_settings(device=device, out=out, cache=cache)
     settings: configs.RunConfig = configs.load(config, flags, set_ or [])
-    options = Options(
+    options = SearchOptions(
         objective=objective,
         trials=trials,
         budget=duration,

@@ -1,4 +1,4 @@
-"""What whoever gives something away says about it, held to one rule for shared fits and for results; and what is wrong with it."""
+"""Author, licence and link of a shared fit or a published result, with their validation."""
 
 from __future__ import annotations
 

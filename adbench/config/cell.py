@@ -76,7 +76,7 @@ class Source:
 
     @property
     def title(self) -> str:
-        """What tables, run folders and records call it: the name that the user gave it, else that of the dataset."""
+        """Name in tables, run folders and records: the one the user gave, else that of the dataset."""
         return self.dataset_class.title(self.params) or self.dataset
 
     def open(self) -> Any:
@@ -99,7 +99,7 @@ class Source:
 
 
 class Post(ParamSet):
-    """What is done to the maps of any method before they are counted: one implementation, off unless it is asked for.
+    """Postprocessing of the anomaly maps of any method before they are counted: one implementation, off by default.
 
     ``--set post.median=3``; it stands in the key, the record and the name of a row, and predictions go through it too.
     """
@@ -123,7 +123,7 @@ class Post(ParamSet):
 
     @property
     def done(self) -> dict[str, Any]:
-        """What is done, by name; empty for nothing, so that keys of runs without it are as ever."""
+        """The steps that are switched on, by name; empty for none, so that keys of runs without any stay as they are."""
         return self.model_dump(mode="json", exclude_defaults=True)
 
     @property
@@ -146,7 +146,7 @@ class Cell:
         tuned_from: the search that chose ``params``; part of no key.
         varied: what tells it from other cells of its method, for its label: "sigma=2"; part of no key.
         post: what is done to its maps before they are counted.
-        fit: somebody's fit of the method, which is scored instead of training one; ``train`` is then None.
+        fit: a shared fit of the method, which is scored instead of training one; ``train`` is then None.
         method_class: a subclass of :class:`adbench.methods.base.Method`.
     """
 
@@ -180,7 +180,7 @@ class Cell:
 
     @property
     def train_source(self) -> Source:
-        """Where the training slices come from."""
+        """The source of the training slices."""
         return self.train or self.test
 
     @property

@@ -136,7 +136,7 @@ def cells(grid: GridConfig, resolve_device: Callable[[str], str] = run_config.re
 
 
 def _place(cell: Cell) -> dict[str, str]:
-    """Where the cell stands on every axis."""
+    """Position of a cell on every axis."""
     found = (cell.method, cell.test.dataset, cell.modality, cell.protocol.name, cell.fold, cell.seed, cell.preset)
     return {axis: str(value) for axis, value in zip(AXES, found, strict=True)}
 

@@ -37,7 +37,7 @@ def default_cache() -> Path:
 
 
 class RunConfig(BaseModel):
-    """What ``adbench run`` does; the same names in YAML and on the command line.
+    """Configuration of ``adbench run``; the same names in YAML and on the command line.
 
     Attributes:
         method: one or more methods.
@@ -403,7 +403,7 @@ def _train(config: RunConfig, dataset: str, protocol: Protocol) -> Sequence[Sour
 
 
 def _tuned(search: TunedFrom | None, method: str, params: ParamSet) -> TunedFrom | None:
-    """What the record of ``method`` with ``params`` says about ``search``."""
+    """The search that chose ``params`` of ``method``, as the record states it."""
     if search is None or search.method != method:
         return None
     values = params.json_values

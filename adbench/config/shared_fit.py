@@ -1,4 +1,4 @@
-"""A fit that somebody shares: its folder, its manifest, and the checks that make a stranger's files data.
+"""Shared fits: the folder and the manifest of exported weights, and the checks of those that are imported.
 
 ::
 
@@ -43,7 +43,7 @@ _NAME = re.compile(r"(?:[A-Za-z0-9][A-Za-z0-9._-]{0,99}/){0,3}[A-Za-z0-9][A-Za-z
 
 
 class Weights(BaseModel):
-    """Whose weights they are.
+    """Author, licence, link and digest of shared weights.
 
     Attributes:
         author: who shares them.
@@ -90,7 +90,7 @@ class SharedFit(BaseModel):
 
     @property
     def folder(self) -> Path:
-        """Where it lies."""
+        """Folder of the fit."""
         return self._folder
 
     @property

@@ -48,7 +48,7 @@ _ASIDE = re.compile(  # what tools and installers leave in a folder
 
 @lru_cache(maxsize=1024)
 def _read(source: bytes, package: str) -> tuple[tuple[str, ...], bool]:
-    """What the text of a module shows, in a package that its relative imports start from.
+    """Imports of a module by its source text, in a package that its relative imports start from.
 
     Returns:
         The dotted names that it may import (``from a import b`` gives ``a.b``, which need not be a module), and whether it
@@ -192,7 +192,7 @@ class Closure:
                 yield from self._imported(module, path)
 
     def _imported(self, module: str, path: Path, guessed: bool = False) -> Iterator[str]:
-        """What a module imports; one whose file is only guessed to be source may be none."""
+        """Names that a module imports; a file that is only guessed to be source may have none."""
         try:
             names, anything = _read(
                 path.read_bytes(), module if path.name == "__init__.py" else module.rpartition(".")[0]

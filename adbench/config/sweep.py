@@ -1,4 +1,4 @@
-"""Sweeps: a list for a parameter that takes one value is an axis of a grid; and what tells parameter sets apart."""
+"""Parameter sweeps: a list given for a single-valued parameter is an axis of the grid; and where parameter sets differ."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""YAML of users and strangers: plain types, YAML 1.2, counted before it is built."""
+"""Safe parsing of YAML 1.2: plain types only, and its size is checked before anything is built."""
 
 from __future__ import annotations
 

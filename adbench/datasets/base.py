@@ -28,7 +28,7 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What a user must know about a dataset.
+    """Facts about a dataset for its users.
 
     Attributes:
         name: what the user types.
@@ -170,11 +170,11 @@ class Dataset(ABC):
         """
 
     def faults(self) -> Iterable[Issue]:
-        """What is wrong with the set of files, by their names: ``data check`` lists it, :meth:`discover` refuses errors."""
+        """Issues of the set of files, by their names: ``data check`` lists them, :meth:`discover` refuses errors."""
         return ()
 
     def scales(self, modality: str) -> Iterable[Issue]:
-        """What is wrong with the images of ``modality`` beside each other, by their values; used as :meth:`faults` is."""
+        """Issues of the images of ``modality`` taken together, by their values; used as :meth:`faults` is."""
         return ()
 
     def found(self, modality: str) -> list[Case]:
@@ -185,7 +185,7 @@ class Dataset(ABC):
         """Decode one case and say what is wrong with it: :meth:`load` refuses errors and remarks on all else.
 
         Returns:
-            The stack, None when there is an error; the findings.
+            The stack, None when there is an error; its issues.
         """
         try:
             stack = self.load(case, modality)
@@ -194,7 +194,7 @@ class Dataset(ABC):
         return stack, [Issue("info", "remark", case.id, "", remark) for remark in stack.remarks]
 
     def exclusions(self, modality: str) -> list[str]:
-        """What :meth:`discover` found and left out, and why; one line each, for the manifest."""
+        """Cases that :meth:`discover` left out, and why; one line each, for the manifest."""
         return []
 
     def recipe(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Remote:
     Attributes:
         url: of it.
         name: below the folder, with ``/``.
-        md5: of its bytes; "" where nobody states it.
+        md5: of its bytes; "" where it is not published.
         size: in bytes; None: the server says it.
         modality: what is in it; "" for what all sequences need.
     """

@@ -1,4 +1,4 @@
-"""Where prepared slices lie in their volume: the grids between the provider's file and the store, and the way back.
+"""Voxel grids from the provider's file to the prepared slices, and back.
 
 Three grids, each an array shape and an affine to world millimetres (RAS+):
 

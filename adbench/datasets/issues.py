@@ -1,4 +1,4 @@
-"""What is wrong with data: one issue, its severity and its code, as ``adbench data check`` lists it."""
+"""Issues of a dataset, with severity and code, as ``adbench data check`` lists them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CODES: tuple[str, ...] = get_args(Code)
 
 @dataclass(frozen=True)
 class Issue:
-    """One thing that is wrong with data.
+    """A problem of a dataset.
 
     Attributes:
         severity: "error" (numbers would be wrong or a case is unusable), "warning" (to be looked at) or "info" (known

@@ -1,4 +1,4 @@
-"""What a dataset on disk holds and which subjects have which role: ``adbench data info``."""
+"""``adbench data info``: the cases of a dataset on disk, and the roles of its subjects."""
 
 from __future__ import annotations
 

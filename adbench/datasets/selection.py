@@ -1,4 +1,4 @@
-"""Which labelled slices a protocol scores. A store holds all slices and a protocol picks rows, so stores are shared."""
+"""Select the labelled slices that a protocol scores. A store holds all slices, so that protocols share it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from adbench.utils.hashing import digest
 if TYPE_CHECKING:
     from adbench.datasets.base import Split
     from adbench.datasets.store.slice_store import SliceStore
-    from adbench.datasets.synthetic_lesions import Inserted, PseudoParams
+    from adbench.datasets.synthetic_lesions import Inserted, SyntheticLesionParams
 
 SPREAD = 16  # slices a subject
 MIDDLE = 20  # slices a volume
@@ -102,11 +102,11 @@ class InsertedSet(LabelledSet):
         params: what is put in; None: lesions in half of the slices.
     """
 
-    def __init__(self, store: LabelledStore, rows: np.ndarray, params: PseudoParams | None = None) -> None:
-        from adbench.datasets.synthetic_lesions import PseudoParams
+    def __init__(self, store: LabelledStore, rows: np.ndarray, params: SyntheticLesionParams | None = None) -> None:
+        from adbench.datasets.synthetic_lesions import SyntheticLesionParams
 
         super().__init__(store, rows)
-        self.params = params or PseudoParams(share=INSERTED)
+        self.params = params or SyntheticLesionParams(share=INSERTED)
 
     @cached_property
     def _made(self) -> Inserted:

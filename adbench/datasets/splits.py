@@ -1,4 +1,4 @@
-"""Training, validation and test subjects: split by subject, in proportion within every site, equal on every machine."""
+"""Splits by subject into training, validation and test, stratified by site, equal on every machine."""
 
 from __future__ import annotations
 

@@ -30,8 +30,8 @@ SMALLEST = 9  # px; anything smaller is lost in a map that is smoothed
 SliceId = tuple[str, int]  # (subject, slice index)
 
 
-class PseudoParams(ParamSet):
-    """What is inserted."""
+class SyntheticLesionParams(ParamSet):
+    """Kinds, number and size of synthetic lesions."""
 
     kinds: tuple[Kind, ...] = param(
         KINDS, "Kinds, drawn with equal probability: bright, dark, warp, foreign.", source="adbench", min_length=1
@@ -66,7 +66,7 @@ class Inserted:
     kinds: list[tuple[Kind, ...]]
 
 
-def insert(images: np.ndarray, brains: np.ndarray, ids: Sequence[SliceId], params: PseudoParams) -> Inserted:
+def insert(images: np.ndarray, brains: np.ndarray, ids: Sequence[SliceId], params: SyntheticLesionParams) -> Inserted:
     """Put lesions into healthy slices.
 
     Args:

@@ -1,1 +1,1 @@
-"""Numbers without training: from finished runs, or from anyone's maps."""
+"""Evaluation without training: of finished runs, or of anyone's maps."""

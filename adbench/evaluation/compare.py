@@ -1,4 +1,4 @@
-"""Finished runs side by side: which may be compared, which are seeds of one method, and which method is better."""
+"""Compare finished runs: which are comparable, which are seeds of one method, and which method is better."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.evaluation.run import Run
-from adbench.metrics.compare import Samples, Table, Trained, sample_method
+from adbench.metrics.compare import MethodSamples, Table, Trained, sample_method
 from adbench.metrics.compare import compare as compare_samples
 from adbench.results.names import row_names, told_apart
 from adbench.results.record import Record
@@ -66,7 +66,7 @@ def compare(runs: Iterable[Run], metric: str = "auprc", *, progress: Progress | 
     runs = list(runs)
     same_test(runs)
     groups = method_groups(runs)
-    samples: dict[str, Samples] = {}
+    samples: dict[str, MethodSamples] = {}
     for done, (name, members) in enumerate(groups.items(), 1):
         trained = [Trained(one.histograms, one.val_histograms, one.spatial, one.metrics) for one in members]
         samples[name] = sample_method(trained)

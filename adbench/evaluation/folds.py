@@ -1,4 +1,4 @@
-"""Cross-validation: the folds of one division of a dataset taken together, every subject scored once."""
+"""Pooled cross-validation: the folds of one division of a dataset as one result, every subject scored once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from adbench.metrics import jackknife
 from adbench.metrics.columns import WITHOUT_THRESHOLD
 from adbench.metrics.evaluate import Estimate, estimate, evaluate
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.results.explain import apart
+from adbench.results.explain import differing_fields
 from adbench.results.record import Record
 from adbench.results.result import Result
 from adbench.results.rundir import SPLITS
@@ -84,7 +84,7 @@ def pooled_folds(results: Iterable[Result]) -> list[PooledFolds]:
 
 
 def _division(record: Record) -> dict[str, Any]:
-    """What the folds of one cross-validation share."""
+    """Properties that the folds of one cross-validation share."""
     return {
         "protocol": record.protocol,
         "dataset": record.test.name,
@@ -106,7 +106,7 @@ def _refuse_missing(by_fold: dict[int, Result], others: Sequence[dict[int, Resul
     listed = ",".join(map(str, missing))
     text = f"{first.label} on {first.record.test.name} {first.record.test.modality} lacks fold {listed} of {folds}"
     near = [
-        list(apart(mine, _division(other[missing[0]].record), absent="nothing"))
+        list(differing_fields(mine, _division(other[missing[0]].record), absent="nothing"))
         for other in others
         if missing[0] in other and other[missing[0]].record.method.name == first.record.method.name
     ]
@@ -134,7 +134,7 @@ def _pooled(by_fold: dict[int, Result]) -> PooledFolds:
                 )
         test.merge(result.histograms)
         rows += result.record.subjects
-    if first.record.protocol.get("slices") != "largest-lesion":  # which scores nobody without a lesion
+    if first.record.protocol.get("slices") != "largest-lesion":  # which scores no subject without a lesion
         _refuse_untested(results, owner)
     rows.sort(key=lambda row: str(row.get("volume", row["subject"])))
     level = float(first.record.protocol["level"])

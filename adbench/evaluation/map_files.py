@@ -134,7 +134,7 @@ class CaseFolder:
 
     def _stack(self, files: _Files) -> tuple[np.ndarray, Header | None]:
         values, header = _stack(files)
-        for one in () if header is None else nifti_header.findings(header):
+        for one in () if header is None else nifti_header.header_issues(header):
             if one.severity != "info":
                 self._odd.setdefault(re.sub(r"[-\d.]+", "", one.text), {})[files[0]] = one.text
         return values, header

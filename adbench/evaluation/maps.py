@@ -1,4 +1,4 @@
-"""Anyone's anomaly maps against their masks: folders in, numbers with intervals, a JSON file and plots out."""
+"""Evaluate a folder of anomaly maps against masks: metrics with intervals, a JSON file and plots."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from adbench.metrics.boxes import BoxAP, BoxF1, BoxF1Alarms
 from adbench.metrics.columns import FALSE_ALARMS
 from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
-from adbench.metrics.presets import PRESETS, Case, evaluate_preset
+from adbench.metrics.presets import PRESETS, PresetCase, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.spec import WIDE
 from adbench.metrics.thresholds import choose_thresholds
@@ -124,7 +124,7 @@ def evaluate_folders(
 
 @dataclass
 class CaseFacts:
-    """What tells the cases of one folder from those of another, whoever's maps are held against them.
+    """Fingerprint of a folder's cases, the same for all maps that are compared with them.
 
     Attributes:
         slices: in all.
@@ -195,7 +195,7 @@ def alarms_by_stratum(result: Evaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def caption(result: Evaluation) -> str:
-    """What a reader must know beside the numbers: the chance level of auprc."""
+    """A caption for the numbers: the chance level of auprc."""
     return f"lesion prevalence {result.prevalence:.6f}: the chance level of auprc"
 
 
@@ -213,8 +213,8 @@ class _Cases:
     def __init__(self, folder: CaseFolder) -> None:
         self._folder = folder
 
-    def __iter__(self) -> Iterator[Case]:
-        return (Case(case.volume, case.maps, case.lesion, case.brain) for case in self._folder)
+    def __iter__(self) -> Iterator[PresetCase]:
+        return (PresetCase(case.volume, case.maps, case.lesion, case.brain) for case in self._folder)
 
 
 def _validation(

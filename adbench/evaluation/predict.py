@@ -1,4 +1,4 @@
-"""What a finished run says of scans that nobody has labelled: maps, pseudo-healthy images, masks and a table."""
+"""Predict on unlabelled scans with a finished run: maps, pseudo-healthy images, masks and a table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.prepare import CasesFailed, prepare
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError, in_words, unknown
-from adbench.evaluation.prediction_files import Prediction, Writer
+from adbench.evaluation.prediction_files import Prediction, PredictionWriter
 from adbench.methods.base import Method
 from adbench.metrics.thresholds import AT
 from adbench.params import build
@@ -130,7 +130,7 @@ def predict(
     remarks = _remarks(store)
     for case, own in remarks.items():
         own += dataset.beside(cases[case], modality)
-    writer = Writer(record, store, cases, Path(images), Path(out), rule, level, remarks)
+    writer = PredictionWriter(record, store, cases, Path(images), Path(out), rule, level, remarks)
     data = LabelledSet(store, np.arange(len(store)))
     data.domain = "all" if record.protocol.get("domain") == "all" else "brain"
     writer.refuse_others({*cases, *failed})

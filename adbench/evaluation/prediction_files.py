@@ -1,4 +1,4 @@
-"""The files of a prediction: what is written of a scan, on its own grid, and what is written already."""
+"""The files of a prediction: written for each scan on its own grid, and reused when they are there."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adbench.datasets.io.png import read_shape
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError
-from adbench.evaluation.volume_files import VolumeFiles, label
+from adbench.evaluation.volume_files import VolumeWriter, label
 from adbench.metrics.lesion import breaks, components
 from adbench.results.record import Record
 from adbench.runner.inference import ScoredVolume
@@ -40,7 +40,7 @@ ALL_MARKED = "all of its brain is marked: the threshold is below every score"
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was found in one scan; a row of ``summary.csv``.
+    """The answer for one scan; a row of ``summary.csv``.
 
     Attributes:
         case: its id, from the name of its file.
@@ -70,7 +70,7 @@ class Prediction:
     notes: str
 
 
-class Writer:
+class PredictionWriter:
     """Writes what one scan gives, and finds what is written already."""
 
     def __init__(
@@ -86,7 +86,7 @@ class Writer:
     ) -> None:
         self._record, self._store, self._cases = record, store, cases
         self._images, self._out, self._rule, self._level, self._remarks = images, out, rule, level, remarks
-        self._name, self._volumes = label(record.method.name), VolumeFiles(out, "original")
+        self._name, self._volumes = label(record.method.name), VolumeWriter(out, "original")
 
     def image(self, case: str) -> str:
         """The file that is looked at, relative to the folder of scans (of slices, the first)."""
@@ -144,7 +144,7 @@ class Writer:
         return sorted([*self._out.glob("sub-*/**/anat/*_anomaly.json"), *self._out.glob("*-*.json")])
 
     def finished(self, case: str) -> Prediction | None:
-        """What was found in ``case``, when all its files are there as they were written."""
+        """The stored answer for ``case``, when all its files are there as they were written."""
         with suppress(*_NO_ANSWER):
             content = read_json(self._sidecar(case), limits.STATUS_BYTES)
             sizes = {name: (self._out / name).stat().st_size for name in content["Files"]}

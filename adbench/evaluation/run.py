@@ -1,4 +1,4 @@
-"""A finished run with its data and its fit: maps made or read again, papers' own rules, masks checked."""
+"""A finished run with its data and its fit: compute or load its maps, apply the presets of papers, check the masks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from adbench.metrics.base import Metric, spec_of
 from adbench.metrics.evaluate import Evaluation
 from adbench.metrics.histogram import ScoreHistogram
 from adbench.metrics.lesion import free_maxima
-from adbench.metrics.presets import PRESETS, Case, PresetResult, evaluate_preset
+from adbench.metrics.presets import PRESETS, PresetCase, PresetResult, evaluate_preset
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.thresholds import SLICES, choose_thresholds, slice_thresholds
 from adbench.results import rundir
@@ -86,10 +86,10 @@ class _SavedMaps:
     maps: np.ndarray
     data: LabelledSet
 
-    def __iter__(self) -> Iterator[Case]:
+    def __iter__(self) -> Iterator[PresetCase]:
         for index, case in enumerate(self.data.cases):
             where = np.flatnonzero(self.data.case_index == index)
-            yield Case(case, np.asarray(self.maps[where]), self.data.lesions(where), self.data.brains(where))
+            yield PresetCase(case, np.asarray(self.maps[where]), self.data.lesions(where), self.data.brains(where))
 
 
 class Run(Result):
@@ -115,7 +115,7 @@ class Run(Result):
 
     @cached_property
     def cell(self) -> Cell:
-        """What was run, every parameter spelled out, on the device that is there now.
+        """The cell of this run, every parameter spelled out, on the device that is there now.
 
         Raises:
             UserError: its ``config.yaml`` is missing, or names something that does not exist any more.
@@ -146,7 +146,7 @@ class Run(Result):
     def predict(
         self, images: Path | str, out: Path | str, *, threshold: str | float = "val", settings: Sequence[str] = ()
     ) -> list[Prediction]:
-        """What this run says of scans that nobody has labelled; its own data are not needed.
+        """Predict on unlabelled scans with this run; its own data are not needed.
 
         The scans are prepared as the test data of the run were, scored with its fit, and what is found is written on each
         scan's own grid: for volumes ``sub-ID/anat/sub-ID_space-orig_desc-METHOD_anomaly.nii.gz`` with ``..._mask``,

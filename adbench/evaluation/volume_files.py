@@ -21,14 +21,14 @@ if TYPE_CHECKING:
 SPACES = {"prepared": "prepared", "original": "orig"}
 
 
-class Volume(NamedTuple):
-    """What a file holds: (X, Y, Z), masks as uint8, and the (4, 4) affine to mm."""
+class VolumeFile(NamedTuple):
+    """Content of a NIfTI file: (X, Y, Z), masks as uint8, and the (4, 4) affine to mm."""
 
     data: np.ndarray
     affine: np.ndarray
 
 
-class VolumeFiles:
+class VolumeWriter:
     """Writes below ``OUT/sub-01/[ses-1/]anat/``; the names say subject, session and space.
 
     Args:
@@ -42,7 +42,7 @@ class VolumeFiles:
         self._described = False
 
     def path(self, store: SliceStore, case: str, tail: str) -> Path:
-        """Where the file of ``case`` lies whose name ends with ``tail``, e.g. "desc-madad_anomaly.json".
+        """Path of the file of ``case`` whose name ends with ``tail``, e.g. "desc-madad_anomaly.json".
 
         Raises:
             UserError: another case would have the same name.
@@ -60,7 +60,7 @@ class VolumeFiles:
         stem = self._subjects[case]
         return self._out / stem.replace("_", "/") / "anat" / f"{stem}_space-{SPACES[self._space]}_{tail}"
 
-    def write(self, store: SliceStore, case: str, volumes: Mapping[str, Volume]) -> list[Path]:
+    def write(self, store: SliceStore, case: str, volumes: Mapping[str, VolumeFile]) -> list[Path]:
         """Write the volumes of one case, each under the end of its file's name without the type."""
         if not self._described:
             made_by = [{"Name": "adbench", "Version": __version__}]
@@ -75,19 +75,19 @@ class VolumeFiles:
             nifti.write(paths[-1], volume.data, volume.affine)
         return paths
 
-    def placed(self, store: SliceStore, case: str, slices: Sequence[int], array: np.ndarray) -> Volume:
+    def placed(self, store: SliceStore, case: str, slices: Sequence[int], array: np.ndarray) -> VolumeFile:
         """An array of slices on the grid of the files; see :func:`adbench.datasets.export.placed`."""
-        return Volume(*placed(store, case, slices, array, self._space))
+        return VolumeFile(*placed(store, case, slices, array, self._space))
 
     def map_placed(
         self, store: SliceStore, case: str, slices: Sequence[int], maps: np.ndarray, counted: np.ndarray
-    ) -> tuple[Volume, np.ndarray]:
+    ) -> tuple[VolumeFile, np.ndarray]:
         """An anomaly map as :meth:`placed`, 0 where nothing counts; and (X, Y, Z) bool, where something does."""
         if not np.isfinite(maps).all():  # where nothing counts; a blend with it would be none
             maps = np.where(np.isfinite(maps), maps, maps.dtype.type(0))
         volume = self.placed(store, case, slices, maps)
         inside = self.placed(store, case, slices, counted).data > 0
-        return Volume(np.where(inside, volume.data, volume.data.dtype.type(0)), volume.affine), inside
+        return VolumeFile(np.where(inside, volume.data, volume.data.dtype.type(0)), volume.affine), inside
 
 
 def label(text: str) -> str:

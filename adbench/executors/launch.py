@@ -120,7 +120,7 @@ class Launch:
         return self.plans
 
     def request(self, plan: Plan) -> ResourceRequest:
-        """What a cell gets; without a cluster, what it would get on this machine."""
+        """Resources of a cell; without a cluster, those that it would get on this machine."""
         if self.cluster is not None:
             return self._on_cluster.request(plan)
         memory = gpu_memory_gb() if plan.cell.device != "cpu" else 0.0

@@ -26,7 +26,7 @@ _MAX_ROWS = 40
 def row(label: str, doing: dict[str, Any], now: float) -> tuple[str, ...]:
     """A run as texts for :data:`COLUMNS`; "left" is the estimated time to the end of its phase.
 
-    ``doing`` comes from :func:`adbench.results.status.read`, ``now`` is in seconds since the epoch.
+    ``doing`` comes from :func:`adbench.results.status.read_status`, ``now`` is in seconds since the epoch.
     """
     done, total, left = doing.get("done", 0), doing.get("total", 0), ""
     if 0 < done < total:
@@ -82,7 +82,7 @@ class GridView:
 
     def tick(self, running: Iterable[Plan]) -> None:
         """Show what is going on in ``running``, cells that have been handed out."""
-        read = [(plan.cell.label, status.read(plan.run_folder)) for plan in running]
+        read = [(plan.cell.label, status.read_status(plan.run_folder)) for plan in running]
         busy = [(label, doing) for label, doing in read if doing is not None and doing["state"] == "running"]
         self._busy = len(busy)
         if self._live is not None:

@@ -86,10 +86,10 @@ class RayExecutor:
 
     def _fill(self, waiting: list[Plan]) -> Iterator[Outcome]:
         """Hand cells to Ray while there is room; those with a record are done at once."""
-        room = self.options.max_concurrent or int(self.cluster.cpus / min(1.0, self.options.cpus or 1.0)) + _AHEAD
+        capacity = self.options.max_concurrent or int(self.cluster.cpus / min(1.0, self.options.cpus or 1.0)) + _AHEAD
         fitting = {plan.fit_key for plan in self.running if not (plan.fit_folder / FIT).exists()}
         held: list[Plan] = []  # cells whose fit another one is making
-        while waiting and len(self._running) < room and len(held) < 10 * room:
+        while waiting and len(self._running) < capacity and len(held) < 10 * capacity:
             plan = waiting.pop(0)
             if plan.fit_key in fitting:
                 held.append(plan)
@@ -163,7 +163,7 @@ class RayExecutor:
 
 
 def _words(error: Exception) -> str:
-    """What Ray says, without its tracebacks."""
+    """The message of a Ray error, without its tracebacks."""
     import ray
 
     if isinstance(error, ray.exceptions.WorkerCrashedError):

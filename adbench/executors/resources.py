@@ -1,4 +1,4 @@
-"""What a run gets: cores and a share of a GPU, on nodes that were looked at first."""
+"""CPU, GPU and memory of each run, and the check that the nodes have them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _GPU_MEMORY: dict[str, float] = {}  # GiB by node: the answer takes a process th
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What is kept for one run while it runs.
+    """Resources reserved for one run.
 
     Attributes:
         cpus: cores; how many threads the run computes with is another matter (:mod:`adbench.utils.threads`).
@@ -74,7 +74,7 @@ def request(
     cpus: float | None = None,
     gpus: float | None = None,
 ) -> ResourceRequest:
-    """What is requested for a run.
+    """Resources to request for a run.
 
     Where the user says nothing, a run on a GPU gets the smallest share 1/n whose memory holds what its method asks for and
     a CUDA context, n at most :data:`MAX_RUNS`.

@@ -1,4 +1,4 @@
-"""What cells are run with, how one ended, and the executor that runs one after the other in this process."""
+"""Options of executors, outcomes of cells, and the executor that runs one cell after the other in this process."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXECUTORS = ("serial", "ray")
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how cells are run; nothing here changes a number.
+    """Options of executors; nothing here changes a number.
 
     Attributes:
         executor: one of :data:`EXECUTORS`; what follows up to ``max_concurrent`` is for "ray" only.
@@ -117,7 +117,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended: with a record, or with the error that ended it.
+    """The outcome of a cell: its record is written, or the error that ended it.
 
     Attributes:
         error: None when the record is there.

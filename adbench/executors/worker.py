@@ -1,4 +1,4 @@
-"""A process of its own for every cell on Ray and every trial of a search, without the seconds that imports take each time.
+"""Worker processes: a fresh one for each cell on Ray and each trial of a search, forked after the imports are done.
 
 A fork server (:mod:`multiprocessing`) imports the libraries once and does nothing else: no thread, no GPU, no computation.
 Each cell runs in a fork of it, on a GPU in a new Python, which ends with the cell, so that nothing of one cell (memory, GPU
@@ -84,8 +84,8 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Result:
-    """How a job ended: with its record written, or with an error.
+class JobResult:
+    """The outcome of a job: its record is written, or an error.
 
     Attributes:
         error: class name of what was raised; "" for nothing.
@@ -128,7 +128,7 @@ class _Forwarded(Progress):
         self._tell((phase, done, total, plain))
 
 
-def run_in_process(job: Job, progress: Progress | None = None) -> Result:
+def run_in_process(job: Job, progress: Progress | None = None) -> JobResult:
     """Run a job in a fresh process with the environment of this one; its end without a result is one too.
 
     Args:
@@ -144,15 +144,15 @@ def run_in_process(job: Job, progress: Progress | None = None) -> Result:
 
     work = partial(run_job, job, watched=progress is not None)
     try:
-        result: Result = in_process(work, show, seconds=limit, device=job.spec["device"])
+        result: JobResult = in_process(work, show, seconds=limit, device=job.spec["device"])
     except TookTooLong as error:
-        return Result("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
+        return JobResult("TimeLimit", str(error), died=True, node=socket.gethostname(), seconds=limit or 0.0)
     except CellFailed as error:
-        return Result("CellFailed", str(error), died=True, again=True, node=socket.gethostname())
+        return JobResult("CellFailed", str(error), died=True, again=True, node=socket.gethostname())
     return result
 
 
-def outcome_of(plan: Plan, result: Result, options: Options) -> Outcome:
+def outcome_of(plan: Plan, result: JobResult, options: Options) -> Outcome:
     """The outcome of the cell of ``plan``, which ended elsewhere with ``result``; a failure that is not written yet is written."""
     raised: Exception | None = None
     if result.error:
@@ -174,7 +174,7 @@ def outcome_of(plan: Plan, result: Result, options: Options) -> Outcome:
 def processes_for(device: str, libraries: Sequence[str] = ()) -> Any:
     """How processes that compute on ``device`` start: as forks of the server, which has imported ``libraries`` too.
 
-    For a GPU Python starts anew and imports what it needs: CUDA works in no fork of a process in which a library has as much
+    For a GPU a new Python starts and imports what it needs: CUDA works in no fork of a process in which a library has as much
     as counted the GPUs.
     """
     context: Any = multiprocessing.get_context("spawn" if device.startswith("cuda") else "forkserver")
@@ -189,7 +189,7 @@ def in_process(
     seconds: float | None = None,
     device: str = "cpu",
 ) -> Any:
-    """What ``work`` gives in a fresh process with the environment of this one.
+    """Run ``work`` in a fresh process with the environment of this one, and return its result.
 
     Args:
         work: called with a function that takes what it has to say before it ends; it can be pickled, and whatever it raises
@@ -280,7 +280,7 @@ def _run(work: Callable[[Tell], Any], environment: dict[str, str], pipe: Connect
         try:
             pipe.send((False, said))
             pipe.recv()
-        except (EOFError, OSError):  # nobody listens any more
+        except (EOFError, OSError):  # the other end is closed
             os.kill(os.getpid(), signal.SIGTERM)
 
     code = 0
@@ -296,7 +296,7 @@ def _run(work: Callable[[Tell], Any], environment: dict[str, str], pipe: Connect
     os._exit(code)  # whatever thread a method has left running
 
 
-def run_job(job: Job, tell: Tell | None = None, *, watched: bool = False) -> Result:
+def run_job(job: Job, tell: Tell | None = None, *, watched: bool = False) -> JobResult:
     """Run the cell in this process; whatever is raised, but an interrupt, comes back as a result. Meant for a process of its own.
 
     Args:
@@ -323,8 +323,8 @@ def run_job(job: Job, tell: Tell | None = None, *, watched: bool = False) -> Res
         error = raised
     node, seconds = socket.gethostname(), time.perf_counter() - begin
     if error is None:
-        return Result(node=node, seconds=seconds)
-    return Result(
+        return JobResult(node=node, seconds=seconds)
+    return JobResult(
         type(error).__name__,
         in_words(error),
         trace_of(error),

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class TestSet(NamedTuple):
-    """What two results must share for their numbers to stand in one table."""
+    """The properties of a test set that two results must share to stand in one table."""
 
     protocol: str
     version: str  # of the protocol
@@ -81,12 +81,12 @@ class Entry:
 
     @property
     def from_maps(self) -> bool:
-        """Whether it was scored from somebody's maps: no method was run, and its costs are not known."""
+        """Whether it was scored from submitted maps: no method was run, and its costs are not known."""
         return self.record.method.origin == FROM_MAPS
 
     @property
     def submitters(self) -> str:
-        """Their names; "" where nobody says so."""
+        """Their names; "" where they are not stated."""
         return ", ".join(dict.fromkeys(one.submitter for one in self.submitted))
 
     @property
@@ -101,7 +101,7 @@ class Entry:
 
     @property
     def href(self) -> str:
-        """Where its numbers lead: to its record, or to its details where it has several."""
+        """Link of the numbers: to the record, or to the details of several."""
         return quote(self.paths[0]) if len(self.paths) == 1 else f"#{self.id}"
 
     def value(self, metric: str) -> float | None:
@@ -221,7 +221,7 @@ class Board:
 
     @property
     def title(self) -> str:
-        """What its numbers are about, in one line."""
+        """Title of the board, in one line."""
         test, everywhere = self.record.test, self.record.protocol.get("domain") == "all"
         lesion = "" if test.lesion_subjects is None else f" ({test.lesion_subjects} with lesion)"
         scored = len(self.record.subjects)  # none in a board of published results
@@ -250,12 +250,12 @@ class Board:
         return [record for entry in self.entries for record in entry.records]
 
     def facts(self, metric: str) -> MetricSpec:
-        """What is known about a column."""
+        """Facts about a column."""
         return facts(metric, *self._records)
 
     @cached_property
     def columns(self) -> list[MetricSpec]:
-        """What is known about each of :attr:`metrics`."""
+        """Facts about each of :attr:`metrics`."""
         return [self.facts(metric) for metric in self.metrics]
 
     @cached_property

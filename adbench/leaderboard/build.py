@@ -98,7 +98,7 @@ class Reported(NamedTuple):
     metric: str  # as the source defines it
     value_percent: str
     source: str
-    how_read: str  # on a page, in code, digitised from a figure, or quoted by somebody else
+    how_read: str  # on a page, in code, digitised from a figure, or quoted by another paper
 
 
 def read_reported(path: Path) -> list[Reported]:
@@ -158,7 +158,7 @@ def _distinct(values: Iterable[str]) -> list[str]:
 
 
 def by_modality(shown: Sequence[Board]) -> list[dict[str, Any]]:
-    """Where a dataset is tested in several modalities: the same methods beside each other.
+    """Tables that set the same methods beside each other where a dataset is tested in several modalities.
 
     Returns:
         One table a protocol and dataset: its boards, and rows of (label, entries: one a board, or None).

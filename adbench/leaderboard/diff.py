@@ -1,4 +1,4 @@
-"""What differs between two results, or between two states of the leaderboards."""
+"""Compare two published results, or two states of the leaderboards."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks.numbers import NUMBERS
 from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import boards, cohort, read_all
-from adbench.leaderboard.submission import published_files, read, read_or_pack
+from adbench.leaderboard.submission import published_files, read_or_pack, read_submission
 from adbench.leaderboard.verify import targets
-from adbench.metrics.compare import Difference, Samples, compare
+from adbench.metrics.compare import Difference, MethodSamples, compare
 from adbench.metrics.spec import RANKED_BY
-from adbench.results.explain import apart
+from adbench.results.explain import differing_fields
 from adbench.results.format import NONE, p_text
 from adbench.utils import guarded
 from adbench.utils.console import out, print_json, say, table
@@ -82,7 +82,7 @@ def diff(a: Path, b: Path) -> ResultDiff | BoardsDiff:
 
 
 def _guarded(function: Callable[[tuple[Path, Path]], Compared], pairs: list[tuple[Path, Path]]) -> list[Compared]:
-    """``function`` of each pair of strangers' files, in processes that they may end without ending this one."""
+    """``function`` of each pair of untrusted files, in processes that they may end without ending this one."""
     found = []
     for outcome in guarded.each(function, pairs, memory=VERIFY_BYTES, seconds=VERIFY_SECONDS):
         if outcome.why:
@@ -101,7 +101,7 @@ def _one(path: Path) -> Path:
 
 def _results(pair: tuple[Path, Path]) -> ResultDiff:
     a, b = (read_or_pack(path) for path in pair)
-    identity = list(apart(a.record.identity, b.record.identity, absent=None))
+    identity = list(differing_fields(a.record.identity, b.record.identity, absent=None))
     values = [{name: number.value for name, number in one.record.metrics.items()} for one in (a, b)]
     found = ResultDiff(identity, _beside(*values))
     samples = {}
@@ -111,7 +111,7 @@ def _results(pair: tuple[Path, Path]) -> ResultDiff:
             return found
         number = one.record.metrics[RANKED_BY]
         value = {RANKED_BY: np.array([number.value], float)}
-        samples[name] = Samples(cohort(one.record), value, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n})
+        samples[name] = MethodSamples(cohort(one.record), value, {RANKED_BY: one.left_out[None]}, {RANKED_BY: number.n})
     try:
         (found.paired,) = compare(samples, RANKED_BY, above_chance=False).differences
     except UserError as error:
@@ -128,7 +128,7 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
     sides = [read_all(a), read_all(b)]
     own, other = ({result.record.run_key: result.path for result in side} for side in sides)
     both = [key for key in own if key in other]
-    firsts = _guarded(_first_apart, [(Path(a) / own[key], Path(b) / other[key]) for key in both])
+    firsts = _guarded(_first_difference, [(Path(a) / own[key], Path(b) / other[key]) for key in both])
     changed = [(own[key], *first) for key, first in zip(both, firsts, strict=True) if first]
     ranks: list[dict[tuple[str, str], str]] = [{}, {}]
     labels: dict[tuple[str, str], str] = {}  # a row is named beside others, so the two sides may name it differently
@@ -146,10 +146,12 @@ def _boards(a: Path, b: Path) -> BoardsDiff:
     )
 
 
-def _first_apart(pair: tuple[Path, Path]) -> tuple[str, Any, Any] | None:
+def _first_difference(pair: tuple[Path, Path]) -> tuple[str, Any, Any] | None:
     """The first number in which two records of one run differ."""
-    mine, its = (read(path).record.model_dump(mode="json", include=set(NUMBERS)) for path in pair)
-    return next((found for name in NUMBERS for found in apart(mine[name], its[name], name, close=True)), None)
+    mine, its = (read_submission(path).record.model_dump(mode="json", include=set(NUMBERS)) for path in pair)
+    return next(
+        (found for name in NUMBERS for found in differing_fields(mine[name], its[name], name, close=True)), None
+    )
 
 
 def print_diff(found: ResultDiff | BoardsDiff, as_json: bool) -> None:

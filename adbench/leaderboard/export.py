@@ -16,7 +16,7 @@ from adbench.metrics.columns import WITHOUT_INTERVAL
 from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, duration, number_text
 from adbench.results.record import Record
-from adbench.utils.console import csv_cell, print_json, room, say, table
+from adbench.utils.console import csv_cell, line_width, print_json, say, table
 
 FOLDED = 30  # characters that a method's name gets before it is folded, where there is little room
 HEADING = 12  # characters of a line of a heading there
@@ -83,7 +83,7 @@ def print_boards(
         print_json({"boards": [board_json(board) for board in boards], "failures": failed})
         return
     for board in boards:
-        found, dropped = _fitting(columns(board), board, room())
+        found, dropped = _fitting(columns(board), board, line_width())
         # Narrow headings leave the cells their width; why a row has no rank stands below the table.
         headings = [("\n".join(wrap(one.heading, HEADING)), "right" if one.right else "left") for one in found]
         cells = [_cells(one) for one in found]
@@ -141,7 +141,7 @@ def _caption(board: Board) -> str:
 
 
 def _imported(board: Board) -> str:
-    """The rows whose weights are somebody else's, in one sentence; "" without any."""
+    """The rows whose weights were fitted elsewhere, in one sentence; "" without any."""
     rows = [f"{e.label} (trained on {_trained(e)})" for e in board.entries if e.record.weights]
     return f"Weights that were shared: {', '.join(rows)}." if rows else ""
 
@@ -373,11 +373,11 @@ def rounded(value: Any) -> Any:
 
 
 def _weights(record: Record) -> dict[str, Any]:
-    """Whose weights they are, where somebody else fitted them."""
+    """Whose weights they are, where they were fitted elsewhere."""
     return {"weights": record.weights.model_dump()} if record.weights else {}
 
 
 def _trained(entry: Entry) -> str:
-    """The training source, and who trained where it was somebody else."""
+    """The training source, and who trained where that was not the submitter."""
     weights = entry.record.weights
     return f"{entry.trained_on}, by {weights.author}" if weights else entry.trained_on

@@ -1,4 +1,4 @@
-"""Results that were scored from somebody's maps by ``adbench eval --maps``, without running a method here, as submissions.
+"""Submissions of results that ``adbench eval --maps`` scored from anomaly maps, without running a method.
 
 Their numbers follow from stored counts like any others, and they rank by them. What made the maps is not known here, only
 said: such a row has the preset ``maps``, no parameters and no costs, and names its submitter.

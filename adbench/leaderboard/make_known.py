@@ -77,7 +77,7 @@ def _settings(name: str, sources: dict[str, list[str]], before: dict[str, Any]) 
 def data(
     dataset: str, modality: str, cache_folder: Path, root: Path | None = None, protocol_name: str = "", **params: Any
 ) -> dict[str, Any]:
-    """What every result on these slices says about them.
+    """Facts about these slices that every result on them must state.
 
     Args:
         dataset: its name.

@@ -13,7 +13,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.checks.issue import RecordIssue, differences
 from adbench.leaderboard.checks.numbers import NUMBERS, numbers_without
-from adbench.leaderboard.submission import Submission, Submitted, file_name, pack, parse, read
+from adbench.leaderboard.submission import Submission, Submitted, file_name, pack, parse, read_submission
 from adbench.leaderboard.verify import SharedFields, check_all, contradictions, shared_fields, targets
 from adbench.results.record import Record
 from adbench.results.rundir import safe
@@ -50,7 +50,7 @@ def _written(out: Path, name: str, text: str) -> Path:
 
 @dataclass(frozen=True)
 class Merged:
-    """What became of one result.
+    """The outcome of merging one result.
 
     Attributes:
         path: its file in the leaderboards.
@@ -132,7 +132,7 @@ def _read(folder: Path) -> dict[str, _Known]:
     """Run key -> the results in a folder of records."""
     found: dict[str, _Known] = {}
     for path in sorted(folder.glob("*.json")):
-        submission = read(path)
+        submission = read_submission(path)
         known = _Known(path, path, submission, shared_fields(submission))
         twin = found.setdefault(submission.record.run_key, known)
         if twin is not known:

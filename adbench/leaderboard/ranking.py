@@ -24,7 +24,7 @@ from adbench.leaderboard.submission import Submission, Submitted
 from adbench.leaderboard.verify import SharedFields, check_place, contradictions, shared_fields
 from adbench.metrics import bootstrap, jackknife
 from adbench.metrics.columns import BOARD_METRICS, FALSE_ALARMS, STRATA_METRICS
-from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, compare
+from adbench.metrics.compare import NOT_ABOVE_CHANCE, MethodSamples, compare
 from adbench.metrics.evaluate import Estimate, estimate
 from adbench.metrics.spatial import ratios
 from adbench.metrics.spec import RANKED_BY
@@ -39,7 +39,7 @@ ALPHA = 0.05  # error rate of the ranks of one board
 
 @dataclass(frozen=True)
 class Published:
-    """What a board needs of a published result, small enough that thousands fit into the memory.
+    """The part of a published result that a board needs, small enough to hold thousands in memory.
 
     Attributes:
         path: of its file, relative to the leaderboards.
@@ -49,7 +49,7 @@ class Published:
         owners: subject of each test volume.
         left_out: (n,) the ranking metric without one subject each; None where it is undefined.
         linear: see :func:`linear`.
-        submitted: who submitted it; None where nobody says so.
+        submitted: who submitted it; None where it is not stated.
     """
 
     path: str
@@ -108,7 +108,7 @@ def _load(root: Path, lean: bool, path: Path) -> tuple[Published, SharedFields |
     name = path.relative_to(root).as_posix()
     if lean:
         return published(name, files.glance(path), lean=True), None
-    submission = files.read(path)
+    submission = files.read_submission(path)
     if submission.raw["digest"] != files.own_digest(submission.raw):
         raise UserError(f"{path}: digest: it is not that of the content; `adbench leaderboard verify` says more.")
     for issue in check_place(path, submission.record):
@@ -198,7 +198,7 @@ def _ranked(where: TestSet, group: Mapping[str, list[Published]], more: tuple[st
         said = tuple(dict.fromkeys(seed.submitted for seed in seeds if seed.submitted is not None))
         entries.append(Entry(key, records, [seed.path for seed in seeds], estimates, submitted=said))
         if RANKED_BY in left_out:
-            samples[key] = Samples(
+            samples[key] = MethodSamples(
                 seeds[0].cohort,
                 {RANKED_BY: np.array([record.metrics[RANKED_BY].value for record in records], float)},
                 {RANKED_BY: left_out[RANKED_BY]},
@@ -220,7 +220,7 @@ def _bracket(records: Sequence[Record]) -> dict[str, tuple[float, float]]:
     return {RANKED_BY: (low, high)}
 
 
-def _rank(board: Board, samples: Mapping[str, Samples]) -> None:
+def _rank(board: Board, samples: Mapping[str, MethodSamples]) -> None:
     ranks: Mapping[str, int | None] = {}
     reasons: Mapping[str, str] = {}
     if not samples:

@@ -1,4 +1,4 @@
-"""Numbers of a published result by the definitions of this release, from the counts that it holds."""
+"""Recompute the numbers of a published result from its counts, by the definitions of this release."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from adbench.errors import UserError
 from adbench.leaderboard.checks.all import check_keys
 from adbench.leaderboard.checks.numbers import NUMBERS, check_numbers, recomputed
-from adbench.leaderboard.submission import file_name, own_digest, parse, read
+from adbench.leaderboard.submission import file_name, own_digest, parse, read_submission
 from adbench.runner.keys import METRICS_VERSION
 from adbench.utils.files import write_text
 from adbench.utils.hashing import digest
@@ -26,7 +26,7 @@ def recount(path: Path) -> Path | None:
     Raises:
         UserError: it is damaged, or its counts do not give the numbers of this release: its maps must be scored again.
     """
-    old = read(path)
+    old = read_submission(path)
     made_by = old.record.identity.get("metrics_version")
     if made_by == METRICS_VERSION:
         return None

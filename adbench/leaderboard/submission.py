@@ -94,7 +94,7 @@ class Splits(Strict):
 
 
 class Submitted(Strict):
-    """Who submits a result, as they say.
+    """The submitter of a result, as stated.
 
     Attributes:
         submitter: a person or group.
@@ -243,7 +243,7 @@ def published_files(root: Path) -> list[Path]:
 
 
 def own_digest(raw: Mapping[str, Any]) -> str:
-    """What the field ``digest`` of a submission must be."""
+    """The correct value of the field ``digest`` of a submission."""
     return digest({key: value for key, value in raw.items() if key != "digest"})
 
 
@@ -253,10 +253,10 @@ def ranking_left_out(test: SubjectHistograms, subject_of: Mapping[str, str]) -> 
 
 
 def said(submitter: str, licence: str, code: str = "", paper: str = "") -> Submitted:
-    """What a submitter says.
+    """Statements of a submitter.
 
     Raises:
-        UserError: no name or licence, a name of several lines or with characters that nobody sees, a licence of several words, or a
+        UserError: no name or licence, a name of several lines or with invisible characters, a licence of several words, or a
             link that is no https address.
     """
     missing = [option for option, text in (("submitter", submitter), ("licence", licence)) if not text.strip()]
@@ -337,11 +337,11 @@ def sealed(
 
 
 def read_or_pack(path: Path) -> Submission:
-    """The submission in a file, or the run in a folder as one; see :func:`read` and :func:`pack`."""
-    return pack(path) if Path(path).is_dir() else read(path)
+    """The submission in a file, or the run in a folder as one; see :func:`read_submission` and :func:`pack`."""
+    return pack(path) if Path(path).is_dir() else read_submission(path)
 
 
-def read(path: Path) -> Submission:
+def read_submission(path: Path) -> Submission:
     """The submission in ``path``.
 
     Raises:
@@ -363,7 +363,7 @@ def glance(path: Path) -> Submission:
 
 
 def parse(data: bytes, path: Path) -> Submission:
-    """The submission in ``data``; see :func:`read`."""
+    """The submission in ``data``; see :func:`read_submission`."""
     raw = _json(data, path)
     return Submission(_typed(data, path), path, raw)
 

@@ -54,7 +54,7 @@ class SharedField(NamedTuple):
 
 @dataclass(frozen=True)
 class SharedFields:
-    """What must agree between one result and the others of a leaderboard."""
+    """Fields that must agree between one result and the others of a leaderboard."""
 
     file: str
     run_key: str
@@ -74,7 +74,7 @@ class CheckResult:
         issues: what is wrong.
         shared: what must agree with other results; None when it cannot be read.
         name: of its file in a leaderboard.
-        text: of that file; empty where nobody asked for it.
+        text: of that file; empty where it was not asked for.
         unseen: what could not be checked: its test slices, which do not ship with adbench, and what another release decides.
     """
 
@@ -221,7 +221,7 @@ def check_place(path: Path, record: Record) -> list[RecordIssue]:
 
 
 def shared_fields(submission: Submission, *, counts: bool = True) -> SharedFields:
-    """What must agree between ``submission`` and others.
+    """Fields of ``submission`` that must agree with the others.
 
     Args:
         submission: one result.

@@ -51,7 +51,7 @@ class Trained:
 
 
 @dataclass(frozen=True)
-class Samples:
+class MethodSamples:
     """Every metric of one method, of each training seed, on all m subjects and without one subject each.
 
     Attributes:
@@ -115,7 +115,7 @@ class Samples:
         return np.bincount(jackknife.groups(len(voxels)), np.array(list(voxels.values()), float))
 
 
-def sample_method(runs: Sequence[Trained]) -> Samples:
+def sample_method(runs: Sequence[Trained]) -> MethodSamples:
     """Measure every training seed of a method, with and without each subject.
 
     A metric that one seed leaves undefined is left out.
@@ -147,7 +147,7 @@ def sample_method(runs: Sequence[Trained]) -> Samples:
     def every(name: str) -> list[Sampled]:
         return [one.metrics[name] for one in found]
 
-    return Samples(
+    return MethodSamples(
         cohorts[0],
         {name: np.array([one.value for one in every(name)]) for name in names},
         {name: np.stack([one.samples for one in every(name) if one.samples is not None]) for name in names},
@@ -199,7 +199,7 @@ class Table:
 
 
 def compare(
-    methods: Mapping[str, Samples],
+    methods: Mapping[str, MethodSamples],
     metric: str,
     *,
     level: float = 0.95,
@@ -242,7 +242,7 @@ def compare(
     return Table(metric, ranks, differences, reasons)
 
 
-def _check_comparable(methods: Mapping[str, Samples], metric: str) -> None:
+def _check_comparable(methods: Mapping[str, MethodSamples], metric: str) -> None:
     """Refuse what :func:`compare` cannot compare."""
     if len(methods) < 2:
         raise UserError(f"A comparison needs two methods, not {len(methods)}.")
@@ -257,7 +257,9 @@ def _check_comparable(methods: Mapping[str, Samples], metric: str) -> None:
             raise UserError(f"{metric} of {name} is undefined without one of its subjects: it cannot be compared.")
 
 
-def _near_chance(methods: Mapping[str, Samples], order: Sequence[str], metric: str, level: float) -> dict[str, str]:
+def _near_chance(
+    methods: Mapping[str, MethodSamples], order: Sequence[str], metric: str, level: float
+) -> dict[str, str]:
     """Name -> why it has no rank, of the methods that are not above chance; ``order`` begins with the best."""
     first = next(iter(methods.values()))
     chance = _chance(first.spec(metric), first.cohort)
@@ -281,7 +283,7 @@ class _Ranked:
     """The methods ``names``, best first, and what each subject contributes to the gaps between them."""
 
     def __init__(
-        self, methods: Mapping[str, Samples], names: Sequence[str], metric: str, sign: int, level: float
+        self, methods: Mapping[str, MethodSamples], names: Sequence[str], metric: str, sign: int, level: float
     ) -> None:
         samples = [methods[name] for name in names]
         leverage, self._influence = contributions(samples, metric)
@@ -316,7 +318,7 @@ class _Ranked:
         return Difference(self._names[leader], self._names[row], value, value - half, value + half, p, p_rank)
 
 
-def contributions(methods: Sequence[Samples], metric: str) -> tuple[np.ndarray, np.ndarray]:
+def contributions(methods: Sequence[MethodSamples], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """What each subject contributes to the metric of each method: ``leverage * value + influence``.
 
     Exchanging the maps of two methods on one subject then changes the sign of that subject's difference: exactly where the
@@ -414,7 +416,7 @@ class _Flipped:
         """(len(rows),) under how many patterns the largest statistic of a row and all less clear ones reaches its own.
 
         From the least clear row on, each set is the one before and a row more: all its gaps are others only under the patterns
-        in which that row leads. The statistics of every set anew would take the square of the number of rows.
+        in which that row leads. Computing the statistics of every set again would take the square of the number of rows.
         """
         reached = np.zeros(len(rows), np.int64)
         leader = np.full(len(self.signs), rows[0])
@@ -445,7 +447,7 @@ def _squares(shares: np.ndarray) -> np.ndarray:
     return np.stack([((shares - shares[:, [k]]) ** 2).sum(axis=0) for k in range(shares.shape[1])])
 
 
-def _above(samples: Samples, metric: str, chance: float, level: float) -> bool:
+def _above(samples: MethodSamples, metric: str, chance: float, level: float) -> bool:
     low = samples.estimate(metric, level).low
     return low is not None and low > chance
 

@@ -344,7 +344,7 @@ def stroke(index: int) -> str:
 
 
 def beside(index: int, count: int) -> float:
-    """Where the part at ``index`` of ``count`` stands within a group that is 1 wide."""
+    """Position of the part at ``index`` of ``count`` within a group that is 1 wide."""
     return (index - (count - 1) / 2) * min(0.14, 0.7 / count)
 
 

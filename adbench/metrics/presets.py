@@ -1,4 +1,4 @@
-"""Papers' own evaluation rules, to the letter, so that their numbers can be set beside ours. None is a headline.
+"""Evaluation rules of papers, implemented to the letter to compare with their numbers; none is a headline metric.
 
 A preset reads whole slices, background included, and none of them gives intervals: use :mod:`adbench.metrics.evaluate`
 for results. All are computed on the scores themselves, nothing is binned: a preset holds every score in memory. What each
@@ -18,8 +18,8 @@ from adbench.metrics.lesion import components
 
 
 @dataclass(frozen=True)
-class Case:
-    """One subject as a preset sees it.
+class PresetCase:
+    """One subject as the input of a preset.
 
     Attributes:
         subject: its id.
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass
 class PresetResult:
-    """What a preset gives.
+    """The output of a preset.
 
     Attributes:
         name: of the preset.
@@ -66,7 +66,7 @@ _ON_TEST = "The threshold is chosen on the test split itself."
 _UNIT = "Its thresholds lie in [0, 1]: it is for maps in that range."
 
 
-def _outside(case: Case) -> str:
+def _outside(case: PresetCase) -> str:
     """Why a preset with thresholds in [0, 1] has no value for ``case``; "" when it has."""
     low, high = float(case.maps.min()), float(case.maps.max())
     if low >= 0 and high <= 1:
@@ -146,7 +146,7 @@ class _Pool:
         return float(pairs / self.n_positive / self.n_negative)
 
 
-def reflect(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+def reflect(cases: Iterable[PresetCase], val: Iterable[PresetCase] | None = None) -> PresetResult:
     """REFLECT (Beizaee et al. 2025, arXiv:2508.02889): :func:`official_madad` with 101 thresholds instead of 201.
 
     Its authors score one slice a subject, all of them with a lesion: protocol ``reflect-one-slice``.
@@ -154,7 +154,7 @@ def reflect(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetR
     return _mean_of_slices("reflect", 101, cases)
 
 
-def official_madad(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+def official_madad(cases: Iterable[PresetCase], val: Iterable[PresetCase] | None = None) -> PresetResult:
     """MAD-AD (Beizaee et al. 2025, arXiv:2502.16943), evaluation script of its repository.
 
     ``dice``: for each of 201 thresholds from 0 to 1, the mean over **slices** of ``2 tp / (predicted + lesion + 1e-6)``;
@@ -169,7 +169,7 @@ def official_madad(cases: Iterable[Case], val: Iterable[Case] | None = None) -> 
     return _mean_of_slices("official-madad", 201, cases)
 
 
-def _mean_of_slices(name: str, count: int, cases: Iterable[Case]) -> PresetResult:
+def _mean_of_slices(name: str, count: int, cases: Iterable[PresetCase]) -> PresetResult:
     thresholds = np.linspace(0, 1, count)
     levels, total, slices, pool = _UnitLevels(thresholds), np.zeros(count), 0, _Pool()
     names = ("dice", "f1max", "auroc", "ap")
@@ -200,7 +200,7 @@ _THOR_SLICES = (
 
 
 def thor(
-    cases: Iterable[Case], val: Iterable[Case] | None = None, *, edges: Sequence[int] = THOR_EDGES
+    cases: Iterable[PresetCase], val: Iterable[PresetCase] | None = None, *, edges: Sequence[int] = THOR_EDGES
 ) -> PresetResult:
     """THOR (Bercea et al. 2024, arXiv:2403.08464), stroke localisation of its repository.
 
@@ -253,7 +253,7 @@ def thor(
     return result
 
 
-def cddpm(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+def cddpm(cases: Iterable[PresetCase], val: Iterable[PresetCase] | None = None) -> PresetResult:
     """Conditioned DDPM (Behrendt et al. 2023, arXiv:2312.04215), evaluation of its repository.
 
     Each volume's map is multiplied by the brain mask, eroded in each slice by a cross, ``width // 25`` times, and
@@ -295,7 +295,7 @@ def cddpm(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetRes
     return PresetResult("cddpm", {"dice": _mean(dice), "auprc": _mean(precision)}, {"dice": threshold}, notes)
 
 
-def upd(cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+def upd(cases: Iterable[PresetCase], val: Iterable[PresetCase] | None = None) -> PresetResult:
     """UPD study (Lagogiannis et al. 2024, IEEE TMI 43:241), metrics of its repository.
 
     Scores outside the brain are set to 0, all pixels are pooled, background included. ``ap`` is the average precision;
@@ -337,7 +337,7 @@ PRESETS: dict[str, Callable[..., PresetResult]] = {
 }
 
 
-def evaluate_preset(name: str, cases: Iterable[Case], val: Iterable[Case] | None = None) -> PresetResult:
+def evaluate_preset(name: str, cases: Iterable[PresetCase], val: Iterable[PresetCase] | None = None) -> PresetResult:
     """Run a preset by name.
 
     Args:
@@ -384,7 +384,7 @@ class _UnitLevels:
         return np.cumsum(counts[::-1])[::-1]
 
 
-def _cddpm_filtered(case: Case) -> np.ndarray:
+def _cddpm_filtered(case: PresetCase) -> np.ndarray:
     from scipy.ndimage import binary_erosion, median_filter
 
     times = case.maps.shape[2] // 25
@@ -424,7 +424,7 @@ def _without_small(mask: np.ndarray, at_most: int) -> np.ndarray:
     return np.asarray((sizes > at_most)[labels])
 
 
-def _again(cases: Iterable[Case]) -> Iterable[Case]:
+def _again(cases: Iterable[PresetCase]) -> Iterable[PresetCase]:
     if iter(cases) is cases:
         raise UserError("A preset reads its cases more than once: give a list, not a generator.")
     return cases

@@ -1,4 +1,4 @@
-"""What a report shows, gathered from runs: curves, per-subject numbers, and slices of chosen subjects."""
+"""The data of a report, gathered from runs: curves, per-subject numbers, and slices of chosen subjects."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How the page of a report shows charts and slices: charts as SVG in its colours, slices as PNG inside it."""
+"""Drawing for the page of a report: charts as SVG in its colours, slices as embedded PNG."""
 
 from __future__ import annotations
 

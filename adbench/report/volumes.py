@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from adbench.evaluation.run import Run, VolumeMaps
-from adbench.evaluation.volume_files import VolumeFiles, label
+from adbench.evaluation.volume_files import VolumeWriter, label
 from adbench.utils.files import write_json
 
 
@@ -36,7 +36,7 @@ class Exporter:
 
     def __init__(self, out: Path, space: str, runs: Sequence[Run]) -> None:
         self.files: list[Path] = []
-        self._out = VolumeFiles(out, space)
+        self._out = VolumeWriter(out, space)
         self._names = _descriptions(runs)
         self._seen: set[str] = set()
 

@@ -1,1 +1,1 @@
-"""What a run leaves behind: the record, its provenance and the folder they live in."""
+"""Results on disk: the record, its provenance and the run folder."""

@@ -1,4 +1,4 @@
-"""Why two runs have different keys: the fields in which their identities differ."""
+"""Explain why two runs have different keys: the fields in which their identities differ."""
 
 from __future__ import annotations
 
@@ -71,14 +71,14 @@ def differences(this: dict[str, Any], other: dict[str, Any]) -> tuple[Difference
     """Every field in which two identities differ."""
     return tuple(
         Difference(name, mine, its, MEANING.get(name.partition(".")[0], ""))
-        for name, mine, its in apart(this, other, absent="(not there)")
+        for name, mine, its in differing_fields(this, other, absent="(not there)")
     )
 
 
-def apart(
+def differing_fields(
     a: Any, b: Any, name: str = "", *, close: bool = False, absent: Any = ABSENT
 ) -> Iterator[tuple[str, Any, Any]]:
-    """Where two JSON values differ, inside dictionaries and lists too.
+    """Fields in which two JSON values differ, inside dictionaries and lists too.
 
     Args:
         a: one value.
@@ -93,10 +93,12 @@ def apart(
     prefix = f"{name}." if name else ""
     if isinstance(a, dict) and isinstance(b, dict):
         for key in dict.fromkeys([*b, *a]):
-            yield from apart(a.get(key, absent), b.get(key, absent), f"{prefix}{key}", close=close, absent=absent)
+            yield from differing_fields(
+                a.get(key, absent), b.get(key, absent), f"{prefix}{key}", close=close, absent=absent
+            )
     elif isinstance(a, (list, tuple)) and isinstance(b, (list, tuple)) and len(a) == len(b):
         for index, (one, other) in enumerate(zip(a, b, strict=True)):
-            yield from apart(one, other, f"{prefix}{index}", close=close, absent=absent)
+            yield from differing_fields(one, other, f"{prefix}{index}", close=close, absent=absent)
     elif not _equal(a, b, close):
         yield name, a, b
 

@@ -1,4 +1,4 @@
-"""How results are written for people: numbers with intervals, times, and self-contained HTML pages."""
+"""Formatting of results: numbers with intervals, times, and self-contained HTML pages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What this release knows about any result: the source of its own methods, the data that ships with it, who passed.
+"""Known facts that published results are checked against: sources of the methods, shipped data, passed conformance tests.
 
 ``known.json`` beside this module is made by ``python -m adbench.leaderboard.make_known`` (``make known``), never by hand::
 
@@ -140,7 +140,7 @@ def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:
 
 
 def weights_key(method: MethodPart, grid: tuple[int, int]) -> str:
-    """What decides the number of weights of a built-in method."""
+    """Hash of all that decides the number of weights of a built-in method."""
     return digest([method.name, method.params, list(grid)])[:16]
 
 

@@ -1,4 +1,4 @@
-"""Names of rows: no longer than needed to tell the runs of one table apart, and never by a hash alone."""
+"""Row names that tell the runs of one table apart, as short as possible and never a hash alone."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from adbench.config.sweep import differing, params_text, value_text
 from adbench.results.format import several
 from adbench.results.record import DataPart, Record
 
-# Method -> parameter that its name says in every table, and how, whatever other rows have: what stands in for something that
-# cannot be shipped, and makes another method, or a control, of it.
-SAID = {
+# Method -> parameter that is part of its name in every table, and how it is written. Its value makes another method of it, or
+# a control: it stands in for something that cannot be shipped.
+NAMED_PARAMETERS = {
     "features": ("weights", "{}"),
     "reflect": ("texture", "{}"),
     "thor": ("perceptual", "perceptual={}"),
@@ -28,7 +28,7 @@ _LETTERS = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "-": "", "_": 
 
 @dataclass(frozen=True)
 class RowName:
-    """What one row of a table is called.
+    """The name of one row of a table.
 
     Attributes:
         label: "histeq [tiny] sigma=5", "features[random] [tiny]".
@@ -41,8 +41,8 @@ class RowName:
 
 
 def method_name(record: Record) -> str:
-    """The method with the value of its parameter in :data:`SAID`, of a path the last part: "features[random]"."""
-    key, shown = SAID.get(record.method.name, ("", ""))
+    """The method with the value of its parameter in :data:`NAMED_PARAMETERS`, of a path the last part: "features[random]"."""
+    key, shown = NAMED_PARAMETERS.get(record.method.name, ("", ""))
     value = record.method.params.get(key)
     said = "" if value is None else f"[{shown.format(value_text(PurePath(str(value)).name))}]"
     return f"{record.method.name}{said}"
@@ -58,7 +58,7 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
     Args:
         records: one of each row.
         seeds: rows differ in their seed too, which stands in a column of its own.
-        submitters: who submitted each row, "" where nobody says so; none: nobody does.
+        submitters: who submitted each row, "" where it is not stated; none: it is stated of no row.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for place, record in enumerate(records):
@@ -67,9 +67,9 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
     for (method, preset), places in groups.items():
         group = [records[place] for place in places]
         whose = [submitters[place] if submitters else "" for place in places]
-        for place, differs, tail in zip(places, *_apart(group, whose, seeds), strict=True):
+        for place, differs, tail in zip(places, *_distinctions(group, whose, seeds), strict=True):
             name = method_name(records[place])
-            said = SAID.get(method, ("", ""))[0]
+            said = NAMED_PARAMETERS.get(method, ("", ""))[0]
             told = {
                 key: value for key, value in differs.items() if key != said or PurePath(str(value)).name != str(value)
             }  # of a path the name says the last part only
@@ -79,14 +79,14 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
 
 
 def training_names(records: Sequence[Record]) -> list[str]:
-    """What each row of one table says it learned from; see :func:`told_apart` for those of one name."""
+    """Names of the training data of each row of one table; see :func:`told_apart` for those of one name."""
     parts = [record.train for record in records]
     apart = told_apart([part if part.slices else None for part in parts])  # else nothing is known but its name
     return [f"{part.name} ({mark})" if mark else part.name for part, mark in zip(parts, apart, strict=True)]
 
 
 def told_apart(parts: Sequence[DataPart | None]) -> list[str]:
-    """What tells each of ``parts`` from the others of its name with other slices; "" where there are none, and for None.
+    """Words that tell each of ``parts`` from the others of its name with other slices; "" where there are none, and for None.
 
     That is the parameters in which they differ ("n_train=4"; of those alone that all parts of the same slices agree in), else
     how many slices and subjects they have. Two folders may have the same name, parameters and numbers: the start of the hash of
@@ -125,8 +125,8 @@ def _told(groups: Sequence[Sequence[DataPart]]) -> list[str]:
     return words
 
 
-def _apart(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """What tells the rows of one method and preset apart: their parameters, and words for what these do not tell."""
+def _distinctions(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Differences between the rows of one method and preset: their parameters, and words where these are equal."""
     differs = [
         {**own, **_always(one)} for one, own in zip(group, differing([one.method.params for one in group]), strict=True)
     ]

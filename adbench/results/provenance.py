@@ -1,4 +1,4 @@
-"""What produced a number: versions, machine, device, revision. No user name, host name or path."""
+"""Provenance of a result: versions, machine, device, revision. No user name, host name or path."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def processor() -> str:
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What decides the last digits of a number computed on ``device``.
+    """The hardware and software that decide the last digits of a number computed on ``device``.
 
     Returns:
         ``device``; ``device_name``, the model that computed; ``cpu`` and ``gpu``, models (None: no GPU took part);
@@ -111,7 +111,7 @@ def sign(folder: Path, device: str, sources: dict[str, str]) -> None:
 
 
 def origin(folder: Path) -> dict[str, Any]:
-    """What :func:`sign` wrote into the folder of a fit; empty where it did not, or the file is damaged."""
+    """The signature that :func:`sign` wrote into the folder of a fit; empty where there is none, or the file is damaged."""
     try:
         content = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""The record of one run: the one place that says what is stored and what each field means."""
+"""The record of one run: the one definition of what is stored and what each field means."""
 
 from __future__ import annotations
 
@@ -114,11 +114,11 @@ class Record(_Part):
     provenance: dict[str, Any]  # versions, platform, device, git revision
     files: dict[str, str]  # files beside the record -> SHA-256
     tuned_from: TunedFrom | None = None  # the search that chose method.params, if one did
-    weights: Weights | None = None  # whose they are, when somebody else fitted them
+    weights: Weights | None = None  # whose they are, when they were fitted elsewhere
 
 
 def facts(name: str, *records: Record) -> MetricSpec:
-    """What is known about the metric ``name``: built in, as one of ``records`` says, or as the plug-in here says."""
+    """Facts about the metric ``name``: built in, as one of ``records`` says, or as the plug-in here says."""
     if name in SPECS:
         return SPECS[name]
     part = next((record.optional[name] for record in records if name in record.optional), None)
@@ -139,7 +139,7 @@ def facts(name: str, *records: Record) -> MetricSpec:
 
 
 def metric_part(name: str) -> MetricPart:
-    """What a record keeps about the installed metric ``name``."""
+    """The entry of the installed metric ``name`` in a record."""
     about = metric_spec(name)
     return MetricPart(
         source=source_digest("metrics", name),
@@ -218,7 +218,7 @@ def write(record: Record, folder: Path) -> None:
     write_json(folder / RECORD, record.model_dump(mode="json"))
 
 
-def read(path: Path) -> Record:
+def read_record(path: Path) -> Record:
     """Read a record. It may come from an unknown author: size, schema and every type are checked.
 
     Raises:

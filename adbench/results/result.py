@@ -40,7 +40,7 @@ class Result:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder) if Path(folder).is_dir() else Path(folder).parent
-        self.record: Record = records.read(Path(folder))
+        self.record: Record = records.read_record(Path(folder))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.label} on {self.record.test.name} {self.record.test.modality}>"
@@ -88,7 +88,7 @@ class Result:
 
     @property
     def fit_folder(self) -> Path:
-        """Where the fit of this run lies if it was kept: ``OUT/fits/<method>-<key>``, or beside the record in a shared fit."""
+        """Folder of the fit of this run if it was kept: ``OUT/fits/<method>-<key>``, or beside the record in a shared fit."""
         if is_shared(self.folder):
             return self.folder
         out = self.folder.resolve().parents[2] if len(self.folder.resolve().parents) > 2 else self.folder

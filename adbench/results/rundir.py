@@ -1,4 +1,4 @@
-"""Where runs and fits live below the output folder, and which of them are complete.
+"""Layout of the output folder: the paths of runs and fits, and which of them are complete.
 
 ::
 
@@ -31,7 +31,7 @@ from typing import Any
 from adbench.errors import UserError, text_of, trace_of
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.results.record import RECORD, Record, read
+from adbench.results.record import RECORD, Record, read_record
 from adbench.utils.files import write_json
 from adbench.utils.limits import RECORD_VALUES
 from adbench.utils.plain_files import check_json, open_plain
@@ -78,7 +78,7 @@ def complete(folder: Path, key: str) -> Record | None:
     """The record in ``folder`` if it is there and belongs to ``key``."""
     if not (folder / RECORD).exists():
         return None
-    record = read(folder)
+    record = read_record(folder)
     return record if record.run_key == key else None
 
 
@@ -197,4 +197,4 @@ def records(folder: Path) -> Iterator[tuple[Path, Record]]:
             f"There is no folder {folder}. Name the one that `adbench run --out` wrote, or run something first."
         )
     for path in sorted(Path(folder).rglob(RECORD)):
-        yield path, read(path)
+        yield path, read_record(path)

@@ -1,4 +1,4 @@
-"""How far runs are: a small file beside the record while one runs, and the states of all runs in an output folder.
+"""State of runs: a progress file beside the record while one runs, and the states of all runs in an output folder.
 
 A grid keeps a list of its unfinished cells in ``OUT/.plans`` while it runs, so that others can see what is still to come.
 """
@@ -115,21 +115,21 @@ def reported(folder: Path, progress: Progress, **facts: Any) -> Iterator[Progres
 
 def interrupt(folder: Path) -> None:
     """Mark the run in ``folder`` as interrupted by the user, for a process that was ended before it could do so."""
-    doing = read(folder)
+    doing = read_status(folder)
     if doing is not None:
         _write(Path(folder) / STATUS, {**doing, "state": "interrupted"})
 
 
 def write_death(folder: Path, error: BaseException) -> None:
     """Record an attempt whose process was ended before it could do so, unless that was done already."""
-    doing = read(folder)
+    doing = read_status(folder)
     if doing is None and state(folder)[1].get("message") == text_of(error):
         return
     (folder / STATUS).unlink(missing_ok=True)
     rundir.write_failure(folder, error, doing["phase"] if doing else "start")
 
 
-def read(folder: Path) -> dict[str, Any] | None:
+def read_status(folder: Path) -> dict[str, Any] | None:
     """The status of the run in ``folder``; None when there is none.
 
     ``state`` is "running", "interrupted" (by the user), or "lost" (no process holds the lock of the folder: it was killed).
@@ -166,7 +166,7 @@ class RunState:
 
 def state(folder: Path) -> tuple[str, dict[str, Any]]:
     """State and detail of the run in ``folder``, as in :class:`RunState`; "waiting" when there is nothing in it."""
-    doing = read(folder)
+    doing = read_status(folder)
     if doing is not None and doing["state"] == "running":
         return "running", doing
     if (folder / RECORD).exists():

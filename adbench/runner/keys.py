@@ -1,4 +1,4 @@
-"""The keys that say whether a fit or a result can be used again.
+"""Cache keys of fits and runs.
 
 A key is the hash of an *identity*: a plain dictionary of everything that may change the numbers, and of nothing else
 (no device, path, worker or executor). The identity is stored in the record, so two keys can be compared field by field.
@@ -21,7 +21,7 @@ METRICS_VERSION = "3"  # raised when the definition or computation of any stored
 
 
 def fit_identity(cell: Cell, train: SliceSet, val: SliceSet | None) -> dict[str, Any]:
-    """What decides the outcome of fitting the method of ``cell`` on these slices."""
+    """All that decides the outcome of fitting the method of ``cell`` on these slices."""
     return {
         "method": cell.method,
         "method_version": cell.method_class.version,
@@ -56,7 +56,7 @@ def sources_now(identity: dict[str, Any]) -> dict[str, str]:
 
 
 def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: LabelledSet) -> dict[str, Any]:
-    """What decides the numbers: the fit, the protocol, and the slices that choose the threshold and that are scored.
+    """All that decides the numbers: the fit, the protocol, and the slices that choose the threshold and that are scored.
 
     Metrics that are asked for beside the others change no number of theirs, so they make no other run of it.
     """

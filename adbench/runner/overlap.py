@@ -18,7 +18,7 @@ from adbench.errors import UserError
 
 
 def sets_of(train: Source, test: Source, train_store: SliceStore, test_store: SliceStore) -> tuple[str, str]:
-    """What the training and the test data are called; twice "" where equal names may be one person by their origin.
+    """Names of the training and the test data in messages; twice "" where equal names may be one person by their origin.
 
     That is where the two bear one name, one lies in the other, or they have a file in common.
     """

@@ -45,7 +45,7 @@ class Data:
         threshold: labelled validation slices that choose thresholds (may be empty).
         test: labelled test slices.
         threshold_store: the one of these two that ``threshold`` is of.
-        fit: somebody's fit, which learned from slices that are not here; ``train`` is then empty.
+        fit: a shared fit, which learned from slices that are not here; ``train`` is then empty.
     """
 
     train: SliceSet
@@ -123,7 +123,7 @@ class Plan:
 
     @property
     def resources(self) -> Resources:
-        """What the method asks for."""
+        """The resources that the method asks for."""
         asked: Resources = self.cell.method_class.resources(self.cell.params)
         return asked
 
@@ -293,14 +293,14 @@ def _check_fit(fit: SharedFit, threshold: LabelledSet, scored: LabelledSet) -> N
             f"{scored.shape[0]}x{scored.shape[1]}: bring them to its grid with --set dataset.size={learned.grid[0]}."
         )
     train, val = ({person(name): name for name in fit.subjects.get(role, [])} for role in ("train", "val"))
-    choosing, tested = ({person(name): name for name in data.subjects} for data in (threshold, scored))
-    if overlaps := overlapping_ids(train, val, choosing, tested):
+    threshold_subjects, test_subjects = ({person(name): name for name in data.subjects} for data in (threshold, scored))
+    if overlaps := overlapping_ids(train, val, threshold_subjects, test_subjects):
         one = person(overlaps[0][0])
         roles = {
             f"a training subject of the fit in {fit.folder}": train,
             f"a validation subject of the fit in {fit.folder}": val,
-            "a validation subject here, which chooses the threshold": choosing,
-            "a test subject here": tested,
+            "a validation subject here, which chooses the threshold": threshold_subjects,
+            "a test subject here": test_subjects,
         }
         said = [f"{names[one]!r} is {role}" for role, names in roles.items() if one in names]
         count = f"{several(len(overlaps), 'subject')} {'has' if len(overlaps) == 1 else 'have'} two roles"

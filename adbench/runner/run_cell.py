@@ -220,7 +220,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
 
 
 def _shared(plan: Plan) -> list[str]:
-    """Notes on weights that somebody else fitted."""
+    """Notes on weights that were fitted elsewhere."""
     fit = plan.cell.fit
     if fit is None:
         return []

@@ -1,4 +1,4 @@
-"""The few test slices that the picture of a run shows, kept while it is scored so that they can be drawn later."""
+"""The few test slices in the picture of a run, kept while it is scored and drawn later."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sharing fits: a folder for others, made from a run; their folders brought into the output folder; the Hugging Face Hub."""
+"""Share fits: export one from a run, import one into the output folder, use the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -
     ``link`` are as in :class:`Weights`. Equal fits give equal bytes.
 
     Raises:
-        UserError: the fit was not kept, is somebody else's, holds other files than tensors and JSON; no author or licence;
+        UserError: the fit was not kept, is another author's, holds other files than tensors and JSON; no author or licence;
             ``out`` is there, or lies among the fits of runs.
     """
     try:
@@ -97,7 +97,10 @@ def _check_place(out: Path, result: Result, weights: Weights) -> None:
         return
     if is_shared(out):
         there = read_shared(out)
-        if (there.weights.author, records.read(out / RUN_RECORD).run_key) != (weights.author, result.record.run_key):
+        if (there.weights.author, records.read_record(out / RUN_RECORD).run_key) != (
+            weights.author,
+            result.record.run_key,
+        ):
             raise UserError(
                 f"{out} holds a shared fit of {there.method} by {there.weights.author}, not an export of this run by "
                 f"{weights.author}: give a new folder with --out."
@@ -116,8 +119,8 @@ def _export(result: Result, out: Path, weights: Weights) -> SharedFit:
     for name in fit["files"]:
         if not name.endswith((".safetensors", ".json")):
             raise UserError(
-                f"The fit in {folder} holds {name}: only tensors (.safetensors) and .json can be shared, because nobody should "
-                "unpickle a stranger's file. Let the method save its state as tensors."
+                f"The fit in {folder} holds {name}: only tensors (.safetensors) and .json can be shared, because untrusted "
+                "files must not be unpickled. Let the method save its state as tensors."
             )
     splits = read_json(result.file(rundir.SPLITS), RECORD_BYTES)
     for name in fit["files"]:
@@ -198,20 +201,20 @@ def install(shared: SharedFit, out: Path) -> SharedFit:
             return there
         if fitted(folder, shared.fit_key) is not None:
             raise UserError(
-                f"{folder} holds another fit with the same key, made here or shared by somebody else: give another --out, or "
+                f"{folder} holds another fit with the same key, made here or shared by another author: give another --out, or "
                 "delete it to use the shared one."
             )
         for name in shared.files.keys() - {FIT}:
             _copy(shared.folder / name, folder / name)
         # The card that came with it is not sealed.
-        write_text(folder / CARD, _card(records.read(folder / RUN_RECORD), shared.weights))
+        write_text(folder / CARD, _card(records.read_record(folder / RUN_RECORD), shared.weights))
         for name in (MANIFEST, FIT):  # they complete it
             _copy(shared.folder / name, folder / name)
         return read_shared(folder)
 
 
 def data_parts(shared: SharedFit) -> tuple[DataPart, DataPart | None]:
-    """What a shared fit learned from, and what chose its checkpoint.
+    """The training and validation data of a shared fit.
 
     Raises:
         UserError: the manifest does not say it.

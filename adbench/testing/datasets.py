@@ -20,7 +20,7 @@ from adbench.utils.hashing import digest
 
 @dataclass
 class DatasetUnderTest:
-    """What the rules of a dataset work on: its cases and its prepared slices in one modality."""
+    """The subject of the rules of a dataset: its cases and its prepared slices in one modality."""
 
     dataset: Dataset
     folder: Path

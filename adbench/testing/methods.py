@@ -37,7 +37,7 @@ class _Updates(Progress):
 
 @dataclass
 class MethodUnderTest:
-    """What the rules of a method work on; what one rule fitted, the next ones reuse."""
+    """The subject of the rules of a method; what one rule fitted, the next ones reuse."""
 
     cls: type[Method]
     params: ParamSet
@@ -76,7 +76,7 @@ class MethodUnderTest:
 
     @cached_property
     def maps(self) -> Any:
-        """What the first fit made of every test slice when it was first asked."""
+        """Maps of every test slice by the first fit, when it was first asked."""
         return self.score(self.method).clone()  # it may give the same memory each time
 
     def score(self, method: Method, batch: SliceBatch | None = None) -> Any:

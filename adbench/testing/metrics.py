@@ -20,7 +20,7 @@ SHAPE = (3, 24, 24)  # slices, rows, columns
 
 @dataclass
 class MetricUnderTest:
-    """What the rules of a metric work on: the metric, and subjects of every kind that a test split may have."""
+    """The subject of the rules of a metric: the metric, and test subjects of every kind."""
 
     metric: Metric
 

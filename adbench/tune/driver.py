@@ -1,4 +1,4 @@
-"""What Ray Tune does in a search: Optuna's proposals, successive halving, the trials, and the state that is resumed.
+"""The Ray Tune side of a search: Optuna's proposals, successive halving, the trials, and the state that is resumed.
 
 Ray saves its state every second, in several files. A search must survive a kill at any moment, so after each of these
 saves all of them are packed into one file, :data:`STATE`, which is replaced atomically; ``Tuner.restore`` starts from it.
@@ -31,7 +31,7 @@ from adbench.errors import UserError
 from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.results import rundir
 from adbench.tune.space import distributions, nearest, values
-from adbench.tune.task import Options, Task
+from adbench.tune.task import SearchOptions, Task
 from adbench.tune.trials import FACTOR, FULL, RUNGS, STARTUP, STATE, State, Trial, ranked, write_table
 from adbench.tune.worker import fit_folder, run_apart
 from adbench.utils import seeds, threads
@@ -55,7 +55,7 @@ def _number(trial: RayTrial) -> int:
 
 
 def _results(trial: RayTrial) -> dict[str, Any]:
-    """What ``trial`` last reported; empty before that."""
+    """The last report of ``trial``; empty before the first."""
     return dict(trial.last_result) if trial.has_reported_at_least_once else {}
 
 
@@ -135,7 +135,7 @@ class Driver(tune.Callback):
         self,
         folder: Path,
         task: Task,
-        options: Options,
+        options: SearchOptions,
         trials: list[Trial],
         progress: Progress,
         say: Callable[[str], None],

@@ -18,7 +18,7 @@ from adbench.config.cell import Cell, TunedFrom
 from adbench.config.run_config import RunConfig
 from adbench.config.sweep import differing
 from adbench.context import Progress
-from adbench.datasets.synthetic_lesions import PseudoParams
+from adbench.datasets.synthetic_lesions import SyntheticLesionParams
 from adbench.errors import UserError, unknown
 from adbench.params import build
 from adbench.results import rundir
@@ -27,7 +27,7 @@ from adbench.runner import keys
 from adbench.runner.fit import fitted
 from adbench.runner.plan import Data, plan
 from adbench.tune import space
-from adbench.tune.task import OBJECTIVES, TASK, Options, Role, Task, fewer, slices_for
+from adbench.tune.task import OBJECTIVES, TASK, Role, SearchOptions, Task, fewer, slices_for
 from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
 from adbench.tune.worker import REPORTS, fit_folder
 from adbench.utils.cluster import connect
@@ -47,8 +47,8 @@ RAY_TUNE = {  # environment that Ray Tune reads when it is imported or started; 
 
 
 @dataclass(frozen=True)
-class Result:
-    """What a search found so far.
+class SearchResult:
+    """The result of a search so far.
 
     Attributes:
         trials: in order of their numbers.
@@ -102,10 +102,10 @@ class Result:
 
 def search(
     config: RunConfig,
-    options: Options,
+    options: SearchOptions,
     progress: Progress | None = None,
     say: Callable[[str], None] = lambda text: None,
-) -> Result:
+) -> SearchResult:
     """Search, or go on searching: one method on one dataset, modality and seed; what ``config`` sets is not searched.
 
     ``say`` is told about every trial that ends.
@@ -149,7 +149,7 @@ def _wait_for_saves(folder: Path, trials: list[Trial]) -> None:
             time.sleep(GRACE / 50)
 
 
-def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Task, Data]:
+def define(config: RunConfig, options: SearchOptions, progress: Progress) -> tuple[Task, Data]:
     """The search that ``config`` and ``options`` ask for, and its data (prepared if need be).
 
     Raises:
@@ -158,8 +158,8 @@ def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Tas
     if options.objective not in OBJECTIVES:
         raise unknown("objective", options.objective, OBJECTIVES)
     scopes = dict(config.set)
-    lesions = build(PseudoParams, "pseudo (the synthetic lesions)", scopes.pop("pseudo", {}))
-    assert isinstance(lesions, PseudoParams)
+    lesions = build(SyntheticLesionParams, "pseudo (the synthetic lesions)", scopes.pop("pseudo", {}))
+    assert isinstance(lesions, SyntheticLesionParams)
     if "pseudo" in config.set and options.objective != "pseudo":
         raise UserError(
             "--set pseudo.… sets the synthetic lesions of --objective pseudo, and this objective is another."
@@ -184,7 +184,7 @@ def define(config: RunConfig, options: Options, progress: Progress) -> tuple[Tas
         )
     (cell,) = cells
     fixed = {**config.set.get("method", {}), **config.set.get(cell.method, {})}
-    wanted, values = space.build(cell.method_class, cell.params.json_values, fixed, options.space)
+    wanted, values = space.build_space(cell.method_class, cell.params.json_values, fixed, options.space)
     cell = cell.with_params(values)
     (planned,) = plan([cell], config.out_folder, config.cache_folder, progress)
     data = planned.data
@@ -215,7 +215,7 @@ def _name(task: Task) -> str:
     return re.sub(r"[^A-Za-z0-9._-]+", "_", "-".join(parts))
 
 
-def _check_folder(folder: Path, task: Task, options: Options) -> None:
+def _check_folder(folder: Path, task: Task, options: SearchOptions) -> None:
     """Check that the wanted search fits what lies in ``folder``.
 
     Raises:
@@ -243,11 +243,11 @@ def _running(name: str, owner: str) -> None:
     raise UserError(f"The search {name} is running ({owner}): wait for it, or stop it.")
 
 
-def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunConfig, data: Data) -> Result:
+def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunConfig, data: Data) -> SearchResult:
     """Write the best configuration, the table and the plots; hand the best fit to ``adbench run``."""
     write_table(folder, trials)
     write_plots(folder, task, trials)
-    result = Result(folder, task, trials, None)
+    result = SearchResult(folder, task, trials, None)
     best = result.best
     if best is None:
         return result
@@ -256,11 +256,11 @@ def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunCo
     found = configs.from_cell(cell).model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
     write_text(folder / BEST, found.to_yaml())
     _hand_over(fit_folder(folder, best.number), cell, data, Path(config.out))
-    return Result(folder, task, trials, folder / BEST)
+    return SearchResult(folder, task, trials, folder / BEST)
 
 
-def _origin(result: Result, best: Trial) -> TunedFrom:
-    """What a record says about this search."""
+def _origin(result: SearchResult, best: Trial) -> TunedFrom:
+    """The search, as records of its best configuration state it."""
     assert best.value is not None
     task, trials, (cpu_hours, gpu_hours) = result.task, result.trials, hours(result.trials)
     return TunedFrom(

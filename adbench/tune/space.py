@@ -20,8 +20,8 @@ Space = dict[str, dict[str, Any]]  # parameter -> {"low", "high", "log", "intege
 HOW = "{low: 1e-4, high: 1e-2, log: true}, {choices: [8, 16]} or a plain value, which is then not searched"
 
 
-def read(path: Path) -> tuple[str, dict[str, Any]]:
-    """What a space file says: ("narrow" or "replace", entries by parameter).
+def read_space(path: Path) -> tuple[str, dict[str, Any]]:
+    """Parse a space file into ("narrow" or "replace", entries by parameter).
 
     Raises:
         UserError: unreadable, or not of that form.
@@ -37,7 +37,7 @@ def read(path: Path) -> tuple[str, dict[str, Any]]:
     )
 
 
-def build(
+def build_space(
     cls: type[Method], base: Mapping[str, Any], fixed: Mapping[str, Any], path: Path | None
 ) -> tuple[Space, dict[str, Any]]:
     """The space to search and the values that the file fixes.
@@ -52,7 +52,7 @@ def build(
         UserError: an unknown parameter (the nearest is given), a range that is none, a value the method refuses,
             or nothing left to search.
     """
-    mode, entries = read(path) if path is not None else ("narrow", {})
+    mode, entries = read_space(path) if path is not None else ("narrow", {})
     where = f" in {path}" if path is not None else ""
     for name in entries:
         if name not in cls.Params.model_fields:

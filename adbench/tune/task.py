@@ -1,4 +1,4 @@
-"""What a search is: its definition, one JSON file that every worker reads, and the slices that its trials may read.
+"""Definition of a search: one JSON file that every worker reads, and the slices that its trials may read.
 
 A slice store lists the cases of every split. Here it is opened without the cases that training and selection do not need:
 they are dropped from the manifest, so their files are never opened. A test slice, its mask and its lesion size cannot be
@@ -20,7 +20,7 @@ from adbench.config.cell import Cell
 from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet, SliceSet, spread
 from adbench.datasets.store.slice_store import MANIFEST, SliceStore
-from adbench.datasets.synthetic_lesions import PseudoParams
+from adbench.datasets.synthetic_lesions import SyntheticLesionParams
 from adbench.errors import UserError
 from adbench.runner.plan import Data
 from adbench.tune.space import Space
@@ -91,7 +91,7 @@ class Role:
         known = np.unique(np.searchsorted(starts, rows, side="right") - 1)
         store = SliceStore(Path(self.store), {**manifest, "cases": [manifest["cases"][index] for index in known]})
         if self.kind == "inserted":
-            return InsertedSet(store, rows, PseudoParams(**self.lesions or {}))
+            return InsertedSet(store, rows, SyntheticLesionParams(**self.lesions or {}))
         return LabelledSet(store, rows) if self.kind == "labelled" else SliceSet(store, rows)
 
 
@@ -103,7 +103,7 @@ def fewer(data: SliceSet, count: int) -> SliceSet:
     return LabelledSet(data._store, rows) if isinstance(data, LabelledSet) else data.limited(count)
 
 
-def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:
+def slices_for(objective: str, data: Data, lesions: SyntheticLesionParams) -> SliceSet:
     """The validation slices that ``objective`` looks at; for ``pseudo`` with ``lesions`` in them.
 
     Raises:
@@ -122,8 +122,8 @@ def slices_for(objective: str, data: Data, lesions: PseudoParams) -> SliceSet:
 
 
 @dataclass(frozen=True)
-class Options:
-    """How a search is done.
+class SearchOptions:
+    """Options of a search.
 
     Attributes:
         objective: "val_auprc", "pseudo" or "recon".
@@ -183,7 +183,7 @@ class Task(BaseModel):
 
     @property
     def objective(self) -> str:
-        """What is optimised."""
+        """The objective to optimise."""
         return str(self.identity["objective"])
 
     @property
@@ -193,7 +193,7 @@ class Task(BaseModel):
 
     @property
     def space(self) -> Space:
-        """What is searched."""
+        """The search space."""
         return dict(self.identity["space"])
 
     @property

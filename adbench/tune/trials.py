@@ -1,4 +1,4 @@
-"""The trials of a search, and what is left of them for people: a table (CSV) and two plots (PNG)."""
+"""The trials of a search, with a table (CSV) and two plots (PNG) of them."""
 
 from __future__ import annotations
 

@@ -40,7 +40,7 @@ REPORTS = "reports.json"  # what a trial has reported, beside its fit
 
 
 def fit_folder(folder: Path, number: int) -> Path:
-    """Where trial ``number`` of the search in ``folder`` keeps its fit."""
+    """Folder of the fit of trial ``number`` of the search in ``folder``."""
     return Path(folder) / "trials" / f"{number:04d}"
 
 
@@ -146,7 +146,7 @@ def run_trial(folder: Path, number: int, point: dict[str, Any], report: Report) 
 
 
 def _told(home: Path) -> dict[str, Any]:
-    """What the trial in ``home`` has reported before: ``reports``, ``seconds``, ``error``."""
+    """Earlier reports of the trial in ``home``: ``reports``, ``seconds``, ``error``."""
     path = home / REPORTS
     content: dict[str, Any] = {"reports": [], "seconds": 0.0, "error": ""}
     return json.loads(path.read_text()) if path.exists() else content

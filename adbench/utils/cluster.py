@@ -1,4 +1,4 @@
-"""Ray, started here and reachable from this machine alone, or joined where it runs already."""
+"""Ray clusters: one started here and reachable from this machine alone, or one that runs already."""
 
 from __future__ import annotations
 
@@ -166,7 +166,7 @@ def _prepare_environment(address: str) -> None:
 
 
 def _keep_token(path: Path, make: bool) -> None:
-    """See that nobody else can read Ray's token: who has it can run programs as this user. Ray itself does not mind."""
+    """Make Ray's token readable for this user alone: who has it can run programs as this user. Ray itself does not mind."""
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}.intersection(os.environ)
     if make and not given and os.environ.get("RAY_AUTH_MODE", "token") == "token" and not path.exists():
         path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -54,7 +54,7 @@ out = Terminal(highlight=False)
 err = Terminal(stderr=True, highlight=False)
 
 
-def room() -> int | None:
+def line_width() -> int | None:
     """Characters of a line of standard output: of the terminal, or ``COLUMNS`` where that is set; None: as many as it takes."""
     asked = os.environ.get("COLUMNS", "")
     if asked.isdecimal() and int(asked) > 0:
@@ -70,7 +70,7 @@ def table(title: str, columns: Sequence[tuple[str, str]], rows: Iterable[Sequenc
         grid.add_column(escape(heading), justify=justify, overflow="fold")  # type: ignore[arg-type]
     for row in rows:
         grid.add_row(*(Text(printable(text)) for text in row))  # no markup to look for, a third faster
-    width = room()
+    width = line_width()
     if width is None:  # as wide as its cells, and no name is cut or folded
         needed = grid.__rich_measure__(out, out.options.update_width(2000)).maximum
         Terminal(file=out.file, highlight=False, width=max(out.width, 160, needed)).print(grid)
@@ -105,7 +105,7 @@ class _StandardOutput(io.FileIO):
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def reserved_stdout() -> Iterator[None]:
     """Within the block standard output is for :data:`out` alone: what others print, C libraries too, goes to standard error."""
     kept: Descriptor | None = None
     own = sys.stdout
@@ -149,7 +149,7 @@ def figures_text(figures: dict[str, Any]) -> str:
 class LiveProgress(Progress):
     """Progress bars with loss and time left on a terminal; elsewhere a plain line every ten seconds.
 
-    Of phases without a total only those that wait for somebody else are shown, once.
+    Of phases without a total only those that wait for another process are shown, once.
     """
 
     def __init__(self, quiet: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Work on strangers' files in processes that may die: each has a limit on memory and time, no network, and takes no other along."""
+"""Run a function on untrusted files in processes with limits on memory and time and no network; a crash ends one item only."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ from adbench.utils.processes import end_unless, exit_reason
 _OURS = "that `ulimit -v` allows: raise that limit"
 _NEW_USER, _NEW_NET = 0x10000000, 0x40000000  # CLONE_NEWUSER and CLONE_NEWNET of unshare(2)
 Item = TypeVar("Item")
-Result = TypeVar("Result")
+Value = TypeVar("Value")
 
 
 @dataclass(frozen=True)
-class Outcome(Generic[Item, Result]):
-    """What became of one item: a result, or why there is none."""
+class GuardedResult(Generic[Item, Value]):
+    """The outcome of one item: a result, or why there is none."""
 
     item: Item
-    result: Result | None
+    result: Value | None
     why: str = ""
 
 
 def each(
-    function: Callable[[Item], Result],
+    function: Callable[[Item], Value],
     items: Sequence[Item],
     *,
     memory: int,
     seconds: float,
     workers: int | None = None,
-) -> Iterator[Outcome[Item, Result]]:
+) -> Iterator[GuardedResult[Item, Value]]:
     """``function`` of each item, in processes of this machine.
 
     Args:
@@ -77,7 +77,7 @@ def each(
                 del busy[pipe]
                 if worker.alive:
                     idle.append(worker)
-                done[number] = Outcome(items[number], *answer)
+                done[number] = GuardedResult(items[number], *answer)
             while turn in done:
                 yield done.pop(turn)
                 turn += 1
@@ -132,7 +132,7 @@ def leave_network() -> bool:
 
 
 def _address_space(memory: int) -> tuple[int | None, str]:
-    """What a process gets that may take ``memory`` beyond what it starts with, in bytes (None: any), and in words."""
+    """Address space of a process that may take ``memory`` beyond what it starts with, in bytes (None: any), and in words."""
     with suppress(ImportError):  # systems without limits on processes
         import resource
 

@@ -1,9 +1,9 @@
-"""Plain files and JSON from strangers: read within limits, never through a link, never built before they are counted.
+"""Read untrusted plain files and JSON: within limits, never through a link, never built before they are counted.
 
 The rule for links: in a folder that adbench writes and people pass on (runs, fits, submissions, boards, what unpacks from an
 archive) there are none, and one that is there is refused. In a folder of data that the user names (``--data-root``,
 ``--images``, ``--maps``, ``--masks``) they are common and followed; what they lead to must be a plain file, and is read as
-one from a stranger.
+an untrusted one.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OTHER = bytes(set(range(256)) - set(b",[]{}"))
 
 
 def open_plain(path: Path) -> BinaryIO:
-    """Open a file for reading; what lies in a stranger's folder must be a file, not a link out of it, a pipe or a device.
+    """Open a file for reading; what lies in an untrusted folder must be a file, not a link out of it, a pipe or a device.
 
     Raises:
         FileNotFoundError: there is nothing.
@@ -60,7 +60,7 @@ def check_plain_folder(folder: Path) -> None:
             try:
                 with open_plain(path) as file:
                     size = os.fstat(file.fileno()).st_size
-            except FileNotFoundError:  # somebody has removed it meanwhile
+            except FileNotFoundError:  # removed meanwhile
                 continue
             if path.suffix == ".json":
                 limits.check(path, "has", size, limits.RECORD_BYTES)

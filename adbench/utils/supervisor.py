@@ -1,9 +1,9 @@
-"""A command whose cells may crash: it works in a child process, and a child that dies takes one cell with it.
+"""Run the cells of a command in a child process, so that a crash ends one cell and not the command.
 
 Whatever the child has started, Ray's own processes too, ends with it.
 
 The child has a session of its own: a signal that it sends to its group does not reach this process, and one that the user
-sends here, from a terminal too, is passed on. A child that is interrupted though nobody has asked for it has interrupted
+sends here, from a terminal too, is passed on. A child that is interrupted without a request from the user has interrupted
 itself, and its cell has failed.
 
 The child is forked before anything heavy is imported, so that it costs nothing. It says which cell it is at; when it dies,
@@ -43,7 +43,7 @@ _child = 0  # the process id of this process where it is a child
 
 @dataclass(frozen=True)
 class Ended:
-    """How a cell ended.
+    """The end of a cell.
 
     Attributes:
         reason: why it has no record, in one line; "" when it has.
@@ -62,7 +62,7 @@ class HandedOver(SystemExit):
 
 @dataclass
 class Journal:
-    """What one command has done: kept beyond the death of the process that works.
+    """Progress of a command, kept when the process that works dies.
 
     Attributes:
         ended: the cells that earlier children have run, by key.
@@ -114,7 +114,7 @@ class Journal:
             os.write(self._pipe.check(), (json.dumps(entry) + "\n").encode())
         except BrokenPipeError:
             pass  # the parent was killed: this process is about to be stopped
-        except OSError:  # whatever this process does from now on, nobody learns of it
+        except OSError:  # the parent is gone: what this process does from now on is not reported
             os._exit(_DEAF)
 
 

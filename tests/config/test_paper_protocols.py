@@ -18,7 +18,7 @@ from adbench.evaluation.run import Run
 from adbench.leaderboard import submission
 from adbench.leaderboard.checks.all import check
 from adbench.metrics.thresholds import slice_thresholds
-from adbench.results.record import Record, read
+from adbench.results.record import Record, read_record
 
 Cli = Callable[..., tuple[int, str, str]]
 COUNTED = ("metrics", "spatial", "strata", "thresholds", "optional", "protocol", "threshold", "notes", "file")
@@ -37,7 +37,7 @@ def run(cli: Cli, tmp_path: Path) -> Callable[..., tuple[Path, Record, str]]:
         )  # fmt: skip
         assert code == 0, err
         (path,) = (tmp_path / "runs").rglob("record.json")
-        return path.parent, read(path), " ".join((out + err).split())
+        return path.parent, read_record(path), " ".join((out + err).split())
 
     return call
 

@@ -39,7 +39,7 @@ def report(root: Path, cls: Any = BraTS21, deep: bool = True, **params: Any) -> 
 
 def only(found: CheckReport, code: str) -> Issue:
     """The finding of ``code``; it is the only one beside information."""
-    loud = [f for f in found.findings if f.severity != "info" or f.code == code]
+    loud = [f for f in found.issues if f.severity != "info" or f.code == code]
     assert [f.code for f in loud] == [code], loud
     assert code in CODES
     return loud[0]
@@ -55,7 +55,7 @@ def test_a_clean_dataset(case: Path) -> None:
     layouts.brats(case.parent, "00008")
     for deep in (False, True):
         found = report(case.parent, deep=deep)
-        assert found.findings == []
+        assert found.issues == []
         assert (found.cases, found.files, found.exit_code) == (2, 10, 0)
 
 
@@ -115,7 +115,7 @@ def test_a_file_of_four_axes_is_named_once(tmp_path: Path) -> None:
     nifti.write(root / "P01_flair.nii.gz", np.ones((8, 9, 10, 2), np.int16), np.eye(4))
     nifti.write(root / "P01_t1.nii.gz", np.arange(720, dtype=np.int16).reshape(8, 9, 10), np.eye(4))
     nifti.write(root / "P01_seg.nii.gz", np.ones((8, 9, 10), np.uint8), np.eye(4))
-    found = check(FolderVolumes(FolderParams(), tmp_path), deep=True).findings
+    found = check(FolderVolumes(FolderParams(), tmp_path), deep=True).issues
     assert [(issue.code, Path(issue.file).name) for issue in found if issue.severity == "error"] == [
         ("axes", "P01_flair.nii.gz")
     ]
@@ -132,7 +132,7 @@ def test_a_sequence_of_another_shape(case: Path) -> None:
     path = rewritten(case, "t2", layouts.image((240, 240, 150), 3))
     found = report(case.parent, deep=False)
     assert found.exit_code == 2
-    by = {f.code: f for f in found.findings}
+    by = {f.code: f for f in found.issues}
     assert set(by) == {"shape", "off-grid"}
     assert by["shape"].message == f"{path} has 240x240x150 voxels, the distribution 240x240x155"
     assert by["off-grid"].message.startswith(
@@ -156,14 +156,14 @@ def test_other_orientation(tmp_path: Path) -> None:
     case = layouts.brats(tmp_path, "00007", affine=np.diag([1.0, 1, 1, 1]))
     found = report(tmp_path, deep=False)
     assert found.exit_code == 1
-    assert [f.code for f in found.findings] == ["orientation"] * 5
+    assert [f.code for f in found.issues] == ["orientation"] * 5
     first = case / "BraTS2021_00007_flair.nii.gz"
-    assert found.findings[0].message == (f"{first} is stored as RAS, the distribution as LPS; the affine is trusted")
+    assert found.issues[0].message == (f"{first} is stored as RAS, the distribution as LPS; the affine is trusted")
 
 
 def test_no_orientation_at_all(tmp_path: Path) -> None:
     case = layouts.brats(tmp_path, "00007", codes=(0, 0))
-    messages = [f.message for f in report(tmp_path, deep=False).findings if f.code == "orientation"]
+    messages = [f.message for f in report(tmp_path, deep=False).issues if f.code == "orientation"]
     assert (
         f"{case / 'BraTS2021_00007_t1.nii.gz'} has neither sform nor qform: it does not say where left is" in messages
     )
@@ -173,9 +173,9 @@ def test_voxel_size(tmp_path: Path) -> None:
     affine = np.array([[-1.0, 0, 0, 0], [0, -1, 0, 239], [0, 0, 2, 0], [0, 0, 0, 1]])
     case = layouts.brats(tmp_path, "00007", affine=affine)
     found = report(tmp_path, deep=False)
-    assert {f.code for f in found.findings} == {"voxel-size"}
+    assert {f.code for f in found.issues} == {"voxel-size"}
     path = case / "BraTS2021_00007_flair.nii.gz"
-    assert found.findings[0].message == f"{path} has voxels of 1 x 1 x 2 mm, the distribution 1 x 1 x 1 mm"
+    assert found.issues[0].message == f"{path} has voxels of 1 x 1 x 2 mm, the distribution 1 x 1 x 1 mm"
 
 
 def test_implausible_voxels_where_sizes_vary(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_what_is_odd_about_a_header_is_a_warning(case: Path) -> None:
     header["srow_x"][1], header["scl_slope"], header["scl_inter"] = 0.9, -1, 3000
     path.write_bytes(gzip.compress(header.binaryblock + bytes(content[348:]) + b"junk"))
     for deep in (False, True):
-        said = [one.message for one in report(case.parent, deep=deep).findings if one.file == str(path)]
+        said = [one.message for one in report(case.parent, deep=deep).issues if one.file == str(path)]
         parts = [
             "said to be micrometres, read as mm",
             "said to be no image (vector",
@@ -226,8 +226,8 @@ def test_nonfinite_voxels(case: Path) -> None:
     data[100, 101, 77] = np.nan
     data[101, 101, 77] = -np.inf
     path = rewritten(case, "t1ce", data)
-    assert not [f for f in report(case.parent, deep=False).findings if f.code == "nonfinite"]
-    (finding,) = (f for f in report(case.parent).findings if f.code == "nonfinite")
+    assert not [f for f in report(case.parent, deep=False).issues if f.code == "nonfinite"]
+    (finding,) = (f for f in report(case.parent).issues if f.code == "nonfinite")
     assert finding.severity == "error"
     assert (
         finding.message
@@ -249,7 +249,7 @@ def test_labels_of_another_release(case: Path) -> None:
 
 def test_fractions_in_a_mask(case: Path) -> None:
     path = rewritten(case, "seg", (layouts.lesion(SHAPE) * np.float32(0.5)).astype(np.float32))
-    messages = [f.message for f in report(case.parent).findings if f.code == "label"]
+    messages = [f.message for f in report(case.parent).issues if f.code == "label"]
     assert messages == [f"{path} holds the label 0.5 in 2 voxels; allowed are 0, 1, 2, 4"]  # 2 and 4 became 1 and 2
 
 
@@ -291,7 +291,7 @@ def test_missing_sequence_and_mask(case: Path) -> None:
     layouts.brats(case.parent, "00008", t2=None, seg=None)
     found = report(case.parent, deep=False)
     assert found.exit_code == 1
-    assert [(f.code, f.message) for f in found.findings] == [
+    assert [(f.code, f.message) for f in found.issues] == [
         ("missing-mask", "BraTS2021_00008 has no lesion mask and is left out"),
         ("missing-sequence", "BraTS2021_00008 has no T2 beside FLAIR, T1, T1CE"),
     ]
@@ -299,13 +299,13 @@ def test_missing_sequence_and_mask(case: Path) -> None:
 
 def test_a_sequence_that_nobody_has_is_no_finding(tmp_path: Path) -> None:
     layouts.brats(tmp_path, "00008", t2=None)
-    assert report(tmp_path, deep=False).findings == []
+    assert report(tmp_path, deep=False).issues == []
 
 
 def test_a_mask_without_image(case: Path) -> None:
     layouts.brats(case.parent, "00008", t1=None, t1ce=None, t2=None, flair=None)
     found = report(case.parent, deep=False)
-    assert "missing-image" in {f.code for f in found.findings if f.severity == "error"}
+    assert "missing-image" in {f.code for f in found.issues if f.severity == "error"}
 
 
 def test_what_the_distribution_lacks_is_information(tmp_path: Path) -> None:
@@ -313,7 +313,7 @@ def test_what_the_distribution_lacks_is_information(tmp_path: Path) -> None:
     layouts.ixi(tmp_path, "116", kinds="T1")
     layouts.ixi(tmp_path, "117", kinds="T1 PD")
     found = report(tmp_path, IXI, deep=False)
-    assert [(f.severity, f.code, f.case) for f in found.findings] == [
+    assert [(f.severity, f.code, f.case) for f in found.issues] == [
         ("warning", "missing-sequence", "IXI117_Guys-0828"),
         ("info", "known-missing", "IXI116_Guys-0828"),
         ("info", "known-missing", "IXI116_Guys-0828"),
@@ -325,14 +325,14 @@ def test_atlas_flags_and_its_testing_folder_are_information(tmp_path: Path) -> N
     layouts.atlas(root / "Training", "r009s001", layouts.MNI_SHAPE)
     layouts.atlas(root / "Testing", "r010s001", layouts.MNI_SHAPE, masked=False)
     found = report(root, Atlas, deep=False)
-    assert [(f.severity, f.code, f.case) for f in found.findings] == [
+    assert [(f.severity, f.code, f.case) for f in found.issues] == [
         ("info", "flagged", "sub-r009s001_ses-1"),
         ("info", "missing-mask", "sub-r010s001_ses-1"),
     ]
     layouts.atlas(root / "Training", "r011s001", layouts.MNI_SHAPE, masked=False)
     found = report(root, Atlas, deep=False)
     assert found.exit_code == 1
-    assert [(f.code, f.case) for f in found.findings if f.severity == "warning"] == [
+    assert [(f.code, f.case) for f in found.issues if f.severity == "warning"] == [
         ("missing-mask", "sub-r011s001_ses-1")
     ]
 
@@ -365,7 +365,7 @@ def test_repeated_files_scans_links_and_downloads(tmp_path: Path) -> None:
     (tmp_path / "IXI-T2.tar.part").write_bytes(b"x")
     (tmp_path / "IXI-PD.zip").write_bytes(b"x")
     (tmp_path / "a" / "IXI002-Guys-0828-MRA.nii.gz").write_bytes(b"x")
-    found = {f.code: f for f in report(tmp_path, IXI, deep=False).findings}
+    found = {f.code: f for f in report(tmp_path, IXI, deep=False).issues}
     assert set(found) == {
         "duplicate-file", "several-scans", "broken-link", "unfinished-download", "unopened-archive", "unused-file"
     }  # fmt: skip
@@ -380,7 +380,7 @@ def test_a_subject_that_the_table_of_a_cohort_does_not_have(tmp_path: Path) -> N
         nifti.write(path, layouts.image(layouts.SMALL, int(number)), np.diag([1.0, 1, 1, 1]))
     (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tcontrol\n")
     found = report(tmp_path, Bids, unmasked="healthy")
-    finding = next(f for f in found.findings if f.code == "participants")
+    finding = next(f for f in found.issues if f.code == "participants")
     assert (finding.severity, finding.case) == ("warning", "sub-02")
     assert finding.message.startswith(f"sub-02 is not in {tmp_path / 'participants.tsv'}: it has no age, sex or group")
 
@@ -419,8 +419,8 @@ def test_other_datasets_are_loaded_when_deep(slices: Path) -> None:
     content = broken.read_bytes()
     broken.write_bytes(content[:-30])
     found = check(layouts.dataset(Folder, slices), deep=True)
-    assert [f.code for f in found.findings if f.severity == "error"] == ["unreadable"]
-    assert broken.name in found.findings[0].message
+    assert [f.code for f in found.issues if f.severity == "error"] == ["unreadable"]
+    assert broken.name in found.issues[0].message
     broken.write_bytes(content)
     lesion = next((slices / "test").glob("*segmentation.png"))
     from PIL import Image
@@ -428,11 +428,11 @@ def test_other_datasets_are_loaded_when_deep(slices: Path) -> None:
     mask = np.zeros((32, 32), np.uint8)
     mask[0, 0] = 255
     Image.fromarray(mask).save(lesion)
-    (outside,) = [f for f in check(layouts.dataset(Folder, slices)).findings if f.code == "outside-brain"]
+    (outside,) = [f for f in check(layouts.dataset(Folder, slices)).issues if f.code == "outside-brain"]
     assert outside.severity == "warning"
     assert outside.message == f"{lesion}: slice 10: 1 of 1 lesion pixels lie outside the brain"
     sorted((slices / "test").glob("*brainmask.png"))[0].unlink()
-    found = [f.message for f in check(layouts.dataset(Folder, slices)).findings if f.code == "remark"]
+    found = [f.message for f in check(layouts.dataset(Folder, slices)).issues if f.code == "remark"]
     assert found == ["test00 FLAIR: no brainmask, brain = image > 0 (slice 10)"]
 
 
@@ -488,7 +488,7 @@ def test_a_mask_with_another_background_than_0(tmp_path: Path) -> None:
     image, mask = layouts.image(layouts.SMALL, 1), layouts.lesion(layouts.SMALL).astype(np.int8) - 1
     for kind, data in (("flair", image), ("seg", mask)):
         nifti.write(tmp_path / "p1" / f"p1_{kind}.nii.gz", data, np.diag([8.0, 8, 8, 1]))
-    found = [f.message for f in report(tmp_path, Folder, modality="FLAIR").findings if f.code == "label"]
+    found = [f.message for f in report(tmp_path, Folder, modality="FLAIR").issues if f.code == "label"]
     assert len(found) == 1
     assert f"{tmp_path / 'p1' / 'p1_seg.nii.gz'} holds the label -1 in" in found[0]
     raw = RawVolume("p1", "FLAIR", image, np.diag([8.0, 8, 8, 1]), lesion=mask, skull=False)

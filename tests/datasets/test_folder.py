@@ -421,7 +421,7 @@ def test_other_files_are_no_obstacle(root):
 
 def findings(root: Path, **params: object) -> dict[str, list[Issue]]:
     found: dict[str, list[Issue]] = {}
-    for finding in check(folder(root, **params)).findings:
+    for finding in check(folder(root, **params)).issues:
         found.setdefault(finding.code, []).append(finding)
     return found
 
@@ -549,7 +549,7 @@ def test_an_excluded_slice_is_no_obstacle_and_changes_no_role(tmp_path: Path) ->
     roles = {case.subject: case.split for case in folder(tmp_path).discover("FLAIR")}
     save(tmp_path / "p2-slice_3.png", picture)
     save(tmp_path / "p3-slice_4-mask.png", picture)
-    assert {f.code for f in check(folder(tmp_path)).findings} >= {"unnamed-image", "unnamed-mask"}
+    assert {f.code for f in check(folder(tmp_path)).issues} >= {"unnamed-image", "unnamed-mask"}
     assert folder(tmp_path).available() == ("FLAIR",)
     found = folder(tmp_path, exclude=["p2", "p3"])
     assert {case.subject: case.split for case in found.discover("FLAIR")} == {
@@ -567,12 +567,12 @@ def test_names_without_a_modality_are_said_and_give_no_empty_one(tmp_path: Path)
     save(tmp_path / "p1-slice_3.png", picture)
     with pytest.raises(UserError, match=r"The name of .*p0-slice_3.png does not end with a modality"):
         overview(folder(tmp_path))
-    assert [(f.code, f.case) for f in check(folder(tmp_path)).findings] == [
+    assert [(f.code, f.case) for f in check(folder(tmp_path)).issues] == [
         ("unnamed-image", "p0"),
         ("unnamed-image", "p1"),
     ]
     save(tmp_path / "p2-slice_3-FLAIR.png", picture)
-    assert not [f.message for f in check(folder(tmp_path)).findings if "  " in f.message or ": there is ," in f.message]
+    assert not [f.message for f in check(folder(tmp_path)).issues if "  " in f.message or ": there is ," in f.message]
 
 
 def test_info_says_who_is_taken_for_healthy_and_why(root):

@@ -337,8 +337,8 @@ def test_a_mask_of_an_unknown_name_makes_nobody_healthy(tmp_path: Path) -> None:
     )
     found = check(folder(tmp_path))
     assert found.counts["error"] == 4  # of three cases their file, and once that no case has a mask
-    assert {f.code for f in found.findings if f.severity == "error"} == {"unnamed-mask", "missing-mask"}
-    assert not [f for f in found.findings if "adc" in f.message and f.code == "unnamed-mask"]
+    assert {f.code for f in found.issues if f.severity == "error"} == {"unnamed-mask", "missing-mask"}
+    assert not [f for f in found.issues if "adc" in f.message and f.code == "unnamed-mask"]
     named = folder(
         tmp_path,
         image_pattern="{subject}_{session}_{modality}.nii.gz",
@@ -346,7 +346,7 @@ def test_a_mask_of_an_unknown_name_makes_nobody_healthy(tmp_path: Path) -> None:
     )
     assert all("lesion" in case.extra["files"] for case in named.discover("FLAIR"))
     declared = check(folder(tmp_path, unmasked="healthy"))
-    assert {f.code for f in declared.findings if f.severity == "warning"} == {"unnamed-mask", "no-test"}
+    assert {f.code for f in declared.issues if f.severity == "warning"} == {"unnamed-mask", "no-test"}
     assert declared.counts["error"] == 0
 
 
@@ -385,7 +385,7 @@ def test_nobody_in_train_is_healthy_with_a_mask_that_bears_his_name(tmp_path: Pa
     what = "values from 0 to 1, most of them 0" if name == "p01_prob" else "the values 0, 1, 2 alone"
     assert f"{path} holds {what}, as a mask does" in message
     assert "if it marks lesions, p01 is not healthy" in message
-    (finding,) = [f for f in check(folder(tmp_path, unmasked=unmasked)).findings if f.code == "unnamed-mask"]
+    (finding,) = [f for f in check(folder(tmp_path, unmasked=unmasked)).issues if f.code == "unnamed-mask"]
     assert (finding.severity, finding.case, finding.message) == ("error", "p01", message)
 
 
@@ -398,7 +398,7 @@ def test_a_mask_of_nobody_is_named_where_it_lies_on_a_grid(tmp_path: Path, caplo
     nifti.write(root / "normalised.nii.gz", tissue, AFFINE)
     nifti.write(root / "adc.nii.gz", (900 * tissue).astype(np.int16), AFFINE)
     said = f"{own} holds the values 0, 1, 2 alone, as a mask does, lies on the grid of an image here"
-    (finding,) = [f for f in check(folder(root)).findings if f.code == "unnamed-mask"]
+    (finding,) = [f for f in check(folder(root)).issues if f.code == "unnamed-mask"]
     assert finding.severity == "warning"
     assert said in finding.message
     source = Source.resolve("folder", str(root), {"field_of_view": 32, "size": 32})
@@ -439,7 +439,7 @@ def test_two_lesion_masks_of_one_case(tmp_path: Path) -> None:
         "them into one (lesion where either says so) with --set dataset.lesion_masks=union, or take one with lesion or "
         "seg, or leave patient07 out with dataset.exclude=[patient07]."
     )
-    assert [f.case for f in check(folder(tmp_path)).findings if f.code == "conflict"] == ["patient07"]
+    assert [f.case for f in check(folder(tmp_path)).issues if f.code == "conflict"] == ["patient07"]
     assert len(folder(tmp_path, exclude=["patient07"]).discover("FLAIR")) == 2
 
 
@@ -495,12 +495,12 @@ def test_labels_that_no_mask_holds(tmp_path: Path) -> None:
             with pytest.raises(UserError) as caught:
                 prepare(dataset, "FLAIR", tmp_path / "cache", workers=1)
             assert str(caught.value) == message
-        (finding,) = [f for f in check(dataset, deep=True).findings if f.severity == "error"]
+        (finding,) = [f for f in check(dataset, deep=True).issues if f.severity == "error"]
         assert (finding.code, finding.message) == ("label", message)
     one = common(tmp_path / "data") / "patient19" / "patient19_seg.nii.gz"
     nifti.write(one, 9 * layouts.lesion(SMALL, (1,)), AFFINE)  # one mask holds it: that is enough
     dataset = folder(tmp_path / "data", lesion_labels=[1, 9], field_of_view=32, size=32)
-    assert not [f for f in check(dataset, deep=True).findings if f.code == "label"]
+    assert not [f for f in check(dataset, deep=True).issues if f.code == "label"]
     store = prepare(dataset, "FLAIR", tmp_path / "cache", workers=1)
     said = "lesion: label 2 counts as healthy, dataset.lesion_labels does not have it"
     assert {f"{name}: {said}" for name in ("patient07", "patient26")} <= set(store.manifest["remarks"])
@@ -515,7 +515,7 @@ def test_an_excluded_case_is_no_obstacle_whatever_it_holds(tmp_path: Path) -> No
         "dataset.lesion_pattern=... or dataset.brain_pattern=... beside dataset.image_pattern=..., or leave patient07 out with "
         "dataset.exclude=[patient07]."
     )
-    assert [f.case for f in check(folder(tmp_path)).findings if f.severity == "error"] == ["patient07"]
+    assert [f.case for f in check(folder(tmp_path)).issues if f.severity == "error"] == ["patient07"]
     assert len(folder(tmp_path, exclude="patient07").discover("FLAIR")) == 2
 
 
@@ -591,7 +591,7 @@ def test_a_brain_that_no_human_has(tmp_path: Path) -> None:
     nifti.write(tmp_path / "p1_seg.nii.gz", layouts.lesion(SMALL), large)
 
     def said(**params: Any) -> list[str]:
-        findings = check(folder(tmp_path, **params), deep=True).findings
+        findings = check(folder(tmp_path, **params), deep=True).issues
         return [f.message for f in findings if f.code == "brain-volume" and f.severity == "warning"]
 
     image, mask = (tmp_path / f"p1_{kind}.nii.gz" for kind in ("flair", "brainmask"))
@@ -617,7 +617,7 @@ def test_two_backgrounds_are_said(tmp_path: Path) -> None:
     nifti.write(tmp_path / "p1_seg.nii.gz", np.pad(np.ones((2, 2, 2), np.uint8), ((10, 12), (10, 12), (7, 7))), AFFINE)
     dataset = folder(tmp_path, field_of_view=32, size=32)
     assert not dataset.skull
-    (said,) = [f.message for f in check(dataset, deep=True).findings if f.code == "background"]
+    (said,) = [f.message for f in check(dataset, deep=True).issues if f.code == "background"]
     assert said.endswith(
         "has the value 0 in all corners, and -0.75 in most voxels besides, which are both taken for its background"
     )
@@ -642,7 +642,7 @@ def test_the_background_is_the_value_of_the_corners(tmp_path: Path, scale: float
     one, other = (found.load(found.discover("FLAIR")[0], "FLAIR") for found in (before, after))
     np.testing.assert_array_equal(one.brain, other.brain)
     np.testing.assert_allclose(one.image, other.image, atol=1e-5)
-    said = [f.message for f in check(after, deep=True).findings if f.code == "background"]
+    said = [f.message for f in check(after, deep=True).issues if f.code == "background"]
     taken = [remark for remark in other.remarks if remark.startswith("brain:")]
     if shift:
         assert (
@@ -738,7 +738,7 @@ def test_a_patient_of_brats_by_the_folder_of_its_case(tmp_path: Path) -> None:
         splits = {case.subject: case.split for case in cases}
         assert len(splits) == 9
         assert all(splits[f"BraTS2021_{n:05d}"] == splits[f"BraTS-GLI-{n:05d}"] for n in range(3))
-    found = [f for f in check(folder(tmp_path)).findings if f.code == "several-scans"]
+    found = [f for f in check(folder(tmp_path)).issues if f.code == "several-scans"]
     assert [(f.severity, f.message) for f in found] == [
         ("warning", f"BraTS-GLI-{n:05d} and BraTS2021_{n:05d} are one patient under several names, kept in one split")
         for n in range(3)
@@ -768,7 +768,7 @@ def test_a_check_refuses_what_a_preparation_refuses(tmp_path: Path, monkeypatch:
         write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
     for skull, said in (("auto", "deepbet finds the brain on T1 only"), ("no", "100% of the voxels are not 0")):
         dataset = folder(tmp_path, skull=skull)
-        found = [i.message for i in check(dataset, deep=True).findings if i.code == "no-brain"]
+        found = [i.message for i in check(dataset, deep=True).issues if i.code == "no-brain"]
         assert len(found) == 2
         assert all(said in message and "dataset.brain=hd-bet or template" in message for message in found)
         for case, message in zip(sorted(dataset.discover("FLAIR"), key=lambda c: c.subject), found, strict=True):
@@ -790,8 +790,8 @@ def test_every_volume_that_is_not_finite_is_listed(tmp_path: Path) -> None:
         data[0, 0, 0] = np.nan
         nifti.write(tmp_path / name / f"{name}_FLAIR.nii.gz", data, AFFINE)
         write(tmp_path / name / f"{name}_seg.nii.gz", mask=True)
-    assert not [i for i in check(folder(tmp_path)).findings if i.severity == "error"]
-    found = [i for i in check(folder(tmp_path), deep=True).findings if i.severity == "error"]
+    assert not [i for i in check(folder(tmp_path)).issues if i.severity == "error"]
+    found = [i for i in check(folder(tmp_path), deep=True).issues if i.severity == "error"]
     assert [(i.code, i.case) for i in found] == [("nonfinite", name) for name in ("p1", "p2", "p3")]
 
 
@@ -839,7 +839,7 @@ def test_where_no_case_has_a_mask_it_is_said_once_with_what_may_be_one(tmp_path:
     for number in range(4):
         write(tmp_path / f"s{number}" / f"s{number}_flair.nii.gz", number)
         write(tmp_path / f"s{number}" / f"s{number}_roi.nii.gz", mask=True)
-    found = [f for f in check(folder(tmp_path)).findings if f.severity == "error"]
+    found = [f for f in check(folder(tmp_path)).issues if f.severity == "error"]
     assert [f.case for f in found if f.code == "unnamed-mask"] == ["s0", "s1", "s2", "s3"]
     (said,) = [f.message for f in found if f.code == "missing-mask"]
     assert said.startswith(

@@ -182,9 +182,9 @@ ODD = {
 def test_findings_of_a_header(tmp_path: Path, field: str) -> None:
     path, (value, expected) = tmp_path / "a.nii", ODD[field]
     path.write_bytes(volume())
-    assert list(nifti_header.findings(nifti.read(path).header)) == []
+    assert list(nifti_header.header_issues(nifti.read(path).header)) == []
     path.write_bytes(volume(**{field: value}) + bytes(3))
-    found = [one.text for one in nifti_header.findings(nifti.read(path).header) if one.severity == "warning"]
+    found = [one.text for one in nifti_header.header_issues(nifti.read(path).header) if one.severity == "warning"]
     assert any(expected in text for text in found), found
     assert found[-1] == "holds 3 bytes behind its voxels, which are not read"
 
@@ -561,13 +561,13 @@ def test_case_files(tmp_path: Path, examples: int) -> None:
     whole = bytes(6 * 4) + text + case_file.ending(text)
     path = tmp_path / "whole"
     path.write_bytes(whole)
-    assert case_file.read(path) == {"slices": [1], "shape": [1, 2, 3], "remarks": []}
+    assert case_file.read_case(path) == {"slices": [1], "shape": [1, 2, 3], "remarks": []}
     path.unlink()
 
     def read(path: Path) -> None:
         content = path.read_bytes()
         if content[-4:] != bytes(4):  # as earlier versions ended
-            assert (case_file.read(path) is None) == (content[24:] != whole[24:] or len(content) != len(whole))
+            assert (case_file.read_case(path) is None) == (content[24:] != whole[24:] or len(content) != len(whole))
 
     held(tmp_path, examples, changed(whole), "a.case", read)
 

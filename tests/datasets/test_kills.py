@@ -145,5 +145,5 @@ def test_a_changed_end_of_a_case_file_is_found_before_it_is_used(root: Path, tmp
     first.files[0].write_bytes(whole[:place] + b"7" + whole[place + 1 :])
     report = CheckReport("brats21", str(root), False)
     check_stores(small_brats.dataset(root), tmp_path / "cache", report)
-    (finding,) = (finding for finding in report.findings if finding.code == "damaged-store")
+    (finding,) = (finding for finding in report.issues if finding.code == "damaged-store")
     assert f"what it says of case {first.cases[0].id} was changed after preparation" in finding.message

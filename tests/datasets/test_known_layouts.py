@@ -74,7 +74,7 @@ def refused(name: str, root: Path, **params: Any) -> str:
 
 
 def errors(report: CheckReport) -> list[tuple[str, str]]:
-    return [(issue.case, issue.message) for issue in report.findings if issue.severity == "error"]
+    return [(issue.case, issue.message) for issue in report.issues if issue.severity == "error"]
 
 
 @pytest.mark.parametrize("name", sorted(registry.BUILTIN["datasets"]))
@@ -124,7 +124,7 @@ def test_info_check_prepare_and_run(
     params = dict(option.split("=", 1) for option in options)
     source = run_config.locate(name, str(root), {**TINY, **params}, "--data-root")
     found = check(source.open(), deep=True)
-    assert {f.code for f in found.findings if f.severity != "info"} <= {"shape", "voxel-size"}  # heads of 8 mm
+    assert {f.code for f in found.issues if f.severity != "info"} <= {"shape", "voxel-size"}  # heads of 8 mm
     cache = ["--cache", tmp_path / "cache"]
     code, _, err = cli("data", "prepare", *common, *cache, "--workers", 1, "--modality", modalities[0])
     assert code == 0, err
@@ -208,7 +208,7 @@ def test_the_whole_tumour_of_each_group(
     mask = layouts.halves(0, *labels)
     nifti.write(path, mask, layouts.GRID)
     found = dataset("brats23", tmp_path, field_of_view=256)
-    assert not [f for f in check(found, deep=True).findings if f.severity == "error"]
+    assert not [f for f in check(found, deep=True).issues if f.severity == "error"]
     (case,) = found.discover("FLAIR")
     stack = found.load(case, "FLAIR")
     assert stack.quality["lesion_ml_source"] == pytest.approx(np.isin(mask, counted).sum() * layouts.VOXEL**3 / 1000)
@@ -235,7 +235,7 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
     assert own.quality["lesion_ml_source"] == pytest.approx(
         np.isin(mask, (2, 4) if counts else (2,)).sum() * layouts.VOXEL**3 / 1000
     )
-    (said,) = [f for f in check(found).findings if f.code == "known-layout"]
+    (said,) = [f for f in check(found).issues if f.code == "known-layout"]
     if counts:
         assert (said.severity, said.message.endswith(", which --dataset brats23 knows by its names")) == ("info", True)
         return
@@ -245,7 +245,7 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
         "healthy, as --dataset brats23 does. Use that, or say which labels are lesion with --set dataset.lesion_labels=[...], of "
         "those that the masks hold (data check --deep lists them)."
     )
-    held = [i for i in check(found, deep=True).findings if i.code == "label"]
+    held = [i for i in check(found, deep=True).issues if i.code == "label"]
     assert [(i.severity, i.message) for i in held] == [
         ("info", f"The lesion masks in {tmp_path} hold the labels {', '.join(map(str, np.unique(mask)[1:]))}")
     ]
@@ -253,7 +253,7 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
     (case,) = every.discover("FLAIR")
     assert every.load(case, "FLAIR").quality["lesion_ml_source"] > own.quality["lesion_ml_source"]
     assert every.recipe() != found.recipe()
-    assert "known-layout" not in {f.code for f in check(every).findings if f.severity == "warning"}
+    assert "known-layout" not in {f.code for f in check(every).issues if f.severity == "warning"}
 
 
 @pytest.mark.parametrize("written_as", [str.lower, str.upper])
@@ -307,7 +307,7 @@ def test_one_scan_in_two_spellings(tmp_path: Path) -> None:
     nifti.write(lower / "ixi116-hh-0001-t1.nii.gz", layouts.head(0, "T1"), layouts.GRID)
     nifti.write(lower / "ixi117-hh-0002-t1.nii.gz", layouts.head(1, "T1"), layouts.GRID)
     nifti.write(lower / "ixi117-hh-0002-t2.nii.gz", layouts.head(1, "T2"), layouts.GRID)
-    assert [f.case for f in check(dataset("ixi", lower)).findings if f.code == "known-missing"] == ["ixi116_hh-0001"]
+    assert [f.case for f in check(dataset("ixi", lower)).issues if f.code == "known-missing"] == ["ixi116_hh-0001"]
 
 
 def test_another_disease_of_wmh_does_not_count_by_patterns_either(tmp_path: Path) -> None:
@@ -334,7 +334,7 @@ def test_folder_names_the_adapter_of_bids(tmp_path: Path) -> None:
     assert message.endswith(
         "or put healthy subjects into a folder train/, or use --dataset bids, which reads participants.tsv."
     )
-    found = check(dataset("folder", root, unmasked="healthy")).findings
+    found = check(dataset("folder", root, unmasked="healthy")).issues
     assert [f.message for f in found if f.code == "known-layout"] == [
         f"{root} is a BIDS dataset: --dataset bids reads who is healthy from its participants.tsv"
     ]
@@ -354,7 +354,7 @@ def test_a_label_of_another_group(tmp_path: Path) -> None:
     layouts.write_small("brats23", tmp_path, 1, group="SSA")
     (path,) = tmp_path.rglob("*-seg.nii.gz")
     nifti.write(path, layouts.halves(0, 2, 4), layouts.GRID)
-    (finding,) = [f for f in check(dataset("brats23", tmp_path), deep=True).findings if f.code == "label"]
+    (finding,) = [f for f in check(dataset("brats23", tmp_path), deep=True).issues if f.code == "label"]
     assert finding.message.startswith(f"{path} holds the label 4 in ")
     assert finding.message.endswith("allowed are 0, 1, 2, 3")
 
@@ -456,7 +456,7 @@ def test_dataset_json_of_the_msd_says_the_order_of_the_channels(tmp_path: Path, 
     found = dataset("msd_brain", root)
     (case, *_) = found.discover("T2")
     np.testing.assert_array_equal(found.read(case, "T2").image, layouts.head(0, "FLAIR"))  # the first one
-    (said,) = [f for f in check(found).findings if f.code == "known-layout"]
+    (said,) = [f for f in check(found).issues if f.code == "known-layout"]
     assert said.message == (
         f"{where} gives the channels T2, T1, T1CE, FLAIR, published as FLAIR, T1, T1CE, T2: they are read as it says"
     )
@@ -465,7 +465,7 @@ def test_dataset_json_of_the_msd_says_the_order_of_the_channels(tmp_path: Path, 
         described(root, modality=names | {"0": "FLAIR", "3": "T2w"})
         again = dataset("msd_brain", root)
         assert store_folder(again, "T2", tmp_path)[1] != before
-        assert not [f for f in check(again).findings if f.code == "known-layout"]
+        assert not [f for f in check(again).issues if f.code == "known-layout"]
         path.unlink()
         assert store_folder(dataset("msd_brain", root), "T2", tmp_path) == store_folder(again, "T2", tmp_path)
 
@@ -475,7 +475,7 @@ def test_a_channel_that_is_there_twice(tmp_path: Path) -> None:
     path = root / "Task01_BrainTumour" / "imagesTr" / "BRATS_002.nii.gz"
     nifti.write(path, np.stack([layouts.head(1, m) for m in ("FLAIR", "T1", "FLAIR", "T2")], axis=-1), layouts.GRID)
     found = check(dataset("msd_brain", root), deep=True)
-    assert [(f.code, f.message) for f in found.findings if f.severity == "error"] == [
+    assert [(f.code, f.message) for f in found.issues if f.severity == "error"] == [
         ("duplicate-volume", f"{path} holds one volume as FLAIR and as T1CE: FLAIR and T1CE of BRATS_002 are one")
     ]
 
@@ -665,7 +665,7 @@ def test_a_misnamed_mask_is_named_where_no_case_is_left_and_its_release_is_not_a
     )
     found = dataset("folder", root)
     assert [case.subject for case in found.discover("FLAIR")] == ["patient01", "patient02"]
-    assert "known-layout" not in {finding.code for finding in check(found).findings}
+    assert "known-layout" not in {finding.code for finding in check(found).issues}
 
 
 def test_dwi_and_flair_that_were_swapped_are_refused_in_either_sequence(tmp_path: Path) -> None:
@@ -831,7 +831,7 @@ def test_the_cavity_of_brats_under_the_names_of_nnunet(tmp_path: Path) -> None:
     (case,) = found.discover("FLAIR")
     stack = found.load(case, "FLAIR")
     assert stack.quality["lesion_ml_source"] == pytest.approx((mask == 2).sum() * layouts.VOXEL**3 / 1000)
-    (said,) = [f for f in check(found).findings if f.code == "known-layout"]
+    (said,) = [f for f in check(found).issues if f.code == "known-layout"]
     assert "label 4 (resection cavity) of its masks is taken for neither lesion nor healthy" in said.message
     every = dataset("nnunet", tmp_path, lesion_labels=[1, 2, 3, 4])
     assert every.expected.not_counted == ()
@@ -938,17 +938,17 @@ def test_as_many_channels_as_are_named(tmp_path: Path) -> None:
     path = described(root, modality={"0": "FLAIR", "1": "T1w"})
     image = next(path.parent.glob("imagesTr/BRATS_*1.nii.gz"))
     few = f"{image} has 4 channels (30x30x20x4 voxels), and 2 are named (FLAIR, T1): which ones they are is not known. Name every"
-    found = check(dataset("msd_brain", root)).findings
+    found = check(dataset("msd_brain", root)).issues
     assert [(i.severity, i.code) for i in found if i.message.startswith(few)] == [("error", "axes")]
     names = ["FLAIR", "T1w", "t1gd", "T2w", "CBV"]
     described(root, modality={str(number): name for number, name in enumerate(names)})
     more = "has 4 channels (30x30x20x4 voxels), and channel 5 is wanted: the file should hold FLAIR, T1, T1CE, T2, (unknown)"
-    assert any(more in i.message for i in check(dataset("msd_brain", root)).findings)
+    assert any(more in i.message for i in check(dataset("msd_brain", root)).issues)
     five = nifti.read_header(image)
     data = np.stack([nifti.read(image, channel=number).data for number in (0, 1, 2, 3, 0)], -1)
     for file in sorted(path.parent.glob("imagesT?/BRATS_*.nii.gz")):
         nifti.write(file, data.astype(np.int16), five.affine)
-    assert not [i for i in check(dataset("msd_brain", root)).findings if i.severity == "error" and i.code == "axes"]
+    assert not [i for i in check(dataset("msd_brain", root)).issues if i.severity == "error" and i.code == "axes"]
     path.unlink()
     with pytest.raises(
         UserError, match=r"has 5 channels .* and 4 are named \(FLAIR, T1, T1CE, T2\): which ones they are"

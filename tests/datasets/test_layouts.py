@@ -24,7 +24,7 @@ from adbench.errors import UserError
 
 def loud(root: Path, cls: type) -> list[str]:
     """Everything a deep check says beyond information."""
-    found = check(layouts.dataset(cls, root), deep=True).findings
+    found = check(layouts.dataset(cls, root), deep=True).issues
     return [finding.message for finding in found if finding.severity != "info"]
 
 

@@ -51,7 +51,7 @@ def people(root: Path, *names: str) -> Path:
 
 
 def errors(found: Any, deep: bool = False) -> list[tuple[str, str]]:
-    return [(i.code, i.case) for i in check(found, deep=deep).findings if i.severity == "error"]
+    return [(i.code, i.case) for i in check(found, deep=deep).issues if i.severity == "error"]
 
 
 # -- several masks of one scan -----------------------------------------------------------------------------------------------
@@ -93,12 +93,12 @@ def test_a_vote_that_leaves_nothing_is_an_empty_mask(tmp_path: Path) -> None:
         put(tmp_path / f"p1_rater{number}_seg.nii.gz", mask(1 + number))
         put(tmp_path / f"p2_rater{number}_seg.nii.gz", mask(4, 4 + number))
     found = layouts.dataset(Folder, tmp_path, lesion_masks="majority")
-    said = [i for i in check(found, deep=True).findings if i.code == "empty-mask"]
+    said = [i for i in check(found, deep=True).issues if i.code == "empty-mask"]
     names = ", ".join(f"p1_rater{number}_seg.nii.gz" for number in (1, 2, 3))
     what = f"The lesion masks of p1 ({names}) make an empty one: no voxel is lesion by the vote of them"
     assert [(i.severity, i.case, i.message) for i in said] == [("warning", "p1", what)]
     found = layouts.dataset(Folder, tmp_path, lesion_masks="union")
-    assert "empty-mask" not in {i.code for i in check(found, deep=True).findings}
+    assert "empty-mask" not in {i.code for i in check(found, deep=True).issues}
 
 
 @pytest.mark.parametrize(
@@ -380,7 +380,7 @@ def test_a_brain_mask_on_no_grid_is_found(tmp_path: Path) -> None:
     put(tmp_path / "derivatives" / "sub-1_label-lesion_mask.nii.gz", mask(5))
     put(tmp_path / "derivatives" / "sub-1_desc-brain_mask.nii.gz", mask(5), np.diag([9.0, 9, 9, 1]))
     found = layouts.dataset(Bids, tmp_path)
-    assert [i.severity for i in check(found).findings if i.code == "off-grid"] == ["warning"]
+    assert [i.severity for i in check(found).issues if i.code == "off-grid"] == ["warning"]
     remarks = found.read(found.discover("FLAIR")[0], "FLAIR").remarks
     assert remarks == ("brain: sub-1_desc-brain_mask.nii.gz is not used, it lies on another grid",)
 
@@ -391,9 +391,9 @@ def test_a_subject_that_the_table_does_not_have_is_said_once(tmp_path: Path) -> 
         put(tmp_path / f"sub-{number}" / "anat" / f"sub-{number}_FLAIR.nii.gz", image(number))
     put(tmp_path / "derivatives" / "m" / "sub-3" / "sub-3_label-lesion_mask.nii.gz", mask(4))
     (tmp_path / "participants.tsv").write_text("participant_id\tgroup\nsub-1\tcontrol\nsub-3\tpatient\n")
-    found = check(layouts.dataset(Bids, tmp_path, healthy="group=control")).findings
+    found = check(layouts.dataset(Bids, tmp_path, healthy="group=control")).issues
     assert [(i.severity, i.code, i.case) for i in found if i.case == "sub-2"] == [("error", "participants", "sub-2")]
-    found = check(layouts.dataset(Bids, tmp_path)).findings
+    found = check(layouts.dataset(Bids, tmp_path)).issues
     assert ("error", "missing-mask") in {(i.severity, i.code) for i in found if i.case == "sub-2"}
 
 
@@ -402,7 +402,7 @@ def test_raters_in_folders_are_offered_by_name(tmp_path: Path) -> None:
     for rater in ("rater1", "rater2"):
         put(tmp_path / rater / "p1_seg.nii.gz", mask(3 + len(rater), 2 + int(rater[-1])))
     put(tmp_path / "p2_seg.nii.gz", mask(3))
-    (said,) = [i.message for i in check(layouts.dataset(Folder, tmp_path)).findings if i.severity == "error"]
+    (said,) = [i.message for i in check(layouts.dataset(Folder, tmp_path)).issues if i.severity == "error"]
     assert (
         "or merge them with --set dataset.lesion_masks=union if they are of one, or take one with dataset.lesion_masks=rater1 or rater2"
         in said
@@ -429,7 +429,7 @@ def test_a_majority_that_was_refused_leaves_no_empty_mask(tmp_path: Path) -> Non
     people(tmp_path, "p1")
     for side, plane in (("L", 3), ("R", 6)):
         put(tmp_path / f"p1_{side}_seg.nii.gz", mask(plane))
-    found = check(layouts.dataset(Folder, tmp_path, lesion_masks="majority"), deep=True).findings
+    found = check(layouts.dataset(Folder, tmp_path, lesion_masks="majority"), deep=True).issues
     assert [i.code for i in found if i.severity != "info"] == ["conflict"]
 
 
@@ -448,7 +448,7 @@ def test_excluded_cases_are_no_obstacle_whatever_is_wrong_with_them(tmp_path: Pa
     (tmp_path / "copy" / "p3_FLAIR.nii.gz").write_bytes((tmp_path / "p3_FLAIR.nii.gz").read_bytes())
     for number, folder in enumerate(("train", "test")):
         put(tmp_path / "homes" / folder / f"p6_ses-{number}_FLAIR.nii.gz", image(7 + number))
-    whole = {(i.code, i.case) for i in check(layouts.dataset(Folder, tmp_path), deep=True).findings}
+    whole = {(i.code, i.case) for i in check(layouts.dataset(Folder, tmp_path), deep=True).issues}
     assert {
         ("truncated", "p1"),
         ("off-grid", "p2"),
@@ -459,10 +459,10 @@ def test_excluded_cases_are_no_obstacle_whatever_is_wrong_with_them(tmp_path: Pa
     names = ["p1", "p2", "p3", "p5", "p6"]
     report = check(layouts.dataset(Folder, tmp_path, exclude=names), deep=True)
     loud = [
-        (i.code, i.message) for i in report.findings if i.severity != "info" and i.code not in ("no-train", "no-test")
+        (i.code, i.message) for i in report.issues if i.severity != "info" and i.code not in ("no-train", "no-test")
     ]
     assert loud == []
-    assert [i.case for i in report.findings if i.code == "left-out"] == [*names[:-1], "p6_ses-0", "p6_ses-1"]
+    assert [i.case for i in report.issues if i.code == "left-out"] == [*names[:-1], "p6_ses-0", "p6_ses-1"]
     assert (report.cases, report.excluded) == (1, 6)
     assert [case.subject for case in layouts.dataset(Folder, tmp_path, exclude=names).discover("FLAIR")] == ["p4"]
 

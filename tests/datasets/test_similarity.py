@@ -115,14 +115,14 @@ def test_a_copy_with_one_other_pixel_in_two_roles_is_refused(root: Path) -> None
     with pytest.raises(UserError, match="'s1' \\(training\\) and 'other' \\(test\\) are one scan, hardly changed"):
         gather(root)
     dataset = Folder(build(Folder.Params, "folder", {}), root)
-    (finding,) = [finding for finding in check(dataset).findings if finding.code == "look-alike"]
+    (finding,) = [finding for finding in check(dataset).issues if finding.code == "look-alike"]
     assert finding.severity == "error"
     assert "the subjects s1 and other are one scan, hardly changed" in finding.message
 
 
 def copies(root: Path) -> list[str]:
     """What the check says of subjects that are one, names of files without their folders."""
-    found = check(Folder(build(Folder.Params, "folder", {}), root)).findings
+    found = check(Folder(build(Folder.Params, "folder", {}), root)).issues
     return [f.message.replace(f"{root}/", "") for f in found if f.code == "duplicate-subject"]
 
 

@@ -32,7 +32,7 @@ def written(root: Path, role: str, subject: str, *largest: int) -> None:
 
 
 def found(root: Path, **params: object) -> list[tuple[str, str]]:
-    return [(i.severity, i.message) for i in check(folder(root, **params)).findings if i.code == "scale"]
+    return [(i.severity, i.message) for i in check(folder(root, **params)).issues if i.code == "scale"]
 
 
 def test_12_bits_in_train_and_16_in_test_are_refused(tmp_path: Path) -> None:

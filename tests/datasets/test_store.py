@@ -558,4 +558,4 @@ def test_a_case_file_holds_plain_arrays_one_after_the_other(store):
     masks = np.fromfile(path, bool, 2 * VOXELS, offset=2 * VOXELS).reshape(2, 3, 8, 6)
     np.testing.assert_array_equal(images, store.images[rows])
     np.testing.assert_array_equal(masks, [store.brains[rows], store.lesions[rows]])
-    assert case_file.read(path)["manifest"]["slices"] == [4, 7, 9]
+    assert case_file.read_case(path)["manifest"]["slices"] == [4, 7, 9]

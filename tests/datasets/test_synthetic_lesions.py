@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from adbench.datasets.synthetic_lesions import KINDS, SMALLEST, Kind, PseudoParams, _Blob, _foreign, insert
+from adbench.datasets.synthetic_lesions import KINDS, SMALLEST, Kind, SyntheticLesionParams, _Blob, _foreign, insert
 from adbench.errors import UserError
 from adbench.params import build
 
@@ -41,7 +41,7 @@ def test_lesions_lie_in_the_brain_and_nothing_else_changes(
     kind: Kind, seed: int, lesions: int, smallest: float, largest: float
 ) -> None:
     images, brains, ids = slices(4, 2)
-    params = PseudoParams(kinds=(kind,), seed=seed, lesions=lesions, smallest=smallest, largest=largest)
+    params = SyntheticLesionParams(kinds=(kind,), seed=seed, lesions=lesions, smallest=smallest, largest=largest)
     made = insert(images, brains, ids, params)
     assert not (made.lesions & ~brains).any()
     assert (made.images[~made.lesions] == images[~made.lesions]).all()
@@ -60,7 +60,7 @@ def test_lesions_lie_in_the_brain_and_nothing_else_changes(
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_shows(kind: Kind) -> None:
     images, brains, ids = slices()
-    made = insert(images, brains, ids, PseudoParams(kinds=(kind,), smallest=0.03, largest=0.05))
+    made = insert(images, brains, ids, SyntheticLesionParams(kinds=(kind,), smallest=0.03, largest=0.05))
     for before, after, lesion in zip(images, made.images, made.lesions, strict=True):
         change = (after - before)[lesion]
         assert np.abs(change).mean() > 0.02
@@ -72,7 +72,7 @@ def test_every_kind_shows(kind: Kind) -> None:
 
 def test_the_seed_and_the_slice_decide() -> None:
     images, brains, ids = slices()
-    params = PseudoParams()
+    params = SyntheticLesionParams()
     once, again = insert(images, brains, ids, params), insert(images, brains, ids, params)
     assert (once.images == again.images).all()
     assert (once.lesions == again.lesions).all()
@@ -84,7 +84,7 @@ def test_the_seed_and_the_slice_decide() -> None:
     assert part.kinds == once.kinds[:3]
     own = [index for index, kinds in enumerate(part.kinds) if "foreign" not in kinds]
     assert (part.images[own] == once.images[own]).all()
-    other = insert(images, brains, ids, PseudoParams(seed=1))
+    other = insert(images, brains, ids, SyntheticLesionParams(seed=1))
     assert (other.lesions != once.lesions).any(axis=(1, 2)).all()
 
 
@@ -92,7 +92,7 @@ def test_areas_are_log_uniform() -> None:
     images, brains, _ = slices(1)
     count = 400
     ids = [("s", number) for number in range(count)]
-    params = PseudoParams(kinds=("bright",), smallest=0.01, largest=0.16)
+    params = SyntheticLesionParams(kinds=("bright",), smallest=0.01, largest=0.16)
     made = insert(np.repeat(images, count, 0), np.repeat(brains, count, 0), ids, params)
     shares = made.lesions.sum(axis=(1, 2)) / brains[0].sum()
     # A quarter of the areas in each doubling.
@@ -105,7 +105,7 @@ def test_a_share_of_the_slices_stays_healthy() -> None:
     count = 300
     ids = [("s", number) for number in range(count)]
     made = insert(
-        np.repeat(images, count, 0), np.repeat(brains, count, 0), ids, PseudoParams(kinds=("dark",), share=0.3)
+        np.repeat(images, count, 0), np.repeat(brains, count, 0), ids, SyntheticLesionParams(kinds=("dark",), share=0.3)
     )
     ill = made.lesions.any(axis=(1, 2))
     assert ill.mean() == pytest.approx(0.3, abs=0.08)
@@ -114,7 +114,7 @@ def test_a_share_of_the_slices_stays_healthy() -> None:
 
 def test_all_kinds_are_drawn() -> None:
     images, brains, ids = slices(40, 4)
-    made = insert(images, brains, ids, PseudoParams())
+    made = insert(images, brains, ids, SyntheticLesionParams())
     assert {kind for kinds in made.kinds for kind in kinds} == set(KINDS)
 
 
@@ -143,17 +143,17 @@ def test_foreign_tissue_solves_poissons_equation() -> None:
 
 def test_a_lone_subject_and_a_tiny_brain_are_no_problem() -> None:
     images, brains, _ = slices(1)
-    made = insert(images, brains, [("only", 3)], PseudoParams(kinds=("foreign",)))
+    made = insert(images, brains, [("only", 3)], SyntheticLesionParams(kinds=("foreign",)))
     assert made.lesions.any()
     tiny = np.zeros_like(brains)
     tiny[0, 10:13, 10:13] = True
-    untouched = insert(images * tiny, tiny, [("tiny", 0)], PseudoParams())
+    untouched = insert(images * tiny, tiny, [("tiny", 0)], SyntheticLesionParams())
     assert not untouched.lesions.any()
     assert (untouched.images == images * tiny).all()
 
 
 def test_parameters_are_checked() -> None:
     with pytest.raises(UserError, match="smallest may not exceed largest"):
-        build(PseudoParams, "pseudo lesions", {"smallest": 0.2, "largest": 0.1})
+        build(SyntheticLesionParams, "pseudo lesions", {"smallest": 0.2, "largest": 0.1})
     with pytest.raises(UserError, match="Did you mean 'kinds'"):
-        build(PseudoParams, "pseudo lesions", {"kind": ["bright"]})
+        build(SyntheticLesionParams, "pseudo lesions", {"kind": ["bright"]})

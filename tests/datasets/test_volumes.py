@@ -331,7 +331,7 @@ def test_second_scans_of_brats_take_no_role_without_the_mapping(tmp_path: Path) 
     assert [case.subject[-5:] for case in dataset.discover("T1")] == ["00011", "00012", "01537", "01657"]
     why = "BraTS2021_01540: left out, it is probably a second scan of another patient (numbers 01538 to 01656)"
     assert any(line.startswith(why) for line in dataset.exclusions("T1"))
-    assert [f.case for f in check(dataset).findings if f.code == "left-out"] == ["BraTS2021_01540", "BraTS2021_01656"]
+    assert [f.case for f in check(dataset).issues if f.code == "left-out"] == ["BraTS2021_01540", "BraTS2021_01656"]
     used = layouts.dataset(BraTS21, tmp_path, second_scans="use")
     assert len(used.discover("T1")) == 6
     assert used.recipe() == dataset.recipe()  # it chooses cases and leaves their pixels alone
@@ -399,7 +399,7 @@ def test_a_mask_with_fractions(tmp_path: Path) -> None:
 @pytest.mark.parametrize("factor", [1, 0.9999999])
 def test_a_float_mask_of_whole_numbers_is_fine(tmp_path: Path, factor: float) -> None:
     layouts.brats(tmp_path, "00000", SMALL, seg=(layouts.lesion(SMALL) * factor).astype(np.float32))
-    assert not [f for f in check(layouts.dataset(BraTS21, tmp_path), deep=True).findings if f.code == "label"]
+    assert not [f for f in check(layouts.dataset(BraTS21, tmp_path), deep=True).issues if f.code == "label"]
     dataset = layouts.dataset(BraTS21, tmp_path)
     raw = dataset.read(dataset.discover("T1")[0], "T1")
     assert raw.lesion.dtype.kind == "i"

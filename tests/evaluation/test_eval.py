@@ -34,7 +34,7 @@ def run(cli: Cli, slices: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_histograms_give_the_numbers_of_the_record_again(cli: Cli, run: Path) -> None:
     code, out, _ = cli("eval", run, "--json")
     assert code == 0
-    stored = record.read(run)
+    stored = record.read_record(run)
     again = json.loads(out)["evaluation"]
     assert again["metrics"] == {
         name: number.model_dump() for name, number in stored.metrics.items() if name in again["metrics"]
@@ -54,7 +54,7 @@ def test_saved_maps_are_what_was_measured(run: Path, slices: Path) -> None:
         scores.append(pixels[: brain.shape[0], : brain.shape[1]][brain])
         truth.append(lesion[brain])
     expected = average_precision_score(np.concatenate(truth), np.concatenate(scores))
-    assert record.read(run).metrics["auprc"].value == pytest.approx(expected, abs=2e-3)
+    assert record.read_record(run).metrics["auprc"].value == pytest.approx(expected, abs=2e-3)
 
 
 def invert_masks(cache: Path) -> None:
@@ -70,7 +70,7 @@ def invert_masks(cache: Path) -> None:
 
 
 def test_an_edited_mask_is_noticed(cli: Cli, run: Path, slices: Path, tmp_path: Path) -> None:
-    assert json.loads(cli("eval", run, "--json")[1])["evaluation"]["notes"] == record.read(run).notes
+    assert json.loads(cli("eval", run, "--json")[1])["evaluation"]["notes"] == record.read_record(run).notes
     invert_masks(tmp_path / "cache")
     for more in ((), ("--protocol", "upd")):
         code, _, err = cli("eval", run, *more)
@@ -82,7 +82,7 @@ def test_an_edited_mask_is_noticed(cli: Cli, run: Path, slices: Path, tmp_path: 
     mask = next((slices / "test").glob("*-segmentation.png"))
     other = next(p for p in sorted((slices / "test").glob("*-segmentation.png")) if p.read_bytes() != mask.read_bytes())
     mask.write_bytes(other.read_bytes())
-    (note,) = set(json.loads(cli("eval", run, "--json")[1])["evaluation"]["notes"]) - set(record.read(run).notes)
+    (note,) = set(json.loads(cli("eval", run, "--json")[1])["evaluation"]["notes"]) - set(record.read_record(run).notes)
     assert "masks were not looked at" in note
     assert "`adbench data prepare`" in note
     assert cli("data", "prepare", "--dataset", "folder", "--data-root", slices, "--quiet")[0] == 0
@@ -90,7 +90,7 @@ def test_an_edited_mask_is_noticed(cli: Cli, run: Path, slices: Path, tmp_path: 
     assert code == 2
     assert re.search(
         rf"masks of folder are not those of the run any more: they have the digest \w+, its record says "
-        rf"{record.read(run).test.digest[:16]}",
+        rf"{record.read_record(run).test.digest[:16]}",
         " ".join(err.split()),
     )
 

@@ -652,7 +652,7 @@ def test_check_eval_and_predict_say_the_same_of_a_header(run: api.Run, tmp_path:
     image, mask = scan(4, True)
     odd_scan(tmp_path / "maps" / "p4_FLAIR.nii", image * (-1 if kind == "dark" else 1), kind)
     odd_scan(tmp_path / "masks" / "p4_FLAIR.nii", mask, kind if kind == "neither" else "")
-    findings = check(FolderVolumes(FolderParams(), tmp_path / "maps")).findings
+    findings = check(FolderVolumes(FolderParams(), tmp_path / "maps")).issues
 
     def evaluated() -> None:
         notes = evaluate_folders(tmp_path / "maps", tmp_path / "masks", out=tmp_path / "eval").notes

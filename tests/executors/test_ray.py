@@ -141,7 +141,7 @@ def test_a_killed_process_starts_again_where_it_was(cluster: Any, grid: Callable
     victims: list[int] = []
 
     def kill() -> None:
-        doing = status.read(plan.run_folder)
+        doing = status.read_status(plan.run_folder)
         if not victims and doing is not None and doing["done"] >= 3:
             victims.append(doing["pid"])
             os.kill(doing["pid"], signal.SIGKILL)

@@ -39,16 +39,16 @@ def test_a_run_says_what_it_does_and_falls_silent(tmp_path: Path) -> None:
     with acquire(tmp_path), status.reported(tmp_path, Progress(), label="a run", gpus=0.25) as report:
         report.update("train", 3, 10, loss=float("nan"), best=1)
         time.sleep(1.5)
-        doing = status.read(tmp_path)
+        doing = status.read_status(tmp_path)
         assert doing is not None
         assert (doing["state"], doing["phase"], doing["done"], doing["total"]) == ("running", "train", 3, 10)
         assert doing["figures"] == {"loss": "nan", "best": 1}
         row = monitor.row("a run", doing, doing["phase_started"] + 30)
         assert row[2:] == ("train", "3/10", "loss nan  best 1", "1.2 min", "0.25")
-    assert status.read(tmp_path) is None
+    assert status.read_status(tmp_path) is None
     with pytest.raises(KeyboardInterrupt), status.reported(tmp_path, Progress(), label="a run"):
         raise KeyboardInterrupt
-    assert (status.read(tmp_path) or {})["state"] == "interrupted"
+    assert (status.read_status(tmp_path) or {})["state"] == "interrupted"
 
 
 def test_a_run_whose_process_died_is_lost(tmp_path: Path, cli: Cli) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from adbench.executors import serial
 from adbench.executors.launch import Launch
-from adbench.results.record import RECORD, read
+from adbench.results.record import RECORD, read_record
 
 
 @pytest.mark.timeout(600)
@@ -33,7 +33,7 @@ def test_every_cell_is_complete_once_and_has_the_serial_numbers(
     assert (told["nodes"], told["left"]) == (2, 1)
     assert len(set(told["killed"])) == 2
     assert [(cell["reason"], cell["reused"]) for cell in told["cells"]] == [("", False)] * 4
-    records = {read(path).seed: read(path) for path in (tmp_path / "ray").rglob(RECORD)}
+    records = {read_record(path).seed: read_record(path) for path in (tmp_path / "ray").rglob(RECORD)}
     assert len(list((tmp_path / "ray").rglob(RECORD))) == len(records) == 4
     for cell in told["cells"]:
         steps = [line.split() for line in (Path(cell["fit"]) / "log").read_text().splitlines()]

@@ -20,7 +20,7 @@ from adbench.errors import CellFailed
 from adbench.executors import Options
 from adbench.executors.launch import Launch
 from adbench.executors.resources import mark
-from adbench.executors.worker import PRELOAD, Job, Result, Tell, in_process, run_in_process
+from adbench.executors.worker import PRELOAD, Job, JobResult, Tell, in_process, run_in_process
 from adbench.results import rundir
 from adbench.runner.plan import Plan
 from adbench.utils.processes import exit_reason
@@ -121,7 +121,7 @@ def gone(*pids: int) -> bool:
 def test_a_cell_ends_with_its_server(grid: Callable[..., Launch]) -> None:
     launch = grid("slow", "slow.steps=2000")
     (plan,) = launch.plan()
-    results: list[Result] = []
+    results: list[JobResult] = []
     asking = threading.Thread(target=lambda: results.append(run_in_process(job(plan, launch))))
     asking.start()
     cell = wait_for_step(plan)

@@ -44,7 +44,7 @@ def main() -> None:
         done = told["killed"]
         assert isinstance(done, list)
         for folder in running:
-            doing = status.read(folder)
+            doing = status.read_status(folder)
             if len(done) == 2 or doing is None or doing["state"] != "running" or doing["done"] < BUSY:
                 continue
             on_second = raylet in (parent.pid for parent in psutil.Process(doing["pid"]).parents())

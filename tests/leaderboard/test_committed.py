@@ -61,7 +61,9 @@ def test_records_verify(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def committed() -> Submission:
-    return files.read(min((p for p in RECORDS if "constant" not in p.name), key=lambda path: path.stat().st_size))
+    return files.read_submission(
+        min((p for p in RECORDS if "constant" not in p.name), key=lambda path: path.stat().st_size)
+    )
 
 
 @some

@@ -25,7 +25,7 @@ def shipped() -> Submission:
     paths = sorted((ROOT / "phantom" / "records").glob("phantom-flair-ae-tiny-seed0-*.json"))
     if not paths:
         pytest.skip("no record is committed")
-    return files.read(paths[0])
+    return files.read_submission(paths[0])
 
 
 def fields(texts: list[str], folder: Path) -> set[str]:

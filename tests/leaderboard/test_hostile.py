@@ -35,7 +35,7 @@ from adbench.methods.training.checkpoints import StageFolder
 from adbench.report.collect import collect
 from adbench.report.render import _config
 from adbench.results import rundir, status
-from adbench.results.record import read
+from adbench.results.record import read_record
 from adbench.runner.fit import fitted, load_fit
 from adbench.utils.limits import RECORD_VALUES
 
@@ -179,7 +179,7 @@ def test_records_of_runs_have_the_same_limits(
     change(raw)
     (tmp_path / "record.json").write_text(json.dumps(raw))
     with pytest.raises(UserError, match=says):
-        read(tmp_path)
+        read_record(tmp_path)
 
 
 def test_a_report_reads_no_folder_that_links_elsewhere(runs: list[api.Run], tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ HERE, EARLIER, ELSEWHERE, OTHER = source_digest("methods", "dae"), "a" * 64, "e"
 @pytest.fixture(scope="module")
 def published() -> Submission:
     """dae on FLAIR, by whatever source and release."""
-    return files.read(RECORDS[0])
+    return files.read_submission(RECORDS[0])
 
 
 @pytest.fixture(autouse=True)

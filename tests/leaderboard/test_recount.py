@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from adbench.leaderboard.recount import recount
-from adbench.leaderboard.submission import own_digest, parse, read
-from adbench.results.explain import apart
+from adbench.leaderboard.submission import own_digest, parse, read_submission
+from adbench.results.explain import differing_fields
 from adbench.runner.keys import METRICS_VERSION
 from adbench.utils.hashing import digest
 
@@ -20,7 +20,7 @@ FILE = next(path for path in sorted(RECORDS.glob("*.json")) if "histeq" in path.
 
 def earlier(folder, version="2", **changes):
     """A copy of a published result as an earlier release would have written it: other interval, version and keys."""
-    raw = read(FILE).raw
+    raw = read_submission(FILE).raw
     record = json.loads(json.dumps(raw["record"]))
     record["metrics"]["auprc"] |= {"low": 0.001, "high": 0.999}
     record["identity"]["metrics_version"] = version
@@ -42,10 +42,10 @@ def test_numbers_are_those_of_this_release_again(tmp_path, cli):
     assert (code, "1 of 1 results counted again" in said) == (0, True)
     (new,) = (tmp_path / "phantom" / "records").iterdir()
     assert not old.exists()
-    was, now = read(FILE).record.model_dump(mode="json"), read(new).record.model_dump(mode="json")
+    was, now = read_submission(FILE).record.model_dump(mode="json"), read_submission(new).record.model_dump(mode="json")
     assert now["provenance"].pop("recounted_from") == "2"
     was["provenance"].pop("recounted_from", None)
-    assert not list(apart(now, was, close=True))  # the last digits are those of the CPU that counts
+    assert not list(differing_fields(now, was, close=True))  # the last digits are those of the CPU that counts
     assert cli("leaderboard", "verify", tmp_path)[0] == 0
     assert recount(new) is None
     assert "0 of 1 results counted again" in cli("leaderboard", "recount", tmp_path)[2]
@@ -68,7 +68,7 @@ def test_what_is_damaged_stays_and_is_named(tmp_path, cli):
 
 def test_counts_that_give_other_thresholds_need_the_maps(tmp_path):
     other = next(path for path in sorted(RECORDS.glob("*.json")) if "zscore" in path.name)
-    raw = read(other).raw
+    raw = read_submission(other).raw
     path = earlier(tmp_path / "phantom", validation=raw["validation"], healthy_scores=raw["healthy_scores"])
     before = path.read_bytes()
     with pytest.raises(Exception, match="its maps must be scored again"):

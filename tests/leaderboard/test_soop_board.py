@@ -123,5 +123,5 @@ def _other_name(raw: dict[str, Any]) -> None:
 def test_other_slices_do_not_pass_for_the_published_ones(
     tmp_path: Path, change: Callable[[dict[str, Any]], None], field: str
 ) -> None:
-    path = place(tmp_path, altered(files.read(RECORDS[0]), change))
+    path = place(tmp_path, altered(files.read_submission(RECORDS[0]), change))
     assert field in {issue.field for issue in verify([path])[1]}

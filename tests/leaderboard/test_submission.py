@@ -129,13 +129,13 @@ def test_a_large_file_is_refused_before_it_is_parsed(tmp_path: Path, monkeypatch
         file.truncate(files.RECORD_BYTES + 1)
     monkeypatch.setattr(json, "loads", lambda *a, **k: pytest.fail("it was parsed"))
     with pytest.raises(UserError, match="bytes"):
-        files.read(path)
+        files.read_submission(path)
 
 
 def test_a_pipe_is_no_file(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.json")
     with pytest.raises(UserError, match="There is no file"):
-        files.read(tmp_path / "pipe.json")
+        files.read_submission(tmp_path / "pipe.json")
 
 
 def bomb(size: int) -> str:

@@ -418,7 +418,7 @@ def test_a_healthy_test_set_and_a_metric_by_name(make_slices: Callable[..., Path
     )
     (merged,) = merge([run.folder], tmp_path / "boards")
     assert verify([tmp_path / "boards"]) == (1, [])
-    submission = files.read(merged.path)
+    submission = files.read_submission(merged.path)
     assert submission.content.ranking is None
     assert fields(submission, _set("record/metrics/alarms@fpr1/value", 0.5)) == ["metrics.alarms@fpr1.value"]
     (board,) = boards_of(read_all(tmp_path / "boards"))
@@ -434,6 +434,6 @@ def test_weights_that_are_not_here_are_known_by_their_hash(monkeypatch: pytest.M
 
     monkeypatch.setattr(Features, "files", absent)
     path = next(ROOT.glob("soop-flair/records/*-features-*"))
-    said = {issue.field: issue.sentence for issue in check(files.read(path))}
+    said = {issue.field: issue.sentence for issue in check(files.read_submission(path))}
     assert set(said) == {"identity.files"}, "random weights name no file; a result with some would verify"
     assert "files that these parameters name" in said["identity.files"]

@@ -15,7 +15,7 @@ from simulation import studies
 
 from adbench.errors import UserError
 from adbench.metrics import bootstrap
-from adbench.metrics.compare import NOT_ABOVE_CHANCE, Samples, Trained, compare, contributions, sample_method
+from adbench.metrics.compare import NOT_ABOVE_CHANCE, MethodSamples, Trained, compare, contributions, sample_method
 from adbench.metrics.evaluate import evaluate
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spec import MetricSpec
@@ -34,12 +34,12 @@ def cohort(quality: float, noise_seed: int, subjects: int = 24, free: int = 4, s
     return result
 
 
-def method(quality: float, noise_seed: int) -> Samples:
+def method(quality: float, noise_seed: int) -> MethodSamples:
     return sample_method([Trained(cohort(quality, noise_seed))])
 
 
 @pytest.fixture(scope="module")
-def methods() -> dict[str, Samples]:
+def methods() -> dict[str, MethodSamples]:
     return {"bad": method(0.7, 1), "good": method(2.2, 2), "twin": method(2.2, 3), "fair": method(1.4, 4)}
 
 
@@ -47,7 +47,7 @@ PLAIN = {"m": MetricSpec("m", "M", "", "subject mean", high=None)}
 LESS = {"m": dataclasses.replace(PLAIN["m"], less_is_better=True)}
 
 
-def means(*, specs: dict[str, MetricSpec] = PLAIN, **subjects: object) -> dict[str, Samples]:
+def means(*, specs: dict[str, MetricSpec] = PLAIN, **subjects: object) -> dict[str, MethodSamples]:
     """Methods whose metric is the mean of one value a subject; a list of lists has one row a training seed."""
     made = {}
     for name, values in subjects.items():
@@ -55,11 +55,11 @@ def means(*, specs: dict[str, MetricSpec] = PLAIN, **subjects: object) -> dict[s
         n = rows.shape[1]
         without = np.stack([[np.mean(np.delete(row, i)) for i in range(n)] for row in rows])
         who = tuple((f"s{i:03d}", 1, 1) for i in range(n))
-        made[name] = Samples(who, {"m": rows.mean(axis=1)}, {"m": without}, {"m": n}, specs=specs)
+        made[name] = MethodSamples(who, {"m": rows.mean(axis=1)}, {"m": without}, {"m": n}, specs=specs)
     return made
 
 
-def test_ranks_share_ties_and_count_methods_above(methods: dict[str, Samples]) -> None:
+def test_ranks_share_ties_and_count_methods_above(methods: dict[str, MethodSamples]) -> None:
     table = compare(methods, "auroc")
     assert table.ranks == {"good": 1, "twin": 1, "fair": 3, "bad": 4}
     assert table.reasons == {}
@@ -71,7 +71,7 @@ def test_ranks_share_ties_and_count_methods_above(methods: dict[str, Samples]) -
         assert d.p <= d.p_rank <= 1
 
 
-def test_less_is_better_turns_the_table(methods: dict[str, Samples]) -> None:
+def test_less_is_better_turns_the_table(methods: dict[str, MethodSamples]) -> None:
     rng = np.random.default_rng(0)
     errors = means(a=rng.normal(1, 0.1, 30), b=rng.normal(2, 0.1, 30), specs=LESS)
     assert compare(errors, "m").ranks == {"a": 1, "b": 2}
@@ -138,7 +138,9 @@ def test_p_is_never_below_what_the_subjects_can_resolve() -> None:
     who = tuple((f"s{i}", int(i < n), 1) for i in range(n + free))
     rng = np.random.default_rng(0)
     made = {
-        name: Samples(who, {"m": np.array([v])}, {"m": v - rng.normal(0, 1e-6, (1, n + free))}, {"m": n}, specs=PLAIN)
+        name: MethodSamples(
+            who, {"m": np.array([v])}, {"m": v - rng.normal(0, 1e-6, (1, n + free))}, {"m": n}, specs=PLAIN
+        )
         for name, v in (("a", 1.0), ("b", 0.0))
     }
     (difference,) = compare(made, "m").differences
@@ -204,7 +206,7 @@ def test_a_row_that_reaches_chance_has_no_rank() -> None:
     assert alone.differences == []
 
 
-def test_pairing_is_sharper_than_two_separate_intervals(methods: dict[str, Samples]) -> None:
+def test_pairing_is_sharper_than_two_separate_intervals(methods: dict[str, MethodSamples]) -> None:
     good, fair = (methods[name].estimates()["auprc_subject"] for name in ("good", "fair"))
     for one in (good, fair):
         assert one.low is not None
@@ -214,7 +216,7 @@ def test_pairing_is_sharper_than_two_separate_intervals(methods: dict[str, Sampl
     assert table.differences[0].high - table.differences[0].low < apart
 
 
-def test_of_a_mean_contributions_are_its_terms(methods: dict[str, Samples]) -> None:
+def test_of_a_mean_contributions_are_its_terms(methods: dict[str, MethodSamples]) -> None:
     """So that exchanging two methods on a subject changes exactly that subject's sign."""
     values = np.random.default_rng(0).normal(0, 1, 9)
     leverage, influence = contributions([means(a=values)["a"]], "m")
@@ -229,7 +231,7 @@ def test_of_a_mean_contributions_are_its_terms(methods: dict[str, Samples]) -> N
     np.testing.assert_allclose(leverage * np.mean(rows[4:]) + influence[:, 0], np.array(rows) / 20, atol=1e-12)
 
 
-def test_the_interval_of_a_difference_is_students(methods: dict[str, Samples]) -> None:
+def test_the_interval_of_a_difference_is_students(methods: dict[str, MethodSamples]) -> None:
     rng = np.random.default_rng(2)
     a, b = rng.normal(1, 1, 15), rng.normal(0, 1, 15)
     (difference,) = compare(means(a=a, b=b), "m").differences
@@ -269,7 +271,7 @@ def test_seeds_that_differ_do_not_prove_a_method() -> None:
     assert steady.ranks == {"b": 1, "a": 2}
 
 
-def test_what_cannot_be_compared_is_refused(methods: dict[str, Samples]) -> None:
+def test_what_cannot_be_compared_is_refused(methods: dict[str, MethodSamples]) -> None:
     with pytest.raises(UserError, match="needs two methods, not 1"):
         compare({"good": methods["good"]}, "auroc")
     with pytest.raises(UserError, match=r"Unknown metric of bad 'aurok'\. Did you mean 'auroc'"):
@@ -290,7 +292,7 @@ def test_fifty_methods_and_four_hundred_subjects_take_seconds() -> None:
     rng = np.random.default_rng(0)
     who = tuple((f"s{i}", int(rng.lognormal(3, 1)) + 1 if i < 300 else 0, 500) for i in range(400))
     own = {
-        f"m{k}": Samples(
+        f"m{k}": MethodSamples(
             who,
             {"auprc": np.array([0.3 + 0.01 * k])},
             {"auprc": 0.3 + 0.01 * k - rng.normal(0, 1e-3, (1, 400))},
@@ -336,7 +338,7 @@ def test_a_row_below_one_that_is_not_above_chance_has_no_rank() -> None:
     }
     means = {"unsure": 0.7, "sure": 0.8, "lower": 0.4}
     made = {
-        name: Samples(cohort, {"auprc": np.array([mean])}, {"auprc": mean + spread[name][None]}, {"auprc": 8})
+        name: MethodSamples(cohort, {"auprc": np.array([mean])}, {"auprc": mean + spread[name][None]}, {"auprc": 8})
         for name, mean in means.items()
     }
     assert made["unsure"].estimate("auprc").low < 0.1 < made["lower"].estimate("auprc").low
@@ -351,7 +353,7 @@ def test_what_bins_leave_open_is_no_difference() -> None:
     rng = np.random.default_rng(3)
     who = tuple((f"t{i:02d}", 30, 300) for i in range(16))
     better = 1e-4 + rng.normal(0, 1e-6, (1, 16))
-    plain = {name: Samples(who, {"auprc": np.array([value])}, {"auprc": left}, {"auprc": 16})
+    plain = {name: MethodSamples(who, {"auprc": np.array([value])}, {"auprc": left}, {"auprc": 16})
              for name, value, left in (("a", 0.6001, 0.6001 + (better - better.mean()) / 15), ("b", 0.6, np.full((1, 16), 0.6)))}  # fmt: skip
     exact = compare(plain, "auprc")
     blurred = compare({name: dataclasses.replace(own, brackets={"auprc": (own.value("auprc") - 2e-4, own.value("auprc") + 2e-4)})
@@ -366,7 +368,9 @@ def test_a_p_that_accounts_for_the_choice_is_never_below_that_of_the_pair() -> N
     for _ in range(8):
         rows = {f"m{k}": 0.4 + 0.05 * k + rng.normal(0, 0.08, 13) for k in range(3)}
         made = {
-            name: Samples(who, {"auprc": np.array([v.mean()])}, {"auprc": ((v.sum() - v) / 12)[None]}, {"auprc": 13})
+            name: MethodSamples(
+                who, {"auprc": np.array([v.mean()])}, {"auprc": ((v.sum() - v) / 12)[None]}, {"auprc": 13}
+            )
             for name, v in rows.items()
         }
         assert all(one.p_rank >= one.p for one in compare(made, "auprc", above_chance=False).differences)

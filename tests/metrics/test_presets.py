@@ -8,7 +8,7 @@ import sklearn.metrics as sk
 from scipy import ndimage
 
 from adbench.errors import UserError
-from adbench.metrics.presets import Case, _Pool, _without_small, cddpm, evaluate_preset, official_madad, thor, upd
+from adbench.metrics.presets import PresetCase, _Pool, _without_small, cddpm, evaluate_preset, official_madad, thor, upd
 
 
 def make(seed, subjects=3, shape=(4, 32, 30), kind="smooth", dtype=np.float32):
@@ -29,7 +29,7 @@ def make(seed, subjects=3, shape=(4, 32, 30), kind="smooth", dtype=np.float32):
             "steps": np.round(noise * 200) / 200 * (0.5 + 0.5 * lesion),  # exactly on the thresholds
             "wide": noise * 3 - 1,  # below 0 and above 1
         }[kind]
-        cases.append(Case(f"s{i}", (maps * brain).astype(dtype).astype(np.float32), lesion, brain))
+        cases.append(PresetCase(f"s{i}", (maps * brain).astype(dtype).astype(np.float32), lesion, brain))
     return cases
 
 
@@ -110,7 +110,7 @@ def test_maps_outside_the_unit_interval_have_no_value():
 def test_official_madad_gives_the_floor_of_an_empty_map():
     lesion = np.zeros((10, 8, 8), bool)
     lesion[0, 2, 2] = True
-    blank = Case("a", np.zeros((10, 8, 8), np.float32), lesion, np.ones((10, 8, 8), bool))
+    blank = PresetCase("a", np.zeros((10, 8, 8), np.float32), lesion, np.ones((10, 8, 8), bool))
     assert official_madad([blank]).values["dice"] == pytest.approx(0.9), "nine empty slices score 1 for nothing"
 
 
@@ -207,7 +207,7 @@ def with_blobs(seed, subjects):
         if i:
             lesion[2:6, 10:17, 10:17] = True
         maps = ndimage.gaussian_filter(rng.random(shape), 1) + 0.12 * lesion
-        cases.append(Case(f"s{i}", maps.astype(np.float16).astype(np.float32), lesion, brain))
+        cases.append(PresetCase(f"s{i}", maps.astype(np.float16).astype(np.float32), lesion, brain))
     return cases
 
 
@@ -241,7 +241,7 @@ def test_cddpm_equals_the_literal_steps():
 
 def test_cddpm_pools_validation_volumes_without_lesion_too():
     val, cases = with_blobs(0, 3), with_blobs(1, 4)
-    loud = Case("loud", val[0].maps + np.float32(0.1) * val[0].brain, val[0].lesion, val[0].brain)
+    loud = PresetCase("loud", val[0].maps + np.float32(0.1) * val[0].brain, val[0].lesion, val[0].brain)
     with_it, without = (cddpm(cases, own).thresholds["dice"] for own in ([loud, *val[1:]], val[1:]))
     assert with_it != without, "the search is greedy: more false alarms may move it either way"
 
@@ -281,14 +281,14 @@ def test_presets_by_name_and_their_refusals():
         with pytest.raises(UserError, match="There is no case to evaluate"):
             preset([])
     with pytest.raises(UserError, match=r"Case 'x' has maps \(1, 2, 2\) but its lesion mask is bool \(1, 2, 3\)"):
-        Case("x", np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), bool), np.ones((1, 2, 2), bool))
+        PresetCase("x", np.zeros((1, 2, 2), np.float32), np.zeros((1, 2, 3), bool), np.ones((1, 2, 2), bool))
     with pytest.raises(UserError, match="Case 'x': a preset needs slices x height x width of finite scores"):
-        Case("x", np.full((1, 2, 2), np.nan, np.float32), np.zeros((1, 2, 2), bool), np.ones((1, 2, 2), bool))
+        PresetCase("x", np.full((1, 2, 2), np.nan, np.float32), np.zeros((1, 2, 2), bool), np.ones((1, 2, 2), bool))
 
 
 def test_without_lesion_nothing_is_invented():
     healthy = [
-        Case("a", np.full((2, 30, 30), 0.5, np.float32), np.zeros((2, 30, 30), bool), np.ones((2, 30, 30), bool))
+        PresetCase("a", np.full((2, 30, 30), 0.5, np.float32), np.zeros((2, 30, 30), bool), np.ones((2, 30, 30), bool))
     ]
     assert upd(healthy).values == {"ap": None, "dice": None}
     assert official_madad(healthy).values == {"dice": 1.0, "f1max": None, "auroc": None, "ap": None}

@@ -8,7 +8,7 @@ import sklearn.metrics as sk
 from adbench.metrics import histogram as module
 from adbench.metrics.evaluate import choose_thresholds, compact, evaluate
 from adbench.metrics.histogram import SubjectHistograms
-from adbench.metrics.presets import Case, official_madad, upd
+from adbench.metrics.presets import PresetCase, official_madad, upd
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 
 SHAPE = (4, 12, 12)
@@ -125,7 +125,9 @@ def test_official_madad_is_that_of_the_scores(name):
     maps, _ = transformed(name)
     low, high = min(m.min() for m in maps.values()), max(m.max() for m in maps.values())
     cases = [
-        Case(v, (maps[v].astype(np.float64) - low) / (float(high) - float(low)), STUDY[v][1], np.ones(SHAPE, bool))
+        PresetCase(
+            v, (maps[v].astype(np.float64) - low) / (float(high) - float(low)), STUDY[v][1], np.ones(SHAPE, bool)
+        )
         for v in maps
         if v[0] == "t"
     ]

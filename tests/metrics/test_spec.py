@@ -12,7 +12,7 @@ import adbench
 from adbench.config import registry
 from adbench.metrics import evaluate
 from adbench.metrics.base import Metric, spec_of
-from adbench.metrics.compare import Samples, compare
+from adbench.metrics.compare import MethodSamples, compare
 from adbench.metrics.spec import SPECS, MetricSpec
 from adbench.results.record import MetricPart, Record, asked, facts
 
@@ -106,7 +106,9 @@ def test_less_of_what_is_better_with_less_ranks_first():
     cohort = tuple((f"s{i}", 10, 90) for i in range(20))
     for metric in ("alarms@fpr1", "fa_slice", "auprc"):
         made = {
-            name: Samples(cohort, {metric: np.array([mean])}, {metric: rng.normal(mean, 0.01, (1, 20))}, {metric: 20})
+            name: MethodSamples(
+                cohort, {metric: np.array([mean])}, {metric: rng.normal(mean, 0.01, (1, 20))}, {metric: 20}
+            )
             for name, mean in (("low", 0.3), ("high", 0.6))
         }
         ranks = compare(made, metric).ranks

@@ -17,7 +17,7 @@ PUBLISHED = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
 
 @pytest.fixture(scope="module")
 def record() -> Record:
-    return submission.read(next(PUBLISHED.glob("phantom-flair-histeq-*-seed0-*.json"))).record
+    return submission.read_submission(next(PUBLISHED.glob("phantom-flair-histeq-*-seed0-*.json"))).record
 
 
 def changed(record: Record, *, train: dict[str, Any] | None = None, **update: Any) -> Record:

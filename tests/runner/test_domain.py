@@ -45,7 +45,7 @@ def whole_slices(folder: Path, slices: Path) -> tuple[np.ndarray, np.ndarray]:
 def test_every_voxel_counts_through_run(run: Callable[[str], tuple[Path, str]], slices: Path) -> None:
     folder, shown = run("folder-all-voxels")
     maps, truth = whole_slices(folder, slices)
-    stored = record.read(folder)
+    stored = record.read_record(folder)
     assert stored.prevalence == pytest.approx(truth.mean())
     assert {row["brain_voxels"] for row in stored.subjects} == {maps[0].size}
     assert stored.metrics["auprc"].value == pytest.approx(
@@ -59,7 +59,7 @@ def test_every_voxel_counts_through_run(run: Callable[[str], tuple[Path, str]], 
     assert "every voxel of a slice counts" in " ".join(shown.split())
 
     brain, _ = run("folder")
-    own = record.read(brain)
+    own = record.read_record(brain)
     assert own.prevalence > 1.3 * stored.prevalence
     assert own.run_key != stored.run_key
     assert own.test.digest != stored.test.digest
@@ -71,7 +71,7 @@ def test_every_voxel_counts_through_eval(cli: Cli, run: Callable[[str], tuple[Pa
     code, out, err = cli("eval", folder, "--metrics", "aupro", "--json")
     assert code == 0, err
     again = json.loads(out)["evaluation"]
-    stored = record.read(folder)
+    stored = record.read_record(folder)
     assert again["prevalence"] == stored.prevalence
     assert again["metrics"]["auprc"]["value"] == stored.metrics["auprc"].value
     assert again["metrics"]["fa_slice"]["reason"] == stored.metrics["fa_slice"].reason

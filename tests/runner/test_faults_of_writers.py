@@ -21,7 +21,7 @@ from adbench.evaluation.maps import evaluate_folders
 from adbench.leaderboard.build import build
 from adbench.leaderboard.merge import merge, submit
 from adbench.leaderboard.recount import recount
-from adbench.leaderboard.submission import Submitted, own_digest, read
+from adbench.leaderboard.submission import Submitted, own_digest, read_submission
 from adbench.metrics import plots
 from adbench.runner.shared_fits import bring, export
 from adbench.utils.hashing import digest
@@ -33,7 +33,7 @@ WHOSE = {"author": "A. Researcher", "licence": "cc-by-4.0"}
 
 def earlier(path: Path) -> str:
     """A published result as an earlier version of the metrics would have written it."""
-    raw = json.loads(json.dumps(read(path).raw))
+    raw = json.loads(json.dumps(read_submission(path).raw))
     raw["record"]["identity"]["metrics_version"] = "2"
     raw["record"]["run_key"] = digest(raw["record"]["identity"])
     return json.dumps({**raw, "digest": own_digest(raw)})

@@ -143,7 +143,7 @@ def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_
     (plan,) = plans(slices, tmp_path)
     written = run_cell.run_cell(plan)
     path = plan.run_folder / record.RECORD
-    assert record.read(path) == written
+    assert record.read_record(path) == written
     assert str(tmp_path) not in path.read_text()  # no path of this machine leaves with a record
     content = json.loads(path.read_text())
     for damage, message in (
@@ -154,10 +154,10 @@ def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_
     ):
         path.write_text(json.dumps(damage))
         with pytest.raises(UserError, match=message):
-            record.read(path)
+            record.read_record(path)
     path.write_text(json.dumps(content)[:-40])
     with pytest.raises(UserError, match="not readable JSON"):
-        record.read(path)
+        record.read_record(path)
 
 
 def test_saved_maps_keep_their_type(spy: type[Spy], slices: Path, tmp_path: Path) -> None:

@@ -35,7 +35,9 @@ def run(cli: Cli, tmp_path: Path) -> Run:
                 "train.registration=none", "train.n4=false", "train.size=32", "dataset.size=32", *options
             )),
         )  # fmt: skip
-        return " ".join((out + err).split()), [records.read(path) for path in (tmp_path / "runs").rglob("record.json")]
+        return " ".join((out + err).split()), [
+            records.read_record(path) for path in (tmp_path / "runs").rglob("record.json")
+        ]
 
     return call
 
@@ -64,7 +66,7 @@ def test_a_set_that_does_not_say_is_never_guessed(cli: Cli, slices: Path, tmp_pa
     )  # fmt: skip
     assert code == 0, err
     (path,) = (tmp_path / "runs").rglob("record.json")
-    found = records.read(path)
+    found = records.read_record(path)
     assert (found.train.mm, found.test.mm) == (None, None)
     assert "Slices of own and of folder do not say how many mm a pixel is" in " ".join(found.notes)
     assert "mm a pixel" not in out

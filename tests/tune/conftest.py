@@ -15,8 +15,8 @@ from small_search import Begun, Settings, Trial, Tune, make_settings
 from adbench.config import registry
 from adbench.config.run_config import RunConfig
 from adbench.context import Progress
-from adbench.tune.search import RAY_TUNE, Result, define, search
-from adbench.tune.task import Options, Task
+from adbench.tune.search import RAY_TUNE, SearchResult, define, search
+from adbench.tune.task import SearchOptions, Task
 from adbench.tune.worker import run_trial
 
 
@@ -51,11 +51,11 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tune(ray: None) -> Tune:
     """``tune(settings, trials=5, ...)``: a search on the shared Ray, one trial at a time."""
-    return lambda settings, **options: search(settings, Options(**{"max_concurrent": 1, "cpus": 1.0, **options}))
+    return lambda settings, **options: search(settings, SearchOptions(**{"max_concurrent": 1, "cpus": 1.0, **options}))
 
 
 @pytest.fixture(scope="session")
-def whole(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> Result:
+def whole(tune: Tune, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
     """A search that nothing disturbed, to be read only."""
     out = tmp_path_factory.mktemp("whole") / "runs"
     return tune(make_settings(out), trials=5)
@@ -69,7 +69,7 @@ def begun(tmp_path: Path) -> Begun:
         searches = tmp_path / "runs" / "searches"
         folder = searches / f"search-{len(list(searches.glob('search-*')))}"
         folder.mkdir(parents=True)
-        task, _ = define(settings, Options(**options), Progress())
+        task, _ = define(settings, SearchOptions(**options), Progress())
         task.write(folder)
         return folder, task
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from adbench.config import run_config
 from adbench.config.run_config import RunConfig
-from adbench.tune.search import Result
+from adbench.tune.search import SearchResult
 from adbench.tune.task import Task
 
 PHANTOM = ("n_train=4", "n_val=4", "n_test=2", "slices=2", "resolution=3.4")
 SMALL = ("image_size=32", "channels=[8, 16]", "latent=8", "steps=20", "batch=4", "warmup=0")
 Settings = Callable[..., RunConfig]
-Tune = Callable[..., Result]
+Tune = Callable[..., SearchResult]
 Trial = Callable[..., list[dict[str, Any]]]
 Begun = Callable[..., tuple[Path, Task]]
 

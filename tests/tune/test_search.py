@@ -20,18 +20,20 @@ from adbench.config import run_config
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.methods.ae import AE
-from adbench.results.record import TunedFrom, read
+from adbench.results.record import TunedFrom, read_record
 from adbench.runner.fit import FIT, fitted
 from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
 from adbench.tune import trials
-from adbench.tune.search import Result, define
-from adbench.tune.task import TASK, Options, Task
+from adbench.tune.search import SearchResult, define
+from adbench.tune.task import TASK, SearchOptions, Task
 from adbench.tune.trials import Trial, count
 from adbench.utils.locks import acquire
 
 
-def test_a_search_finds_better_than_the_default_and_says_where_from(whole: Result, cli: Callable[..., Any]) -> None:
+def test_a_search_finds_better_than_the_default_and_says_where_from(
+    whole: SearchResult, cli: Callable[..., Any]
+) -> None:
     best = whole.best
     assert best is not None
     assert whole.config is not None
@@ -52,7 +54,7 @@ def test_a_search_finds_better_than_the_default_and_says_where_from(whole: Resul
     assert code == 0, err
     assert (fit / FIT).stat().st_mtime_ns == trained
     (path,) = runs.rglob("record.json")
-    tuned = read(path).tuned_from
+    tuned = read_record(path).tuned_from
     assert tuned is not None
     assert (tuned.search, tuned.objective, tuned.value) == (whole.folder.name, "val_auprc", best.value)
     assert (tuned.trials, tuned.complete + tuned.stopped, tuned.failed) == (5, 5, 0)
@@ -60,11 +62,11 @@ def test_a_search_finds_better_than_the_default_and_says_where_from(whole: Resul
     assert tuned.changed == ()
     assert tuned.default == whole.trials[0].value
     assert tuned.cpu_hours > 0
-    assert [made["threads"] for made in read(path).provenance["fit"]] == [1], "OMP_NUM_THREADS of the tests"
-    assert read(path).method.params.items() >= best.params.items()
+    assert [made["threads"] for made in read_record(path).provenance["fit"]] == [1], "OMP_NUM_THREADS of the tests"
+    assert read_record(path).method.params.items() >= best.params.items()
 
 
-def test_the_best_configuration_is_plain_yaml_and_knows_what_is_changed(whole: Result) -> None:
+def test_the_best_configuration_is_plain_yaml_and_knows_what_is_changed(whole: SearchResult) -> None:
     assert whole.config is not None
     content = yaml.safe_load(whole.config.read_text())
     assert content["device"] == "auto"
@@ -96,11 +98,11 @@ def test_the_same_run_without_a_search_has_the_same_key_and_learns_its_origin(
     again = run_cell(same)
     assert again.tuned_from == origin
     assert again.created == first.created
-    assert read(same.run_folder).tuned_from == origin
+    assert read_record(same.run_folder).tuned_from == origin
     assert run_cell(cell).tuned_from == origin  # known once, it is not forgotten
 
 
-def test_what_is_left_for_people(whole: Result, cli: Callable[..., Any]) -> None:
+def test_what_is_left_for_people(whole: SearchResult, cli: Callable[..., Any]) -> None:
     rows = list(csv.DictReader((whole.folder / trials.TABLE).open()))
     assert [int(row["trial"]) for row in rows] == list(range(5))
     for row, trial in zip(rows, whole.trials, strict=True):
@@ -117,7 +119,7 @@ def test_what_is_left_for_people(whole: Result, cli: Callable[..., Any]) -> None
     assert answer["config"].endswith("best.yaml")
 
 
-def test_plots_of_what_the_trials_allow(whole: Result, tmp_path: Path) -> None:
+def test_plots_of_what_the_trials_allow(whole: SearchResult, tmp_path: Path) -> None:
     made = [Trial(n, {"lr": 0.003 / 2**n, "sigma": float(n)}, "complete", {100.0: 0.1 * n}) for n in range(6)]
     trials.write_plots(tmp_path, whole.task, made)
     for name in (trials.PARALLEL, trials.IMPORTANCE):
@@ -150,13 +152,13 @@ def test_another_search_under_the_same_name_is_refused(
 ) -> None:
     from adbench.tune.search import search
 
-    task, _ = define(settings(), Options(), Progress())
+    task, _ = define(settings(), SearchOptions(), Progress())
     task.write(tmp_path / "runs" / "searches" / "one")
     if "space" in options:
         (tmp_path / "space.yaml").write_text(options["space"])
         options = {**options, "space": tmp_path / "space.yaml"}
     with pytest.raises(UserError) as caught:
-        search(settings("ae", *sets), Options(trials=1, name="one", **options))
+        search(settings("ae", *sets), SearchOptions(trials=1, name="one", **options))
     assert message in str(caught.value)
 
 
@@ -164,7 +166,7 @@ def test_searches_that_are_missing_or_damaged(settings: Settings, tmp_path: Path
     from adbench.tune.search import search
 
     with pytest.raises(UserError, match="There is no search to resume"):
-        search(settings(), Options(name="other", resume=True))
+        search(settings(), SearchOptions(name="other", resume=True))
     folder = tmp_path / "runs" / "searches" / "one"
     folder.mkdir(parents=True)
     for damage in ("[", "[1]", "{}", '{"version": 1}'):
@@ -178,7 +180,7 @@ def test_only_one_process_works_on_a_search(settings: Settings, tmp_path: Path) 
 
     folder = tmp_path / "runs" / "searches" / "one"
     with acquire(folder), pytest.raises(UserError, match=r"one is running \(process \d+ on"):
-        search(settings("histeq"), Options(name="one"))
+        search(settings("histeq"), SearchOptions(name="one"))
 
 
 def test_a_search_that_began_and_ended_meanwhile_is_not_gone_on_with(
@@ -192,11 +194,11 @@ def test_a_search_that_began_and_ended_meanwhile_is_not_gone_on_with(
         with acquire(folder, *arguments):
             yield
 
-    task, _ = define(settings("histeq"), Options(), Progress())
+    task, _ = define(settings("histeq"), SearchOptions(), Progress())
     monkeypatch.setattr(module, "acquire", late)
     monkeypatch.setattr(module, "connect", lambda address: pytest.fail("it goes on"))
     with pytest.raises(UserError, match="one exists already"):
-        module.search(settings("histeq"), Options(name="one"))
+        module.search(settings("histeq"), SearchOptions(name="one"))
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,7 @@ def test_mistakes_are_found_before_anything_runs(
     from adbench.tune.search import search
 
     with pytest.raises(UserError) as caught:
-        search(settings("histeq", *sets), Options(**options))
+        search(settings("histeq", *sets), SearchOptions(**options))
     assert message in str(caught.value)
     assert not (tmp_path / "runs" / "searches").exists()
 
@@ -225,12 +227,12 @@ def test_mistakes_are_found_before_anything_runs(
 def test_several_cells_are_refused(settings: Settings) -> None:
     many = settings("histeq").model_copy(update={"seed": (0, 1)})
     with pytest.raises(UserError, match="asks for 2: histeq"):
-        define(many, Options(), Progress())
+        define(many, SearchOptions(), Progress())
 
 
 def test_a_sweep_is_no_search(settings: Settings) -> None:
     with pytest.raises(UserError, match=r"sigma has several values \(1\.0, 2\.0\), a sweep for `adbench run`\."):
-        define(settings("histeq", "histeq.sigma=1,2"), Options(), Progress())
+        define(settings("histeq", "histeq.sigma=1,2"), SearchOptions(), Progress())
 
 
 def test_no_lesion_to_select_by(settings: Settings, slices: Path) -> None:
@@ -240,8 +242,8 @@ def test_no_lesion_to_select_by(settings: Settings, slices: Path) -> None:
         update={"dataset": ("folder",), "data_root": str(slices), "set": {}, "modality": ("FLAIR",)}
     )
     with pytest.raises(UserError, match="no lesion to select by: use --objective pseudo"):
-        define(folder, Options(), Progress())
-    task, _ = define(folder, Options(objective="pseudo"), Progress())
+        define(folder, SearchOptions(), Progress())
+    task, _ = define(folder, SearchOptions(objective="pseudo"), Progress())
     assert task.select.open().lesion_voxels.any()  # type: ignore[attr-defined]
 
 
@@ -264,7 +266,7 @@ def test_the_best_is_the_earliest_of_equals() -> None:
     assert trials.hours([Trial(0, {}, "complete", seconds=1800.0, cpus=2.0, gpus=0.5)]) == (1.0, 0.25)
 
 
-def test_watching_changes_no_bit_of_the_fit(whole: Result, tmp_path: Path) -> None:
+def test_watching_changes_no_bit_of_the_fit(whole: SearchResult, tmp_path: Path) -> None:
     best = whole.best
     assert best is not None
     assert len(best.reports) == 3

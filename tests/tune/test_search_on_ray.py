@@ -22,8 +22,8 @@ from small_search import Settings, Tune, make_settings
 
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.tune.search import Result, search
-from adbench.tune.task import Options, Task
+from adbench.tune.search import SearchResult, search
+from adbench.tune.task import SearchOptions, Task
 from adbench.tune.trials import STARTUP, STATE, TABLE, Trial
 from adbench.tune.worker import fit_folder
 from adbench.utils.locks import is_locked
@@ -36,7 +36,7 @@ def rows(folder: Path) -> list[dict[str, str]]:
         return []
 
 
-def figures(result: Result) -> list[Any]:
+def figures(result: SearchResult) -> list[Any]:
     return [(trial.params, trial.state, trial.reports) for trial in result.trials]
 
 
@@ -49,7 +49,7 @@ def command(settings: Settings, tmp_path: Path) -> list[str]:
     return [*search, "--max-concurrent", "1", "--cpus-per-run", "1"]
 
 
-def test_a_state_that_cannot_be_read_is_no_new_search(whole: Result, tune: Tune, tmp_path: Path) -> None:
+def test_a_state_that_cannot_be_read_is_no_new_search(whole: SearchResult, tune: Tune, tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "searches" / whole.folder.name
     shutil.copytree(whole.folder, folder)
     again = make_settings(tmp_path / "runs")
@@ -106,7 +106,7 @@ def test_a_stopped_worker_that_still_writes_ends_no_search(tmp_path: Path, monke
     home = fit_folder(tmp_path, 0)
     (home / "checkpoint").mkdir(parents=True)
     task: Any = SimpleNamespace(mode="max")
-    follower = driver.Driver(tmp_path, task, Options(), [Trial(0, {}, "stopped")], Progress(), print)
+    follower = driver.Driver(tmp_path, task, SearchOptions(), [Trial(0, {}, "stopped")], Progress(), print)
     rmdir = Path.rmdir
 
     def late(folder: Path) -> None:
@@ -120,7 +120,7 @@ def test_a_stopped_worker_that_still_writes_ends_no_search(tmp_path: Path, monke
 
 @pytest.mark.timeout(600)
 def test_killed_and_resumed_it_ends_as_the_undisturbed_search(
-    command: list[str], settings: Settings, tune: Tune, whole: Result, cli: Callable[..., Any], tmp_path: Path
+    command: list[str], settings: Settings, tune: Tune, whole: SearchResult, cli: Callable[..., Any], tmp_path: Path
 ) -> None:
     folder = tmp_path / "runs" / "searches" / "killed"
     first = subprocess.Popen(command, stderr=subprocess.DEVNULL)
@@ -179,7 +179,7 @@ def test_a_search_that_is_asked_to_stop_says_where_it_stands(command: list[str],
 
 def test_failures_are_recorded_and_the_others_go_on(settings: Settings, ray: None) -> None:
     said: list[str] = []
-    result = search(settings("fragile"), Options(trials=4, cpus=1.0, seed=6, max_concurrent=1), say=said.append)
+    result = search(settings("fragile"), SearchOptions(trials=4, cpus=1.0, seed=6, max_concurrent=1), say=said.append)
     died = "its process was ended by signal 9 (SIGKILL: the kernel does this when memory runs out)"
     assert [(trial.params["what"], trial.state, trial.error) for trial in result.trials] == [
         ("fine", "complete", ""),
@@ -307,7 +307,7 @@ def test_no_ray_head_is_left_by_a_killed_search() -> None:
     assert heads == int(ray.is_initialized())
 
 
-def test_the_task_says_what_is_searched(whole: Result) -> None:
+def test_the_task_says_what_is_searched(whole: SearchResult) -> None:
     task = Task.read(whole.folder)
     assert task == whole.task
     assert (task.objective, task.mode, task.seed, set(task.space)) == ("val_auprc", "max", 0, {"lr", "sigma"})

@@ -19,7 +19,7 @@ def built(text: str | None, tmp_path: Path, fixed: dict | None = None) -> tuple[
     if text is not None:
         path = tmp_path / "space.yaml"
         path.write_text(text)
-    return space.build(AE, BASE, fixed or {}, path)
+    return space.build_space(AE, BASE, fixed or {}, path)
 
 
 def test_without_a_file_it_is_the_methods_own(tmp_path: Path) -> None:
@@ -93,6 +93,6 @@ def test_mistakes_are_one_clear_sentence(text: str, message: str, tmp_path: Path
 
 def test_a_method_with_nothing_to_search_says_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to search for constant"):
-        space.build(Constant, {}, {}, None)
+        space.build_space(Constant, {}, {}, None)
     with pytest.raises(UserError, match="cannot be read"):
-        space.build(HistEq, HistEq.resolve("tiny", {}).model_dump(), {}, tmp_path / "none.yaml")
+        space.build_space(HistEq, HistEq.resolve("tiny", {}).model_dump(), {}, tmp_path / "none.yaml")

@@ -17,7 +17,7 @@ from adbench.config import run_config
 from adbench.datasets.selection import InsertedSet
 from adbench.datasets.slices import LabelledSet
 from adbench.datasets.store.slice_store import SliceStore
-from adbench.datasets.synthetic_lesions import PseudoParams
+from adbench.datasets.synthetic_lesions import SyntheticLesionParams
 from adbench.errors import UserError
 from adbench.runner.plan import Data, plan
 from adbench.tune.task import Role, Task, fewer, runs
@@ -42,7 +42,7 @@ def test_rows_as_stretches() -> None:
 
 def test_roles_open_to_the_same_slices_and_digests(data: Data) -> None:
     assert data.val is not None
-    inserted = InsertedSet(data.train_store, data.val.rows, PseudoParams(share=0.7, seed=3))
+    inserted = InsertedSet(data.train_store, data.val.rows, SyntheticLesionParams(share=0.7, seed=3))
     for slices in (data.train, data.val, data.threshold, inserted, fewer(data.threshold, 3), fewer(inserted, 2)):
         again = Role.of(slices, data.train_store).open()
         assert type(again) is type(slices)

@@ -28,11 +28,11 @@ from adbench.params import ParamSet, param
 
 
 class BidsParams(OwnParams):
-    """The recipe, how subjects are divided, and who is healthy."""
+    """Parameters of preprocessing and splits, and which participants are healthy."""
 
     healthy: str = param(
         "",
-        "column=value[,value] of participants.tsv: subjects with such a row are healthy, e.g. group=control; empty: nobody "
+        "column=value[,value] of participants.tsv: subjects with such a row are healthy, e.g. group=control; empty: none "
         "by the table",
         source="adbench",
         pattern=r"^([^=]+=.+)?$",

@@ -29,7 +29,7 @@ LABELS = {
 
 
 class BraTS23Params(VolumeParams):
-    """The recipe, how subjects are divided, and whose tumours are read."""
+    """Parameters of preprocessing and splits, and the tumour group to read."""
 
     group: Literal["", "GLI", "MET", "PED", "MEN", "SSA"] = param(
         "",

@@ -1,4 +1,4 @@
-"""Public sets that their names and a few facts describe: everything else is shared (:mod:`adbench.datasets.adapters.volumes`)."""
+"""Public datasets that differ in file names and a few facts; the rest is shared (:mod:`adbench.datasets.adapters.volumes`)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which cases ``dataset.exclude`` names, by the rule of identity that splits follow."""
+"""Cases that ``dataset.exclude`` leaves out, matched by the rule of identity that splits use."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def excluded(names: Iterable[str], cases: Iterable[tuple[str, str]], dataset: st
         dataset: its name, for the message.
 
     Raises:
-        UserError: a name is nobody's; the nearest is given.
+        UserError: no case has such a name; the nearest is given.
     """
     there = list(cases)
     found: set[str] = set()

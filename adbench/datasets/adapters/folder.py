@@ -1,4 +1,4 @@
-"""Data of your own: PNG slices in the layout that the MAD-AD authors' tools read or flat and healthy, or NIfTI volumes."""
+"""Your own data: PNG slices (in the layout of the MAD-AD authors' tools, or flat and healthy) or NIfTI volumes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""NIfTI volumes of your own: any naming by patterns, BIDS derivatives and other common names without."""
+"""Your own NIfTI volumes, recognised by patterns, as BIDS derivatives or by other common names."""
 
 from __future__ import annotations
 

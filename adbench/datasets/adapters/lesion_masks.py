@@ -1,4 +1,4 @@
-"""Labels in masks: read as whole numbers, and several masks of one scan merged by vote."""
+"""Lesion masks: integer labels, and several masks of one scan merged by vote."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def labels_in(masks: Iterable[np.ndarray]) -> tuple[int, ...]:
 
 
 def not_there(asked: Iterable[int], held: Iterable[Collection[int]], root: object) -> str:
-    """What to say where ``dataset.lesion_labels`` names labels that no mask holds; "" where each is in one, or no mask is known.
+    """Message where ``dataset.lesion_labels`` names labels that no mask holds; "" where each is in one, or no mask is known.
 
     Args:
         asked: the labels.
@@ -68,7 +68,7 @@ def not_there(asked: Iterable[int], held: Iterable[Collection[int]], root: objec
 
 
 def named_by(masks: Sequence[File], word: str) -> tuple[File, ...]:
-    """Those of ``masks`` that ``word`` means: a whole word of their names, else a part of them, else a folder above them.
+    """The ``masks`` that ``word`` means: a whole word of their names, else a part of them, else a folder above them.
 
     ``L`` is the left one of ``p1_L_seg`` and ``p1_R_seg``, and ``rater1`` is not rater 10.
     """

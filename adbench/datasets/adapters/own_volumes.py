@@ -1,4 +1,4 @@
-"""What all volumes of your own share, however they are named: who is healthy, who has which role, whether there is a skull."""
+"""Base of the adapters for your own volumes: healthy subjects, roles, and whether there is a skull."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ SECOND_SCAN = (
 
 
 class OwnParams(VolumeParams):
-    """What is said about data whose provider adbench does not know."""
+    """Parameters that describe data of an unknown provider."""
 
     name: str = param(
         "",
@@ -112,7 +112,7 @@ class OwnVolumes(IndexedVolumes):
     """Volumes of your own; a subclass says how they are named.
 
     Folders called train, val and test give the roles; otherwise patients are drawn: those with masks into train, val and
-    test, those that were declared healthy into train and val. With ``folds``, those with masks outside train/ are dealt anew.
+    test, those that were declared healthy into train and val. With ``folds``, those with masks outside train/ are divided again.
 
     No subject is healthy by default: one without mask is where its folder (train/) or ``unmasked`` says so. A file that
     holds few whole numbers or probabilities and whose name says nothing is taken for a mask that should have been named.
@@ -130,7 +130,7 @@ class OwnVolumes(IndexedVolumes):
 
     @cached_property
     def image_names(self) -> frozenset[str]:
-        """What the names of images have before their modality."""
+        """Prefix of image names before the modality."""
         return image_names(map(stem_of, self.files.volumes))
 
     # -- roles and health --------------------------------------------------------------------------------------------
@@ -329,7 +329,7 @@ class OwnVolumes(IndexedVolumes):
             yield severity("unnamed-mask", file, message, scan.id)
 
     def healthy(self, scan: Scan) -> str:
-        """By its folder, or by ``unmasked``; nobody with a lesion mask is, whatever scan it is of."""
+        """A subject with a lesion mask is never healthy; others are by their folder, or by ``unmasked``."""
         if person(scan.subject) in self._patients:
             return ""
         return why_healthy(self.params, self._folders.get(person(scan.subject)), self._masked_roles, "lesion mask")

@@ -1,4 +1,4 @@
-"""What an adapter of volumes finds below a root, and what it expects there."""
+"""Index of the scans below a data root, and the properties expected of them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from adbench.errors import UserError
 
 @dataclass(frozen=True)
 class Expected:
-    """What the volumes of a dataset are like as distributed; ``data check`` compares every file with it.
+    """Properties of the volumes of a dataset as distributed; ``data check`` compares every file with them.
 
     Attributes:
         sequences: that every case should have.
@@ -197,7 +197,7 @@ def require_channels(file: File, header: Header, names: Sequence[str]) -> None:
 
 
 def swapped(drawn_on: str) -> str:
-    """What a lesion mask off the grid of the sequence that it is drawn on suggests."""
+    """Hint for a lesion mask that is off the grid of the sequence it was drawn on."""
     return f", on which it is drawn: is {drawn_on} another sequence's file?"
 
 

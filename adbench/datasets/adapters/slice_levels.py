@@ -1,4 +1,4 @@
-"""16-bit slices: which value is white, and whether all of them were written on one scale."""
+"""Intensity scale of 16-bit slices: the white level, and whether all slices share one scale."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def brightest(levels: Iterable[Level]) -> list[Level]:
 
 
 def dark_remark(value: int, white: int) -> str:
-    """What to say of a subject whose largest value is ``value``; "" where there is nothing to say."""
+    """Remark on a subject whose largest value is ``value``; "" for none."""
     if _whole(value) < white:
         return (
             f"16-bit images use {value.bit_length()} bits where others use {white.bit_length()}, and {white} is white"

@@ -1,4 +1,4 @@
-"""PNG slices by their names: whose they are, which slice, of what, and what their names show to be wrong."""
+"""Parse the file names of PNG slices: subject, slice, kind, and problems that the names show."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SliceFile:
 
 
 def named_slice(path: Path, split: Split | None, modality: str) -> SliceFile:
-    """What the name of a PNG says.
+    """Parse the name of a PNG slice.
 
     Args:
         path: of the file.
@@ -89,7 +89,7 @@ def named_slice(path: Path, split: Split | None, modality: str) -> SliceFile:
 
 
 def verdict(path: Path) -> str:
-    """What the folder of a slice says of it, as in BMAD: good or ungood; "" in any other layout."""
+    """Label of a slice by its folder, as in BMAD: good or ungood; "" in any other layout."""
     return next((folder.lower() for folder in path.parts[-3:-1] if folder.lower() in (GOOD, UNGOOD)), "")
 
 

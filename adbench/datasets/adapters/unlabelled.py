@@ -1,4 +1,4 @@
-"""Scans of your own that a fitted method is to look at: no mask is wanted, and they come onto the grid that it knows."""
+"""Unlabelled scans for ``adbench predict``, brought onto the grid of the fitted method."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from adbench.datasets.preprocessing.base import RawVolume
 from adbench.errors import UserError
 from adbench.params import build
 
-ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # nobody has a role here
+ANY_MASK = {"unmasked": "healthy", "second_scans": "use", "val_share": 0.0}  # there are no roles here
 LEAST_DARK = 0.1  # share of pixels at 0 in slices without a skull: a brain cut out tightly leaves a fifth
 
 
@@ -89,7 +89,7 @@ class _Scans(Dataset):
     unreadable: frozenset[str] = frozenset()
 
     def beside(self, case: Case, modality: str) -> list[str]:
-        """What to say of ``case`` because of the other files that lie there."""
+        """Remarks on ``case`` that follow from other files beside it."""
         return []
 
     def other_sequences(self, modality: str) -> dict[str, list[str]]:
@@ -148,7 +148,7 @@ class UnlabelledVolumes(_Scans, FolderVolumes):
         return {}
 
     def _contradiction(self, scan: Scan) -> str:
-        return ""  # nobody is said to be healthy
+        return ""  # no subject is declared healthy
 
     def left_out(self, scan: Scan) -> str:
         """Nothing is."""
@@ -218,7 +218,7 @@ class UnlabelledSlices(_Scans, Folder):
         return (replace(issue, severity="warning") for issue in super().scales(modality))
 
     def beside(self, case: Case, modality: str) -> list[str]:
-        """That 16-bit images have different scales."""
+        """A remark where 16-bit images have different scales."""
         return [issue.message for issue in self.scales(modality)]
 
     def found(self, modality: str) -> list[Case]:

@@ -113,7 +113,7 @@ class ReadVolumes(VolumeDataset):
             not_counted=self.not_counted(masks[0]) if masks else (),
             skull=self._shows_skull(image.data),
         )
-        for found in nifti_header.findings(image.header):
+        for found in nifti_header.header_issues(image.header):
             if found.severity == "error":
                 raise UserError(f"{files[modality]} {found.text}.")
             if found.severity == "warning" or self.params.registration == "none":  # else its axes are turned

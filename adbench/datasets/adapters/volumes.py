@@ -42,7 +42,7 @@ class IndexedVolumes(ReadVolumes):
         return frozenset(family for family, known in SETS.items() if known.dataset == self.info.name)
 
     def named(self, path: str) -> Named | None:
-        """What a path below the root says about its file; None when it is not of this dataset."""
+        """Parse a path below the root; None when the file is not of this dataset."""
         names = (SETS[family].named(family, path) for family in self.families)
         return next((found for found in names if found), None)
 
@@ -70,7 +70,7 @@ class IndexedVolumes(ReadVolumes):
         return read_participants(self._root())
 
     def row(self, subject: str) -> dict[str, str]:
-        """What the table of people says of ``subject``; empty where it is not in it."""
+        """Row of ``subject`` in the table of participants; empty where there is none."""
         return self.participants.get(folded(subject), {})
 
     def unmasked_by_design(self, scan: Scan) -> bool:
@@ -216,7 +216,7 @@ class IndexedVolumes(ReadVolumes):
     # -- what keeps it from being used -------------------------------------------------------------------------------
 
     def faults(self) -> Iterator[Issue]:
-        """What is wrong with the files as a whole: ``data check`` lists everything, :meth:`discover` refuses the first error."""
+        """Issues of the files as a whole: ``data check`` lists all, :meth:`discover` refuses the first error."""
         for scan, file in self.index.unclear:
             if not self.excluded(scan):
                 message = (
@@ -344,7 +344,7 @@ class IndexedVolumes(ReadVolumes):
         return cases
 
     def exclusions(self, modality: str) -> list[str]:
-        """What lies below the root and is not used, and why."""
+        """Files below the root that are not used, each with the reason."""
         return self.usable(modality)[1]
 
     def usable(self, modality: str) -> tuple[list[Scan], list[str]]:

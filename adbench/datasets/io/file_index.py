@@ -16,7 +16,7 @@ DATASET_JSON = "dataset.json"
 
 @dataclass
 class FoundFiles:
-    """What lies below a root; every list is sorted.
+    """Files found below a root; every list is sorted.
 
     Attributes:
         volumes: path below the root (with ``/``) -> file; a member of a tar has the archive's name as a folder.

@@ -1,4 +1,4 @@
-"""What file names say: which known dataset, which patient and visit, which site, which sequence.
+"""Parse file names: dataset, subject, visit, site and sequence.
 
 Patterns describe the end of a path, so a layout may lie at any depth.
 """
@@ -47,7 +47,7 @@ _EXPORTED = re.compile(rf"^(?P<case>.+)_(?P<what>brain|lesion|{'|'.join(MODALITI
 
 @dataclass(frozen=True)
 class Named:
-    """A file as its name describes it.
+    """A parsed file name.
 
     Attributes:
         family: key of :data:`SETS`.
@@ -69,7 +69,7 @@ class Named:
 
 @dataclass(frozen=True)
 class KnownSet:
-    """How the files of one release are named.
+    """The file names of one published dataset.
 
     Attributes:
         title: for messages.
@@ -95,7 +95,7 @@ class KnownSet:
     case: re.Pattern[str] | None = None
 
     def named(self, family: str, path: str) -> Named | None:
-        """What ``path`` says, or None when it is none of this set's names."""
+        """Parse ``path``; None when it is none of this set's names."""
         for number, (pattern, kind) in enumerate(self.names.items()):
             if match := pattern.search(path):
                 found = {"subject": "", **match.groupdict("")}
@@ -243,7 +243,7 @@ SETS = {
 
 
 def recognise(path: str) -> Named | None:
-    """What the name of a file says, or None when it follows no known release.
+    """Parse a file name by the known releases; None when it follows none of them.
 
     Args:
         path: of the file, with ``/``.
@@ -291,7 +291,7 @@ def image_names(stems: Iterable[str]) -> frozenset[str]:
 
 
 def common_name(stem: str, images: Container[str] = ()) -> Named | None:
-    """What a file name without its ending says, as BIDS or by its last word; None where it says nothing.
+    """Parse a file name without its ending as BIDS, or by its last word; None where neither fits.
 
     ``sub-01_ses-1_ce-gadolinium_T1w``, ``patient07_flair``, ``patient07_lesion_mask``.
 

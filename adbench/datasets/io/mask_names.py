@@ -1,4 +1,4 @@
-"""What the names of masks say: of what a mask is, and which piece of several masks of one scan."""
+"""Parse the file names of masks: the structure, and the part where a scan has several masks."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def checksum(file: File, *, plain: bool = True) -> tuple[int, int] | None:
 
 
 def mask_values(file: File) -> str:
-    """What a volume holds that looks like a mask, in words; "" for any other, and for one of zeros alone.
+    """The values of a volume that looks like a mask, in words; "" for any other, and for one of zeros alone.
 
     That is at most 16 whole numbers; numbered parts, which are at most 256 whole numbers from 0, nearly all of them 0 or most
     of them equal to their neighbour; or probabilities: values from 0 to 1, and at least nine tenths of them 0. An image is

@@ -1,4 +1,4 @@
-"""What a NIfTI header says, and what is to be said about it: whoever reads one (``data check``, preparation, ``predict``, ``eval``) asks here."""
+"""Parse NIfTI headers and list their problems, for ``data check``, preparation, ``predict`` and ``eval`` alike."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _NOT_SCALARS = {
 
 @dataclass(frozen=True)
 class Header:
-    """What a NIfTI header says.
+    """A parsed NIfTI header.
 
     Attributes:
         shape: voxels along each stored axis, trailing axes of length 1 removed.
@@ -90,7 +90,7 @@ class Header:
 
     @property
     def orientation(self) -> str:
-        """Where each stored axis points, e.g. "RAS", "LPS"; the nearest axis when it is oblique."""
+        """Direction of each stored axis, e.g. "RAS", "LPS"; the nearest one when the axis is oblique."""
         from nibabel.orientations import aff2axcodes
 
         return "".join(str(code) for code in aff2axcodes(self.affine))
@@ -264,7 +264,7 @@ def _named_as_one(name: str) -> str:
 
 
 def pair_way_out(name: str) -> str:
-    """What to do about a ``.hdr`` and ``.img`` file."""
+    """Advice for a ``.hdr`` and ``.img`` file."""
     return f"only single files are read; write one with `nib-convert {name} {name.removesuffix('.gz').removesuffix('.hdr')}.nii.gz`"
 
 
@@ -291,8 +291,8 @@ def _displacement(one: np.ndarray, other: np.ndarray, shape: tuple[int, ...]) ->
 
 
 @dataclass(frozen=True)
-class Finding:
-    """Something about a header that its reader should know.
+class HeaderIssue:
+    """A problem of a NIfTI header.
 
     Attributes:
         severity: "error": no head, or none as it lies; "warning": it is read all the same; "info": nothing is wrong.
@@ -305,8 +305,8 @@ class Finding:
     text: str
 
 
-def findings(header: Header) -> Iterator[Finding]:
-    """What is odd about ``header``; what is impossible or ambiguous, :func:`parse` refuses."""
+def header_issues(header: Header) -> Iterator[HeaderIssue]:
+    """Problems of a header that can be read; :func:`parse` refuses the others."""
     mm, least, most = f"{_sizes(header.zooms)} mm", min(header.zooms), max(header.zooms)
     if least < _PLAUSIBLE[0] or most > _PLAUSIBLE[1]:
         hint = ", is that metres? Write it again in mm" if most < _PLAUSIBLE[1] / 1000 else ""
@@ -314,28 +314,28 @@ def findings(header: Header) -> Iterator[Finding]:
         sparse = least >= _PLAUSIBLE[0] and sorted(header.zooms)[1] <= _PLAUSIBLE[1] and not beyond and most <= _SPARSE
         why = "its slices are far apart and show little of a head" if sparse else f"implausible for a head{hint}"
         text = f"has voxels of {mm}: {why}"
-        yield Finding("error" if beyond else "warning", "voxel-size", text)
+        yield HeaderIssue("error" if beyond else "warning", "voxel-size", text)
     if header.codes == (0, 0):
-        yield Finding("warning", "orientation", "has neither sform nor qform: it does not say where left is")
+        yield HeaderIssue("warning", "orientation", "has neither sform nor qform: it does not say where left is")
     for what in header.odd:
-        yield Finding("warning", "header", f"has {what}")
+        yield HeaderIssue("warning", "header", f"has {what}")
     if header.disagreement > _DISAGREEMENT:
         what = f"has an sform and a qform that place a corner {header.disagreement:.1f} mm apart; the sform is used"
-        yield Finding("warning", "affine-conflict", what)
+        yield HeaderIssue("warning", "affine-conflict", what)
     if header.codes[0] and not np.allclose(header.stated, header.zooms, rtol=_SIZES, atol=0):
         what = f"states voxels of {_sizes(header.stated)} mm, and its sform places them {mm} apart; the sform is used"
-        yield Finding("warning", "affine-conflict", what)
+        yield HeaderIssue("warning", "affine-conflict", what)
     axes = _directions(header.affine)
     between = np.degrees(np.arccos(np.clip((axes.T @ axes)[np.triu_indices(3, 1)], -1, 1)))
     if (skew := float(np.abs(between - 90).max())) > _SQUARE:
-        yield Finding(
+        yield HeaderIssue(
             "warning", "header", f"has a sheared affine: two of its axes meet at {90 - skew:.0f} degrees, not 90"
         )
     elif (tilt := tilt_of(header)) > _TILT:
         what = f"has axes that are tilted by {tilt:.0f} degrees against the head's, and so are slices that are cut along them"
-        yield Finding("info", "orientation", what)
+        yield HeaderIssue("info", "orientation", what)
     if header.behind:
-        yield Finding("warning", "header", f"holds {header.behind} bytes behind its voxels, which are not read")
+        yield HeaderIssue("warning", "header", f"holds {header.behind} bytes behind its voxels, which are not read")
 
 
 def tilt_of(header: Header) -> float:

@@ -1,4 +1,4 @@
-"""Tables of people beside the images: participants.tsv of BIDS, the demographics of IXI, and the groups that follow from them."""
+"""Tables of participants (BIDS participants.tsv, demographics of IXI) and the groups of subjects in them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unpacking of archives: every name in one is looked at before anything of it is written."""
+"""Unpack archives, after every name in them was checked."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _BLOCK = 1 << 20
 
 
 class Unpacked(NamedTuple):
-    """What became of an archive.
+    """The result of unpacking one archive.
 
     Attributes:
         files: how many lie there now.
@@ -54,7 +54,7 @@ class Unpacked(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """What an archive holds under one name.
+    """An entry of an archive.
 
     Attributes:
         name: as the archive has it.

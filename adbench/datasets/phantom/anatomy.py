@@ -37,7 +37,7 @@ class MassEffect:
     strength: float
 
     def apply(self, points: np.ndarray) -> np.ndarray:
-        """Where the tissue now at ``points`` was before: (3, P) mm -> (3, P) mm."""
+        """Positions of the tissue now at ``points`` before it was displaced: (3, P) mm -> (3, P) mm."""
         offset = points - np.asarray(self.centre, np.float32)[:, None]
         squared = (offset**2).sum(axis=0)
         return np.asarray(points - offset * np.float32(self.strength) * np.exp(-squared / np.float32(self.radius) ** 2))

@@ -1,4 +1,4 @@
-"""The scan: tissue contrast of a modality, coil bias, Rician noise, and the shared intensity normalisation."""
+"""Simulated acquisition: tissue contrast of a modality, coil bias, Rician noise, and intensity normalisation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The phantom as a dataset: its subjects from seed to scan, who is in which split, which axial slices are kept."""
+"""The phantom dataset: subjects generated from a seed, their splits, and the axial slices that are kept."""
 
 from __future__ import annotations
 

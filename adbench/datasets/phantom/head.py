@@ -1,4 +1,4 @@
-"""Everything around the brain: fluid, skull, scalp, a face and a neck, so that a phantom is a whole head.
+"""The tissues around the brain of a phantom: fluid, skull, scalp, a face and a neck.
 
 The template is skull-stripped; these layers are grown outward from each subject's own brain. They are there to be removed
 again: plausible in order, thickness and brightness, not anatomy.

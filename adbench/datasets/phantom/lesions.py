@@ -26,7 +26,7 @@ REACH = (0.0, 52.0)  # mm above the anterior commissure where large lesions have
 
 @dataclass(frozen=True)
 class Pathology:
-    """What differs from plain tissue at the P voxels of a brain.
+    """Deviations from healthy tissue at the P voxels of a brain.
 
     Attributes:
         water: (P,) float32 in [0, 1], share of the voxel with long T2.
@@ -55,7 +55,7 @@ class Pathology:
 
 @dataclass(frozen=True)
 class Tumour:
-    """Where a tumour grows, needed before the anatomy is built because it moves the tissue.
+    """Position and size of a tumour, needed before the anatomy is built because it displaces tissue.
 
     Attributes:
         centre: template coordinates, mm.
@@ -205,7 +205,7 @@ def draw_multiple_sclerosis(rng: np.random.Generator, anatomy: Anatomy) -> Patho
 
 
 def draw_ageing(rng: np.random.Generator, anatomy: Anatomy) -> Pathology:
-    """What healthy people have: caps and bands at the ventricles, a few spots and wide perivascular spaces. No mask."""
+    """Age-related changes of healthy people: caps and bands at the ventricles, spots, wide perivascular spaces. No mask."""
     maps = template()
     count = anatomy.points.shape[1]
     severity = np.clip(rng.lognormal(-0.55, 0.6), 0.15, 1.6)

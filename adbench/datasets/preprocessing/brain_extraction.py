@@ -1,4 +1,4 @@
-"""Brain masks: what an image that carries its own mask says, and tools that find the brain in a head.
+"""Brain masks: read from the image, or made by brain extraction.
 
 A tool is a function ``find(image, affine, modality) -> mask``: (X, Y, Z) float32 in RAS order with its (4, 4) affine,
 the sequence's name, and back a bool mask of the same shape. A plug-in is such a function behind an entry point of the
@@ -39,7 +39,7 @@ RULES = ("auto", "given", "background", "template")  # names that are no tools
 
 @dataclass(frozen=True)
 class Tool:
-    """A way to find the brain in a head.
+    """A brain extraction tool.
 
     Attributes:
         name: what the user types.
@@ -254,7 +254,7 @@ def _not_stripped(background: np.ndarray, image: np.ndarray, modality: str, wher
 
 
 def background_values(image: np.ndarray) -> tuple[float, ...]:
-    """What lies outside the head in (X, Y, Z) ``image``: the one value of its corners, 3 voxels wide each; else 0.
+    """Values outside the head in (X, Y, Z) ``image``: the one value of its corners, 3 voxels wide each; else 0.
 
     z-scored, clipped and shifted volumes have another one than 0. Where they were padded with 0 afterwards, a second value
     follows, that of most of the other voxels (of a sample of them): no tissue is.
@@ -273,7 +273,7 @@ def background_values(image: np.ndarray) -> tuple[float, ...]:
 
 
 def outside(image: np.ndarray) -> np.ndarray:
-    """Where (X, Y, Z) ``image`` holds exactly one of :func:`background_values`, bool."""
+    """Background mask: bool, where (X, Y, Z) ``image`` holds exactly one of :func:`background_values`."""
     first, *others = background_values(image)
     found = image == first
     for value in others:

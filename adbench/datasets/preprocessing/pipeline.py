@@ -1,4 +1,4 @@
-"""The recipe, step by step: what happens to one volume on its way into the store."""
+"""The preprocessing pipeline: every step from one volume to its prepared slices."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def recipe_steps(params: RecipeParams, *, skull: bool, on_template: bool) -> lis
 
 
 def tool_of(params: RecipeParams, skull: bool) -> str:
-    """What finds the brain of an image that has neither a mask nor a background of 0."""
+    """The brain extraction of an image that has neither a mask nor a background of 0."""
     if params.brain != "auto":
         return params.brain
     return brain_extraction.automatic() if skull else "background"

@@ -147,7 +147,7 @@ class RawVolume:
 
 
 def lesion_of(mask: np.ndarray, labels: tuple[int, ...] | None, not_counted: tuple[int, ...] = ()) -> np.ndarray:
-    """Where ``mask`` holds one of ``labels`` (None: every value but 0) and none of ``not_counted``; bool in its shape."""
+    """Lesion mask: bool, where ``mask`` holds one of ``labels`` (None: every value but 0) and none of ``not_counted``."""
     flat = mask.T  # x fastest in memory
     lesion = flat != 0 if labels is None else np.isin(flat, labels)
     return (lesion & ~np.isin(flat, not_counted) if not_counted else lesion).T

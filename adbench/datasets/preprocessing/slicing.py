@@ -1,4 +1,4 @@
-"""From a registered volume to prepared slices: intensities to [0, 1], planes with brain, a square, one size."""
+"""Cut a registered volume into prepared slices: intensity window, planes with brain, a square, one size."""
 
 from __future__ import annotations
 

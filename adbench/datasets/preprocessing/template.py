@@ -24,7 +24,7 @@ BRAIN_MARGIN = 3.0  # the same for an extracted brain
 
 
 def template_files() -> dict[str, Path]:
-    """Where the installed nilearn keeps the three maps.
+    """Paths of the three maps in the installed nilearn.
 
     Raises:
         UserError: nilearn is missing or does not ship them.

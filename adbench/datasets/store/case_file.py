@@ -1,4 +1,4 @@
-"""One prepared case: how it is prepared, checked, named, written to its file, and found there again.
+"""The file of one prepared case: how it is prepared, checked, named, written and found again.
 
 A case file is named by two hashes, of what is known of its sources without reading them and of their bytes, and lies in a
 folder named by a hash of the recipe. It is written
@@ -46,7 +46,7 @@ Task = Sequence[tuple[str, Case, Path]]  # one case: modality, the case as it is
 
 @dataclass(frozen=True)
 class Prepared:
-    """What became of one case and modality.
+    """The outcome of preparing one case in one modality.
 
     Attributes:
         file: name of the case file.
@@ -100,13 +100,13 @@ def _prepare(dataset: Dataset, modality: str, case: Case, folder: Path, known: d
             known[file] = {"file": str(file), **state_of(file), "sha256": digest_of(file)}
     sources = [known[file] for file in case.files]
     path = folder / f"{start_of_name(case)}{digest([source['sha256'] for source in sources])[:20]}{SUFFIX}"
-    record = read(path)
+    record = read_case(path)
     if record is not None:
         with suppress(OSError):
             os.utime(path)  # it is in use: not to be removed
         return Prepared(modality, case, path.name, 0, record, sources)
     stack = dataset.load(case, modality)
-    check(stack, case)
+    check_stack(stack, case)
     written, record = _write(path, stack)
     return Prepared(modality, case, path.name, written, record, sources)
 
@@ -131,7 +131,7 @@ def _plain(value: Any, used: Sequence[File]) -> Any:
     return value.name if isinstance(value, Path | Member) else str(value)
 
 
-def check(stack: Stack, case: Case) -> None:
+def check_stack(stack: Stack, case: Case) -> None:
     """Compare what a dataset gave with its contract.
 
     Raises:
@@ -192,12 +192,12 @@ def _write(path: Path, stack: Stack) -> tuple[int, dict[str, Any]]:
 
 
 def ending(text: bytes) -> bytes:
-    """What follows the JSON at the end of a case file."""
+    """Bytes that follow the JSON at the end of a case file."""
     return _ENDING.pack(len(text), zlib.crc32(text))
 
 
-def read(path: Path) -> dict[str, Any] | None:
-    """What a case file says of its case; None when it is not there, was cut off, or says something else than was written."""
+def read_case(path: Path) -> dict[str, Any] | None:
+    """Description of a case in its file; None when the file is missing, cut off or damaged."""
     try:
         with open(path, "rb") as file:
             size = file.seek(-_ENDING.size, os.SEEK_END)
@@ -214,13 +214,13 @@ def read(path: Path) -> dict[str, Any] | None:
 
 
 def described(store: SliceStore, index: int) -> dict[str, Any]:
-    """What the file of a case of ``store`` says of it.
+    """Description of a case of ``store`` in its file.
 
     Raises:
         UserError: it is missing, or says something else than was written.
     """
     file = store.files[index]
-    record = read(file)
+    record = read_case(file)
     if record is None:
         raise UserError(
             f"{file}: what it says of case {store.cases[index].id} was changed after preparation. Delete {file}, then "

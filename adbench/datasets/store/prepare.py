@@ -1,4 +1,4 @@
-"""Making slice stores: many cases at a time, interruptible at any moment, always the same bytes.
+"""Prepare slice stores: many cases in parallel, interruptible at any time, always with the same bytes.
 
 Every case goes into a file of its own (:mod:`adbench.datasets.store.case_file`); when all are there, the manifest is
 written, last. What is interrupted goes on with the cases that have no file yet, and another split, another exclusion or a

@@ -256,13 +256,13 @@ def of_case(
 
 
 def to_json(values: np.ndarray, hashes: np.ndarray) -> dict[str, Any]:
-    """What :func:`of_case` gives, as JSON."""
+    """The result of :func:`of_case` as JSON."""
     texts = {"fingerprint": values, "hashes": hashes}
     return {"version": VERSION, **{name: b64encode(part.tobytes()).decode() for name, part in texts.items()}}
 
 
 def from_json(likeness: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-    """What :func:`to_json` was given."""
+    """The inverse of :func:`to_json`."""
     return (
         np.frombuffer(b64decode(likeness["fingerprint"]), np.float16),
         np.frombuffer(b64decode(likeness["hashes"]), np.uint64),

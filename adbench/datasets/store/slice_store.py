@@ -134,7 +134,7 @@ class SliceStore(PixelStore):
         raise unknown(f"case of {self.manifest['dataset']} {self.modality}", case_id, (case.id for case in self.cases))
 
     def geometry(self, case_id: str) -> Geometry:
-        """Where the slices of ``case_id`` lie in its original volume.
+        """Voxel grid of the slices of ``case_id`` in its original volume.
 
         Raises:
             UserError: no such case, or its slices never were part of a volume.
@@ -193,5 +193,5 @@ class SliceStore(PixelStore):
 
 
 def case_folder(store: Path, manifest: dict[str, Any]) -> Path:
-    """Where the case files of a store lie."""
+    """Folder of the case files of a store."""
     return store.parent.parent / CASES / str(manifest["case_folder"])

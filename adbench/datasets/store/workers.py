@@ -1,4 +1,4 @@
-"""Preparing many cases at a time: how many processes there is room for, and the pools that run them.
+"""Worker processes of preparation: how many cores and memory allow, and their pools.
 
 A task is one case with all its wanted modalities, so that a worker decodes its mask once. A worker writes case files and
 reports what it wrote: the process that waits for it holds no pixels.

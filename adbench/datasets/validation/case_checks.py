@@ -29,7 +29,7 @@ _TEMPLATE_MARGIN = 5.0  # mm around the template's brain that still counts as br
 
 @dataclass(frozen=True)
 class Use:
-    """How a case would be prepared.
+    """How a case would be used in preparation.
 
     Attributes:
         votes: share of several lesion masks of which more must mark a voxel.
@@ -44,7 +44,7 @@ class Use:
 
 @dataclass
 class CheckedCase:
-    """What was found in one case.
+    """Results of the checks of one case.
 
     Attributes:
         issues: of its files.
@@ -128,7 +128,7 @@ def _header(case: str, mask: bool, file: File, header: Header, expected: Expecte
     if header.codes != (0, 0) and expected.orientation and header.orientation != expected.orientation:
         what = f"is stored as {header.orientation}, the distribution as {expected.orientation}; the affine is trusted"
         yield warning("orientation", what)
-    for found in nifti_header.findings(header):
+    for found in nifti_header.header_issues(header):
         yield Issue(found.severity, found.code, case, str(file), f"{file} {found.text}")
     if mask and header.dtype.kind == "f":
         yield warning("dtype", f"stores labels as {header.dtype}")
@@ -173,8 +173,8 @@ def _voxels(
         except FileError as error:
             yield Issue("error", error.code, scan.id, str(file), str(error))
             continue
-        said = set(nifti_header.findings(replace(volume.header, behind=0)))
-        for odd in nifti_header.findings(volume.header):
+        said = set(nifti_header.header_issues(replace(volume.header, behind=0)))
+        for odd in nifti_header.header_issues(volume.header):
             if odd not in said:  # from the header alone
                 yield Issue(odd.severity, odd.code, scan.id, str(file), f"{file} {odd.text}")
         if kind == LESION:

@@ -43,13 +43,13 @@ REPORT_VERSION = 1
 
 @dataclass
 class CheckReport:
-    """What a check found.
+    """The report of ``adbench data check``.
 
     Attributes:
         cases: subjects and sessions that are not excluded.
         excluded: those that are.
         files: that were opened.
-        findings: the issues, errors first, then by case.
+        issues: errors first, then by case.
     """
 
     dataset: str
@@ -58,12 +58,12 @@ class CheckReport:
     cases: int = 0
     files: int = 0
     excluded: int = 0
-    findings: list[Issue] = field(default_factory=list)
+    issues: list[Issue] = field(default_factory=list)
 
     @property
     def counts(self) -> dict[Severity, int]:
         """Issues of each severity."""
-        found = Counter(issue.severity for issue in self.findings)
+        found = Counter(issue.severity for issue in self.issues)
         return {severity: found[severity] for severity in SEVERITIES}
 
     @property
@@ -73,8 +73,9 @@ class CheckReport:
         return 2 if counts["error"] else 1 if counts["warning"] else 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"report_version": REPORT_VERSION, "counts": self.counts, **asdict(self)}
+        """Plain JSON values; the key of the issues is ``findings``."""
+        named = asdict(self)
+        return {"report_version": REPORT_VERSION, "counts": self.counts, "findings": named.pop("issues"), **named}
 
 
 def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: Progress | None = None) -> CheckReport:
@@ -95,9 +96,9 @@ def check(dataset: Dataset, *, deep: bool = False, workers: int = 1, progress: P
         _check_volumes(dataset, report, workers, progress)
     else:
         _check_stacks(dataset, report, progress)
-    copies = {issue.file for issue in report.findings if issue.code.startswith("duplicate-")}
-    report.findings = [f for f in report.findings if f.code != "look-alike" or f.file not in copies]
-    report.findings.sort(key=lambda f: (SEVERITIES.index(f.severity), f.case, f.file, f.code, f.message))
+    copies = {issue.file for issue in report.issues if issue.code.startswith("duplicate-")}
+    report.issues = [f for f in report.issues if f.code != "look-alike" or f.file not in copies]
+    report.issues.sort(key=lambda f: (SEVERITIES.index(f.severity), f.case, f.file, f.code, f.message))
     return report
 
 
@@ -106,18 +107,18 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
     report.cases, report.excluded = len(scans), len(dataset.index.scans) - len(scans)
     left_out = [scan for scan in dataset.index.scans if dataset.excluded(scan)]
     what = "is left out: it is in dataset.exclude"
-    report.findings += [issues.info("left-out", scan.first, f"{scan.id} {what}", scan.id) for scan in left_out]
-    report.findings += _unused_files(dataset, {file for scan in left_out for file in scan.files.values()})
+    report.issues += [issues.info("left-out", scan.first, f"{scan.id} {what}", scan.id) for scan in left_out]
+    report.issues += _unused_files(dataset, {file for scan in left_out for file in scan.files.values()})
     faults = list(dataset.faults())
-    report.findings += faults
+    report.issues += faults
     if isinstance(dataset, FolderVolumes) and not any(fault.severity == "error" for fault in faults):
         for modality in dataset.available():
             usable = dataset.usable(modality)[0]
-            report.findings += _empty_roles(dataset, modality, {dataset.roles[scan.subject] for scan in usable})
+            report.issues += _empty_roles(dataset, modality, {dataset.roles[scan.subject] for scan in usable})
     available, expected = dataset.available(), dataset.expected
     wrong = {fault.case for fault in faults if fault.severity == "error"}
-    report.findings += itertools.chain.from_iterable(_completeness(dataset, scan, available, wrong) for scan in scans)
-    report.findings += _repeated_subjects(scans)
+    report.issues += itertools.chain.from_iterable(_completeness(dataset, scan, available, wrong) for scan in scans)
+    report.issues += _repeated_subjects(scans)
     companions: dict[str, str] = {}
     if report.deep:
         by_tool = dataset.params.brain not in ("auto", "background")
@@ -133,37 +134,37 @@ def _check_volumes(dataset: IndexedVolumes, report: CheckReport, workers: int, p
             cases.append(case)
             progress.update(phase, len(cases), len(scans))
     report.files = sum(len(case.scan.files) for case in cases)
-    report.findings += itertools.chain.from_iterable(case.issues for case in cases)
+    report.issues += itertools.chain.from_iterable(case.issues for case in cases)
     asked = getattr(dataset.params, "lesion_labels", ())
     if any(fault.code == "known-layout" and fault.severity == "warning" for fault in faults) and report.deep:
         held = ", ".join(map(str, sorted({label for case in cases for labels in case.labels for label in labels})))
         what = f"The lesion masks in {dataset.root} hold the labels {held or '(none)'}"
-        report.findings.append(issues.info("label", dataset.root, what))
+        report.issues.append(issues.info("label", dataset.root, what))
     if what := not_there(asked, itertools.chain.from_iterable(case.labels for case in cases), dataset.root):
-        report.findings.append(issues.error("label", dataset.root, what))
-    report.findings += _equal_volumes(cases)
+        report.issues.append(issues.error("label", dataset.root, what))
+    report.issues += _equal_volumes(cases)
     images = [
         _Image(c.scan.subject, str(c.scan.files[name]), name, *found) for c in cases for name, found in c.prints.items()
     ]
-    copies = {issue.file for issue in report.findings if issue.code == "duplicate-subject"}
-    report.findings += _look_alikes(sorted(images, key=lambda image: image.file), copies)
+    copies = {issue.file for issue in report.issues if issue.code == "duplicate-subject"}
+    report.issues += _look_alikes(sorted(images, key=lambda image: image.file), copies)
 
 
 def _check_stacks(dataset: Dataset, report: CheckReport, progress: Progress) -> None:
     """Any other dataset: its own complaints, and with ``deep`` (or where that is quick) those of reading every case."""
     faults = list(dataset.faults())
-    report.findings += faults
+    report.issues += faults
     loads: list[tuple[Case, str]] = []
     for modality in _there(dataset, faults):
         cases = dataset.found(modality)
-        report.findings += dataset.scales(modality)
+        report.issues += dataset.scales(modality)
         report.cases = max(report.cases, len(cases))
         report.files += sum(len(case.files) for case in cases)
-        report.findings += [issues.info("left-out", "", f"{modality}: {why}") for why in dataset.exclusions(modality)]
+        report.issues += [issues.info("left-out", "", f"{modality}: {why}") for why in dataset.exclusions(modality)]
         if isinstance(dataset, Folder):
             report.excluded = len(dataset.excluded_cases)
-            report.findings += dataset.sizes(modality)
-            report.findings += _empty_roles(dataset, modality, {case.split for case in cases})
+            report.issues += dataset.sizes(modality)
+            report.issues += _empty_roles(dataset, modality, {case.split for case in cases})
         if report.deep or dataset.quick:
             loads += [(case, modality) for case in cases]
     images: list[_Image] = []
@@ -171,13 +172,13 @@ def _check_stacks(dataset: Dataset, report: CheckReport, progress: Progress) -> 
         stack, found = dataset.examine(case, modality)
         for issue in found:
             where = "" if issue.severity == "error" else f"{issue.file or f'{case.id} {modality}'}: "
-            report.findings.append(replace(issue, message=f"{where}{issue.message}"))
+            report.issues.append(replace(issue, message=f"{where}{issue.message}"))
         if stack is not None and len(stack.slices):
             coarse = similarity.fingerprint(stack.image, stack.brain, stack.slices)
             hashes = similarity.slice_hashes(stack.image.astype(np.float16))  # as a store keeps them
             images.append(_Image(case.subject, str(case.files[0] if case.files else case.id), modality, coarse, hashes))
         progress.update(f"check slices of {dataset.info.name}", done, len(loads))
-    report.findings += _look_alikes(images)
+    report.issues += _look_alikes(images)
 
 
 def _there(dataset: Dataset, faults: Sequence[Issue]) -> tuple[str, ...]:
@@ -337,11 +338,11 @@ def check_stores(dataset: Dataset, cache: Path, report: CheckReport, progress: P
         try:
             _, folder = store_folder(dataset, modality, cache)
         except IncompleteStore as error:
-            report.findings.append(issues.info("no-store", cache, f"{modality}: {error}"))
+            report.issues.append(issues.info("no-store", cache, f"{modality}: {error}"))
             continue
         if not folder.exists():
             what = f"{modality} is not prepared with these parameters: there is no {folder}"
-            report.findings.append(issues.info("no-store", folder, what))
+            report.issues.append(issues.info("no-store", folder, what))
             continue
         try:
             store = SliceStore.open(folder)
@@ -349,12 +350,12 @@ def check_stores(dataset: Dataset, cache: Path, report: CheckReport, progress: P
                 try:
                     described(store, index)
                 except UserError as error:
-                    report.findings.append(issues.error("damaged-store", folder, str(error), case.id))
+                    report.issues.append(issues.error("damaged-store", folder, str(error), case.id))
             stacks = 3 * len(store.cases)
             for done, (case_id, fault) in enumerate(store.faults(), 1):
                 if fault:
-                    report.findings.append(issues.error("damaged-store", folder, fault, case_id))
+                    report.issues.append(issues.error("damaged-store", folder, fault, case_id))
                 progress.update(f"check the store of {modality}", done, stacks)
         except UserError as error:
-            report.findings.append(issues.error("damaged-store", folder, str(error)))
-    report.findings.sort(key=lambda finding: SEVERITIES.index(finding.severity))
+            report.issues.append(issues.error("damaged-store", folder, str(error)))
+    report.issues.sort(key=lambda issue: SEVERITIES.index(issue.severity))

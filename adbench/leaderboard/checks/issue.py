@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adbench.results.explain import ABSENT, apart
+from adbench.results.explain import ABSENT, differing_fields
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class RecordIssue:
 
 def differences(field: str, stored: Any, expected: Any, why: str = "") -> Iterator[RecordIssue]:
     """An issue for each part in which a value of the file differs, by more than rounding, from what it must be."""
-    for name, one, other in apart(stored, expected, field, close=True):
+    for name, one, other in differing_fields(stored, expected, field, close=True):
         yield RecordIssue(name, one, other, why)
 
 

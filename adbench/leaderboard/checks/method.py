@@ -126,7 +126,7 @@ def _other_code(record: Record, members: Sequence[tuple[str, str]], version: str
     found = [source for source in own if source != method.source]
     if members and method.source in own:
         if len(members) < len(record.identity["members"]):
-            return []  # nobody knows the source that a plug-in had there
+            return []  # the source that a plug-in had there is not known
         others = {name: _last(name, version) for name, source in members if source not in sources(name, version)}
         found += [digest(others)] if others else []
     return found or [""]

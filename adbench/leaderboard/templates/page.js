@@ -17,7 +17,7 @@
   };
 
   // The file holds what a reader without scripts needs, and the rest as numbers and texts: links, bars, plots and the tables
-  // by modality and stratum are made of them here. Texts are of strangers: they become text, never markup.
+  // by modality and stratum are made of them here. Texts are untrusted: they become text, never markup.
   const known = JSON.parse($("data").textContent), told = index => known.texts[index];
   const own = new Map([...document.querySelectorAll(".entry")].map((row, place) => [row, known.entries[place]]));
   const entries = [...own.keys()];
@@ -79,7 +79,7 @@
     marks.set(row, made);
     return made;
   };
-  // What is folded away is made when the page has nothing else to do, or when somebody opens or filters it.
+  // What is folded away is made when the page has nothing else to do, or when it is opened or filtered.
   const later = [];
   const finish = () => { while (later.length) later.shift()(); };
   const idle = window.requestIdleCallback ?? setTimeout;
