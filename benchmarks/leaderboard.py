@@ -20,7 +20,7 @@ from pathlib import Path
 
 from adbench import api
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import RUN_FIELDS, check
+from adbench.leaderboard.checks.all import RUN_FIELDS, check
 from adbench.leaderboard.submission import Submission, pack
 from adbench.results.record import Record
 from adbench.utils.hashing import digest

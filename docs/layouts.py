@@ -20,7 +20,6 @@ from pathlib import Path
 import torch  # noqa: F401 - once, not in every command
 
 from adbench import cli
-from adbench.datasets.phantom import small_layouts
 from adbench.datasets.phantom.layout_table import LAYOUTS
 from adbench.datasets.phantom.small_layouts import write_small
 
@@ -44,7 +43,7 @@ def tried(layout: str, name: str, options: str, place: Path) -> list[str]:
     for option in [*options.split(), *small, "size=64"]:
         common += ["--set", f"dataset.{option}"]
     if name == "atlas":  # has no healthy subject: IXI trains
-        small_layouts.ixi(place / "IXI", first=100)
+        write_small("ixi", place / "IXI", first=100)
         training = ["--train-root", str(place / "IXI")]
         for option in [*LAYOUTS["ixi"].options.split(), "size=64"]:
             training += ["--set", f"train.{option}"]

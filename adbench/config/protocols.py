@@ -7,8 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
-
+from adbench.config.yaml_text import read_own
 from adbench.errors import UserError, unknown
 from adbench.utils.hashing import canonical_json
 
@@ -128,8 +127,7 @@ def _everywhere(base: Protocol) -> Protocol:
     )
 
 
-_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fifteen times as fast as the other, and not everywhere
-_DATA: dict[str, Any] = yaml.load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"), _LOADER)
+_DATA = read_own(Path(__file__).with_suffix(".yaml"))
 _BASES, _COMPARED, _PAPERS = ([_made(entry) for entry in _DATA[part]] for part in ("bases", "compared", "papers"))
 PROTOCOLS: dict[str, Protocol] = {
     p.name: p
@@ -155,6 +153,13 @@ def get(name: str) -> Protocol:
     if name not in PROTOCOLS:
         raise unknown("protocol", name, PROTOCOLS)
     return PROTOCOLS[name]
+
+
+def of_result(name: object) -> Protocol | None:
+    """The protocol of a published result; None when this adbench has none of that name."""
+    if name == MAPS.name:
+        return MAPS
+    return PROTOCOLS.get(name) if isinstance(name, str) else None
 
 
 def choose(name: str | None, dataset: str, own: str, train_on: str | None) -> Protocol:

@@ -54,6 +54,13 @@ for _tag, (_pattern, _first) in _PATTERNS.items():
     _Values.add_implicit_resolver(_tag, re.compile(_pattern), list(_first))
 
 
+def read_own(path: Path) -> dict[str, Any]:
+    """The content of a YAML file that is part of adbench."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # fifteen times as fast as the other, and not everywhere
+    found: dict[str, Any] = yaml.load(path.read_text(encoding="utf-8"), loader)
+    return found
+
+
 def read_yaml(path: Path, what: str) -> Any:
     """The content of a YAML file, of plain types; an error begins with ``what`` it is.
 

@@ -13,8 +13,8 @@ import numpy as np
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE
 from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import FileError
-from adbench.datasets.io.filename_patterns import subject_of
 from adbench.datasets.io.nifti_header import Header
+from adbench.datasets.io.patient_names import subject_of
 from adbench.datasets.io.png import read_shape, read_stored
 from adbench.errors import UserError
 from adbench.metrics.counting import as_bool
@@ -42,7 +42,7 @@ class External:
 
     Attributes:
         volume: its id.
-        subject: the part of the id that names the subject, see :func:`adbench.datasets.io.filename_patterns.subject_of`.
+        subject: the part of the id that names the subject, see :func:`adbench.datasets.io.patient_names.subject_of`.
         maps: (S, H, W) in the type of the file, scaled by its header; for NIfTI the last axis of the file comes first.
         lesion: (S, H, W) bool, wherever the mask says so.
         brain: (S, H, W) bool; all True when no brain masks were given.

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 
 from adbench.errors import UserError
-from adbench.leaderboard.checks import NUMBERS
+from adbench.leaderboard.checks.numbers import NUMBERS
 from adbench.leaderboard.export import rank_text
 from adbench.leaderboard.ranking import boards, cohort, read_all
 from adbench.leaderboard.submission import published_files, read_or_pack, read_submission

@@ -7,7 +7,7 @@ said: such a row has the preset ``maps``, no parameters and no costs, and names 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from adbench.config import registry
 from adbench.config.attribution import is_seen
 from adbench.config.protocols import MAPS
 from adbench.errors import UserError
-from adbench.leaderboard.consistency import BRACKETS, Issue, differences, skeleton
 from adbench.leaderboard.submission import (
     FROM_MAPS,
     SPATIAL,
@@ -24,7 +23,6 @@ from adbench.leaderboard.submission import (
     WITHOUT,
     Submission,
     Submitted,
-    own_digest,
     ranking_left_out,
     read_or_pack,
     sealed,
@@ -34,6 +32,7 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.metrics.spec import RANKED_BY, SPECS
 from adbench.metrics.thresholds import ThresholdCounts
+from adbench.results.names import BRACKETS, skeleton
 from adbench.results.record import DataPart, MethodPart, Record, metric_part
 from adbench.results.rundir import HISTOGRAMS, SPLITS, VAL_HISTOGRAMS
 from adbench.runner.keys import METRICS_VERSION
@@ -122,7 +121,7 @@ def pack_maps(
     owners = SpatialAccumulator.from_json(folder / SPATIAL).subject_of
     splits = {"train": [], "val": [], "threshold": [] if val is None else val.subjects}
     splits["test"] = sorted(set(owners.values()))
-    train = _unseen(tested, _known("datasets", trained_on) or NOT_SAID)
+    train = unseen(tested, _known("datasets", trained_on) or NOT_SAID)
     optional = [name for name in about["metrics"] if name not in SPECS or SPECS[name].group == "optional"]
     numbers = {
         name: about[name] for name in ("metrics", "strata", "prevalence", "brackets", "thresholds", "subjects", "notes")
@@ -165,7 +164,7 @@ def pack_maps(
     return sealed(folder, content, splits, (test, kept), spatial, left_out, submitted)
 
 
-def _unseen(tested: DataPart, name: str) -> DataPart:
+def unseen(tested: DataPart, name: str) -> DataPart:
     """The training data ``name``, of which nothing is known here."""
     return DataPart(name=name, modality=tested.modality, digest="", subjects=0, slices=0, grid=tested.grid)
 
@@ -258,54 +257,3 @@ def _joined(
 
 def _voxels(counts: ThresholdCounts | None) -> dict[str, tuple[int, int]]:
     return {} if counts is None else {name: (one.n_positive, one.n_negative) for name, one in counts.items()}
-
-
-def check_submitted(submission: Submission) -> Iterator[Issue]:
-    """Who submits it is said in printable text."""
-    if (who := submission.content.submitted) is None:
-        return
-    for name, text in who.model_dump().items():
-        if (text or name == "submitter") and not is_seen(text):
-            yield Issue(f"submitted.{name}", text, why="it is one line of printable characters")
-
-
-def check_from_maps(submission: Submission) -> Iterator[Issue]:
-    """A result that was scored from maps says who submits it and where its method is, and claims nothing that a run shows."""
-    record, who, raw = submission.record, submission.content.submitted, submission.raw
-    yield from differences("digest", raw["digest"], own_digest(raw))
-    if who is None or not (who.code or who.paper):
-        yield Issue("submitted", why="a row that was scored from maps names its submitter, licence, and code or paper")
-        return
-    expected = identity(record, who)
-    yield from differences("identity", record.identity, expected, "the rest of the record says so")
-    for key in ("run_key", "fit_key"):
-        yield from differences(key, getattr(record, key), digest(expected))
-    if record.method.name in registry.BUILTIN["methods"]:  # one that reads like it is found with the other names
-        why = f"{record.method.name} is the name of a method of adbench"
-        yield Issue("method.name", record.method.name, why=why)
-    claims = {
-        "method.version": (record.method.version, NOT_SAID),
-        "method.source": (record.method.source, ""),
-        "method.preset": (record.method.preset, PRESET),
-        "method.params": (record.method.params, {}),
-        "method.parameters": (record.method.parameters, 0),
-        "method.conformance": (record.method.conformance, ""),
-        "train": (record.train.model_dump(), _unseen(record.test, record.train.name).model_dump()),
-        "val": (record.val, None),
-        "fit": (record.fit, {}),
-        "timing": (record.timing, {"fit": 0.0, "score_per_slice": 0.0}),
-        "memory": (record.memory, {}),
-        "weights": (record.weights, None),
-        "tuned_from": (record.tuned_from, None),
-        "files": (sorted(record.files), sorted((SPLITS, SPATIAL))),
-        "provenance": (sorted(record.provenance), ["adbench"]),
-    }
-    if record.protocol.get("name") == MAPS.name:
-        slices = sum(len(row.slice_lesion) for row in submission.spatial.rows)
-        claims |= {"test.slices": (record.test.slices, slices), "test.mm": (record.test.mm, None)}
-        claims |= {"test.params": (record.test.params, {}), "threshold.name": (record.threshold.name, record.test.name)}
-    for field, (stored, known_here) in claims.items():
-        if stored != known_here:
-            yield Issue(field, stored, known_here, "no method was run: nothing is known about it")
-    if record.seed < 0:
-        yield Issue("seed", record.seed, why="a seed is 0 or more")

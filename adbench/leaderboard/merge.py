@@ -10,8 +10,9 @@ from typing import Any
 
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.leaderboard.checks import NUMBERS, check, numbers_without
-from adbench.leaderboard.consistency import Issue, differences
+from adbench.leaderboard.checks.all import check
+from adbench.leaderboard.checks.issue import RecordIssue, differences
+from adbench.leaderboard.checks.numbers import NUMBERS, numbers_without
 from adbench.leaderboard.submission import Submission, Submitted, file_name, pack, parse, read_submission
 from adbench.leaderboard.verify import SharedFields, check_all, contradictions, shared_fields, targets
 from adbench.results.record import Record
@@ -188,7 +189,7 @@ def _has_more_metrics(new: Record, old: Record, path: Path, other: Path) -> bool
     return bool(mine)
 
 
-def _refuse(issues: Sequence[Issue], count: int, shown: int = 5) -> None:
+def _refuse(issues: Sequence[RecordIssue], count: int, shown: int = 5) -> None:
     """Raise an error that names the first issues, if there are any in ``count`` results."""
     if not issues:
         return

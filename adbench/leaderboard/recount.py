@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 from adbench.errors import UserError
-from adbench.leaderboard.checks import NUMBERS, check_keys, check_numbers, recomputed
+from adbench.leaderboard.checks.all import check_keys
+from adbench.leaderboard.checks.numbers import NUMBERS, check_numbers, recomputed
 from adbench.leaderboard.submission import file_name, own_digest, parse, read_submission
 from adbench.runner.keys import METRICS_VERSION
 from adbench.utils.files import write_text

@@ -16,13 +16,15 @@ from typing import Any, NamedTuple
 from adbench.config.protocols import MAPS
 from adbench.context import Progress
 from adbench.errors import UserError
-from adbench.leaderboard.checks import check, numbers_without
-from adbench.leaderboard.consistency import Issue, skeleton, steps
-from adbench.leaderboard.method_checks import not_checked
+from adbench.leaderboard.checks.all import check
+from adbench.leaderboard.checks.issue import RecordIssue
+from adbench.leaderboard.checks.method import not_checked
+from adbench.leaderboard.checks.numbers import numbers_without
 from adbench.leaderboard.submission import FROM_MAPS, JSON_TABLE, Submission, file_name, published_files, read_or_pack
 from adbench.metrics.spec import SPECS
 from adbench.results.known import known, slices
-from adbench.results.record import RECORD, DataPart, Record
+from adbench.results.names import skeleton
+from adbench.results.record import RECORD, DataPart, Record, optimiser_steps
 from adbench.results.rundir import OWN_JSON, safe
 from adbench.utils import guarded
 from adbench.utils.hashing import digest
@@ -77,7 +79,7 @@ class CheckResult:
     """
 
     path: Path
-    issues: list[Issue]
+    issues: list[RecordIssue]
     shared: SharedFields | None = None
     name: str = ""
     text: str = ""
@@ -89,7 +91,7 @@ def verify(
     progress: Progress | None = None,
     unseen: Counter[str] | None = None,
     passed_over: list[Path] | None = None,
-) -> tuple[int, list[Issue]]:
+) -> tuple[int, list[RecordIssue]]:
     """Verify submissions, whole leaderboards, or runs.
 
     Args:
@@ -172,7 +174,7 @@ def check_all(paths: Sequence[Path], progress: Progress | None = None, *, texts:
     for done, outcome in enumerate(outcomes, 1):
         (progress or Progress()).update("verify", done, len(paths))
         path = outcome.item
-        yield outcome.result or CheckResult(path, [Issue("file", why=outcome.why, file=str(path))])
+        yield outcome.result or CheckResult(path, [RecordIssue("file", why=outcome.why, file=str(path))])
 
 
 def _check_without_text(path: Path) -> CheckResult:
@@ -184,7 +186,7 @@ def check_one(path: Path) -> CheckResult:
     try:
         submission = read_or_pack(path)
     except UserError as error:
-        return CheckResult(path, [Issue("file", why=str(error), file=str(path))])
+        return CheckResult(path, [RecordIssue("file", why=str(error), file=str(path))])
     issues = check(submission)
     if path.is_file():
         issues += check_place(path, submission.record)
@@ -205,16 +207,16 @@ def _unseen(test: DataPart) -> str:
     return f"on {test.name} {test.modality}: {held}"
 
 
-def check_place(path: Path, record: Record) -> list[Issue]:
+def check_place(path: Path, record: Record) -> list[RecordIssue]:
     """A file in a leaderboard must have the name and the folder that its record says."""
     if path.parent.name != "records":
         return []
     name, folder, found = file_name(record), safe(str(record.protocol.get("name"))), path.absolute().parent.parent.name
     issues = []
     if path.name != name:
-        issues.append(Issue("file", path.name, name, "the name that its record gives", str(path)))
+        issues.append(RecordIssue("file", path.name, name, "the name that its record gives", str(path)))
     if found != folder:
-        issues.append(Issue("protocol.name", found, folder, "its folder", str(path)))
+        issues.append(RecordIssue("protocol.name", found, folder, "its folder", str(path)))
     return issues
 
 
@@ -269,7 +271,7 @@ def shared_fields(submission: Submission, *, counts: bool = True) -> SharedField
         str(submission.path),
         record.run_key,
         fields,
-        (trained, record.seed) if steps(record) > 0 or from_maps else None,
+        (trained, record.seed) if optimiser_steps(record) > 0 or from_maps else None,
         _scores(record),
         (
             digest([record.protocol, test.name, test.modality, test.params, test.digest * only_digest]),
@@ -311,24 +313,24 @@ def _scores(record: Record) -> dict[tuple[str, str], str]:
     }
 
 
-def contradictions(results: Sequence[SharedFields]) -> list[Issue]:
-    """Contradictions between the results of a leaderboard."""
+def contradictions(results: Sequence[SharedFields]) -> list[RecordIssue]:
+    """Where the results of a leaderboard contradict each other."""
     return [*_differing(results), *_copies(results), *_dropped(results)]
 
 
-def _differing(results: Sequence[SharedFields]) -> Iterator[Issue]:
+def _differing(results: Sequence[SharedFields]) -> Iterator[RecordIssue]:
     first: dict[tuple[str, Any], tuple[SharedField, SharedFields]] = {}
     for result in results:
         for shared in result.fields:
             other, whose = first.setdefault((shared.field, shared.key), (shared, result))
             if other.value != shared.value:
                 why = shared.why.format(other=other.value, file=whose.file)
-                yield Issue(shared.field, shared.stored, why=why, file=result.file)
+                yield RecordIssue(shared.field, shared.stored, why=why, file=result.file)
             elif shared.field == "run_key" and whose is not result:
-                yield Issue("run_key", why=f"the same run is also in {whose.file}", file=result.file)
+                yield RecordIssue("run_key", why=f"the same run is also in {whose.file}", file=result.file)
 
 
-def _copies(results: Sequence[SharedFields]) -> Iterator[Issue]:
+def _copies(results: Sequence[SharedFields]) -> Iterator[RecordIssue]:
     """Trainings under other seeds or another method's name, and maps of others, whose scores are those of another result."""
     owners: dict[tuple[str, str, str], list[SharedFields]] = defaultdict(list)
     for result in sorted(results, key=lambda result: result.from_maps):
@@ -344,7 +346,7 @@ def _copies(results: Sequence[SharedFields]) -> Iterator[Issue]:
                 yield _copy(result, next(other for other in results if other.file == file), count)
 
 
-def _copy(result: SharedFields, other: SharedFields, count: int) -> Issue:
+def _copy(result: SharedFields, other: SharedFields, count: int) -> RecordIssue:
     """``count`` subjects of ``result`` have the scores that they have in ``other``."""
     assert result.training is not None
     method, seed = result.training
@@ -355,11 +357,13 @@ def _copy(result: SharedFields, other: SharedFields, count: int) -> Issue:
         f"under two {'seeds' if two_seeds else 'names'}"
     )
     if two_seeds:
-        return Issue("seed", seed, why=f"{why}, and a training without chance needs no second one", file=result.file)
-    return Issue("method.name", method, why=why, file=result.file)
+        return RecordIssue(
+            "seed", seed, why=f"{why}, and a training without chance needs no second one", file=result.file
+        )
+    return RecordIssue("method.name", method, why=why, file=result.file)
 
 
-def _dropped(results: Sequence[SharedFields]) -> Iterator[Issue]:
+def _dropped(results: Sequence[SharedFields]) -> Iterator[RecordIssue]:
     """Results without some of the test subjects that the same protocol has in another result on the same data."""
     largest: dict[str, SharedFields] = {}
     for result in results:
@@ -371,4 +375,4 @@ def _dropped(results: Sequence[SharedFields]) -> Iterator[Issue]:
         missing = sorted(whole.cohort[1] - result.cohort[1])
         if missing:
             why = f"{len(missing)} test subjects of {whole.file} are missing, e.g. {missing[0]}"
-            yield Issue("splits.test", why=why, file=result.file)
+            yield RecordIssue("splits.test", why=why, file=result.file)

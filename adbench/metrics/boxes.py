@@ -38,7 +38,7 @@ class BoxF1(Metric):
 
 
 class BoxF1Alarms(BoxF1):
-    """The same at the threshold that 1 % of the voxels of healthy validation subjects reach."""
+    """F1 of boxes around map regions against the annotated boxes, at the threshold of 1 % of healthy validation voxels."""
 
     name, rule = "box_f1@fpr1", "fpr1"
 

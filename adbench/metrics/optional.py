@@ -34,7 +34,7 @@ class FalseAlarms1(Metric):
 
 
 class FalseAlarms5(FalseAlarms1):
-    """The same at the threshold that 5 % of the voxels of healthy validation subjects exceed."""
+    """Mean share of the lesion-free voxels of a test subject at or above the threshold of 5 % of healthy validation voxels."""
 
     name = "alarms@fpr5"
     rule = "fpr5"
@@ -88,7 +88,7 @@ class SliceAlarms05(Metric):
 
 
 class SliceAlarms10(SliceAlarms05):
-    """The same where 10 % of the lesion-free validation slices may have one."""
+    """Share of lesion-free test slices with a positive voxel where 10 % of those of the validation may have one."""
 
     name, rule = "fa_slice@slice10", "slice10"
 
@@ -101,7 +101,7 @@ class PooledDice05(PooledDice):
 
 
 class PooledDice10(PooledDice05):
-    """The same where 10 % may have one."""
+    """:class:`PooledDice` where 10 % of the lesion-free validation slices may have a positive voxel."""
 
     name, rule = "dice_pooled@slice10", "slice10"
 
@@ -114,7 +114,7 @@ class SliceDice05(SliceDice):
 
 
 class SliceDice10(SliceDice05):
-    """The same where 10 % may have one."""
+    """:class:`SliceDice` where 10 % of the lesion-free validation slices may have a positive voxel."""
 
     name, rule = "dice_slice@slice10", "slice10"
 

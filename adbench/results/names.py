@@ -19,6 +19,11 @@ NAMED_PARAMETERS = {
     "reflect": ("texture", "{}"),
     "thor": ("perceptual", "perceptual={}"),
 }
+BRACKETS = {
+    "[",
+    "]",
+}  # of a row: they hold what adbench says of it, as the preset, weights, or that it was scored from maps
+_LETTERS = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "-": "", "_": "", ".": "", " ": ""})
 
 
 @dataclass(frozen=True)
@@ -174,3 +179,8 @@ def _of_data(record: Record) -> dict[str, Any]:
     """The parameters of what it learned from, and of what it was tested on where that is another dataset."""
     test = {} if record.test.name == record.train.name else {f"test.{n}": v for n, v in record.test.params.items()}
     return {**record.train.params, **test}
+
+
+def skeleton(name: str) -> str:
+    """``name`` with letters that look alike made equal: ``MADAD``, ``mad-ad`` and ``rnadad`` have one skeleton."""
+    return name.casefold().translate(_LETTERS).replace("rn", "m").replace("vv", "w")

@@ -207,6 +207,12 @@ def _impossible(record: Record) -> str:
     return ""
 
 
+def optimiser_steps(record: Record) -> int:
+    """Optimiser steps of the training; 0 for a method that takes none or does not say."""
+    count = record.fit.get("steps")
+    return count if isinstance(count, int) and not isinstance(count, bool) else 0
+
+
 def write(record: Record, folder: Path) -> None:
     """Write ``record`` into ``folder`` atomically."""
     write_json(folder / RECORD, record.model_dump(mode="json"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from adbench.config.cell import Source
-from adbench.datasets.io.filename_patterns import in_set, person, shared_patients
+from adbench.datasets.io.patient_names import in_set, person, shared_patients
 from adbench.datasets.issues import warn
 from adbench.datasets.slices import SliceSet
 from adbench.datasets.store import similarity

@@ -17,7 +17,7 @@ from adbench.config.shared_fit import SharedFit
 from adbench.context import Progress
 from adbench.datasets import selection
 from adbench.datasets.base import Dataset
-from adbench.datasets.io.filename_patterns import person
+from adbench.datasets.io.patient_names import person
 from adbench.datasets.issues import warn
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.splits import nothing_to_test, nothing_to_train

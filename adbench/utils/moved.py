@@ -17,7 +17,7 @@ MOVED = {
     "adbench.convert": "examples/convert_madad_vae.py, a script",
     "adbench.datasets.findings": "adbench.datasets.issues (Finding is Issue there)",
     "adbench.datasets.grid": "adbench.datasets.preprocessing.resize",
-    "adbench.datasets.names": "adbench.datasets.io.filename_patterns",
+    "adbench.datasets.names": "adbench.datasets.io.filename_patterns (person and subject_of: adbench.datasets.io.patient_names)",
     "adbench.datasets.nifti": "adbench.datasets.io.nifti",
     "adbench.datasets.pseudo": "adbench.datasets.synthetic_lesions",
     "adbench.datasets.recipe": "adbench.datasets.preprocessing",

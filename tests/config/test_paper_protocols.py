@@ -16,7 +16,7 @@ from adbench.datasets.io import nifti
 from adbench.datasets.phantom import small_layouts as layouts
 from adbench.evaluation.run import Run
 from adbench.leaderboard import submission
-from adbench.leaderboard.checks import check
+from adbench.leaderboard.checks.all import check
 from adbench.metrics.thresholds import slice_thresholds
 from adbench.results.record import Record, read_record
 

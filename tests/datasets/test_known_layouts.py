@@ -17,7 +17,8 @@ from adbench.datasets import download
 from adbench.datasets.adapters.brats23 import BraTS23
 from adbench.datasets.base import Case
 from adbench.datasets.io import nifti
-from adbench.datasets.io.filename_patterns import person, recognise
+from adbench.datasets.io.filename_patterns import recognise
+from adbench.datasets.io.patient_names import person
 from adbench.datasets.phantom import small_layouts as layouts
 from adbench.datasets.store.prepare import store_folder
 from adbench.datasets.validation.check import CheckReport, check
@@ -56,7 +57,7 @@ def dataset(name: str, root: Path, **params: Any) -> Any:
 
 
 def written(root: Path, layout: str, n: int = 2, **more: Any) -> Path:
-    getattr(layouts, layout)(root, n, **more)
+    layouts.write_small(layout, root, n, **more)
     return root
 
 
@@ -202,9 +203,9 @@ def test_patients_of_a_known_release_are_not_declared_healthy_by_advice(tmp_path
 def test_the_whole_tumour_of_each_group(
     tmp_path: Path, group: str, labels: tuple[int, int], counted: tuple[int, ...]
 ) -> None:
-    layouts.brats23(tmp_path, 1, group)
+    layouts.write_small("brats23", tmp_path, 1, group=group)
     (path,) = tmp_path.rglob("*-seg.nii.gz")
-    mask = layouts._shells(0, *labels)
+    mask = layouts.halves(0, *labels)
     nifti.write(path, mask, layouts.GRID)
     found = dataset("brats23", tmp_path, field_of_view=256)
     assert not [f for f in check(found, deep=True).issues if f.severity == "error"]
@@ -221,9 +222,9 @@ def test_the_whole_tumour_of_each_group(
 @pytest.mark.parametrize(("group", "counts"), [("GLI", False), ("MET", False), ("PEDs", True)])
 def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, group: str, counts: bool) -> None:
     """As ``brats23`` reads them: the cavity is neither lesion nor healthy, said in ``check``, ``run`` and the manifest."""
-    layouts.brats23(tmp_path, 1, group)
+    layouts.write_small("brats23", tmp_path, 1, group=group)
     (path,) = tmp_path.rglob("*-seg.nii.gz")
-    mask = layouts._shells(0, 2, 4)
+    mask = layouts.halves(0, 2, 4)
     nifti.write(path, mask, layouts.GRID)
     found, known = (dataset(name, tmp_path, field_of_view=256) for name in ("folder", "brats23"))
     (case,), (same,) = found.discover("FLAIR"), known.discover("FLAIR")
@@ -257,7 +258,7 @@ def test_own_data_in_the_names_of_brats_2023_have_its_labels(tmp_path: Path, gro
 
 @pytest.mark.parametrize("written_as", [str.lower, str.upper])
 @pytest.mark.parametrize(
-    ("layout", "name"), [(n, n) for n in ("brats23", "msd_brain", "isles22", "mslub", "wmh", "soop", "bids", "nnunet")] + [("pddpm_ixi", "ixi")]
+    ("layout", "name"), [(n, n) for n in ("brats23", "msd_brain", "isles22", "mslub", "wmh", "soop", "bids", "nnunet")] + [("ixi-pddpm", "ixi")]
 )  # fmt: skip
 def test_names_mean_the_same_in_lower_and_in_upper_case(
     tmp_path: Path, layout: str, name: str, written_as: Callable[[str], str]
@@ -340,7 +341,7 @@ def test_folder_names_the_adapter_of_bids(tmp_path: Path) -> None:
 
 
 def test_labels_that_count_as_healthy_are_said(tmp_path: Path) -> None:
-    layouts.brats23(tmp_path, 1, "SSA")  # labels 2 and 3
+    layouts.write_small("brats23", tmp_path, 1, group="SSA")  # labels 2 and 3
     found = dataset("folder", tmp_path, field_of_view=256, lesion_labels=[3])
     (case,) = found.discover("FLAIR")
     said = "lesion: label 2 counts as healthy, dataset.lesion_labels does not have it"
@@ -350,17 +351,17 @@ def test_labels_that_count_as_healthy_are_said(tmp_path: Path) -> None:
 
 
 def test_a_label_of_another_group(tmp_path: Path) -> None:
-    layouts.brats23(tmp_path, 1, "SSA")
+    layouts.write_small("brats23", tmp_path, 1, group="SSA")
     (path,) = tmp_path.rglob("*-seg.nii.gz")
-    nifti.write(path, layouts._shells(0, 2, 4), layouts.GRID)
+    nifti.write(path, layouts.halves(0, 2, 4), layouts.GRID)
     (finding,) = [f for f in check(dataset("brats23", tmp_path), deep=True).issues if f.code == "label"]
     assert finding.message.startswith(f"{path} holds the label 4 in ")
     assert finding.message.endswith("allowed are 0, 1, 2, 3")
 
 
 def test_two_groups_are_not_mixed(tmp_path: Path) -> None:
-    layouts.brats23(tmp_path, 2, "GLI")
-    layouts.brats23(tmp_path, 1, "MET")
+    layouts.write_small("brats23", tmp_path, 2)
+    layouts.write_small("brats23", tmp_path, 1, group="MET")
     assert refused("brats23", tmp_path) == (
         f"{tmp_path} mixes BraTS-GLI (2 cases) and BraTS-MET (1 cases), whose labels differ: choose one with --set "
         "dataset.group=GLI."
@@ -370,7 +371,8 @@ def test_two_groups_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_visits_of_a_patient_share_a_role(tmp_path: Path) -> None:
-    layouts.brats23(tmp_path, 3, "GLI", visits=2)
+    for visit in "01":
+        layouts.write_small("brats23", tmp_path, 3, visit=visit)
     cases = dataset("brats23", tmp_path).discover("FLAIR")
     assert [case.id for case in cases][:2] == ["BraTS-GLI-00000_000", "BraTS-GLI-00000_001"]
     for name in ("brats23", "folder"):
@@ -380,7 +382,7 @@ def test_visits_of_a_patient_share_a_role(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("group", ["GLI", "MET", "PED", "MEN", "SSA"])
 def test_brats21_names_the_adapter_of_every_later_group(tmp_path: Path, group: str) -> None:
-    layouts.brats23(tmp_path, 1, group)
+    layouts.write_small("brats23", tmp_path, 1, group=group)
     release = f"BraTS2023-{group}" if group in ("GLI", "MET") else "BraTS2023 (PED, MEN, SSA)"
     one = (
         " the two hold the same patients with other labels (3 or 4 is the enhancing tumour), and only one may be used."
@@ -392,7 +394,7 @@ def test_brats21_names_the_adapter_of_every_later_group(tmp_path: Path, group: s
 
 
 def test_a_patient_of_2021_and_of_2023(tmp_path: Path) -> None:
-    layouts.brats23(tmp_path, 1)
+    layouts.write_small("brats23", tmp_path, 1)
     nifti.write(tmp_path / "BraTS2021_00000" / "BraTS2021_00000_t1.nii.gz", layouts.head(0, "T1"), layouts.GRID)
     assert refused("brats23", tmp_path) == (
         f"{tmp_path} mixes BraTS'21 (1 files, e.g. BraTS2021_00000/BraTS2021_00000_t1.nii.gz) and BraTS2023-GLI (5 files, e.g. "
@@ -524,7 +526,7 @@ def test_another_disease_is_neither_lesion_nor_healthy(tmp_path: Path) -> None:
 
 
 def test_ixi_as_pddpm_lays_it_out(tmp_path: Path) -> None:
-    found = dataset("ixi", written(tmp_path, "pddpm_ixi", 3), registration="none", n4=False)
+    found = dataset("ixi", written(tmp_path, "ixi-pddpm", 3), registration="none", n4=False)
     cases = found.discover("T2")
     assert [case.subject for case in cases] == ["IXI000", "IXI001", "IXI002"]
     raw = found.read(cases[0], "T2")
@@ -823,7 +825,7 @@ def test_the_cavity_of_brats_under_the_names_of_nnunet(tmp_path: Path) -> None:
         path.rename(path.with_name(path.name.replace("case_000", "BraTS-GLI-00042-100")))
     described(tmp_path, labels={"background": 0, "NETC": 1, "SNFH": 2, "ET": 3, "RC": 4})
     (path,) = tmp_path.rglob("labelsTr/*.nii.gz")
-    mask = layouts._shells(0, 2, 4)
+    mask = layouts.halves(0, 2, 4)
     nifti.write(path, mask, layouts.GRID)
     found = dataset("nnunet", tmp_path, field_of_view=256)
     (case,) = found.discover("FLAIR")

@@ -163,6 +163,24 @@ def test_every_small_layout_is_written_and_read_as_its_row_says(
     assert (code, err) == (0, "")
 
 
+def test_masks_of_every_small_layout_mark_the_bright_lesion_of_their_heads(tmp_path: Path) -> None:
+    """In BraTS 2023 the mask of the third subject was that of another head."""
+    for layout, image, mask in (("brats23", "*00002*t2f*", "*00002*seg*"), ("bids", "*003*run-01*", "*003*lesion*")):
+        write_small(layout, tmp_path / layout, 4)
+        (scan,), (seg,) = (
+            [nifti.read(path).data for path in (tmp_path / layout).rglob(name)] for name in (image, mask)
+        )
+        ring = ndimage.binary_dilation(seg > 0) & (seg == 0) & (scan > 0)
+        assert scan[seg > 0].mean() > scan[ring].mean() + 100
+
+
+def test_a_small_layout_with_other_names_and_numbers(tmp_path: Path) -> None:
+    files = write_small("brats23", tmp_path, 1, first=41, group="XYZ", visit="7")
+    assert [file.relative_to(tmp_path).as_posix() for file in files] == [
+        f"BraTS-XYZ-00041-007/BraTS-XYZ-00041-007-{kind}.nii.gz" for kind in ("seg", "t1c", "t1n", "t2f", "t2w")
+    ]
+
+
 def test_the_command_names_the_layouts_and_says_how_to_read_one(
     cli: Callable[..., tuple[int, str, str]], tmp_path: Path
 ) -> None:

@@ -47,7 +47,7 @@ def test_groups_of_a_person(row: dict[str, str], expected: dict[str, str]) -> No
 
 
 def ixi(root: Path) -> IXI:
-    layouts.pddpm_ixi(root, 6)
+    layouts.write_small("ixi-pddpm", root, 6)
     return IXI(build(IXI.Params, "ixi", EASY), root)
 
 
@@ -87,7 +87,7 @@ def test_another_table_under_that_name(tmp_path: Path, content: str) -> None:
 
 
 def test_a_table_that_changed_makes_no_case_again(tmp_path: Path) -> None:
-    layouts.bids(tmp_path / "data", 2)
+    layouts.write_small("bids", tmp_path / "data", 2)
     source = run_config.locate("bids", str(tmp_path / "data"), {"size": 32, "unmasked": "healthy"}, "--data-root")
     first = prepare(source.open(), "T1", tmp_path / "cache", workers=1)
     assert {case.id: first.groups_of(case.start) for case in first.cases} == {

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from adbench.datasets.io.filename_patterns import person, recognise, second_scan, shared_patients, split_visit
+from adbench.datasets.io.filename_patterns import recognise
+from adbench.datasets.io.patient_names import person, second_scan, shared_patients, split_visit
 from adbench.datasets.splits import assign
 
 

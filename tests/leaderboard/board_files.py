@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import RUN_FIELDS
+from adbench.leaderboard.checks.all import RUN_FIELDS
 from adbench.leaderboard.submission import Submission
 from adbench.results.rundir import safe
 from adbench.utils.hashing import digest

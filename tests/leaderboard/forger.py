@@ -17,7 +17,7 @@ from board_files import rekey, rename
 
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import NUMBERS
+from adbench.leaderboard.checks.numbers import NUMBERS
 from adbench.leaderboard.submission import Submission, ranking_left_out
 from adbench.metrics.evaluate import choose_thresholds, evaluate
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms

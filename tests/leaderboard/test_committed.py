@@ -11,7 +11,7 @@ from test_verify import TAMPERED
 from adbench.config import grid, registry
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.build import stale
-from adbench.leaderboard.checks import check
+from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import check_one
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from adbench.leaderboard.consistency import check_volume, skeleton
+from adbench.leaderboard.checks.consistency import check_volume
 from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
+from adbench.results.names import skeleton
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

@@ -20,7 +20,7 @@ from adbench.errors import UserError
 from adbench.evaluation.maps import evaluate_folders
 from adbench.leaderboard import submission as files
 from adbench.leaderboard.build import build
-from adbench.leaderboard.checks import check
+from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.from_maps import pack_maps
 from adbench.leaderboard.merge import merge, submit, submit_maps
 from adbench.leaderboard.ranking import boards, read_all

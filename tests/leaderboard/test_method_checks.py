@@ -13,9 +13,9 @@ from adbench import __version__
 from adbench.config import registry
 from adbench.config.source import source_digest
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import check
-from adbench.leaderboard.consistency import Issue
-from adbench.leaderboard.method_checks import _sources, check_method
+from adbench.leaderboard.checks.all import check
+from adbench.leaderboard.checks.issue import RecordIssue
+from adbench.leaderboard.checks.method import _sources, check_method
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import check_one
 from adbench.results.known import known, settings
@@ -60,7 +60,7 @@ def made_by(version: str, source: str = "", change: Change = lambda record: None
     return made
 
 
-def wrong(published: Submission, change: Change) -> list[Issue]:
+def wrong(published: Submission, change: Change) -> list[RecordIssue]:
     return list(check_method(files.parse(altered(published, change).encode(), Path("x.json"))))
 
 

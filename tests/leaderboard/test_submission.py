@@ -16,8 +16,9 @@ from board_files import altered
 
 from adbench import api
 from adbench.errors import UserError
-from adbench.leaderboard import consistency, encoding
+from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
+from adbench.leaderboard.checks import consistency
 from adbench.leaderboard.encoding import EncodedHistograms
 from adbench.leaderboard.submission import Submission, pack
 from adbench.metrics.histogram import SubjectHistograms

@@ -23,7 +23,7 @@ from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks import RUN_FIELDS, check
+from adbench.leaderboard.checks.all import RUN_FIELDS, check
 from adbench.leaderboard.merge import merge
 from adbench.leaderboard.ranking import boards as boards_of
 from adbench.leaderboard.ranking import read_all

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from adbench.config import run_config
-from adbench.datasets.phantom import small_layouts as layouts
+from adbench.datasets.phantom.small_layouts import write_small
 from adbench.datasets.preprocessing.recipe import RecipeParams
 from adbench.datasets.store.prepare import prepare, store_folder
 from adbench.errors import UserError
@@ -24,8 +24,8 @@ Run = Callable[..., tuple[str, list[Record]]]
 @pytest.fixture
 def run(cli: Cli, tmp_path: Path) -> Run:
     """IXI as pDDPM lays it out trains, the Decathlon's tumours test; with more options: (output, records)."""
-    layouts.pddpm_ixi(tmp_path / "ixi", 8, first=20)
-    layouts.msd_brain(tmp_path / "msd", 5)
+    write_small("ixi-pddpm", tmp_path / "ixi", 8, first=20)
+    write_small("msd_brain", tmp_path / "msd", 5)
 
     def call(*options: str) -> tuple[str, list[Record]]:
         _, out, err = cli(
@@ -58,7 +58,7 @@ def test_two_scales_are_refused_and_one_stands_in_record_and_table(run: Run) -> 
 
 
 def test_a_set_that_does_not_say_is_never_guessed(cli: Cli, slices: Path, tmp_path: Path) -> None:
-    layouts.bmad(tmp_path / "bmad", 3)
+    write_small("bmad", tmp_path / "bmad", 3)
     code, out, err = cli(
         "run", "--quiet", "--method", "histeq", "--dataset", "folder", "--data-root", tmp_path / "bmad", "--device", "cpu",
         "--train-on", "folder", "--train-root", slices, "--out", tmp_path / "runs", "--set=dataset.modality=FLAIR",
@@ -74,7 +74,7 @@ def test_a_set_that_does_not_say_is_never_guessed(cli: Cli, slices: Path, tmp_pa
 
 def test_the_field_of_view_by_the_data(tmp_path: Path) -> None:
     """Heads of 8 mm voxels whose brains are within ellipsoids of 160 x 200 mm."""
-    layouts.msd_brain(tmp_path / "msd", 3)
+    write_small("msd_brain", tmp_path / "msd", 3)
     source = run_config.locate("msd_brain", str(tmp_path / "msd"), {"size": 64, "field_of_view": 0}, "--data-root")
     with pytest.raises(
         UserError, match="field_of_view=0 leaves the field of view to the data of msd_brain, which are not"

@@ -18,7 +18,7 @@ from adbench import __version__, api
 from adbench.config import registry
 from adbench.config.shared_fit import MANIFEST, RUN_RECORD, read_shared
 from adbench.errors import UserError
-from adbench.leaderboard.checks import check
+from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.submission import pack
 from adbench.runner import shared_fits
 from adbench.utils.hashing import digest_file, sealed

@@ -6,7 +6,8 @@ from pathlib import PurePath
 from typing import ClassVar
 
 from adbench.datasets.adapters.scans import Expected, Scan
-from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.volume_reader import VolumeParams
+from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import DatasetInfo
 from adbench.params import ParamSet, param
 

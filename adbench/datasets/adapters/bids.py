@@ -18,14 +18,10 @@ from adbench.datasets.adapters.scans import Expected, Index, Scan
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io import nifti
 from adbench.datasets.io.archive import File
-from adbench.datasets.io.filename_patterns import (
-    MODALITIES,
-    Named,
-    common_name,
-    person,
-)
+from adbench.datasets.io.filename_patterns import MODALITIES, Named, common_name
 from adbench.datasets.io.mask_names import LESION
 from adbench.datasets.io.participants import PARTICIPANTS
+from adbench.datasets.io.patient_names import person
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError, unknown
 from adbench.params import ParamSet, param

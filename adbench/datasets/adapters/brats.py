@@ -12,9 +12,11 @@ from typing import ClassVar, Literal
 from xml.etree import ElementTree
 
 from adbench.datasets.adapters.scans import Expected, Scan
-from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.volume_reader import VolumeParams
+from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes
 from adbench.datasets.base import DatasetInfo
-from adbench.datasets.io.filename_patterns import Named, second_scan
+from adbench.datasets.io.filename_patterns import Named
+from adbench.datasets.io.patient_names import second_scan
 from adbench.errors import UserError
 from adbench.params import ParamSet, param
 from adbench.utils import limits

@@ -10,7 +10,8 @@ from typing import ClassVar, Literal
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected
-from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.volume_reader import VolumeParams
+from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.filename_patterns import SETS, Named
 from adbench.datasets.issues import Issue

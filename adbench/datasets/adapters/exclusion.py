@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-from adbench.datasets.io.filename_patterns import folded, person, subject_of
+from adbench.datasets.io.patient_names import folded, person, subject_of
 from adbench.errors import UserError
 
 _SHOWN = 3  # names in a message

@@ -37,7 +37,8 @@ from adbench.datasets.adapters.slice_names import (
 from adbench.datasets.base import Case, Dataset, DatasetInfo, Split, Stack
 from adbench.datasets.io.archive import FileError
 from adbench.datasets.io.file_index import FoundFiles, find_files
-from adbench.datasets.io.filename_patterns import MODALITIES, person, second_scan
+from adbench.datasets.io.filename_patterns import MODALITIES
+from adbench.datasets.io.patient_names import person, second_scan
 from adbench.datasets.io.png import read_image, read_mask, read_shape
 from adbench.datasets.issues import OUTSIDE_BRAIN, Issue
 from adbench.datasets.preprocessing import resize

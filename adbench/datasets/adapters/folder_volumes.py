@@ -20,10 +20,10 @@ from adbench.datasets.io.filename_patterns import (
     common_name,
     modality_of,
     recognise,
-    split_visit,
     stem_of,
 )
 from adbench.datasets.io.mask_names import BRAIN, LESION
+from adbench.datasets.io.patient_names import split_visit
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet, param

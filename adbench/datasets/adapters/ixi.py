@@ -6,7 +6,8 @@ from functools import cached_property
 from typing import ClassVar, Literal
 
 from adbench.datasets.adapters.scans import Expected
-from adbench.datasets.adapters.volumes import IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.volume_reader import VolumeParams
+from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import DatasetInfo
 from adbench.datasets.io.participants import IXI_SHEET, IXI_TABLE, Rows, read_ixi, table
 from adbench.params import ParamSet, param

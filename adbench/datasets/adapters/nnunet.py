@@ -21,14 +21,9 @@ from adbench.datasets.io.dataset_json import (
     read_described,
     tissues_among,
 )
-from adbench.datasets.io.filename_patterns import (
-    CHANNELS,
-    MODALITIES,
-    Named,
-    modality_of,
-    split_visit,
-)
+from adbench.datasets.io.filename_patterns import CHANNELS, MODALITIES, Named, modality_of
 from adbench.datasets.io.mask_names import LESION
+from adbench.datasets.io.patient_names import split_visit
 from adbench.datasets.issues import Issue
 from adbench.errors import UserError
 from adbench.params import ParamSet, param

@@ -15,7 +15,8 @@ from pydantic import field_validator
 
 from adbench.datasets import issues
 from adbench.datasets.adapters.scans import Expected, Index, Scan
-from adbench.datasets.adapters.volumes import CHOOSING, STRIPPED, IndexedVolumes, VolumeParams
+from adbench.datasets.adapters.volume_reader import STRIPPED, VolumeParams
+from adbench.datasets.adapters.volumes import CHOOSING, IndexedVolumes
 from adbench.datasets.base import Case, Split
 from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File
@@ -24,17 +25,14 @@ from adbench.datasets.io.filename_patterns import (
     UNCLEAR,
     Named,
     common_name,
-    folded,
     image_names,
-    names_in,
-    person,
     recognise,
     release_of,
-    second_scan,
     stem_of,
 )
 from adbench.datasets.io.mask_names import BRAIN, LESION
 from adbench.datasets.io.participants import PARTICIPANTS, says_ill
+from adbench.datasets.io.patient_names import folded, names_in, person, second_scan
 from adbench.datasets.issues import Issue
 from adbench.datasets.preprocessing import brain_extraction
 from adbench.datasets.preprocessing.base import RawVolume

@@ -13,7 +13,7 @@ from adbench.datasets import issues
 from adbench.datasets.adapters.slice_names import SliceFile
 from adbench.datasets.base import Split
 from adbench.datasets.io.archive import FileError
-from adbench.datasets.io.filename_patterns import person
+from adbench.datasets.io.patient_names import person
 from adbench.datasets.io.png import largest_of_16_bits
 from adbench.datasets.issues import Issue
 from adbench.datasets.splits import ROLES

@@ -10,7 +10,8 @@ from pathlib import Path
 from adbench.datasets import issues
 from adbench.datasets.adapters.own_volumes import FOLDERS
 from adbench.datasets.base import Split
-from adbench.datasets.io.filename_patterns import MODALITIES, common_name, modality_of, person, split_visit
+from adbench.datasets.io.filename_patterns import MODALITIES, common_name, modality_of
+from adbench.datasets.io.patient_names import person, split_visit
 from adbench.datasets.issues import Issue
 from adbench.datasets.splits import ROLES
 

@@ -16,7 +16,7 @@ from adbench.datasets.adapters.folder_volumes import FolderParams, FolderVolumes
 from adbench.datasets.adapters.scans import Scan
 from adbench.datasets.adapters.slice_names import BRAIN as BRAIN_SLICE
 from adbench.datasets.adapters.slice_names import LESION as LESION_SLICE
-from adbench.datasets.adapters.volumes import STRIPPED
+from adbench.datasets.adapters.volume_reader import STRIPPED
 from adbench.datasets.base import Case, Dataset, Stack
 from adbench.datasets.geometry import to_ras, zooms
 from adbench.datasets.io import nifti, nifti_header

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from itertools import zip_longest
 from pathlib import Path
 
-from adbench.datasets.io.filename_patterns import folded
+from adbench.datasets.io.patient_names import folded
 from adbench.errors import UserError
 from adbench.utils.plain_files import read_table
 

@@ -26,7 +26,7 @@ import numpy as np
 from isal import isal_zlib
 
 from adbench.datasets.geometry import Geometry
-from adbench.datasets.io.filename_patterns import person
+from adbench.datasets.io.patient_names import person
 
 VERSION = 3
 CELLS = (12, 16, 16)  # along z, y and x

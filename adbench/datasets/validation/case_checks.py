@@ -11,7 +11,7 @@ import numpy as np
 from adbench.datasets import issues
 from adbench.datasets.adapters.lesion_masks import LABEL_TOLERANCE, labels_in, merged, no_majority
 from adbench.datasets.adapters.scans import Expected, Scan, require_channels, swapped
-from adbench.datasets.adapters.volumes import STRIPPED
+from adbench.datasets.adapters.volume_reader import STRIPPED
 from adbench.datasets.geometry import to_ras, voxel_ml, zooms
 from adbench.datasets.io import nifti, nifti_header
 from adbench.datasets.io.archive import File, FileError

@@ -27,8 +27,8 @@ from adbench.datasets.adapters.volumes import IndexedVolumes
 from adbench.datasets.base import Case, Dataset, Split
 from adbench.datasets.io import nifti_header
 from adbench.datasets.io.archive import File
-from adbench.datasets.io.filename_patterns import person
 from adbench.datasets.io.mask_names import LESION
+from adbench.datasets.io.patient_names import person
 from adbench.datasets.issues import SEVERITIES, Issue, Severity
 from adbench.datasets.splits import nothing_to_test, nothing_to_train
 from adbench.datasets.store import similarity

@@ -1,80 +1,32 @@
-"""What is wrong with a published result, and first of all whether its names, costs and counts are possible and fit each other."""
+"""Whether the names, costs and counts of a published result are possible, and fit each other."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 import numpy as np
 
 from adbench.config import registry
+from adbench.leaderboard.checks.issue import RecordIssue, differences
 from adbench.leaderboard.submission import WITH, WITHOUT, Submission
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
 from adbench.metrics.lesion import VolumeRow
 from adbench.metrics.score_bins import key_of, predict
 from adbench.metrics.spatial import SpatialAccumulator
-from adbench.results.explain import ABSENT, differing_fields
-from adbench.results.record import Record, lacking
+from adbench.results.names import BRACKETS, skeleton
+from adbench.results.record import lacking, optimiser_steps
 from adbench.results.rundir import safe
 
 LONGEST = 1000  # characters of a text
-BRACKETS = {
-    "[",
-    "]",
-}  # of a row: they hold what adbench says of it, as the preset, weights, or that it was scored from maps
 STEP = 1e-5  # s: no optimiser step is faster; launching one operation takes as long
 PIXEL = 1e-12  # s: to read one pixel at 4 TB/s
 SMALLEST = 0.005  # GiB: an interpreter with NumPy needs more
-_LETTERS = str.maketrans({"0": "o", "1": "l", "i": "l", "5": "s", "-": "", "_": "", ".": "", " ": ""})
 
 
-@dataclass(frozen=True)
-class Issue:
-    """One thing that is wrong with a file.
-
-    Attributes:
-        field: where in the file, with dots: "metrics.auprc.value".
-        stored: the value in the file.
-        expected: the value that was recomputed, or that a rule asks for.
-        why: an explanation, where the two values are not enough.
-        unchecked: nothing is known to be wrong: what it takes to check this is not installed here.
-    """
-
-    field: str
-    stored: Any = None
-    expected: Any = None
-    why: str = ""
-    file: str = ""
-    unchecked: bool = False
-
-    @property
-    def sentence(self) -> str:
-        """The issue in one line, without the file."""
-        values = f"stored {_shown(self.stored)}, recomputed {_shown(self.expected)}"
-        if self.why and self.expected is None:  # there is no value to compare with
-            values = "" if self.stored is None else f"stored {_shown(self.stored)}"
-        return f"{self.field}: {values}{f' ({self.why})' if values and self.why else self.why}"
-
-    def as_dict(self) -> dict[str, Any]:
-        """The issue as JSON values."""
-        return {name: repr(value) if value is ABSENT else value for name, value in asdict(self).items()}
-
-
-def differences(field: str, stored: Any, expected: Any, why: str = "") -> Iterator[Issue]:
-    """An issue for each part in which a value of the file differs, by more than rounding, from what it must be."""
-    for name, one, other in differing_fields(stored, expected, field, close=True):
-        yield Issue(name, one, other, why)
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def check_texts(submission: Submission) -> Iterator[Issue]:
+def check_texts(submission: Submission) -> Iterator[RecordIssue]:
     """Names are ASCII and read like no other; every text is printable and of bounded length."""
     record = submission.record
     names = {
@@ -88,32 +40,27 @@ def check_texts(submission: Submission) -> Iterator[Issue]:
     }
     for field, name in names.items():
         if not name or len(name) > 80 or not name.isprintable():
-            yield Issue(field, name, why="a name has 1 to 80 printable characters")
+            yield RecordIssue(field, name, why="a name has 1 to 80 printable characters")
         elif not name.isascii():
             odd = next(letter for letter in name if not letter.isascii())
-            yield Issue(field, name, why=f"a name has ASCII letters, and U+{ord(odd):04X} may pass for one")
+            yield RecordIssue(field, name, why=f"a name has ASCII letters, and U+{ord(odd):04X} may pass for one")
         elif field in ("method.name", "method.preset") and BRACKETS & set(name):
-            yield Issue(field, name, why="a name has no brackets: the row adds its own")
+            yield RecordIssue(field, name, why="a name has no brackets: the row adds its own")
     for field, kind in (("method.name", "methods"), ("test.name", "datasets"), ("train.name", "datasets")):
         alike = {skeleton(name): name for name in registry.BUILTIN[kind]}.get(skeleton(names[field]))
         if alike not in (None, names[field]):
-            yield Issue(field, names[field], why=f"it reads like {alike!r}")
+            yield RecordIssue(field, names[field], why=f"it reads like {alike!r}")
     shown = record.model_dump(mode="json", exclude={"subjects", "fit"})  # subjects are compared with the splits
     for field, text in _texts(shown):
         if field not in names and not (len(text) <= LONGEST and text.isprintable()):
-            yield Issue(field, text, why=f"a text has at most {LONGEST} printable characters")
+            yield RecordIssue(field, text, why=f"a text has at most {LONGEST} printable characters")
     for name in record.files:
         if name != safe(name) or name.startswith("."):
-            yield Issue(f"files.{name}", why="it is not the plain name of a file beside the record")
+            yield RecordIssue(f"files.{name}", why="it is not the plain name of a file beside the record")
     try:
         datetime.fromisoformat(record.created)
     except ValueError:
-        yield Issue("created", record.created, why="it is no ISO 8601 time")
-
-
-def skeleton(name: str) -> str:
-    """``name`` with letters that look alike made equal: ``MADAD``, ``mad-ad`` and ``rnadad`` have one skeleton."""
-    return name.casefold().translate(_LETTERS).replace("rn", "m").replace("vv", "w")
+        yield RecordIssue("created", record.created, why="it is no ISO 8601 time")
 
 
 def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
@@ -129,42 +76,40 @@ def _texts(value: Any, field: str = "") -> Iterator[tuple[str, str]]:
             yield from _texts(part, f"{field}.{index}")
 
 
-def steps(record: Record) -> int:
-    """Optimiser steps of the training; 0 for a method that takes none or does not say."""
-    count = record.fit.get("steps")
-    return count if isinstance(count, int) and not isinstance(count, bool) else 0
-
-
-def check_costs(submission: Submission) -> Iterator[Issue]:
+def check_costs(submission: Submission) -> Iterator[RecordIssue]:
     """Times, memory and number of weights are such that a machine can have them."""
     record = submission.record
     if problem := lacking(record):
         field, _, why = problem.partition(": ")
-        yield Issue(field, why=why)
+        yield RecordIssue(field, why=why)
         return
-    fit, each, count = record.timing["fit"], record.timing["score_per_slice"], steps(record)
+    fit, each, count = record.timing["fit"], record.timing["score_per_slice"], optimiser_steps(record)
     if record.fit.get("steps") != count or count < 0:
-        yield Issue("fit.steps", record.fit.get("steps"), why="it must be a whole number that is not negative")
+        yield RecordIssue("fit.steps", record.fit.get("steps"), why="it must be a whole number that is not negative")
     if fit < count * STEP:
-        yield Issue("timing.fit", fit, why=f"{count} optimiser steps take more than {count * STEP:g} s")
+        yield RecordIssue("timing.fit", fit, why=f"{count} optimiser steps take more than {count * STEP:g} s")
     fastest = math.prod(record.test.grid) * PIXEL
     if each < fastest:
-        yield Issue(
+        yield RecordIssue(
             "timing.score_per_slice", each, why=f"to read the pixels of a slice takes more than {fastest:.1g} s"
         )
     if "score" in record.timing and not math.isclose(record.timing["score"], each * record.test.slices, rel_tol=1e-6):
-        yield Issue("timing.score", record.timing["score"], each * record.test.slices, "score_per_slice x slices")
+        yield RecordIssue("timing.score", record.timing["score"], each * record.test.slices, "score_per_slice x slices")
     for name, value in record.memory.items():
         if not (math.isfinite(value) and value >= 0):
-            yield Issue(f"memory.{name}", value, why="it must be a number that is not negative")
+            yield RecordIssue(f"memory.{name}", value, why="it must be a number that is not negative")
     weights, memory = record.method.parameters, max(record.memory.values(), default=0.0)
     if weights < 0 or (weights == 0 and count > 0):
-        yield Issue("method.parameters", weights, why=f"{count} optimiser steps train a positive number of weights")
+        yield RecordIssue(
+            "method.parameters", weights, why=f"{count} optimiser steps train a positive number of weights"
+        )
     if memory < max(SMALLEST, 2 * weights / 2**30):
-        yield Issue("memory", memory, why=f"GiB at most, which is too little for a process with {weights} weights")
+        yield RecordIssue(
+            "memory", memory, why=f"GiB at most, which is too little for a process with {weights} weights"
+        )
 
 
-def check_validation(submission: Submission) -> Iterator[Issue]:
+def check_validation(submission: Submission) -> Iterator[RecordIssue]:
     """The validation counts are those of the subjects that the record names, and not the test's own.
 
     Raises:
@@ -179,7 +124,7 @@ def check_validation(submission: Submission) -> Iterator[Issue]:
         return
     for name, histogram in validation.items():
         if bool(histogram.n_positive) != (name == WITH):
-            yield Issue("validation", why=f"{name}: {histogram.n_positive} lesion voxels")
+            yield RecordIssue("validation", why=f"{name}: {histogram.n_positive} lesion voxels")
     healthy, scores = validation.subset([name for name in validation if name == WITHOUT]), validation.healthy_scores
     yield from differences("validation.healthy", len(scores), without)
     yield from differences("validation.ill", WITH in validation, with_lesion > 0)
@@ -189,18 +134,20 @@ def check_validation(submission: Submission) -> Iterator[Issue]:
         same = test.subset([volume for volume in test if bool(test[volume].n_positive) == ill])
         if len(own) and len(same) and _equal(own.pooled(), same):
             subjects = "with a lesion" if ill else "without a lesion"
-            yield Issue("validation", why=f"the counts of subjects {subjects} are those of the test subjects")
+            yield RecordIssue("validation", why=f"the counts of subjects {subjects} are those of the test subjects")
 
 
-def _healthy_scores(scores: list[float], pool: ScoreHistogram) -> Iterator[Issue]:
+def _healthy_scores(scores: list[float], pool: ScoreHistogram) -> Iterator[RecordIssue]:
     keys, _, _ = pool.counts()
     own = pool.partition.of(np.array([key_of(score) for score in scores], np.int64))
     # Just above a subject's highest score, where that is reached by too many of its voxels: a map that is empty, say.
     above = pool.partition.of(pool.partition.ends(keys))
     if not (np.isin(own, keys) | np.isin(own, above)).all():
-        yield Issue("healthy_scores", why="one of them is no score of the healthy validation subjects")
+        yield RecordIssue("healthy_scores", why="one of them is no score of the healthy validation subjects")
     elif pool.positives_at(scores[-1])[1] > 0.01 * pool.n_negative:
-        yield Issue("healthy_scores", scores[-1], why="more than 1 % of the voxels of all of them reach the highest")
+        yield RecordIssue(
+            "healthy_scores", scores[-1], why="more than 1 % of the voxels of all of them reach the highest"
+        )
 
 
 def _equal(own: ScoreHistogram, test: SubjectHistograms) -> bool:
@@ -213,7 +160,9 @@ def _equal(own: ScoreHistogram, test: SubjectHistograms) -> bool:
     return len(mine.counts()[0]) > 2 and mine == its
 
 
-def check_volume(row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, pixels: int) -> Iterator[Issue]:
+def check_volume(
+    row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumulator, pixels: int
+) -> Iterator[RecordIssue]:
     """The lesions and slices of a volume fit its scores, and each other; ``pixels`` of a slice count outside the brain
     too.
     """
@@ -225,18 +174,18 @@ def check_volume(row: VolumeRow, scores: ScoreHistogram, spatial: SpatialAccumul
         true, false = scores.positives_at(threshold)
         if row.found[place] > true or row.found[place] + row.false_components[place] > true + false:
             why = f"only {true} lesion voxels of {true + false} are predicted"
-            yield Issue(f"{where}.found", row.found[place], why=why)
+            yield RecordIssue(f"{where}.found", row.found[place], why=why)
             break
     if "val" in spatial.rules:
         shared = sum(iou * size for iou, size in zip(row.lesion_ious, row.lesion_sizes, strict=True))
         if shared > scores.positives_at(spatial.thresholds["val"])[0] * (1 + 1e-9):
-            yield Issue(f"{where}.lesion_ious", why="their lesions overlap in more voxels than are predicted")
+            yield RecordIssue(f"{where}.lesion_ious", why="their lesions overlap in more voxels than are predicted")
     over = {rule: predict(np.array(row.slice_max), spatial.thresholds[rule]) for rule in spatial.rules}
     alarms = {rule: int(np.sum(above & ~np.array(row.slice_lesion, bool))) for rule, above in over.items()}
     yield from differences(f"{where}.alarms", row.alarms, alarms, "from slice_max")
 
 
-def _slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: str) -> Iterator[Issue]:
+def _slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: str) -> Iterator[RecordIssue]:
     """The highest score of each slice, and the median of its highest 1 %, are scores of the volume, and enough reach them."""
     keys, positive, negative = scores.counts()
     if not row.slice_max or not len(keys):
@@ -247,19 +196,25 @@ def _slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: str) -> 
         for name in ("slice_max", "slice_top")
     }
     if bins["slice_max"].max() != keys.max():
-        yield Issue(f"{where}.slice_max", max(row.slice_max), why="the highest score of the histogram is another one")
+        yield RecordIssue(
+            f"{where}.slice_max", max(row.slice_max), why="the highest score of the histogram is another one"
+        )
         return
     if (np.array(row.slice_top) > np.array(row.slice_max)).any():
-        yield Issue(f"{where}.slice_top", max(row.slice_top), why="the scores of a slice are not above its highest one")
+        yield RecordIssue(
+            f"{where}.slice_top", max(row.slice_top), why="the scores of a slice are not above its highest one"
+        )
         return
     if lesion.sum() > scores.n_positive:
-        yield Issue(f"{where}.slice_lesion", int(lesion.sum()), why=f"of {scores.n_positive} lesion voxels")
+        yield RecordIssue(f"{where}.slice_lesion", int(lesion.sum()), why=f"of {scores.n_positive} lesion voxels")
     for name, own in bins.items():
         place = np.minimum(np.searchsorted(keys, own), len(keys) - 1)
         there = np.where(lesion, positive[place] + negative[place], negative[place]) * (keys[place] == own)
         if not there.all():
             score = getattr(row, name)[int(np.argmin(there > 0))]
-            yield Issue(f"{where}.{name}", score, why="no voxel of the histogram has this score where the slice could")
+            yield RecordIssue(
+                f"{where}.{name}", score, why="no voxel of the histogram has this score where the slice could"
+            )
             return
     # The median of the highest n/100 of n scores: half of them reach it, and no more than half lie above it.
     tops, counts, total = np.sort(bins["slice_top"])[::-1], positive + negative, scores.n_positive + scores.n_negative
@@ -272,9 +227,11 @@ def _slices(row: VolumeRow, scores: ScoreHistogram, pixels: int, where: str) -> 
         needed = max(number, (at_least / 100 - number / 2) / 2)
         have = int(reach[np.searchsorted(keys, top)])
         if have < needed:
-            yield Issue(f"{where}.slice_top", why=f"{number} slices need {needed:.0f} voxels that high, {have} are")
+            yield RecordIssue(
+                f"{where}.slice_top", why=f"{number} slices need {needed:.0f} voxels that high, {have} are"
+            )
             return
     above = int(reach[np.searchsorted(keys, tops[0], side="right")])
     if above > total / 200 + slices / 4:
         why = f"{above} voxels are higher than in any slice's upper half"
-        yield Issue(f"{where}.slice_top", max(row.slice_top), why=why)
+        yield RecordIssue(f"{where}.slice_top", max(row.slice_top), why=why)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from adbench.datasets.io.filename_patterns import in_set, person, shared_patients
+from adbench.datasets.io.patient_names import in_set, person, shared_patients
 from adbench.datasets.preprocessing.recipe import MAX_SQUARE
-from adbench.leaderboard.consistency import Issue, differences
+from adbench.leaderboard.checks.issue import RecordIssue, differences
 from adbench.leaderboard.submission import FROM_MAPS, Submission
 from adbench.results.known import lists, slices
 from adbench.results.record import Record
@@ -15,7 +15,7 @@ from adbench.results.record import Record
 ROLES = ("train", "val", "threshold", "test")
 
 
-def check_splits(submission: Submission) -> Iterator[Issue]:
+def check_splits(submission: Submission) -> Iterator[RecordIssue]:
     """The lists of subjects have the lengths that the record states, and no subject has two roles."""
     for role in ROLES:
         yield from _check_role(submission, role)
@@ -23,26 +23,26 @@ def check_splits(submission: Submission) -> Iterator[Issue]:
     yield from _check_rows(submission)
 
 
-def _check_role(submission: Submission, role: str) -> Iterator[Issue]:
+def _check_role(submission: Submission, role: str) -> Iterator[RecordIssue]:
     """What the record states of the slices of one role, and the list of its subjects."""
     part, subjects = getattr(submission.record, role), getattr(submission.content.splits, role)
     if subjects != sorted(set(subjects)):
-        yield Issue(f"splits.{role}", why="its subjects are not sorted and distinct")
+        yield RecordIssue(f"splits.{role}", why="its subjects are not sorted and distinct")
     stated = part.subjects if part is not None else 0
     yield from differences(f"{role}.subjects", stated, len(subjects), f"length of splits.{role}")
     if part is None:
         return
     if part.slices < part.subjects:
-        yield Issue(f"{role}.slices", part.slices, why=f"fewer than {part.subjects} subjects")
+        yield RecordIssue(f"{role}.slices", part.slices, why=f"fewer than {part.subjects} subjects")
     if not 0 <= (part.lesion_subjects or 0) <= part.subjects:
-        yield Issue(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
+        yield RecordIssue(f"{role}.lesion_subjects", part.lesion_subjects, why=f"of {part.subjects} subjects")
     if min(part.grid) < 1:
-        yield Issue(f"{role}.grid", list(part.grid), why="a slice has at least one pixel")
+        yield RecordIssue(f"{role}.grid", list(part.grid), why="a slice has at least one pixel")
     if part.mm is not None and not all(0 < mm <= MAX_SQUARE for mm in part.mm):
-        yield Issue(f"{role}.mm", list(part.mm), why=f"a pixel is larger than 0 and at most {MAX_SQUARE} mm wide")
+        yield RecordIssue(f"{role}.mm", list(part.mm), why=f"a pixel is larger than 0 and at most {MAX_SQUARE} mm wide")
 
 
-def _check_distinct(submission: Submission) -> Iterator[Issue]:
+def _check_distinct(submission: Submission) -> Iterator[RecordIssue]:
     """No person has two roles, under another name either."""
     record, splits = submission.record, submission.content.splits
     train, fitted, threshold, test = (
@@ -62,13 +62,13 @@ def _check_distinct(submission: Submission) -> Iterator[Issue]:
         both = sorted(one.keys() & other.keys())
         if both:
             names = sorted({repr(one[both[0]]), repr(other[both[0]])})
-            yield Issue(field, why=f"{len(both)} subjects have two roles, e.g. {' and '.join(names)}")
+            yield RecordIssue(field, why=f"{len(both)} subjects have two roles, e.g. {' and '.join(names)}")
     shared = shared_patients(set(fitted.values()), {*test.values(), *threshold.values()})
     if shared:
-        yield Issue("splits.train", why=f"{shared[0]} and {shared[1]} share patients under different names")
+        yield RecordIssue("splits.train", why=f"{shared[0]} and {shared[1]} share patients under different names")
 
 
-def _check_rows(submission: Submission) -> Iterator[Issue]:
+def _check_rows(submission: Submission) -> Iterator[RecordIssue]:
     """The rows of the record and the histograms are of the test subjects."""
     record, splits = submission.record, submission.content.splits
     subjects = sorted({str(row.get("subject")) for row in record.subjects})
@@ -79,10 +79,10 @@ def _check_rows(submission: Submission) -> Iterator[Issue]:
     ):
         if stored != expected:
             odd = sorted({str(s) for s in stored} ^ {str(s) for s in expected}) or ["the order, or one is there twice"]
-            yield Issue(field, why=f"they are not the {what}: {odd[0]}")
+            yield RecordIssue(field, why=f"they are not the {what}: {odd[0]}")
 
 
-def check_data(submission: Submission) -> Iterator[Issue]:
+def check_data(submission: Submission) -> Iterator[RecordIssue]:
     """Slices that ship or were published have their name, and slices with such a name are those; published lists are kept."""
     record, splits = submission.record, submission.content.splits
     by_digest = {
@@ -101,7 +101,7 @@ def check_data(submission: Submission) -> Iterator[Issue]:
             yield from _known_slices(submission, role, *found)
         elif shipped and part.params.keys() != shipped.get("params", part.params).keys():
             odd = ", ".join(sorted(part.params.keys() ^ shipped["params"].keys()))
-            yield Issue(f"{role}.params", why=f"{part.name} has not these parameters: {odd} missing or unknown")
+            yield RecordIssue(f"{role}.params", why=f"{part.name} has not these parameters: {odd} missing or unknown")
         elif (
             shipped
             and part.params == shipped.get("params", part.params)
@@ -109,7 +109,7 @@ def check_data(submission: Submission) -> Iterator[Issue]:
         ):
             made = "as adbench makes them" if "params" in shipped else "as they were published"
             why = f"{role} slices of {part.name} {part.modality} {made}"
-            yield Issue(f"{role}.digest", part.digest, shipped[role]["digest"], why)
+            yield RecordIssue(f"{role}.digest", part.digest, shipped[role]["digest"], why)
     for role, subjects in lists().get(str(record.protocol.get("name")), {}).items():
         if record.method.origin == FROM_MAPS and not getattr(splits, role):
             continue
@@ -128,7 +128,7 @@ def _chosen_alike(record: Record, role: str, protocol: str) -> bool:
 
 def _known_slices(
     submission: Submission, role: str, dataset: str, modality: str, facts: dict[str, Any]
-) -> Iterator[Issue]:
+) -> Iterator[RecordIssue]:
     """What the record says about slices that adbench knows, against what they are."""
     part, why = getattr(submission.record, role), f"of the slices with this digest, {dataset} {modality}"
     yield from differences(f"{role}.name", part.name, dataset, why)
@@ -143,23 +143,23 @@ def _known_slices(
         yield from _same_voxels(submission, role, facts["voxels"])
 
 
-def _same_list(field: str, stored: list[str], expected: list[str], whose: str) -> Iterator[Issue]:
+def _same_list(field: str, stored: list[str], expected: list[str], whose: str) -> Iterator[RecordIssue]:
     if stored == expected:
         return
     missing, odd = sorted(set(expected) - set(stored)), sorted(set(stored) - set(expected))
     what = [
         f"{len(names)} {kind}, e.g. {names[0]}" for kind, names in (("missing", missing), ("not in it", odd)) if names
     ]
-    yield Issue(field, why=f"it is not {whose}: {'; '.join(what) or 'another order'}")
+    yield RecordIssue(field, why=f"it is not {whose}: {'; '.join(what) or 'another order'}")
 
 
-def _same_voxels(submission: Submission, role: str, voxels: dict[str, list[int]]) -> Iterator[Issue]:
+def _same_voxels(submission: Submission, role: str, voxels: dict[str, list[int]]) -> Iterator[RecordIssue]:
     try:
         counts = submission.test if role == "test" else submission.validation
     except ValueError:
         return  # check_numbers says so
     if counts is None:
-        yield Issue("validation", why=f"there is none, and these slices have {len(voxels)} subjects")
+        yield RecordIssue("validation", why=f"there is none, and these slices have {len(voxels)} subjects")
         return
     field, parts = "histograms", {name: (one.n_positive, one.n_negative) for name, one in counts.items()}
     expected = {name: (lesion, other) for name, (lesion, other) in voxels.items()}
@@ -171,4 +171,4 @@ def _same_voxels(submission: Submission, role: str, voxels: dict[str, list[int]]
         stored = parts.get(name, (0, 0))
         if stored != true:
             why = f"its {stored[0]} lesion and {stored[1]} other voxels are not the {true[0]} and {true[1]} of {name}"
-            yield Issue(field, why=why)
+            yield RecordIssue(field, why=why)

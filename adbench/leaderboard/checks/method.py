@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from adbench import __version__
 from adbench.config import registry
 from adbench.errors import UserError
-from adbench.leaderboard.consistency import Issue, differences, steps
+from adbench.leaderboard.checks.issue import RecordIssue, differences
 from adbench.leaderboard.submission import Submission
 from adbench.results.known import (
     BUILT_IN,
@@ -24,24 +24,24 @@ from adbench.results.known import (
     sources,
     weights,
 )
-from adbench.results.record import CONFORMANCE, Record
+from adbench.results.record import CONFORMANCE, Record, optimiser_steps
 from adbench.utils.hashing import canonical_json, digest
 
 
-def check_method(submission: Submission) -> Iterator[Issue]:
+def check_method(submission: Submission) -> Iterator[RecordIssue]:
     """A method that is called built-in is one, with the source and parameters that a release of adbench has."""
     record = submission.record
     method = record.method
     if method.conformance not in CONFORMANCE:
-        yield Issue("method.conformance", method.conformance, why=f"one of {', '.join(map(repr, CONFORMANCE))}")
+        yield RecordIssue("method.conformance", method.conformance, why=f"one of {', '.join(map(repr, CONFORMANCE))}")
     builtin = method.name in registry.BUILTIN["methods"]
     if method.origin != BUILT_IN:
         if builtin:
             why = f"{method.name} is the name of a method of adbench"
-            yield Issue("method.origin", method.origin, BUILT_IN, why)
+            yield RecordIssue("method.origin", method.origin, BUILT_IN, why)
         return
     if not builtin:
-        yield Issue(
+        yield RecordIssue(
             "method.origin", BUILT_IN, why=f"adbench has no method {method.name!r}; a plug-in names its package"
         )
         return
@@ -54,13 +54,15 @@ def check_method(submission: Submission) -> Iterator[Issue]:
     presets = presets_of(method.name, method.source)
     if presets and method.preset not in presets:
         why = f"this source of {method.name} has no such preset, but {', '.join(presets)}"
-        yield Issue("method.preset", method.preset, why=why)
+        yield RecordIssue("method.preset", method.preset, why=why)
         return
     changed = presets_changed(method.name, method.source)
     if method.preset not in changed:
         yield from _parameters(record, changed)
     elif sorted(method.params) != (names := parameters(method.name, method.source)):
-        yield Issue("method.params", why=f"this source of {method.name} has the parameters {', '.join(names or ())}")
+        yield RecordIssue(
+            "method.params", why=f"this source of {method.name} has the parameters {', '.join(names or ())}"
+        )
 
 
 def not_checked(record: Record) -> str:
@@ -76,12 +78,12 @@ def not_checked(record: Record) -> str:
     )
 
 
-def _sources(record: Record) -> Iterator[Issue]:
+def _sources(record: Record) -> Iterator[RecordIssue]:
     """The method and its members have sources of the release that made the result; a shared fit has those of any release."""
     method, version, other = record.method, str(record.provenance.get("adbench")), record.identity.get("scored_with")
     if not is_release(version):
         why = "this release knows no such version; a newer adbench may"
-        yield Issue("provenance.adbench", record.provenance.get("adbench"), why=why)
+        yield RecordIssue("provenance.adbench", record.provenance.get("adbench"), why=why)
         return
     members = [
         (part["method"], part["method_source"])
@@ -90,12 +92,12 @@ def _sources(record: Record) -> Iterator[Issue]:
     ]
     if other is not None:
         if record.weights is None:
-            yield Issue(
+            yield RecordIssue(
                 "identity.scored_with", other, why="only a shared fit is scored by other code than it was made by"
             )
         elif (expected := _other_code(record, members, version)) and other not in expected:
             why = f"source of {method.name} and its members in adbench {version}"
-            yield Issue("identity.scored_with", other, expected[-1], why)
+            yield RecordIssue("identity.scored_with", other, expected[-1], why)
 
     def valid(name: str, source: str) -> bool:
         known = releases(name, source)
@@ -109,12 +111,12 @@ def _sources(record: Record) -> Iterator[Issue]:
             else "a changed one is a plug-in with a name of its own"
         )
         why = f"source of {method.name} in adbench {version}; {what}"
-        yield Issue("method.source", method.source, _last(method.name, version), why)
+        yield RecordIssue("method.source", method.source, _last(method.name, version), why)
     elif odd := [name for name, source in members if not valid(name, source)]:
         why = f"source of {', '.join(odd)} in adbench {version}; a changed one is a plug-in"
-        yield Issue("identity.members", why=why)
+        yield RecordIssue("identity.members", why=why)
     elif method.conformance == "failed":
-        yield Issue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
+        yield RecordIssue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
 
 
 def _other_code(record: Record, members: Sequence[tuple[str, str]], version: str) -> list[str]:
@@ -134,7 +136,7 @@ def _last(method: str, version: str) -> str | None:
     return next(reversed(sources(method, version)), None)
 
 
-def _parameters(record: Record, changed: set[str]) -> Iterator[Issue]:
+def _parameters(record: Record, changed: set[str]) -> Iterator[RecordIssue]:
     """The parameters are as the class states them, and members, preset, version, files and steps follow from them.
 
     Args:
@@ -149,7 +151,7 @@ def _parameters(record: Record, changed: set[str]) -> Iterator[Issue]:
     try:
         resolved = cls.resolve(method.preset, shared)
     except UserError as error:
-        yield Issue("method.params", why=str(error))
+        yield RecordIssue("method.params", why=str(error))
         return
     members = [part["method"] for part in record.identity.get("members", ())]
     expected = [one.method for one in cls.made_of(resolved, record.seed)]
@@ -157,11 +159,13 @@ def _parameters(record: Record, changed: set[str]) -> Iterator[Issue]:
     full = resolved.model_dump(mode="json")
     stated = {name: full[name] for name in shared}
     if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):
-        yield Issue("method.params", why=f"they are not as {method.name} states them, every one and of its own type")
+        yield RecordIssue(
+            "method.params", why=f"they are not as {method.name} states them, every one and of its own type"
+        )
     presets = {name: cls.resolve(name, {}).model_dump(mode="json") for name in cls.presets if name not in changed}
     for name, params in presets.items():
         if name != method.preset and full == params != presets[method.preset]:
-            yield Issue("method.preset", method.preset, name, "the parameters are all those of that preset")
+            yield RecordIssue("method.preset", method.preset, name, "the parameters are all those of that preset")
     yield from differences("method.version", method.version, cls.version, f"of {method.name} in adbench {__version__}")
     files = record.identity.get("files")
     try:
@@ -169,7 +173,7 @@ def _parameters(record: Record, changed: set[str]) -> Iterator[Issue]:
     except UserError:  # weights or textures that are not on this machine: their hashes stand in the identity
         named = max(1, len(files)) if isinstance(files, list) else 1
     if isinstance(files, list) and len(files) != named:
-        yield Issue("identity.files", len(files), named, "files that these parameters name")
-    budget, taken = cls.budget(resolved), steps(record)
+        yield RecordIssue("identity.files", len(files), named, "files that these parameters name")
+    budget, taken = cls.budget(resolved), optimiser_steps(record)
     if budget is not None and taken != budget:
-        yield Issue("fit.steps", taken, budget, f"steps that {method.name} takes with these parameters")
+        yield RecordIssue("fit.steps", taken, budget, f"steps that {method.name} takes with these parameters")
