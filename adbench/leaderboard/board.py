@@ -15,7 +15,6 @@ from urllib.parse import quote
 import numpy as np
 
 from adbench.config.protocols import PROTOCOLS
-from adbench.leaderboard.consistency import steps
 from adbench.leaderboard.submission import FROM_MAPS, Submitted
 from adbench.metrics.columns import BOARD_METRICS, FALSE_ALARMS, STRATA_METRICS
 from adbench.metrics.evaluate import Estimate
@@ -23,7 +22,7 @@ from adbench.metrics.spec import RANKED_BY, MetricSpec
 from adbench.results.format import NONE, several
 from adbench.results.known import is_released
 from adbench.results.names import row_names, told_apart, training_names
-from adbench.results.record import Number, Record, asked, facts
+from adbench.results.record import Number, Record, asked, facts, optimiser_steps
 from adbench.results.rundir import safe
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Entry:
     @property
     def trained(self) -> bool:
         """Whether optimiser steps were taken, so that another seed gives other numbers."""
-        return any(steps(record) > 0 for record in self.records)
+        return any(optimiser_steps(record) > 0 for record in self.records)
 
     @property
     def conformance(self) -> str:

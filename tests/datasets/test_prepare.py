@@ -50,12 +50,12 @@ def test_serial_parallel_and_one_by_one_give_the_same_store(root: Path, tmp_path
 
 
 def test_a_mask_is_decoded_once_for_all_sequences(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from adbench.datasets.adapters import volumes
+    from adbench.datasets.adapters import volume_reader
     from adbench.datasets.io import nifti
 
     read = []
     monkeypatch.setattr(
-        volumes.nifti,
+        volume_reader.nifti,
         "read",
         lambda file, original=nifti.read, **more: read.append(file.name) or original(file, **more),
     )
