@@ -320,13 +320,27 @@ class Features(TrainedNetwork):
                 cells = vectors[:, inside].T
                 order = torch.randperm(len(cells), generator=generator(self.ctx.seed, self.name, "cells", position))
                 kept.append(cells[order[:each].to(cells.device)])
-        candidates = torch.cat(kept)[: p.candidates]
+        candidates = self._evenly(kept)
         if not len(candidates):
             raise UserError(
                 "No cell of the features lies in a brain: give slices with brain masks, or a larger image_size."
             )
         count = max(1, round(p.coreset * len(candidates)))
         return {"bank": candidates[coreset(candidates, count, generator(self.ctx.seed, self.name, "coreset"))]}
+
+    def _evenly(self, kept: list[torch.Tensor]) -> torch.Tensor:
+        """The candidates of the memory from vectors ``kept`` of every slice: of two slices that have them, one gives at most one more."""
+        import torch
+
+        from adbench.methods.training import generator
+
+        found = torch.cat(kept)
+        if len(found) <= self.params.candidates:
+            return found
+        slices = torch.randperm(len(kept), generator=generator(self.ctx.seed, self.name, "slices")).tolist()
+        turn = [len(kept) * number + at for at, own in zip(slices, kept, strict=True) for number in range(len(own))]
+        first = torch.tensor(turn).argsort()[: self.params.candidates].sort().values
+        return found[first.to(found.device)]
 
     def build(self) -> nn.Module:
         from adbench.methods.common.backbones import FeatureAutoencoder

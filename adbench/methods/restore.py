@@ -55,14 +55,14 @@ class RestoreParams(NetworkParams):
     )
     severities: int = param(
         5,
-        "Severities, evenly spread up to 1, that the network is told at test, one pass each; 0: it is told none, ever. Not with detect.",
+        "Severities, evenly spread up to strength, that the network is told at test, one pass each; 0: it is told none, ever. Not with detect.",
         source="DISYRE v2 (4 to 5)",
         ge=0,
         le=50,
     )
     sampler: Literal["mean", "cold"] = param(
         "mean",
-        "Residuals of the slice at each severity, averaged; or of the slice that is led from severity 1 down to 0.",
+        "Residuals of the slice at each severity, averaged; or of the slice that is led from the largest severity down to 0.",
         source="DISYRE v2 (mean-single-step, multi-step)",
     )
     smallest: float = param(10.0, "Shortest side of a shape on a grid of 128 px.", unit="px", source="DISYRE", ge=1)
@@ -219,7 +219,7 @@ class Restore(TrainedNetwork):
     def _restored(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Slices as restored at each severity, or once in the end (``cold``)."""
         p = self.params
-        levels = [(k + 1) / p.severities for k in range(p.severities)] if p.told else [0.0]
+        levels = [p.strength * (k + 1) / p.severities for k in range(p.severities)] if p.told else [0.0]
         if p.sampler == "mean":
             return [self.apply(self._seen(image, level)) for level in levels]
         x = image

@@ -124,6 +124,21 @@ def test_residuals_are_averaged_over_severities() -> None:
     np.testing.assert_allclose(told, [0.25, 0.5, 0.75, 1.0])
 
 
+@pytest.mark.parametrize("sampler", ["mean", "cold"])
+def test_the_network_is_told_no_severity_that_training_never_had(sampler: str, train: SliceSet) -> None:
+    restore, told = method(severities=3, strength=0.3, sampler=sampler), []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        told.append(float(x[0, 1, 0, 0]))
+        return x[:, :1]
+
+    restore._network = network  # type: ignore[assignment]
+    restore.score(slices())
+    np.testing.assert_allclose(sorted(told), [0.1, 0.2, 0.3], rtol=1e-6)
+    assert told == sorted(told, reverse=sampler == "cold")
+    assert 0.2 < float(drawn(restore, train)["severity"].max()) <= 0.3
+
+
 def test_a_cold_step_with_the_true_slice_lands_on_the_lesser_damage() -> None:
     clean, full = torch.rand((2, 1, 2, 8, 8), generator=torch.Generator().manual_seed(1))
     for level, to in ((1.0, 0.6), (0.6, 0.2), (0.2, 0.0)):
