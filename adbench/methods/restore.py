@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from adbench.errors import UserError
+from adbench.methods.base import FitReport
 from adbench.methods.common.params import (
     BATCH,
     CHANNELS,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from adbench.datasets.slices import SliceBatch
+    from adbench.datasets.slices import SliceBatch, SliceSet
     from adbench.methods.common.preprocess import SliceLoader
     from adbench.methods.training import Batch
 
@@ -68,7 +70,9 @@ class RestoreParams(NetworkParams):
     smallest: float = param(10.0, "Shortest side of a shape on a grid of 128 px.", unit="px", source="DISYRE", ge=1)
     largest: float = param(44.0, "Longest side of a shape on a grid of 128 px.", unit="px", source="DISYRE", le=128)
     strength: float = param(1.0, "Largest strength; each slice has U(0, strength).", source="DISYRE", gt=0, le=1)
-    loss: Literal["l1", "l2"] = param("l2", "Distance to the clean slice, inside the brain.", source="DISYRE")
+    loss: Literal["l1", "l2"] = param(
+        "l2", "Distance to the clean slice, inside the brain. Not with detect.", source="DISYRE"
+    )
     steps: int = STEPS(100_000, source="DISYRE")
     batch: int = BATCH(96, source="DISYRE")
     lr: float = LR(1e-4, source="DISYRE")
@@ -87,6 +91,12 @@ class RestoreParams(NetworkParams):
             raise ValueError(f"smallest ({self.smallest:g} px) may not exceed largest ({self.largest:g} px)")
         if self.detect and self.corruption in ("dag", "bias"):
             raise ValueError("detect works with corruption=fpi or poisson: a bias has no foreign share to predict")
+        if self.detect and self.loss != "l2":
+            raise ValueError(
+                f"loss = {self.loss} is of restored slices, and detect restores none: leave one of them out"
+            )
+        if self.label != "graded" and not self.detect:
+            raise ValueError(f"label = {self.label} is what detect predicts: set detect = true, or leave label out")
         if self.sampler == "cold" and (self.detect or not self.severities):
             raise ValueError("sampler=cold restores severity by severity: it needs severities above 0 and no detect")
         return self
@@ -114,6 +124,26 @@ class Restore(TrainedNetwork):
         "paper": {},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 32, "channels": (8, 16), "stem": 1, "steps": 6, "batch": 4}
+
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        """Train the network; foreign tissue is that of another slice, so there must be two.
+
+        Raises:
+            UserError: there is one training slice, and it would be damaged with itself.
+        """
+        alone = val is not None and len(val) == 1
+        if self.params.corruption == "bias":
+            return super().fit(train, val)
+        if len(train) == 1:
+            raise UserError(
+                f"restore.corruption = {self.params.corruption} takes foreign tissue from another training slice, and there is "
+                "one slice in all: give more, or set restore.corruption=bias."
+            )
+        report = super().fit(train, None if alone else val)
+        if alone:
+            said = "One validation slice has no other that it could be damaged with: the last weights were kept."
+            report.notes.append(said)
+        return report
 
     def build(self) -> nn.Module:
         from adbench.methods.common.networks import DenoisingUNet

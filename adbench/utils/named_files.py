@@ -34,7 +34,7 @@ class Shown:
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         schema: Any = handler(source)
         serializer = core_schema.plain_serializer_function_ser_schema(self.shown, when_used="json")
-        return {**schema, "serialization": serializer}  # type: ignore[return-value]
+        return {**schema, "serialization": serializer}
 
 
 @dataclass(frozen=True)
