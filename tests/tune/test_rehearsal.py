@@ -45,8 +45,8 @@ def test_nothing_is_left_behind(settings: Settings) -> None:
 @pytest.mark.parametrize(
     ("method", "preset", "said", "message"),
     [
-        ("pddpm", "base", (), r"of 200 random draws of the search space are refused, the first with .*boxes=3"),
-        ("andi", "tiny", ("andi.stop=50",), r"of 200 random draws .*start=.*Narrow the space with --space FILE"),
+        ("pddpm", "base", ("pddpm.image_size=128",), r"image_size must be a multiple of boxes \(3\)"),
+        ("andi", "tiny", ("andi.stop=50",), r"start \(60\) must be below stop \(50\)"),
     ],
 )
 def test_a_space_that_does_not_go_with_the_settings(
@@ -55,6 +55,14 @@ def test_a_space_that_does_not_go_with_the_settings(
     chosen = make_settings(tmp_path / "runs", method, *said).model_copy(update={"preset": preset})
     with pytest.raises(UserError, match=message):
         rehearse(chosen, Options())
+
+
+def test_draws_that_do_not_go_with_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "space.yaml"
+    path.write_text("replace: {smallest: {low: 5, high: 40}, largest: {low: 15, high: 60}}", encoding="utf-8")
+    said = r"of 200 random draws of the search space are refused, the first with largest=.*, smallest=.*may not exceed largest"
+    with pytest.raises(UserError, match=said):
+        rehearse(make_settings(tmp_path / "runs", "restore"), Options(space=path))
 
 
 def test_the_command_shows_it(cli: Cli, tmp_path: Path) -> None:
