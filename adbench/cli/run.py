@@ -194,6 +194,8 @@ def run(
             stop.add_note(
                 "The cell took longer than --time-limit."
                 if journal.overdue
+                else "Interrupted: nothing was run."
+                if dry_run
                 else f"Interrupted with {done} cells done. Run the same command again to resume."
             )
             raise

@@ -98,6 +98,12 @@ def tune(
     gpus_per_run: Gpus = None,
     max_concurrent: AtMost = None,
     address: Address = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run", help="Show the search space, data and first trial, and check draws of it. Runs nothing."
+        ),
+    ] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -109,7 +115,8 @@ def tune(
     limit = None if time_limit is None else seconds(time_limit)
     from adbench.utils.supervisor import supervised
 
-    supervised(resume="Run the same command with --resume: it goes on where it stopped.")
+    if not dry_run:
+        supervised(resume="Run the same command with --resume: it goes on where it stopped.")
 
     from adbench.config import run_config as configs
     from adbench.executors.resources import parse
@@ -137,6 +144,13 @@ def tune(
         max_concurrent=max_concurrent,
         address=address,
     )
+    if dry_run:
+        from adbench.tune.rehearsal import rehearse
+
+        with LiveProgress(quiet) as progress:
+            rehearsal = rehearse(settings, options, progress)
+        print_json(rehearsal.to_json()) if json_ else _print_plan(rehearsal)
+        return
     try:
         with LiveProgress(quiet) as progress:
             result = search(settings, options, progress, (lambda text: None) if quiet else say)
@@ -189,6 +203,36 @@ def _print(result: Any) -> None:
         return
     say(f"Table and plots: {result.folder}")
     say(f"Next: adbench run --config {result.config}")
+
+
+def _print_plan(rehearsal: Any) -> None:
+    """What ``--dry-run`` shows."""
+    from adbench.tune.rehearsal import DRAWS
+    from adbench.tune.task import OBJECTIVES
+    from adbench.utils.console import say, table
+
+    task, options = rehearsal.task, rehearsal.options
+
+    def between(entry: dict[str, Any]) -> str:
+        if "choices" in entry:
+            return ", ".join(map(_shown, entry["choices"]))
+        return f"{_shown(entry['low'])} to {_shown(entry['high'])}{', logarithmic' if entry['log'] else ''}"
+
+    table(
+        f"{task.cell.label}: what is searched",
+        [("parameter", "left"), ("values", "left"), ("trial 0", "right")],
+        [[name, between(entry), _shown(task.defaults[name])] for name, entry in task.space.items()],
+    )
+    ends = ("" if options.budget is None else f" or {options.budget:g} s") + (
+        "" if options.time_limit is None else f", of {options.time_limit:g} s each at most"
+    )
+    slices = rehearsal.slices
+    say(f"{options.trials} trials{ends}; {task.objective}: {OBJECTIVES[task.objective][1]}.")
+    say(
+        f"Slices: {slices['train']} to learn from, {slices['val']} for the checkpoint, {slices['objective']} for the objective."
+    )
+    say(f"{DRAWS} random draws of the space are valid. Trials would go to {rehearsal.folder}")
+    say(f"Trial 0:\n{rehearsal.first_trial()}")
 
 
 def _shown(value: Any) -> str:

@@ -20,6 +20,8 @@ from adbench.config.shared_fit import SharedFit, read_shared
 from adbench.config.sweep import differing, params_text
 from adbench.errors import UserError
 from adbench.params import ParamSet, build, param
+from adbench.utils.hashing import canonical_json
+from adbench.utils.named_files import given_values, shown_values
 
 
 class TunedFrom(BaseModel):
@@ -200,13 +202,31 @@ class Cell:
         return (
             self.method,
             self.preset,
-            self.params.json_text,
+            self.given_text,
             self.seed,
             self.device,
             self.metrics,
             self.post,
             *self.data_key,
         )
+
+    @property
+    def given(self) -> dict[str, Any]:
+        """The method's parameters as JSON values that give the same cell again: files with their paths; never published."""
+        return {**self.params.json_values, **given_values(self.params)}
+
+    @property
+    def given_text(self) -> str:
+        """Equal text for equal :attr:`given`."""
+        return canonical_json(self.given) if given_values(self.params) else self.params.json_text
+
+    @property
+    def origin(self) -> TunedFrom | None:
+        """:attr:`tuned_from` as the record holds it."""
+        if self.tuned_from is None:
+            return None
+        params = shown_values(type(self.params), self.tuned_from.params)
+        return self.tuned_from.model_copy(update={"params": params})
 
     @property
     def trainer(self) -> Cell | None:
@@ -245,7 +265,7 @@ class Cell:
         Raises:
             UserError: an unknown parameter, or a value out of range.
         """
-        changed = self.method_class.resolve(self.preset, {**self.params.json_values, **values})
+        changed = self.method_class.resolve(self.preset, {**self.given, **values})
         return replace(self, params=changed)
 
     def to_json(self) -> dict[str, Any]:
@@ -253,7 +273,7 @@ class Cell:
         return {
             "method": self.method,
             "preset": self.preset,
-            "params": self.params.json_values,
+            "params": self.given,
             "test": self.test.to_json(),
             "train": self.train.to_json() if self.train else None,
             "modality": self.modality,
@@ -299,7 +319,7 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
         groups.setdefault((cell.method, cell.preset), []).append(cell)
     texts: dict[tuple[Any, ...], str] = {}
     for group in groups.values():
-        own = {(cell.params.json_text, cell.post): {**cell.params.json_values, **cell.post.labels} for cell in group}
+        own = {(cell.given_text, cell.post): {**cell.given, **cell.post.labels} for cell in group}
         names = dict(zip(own, differing(list(own.values())), strict=True))
         data: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, Any]]] = {}
         for cell in group:
@@ -314,7 +334,7 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
             for key, values in zip(sources, differing(list(sources.values())), strict=True)
         }
         for cell in group:
-            apart = {**names[cell.params.json_text, cell.post], **of_data[cell.test.key, cell.train_source.key]}
+            apart = {**names[cell.given_text, cell.post], **of_data[cell.test.key, cell.train_source.key]}
             texts[cell.key] = params_text(apart)
     return [replace(cell, varied=texts[cell.key]) for cell in cells]
 
@@ -325,7 +345,7 @@ def changed(cells: Sequence[Cell]) -> dict[str, dict[str, tuple[list[Any], Any]]
     The default of a method's parameter is that of the preset.
     """
     found: dict[str, dict[str, tuple[list[Any], Any]]] = {}
-    apart = {(c.method, c.preset, c.params.json_text, c.post, c.test.key, c.train and c.train.key): c for c in cells}
+    apart = {(c.method, c.preset, c.given_text, c.post, c.test.key, c.train and c.train.key): c for c in cells}
     for cell in apart.values():  # seeds, of which there may be thousands, change no parameter
         scopes = {
             cell.method: (cell.params, cell.method_class.resolve(cell.preset, {})),
@@ -335,7 +355,7 @@ def changed(cells: Sequence[Cell]) -> dict[str, dict[str, tuple[list[Any], Any]]
         if cell.train is not None:
             scopes["train"] = cell.train.params, type(cell.train.params)()
         for scope, (params, default) in scopes.items():
-            for name, value in params.json_values.items():
+            for name, value in {**params.json_values, **given_values(params)}.items():
                 known = found.setdefault(scope, {}).setdefault(name, ([], default.json_values[name]))
                 if value not in known[0]:
                     known[0].append(value)

@@ -22,6 +22,8 @@ from adbench.errors import UserError, unknown
 from adbench.metrics.spec import SPECS
 from adbench.params import ParamSet, build
 from adbench.utils import limits
+from adbench.utils.hashing import canonical_json
+from adbench.utils.named_files import given_values
 
 DATA_VARIABLE = "ADBENCH_DATA"
 CACHE_VARIABLE = "ADBENCH_CACHE"
@@ -106,7 +108,7 @@ class RunConfig(BaseModel):
 
 def from_cell(cell: Cell) -> RunConfig:
     """The configuration whose only cell is ``cell``, with every parameter spelled out."""
-    scopes = {"method": cell.params.json_values, "dataset": cell.test.params.json_values}
+    scopes = {"method": cell.given, "dataset": cell.test.params.json_values}
     if cell.train is not None:
         scopes["train"] = cell.train.params.json_values
     if cell.post.done:
@@ -135,7 +137,7 @@ def resolved(cells: Iterable[Cell], config: RunConfig) -> RunConfig:
     first = from_cell(found[0])
     scopes: dict[str, list[dict[str, Any]]] = {}
     for cell in found:
-        scopes.setdefault(cell.method, []).append(cell.params.json_values)
+        scopes.setdefault(cell.method, []).append(cell.given)
         scopes.setdefault("dataset", []).append(cell.test.params.json_values)
         if cell.train is not None:
             scopes.setdefault("train", []).append(cell.train.params.json_values)
@@ -365,6 +367,9 @@ def _check_scopes(config: RunConfig) -> None:
         if scope not in allowed:
             near = difflib.get_close_matches(scope, allowed, n=1)
             hint = f"Did you mean {near[0]!r}? " if near else ""
+            if trained := [name for name in config.method if registry.load("methods", name).trained_by == scope]:
+                keys = ", ".join(f"{trained[0]}.{key}" for key in config.set[scope])
+                hint = f"{trained[0]} trains as {scope} does, by parameters of its own: write {keys}. "
             raise UserError(
                 f"Unknown scope {scope!r} in --set. {hint}Scopes here: method (every method), dataset, train, post"
                 f"{', ' if config.method else ''}{', '.join(config.method)}."
@@ -406,7 +411,7 @@ def _tuned(search: TunedFrom | None, method: str, params: ParamSet) -> TunedFrom
     """The search that chose ``params`` of ``method``, as the record states it."""
     if search is None or search.method != method:
         return None
-    values = params.json_values
+    values = {**params.json_values, **given_values(params)}
     changed = tuple(name for name, value in search.params.items() if values.get(name) != value)
     return search.model_copy(update={"changed": changed})
 
@@ -439,7 +444,8 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
         asked = {**config.set.get("method", {}), **config.set.get(name, {})}
         for point in sweep.variants(cls.Params, f"method {name}", asked, parse_yaml):
             params = cls.resolve(preset, point)
-            methods[name, params.json_text] = name, cls, params, _tuned(config.tuned_from, name, params)
+            given = canonical_json({**params.json_values, **given_values(params)})
+            methods[name, given] = name, cls, params, _tuned(config.tuned_from, name, params)
     posts = [
         build(Post, "post", point) for point in sweep.variants(Post, "post", config.set.get("post", {}), parse_yaml)
     ]

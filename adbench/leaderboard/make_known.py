@@ -23,7 +23,7 @@ from adbench.config.source import source_digest
 from adbench.context import Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.leaderboard.submission import glance
-from adbench.results.known import BUILT_IN, FILE, PUBLISHED, known, settings, slices, weights_key
+from adbench.results.known import BUILT_IN, FILE, PUBLISHED, known, settings, slices, weights_key, weights_known
 from adbench.results.record import Record
 from adbench.runner.plan import gather
 from adbench.utils.files import write_json
@@ -58,8 +58,7 @@ def methods(records: list[Record]) -> dict[str, Any]:
     weights = {
         weights_key(record.method, record.test.grid): record.method.parameters
         for record in records
-        if not registry.load("methods", record.method.name).sized_by_data
-        and record.method.source in named.get(record.method.name, {})
+        if weights_known(record.method) and record.method.source in named.get(record.method.name, {})
     }
     return {"methods": found, "settings": said, "weights": dict(sorted(weights.items()))}
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import field_validator
 
@@ -15,6 +16,7 @@ from adbench.context import Context
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Member, Method, Resources
 from adbench.params import ParamSet, param
+from adbench.utils.named_files import Shown, names_files, shown_values
 
 if TYPE_CHECKING:
     import torch
@@ -24,10 +26,26 @@ if TYPE_CHECKING:
 HEALTHY = 256  # slices at most that a scale is taken from
 
 
+class _Members(Shown):
+    """Of the texts of members, whose values may name files."""
+
+    def shown(self, members: Sequence[str]) -> list[str]:
+        return [self._shown(text) for text in members]
+
+    def is_named(self, members: Sequence[str]) -> bool:
+        read = [_read(text) for text in members]
+        return any(names_files(registry.load("methods", name).Params, values) for name, values in read)
+
+    def _shown(self, text: str) -> str:
+        name, values = _read(text)
+        shown = shown_values(registry.load("methods", name).Params, values)
+        return text if shown == values else " ".join([name, *(f"{key}={value}" for key, value in shown.items())])
+
+
 class EnsembleParams(ParamSet):
     """Parameters of :class:`Ensemble`."""
 
-    members: tuple[str, ...] = param(
+    members: Annotated[tuple[str, ...], _Members()] = param(
         ("dae", "dae", "dae"),
         "What is averaged: methods, each with parameters of its own behind its name ([dae sigma=3, restore]); one that stands "
         "there several times has another seed each time.",

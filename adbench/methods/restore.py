@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 from pydantic import model_validator
 
+from adbench.errors import UserError
+from adbench.methods.base import FitReport
 from adbench.methods.common.params import (
     BATCH,
     CHANNELS,
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-    from adbench.datasets.slices import SliceBatch
+    from adbench.datasets.slices import SliceBatch, SliceSet
     from adbench.methods.common.preprocess import SliceLoader
     from adbench.methods.training import Batch
 
@@ -55,20 +57,22 @@ class RestoreParams(NetworkParams):
     )
     severities: int = param(
         5,
-        "Severities, evenly spread up to 1, that the network is told at test, one pass each; 0: it is told none, ever. Not with detect.",
+        "Severities, evenly spread up to strength, that the network is told at test, one pass each; 0: it is told none, ever. Not with detect.",
         source="DISYRE v2 (4 to 5)",
         ge=0,
         le=50,
     )
     sampler: Literal["mean", "cold"] = param(
         "mean",
-        "Residuals of the slice at each severity, averaged; or of the slice that is led from severity 1 down to 0.",
+        "Residuals of the slice at each severity, averaged; or of the slice that is led from the largest severity down to 0.",
         source="DISYRE v2 (mean-single-step, multi-step)",
     )
     smallest: float = param(10.0, "Shortest side of a shape on a grid of 128 px.", unit="px", source="DISYRE", ge=1)
     largest: float = param(44.0, "Longest side of a shape on a grid of 128 px.", unit="px", source="DISYRE", le=128)
     strength: float = param(1.0, "Largest strength; each slice has U(0, strength).", source="DISYRE", gt=0, le=1)
-    loss: Literal["l1", "l2"] = param("l2", "Distance to the clean slice, inside the brain.", source="DISYRE")
+    loss: Literal["l1", "l2"] = param(
+        "l2", "Distance to the clean slice, inside the brain. Not with detect.", source="DISYRE"
+    )
     steps: int = STEPS(100_000, source="DISYRE")
     batch: int = BATCH(96, source="DISYRE")
     lr: float = LR(1e-4, source="DISYRE")
@@ -87,6 +91,12 @@ class RestoreParams(NetworkParams):
             raise ValueError(f"smallest ({self.smallest:g} px) may not exceed largest ({self.largest:g} px)")
         if self.detect and self.corruption in ("dag", "bias"):
             raise ValueError("detect works with corruption=fpi or poisson: a bias has no foreign share to predict")
+        if self.detect and self.loss != "l2":
+            raise ValueError(
+                f"loss = {self.loss} is of restored slices, and detect restores none: leave one of them out"
+            )
+        if self.label != "graded" and not self.detect:
+            raise ValueError(f"label = {self.label} is what detect predicts: set detect = true, or leave label out")
         if self.sampler == "cold" and (self.detect or not self.severities):
             raise ValueError("sampler=cold restores severity by severity: it needs severities above 0 and no detect")
         return self
@@ -114,6 +124,26 @@ class Restore(TrainedNetwork):
         "paper": {},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 32, "channels": (8, 16), "stem": 1, "steps": 6, "batch": 4}
+
+    def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
+        """Train the network; foreign tissue is that of another slice, so there must be two.
+
+        Raises:
+            UserError: there is one training slice, and it would be damaged with itself.
+        """
+        alone = val is not None and len(val) == 1
+        if self.params.corruption == "bias":
+            return super().fit(train, val)
+        if len(train) == 1:
+            raise UserError(
+                f"restore.corruption = {self.params.corruption} takes foreign tissue from another training slice, and there is "
+                "one slice in all: give more, or set restore.corruption=bias."
+            )
+        report = super().fit(train, None if alone else val)
+        if alone:
+            said = "One validation slice has no other that it could be damaged with: the last weights were kept."
+            report.notes.append(said)
+        return report
 
     def build(self) -> nn.Module:
         from adbench.methods.common.networks import DenoisingUNet
@@ -219,7 +249,7 @@ class Restore(TrainedNetwork):
     def _restored(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Slices as restored at each severity, or once in the end (``cold``)."""
         p = self.params
-        levels = [(k + 1) / p.severities for k in range(p.severities)] if p.told else [0.0]
+        levels = [p.strength * (k + 1) / p.severities for k in range(p.severities)] if p.told else [0.0]
         if p.sampler == "mean":
             return [self.apply(self._seen(image, level)) for level in levels]
         x = image

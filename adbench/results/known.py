@@ -31,6 +31,7 @@ from adbench.methods.base import Method
 from adbench.results.record import MethodPart
 from adbench.utils.files import write_json
 from adbench.utils.hashing import digest
+from adbench.utils.named_files import names_files
 
 FILE = Path(__file__).with_name("known.json")
 PUBLISHED = FILE.with_name("published")
@@ -122,7 +123,7 @@ def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:
     what is known under the parameters of one source is known under those of all.
     """
     listed, cls = known()["weights"], registry.load("methods", method.name)
-    if cls.sized_by_data:
+    if not weights_known(method):
         return None
     named = [frozenset(names) for own in known()["methods"].values() for names in own.get(method.name, {}).values()]
     try:
@@ -137,6 +138,12 @@ def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:
         alike = []
     keys = (weights_key(method.model_copy(update={"params": params}), grid) for params in (method.params, *alike))
     return next((listed[key] for key in keys if key in listed), None)
+
+
+def weights_known(method: MethodPart) -> bool:
+    """Whether parameters and grid decide the number of weights of a built-in method: no data, no file of the user's."""
+    cls = registry.load("methods", method.name)
+    return not cls.sized_by_data and not names_files(cls.Params, method.params)
 
 
 def weights_key(method: MethodPart, grid: tuple[int, int]) -> str:

@@ -44,7 +44,8 @@ def method_name(record: Record) -> str:
     """The method with the value of its parameter in :data:`NAMED_PARAMETERS`, of a path the last part: "features[random]"."""
     key, shown = NAMED_PARAMETERS.get(record.method.name, ("", ""))
     value = record.method.params.get(key)
-    said = "" if value is None else f"[{shown.format(value_text(PurePath(str(value)).name))}]"
+    text = str(value) if str(value).startswith("./") else PurePath(str(value)).name  # ./random is a file of that name
+    said = "" if value is None else f"[{shown.format(value_text(text))}]"
     return f"{record.method.name}{said}"
 
 

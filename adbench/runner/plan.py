@@ -151,8 +151,8 @@ class Plan:
         record = rundir.complete(self.run_folder, self.run_key)
         if record is None or missing_metrics(record, self.cell.metrics):
             return None
-        if self.cell.tuned_from not in (None, record.tuned_from):
-            record = record.model_copy(update={"tuned_from": self.cell.tuned_from})
+        if self.cell.origin not in (None, record.tuned_from):
+            record = record.model_copy(update={"tuned_from": self.cell.origin})
             write(record, self.run_folder)
         return record
 

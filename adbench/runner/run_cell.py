@@ -214,7 +214,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         memory={"score_host": peak_memory("cpu")["host"], **{f"fit_{k}": v for k, v in fit["memory"].items()}},
         provenance=provenance.collect(cell.device, plan.fit_folder),
         files={path.name: digest_file(path) for path in sorted(folder.iterdir()) if path.name in rundir.RECORDED},
-        tuned_from=cell.tuned_from,
+        tuned_from=cell.origin,
         weights=cell.fit.weights if cell.fit else None,
     )
 

@@ -114,13 +114,7 @@ def search(
         UserError: anything unknown or missing; a search of this name that is another one, or is running; no Ray.
     """
     progress = progress or Progress()
-    if options.trials < 1:
-        raise UserError("--trials must be at least 1.")
-    if options.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", options.name):
-        raise UserError(f"--name {options.name!r} names a folder: letters, digits, '.', '_' and '-' only.")
-    task, data = define(config, options, progress)
-    folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
-    _check_folder(folder, task, options)
+    task, data, folder = folder_of(config, options, progress)
     with acquire(folder, partial(_running, folder.name)):
         _check_folder(folder, task, options)  # again: another command may have begun and ended in between
         task.write(folder)
@@ -139,6 +133,22 @@ def search(
             elif not (folder / STATE).exists():  # Ray could not be reached: nothing has begun
                 shutil.rmtree(folder, ignore_errors=True)
     return result
+
+
+def folder_of(config: RunConfig, options: SearchOptions, progress: Progress) -> tuple[Task, Data, Path]:
+    """The search that is asked for, its data, and where it lies or will lie; nothing is written there.
+
+    Raises:
+        UserError: anything unknown or missing, or another search of this name.
+    """
+    if options.trials < 1:
+        raise UserError("--trials must be at least 1.")
+    if options.name is not None and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", options.name):
+        raise UserError(f"--name {options.name!r} names a folder: letters, digits, '.', '_' and '-' only.")
+    task, data = define(config, options, progress)
+    folder = (Path(config.out) / "searches" / (options.name or _name(task))).resolve()
+    _check_folder(folder, task, options)
+    return task, data, folder
 
 
 def _wait_for_saves(folder: Path, trials: list[Trial]) -> None:
@@ -167,13 +177,11 @@ def define(config: RunConfig, options: SearchOptions, progress: Progress) -> tup
     if config.fit is not None:
         raise UserError(f"The fit in {config.fit} is trained already: leave `fit` out of what is searched.")
     cells = configs.cells(config.model_copy(update={"set": scopes, "tuned_from": None}))
-    swept = (
-        differing([cell.params.json_values for cell in cells])[0] if len({cell.method for cell in cells}) == 1 else {}
-    )
+    swept = differing([cell.given for cell in cells])[0] if len({cell.method for cell in cells}) == 1 else {}
     if swept:
         name = next(iter(swept))
         raise UserError(
-            f"{name} has several values ({', '.join(dict.fromkeys(str(c.params.json_values[name]) for c in cells))}), a sweep for "
+            f"{name} has several values ({', '.join(dict.fromkeys(str(c.given[name]) for c in cells))}), a sweep for "
             f"`adbench run`. A search chooses values itself: set one, or name its choices in a file for --space, {name}: "
             "{choices: [...]}."
         )
@@ -184,7 +192,7 @@ def define(config: RunConfig, options: SearchOptions, progress: Progress) -> tup
         )
     (cell,) = cells
     fixed = {**config.set.get("method", {}), **config.set.get(cell.method, {})}
-    wanted, values = space.build_space(cell.method_class, cell.params.json_values, fixed, options.space)
+    wanted, values = space.build_space(cell.method_class, cell.given, fixed, options.space)
     cell = cell.with_params(values)
     (planned,) = plan([cell], config.out_folder, config.cache_folder, progress)
     data = planned.data

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from adbench.config.yaml_text import read_yaml
 from adbench.errors import UserError, unknown
+from adbench.utils.named_files import given_values
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
@@ -84,7 +85,8 @@ def _accepts(cls: type[Method], base: Mapping[str, Any], name: str, value: Any, 
     from pydantic import ValidationError
 
     try:
-        return cls.Params(**{**base, name: value}).model_dump(mode="json")[name]
+        params = cls.Params(**{**base, name: value})
+        return {**params.model_dump(mode="json"), **given_values(params)}[name]
     except ValidationError as error:
         first = error.errors()[0]
         raise UserError(f"{cls.name}{where}: {name} = {value!r} is not valid: {first['msg']}.") from None

@@ -204,7 +204,7 @@ class Task(BaseModel):
     @property
     def defaults(self) -> dict[str, Any]:
         """The searched parameters of trial 0, the defaults."""
-        return {name: self.cell.params.json_values[name] for name in self.space}
+        return {name: self.cell.given[name] for name in self.space}
 
     def write(self, folder: Path) -> None:
         """Write the file into ``folder``."""

@@ -78,6 +78,11 @@ def test_resolved_config_round_trips_to_the_same_cell(tmp_path: Path) -> None:
         ("method: histeq\ndataset: phantom", ["method.sigma=-1"], "sigma = -1 is not valid"),
         ("method: histeq\ndataset: phantom", ["method.sigma=wide"], "sigma = 'wide' is not valid"),
         ("method: histeq\ndataset: phantom", ["histek.sigma=1"], "Did you mean 'histeq'?"),
+        (
+            "method: andi\ndataset: phantom",
+            ["ddpm.steps=4"],
+            "Unknown scope 'ddpm' in --set. andi trains as ddpm does, by parameters of its own: write andi.steps.",
+        ),
         ("method: histeq\ndataset: phantom", ["sigma=1"], "not of the form scope.key=value"),
         ("method: histeq\ndataset: phantom", ["train.size=1"], "--train-on names none"),
         ("method: histeq\ndataset: phantom\ntrain_root: x", [], "name it with --train-on"),

@@ -17,6 +17,7 @@ import pytest
 
 from adbench.context import Progress
 from adbench.executors import monitor
+from adbench.executors.launch import Launch
 from adbench.results import rundir, status
 from adbench.results.format import duration
 from adbench.utils.locks import acquire
@@ -92,6 +93,32 @@ def test_failed_runs_are_listed_and_tried_alone(run: Any, cli: Cli, slices: Path
     assert code == 0
     assert {row["method"] for row in json.loads(answer)["boards"][0]["rows"]} == {"histeq", "constant"}
     assert not list(out.glob(f"{status.PLANS}/*"))
+
+
+def test_an_interrupted_dry_run_has_nothing_to_resume(
+    slices: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Launch, progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Launch, "plan", stop)
+    command = (
+        "run",
+        "--method",
+        "histeq",
+        "--dataset",
+        "folder",
+        "--data-root",
+        slices,
+        "--device",
+        "cpu",
+        "--out",
+        tmp_path / "runs",
+    )
+    code, said, err = cli(*command, "--dry-run")
+    assert code == 130
+    assert "Interrupted: nothing was run." in said + err
+    assert "resume" not in said + err
 
 
 def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_path: Path, cli: Cli) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -125,3 +127,17 @@ def test_other_slices_do_not_pass_for_the_published_ones(
 ) -> None:
     path = place(tmp_path, altered(files.read_submission(RECORDS[0]), change))
     assert field in {issue.field for issue in verify([path])[1]}
+
+
+def test_what_the_documents_say_of_small_strokes_is_what_the_records_hold() -> None:
+    records = [
+        json.loads(path.read_text(encoding="utf-8"))["record"] for path in ROOT.glob("soop-flair/records/*.json")
+    ]
+    small = [record["strata"]["lesion_size"]["small"]["auprc"] for record in records]
+    assert {one["n"] for one in small} == {9}
+    for page in ("choosing.md", "results.md"):
+        text = " ".join((ROOT.parent / "docs" / page).read_text(encoding="utf-8").split())
+        (said,) = re.findall(
+            r"no run of the \S+ reaches (\.\d+) AUPRC on the smallest quarter of its strokes, nine patients", text
+        )
+        assert max(one["value"] for one in small) < float(said), page

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,27 @@ def test_gaussian_head_against_numpy_and_chi_square() -> None:
     squares = ((apart @ whiten.numpy().T) ** 2).sum(1)
     np.testing.assert_allclose(squares, np.einsum("nc,cd,nd->n", apart, inverse, apart), rtol=1e-6)
     assert squares.mean() == pytest.approx(3, rel=0.01)  # χ² of three dimensions
+
+
+@pytest.mark.parametrize(("slices", "candidates"), [(60, 100), (60, 59), (7, 3), (40, 500)])
+def test_a_memory_takes_of_every_slice_alike(slices: int, candidates: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def healthy(self: Features, _: object) -> Iterator[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+        for number in range(slices):
+            cells = 2 if number == 1 else 20  # one has few
+            inside = (torch.arange(20) < cells)[None, None]
+            yield torch.tensor([number]), torch.full((1, 1, 1, 20), float(number)), inside
+
+    monkeypatch.setattr(Features, "_healthy", healthy)
+    method = Features(params(head="patchcore", candidates=candidates, coreset=1.0), Context(seed=4))
+    bank = method._fit_memory(range(slices))["bank"]  # type: ignore[arg-type]
+    counts = torch.bincount(bank.flatten().long(), minlength=slices)
+    rest = counts[torch.arange(slices) != 1]
+    assert int(rest.max() - rest.min()) <= 1
+    assert len(bank) <= candidates
+    assert len(bank) >= candidates - (candidates > 2 * slices) * (candidates // slices)  # but what slice 1 lacks
+    if candidates < slices:
+        assert int(counts.nonzero()[-1]) > 0.6 * slices  # not the first ones
+    assert torch.equal(bank, method._fit_memory(range(slices))["bank"])  # type: ignore[arg-type]
 
 
 def test_feature_ssim() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -118,10 +119,10 @@ def test_it_is_saved_and_loaded(fitted: tuple[Latent, Path]) -> None:
     assert torch.equal(Latent.load(folder, Context()).score(batch), method.score(batch))
 
 
-def test_madad_from_a_saved_autoencoder_equals_one_that_trains_it(fitted: tuple[Latent, Path]) -> None:
+def test_madad_from_a_saved_autoencoder_equals_one_that_trains_it(fitted: tuple[Latent, Path], tmp_path: Path) -> None:
     """With the same seed the fit of ``latent`` holds the very autoencoder that MAD-AD would train."""
     over = {**SMALL, **SMALLER, **CODE, "ae_patch": 4, "noise": "matched", "steps": 1}
-    folder = str(fitted[1])
+    folder = str(shutil.copytree(fitted[1], tmp_path / "of-jane" / "fit"))
     states = []
     for values in (over, {**over, "autoencoder": folder, "ae_steps": 0}):
         method = MADAD(MADAD.resolve("tiny", values), Context(seed=2))
@@ -130,6 +131,11 @@ def test_madad_from_a_saved_autoencoder_equals_one_that_trains_it(fitted: tuple[
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
     named = MADAD.resolve("tiny", {**over, "autoencoder": folder, "ae_steps": 0})
     assert [path.name for path in MADAD.files(named)] == ["method.json", "model.safetensors"]
+    shutil.rmtree(folder)  # a fit needs no folder that it began from, and does not tell where that was
+    method.save(tmp_path / "saved")
+    assert "of-jane" not in (tmp_path / "saved" / "method.json").read_text()
+    batch = make_set(2, seed=6, name="t").batch(slice(None))
+    assert torch.equal(MADAD.load(tmp_path / "saved", Context(seed=2)).score(batch), method.score(batch))
 
 
 def test_a_saved_fit_that_cannot_be_started_from(fitted: tuple[Latent, Path], tmp_path: Path) -> None:

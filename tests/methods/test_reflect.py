@@ -15,6 +15,7 @@ from PIL import Image
 from adbench.context import Context
 from adbench.errors import UserError
 from adbench.methods import training
+from adbench.methods.common.textures import fillings
 from adbench.methods.reflect import (
     OBJECTS,
     Reflect,
@@ -23,7 +24,6 @@ from adbench.methods.reflect import (
     contour_objects,
     corrupted,
     euler,
-    fillings,
     velocity_unet,
 )
 
@@ -193,3 +193,84 @@ def test_pictures_of_the_user(tmp_path: Path) -> None:
     Image.fromarray(np.stack([grey, grey // 2, grey], axis=-1)).save(tmp_path / "b.png")
     with pytest.raises(UserError, match=r"b\.png is a colour image, expected grey"):
         fit()
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        (np.zeros((20, 20), np.uint8), r"b\.png has the grey value 0 \(of 0 to 1\) all over, which is no texture"),
+        (np.array([[7]], np.uint8), r"has the grey value 0\.027"),
+        (np.full((9, 9), 40_000, np.uint16), "has the grey value 0.61"),
+        (
+            np.dstack([np.arange(64, dtype=np.uint8).reshape(8, 8), np.zeros((8, 8), np.uint8)]),
+            "is transparent in places",
+        ),
+    ],
+)
+def test_a_picture_that_is_no_texture(tmp_path: Path, picture: np.ndarray, message: str) -> None:
+    Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(tmp_path / "a.png")
+    Image.fromarray(picture).save(tmp_path / "b.png")
+    with pytest.raises(UserError, match=message):
+        Reflect(params(texture="pictures", textures=str(tmp_path)), Context())._pictures()
+
+
+def test_bits_that_pictures_do_not_use_do_not_darken_them(tmp_path: Path) -> None:
+    grey = np.linspace(0, 4095, 64 * 64).reshape(64, 64)
+    Image.fromarray(grey.astype(np.uint16)).save(tmp_path / "12.png")
+    Image.fromarray((grey / 2).astype(np.uint16)).save(tmp_path / "dark.png")
+    found = Reflect(params(texture="pictures", textures=str(tmp_path), image_size=64), Context())._pictures()
+    assert found is not None
+    np.testing.assert_allclose(found[:, 0], [grey / 4095, grey / 8190], atol=1e-3)
+
+
+def test_what_is_no_picture_in_a_folder_of_textures(tmp_path: Path) -> None:
+    folder = tmp_path / "textures"
+    for name in ("a.png", "b.jpg", "c.TIF", ".hidden.jpg", "inner/d.PNG"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8)).save(folder / name)
+    for name in ("__MACOSX/._a.png", "._a.png", ".thumbs/e.png"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"\0\5\26\7")
+    chosen = params(texture="pictures", textures=str(folder))
+    assert [path.name for path in Reflect.files(chosen)] == ["a.png", "d.PNG"]
+    notes = Reflect(chosen, Context()).fit(make_set(4), None).notes
+    assert "Textures: 2 other pictures of the folder were left out, since PNG alone is read." in notes
+    assert str(tmp_path) not in "".join(notes)
+    (folder / "torn.png").write_bytes(b"GIF89a")
+    with pytest.raises(UserError, match=r"torn\.png cannot be read as a PNG image"):
+        Reflect.files(chosen)  # as a run is planned
+
+
+def test_foreign_textures_are_never_of_the_own_slice() -> None:
+    bank = torch.arange(12.0).view(2, 6)  # 2 copies of 6 slices: slice = value % 6
+    bank = bank.flatten()[:, None, None, None].expand(12, 1, 4, 4)
+    own = torch.arange(6).repeat_interleave(200)
+    filling = fillings(1200, (1, 4, 4), bank, 1.0, generator(), (own, 6))[:, 0, 0, 0].long()
+    assert not bool((filling % 6 == own).any())
+    for slice_ in range(6):
+        assert sorted(set(filling[own == slice_].tolist())) == [k for k in range(12) if k % 6 != slice_]
+
+
+def test_the_training_takes_foreign_textures_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    stages: dict[str, training.Stage] = {}
+
+    def untrained(stage: training.Stage, ctx: Context) -> training.StageResult:
+        stages[stage.name] = stage
+        return training.StageResult(0, [], 0, None, 0.0)
+
+    monkeypatch.setattr(training, "train_stage", untrained)
+    with pytest.raises(UserError, match=r"texture = foreign .* there is one slice in all"):
+        Reflect(params(texture="foreign"), Context()).fit(make_set(1), None)
+    chosen = params(texture="foreign", texture_share=1.0, augmented_copies=0, ae_base=True, latent_channels=1)
+    Reflect(chosen, Context(seed=2)).fit(make_set(2), None)
+    draw = stages["unet"].draw
+    fills = [draw(torch.tensor([k] * 8), generator(k))["filling"] for k in (0, 1)]
+    means = [set(fill.mean(dim=(2, 3, 4)).mul(1e4).round().flatten().tolist()) for fill in fills]
+    assert [len(one) for one in means] == [1, 1], "all objects of a slice are filled with the only other slice, rolled"
+    assert means[0] != means[1]
+
+
+def test_settings_that_would_do_nothing_are_refused() -> None:
+    with pytest.raises(UserError, match="texture_share = 0 leaves nothing of texture = simplex: set texture = noise"):
+        params(texture_share=0)
+    assert params(texture_share=0, texture="noise").texture == "noise"

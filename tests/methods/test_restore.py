@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from memory_sets import make_set
 from scipy import ndimage
 
 from adbench.context import Context
@@ -124,6 +125,21 @@ def test_residuals_are_averaged_over_severities() -> None:
     np.testing.assert_allclose(told, [0.25, 0.5, 0.75, 1.0])
 
 
+@pytest.mark.parametrize("sampler", ["mean", "cold"])
+def test_the_network_is_told_no_severity_that_training_never_had(sampler: str, train: SliceSet) -> None:
+    restore, told = method(severities=3, strength=0.3, sampler=sampler), []
+
+    def network(x: torch.Tensor) -> torch.Tensor:
+        told.append(float(x[0, 1, 0, 0]))
+        return x[:, :1]
+
+    restore._network = network  # type: ignore[assignment]
+    restore.score(slices())
+    np.testing.assert_allclose(sorted(told), [0.1, 0.2, 0.3], rtol=1e-6)
+    assert told == sorted(told, reverse=sampler == "cold")
+    assert 0.2 < float(drawn(restore, train)["severity"].max()) <= 0.3
+
+
 def test_a_cold_step_with_the_true_slice_lands_on_the_lesser_damage() -> None:
     clean, full = torch.rand((2, 1, 2, 8, 8), generator=torch.Generator().manual_seed(1))
     for level, to in ((1.0, 0.6), (0.6, 0.2), (0.2, 0.0)):
@@ -156,6 +172,11 @@ def test_contract_of_a_detector() -> None:
         ({"detect": True, "corruption": "fpi", "sampler": "cold"}, "no detect"),
         ({"severities": 0, "sampler": "cold"}, "severities above 0"),
         ({"corruption": "cutpaste"}, "corruption"),
+        (
+            {"detect": True, "corruption": "fpi", "loss": "l1"},
+            "loss = l1 is of restored slices, and detect restores none",
+        ),
+        ({"label": "binary"}, "label = binary is what detect predicts: set detect"),
         ({"strength": 0}, "strength"),
         ({"strength": 1.5}, "strength"),
     ],
@@ -163,3 +184,19 @@ def test_contract_of_a_detector() -> None:
 def test_bad_parameters_are_named(overrides: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         method(**overrides)
+
+
+@pytest.mark.parametrize("kind", ["fpi", "dag", "poisson"])
+def test_one_slice_has_no_foreign_tissue(kind: str, train: SliceSet) -> None:
+    with pytest.raises(
+        UserError, match=f"restore.corruption = {kind} takes foreign tissue .* there is one slice in all"
+    ):
+        method(corruption=kind).fit(make_set(1), None)
+
+
+def test_one_slice_can_be_given_a_bias_and_two_suffice(train: SliceSet) -> None:
+    alone = make_set(1, seed=1, name="v")
+    assert method(corruption="bias").fit(make_set(1), alone).notes == []
+    report = method(corruption="fpi").fit(make_set(2), alone)
+    assert "no other that it could be damaged with" in report.notes[-1]
+    assert "val_loss" not in report.curves["restorer"][-1]

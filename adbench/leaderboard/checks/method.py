@@ -14,6 +14,8 @@ from adbench.config import registry
 from adbench.errors import UserError
 from adbench.leaderboard.checks.issue import RecordIssue, differences
 from adbench.leaderboard.submission import Submission
+from adbench.methods.base import Method
+from adbench.params import ParamSet
 from adbench.results.known import (
     BUILT_IN,
     is_release,
@@ -26,6 +28,7 @@ from adbench.results.known import (
 )
 from adbench.results.record import CONFORMANCE, Record, optimiser_steps
 from adbench.utils.hashing import canonical_json, digest
+from adbench.utils.named_files import given_values, names_files
 
 
 def check_method(submission: Submission) -> Iterator[RecordIssue]:
@@ -156,7 +159,7 @@ def _parameters(record: Record, changed: set[str]) -> Iterator[RecordIssue]:
     members = [part["method"] for part in record.identity.get("members", ())]
     expected = [one.method for one in cls.made_of(resolved, record.seed)]
     yield from differences("identity.members", members, expected, "its parameters say so")
-    full = resolved.model_dump(mode="json")
+    full = {**resolved.model_dump(mode="json"), **given_values(resolved)}
     stated = {name: full[name] for name in shared}
     if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):
         yield RecordIssue(
@@ -167,13 +170,20 @@ def _parameters(record: Record, changed: set[str]) -> Iterator[RecordIssue]:
         if name != method.preset and full == params != presets[method.preset]:
             yield RecordIssue("method.preset", method.preset, name, "the parameters are all those of that preset")
     yield from differences("method.version", method.version, cls.version, f"of {method.name} in adbench {__version__}")
-    files = record.identity.get("files")
-    try:
-        named = len(cls.files(resolved))
-    except UserError:  # weights or textures that are not on this machine: their hashes stand in the identity
-        named = max(1, len(files)) if isinstance(files, list) else 1
-    if isinstance(files, list) and len(files) != named:
-        yield RecordIssue("identity.files", len(files), named, "files that these parameters name")
+    yield from _files(record, cls, resolved)
     budget, taken = cls.budget(resolved), optimiser_steps(record)
     if budget is not None and taken != budget:
         yield RecordIssue("fit.steps", taken, budget, f"steps that {method.name} takes with these parameters")
+
+
+def _files(record: Record, cls: type[Method], params: ParamSet) -> Iterator[RecordIssue]:
+    """The identity has a hash of each file that the parameters name; how many a user's own folder holds is not known here."""
+    files = record.identity.get("files")
+    if not isinstance(files, list) or names_files(cls.Params, given_values(params)):
+        return
+    try:
+        named = len(cls.files(params))
+    except UserError:  # weights that are not installed on this machine
+        named = max(1, len(files))
+    if len(files) != named:
+        yield RecordIssue("identity.files", len(files), named, "files that these parameters name")

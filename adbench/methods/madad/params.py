@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import model_validator
 
@@ -24,6 +24,7 @@ from adbench.methods.common.params import (
     TrainedParams,
 )
 from adbench.params import param
+from adbench.utils.named_files import NamesFile
 
 PAPER = "arXiv 2502.16943"
 CODE = "official code"
@@ -60,7 +61,7 @@ class AutoencoderParams(TrainedParams):
     image_size: int = IMAGE_SIZE(256, source=PAPER, le=1024)
     standardise: bool = STANDARDISE(False, source="adbench")
 
-    autoencoder: str = param(
+    autoencoder: Annotated[str, NamesFile(("train",), hub=True)] = param(
         "train",
         'KL autoencoder: "train" trains one here; else start from a diffusers-format folder or hub id, or from a saved fit of madad or latent.',
         source=PAPER,
