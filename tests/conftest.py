@@ -25,6 +25,7 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start compile the package once, not each
 sys.dont_write_bytecode = False  # nor does every process of the tests rewrite all their assertions
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # nor do the two that some tests ask for wait by spinning on busy cores
 
 # Everything that is written is written through to the disk, and waiting for disks took a quarter of the suite's time: in
 # memory there is nothing to wait for. TMPDIR, where it is set, stays.
