@@ -6,8 +6,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
 
@@ -23,7 +21,6 @@ from adbench.utils import distributed
 
 pytestmark = pytest.mark.timeout(600)  # several trainings and a launcher, beside others
 ROOT = Path(__file__).parents[2]
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 
 class _Phases(Progress):
@@ -114,20 +111,26 @@ def test_killed_fits_end_in_the_numbers_of_an_uninterrupted_one(tmp_path: Path) 
     assert torch.equal(whole.score(batch), killed.score(batch))
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
-
-
 def test_a_launched_run_reports_once(tmp_path: Path, slices: Path) -> None:
     """The command line on two processes: one table, one record and one fit a method."""
     command = ["-m", "adbench.cli", "run", "--method", "ae,histeq", "--dataset", "folder", "--data-root", str(slices)]
     command += ["--device", "cpu", "--out", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--json"]
     command += [f"--set=ae.{value}" for value in ("image_size=32", "channels=[8]", "steps=3", "batch=4")]
-    done = python(*LAUNCH, *command)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["boards"][0]["rows"]) == 2
+    said = [tmp_path / "out", tmp_path / "err"]
+
+    def launch() -> None:
+        from torch.distributed.run import main
+
+        signal.alarm(280)
+        for number, path in enumerate(said, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.environ["PYTHONPATH"] = str(ROOT)
+        main(["--standalone", "--nproc-per-node", "2", *command])
+
+    code = _ends(fork(launch))
+    out, err = (path.read_text() for path in said)
+    assert code == 0, err
+    assert len(json.loads(out)["boards"][0]["rows"]) == 2
     assert len(list((tmp_path / "runs").rglob("record.json"))) == 2
     assert len(list((tmp_path / "runs").rglob("fit.json"))) == 2
     assert not list((tmp_path / "runs").rglob("failure.json"))
