@@ -13,7 +13,8 @@ import site
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,24 @@ from adbench.executors.worker import in_process
 
 MODULES = {"adbench": "adbench.cli", "pytest": "pytest"}
 Done = subprocess.CompletedProcess[str]
+
+
+def fork(work: Callable[[], object]) -> int:
+    """The id of a child of this process that does ``work``, with the imports that were made here; it ends with code 0 or 1.
+
+    Only for a command whose own child (:mod:`adbench.utils.supervisor`) does not matter: it has none in such a process.
+    """
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        work()
+        code = 0
+    except BaseException:
+        os.write(2, traceback.format_exc().encode())
+    finally:
+        os._exit(code)
 
 
 def run(words: list[str], folder: Path, environment: Mapping[str, str] = os.environ, packages: str = "") -> Done:

@@ -25,6 +25,9 @@ signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # processes that tests start compile the package once, not each
 sys.dont_write_bytecode = False  # nor does every process of the tests rewrite all their assertions
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # small tensors: a second thread costs more than it gives
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "passive"
+)  # nor do the two that some tests ask for wait by spinning on busy cores
 
 # Everything that is written is written through to the disk, and waiting for disks took a quarter of the suite's time: in
 # memory there is nothing to wait for. TMPDIR, where it is set, stays.
@@ -33,19 +36,20 @@ if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usa
     os.environ |= {"TMPDIR": str(MEMORY), "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp")}
     tempfile.tempdir = None  # it may have been looked up
 
-# Rooms that stay on one worker: two start a Ray, the others share runs that are made once.
-GROUPS = ("executors", "tune", "leaderboard", "report")
+# What stays on one worker: two start Rays, one after another, the others share runs that are made once.
+GROUPS = {name: name for name in ("tune", "leaderboard", "report")}
+GROUPS |= dict.fromkeys(("executors/test_ray.py", "executors/test_two_nodes.py"), "rays")
 LONGEST_FIRST = (
-    "executors", "tune", "leaderboard", "plugins/test_add_a_method.py", "testing/test_conformance.py", "report", "methods/test_distributed.py",
-    "plugins/test_new.py", "datasets/test_layouts.py", "methods/test_training.py", "runner/test_resume.py",
+    "rays", "tune", "executors/test_serial.py", "leaderboard", "plugins/test_add_a_method.py", "executors/test_worker.py",
+    "testing/test_conformance.py", "report", "methods/test_distributed.py", "executors/test_status.py", "plugins/test_new.py",
+    "datasets/test_layouts.py", "methods/test_training.py", "runner/test_resume.py",
     "datasets/test_phantom.py", "datasets/test_prepare.py", "test_api.py", "runner/test_faults.py", "test_cli.py",
 )  # fmt: skip
 
 
 def room(path: str) -> str:
     """What stays on one worker together, for the path of a test file below this folder: its file, or a group of rooms."""
-    first = path.partition("/")[0]
-    return first if first in GROUPS else path
+    return GROUPS.get(path) or GROUPS.get(path.partition("/")[0]) or path
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

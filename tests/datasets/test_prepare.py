@@ -418,15 +418,3 @@ def test_cases_on_other_grids_are_brought_to_one_size(root: Path, tmp_path: Path
     assert store.shape == (32, 32)
     quality = store.case(name).quality
     assert quality["lesion_ml"] == pytest.approx(quality["lesion_ml_source"], rel=0.05)
-
-
-def test_on_ray_the_store_is_the_same(root: Path, tmp_path: Path) -> None:
-    import ray
-
-    dataset = small_brats.dataset(root)
-    try:
-        stores = prepare_all(dataset, BOTH, tmp_path / "ray", workers=2, executor="ray")
-    finally:
-        ray.shutdown()
-    serial = prepare_all(dataset, BOTH, tmp_path / "serial", workers=1)
-    assert {name: content(store) for name, store in stores.items()} == {name: content(store) for name, store in serial.items()}  # fmt: skip

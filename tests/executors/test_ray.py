@@ -16,8 +16,10 @@ from typing import Any
 
 import psutil
 import pytest
+import small_brats
 import torch
 
+from adbench.datasets.store.prepare import prepare_all
 from adbench.errors import UserError
 from adbench.executors import Options, serial
 from adbench.executors.launch import Launch
@@ -193,6 +195,17 @@ def test_out_of_memory_gets_a_whole_gpu_once(
     (outcome,) = on_ray(again, cluster, gpus=1.0).run(again.plan())
     assert "OutOfMemoryError" in outcome.reason  # it had a whole one already
     assert shares == [1.0]
+
+
+def test_a_store_is_the_same(cluster: Any, tmp_path: Path) -> None:
+    import ray
+
+    dataset = small_brats.dataset(small_brats.write(tmp_path / "Läsionen of Zoë"))
+    there = prepare_all(dataset, ("FLAIR", "T1"), tmp_path / "ray", workers=2, executor="ray")
+    assert ray.is_initialized(), "whoever has connected to Ray still is"
+    for name, store in prepare_all(dataset, ("FLAIR", "T1"), tmp_path / "serial", workers=1).items():
+        assert there[name].manifest == store.manifest
+        assert [file.read_bytes() for file in there[name].files] == [file.read_bytes() for file in store.files]
 
 
 def test_asking_for_more_than_there_is(cluster: Any, grid: Callable[..., Launch]) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
+import signal
+import socket
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 import torch
+from commands import fork
 from memory_sets import SMALL, make_set
 
 from adbench.context import Context, Progress
@@ -20,48 +21,6 @@ from adbench.utils import distributed
 
 pytestmark = pytest.mark.timeout(600)  # several trainings and a launcher, beside others
 ROOT = Path(__file__).parents[2]
-LAUNCH = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-APART = """
-    import json, os, signal, socket, sys
-    from pathlib import Path
-    import torch, torch._dynamo
-    torch.set_num_threads(1)
-    import adbench.methods.madad.fitting, monai.networks.nets.patchgan_discriminator  # once, not in every fork
-    from adbench.context import Context, Progress
-    from adbench.methods.madad.method import MADAD
-    from adbench.utils import distributed
-    from memory_sets import SMALL, make_set
-
-    class Kill(Progress):
-        def update(self, phase, done, total, **figures):
-            if (phase, done) == at:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    killed, together = sys.argv[1:]
-    data = make_set(12), make_set(5, seed=1, name="v")
-    for at in (("autoencoder", 3), ("unet", 4)):
-        if child := os.fork():
-            print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
-            continue
-        ctx = Context(workdir=Path(killed), progress=Kill(), checkpoint_seconds=0)
-        MADAD(MADAD.resolve("tiny", SMALL), ctx).fit(*data)
-        os._exit(0)
-
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    child = os.fork()  # as a launcher starts them
-    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(int(not child)))
-    distributed.join("cpu")
-    with distributed.first():
-        data = make_set(12), make_set(5, seed=1, name="v")
-    values = {**SMALL, "dropout": 0.0, "batch": 5, "accumulate": 2}
-    method = MADAD(MADAD.resolve("tiny", values), Context(workdir=Path(together), checkpoint_seconds=0))
-    report = method.fit(*data)
-    Path(f"{together}/curves-{distributed.rank()}.json").write_text(json.dumps(report.curves))
-    if child:
-        sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
-"""
 
 
 class _Phases(Progress):
@@ -74,42 +33,73 @@ class _Phases(Progress):
         self.seen.setdefault(phase, done)
 
 
-def python(*arguments: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{Path(__file__).parent}", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, *arguments]
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=280, check=False)
+class _Kill(Progress):
+    """Ends the process at a step of a phase."""
+
+    def __init__(self, phase: str, step: int) -> None:
+        self.at = (phase, step)
+
+    def update(self, phase: str, done: int, total: int, **figures: object) -> None:
+        if (phase, done) == self.at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")
-def apart(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path, Path]:
-    """Fits in forks of one process, which makes the imports once: killed ones in a folder, two on one training in another."""
-    killed, together = (tmp_path_factory.mktemp(name) for name in ("killed", "together"))
-    return python("-c", textwrap.dedent(APART), str(killed), str(together)), killed, together
+def _fit_and_die(folder: Path, phase: str, step: int) -> None:
+    torch.set_num_threads(1)
+    ctx = Context(workdir=folder, progress=_Kill(phase, step), checkpoint_seconds=0)
+    MADAD(MADAD.resolve("tiny", SMALL), ctx).fit(make_set(12), make_set(5, seed=1, name="v"))
 
 
-def test_two_processes_have_the_loss_curve_of_one(
-    apart: tuple[subprocess.CompletedProcess[str], Path, Path],
-) -> None:
-    done, _, folder = apart
-    assert done.returncode == 0, done.stderr
+def _fit_together(folder: Path, rank: int, port: int) -> None:
+    """One of two processes, as a launcher starts them."""
+    signal.alarm(280)  # it ends when the other one is gone
+    torch.set_num_threads(1)
+    os.environ |= {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    os.environ |= dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank))
+    distributed.join("cpu")
+    with distributed.first():
+        data = make_set(12), make_set(5, seed=1, name="v")
+    values = {**SMALL, "dropout": 0.0, "batch": 5, "accumulate": 2}
+    method = MADAD(MADAD.resolve("tiny", values), Context(workdir=folder, checkpoint_seconds=0))
+    report = method.fit(*data)
+    (folder / f"curves-{rank}.json").write_text(json.dumps(report.curves))
+    distributed.wait()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports() -> None:
+    """Once, not in every fork."""
+    own = ("adbench.methods.madad.fitting", "monai.networks.nets.patchgan_discriminator")
+    for name in (*own, "torch._dynamo", "torch.distributed", "accelerate.state"):
+        import_module(name)
+
+
+def _ends(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_two_processes_have_the_loss_curve_of_one(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    ranks = [fork(lambda rank=rank: _fit_together(tmp_path, rank, port)) for rank in (0, 1)]
+    assert [_ends(rank) for rank in ranks] == [0, 0]
     values = {**SMALL, "dropout": 0.0, "batch": 5}
     whole = MADAD(MADAD.resolve("tiny", values), Context()).fit(make_set(12), make_set(5, seed=1, name="v")).curves
     for rank in (0, 1):
-        curves = json.loads((folder / f"curves-{rank}.json").read_text())
+        curves = json.loads((tmp_path / f"curves-{rank}.json").read_text())
         assert curves.keys() == whole.keys()
         for name, curve in whole.items():
             for point, other in zip(curve, curves[name], strict=True):
                 assert point == pytest.approx(other, abs=1e-5)
 
 
-def test_killed_fits_end_in_the_numbers_of_an_uninterrupted_one(
-    apart: tuple[subprocess.CompletedProcess[str], Path, Path],
-) -> None:
+def test_killed_fits_end_in_the_numbers_of_an_uninterrupted_one(tmp_path: Path) -> None:
     """kill -9 in the autoencoder, then in the UNet, then a run to the end."""
-    done, folder, _ = apart
-    assert done.stdout.split() == ["-9", "-9"], done.stderr
+    for phase, step in (("autoencoder", 3), ("unet", 4)):
+        assert _ends(fork(lambda phase=phase, step=step: _fit_and_die(tmp_path, phase, step))) == -signal.SIGKILL
     phases = _Phases()
-    killed = MADAD(MADAD.resolve("tiny", SMALL), Context(workdir=folder, progress=phases))
+    killed = MADAD(MADAD.resolve("tiny", SMALL), Context(workdir=tmp_path, progress=phases))
     killed.fit(make_set(12), make_set(5, seed=1, name="v"))
     assert "autoencoder" not in phases.seen  # finished, so not trained again
     assert phases.seen["unet"] > 1  # continued, not started from the beginning
@@ -126,9 +116,21 @@ def test_a_launched_run_reports_once(tmp_path: Path, slices: Path) -> None:
     command = ["-m", "adbench.cli", "run", "--method", "ae,histeq", "--dataset", "folder", "--data-root", str(slices)]
     command += ["--device", "cpu", "--out", str(tmp_path / "runs"), "--cache", str(tmp_path / "cache"), "--json"]
     command += [f"--set=ae.{value}" for value in ("image_size=32", "channels=[8]", "steps=3", "batch=4")]
-    done = python(*LAUNCH, *command)
-    assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)["boards"][0]["rows"]) == 2
+    said = [tmp_path / "out", tmp_path / "err"]
+
+    def launch() -> None:
+        from torch.distributed.run import main
+
+        signal.alarm(280)
+        for number, path in enumerate(said, 1):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+        os.environ["PYTHONPATH"] = str(ROOT)
+        main(["--standalone", "--nproc-per-node", "2", *command])
+
+    code = _ends(fork(launch))
+    out, err = (path.read_text() for path in said)
+    assert code == 0, err
+    assert len(json.loads(out)["boards"][0]["rows"]) == 2
     assert len(list((tmp_path / "runs").rglob("record.json"))) == 2
     assert len(list((tmp_path / "runs").rglob("fit.json"))) == 2
     assert not list((tmp_path / "runs").rglob("failure.json"))

@@ -43,13 +43,13 @@ def apply_weights(weights: np.ndarray, field: np.ndarray, axis: int, taps: int) 
     Returns:
         float32, P long along ``axis``.
     """
-    first = np.minimum((weights != 0).argmax(axis=1), max(weights.shape[1] - taps, 0))
-    along = [1] * field.ndim
-    along[axis] = len(weights)
+    taps = min(taps, weights.shape[1])
+    first = np.minimum((weights != 0).argmax(axis=1), weights.shape[1] - taps)
     result = np.zeros((*field.shape[:axis], len(weights), *field.shape[axis + 1 :]), np.float32)
-    for tap in range(min(taps, weights.shape[1])):
-        own = np.take_along_axis(weights, (first + tap)[:, None], axis=1)
-        result += own.reshape(along) * np.take(field, first + tap, axis=axis)
+    planes, target = np.moveaxis(field, axis, 0), np.moveaxis(result, axis, 0)
+    for row, start in enumerate(first):  # a plane at a time stays in the cache
+        for tap in range(start, start + taps):
+            target[row] += weights[row, tap] * planes[tap]
     return result
 
 
