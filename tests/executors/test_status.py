@@ -94,43 +94,19 @@ def test_failed_runs_are_listed_and_tried_alone(run: Any, cli: Cli, slices: Path
     assert not list(out.glob(f"{status.PLANS}/*"))
 
 
-<<<<<<< HEAD
-def test_an_interrupted_dry_run_has_nothing_to_resume(
-    slices: Path, tmp_path: Path, cli: Cli, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_dry_run_has_nothing_to_resume(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(self: Launch, progress: Progress) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Launch, "plan", stop)
-    command = (
-        "run",
-        "--method",
-        "histeq",
-        "--dataset",
-        "folder",
-        "--data-root",
-        slices,
-        "--device",
-        "cpu",
-        "--out",
-        tmp_path / "runs",
-    )
-    code, said, err = cli(*command, "--dry-run")
+    code, said, err = run("histeq", "--dry-run")
     assert code == 130
     assert "Interrupted: nothing was run." in said + err
     assert "resume" not in said + err
 
 
-def test_cells_to_come_are_known_while_somebody_is_at_them(slices: Path, tmp_path: Path, cli: Cli) -> None:
-    command = [
-        sys.executable, "-m", "adbench.cli", "run", "--method", "ae,histeq,constant", "--dataset", "folder", "--quiet",
-        "--data-root", str(slices), "--device", "cpu", "--out", str(tmp_path / "runs"), "--set", "ae.steps=100000",
-    ]  # fmt: skip
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-=======
 def test_cells_to_come_are_known_while_somebody_is_at_them(run: Any, tmp_path: Path, cli: Cli) -> None:
     process = fork(lambda: run("ae,histeq,constant", "--set", "ae.steps=100000"))
->>>>>>> w-s13b
     deadline = time.monotonic() + 120
     while not list((tmp_path / "runs").rglob(status.STATUS)):
         assert os.waitpid(process, os.WNOHANG) == (0, 0)
