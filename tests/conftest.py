@@ -36,12 +36,12 @@ if "TMPDIR" not in os.environ and os.access(MEMORY, os.W_OK) and shutil.disk_usa
     os.environ |= {"TMPDIR": str(MEMORY), "RAY_TMPDIR": os.environ.get("RAY_TMPDIR", "/tmp")}
     tempfile.tempdir = None  # it may have been looked up
 
-# What stays on one worker: two start Rays, one after another, the others share runs that are made once.
+# What stays on one worker: two start Rays, one after another, and one needs a process without; the others share runs that are made once.
 GROUPS = {name: name for name in ("tune", "leaderboard", "report")}
-GROUPS |= dict.fromkeys(("executors/test_ray.py", "executors/test_two_nodes.py"), "rays")
+GROUPS |= dict.fromkeys(("executors/test_ray.py", "executors/test_two_nodes.py", "executors/test_status.py"), "rays")
 LONGEST_FIRST = (
     "rays", "tune", "executors/test_serial.py", "leaderboard", "plugins/test_add_a_method.py", "executors/test_worker.py",
-    "testing/test_conformance.py", "report", "methods/test_distributed.py", "executors/test_status.py", "plugins/test_new.py",
+    "testing/test_conformance.py", "report", "methods/test_distributed.py", "plugins/test_new.py",
     "datasets/test_layouts.py", "methods/test_training.py", "runner/test_resume.py",
     "datasets/test_phantom.py", "datasets/test_prepare.py", "test_api.py", "runner/test_faults.py", "test_cli.py",
 )  # fmt: skip

@@ -24,7 +24,8 @@ from adbench.config.attribution import Licence, Link, first_error, is_seen
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError
 from adbench.utils import limits
-from adbench.utils.hashing import digest, digest_file
+from adbench.utils.hashing import canonical_json, digest, digest_file
+from adbench.utils.named_files import shown_values
 from adbench.utils.plain_files import check_no_link, open_plain, read_json
 
 MANIFEST, RUN_RECORD, CARD = "adbench_fit.json", "run.json", "README.md"
@@ -205,8 +206,15 @@ def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
     given = asked["set"]
     values = {**given.get("method", {}), **given.get(shared.method, {})}
     params = method.resolve(str(stated["preset"]), about["params"])
+    if canonical_json(shown_values(method.Params, about["params"])) != canonical_json(about["params"]):
+        raise UserError(
+            f"{where} {shared.method} and names a file by its whole path, as an earlier adbench wrote it ({shared.adbench}): train "
+            "it again."
+        )
     try:
-        changed = method.resolve(str(stated["preset"]), {**params.json_values, **values}) != params
+        changed = (
+            method.resolve(str(stated["preset"]), {**params.json_values, **values}).json_values != params.json_values
+        )
     except UserError:  # several values, say, which a run without a shared fit takes as a sweep
         changed = True
     if changed:

@@ -11,7 +11,7 @@ from adbench.evaluation.run import Run
 from adbench.metrics.compare import MethodSamples, Table, Trained, sample_method
 from adbench.metrics.compare import compare as compare_samples
 from adbench.results.names import row_names, told_apart
-from adbench.results.record import Record
+from adbench.results.record import Record, named_contents
 from adbench.utils.hashing import digest
 
 MAX_SIDES, MAX_FOLDERS = 4, 6  # test sets and folders that a refusal names
@@ -75,14 +75,16 @@ def compare(runs: Iterable[Run], metric: str = "auprc", *, progress: Progress | 
 
 
 def method_groups(runs: Iterable[Run]) -> dict[str, list[Run]]:
-    """Runs grouped by what was run, seeds aside.
+    """Runs grouped by what was run, seeds aside; files of one name that hold something else are not the same.
 
     Returns:
         name -> runs; a name says no more than is needed to tell the methods apart (:mod:`adbench.results.names`).
     """
     groups: dict[str, list[Run]] = {}
     for one in runs:
-        groups.setdefault(digest([one.record.method.model_dump(), one.record.train.digest]), []).append(one)
+        record = one.record
+        same = [record.method.model_dump(), record.train.digest, named_contents(record)]
+        groups.setdefault(digest(same), []).append(one)
     names = row_names([members[0].record for members in groups.values()])
     return {name.label: members for name, members in zip(names, groups.values(), strict=True)}
 

@@ -107,27 +107,27 @@ def pooled(histograms: SubjectHistograms, draws: np.ndarray) -> dict[str, np.nda
     floor = np.maximum(positives, 1)
     for positive, negative, joined in blocks(histograms):
         steps = draws @ positive
-        cumulative_tp = np.cumsum(steps, axis=1)
-        cumulative_tp += tp[:, None]
+        here_tp = np.cumsum(steps, axis=1)
+        here_tp += tp[:, None]
         steps_fp = draws @ negative
-        cumulative_fp = np.cumsum(steps_fp, axis=1)
-        cumulative_fp += fp[:, None]
-        tp, fp = cumulative_tp[:, -1].copy(), cumulative_fp[:, -1].copy()
-        pair_sum += np.einsum("rb,rb->r", steps_fp, cumulative_tp) - 0.5 * np.einsum("rb,rb->r", steps_fp, steps)
+        here_fp = np.cumsum(steps_fp, axis=1)
+        here_fp += fp[:, None]
+        tp, fp = here_tp[:, -1].copy(), here_fp[:, -1].copy()
+        pair_sum += np.einsum("rb,rb->r", steps_fp, here_tp) - 0.5 * np.einsum("rb,rb->r", steps_fp, steps)
         if joined.any():  # precision halfway through the bin, as in Curve.average_precision
             half = 0.5 * joined
-            middle_tp = cumulative_tp - half * np.maximum(steps - 1, 0)
-            middle = cumulative_fp - half * steps_fp
+            middle_tp = here_tp - half * np.maximum(steps - 1, 0)
+            middle = here_fp - half * steps_fp
             middle += middle_tp
             share = np.divide(middle_tp, np.maximum(middle, 1, out=middle), out=middle)
-            cumulative_fp += cumulative_tp  # predicted voxels
+            here_fp += here_tp  # predicted voxels
         else:
-            cumulative_fp += cumulative_tp
-            share = np.divide(cumulative_tp, np.maximum(cumulative_fp, 1, out=steps_fp), out=steps_fp)
+            here_fp += here_tp
+            share = np.divide(here_tp, np.maximum(here_fp, 1, out=steps_fp), out=steps_fp)
         precision_sum += np.einsum("rb,rb->r", steps, share)
-        cumulative_fp += np.maximum(total_positive, 1)[:, None]
-        cumulative_tp /= cumulative_fp
-        np.maximum(best, 2 * cumulative_tp.max(axis=1), out=best)
+        here_fp += np.maximum(total_positive, 1)[:, None]
+        here_tp /= here_fp
+        np.maximum(best, 2 * here_tp.max(axis=1), out=best)
         cumulative_tp = np.cumsum(positive, axis=1) + own_tp[:, None]
         cumulative_fp = np.cumsum(negative, axis=1) + own_fp[:, None]
         own_tp, own_fp = cumulative_tp[:, -1].copy(), cumulative_fp[:, -1].copy()

@@ -213,6 +213,13 @@ def optimiser_steps(record: Record) -> int:
     return count if isinstance(count, int) and not isinstance(count, bool) else 0
 
 
+def named_contents(record: Record) -> list[list[str]]:
+    """Hashes of the files that the parameters of the method name, and of those that each member of an ensemble names."""
+    members = record.identity.get("members")
+    parts = [record.identity, *(members if isinstance(members, list) else [])]
+    return [part.get("files") or [] for part in parts if isinstance(part, dict)]
+
+
 def write(record: Record, folder: Path) -> None:
     """Write ``record`` into ``folder`` atomically."""
     write_json(folder / RECORD, record.model_dump(mode="json"))

@@ -14,8 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, GetCoreSchemaHandler
-from pydantic_core import CoreSchema, core_schema
+from pydantic import BaseModel, GetCoreSchemaHandler, PlainSerializer
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
@@ -31,10 +30,8 @@ class Shown:
         """Whether ``value`` names something of the user's."""
         raise NotImplementedError
 
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        schema: Any = handler(source)
-        serializer = core_schema.plain_serializer_function_ser_schema(self.shown, when_used="json")
-        return {**schema, "serialization": serializer}
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
+        return PlainSerializer(self.shown, when_used="json").__get_pydantic_core_schema__(source, handler)
 
 
 @dataclass(frozen=True)

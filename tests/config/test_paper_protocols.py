@@ -154,15 +154,15 @@ def test_a_rule_of_a_paper_is_applied_beside(
 @pytest.mark.parametrize(
     ("protocol", "train", "test", "options"),
     [
-        ("pddpm", "pddpm_ixi", "mslub", ("T2", *HEALTHY)),
+        ("pddpm", "ixi-pddpm", "mslub", ("T2", *HEALTHY)),
         ("bids->wmh", "bids", "wmh", ("T1", "healthy=group=control", "name=cohort_a")),
     ],
 )
 def test_across_sets(
     run: Callable[..., Any], tmp_path: Path, protocol: str, train: str, test: str, options: tuple[str, ...]
 ) -> None:
-    getattr(layouts, train)(tmp_path / "train", 6, **({"first": 20} if train == "pddpm_ixi" else {}))
-    getattr(layouts, test)(tmp_path / "test", 5)
+    layouts.write_small(train, tmp_path / "train", 6, **({"first": 20} if train == "ixi-pddpm" else {}))
+    layouts.write_small(test, tmp_path / "test", 5)
     modality, *own = options
     more = ("brain=background",) if test == "wmh" else ()
     _, record, _ = run(

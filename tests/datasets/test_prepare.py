@@ -87,7 +87,7 @@ def test_killed_in_the_middle_it_goes_on_to_the_same_store(root: Path, tmp_path:
         "        if done == 3: os.kill(os.getpid(), signal.SIGKILL)\n"
         "prepare(small_brats.dataset(Path(sys.argv[1])), 'FLAIR', Path(sys.argv[2]), Die(), workers=1)\n"
     )
-    there = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    there = [str(Path(small_brats.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(there)}
     done = subprocess.run([sys.executable, "-c", script, str(root), str(killed)], env=environment, check=False)
     assert done.returncode == -signal.SIGKILL
@@ -112,7 +112,7 @@ def test_workers_of_a_killed_preparation_end_and_their_cases_are_kept(root: Path
     )
     path = tmp_path / "script.py"
     path.write_text(script)
-    there = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+    there = [str(Path(small_brats.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(there)}
     process = subprocess.Popen([sys.executable, str(path), str(root), str(tmp_path / "cache")], env=environment, start_new_session=True)  # fmt: skip
     assert process.wait(120) == -signal.SIGKILL

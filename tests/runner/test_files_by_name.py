@@ -16,11 +16,13 @@ from safetensors.torch import save_file
 from adbench import api
 from adbench.config.cell import Cell, TunedFrom
 from adbench.config.shared_fit import MANIFEST
-from adbench.leaderboard.checks import check
+from adbench.errors import UserError
+from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.submission import pack
 from adbench.methods.common.backbones import Backbone
 from adbench.runner import shared_fits
 from adbench.tune import space
+from adbench.utils.hashing import digest
 
 THIN = {
     "family": "resnet", "inputs": 3, "bottleneck": False, "stem": 8, "groups": 1, "blocks": [1, 1], "widths": [8, 16],
@@ -104,10 +106,40 @@ def test_workers_and_searches_are_told_the_path(made: tuple[api.Run, Path, dict[
     assert cell.with_params({"sigma": 2.0}).params.weights == str(weights)  # type: ignore[attr-defined]
     path = weights.parent / "space.yaml"
     path.write_text(f"replace: {{weights: {{choices: [random, {weights}]}}}}", encoding="utf-8")
-    wanted, _ = space.build(cell.method_class, cell.given, {}, path)
+    wanted, _ = space.build_space(cell.method_class, cell.given, {}, path)
     assert wanted == {"weights": {"choices": ["random", str(weights)]}}
     chosen = {"search": "s", "method": "features", "objective": "recon", "value": 1.0, "default": None, "trials": 1, "complete": 1,
               "stopped": 0, "failed": 0, "cpu_hours": 0.0, "gpu_hours": 0.0, "seed": 0, "slices": "", "identity": "", "table": ""}  # fmt: skip
     searched = replace(cell, tuned_from=TunedFrom(params={"weights": str(weights)}, **chosen))
     assert searched.origin is not None
     assert searched.origin.params == {"weights": weights.name}
+
+
+def test_files_of_one_name_are_no_seeds_of_one_method(made: tuple[api.Run, Path, dict[str, Any]]) -> None:
+    run, weights, settings = made
+    other = _weights(weights.parents[1] / "of-john" / weights.name, seed=1)
+    (beside,) = api.run("features", "folder", seed=1, set={"features": {**SMALL, "weights": str(other)}}, **settings)
+    (same,) = api.run("features", "folder", seed=2, set={"features": {**SMALL, "weights": str(weights)}}, **settings)
+    groups = api.method_groups([run, beside, same])
+    assert sorted(len(members) for members in groups.values()) == [1, 2]
+
+
+def test_a_shared_fit_and_the_path_that_its_run_was_given(
+    made: tuple[api.Run, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    run, weights, settings = made
+    folder = tmp_path / "fit"
+    shared_fits.export(run.folder, folder, author="A. Researcher", licence="cc-by-4.0")
+    mine = {**settings, "out": tmp_path / "runs", "fit": str(folder)}
+    (scored,) = api.run((), "folder", set={"method": {"weights": str(weights)}}, **mine)
+    assert scored.record.run_key == run.record.run_key
+    # as they were written before: with the whole path
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest.pop("digest")
+    manifest["identity"]["params"]["weights"] = str(weights)
+    manifest["fit_key"] = digest(manifest["identity"])
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": digest(manifest)}))
+    with pytest.raises(
+        UserError, match="names a file by its whole path, as an earlier adbench wrote it"
+    ):
+        api.run((), "folder", **mine)
