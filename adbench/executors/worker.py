@@ -248,11 +248,12 @@ def in_process(
 def _server_start() -> Iterator[None]:
     """The surroundings in which the server and its forks are to start.
 
-    Libraries of the server must start no threads, which a fork would lack. A fork must not run the main script of this
-    process again, which under Ray is that of Ray's workers and takes a second.
+    Libraries of the server must start no threads, which a fork would lack. A fork must not run the main script or
+    module of this process again: a user's need not be guarded, and under Ray it is that of Ray's workers and takes a second.
     """
     main = sys.modules["__main__"]
-    script = main.__dict__.pop("__file__", None)
+    script, spec = main.__dict__.pop("__file__", None), main.__spec__
+    main.__spec__ = None
     wanted = {"OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
     before = {name: os.environ.get(name) for name in wanted}
     os.environ.update(wanted)
@@ -263,6 +264,7 @@ def _server_start() -> Iterator[None]:
             os.environ.pop(name)
             if value is not None:
                 os.environ[name] = value
+        main.__spec__ = spec
         if script is not None:
             main.__file__ = script
 

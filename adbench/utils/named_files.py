@@ -27,7 +27,7 @@ class Shown:
         raise NotImplementedError
 
     def is_named(self, value: Any) -> bool:
-        """Whether ``value`` names something of the user's."""
+        """Whether ``value``, as keys and records hold it, names something of the user's."""
         raise NotImplementedError
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> Any:
@@ -54,7 +54,7 @@ class NamesFile(Shown):
         return f"./{name}" if name in self.words else name
 
     def is_named(self, value: str) -> bool:
-        return value not in self.words
+        return value not in self.words and not (self.hub and _HUB_ID.fullmatch(value))
 
 
 @cache

@@ -158,3 +158,20 @@ def test_from_python_a_plug_in_has_a_process_of_its_own(slices: Path, tmp_path: 
     assert not list((tmp_path / "runs").rglob("status.json"))
     with pytest.raises(CellFailed, match="took longer than --time-limit"):
         api.run("slow", "folder", set={"slow": {"steps": 1000}}, time_limit=1.0, **common)
+
+
+def test_from_a_module_without_a_guard(slices: Path, tmp_path: Path) -> None:
+    """``python -m mine``: the process of a cell does not run the module again."""
+    (tmp_path / "mine.py").write_text(
+        "import sys\n"
+        "import adbench\n"
+        "print('once', flush=True)\n"
+        "(run,) = adbench.run('constant', 'folder', data_root=sys.argv[1], device='cpu', out='runs', time_limit=300.0)\n"
+        "assert run.record.method.name == 'constant'\n"
+    )
+    paths = [str(tmp_path), str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "ADBENCH_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, "-m", "mine", str(slices)]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("once") == 1

@@ -437,3 +437,17 @@ def test_weights_that_are_not_here_are_known_by_their_hash(monkeypatch: pytest.M
     said = {issue.field: issue.sentence for issue in check(files.read_submission(path))}
     assert set(said) == {"identity.files"}, "random weights name no file; a result with some would verify"
     assert "files that these parameters name" in said["identity.files"]
+
+
+def test_weights_of_ones_own_have_the_hash_of_a_file() -> None:
+    submission = files.read_submission(next(ROOT.glob("soop-flair/records/*-features-*")))
+
+    def named(*hashes: str) -> list[str]:
+        def change(raw: dict[str, Any]) -> None:
+            _set("record/method/params/weights", "mine.safetensors")(raw)
+            _identity("files", list(hashes))(raw)
+
+        return fields(submission, change)
+
+    assert "identity.files" in named()
+    assert "identity.files" not in named("5" * 64)

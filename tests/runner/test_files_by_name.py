@@ -139,7 +139,5 @@ def test_a_shared_fit_and_the_path_that_its_run_was_given(
     manifest["identity"]["params"]["weights"] = str(weights)
     manifest["fit_key"] = digest(manifest["identity"])
     (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": digest(manifest)}))
-    with pytest.raises(
-        UserError, match="names a file by its whole path, as an earlier adbench wrote it"
-    ):
+    with pytest.raises(UserError, match="names a file by its whole path, as an earlier adbench wrote it"):
         api.run((), "folder", **mine)

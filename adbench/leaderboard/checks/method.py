@@ -26,7 +26,7 @@ from adbench.results.known import (
     sources,
     weights,
 )
-from adbench.results.record import CONFORMANCE, Record, optimiser_steps
+from adbench.results.record import CONFORMANCE, Record, named_contents, optimiser_steps
 from adbench.utils.hashing import canonical_json, digest
 from adbench.utils.named_files import given_values, names_files
 
@@ -179,7 +179,11 @@ def _parameters(record: Record, changed: set[str]) -> Iterator[RecordIssue]:
 def _files(record: Record, cls: type[Method], params: ParamSet) -> Iterator[RecordIssue]:
     """The identity has a hash of each file that the parameters name; how many a user's own folder holds is not known here."""
     files = record.identity.get("files")
-    if not isinstance(files, list) or names_files(cls.Params, given_values(params)):
+    if not isinstance(files, list):
+        return
+    if names_files(cls.Params, given_values(params)):
+        if not any(named_contents(record)):
+            yield RecordIssue("identity.files", why="its parameters name a file, and the hash of none is there")
         return
     try:
         named = len(cls.files(params))
