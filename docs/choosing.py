@@ -156,7 +156,7 @@ def picture(seen: list[Seen]) -> None:
         for row, one in zip(part, slices, strict=True):
             show_truth(row[0], one)
         for column, method in enumerate(block, 1):
-            part[0][column].set_title(method.name, fontsize=7)
+            part[0][column].set_title(method.name.replace("[", "\n["), fontsize=7)
             for row, one in zip(part, method.slices, strict=True):
                 show_map(row[column], one, method.scale)
     save(figure, PICTURE)

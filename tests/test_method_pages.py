@@ -25,9 +25,7 @@ ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BOARDS = ROOT / "leaderboards"
 # Built-in methods whose page has no picture yet: their runs were not there when `python docs/choosing.py RUNS` was last run.
-WITHOUT_RUNS = {
-    "madad", "latent", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask", "ensemble",
-}  # fmt: skip
+WITHOUT_RUNS: set[str] = set()
 SCORE = re.compile(r"\| AUPRC \[95 %\] \| (\S+ \[\S+, \S+\]) \(\[board\]\(\.\./\.\./leaderboards/([^/]+)/index\.md\)\)")
 
 
