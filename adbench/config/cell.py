@@ -215,10 +215,12 @@ class Cell:
         """The method's parameters as JSON values that give the same cell again: files with their paths; never published."""
         return {**self.params.json_values, **given_values(self.params)}
 
-    @property
+    @cached_property
     def given_text(self) -> str:
         """Equal text for equal :attr:`given`."""
-        return canonical_json(self.given) if given_values(self.params) else self.params.json_text
+        values, given = self.params.json_values, given_values(self.params)
+        shown = all(values[name] == value for name, value in given.items())
+        return self.params.json_text if shown else canonical_json({**values, **given})
 
     @property
     def origin(self) -> TunedFrom | None:
@@ -319,7 +321,8 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
         groups.setdefault((cell.method, cell.preset), []).append(cell)
     texts: dict[tuple[Any, ...], str] = {}
     for group in groups.values():
-        own = {(cell.given_text, cell.post): {**cell.given, **cell.post.labels} for cell in group}
+        alike = {(cell.given_text, cell.post): cell for cell in group}
+        own = {key: {**cell.given, **cell.post.labels} for key, cell in alike.items()}
         names = dict(zip(own, differing(list(own.values())), strict=True))
         data: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, Any]]] = {}
         for cell in group:
