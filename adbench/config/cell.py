@@ -213,14 +213,13 @@ class Cell:
     @property
     def given(self) -> dict[str, Any]:
         """The method's parameters as JSON values that give the same cell again: files with their paths; never published."""
-        return {**self.params.json_values, **given_values(self.params)}
+        return given_params(self.params)
 
     @cached_property
     def given_text(self) -> str:
         """Equal text for equal :attr:`given`."""
-        values, given = self.params.json_values, given_values(self.params)
-        shown = all(values[name] == value for name, value in given.items())
-        return self.params.json_text if shown else canonical_json({**values, **given})
+        values = self.given
+        return self.params.json_text if values == self.params.json_values else canonical_json(values)
 
     @property
     def origin(self) -> TunedFrom | None:
@@ -314,6 +313,11 @@ class Cell:
         )
 
 
+def given_params(params: ParamSet) -> dict[str, Any]:
+    """Parameters as JSON values that give equal ones again: files with their paths; never published."""
+    return {**params.json_values, **given_values(params)}
+
+
 def told_apart(cells: Sequence[Cell]) -> list[Cell]:
     """``cells``, each labelled with the parameters that others of its method and preset have other values of."""
     groups: dict[tuple[str, str], list[Cell]] = {}
@@ -358,7 +362,7 @@ def changed(cells: Sequence[Cell]) -> dict[str, dict[str, tuple[list[Any], Any]]
         if cell.train is not None:
             scopes["train"] = cell.train.params, type(cell.train.params)()
         for scope, (params, default) in scopes.items():
-            for name, value in {**params.json_values, **given_values(params)}.items():
+            for name, value in given_params(params).items():
                 known = found.setdefault(scope, {}).setdefault(name, ([], default.json_values[name]))
                 if value not in known[0]:
                     known[0].append(value)

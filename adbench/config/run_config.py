@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from adbench.config import protocols, registry, sweep
-from adbench.config.cell import Cell, Post, Source, TunedFrom, told_apart
+from adbench.config.cell import Cell, Post, Source, TunedFrom, given_params, told_apart
 from adbench.config.protocols import Protocol
 from adbench.config.shared_fit import as_fitted, check_protocol, read_shared
 from adbench.config.yaml_text import parse_yaml, read_yaml
@@ -23,7 +23,6 @@ from adbench.metrics.spec import SPECS
 from adbench.params import ParamSet, build
 from adbench.utils import limits
 from adbench.utils.hashing import canonical_json
-from adbench.utils.named_files import given_values
 
 DATA_VARIABLE = "ADBENCH_DATA"
 CACHE_VARIABLE = "ADBENCH_CACHE"
@@ -411,7 +410,7 @@ def _tuned(search: TunedFrom | None, method: str, params: ParamSet) -> TunedFrom
     """The search that chose ``params`` of ``method``, as the record states it."""
     if search is None or search.method != method:
         return None
-    values = {**params.json_values, **given_values(params)}
+    values = given_params(params)
     changed = tuple(name for name, value in search.params.items() if values.get(name) != value)
     return search.model_copy(update={"changed": changed})
 
@@ -444,8 +443,12 @@ def cells(config: RunConfig, resolve_device: Callable[[str], str] = resolve_devi
         asked = {**config.set.get("method", {}), **config.set.get(name, {})}
         for point in sweep.variants(cls.Params, f"method {name}", asked, parse_yaml):
             params = cls.resolve(preset, point)
-            given = canonical_json({**params.json_values, **given_values(params)})
-            methods[name, given] = name, cls, params, _tuned(config.tuned_from, name, params)
+            methods[name, canonical_json(given_params(params))] = (
+                name,
+                cls,
+                params,
+                _tuned(config.tuned_from, name, params),
+            )
     posts = [
         build(Post, "post", point) for point in sweep.variants(Post, "post", config.set.get("post", {}), parse_yaml)
     ]

@@ -27,14 +27,7 @@ from adbench.utils.hashing import digest
 from adbench.utils.plain_files import read_json
 
 VERSION = 2  # raised when the same scan gives other files
-_NO_ANSWER = (
-    FileNotFoundError,
-    UserError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    OSError,
-)  # what a file of another kind raises
+_NO_ANSWER = (UserError, KeyError, TypeError, AttributeError, OSError)  # what a file of another kind raises
 ALL_MARKED = "all of its brain is marked: the threshold is below every score"
 
 

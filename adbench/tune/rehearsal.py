@@ -14,7 +14,7 @@ from adbench.config.run_config import RunConfig
 from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.tune.search import folder_of
-from adbench.tune.space import values
+from adbench.tune.space import label, values
 from adbench.tune.task import Role, SearchOptions, Task
 from adbench.utils.seeds import derive
 
@@ -97,8 +97,6 @@ def refused(task: Task, draws: int = DRAWS) -> str:
 
 def _draw(entry: Mapping[str, Any], rng: random.Random) -> Any:
     """A value of an entry of a space in Optuna's terms; the ends of a range have a tenth each."""
-    from adbench.tune.space import label
-
     if "choices" in entry:
         return label(rng.choice(entry["choices"]))
     low, high = entry["low"], entry["high"]

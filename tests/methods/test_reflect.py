@@ -40,6 +40,19 @@ def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+@pytest.fixture
+def stages(monkeypatch: pytest.MonkeyPatch) -> dict[str, training.Stage]:
+    """The stages of a fit that trains none of them, by name."""
+    seen: dict[str, training.Stage] = {}
+
+    def untrained(stage: training.Stage, ctx: Context) -> training.StageResult:
+        seen[stage.name] = stage
+        return training.StageResult(0, [], 0, None, 0.0)
+
+    monkeypatch.setattr(training, "train_stage", untrained)
+    return seen
+
+
 def test_objects_lie_in_the_brain_and_are_as_many_as_stated() -> None:
     rows, columns = torch.meshgrid(torch.arange(32), torch.arange(32), indexing="ij")
     disc = (rows - 16) ** 2 + (columns - 16) ** 2 < 14**2
@@ -107,14 +120,7 @@ def test_flow_with_the_exact_velocity_ends_on_the_healthy_latent() -> None:
     assert seen == [0, 0, 0.25, 0.5, 0.75]
 
 
-def test_the_flow_is_trained_on_the_line_from_the_corrupted_latent(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages: dict[str, training.Stage] = {}
-
-    def untrained(stage: training.Stage, ctx: Context) -> training.StageResult:
-        stages[stage.name] = stage
-        return training.StageResult(0, [], 0, None, 0.0)
-
-    monkeypatch.setattr(training, "train_stage", untrained)
+def test_the_flow_is_trained_on_the_line_from_the_corrupted_latent(stages: dict[str, training.Stage]) -> None:
     report = Reflect(params(), Context(seed=2)).fit(make_set(6), None)
     assert re.fullmatch(
         r"Textures: 64 drawn pictures .* SHA-256 of their 8-bit values [0-9a-f]{64}\.", report.notes[-1]
@@ -251,14 +257,7 @@ def test_foreign_textures_are_never_of_the_own_slice() -> None:
         assert sorted(set(filling[own == slice_].tolist())) == [k for k in range(12) if k % 6 != slice_]
 
 
-def test_the_training_takes_foreign_textures_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    stages: dict[str, training.Stage] = {}
-
-    def untrained(stage: training.Stage, ctx: Context) -> training.StageResult:
-        stages[stage.name] = stage
-        return training.StageResult(0, [], 0, None, 0.0)
-
-    monkeypatch.setattr(training, "train_stage", untrained)
+def test_the_training_takes_foreign_textures_of_others(stages: dict[str, training.Stage]) -> None:
     with pytest.raises(UserError, match=r"texture = foreign .* there is one slice in all"):
         Reflect(params(texture="foreign"), Context()).fit(make_set(1), None)
     chosen = params(texture="foreign", texture_share=1.0, augmented_copies=0, ae_base=True, latent_channels=1)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from adbench import __version__
 from adbench.config import registry
+from adbench.config.cell import given_params
 from adbench.errors import UserError
 from adbench.leaderboard.checks.issue import RecordIssue, differences
 from adbench.leaderboard.submission import Submission
@@ -28,7 +29,7 @@ from adbench.results.known import (
 )
 from adbench.results.record import CONFORMANCE, Record, named_contents, optimiser_steps
 from adbench.utils.hashing import canonical_json, digest
-from adbench.utils.named_files import given_values, names_files
+from adbench.utils.named_files import names_files
 
 
 def check_method(submission: Submission) -> Iterator[RecordIssue]:
@@ -159,7 +160,7 @@ def _parameters(record: Record, changed: set[str]) -> Iterator[RecordIssue]:
     members = [part["method"] for part in record.identity.get("members", ())]
     expected = [one.method for one in cls.made_of(resolved, record.seed)]
     yield from differences("identity.members", members, expected, "its parameters say so")
-    full = {**resolved.model_dump(mode="json"), **given_values(resolved)}
+    full = given_params(resolved)
     stated = {name: full[name] for name in shared}
     if sorted(method.params) != names or canonical_json(stated) != canonical_json(shared):
         yield RecordIssue(
@@ -181,7 +182,7 @@ def _files(record: Record, cls: type[Method], params: ParamSet) -> Iterator[Reco
     files = record.identity.get("files")
     if not isinstance(files, list):
         return
-    if names_files(cls.Params, given_values(params)):
+    if names_files(cls.Params, given_params(params)):
         if not any(named_contents(record)):
             yield RecordIssue("identity.files", why="its parameters name a file, and the hash of none is there")
         return
