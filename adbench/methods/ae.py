@@ -44,7 +44,7 @@ class AE(TrainedNetwork):
             "sigma": 4.0,
             "standardise": True,
         },
-        "base": {},
+        "base": {"schedule": "cosine", "standardise": True, "sigma": 4.0},
         "paper": {},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 64, "channels": (8, 16, 16), "steps": 6}

@@ -96,7 +96,7 @@ class ANDi(DiffusionMethod):
     params: ANDiParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**_training_of("tiny"), "start": 25, "stop": 125, "passes": 16, "sigma": 2.5},
-        "base": {**_training_of("base"), "passes": 25, "sigma": 3.0},
+        "base": {**_training_of("base"), "start": 25, "stop": 125, "passes": 25, "sigma": 2.5},
         "paper": {"epochs": 233.0, "target": "epsilon", "schedule": "linear"},
     }
     smoke: ClassVar[dict[str, Any]] = {**SMOKE, "passes": 3}

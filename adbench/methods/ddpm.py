@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.common.params import CHANNELS, SIGN, Sign
-from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams
+from adbench.methods.diffusion import SEEN, TINY, DiffusionMethod, DiffusionParams
 from adbench.params import param
 
 if TYPE_CHECKING:
@@ -67,7 +67,15 @@ class DDPM(DiffusionMethod):
     params: DDPMParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**TINY, "t_max": 300, "start": 150},
-        "base": {"image_size": 96, "channels": (64, 128, 128), "steps": 30_000, "decay": "cosine", "sigma": 3.0},
+        "base": {
+            **SEEN,
+            "image_size": 96,
+            "channels": (64, 128, 128),
+            "steps": 30_000,
+            "decay": "cosine",
+            "t_max": 300,
+            "start": 150,
+        },
         "paper": {"image_size": 96, "attention": (False, False, True), "steps": 100_000},
     }
 

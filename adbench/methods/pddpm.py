@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.common.params import BATCH, CHANNELS, IMAGE_SIZE, SIGN, Sign
-from adbench.methods.diffusion import TINY, DiffusionMethod, DiffusionParams, Noise
+from adbench.methods.diffusion import SEEN, TINY, DiffusionMethod, DiffusionParams, Noise
 from adbench.params import param
 
 if TYPE_CHECKING:
@@ -147,7 +147,15 @@ class PDDPM(DiffusionMethod):
     params: PDDPMParams
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {**TINY, "res_blocks": 1, "batch": 16, "t_max": 300, "start": (150,)},
-        "base": {"channels": (64, 128, 128), "res_blocks": 1, "steps": 30_000, "decay": "cosine", "sigma": 3.0},
+        "base": {
+            **SEEN,
+            "channels": (64, 128, 128),
+            "res_blocks": 1,
+            "steps": 30_000,
+            "decay": "cosine",
+            "t_max": 300,
+            "start": (150,),
+        },
         "paper": {"epochs": 1600.0},
     }
 

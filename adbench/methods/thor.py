@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport
-from adbench.methods.diffusion import SMOKE, TINY, DiffusionMethod, DiffusionParams
+from adbench.methods.diffusion import SEEN, SMOKE, TINY, DiffusionMethod, DiffusionParams
 from adbench.params import param
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ class THOR(DiffusionMethod):
             "stride": 25,
             "normalise": False,
         },
-        "base": {"steps": 30_000, "decay": "cosine", "normalise": False, "sigma": 3.0},
+        "base": {**SEEN, "steps": 30_000, "decay": "cosine", "t_max": 260, "normalise": False},
         "paper": {"steps": 200_000},
     }
     smoke: ClassVar[dict[str, Any]] = {**SMOKE, "stride": 50}

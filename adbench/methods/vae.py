@@ -76,7 +76,7 @@ class VAE(TrainedNetwork):
             "standardise": True,
             "sigma": 5.0,
         },
-        "base": {"standardise": True, "sigma": 3.0},
+        "base": {"schedule": "cosine", "standardise": True, "sigma": 5.0},
         "paper": {},
     }
     smoke: ClassVar[dict[str, Any]] = {"image_size": 32, "channels": (8, 16), "latent": 8, "steps": 6, "batch": 4}

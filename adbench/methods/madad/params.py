@@ -283,7 +283,13 @@ AUTOENCODERS: dict[str, dict[str, Any]] = {
         "ema": 0.99,
         "sigma": 2.5,
     },
-    "base": {"image_size": 128, "ae_channels": (64, 128, 256), "ae_steps": 10_000},
+    "base": {
+        "image_size": 128,
+        "standardise": True,
+        "ae_channels": (64, 128, 256),
+        "ae_steps": 10_000,
+        "sigma": 2.5,
+    },
     "paper": {"ae_perceptual_weight": 1.0, "gan_weight": 0.5},
 }
 PRESETS: dict[str, dict[str, Any]] = {
@@ -305,6 +311,15 @@ PRESETS: dict[str, dict[str, Any]] = {
         "eta": 1.0,
         "threshold": 0.3,
     },
-    "base": {**AUTOENCODERS["base"], "unet_size": "S", "steps": 30_000},
+    # The latent is learnt, where white noise finds nothing at the lengths tried; what does is taken from smaller networks.
+    "base": {
+        **AUTOENCODERS["base"],
+        "unet_size": "S",
+        "steps": 30_000,
+        "noise": "matched",
+        "score": "both",
+        "mask_loss": "bce",
+        "mask_weight": 0.1,
+    },
     "paper": AUTOENCODERS["paper"],
 }
