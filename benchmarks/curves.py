@@ -13,6 +13,8 @@ Selecting is for the curve. At the end the kept weights are scored on validation
 subjects; ``madad`` also with each of its scores, and with what its mask head flags. Jobs that share a device slow each other
 down, so times compare only within one call.
 
+`benchmarks/curves_cpu.txt`, `curves_gpu.txt`, `curves_gpu_others.txt` and `curves_gpu_long.txt` are lists, each with its command.
+
 Points go to OUT/curves.jsonl as they come, and tables in Markdown are printed and written to OUT/curves.md, with a picture,
 at the end or when ``--minutes`` are over: what is trained then is saved, and the same command goes on with it. A job that
 fails is a row that says why. Runs are kept in OUT/runs, as of ``adbench run``.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from argparse import Namespace
 from importlib import util
 from pathlib import Path
 
@@ -31,7 +32,18 @@ def test_jobs_of_a_file_and_of_the_command_line(tmp_path: Path) -> None:
     assert (one.name, one.method, one.values) == ("first", "latent", {"ae_channels": "[8,16]", "ae_steps": "3"})
     assert (two.name, two.needs) == ("madad:tiny:autoencoder=@first,seed=2", {"first"})
     assert (three.preset, three.values, three.needs) == ("tiny", {}, set())
-    assert len(curves.read_jobs([str(Path(curves.__file__).with_name("curves_gpu.txt"))])) > 15
+
+
+LISTS = sorted(Path(curves.__file__).parent.glob("curves_*.txt"))
+
+
+@pytest.mark.parametrize("path", LISTS, ids=[path.stem for path in LISTS])
+def test_every_job_of_the_lists_is_a_run(path: Path, tmp_path: Path) -> None:
+    jobs = curves.read_jobs([str(path)])
+    args = Namespace(dataset="phantom", modality="FLAIR", data_root=None, device="cpu", out=tmp_path, set=[])
+    cells = [job.cell(args, {}) for job in jobs]
+    assert len({cell.key for cell in cells}) > 5
+    assert {cell.preset for cell in cells} >= {"base"}
 
 
 @pytest.mark.parametrize(
