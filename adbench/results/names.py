@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
@@ -138,14 +139,17 @@ def _distinctions(
         for place, values in zip(alike, differing([_of_data(group[place]) for place in alike]), strict=True):
             differs[place] = {**values, **differs[place]}
     presets = {origin: _preset(group[0], origin) for origin in {one.method.origin for one in group}}
-    texts = [_params_said(one, own, presets[one.method.origin]) for one, own in zip(group, differs, strict=True)]
+    sets = [_params_said(one, own, presets[one.method.origin]) for one, own in zip(group, differs, strict=True)]
     several = len({one.train.name for one in group}) > 1
-    words = [[text, f"on {one.train.name}" if several else ""] for text, one in zip(texts, group, strict=True)]
+    words = [
+        [params_text(own), f"on {one.train.name}" if several else ""] for own, one in zip(sets, group, strict=True)
+    ]
     names = [(method_name(one), *said, one.seed if seeds else 0) for said, one in zip(words, group, strict=True)]
     for twice in [name for name, times in Counter(names).items() if times > 1]:
         same = [place for place, other in enumerate(names) if other == twice]
-        for tell in _LAST:
-            told = [tell(group[place], whose[place]) for place in same]
+        left_out = [params_text(own) for own in differing([sets[place] for place in same])]  # of very many
+        ways = ([tell(group[place], whose[place]) for place in same] for tell in _LAST)
+        for told in chain([left_out], ways):
             if len(set(told)) == len(same):
                 break
         for place, text in zip(same, told, strict=True):
@@ -164,17 +168,17 @@ def _preset(record: Record, origin: str) -> dict[str, Any]:
         return {}
 
 
-def _params_said(record: Record, differs: Mapping[str, Any], preset: Mapping[str, Any]) -> str:
+def _params_said(record: Record, differs: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
     """The parameters that a name says: those that differ between rows, then those that differ from the preset.
 
-    What :func:`method_name` says in brackets is not said again; of a path that is the last part only.
+    What :func:`method_name` says in brackets is not said again, but of a path it says the last part only.
     """
     said = {**differs, **beyond(preset, record.method.params), **_always(record)}
     if method_name(record) != record.method.name:
         key = NAMED_PARAMETERS[record.method.name][0]
-        if PurePath(str(record.method.params[key])).name == str(record.method.params[key]):
+        if key not in differs or PurePath(str(differs[key])).name == str(differs[key]):
             said.pop(key, None)
-    return params_text(said)
+    return said
 
 
 _LAST: tuple[Callable[[Record, str], str], ...] = (
