@@ -112,9 +112,9 @@ def test_what_a_method_stands_on_is_part_of_its_name(record: Record) -> None:
     files = [changed(control, params={"weights": f"/data/{name}/r18.pth"}) for name in "ab"]
     assert labels(files[0]) == ["features[r18.pth] [tiny] sigma=3"]
     assert len(set(labels(*files))) == 2
-    texture = {"name": "reflect", "params": {"texture": "simplex"}}
-    assert labels(changed(record, **texture)) == ["reflect[simplex] [tiny]"]
-    assert labels(changed(record, name="reflect")) == ["reflect [tiny]"]  # a record that does not say
+    texture = {"name": "reflect", "params": {"texture": "simplex", "sigma": 5.0}}
+    assert labels(changed(record, **texture)) == ["reflect[simplex] [tiny] sigma=5"]
+    assert labels(changed(record, name="reflect")) == ["reflect [tiny] sigma=3"]  # a record that does not say
 
 
 def test_data_tell_rows_apart(record: Record) -> None:
