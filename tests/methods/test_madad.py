@@ -598,6 +598,30 @@ def test_a_fit_keeps_its_noise(matched: tuple[MADAD, FitReport], tmp_path: Path)
         MADAD.load(tmp_path, Context())
 
 
+def test_a_fit_from_before_there_were_noises_is_white(tmp_path: Path) -> None:
+    small = {"noise": "white", "image_size": 64, "ae_channels": (16, 16), "ae_steps": 1, "steps": 1, "batch": 4}
+    method = MADAD(MADAD.resolve("tiny", small), Context())
+    method.fit(make_set(4, size=(64, 64)), None)
+    method.save(tmp_path)
+    file = tmp_path / "method.json"
+    saved = json.loads(file.read_text())
+    for part, names in (("notes", ("noise", "healthy")), ("params", ("noise", "noise_offset", "noise_scope"))):
+        for name in names:
+            del saved[part][name]
+    file.write_text(json.dumps(saved))
+    loaded = MADAD.load(tmp_path, Context())
+    batch = make_set(2, size=(64, 64), seed=6, name="t").batch(slice(None))
+    assert torch.equal(loaded.score(batch), method.score(batch))
+    assert loaded._healthy is None
+    file.write_text(json.dumps({**saved, "notes": {**saved["notes"], "healthy": None, "noise": "matched"}}))
+    with pytest.raises(UserError, match="learned noise = matched, and its parameters say white"):
+        MADAD.load(tmp_path, Context())
+    del saved["notes"]["scale"]
+    file.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match="The saved madad in .* has no 'scale' among the notes in its method.json"):
+        MADAD.load(tmp_path, Context())
+
+
 def test_latents_along_a_line_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     generator = torch.Generator().manual_seed(0)
     mean = torch.randn((1, 8, 3, 4, 4), generator=generator) * torch.tensor([10.0, 1.0, 0.3]).view(3, 1, 1)
