@@ -618,7 +618,7 @@ def test_a_fit_from_before_there_were_noises_is_white(tmp_path: Path) -> None:
         MADAD.load(tmp_path, Context())
     del saved["notes"]["scale"]
     file.write_text(json.dumps(saved))
-    with pytest.raises(UserError, match="The saved madad in .* has no 'scale' among the notes in its method.json"):
+    with pytest.raises(UserError, match=r"The saved madad in .* has no 'scale' among the notes in its method.json"):
         MADAD.load(tmp_path, Context())
 
 
