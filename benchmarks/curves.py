@@ -17,7 +17,8 @@ down, so times compare only within one call.
 
 Points go to OUT/curves.jsonl as they come, and tables in Markdown are printed and written to OUT/curves.md, with a picture,
 at the end or when ``--minutes`` are over: what is trained then is saved, and the same command goes on with it. A job that
-fails is a row that says why. Runs are kept in OUT/runs, as of ``adbench run``.
+cannot be run as it is written ends the command with its name, before anything is trained; one that fails later is a row that
+says why, and the others go on. Runs are kept in OUT/runs, as of ``adbench run``.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Job:
         texts = [*args.set, *(f"{self.method}.{key}={value}" for key, value in values.items())]
         cells = run_config.cells(run_config.load(None, flags, texts))
         if len(cells) != 1:
-            raise UserError(f"The job {self.name} stands for {len(cells)} runs: give each parameter one value.")
+            raise UserError(f"It stands for {len(cells)} runs: give each parameter one value.")
         return cells[0]
 
 
@@ -114,6 +115,21 @@ def read_jobs(texts: Sequence[str]) -> list[Job]:
     if not jobs:
         raise UserError("Name a job or a file of jobs, e.g. dae:tiny.")
     return list(jobs.values())
+
+
+def check(args: argparse.Namespace, jobs: Sequence[Job]) -> list[Cell]:
+    """The cells of all jobs, for what can be known before anything is trained.
+
+    Raises:
+        UserError: one cannot be run as it is written, with its name.
+    """
+    cells = []
+    for job in jobs:
+        try:
+            cells.append(job.cell(args, {}))
+        except UserError as error:
+            raise UserError(f"The job {job.name} cannot be run, and none was trained: {error}") from None
+    return cells
 
 
 def work(args: argparse.Namespace, job: Job, known: dict[str, dict[str, Any]], to: Connection) -> None:
@@ -362,7 +378,7 @@ def main() -> None:
 
         args.out, args.device = args.out.absolute(), run_config.resolve_device(args.device)
         jobs = read_jobs(args.job)
-        cells = [job.cell(args, {}) for job in jobs]  # whatever is misspelt is told before anything is trained
+        cells = check(args, jobs)
         (first,) = plan(cells[:1], args.out / "runs", run_config.default_cache())  # prepares the data
         data = {role: part.digest for role, part in (("train", first.data.train), ("test", first.data.test))}
         settings = {"what": "settings", "device": args.device, "slices": args.slices, **data}

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, field_validator
 from adbench.config import protocols, registry
 from adbench.config.protocols import Protocol
 from adbench.config.shared_fit import SharedFit, read_shared
-from adbench.config.sweep import differing, params_text
+from adbench.config.sweep import beyond, differing, params_text
 from adbench.errors import UserError
 from adbench.params import ParamSet, build, param
 from adbench.utils.hashing import canonical_json
@@ -318,8 +318,17 @@ def given_params(params: ParamSet) -> dict[str, Any]:
     return {**params.json_values, **given_values(params)}
 
 
+def preset_values(method: type[Any], preset: str) -> dict[str, Any]:
+    """Parameters of a preset of ``method`` as records hold them; none where there is no such preset here."""
+    try:
+        values: dict[str, Any] = method.resolve(preset, {}).json_values
+    except UserError:  # or it cannot do without further parameters
+        return {}
+    return values
+
+
 def told_apart(cells: Sequence[Cell]) -> list[Cell]:
-    """``cells``, each labelled with the parameters that others of its method and preset have other values of."""
+    """``cells``, each labelled with the parameters in which it differs from its preset, or from others of it."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell.method, cell.preset), []).append(cell)
@@ -328,6 +337,10 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
         alike = {(cell.given_text, cell.post): cell for cell in group}
         own = {key: {**cell.given, **cell.post.labels} for key, cell in alike.items()}
         names = dict(zip(own, differing(list(own.values())), strict=True))
+        preset = preset_values(group[0].method_class, group[0].preset)
+        for key, cell in alike.items():
+            changes = beyond(preset, cell.params.json_values)
+            names[key] |= {name: own[key][name] for name in (*changes, *cell.post.labels)}
         data: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, Any]]] = {}
         for cell in group:
             sources = data.setdefault((cell.test.dataset, cell.train_source.dataset), {})

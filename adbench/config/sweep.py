@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import re
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import product
 from math import prod
 from types import UnionType
@@ -14,7 +16,9 @@ from adbench.errors import UserError
 from adbench.params import ParamSet
 
 LONG = 32  # characters of a value in the name of a row
+LONG_MEMBERS = 96  # of a list of several words each
 SHOWN = 8  # parameters there
+DECIDE = ("members", "sign", "sigma", "score", "noise", "distance", "scoring")  # what a map is; so does all of ``post``
 MOST = 10_000  # combinations of one sweep
 BEYOND = 2**63  # whole numbers from here on, of either sign, are no JSON that every reader reads: no record holds them
 
@@ -101,6 +105,11 @@ def differing(sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [{name: one[name] for name in apart if name in one} for one in sets]
 
 
+def beyond(preset: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``values`` that ``preset`` has other ones of."""
+    return {name: value for name, value in values.items() if name in preset and preset[name] != value}
+
+
 def joined(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The values of all ``sets``, those of one combination of a sweep each: a list where they differ."""
     columns = {name: {repr(one[name]): one[name] for one in sets} for name in sets[0]}
@@ -108,19 +117,72 @@ def joined(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def params_text(values: Mapping[str, Any]) -> str:
-    """Parameters as part of a name: "sigma=5 polarity=dark"; of very many the first :data:`SHOWN`, and how many more."""
-    shown = [f"{name}={value_text(value)}" for name, value in values.items()]
-    return " ".join(shown if len(shown) <= SHOWN else [*shown[:SHOWN], f"+{len(shown) - SHOWN}"])
+    """Parameters as part of a name: "sigma=5 polarity=dark", those that :data:`DECIDE` what a map is in front.
+
+    Of very many the first :data:`SHOWN`, and how many more.
+    """
+    names = sorted(values, key=_weight)  # others as they come
+    shown = [f"{name}={value_text(values[name])}" for name in names[:SHOWN]]
+    return " ".join(shown if len(names) <= SHOWN else [*shown, f"and {len(names) - SHOWN} more"])
+
+
+def _weight(name: str) -> int:
+    return DECIDE.index(name) if name in DECIDE else len(DECIDE) + (not name.startswith("post."))
 
 
 def value_text(value: Any) -> str:
-    """A parameter's value in a few characters: "5", "0.0001", "none", "32,64"; of a long one its end."""
+    """A parameter's value in a few characters: "5", "0.0001", "none", "32,64".
+
+    Of a long list the beginning, and how many more; of another long value, such as a path, the end.
+    """
     if isinstance(value, bool) or value is None:
         return str(value).lower()
+    if isinstance(value, float):
+        return repr(value).removesuffix(".0")
     if isinstance(value, list | tuple):
-        text = ",".join(map(value_text, value))
-    elif isinstance(value, float):
-        text = repr(value).removesuffix(".0")
-    else:
-        text = str(value)
+        named = all(isinstance(one, str) for one in value)
+        parts = _counted(value) if named else list(map(value_text, value))
+        return _list_text(parts, members=any(" " in part for part in parts))
+    text = str(value)
+    if ", " in text:
+        return _list_text(text.split(", "), members=True)
     return text if len(text) <= LONG else f"…{text[1 - LONG :]}"
+
+
+def members_text(members: Iterable[str]) -> str:
+    """The members of an ensemble, each once: "2 dae, restore sigma=5"."""
+    return ", ".join(_counted(members))
+
+
+def _counted(parts: Iterable[str]) -> list[str]:
+    """Each of ``parts`` once, behind the number of its times: "2 dae, dae" are "3 dae"."""
+    times: Counter[str] = Counter()
+    for part in parts:
+        number, _, rest = part.partition(" ")
+        times.update({rest: int(number)} if number.isdecimal() and rest else {part: 1})
+    return [f"{number} {part}" if number > 1 else part for part, number in times.items()]
+
+
+def _list_text(parts: Sequence[str], *, members: bool) -> str:
+    """A list, cut at its end to a bounded length, and how many more there are.
+
+    ``members`` of an ensemble ("dae sigma=3 sign=positive") keep their methods longest, then their signs, then what else is in
+    :data:`DECIDE`; "…" stands for their other parameters.
+    """
+    between, most = (", ", LONG_MEMBERS) if members else (",", LONG)
+    shown = list(parts)
+    for kept in ((), DECIDE, ("sign",)):
+        if members and kept:
+            shown = _counted(_brief(part, kept) for part in parts)
+        if len(between.join(shown)) <= most:
+            return between.join(shown)
+    count = next(n for n in range(len(shown)) if len(between.join(shown[: n + 1])) > most) or 1
+    text, left = between.join(shown[:count]), len(shown) - count
+    text = text if len(text) <= most else f"{text[: most - 1]}…"
+    return f"{text} and {left} more" if left else text
+
+
+def _brief(part: str, kept: Collection[str]) -> str:
+    name, *params = re.split(r" (?=[A-Za-z_]\w*=)", part)
+    own = [param for param in params if param.partition("=")[0] in kept]
+    return " ".join([name, *own, *(["…"] if len(own) < len(params) else [])])

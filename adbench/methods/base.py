@@ -188,6 +188,16 @@ class Method(ABC):
         method = cls(params, ctx)
         try:
             method.load_notes(saved.get("notes", {}))
+        except KeyError as error:
+            raise UserError(
+                f"The saved {cls.name} in {folder} has no {error} among the notes in its {DESCRIPTION}, which this version of "
+                "the method reads: fit it again."
+            ) from None
+        except (RuntimeError, ValueError, TypeError) as error:
+            raise UserError(
+                f"The notes of the saved {cls.name} in {folder / DESCRIPTION} cannot be used ({error}): fit it again."
+            ) from None
+        try:
             method.load_state(tensors)
         except (
             RuntimeError,

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import PurePath
 from typing import Any
 
-from adbench.config.sweep import differing, params_text, value_text
+from adbench.config import registry
+from adbench.config.cell import preset_values
+from adbench.config.sweep import beyond, differing, members_text, params_text, value_text
+from adbench.errors import UserError
 from adbench.results.format import several
 from adbench.results.record import DataPart, Record
 
-# Method -> parameter that is part of its name in every table, and how it is written. Its value makes another method of it, or
-# a control: it stands in for something that cannot be shipped.
+# Method -> parameter that is part of its name in every table, how it is written, and the value of the paper, which is not. Its
+# value makes another method of it, or a control: it stands in for something that cannot be shipped.
 NAMED_PARAMETERS = {
-    "features": ("weights", "{}"),
-    "reflect": ("texture", "{}"),
-    "thor": ("perceptual", "perceptual={}"),
+    "features": ("weights", "{}", None),
+    "madad": ("noise", "{}", "white"),
+    "reflect": ("texture", "{}", None),
+    "thor": ("perceptual", "perceptual={}", None),
 }
 BRACKETS = {
     "[",
@@ -31,7 +36,8 @@ class RowName:
     """The name of one row of a table.
 
     Attributes:
-        label: "histeq [tiny] sigma=5", "features[random] [tiny]".
+        label: "histeq [tiny] sigma=5", "features[random] [tiny]"; it says every parameter of the method in which the row
+            differs from its preset, or of very many the first.
         differs: what was done to the maps, and the parameters of method and data that other rows of the method have other
             values of, with its own values.
     """
@@ -42,15 +48,15 @@ class RowName:
 
 def method_name(record: Record) -> str:
     """The method with the value of its parameter in :data:`NAMED_PARAMETERS`, of a path the last part: "features[random]"."""
-    key, shown = NAMED_PARAMETERS.get(record.method.name, ("", ""))
+    key, shown, plain = NAMED_PARAMETERS.get(record.method.name, ("", "", None))
     value = record.method.params.get(key)
     text = str(value) if str(value).startswith("./") else PurePath(str(value)).name  # ./random is a file of that name
-    said = "" if value is None else f"[{shown.format(value_text(text))}]"
+    said = "" if value in (None, plain) else f"[{shown.format(value_text(text))}]"
     return f"{record.method.name}{said}"
 
 
 def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Sequence[str] = ()) -> list[RowName]:
-    """A name for each row: method and preset, then whatever other rows of them differ in.
+    """A name for each row: method and preset, then in what it differs from them as they are here, or from other rows of them.
 
     Parameters come first, then what they learned from. Rows that are the same in all of this differ in whose they are, or in
     their code: training slices, version, submitter or author of the weights say which, else the time they were made; a key is added to
@@ -65,16 +71,11 @@ def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Seq
     for place, record in enumerate(records):
         groups.setdefault((record.method.name, record.method.preset), []).append(place)
     found: dict[int, RowName] = {}
-    for (method, preset), places in groups.items():
+    for (_, preset), places in groups.items():
         group = [records[place] for place in places]
         whose = [submitters[place] if submitters else "" for place in places]
-        for place, differs, tail in zip(places, *_distinctions(group, whose, seeds), strict=True):
-            name = method_name(records[place])
-            said = NAMED_PARAMETERS.get(method, ("", ""))[0]
-            told = {
-                key: value for key, value in differs.items() if key != said or PurePath(str(value)).name != str(value)
-            }  # of a path the name says the last part only
-            label = " ".join(part for part in (f"{name} [{preset}]", params_text(told), tail) if part)
+        for place, differs, words in zip(places, *_distinctions(group, whose, seeds), strict=True):
+            label = " ".join(filter(None, (f"{method_name(records[place])} [{preset}]", *words)))
             found[place] = RowName(label, differs)
     return [found[place] for place in range(len(records))]
 
@@ -126,8 +127,10 @@ def _told(groups: Sequence[Sequence[DataPart]]) -> list[str]:
     return words
 
 
-def _distinctions(group: Sequence[Record], whose: Sequence[str], seeds: bool) -> tuple[list[dict[str, Any]], list[str]]:
-    """Differences between the rows of one method and preset: their parameters, and words where these are equal."""
+def _distinctions(
+    group: Sequence[Record], whose: Sequence[str], seeds: bool
+) -> tuple[list[dict[str, Any]], list[list[str]]]:
+    """Differences between the rows of one method and preset, and the words that say them behind its name."""
     differs = [
         {**own, **_always(one)} for one, own in zip(group, differing([one.method.params for one in group]), strict=True)
     ]
@@ -135,21 +138,47 @@ def _distinctions(group: Sequence[Record], whose: Sequence[str], seeds: bool) ->
         alike = [place for place, one in enumerate(group) if one.train.name == name]
         for place, values in zip(alike, differing([_of_data(group[place]) for place in alike]), strict=True):
             differs[place] = {**values, **differs[place]}
+    presets = {origin: _preset(group[0], origin) for origin in {one.method.origin for one in group}}
+    sets = [_params_said(one, own, presets[one.method.origin]) for one, own in zip(group, differs, strict=True)]
     several = len({one.train.name for one in group}) > 1
-    words = [[f"on {one.train.name}"] if several else [] for one in group]
-    names = [
-        (params_text(own), *said, one.seed if seeds else 0)
-        for own, said, one in zip(differs, words, group, strict=True)
+    words = [
+        [params_text(own), f"on {one.train.name}" if several else ""] for own, one in zip(sets, group, strict=True)
     ]
+    names = [(method_name(one), *said, one.seed if seeds else 0) for said, one in zip(words, group, strict=True)]
     for twice in [name for name, times in Counter(names).items() if times > 1]:
         same = [place for place, other in enumerate(names) if other == twice]
-        for tell in _LAST:
-            told = [tell(group[place], whose[place]) for place in same]
+        left_out = [params_text(own) for own in differing([sets[place] for place in same])]  # of very many
+        ways = ([tell(group[place], whose[place]) for place in same] for tell in _LAST)
+        for told in chain([left_out], ways):
             if len(set(told)) == len(same):
                 break
         for place, text in zip(same, told, strict=True):
             words[place].append(text)
-    return differs, [" ".join(filter(None, said)) for said in words]
+    return differs, words
+
+
+def _preset(record: Record, origin: str) -> dict[str, Any]:
+    """The parameters of the record's preset, if its method is the one of that name and ``origin`` here; else none."""
+    entry = registry.entries("methods").get(record.method.name)
+    if entry is None or entry.origin != origin:
+        return {}
+    try:
+        return preset_values(registry.load("methods", record.method.name), record.method.preset)
+    except UserError:  # a plug-in that is broken here
+        return {}
+
+
+def _params_said(record: Record, differs: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters that a name says: those that differ between rows, then those that differ from the preset.
+
+    What :func:`method_name` says in brackets is not said again, but of a path it says the last part only.
+    """
+    said = {**differs, **beyond(preset, record.method.params), **_always(record)}
+    if method_name(record) != record.method.name:
+        key = NAMED_PARAMETERS[record.method.name][0]
+        if key not in differs or PurePath(str(differs[key])).name == str(differs[key]):
+            said.pop(key, None)
+    return said
 
 
 _LAST: tuple[Callable[[Record, str], str], ...] = (
@@ -171,8 +200,7 @@ def _always(record: Record) -> dict[str, Any]:
     """What a name says even where no other row differs in it: the members of an ensemble, and what was done to the maps."""
     said: dict[str, Any] = {f"post.{name}": value for name, value in record.post.items()}
     if record.method.name == "ensemble":
-        counts = Counter(map(str, record.method.params.get("members", ())))
-        said["members"] = ", ".join(f"{times} {member}" if times > 1 else member for member, times in counts.items())
+        said["members"] = members_text(map(str, record.method.params.get("members", ())))
     return said
 
 

@@ -18,7 +18,7 @@ from adbench.metrics.histogram import SubjectHistograms
 from adbench.metrics.spatial import SpatialAccumulator
 from adbench.results import record as records
 from adbench.results import rundir
-from adbench.results.names import method_name
+from adbench.results.names import row_names
 from adbench.results.record import Record
 from adbench.utils.hashing import digest_file
 from adbench.utils.limits import SPATIAL_BYTES, SPATIAL_VALUES
@@ -47,8 +47,8 @@ class Result:
 
     @property
     def label(self) -> str:
-        """Method, preset and seed in a few words."""
-        return f"{method_name(self.record)} [{self.record.method.preset}] seed {self.record.seed}"
+        """Name of its row in a table of its own, and the seed."""
+        return f"{row_names([self.record])[0].label} seed {self.record.seed}"
 
     @cached_property
     def histograms(self) -> SubjectHistograms:

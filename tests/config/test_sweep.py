@@ -119,5 +119,37 @@ def test_what_is_changed_is_told_from_defaults() -> None:
 def test_values_in_names() -> None:
     values = {"a": 2.0, "b": 1e-4, "c": (1, 2), "d": None, "e": True, "f": "/some/long/path/to/a/folder/of/weights"}
     assert sweep.params_text(values).startswith("a=2 b=0.0001 c=1,2 d=none e=true f=…")
-    assert sweep.params_text({str(i): i for i in range(20)}).endswith("7=7 +12")
+    assert sweep.params_text({str(i): i for i in range(20)}).endswith("7=7 and 12 more")
+    assert sweep.params_text({"steps": 3, "post.median": 3, "sigma": 2.0, "sign": "abs"}) == (
+        "sign=abs sigma=2 post.median=3 steps=3"
+    )
+    assert sweep.value_text(list(range(40))) == "0,1,2,3,4,5,6,7,8,9,10,11,12,13 and 26 more"
+    assert sweep.value_text([]) == ""
     assert sweep.differing([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}]) == [{"b": 2}, {"b": 3}, {}]
+
+
+def test_members_of_an_ensemble_stay_in_its_name() -> None:
+    four = ["dae sigma=3 sign=positive", "reflect", "reflect", "restore sigma=5", "madad noise=matched"]
+    assert sweep.value_text(four) == "dae sigma=3 sign=positive, 2 reflect, restore sigma=5, madad noise=matched"
+    assert sweep.value_text(sweep.members_text(four)) == sweep.value_text(four)
+    assert sweep.value_text(["dae", "dae", "ae"]) == "2 dae, ae"
+    sized = [f"{member} image_size=64" for member in four]
+    assert sweep.value_text(sized) == (
+        "dae sigma=3 sign=positive …, 2 reflect …, restore sigma=5 …, madad noise=matched …"
+    )
+    many = [f"dae sigma={number} sign=negative" for number in range(9)] + ["vae sigma=1 lr=0.1"] * 2
+    assert sweep.value_text(many) == "9 dae sign=negative …, 2 vae …"
+    names = [f"method{number:02}" for number in range(20)]
+    assert sweep.value_text(sweep.members_text(names)).endswith("method07, method08 and 11 more")
+    assert len(sweep.value_text(["m" * 500, "dae sigma=1"])) < 120
+
+
+def test_cells_are_named_by_what_differs_from_the_preset() -> None:
+    found = cells("dae.steps=3", "dae.sign=positive", "post.median=3", method="histeq,dae")
+    assert [cell.label for cell in found] == [
+        "histeq [tiny] post.median=3 phantom FLAIR seed 0",
+        "dae [tiny] sign=positive post.median=3 steps=3 phantom FLAIR seed 0",
+    ]
+    (ensemble,) = cells("ensemble.members=[dae sign=positive, histeq, histeq]", method="ensemble")
+    assert ensemble.label == "ensemble [tiny] members=dae sign=positive, 2 histeq phantom FLAIR seed 0"
+    assert cells("histeq.sigma=3")[0].label == "histeq [tiny] phantom FLAIR seed 0"

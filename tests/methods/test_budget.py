@@ -56,7 +56,16 @@ def test_minutes_end_by_the_clock_and_are_noted(monkeypatch: pytest.MonkeyPatch)
     assert rates[20] == pytest.approx(0.5 * (1 + torch.cos(torch.tensor(torch.pi * 19 / 40))))
     assert rates[40] == pytest.approx(0, abs=0.01)
     assert [point["step"] for point in result.curve if "val_loss" in point] == list(range(4, 41, 4))
-    assert "trained for 0.333333 minutes, which were 40 steps here" in result.note
+    assert "trained for 20.5 s, with 20 s asked for, which were 40 steps here" in result.note
+
+
+def test_a_note_says_the_time_that_was_spent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The first step ends after its budget; a finished stage that is read again says the same."""
+    plan = training.Plan(steps=7, seconds=0.006, batch=8, lr=1.0)
+    for _ in range(2):
+        ticking(monkeypatch, seconds=70.0)
+        result = training.train_stage(stage(plan), Context(workdir=tmp_path))
+        assert "trained for 2.33 minutes, with 0.006 s asked for, which was 1 step here: this" in result.note
 
 
 def test_minutes_of_interrupted_attempts_count(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 import torch
 from memory_sets import SMALL, make_set
 
-from adbench.context import Context
+from adbench.context import Context, Progress
 from adbench.datasets.slices import SliceSet
 from adbench.errors import UserError
 from adbench.methods.base import FitReport
@@ -596,6 +596,43 @@ def test_a_fit_keeps_its_noise(matched: tuple[MADAD, FitReport], tmp_path: Path)
     file.write_text(file.read_text().replace('"noise": "matched"', '"noise": "white"', 1))
     with pytest.raises(UserError, match=r"learned noise = (white|matched), and its parameters say (white|matched)"):
         MADAD.load(tmp_path, Context())
+
+
+def test_a_fit_from_before_there_were_noises_is_white(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    small = {"noise": "white", "image_size": 64, "ae_channels": (16, 16), "ae_steps": 1, "steps": 1, "batch": 4}
+    method = MADAD(MADAD.resolve("tiny", small), Context())
+    method.fit(make_set(4, size=(64, 64)), None)
+    assert "nothing was found" not in caplog.text, "the latent of tiny is the brightness"
+    method.save(tmp_path)
+    file = tmp_path / "method.json"
+    saved = json.loads(file.read_text())
+    for part, names in (("notes", ("noise", "healthy")), ("params", ("noise", "noise_offset", "noise_scope"))):
+        for name in names:
+            del saved[part][name]
+    file.write_text(json.dumps(saved))
+    loaded = MADAD.load(tmp_path, Context())
+    batch = make_set(2, size=(64, 64), seed=6, name="t").batch(slice(None))
+    assert torch.equal(loaded.score(batch), method.score(batch))
+    assert loaded._healthy is None
+    file.write_text(json.dumps({**saved, "notes": {**saved["notes"], "healthy": None, "noise": "matched"}}))
+    with pytest.raises(UserError, match="learned noise = matched, and its parameters say white"):
+        MADAD.load(tmp_path, Context())
+    del saved["notes"]["scale"]
+    file.write_text(json.dumps(saved))
+    with pytest.raises(UserError, match=r"The saved madad in .* has no 'scale' among the notes in its method.json"):
+        MADAD.load(tmp_path, Context())
+
+
+def test_white_noise_on_a_learnt_latent_is_warned_about_before_it_is_trained(caplog: pytest.LogCaptureFixture) -> None:
+    class Stop(Progress):
+        def update(self, phase: str, done: int, total: int, **figures: object) -> None:
+            raise KeyboardInterrupt
+
+    small = {"image_size": 64, "ae_channels": (16, 16), "ae_steps": 1, "steps": 1, "batch": 4, "latent_channels": 2}
+    for noise, warned in (("matched", False), ("white", True)):
+        with pytest.raises(KeyboardInterrupt):
+            MADAD(MADAD.resolve("tiny", {**small, "noise": noise}), Context(progress=Stop())).fit(make_set(4), None)
+        assert ("next to nothing was found" in caplog.text) == warned
 
 
 def test_latents_along_a_line_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:

@@ -61,6 +61,23 @@ def test_what_is_no_job_is_said(texts: list[str], said: str) -> None:
         curves.read_jobs(texts)
 
 
+@pytest.mark.parametrize(
+    ("bad", "said"),
+    [
+        ("odd = dae:tiny:stepz=3", "The job odd cannot be run, and none was trained: .*'stepz'"),
+        ("dae:tiny:steps=0", "The job dae:tiny:steps=0 cannot be run.*steps = 0 is not valid"),
+        ("two = dae:tiny:steps=[3, 4]", "The job two cannot be run.*It stands for 2 runs"),
+        ("next = nobodys:tiny", "The job next cannot be run.*nobodys"),
+    ],
+)
+def test_a_job_that_cannot_be_run_is_named(bad: str, said: str, tmp_path: Path) -> None:
+    args = Namespace(dataset="phantom", modality="FLAIR", data_root=None, device="cpu", out=tmp_path, set=[])
+    jobs = curves.read_jobs(["base = latent:tiny:ae_steps=2", "madad:tiny:autoencoder=@base,steps=3"])
+    assert [cell.method for cell in curves.check(args, jobs)] == ["latent", "madad"]
+    with pytest.raises(UserError, match=said):
+        curves.check(args, [*jobs, *curves.read_jobs([bad])])
+
+
 def test_a_job_that_goes_on_loses_the_points_after_its_checkpoint(tmp_path: Path) -> None:
     path, settings = tmp_path / "curves.jsonl", {"what": "settings", "test": "a1"}
     (job,) = curves.read_jobs(["dae:tiny"])

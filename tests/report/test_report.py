@@ -120,8 +120,8 @@ def test_chosen_subjects_are_the_best_the_median_and_the_worst(runs: list[api.Ru
 def test_every_method_is_shown_on_the_same_slices(runs: list[api.Run]) -> None:
     for portrait in collect(runs, count=1).portraits:
         for shown in portrait.slices:
-            assert set(shown.maps) == {"histeq [tiny]", "constant [tiny]", "ae [tiny]"}
-            assert set(shown.reconstructions) == {"ae [tiny]"}
+            assert set(shown.maps) == {"histeq [tiny]", "constant [tiny]", "ae [tiny] steps=6"}
+            assert set(shown.reconstructions) == {"ae [tiny] steps=6"}
 
 
 def test_slices_hold_the_largest_lesion() -> None:
@@ -250,8 +250,8 @@ def test_a_test_set_without_lesions_has_a_page(make_slices: Any, tmp_path: Path)
 def test_without_maps_and_fit_the_page_says_so(own_runs: list[api.Run], tmp_path: Path) -> None:
     (own_runs[2].fit_folder / "fit.json").unlink()
     report = collect(own_runs, count=1)
-    assert any("ae [tiny] is not in the pictures" in note and "neither maps" in note for note in report.notes)
-    assert all("ae [tiny]" not in shown.maps for p in report.portraits for shown in p.slices)
+    assert any("ae [tiny] steps=6 is not in the pictures" in note and "neither maps" in note for note in report.notes)
+    assert all("ae [tiny] steps=6" not in shown.maps for p in report.portraits for shown in p.slices)
     assert "is not in the pictures" in write_report(report, tmp_path, "adbench")[0].read_text(encoding="utf-8")
     with pytest.raises(UserError, match="neither maps"):
         collect(own_runs[2:], subjects=own_runs[2].subjects[:1])

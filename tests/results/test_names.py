@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from adbench.config.registry import load
 from adbench.config.shared_fit import Weights
 from adbench.leaderboard import submission
 from adbench.results.names import row_names, told_apart, training_names
@@ -21,7 +22,7 @@ def record() -> Record:
 
 
 def changed(record: Record, *, train: dict[str, Any] | None = None, **update: Any) -> Record:
-    method = {name: update.pop(name) for name in ("params", "version", "name") if name in update}
+    method = {name: update.pop(name) for name in ("params", "version", "name", "preset", "origin") if name in update}
     if "params" in method:
         method["params"] = {**record.method.params, **method["params"]}
     parts = {
@@ -41,7 +42,59 @@ def test_parameters_tell_rows_apart(record: Record) -> None:
     assert labels(record, five) == ["histeq [tiny] sigma=3", "histeq [tiny] sigma=5"]
     assert labels(record, five, dark)[2] == "histeq [tiny] sigma=5 polarity=dark"
     assert row_names([record, dark])[1].differs == {"sigma": 5.0, "polarity": "dark"}
-    assert labels(five, changed(record, name="zscore")) == ["histeq [tiny]", "zscore [tiny]"]
+    assert labels(five, changed(record, name="zscore")) == ["histeq [tiny] sigma=5", "zscore [tiny]"]
+
+
+def test_what_differs_from_the_preset_always_stands_in_the_name(record: Record) -> None:
+    def own(method: str, **params: Any) -> Record:
+        preset = load("methods", method).resolve("tiny", {}).json_values
+        return changed(record, name=method, params={**preset, **params})
+
+    assert labels(own("dae", steps=3, sign="positive"), record) == ["dae [tiny] sign=positive steps=3", "histeq [tiny]"]
+    assert labels(own("dae")) == ["dae [tiny]"]
+    assert labels(own("madad", noise="matched", score="probability")) == ["madad[matched] [tiny] score=probability"]
+    assert labels(own("madad", noise="white"), own("madad", noise="offset")) == [
+        "madad [tiny] noise=white",
+        "madad[offset] [tiny]",
+    ]
+    assert labels(own("latent", distance="mahalanobis", sigma=1.0)) == ["latent [tiny] sigma=1 distance=mahalanobis"]
+    assert labels(own("ensemble", members=["dae sign=positive", "ae", "ae"], quantile=0.9)) == [
+        "ensemble [tiny] members=dae sign=positive, 2 ae quantile=0.9"
+    ]
+    older = changed(own("dae", steps=3))  # its version had no sign, and something that is gone
+    del older.method.params["sign"]
+    older.method.params["momentum"] = 0.9
+    assert labels(older) == ["dae [tiny] steps=3"]
+    assert labels(own("dae", steps=3), older)[0] == "dae [tiny] sign=abs steps=3"
+    assert row_names([own("dae", steps=3)])[0].differs == {}, "no other row has another number of steps"
+
+
+def test_names_of_many_parameters_are_bounded_and_distinct(record: Record) -> None:
+    preset = load("methods", "madad").resolve("tiny", {}).json_values
+    odd = {name: value + 1 for name, value in preset.items() if type(value) in (int, float)}
+    one = changed(record, name="madad", params={**preset, **odd, "score": "both", "variant": "paper"})
+    (label,) = labels(one)
+    assert label.startswith("madad [tiny] sigma=3.5 score=both ")
+    assert label.endswith(f" and {len(odd) + 2 - 8} more")
+    other = changed(one, params={"weight_decay": 0.5})
+    assert "weight_decay=0.5" in labels(one, other)[1], "what tells rows apart comes before what does not"
+    sets = [changed(one, params={name: value + at for name, value in odd.items()}) for at in range(3)]
+    assert len(set(labels(*sets))) == 3
+    last = list(odd)[-1]
+    hidden = [changed(one, params={**dict.fromkeys(odd, 0.25), last: at}) for at in range(2)]
+    assert [label.split(" more ")[1:] for label in labels(*sets, *hidden)] == [[], [], [], [f"{last}=0"], [f"{last}=1"]]
+
+
+def test_where_the_preset_is_not_known_rows_say_what_tells_them_apart(record: Record) -> None:
+    for one in (
+        changed(record, preset="mine"),
+        changed(record, name="nobodys"),
+        changed(record, origin="another-package 1.0"),  # of this name, too
+    ):
+        five = changed(one, params={"sigma": 5.0}, name=one.method.name)
+        name = f"{one.method.name} [{one.method.preset}]"
+        assert labels(five) == [name]
+        assert labels(one, five) == [f"{name} sigma=3", f"{name} sigma=5"]
 
 
 def test_what_was_done_to_maps_always_stands_in_the_name(record: Record) -> None:
@@ -52,16 +105,16 @@ def test_what_was_done_to_maps_always_stands_in_the_name(record: Record) -> None
 
 def test_what_a_method_stands_on_is_part_of_its_name(record: Record) -> None:
     control = changed(record, name="features", params={"weights": "random"})
-    assert labels(control) == ["features[random] [tiny]"]
+    assert labels(control) == ["features[random] [tiny] sigma=3"]
     lite = changed(control, params={"weights": "lite0", "sigma": 5.0})
     assert labels(control, lite) == ["features[random] [tiny] sigma=3", "features[lite0] [tiny] sigma=5"]
     assert row_names([control, lite])[1].differs == {"weights": "lite0", "sigma": 5.0}
     files = [changed(control, params={"weights": f"/data/{name}/r18.pth"}) for name in "ab"]
-    assert labels(files[0]) == ["features[r18.pth] [tiny]"]
+    assert labels(files[0]) == ["features[r18.pth] [tiny] sigma=3"]
     assert len(set(labels(*files))) == 2
-    texture = {"name": "reflect", "params": {"texture": "simplex"}}
-    assert labels(changed(record, **texture)) == ["reflect[simplex] [tiny]"]
-    assert labels(changed(record, name="reflect")) == ["reflect [tiny]"]  # a record that does not say
+    texture = {"name": "reflect", "params": {"texture": "simplex", "sigma": 5.0}}
+    assert labels(changed(record, **texture)) == ["reflect[simplex] [tiny] sigma=5"]
+    assert labels(changed(record, name="reflect")) == ["reflect [tiny] sigma=3"]  # a record that does not say
 
 
 def test_data_tell_rows_apart(record: Record) -> None:

@@ -237,6 +237,11 @@ def fit(
     ``ready`` is given the codec, the UNet, the scale of the latents and what is known of the healthy ones before the UNet is
     trained in place.
     """
+    if p.noise == "white" and p.autoencoder == "train" and not (p.ae_base and p.latent_channels == 1):
+        ctx.logger.warning(
+            "madad: with noise = white and a latent that is learnt, next to nothing was found at the lengths tried so far "
+            '(docs/results.md, "What the mask head of MAD-AD learns"): compare --set madad.noise=matched.'
+        )
     copies = p.augmented_copies if p.augment else 0
     data = fit_codec(p, train, val, ctx, copies, share=p.ae_steps / (p.ae_steps + p.steps))
     healthy, notes = healthy_latents(p, data, ctx)

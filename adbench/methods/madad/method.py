@@ -163,13 +163,14 @@ class MADAD(Method):
         from adbench.methods.madad.autoencoder import Healthy
         from adbench.methods.madad.networks import LatentCodec
 
-        if notes["noise"] != self.params.noise:
+        learned = notes.get("noise", "white")  # fits from before there was another
+        if learned != self.params.noise:
             raise UserError(
-                f"This fit of madad learned noise = {notes['noise']}, and its parameters say {self.params.noise}: fit it again."
+                f"This fit of madad learned noise = {learned}, and its parameters say {self.params.noise}: fit it again."
             )
         self._codec = LatentCodec.from_notes(notes)
         self._scale = float(notes["scale"])
-        self._healthy = Healthy.from_notes(notes["healthy"]) if notes["healthy"] else None
+        self._healthy = Healthy.from_notes(notes["healthy"]) if notes.get("healthy") else None
 
     def load_state(self, state: dict[str, torch.Tensor]) -> None:
         from adbench.methods.common.preprocess import frozen

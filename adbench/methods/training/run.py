@@ -60,14 +60,19 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
     stage.module.eval()
     note = ""
     if stage.plan.seconds is not None:
+        steps = "was 1 step" if run.step == 1 else f"were {run.step} steps"
         note = (
-            f"{stage.name} was trained for {stage.plan.seconds / 60:g} minutes, which were {run.step} steps here: "
+            f"{stage.name} was trained for {_time(run.took)}, with {_time(stage.plan.seconds)} asked for, which {steps} here: "
             "this number, and so every number of the fit, depends on the machine."
         )
     if (seen := run.step * stage.plan.batch) < stage.samples:
         less = f"{stage.name} saw {seen} of {stage.samples} training slices, less than one epoch: give it more steps or minutes."
         note = f"{note} {less}".strip()
     return StageResult(run.step, run.curve, run.best_step, run.best_loss, run.earlier_seconds, note)
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.3g} s" if seconds < 100 else f"{seconds / 60:.3g} minutes"
 
 
 def _loop(run: Run, stopping: Held) -> None:
@@ -156,6 +161,7 @@ class Run:
         self._records = on_gpu and stage.steady and stage.opponent is None and distributed.world() == 1
         self.step, self.lr, self.spent = 0, self.plan.lr_at(0), 0.0
         self.begin, self.earlier_seconds = time.perf_counter(), 0.0
+        self.took = 0.0  # seconds until the last checkpoint
         self.parts = self.plan.accumulate
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] | None = None
@@ -196,6 +202,7 @@ class Run:
 
     def save(self, *, finished: bool = False) -> None:
         """Commit a checkpoint: the whole training state, or the kept weights alone once the stage is finished."""
+        self.took = self.elapsed
         if distributed.rank() > 0:
             return
         figures = {
@@ -205,7 +212,7 @@ class Run:
             "losses": self.losses,
             "best_step": self.best_step,
             "best_loss": None if self.best_loss == math.inf else self.best_loss,
-            "seconds": self.elapsed,
+            "seconds": self.took,
         }
         self.folder.write(self.step, figures, None if finished else self._state(), self.best, self.best_step)
 
@@ -221,7 +228,7 @@ class Run:
         if self.stage.validate is not None:
             self.best_loss = math.inf if figures["best_loss"] is None else figures["best_loss"]
         self.best = best or None
-        self.earlier_seconds = float(figures["seconds"])
+        self.earlier_seconds = self.took = float(figures["seconds"])
         if figures["finished"]:
             self.stage.module.load_state_dict(best)
             return True
