@@ -19,6 +19,7 @@ HERE = Path(__file__).parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach a hub
 os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")  # whoever imports Ray first: loopback only
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own is 15: its workers would wait for all other tests
 os.environ["ADBENCH_PICTURES"] = "0"  # they take half of a small run; the tests that look at them ask for them
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell that runs the tests in the background ignores it
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does nohup

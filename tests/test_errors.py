@@ -104,6 +104,7 @@ def test_a_limit_on_memory_is_told(tmp_path: Path, megabytes: int, command: str,
     assert ran.returncode == 2
     assert says in ran.stderr
     assert "Traceback" not in ran.stderr
+    assert not list(tmp_path.iterdir()), "data were prepared for what cannot run"
 
 
 @pytest.mark.parametrize("command", ["list methods", "list methods --json"])

@@ -169,6 +169,8 @@ def check_all(paths: Sequence[Path], progress: Progress | None = None, *, texts:
         progress: receives progress.
         texts: give the texts of their files too.
     """
+    from scipy import special  # noqa: F401 - for all intervals: imported once, and not by each process
+
     function = check_one if texts else _check_without_text
     outcomes = guarded.each(function, paths, memory=VERIFY_BYTES, seconds=VERIFY_SECONDS)
     for done, outcome in enumerate(outcomes, 1):

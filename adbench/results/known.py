@@ -70,6 +70,12 @@ def releases(method: str, source: str) -> list[str]:
     return [*found, __version__] if here else found
 
 
+def has_source(method: str, source: str, version: str) -> bool:
+    """Whether a built-in method has this source in a version of adbench."""
+    listed = source in known()["methods"].get(version, {}).get(method, {})
+    return listed or (version == __version__ and source == source_digest("methods", method))
+
+
 def is_release(version: str) -> bool:
     """Whether this checkout knows the sources of that version of adbench."""
     return version == __version__ or version in known()["methods"]
@@ -109,11 +115,10 @@ def presets_of(method: str, source: str) -> list[str]:
 
 def presets_changed(method: str, source: str) -> set[str]:
     """The presets of which a built-in method says something else here than with this ``source``."""
-    if source == source_digest("methods", method):
-        return set()
     listed = known()["settings"].get(method, {}).get(source, {})
     here = settings(registry.load("methods", method), parameters(method, source) or ()) if listed else {}
-    return {preset for preset, said in listed.items() if here.get(preset) != said}
+    changed = {preset for preset, said in listed.items() if here.get(preset) != said}
+    return changed if changed and source != source_digest("methods", method) else set()
 
 
 def weights(method: MethodPart, grid: tuple[int, int]) -> int | None:

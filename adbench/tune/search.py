@@ -30,7 +30,7 @@ from adbench.tune import space
 from adbench.tune.task import OBJECTIVES, TASK, Role, SearchOptions, Task, fewer, slices_for
 from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
 from adbench.tune.worker import REPORTS, fit_folder
-from adbench.utils.cluster import connect
+from adbench.utils.cluster import check, connect
 from adbench.utils.files import scratch, write_text
 from adbench.utils.hashing import digest
 from adbench.utils.locks import LOCK, acquire, is_locked
@@ -114,6 +114,7 @@ def search(
         UserError: anything unknown or missing; a search of this name that is another one, or is running; no Ray.
     """
     progress = progress or Progress()
+    check(options.address)
     task, data, folder = folder_of(config, options, progress)
     with acquire(folder, partial(_running, folder.name)):
         _check_folder(folder, task, options)  # again: another command may have begun and ended in between

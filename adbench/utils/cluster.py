@@ -86,6 +86,19 @@ class Cluster:
         raise UserError(f"A run asks for {cpus:g} CPU cores and {where} has {most_cpus:g}: lower --cpus-per-run.")
 
 
+def check(address: str | None) -> str:
+    """What :func:`connect` connects to, where that can succeed: known in a moment, before data are prepared for it.
+
+    Raises:
+        UserError: memory is short, or nothing answers at the address.
+    """
+    check_address_space(_LEAST_MEMORY, "a process of Ray takes")
+    address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
+    if address != "local":
+        _check_answers(address)
+    return address
+
+
 @contextmanager
 def connect(
     address: str | None = None, *, cpus: float | None = None, gpus: float | None = None, **options: Any
@@ -106,8 +119,7 @@ def connect(
         UserError: nothing answers at the address, it refuses (another version of Ray, another token), memory is short, or
             this machine is too busy to start Ray in the half minute that Ray gives it.
     """
-    check_address_space(_LEAST_MEMORY, "a process of Ray takes")
-    address = address or os.environ.get(ADDRESS_VARIABLE) or "local"
+    address = check(address)
     local = address == "local"
     _prepare_environment(address)
     try:
@@ -130,8 +142,6 @@ def connect(
             "include_dashboard": False,
             "object_store_memory": _OBJECT_STORE,
         }
-    else:
-        _check_answers(address)
     before = signal.getsignal(signal.SIGTERM)
     try:
         context: Any = ray.init(address=address, **arguments)

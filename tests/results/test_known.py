@@ -17,7 +17,7 @@ from adbench.leaderboard.make_known import data, methods
 from adbench.leaderboard.submission import glance
 from adbench.methods.base import Method
 from adbench.results.known import conformance as outcome
-from adbench.results.known import is_release, known, releases, settings, weights
+from adbench.results.known import has_source, is_release, known, releases, settings, weights
 from adbench.results.known import keep_conformance as keep
 from adbench.results.record import Record
 
@@ -170,5 +170,10 @@ def test_releases_are_told_by_the_source(monkeypatch: pytest.MonkeyPatch) -> Non
     assert releases("histeq", "d" * 64) == []
     monkeypatch.delitem(known()["methods"], __version__)
     assert releases("histeq", own)[-1] == __version__
+    assert has_source("histeq", own, __version__)
+    assert not has_source("histeq", own, "0.0.1")
     assert (is_release(__version__), is_release("0.1.0"), is_release("9.0")) == (True, True, False)
     assert outcome("histeq", "built-in", first) == "passed"
+    source_digest.cache_clear()
+    assert (has_source("histeq", first, "0.1.0"), has_source("ae", first, "0.1.0")) == (True, False)
+    assert source_digest.cache_info().misses == 0, "what is listed was computed all the same"

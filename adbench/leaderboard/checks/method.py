@@ -19,7 +19,9 @@ from adbench.methods.base import Method
 from adbench.params import ParamSet
 from adbench.results.known import (
     BUILT_IN,
+    has_source,
     is_release,
+    is_released,
     parameters,
     presets_changed,
     presets_of,
@@ -53,7 +55,7 @@ def check_method(submission: Submission) -> Iterator[RecordIssue]:
     if (expected := weights(method, record.test.grid)) is not None:
         why = f"weights of {method.name} with these parameters"
         yield from differences("method.parameters", method.parameters, expected, why)
-    if not releases(method.name, method.source):
+    if not is_released(method.name, BUILT_IN, method.source) and not releases(method.name, method.source):
         return  # which is said
     presets = presets_of(method.name, method.source)
     if presets and method.preset not in presets:
@@ -104,8 +106,7 @@ def _sources(record: Record) -> Iterator[RecordIssue]:
             yield RecordIssue("identity.scored_with", other, expected[-1], why)
 
     def valid(name: str, source: str) -> bool:
-        known = releases(name, source)
-        return version in known or (other is not None and bool(known))
+        return has_source(name, source, version) or (other is not None and bool(releases(name, source)))
 
     if not valid(method.name, method.source):
         known = releases(method.name, method.source)
