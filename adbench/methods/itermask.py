@@ -64,9 +64,11 @@ class IterMaskParams(NetworkParams):
         0.8, "Share of the masked pixels of healthy validation slices whose error is below the threshold.", source=PAPER, gt=0, lt=1,
     )  # fmt: skip
     shrink: float = param(
-        0.01, "A slice is done when its mask loses a smaller share.", source="official code", ge=0, lt=1
+        0.01, "A slice is done when its mask loses a smaller share.", source="official code", ge=0, lt=1, scores=True
     )
-    iterations: int = param(20, "Largest number of times that a slice is painted in.", source="adbench", ge=1, le=200)
+    iterations: int = param(
+        20, "Largest number of times that a slice is painted in.", source="adbench", ge=1, le=200, scores=True
+    )
 
     @model_validator(mode="after")
     def _halves_evenly(self) -> Self:

@@ -77,11 +77,13 @@ class ReflectParams(AutoencoderParams):
     )
     strength: float = param(0.2, "Smallest corruption of an object; the largest is 1.", source=CODE, gt=0, le=1)
 
-    euler_steps: int = param(1, "Euler steps at test.", source=CODE, ge=1, le=100)
+    euler_steps: int = param(1, "Euler steps at test.", source=CODE, ge=1, le=100, scores=True)
     compare_with: Literal["decoded", "input"] = param(
-        "decoded", "The pixel part compares D(ẑ) with D(E(x)) or with x.", source=CODE
+        "decoded", "The pixel part compares D(ẑ) with D(E(x)) or with x.", source=CODE, scores=True
     )
-    gamma: float = param(0.4, "Where differences are cut off, of pixels in [-1, 1] and of latents.", source=CODE, gt=0)
+    gamma: float = param(
+        0.4, "Where differences are cut off, of pixels in [-1, 1] and of latents.", source=CODE, gt=0, scores=True
+    )
     sigma: float = SIGMA(3.0, doc="Smoothing of the pixel part.", unit="px of the model's grid", source=CODE)
     latent_sigma: float = SIGMA(1.0, doc="Smoothing of the latent part.", unit="cells", source=CODE)
 

@@ -33,12 +33,14 @@ class THORParams(DiffusionParams):
         unit="steps",
         source="THOR",
         ge=1,
+        scores=True,
     )
     harmonise: tuple[int, ...] | None = param(
         None,
         "Steps at which the walk is harmonised; none: 300, 150, 50 (Gaussian, pyramid) or 200, 150, 100, 50 (simplex), in proportion.",
         unit="steps",
         source="THOR",
+        scores=True,
     )
     stride: int = param(
         1,
@@ -46,18 +48,31 @@ class THORParams(DiffusionParams):
         unit="steps",
         source="THOR",
         ge=1,
+        scores=True,
     )
-    map_every: int = param(50, "A map is stored at every so many steps.", unit="steps", source="THOR", ge=1)
+    map_every: int = param(
+        50, "A map is stored at every so many steps.", unit="steps", source="THOR", ge=1, scores=True
+    )
     perceptual: Literal["gms", "ssim", "stlpips", "lpips", "none"] = param(
         "gms",
         "Perceptual map beside the residual; stlpips and lpips need weights (the paper: lpips, SqueezeNet).",
         source="THOR",
+        scores=True,
     )
     window: int = param(
-        13, "Side of the square closing and dilation of the region mask.", unit="px of 128", source="THOR", ge=1, le=65
+        13,
+        "Side of the square closing and dilation of the region mask.",
+        unit="px of 128",
+        source="THOR",
+        ge=1,
+        le=65,
+        scores=True,
     )
     normalise: bool = param(
-        True, "Divide each stored map by its largest value in the slice, as the region mask needs it.", source="THOR"
+        True,
+        "Divide each stored map by its largest value in the slice, as the region mask needs it.",
+        source="THOR",
+        scores=True,
     )
 
     @model_validator(mode="after")

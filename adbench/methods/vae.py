@@ -31,20 +31,27 @@ class VAEParams(BottleneckParams):
         "reconstruction",
         "Compare with the decoded mean, or with the decoded latent that gradient descent on the latent's ELBO reaches.",
         source="Baur 2021, Chen 2020",
+        scores=True,
     )
     restoration_steps: int = param(
-        50, "Gradient steps of the restoration.", unit="steps", source="adbench", ge=1, le=10_000
+        50, "Gradient steps of the restoration.", unit="steps", source="adbench", ge=1, le=10_000, scores=True
     )
-    restoration_lr: float = param(0.1, "Step size (Adam) of the restoration.", source="adbench", gt=0, le=10)
+    restoration_lr: float = param(
+        0.1, "Step size (Adam) of the restoration.", source="adbench", gt=0, le=10, scores=True
+    )
     prior_weight: float = param(
         1e-3,
         "Weight of the mean of z²/2 beside the L1 error in the restoration; larger stays nearer the healthy mean.",
         source="adbench (kl_weight)",
         ge=0,
         le=10,
+        scores=True,
     )
     residual: Literal["abs", "ssim"] = param(
-        "abs", "Map: absolute difference, or (1 - SSIM)/2 with an 11 px window of sigma 1.5 px.", source="Baur 2021"
+        "abs",
+        "Map: absolute difference, or (1 - SSIM)/2 with an 11 px window of sigma 1.5 px.",
+        source="Baur 2021",
+        scores=True,
     )
 
 
