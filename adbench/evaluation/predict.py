@@ -74,8 +74,8 @@ def load_method(record: Record, folder: Path, device: str, progress: Progress | 
     if fit is None:
         return None
     name = record.method.name
-    median = build(Post, f"post-processing of {name}", record.post).median
-    context = Context(device, record.seed, folder, median=median, progress=progress or Progress())
+    post = build(Post, f"post-processing of {name}", record.post)
+    context = Context(device, record.seed, folder, progress=progress or Progress(), **post.json_values)
     cls: type[Method] = registry.load("methods", name)
     return load_fit(cls, folder, fit, context, build(cls.Params, f"method {name}", record.method.params))
 

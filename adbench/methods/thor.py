@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport
+from adbench.methods.common.params import SIGN, Sign
 from adbench.methods.diffusion import SMOKE, TINY, DiffusionMethod, DiffusionParams
 from adbench.params import param
 
@@ -74,6 +75,7 @@ class THORParams(DiffusionParams):
         source="THOR",
         scores=True,
     )
+    sign: Sign = SIGN("abs", source="adbench")
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Self:
@@ -159,13 +161,14 @@ class THOR(DiffusionMethod):
         return self._difference
 
     def _map(self, clean: torch.Tensor, image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
-        """``|x0_hat - x| p`` inside the brain."""
-        from adbench.methods.common.image_ops import gaussian_blur
+        """``|x0_hat - x| p`` inside the brain, of the differences that count."""
+        from adbench.methods.common.image_ops import gaussian_blur, one_sided
 
+        apart = one_sided(image - clean, self.params.sign)
         if self.params.perceptual == "none":
-            return (clean - image).abs() * brain
+            return apart * brain
         weight = gaussian_blur(self._perceptual()(clean * brain, image), 2.0).clamp(0, 1)
-        return (clean - image).abs() * weight * brain
+        return apart * weight * brain
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

@@ -176,7 +176,7 @@ def _fit_and_measure(
     cell = replace(task.cell.with_params(params), device=device)
     train, val, select = task.train.open(), task.val.open() if task.val else None, task.select.open()
     home = fit_folder(folder, cell)
-    ctx = Context(device=cell.device, seed=cell.seed, workdir=home, median=cell.post.median)
+    ctx = Context(device=cell.device, seed=cell.seed, workdir=home, **cell.post.json_values)
 
     def watch(method: Method, done: float) -> None:
         share_done = 100 * done
