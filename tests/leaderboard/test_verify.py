@@ -29,6 +29,7 @@ from adbench.leaderboard.ranking import boards as boards_of
 from adbench.leaderboard.ranking import read_all
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import verify
+from adbench.methods.simple import HistEqParams
 from adbench.metrics.score_bins import CELL_SHIFT
 from adbench.runner import keys as specs
 from adbench.runner.keys import RUN_ONLY
@@ -393,6 +394,7 @@ def test_run_fields_are_those_of_the_identity(submission: Submission, monkeypatc
         method = "histeq"
         protocol = Protocol()
         post = Post(median=3)
+        params = HistEqParams()
 
     for source, more in ((source_digest("methods", "histeq"), set()), ("of other code", {"scored_with"})):
         run = specs.run_identity({"method": "histeq", "method_source": source}, Cell(), Slices(), Slices())  # type: ignore[arg-type]
