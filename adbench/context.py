@@ -34,8 +34,9 @@ class Context:
         track: write loss curves to these trackers too, of :data:`adbench.utils.tracking.TRACKERS`, with commas between; "" for none.
         watch: a training loop calls it after a validation with the share (0 to 1) of the training that is done, while the
             method can already score; None when nothing is called.
-        median: side of the 3-D median that the maps of a volume go through after scoring (:func:`adbench.runner.inference.score_volumes`);
-            0: none. No method does it, or needs to know.
+        sigma: Gaussian smoothing in px that maps go through after scoring (:func:`adbench.runner.inference.score_volumes`); 0: none.
+        median: side of the 3-D median that the maps of a volume go through after that; 0: none. No method does either, or needs
+            to know.
         progress: receives progress.
         logger: for messages a user may want to read later.
     """
@@ -46,6 +47,7 @@ class Context:
     checkpoint_seconds: float = 60.0
     track: str = ""
     watch: Callable[[float], None] | None = None
+    sigma: float = 0.0
     median: int = 0
     progress: Progress = field(default_factory=Progress)
     logger: logging.Logger = field(default_factory=lambda: logging.getLogger("adbench"))

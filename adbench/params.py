@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+from functools import cache, cached_property
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -35,6 +35,21 @@ class ParamSet(BaseModel):
     def json_text(self) -> str:
         """Equal text for equal parameters, see :func:`adbench.utils.hashing.canonical_json`."""
         return canonical_json(self.json_values)
+
+    @cached_property
+    def trained_values(self) -> dict[str, Any]:
+        """Those of :attr:`json_values` that may decide a fit: all but :func:`scoring`; do not change it."""
+        return {name: value for name, value in self.json_values.items() if name not in scoring(type(self))}
+
+    @cached_property
+    def trained_text(self) -> str:
+        """Equal text for equal :attr:`trained_values`."""
+        return canonical_json(self.trained_values)
+
+    @cached_property
+    def scoring_values(self) -> dict[str, Any]:
+        """Those of :attr:`json_values` that only score (:func:`scoring`); do not change it."""
+        return {name: value for name, value in self.json_values.items() if name in scoring(type(self))}
 
 
 # As choices; YAML 1.1, Python and JSON write them so.
@@ -75,7 +90,7 @@ def _meant(value: Any, annotation: Any) -> Any:
 P = TypeVar("P", bound=ParamSet)
 
 
-def param(default: Any, doc: str, *, unit: str = "", source: str = "", **constraints: Any) -> Any:
+def param(default: Any, doc: str, *, unit: str = "", source: str = "", scores: bool = False, **constraints: Any) -> Any:
     """A documented field of a :class:`ParamSet`.
 
     Args:
@@ -83,9 +98,19 @@ def param(default: Any, doc: str, *, unit: str = "", source: str = "", **constra
         doc: what the parameter does, one sentence.
         unit: physical or counting unit ("px", "steps"); empty for a pure number or a choice.
         source: where the default comes from (paper and equation, or "adbench").
+        scores: nothing but the scoring of a fitted method reads it: not its training, the choice of weights, what it notes or
+            draws of them. It is then no part of the key of a fit, and one fit serves all its values.
         **constraints: passed to ``pydantic.Field`` (``ge``, ``le``, ``gt``, ``lt``, ...).
     """
-    return Field(default, description=doc, json_schema_extra={"unit": unit, "source": source}, **constraints)
+    extra: dict[str, Any] = {"unit": unit, "source": source, **({"scores": True} if scores else {})}
+    return Field(default, description=doc, json_schema_extra=extra, **constraints)
+
+
+@cache
+def scoring(cls: type[BaseModel]) -> frozenset[str]:
+    """The fields of ``cls`` that only score, as its author has said of each (``param(..., scores=True)``)."""
+    extras = {name: field.json_schema_extra for name, field in cls.model_fields.items()}
+    return frozenset(name for name, extra in extras.items() if isinstance(extra, dict) and extra.get("scores"))
 
 
 def build(cls: type[P], owner: str, values: dict[str, Any]) -> P:

@@ -20,9 +20,10 @@ from pathlib import Path
 
 from adbench import api
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks.all import RUN_FIELDS, check
+from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.submission import Submission, pack
 from adbench.results.record import Record
+from adbench.runner.keys import RUN_ONLY
 from adbench.utils.hashing import digest
 
 COMMITTED = Path(__file__).parents[1] / "leaderboards" / "phantom" / "records"
@@ -50,7 +51,7 @@ def another(original: Submission, number: int, seeds: int) -> tuple[str, str]:
     for part in ("train", "val", "threshold", "test"):
         record[part]["modality"] = modality
     record["run_key"] = digest(record["identity"])
-    record["fit_key"] = digest({k: v for k, v in record["identity"].items() if k not in RUN_FIELDS})
+    record["fit_key"] = digest({k: v for k, v in record["identity"].items() if k not in RUN_ONLY})
     raw["digest"] = files.own_digest(raw)
     return files.file_name(Record(**record)), Submission(original.content, original.path, raw).text
 

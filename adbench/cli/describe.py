@@ -12,7 +12,7 @@ from adbench.config import registry
 from adbench.config.protocols import PROTOCOLS
 from adbench.errors import UserError, unknown
 from adbench.metrics.spec import SPECS
-from adbench.params import ParamSet
+from adbench.params import ParamSet, scoring
 from adbench.utils.files import write_text
 
 if TYPE_CHECKING:
@@ -78,9 +78,16 @@ def _params(cls: type[ParamSet]) -> list[dict[str, Any]]:
                 "unit": str(extra.get("unit", "")),
                 "doc": field.description or "",
                 "source": str(extra.get("source", "")),
+                "scores": name in scoring(cls),
             }
         )
     return rows
+
+
+def scoring_note(params: list[dict[str, Any]]) -> str:
+    """Which of the parameters leave a fit as it is; "" for none."""
+    names = [f"`{p['name']}`" for p in params if p["scores"]]
+    return f"One fit serves all values of what only scores: {', '.join(names)}." if names else ""
 
 
 def _card(cls: type[Any]) -> dict[str, Any] | None:
@@ -195,6 +202,8 @@ def page(name: str) -> str:
             cells = [p["default"], *special, p["unit"], p["doc"], p["source"]]
             lines.append(f"| `{p['name']}` | {' | '.join(map(_cell, cells))} |")
         lines += ["", f"A column of a preset shows what it changes. Set one with `--set {name}.NAME=VALUE`.", ""]
+        if only := scoring_note(what["params"]):
+            lines += [only, ""]
     return "\n".join(lines)
 
 

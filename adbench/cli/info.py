@@ -61,7 +61,7 @@ def describe(
     json_: Json = False,
 ) -> None:
     """Describe one method, dataset, metric or protocol: what it does, its parameters with defaults, units and sources."""
-    from adbench.cli.describe import description
+    from adbench.cli.describe import description, scoring_note, sections
 
     if markdown or all_:
         _pages(name, all_, markdown, out_)
@@ -82,8 +82,6 @@ def describe(
     for key, value in what["facts"].items():
         out.print(f"{key}: {value}", markup=False, soft_wrap=True)
     if what["card"]:
-        from adbench.cli.describe import sections
-
         for heading, lines in sections(what["card"]):
             out.print(f"\n{heading}", style="bold")
             for line in lines:
@@ -96,7 +94,8 @@ def describe(
         for p in what["params"]:
             special = [str(what["presets"][q].get(p["name"], "")) for q in presets]
             rows.append([p["name"], p["type"], str(p["default"]), *special, p["unit"], p["doc"], p["source"]])
-        table("parameters", columns, rows, caption="Set one with --set " + what["scope"] + ".NAME=VALUE")
+        only = scoring_note(what["params"]).replace("`", "")
+        table("parameters", columns, rows, caption=f"Set one with --set {what['scope']}.NAME=VALUE. {only}".rstrip())
 
 
 def _pages(name: str | None, every: bool, markdown: bool, folder: Path | None) -> None:

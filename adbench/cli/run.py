@@ -87,7 +87,7 @@ def run(
         typer.Option(
             "--set",
             metavar="SCOPE.KEY=VALUE",
-            help="Parameter of method (all), a method's name, dataset, train or post (post.median=3: filter maps); several values "
+            help="Parameter of method (all), a method's name, dataset, train or post (post.sigma=3 smooths maps, post.median=3 filters them then); several values "
             "(2,4) are a sweep.",
         ),
     ] = None,

@@ -103,9 +103,18 @@ class Source:
 class Post(ParamSet):
     """Postprocessing of the anomaly maps of any method before they are counted: one implementation, off by default.
 
-    ``--set post.median=3``; it stands in the key, the record and the name of a row, and predictions go through it too.
+    ``--set post.median=3``; it stands in the key, the record and the name of a row, and predictions go through it too. Maps are
+    smoothed first, the median is taken of what that gives.
     """
 
+    sigma: float = param(
+        0.0,
+        "Gaussian smoothing of every map in its plane, 0 outside the brain, beside what the method does itself; 0: none.",
+        unit="px of the slice",
+        source="adbench",
+        ge=0,
+        le=50,
+    )
     median: int = param(
         0,
         "Median of each voxel's cube in the stacked map of a volume, this odd number wide; 0: none. Where a neighbouring "

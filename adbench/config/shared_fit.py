@@ -23,6 +23,7 @@ from adbench.config import registry
 from adbench.config.attribution import Licence, Link, first_error, is_seen
 from adbench.config.protocols import Protocol
 from adbench.errors import UserError
+from adbench.params import scoring
 from adbench.utils import limits
 from adbench.utils.hashing import canonical_json, digest, digest_file
 from adbench.utils.named_files import shown_values
@@ -181,7 +182,7 @@ def _check_files(shared: SharedFit, folder: Path) -> None:
 
 def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
     """The settings of a run that a shared fit decides: its method, parameters, modality, preset and seed; ``asked`` are
-    all that the run has.
+    all that the run has. Parameters that only score are those of the run that it was shared from, unless given.
 
     Raises:
         UserError: something else was asked for, or the method here is of another version.
@@ -205,23 +206,28 @@ def as_fitted(shared: SharedFit, asked: Mapping[str, Any]) -> dict[str, Any]:
         raise UserError(f"{where} {shared.method}, already trained: --train-on and --train-root are not for it.")
     given = asked["set"]
     values = {**given.get("method", {}), **given.get(shared.method, {})}
-    params = method.resolve(str(stated["preset"]), about["params"])
+    shown = read_json(shared.folder / RUN_RECORD, limits.RECORD_BYTES)["method"]["params"]
+    params = method.resolve(str(stated["preset"]), {**shown, **about["params"]})
     if canonical_json(shown_values(method.Params, about["params"])) != canonical_json(about["params"]):
         raise UserError(
             f"{where} {shared.method} and names a file by its whole path, as an earlier adbench wrote it ({shared.adbench}): train "
             "it again."
         )
+    free = {name: value for name, value in values.items() if name in scoring(method.Params)}
+    fixed = {name: value for name, value in values.items() if name not in free}
     try:
         changed = (
-            method.resolve(str(stated["preset"]), {**params.json_values, **values}).json_values != params.json_values
+            method.resolve(str(stated["preset"]), {**params.json_values, **fixed}).json_values != params.json_values
         )
     except UserError:  # several values, say, which a run without a shared fit takes as a sweep
         changed = True
     if changed:
         raise UserError(
-            f"{where} {shared.method} with parameters of its own: --set {shared.method}.… cannot change them."
+            f"{where} {shared.method} with parameters of its own: --set {shared.method}.… cannot change {' or '.join(fixed)}"
+            f"{'' if not free else ', only what scores'}."
         )
-    scopes = {**{name: given[name] for name in ("dataset", "post") if name in given}, "method": params.json_values}
+    scopes = {name: given[name] for name in ("dataset", "post") if name in given}
+    scopes["method"] = {**params.json_values, **free}
     as_lists = {name: (stated[name],) for name in ("method", "modality", "seed")}
     return {**as_lists, "preset": stated["preset"], "set": scopes}
 

@@ -73,10 +73,11 @@ def load_method(record: Record, folder: Path, device: str, progress: Progress | 
     fit = fitted(folder, record.fit_key)
     if fit is None:
         return None
-    median = build(Post, f"post-processing of {record.method.name}", record.post).median
-    context = Context(device, record.seed, folder, median=median, progress=progress or Progress())
-    method: Method = load_fit(registry.load("methods", record.method.name), folder, fit, context)
-    return method
+    name = record.method.name
+    post = build(Post, f"post-processing of {name}", record.post)
+    context = Context(device, record.seed, folder, progress=progress or Progress(), **post.json_values)
+    cls: type[Method] = registry.load("methods", name)
+    return load_fit(cls, folder, fit, context, build(cls.Params, f"method {name}", record.method.params))
 
 
 def predict(

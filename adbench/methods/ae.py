@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from adbench.methods.common.params import SIGMA, BottleneckParams
+from adbench.methods.common.params import SIGMA, SIGN, BottleneckParams, Sign
 from adbench.methods.trained_network import TrainedNetwork
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ class AEParams(BottleneckParams):
     """Parameters of :class:`AE`."""
 
     sigma: float = SIGMA(0.0, unit="px of the network's grid", source="adbench")
+    sign: Sign = SIGN("abs", source="adbench")
 
 
 class AE(TrainedNetwork):
@@ -70,14 +71,14 @@ class AE(TrainedNetwork):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods.common.image_ops import gaussian_blur
+        from adbench.methods.common.image_ops import signed_map
         from adbench.methods.common.preprocess import preprocess
 
         with torch.inference_mode():
             seen = preprocess(batch, self.params.image_size, self.params.standardise)
             recon = self.apply(seen.image).clamp(0, 1)
-            residual = gaussian_blur((seen.image - recon).abs() * seen.brain, self.params.sigma)
-            return seen.to_slice_grid(residual), seen.restore(recon)
+            maps = signed_map((seen.image - recon) * seen.brain, self.params.sign, self.params.sigma)
+            return seen.to_slice_grid(maps), seen.restore(recon)
 
     @classmethod
     def search_space(cls) -> dict[str, dict[str, Any]]:

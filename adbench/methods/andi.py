@@ -9,7 +9,7 @@ from pydantic import model_validator
 from adbench.methods.common.params import BATCH, CHANNELS, EMA, SCHEDULE, SIGN, WARMUP, Sign
 from adbench.methods.ddpm import DDPM
 from adbench.methods.diffusion import SMOKE, DiffusionMethod, DiffusionParams, Noise
-from adbench.params import ParamSet, param
+from adbench.params import ParamSet, param, scoring
 
 if TYPE_CHECKING:
     import torch
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 # What decides a training; it is ddpm's, whose fit serves both.
-TRAINING = tuple(name for name in DiffusionParams.model_fields if name != "sigma")
+TRAINING = tuple(name for name in DiffusionParams.model_fields if name not in scoring(DiffusionParams))
 
 
 def _training_of(preset: str) -> dict[str, Any]:
@@ -40,9 +40,11 @@ class ANDiParams(DiffusionParams):
     decay: Literal["constant", "cosine"] = SCHEDULE("cosine", source="ANDi")
     ema: float = EMA(0.995, source="ANDi")
     augment: bool = param(False, "Rotate, shift, scale and mirror training slices.", source="ANDi")
-    test_noise: Noise = param("gaussian", "Kind of noise at test, drawn anew at every step.", source="ANDi")
-    start: int = param(75, "First step whose mismatch counts.", unit="steps", source="ANDi", ge=0)
-    stop: int = param(200, "Step before which the last one lies.", unit="steps", source="ANDi", ge=1)
+    test_noise: Noise = param(
+        "gaussian", "Kind of noise at test, drawn anew at every step.", source="ANDi", scores=True
+    )
+    start: int = param(75, "First step whose mismatch counts.", unit="steps", source="ANDi", ge=0, scores=True)
+    stop: int = param(200, "Step before which the last one lies.", unit="steps", source="ANDi", ge=1, scores=True)
     passes: int = param(
         125,
         "Steps looked at, evenly spread from start to stop: predictions a slice.",
@@ -50,14 +52,18 @@ class ANDiParams(DiffusionParams):
         source="ANDi",
         ge=1,
         le=1000,
+        scores=True,
     )
-    mean: Literal["geometric", "arithmetic"] = param("geometric", "How the steps are aggregated.", source="ANDi")
+    mean: Literal["geometric", "arithmetic"] = param(
+        "geometric", "How the steps are aggregated.", source="ANDi", scores=True
+    )
     floor: float = param(
         1e-8,
         "Squared difference of intensities below which the geometric mean takes it for this one.",
         source="adbench",
         gt=0,
         lt=1,
+        scores=True,
     )
     sign: Sign = SIGN("abs", source="adbench")
 

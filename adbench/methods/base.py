@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "method.json"
+SCORING = "scoring.json"
 
 
 @dataclass
@@ -79,7 +80,8 @@ class Method(ABC):
     Class attributes:
         name: what the user types; equal to the entry point's name.
         version: raised by hand when the numbers may change.
-        Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`.
+        Params: the parameters, a :class:`adbench.params.ParamSet` whose fields are made with :func:`adbench.params.param`;
+            those with ``scores=True`` are read in scoring alone, and a loaded fit is given the run's values of them.
         presets: by name ("tiny", "base", "paper"), the parameter values that differ from the defaults.
         smoke: parameter values on top of "tiny" with which a fit takes a second or two; for the conformance checks.
         trained_by: name of another method, whose fit with the parameters :meth:`trained_with` gives this method's own
@@ -154,8 +156,10 @@ class Method(ABC):
         tensors = {key: value.detach().cpu().contiguous() for key, value in self.state().items()}
         with replacing(folder / WEIGHTS) as temporary:
             save_file(tensors, temporary)
-        saved = {"method": self.name, "version": self.version, "params": self.params.model_dump(mode="json")}
+        saved = {"method": self.name, "version": self.version, "params": self.params.trained_values}
         write_json(folder / DESCRIPTION, saved | ({"notes": notes} if (notes := self.notes()) else {}))
+        if scoring := self.params.scoring_values:  # apart, so that equal fits have equal files but this one
+            write_json(folder / SCORING, scoring)
 
     @classmethod
     def load(cls, folder: Path, ctx: Context) -> Self:
@@ -175,7 +179,8 @@ class Method(ABC):
                 raise UserError(
                     f"{folder} holds {found[0]} version {found[1]}, not {cls.name} version {cls.version}: fit it again or name the right folder."
                 )
-            params = build(cls.Params, f"method {cls.name}", saved["params"])
+            scoring = json.loads((folder / SCORING).read_text(encoding="utf-8")) if (folder / SCORING).exists() else {}
+            params = build(cls.Params, f"method {cls.name}", {**saved["params"], **scoring})
             tensors = load_file(folder / WEIGHTS)
         except FileNotFoundError as error:
             raise UserError(

@@ -63,7 +63,7 @@ class DAEParams(NetworkParams):
     flip: bool = param(False, "Mirror training slices left-right with probability 0.5.", source="adbench")
     sign: Sign = SIGN("abs", source="adbench")
     smooth: Literal["magnitude", "signed"] = param(
-        "magnitude", "What is smoothed: the residual after or before its sign is taken.", source="adbench"
+        "magnitude", "What is smoothed: the residual after or before its sign is taken.", source="adbench", scores=True
     )
 
     @model_validator(mode="after")

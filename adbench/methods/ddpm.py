@@ -29,6 +29,7 @@ class DDPMParams(DiffusionParams):
         "one_shot",
         "From the noised slice: one prediction, every step with fresh noise, or few steps without.",
         source="pDDPM (one_shot), AnoDDPM (ancestral)",
+        scores=True,
     )
     start: int | None = param(
         None,
@@ -36,8 +37,11 @@ class DDPMParams(DiffusionParams):
         unit="steps",
         source="pDDPM, cDDPM; AnoDDPM",
         ge=0,
+        scores=True,
     )
-    sampler_steps: int = param(10, "Predictions that ddim makes.", unit="steps", source="adbench", ge=1, le=1000)
+    sampler_steps: int = param(
+        10, "Predictions that ddim makes.", unit="steps", source="adbench", ge=1, le=1000, scores=True
+    )
     sign: Sign = SIGN("abs", source="adbench")
 
     @model_validator(mode="after")

@@ -15,11 +15,13 @@ from adbench.methods.common.params import (
     CLIP,
     IMAGE_SIZE,
     LR,
+    SIGN,
     STANDARDISE,
     STEM,
     STEPS,
     TINY_UNET,
     NetworkParams,
+    Sign,
     check_unet,
 )
 from adbench.methods.trained_network import TrainedNetwork
@@ -64,9 +66,12 @@ class IterMaskParams(NetworkParams):
         0.8, "Share of the masked pixels of healthy validation slices whose error is below the threshold.", source=PAPER, gt=0, lt=1,
     )  # fmt: skip
     shrink: float = param(
-        0.01, "A slice is done when its mask loses a smaller share.", source="official code", ge=0, lt=1
+        0.01, "A slice is done when its mask loses a smaller share.", source="official code", ge=0, lt=1, scores=True
     )
-    iterations: int = param(20, "Largest number of times that a slice is painted in.", source="adbench", ge=1, le=200)
+    iterations: int = param(
+        20, "Largest number of times that a slice is painted in.", source="adbench", ge=1, le=200, scores=True
+    )
+    sign: Sign = SIGN("abs", source="adbench")
 
     @model_validator(mode="after")
     def _halves_evenly(self) -> Self:
@@ -301,7 +306,7 @@ class IterMask(TrainedNetwork):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch
 
-        from adbench.methods.common.image_ops import CENTRE, SPREAD, gaussian_blur
+        from adbench.methods.common.image_ops import CENTRE, SPREAD, gaussian_blur, one_sided
         from adbench.methods.common.preprocess import preprocess
 
         p = self.params
@@ -310,7 +315,7 @@ class IterMask(TrainedNetwork):
             image, mask, paint = self._started(seen)
             painted, _, _ = unmask(image, mask, paint, self._threshold, shrink=p.shrink, iterations=p.iterations)
             recon = (painted * SPREAD + CENTRE) * seen.brain
-            error = seen.to_slice_grid((image - painted).square() * seen.brain) * batch.brain
+            error = seen.to_slice_grid(one_sided(image - painted, p.sign).square() * seen.brain) * batch.brain
             return gaussian_blur(error, p.sigma), seen.restore(recon.clamp(0, 1))
 
     def notes(self) -> dict[str, Any]:

@@ -26,6 +26,7 @@ class LatentParams(AutoencoderParams):
         "norm",
         "Length of the difference to the healthy mean; of the latent itself; main component of the difference, in standard deviations; or its Mahalanobis length.",
         source="adbench",
+        scores=True,
     )
     sign: Sign = SIGN(
         "abs",

@@ -66,6 +66,7 @@ class PDDPMParams(DiffusionParams):
         source="pDDPM; cDDPM (250, 500, 750)",
         min_length=1,
         max_length=20,
+        scores=True,
     )
     sign: Sign = SIGN("abs", source="adbench")
 

@@ -12,7 +12,7 @@ from pydantic import model_validator
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method, Resources
 from adbench.methods.common import textures
-from adbench.methods.common.params import BATCH, LR, SIGMA, STEPS
+from adbench.methods.common.params import BATCH, LR, SIGMA, SIGN, STEPS, Sign
 from adbench.methods.madad.params import AUTOENCODERS, UNET_SIZES, AutoencoderParams
 from adbench.params import ParamSet, param
 from adbench.utils.named_files import NamesFile
@@ -77,12 +77,19 @@ class ReflectParams(AutoencoderParams):
     )
     strength: float = param(0.2, "Smallest corruption of an object; the largest is 1.", source=CODE, gt=0, le=1)
 
-    euler_steps: int = param(1, "Euler steps at test.", source=CODE, ge=1, le=100)
+    euler_steps: int = param(1, "Euler steps at test.", source=CODE, ge=1, le=100, scores=True)
     compare_with: Literal["decoded", "input"] = param(
-        "decoded", "The pixel part compares D(ẑ) with D(E(x)) or with x.", source=CODE
+        "decoded", "The pixel part compares D(ẑ) with D(E(x)) or with x.", source=CODE, scores=True
     )
-    gamma: float = param(0.4, "Where differences are cut off, of pixels in [-1, 1] and of latents.", source=CODE, gt=0)
+    gamma: float = param(
+        0.4, "Where differences are cut off, of pixels in [-1, 1] and of latents.", source=CODE, gt=0, scores=True
+    )
     sigma: float = SIGMA(3.0, doc="Smoothing of the pixel part.", unit="px of the model's grid", source=CODE)
+    sign: Sign = SIGN(
+        "abs",
+        doc="Which differences of pixels count: both, only brighter than expected, or only darker; those of latents have no sign.",
+        source="adbench",
+    )
     latent_sigma: float = SIGMA(1.0, doc="Smoothing of the latent part.", unit="cells", source=CODE)
 
     @model_validator(mode="after")
@@ -395,6 +402,7 @@ class Reflect(Method):
         """Encode, follow the flow, decode; compare pixels and latents."""
         import torch
 
+        from adbench.methods.common.image_ops import one_sided
         from adbench.methods.common.preprocess import autocast, preprocess
 
         p, device = self.params, batch.image.device
@@ -415,7 +423,8 @@ class Reflect(Method):
                 decoded = self._codec.decode(torch.cat(ends) / self._scale)
             images = decoded.float().chunk(len(ends))
             reference = images[1] if p.compare_with == "decoded" else image
-            maps = anomaly_map(images[0] - reference, healthy - latent, p.gamma, p.sigma, p.latent_sigma)
+            pixels = one_sided(reference - images[0], p.sign)
+            maps = anomaly_map(pixels, healthy - latent, p.gamma, p.sigma, p.latent_sigma)
             return seen.to_slice_grid(maps), seen.restore((images[0] * 0.5 + 0.5).clamp(0, 1))
 
     def score(self, batch: SliceBatch) -> torch.Tensor:

@@ -66,6 +66,7 @@ class RestoreParams(NetworkParams):
         "mean",
         "Residuals of the slice at each severity, averaged; or of the slice that is led from the largest severity down to 0.",
         source="DISYRE v2 (mean-single-step, multi-step)",
+        scores=True,
     )
     smallest: float = param(10.0, "Shortest side of a shape on a grid of 128 px.", unit="px", source="DISYRE", ge=1)
     largest: float = param(44.0, "Longest side of a shape on a grid of 128 px.", unit="px", source="DISYRE", le=128)

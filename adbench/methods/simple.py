@@ -32,7 +32,7 @@ class HistEqParams(ParamSet):
 
     sigma: float = SIGMA(3.0, source="adbench")
     polarity: Literal["auto", "bright", "dark"] = param(
-        "auto", "Lesions are bright or dark; auto: dark on T1, bright elsewhere.", source="Meissen 2021"
+        "auto", "Lesions are bright or dark; auto: dark on T1, bright elsewhere.", source="Meissen 2021", scores=True
     )
 
 
@@ -70,7 +70,9 @@ class HistEq(_Untrained):
 class ZScoreParams(ParamSet):
     """Parameters of :class:`ZScore`."""
 
-    sigma: float = SIGMA(3.0, doc="Gaussian smoothing of the slices, within the brain; 0: none.", source="adbench")
+    sigma: float = SIGMA(
+        3.0, doc="Gaussian smoothing of the slices, within the brain; 0: none.", source="adbench", scores=False
+    )
     sign: Sign = SIGN("abs", source="adbench")
     standardise: bool = param(
         True,
@@ -196,11 +198,15 @@ class AsymmetryParams(ParamSet):
         source="adbench",
         ge=0,
         le=50,
+        scores=True,
     )
     sigma: float = SIGMA(5.0, source="adbench")
     sign: Sign = SIGN("abs", source="adbench")
     standardise: bool = param(
-        True, "Divide by the interquartile range of the slice's brain, to compare slices.", source="adbench"
+        True,
+        "Divide by the interquartile range of the slice's brain, to compare slices.",
+        source="adbench",
+        scores=True,
     )
     max_tilt: float = param(
         10.0,
@@ -209,6 +215,7 @@ class AsymmetryParams(ParamSet):
         source="adbench",
         ge=0,
         le=45,
+        scores=True,
     )
 
 

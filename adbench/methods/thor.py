@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from pydantic import model_validator
 
 from adbench.methods.base import FitReport
+from adbench.methods.common.params import SIGN, Sign
 from adbench.methods.diffusion import SEEN, SMOKE, TINY, DiffusionMethod, DiffusionParams
 from adbench.params import param
 
@@ -33,12 +34,14 @@ class THORParams(DiffusionParams):
         unit="steps",
         source="THOR",
         ge=1,
+        scores=True,
     )
     harmonise: tuple[int, ...] | None = param(
         None,
         "Steps at which the walk is harmonised; none: 300, 150, 50 (Gaussian, pyramid) or 200, 150, 100, 50 (simplex), in proportion.",
         unit="steps",
         source="THOR",
+        scores=True,
     )
     stride: int = param(
         1,
@@ -46,19 +49,33 @@ class THORParams(DiffusionParams):
         unit="steps",
         source="THOR",
         ge=1,
+        scores=True,
     )
-    map_every: int = param(50, "A map is stored at every so many steps.", unit="steps", source="THOR", ge=1)
+    map_every: int = param(
+        50, "A map is stored at every so many steps.", unit="steps", source="THOR", ge=1, scores=True
+    )
     perceptual: Literal["gms", "ssim", "stlpips", "lpips", "none"] = param(
         "gms",
         "Perceptual map beside the residual; stlpips and lpips need weights (the paper: lpips, SqueezeNet).",
         source="THOR",
+        scores=True,
     )
     window: int = param(
-        13, "Side of the square closing and dilation of the region mask.", unit="px of 128", source="THOR", ge=1, le=65
+        13,
+        "Side of the square closing and dilation of the region mask.",
+        unit="px of 128",
+        source="THOR",
+        ge=1,
+        le=65,
+        scores=True,
     )
     normalise: bool = param(
-        True, "Divide each stored map by its largest value in the slice, as the region mask needs it.", source="THOR"
+        True,
+        "Divide each stored map by its largest value in the slice, as the region mask needs it.",
+        source="THOR",
+        scores=True,
     )
+    sign: Sign = SIGN("abs", source="adbench")
 
     @model_validator(mode="after")
     def _steps_in_order(self) -> Self:
@@ -144,13 +161,14 @@ class THOR(DiffusionMethod):
         return self._difference
 
     def _map(self, clean: torch.Tensor, image: torch.Tensor, brain: torch.Tensor) -> torch.Tensor:
-        """``|x0_hat - x| p`` inside the brain."""
-        from adbench.methods.common.image_ops import gaussian_blur
+        """``|x0_hat - x| p`` inside the brain, of the differences that count."""
+        from adbench.methods.common.image_ops import gaussian_blur, one_sided
 
+        apart = one_sided(image - clean, self.params.sign)
         if self.params.perceptual == "none":
-            return (clean - image).abs() * brain
+            return apart * brain
         weight = gaussian_blur(self._perceptual()(clean * brain, image), 2.0).clamp(0, 1)
-        return (clean - image).abs() * weight * brain
+        return apart * weight * brain
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

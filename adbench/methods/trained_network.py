@@ -140,7 +140,7 @@ class TrainedNetwork(Method):
                 ema=p.ema,
             ),
             identity={
-                "params": p.model_dump(mode="json"),
+                "params": p.trained_values,
                 "train": train.digest,
                 "val": val.digest if val else None,
             },

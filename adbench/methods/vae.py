@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from adbench.methods.common.params import BottleneckParams
+from pydantic import model_validator
+
+from adbench.methods.common.params import SIGN, BottleneckParams, Sign
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
 
@@ -31,21 +33,39 @@ class VAEParams(BottleneckParams):
         "reconstruction",
         "Compare with the decoded mean, or with the decoded latent that gradient descent on the latent's ELBO reaches.",
         source="Baur 2021, Chen 2020",
+        scores=True,
     )
     restoration_steps: int = param(
-        50, "Gradient steps of the restoration.", unit="steps", source="adbench", ge=1, le=10_000
+        50, "Gradient steps of the restoration.", unit="steps", source="adbench", ge=1, le=10_000, scores=True
     )
-    restoration_lr: float = param(0.1, "Step size (Adam) of the restoration.", source="adbench", gt=0, le=10)
+    restoration_lr: float = param(
+        0.1, "Step size (Adam) of the restoration.", source="adbench", gt=0, le=10, scores=True
+    )
     prior_weight: float = param(
         1e-3,
         "Weight of the mean of z²/2 beside the L1 error in the restoration; larger stays nearer the healthy mean.",
         source="adbench (kl_weight)",
         ge=0,
         le=10,
+        scores=True,
     )
     residual: Literal["abs", "ssim"] = param(
-        "abs", "Map: absolute difference, or (1 - SSIM)/2 with an 11 px window of sigma 1.5 px.", source="Baur 2021"
+        "abs",
+        "Map: absolute difference, or (1 - SSIM)/2 with an 11 px window of sigma 1.5 px.",
+        source="Baur 2021",
+        scores=True,
     )
+    sign: Sign = SIGN(
+        "abs",
+        doc="Which differences count: both, only brighter, or only darker. Not with residual = ssim.",
+        source="adbench",
+    )
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> Self:
+        if self.sign != "abs" and self.residual == "ssim":
+            raise ValueError(f"sign = {self.sign} is of differences, and ssim has no sign: set residual = abs")
+        return self
 
 
 def divergence(mean: torch.Tensor, logvar: torch.Tensor) -> torch.Tensor:
@@ -129,7 +149,7 @@ class VAE(TrainedNetwork):
         import torch
 
         from adbench.methods.common import perceptual
-        from adbench.methods.common.image_ops import gaussian_blur
+        from adbench.methods.common.image_ops import gaussian_blur, one_sided
         from adbench.methods.common.preprocess import autocast, preprocess
 
         p = self.params
@@ -141,7 +161,10 @@ class VAE(TrainedNetwork):
                 with autocast(seen.image.device):
                     recon = self._network(seen.image)[0]
             recon = recon.float() * seen.brain
-            residual = (seen.image - recon).abs() if p.residual == "abs" else perceptual.ssim(recon, seen.image)
+            if p.residual == "abs":
+                residual = one_sided(seen.image - recon, p.sign)
+            else:
+                residual = perceptual.ssim(recon, seen.image)
             maps = seen.to_slice_grid(residual * seen.brain) * batch.brain
             return gaussian_blur(maps, p.sigma), seen.restore(recon)
 

@@ -67,21 +67,24 @@ def fitted(folder: Path, key: str) -> dict[str, Any] | None:
     return content if content.get("fit_key") == key else None
 
 
-def load_fit(cls: type[M], folder: Path, fit: dict[str, Any], ctx: Context) -> M:
-    """The fitted method in ``folder``.
+def load_fit(cls: type[M], folder: Path, fit: dict[str, Any], ctx: Context, params: ParamSet) -> M:
+    """The fitted method in ``folder``, which scores as ``params`` say.
 
     Args:
         cls: of the method.
         folder: of the fit.
         fit: from :func:`fitted`.
         ctx: surroundings.
+        params: those of the run; the fit may have been made for one that scores otherwise.
 
     Raises:
         UserError: a file is missing or not the one that was saved.
     """
     for name, written in fit["files"].items():
         check_file(folder / name, written, _fit_again(folder))
-    return cls.load(folder, ctx)
+    method = cls.load(folder, ctx)
+    method.params = params
+    return method
 
 
 def _fit_again(folder: Path) -> str:
@@ -136,7 +139,7 @@ def fit_method(
         distributed.wait()
     fit = fitted(folder, key)
     assert fit is not None
-    return load_fit(cls, folder, fit, ctx), fit
+    return load_fit(cls, folder, fit, ctx, params), fit
 
 
 class _Aside:

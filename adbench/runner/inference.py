@@ -149,7 +149,7 @@ def score_volumes(
     Args:
         method: fitted.
         data: what is scored.
-        ctx: device, progress, and the median that the maps of each volume go through.
+        ctx: device, progress, and the smoothing and the median that the maps of each volume go through.
         phase: names the pass in the progress.
         batch_size: slices at a time, None: :func:`usual_batch`; halved when the device runs out of memory.
         clock: receives the seconds spent in the method, as "score".
@@ -170,22 +170,24 @@ def score_volumes(
         for low, high in pairwise(bounds):
             volume = data.cases[owners[positions[low]]]
             if waiting is not None and volume != waiting:
-                yield _join(data, waiting, pending, ctx.median)
+                yield _join(data, waiting, pending, ctx)
                 pending = []
             waiting = volume
             pending.append((positions[low:high], maps[low:high], None if recon is None else recon[low:high]))
         ctx.progress.update(phase, int(positions[-1]) + 1, len(data))
     if waiting is not None:
-        yield _join(data, waiting, pending, ctx.median)
+        yield _join(data, waiting, pending, ctx)
 
 
 def _join(
-    data: LabelledSet, volume: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], median: int
+    data: LabelledSet, volume: str, parts: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]], ctx: Context
 ) -> ScoredVolume:
     recons = [part[2] for part in parts if part[2] is not None]
     positions, maps = (np.concatenate([part[index] for part in parts]) for index in (0, 1))
-    if median:
-        maps = median_filtered(maps, data.brains(positions), data.slice_numbers[positions], median)
+    if ctx.sigma:
+        maps = smoothed(maps, data.brains(positions), ctx.sigma)
+    if ctx.median:
+        maps = median_filtered(maps, data.brains(positions), data.slice_numbers[positions], ctx.median)
     return ScoredVolume(
         volume,
         data.subject_of[volume],
@@ -193,6 +195,23 @@ def _join(
         maps,
         np.concatenate(recons) if len(recons) == len(parts) else None,
     )
+
+
+def smoothed(maps: np.ndarray, brain: np.ndarray, sigma: float) -> np.ndarray:
+    """Every map smoothed in its plane as the methods smooth theirs: 0 outside the brain and the image.
+
+    Args:
+        maps: (S, H, W); scores that are not finite are left for the evaluation to refuse.
+        brain: (S, H, W) bool.
+        sigma: standard deviation of the Gaussian in px, cut at four of them.
+    """
+    from scipy.ndimage import gaussian_filter
+
+    if not np.isfinite(maps[brain]).all():
+        return maps
+    inside = np.where(brain, maps, 0).astype(np.promote_types(maps.dtype, np.float32))
+    blurred: np.ndarray = gaussian_filter(inside, (0, sigma, sigma), mode="constant")
+    return blurred.astype(maps.dtype)
 
 
 def median_filtered(maps: np.ndarray, brain: np.ndarray, slices: np.ndarray, side: int) -> np.ndarray:

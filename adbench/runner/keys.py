@@ -18,16 +18,29 @@ from adbench.methods.base import Method
 from adbench.utils.hashing import canonical_json, digest, digest_file, digest_parts
 
 METRICS_VERSION = "3"  # raised when the definition or computation of any stored number changes
+# What run_identity adds to fit_identity.
+RUN_ONLY = frozenset(
+    {
+        "scoring",
+        "protocol",
+        "post",
+        "metrics_version",
+        "measure_source",
+        "threshold_slices",
+        "test_slices",
+        "scored_with",
+    }
+)
 
 
 def fit_identity(cell: Cell, train: SliceSet, val: SliceSet | None) -> dict[str, Any]:
-    """All that decides the outcome of fitting the method of ``cell`` on these slices."""
+    """All that decides the outcome of fitting the method of ``cell`` on these slices; not what only scores."""
     return {
         "method": cell.method,
         "method_version": cell.method_class.version,
         "method_source": source_digest("methods", cell.method),
         "preset": cell.preset,
-        "params": cell.params.json_values,
+        "params": cell.params.trained_values,
         "files": [_content(path) for path in _named_files(cell)],
         "seed": cell.seed,
         "modality": cell.modality,
@@ -38,7 +51,7 @@ def fit_identity(cell: Cell, train: SliceSet, val: SliceSet | None) -> dict[str,
 
 
 def _member(cell: Cell) -> dict[str, Any]:
-    """What decides the fit of a member beside what all of them share; its seed follows from that of the whole."""
+    """What decides a member and its maps beside what all of them share; its seed follows from that of the whole."""
     return {
         "method": cell.method,
         "method_version": cell.method_class.version,
@@ -55,6 +68,12 @@ def sources_now(identity: dict[str, Any]) -> dict[str, str]:
     return {part["method"]: now[part["method"]] for part in parts if part["method_source"] != now[part["method"]]}
 
 
+def scoring_identity(cell: Cell) -> dict[str, Any]:
+    """What decides the maps of a fit of ``cell`` beside the fit: parameters that only score, and what is done to maps."""
+    parts = {"scoring": cell.params.scoring_values, "post": cell.post.done}
+    return {name: part for name, part in parts.items() if part}
+
+
 def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: LabelledSet) -> dict[str, Any]:
     """All that decides the numbers: the fit, the protocol, and the slices that choose the threshold and that are scored.
 
@@ -66,7 +85,7 @@ def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: 
         # A shared fit that was made by other code; of an ensemble, of any of it.
         **({"scored_with": others.get(cell.method) or digest(others)} if others else {}),
         "protocol": cell.protocol.as_dict(),
-        **({"post": post} if (post := cell.post.done) else {}),
+        **scoring_identity(cell),
         "metrics_version": METRICS_VERSION,
         "measure_source": measure_digest(),
         "threshold_slices": threshold.digest,
@@ -76,7 +95,9 @@ def run_identity(fit: dict[str, Any], cell: Cell, threshold: LabelledSet, test: 
 
 def key_of(identity: dict[str, Any], cell: Cell) -> str:
     """The hash of an identity of ``cell``."""
-    shared = {"params": cell.params.json_text, "protocol": cell.protocol.json_text}
+    shared = {"protocol": cell.protocol.json_text}
+    if cell.fit is None:  # an earlier adbench may have made it, with all parameters in its key
+        shared["params"] = cell.params.trained_text
     return digest_parts({name: shared.get(name) or canonical_json(value) for name, value in identity.items()})
 
 

@@ -329,7 +329,7 @@ def plan(cells: Iterable[Cell], out: Path, cache: Path, progress: Progress | Non
         fit = cell.fit.identity if cell.fit else fit_identity(cell, data.train, data.val)
         identity = run_identity(fit, cell, data.threshold, data.test)
         fit_key, run_key = key_of(fit, cell), key_of(identity, cell)
-        if cell.fit is not None and fit_key != cell.fit.fit_key:
+        if cell.fit is not None and {**fit["params"], **cell.params.scoring_values} != cell.params.json_values:
             raise UserError(
                 f"The parameters in the identity of the fit in {cell.fit.folder} are not those of {cell.method}."
             )

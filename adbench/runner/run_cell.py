@@ -78,7 +78,7 @@ def run_cell(
         workdir=plan.fit_folder,
         checkpoint_seconds=checkpoint_seconds,
         track=track,
-        median=plan.cell.post.median,
+        **plan.cell.post.json_values,
         progress=progress or Progress(),
         logger=log,
     )

@@ -34,6 +34,7 @@ from adbench.results import rundir
 from adbench.results.record import DataPart, Record
 from adbench.results.result import Result
 from adbench.runner.fit import FIT, fitted
+from adbench.runner.keys import RUN_ONLY
 from adbench.utils.files import replacing, scratch, sweep, write_json, write_text
 from adbench.utils.hashing import digest_file, sealed
 from adbench.utils.limits import RECORD_BYTES
@@ -43,7 +44,6 @@ from adbench.utils.plain_files import open_plain, read_json
 log = logging.getLogger("adbench")
 ZIP = ".zip"
 MAX_NAMES = 5  # of foreign files in a warning
-RUN_ONLY = ("protocol", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with", "post")
 
 
 def export(run: Path, out: Path, *, author: str, licence: str, link: str = "") -> SharedFit:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin
 
 from adbench.context import Context, Progress
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
-from adbench.params import ParamSet
+from adbench.params import ParamSet, build, scoring
 from adbench.testing.data import small_sets
 from adbench.testing.rules import Finding, apply, require
 
@@ -56,9 +57,9 @@ class MethodUnderTest:
         folder.mkdir(parents=True, exist_ok=True)
         return Context(self.device, SEED, folder, checkpoint_seconds=0, progress=progress or Progress())
 
-    def fit(self, name: str, progress: Progress | None = None) -> Method:
-        """A method fitted in the context ``name``."""
-        method = self.cls(self.params, self.context(name, progress))
+    def fit(self, name: str, progress: Progress | None = None, params: ParamSet | None = None) -> Method:
+        """A method fitted in the context ``name``, with ``params`` in place of its own."""
+        method = self.cls(params or self.params, self.context(name, progress))
         self.report = method.fit(self.train, self.val)
         return method
 
@@ -213,6 +214,98 @@ def rule_is_deterministic(trial: MethodUnderTest) -> None:
     difference = _largest_difference(first, trial.score(trial.fit("second")))
     require(
         difference < 1e-5, f"fitting twice gave maps that differ by {difference:.2g} of their range: seed every draw"
+    )
+
+
+def rule_fits_alike_whatever_only_scores(trial: MethodUnderTest) -> None:
+    """Parameters that are said to score only (``scores=True``) change no weight, note, curve or figure of a fit, and a loaded
+    fit scores with the values it is given.
+    """
+    names = sorted(scoring(trial.cls.Params))
+    first, told = trial.method, trial.report
+    params = trial.params
+    for name in names:
+        params = with_another(trial.cls, params, name)
+    if params == trial.params:
+        return
+    second = trial.fit("otherwise", params=params)
+    if problem := _fits_differ(first, told, second, trial.report):
+        alone = [name for name in names if _matters(trial, name, first, told)]
+        named = f"{' and '.join(alone or names)} {'is' if len(alone or names) == 1 else 'are'} marked scores=True"
+        require(
+            False, f"{named}, and the fit depends on it: {problem} differ; leave scores out, or read it in score alone"
+        )
+    first.save(trial.folder / "scored")
+    loaded = trial.cls.load(trial.folder / "scored", trial.context("given"))
+    loaded.params = params
+    difference = _largest_difference(trial.score(second), trial.score(loaded))
+    require(
+        difference < 1e-5,
+        f"a loaded fit that is given other values of {', '.join(names)} scores otherwise than one that was fitted with them "
+        f"({difference:.2g} of the range): read what only scores from self.params in score",
+    )
+
+
+def _matters(trial: MethodUnderTest, name: str, first: Method, told: FitReport | None) -> bool:
+    changed = with_another(trial.cls, trial.params, name)
+    return bool(_fits_differ(first, told, trial.fit(f"otherwise-{name}", params=changed), trial.report))
+
+
+def _fits_differ(first: Method, told: FitReport | None, second: Method, said: FitReport | None) -> str:
+    """In what two fits differ but for rounding; "" for nothing."""
+    assert told is not None
+    assert said is not None
+    states = first.state(), second.state()
+    if states[0].keys() != states[1].keys() or any(
+        states[0][key].shape != states[1][key].shape
+        or _largest_difference(states[0][key].float(), states[1][key]) > 1e-5
+        for key in states[0]
+        if states[0][key].numel()
+    ):
+        return "weights"
+    parts = {
+        "notes": (first.notes(), second.notes()),
+        "curves": (told.curves, said.curves),
+        "figures": (
+            [told.best, told.steps, told.parameters, told.notes],
+            [said.best, said.steps, said.parameters, said.notes],
+        ),
+    }
+    return next((what for what, (one, other) in parts.items() if _text(one) != _text(other)), "")
+
+
+def _text(content: Any) -> str:
+    """Equal text for what is equal to six digits."""
+    return json.dumps(
+        json.loads(json.dumps(content), parse_float=lambda digits: f"{float(digits):.6g}"), sort_keys=True
+    )
+
+
+def with_another(cls: type[Method], params: ParamSet, name: str) -> ParamSet:
+    """``params`` with another value of the parameter ``name`` that is valid beside the others; as they are where none was found."""
+    for value in _others(getattr(params, name), cls.Params.model_fields[name].annotation):
+        try:
+            changed = build(cls.Params, cls.name, {**params.model_dump(), name: value})
+        except UserError:
+            continue
+        if getattr(changed, name) != getattr(params, name):
+            return changed
+    return params
+
+
+def _others(value: Any, annotation: Any) -> list[Any]:
+    if get_origin(annotation) is Literal:
+        return list(get_args(annotation))
+    if isinstance(value, bool):
+        return [not value]
+    if isinstance(value, int | float):
+        return [value + 1, value - 1, value * 2, value / 2, value + 0.1, value // 2]
+    if isinstance(value, tuple) and value:
+        return [value[:-1], *((one, *value[1:]) for one in _others(value[0], Any))]
+    return (
+        []
+        if value is not None
+        else [number if single else (number,) for number in (10, 100, 1) for single in (True, False)]
     )
 
 

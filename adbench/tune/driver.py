@@ -33,7 +33,7 @@ from adbench.results import rundir
 from adbench.tune.space import distributions, nearest, values
 from adbench.tune.task import SearchOptions, Task
 from adbench.tune.trials import FACTOR, FULL, RUNGS, STARTUP, STATE, State, Trial, ranked, write_table
-from adbench.tune.worker import fit_folder, run_apart
+from adbench.tune.worker import FITS, fit_folder, run_apart, trial_folder
 from adbench.utils import seeds, threads
 from adbench.utils.cluster import Cluster
 from adbench.utils.files import replacing
@@ -296,11 +296,16 @@ class Driver(tune.Callback):
         self._keep_best()
 
     def _keep_best(self) -> None:
-        """Remove the fits of ended trials but the best one's, and of failed ones all but the traceback."""
+        """Remove the fits that neither the best trial nor one that may still run uses, and what ended trials reported but the
+        tracebacks."""
         best = next(iter(ranked(self.trials, self.task.mode)), None)
+        needed = [trial for trial in self.trials if trial is best or trial.state == "waiting"]
+        used = {fit_folder(self.folder, self.task.cell.with_params(trial.params)) for trial in needed}
+        for made in set((self.folder / FITS).glob("*")) - used:
+            shutil.rmtree(made, ignore_errors=True)
         for trial in self.trials:
-            home = fit_folder(self.folder, trial.number)
-            if trial is best or trial.state == "waiting" or not home.exists():
+            home = trial_folder(self.folder, trial.number)
+            if trial in needed or not home.exists():
                 continue
             for item in home.iterdir():
                 if item.is_dir():

@@ -29,7 +29,7 @@ from adbench.runner.plan import Data, plan
 from adbench.tune import space
 from adbench.tune.task import OBJECTIVES, TASK, Role, SearchOptions, Task, fewer, slices_for
 from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
-from adbench.tune.worker import REPORTS, fit_folder
+from adbench.tune.worker import fit_folder, trial_folder
 from adbench.utils.cluster import check, connect
 from adbench.utils.files import scratch, write_text
 from adbench.utils.hashing import digest
@@ -156,7 +156,7 @@ def _wait_for_saves(folder: Path, trials: list[Trial]) -> None:
     """Let the trials that were interrupted save their training, which they do once Ray's workers are gone."""
     late = time.monotonic() + GRACE
     for trial in trials:
-        while trial.state == "waiting" and is_locked(fit_folder(folder, trial.number)) and time.monotonic() < late:
+        while trial.state == "waiting" and is_locked(trial_folder(folder, trial.number)) and time.monotonic() < late:
             time.sleep(GRACE / 50)
 
 
@@ -200,6 +200,7 @@ def define(config: RunConfig, options: SearchOptions, progress: Progress) -> tup
     select = fewer(slices_for(options.objective, data, lesions), options.slices)
     identity = {
         **keys.fit_identity(cell, data.train, data.val),
+        **keys.scoring_identity(cell),
         "protocol": cell.protocol.as_dict(),
         "objective": options.objective,
         "select_slices": select.digest,
@@ -264,7 +265,7 @@ def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunCo
     # Where it runs is no matter of the choice.
     found = configs.from_cell(cell).model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
     write_text(folder / BEST, found.to_yaml())
-    _hand_over(fit_folder(folder, best.number), cell, data, Path(config.out))
+    _hand_over(fit_folder(folder, cell), cell, data, Path(config.out))
     return SearchResult(folder, task, trials, folder / BEST)
 
 
@@ -299,5 +300,5 @@ def _hand_over(home: Path, cell: Cell, data: Data, out: Path) -> None:
     if fitted(home, key) is None or target.exists():
         return
     with scratch(target) as copy:
-        shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK, REPORTS), dirs_exist_ok=True)
+        shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK), dirs_exist_ok=True)
         copy.rename(target)

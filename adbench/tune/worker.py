@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from adbench.config.cell import Cell
 from adbench.config.source import source_files
 from adbench.context import Context
 from adbench.datasets.slices import LabelledSet, SliceSet
@@ -31,17 +32,24 @@ from adbench.tune.task import Task
 from adbench.tune.trials import FULL, RUNGS
 from adbench.utils import seeds, threads
 from adbench.utils.files import write_json
+from adbench.utils.hashing import digest
 from adbench.utils.locks import acquire
 from adbench.utils.signals import insisting
 
 Report = Callable[[dict[str, Any]], None]
 ATTEMPTS = 2  # for a trial whose process dies
-REPORTS = "reports.json"  # what a trial has reported, beside its fit
+REPORTS = "reports.json"  # what a trial has reported
+FITS = "fits"
 
 
-def fit_folder(folder: Path, number: int) -> Path:
-    """Folder of the fit of trial ``number`` of the search in ``folder``."""
+def trial_folder(folder: Path, number: int) -> Path:
+    """Folder of trial ``number`` of the search in ``folder``."""
     return Path(folder) / "trials" / f"{number:04d}"
+
+
+def fit_folder(folder: Path, cell: Cell) -> Path:
+    """Folder of the fit of a trial with the parameters of ``cell``: trials that differ in how they score have one."""
+    return Path(folder) / FITS / digest(cell.params.trained_values)[:16]
 
 
 def run_apart(
@@ -70,7 +78,7 @@ def run_apart(
     Raises:
         CellFailed: it has failed, which was reported, perhaps in an earlier call. A process that died got a second one first.
     """
-    begin, home = time.perf_counter(), fit_folder(folder, number)
+    begin, home = time.perf_counter(), trial_folder(folder, number)
     home.mkdir(parents=True, exist_ok=True)
     told = _told(home)
     if told["error"]:
@@ -114,7 +122,7 @@ def run_trial(folder: Path, number: int, point: dict[str, Any], report: Report) 
     Returns:
         Why it failed, which was reported; "" when it did not.
     """
-    begin, home = time.perf_counter(), fit_folder(folder, number)
+    begin, home = time.perf_counter(), trial_folder(folder, number)
     with acquire(home):  # a killed search's worker may take a moment to die
         earlier = _told(home)
         done: list[tuple[float, float]] = []
@@ -135,7 +143,9 @@ def run_trial(folder: Path, number: int, point: dict[str, Any], report: Report) 
             task = Task.read(folder)
             params = values(task.space, point) if number else task.defaults
             with insisting():
-                _fit_and_measure(task, home, params, [rung for rung in RUNGS if all(rung > at for at, _ in done)], tell)
+                _fit_and_measure(
+                    task, folder, params, [rung for rung in RUNGS if all(rung > at for at, _ in done)], tell
+                )
         except KeyboardInterrupt:
             raise
         except BaseException as error:  # a method may be anybody's, and raise anything, SystemExit included
@@ -160,12 +170,13 @@ def _tell(home: Path, content: dict[str, Any], report: Report) -> None:
 
 
 def _fit_and_measure(
-    task: Task, home: Path, params: dict[str, Any], due: list[float], tell: Callable[[float, float], None]
+    task: Task, folder: Path, params: dict[str, Any], due: list[float], tell: Callable[[float, float], None]
 ) -> None:
     device = "cuda" if task.cell.device.startswith("cuda") else task.cell.device  # Ray says which, and shows no other
     cell = replace(task.cell.with_params(params), device=device)
     train, val, select = task.train.open(), task.val.open() if task.val else None, task.select.open()
-    ctx = Context(device=cell.device, seed=cell.seed, workdir=home, median=cell.post.median)
+    home = fit_folder(folder, cell)
+    ctx = Context(device=cell.device, seed=cell.seed, workdir=home, **cell.post.json_values)
 
     def watch(method: Method, done: float) -> None:
         share_done = 100 * done
@@ -174,11 +185,12 @@ def _fit_and_measure(
                 due.pop(0)
             tell(share_done, measure(task.objective, method, select, ctx))
 
-    plan = FitPlan.of(cell, train, val, home.parents[3])  # home: OUT/searches/NAME/trials/NUMBER
-    members = [] if fitted(home, plan.key) else make_members(plan, ctx)  # once, in OUT/fits, whoever asks first
-    provenance.sign(home, device, source_files("methods", cell.method))
-    looked = watch if task.identity["halving"] else None
-    method, _ = fit_method(cell.method_class, cell.params, train, val, home, plan.key, ctx, looked, members)
+    plan = FitPlan.of(cell, train, val, folder.parents[1])  # of OUT/searches/NAME
+    with acquire(home):  # of trials that differ in how they score, one trains
+        members = [] if fitted(home, plan.key) else make_members(plan, ctx)  # once, in OUT/fits, whoever asks first
+        provenance.sign(home, device, source_files("methods", cell.method))
+        looked = watch if task.identity["halving"] else None
+        method, _ = fit_method(cell.method_class, cell.params, train, val, home, plan.key, ctx, looked, members)
     seed_everything(seeds.derive(cell.seed, "score"))
     tell(FULL, measure(task.objective, method, select, ctx))
 

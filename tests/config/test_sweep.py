@@ -113,6 +113,7 @@ def test_what_is_changed_is_told_from_defaults() -> None:
         "post": set(),
     }
     assert changed(cells("post.median=3"))["post"] == {"median": ([3], 0)}
+    assert changed(cells("post.sigma=2"))["post"] == {"sigma": ([2.0], 0.0)}
     assert found["histeq"]["sigma"] == ([2.0, 4.0], 3.0)
 
 

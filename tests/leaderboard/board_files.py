@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks.all import RUN_FIELDS
 from adbench.leaderboard.submission import Submission
 from adbench.results.rundir import safe
+from adbench.runner.keys import RUN_ONLY
 from adbench.utils.hashing import digest
 
 ROOT = Path(__file__).parents[2] / "leaderboards"
@@ -30,7 +30,7 @@ def rekey(raw: dict[str, Any]) -> None:
     """Make the keys those of the identity."""
     record = raw["record"]
     record["run_key"] = digest(record["identity"])
-    record["fit_key"] = digest({k: v for k, v in record["identity"].items() if k not in RUN_FIELDS})
+    record["fit_key"] = digest({k: v for k, v in record["identity"].items() if k not in RUN_ONLY})
 
 
 def rename(raw: dict[str, Any], method: str) -> None:

@@ -23,14 +23,16 @@ from adbench.config.source import source_digest
 from adbench.errors import UserError
 from adbench.leaderboard import encoding
 from adbench.leaderboard import submission as files
-from adbench.leaderboard.checks.all import RUN_FIELDS, check
+from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.merge import merge
 from adbench.leaderboard.ranking import boards as boards_of
 from adbench.leaderboard.ranking import read_all
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import verify
+from adbench.methods.simple import HistEqParams
 from adbench.metrics.score_bins import CELL_SHIFT
 from adbench.runner import keys as specs
+from adbench.runner.keys import RUN_ONLY
 from adbench.utils.hashing import digest
 
 Change = Callable[[dict[str, Any]], object]
@@ -392,10 +394,11 @@ def test_run_fields_are_those_of_the_identity(submission: Submission, monkeypatc
         method = "histeq"
         protocol = Protocol()
         post = Post(median=3)
+        params = HistEqParams()
 
     for source, more in ((source_digest("methods", "histeq"), set()), ("of other code", {"scored_with"})):
         run = specs.run_identity({"method": "histeq", "method_source": source}, Cell(), Slices(), Slices())  # type: ignore[arg-type]
-        assert set(run) - {"method", "method_source"} == RUN_FIELDS - {"scored_with"} | more
+        assert set(run) - {"method", "method_source"} == RUN_ONLY - {"scored_with"} | more
     assert submission.record.run_key == digest(submission.record.identity)
 
 

@@ -551,16 +551,16 @@ def test_figures_against_counting() -> None:
             "error": torch.full((6,), 2.0 * t),
             "mask_error": torch.full((3,), 1.0 + t),
         }
-    figures = mask_figures(found, 0.3)
+    figures = mask_figures(found)
     assert figures["val_latent_loss"] == 3.0
     assert figures["val_mask_loss"] == 2.5
-    assert figures["flagged"] == pytest.approx(float((found[0]["probability"] > 0.3).double().mean()))
+    assert figures["flagged"] == pytest.approx(float((found[0]["probability"] > 0.5).double().mean()))
     assert "auroc_t0" not in figures
     for t in (1, 2):
         p, noised = found[t]["probability"].numpy(), found[t]["noised"].numpy()
         pairs = p[noised][:, None] - p[~noised][None]
         assert figures[f"auroc_t{t}"] == pytest.approx(np.mean((pairs > 0) + 0.5 * (pairs == 0)))
-        assert figures[f"recall_t{t}"] == pytest.approx(np.mean(p[noised] > 0.3))
+        assert figures[f"recall_t{t}"] == pytest.approx(np.mean(p[noised] > 0.5))
 
 
 def test_map_of_the_probability_is_one_pass_at_the_last_time(matched: tuple[MADAD, FitReport]) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from adbench import executors
+from adbench import api, executors
 from adbench.config import registry, run_config
 from adbench.config.cell import Cell
+from adbench.context import Progress
 from adbench.errors import UserError
 from adbench.evaluation import pictures
 from adbench.methods.base import FitReport, Method
@@ -113,7 +114,14 @@ def test_keys_change_with_what_matters_and_with_nothing_else(slices: Path, tmp_p
     (base,) = plans(slices, tmp_path)
     (seed,) = plans(slices, tmp_path, seed=1)
     (sigma,) = plans(slices, tmp_path, sets={"method": {"sigma": 1.0}})
-    assert len({base.fit_key, seed.fit_key, sigma.fit_key}) == 3
+    assert len({base.run_key, seed.run_key, sigma.run_key}) == 3
+    assert len({base.fit_key, seed.fit_key}) == 2
+    assert sigma.fit_key == base.fit_key  # it only smooths the map; zscore learns from smoothed slices
+    assert (
+        len({plans(slices, tmp_path, method="zscore", sets={"method": {"sigma": s}})[0].fit_key for s in (1, 2)}) == 2
+    )
+    assert sigma.identity["scoring"] == {"sigma": 1.0, "polarity": "auto"}
+    assert "sigma" not in sigma.identity["params"]
     (median,), (none,) = (plans(slices, tmp_path, sets={"post": {"median": side}}) for side in (3, 0))
     assert (median.fit_key, none.run_key) == (base.fit_key, base.run_key)
     assert median.run_key != base.run_key
@@ -137,6 +145,47 @@ def test_one_fit_serves_a_second_run(slices: Path, tmp_path: Path) -> None:
     again = run_cell.run_cell(plan, force=True)
     assert (plan.fit_folder / FIT).stat().st_mtime_ns == stamp
     assert again.metrics == first.metrics
+
+
+SMALL_VAE = {"image_size": 32, "channels": [8, 16], "latent": 8, "steps": 4, "batch": 4, "warmup": 0}
+
+
+def test_a_fit_scores_as_each_run_says(slices: Path, tmp_path: Path) -> None:
+    def run(out: Path, **values: object) -> record.Record:
+        (plan,) = plans(slices, out, method="vae", sets={"vae": {**SMALL_VAE, **values}})
+        return run_cell.run_cell(plan)
+
+    ways = ({"sigma": 1.0}, {"sigma": 3.0, "sign": "positive"}, {"scoring": "restoration", "restoration_steps": 2})
+    together = [run(tmp_path / "together", **values) for values in ways]
+    assert len(list((tmp_path / "together" / "fits").glob("vae-*"))) == 1
+    assert len({one.metrics["auprc"].value for one in together}) == 3
+    for number, (values, one) in enumerate(zip(ways, together, strict=True)):
+        alone = run(tmp_path / f"alone-{number}", **values)
+        assert (alone.run_key, alone.metrics) == (one.run_key, one.metrics)
+        assert one.method.params | values == one.method.params
+    for result in api.load(tmp_path / "together"):  # what is loaded from a run scores as that run did
+        method = result.method()
+        assert method is not None
+        assert method.params.json_values == result.record.method.params
+
+
+def test_an_interrupted_training_is_continued_by_a_run_that_scores_otherwise(slices: Path, tmp_path: Path) -> None:
+    class Stopped(KeyboardInterrupt):
+        pass
+
+    class Stop(Progress):
+        def update(self, phase: str, done: int, total: int, **figures: object) -> None:
+            if phase == "vae" and done >= 2:
+                raise Stopped
+
+    def planned(sigma: float) -> planning.Plan:
+        return plans(slices, tmp_path, method="vae", sets={"vae": {**SMALL_VAE, "steps": 6, "sigma": sigma}})[0]
+
+    with pytest.raises(Stopped):
+        run_cell.run_cell(planned(1.0), progress=Stop(), checkpoint_seconds=0)
+    stage = json.loads((planned(2.0).fit_folder / "vae" / "checkpoint.json").read_text())
+    assert "sigma" not in stage["identity"]["params"]
+    assert run_cell.run_cell(planned(2.0)).fit["steps"] == 6
 
 
 def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_path: Path) -> None:

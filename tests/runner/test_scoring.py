@@ -15,8 +15,9 @@ from adbench.datasets.slices import SliceBatch
 from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
+from adbench.methods.common import image_ops
 from adbench.params import ParamSet
-from adbench.runner.inference import median_filtered, score_volumes
+from adbench.runner.inference import median_filtered, score_volumes, smoothed
 
 EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
 
@@ -136,6 +137,33 @@ def test_scores_that_are_not_finite_are_not_filtered_away() -> None:
     outside = np.ones(maps.shape, bool)
     outside[1, 2, 2] = False
     assert np.isfinite(median_filtered(maps, outside, np.arange(3), 3)).all()
+
+
+def test_maps_are_smoothed_in_their_plane_as_methods_smooth_theirs() -> None:
+    rng = np.random.default_rng(3)
+    maps, brain = rng.random((3, 20, 24)).astype(np.float32), rng.random((3, 20, 24)) < 0.7
+    inside = torch.from_numpy(np.where(brain, maps, 0))[:, None]
+    for sigma in (0.7, 3.0):
+        expected = image_ops.gaussian_blur(inside, sigma)[:, 0].numpy()
+        np.testing.assert_allclose(smoothed(maps, brain, sigma), expected, atol=1e-6)
+    assert smoothed(maps.astype(np.float64), brain, 1.0).dtype == np.float64
+    maps[1, 2, 2], brain[1, 2, 2] = np.nan, True
+    assert np.isnan(smoothed(maps, brain, 1.0)[1, 2, 2])
+
+
+def test_maps_are_smoothed_before_the_median_is_taken(tmp_path: Path) -> None:
+    data = prepare(Volumes(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+
+    def maps(**post: float) -> np.ndarray:
+        ctx = Context(**post)  # type: ignore[arg-type]
+        return next(score_volumes(Counting(ParamSet(), ctx), data, ctx, "score", batch_size=3)).maps
+
+    first = next(score_volumes(Counting(ParamSet(), Context()), data, Context(), "score"))
+    brain, numbers = data.brains(first.positions), data.slice_numbers[first.positions]
+    expected = median_filtered(smoothed(maps(), brain, 2.0), brain, numbers, 3)
+    other = smoothed(median_filtered(maps(), brain, numbers, 3), brain, 2.0)
+    np.testing.assert_array_equal(maps(sigma=2.0, median=3), expected)
+    assert not np.allclose(expected[brain], other[brain])
 
 
 def test_every_scoring_goes_through_the_median_of_the_context(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from adbench.errors import UserError
 from adbench.leaderboard.checks.all import check
 from adbench.leaderboard.submission import pack
 from adbench.runner import shared_fits
-from adbench.utils.hashing import digest_file, sealed
+from adbench.utils.hashing import digest, digest_file, sealed
 from adbench.utils.limits import Limit
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -85,6 +85,43 @@ def test_scores_to_equal_numbers_without_the_training_data(
     assert len(found) == 6
 
 
+def test_what_only_scores_can_be_set_for_a_shared_fit(cli: Cli, made: api.Run, exported: Path, tmp_path: Path) -> None:
+    out, data = tmp_path / "mine", made.folder.parents[3] / "slices"
+    base = ("run", "--fit", exported, "--dataset", "folder", "--data-root", data, "--device", "cpu", "--quiet")
+    code, _, err = cli(*base, "--out", out, "--set", "ae.sigma=1,2", "--set", "ae.sign=positive")
+    assert code == 0, err
+    found = api.load(out)
+    assert sorted(run.record.method.params["sigma"] for run in found) == [1.0, 2.0]
+    assert {run.record.fit_key for run in found} == {made.record.fit_key}
+    assert len({run.record.run_key for run in found} | {made.record.run_key}) == 3
+    for run in found:
+        assert run.record.method.params["sign"] == "positive"
+        assert check(pack(run.folder)) == [], "it can be submitted"
+
+
+def test_a_shared_fit_whose_key_holds_every_parameter_is_still_used(cli: Cli, made: api.Run, own: Path) -> None:
+    """As an earlier adbench wrote them."""
+    manifest = json.loads((own / MANIFEST).read_text())
+    manifest.pop("digest")
+    manifest["identity"]["params"] = made.record.method.params
+    manifest["fit_key"] = digest(manifest["identity"])
+    fit = json.loads((own / "fit.json").read_text())
+    fit.pop("digest")
+    (own / "fit.json").write_text(json.dumps(sealed({**fit, "fit_key": manifest["fit_key"]})))
+    manifest["files"]["fit.json"] = digest_file(own / "fit.json")
+    (own / MANIFEST).write_text(json.dumps(sealed(manifest)))
+    data, out = made.folder.parents[3] / "slices", own.parent / "old"
+    base = ("run", "--fit", own, "--dataset", "folder", "--data-root", data, "--device", "cpu", "--quiet")
+    code, _, err = cli(*base, "--out", out)
+    assert code == 0, err
+    (run,) = api.load(out)
+    assert {n: m.value for n, m in run.record.metrics.items()} == {n: m.value for n, m in made.record.metrics.items()}
+    assert check(pack(run.folder)) == []
+    code, _, err = cli(*base, "--out", out, "--set", "ae.sigma=2")
+    assert code == 0, err
+    assert all(check(pack(run.folder)) == [] for run in api.load(out))
+
+
 def test_what_a_shared_fit_cannot_be_used_for(cli: Cli, made: api.Run, exported: Path, tmp_path: Path) -> None:
     data = made.folder.parents[3] / "slices"
     base = ("run", "--fit", exported, "--dataset", "folder", "--data-root", data, "--out", tmp_path / "out", "--quiet")
@@ -92,7 +129,8 @@ def test_what_a_shared_fit_cannot_be_used_for(cli: Cli, made: api.Run, exported:
         (("--method", "histeq"), "--method asks for"),
         (("--seed", "3"), "--seed asks for"),
         (("--train-on", "phantom"), "--train-on and --train-root are not for it"),
-        (("--set", "ae.steps=5"), "parameters of its own"),
+        (("--set", "ae.steps=5"), "cannot change steps."),
+        (("--set", "ae.steps=5", "--set", "ae.sigma=2"), "cannot change steps, only what scores."),
         (("--set", "dataset.size=64"), "bring them to its grid with --set dataset.size=32"),
     ):
         code, _, err = cli(*base, *more)

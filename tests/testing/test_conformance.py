@@ -175,6 +175,42 @@ class Undocumented(Good):
         steps: int = 4
 
 
+class ScoringParams(ParamSet):
+    shift: float = param(0.0, "Added.", source="test", ge=0, scores=True)
+    weight: float = param(1.0, "Factor.", source="test", gt=0, scores=True)
+
+
+class LearnsWhatScores(Good):
+    Params = ScoringParams
+
+    def fit(self, train, val):
+        report = super().fit(train, val)
+        self.mean = self.mean + self.params.shift
+        return report
+
+    def score(self, batch):
+        return super().score(batch) * self.params.weight
+
+
+class NotesWhatScores(Good):
+    Params = ScoringParams
+
+    def fit(self, train, val):
+        super().fit(train, val)
+        return FitReport(steps=4, best={"weight": self.params.weight})
+
+
+class KeepsWhatScores(Good):
+    Params = ScoringParams
+
+    def __init__(self, params, ctx):
+        super().__init__(params, ctx)
+        self.weight = params.weight
+
+    def score(self, batch):
+        return super().score(batch) * self.weight
+
+
 class NoPaperPreset(Good):
     presets: ClassVar = {"tiny": {}, "base": {}}
 
@@ -200,6 +236,9 @@ class NoPaperPreset(Good):
         (CannotBeStopped, "resumes_to_equal_numbers", "swallowed KeyboardInterrupt"),
         (Undocumented, "is_documented", "parameter steps has no description"),
         (NoPaperPreset, "presets_resolve", "paper"),
+        (LearnsWhatScores, "fits_alike_whatever_only_scores", "shift is marked scores=True"),
+        (NotesWhatScores, "fits_alike_whatever_only_scores", "weight is marked scores=True"),
+        (KeepsWhatScores, "fits_alike_whatever_only_scores", "read what only scores from self.params in score"),
     ],
 )
 def test_each_breach_is_named(cls: type[Method], rule: str, words: str) -> None:

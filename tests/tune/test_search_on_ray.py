@@ -25,7 +25,7 @@ from adbench.errors import UserError
 from adbench.tune.search import SearchResult, search
 from adbench.tune.task import SearchOptions, Task
 from adbench.tune.trials import STARTUP, STATE, TABLE, Trial
-from adbench.tune.worker import fit_folder
+from adbench.tune.worker import FITS, trial_folder
 from adbench.utils.locks import is_locked
 
 
@@ -103,7 +103,8 @@ def test_a_state_that_no_search_has_written(
 def test_a_stopped_worker_that_still_writes_ends_no_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from adbench.tune import driver
 
-    home = fit_folder(tmp_path, 0)
+    home = trial_folder(tmp_path, 0)
+    (tmp_path / FITS / "of-nobody").mkdir(parents=True)
     (home / "checkpoint").mkdir(parents=True)
     task: Any = SimpleNamespace(mode="max")
     follower = driver.Driver(tmp_path, task, SearchOptions(), [Trial(0, {}, "stopped")], Progress(), print)
@@ -116,6 +117,7 @@ def test_a_stopped_worker_that_still_writes_ends_no_search(tmp_path: Path, monke
     monkeypatch.setattr(Path, "rmdir", late)
     follower._keep_best()
     assert [path.name for path in home.iterdir()] == ["progress"]
+    assert not list((tmp_path / FITS).iterdir())
 
 
 @pytest.mark.timeout(600)

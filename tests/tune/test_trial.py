@@ -13,7 +13,7 @@ from adbench.config import run_config
 from adbench.errors import CellFailed
 from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
-from adbench.tune.worker import ATTEMPTS, REPORTS, fit_folder, run_apart
+from adbench.tune.worker import ATTEMPTS, FITS, REPORTS, run_apart, trial_folder
 
 
 def test_it_reports_at_the_rungs_and_at_the_end_and_goes_on_after_a_kill(
@@ -26,7 +26,7 @@ def test_it_reports_at_the_rungs_and_at_the_end_and_goes_on_after_a_kill(
     assert 10 <= reports[0]["share"] < 30 <= reports[1]["share"] < 100 == reports[2]["share"]
     assert [share for share, _ in reports[-1]["reports"]] == [report["share"] for report in reports]
     assert trial(folder, 0, {}) == reports  # trained and measured, and the process died before Ray knew
-    path = fit_folder(folder, 0) / REPORTS
+    path = trial_folder(folder, 0) / REPORTS
     content = json.loads(path.read_text())
     path.write_text(json.dumps({**content, "reports": content["reports"][:1]}))
     again = trial(folder, 0, {})  # the fit is there, its second report is lost
@@ -56,13 +56,31 @@ def test_trials_of_an_ensemble_take_fits_of_members_that_are_made_once_and_serve
     assert values[0] == values[2] != values[1]
     made = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "fits").glob("*/fit.json")}
     assert sorted(path.parent.name.partition("-")[0] for path in made) == ["ae", "histeq"]
-    assert len({json.loads((fit_folder(folder, n) / "fit.json").read_text())["steps"] for n in range(3)}) == 1
-    assert not list(fit_folder(folder, 1).rglob("checkpoint.json"))  # nothing was trained there
+    fits = list((folder / FITS).glob("*/fit.json"))
+    assert len(fits) == 2  # of two quantiles
+    assert len({json.loads(path.read_text())["steps"] for path in fits}) == 1
+    assert not list((folder / FITS).rglob("checkpoint.json"))  # nothing was trained there
     (cell,) = run_config.cells(wanted)
     run_cell(plan([cell], wanted.out_folder, wanted.cache_folder)[0])
     there = {path: path.stat().st_mtime_ns for path in made}
     assert there == made
     assert len(list((tmp_path / "runs" / "fits").iterdir())) == 3  # and the ensemble's own
+
+
+def test_trials_that_only_score_otherwise_train_once(
+    settings: Settings, begun: Begun, trial: Trial, tmp_path: Path
+) -> None:
+    (tmp_path / "space.yaml").write_text("replace: {sigma: {low: 0.0, high: 8.0}}")
+    folder, task = begun(settings(), space=tmp_path / "space.yaml")
+    sigmas = (task.defaults["sigma"], 1.0, 5.0)
+    found = [trial(folder, number, {"sigma": sigma})[-1]["value"] for number, sigma in enumerate(sigmas)]
+    assert len(set(found)) == 3
+    (fit,) = (folder / FITS).glob("*/fit.json")
+    apart, _ = begun(settings(), space=tmp_path / "space.yaml")  # trains anew
+    assert trial(apart, 2, {"sigma": 5.0})[-1]["value"] == found[2]
+    assert "sigma" in task.identity["scoring"]
+    assert "sigma" not in task.identity["params"]
+    assert fit.stat().st_size
 
 
 def test_the_error_of_a_reconstruction_is_minimised_and_needs_one(
@@ -98,6 +116,6 @@ def test_whatever_ends_its_process_is_the_failure_of_the_trial_and_not_tried_aga
             )
         assert str(caught.value) == why
     assert [report["error"] for report in reports] == [why] * 2
-    assert why.split()[-1] in (fit_folder(folder, 3) / "failure.json").read_text()
+    assert why.split()[-1] in (trial_folder(folder, 3) / "failure.json").read_text()
     if what != "hangs":  # which may be over before it begins
         assert len((folder / "trials" / "tried").read_text().split()) == (ATTEMPTS if what == "dies" else 1)

@@ -19,14 +19,9 @@ from adbench.leaderboard.checks.numbers import check_numbers
 from adbench.leaderboard.submission import FROM_MAPS, SPATIAL, Submission, own_digest, sha256
 from adbench.results.record import DataPart
 from adbench.results.rundir import SPLITS
-from adbench.runner.keys import METRICS_VERSION
+from adbench.runner.keys import METRICS_VERSION, RUN_ONLY
 from adbench.utils.hashing import digest
 from adbench.utils.limits import ISSUES
-
-# What run_identity of adbench.runner.keys adds to fit_identity.
-RUN_FIELDS = frozenset(
-    {"protocol", "post", "metrics_version", "measure_source", "threshold_slices", "test_slices", "scored_with"}
-)
 
 
 def check(submission: Submission) -> list[RecordIssue]:
@@ -50,7 +45,7 @@ def check_keys(submission: Submission) -> Iterator[RecordIssue]:
     identity = record.identity
     yield from differences("digest", submission.raw["digest"], own_digest(submission.raw))
     yield from differences("run_key", record.run_key, digest(identity))
-    fit = {name: value for name, value in identity.items() if name not in RUN_FIELDS}
+    fit = {name: value for name, value in identity.items() if name not in RUN_ONLY}
     yield from differences("fit_key", record.fit_key, digest(fit))
     stated = {
         "method": record.method.name,
@@ -70,14 +65,15 @@ def check_keys(submission: Submission) -> Iterator[RecordIssue]:
         if name not in identity:
             yield RecordIssue(f"identity.{name}", why="it is missing")
         else:
-            yield from differences(f"identity.{name}", identity[name], value, "the rest of the record says so")
+            said = {**identity["params"], **identity.get("scoring", {})} if name == "params" else identity[name]
+            yield from differences(f"identity.{name}", said, value, "the rest of the record says so")
     yield from differences("identity.post", identity.get("post", {}), record.post, "the rest of the record says so")
     if record.post != Post(**record.post).done or ("post" in identity and not record.post):
         yield RecordIssue("post", record.post, why="it must say what was done to the maps, and nothing else")
     for name in (
         identity.keys()
         - stated.keys()
-        - {"files", "post", "members", "metrics_version", "measure_source", "scored_with"}
+        - {"files", "scoring", "post", "members", "metrics_version", "measure_source", "scored_with"}
     ):
         yield RecordIssue(f"identity.{name}", why="it is no part of the identity of a run")
     if not isinstance(identity.get("files"), list):

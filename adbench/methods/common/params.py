@@ -39,10 +39,11 @@ SCHEDULE = partial(param, doc="Learning rate after warm-up.")
 EMA = partial(param, doc="Decay of the exponential moving average of the weights; 0: no average.", ge=0, lt=1)
 CLIP = partial(param, doc="Largest gradient norm; 0: no clipping.", ge=0)
 AUGMENT = partial(param, doc="Rotate, shift, brighten and contrast training slices.")
-SIGMA = partial(param, doc="Gaussian smoothing of the map; 0: none.", unit="px of the slice", ge=0, le=50)
+SIGMA = partial(param, doc="Gaussian smoothing of the map; 0: none.", unit="px of the slice", scores=True, ge=0, le=50)
 SIGN = partial(
     param,
     doc="Which differences count: both, only brighter than expected, or only darker (a prior on the contrast of lesions).",
+    scores=True,
 )
 
 

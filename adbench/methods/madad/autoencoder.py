@@ -291,7 +291,7 @@ def fit_codec(
         else None
     )
     identity = {
-        "params": p.model_dump(mode="json"),
+        "params": p.trained_values,
         "train": train.digest,
         "val": val.digest if healthy and val else None,
     }

@@ -140,7 +140,7 @@ def _fit_unet(
                     }
                 )
         found = {t: {key: torch.cat([one[key] for one in parts[t]]) for key in parts[t][0]} for t in parts}
-        return mask_figures(found, p.threshold)
+        return mask_figures(found)
 
     plan = plan_of(
         p, count, p.steps, p.batch, p.lr, weight_decay=p.weight_decay, share=p.steps / (p.ae_steps + p.steps)
@@ -161,16 +161,16 @@ def _fit_unet(
     return training.train_stage(stage, ctx)
 
 
-def mask_figures(found: dict[int, dict[str, torch.Tensor]], threshold: float) -> dict[str, float]:
+def mask_figures(found: dict[int, dict[str, torch.Tensor]]) -> dict[str, float]:
     """The figures of a learning curve beside its loss.
 
     Args:
         found: by time t (0: nothing was noised), over cells that may be noised: "probability" and "noised", (n,); over all
             cells and slices: "error" of the clean latent and "mask_error".
-        threshold: above it a cell counts as flagged.
 
     Returns:
-        "val_latent_loss" and "val_mask_loss", means over t; "flagged", the share of cells flagged where nothing is noised;
+        "val_latent_loss" and "val_mask_loss", means over t; "flagged", the share of cells with a probability above .5 where
+        nothing is noised;
         "auroc_t1" ... and "recall_t1" ..., of the probability of noised cells against the others, where there are both.
     """
     from sklearn.metrics import roc_auc_score
@@ -180,12 +180,12 @@ def mask_figures(found: dict[int, dict[str, torch.Tensor]], threshold: float) ->
         for name, key in (("latent_loss", "error"), ("mask_loss", "mask_error"))
     }
     if len(found[0]["probability"]):
-        figures["flagged"] = float((found[0]["probability"] > threshold).float().mean())
+        figures["flagged"] = float((found[0]["probability"] > 0.5).float().mean())
     for t in found:
         probability, noised = found[t]["probability"], found[t]["noised"]
         if noised.any() and not noised.all():
             figures[f"auroc_t{t}"] = float(roc_auc_score(noised.numpy(), probability.numpy()))
-            figures[f"recall_t{t}"] = float((probability[noised] > threshold).float().mean())
+            figures[f"recall_t{t}"] = float((probability[noised] > 0.5).float().mean())
     return figures
 
 

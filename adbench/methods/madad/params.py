@@ -225,20 +225,26 @@ class MADADParams(AutoencoderParams):
         "repair",
         "The map: difference of repaired and plain slice; the mask probability of one pass at t = T, without repair; or their mean.",
         source=f"{PAPER} (repair), adbench",
+        scores=True,
     )
-    eta: float = param(0.5, "η of the sampler: 0 deterministic, 1 ancestral.", source=CODE, ge=0, le=1)
-    threshold: float = param(0.5, "Mask probability above which a cell is repaired.", source=PAPER, ge=0, le=1)
+    eta: float = param(0.5, "η of the sampler: 0 deterministic, 1 ancestral.", source=CODE, ge=0, le=1, scores=True)
+    threshold: float = param(
+        0.5, "Mask probability above which a cell is repaired.", source=PAPER, ge=0, le=1, scores=True
+    )
     unflagged: Literal["keep", "restore"] = param(
         "keep",
         "A cell flagged early and not at the end: keep its partly noised value, or restore the original.",
         source=CODE,
+        scores=True,
     )
-    difference: Literal["absolute", "squared"] = param("absolute", "d, between images in [-1, 1].", source=CODE)
+    difference: Literal["absolute", "squared"] = param(
+        "absolute", "d, between images in [-1, 1].", source=CODE, scores=True
+    )
     compare_with: Literal["decoded", "input"] = param(
-        "decoded", "d compares D(ẑ0) with D(E(x)) or with x.", source=CODE
+        "decoded", "d compares D(ẑ0) with D(E(x)) or with x.", source=CODE, scores=True
     )
     sign: Sign = SIGN("abs", source="adbench")
-    gamma: float = param(0.25, "γ, where d is cut off; in units of d.", source=CODE, gt=0)
+    gamma: float = param(0.25, "γ, where d is cut off; in units of d.", source=CODE, gt=0, scores=True)
 
     @model_validator(mode="before")
     @classmethod
