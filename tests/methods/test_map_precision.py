@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -61,7 +60,7 @@ def made(what: str) -> Method:
 
 
 @pytest.fixture
-def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Formats]]:
+def steps(monkeypatch: pytest.MonkeyPatch) -> dict[str, Formats]:
     """What the losses of each stage computed in, by stage; losses, weights and averages are float32."""
     seen: dict[str, Formats] = {}
     gradients = training.Run._gradients
@@ -81,7 +80,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Formats]]:
         return total
 
     monkeypatch.setattr(training.Run, "_gradients", spied)
-    yield seen
+    return seen
 
 
 @pytest.mark.parametrize("what", LEARNED)
