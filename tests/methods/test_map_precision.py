@@ -18,7 +18,7 @@ from adbench.methods.base import Method
 from adbench.methods.common import preprocess
 from adbench.methods.training.step import Average
 
-PRODUCTS = ("convolution", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product")
+PRODUCTS = ("conv", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product")  # as one or in parts
 WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
 # Every learned method, and the choices that compute otherwise.
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
