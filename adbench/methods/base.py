@@ -42,6 +42,10 @@ class FitReport:
         curves: per stage, the logged points, e.g. {"unet": [{"step": 50, "loss": .3, "val_loss": .2}, ...]}.
         earlier_seconds: training time of interrupted attempts that this fit continued.
         notes: what a reader of the numbers must know.
+        computed: per stage, how its steps were computed, an entry for each way that interrupted attempts had: "device"; the
+            "precision" of networks; "compile", the mode of ``torch.compile`` or "off"; "steps", "launched" one by one or
+            "recorded" (a CUDA graph); "micro_batches" of a step; and how a resumed training "resumes" towards one that is
+            not: "bit-equal", "up to rounding", "deterministic kernels" or "as far as its clock lets it".
     """
 
     steps: int = 0
@@ -50,6 +54,7 @@ class FitReport:
     curves: dict[str, list[dict[str, float]]] = field(default_factory=dict)
     earlier_seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    computed: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

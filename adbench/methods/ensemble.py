@@ -123,6 +123,7 @@ class Ensemble(Method):
             parameters=sum(report.parameters for report in reports),
             best={f"{name}.{key}": value for name, report in named for key, value in report.best.items()},
             curves={f"{name}.{stage}": curve for name, report in named for stage, curve in report.curves.items()},
+            computed={f"{name}.{stage}": ways for name, report in named for stage, ways in report.computed.items()},
             earlier_seconds=sum(report.earlier_seconds for report in reports),
             notes=[
                 *dict.fromkeys(note for report in reports for note in report.notes),

@@ -376,6 +376,8 @@ class Reflect(Method):
             t = batch["t"].view(-1, 1, 1, 1)
             return F.mse_loss(module(start + t * (end - start), batch["t"]).sample.float(), end - start)
 
+        portions = training.Portions(f"{name}, validation", ctx.logger)
+
         def validate(module: nn.Module) -> float:
             assert data.val is not None
             total, number = 0.0, data.val.mean.shape[1]
@@ -383,7 +385,8 @@ class Reflect(Method):
                 generator = training.generator(ctx.seed, self.name, name, "val", int(where[0]))
                 batch = draw(data.val, torch.zeros_like(where), where, generator)
                 batch["t"] = (torch.arange(len(where)) + 0.5) / len(where)  # evenly, so that the figure is steady
-                total += float(loss(module, {key: value.to(ctx.device) for key, value in batch.items()})) * len(where)
+                there = {key: value.to(ctx.device) for key, value in batch.items()}
+                total += float(portions.mean(lambda part: loss(module, part), there)) * len(where)
             return total / number
 
         plan = plan_of(p, count, steps, p.batch, lr, p.weight_decay, steps / (p.ae_steps + p.steps + p.reflow_steps))

@@ -111,13 +111,16 @@ class TrainedNetwork(Method):
         if val is not None and len(val):
             held_out = SliceLoader(val.limited(self.val_slices), p.image_size, ctx.device, standardise=p.standardise)
 
+        portions = training.Portions(f"{self.stage}, validation", ctx.logger)
+
         def validate(module: nn.Module) -> float:
             assert held_out is not None
             parts = pieces(len(held_out), self.val_batch)
             losses = []
             for indices in parts:
                 generator = training.generator(ctx.seed, name, "validate", int(indices[0]))
-                losses.append(self.loss(module, self.make_batch(held_out, indices, generator, training=False)))
+                batch = self.make_batch(held_out, indices, generator, training=False)
+                losses.append(portions.mean(lambda part: self.loss(module, part), batch))
             values: list[float] = torch.stack(losses).tolist()  # waits for the device once
             return sum(value * len(part) for value, part in zip(values, parts, strict=True)) / len(held_out)
 

@@ -128,22 +128,34 @@ class VAE(TrainedNetwork):
         return error.abs().mean() + self.params.kl_weight * divergence(mean.float(), logvar.float())
 
     def _restored(self, image: torch.Tensor) -> torch.Tensor:
-        """The decoded latents that descend on ``mean|x - D(z)| + v mean(z²)/2``, each slice for itself."""
+        """The decoded latents that descend on ``mean|x - D(z)| + v mean(z²)/2``, each slice for itself.
+
+        The network computes in the run's precision; latents, energies and the steps of Adam are float32.
+        """
         import torch
+
+        from adbench.methods.common.preprocess import autocast
 
         p = self.params
         network: Any = self._network
         with torch.inference_mode(False), torch.enable_grad():
             target = image.clone()  # made in inference mode, it could not take part in a gradient
-            latent = network(target)[1].detach().requires_grad_()
+
+            def decoded(latent: torch.Tensor) -> torch.Tensor:
+                with autocast(target.device):
+                    image: torch.Tensor = network.decoder(latent)
+                return image.float()
+
+            with autocast(target.device):
+                start = network(target)[1]
+            latent = start.detach().float().requires_grad_()
             optimizer = torch.optim.Adam([latent], lr=p.restoration_lr)
             for _ in range(p.restoration_steps):
-                error = (network.decoder(latent) - target).abs().mean(dim=(1, 2, 3))
+                error = (decoded(latent) - target).abs().mean(dim=(1, 2, 3))
                 energy = error + p.prior_weight * 0.5 * latent.square().mean(dim=1)
                 (latent.grad,) = torch.autograd.grad(energy.sum(), latent)
                 optimizer.step()
-            restored: torch.Tensor = network.decoder(latent).detach()
-            return restored
+            return decoded(latent).detach()
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

@@ -86,8 +86,7 @@ def machine(device: str) -> dict[str, Any]:
 
     Returns:
         ``device``; ``device_name``, the model that computed; ``cpu`` and ``gpu``, models (None: no GPU took part);
-        ``threads`` of the CPU; ``precision`` of networks, "float32" (TF32 is off), "tf32" or "bf16"; ``compile``, the mode
-        of ``torch.compile`` or "off".
+        ``threads`` of the CPU; ``precision`` of networks, "float32" (TF32 is off), "tf32" or "bf16".
     """
     import torch
 
@@ -100,7 +99,6 @@ def machine(device: str) -> dict[str, Any]:
         "gpu": gpu,
         "threads": torch.get_num_threads(),
         "precision": compute.precision(device),
-        "compile": compute.compile_mode(device),
     }
 
 

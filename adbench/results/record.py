@@ -108,7 +108,7 @@ class Record(_Part):
     thresholds: dict[str, float]  # by rule ("val", "best", ...), in units of the map
     subjects: list[dict[str, Any]]  # one row a test subject
     notes: list[str]  # remarks of the evaluation
-    fit: dict[str, Any]  # steps, best checkpoint, loss curves
+    fit: dict[str, Any]  # steps, best checkpoint, loss curves, how each stage was computed
     timing: dict[str, float]  # seconds by phase; score_per_slice
     memory: dict[str, float]  # peak in GiB: host, gpu
     provenance: dict[str, Any]  # versions, platform, device, git revision

@@ -48,7 +48,7 @@ def _member(plan: FitPlan, ctx: Context) -> tuple[Method, FitReport]:
     own = replace(ctx, seed=plan.cell.seed, workdir=plan.folder, watch=None)
     with threads.limited(threads.count(plan.cell.method_class.resources(plan.cell.params).cpus)):
         method, fit = make_fit(plan, own)
-    said = {field.name: fit[field.name] for field in fields(FitReport)}
+    said = {field.name: fit[field.name] for field in fields(FitReport) if field.name in fit}
     return method, FitReport(**{**said, "earlier_seconds": fit["seconds"]})
 
 

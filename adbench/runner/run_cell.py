@@ -205,7 +205,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         + _left_out(data)
         + _unknown_scale(data, cell)
         + evaluation.notes,
-        fit={name: fit[name] for name in ("steps", "best", "curves")},
+        fit={name: fit[name] for name in ("steps", "best", "curves", "computed") if name in fit},
         timing={
             "fit": fit["seconds"],
             "score_per_slice": clock.seconds["score"] / len(data.test),

@@ -6,8 +6,8 @@ keeps 10 bits of a product: a map's difference of two similar images then is off
 ``tf32`` is asked for and off otherwise, also in what surrounds the networks (smoothing, perceptual maps).
 
 ``ADBENCH_COMPILE`` is a mode of ``torch.compile`` ("default" where Triton is installed, "off", ...) for the networks of
-trainings that are long enough to pay for it, on a GPU. CPUs compute in float32, uncompiled. Both settings are in the record; like the device
-they are in no key: the run is the same experiment, computed elsewhere.
+trainings that are long enough to pay for it, on a GPU. CPUs compute in float32, uncompiled. What was on is in the record; like the device
+the settings are in no key: the run is the same experiment, computed elsewhere.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def precision(device: str) -> Precision:
         return "float32"
     import torch
 
-    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
+    # Of this GPU: torch.cuda.is_bf16_supported looks at the current one.
+    has_bf16 = torch.version.hip is not None or torch.cuda.get_device_capability(device) >= (8, 0)
     if wanted == "bf16" and not has_bf16:
         raise UserError(f"{torch.cuda.get_device_name(device)} has no bf16: unset {PRECISION}, or set it to float32.")
     return wanted or ("bf16" if has_bf16 else "float32")

@@ -650,3 +650,29 @@ def test_latents_along_a_line_are_warned_about(caplog: pytest.LogCaptureFixture)
     assert healthy_latents(_params(), few, Context()) == (None, [])  # white noise does without
     with pytest.raises(UserError, match="0 latent cells inside the brain"):
         healthy_latents(_params(noise="matched"), few, Context())
+
+
+def test_only_slices_with_a_flagged_cell_are_decoded_again(fitted: MADAD, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slice of which nothing was flagged has an empty map by construction, to the last bit."""
+    batch = make_set(4, seed=3, name="u").batch(slice(0, 4))
+    decoded: list[int] = []
+    decode = fitted._codec.decode
+
+    def counted(latent: torch.Tensor) -> torch.Tensor:
+        decoded.append(len(latent))
+        return decode(latent)
+
+    def heads(z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        probability = torch.zeros_like(z[:, :1])
+        probability[flagged, :, 1, 2] = 1.0
+        return z + 1, probability
+
+    monkeypatch.setattr(fitted._codec, "decode", counted)
+    monkeypatch.setattr(fitted, "_heads", heads)
+    for compare, flagged, expected in (("decoded", [], 4), ("decoded", [1, 3], 6), ("input", [1], 4)):
+        monkeypatch.setattr(fitted, "params", fitted.params.model_copy(update={"compare_with": compare}))
+        decoded.clear()
+        maps = fitted.score(batch)
+        assert sum(decoded) == expected, (compare, flagged)
+        moved = [number for number in range(4) if compare == "input" or number in flagged]
+        assert (maps.amax(dim=(1, 2, 3)) > 0).nonzero().flatten().tolist() == moved

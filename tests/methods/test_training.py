@@ -23,7 +23,7 @@ from adbench.context import Context, Progress
 from adbench.errors import UserError
 from adbench.methods import training
 from adbench.methods.common.preprocess import SliceLoader
-from adbench.methods.training.step import Average, Batches
+from adbench.methods.training.step import Average, Batches, Queue
 from adbench.utils.signals import as_interrupts, exit_code
 
 X = torch.linspace(-1, 1, 32)[:, None]
@@ -133,7 +133,9 @@ def test_out_of_memory_halves_the_micro_batch() -> None:
 
     one = stage(training.Plan(steps=3, batch=8, lr=1e-2))
     one.loss = never
-    with pytest.raises(UserError, match="one sample is more than cpu has memory for"):
+    with pytest.raises(
+        UserError, match="toy: its networks with one sample are more than cpu has memory for: choose a smaller preset"
+    ):
         training.train_stage(one, Context())
 
 
@@ -489,3 +491,220 @@ def test_a_compiled_training_validates_and_ends_with_the_plain_module(monkeypatc
     assert training.train_stage(traced, Context()).curve == expected.curve
     assert kinds == {"loss OptimizedModule", "figure Sequential"}
     assert traced.module.state_dict().keys() == plain.module.state_dict().keys()
+
+
+IMAGES = torch.randn(16, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def convolutions() -> training.Stage:
+    with training.seeded(1, "net"):
+        net = nn.Sequential(nn.Conv2d(4, 8, 3, padding=1), nn.SiLU(), nn.Conv2d(8, 4, 3, padding=1))
+        judge = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.SiLU(), nn.Conv2d(4, 1, 3))
+    opponent = training.Opponent(judge, lambda one, other, batch: other(one(batch["x"])).square().mean(), 2, 1e-2)
+
+    def loss(module: nn.Module, batch: training.Batch, step: int) -> torch.Tensor:
+        return (module(batch["x"]) - batch["x"]).square().mean()
+
+    plan = training.Plan(steps=12, batch=4, lr=1e-2, ema=0.9)
+    return training.Stage(
+        "toy", net, 16, lambda where, draws: {"x": IMAGES[where]}, loss, plan, lambda module: 1.0, opponent=opponent
+    )
+
+
+def test_a_training_is_resumed_in_the_layout_of_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: fused optimisers, which take it that moments lie as their weights do, and channels last."""
+    for name in ("Adam", "AdamW"):
+        kind = getattr(torch.optim, name)
+        monkeypatch.setattr(torch.optim, name, lambda *a, kind=kind, **named: kind(*a, **{**named, "fused": True}))
+    monkeypatch.setattr("adbench.methods.training.run.memory_layout", lambda device: torch.channels_last)
+    whole = training.Run(convolutions(), Context())
+    begun = training.Run(convolutions(), ctx := Context(workdir=tmp_path))
+    with training.forked():
+        for _ in range(6):
+            begun.take_step()
+        begun.validate()
+        begun.save()
+        resumed = training.Run(convolutions(), ctx)
+        assert not resumed.restore()
+        for step in range(12):
+            whole.take_step()
+            if step > 5:
+                resumed.take_step()
+    assert whole.ema is not None
+    assert resumed.ema is not None
+    for one, other in zip((whole, resumed), (resumed, whole), strict=True):
+        for mine, its in zip(one.modules.values(), other.modules.values(), strict=True):
+            for weight, twin in zip(mine.parameters(), its.parameters(), strict=True):
+                assert torch.equal(weight, twin)
+                assert weight.stride() == twin.stride()
+        for name in one.optimizers:
+            mine_, its_ = (list(run.optimizers[name].state.items()) for run in (one, other))
+            for (weight, moments), (_, twins) in zip(mine_, its_, strict=True):
+                assert moments["exp_avg"].stride() == weight.stride()
+                assert all(torch.equal(moments[key], twins[key]) for key in twins)
+    for weight, average, twin in zip(resumed.parameters, resumed.ema.weights, whole.ema.weights, strict=True):
+        assert torch.equal(average, twin)
+        assert average.stride() == weight.stride()
+
+
+def test_a_result_says_how_it_was_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was on, not what the environment would allow; interrupted attempts that computed otherwise as well."""
+    on_cpu = {
+        "device": "cpu", "precision": "float32", "compile": "off", "steps": "launched", "micro_batches": 1,
+        "resumes": "bit-equal",
+    }  # fmt: skip
+    monkeypatch.setenv("ADBENCH_COMPILE", "default")
+    ctx = Context(workdir=tmp_path, checkpoint_seconds=0)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_stage(stage(PLAN), replace(ctx, progress=_Stop(12)))
+    assert training.train_stage(stage(PLAN), ctx).computed == [on_cpu]
+    assert training.train_stage(stage(PLAN), ctx).computed == [on_cpu]  # finished: no step is taken
+    shutil.rmtree(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        training.train_stage(stage(PLAN), replace(ctx, progress=_Stop(12)))
+    small = stage(replace(PLAN, accumulate=2))
+    result = training.train_stage(small, ctx)
+    assert result.computed == [on_cpu, {**on_cpu, "micro_batches": 2}]
+    assert training.report([("toy", result)], [small.module]).computed == {"toy": result.computed}
+    timed = training.train_stage(stage(replace(PLAN, seconds=0.01)), Context())
+    assert timed.computed == [{**on_cpu, "resumes": "as far as its clock lets it"}]
+
+
+def scarce(most: int) -> Callable[[torch.Tensor], None]:
+    """Runs out of memory for more than ``most`` samples."""
+
+    def look(x: torch.Tensor) -> None:
+        if len(x) > most:
+            raise torch.OutOfMemoryError("too large")
+
+    return look
+
+
+def test_the_opponent_learns_in_smaller_pieces_too() -> None:
+    plain, small = convolutions(), convolutions()
+    assert plain.opponent is not None
+    assert small.opponent is not None
+    learn, look = small.opponent.loss, scarce(1)
+
+    def loss(module: nn.Module, opponent: nn.Module, batch: training.Batch) -> torch.Tensor:
+        look(batch["x"])
+        return learn(module, opponent, batch)
+
+    small.opponent.loss = loss
+    training.train_stage(plain, Context())
+    assert training.train_stage(small, Context()).computed[0]["micro_batches"] == 4
+    for one, other in zip(plain.opponent.module.parameters(), small.opponent.module.parameters(), strict=True):
+        assert torch.allclose(one, other, atol=1e-5)
+
+
+def test_memory_that_ends_is_one_sentence_wherever_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    def ends(*args: object, **named: object) -> Any:
+        raise torch.OutOfMemoryError("no more")
+
+    for place in ("torch.optim.AdamW.step", "adbench.methods.training.step.Average.fold", "torch.nn.Module.to"):
+        with monkeypatch.context() as patch:
+            patch.setattr(place, ends)
+            with pytest.raises(UserError, match="toy: its networks with one sample are more than cpu has memory"):
+                training.train_stage(stage(PLAN), Context())
+    one = stage(PLAN)
+    one.validate = ends
+    with pytest.raises(UserError, match="more than cpu has memory for"):
+        training.train_stage(one, Context())
+    with pytest.raises(UserError, match="more than cpu has memory for"):
+        training.train_stage(stage(PLAN), Context(watch=ends))
+
+
+def test_a_validation_goes_on_without_the_recorded_step() -> None:
+    run = training.Run(stage(PLAN), Context())
+    run.recording = object()  # type: ignore[assignment]
+    asked = []
+
+    def validate(module: nn.Module) -> float:
+        asked.append(run.recording is None)
+        scarce(0)(X[: 0 if run.recording is None else 1])
+        return 2.0
+
+    run.stage.validate = validate
+    assert run.validate() == {"val_loss": 2.0}
+    assert asked == [False, True]
+
+
+def test_portions_of_a_batch_have_its_mean_and_are_remembered(caplog: pytest.LogCaptureFixture) -> None:
+    portions, look, asked = training.Portions("toy", Context().logger), scarce(3), []
+
+    def mean(batch: training.Batch) -> torch.Tensor:
+        asked.append(len(batch["x"]))
+        look(batch["x"])
+        return batch["x"].mean()
+
+    x = torch.arange(10.0)
+    assert portions.mean(mean, {"x": x}) == pytest.approx(4.5)
+    assert asked == [10, 5, 3, 3, 3, 1]
+    assert "toy: out of memory, going on with 4 micro-batches" in caplog.text
+    assert portions.mean(mean, {"x": x}) == pytest.approx(4.5)
+    assert asked[6:] == [3, 3, 3, 1]
+
+
+def test_averages_are_folded_in_groups_of_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    from adbench.methods.training.step import _groups
+
+    groups = _groups([3, 4, 20, 1, 9, 1], most=10)
+    assert groups == [slice(0, 2), slice(2, 3), slice(3, 5), slice(5, 6)]
+    assert _groups([]) == [slice(0, 0)]
+    weights = [nn.Parameter(torch.randn(50, generator=torch.Generator().manual_seed(n))) for n in range(5)]
+    monkeypatch.setattr("adbench.methods.training.step._groups", lambda sizes: _groups(sizes, most=400))
+    pieces = Average(weights, 0.7)
+    monkeypatch.undo()
+    whole = Average(weights, 0.7)
+    assert (len(pieces._groups), len(whole._groups)) == (3, 1)
+    for _ in range(9):
+        with torch.no_grad():
+            for weight in weights:
+                weight.mul_(0.9)
+        pieces.update()
+        whole.update()
+    assert all(torch.equal(one, other) for one, other in zip(pieces.weights, whole.weights, strict=True))
+
+
+def test_the_host_waits_for_the_step_some_before_the_newest(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class End:
+        """What an event of a GPU is asked for."""
+
+        made = 0
+
+        def __init__(self) -> None:
+            self.number, End.made = End.made, End.made + 1
+
+        def record(self) -> None:
+            said.append(f"end of {self.number}")
+
+        def synchronize(self) -> None:
+            said.append(f"wait for {self.number}")
+
+    monkeypatch.setattr(torch.cuda, "Event", End)
+    queue = Queue(ahead=2)
+    for _ in range(4):
+        queue.add()
+    assert said == ["end of 0", "end of 1", "end of 2", "wait for 0", "end of 3", "wait for 1"]
+    assert training.Run(stage(replace(PLAN, seconds=9)), Context()).queue is None  # a CPU has no queue
+
+
+def test_only_a_step_that_is_recorded_has_a_capturable_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    run, seen = training.Run(stage(PLAN), Context()), []
+    run._records = True
+
+    def capturable() -> bool:
+        return bool(run.optimizer.param_groups[0]["capturable"])
+
+    def refuse(*args: object) -> None:
+        seen.append(capturable())
+        raise RuntimeError("not permitted")
+
+    monkeypatch.setattr("adbench.methods.training.run.Recording", refuse)
+    with training.forked():
+        for _ in range(5):
+            seen.append(capturable())
+            run.take_step()
+    assert seen == [False, False, False, False, True, False]

@@ -25,13 +25,13 @@ def tf32() -> tuple[bool, bool]:
 @pytest.fixture
 def ampere(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU with bf16, as far as torch says; no GPU is at hand."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
 
 
 @pytest.fixture
 def turing(monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU that only emulates bf16."""
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Turing")
 
 
@@ -58,6 +58,12 @@ def test_bf16_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compute.PRECISION, "bf16")
     with pytest.raises(UserError, match="Turing has no bf16: unset ADBENCH_PRECISION, or set it to float32"):
         compute.precision("cuda")
+
+
+def test_each_gpu_has_a_format_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(compute.PRECISION, raising=False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0) if device == "cuda:1" else (7, 5))
+    assert [compute.precision(device) for device in ("cuda:0", "cuda:1")] == ["float32", "bf16"]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +113,6 @@ def test_compiling_is_for_long_trainings_on_a_gpu(monkeypatch: pytest.MonkeyPatc
     assert compute.compile_mode("cuda") == "off"
     monkeypatch.setenv(compute.COMPILE, "reduce-overhead")
     assert (compute.compile_mode("cuda"), compute.compile_mode("cpu")) == ("reduce-overhead", "off")
-    assert provenance.machine("cpu")["compile"] == "off"
     steps = [training.Plan(steps=n, batch=1, lr=1).pays_to_compile for n in (400, 9_999, 10_000)]
     assert steps == [False, False, True]
     minutes = [training.Plan(steps=99_999, batch=1, lr=1, seconds=60.0 * n).pays_to_compile for n in (4, 5)]

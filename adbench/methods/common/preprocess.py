@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:
     """Within the block networks run in bf16 where that is the precision of the run; put nothing but networks into it."""
-    return torch.autocast("cuda", torch.bfloat16, enabled=precision(str(device)) == "bf16")
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision(str(device)) == "bf16")
 
 
 def memory_layout(device: torch.device) -> torch.memory_format:

@@ -111,6 +111,8 @@ def _fit_autoencoder(
             value = value - p.gan_weight * opponent.module(recon)[-1].mean()
         return value
 
+    portions = training.Portions("autoencoder, validation", ctx.logger)
+
     def validate(module: nn.Module) -> float:
         assert healthy is not None
         total = 0.0
@@ -119,7 +121,8 @@ def _fit_autoencoder(
             noise = torch.randn(
                 (len(where), *shape), generator=training.generator(ctx.seed, "madad", "ae-val", int(where[0]))
             )
-            value, _ = _autoencoder_loss(p, module, {"image": image, "noise": noise.to(image.device)}, difference)
+            batch = {"image": image, "noise": noise.to(image.device)}
+            value = portions.mean(lambda part: _autoencoder_loss(p, module, part, difference)[0], batch)
             total += float(value) * len(where)
         return total / len(healthy)
 

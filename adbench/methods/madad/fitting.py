@@ -108,6 +108,8 @@ def _fit_unet(
         device = next(module.parameters()).device
         return {key: value.to(device) for key, value in batch.items()}
 
+    portions = training.Portions("unet, validation", ctx.logger)
+
     def validate(module: nn.Module) -> dict[str, float]:
         assert data.val is not None
         total, number = 0.0, data.val.mean.shape[1]
@@ -116,7 +118,7 @@ def _fit_unet(
             for turn in range(3):
                 batch = held_out(module, where, "unet-val", int(where[0]), turn)
                 batch["t"] = ((torch.arange(len(where)) + turn * (last // 3)) % last + 1).to(batch["z0"].device)
-                total += float(loss(module, batch)) * len(where) / 3
+                total += float(portions.mean(lambda part: loss(module, part), batch)) * len(where) / 3
         return {"val_loss": total / number, **_figures(module)}
 
     def _figures(module: nn.Module) -> dict[str, float]:
@@ -129,7 +131,8 @@ def _fit_unet(
             for t in parts:  # 0: nothing is noised, and the network looks at time T as it does first when it repairs
                 batch["t"] = torch.full((len(where),), t or last, device=batch["z0"].device)
                 shown = batch if t else {**batch, "mask": torch.zeros_like(batch["mask"])}
-                clean, logit = forward(module, shown)
+                found = [out for out, _ in portions.pieces(lambda part: forward(module, part), shown)]
+                clean, logit = (torch.cat(outs) for outs in zip(*found, strict=True))
                 errors = ((clean.float() - batch["z0"]) ** 2).mean(dim=1, keepdim=True)
                 parts[t].append(
                     {

@@ -104,7 +104,11 @@ class MADAD(Method):
     def _repaired(
         self, batch: SliceBatch, image: torch.Tensor, mean: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The repaired images (B, 1, S, S) in [-1, 1] and what they are compared with; ``mean`` is the latent of ``image``."""
+        """The repaired images (B, 1, S, S) in [-1, 1] and what they are compared with; ``mean`` is the latent of ``image``.
+
+        Compared with the decoded slice, a slice of which no cell was flagged has an empty map, and only the others are decoded
+        again. Compared with the input none is left out: the map of such a slice is the error of the autoencoder.
+        """
         import torch
 
         from adbench.methods.common.preprocess import autocast

@@ -14,6 +14,7 @@ of one process up to rounding, but for dropout and batch normalisation, which se
 
 from __future__ import annotations
 
+from adbench.methods.training.memory import Portions
 from adbench.methods.training.run import Run, train_stage
 from adbench.methods.training.stage import Batch, Opponent, Plan, Stage, StageResult, report
 from adbench.methods.training.step import batch_indices, device_of, forked, generator, seeded
@@ -22,6 +23,7 @@ __all__ = [
     "Batch",
     "Opponent",
     "Plan",
+    "Portions",
     "Run",
     "Stage",
     "StageResult",

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -14,10 +15,12 @@ from torch import nn
 from adbench.errors import UserError
 from adbench.methods.common.preprocess import autocast, memory_layout
 from adbench.methods.training.checkpoints import StageFolder
+from adbench.methods.training.memory import Portions, within_memory
 from adbench.methods.training.stage import Batch, Stage, StageResult
 from adbench.methods.training.step import (
     Average,
     Batches,
+    Queue,
     Recording,
     device_of,
     forked,
@@ -45,7 +48,7 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
     Raises:
         UserError: a loss that is not finite (with step and learning rate), a full disk, a device too small for one sample.
     """
-    with held() as stopping, forked(), compute.applied(ctx.device):
+    with held() as stopping, forked(), compute.applied(ctx.device), within_memory(stage.name, ctx.device):
         run = Run(stage, ctx)
         first = 0
         if not run.restore():
@@ -68,7 +71,7 @@ def train_stage(stage: Stage, ctx: Context) -> StageResult:
     if (seen := run.step * stage.plan.batch) < stage.samples:
         less = f"{stage.name} saw {seen} of {stage.samples} training slices, less than one epoch: give it more steps or minutes."
         note = f"{note} {less}".strip()
-    return StageResult(run.step, run.curve, run.best_step, run.best_loss, run.earlier_seconds, note)
+    return StageResult(run.step, run.curve, run.best_step, run.best_loss, run.earlier_seconds, note, run.computed())
 
 
 def _time(seconds: float) -> str:
@@ -137,13 +140,17 @@ class Run:
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.plan.optimizer]
         on_gpu = self.device.type == "cuda"
+        fused = True if on_gpu else None  # one kernel for all weights
+        self.recording: Recording | None = None
+        self._recording_now = False
+        self._launched = 0  # steps that were not replayed
+        self._records = on_gpu and stage.steady and stage.opponent is None and distributed.world() == 1
         self.optimizer = kind(
             self.parameters,
-            # On a GPU a number on the device, which a recorded step reads.
-            lr=torch.tensor(self.plan.lr, device=self.device) if on_gpu else self.plan.lr,
+            # A recorded step reads a number on the device.
+            lr=torch.tensor(self.plan.lr, device=self.device) if self._records else self.plan.lr,
             weight_decay=self.plan.weight_decay,
-            fused=True if on_gpu else None,  # one kernel for all weights
-            capturable=on_gpu,
+            fused=fused,
         )
         self.ema = Average(self.parameters, self.plan.ema) if self.plan.ema > 0 else None
         self.batches = Batches(stage, ctx.seed, self.device)
@@ -151,18 +158,18 @@ class Run:
         self.modules: dict[str, nn.Module] = {"model": stage.module}
         self.optimizers: dict[str, torch.optim.Optimizer] = {"optimizer": self.optimizer}
         if stage.opponent is not None:
-            opponent = self.modules["rival"] = stage.opponent.module.to(self.device)
+            opponent = self.modules["rival"] = stage.opponent.module
+            opponent.to(device=self.device, memory_format=memory_layout(self.device))  # type: ignore[call-overload]
             self.optimizers["rival_optimizer"] = torch.optim.Adam(
-                opponent.parameters(), lr=stage.opponent.lr, betas=(0.5, 0.9)
+                opponent.parameters(), lr=stage.opponent.lr, betas=(0.5, 0.9), fused=fused
             )
-        self.recording: Recording | None = None
-        self._recording_now = False
-        self._launched = 0  # steps that were not replayed
-        self._records = on_gpu and stage.steady and stage.opponent is None and distributed.world() == 1
         self.step, self.lr, self.spent = 0, self.plan.lr_at(0), 0.0
         self.begin, self.earlier_seconds = time.perf_counter(), 0.0
         self.took = 0.0  # seconds until the last checkpoint
-        self.parts = self.plan.accumulate
+        self.portions = Portions(stage.name, ctx.logger, self.plan.accumulate)
+        self.queue = Queue() if on_gpu and self.plan.seconds is not None else None
+        self.compile = mode
+        self.earlier: list[dict[str, Any]] = []  # how interrupted attempts computed
         self.curve: list[dict[str, float]] = []
         self.best: dict[str, torch.Tensor] | None = None
         self.best_step, self.best_loss = 0, None if stage.validate is None else math.inf
@@ -186,6 +193,26 @@ class Run:
             return self.step, self.plan.steps
         total = max(1, round(self.plan.seconds))
         return total if finished else min(total - 1, int(self.spent * total)), total
+
+    def computed(self) -> list[dict[str, Any]]:
+        """How the stage was computed, an entry for each way: this attempt's (as it is now) after those of earlier ones."""
+        if not self._launched:  # it takes no step
+            return self.earlier
+        if self.plan.seconds is not None:
+            resumes = "as far as its clock lets it"
+        elif self.device.type == "cpu":
+            resumes = "bit-equal"
+        else:
+            resumes = "deterministic kernels" if torch.are_deterministic_algorithms_enabled() else "up to rounding"
+        here = {
+            "device": self.device.type,
+            "precision": compute.precision(str(self.device)),
+            "compile": self.compile,
+            "steps": "launched" if self.recording is None else "recorded",
+            "micro_batches": self.portions.parts,
+            "resumes": resumes,
+        }
+        return [way for way in self.earlier if way != here] + [here]
 
     # Checkpoints
 
@@ -213,6 +240,7 @@ class Run:
             "best_step": self.best_step,
             "best_loss": None if self.best_loss == math.inf else self.best_loss,
             "seconds": self.took,
+            "computed": self.computed(),
         }
         self.folder.write(self.step, figures, None if finished else self._state(), self.best, self.best_step)
 
@@ -225,6 +253,7 @@ class Run:
         figures, state, best = found
         self.step, self.curve, self.best_step = figures["step"], figures["curve"], figures["best_step"]
         self.losses = figures["losses"]
+        self.earlier = figures.get("computed", [])  # older checkpoints do not say
         if self.stage.validate is not None:
             self.best_loss = math.inf if figures["best_loss"] is None else figures["best_loss"]
         self.best = best or None
@@ -259,33 +288,30 @@ class Run:
         share = (distributed.rank(),) if distributed.rank() else ()
         torch.manual_seed(derive(self.ctx.seed, self.stage.name, what, self.step, number, *share))
 
-    def _backward(self, batch: Batch) -> torch.Tensor:
-        """Gradients of the mean loss over the step's samples; halves the micro-batch when a CUDA device runs out of memory."""
-        while True:
-            try:
-                self.optimizer.zero_grad(set_to_none=True)
-                total = torch.zeros((), device=self.device)
-                for number, (piece, share) in enumerate(micro_batches(batch, self.parts, self.plan.batch)):
-                    self._seed("dropout", number)
-                    with autocast(self.device):
-                        loss = self.stage.loss(self.trained, piece, self.step)
-                    torch.autograd.backward(loss * share)
-                    total += loss.detach().float() * share
-                break
-            except torch.OutOfMemoryError:
-                if self._recording_now:
-                    raise
-                if self.parts >= len(next(iter(batch.values()))):
-                    raise UserError(
-                        f"{self.stage.name}: one sample is more than {self.ctx.device} has memory for: choose a smaller preset or image size."
-                    ) from None
-                self.parts *= 2
-                self.optimizer.zero_grad(set_to_none=True)
-                torch.cuda.empty_cache()
-                self.ctx.logger.warning(
-                    "%s: out of memory, going on with %d micro-batches per step.", self.stage.name, self.parts
-                )
-        sum_over_processes([*(p.grad for p in self.parameters), total])
+    def _gradients(
+        self,
+        batch: Batch,
+        loss: Callable[[Batch], torch.Tensor],
+        optimizer: torch.optim.Optimizer,
+        parameters: Iterable[torch.Tensor],
+        dropout: str,
+    ) -> torch.Tensor:
+        """The mean loss over the step's samples, after its gradients are taken, in micro-batches that the memory holds."""
+
+        def attempt(parts: int) -> torch.Tensor:
+            optimizer.zero_grad(set_to_none=True)
+            total = torch.zeros((), device=self.device)
+            for number, (piece, share) in enumerate(micro_batches(batch, parts, self.plan.batch)):
+                self._seed(dropout, number)
+                with autocast(self.device):
+                    value = loss(piece)
+                torch.autograd.backward(value * share)
+                total += value.detach().float() * share
+            return total
+
+        samples = len(next(iter(batch.values())))
+        total = attempt(1) if self._recording_now else self.portions.fit(attempt, samples)
+        sum_over_processes([*(p.grad for p in parameters), total])
         return total
 
     def _train_opponent(self, batch: Batch) -> None:
@@ -293,13 +319,11 @@ class Run:
         if opponent is None or self.step < opponent.start:
             return
         optimizer = self.optimizers["rival_optimizer"]
-        optimizer.zero_grad(set_to_none=True)
-        for number, (piece, share) in enumerate(micro_batches(batch, self.parts, self.plan.batch)):
-            self._seed("rival", number)
-            with autocast(self.device):
-                loss = opponent.loss(self.stage.module, opponent.module, piece)
-            torch.autograd.backward(loss * share)
-        sum_over_processes(p.grad for p in opponent.module.parameters())
+
+        def loss(piece: Batch) -> torch.Tensor:
+            return opponent.loss(self.stage.module, opponent.module, piece)
+
+        self._gradients(batch, loss, optimizer, opponent.module.parameters(), "rival")
         optimizer.step()
 
     def _look_at_clock(self) -> None:
@@ -308,7 +332,13 @@ class Run:
 
     def _update(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         """Loss and gradient norm of a batch, after the weights and their averages have moved."""
-        loss = self._backward(batch)
+        loss = self._gradients(
+            batch,
+            lambda piece: self.stage.loss(self.trained, piece, self.step),
+            self.optimizer,
+            self.parameters,
+            "dropout",
+        )
         norm = nn.utils.clip_grad_norm_(self.parameters, self.plan.clip or math.inf)
         self.optimizer.step()
         if self.ema is not None:
@@ -318,12 +348,13 @@ class Run:
     def _record(self, batch: Batch) -> None:
         """Record a step, after some that were launched one by one; where that cannot be done, go on so."""
         self._launched += 1
-        if not self._records or self._launched <= LAUNCHED or self.parts > 1:
+        if not self._records or self._launched <= LAUNCHED or self.portions.parts > 1:
             return
         self._records = False  # tried once
         self.batches.settle()
         self.optimizer.zero_grad(set_to_none=True)
         self._recording_now = True
+        _set(self.optimizer, capturable=True)  # only now: torch warns of launched steps with it
         try:
             self.recording = Recording(self._update, batch)
         except RuntimeError as error:
@@ -332,6 +363,14 @@ class Run:
             self.optimizer.zero_grad(set_to_none=True)
         finally:
             self._recording_now = False
+            _set(self.optimizer, capturable=False)
+
+    def _launch_again(self) -> None:
+        """Give the memory of a recorded step back."""
+        self.recording = None
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        self.ctx.logger.warning("%s: out of memory, steps are launched one by one, which is slower.", self.stage.name)
 
     def take_step(self) -> None:
         """One optimiser step; its loss stays on the device until :meth:`check`."""
@@ -354,6 +393,8 @@ class Run:
         self._train_opponent(batch)
         self.pending.append((loss, norm))
         self.step += 1
+        if self.queue is not None:
+            self.queue.add()
         self._look_at_clock()
 
     def check(self) -> None:
@@ -386,9 +427,7 @@ class Run:
         with self._averaged(), torch.no_grad():
             self.stage.module.eval()
             if self.stage.validate is not None:
-                with autocast(self.device):
-                    found = self.stage.validate(self.stage.module)
-                figures = dict(found) if isinstance(found, dict) else {"val_loss": found}
+                figures = self._figures(self.stage.validate)
                 value = figures["val_loss"] = of_first_process(float(figures["val_loss"]), self.device)
                 if self.best_loss is None or value < self.best_loss:
                     self.best_loss, self.best_step = value, self.step
@@ -396,6 +435,18 @@ class Run:
             self._call_watch()
             self.stage.module.train()
         return figures
+
+    def _figures(self, validate: Callable[[nn.Module], float | dict[str, float]]) -> dict[str, float]:
+        """What ``validate`` says; where memory runs out, once more without what a recorded step holds of it."""
+        while True:
+            try:
+                with autocast(self.device):
+                    found = validate(self.stage.module)
+                return dict(found) if isinstance(found, dict) else {"val_loss": found}
+            except torch.OutOfMemoryError:
+                if self.recording is None:
+                    raise
+            self._launch_again()
 
     def _call_watch(self) -> None:
         """Let ``Context.watch`` score with the weights as they are; the clock of a wall-clock budget stands still."""
@@ -421,9 +472,18 @@ class Run:
         return nullcontext() if self.ema is None else self.ema.in_place()
 
 
+def _set(optimizer: torch.optim.Optimizer, *, capturable: bool) -> None:
+    for group in optimizer.param_groups:
+        group["capturable"] = capturable
+
+
 def _load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         state.setdefault(int(index), {})[name] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for weight, moments in optimizer.state.items():  # fused kernels take it that both lie alike; a file has one layout
+        for name, value in moments.items():
+            if value.shape == weight.shape and weight.ndim:
+                moments[name] = torch.empty_like(weight).copy_(value)

@@ -106,8 +106,9 @@ class Stage:
         name: names the stage in progress, curves, seeds and the checkpoint folder.
         module: trained in place.
         samples: training samples to draw from.
-        draw: (indices (B,), generator) -> tensors with first axis B. Every random draw of the step is made here, from the
-            CPU generator, for the whole batch at once: what is drawn does not depend on micro-batches, device or processes.
+        draw: (indices (B,), generator) -> tensors with first axis B. Every random draw of the step but dropout's is made here,
+            from the CPU generator, for the whole batch at once: it does not depend on micro-batches, device or processes.
+            Masks of dropout are drawn by the network, anew for each micro-batch, seeded by the step.
             It reads nothing that the training changes: on a GPU it runs in a thread, a step ahead.
         loss: (module, batch, step) -> scalar mean over the samples of ``batch``, which may be a part of a step's batch.
         plan: how.
@@ -145,6 +146,7 @@ class StageResult:
         best_loss: their validation figure; None without validation.
         earlier_seconds: time spent on the stage by interrupted attempts that it continued.
         note: what a reader of its numbers must know; "" when there is nothing.
+        computed: see :class:`~adbench.methods.base.FitReport`.
     """
 
     steps: int
@@ -153,6 +155,7 @@ class StageResult:
     best_loss: float | None
     earlier_seconds: float
     note: str = ""
+    computed: list[dict[str, Any]] = field(default_factory=list)
 
 
 def report(stages: list[tuple[str, StageResult]], modules: list[nn.Module]) -> FitReport:
@@ -169,4 +172,5 @@ def report(stages: list[tuple[str, StageResult]], modules: list[nn.Module]) -> F
         curves={name: result.curve for name, result in stages},
         earlier_seconds=sum(result.earlier_seconds for _, result in stages),
         notes=[result.note for _, result in stages if result.note],
+        computed={name: result.computed for name, result in stages},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
@@ -14,6 +15,8 @@ from torch import nn
 from adbench.methods.training.stage import Batch, Stage
 from adbench.utils import distributed
 from adbench.utils.seeds import derive
+
+FOLDED = 64 << 20  # bytes of weights that are averaged at once, which takes as many more
 
 
 def generator(seed: int, *names: object) -> torch.Generator:
@@ -130,6 +133,26 @@ class Recording:
         return tuple(output.clone() for output in self._outputs)
 
 
+class Queue:
+    """Keeps the host few steps before the GPU, so that a clock on the host tells what has been computed.
+
+    Launches return at once, and nothing in a step waits: without a bound all that is launched in a second is still to be
+    computed when the time is up. Only the step ``ahead`` before the newest is waited for, so the GPU never runs dry.
+    """
+
+    def __init__(self, ahead: int = 8) -> None:
+        self._ahead = ahead
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def add(self) -> None:
+        """A step was launched."""
+        end = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        end.record()
+        self._ends.append(end)
+        if len(self._ends) > self._ahead:
+            self._ends.popleft().synchronize()
+
+
 class Average:
     """Exponential moving average of ``parameters`` with the warm-up of diffusers' ``EMAModel``, in one pass an update.
 
@@ -140,6 +163,7 @@ class Average:
         self.parameters: list[torch.Tensor] = list(parameters)
         self.decay, self.updates = decay, 0
         self.weights = [parameter.detach().clone() for parameter in parameters]
+        self._groups = _groups([weight.nbytes for weight in self.weights])
         # On a GPU the share that an update takes is read from the device, where a recorded update finds each one's.
         self._share = torch.zeros((), device=self.weights[0].device) if self.weights[0].is_cuda else None
 
@@ -159,12 +183,14 @@ class Average:
     @torch.no_grad()
     def fold(self) -> None:
         """Move the averages towards the parameters by the share that :meth:`advance` set."""
-        apart = torch._foreach_sub(self.weights, self.parameters)
-        if self._share is None:
-            torch._foreach_sub_(self.weights, apart, alpha=self._taken)
-        else:
-            torch._foreach_mul_(apart, self._share)
-            torch._foreach_sub_(self.weights, apart)
+        for group in self._groups:
+            weights = self.weights[group]
+            apart = torch._foreach_sub(weights, self.parameters[group])
+            if self._share is None:
+                torch._foreach_sub_(weights, apart, alpha=self._taken)
+            else:
+                torch._foreach_mul_(apart, self._share)
+                torch._foreach_sub_(weights, apart)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
@@ -178,6 +204,17 @@ class Average:
     def _swap(self) -> None:
         for parameter, average in zip(self.parameters, self.weights, strict=True):
             parameter.data, average.data = average.data, parameter.data
+
+
+def _groups(sizes: list[int], most: int = FOLDED) -> list[slice]:
+    """Consecutive tensors of ``sizes`` bytes in groups of at most ``most``, or one tensor that is larger."""
+    starts, held = [0], 0
+    for index, size in enumerate(sizes):
+        if held and held + size > most:
+            starts.append(index)
+            held = 0
+        held += size
+    return [slice(start, end) for start, end in zip(starts, [*starts[1:], len(sizes)], strict=True)]
 
 
 def device_of(device: str) -> torch.device:
