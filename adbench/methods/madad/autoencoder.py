@@ -79,8 +79,8 @@ def _opponent(p: AutoencoderParams, ctx: Context) -> training.Opponent | None:
     def hinge(module: nn.Module, judge: nn.Module, batch: training.Batch) -> torch.Tensor:
         with torch.no_grad():
             fake = module(batch["image"], batch["noise"])[0]
-        real_part = nn.functional.relu(1 - judge(batch["image"])[-1]).mean()
-        return 0.5 * (real_part + nn.functional.relu(1 + judge(fake)[-1]).mean())
+        real_part = nn.functional.relu(1 - judge(batch["image"])[-1].float()).mean()
+        return 0.5 * (real_part + nn.functional.relu(1 + judge(fake)[-1].float()).mean())
 
     return training.Opponent(network, hinge, start=p.gan_start, lr=p.ae_lr)
 
