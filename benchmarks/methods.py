@@ -30,6 +30,7 @@ import argparse
 import importlib
 import json
 import multiprocessing
+import signal
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -233,14 +234,23 @@ def parsed(words: list[str] | None = None) -> tuple[argparse.ArgumentParser, arg
 
 def main() -> int:
     parser, args = parsed()
+    end = BEGIN + 60 * args.minutes
+
+    def late(*_: object) -> None:
+        parser.exit(1, f"The {args.minutes:g} minutes were over before the imports were: give it more --minutes.\n")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, max(1e-3, end - time.monotonic()) if args.minutes > 0 else 0)
     try:
         work = planned(args)
+        if args.device == "cpu":  # once, before the processes fork
+            for module in LIBRARIES:
+                importlib.import_module(module)
     except UserError as error:
         parser.exit(2, f"{error}\n")
-    end = BEGIN + 60 * args.minutes
-    if args.device == "cpu":  # once, before the processes fork
-        for module in LIBRARIES:
-            importlib.import_module(module)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
     (first,) = Worker(args, Work()).rows(args.seconds, 60 * args.minutes, end)
     if "error" in first:
         parser.exit(1, f"The peak of {args.device} was not measured: {first['error']}.\n")

@@ -190,6 +190,18 @@ def test_what_is_misspelt_is_told_first(
     assert not shown.out
 
 
+def test_the_minutes_include_the_imports(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["methods.py", "--minutes", "1"])
+    monkeypatch.setattr(methods, "BEGIN", time.monotonic() - 59.8)
+    monkeypatch.setattr(methods, "planned", lambda args: time.sleep(30))
+    begin = time.monotonic()
+    with pytest.raises(SystemExit) as left:
+        methods.main()
+    assert left.value.code == 1
+    assert time.monotonic() - begin < 15
+    assert "1 minutes were over before the imports" in capsys.readouterr().err
+
+
 def test_values_for_one_method_or_all() -> None:
     found = methods.assigned(["steps=3", "vae.batch=2", "method.lr=0.1"], ["dae", "vae"])
     assert found == {"dae": {"steps": 3, "lr": 0.1}, "vae": {"steps": 3, "lr": 0.1, "batch": 2}}
