@@ -5,9 +5,9 @@ Parts and budgets:
 * ``plan``: 10,000 cells that are complete are planned in < 2 s of CPU time.
 * ``overhead``: a cell on Ray, on one core, takes at most 0.25 s more than in a bare loop in one process.
 * ``scaling``: two CPU workers finish CPU-bound cells at least 1.7 times as fast as the serial executor.
-* ``gpu``: four small runs on a quarter of a GPU each, against one after the other (only where there is a GPU).
+* ``together``: two small trainings (on a GPU four too) on one device at once, against one after the other; no budget.
 
-Exits with 1 when one is missed. ``scaling`` and ``overhead`` need an otherwise idle machine.
+Exits with 1 when one is missed. ``scaling``, ``overhead`` and ``together`` need an otherwise idle machine.
 """
 
 from __future__ import annotations
@@ -112,35 +112,38 @@ def scaling(folder: Path, count: int = 6, steps: int = 300) -> bool:
     return alone / together >= 1.7
 
 
-def gpu(folder: Path, count: int = 4) -> bool:
-    """Small runs on one GPU, four at a time."""
+def together(folder: Path, steps: int = 300) -> bool:
+    """Trainings on one device at once, against one after the other: the GPU, or the CPU where there is none."""
     import torch
 
-    if not torch.cuda.is_available():
-        print("gpu       there is none")
-        return True
-    here, there = (
-        launch(folder, out, "madad", count, *FIT, "madad.steps=600", device="cuda") for out in ("gpu1", "gpu4")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    sets = (*FIT, f"madad.steps={steps}")
+    seconds(
+        lambda: serial(launch(folder, "warm2", "madad", 1, *sets, device=device).plan(), options=Options(force=True))
     )
-    seconds(lambda: serial(launch(folder, "warm", "madad", 1, *FIT, device="cuda").plan(), options=Options(force=True)))
-    alone = seconds(lambda: serial(here.plan(), options=here.options))
-    together = on_ray(there, len(os.sched_getaffinity(0)), *FIT, gpus=0.25)
-    print(
-        f"gpu       {count} runs: serial {alone:.1f} s, on a quarter each {together:.1f} s: {alone / together:.2f} times as fast"
-    )
+    for count in (2, 4) if device == "cuda" else (2,):
+        here, there = (
+            launch(folder, f"{out}{count}", "madad", count, *sets, device=device) for out in ("after", "once")
+        )
+        alone = seconds(lambda here=here: serial(here.plan(), options=here.options))  # type: ignore[misc]
+        share = {"gpus": 1 / count} if device == "cuda" else {"cpus": 1}
+        both = on_ray(there, max(count, len(os.sched_getaffinity(0))), *sets, **share)
+        print(
+            f"together  {count} trainings on one {device}: one after the other {alone:.1f} s, at once {both:.1f} s: {alone / both:.2f} times as fast"
+        )
     return True
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=("plan", "overhead", "scaling", "gpu"), action="append")
+    parser.add_argument("--only", choices=("plan", "overhead", "scaling", "together"), action="append")
     parser.add_argument("--cells", type=int, default=10_000, help="cells of `plan`")
     chosen = parser.parse_args()
     parts: dict[str, Callable[[Path], bool]] = {
         "plan": lambda folder: plan(folder, chosen.cells),
         "overhead": overhead,
         "scaling": scaling,
-        "gpu": gpu,
+        "together": together,
     }
     met = True
     with tempfile.TemporaryDirectory() as folder:

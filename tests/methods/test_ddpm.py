@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from adbench.config import registry
 from adbench.context import Context
 from adbench.datasets.slices import SliceBatch, SliceSet
 from adbench.errors import UserError
@@ -211,3 +212,34 @@ def test_bad_parameters_are_named(overrides: dict[str, Any], words: str) -> None
 def test_resolved_presets_say_where_they_start() -> None:
     assert DDPM.resolve("paper", {}).first == 500
     assert DDPM.resolve("paper", {"sampler": "ancestral"}).first == 250
+
+
+@pytest.mark.parametrize("method", ["thor", "ddpm", "pddpm", "andi"])
+def test_attention_of_a_gpu_is_that_of_a_cpu(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU attention goes through torch's own function; the CPU's bits and the names of the weights stay."""
+    cls = registry.load("methods", method)
+    channels = {"channels": (32, 64), "attention": (False, True), "head_channels": 32}
+    network = cls(cls.resolve("tiny", {**cls.smoke, **channels, "stem": 1}), Context()).build()
+    draws = torch.Generator().manual_seed(0)
+    for weight in network.parameters():  # MONAI starts its last layers at 0
+        weight.data = torch.randn(weight.shape, generator=draws) * 0.1
+    size = cls.smoke["image_size"]
+    x = torch.randn((2, 1, size, size), generator=draws)
+    inputs = [x, torch.tensor([3, 70])]
+    calls: list[int] = []
+    real = torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional, "scaled_dot_product_attention", lambda **given: calls.append(1) or real(**given)
+    )
+    names = list(network.state_dict())
+    with torch.no_grad():
+        plain = network.to("cpu")(*inputs)
+        assert not calls
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.nn.Parameter, "is_cuda", True, raising=False)
+            network.to("cpu")
+        fused = network(*inputs)
+        assert len(calls) >= 2
+        assert (plain - fused).abs().max() < 1e-5 * plain.std()
+        assert list(network.state_dict()) == names
+        torch.testing.assert_close(network.to("cpu")(*inputs), plain, rtol=0, atol=0)

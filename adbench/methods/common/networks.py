@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -120,6 +120,16 @@ class DiffusionUNet(nn.Module):
         super().__init__()
         self.stem = stem
         self.unet = DiffusionModelUNet(spatial_dims=2, in_channels=stem * stem, out_channels=stem * stem, **options)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        """As of every module; on a GPU attention then is torch's, without the matrix of all pairs. A CPU's bits stay."""
+        from monai.networks.blocks.selfattention import SABlock
+
+        super()._apply(fn, recurse)
+        for module in self.modules():
+            if isinstance(module, SABlock):
+                module.use_flash_attention = next(self.parameters()).is_cuda
+        return self
 
     def forward(self, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         return F.pixel_shuffle(self.unet(F.pixel_unshuffle(x, self.stem), t), self.stem)
