@@ -194,13 +194,20 @@ def rows_of(
         "fit": str(planned.fit_folder),
     }
     method = run.method()
-    healthy = getattr(method, "_healthy", None)
-    row |= {"spectrum": healthy.spectrum} if healthy else {}
+    row |= spectrum(method)
     if job.method == "madad":
         from madad_noise import SCORES, cells, scored
 
         row |= {"scores": scored(run, "score", SCORES, run.folder / "scores.json"), "cells": cells(run)}
     yield row
+
+
+def spectrum(method: Any) -> dict[str, Any]:
+    """Eigenvalues of the healthy latents' covariance, of a method that has taken it; else nothing."""
+    from adbench.methods.madad.autoencoder import Healthy
+
+    healthy = getattr(method, "_healthy", None)
+    return {"spectrum": healthy.spectrum} if isinstance(healthy, Healthy) else {}
 
 
 class Log:

@@ -10,11 +10,14 @@ from importlib import util
 from pathlib import Path
 
 import pytest
+import torch
 from memory_sets import make_set
 
+from adbench.config import registry
 from adbench.context import Context
 from adbench.errors import UserError
 from adbench.methods.ae import AE
+from adbench.methods.madad.autoencoder import Healthy
 from adbench.runner.fit import fit_method
 
 _spec = util.spec_from_file_location("curves", Path(__file__).parents[2] / "benchmarks" / "curves.py")
@@ -97,6 +100,14 @@ def test_a_job_that_goes_on_loses_the_points_after_its_checkpoint(tmp_path: Path
         curves.Log(path, {**settings, "test": "b2"})
     assert len(path.read_text().splitlines()) == 6
     assert json.loads(path.read_text().splitlines()[0]) == settings
+
+
+def test_only_latents_have_a_spectrum() -> None:
+    features, latent = registry.load("methods", "features"), registry.load("methods", "latent")
+    assert curves.spectrum(features(features.resolve("tiny", {"weights": "random"}), Context())) == {}
+    method = latent(latent.resolve("tiny", {}), Context())
+    method._healthy = Healthy(torch.zeros(2), torch.diag(torch.tensor([1.0, 9.0])).double(), 200)
+    assert curves.spectrum(method) == {"spectrum": [9.0, 1.0]}
 
 
 def test_looking_costs_the_training_no_time(tmp_path: Path) -> None:
