@@ -43,6 +43,7 @@ from adbench.utils.processes import GRACE, exit_reason
 from adbench.utils.signals import as_interrupts
 
 SHARE = 0.5  # of the training's time that a curve may take
+NO_TIME = "no time left; the same command goes on with it"
 LIBRARIES = ["diffusers", "monai.networks.nets.diffusion_model_unet", "sklearn.metrics"]  # beside those of most cells
 JOB = re.compile(r"(?:(?P<name>[\w.-]+)\s*=\s*)?(?P<method>\w+):(?P<preset>\w+)(?::(?P<values>\w+=.*))?")
 HEADS = ("flagged", "auroc_t10", "recall_t10")  # figures of MAD-AD's mask head on healthy validation slices
@@ -117,19 +118,28 @@ def read_jobs(texts: Sequence[str]) -> list[Job]:
     return list(jobs.values())
 
 
-def check(args: argparse.Namespace, jobs: Sequence[Job]) -> list[Cell]:
-    """The cells of all jobs, for what can be known before anything is trained.
+def check(args: argparse.Namespace, jobs: Sequence[Job]) -> dict[str, str]:
+    """Prepare the data and look at every job, for what can be known before anything is trained.
+
+    Returns:
+        Digests of the slices that train and test.
 
     Raises:
         UserError: one cannot be run as it is written, with its name.
     """
-    cells = []
+    from adbench.runner.plan import plan
+
+    digests: dict[str, str] = {}
     for job in jobs:
         try:
-            cells.append(job.cell(args, {}))
+            cell = job.cell(args, {})
+            if job.needs:  # their files are not there yet
+                continue
+            (planned,) = plan([cell], args.out / "runs", run_config.default_cache())
         except UserError as error:
             raise UserError(f"The job {job.name} cannot be run, and none was trained: {error}") from None
-    return cells
+        digests = {"train": planned.data.train.digest, "test": planned.data.test.digest}
+    return digests
 
 
 def work(args: argparse.Namespace, job: Job, known: dict[str, dict[str, Any]], to: Connection) -> None:
@@ -232,10 +242,10 @@ class Log:
 
     def _take(self, row: dict[str, Any]) -> None:
         points = self.points.setdefault(row["job"], [])
-        if row["what"] == "start":  # what was trained after the last checkpoint is trained again
+        if row["what"] == "start":
             self.ends.pop(row["job"], None)
-            points[:] = [one for one in points if one["seconds"] <= row["earlier"]]
-        elif row["what"] == "point":
+        elif row["what"] == "point":  # what was trained after the last checkpoint is trained again
+            points[:] = [one for one in points if one["share"] < row["share"]]
             points.append(row)
         else:
             self.ends[row["job"]] = row
@@ -298,7 +308,7 @@ def train_all(args: argparse.Namespace, jobs: list[Job], log: Log) -> None:
             process.join(max(0.0, until - time.monotonic()))
             process.kill()
         for job in [*(job for job, _ in running.values()), *waiting]:
-            log.add(job, {"what": "end", "error": "no time left; the same command goes on with it"})
+            log.add(job, {"what": "end", "error": NO_TIME})
 
 
 def number(value: float | None) -> str:
@@ -381,14 +391,9 @@ def main() -> None:
     if args.jobs < 1 or args.minutes <= 0 or args.slices < 0:
         parser.error("--jobs must be at least 1, --minutes above 0 and --slices not below 0")
     try:
-        from adbench.runner.plan import plan
-
         args.out, args.device = args.out.absolute(), run_config.resolve_device(args.device)
         jobs = read_jobs(args.job)
-        cells = check(args, jobs)
-        (first,) = plan(cells[:1], args.out / "runs", run_config.default_cache())  # prepares the data
-        data = {role: part.digest for role, part in (("train", first.data.train), ("test", first.data.test))}
-        settings = {"what": "settings", "device": args.device, "slices": args.slices, **data}
+        settings = {"what": "settings", "device": args.device, "slices": args.slices, **check(args, jobs)}
         log = Log(args.out / "curves.jsonl", settings)
         train_all(args, jobs, log)
     except UserError as error:
@@ -397,6 +402,8 @@ def main() -> None:
     (args.out / "curves.md").write_text(text + "\n", encoding="utf-8")
     draw(jobs, log, args.out / "curves.png")
     print(text)
+    if any(log.ends[job.name].get("error", NO_TIME) != NO_TIME for job in jobs):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

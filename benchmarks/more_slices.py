@@ -11,12 +11,15 @@ cut or padded to the size of the dataset's and shown inside the brain that nine 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from adbench.errors import UserError
 
 
 def of_phantom(modality: str, shared: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -54,6 +57,8 @@ def of_folder(folder: Path, shared: np.ndarray) -> list[tuple[np.ndarray, np.nda
         with Image.open(path) as opened:
             image = np.asarray(opened.convert("L"), np.float32) / 255
         found.append((centred(image, shared.shape) * shared, shared))
+    if not found:
+        raise UserError(f"{folder} has no PNG slices: give --more phantom, or a folder with them.")
     return found
 
 
@@ -74,18 +79,31 @@ def shared_brain(train: Path) -> np.ndarray:
     for path in sorted(train.glob("*-brainmask.png")):
         with Image.open(path) as opened:
             masks.append(np.asarray(opened.convert("L")) > 0)
+    if not masks:
+        raise UserError(
+            f"{train} has no brain masks (*-brainmask.png): give --data-root a folder of slices as of the dataset folder."
+        )
     return np.mean(masks, axis=0) >= 0.9
 
 
 def with_more(root: Path, more: str, modality: str, out: Path) -> Path:
-    """A copy of the dataset whose training slices have those of ``more`` beside them."""
-    folder = out / f"with-{Path(more).name}"
+    """A copy of the dataset in ``out`` whose training slices have those of ``more`` beside them.
+
+    Raises:
+        UserError: the dataset has no brain masks of training slices, or ``more`` no PNG.
+    """
+    shared = shared_brain(root / "train")
+    added = of_phantom(modality, shared) if more == "phantom" else of_folder(Path(more), shared)
+    content = [(np.asarray(image).tobytes(), np.asarray(brain).tobytes()) for image, brain in added]
+    key = hashlib.sha256(repr((str(root.resolve()), more, modality)).encode() + b"".join(sum(content, ()))).hexdigest()
+    folder = out / f"with-{Path(more).name}-{key[:10]}"
     if not folder.exists():
         made = folder.with_name(folder.name + ".part")
         shutil.rmtree(made, ignore_errors=True)
-        shutil.copytree(root, made)
-        shared = shared_brain(root / "train")
-        added = of_phantom(modality, shared) if more == "phantom" else of_folder(Path(more), shared)
+        for path in sorted(root.rglob("*.png")):
+            copy = made / path.relative_to(root)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
         for number, (image, brain) in enumerate(added):
             stem = made / "train" / f"more{number:04d}-slice_0"
             Image.fromarray((255 * np.clip(image, 0, 1)).astype(np.uint8)).save(f"{stem}-{modality}.png")
@@ -101,9 +119,11 @@ def row(run: Any) -> tuple[float, Any]:
     return Curve(run.val_histograms.pooled()).average_precision(), run.record.metrics["auprc"]
 
 
-def main() -> None:
-    import adbench
+def numbers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
 
+
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, required=True, help="folder of slices, as of the dataset folder")
     parser.add_argument(
@@ -113,17 +133,28 @@ def main() -> None:
     parser.add_argument("--method", default="dae")
     parser.add_argument("--preset", default="tiny")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter of the method")
-    parser.add_argument("--seeds", default="0", help="comma-separated")
+    parser.add_argument("--seeds", type=numbers, default=[0], help="comma-separated")
     parser.add_argument("--out", type=Path, required=True, help="where slices and runs are kept")
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    values = dict(text.split("=", 1) for text in args.set)
+    try:
+        compare(args)
+    except UserError as error:
+        parser.exit(2, f"{error}\n")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Train on each set of slices and print a row for each run."""
+    import adbench
+    from adbench.config import run_config
+
+    values = {key: value for _, key, value in (run_config.parse_assignment(f"{args.method}.{text}") for text in args.set)}
+    roots = {more: with_more(args.data_root, more, args.modality, args.out) for more in args.more}
     print("| trained on | seed | training slices | validation | test [95 %] |\n|---|--:|--:|--:|--:|")
     for more in ["", *args.more]:
-        root = with_more(args.data_root, more, args.modality, args.out) if more else args.data_root
         for run in adbench.run(
-            args.method, "folder", modality=args.modality, preset=args.preset, device=args.device, data_root=root,
-            set={args.method: values}, seed=[int(seed) for seed in args.seeds.split(",")], out=args.out / "runs",
+            args.method, "folder", modality=args.modality, preset=args.preset, device=args.device,
+            data_root=roots.get(more, args.data_root), set={args.method: values}, seed=args.seeds, out=args.out / "runs",
         ):  # fmt: skip
             val, test = row(run)
             name = f"the dataset and {Path(more).name}" if more else "the dataset"

@@ -71,34 +71,38 @@ def test_what_is_no_job_is_said(texts: list[str], said: str) -> None:
         ("dae:tiny:steps=0", "The job dae:tiny:steps=0 cannot be run.*steps = 0 is not valid"),
         ("two = dae:tiny:steps=[3, 4]", "The job two cannot be run.*It stands for 2 runs"),
         ("next = nobodys:tiny", "The job next cannot be run.*nobodys"),
+        ("far = features:tiny:weights=/nowhere.pt", "The job far cannot be run.*nowhere.pt"),
     ],
 )
 def test_a_job_that_cannot_be_run_is_named(bad: str, said: str, tmp_path: Path) -> None:
-    args = Namespace(dataset="phantom", modality="FLAIR", data_root=None, device="cpu", out=tmp_path, set=[])
+    small = ["dataset.n_train=2", "dataset.n_val=2", "dataset.n_test=2", "dataset.slices=2", "dataset.resolution=4"]
+    args = Namespace(dataset="phantom", modality="FLAIR", data_root=None, device="cpu", out=tmp_path, set=small)
     jobs = curves.read_jobs(["base = latent:tiny:ae_steps=2", "madad:tiny:autoencoder=@base,steps=3"])
-    assert [cell.method for cell in curves.check(args, jobs)] == ["latent", "madad"]
+    assert set(curves.check(args, jobs)) == {"train", "test"}
     with pytest.raises(UserError, match=said):
         curves.check(args, [*jobs, *curves.read_jobs([bad])])
 
 
-def test_a_job_that_goes_on_loses_the_points_after_its_checkpoint(tmp_path: Path) -> None:
+def test_points_that_are_made_again_take_the_place_of_the_first(tmp_path: Path) -> None:
     path, settings = tmp_path / "curves.jsonl", {"what": "settings", "test": "a1"}
     (job,) = curves.read_jobs(["dae:tiny"])
     log = curves.Log(path, settings)
     for seconds in (2.0, 4.0):
-        log.add(job, {"what": "point", "seconds": seconds, "share": 0.1, "steps": 1, "val": seconds / 10})
+        log.add(job, {"what": "point", "seconds": seconds, "share": seconds / 5, "steps": 1, "val": seconds / 10})
     log.add(job, {"what": "end", "error": "no time left"})
     assert not log.done(job)
     again = curves.Log(path, settings)
     again.add(job, {"what": "start", "earlier": 3.0})
-    assert [point["seconds"] for point in again.points["dae:tiny"]] == [2.0]
+    assert [point["seconds"] for point in again.points["dae:tiny"]] == [2.0, 4.0]  # all, where the training had ended
+    again.add(job, {"what": "point", "seconds": 3.5, "share": 0.7, "steps": 1, "val": 0.1})
+    assert [point["seconds"] for point in again.points["dae:tiny"]] == [2.0, 3.5]
     test = {"value": 0.5, "low": 0.4, "high": 0.6}
     again.add(job, {"what": "end", "seconds": 5.0, "steps": 9, "val": 0.45, "test": test, "heads": {}})
     assert curves.Log(path, settings).done(job)
     assert "| `dae:tiny` | 5 | 9 | 0.450 | 0.200 at 2 s | 0.500 [0.400, 0.600] |  |" in curves.report([job], again)
     with pytest.raises(UserError, match="choose another --out"):
         curves.Log(path, {**settings, "test": "b2"})
-    assert len(path.read_text().splitlines()) == 6
+    assert len(path.read_text().splitlines()) == 7
     assert json.loads(path.read_text().splitlines()[0]) == settings
 
 
