@@ -370,7 +370,7 @@ def draw(jobs: list[Job], log: Log, path: Path) -> None:
         style = {"marker": "o", "markersize": 3, "linestyle": ("-", "--", ":")[place // 10 % 3]}
         axes.plot([p["seconds"] for p in points], [p["val"] for p in points], label=job.name, **style)
     axes.set(xscale="log", xlabel="training, s", ylabel="validation AUPRC")
-    axes.legend(fontsize=6)
+    axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))
     figure.savefig(path, dpi=150)
     pyplot.close(figure)
 
