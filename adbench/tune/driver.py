@@ -295,12 +295,19 @@ class Driver(tune.Callback):
         write_table(self.folder, self.trials)
         self._keep_best()
 
+    def _fit_of(self, trial: Trial) -> Path | None:
+        """Folder of the fit of ``trial``; None where its parameters make none, for the reason that its worker reports."""
+        try:
+            return fit_folder(self.folder, self.task.cell.with_params(trial.params))
+        except Exception:  # a method may be anybody's, and refuse a point as it likes: the other trials go on
+            return None
+
     def _keep_best(self) -> None:
         """Remove the fits that neither the best trial nor one that may still run uses, and what ended trials reported but the
         tracebacks."""
         best = next(iter(ranked(self.trials, self.task.mode)), None)
         needed = [trial for trial in self.trials if trial is best or trial.state == "waiting"]
-        used = {fit_folder(self.folder, self.task.cell.with_params(trial.params)) for trial in needed}
+        used = {self._fit_of(trial) for trial in needed}
         for made in set((self.folder / FITS).glob("*")) - used:
             shutil.rmtree(made, ignore_errors=True)
         for trial in self.trials:

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 from commands import run
-from small_search import Settings, Tune, make_settings
+from small_search import Begun, Settings, Tune, make_settings
 
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -118,6 +118,20 @@ def test_a_stopped_worker_that_still_writes_ends_no_search(tmp_path: Path, monke
     follower._keep_best()
     assert [path.name for path in home.iterdir()] == ["progress"]
     assert not list((tmp_path / FITS).iterdir())
+
+
+def test_a_point_that_the_method_refuses_ends_no_search(settings: Settings, begun: Begun, tmp_path: Path) -> None:
+    from adbench.tune import driver
+
+    (tmp_path / "space.yaml").write_text("replace: {smallest: {low: 2.0, high: 9.0}, largest: {low: 2.0, high: 9.0}}")
+    folder, task = begun(settings("restore", "restore.smallest=2"), space=tmp_path / "space.yaml")
+    trials = [Trial(0, task.defaults, "waiting"), Trial(1, {"smallest": 8.0, "largest": 3.0}, "waiting")]
+    follower = driver.Driver(folder, task, SearchOptions(), trials, Progress(), print)
+    with pytest.raises(UserError, match="may not exceed"):
+        task.cell.with_params(trials[1].params)
+    (folder / FITS / "of-nobody").mkdir(parents=True)
+    follower._keep_best()
+    assert not list((folder / FITS).iterdir())
 
 
 @pytest.mark.timeout(600)
