@@ -15,10 +15,11 @@ from pydantic import ValidationError
 from adbench.errors import UserError
 from adbench.params import ParamSet
 
+MEMBERS = "members"  # of an ensemble: the parameter whose value, as a text, is a list
 LONG = 32  # characters of a value in the name of a row
 LONG_MEMBERS = 96  # of a list of several words each
 SHOWN = 8  # parameters there
-DECIDE = ("members", "sign", "sigma", "score", "noise", "distance", "scoring")  # what a map is; so does all of ``post``
+DECIDE = (MEMBERS, "sign", "sigma", "score", "noise", "distance", "scoring")  # what a map is; so does all of ``post``
 MOST = 10_000  # combinations of one sweep
 BEYOND = 2**63  # whole numbers from here on, of either sign, are no JSON that every reader reads: no record holds them
 
@@ -122,7 +123,7 @@ def params_text(values: Mapping[str, Any]) -> str:
     Of very many the first :data:`SHOWN`, and how many more.
     """
     names = sorted(values, key=_weight)  # others as they come
-    shown = [f"{name}={value_text(values[name])}" for name in names[:SHOWN]]
+    shown = [f"{name}={value_text(values[name], members=name == MEMBERS)}" for name in names[:SHOWN]]
     return " ".join(shown if len(names) <= SHOWN else [*shown, f"and {len(names) - SHOWN} more"])
 
 
@@ -130,10 +131,11 @@ def _weight(name: str) -> int:
     return DECIDE.index(name) if name in DECIDE else len(DECIDE) + (not name.startswith("post."))
 
 
-def value_text(value: Any) -> str:
+def value_text(value: Any, *, members: bool = False) -> str:
     """A parameter's value in a few characters: "5", "0.0001", "none", "32,64".
 
-    Of a long list the beginning, and how many more; of another long value, such as a path, the end.
+    Of a long list the beginning, and how many more; of another long value, such as a path, the end. A text is a list with
+    ``members`` alone, that of :func:`members_text`.
     """
     if isinstance(value, bool) or value is None:
         return str(value).lower()
@@ -144,7 +146,7 @@ def value_text(value: Any) -> str:
         parts = _counted(value) if named else list(map(value_text, value))
         return _list_text(parts, members=any(" " in part for part in parts))
     text = str(value)
-    if ", " in text:
+    if members:
         return _list_text(text.split(", "), members=True)
     return text if len(text) <= LONG else f"…{text[1 - LONG :]}"
 

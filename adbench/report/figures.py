@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from math import isfinite
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
 
-from adbench.config.sweep import params_text, value_text
+from adbench.config.sweep import MEMBERS, params_text, value_text
 from adbench.errors import UserError
 from adbench.metrics import plots
 from adbench.metrics.plots import GRID, STROKES, beside, colour, grid_of, legend, plain, point, tilt
@@ -159,7 +160,8 @@ def sweep(report: Report) -> Figure | None:
     for axes, (title, name, group, metric) in zip(panels, panels_of, strict=True):
         values = list({repr(part.differs[name]): part.differs[name] for part in group}.values())
         numeric = all(map(_is_number, values))
-        values.sort(key=None if numeric else value_text)
+        text = partial(value_text, members=name == MEMBERS)
+        values.sort(key=None if numeric else text)
         place = {repr(value): float(value) if numeric else at for at, value in enumerate(values)}
         lines: dict[str, dict[float, list[Number]]] = {}
         for part in group:
@@ -174,7 +176,7 @@ def sweep(report: Report) -> Figure | None:
                 for number in own:
                     point(axes, x, number.value or 0.0, (number.low, number.high), index)
         if not numeric:
-            axes.set_xticks(range(len(values)), [value_text(value) for value in values], **tilt(len(values)))
+            axes.set_xticks(range(len(values)), [*map(text, values)], **tilt(len(values)))
         elif min(values) > 0 and max(values) >= 10 * min(values):
             axes.set_xscale("log")
             plain(axes.xaxis)

@@ -15,6 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,9 +28,11 @@ from ray.tune.search import ConcurrencyLimiter, SearchGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from adbench.context import Progress
+from adbench.datasets.slices import SliceSet
 from adbench.errors import UserError
 from adbench.executors.resources import ResourceRequest, check_nodes, request
 from adbench.results import rundir
+from adbench.runner.plan import FitPlan
 from adbench.tune.space import distributions, nearest, values
 from adbench.tune.task import SearchOptions, Task
 from adbench.tune.trials import FACTOR, FULL, RUNGS, STARTUP, STATE, State, Trial, ranked, write_table
@@ -145,6 +148,7 @@ class Driver(tune.Callback):
         self.deadline = math.inf if options.budget is None else time.monotonic() + options.budget
         self._announced: set[int] | None = None
         self._saved = 0.0
+        self._fits: dict[int, Path] = {}
         Driver.live = self
 
     def run(self, cluster: Cluster) -> None:
@@ -240,6 +244,10 @@ class Driver(tune.Callback):
         """Follow the trials to the end."""
         self._follow(trials)
 
+    @cached_property
+    def _learned(self) -> tuple[SliceSet, SliceSet | None]:
+        return self.task.learned()
+
     @property
     def hopeless(self) -> bool:
         """Whether so many trials have failed, and none has not, that more would fail too."""
@@ -295,12 +303,23 @@ class Driver(tune.Callback):
         write_table(self.folder, self.trials)
         self._keep_best()
 
+    def _fit_of(self, trial: Trial) -> Path | None:
+        """Folder of the fit of ``trial``; None where its parameters make none, for the reason that its worker reports."""
+        try:
+            if trial.number not in self._fits:  # files that its parameters name are read once, as its worker does
+                cell = self.task.cell.with_params(trial.params)
+                plan = FitPlan.of(cell, *self._learned, self.folder.parents[1])
+                self._fits[trial.number] = fit_folder(self.folder, plan.key)
+            return self._fits[trial.number]
+        except Exception:  # a method may be anybody's, and refuse a point as it likes: the other trials go on
+            return None
+
     def _keep_best(self) -> None:
         """Remove the fits that neither the best trial nor one that may still run uses, and what ended trials reported but the
         tracebacks."""
         best = next(iter(ranked(self.trials, self.task.mode)), None)
         needed = [trial for trial in self.trials if trial is best or trial.state == "waiting"]
-        used = {fit_folder(self.folder, self.task.cell.with_params(trial.params)) for trial in needed}
+        used = {self._fit_of(trial) for trial in needed}
         for made in set((self.folder / FITS).glob("*")) - used:
             shutil.rmtree(made, ignore_errors=True)
         for trial in self.trials:

@@ -14,18 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from adbench.config import run_config as configs
-from adbench.config.cell import Cell, TunedFrom
+from adbench.config.cell import TunedFrom
 from adbench.config.run_config import RunConfig
 from adbench.config.sweep import differing
 from adbench.context import Progress
 from adbench.datasets.synthetic_lesions import SyntheticLesionParams
 from adbench.errors import UserError, unknown
 from adbench.params import build
-from adbench.results import rundir
 from adbench.results.explain import differences
 from adbench.runner import keys
 from adbench.runner.fit import fitted
-from adbench.runner.plan import Data, plan
+from adbench.runner.plan import Data, FitPlan, plan
 from adbench.tune import space
 from adbench.tune.task import OBJECTIVES, TASK, Role, SearchOptions, Task, fewer, slices_for
 from adbench.tune.trials import FACTOR, RUNGS, STARTUP, STATE, Trial, count, hours, ranked, write_plots, write_table
@@ -265,7 +264,7 @@ def _conclude(folder: Path, task: Task, trials: tuple[Trial, ...], config: RunCo
     # Where it runs is no matter of the choice.
     found = configs.from_cell(cell).model_copy(update={"device": "auto", "out": config.out, "cache": config.cache})
     write_text(folder / BEST, found.to_yaml())
-    _hand_over(fit_folder(folder, cell), cell, data, Path(config.out))
+    _hand_over(folder, FitPlan.of(cell, data.train, data.val, Path(config.out)))
     return SearchResult(folder, task, trials, folder / BEST)
 
 
@@ -293,12 +292,11 @@ def _origin(result: SearchResult, best: Trial) -> TunedFrom:
     )
 
 
-def _hand_over(home: Path, cell: Cell, data: Data, out: Path) -> None:
+def _hand_over(folder: Path, best: FitPlan) -> None:
     """Copy the best fit to where ``adbench run`` looks for it, so that it is not trained a second time."""
-    key = digest(keys.fit_identity(cell, data.train, data.val))
-    target = rundir.fit_folder(out, cell.method, key)
-    if fitted(home, key) is None or target.exists():
+    home = fit_folder(folder, best.key)
+    if fitted(home, best.key) is None or best.folder.exists():
         return
-    with scratch(target) as copy:
+    with scratch(best.folder) as copy:
         shutil.copytree(home, copy, ignore=shutil.ignore_patterns(LOCK), dirs_exist_ok=True)
-        copy.rename(target)
+        copy.rename(best.folder)

@@ -206,6 +206,10 @@ class Task(BaseModel):
         """The searched parameters of trial 0, the defaults."""
         return {name: self.cell.given[name] for name in self.space}
 
+    def learned(self) -> tuple[SliceSet, SliceSet | None]:
+        """The slices to learn from, and those that choose the checkpoint."""
+        return self.train.open(), self.val.open() if self.val else None
+
     def write(self, folder: Path) -> None:
         """Write the file into ``folder``."""
         write_json(Path(folder) / TASK, self.model_dump(mode="json"))

@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from adbench.config.cell import Cell
 from adbench.config.source import source_files
 from adbench.context import Context
 from adbench.datasets.slices import LabelledSet, SliceSet
@@ -32,7 +31,6 @@ from adbench.tune.task import Task
 from adbench.tune.trials import FULL, RUNGS
 from adbench.utils import seeds, threads
 from adbench.utils.files import write_json
-from adbench.utils.hashing import digest
 from adbench.utils.locks import acquire
 from adbench.utils.signals import insisting
 
@@ -47,9 +45,9 @@ def trial_folder(folder: Path, number: int) -> Path:
     return Path(folder) / "trials" / f"{number:04d}"
 
 
-def fit_folder(folder: Path, cell: Cell) -> Path:
-    """Folder of the fit of a trial with the parameters of ``cell``: trials that differ in how they score have one."""
-    return Path(folder) / FITS / digest(cell.params.trained_values)[:16]
+def fit_folder(folder: Path, key: str) -> Path:
+    """Folder of the fit with this key in the search in ``folder``: trials that differ in how they score alone have one."""
+    return Path(folder) / FITS / key[:16]
 
 
 def run_apart(
@@ -174,8 +172,9 @@ def _fit_and_measure(
 ) -> None:
     device = "cuda" if task.cell.device.startswith("cuda") else task.cell.device  # Ray says which, and shows no other
     cell = replace(task.cell.with_params(params), device=device)
-    train, val, select = task.train.open(), task.val.open() if task.val else None, task.select.open()
-    home = fit_folder(folder, cell)
+    (train, val), select = task.learned(), task.select.open()
+    plan = FitPlan.of(cell, train, val, folder.parents[1])  # of OUT/searches/NAME
+    home = fit_folder(folder, plan.key)
     ctx = Context(device=cell.device, seed=cell.seed, workdir=home, **cell.post.json_values)
 
     def watch(method: Method, done: float) -> None:
@@ -185,7 +184,6 @@ def _fit_and_measure(
                 due.pop(0)
             tell(share_done, measure(task.objective, method, select, ctx))
 
-    plan = FitPlan.of(cell, train, val, folder.parents[1])  # of OUT/searches/NAME
     with acquire(home):  # of trials that differ in how they score, one trains
         members = [] if fitted(home, plan.key) else make_members(plan, ctx)  # once, in OUT/fits, whoever asks first
         provenance.sign(home, device, source_files("methods", cell.method))

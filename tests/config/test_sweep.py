@@ -126,13 +126,15 @@ def test_values_in_names() -> None:
     )
     assert sweep.value_text(list(range(40))) == "0,1,2,3,4,5,6,7,8,9,10,11,12,13 and 26 more"
     assert sweep.value_text([]) == ""
+    comma = "/of/somebody, who likes commas/" + "in/names/" * 9 + "weights.safetensors"
+    assert sweep.value_text(comma) == f"…{comma[-31:]}"
     assert sweep.differing([{"a": 1, "b": 2}, {"a": 1, "b": 3}, {"a": 1}]) == [{"b": 2}, {"b": 3}, {}]
 
 
 def test_members_of_an_ensemble_stay_in_its_name() -> None:
     four = ["dae sigma=3 sign=positive", "reflect", "reflect", "restore sigma=5", "madad noise=matched"]
     assert sweep.value_text(four) == "dae sigma=3 sign=positive, 2 reflect, restore sigma=5, madad noise=matched"
-    assert sweep.value_text(sweep.members_text(four)) == sweep.value_text(four)
+    assert sweep.value_text(sweep.members_text(four), members=True) == sweep.value_text(four)
     assert sweep.value_text(["dae", "dae", "ae"]) == "2 dae, ae"
     sized = [f"{member} image_size=64" for member in four]
     assert sweep.value_text(sized) == (
@@ -141,7 +143,7 @@ def test_members_of_an_ensemble_stay_in_its_name() -> None:
     many = [f"dae sigma={number} sign=negative" for number in range(9)] + ["vae sigma=1 lr=0.1"] * 2
     assert sweep.value_text(many) == "9 dae sign=negative …, 2 vae …"
     names = [f"method{number:02}" for number in range(20)]
-    assert sweep.value_text(sweep.members_text(names)).endswith("method07, method08 and 11 more")
+    assert sweep.value_text(sweep.members_text(names), members=True).endswith("method07, method08 and 11 more")
     assert len(sweep.value_text(["m" * 500, "dae sigma=1"])) < 120
 
 

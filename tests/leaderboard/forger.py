@@ -73,6 +73,12 @@ class Forged:
                 record["identity"][f"{role}_slices"] = record[role]["digest"]
         for field in ("source", "params", "preset"):
             record["identity"]["method_source" if field == "source" else field] = record["method"][field]
+        scoring = {name: record["method"]["params"].get(name) for name in record["identity"].get("scoring", {})}
+        if scoring:
+            record["identity"]["scoring"] = scoring
+            record["identity"]["params"] = {
+                name: value for name, value in record["method"]["params"].items() if name not in scoring
+            }
         record["identity"]["seed"] = record["seed"]
         record["timing"]["score"] = record["timing"]["score_per_slice"] * record["test"]["slices"]
         rekey(raw)
@@ -436,6 +442,11 @@ FORGERIES = (
     Forgery("another preset's name on a method of adbench", phantom(_put("method/preset", "paper")), "method.preset"),
     Forgery("another version of a method of adbench", phantom(_put("method/version", "2")), "method.version"),
     Forgery("a parameter of another type, for a key of its own", phantom(_floating), "method.params"),
+    Forgery(
+        "a parameter of the training among those that only score",
+        phantom(_put("identity/scoring", {"lr": 0})),
+        "identity.scoring",
+    ),
     Forgery("a file that no parameter names", phantom(_put("identity/files", ["0" * 64])), "identity.files"),
     Forgery(
         "the four worst subjects dropped, on the phantom",

@@ -10,6 +10,7 @@ from board_files import ROOT
 from forger import FORGERIES, Forged, Forgery
 
 from adbench.leaderboard import submission as files
+from adbench.leaderboard.checks.all import _scoring
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import verify
 from adbench.utils.hashing import digest
@@ -55,6 +56,23 @@ def test_a_forger_who_changes_nothing_is_no_forger(submission: Submission, shipp
     """So what is found in a forgery is the forgery, and no trace of how it was made."""
     assert fields([Forged(submission).seal(), Forged(shipped).seal(numbers=False)], tmp_path) == set()
     assert fields([Forged(shipped).seal()], tmp_path) == set()
+
+
+@pytest.mark.parametrize("weights", [None, {"author": "A", "licence": "CC0-1.0", "link": "", "digest": "0" * 64}])
+def test_what_only_scores_stands_in_the_key_of_a_fit_or_beside_it(
+    weights: dict[str, str] | None, shipped: Submission
+) -> None:
+    """In both it stands where an earlier adbench has made a shared fit, with all parameters in its key."""
+
+    def wrong(name: str, *, twice: bool) -> list[str]:
+        record = shipped.record.model_copy(deep=True, update={"weights": weights})
+        params = record.identity["params"]
+        record.identity["scoring"] = {name: params[name] if twice else params.pop(name)}
+        return [issue.sentence for issue in _scoring(record)]
+
+    assert wrong("sigma", twice=False) == []
+    assert [("sigma" in said, "too" in said) for said in wrong("sigma", twice=True)] == [(True, True)] * (not weights)
+    assert "parameters of ae that do not only score" in " ".join(wrong("lr", twice=False))
 
 
 def test_the_shipped_test_slices_after_training_on_fewer(shipped: Submission, tmp_path: Path) -> None:

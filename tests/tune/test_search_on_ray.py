@@ -16,9 +16,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from commands import run
-from small_search import Settings, Tune, make_settings
+from PIL import Image
+from small_search import Begun, Settings, Tune, make_settings
 
 from adbench.context import Progress
 from adbench.errors import UserError
@@ -118,6 +120,36 @@ def test_a_stopped_worker_that_still_writes_ends_no_search(tmp_path: Path, monke
     follower._keep_best()
     assert [path.name for path in home.iterdir()] == ["progress"]
     assert not list((tmp_path / FITS).iterdir())
+
+
+def test_a_point_that_the_method_refuses_ends_no_search(settings: Settings, begun: Begun, tmp_path: Path) -> None:
+    from adbench.tune import driver
+
+    (tmp_path / "space.yaml").write_text("replace: {smallest: {low: 2.0, high: 9.0}, largest: {low: 2.0, high: 9.0}}")
+    folder, task = begun(settings("restore", "restore.smallest=2"), space=tmp_path / "space.yaml")
+    trials = [Trial(0, task.defaults, "waiting"), Trial(1, {"smallest": 8.0, "largest": 3.0}, "waiting")]
+    follower = driver.Driver(folder, task, SearchOptions(), trials, Progress(), print)
+    with pytest.raises(UserError, match="may not exceed"):
+        task.cell.with_params(trials[1].params)
+    (folder / FITS / "of-nobody").mkdir(parents=True)
+    follower._keep_best()
+    assert not list((folder / FITS).iterdir())
+
+
+def test_files_of_one_name_are_no_one_fit(settings: Settings, begun: Begun, tmp_path: Path) -> None:
+    from adbench.tune import driver
+
+    folders = [tmp_path / name / "pictures" for name in ("a", "b", "c")]
+    for place, last in zip(folders, (63, 7, 63), strict=True):
+        place.mkdir(parents=True)
+        Image.fromarray(np.array([*range(63), last], np.uint8).reshape(8, 8)).save(place / "one.png")
+    (tmp_path / "space.yaml").write_text(f"replace: {{textures: {{choices: {json.dumps(list(map(str, folders)))}}}}}")
+    wanted = settings("reflect", "reflect.texture=pictures", f"reflect.textures={folders[0]}")
+    folder, task = begun(wanted, space=tmp_path / "space.yaml")
+    trials = [Trial(number, {"textures": str(place)}, "waiting") for number, place in enumerate(folders)]
+    follower = driver.Driver(folder, task, SearchOptions(), trials, Progress(), print)
+    made = [follower._fit_of(trial) for trial in trials]
+    assert made[0] == made[2] != made[1] is not None  # by their content
 
 
 @pytest.mark.timeout(600)

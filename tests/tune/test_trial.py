@@ -7,17 +7,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_search import Begun, Settings, Trial
+from small_search import Begun, Settings
+from small_search import Trial as RunTrial
 
 from adbench.config import run_config
+from adbench.context import Progress
 from adbench.errors import CellFailed
 from adbench.runner.plan import plan
 from adbench.runner.run_cell import run_cell
+from adbench.tune.task import SearchOptions
+from adbench.tune.trials import Trial
 from adbench.tune.worker import ATTEMPTS, FITS, REPORTS, run_apart, trial_folder
 
 
 def test_it_reports_at_the_rungs_and_at_the_end_and_goes_on_after_a_kill(
-    settings: Settings, begun: Begun, trial: Trial
+    settings: Settings, begun: Begun, trial: RunTrial
 ) -> None:
     folder, _ = begun(settings())
     reports = trial(folder, 0, {})
@@ -34,7 +38,7 @@ def test_it_reports_at_the_rungs_and_at_the_end_and_goes_on_after_a_kill(
 
 
 def test_without_early_stopping_and_from_a_method_that_trains_nothing_there_is_one_report(
-    settings: Settings, begun: Begun, trial: Trial
+    settings: Settings, begun: Begun, trial: RunTrial
 ) -> None:
     for wanted, options in ((settings(), {"halving": False}), (settings("histeq"), {})):
         folder, _ = begun(wanted, **options)
@@ -44,7 +48,7 @@ def test_without_early_stopping_and_from_a_method_that_trains_nothing_there_is_o
 
 
 def test_trials_of_an_ensemble_take_fits_of_members_that_are_made_once_and_serve_runs(
-    settings: Settings, begun: Begun, trial: Trial, tmp_path: Path
+    settings: Settings, begun: Begun, trial: RunTrial, tmp_path: Path
 ) -> None:
     member = "ae image_size=32 channels=8,16 latent=8 steps=6 batch=4 warmup=0"
     wanted = settings("ensemble", f'ensemble.members=[histeq, "{member}"]')
@@ -68,13 +72,17 @@ def test_trials_of_an_ensemble_take_fits_of_members_that_are_made_once_and_serve
 
 
 def test_trials_that_only_score_otherwise_train_once(
-    settings: Settings, begun: Begun, trial: Trial, tmp_path: Path
+    settings: Settings, begun: Begun, trial: RunTrial, tmp_path: Path
 ) -> None:
+    from adbench.tune.driver import Driver
+
     (tmp_path / "space.yaml").write_text("replace: {sigma: {low: 0.0, high: 8.0}}")
     folder, task = begun(settings(), space=tmp_path / "space.yaml")
     sigmas = (task.defaults["sigma"], 1.0, 5.0)
     found = [trial(folder, number, {"sigma": sigma})[-1]["value"] for number, sigma in enumerate(sigmas)]
     assert len(set(found)) == 3
+    ended = [Trial(number, {"sigma": sigma}, "complete", {100.0: 0.5}) for number, sigma in enumerate(sigmas)]
+    Driver(folder, task, SearchOptions(), ended, Progress(), print)._keep_best()  # which needs it
     (fit,) = (folder / FITS).glob("*/fit.json")
     apart, _ = begun(settings(), space=tmp_path / "space.yaml")  # trains anew
     assert trial(apart, 2, {"sigma": 5.0})[-1]["value"] == found[2]
@@ -84,7 +92,7 @@ def test_trials_that_only_score_otherwise_train_once(
 
 
 def test_the_error_of_a_reconstruction_is_minimised_and_needs_one(
-    settings: Settings, begun: Begun, trial: Trial
+    settings: Settings, begun: Begun, trial: RunTrial
 ) -> None:
     folder, task = begun(settings(), objective="recon", halving=False)
     assert task.mode == "min"

@@ -17,7 +17,8 @@ from adbench.leaderboard.checks.maps import check_from_maps, check_submitted
 from adbench.leaderboard.checks.method import check_method
 from adbench.leaderboard.checks.numbers import check_numbers
 from adbench.leaderboard.submission import FROM_MAPS, SPATIAL, Submission, own_digest, sha256
-from adbench.results.record import DataPart
+from adbench.params import scoring
+from adbench.results.record import DataPart, Record
 from adbench.results.rundir import SPLITS
 from adbench.runner.keys import METRICS_VERSION, RUN_ONLY
 from adbench.utils.hashing import digest
@@ -78,8 +79,22 @@ def check_keys(submission: Submission) -> Iterator[RecordIssue]:
         yield RecordIssue(f"identity.{name}", why="it is no part of the identity of a run")
     if not isinstance(identity.get("files"), list):
         yield RecordIssue("identity.files", why="it must be a list")
+    yield from _scoring(record)
     version = identity.get("metrics_version")
     yield from differences("identity.metrics_version", version, METRICS_VERSION, "numbers of other definitions")
+
+
+def _scoring(record: Record) -> Iterator[RecordIssue]:
+    """What stands apart from the key of the fit only scores, and does not stand in it too."""
+    apart, name = set(record.identity.get("scoring", {})), record.method.name
+    only = scoring(registry.load("methods", name).Params) if name in registry.BUILTIN["methods"] else apart
+    twice = apart & set(record.identity["params"]) if record.weights is None else set()  # an old fit's key has all
+    for wrong, why in (
+        (apart - only, f"parameters of {name} that do not only score decide the fit, and stand in identity.params"),
+        (twice, "these stand in identity.params too"),
+    ):
+        if wrong:
+            yield RecordIssue("identity.scoring", ", ".join(sorted(wrong)), why=why)
 
 
 def check_protocol(submission: Submission) -> Iterator[RecordIssue]:
