@@ -173,7 +173,7 @@ def _list_text(parts: Sequence[str], *, members: bool) -> str:
     shown = list(parts)
     for kept in ((), DECIDE, ("sign",)):
         if members and kept:
-            shown = _counted(_brief(part, kept) for part in parts)
+            shown = [_brief(part, kept) for part in parts]  # equal now are not equal members: none is "2 dae …"
         if len(between.join(shown)) <= most:
             return between.join(shown)
     count = next(n for n in range(len(shown)) if len(between.join(shown[: n + 1])) > most) or 1

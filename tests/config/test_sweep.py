@@ -139,7 +139,9 @@ def test_members_of_an_ensemble_stay_in_its_name() -> None:
         "dae sigma=3 sign=positive …, 2 reflect …, restore sigma=5 …, madad noise=matched …"
     )
     many = [f"dae sigma={number} sign=negative" for number in range(9)] + ["vae sigma=1 lr=0.1"] * 2
-    assert sweep.value_text(many) == "9 dae sign=negative …, 2 vae …"
+    assert sweep.value_text(many) == f"{'dae sign=negative …, ' * 4}".removesuffix(", ") + " and 6 more"
+    unlike = [f"dae {'steps=3 ' * 12}smooth=signed", "dae smooth=magnitude", "ae lr=0.1", "ae lr=0.1"]
+    assert sweep.value_text(unlike) == "dae …, dae …, 2 ae …", "only equal members are counted together"
     names = [f"method{number:02}" for number in range(20)]
     assert sweep.value_text(sweep.members_text(names)).endswith("method07, method08 and 11 more")
     assert len(sweep.value_text(["m" * 500, "dae sigma=1"])) < 120
