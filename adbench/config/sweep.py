@@ -116,12 +116,14 @@ def joined(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: list(own.values()) if len(own) > 1 else next(iter(own.values())) for name, own in columns.items()}
 
 
-def params_text(values: Mapping[str, Any]) -> str:
+def params_text(values: Mapping[str, Any], first: Collection[str] = ()) -> str:
     """Parameters as part of a name: "sigma=5 polarity=dark", those that :data:`DECIDE` what a map is in front.
 
-    Of very many the first :data:`SHOWN`, and how many more.
+    Of very many the first :data:`SHOWN`, those named in ``first`` before others, and how many more.
     """
     names = sorted(values, key=_weight)  # others as they come
+    if len(names) > SHOWN:
+        names.sort(key=lambda name: name not in first)
     shown = [f"{name}={value_text(values[name])}" for name in names[:SHOWN]]
     return " ".join(shown if len(names) <= SHOWN else [*shown, f"and {len(names) - SHOWN} more"])
 
