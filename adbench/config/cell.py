@@ -15,9 +15,10 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from adbench.config import protocols, registry
+from adbench.config.labels import method_title, params_said, texts_apart
 from adbench.config.protocols import Protocol
 from adbench.config.shared_fit import SharedFit, read_shared
-from adbench.config.sweep import beyond, differing, params_text
+from adbench.config.sweep import differing
 from adbench.errors import UserError
 from adbench.params import ParamSet, build, param
 from adbench.utils.hashing import canonical_json
@@ -181,7 +182,7 @@ class Cell:
     def label(self) -> str:
         """A short name for progress bars and messages."""
         fold = "" if self.fold is None else f" fold {self.fold} of {self.test.params.folds}"  # type: ignore[attr-defined]
-        name = f"{self.method} [{self.preset}] {self.varied}".rstrip()
+        name = f"{method_title(self.method, self.params.json_values)} [{self.preset}] {self.varied}".rstrip()
         return f"{name} {self.test.title} {self.modality}{fold} seed {self.seed}"
 
     @property
@@ -344,12 +345,9 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
     texts: dict[tuple[Any, ...], str] = {}
     for group in groups.values():
         alike = {(cell.given_text, cell.post): cell for cell in group}
-        own = {key: {**cell.given, **cell.post.labels} for key, cell in alike.items()}
-        names = dict(zip(own, differing(list(own.values())), strict=True))
+        own = [{**cell.given, **cell.post.labels} for cell in alike.values()]
+        names = dict(zip(alike, differing(own), strict=True))
         preset = preset_values(group[0].method_class, group[0].preset)
-        for key, cell in alike.items():
-            changes = beyond(preset, cell.params.json_values)
-            names[key] |= {name: own[key][name] for name in (*changes, *cell.post.labels)}
         data: dict[tuple[str, str], dict[tuple[Any, ...], dict[str, Any]]] = {}
         for cell in group:
             sources = data.setdefault((cell.test.dataset, cell.train_source.dataset), {})
@@ -362,9 +360,16 @@ def told_apart(cells: Sequence[Cell]) -> list[Cell]:
             for sources in data.values()
             for key, values in zip(sources, differing(list(sources.values())), strict=True)
         }
+        points = {(cell.given_text, cell.post, cell.test.key, cell.train_source.key): cell for cell in group}
+        apart = [{**names[given, post], **of_data[test, train]} for given, post, test, train in points]
+        sets = [
+            params_said(cell.method, cell.given, own, preset, cell.post.done)
+            for cell, own in zip(points.values(), apart, strict=True)
+        ]
+        beside = [(method_title(cell.method, cell.params.json_values), cell.test.title) for cell in points.values()]
+        said = dict(zip(points, texts_apart(sets, apart, beside), strict=True))
         for cell in group:
-            apart = {**names[cell.given_text, cell.post], **of_data[cell.test.key, cell.train_source.key]}
-            texts[cell.key] = params_text(apart)
+            texts[cell.key] = said[cell.given_text, cell.post, cell.test.key, cell.train_source.key]
     return [replace(cell, varied=texts[cell.key]) for cell in cells]
 
 

@@ -117,12 +117,14 @@ def joined(sets: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {name: list(own.values()) if len(own) > 1 else next(iter(own.values())) for name, own in columns.items()}
 
 
-def params_text(values: Mapping[str, Any]) -> str:
+def params_text(values: Mapping[str, Any], first: Collection[str] = ()) -> str:
     """Parameters as part of a name: "sigma=5 polarity=dark", those that :data:`DECIDE` what a map is in front.
 
-    Of very many the first :data:`SHOWN`, and how many more.
+    Of very many the first :data:`SHOWN`, those named in ``first`` before others, and how many more.
     """
     names = sorted(values, key=_weight)  # others as they come
+    if len(names) > SHOWN:
+        names.sort(key=lambda name: name not in first)
     shown = [f"{name}={value_text(values[name], members=name == MEMBERS)}" for name in names[:SHOWN]]
     return " ".join(shown if len(names) <= SHOWN else [*shown, f"and {len(names) - SHOWN} more"])
 
@@ -175,7 +177,7 @@ def _list_text(parts: Sequence[str], *, members: bool) -> str:
     shown = list(parts)
     for kept in ((), DECIDE, ("sign",)):
         if members and kept:
-            shown = _counted(_brief(part, kept) for part in parts)
+            shown = [_brief(part, kept) for part in parts]  # equal now are not equal members: none is "2 dae …"
         if len(between.join(shown)) <= most:
             return between.join(shown)
     count = next(n for n in range(len(shown)) if len(between.join(shown[: n + 1])) > most) or 1

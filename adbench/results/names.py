@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import chain
-from pathlib import PurePath
 from typing import Any
 
 from adbench.config import registry
 from adbench.config.cell import preset_values
-from adbench.config.sweep import beyond, differing, members_text, params_text, value_text
+from adbench.config.labels import always_said, method_title, params_said, texts_apart
+from adbench.config.sweep import differing, params_text
 from adbench.errors import UserError
 from adbench.results.format import several
 from adbench.results.record import DataPart, Record
 
-# Method -> parameter that is part of its name in every table, how it is written, and the value of the paper, which is not. Its
-# value makes another method of it, or a control: it stands in for something that cannot be shipped.
-NAMED_PARAMETERS = {
-    "features": ("weights", "{}", None),
-    "madad": ("noise", "{}", "white"),
-    "reflect": ("texture", "{}", None),
-    "thor": ("perceptual", "perceptual={}", None),
-}
 BRACKETS = {
     "[",
     "]",
@@ -47,12 +38,8 @@ class RowName:
 
 
 def method_name(record: Record) -> str:
-    """The method with the value of its parameter in :data:`NAMED_PARAMETERS`, of a path the last part: "features[random]"."""
-    key, shown, plain = NAMED_PARAMETERS.get(record.method.name, ("", "", None))
-    value = record.method.params.get(key)
-    text = str(value) if str(value).startswith("./") else PurePath(str(value)).name  # ./random is a file of that name
-    said = "" if value in (None, plain) else f"[{shown.format(value_text(text))}]"
-    return f"{record.method.name}{said}"
+    """The method as its rows and cells call it: "features[random]"; see :func:`adbench.config.labels.method_title`."""
+    return method_title(record.method.name, record.method.params)
 
 
 def row_names(records: Sequence[Record], *, seeds: bool = False, submitters: Sequence[str] = ()) -> list[RowName]:
@@ -131,30 +118,31 @@ def _distinctions(
     group: Sequence[Record], whose: Sequence[str], seeds: bool
 ) -> tuple[list[dict[str, Any]], list[list[str]]]:
     """Differences between the rows of one method and preset, and the words that say them behind its name."""
-    differs = [
-        {**own, **_always(one)} for one, own in zip(group, differing([one.method.params for one in group]), strict=True)
-    ]
+    differs = differing([one.method.params for one in group])
     for name in {one.train.name for one in group}:  # parameters of another dataset are no difference of value
         alike = [place for place, one in enumerate(group) if one.train.name == name]
         for place, values in zip(alike, differing([_of_data(group[place]) for place in alike]), strict=True):
             differs[place] = {**values, **differs[place]}
     presets = {origin: _preset(group[0], origin) for origin in {one.method.origin for one in group}}
-    sets = [_params_said(one, own, presets[one.method.origin]) for one, own in zip(group, differs, strict=True)]
-    several = len({one.train.name for one in group}) > 1
-    words = [
-        [params_text(own), f"on {one.train.name}" if several else ""] for own, one in zip(sets, group, strict=True)
+    sets = [
+        params_said(one.method.name, one.method.params, own, presets[one.method.origin], one.post)
+        for one, own in zip(group, differs, strict=True)
     ]
+    several = len({one.train.name for one in group}) > 1
+    ends = [f"on {one.train.name}" if several else "" for one in group]
+    texts = texts_apart(sets, differs, [(method_name(one), end) for one, end in zip(group, ends, strict=True)])
+    words = [[text, end] for text, end in zip(texts, ends, strict=True)]
     names = [(method_name(one), *said, one.seed if seeds else 0) for said, one in zip(words, group, strict=True)]
     for twice in [name for name, times in Counter(names).items() if times > 1]:
         same = [place for place, other in enumerate(names) if other == twice]
-        left_out = [params_text(own) for own in differing([sets[place] for place in same])]  # of very many
-        ways = ([tell(group[place], whose[place]) for place in same] for tell in _LAST)
-        for told in chain([left_out], ways):
+        for tell in _LAST:
+            told = [tell(group[place], whose[place]) for place in same]
             if len(set(told)) == len(same):
                 break
         for place, text in zip(same, told, strict=True):
             words[place].append(text)
-    return differs, words
+    always = [always_said(one.method.name, one.method.params, one.post) for one in group]
+    return [{**own, **said} for own, said in zip(differs, always, strict=True)], words
 
 
 def _preset(record: Record, origin: str) -> dict[str, Any]:
@@ -166,19 +154,6 @@ def _preset(record: Record, origin: str) -> dict[str, Any]:
         return preset_values(registry.load("methods", record.method.name), record.method.preset)
     except UserError:  # a plug-in that is broken here
         return {}
-
-
-def _params_said(record: Record, differs: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """The parameters that a name says: those that differ between rows, then those that differ from the preset.
-
-    What :func:`method_name` says in brackets is not said again, but of a path it says the last part only.
-    """
-    said = {**differs, **beyond(preset, record.method.params), **_always(record)}
-    if method_name(record) != record.method.name:
-        key = NAMED_PARAMETERS[record.method.name][0]
-        if key not in differs or PurePath(str(differs[key])).name == str(differs[key]):
-            said.pop(key, None)
-    return said
 
 
 _LAST: tuple[Callable[[Record, str], str], ...] = (
@@ -194,14 +169,6 @@ _LAST: tuple[Callable[[Record, str], str], ...] = (
     lambda one, who: f"made {one.created[:19].replace('T', ' ')}",
     lambda one, who: f"made {one.created[:19].replace('T', ' ')} key {one.run_key[:8]}",
 )
-
-
-def _always(record: Record) -> dict[str, Any]:
-    """What a name says even where no other row differs in it: the members of an ensemble, and what was done to the maps."""
-    said: dict[str, Any] = {f"post.{name}": value for name, value in record.post.items()}
-    if record.method.name == "ensemble":
-        said["members"] = members_text(map(str, record.method.params.get("members", ())))
-    return said
 
 
 def _of_data(record: Record) -> dict[str, Any]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 
-from adbench.config import run_config, sweep, yaml_text
+from adbench.config import labels, registry, run_config, sweep, yaml_text
 from adbench.config.cell import Cell, changed
 from adbench.errors import UserError
+from adbench.leaderboard import submission
 from adbench.params import ParamSet, param
+from adbench.results.names import row_names
 
 
 class Params(ParamSet):
@@ -141,7 +144,9 @@ def test_members_of_an_ensemble_stay_in_its_name() -> None:
         "dae sigma=3 sign=positive …, 2 reflect …, restore sigma=5 …, madad noise=matched …"
     )
     many = [f"dae sigma={number} sign=negative" for number in range(9)] + ["vae sigma=1 lr=0.1"] * 2
-    assert sweep.value_text(many) == "9 dae sign=negative …, 2 vae …"
+    assert sweep.value_text(many) == f"{'dae sign=negative …, ' * 4}".removesuffix(", ") + " and 6 more"
+    unlike = [f"dae {'steps=3 ' * 12}smooth=signed", "dae smooth=magnitude", "ae lr=0.1", "ae lr=0.1"]
+    assert sweep.value_text(unlike) == "dae …, dae …, 2 ae …", "only equal members are counted together"
     names = [f"method{number:02}" for number in range(20)]
     assert sweep.value_text(sweep.members_text(names), members=True).endswith("method07, method08 and 11 more")
     assert len(sweep.value_text(["m" * 500, "dae sigma=1"])) < 120
@@ -156,3 +161,54 @@ def test_cells_are_named_by_what_differs_from_the_preset() -> None:
     (ensemble,) = cells("ensemble.members=[dae sign=positive, histeq, histeq]", method="ensemble")
     assert ensemble.label == "ensemble [tiny] members=dae sign=positive, 2 histeq phantom FLAIR seed 0"
     assert cells("histeq.sigma=3")[0].label == "histeq [tiny] phantom FLAIR seed 0"
+
+
+def test_cells_are_told_apart_where_what_they_share_fills_the_name() -> None:
+    shared = ["sign=positive", "sigma=1", "score=both", "noise=matched", "noise_offset=2", "mask_weight=0.1"]
+    swept = ["threshold=0.1,0.2", "eta=0.1,0.2", "gamma=0.1,0.3"]
+    sets = [f"madad.{one}" for one in (*shared, *swept)]
+    found = cells(*sets, "post.sigma=2", "post.median=3", method="madad")
+    names = [cell.label for cell in found]
+    assert len(set(names)) == 8
+    assert names[0].startswith("madad[matched] [tiny] ")
+    assert all(one in names[0] for one in ("threshold=0.1", "eta=0.1", "gamma=0.1", "sign=positive", "post.median=3"))
+    more = [f"madad.{name}=1,2" for name in ("steps", "ae_steps", "accumulate")]
+    more += ["madad.lr=0.01,0.02", "madad.ae_lr=0.01,0.02", "madad.weight_decay=0.01,0.02"]
+    many = [cell.label for cell in cells(*more, *sets[-3:], method="madad")]
+    assert len(set(many)) == len(many) == 512
+    assert " and 1 more " in many[0]
+
+
+def test_cells_with_long_values_are_told_apart_by_what_was_cut_off() -> None:
+    shared = [f"dae sigma={number} sign=positive" for number in range(1, 10)]
+    members = [[*shared, "ae sigma=1"], [*shared, "ae sigma=2"]]
+    first, second = (cell.label for cell in cells(f"ensemble.members={members}", method="ensemble"))
+    assert first == second.replace("members=… ae sigma=2", "members=… ae sigma=1") != second
+    names = [{"file": f"/data/{start}/{'long-' * 12}name"} for start in "aab"]
+    texts = labels.texts_apart(names, [{"file"}] * 3, [""] * 3)
+    assert [text.partition(" ")[2] for text in texts] == ["file=/data/a…", "file=/data/a…", "file=/data/b…"]
+    assert " " not in labels.texts_apart(names, [{"file"}] * 3, ["", "", "other"])[2], "another word tells it apart"
+
+
+@pytest.mark.parametrize("preset", ["tiny", "base"])
+def test_cells_and_rows_name_a_method_alike(preset: str) -> None:
+    flags = {"dataset": "phantom", "device": "cpu", "preset": preset}
+    published = Path(__file__).parents[2] / "leaderboards" / "phantom" / "records"
+    record = submission.read_submission(next(published.glob("*-seed0-*.json"))).record
+    for method, *sets in (
+        ("madad", "madad.noise=matched", "madad.score=both"),
+        ("thor", "thor.perceptual=none"),
+        ("features", "features.weights=random", "post.median=3"),
+        ("reflect", "reflect.texture=simplex"),
+        ("ensemble", "ensemble.members=[dae,ae]"),
+        ("histeq", "histeq.sigma=4,5"),
+    ):
+        found = run_config.cells(run_config.load(None, {**flags, "method": method}, sets))
+        rows = []
+        for cell in found:
+            own = {"name": method, "preset": preset, "params": cell.params.json_values}
+            own["origin"] = registry.entries("methods")[method].origin
+            rows.append(
+                record.model_copy(update={"method": record.method.model_copy(update=own), "post": cell.post.done})
+            )
+        assert [f"{name.label} phantom FLAIR seed 0" for name in row_names(rows)] == [cell.label for cell in found]

@@ -181,3 +181,17 @@ def test_submitter_and_weights_before_time(record: Record) -> None:
     assert labels(record, changed(later, weights=weights))[1] == "histeq [tiny] weights by C. Person"
     named = row_names([record, later], submitters=["A. Person", "A. Person"])
     assert named[1].label == "histeq [tiny] made 2031-02-03"
+
+
+def test_rows_with_the_same_cut_values_say_what_was_cut_off(record: Record) -> None:
+    shared = [f"dae sigma={number} sign=positive" for number in range(1, 10)]
+    ends = ["vae scoring=restoration", "vae scoring=reconstruction"]
+    one, two = (changed(record, name="ensemble", params={"members": [*shared, end]}) for end in ends)
+    found = labels(one, two)
+    assert [label.partition(" more ")[2] for label in found] == [f"members=… {end}" for end in ends]
+    twice = labels(one, two, changed(two, created="2031-02-03T04:05:06+00:00"))
+    assert twice[0] == found[0], "the time is said where nothing else differs"
+    assert twice[2] == f"{found[1]} made 2031-02-03"
+    paths = [f"{folder}/{'long-' * 9}name" for folder in ("north", "south")]
+    found = labels(*(changed(record, params={"file": path}) for path in paths))
+    assert [label.rpartition(" ")[2] for label in found] == ["file=nor…", "file=sou…"]
