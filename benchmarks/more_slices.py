@@ -148,7 +148,9 @@ def compare(args: argparse.Namespace) -> None:
     import adbench
     from adbench.config import run_config
 
-    values = {key: value for _, key, value in (run_config.parse_assignment(f"{args.method}.{text}") for text in args.set)}
+    values = {
+        key: value for _, key, value in (run_config.parse_assignment(f"{args.method}.{text}") for text in args.set)
+    }
     roots = {more: with_more(args.data_root, more, args.modality, args.out) for more in args.more}
     print("| trained on | seed | training slices | validation | test [95 %] |\n|---|--:|--:|--:|--:|")
     for more in ["", *args.more]:

@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
-from adbench.config.sweep import LONG, beyond, differing, members_text, params_text, value_text
+from adbench.config.sweep import LONG, MEMBERS, beyond, differing, members_text, params_text, value_text
 
 # Method -> parameter that is part of its name in every table, how it is written, and the value of the paper, which is not. Its
 # value makes another method of it, or a control: it stands in for something that cannot be shipped.
@@ -17,6 +17,7 @@ NAMED_PARAMETERS = {
     "reflect": ("texture", "{}", None),
     "thor": ("perceptual", "perceptual={}", None),
 }
+SWEPT = 2  # parameters at most whose own values a preset says beside others
 
 
 def method_title(method: str, params: Mapping[str, Any]) -> str:
@@ -44,9 +45,13 @@ def params_said(
 ) -> dict[str, Any]:
     """The parameters that a name says: those that differ from others, then those that differ from the preset.
 
+    What is its preset as it is says no more than that where others differ in more than :data:`SWEPT` parameters: they say theirs.
     What :func:`method_title` says in brackets is not said again, but of a path it says the last part only.
     """
-    said = {**differs, **beyond(preset, params), **always_said(method, params, post)}
+    changed = beyond(preset, params)
+    if preset and not changed and len(differs) > SWEPT:
+        differs = {name: value for name, value in differs.items() if name not in preset}
+    said = {**differs, **changed, **always_said(method, params, post)}
     if method_title(method, params) != method:
         key = NAMED_PARAMETERS[method][0]
         if key not in differs or PurePath(str(differs[key])).name == str(differs[key]):
@@ -87,7 +92,9 @@ def _alike(places: Iterable[int], names: Sequence[Hashable]) -> list[list[int]]:
 def _left_out(sets: Sequence[Mapping[str, Any]]) -> list[str]:
     """Words for sets of differing values: of those whose texts differ, else of the first the part that was cut off."""
     names = list(dict.fromkeys(name for one in sets for name in one))
-    texts = {name: {value_text(one[name]) if name in one else "" for one in sets} for name in names}
+    texts = {
+        name: {value_text(one[name], members=name == MEMBERS) if name in one else "" for one in sets} for name in names
+    }
     if plain := [name for name in names if len(texts[name]) > 1]:
         return [params_text({name: one[name] for name in plain if name in one}) for one in sets]
     if not names:

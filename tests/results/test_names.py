@@ -57,6 +57,10 @@ def test_what_differs_from_the_preset_always_stands_in_the_name(record: Record) 
         "madad [tiny] noise=white",
         "madad[offset] [tiny]",
     ]
+    assert labels(own("madad"), own("madad", noise="matched", score="both", eta=0.2)) == [
+        "madad [tiny]",  # its own three values would make a long name of the shortest
+        "madad[matched] [tiny] score=both eta=0.2",
+    ]
     assert labels(own("latent", distance="mahalanobis", sigma=1.0)) == ["latent [tiny] sigma=1 distance=mahalanobis"]
     assert labels(own("ensemble", members=["dae sign=positive", "ae", "ae"], quantile=0.9)) == [
         "ensemble [tiny] members=dae sign=positive, 2 ae quantile=0.9"
