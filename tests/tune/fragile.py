@@ -27,8 +27,8 @@ class Fragile(Method):
 
     def fit(self, train, val):
         before = self.ctx.workdir / "before"
-        with open(self.ctx.workdir.parent / "tried", "a") as log:
-            log.write(f"{self.ctx.workdir.name}\n")
+        with open(self.ctx.workdir.parents[1] / "trials" / "tried", "a") as log:
+            log.write(f"{self.params.what}\n")
         if self.params.what == "raises":
             raise RuntimeError("too fragile")
         if self.params.what == "exits":
