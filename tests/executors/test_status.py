@@ -133,8 +133,8 @@ def test_why_names_the_field(run: Any, cli: Cli, slices: Path, tmp_path: Path) -
     second = next(seen.folder for seen in status.runs(out) if "histeq" in seen.folder.name and seen.folder != first)
     answer = json.loads(cli("why", second, "--json")[1])
     assert Path(answer["other"]).name == first.name
-    assert [(d["field"], d["this"]) for d in answer["differences"]] == [("params.sigma", 1.25)]
-    assert not answer["same_fit"]
+    assert [(d["field"], d["this"]) for d in answer["differences"]] == [("scoring.sigma", 1.25)]
+    assert answer["same_fit"]
     masks = sorted((slices / "test").glob("*-segmentation.png"))
     other = next(mask for mask in masks if mask.read_bytes() != masks[0].read_bytes())
     shutil.copy(other, masks[0])
