@@ -21,6 +21,7 @@ MEANING = {
     "threshold_slices": "other slices, or lesion masks, that choose the threshold",
     "test_slices": "other test slices or lesion masks",
     "metrics_version": "adbench computes a number differently now",
+    "scoring": "a parameter that only scores; the fit stays",
     "measure_source": "what scores, counts and computes the metrics was changed; the fit stays",
 }
 
