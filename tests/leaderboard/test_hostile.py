@@ -370,7 +370,7 @@ def test_fits_and_checkpoints_changed_at_random(runs: list[api.Run], tmp_path: P
         try:
             found = fitted(fit, key)
             assert found == whole_fit
-            load_fit(HistEq, fit, found, context)
+            load_fit(HistEq, fit, found, context, runs[0].cell.params)
             read = StageFolder(stage, {"x": 1}, context.logger).read()
             assert read is not None
             assert (read[0], read[1]["w"].tolist()) == ({"loss": [0.5]}, [1, 1, 1])

@@ -39,7 +39,7 @@ def test_new_method_installs_passes_its_tests_runs_and_is_ranked(
     findings = json.loads(said("adbench test my_method --json"))
     assert len(findings) > 10
     assert not [finding for finding in findings if finding["problem"]]
-    assert "14 passed" in said("pytest -q adbench-my-method")
+    assert "15 passed" in said("pytest -q adbench-my-method")
     said(f"adbench run -q -m my_method,constant -d folder --data-root '{slices}' --device cpu")
     board = json.loads(said("adbench leaderboard show --json"))["boards"][0]
     assert [row["method"] for row in board["rows"]] == ["my_method", "constant"]

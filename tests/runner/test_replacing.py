@@ -159,6 +159,6 @@ def test_a_fit_says_which_files_are_its_own(slices: Path, tmp_path: Path) -> Non
     planned = plan(slices, tmp_path)
     run_cell.run_cell(planned)
     fit = json.loads((planned.fit_folder / FIT).read_text())
-    assert set(fit["files"]) == {"model.safetensors", "method.json"}
+    assert set(fit["files"]) == {"model.safetensors", "method.json", "scoring.json"}
     files = {path.name for path in planned.fit_folder.iterdir()} - {LOCK}
-    assert files == {"fit.json", "method.json", "model.safetensors", "origin.json"}
+    assert files == {"fit.json", "method.json", "model.safetensors", "origin.json", "scoring.json"}
