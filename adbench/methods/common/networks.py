@@ -125,7 +125,7 @@ class DiffusionUNet(nn.Module):
         """As of every module; on a GPU attention then is torch's, without the matrix of all pairs. A CPU's bits stay."""
         from monai.networks.blocks.selfattention import SABlock
 
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for module in self.modules():
             if isinstance(module, SABlock):
                 module.use_flash_attention = next(self.parameters()).is_cuda

@@ -131,8 +131,8 @@ def _fit_unet(
             for t in parts:  # 0: nothing is noised, and the network looks at time T as it does first when it repairs
                 batch["t"] = torch.full((len(where),), t or last, device=batch["z0"].device)
                 shown = batch if t else {**batch, "mask": torch.zeros_like(batch["mask"])}
-                found = [out for out, _ in portions.pieces(lambda part: forward(module, part), shown)]
-                clean, logit = (torch.cat(outs) for outs in zip(*found, strict=True))
+                outputs = [out for out, _ in portions.pieces(lambda part: forward(module, part), shown)]
+                clean, logit = (torch.cat(parts_of) for parts_of in zip(*outputs, strict=True))
                 errors = ((clean.float() - batch["z0"]) ** 2).mean(dim=1, keepdim=True)
                 parts[t].append(
                     {
