@@ -148,7 +148,7 @@ def variant(name: str) -> Iterator[None]:
 
         stack.enter_context(mock.patch.dict(os.environ, VARIANTS.get(name, {})))
         if name.endswith("launched one by one"):
-            put(run, "LAUNCHED", 10**9)
+            put(run, "LAUNCHED", NEVER)
         if name == "batch drawn in the step":
             put(run, "Batches", lambda stage, seed, device: step.Batches(stage, seed, device, ahead=False))
         if name.endswith("channels first"):

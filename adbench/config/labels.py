@@ -32,7 +32,7 @@ def always_said(method: str, params: Mapping[str, Any], post: Mapping[str, Any])
     """What a name says even where no other differs in it: the members of an ensemble, and what was done to the maps."""
     said: dict[str, Any] = {f"post.{name}": value for name, value in post.items()}
     if method == "ensemble":
-        said["members"] = members_text(map(str, params.get("members", ())))
+        said[MEMBERS] = members_text(map(str, params.get(MEMBERS, ())))
     return said
 
 
@@ -101,7 +101,7 @@ def _left_out(sets: Sequence[Mapping[str, Any]]) -> list[str]:
         return []
     name = names[0]
     values = [one.get(name, "") for one in sets]
-    ends = _own_entries(values, text_of=name == "members") or _ends(list(map(str, values)))
+    ends = _own_entries(values, text_of=name == MEMBERS) or _ends(list(map(str, values)))
     return [f"{name}={end}" for end in ends]
 
 
