@@ -18,7 +18,7 @@ from adbench.leaderboard.checks.issue import RecordIssue
 from adbench.leaderboard.checks.method import _sources, check_method
 from adbench.leaderboard.submission import Submission
 from adbench.leaderboard.verify import check_one
-from adbench.results.known import known, settings
+from adbench.results.known import known, releases, settings
 from adbench.utils.hashing import digest
 
 RECORDS = sorted(ROOT.glob("phantom/records/phantom-flair-dae-tiny-seed0-*.json"))
@@ -92,16 +92,30 @@ def test_every_release_is_checked_as_thoroughly(published: Submission, made: str
 
 
 def test_a_source_is_of_the_release_that_it_names(published: Submission) -> None:
-    (issue,) = wrong(published, made_by(__version__, ELSEWHERE))
-    assert (issue.field, issue.expected) == ("method.source", HERE)
-    assert f"source of dae in adbench {__version__}; that of adbench {OTHER} is another one" in issue.sentence
-    (issue,) = wrong(published, made_by(OTHER, HERE))
-    assert (issue.field, issue.expected) == ("method.source", ELSEWHERE)
-    (issue,) = wrong(published, made_by("0.1.0", "d" * 64))
-    assert "a changed one is a plug-in with a name of its own" in issue.sentence
+    for version, source, head in (
+        (
+            __version__,
+            ELSEWHERE,
+            f"made by the source of dae of adbench {OTHER}, and not of {__version__} as it says: ",
+        ),
+        (OTHER, HERE, f"made by the source of dae of adbench {', '.join(releases('dae', HERE))}, and not of {OTHER} "),
+        ("0.1.0", "d" * 64, "made by a source of dae in adbench 0.1.0 that this installation does not know: "),
+        (
+            __version__,
+            "d" * 64,
+            f"made by a source of dae in adbench {__version__} that this installation does not know: ",
+        ),
+    ):
+        (issue,) = wrong(published, made_by(version, source))
+        assert (issue.field, issue.stored) == ("method.source", source)
+        assert f"({head}" in issue.sentence
+        assert ": make the run again with this adbench, or verify it with the one that made it; a" in issue.sentence
     (issue,) = wrong(published, made_by("8.0", HERE))
     assert (issue.field, issue.stored) == ("provenance.adbench", "8.0")
     assert "this release knows no such version" in issue.sentence
+    (issue,) = wrong(published, made_by("8.0.dev0", HERE))
+    assert (issue.field, issue.stored) == ("provenance.adbench", "8.0.dev0")
+    assert "(made by adbench in development, whose sources this installation does not know: make the" in issue.sentence
 
 
 def test_a_shared_fit_may_be_of_another_release_than_it_is_scored_with(published: Submission) -> None:

@@ -33,6 +33,11 @@ from adbench.results.record import CONFORMANCE, Record, named_contents, optimise
 from adbench.utils.hashing import canonical_json, digest
 from adbench.utils.named_files import names_files
 
+_AGAIN = (
+    "make the run again with this adbench, or verify it with the one that made it; a method that you changed becomes a "
+    "plug-in with a name of its own"
+)
+
 
 def check_method(submission: Submission) -> Iterator[RecordIssue]:
     """A method that is called built-in is one, with the source and parameters that a release of adbench has."""
@@ -88,7 +93,11 @@ def _sources(record: Record) -> Iterator[RecordIssue]:
     """The method and its members have sources of the release that made the result; a shared fit has those of any release."""
     method, version, other = record.method, str(record.provenance.get("adbench")), record.identity.get("scored_with")
     if not is_release(version):
-        why = "this release knows no such version; a newer adbench may"
+        why = (
+            f"made by adbench in development, whose sources this installation does not know: {_AGAIN}"
+            if ".dev" in version
+            else "this release knows no such version; a newer adbench may"
+        )
         yield RecordIssue("provenance.adbench", record.provenance.get("adbench"), why=why)
         return
     members = [
@@ -109,19 +118,18 @@ def _sources(record: Record) -> Iterator[RecordIssue]:
         return has_source(name, source, version) or (other is not None and bool(releases(name, source)))
 
     if not valid(method.name, method.source):
-        known = releases(method.name, method.source)
-        what = (
-            f"that of adbench {', '.join(known)} is another one"
-            if known
-            else "a changed one is a plug-in with a name of its own"
-        )
-        why = f"source of {method.name} in adbench {version}; {what}"
-        yield RecordIssue("method.source", method.source, _last(method.name, version), why)
-    elif odd := [name for name, source in members if not valid(name, source)]:
-        why = f"source of {', '.join(odd)} in adbench {version}; a changed one is a plug-in"
-        yield RecordIssue("identity.members", why=why)
+        yield RecordIssue("method.source", method.source, why=_foreign(method.name, method.source, version))
+    elif odd := [member for member in members if not valid(*member)]:
+        yield RecordIssue("identity.members", why=_foreign(*odd[0], version))
     elif method.conformance == "failed":
         yield RecordIssue("method.conformance", "failed", "passed", "the methods of adbench are tested with it")
+
+
+def _foreign(name: str, source: str, version: str) -> str:
+    """Why a built-in method of this source is not the one of ``version``, and what to do."""
+    if known := releases(name, source):
+        return f"made by the source of {name} of adbench {', '.join(known)}, and not of {version} as it says: {_AGAIN}"
+    return f"made by a source of {name} in adbench {version} that this installation does not know: {_AGAIN}"
 
 
 def _other_code(record: Record, members: Sequence[tuple[str, str]], version: str) -> list[str]:
