@@ -30,7 +30,7 @@ import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
@@ -206,9 +206,11 @@ def rows_of(
     method = run.method()
     row |= spectrum(method)
     if job.method == "madad":
-        from madad_noise import SCORES, cells, scored
+        from madad_noise import SCORES, cells
 
-        row |= {"scores": scored(run, "score", SCORES, run.folder / "scores.json"), "cells": cells(run)}
+        each = [replace(cell, params=cell.params.model_copy(update={"score": score})) for score in SCORES]
+        auprc = [interval(run_cell(one).metrics["auprc"]) for one in plan(each, args.out / "runs", cache)]
+        row |= {"scores": dict(zip(SCORES, auprc, strict=True)), "cells": cells(run)}
     yield row
 
 

@@ -12,7 +12,6 @@ and ``brightness`` (preset ``tiny``). Prints Markdown as it goes, and goes on wh
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -28,32 +27,6 @@ CODECS: dict[str, dict[str, Any]] = {"brightness": {}, "learnt": {"ae_base": Fal
 def interval(number: Any) -> dict[str, float | None]:
     """Value and ends of a number of a record or of an evaluation."""
     return {"value": number.value, "low": number.low, "high": number.high}
-
-
-def scored(run: Any, field: str, values: tuple[str, ...], made: Path) -> dict[str, Any]:
-    """AUPRC on the test split, with its interval, of one fit with each of the ``values`` of a parameter that only scores.
-
-    Args:
-        run: of the fit; its own value is not scored again.
-        field: the parameter.
-        values: what it is set to.
-        made: file that keeps what was found.
-    """
-    from adbench.evaluation.run import Part
-    from adbench.runner.inference import Clock
-    from adbench.runner.measure import measure, numbers
-
-    own = run.record.method.params[field]
-    found = json.loads(made.read_text()) if made.exists() else {own: interval(run.record.metrics["auprc"])}
-    none = Part(run.data.test_store, run.data.threshold, np.arange(0))  # no threshold is needed
-    for value in values:
-        if value not in found:
-            method = run.method()
-            method.params = method.params.model_copy(update={field: value})
-            counts = measure(method, none, run.data.test, method.ctx, Clock())
-            found[value] = interval(numbers(counts, run.cell.protocol.level).metrics["auprc"])
-            made.write_text(json.dumps(found, indent=1))
-    return found
 
 
 def cells(run: Any) -> dict[str, float]:
@@ -127,17 +100,20 @@ def main() -> None:
     rows: dict[str, dict[int, Any]] = {}
     flags: dict[str, dict[int, Any]] = {}
     for codec in args.codec.split(","):
-        (latent,) = adbench.run("latent", args.dataset, set={"latent": CODECS[codec]}, seed=seeds[0], **data)
-        for name, estimate in scored(latent, "distance", DISTANCES, latent.folder / "distances.json").items():
-            rows.setdefault(f"latent[{name}], {codec}", {})[seeds[0]] = estimate
+        distances = adbench.run(
+            "latent", args.dataset, set={"latent": {**CODECS[codec], "distance": DISTANCES}}, seed=seeds[0], **data
+        )
+        for run in distances:
+            row = rows.setdefault(f"latent[{run.record.method.params['distance']}], {codec}", {})
+            row[seeds[0]] = interval(run.record.metrics["auprc"])
         print(f"\n{table(rows, seeds)}", flush=True)
         for noise in filter(None, args.noise.split(",")):
-            values = {**CODECS[codec], "noise": noise, "autoencoder": str(latent.fit_folder), "ae_steps": 0}
-            values |= own
+            values = {**CODECS[codec], "noise": noise, "autoencoder": str(distances[0].fit_folder)}
+            values |= {"ae_steps": 0, "score": SCORES, **own}
             for seed in seeds:
-                (run,) = adbench.run("madad", args.dataset, set={"madad": values}, seed=seed, **data)
-                for name, estimate in scored(run, "score", SCORES, run.folder / "scores.json").items():
-                    rows.setdefault(f"MAD-AD[{noise}], {name}, {codec}", {})[seed] = estimate
+                for run in adbench.run("madad", args.dataset, set={"madad": values}, seed=seed, **data):
+                    row = rows.setdefault(f"MAD-AD[{noise}], {run.record.method.params['score']}, {codec}", {})
+                    row[seed] = interval(run.record.metrics["auprc"])
                 flags.setdefault(f"{noise}, {codec}", {})[seed] = cells(run)
                 print(f"\n{table(rows, seeds)}", flush=True)
     if flags:
