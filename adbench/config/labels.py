@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import PurePath
 from typing import Any
 
-from adbench.config.sweep import LONG, MEMBERS, beyond, differing, members_text, params_text, value_text
+from adbench.config.sweep import LONG, MARK, MEMBERS, beyond, differing, members_text, params_text, value_text
 
 # Method -> parameter that is part of its name in every table, how it is written, and the value of the paper, which is not. Its
 # value makes another method of it, or a control: it stands in for something that cannot be shipped.
@@ -70,7 +70,7 @@ def texts_apart(
         beside: what else stands in each name.
     """
     texts = list(map(params_text, sets, first))
-    groups = _alike(range(len(sets)), list(zip(beside, texts, strict=True)))
+    groups = _alike(range(len(sets)), [(words, MARK.sub("", text)) for words, text in zip(beside, texts, strict=True)])
     while groups:
         same = groups.pop()
         words = _left_out(differing([sets[place] for place in same]))
@@ -93,7 +93,8 @@ def _left_out(sets: Sequence[Mapping[str, Any]]) -> list[str]:
     """Words for sets of differing values: of those whose texts differ, else of the first the part that was cut off."""
     names = list(dict.fromkeys(name for one in sets for name in one))
     texts = {
-        name: {value_text(one[name], members=name == MEMBERS) if name in one else "" for one in sets} for name in names
+        name: {MARK.sub("", value_text(one[name], members=name == MEMBERS)) if name in one else "" for one in sets}
+        for name in names
     }
     if plain := [name for name in names if len(texts[name]) > 1]:
         return [params_text({name: one[name] for name in plain if name in one}) for one in sets]

@@ -14,12 +14,14 @@ from pydantic import ValidationError
 
 from adbench.errors import UserError
 from adbench.params import ParamSet
+from adbench.utils.hashing import digest
 
 MEMBERS = "members"  # of an ensemble: the parameter whose value, as a text, is a list
 LONG = 32  # characters of a value in the name of a row
 LONG_MEMBERS = 96  # of a list of several words each
 SHOWN = 8  # parameters there
 DECIDE = (MEMBERS, "sign", "sigma", "score", "noise", "distance", "scoring")  # what a map is; so does all of ``post``
+MARK = re.compile(r" #[0-9a-f]{6}\b")  # of a list of members that is cut
 MOST = 10_000  # combinations of one sweep
 BEYOND = 2**63  # whole numbers from here on, of either sign, are no JSON that every reader reads: no record holds them
 
@@ -171,19 +173,22 @@ def _list_text(parts: Sequence[str], *, members: bool) -> str:
     """A list, cut at its end to a bounded length, and how many more there are.
 
     ``members`` of an ensemble ("dae sigma=3 sign=positive") keep their methods longest, then their signs, then what else is in
-    :data:`DECIDE`; "…" stands for their other parameters.
+    :data:`DECIDE`; "…" stands for their other parameters. A mark (:data:`MARK`) of the whole list follows what is left out, so
+    that two ensembles never look like one.
     """
     between, most = (", ", LONG_MEMBERS) if members else (",", LONG)
     shown = list(parts)
     for kept in ((), DECIDE, ("sign",)):
         if members and kept:
             shown = [_brief(part, kept) for part in parts]  # equal now are not equal members: none is "2 dae …"
-        if len(between.join(shown)) <= most:
-            return between.join(shown)
-    count = next(n for n in range(len(shown)) if len(between.join(shown[: n + 1])) > most) or 1
-    text, left = between.join(shown[:count]), len(shown) - count
-    text = text if len(text) <= most else f"{text[: most - 1]}…"
-    return f"{text} and {left} more" if left else text
+        if len(text := between.join(shown)) <= most:
+            break
+    else:
+        count = next(n for n in range(len(shown)) if len(between.join(shown[: n + 1])) > most) or 1
+        text, left = between.join(shown[:count]), len(shown) - count
+        text = text if len(text) <= most else f"{text[: most - 1]}…"
+        text = f"{text} and {left} more" if left else text
+    return f"{text} #{digest(list(parts))[:6]}" if members and text != between.join(parts) else text
 
 
 def _brief(part: str, kept: Collection[str]) -> str:

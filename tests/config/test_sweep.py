@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal
 
@@ -139,17 +140,28 @@ def test_members_of_an_ensemble_stay_in_its_name() -> None:
     assert sweep.value_text(four) == "dae sigma=3 sign=positive, 2 reflect, restore sigma=5, madad noise=matched"
     assert sweep.value_text(sweep.members_text(four), members=True) == sweep.value_text(four)
     assert sweep.value_text(["dae", "dae", "ae"]) == "2 dae, ae"
+
+    def cut(members: list[str]) -> str:
+        """Without the mark that follows."""
+        found = sweep.value_text(sweep.members_text(members), members=True)
+        assert re.fullmatch(".* #[0-9a-f]{6}", found)
+        assert " " not in members[0] or found == sweep.value_text(members)
+        return sweep.MARK.sub("", found)
+
     sized = [f"{member} image_size=64" for member in four]
-    assert sweep.value_text(sized) == (
-        "dae sigma=3 sign=positive …, 2 reflect …, restore sigma=5 …, madad noise=matched …"
-    )
+    assert cut(sized) == "dae sigma=3 sign=positive …, 2 reflect …, restore sigma=5 …, madad noise=matched …"
     many = [f"dae sigma={number} sign=negative" for number in range(9)] + ["vae sigma=1 lr=0.1"] * 2
-    assert sweep.value_text(many) == f"{'dae sign=negative …, ' * 4}".removesuffix(", ") + " and 6 more"
+    assert cut(many) == f"{'dae sign=negative …, ' * 4}".removesuffix(", ") + " and 6 more"
     unlike = [f"dae {'steps=3 ' * 12}smooth=signed", "dae smooth=magnitude", "ae lr=0.1", "ae lr=0.1"]
-    assert sweep.value_text(unlike) == "dae …, dae …, 2 ae …", "only equal members are counted together"
+    assert cut(unlike) == "dae …, dae …, 2 ae …", "only equal members are counted together"
     names = [f"method{number:02}" for number in range(20)]
-    assert sweep.value_text(sweep.members_text(names), members=True).endswith("method07, method08 and 11 more")
+    assert cut(names).endswith("method07, method08 and 11 more")
     assert len(sweep.value_text(["m" * 500, "dae sigma=1"])) < 120
+    longer = [[*names, end] for end in ("method20", "method21", "method20")]
+    assert [cut(one) for one in longer] == [f"{cut(names).removesuffix(' 11 more')} 12 more"] * 3
+    first, second, again = (sweep.value_text(sweep.members_text(one), members=True) for one in longer)
+    assert first == again != second, "two ensembles that are cut alike, or one"
+    assert "#" not in sweep.value_text(list(range(40)))
 
 
 def test_cells_are_named_by_what_differs_from_the_preset() -> None:
@@ -183,7 +195,13 @@ def test_cells_with_long_values_are_told_apart_by_what_was_cut_off() -> None:
     shared = [f"dae sigma={number} sign=positive" for number in range(1, 10)]
     members = [[*shared, "ae sigma=1"], [*shared, "ae sigma=2"]]
     first, second = (cell.label for cell in cells(f"ensemble.members={members}", method="ensemble"))
-    assert first == second.replace("members=… ae sigma=2", "members=… ae sigma=1") != second
+    bare = [sweep.MARK.sub("", label) for label in (first, second)]
+    assert bare[0] == bare[1].replace("members=… ae sigma=2", "members=… ae sigma=1") != bare[1]
+    alone = [cells(f"ensemble.members={one}", method="ensemble")[0].label for one in members]
+    assert alone[0] != alone[1], "each in a table of its own"
+    assert [label.partition("#")[2][:6] for label in alone] == [
+        label.partition("#")[2][:6] for label in (first, second)
+    ]
     names = [{"file": f"/data/{start}/{'long-' * 12}name"} for start in "aab"]
     texts = labels.texts_apart(names, [{"file"}] * 3, [""] * 3)
     assert [text.partition(" ")[2] for text in texts] == ["file=/data/a…", "file=/data/a…", "file=/data/b…"]
