@@ -208,7 +208,7 @@ def rows_of(
     if job.method == "madad":
         from madad_noise import SCORES, cells
 
-        each = [replace(cell, params=cell.params.model_copy(update={"score": score})) for score in SCORES]
+        each = [replace(job, values={**job.values, "score": score}).cell(args, known) for score in SCORES]
         auprc = [interval(run_cell(one).metrics["auprc"]) for one in plan(each, args.out / "runs", cache)]
         row |= {"scores": dict(zip(SCORES, auprc, strict=True)), "cells": cells(run)}
     yield row
