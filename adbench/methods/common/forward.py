@@ -20,8 +20,8 @@ from adbench.utils import compute
 
 PORTION = 32  # samples that a GPU computes at a time: enough to fill it
 LAUNCHED = 2  # portions before one is recorded: they choose algorithms, allocate, or compile
-# Operations of a scoring that pays: compiling a large network takes about a minute and saves half of its time, which before is
-# about a minute for each 1e16 of them.
+# Operations of a scoring for which compiling pays, if it is worth what it is to a training of large networks: it takes about a
+# minute and halves the rest, which before took about a minute for each 1e16.
 COMPILES_FROM = 3e16
 
 Tensors = tuple[torch.Tensor, ...]
