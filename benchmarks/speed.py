@@ -35,9 +35,12 @@ NEVER = 10**9  # a step that does not come
 LESIONS = SyntheticLesionParams(kinds=("bright", "dark"), share=0.5)
 UNCOMPILED = {compute.COMPILE: "off"}
 EXACT = "not compiled, float32"
+PLAIN = "not compiled, launched one by one"
+CALLS = ("not compiled", "launched one by one", PLAIN)  # of the variants, those that scoring has too
+WARM = 2  # batches in which networks are compiled and recorded
 VARIANTS: dict[str, dict[str, str]] = {  # and what is set in the environment
     "not compiled": UNCOMPILED,
-    "not compiled, launched one by one": UNCOMPILED,
+    PLAIN: UNCOMPILED,
     "not compiled, deterministic": UNCOMPILED,
     EXACT: UNCOMPILED | {compute.PRECISION: "float32"},
     "not compiled, TF32": UNCOMPILED | {compute.PRECISION: "tf32"},
@@ -137,6 +140,7 @@ def variant(name: str) -> Iterator[None]:
     """Within the block one means is switched on or off; "" changes nothing."""
     import torch
 
+    from adbench.methods.common import forward
     from adbench.methods.training import run, step
 
     if name and name not in VARIANTS:
@@ -149,6 +153,7 @@ def variant(name: str) -> Iterator[None]:
         stack.enter_context(mock.patch.dict(os.environ, VARIANTS.get(name, {})))
         if name.endswith("launched one by one"):
             put(run, "LAUNCHED", NEVER)
+            put(forward, "LAUNCHED", NEVER)
         if name == "batch drawn in the step":
             put(run, "Batches", lambda stage, seed, device: step.Batches(stage, seed, device, ahead=False))
         if name.endswith("channels first"):
@@ -379,41 +384,66 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             trained.save(Path(folder))
             method = self.cls.load(Path(folder), self.ctx)
-        device = self.ctx.device
         batch, lesions = with_lesions(self.data.batch(slice(0, BATCH["cuda" if self.clock.cuda else "cpu"])))
-        batch, size = batch.to(device), len(batch)
-        settings = {"score": method.params}
-        if getattr(method.params, "score", "") == "repair":  # madad: one pass of the mask head instead of ten steps
-            settings["score = probability"] = method.params.model_copy(update={"score": "probability"})
-        flop: dict[str, int] = {}
+        batch, params = batch.to(self.ctx.device), method.params
+        settings = {"score": params}
+        if getattr(params, "score", "") == "repair":  # madad: one pass of the mask head instead of ten steps
+            settings["score = probability"] = params.model_copy(update={"score": "probability"})
+        with torch.inference_mode():
+            for what, method.params in settings.items():
+                self.batches(method, batch, lesions, what)
+            method.params = params
+            if not self.args.fast:
+                self.one_by_one(method, batch)
+
+    def batches(self, method: Any, batch: SliceBatch, lesions: np.ndarray, what: str) -> None:
+        """Whole batches, under each variant that scoring has."""
 
         def whole() -> Any:
             return method.score_and_reconstruct(batch)
 
-        with torch.inference_mode():
-            for what, method.params in settings.items():
-                with compute.applied(device):
-                    flop[what] = operations(whole)
-                    self.tell({"what": what, **self.figures(whole, size, flop[what], warm=1)})
-                    fast = whole()[0]
-                    if self.args.profile and what == "score":
-                        self.profile(what, whole)
-                if self.args.fast or compute.precision(device) == "float32":
-                    continue
-                with variant(EXACT), compute.applied(device):
-                    row = agreement(fast, whole()[0], batch.brain, lesions)
-                self.tell({"what": f"{what}, {compute.precision(device)} against float32", **row})
-            method.params, done = settings["score"], 0
-            singles = [batch.only(np.array([n])) for n in range(min(16, size))]
+        def ready() -> None:
+            """As after the first batch of a scoring that is long enough to compile: nothing is recorded or compiled again."""
+            vars(method).pop("_forward", None)
+            self.tell({"clock": False})
+            whole()
+            for forward in method.forwards():
+                forward.expect(1, NEVER)
+            for _ in range(WARM):
+                whole()
+            self.tell({"clock": True})
 
-            def one() -> None:
-                nonlocal done
-                method.score_and_reconstruct(singles[done % len(singles)])
-                done += 1
+        device, fast = self.ctx.device, None
+        with variant(PLAIN), compute.applied(device):
+            ready()
+            flop = operations(whole)
+        for name in ("", *(name for name in CALLS if name in self.args.vary)):
+            with variant(name), compute.applied(device):
+                ready()
+                row = self.figures(whole, len(batch), flop, warm=0)
+                fast = whole()[0] if fast is None else fast
+                if self.args.profile and f"{what}{name}" == "score":
+                    self.profile(what, whole)
+            self.tell({"what": f"{what}{name and ', ' + name}", **row})
+        if self.args.fast or compute.precision(device) == "float32":
+            return
+        with variant(EXACT), compute.applied(device):
+            row = agreement(fast, whole()[0], batch.brain, lesions)
+        self.tell({"what": f"{what}, {compute.precision(device)} against float32", **row})
 
-            if not self.args.fast:
-                with variant(EXACT):  # and TF32 as torch is set
-                    self.tell({"what": "score, naive", **self.figures(one, 1, flop["score"] // size, warm=1)})
+    def one_by_one(self, method: Any, batch: SliceBatch) -> None:
+        """Slice by slice, the naive path."""
+        done = 0
+        singles = [batch.only(np.array([n])) for n in range(min(16, len(batch)))]
+
+        def one() -> None:
+            nonlocal done
+            method.score_and_reconstruct(singles[done % len(singles)])
+            done += 1
+
+        with variant(EXACT):  # and TF32 as torch is set
+            flop = operations(one)
+            self.tell({"what": "score, naive", **self.figures(one, 1, flop, warm=1)})
 
     def run(self) -> None:
         from adbench.methods import training

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from adbench.utils.compute import to_device
 from adbench.utils.hashing import digest
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class SliceBatch:
 
     def to(self, device: str) -> SliceBatch:
         """The same batch with its tensors on ``device``."""
-        return replace(self, image=self.image.to(device), brain=self.brain.to(device))
+        return replace(self, image=to_device(self.image, device), brain=to_device(self.brain, device))
 
 
 class SliceSet:

@@ -13,6 +13,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -23,8 +24,10 @@ from adbench.utils.files import replacing, write_json
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from adbench.datasets.slices import SliceBatch, SliceSet
+    from adbench.methods.common.forward import Forward
 
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "method.json"
@@ -105,6 +108,7 @@ class Method(ABC):
     trained_by: ClassVar[str] = ""
     members: Sequence[tuple[Method, FitReport]] = ()
     sized_by_data: ClassVar[bool] = False
+    _loaded = False
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
         self.params = params
@@ -133,6 +137,45 @@ class Method(ABC):
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Both at once; override it when one forward pass gives both."""
         return self.score(batch), self.reconstruct(batch)
+
+    def infer(self, network: nn.Module, *inputs: torch.Tensor, call: str = "forward") -> tuple[torch.Tensor, ...]:
+        """What ``network`` says of ``inputs`` in scoring: in the number format of the run, as fast as the device allows.
+
+        In a fit that was loaded, whose weights no longer change, a GPU records it and compiles it for a long scoring. So what
+        it gives must follow from its inputs and weights alone, sample by sample.
+
+        Args:
+            network: in evaluation mode, without gradients.
+            inputs: tensors with first axis B.
+            call: name of the network's method that is called.
+
+        Returns:
+            The tensors that it gives (one, a tuple, a list, or an output of diffusers), as float32.
+        """
+        return self._forward(network, *inputs, call=call)
+
+    @cached_property
+    def _forward(self) -> Forward:
+        from adbench.methods.common.forward import Forward
+
+        return Forward(self.ctx.device, self.ctx.logger, portions=self._loaded and self.ctx.device.startswith("cuda"))
+
+    def forwards(self) -> list[Forward]:
+        """What calls the networks of this method and of its members; empty where :meth:`infer` was not called."""
+        parts = (self, *(method for method, _ in self.members))
+        return [part._forward for part in parts if "_forward" in vars(part)]
+
+    def scored(self) -> list[dict[str, Any]]:
+        """How networks were called in scoring, an entry for each way.
+
+        "device"; the "precision" of networks; "compile", the mode of ``torch.compile`` or "off"; "networks", "launched" kernel
+        by kernel or "recorded" (a CUDA graph).
+        """
+        ways: list[dict[str, Any]] = []
+        for forward in self.forwards():
+            if (way := forward.computed()) not in ways:
+                ways.append(way)
+        return ways
 
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors that :meth:`load_state` needs; empty for a method with nothing to learn."""
@@ -218,6 +261,7 @@ class Method(ABC):
             raise UserError(
                 f"The weights in {folder} do not fit {cls.name} with its stored parameters: {error}"
             ) from None
+        method._loaded = True
         return method
 
     @classmethod

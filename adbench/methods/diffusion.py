@@ -20,6 +20,7 @@ from adbench.methods.common.params import (
 )
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
+from adbench.utils.compute import to_device
 
 if TYPE_CHECKING:
     import torch
@@ -193,9 +194,9 @@ class DiffusionMethod(TrainedNetwork):
         p = self.params
         size, kind = (p.image_size, p.image_size), kind or p.noise
         if kind == "gaussian":
-            return noise.gaussian(count, size, generator).to(self.ctx.device)
+            return to_device(noise.gaussian(count, size, generator), self.ctx.device)
         if kind == "pyramid":
-            return noise.pyramid(count, size, generator, p.discount).to(self.ctx.device)
+            return to_device(noise.pyramid(count, size, generator, p.discount), self.ctx.device)
         shape = noise.Simplex(p.octaves, p.persistence, p.frequency * p.image_size / 128)
         return noise.simplex(count, size, generator, shape, self.ctx.device)
 

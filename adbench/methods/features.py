@@ -237,13 +237,10 @@ class Features(TrainedNetwork):
         """Feature vectors (B, D, h, w) float32 of slices (B, 1, S, S) in [0, 1] and their brains."""
         from adbench.methods.common.backbones import package
         from adbench.methods.common.image_ops import centred
-        from adbench.methods.common.preprocess import autocast
 
         if self.params.normalise and self.params.standardise:
             image = centred(image, brain)
-        with autocast(image.device):
-            found = self._backbone(image)
-        return package([one.float() for one in found], self.params.patch, self.params.dimension)
+        return package(list(self.infer(self._backbone, image)), self.params.patch, self.params.dimension)
 
     def fit(self, train: SliceSet, val: SliceSet | None) -> FitReport:
         """Read the backbone; learn the head, of which the autoencoder alone is trained in steps and looks at ``val``."""

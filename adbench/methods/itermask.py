@@ -26,6 +26,7 @@ from adbench.methods.common.params import (
 )
 from adbench.methods.trained_network import TrainedNetwork
 from adbench.params import param
+from adbench.utils.compute import to_device
 
 if TYPE_CHECKING:
     import torch
@@ -282,7 +283,6 @@ class IterMask(TrainedNetwork):
         import torch
 
         from adbench.methods.common.image_ops import centred
-        from adbench.methods.common.preprocess import autocast
         from adbench.methods.training import generator
 
         both: Any = self._network
@@ -294,14 +294,12 @@ class IterMask(TrainedNetwork):
         ]
 
         def paint(mask: torch.Tensor) -> torch.Tensor:
-            noise = torch.stack([torch.randn(image.shape[1:], generator=one) for one in streams]).to(image.device)
-            with autocast(image.device):
-                out: torch.Tensor = both["inside"](torch.cat([torch.where(mask, noise, image), condition], dim=1))
-            return out.float()
+            noise = torch.stack([torch.randn(image.shape[1:], generator=one) for one in streams])
+            noise = to_device(noise, self.ctx.device)
+            return self.infer(both["inside"], torch.cat([torch.where(mask, noise, image), condition], dim=1))[0]
 
-        with autocast(image.device):
-            whole = both["whole"](condition)
-        return image, worst((image - whole.float()).square(), seen.brain, self.params.start), paint
+        (whole,) = self.infer(both["whole"], condition)
+        return image, worst((image - whole).square(), seen.brain, self.params.start), paint
 
     def score_and_reconstruct(self, batch: SliceBatch) -> tuple[torch.Tensor, torch.Tensor]:
         import torch

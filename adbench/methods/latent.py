@@ -76,11 +76,7 @@ class Latent(Method):
 
     def _apart(self, image: torch.Tensor) -> torch.Tensor:
         """Scaled latents of images (B, 1, S, S) in [0, 1], less the healthy mean: (B, C, h, w) float32."""
-        from adbench.methods.common.preprocess import autocast
-
-        with autocast(image.device):
-            mean = self._codec.encode(image * 2 - 1)[0]
-        latent = mean.float() * self._scale
+        latent = self.infer(self._codec, image * 2 - 1, call="encode")[0] * self._scale
         return latent - self._healthy.mean.to(latent)[:, None, None]
 
     def score(self, batch: SliceBatch) -> torch.Tensor:

@@ -406,25 +406,21 @@ class Reflect(Method):
         import torch
 
         from adbench.methods.common.image_ops import one_sided
-        from adbench.methods.common.preprocess import autocast, preprocess
+        from adbench.methods.common.preprocess import preprocess
 
-        p, device = self.params, batch.image.device
+        p = self.params
 
         def velocity(z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            with autocast(device):
-                return self._unet(z, t).sample.float()  # type: ignore[no-any-return]
+            return self.infer(self._unet, z, t)[0]
 
         with torch.inference_mode():
             seen = preprocess(batch, p.image_size, p.standardise)
             image = seen.image * 2 - 1
-            with autocast(device):
-                mean = self._codec.encode(image)[0]
-            latent = mean.float() * self._scale
+            latent = self.infer(self._codec, image, call="encode")[0] * self._scale
             healthy = euler(velocity, latent, p.euler_steps)
             ends = [healthy, latent] if p.compare_with == "decoded" else [healthy]
-            with autocast(device):
-                decoded = self._codec.decode(torch.cat(ends) / self._scale)
-            images = decoded.float().chunk(len(ends))
+            (decoded,) = self.infer(self._codec, torch.cat(ends) / self._scale, call="decode")
+            images = decoded.chunk(len(ends))
             reference = images[1] if p.compare_with == "decoded" else image
             pixels = one_sided(reference - images[0], p.sign)
             maps = anomaly_map(pixels, healthy - latent, p.gamma, p.sigma, p.latent_sigma)

@@ -69,12 +69,8 @@ class TrainedNetwork(Method):
         """Maps and, if it makes any, pseudo-healthy images of one pass, both (B, 1, H, W)."""
 
     def apply(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the network says of ``inputs``, computed in the run's precision, as float32."""
-        from adbench.methods.common.preprocess import autocast
-
-        with autocast(inputs[0].device):
-            out: torch.Tensor = self._network(*inputs)
-        return out.float()
+        """What the network says of ``inputs``: its first output of :meth:`infer`."""
+        return self.infer(self._network, *inputs)[0]
 
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]

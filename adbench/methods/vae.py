@@ -162,17 +162,13 @@ class VAE(TrainedNetwork):
 
         from adbench.methods.common import perceptual
         from adbench.methods.common.image_ops import gaussian_blur, one_sided
-        from adbench.methods.common.preprocess import autocast, preprocess
+        from adbench.methods.common.preprocess import preprocess
 
         p = self.params
         with torch.inference_mode():
             seen = preprocess(batch, p.image_size, p.standardise)
-            if p.scoring == "restoration":
-                recon = self._restored(seen.image)
-            else:
-                with autocast(seen.image.device):
-                    recon = self._network(seen.image)[0]
-            recon = recon.float() * seen.brain
+            recon = self._restored(seen.image) if p.scoring == "restoration" else self.apply(seen.image)
+            recon = recon * seen.brain
             if p.residual == "abs":
                 residual = one_sided(seen.image - recon, p.sign)
             else:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.score_bins import as_float
+
+if TYPE_CHECKING:
+    import torch
 
 T = TypeVar("T")
 
@@ -56,67 +60,106 @@ class ScoredVolume:
     reconstructions: np.ndarray | None
 
 
-def _run(method: Method, batch: SliceBatch, device: str) -> tuple[np.ndarray, np.ndarray | None]:
+class _Scored:
+    """Maps of a batch on their way to the host: a GPU computes them, and copies them, while the next batch is begun.
+
+    Args:
+        maps: (b, 1, H, W) of the slices with brain.
+        recon: the same, or None.
+        there: (B,) bool, which slices of the batch have brain. The maps of the others are 0, and nothing in them counts.
+    """
+
+    def __init__(self, maps: torch.Tensor, recon: torch.Tensor | None, there: np.ndarray) -> None:
+        import torch
+
+        self._maps = _to_host(maps.float() if maps.dtype in (torch.bfloat16, torch.bool) else maps)
+        self._recon = None if recon is None else _to_host(recon.float())
+        self._there, self._copied = there, None
+        if maps.is_cuda:
+            self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def wait(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """(B, H, W) maps of the method called ``name``, and reconstructions."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        maps = self._maps.numpy()[:, 0]
+        if maps.dtype.kind != "f":  # integers keep their order, up to 2^53
+            maps = as_float(maps, f"method {name}")
+        return self._placed(maps), None if self._recon is None else self._placed(self._recon.numpy()[:, 0])
+
+    def _placed(self, found: np.ndarray) -> np.ndarray:
+        if self._there.all():
+            return found if self._copied is None else found.copy()  # page-locked memory is soon wanted again
+        every = np.zeros((len(self._there), *found.shape[1:]), found.dtype)
+        every[self._there] = found
+        return every
+
+
+def _to_host(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` on the host; from a GPU the copy is only begun."""
     import torch
 
-    there = batch.brain.flatten(1).any(dim=1)
-    if not there.all():
-        return _run_some(method, batch, there.numpy(), device)
-    moved = batch.to(device)
+    if not tensor.is_cuda:
+        return tensor
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor, non_blocking=True)
+
+
+def _score(method: Method, batch: SliceBatch, device: str) -> _Scored:
+    import torch
+
+    there = batch.brain.flatten(1).any(dim=1).numpy()
+    if not there.any():
+        nothing = torch.zeros((0, *batch.image.shape[1:]))
+        return _Scored(nothing, nothing, there)
+    moved = (batch if there.all() else batch.only(np.flatnonzero(there))).to(device)
     with torch.inference_mode():
         maps, recon = method.score_and_reconstruct(moved)
-    expected = tuple(batch.image.shape)
-    for what, tensor in (("score", maps), ("reconstruct", recon)):
-        if tensor is not None and (not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected):
-            found = tuple(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
-            raise UserError(
-                f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}."
-            )
-    out = maps.float() if maps.dtype in (torch.bfloat16, torch.bool) else maps
-    scores = out.cpu().numpy()[:, 0]
-    if scores.dtype.kind != "f":  # integers keep their order, up to 2^53
-        scores = as_float(scores, f"method {method.name}")
-    return scores, None if recon is None else recon.float().cpu().numpy()[:, 0]
-
-
-def _run_some(
-    method: Method, batch: SliceBatch, there: np.ndarray, device: str
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Score the slices with brain (``there``); the maps of the others are 0, and nothing in them counts."""
-    shape = (len(batch), *batch.image.shape[-2:])
-    maps, recon = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
-    if there.any():
-        scored, some = _run(method, batch.only(np.flatnonzero(there)), device)
-        maps = maps.astype(scored.dtype)
-        maps[there] = scored
-        if some is None:
-            return maps, None
-        recon[there] = some
-    return maps, recon
+        expected = tuple(moved.image.shape)
+        for what, tensor in (("score", maps), ("reconstruct", recon)):
+            if tensor is not None and (not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != expected):
+                found = tuple(tensor.shape) if hasattr(tensor, "shape") else type(tensor).__name__
+                raise UserError(
+                    f"Method {method.name}: {what} returned {found}, the contract asks for a tensor {expected}."
+                )
+        return _Scored(maps, recon, there)
 
 
 def _batches(
-    method: Method, data: LabelledSet, size: int, device: str, clock: Clock
-) -> Iterator[tuple[np.ndarray, Any, Any]]:
-    """Scored batches; when the device runs out of memory the batch is halved and tried again."""
+    method: Method, data: LabelledSet, size: int, device: str, clock: Clock, planned: int, ahead: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray | None]]:
+    """Scored batches; when the device runs out of memory the batch is halved and tried again.
+
+    A device that computes by itself is given ``ahead`` batches more before the maps of one are waited for.
+    """
     import torch
 
+    begun: deque[tuple[np.ndarray, _Scored]] = deque()
     start = 0
-    while start < len(data):
-        positions = np.arange(start, min(start + size, len(data)))
-        try:
+    while start < len(data) or begun:
+        if start < len(data) and len(begun) <= ahead:
+            positions = np.arange(start, min(start + size, len(data)))
+            try:
+                with clock.phase("score"):
+                    begun.append((positions, _score(method, data.batch(positions), device)))
+            except torch.OutOfMemoryError:
+                if size == 1:
+                    raise UserError(
+                        f"One slice of {data.shape} is more than {device} has memory for with {method.name}."
+                    ) from None
+                size = max(1, size // 2)
+                for forward in method.forwards():
+                    forward.forget()
+                torch.cuda.empty_cache()
+                continue
+            for forward in method.forwards():
+                forward.expect(len(positions), planned)
+            start += len(positions)
+        if len(begun) > ahead or start == len(data):
+            positions, scored = begun.popleft()
             with clock.phase("score"):
-                maps, recon = _run(method, data.batch(positions), device)
-        except torch.OutOfMemoryError:
-            if size == 1:
-                raise UserError(
-                    f"One slice of {data.shape} is more than {device} has memory for with {method.name}."
-                ) from None
-            size = max(1, size // 2)
-            torch.cuda.empty_cache()
-            continue
-        yield positions, maps, recon
-        start += len(positions)
+                maps, recon = scored.wait(method.name)
+            yield positions, maps, recon
 
 
 def _ahead(items: Iterator[T]) -> Iterator[T]:
@@ -141,6 +184,7 @@ def score_volumes(
     phase: str,
     batch_size: int | None = None,
     clock: Clock | None = None,
+    planned: int = 0,
 ) -> Iterator[ScoredVolume]:
     """Score every slice of ``data`` and yield its volumes one after the other, in store order.
 
@@ -153,6 +197,8 @@ def score_volumes(
         phase: names the pass in the progress.
         batch_size: slices at a time, None: :func:`usual_batch`; halved when the device runs out of memory.
         clock: receives the seconds spent in the method, as "score".
+        planned: slices that the method scores in all, these included, if they are more than these: a GPU computes a long
+            scoring otherwise than a short one, and both of a run alike.
 
     Raises:
         UserError: the method returns a wrong shape, or NaN or infinite scores inside the brain (names the case).
@@ -161,8 +207,11 @@ def score_volumes(
     owners = data.case_index
     pending: list[tuple[np.ndarray, np.ndarray, np.ndarray | None]] = []
     waiting: str | None = None
-    batches = _batches(method, data, size, ctx.device, clock or Clock())
-    if ctx.device.startswith("cuda"):  # it computes the next maps while these are counted
+    on_gpu = ctx.device.startswith("cuda")
+    batches = _batches(
+        method, data, size, ctx.device, clock or Clock(), planned=max(planned, len(data)), ahead=int(on_gpu)
+    )
+    if on_gpu:  # it computes the next maps while these are counted
         batches = _ahead(batches)
     for positions, maps, recon in batches:
         cuts = np.flatnonzero(np.diff(owners[positions])) + 1

@@ -89,10 +89,11 @@ def measure(
     keep = _MapFile(keep_in[0], test_data) if keep_in else None
     keep_val = _MapFile(keep_in[1], threshold_data) if keep_in and len(threshold_data) else None
     threshold, free = None, list[float]()
+    planned = len(threshold_data) + len(test_data)
     by_slices = any(spec_of(metric).rule in SLICES for metric in metrics)
     if len(threshold_data):
         threshold = SubjectHistograms(most=MANY_BINS)
-        for scored in score_volumes(method, threshold_data, ctx, "score validation"):
+        for scored in score_volumes(method, threshold_data, ctx, "score validation", planned=planned):
             if keep_val:
                 keep_val.write(scored)
             brain, lesion = threshold_data.counted(scored.positions), threshold_data.lesions(scored.positions)
@@ -106,7 +107,7 @@ def measure(
         free=free,
     )
     test = SubjectHistograms([*spatial.thresholds.values(), *spatial.froc], most=MANY_BINS)
-    for scored in score_volumes(method, test_data, ctx, "score test", clock=clock):
+    for scored in score_volumes(method, test_data, ctx, "score test", clock=clock, planned=planned):
         if keep:
             keep.write(scored)
         brain, lesion = test_data.counted(scored.positions), test_data.lesions(scored.positions)

@@ -136,7 +136,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, fl
             ctx.progress.update(phase, 0, 0)
             samples.save(new / rundir.SAMPLES)
             rundir.write_counts(new, counts.test, counts.threshold, counts.spatial)
-            record = _record(plan, fit, evaluation, clock, new)
+            record = _record(plan, fit, method.scored(), evaluation, clock, new)
         rundir.commit(record, plan.run_folder)
     except BaseException as error:
         rundir.abandon(plan.run_folder)
@@ -159,7 +159,9 @@ def _assist(plan: Plan, ctx: Context) -> Record:
     return record
 
 
-def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Clock, folder: Path) -> Record:
+def _record(
+    plan: Plan, fit: dict[str, Any], scored: list[dict[str, Any]], evaluation: Evaluation, clock: Clock, folder: Path
+) -> Record:
     """The record of what was measured; the files that belong to it lie in ``folder``."""
     cell, data = plan.cell, plan.data
     origin, source = registry.entries("methods")[cell.method].origin, plan.identity["method_source"]
@@ -206,6 +208,7 @@ def _record(plan: Plan, fit: dict[str, Any], evaluation: Evaluation, clock: Cloc
         + _unknown_scale(data, cell)
         + evaluation.notes,
         fit={name: fit[name] for name in ("steps", "best", "curves", "computed") if name in fit},
+        scored=scored,
         timing={
             "fit": fit["seconds"],
             "score_per_slice": clock.seconds["score"] / len(data.test),

@@ -21,7 +21,7 @@ from torch import nn
 from adbench.context import Context
 from adbench.errors import UserError
 from adbench.methods import training
-from adbench.methods.common import preprocess
+from adbench.methods.common import forward, preprocess
 from adbench.utils import compute
 
 
@@ -47,7 +47,8 @@ def halved(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.delenv(compute.PRECISION, raising=False)
     monkeypatch.setattr(compute, "precision", precision)
-    monkeypatch.setattr(preprocess, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16, precision("cpu") == "bf16"))  # fmt: skip
+    for module in (preprocess, forward):
+        monkeypatch.setattr(module, "autocast", lambda device: torch.autocast("cpu", torch.bfloat16, precision("cpu") == "bf16"))  # fmt: skip
 
 
 def rows_of(

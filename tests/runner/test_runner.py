@@ -185,7 +185,9 @@ def test_an_interrupted_training_is_continued_by_a_run_that_scores_otherwise(sli
         run_cell.run_cell(planned(1.0), progress=Stop(), checkpoint_seconds=0)
     stage = json.loads((planned(2.0).fit_folder / "vae" / "checkpoint.json").read_text())
     assert "sigma" not in stage["identity"]["params"]
-    assert run_cell.run_cell(planned(2.0)).fit["steps"] == 6
+    made = run_cell.run_cell(planned(2.0))
+    assert made.fit["steps"] == 6
+    assert made.scored == [{"device": "cpu", "precision": "float32", "compile": "off", "networks": "launched"}]
 
 
 def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_path: Path) -> None:

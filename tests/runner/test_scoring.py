@@ -17,6 +17,7 @@ from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
 from adbench.methods.common import image_ops
 from adbench.params import ParamSet
+from adbench.runner import inference
 from adbench.runner.inference import median_filtered, score_volumes, smoothed
 
 EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
@@ -176,3 +177,28 @@ def test_every_scoring_goes_through_the_median_of_the_context(tmp_path: Path) ->
         ctx = Context(median=median)
         first = next(score_volumes(Striped(ParamSet(), ctx), data, ctx, "score", batch_size=3))
         assert first.maps[:, 12, 12].tolist() == expected  # slice 0 has no brain
+
+
+@pytest.mark.parametrize("ahead", [0, 1, 2])
+def test_batches_come_in_order_however_many_are_begun_and_shrink_where_memory_ends(tmp_path: Path, ahead: int) -> None:
+    data = prepare(Volumes(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+    method = Counting(ParamSet(), Context())
+    tried: list[int] = []
+    score = method.score
+
+    def at_most_two(batch: SliceBatch) -> torch.Tensor:
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError
+        return score(batch)
+
+    method.score = at_most_two  # type: ignore[method-assign]
+    batches = inference._batches(method, data, 8, "cpu", inference.Clock(), planned=len(data), ahead=ahead)
+    positions, begun = [], []
+    for where, maps, _ in batches:
+        assert len(maps) == len(where) <= 2
+        positions += where.tolist()
+        begun.append(method.seen)
+    assert positions == list(range(len(data)))
+    assert max(tried) > 2 >= tried[-1]
+    assert begun[0] > 2 or not ahead  # the next batch was begun before the first one was waited for

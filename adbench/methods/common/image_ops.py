@@ -26,10 +26,10 @@ def resize_mask(mask: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     return resize(mask.float(), size) >= 0.5
 
 
-def gaussian_kernel(sigma: float, truncate: float = 4.0) -> torch.Tensor:
+def gaussian_kernel(sigma: float, truncate: float = 4.0, device: torch.device | None = None) -> torch.Tensor:
     """Sampled Gaussian of standard deviation ``sigma`` px with unit sum, cut at ``truncate`` standard deviations."""
     radius = max(1, int(truncate * sigma + 0.5))
-    x = torch.arange(-radius, radius + 1, dtype=torch.float64)
+    x = torch.arange(-radius, radius + 1, dtype=torch.float64, device=device)
     kernel = torch.exp(-0.5 * (x / sigma) ** 2)
     return (kernel / kernel.sum()).float()
 
@@ -41,7 +41,7 @@ def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
     """
     if sigma <= 0:
         return image
-    kernel = gaussian_kernel(sigma).to(image)
+    kernel = gaussian_kernel(sigma, device=image.device).to(image.dtype)
     radius = len(kernel) // 2
     flat = image.reshape(-1, 1, *image.shape[-2:])
     flat = F.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(radius, 0))
@@ -64,7 +64,7 @@ def brain_quantiles(image: torch.Tensor, brain: torch.Tensor, shares: tuple[floa
     """
     values = image.float().masked_fill(~brain, math.inf).flatten(1).sort(dim=1).values
     count = brain.flatten(1).sum(dim=1, keepdim=True)
-    rank = torch.tensor(shares, device=image.device) * (count - 1).clamp(min=0)
+    rank = torch.cat([(count - 1).clamp(min=0) * share for share in shares], dim=1)
     below = rank.floor()
     return values.gather(1, below.long()).lerp(values.gather(1, rank.ceil().long()), rank - below)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from adbench.utils.compute import to_device
+
 GRIDS = 10  # of pyramid noise, at most
 TABLE = 256  # cells after which the lattice of gradients repeats; power of two
 SIMPLEX_STD = 0.539  # standard deviation of one octave as scaled here, measured over 800 fields of 128 x 128
@@ -127,9 +129,10 @@ def simplex(
     shape = shape or Simplex()
     if isinstance(generator, list):
         drawn = [_tables(1, shape.octaves, one) for one in generator]
-        order, angle, offset = (torch.cat([part[k] for part in drawn]).to(device) for k in range(3))
+        tables = [torch.cat([part[k] for part in drawn]) for k in range(3)]
     else:
-        order, angle, offset = (part.to(device) for part in _tables(count, shape.octaves, generator))
+        tables = list(_tables(count, shape.octaves, generator))
+    order, angle, offset = (to_device(table, str(device)) for table in tables)
     rows = torch.arange(size[0], device=device, dtype=torch.float32)
     columns = torch.arange(size[1], device=device, dtype=torch.float32)
     out = torch.zeros((len(order), size[0] * size[1]), device=device)

@@ -26,7 +26,7 @@ INSTALL = "pip install --no-deps stlpips-pytorch"  # only its weights are read; 
 
 def gms(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """1 - gradient-magnitude similarity (Xue et al. 2014, eq. 3-4), Prewitt filters, edges repeated."""
-    column = torch.tensor([1.0, 0.0, -1.0], dtype=a.dtype, device=a.device) / 3
+    column = torch.arange(1, -2, -1, dtype=a.dtype, device=a.device) / 3
     kernel = torch.stack([column.expand(3, 3), column[:, None].expand(3, 3)])[:, None]
 
     def magnitude(image: torch.Tensor) -> torch.Tensor:

@@ -41,13 +41,12 @@ class Schedule:
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
         """``sqrt(bar_t) x_0 + sqrt(1 - bar_t) eps`` with one step for all slices, or one step per slice (B,)."""
-        bar = (
-            self.bar[t].to(clean.dtype).to(clean.device)
-            if isinstance(t, torch.Tensor)
-            else clean.new_tensor(self.at(t))
-        )
-        bar = bar.view(-1, 1, 1, 1)
-        return bar.sqrt() * clean + (1 - bar).sqrt() * noise
+        bar = torch.as_tensor(self.bar[t] if isinstance(t, torch.Tensor) else self.at(t)).to(clean.dtype)
+        shares = bar.sqrt(), (1 - bar).sqrt()
+        if not isinstance(t, torch.Tensor):  # numbers reach a GPU with the call, tensors by a copy that waits
+            return float(shares[0]) * clean + float(shares[1]) * noise
+        of_clean, of_noise = (share.to(clean.device).view(-1, 1, 1, 1) for share in shares)
+        return of_clean * clean + of_noise * noise
 
     def clean(self, x: torch.Tensor, noise: torch.Tensor, t: int) -> torch.Tensor:
         """``x_0`` of a noised slice whose noise is known."""

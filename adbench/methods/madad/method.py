@@ -9,6 +9,7 @@ from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method, Resources
 from adbench.methods.madad.params import PRESETS, MADADParams
 from adbench.params import ParamSet
+from adbench.utils.compute import to_device
 
 if TYPE_CHECKING:
     import torch
@@ -70,7 +71,7 @@ class MADAD(Method):
         import torch
 
         from adbench.methods.common.image_ops import gaussian_blur
-        from adbench.methods.common.preprocess import autocast, preprocess
+        from adbench.methods.common.preprocess import preprocess
         from adbench.methods.madad.diffusion import STEPS
         from adbench.methods.madad.networks import cells_to_pixels
 
@@ -80,9 +81,7 @@ class MADAD(Method):
         with torch.inference_mode():
             seen = preprocess(batch, p.image_size, p.standardise)
             image = seen.image * 2 - 1
-            with autocast(device):
-                mean = self._codec.encode(image)[0]
-            mean = mean.float()
+            mean, _ = self.infer(self._codec, image, call="encode")
             if p.score != "repair":
                 time = torch.full((len(mean),), STEPS, device=device)
                 probability = self._heads(mean * self._scale, time)[1]
@@ -95,11 +94,8 @@ class MADAD(Method):
 
     def _heads(self, z: torch.Tensor, t: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Clean latent and mask probability, float32."""
-        from adbench.methods.common.preprocess import autocast
-
-        with autocast(z.device):
-            clean, logit = self._unet(z, t)
-        return clean.float(), logit.float().sigmoid()
+        clean, logit = self.infer(self._unet, z, t)
+        return clean, logit.sigmoid()
 
     def _repaired(
         self, batch: SliceBatch, image: torch.Tensor, mean: torch.Tensor
@@ -111,18 +107,17 @@ class MADAD(Method):
         """
         import torch
 
-        from adbench.methods.common.preprocess import autocast
         from adbench.methods.madad.diffusion import alphas_cumprod, masked_ddim
         from adbench.methods.training import generator
 
-        p, codec, device = self.params, self._codec, mean.device
+        p, codec = self.params, self._codec
         alphas = alphas_cumprod()
         noise = None
         if p.eta > 0:  # each slice has a stream of its own, so the draw does not depend on the batch
             shape = (len(alphas) - 2, *mean.shape[1:])
             slices = zip(batch.subjects, batch.slices, strict=True)
             draws = [torch.randn(shape, generator=generator(self.ctx.seed, "score", *each)) for each in slices]
-            noise = torch.stack(draws).to(device)
+            noise = to_device(torch.stack(draws), self.ctx.device)
         latent, _ = masked_ddim(
             self._heads,
             mean * self._scale,
@@ -133,15 +128,14 @@ class MADAD(Method):
             restore=p.unflagged == "restore",
         )
         latent = torch.where(latent == mean * self._scale, mean, latent / self._scale)  # unmoved to the last bit
-        with autocast(device):
-            if p.compare_with == "decoded":
-                moved = (latent != mean).flatten(1).any(dim=1)  # the others are decoded once: their map is 0
-                decoded = codec.decode(torch.cat([mean, latent[moved]])).float()
-                reference = decoded[: len(mean)]
-                repaired = reference.clone()
-                repaired[moved] = decoded[len(mean) :]
-                return repaired, reference
-            return codec.decode(latent).float(), image
+        if p.compare_with != "decoded":
+            return self.infer(codec, latent, call="decode")[0], image
+        moved = (latent != mean).flatten(1).any(dim=1)  # the others are decoded once: their map is 0
+        (decoded,) = self.infer(codec, torch.cat([mean, latent[moved]]), call="decode")
+        reference = decoded[: len(mean)]
+        repaired = reference.clone()
+        repaired[moved] = decoded[len(mean) :]
+        return repaired, reference
 
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]

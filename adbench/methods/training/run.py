@@ -14,6 +14,7 @@ from torch import nn
 
 from adbench.errors import UserError
 from adbench.methods.common.preprocess import autocast, memory_layout
+from adbench.methods.common.recording import Recording
 from adbench.methods.training.checkpoints import StageFolder
 from adbench.methods.training.memory import Portions, within_memory
 from adbench.methods.training.stage import Batch, Stage, StageResult
@@ -21,7 +22,6 @@ from adbench.methods.training.step import (
     Average,
     Batches,
     Queue,
-    Recording,
     device_of,
     forked,
     micro_batches,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from functools import lru_cache
@@ -107,30 +107,6 @@ class Batches:
         """End the thread; what it has begun for a step that does not come is dropped."""
         if self._thread is not None:
             self._thread.shutdown(cancel_futures=True)
-
-
-class Recording:
-    """What a call does on a GPU, recorded once (a CUDA graph) and replayed on inputs of the same shapes: one launch a call.
-
-    Args:
-        call: of tensors on the device alone: it copies nothing from the host, looks at no number, and does the same each time.
-        inputs: of the call, for their shapes; nothing is computed yet.
-
-    Raises:
-        RuntimeError: the call does what cannot be recorded, or memory does not suffice for a second set of its tensors.
-    """
-
-    def __init__(self, call: Callable[[Batch], tuple[torch.Tensor, ...]], inputs: Batch) -> None:
-        self._inputs = {name: value.clone() for name, value in inputs.items()}
-        self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._outputs = call(self._inputs)
-
-    def __call__(self, inputs: Batch) -> tuple[torch.Tensor, ...]:
-        for name, value in inputs.items():
-            self._inputs[name].copy_(value)
-        self._graph.replay()
-        return tuple(output.clone() for output in self._outputs)
 
 
 class Queue:

@@ -1,0 +1,185 @@
+"""Networks as scoring calls them: in the number format of the run and, on a GPU, recorded and compiled.
+
+The module imports torch; :meth:`adbench.methods.base.Method.infer` is the way to it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from adbench.methods.common.preprocess import autocast
+from adbench.methods.common.recording import Recording
+from adbench.utils import compute
+
+PORTION = 32  # samples that a GPU computes at a time: enough to fill it
+LAUNCHED = 2  # portions before one is recorded: they choose algorithms, allocate, or compile
+# Operations of a scoring for which compiling pays, if it is worth what it is to a training of large networks: it takes about a
+# minute and halves the rest, which before took about a minute for each 1e16.
+COMPILES_FROM = 3e16
+
+Tensors = tuple[torch.Tensor, ...]
+
+
+class Forward:
+    """Calls of networks by a method that scores; their outputs are float32.
+
+    A GPU computes portions of one shape: the last is filled up with copies of its last sample, and fewer samples than one
+    portion are computed as they are. So all samples of a call go through the same kernels, however many there are. A portion
+    is recorded once (a CUDA graph) and replayed, and networks of a long scoring are compiled (:meth:`expect`).
+
+    Args:
+        device: of the run.
+        logger: told when a network cannot be recorded or compiled.
+        portions: compute in portions, as a GPU should with weights that no longer change; otherwise a call is just that.
+    """
+
+    def __init__(self, device: str, logger: logging.Logger, portions: bool) -> None:
+        self._device, self._logger, self._portions = torch.device(device), logger, portions
+        self._calls: dict[Any, _Call] = {}
+        self._decided = False
+
+    def __call__(self, network: nn.Module, *inputs: torch.Tensor, call: str = "forward") -> Tensors:
+        """What ``network`` gives for ``inputs``; see :meth:`adbench.methods.base.Method.infer`."""
+        if not self._portions:
+            return _launch(getattr(network, call), inputs, self._device)
+        format = compute.precision(str(self._device))
+        which = (network, call, format, *(one.shape[1:] for one in inputs))
+        if which not in self._calls:
+            what = f"{type(network).__name__}.{call}"
+            self._calls[which] = _Call(what, getattr(network, call), self._device, self._logger)
+        # Not in inference mode: a recording writes to its inputs again, and compilers do not know tensors of that mode.
+        with torch.inference_mode(False), torch.no_grad():
+            return self._calls[which](inputs)
+
+    def expect(self, done: int, total: int) -> None:
+        """``done`` of ``total`` slices are scored: what they took says whether to compile for the others. Decided once."""
+        if self._decided:
+            return
+        self._decided = True
+        calls = self._calls.values()
+        if sum(call.operations * call.samples for call in calls) / done * (total - done) < COMPILES_FROM:
+            return
+        if (mode := compute.compile_mode(str(self._device))) != "off":
+            for call in calls:
+                call.compile(mode)
+
+    def forget(self) -> None:
+        """Give back the memory of what is recorded; it is recorded again when it is called again."""
+        for call in self._calls.values():
+            call.recording, call.launched = None, 0
+
+    def computed(self) -> dict[str, Any]:
+        """How networks were called: "device", "precision", "compile" (the mode, or "off"), "networks" ("recorded", "launched")."""
+        calls = self._calls.values()
+        modes = [call.mode for call in calls if call.mode != "off"]
+        return {
+            "device": self._device.type,
+            "precision": compute.precision(str(self._device)),
+            "compile": modes[0] if modes else "off",
+            "networks": "recorded" if any(call.recording for call in calls) else "launched",
+        }
+
+
+class _Call:
+    """One function of a network, for inputs of one shape.
+
+    Attributes:
+        recording: of a portion.
+        launched: portions that were not replayed, since the function is what it is.
+        operations: of one sample.
+        samples: that have been computed.
+        mode: of ``torch.compile``, or "off".
+    """
+
+    def __init__(self, what: str, function: Callable[..., Any], device: torch.device, logger: logging.Logger) -> None:
+        self._what, self._plain, self._function = what, function, function
+        self._device, self._logger = device, logger
+        self._records = True
+        self.recording: Recording | None = None
+        self.launched, self.samples, self.operations, self.mode = 0, 0, 0.0, "off"
+
+    def compile(self, mode: str) -> None:
+        """Compile the function for portions to come."""
+        self._function, self.mode = torch.compile(self._plain, mode=mode, dynamic=False), mode
+        self.recording, self.launched = None, 0
+
+    def __call__(self, inputs: Sequence[torch.Tensor]) -> Tensors:
+        count = len(inputs[0])
+        self.samples += count
+        if not self.operations:
+            counted = _Operations()
+            with counted:
+                found = _launch(self._plain, [one[:1] for one in inputs], self._device)
+            self.operations = float(counted.total)
+            if count == 1:
+                return found
+        if count < PORTION:
+            return _launch(self._plain, inputs, self._device)
+        portions = zip(*(torch.split(one, PORTION) for one in inputs), strict=True)
+        each = [self._portion(portion) for portion in portions]
+        return tuple(torch.cat(parts)[:count] for parts in zip(*each, strict=True))
+
+    def _portion(self, inputs: Sequence[torch.Tensor]) -> Tensors:
+        missing = PORTION - len(inputs[0])
+        if missing:
+            inputs = [torch.cat([one, one[-1:].expand(missing, *one.shape[1:])]) for one in inputs]
+        named = {str(number): one for number, one in enumerate(inputs)}
+        if self.recording is None and self._records and self.launched >= LAUNCHED:
+            self._record(named)
+        if self.recording is not None:
+            return self.recording(named)
+        if self.mode != "off" and not self.launched:
+            self._try_compiled(inputs)
+        self.launched += 1
+        return _launch(self._function, inputs, self._device)
+
+    def _record(self, inputs: dict[str, torch.Tensor]) -> None:
+        try:
+            self.recording = Recording(
+                lambda named: _launch(self._function, list(named.values()), self._device), inputs
+            )
+        except RuntimeError as error:
+            self._records = False
+            self._warn("is launched kernel by kernel, which is slower", error)
+
+    def _try_compiled(self, inputs: Sequence[torch.Tensor]) -> None:
+        try:
+            _launch(self._function, inputs, self._device)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            self._function, self.mode = self._plain, "off"
+            self._warn("is not compiled, which is slower", error)
+
+    def _warn(self, what: str, error: RuntimeError) -> None:
+        self._logger.warning("Scoring: %s %s (%s).", self._what, what, str(error).strip().split("\n")[0])
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts operations (a multiplication and an addition are two), as ``torch.utils.flop_counter`` does."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if (count := flop_registry.get(getattr(func, "_overloadpacket", None))) is not None:
+            self.total += count(*args, **(kwargs or {}), out_val=out)
+        return out
+
+
+def _launch(function: Callable[..., Any], inputs: Sequence[torch.Tensor], device: torch.device) -> Tensors:
+    with autocast(device):
+        found = function(*inputs)
+    if isinstance(found, dict):  # of diffusers
+        found = tuple(found.values())
+    parts = (found,) if isinstance(found, torch.Tensor) else found
+    return tuple(part.float() for part in parts)
