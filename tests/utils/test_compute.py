@@ -111,8 +111,12 @@ def test_compiling_is_for_long_trainings_on_a_gpu(monkeypatch: pytest.MonkeyPatc
         assert compute.compile_mode("cuda") == ("default" if there else "off")
     monkeypatch.setenv(compute.COMPILE, "off")
     assert compute.compile_mode("cuda") == "off"
-    monkeypatch.setenv(compute.COMPILE, "reduce-overhead")
-    assert (compute.compile_mode("cuda"), compute.compile_mode("cpu")) == ("reduce-overhead", "off")
+    tuned = "max-autotune-no-cudagraphs"
+    monkeypatch.setenv(compute.COMPILE, tuned)
+    assert (compute.compile_mode("cuda"), compute.compile_mode("cpu")) == (tuned, "off")
+    monkeypatch.setenv(compute.COMPILE, "reduce-overhead")  # it records graphs itself
+    with pytest.raises(UserError, match="not one of off, default, max-autotune-no-cudagraphs"):
+        compute.compile_mode("cuda")
     steps = [training.Plan(steps=n, batch=1, lr=1).pays_to_compile for n in (400, 9_999, 10_000)]
     assert steps == [False, False, True]
     minutes = [training.Plan(steps=99_999, batch=1, lr=1, seconds=60.0 * n).pays_to_compile for n in (4, 5)]

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from adbench.methods.common.preprocess import autocast
@@ -23,6 +24,8 @@ LAUNCHED = 2  # portions before one is recorded: they choose algorithms, allocat
 # Operations of a scoring for which compiling pays, if it is worth what it is to a training of large networks: it takes about a
 # minute and halves the rest, which before took about a minute for each 1e16.
 COMPILES_FROM = 3e16
+
+WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -54,9 +57,10 @@ class Forward:
         if which not in self._calls:
             what = f"{type(network).__name__}.{call}"
             self._calls[which] = _Call(what, getattr(network, call), self._device, self._logger)
-        # Not in inference mode: a recording writes to its inputs again, and compilers do not know tensors of that mode.
+        # Not in inference mode: a recording writes to its inputs again, and what is compiled for tensors of that mode is
+        # compiled again for others.
         with torch.inference_mode(False), torch.no_grad():
-            return self._calls[which](inputs)
+            return self._calls[which]([one.clone() if one.is_inference() else one for one in inputs])
 
     def expect(self, done: int, total: int) -> None:
         """``done`` of ``total`` slices are scored: what they took says whether to compile for the others. Decided once."""
@@ -107,7 +111,7 @@ class _Call:
 
     def compile(self, mode: str) -> None:
         """Compile the function for portions to come."""
-        self._function, self.mode = torch.compile(self._plain, mode=mode, dynamic=False), mode
+        self._function, self.mode = compute.compiled(self._plain, mode), mode
         self.recording, self.launched = None, 0
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Tensors:
@@ -118,6 +122,9 @@ class _Call:
             with counted:
                 found = _launch(self._plain, [one[:1] for one in inputs], self._device)
             self.operations = float(counted.total)
+            if counted.waits:
+                self._records = False
+                self._warn("is launched kernel by kernel, which is slower", f"it waits in {min(counted.waits)}")
             if count == 1:
                 return found
         if count < PORTION:
@@ -147,7 +154,7 @@ class _Call:
             )
         except RuntimeError as error:
             self._records = False
-            self._warn("is launched kernel by kernel, which is slower", error)
+            self._warn("is launched kernel by kernel, which is slower", str(error))
 
     def _try_compiled(self, inputs: Sequence[torch.Tensor]) -> None:
         try:
@@ -156,21 +163,32 @@ class _Call:
             raise
         except RuntimeError as error:
             self._function, self.mode = self._plain, "off"
-            self._warn("is not compiled, which is slower", error)
+            self._warn("is not compiled, which is slower", str(error))
 
-    def _warn(self, what: str, error: RuntimeError) -> None:
-        self._logger.warning("Scoring: %s %s (%s).", self._what, what, str(error).strip().split("\n")[0])
+    def _warn(self, what: str, why: str) -> None:
+        self._logger.warning("Scoring: %s %s (%s).", self._what, what, why.strip().split("\n")[0])
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts operations (a multiplication and an addition are two), as ``torch.utils.flop_counter`` does."""
+    """Counts operations (a multiplication and an addition are two), as ``torch.utils.flop_counter`` does.
+
+    ``waits`` are those for which the host waits for the device: to look at a number, or to copy from one to the other. To
+    begin to record them is to break the recording, after which the process keeps memory that it should give back.
+    """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.total = 0
+        self.waits: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        name = str(func)
+        tensors = [leaf for leaf in tree_leaves((args, kwargs, out)) if isinstance(leaf, torch.Tensor)]
+        copies = "copy" in name and len({tensor.device for tensor in tensors}) > 1
+        masks = name.startswith("aten.index") and any(tensor.dtype == torch.bool for tensor in tensors[1:])
+        if copies or masks or any(word in name for word in WAITS):
+            self.waits.add(name)
         if (count := flop_registry.get(getattr(func, "_overloadpacket", None))) is not None:
             self.total += count(*args, **(kwargs or {}), out_val=out)
         return out

@@ -23,8 +23,15 @@ class Recording:
     ) -> None:
         self._inputs = {name: value.clone() for name, value in inputs.items()}
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._outputs = call(self._inputs)
+        device = next(iter(inputs.values())).device
+        with torch.cuda.device(device):
+            stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            # The outer block is left in any case; the graph's own is not where the end of a broken recording raises.
+            with (
+                torch.cuda.stream(stream),
+                torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"),
+            ):
+                self._outputs = call(self._inputs)
 
     def __call__(self, inputs: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         for name, value in inputs.items():

@@ -134,9 +134,7 @@ class Run:
         stage.module.to(device=self.device, memory_format=memory_layout(self.device))  # type: ignore[call-overload]
         mode = compute.compile_mode(str(self.device)) if self.plan.pays_to_compile else "off"
         # For the gradients alone: validation has batches of other shapes, and scoring weights of its own.
-        self.trained: nn.Module = (
-            stage.module if mode == "off" else torch.compile(stage.module, mode=mode, dynamic=False)  # type: ignore[assignment]
-        )
+        self.trained: nn.Module = stage.module if mode == "off" else compute.compiled(stage.module, mode)
         self.parameters = [p for p in stage.module.parameters() if p.requires_grad]
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[self.plan.optimizer]
         on_gpu = self.device.type == "cuda"
