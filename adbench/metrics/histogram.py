@@ -368,7 +368,10 @@ class SubjectHistograms(Mapping[str, ScoreHistogram]):
 
 def _loose(keys: np.ndarray, partition: Partition) -> int:
     """How many of the bins may still be joined: single scores that do not begin a cell."""
-    inner = keys[(keys & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
+    begins = (keys & ((1 << _keys.CELL_SHIFT) - 1)) == 0
+    if not len(partition.cells):
+        return len(keys) - int(np.count_nonzero(begins))
+    inner = keys[~begins]
     if not len(inner):
         return 0
     return len(inner) - int(np.count_nonzero(partition.kinds(inner >> _keys.CELL_SHIFT)))
