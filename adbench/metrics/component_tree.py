@@ -172,7 +172,7 @@ def _uphill(grid: np.ndarray, places: np.ndarray, rank: np.ndarray) -> tuple[np.
 def _least(plane: np.ndarray) -> np.ndarray:
     """The least of 3 x 3, without the margin."""
     rows = np.minimum(np.minimum(plane[:-2], plane[1:-1]), plane[2:])
-    return np.minimum(np.minimum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:])
+    return np.asarray(np.minimum(np.minimum(rows[:, :-2], rows[:, 1:-1]), rows[:, 2:]))
 
 
 def _edges(grid: np.ndarray, places: np.ndarray, peak: np.ndarray, depth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -52,16 +52,23 @@ def ssim_map(
         part = slice(top, top + count + 2 * RADIUS)
         found[top : top + count] = _similarity(x[part], y[part])
     if bad.any():
-        near = [bad[row : row + height, column : column + width] for row, column in product(range(2 * RADIUS + 1), repeat=2)]
+        near = [
+            bad[row : row + height, column : column + width] for row, column in product(range(2 * RADIUS + 1), repeat=2)
+        ]
         found[np.logical_or.reduce(near)] = np.nan
     return found
 
 
 def _framed(image: np.ndarray, ends: list[tuple[int, int]]) -> np.ndarray:
     """The box between ``ends`` of an image, and as much around it as a window reaches."""
-    kept = [(max(start - RADIUS, 0), min(stop + RADIUS, size)) for (start, stop), size in zip(ends, image.shape, strict=True)]
+    kept = [
+        (max(start - RADIUS, 0), min(stop + RADIUS, size))
+        for (start, stop), size in zip(ends, image.shape, strict=True)
+    ]
     box = image[tuple(slice(*one) for one in kept)]
-    lacking = [(RADIUS - start + low, stop + RADIUS - high) for (start, stop), (low, high) in zip(ends, kept, strict=True)]
+    lacking = [
+        (RADIUS - start + low, stop + RADIUS - high) for (start, stop), (low, high) in zip(ends, kept, strict=True)
+    ]
     return np.pad(box, lacking, "symmetric") if any(map(any, lacking)) else box
 
 
@@ -88,8 +95,7 @@ def _similarity(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     products *= 2
     products += C1
     products *= product_
-    products /= mean_x
-    return products
+    return np.asarray(products / mean_x)
 
 
 def _smoothed(fields: np.ndarray) -> np.ndarray:
