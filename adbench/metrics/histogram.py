@@ -21,7 +21,7 @@ from adbench.utils.files import replacing
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 MOST_BINS = 1 << 16  # of all subjects together, before scores are joined
 _MORE_BINS = 1 << 15  # single scores in cells that were empty then, before they are joined too
-MANY_BINS = 1 << 22  # the same where maps take longer to make than to count: about 100 MB
+MANY_BINS = 1 << 22  # the same in a run, for thresholds of single scores: about 100 MB, and 2 s a split
 _FIRST_PIECE = 1 << 16  # voxels that are counted at a time while every score has a bin of its own
 FORMAT = 2  # of the arrays in a file
 _KINDS = {  # array -> kinds of its type
