@@ -2,6 +2,7 @@
 
     python benchmarks/metrics.py                 # the table of docs/metrics.md: 100 M and 1 G voxels, about 5 minutes
     python benchmarks/metrics.py --scale 0.01    # the same in a few seconds, sizes divided by 100
+    python benchmarks/metrics.py --only counting # the table of what a run counts in a volume, by part, about a minute
 
 Times are CPU seconds of the process, all threads together, so that other work on the machine counts little; data are
 made and libraries imported outside the timed parts. Peak memory is the high-water mark of the resident set of the process,
@@ -18,14 +19,16 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 SUBJECTS, CHUNK = 250, 400_000
 MADAD_SLICES, LITERAL_SLICES, VOLUME, SIDE = 2000, 20, 20, 256
+COUNTED, VOLUMES = 100, 5  # slices of a counted volume, and how many of these
 
 
 def voxels(
@@ -225,7 +228,134 @@ def side_madad(count: int) -> dict[str, float]:
     return {"seconds": time.process_time() - clock, "dice": result.values["dice"] or 0}
 
 
+def counted_volume(side: int, seed: int) -> Any:
+    """A volume of 100 slices of ``side`` x ``side``, and a reconstruction: smooth noise in a disc, lesions a little higher."""
+    from scipy.ndimage import gaussian_filter
+
+    from adbench.metrics.lesion import checked_volume
+
+    rng = np.random.default_rng(seed)
+    shape, r, c = (COUNTED, side, side), *np.ogrid[:side, :side]
+    brain = np.broadcast_to((r - side / 2) ** 2 + (c - side / 2) ** 2 < (0.42 * side) ** 2, shape).copy()
+    lesion = np.zeros(shape, bool)
+    lesion[40:60, side // 3 : side // 3 + side // 8, side // 3 : side // 3 + side // 8] = True
+    maps = np.abs(gaussian_filter(rng.standard_normal(shape, np.float32), (0, 2, 2)))
+    maps[lesion] += 0.05
+    image = rng.random(shape, np.float32)
+    recon = np.clip(image + rng.normal(0, 0.1, shape), 0, 1).astype(np.float32)
+    return checked_volume(f"case {seed}", maps, lesion, brain, None, recon, image, (1.0, 1.0, 1.0))
+
+
+def counting_thresholds(side: int) -> list[float]:
+    """The threshold ``val`` and those of a FROC curve, as a run takes them from two validation volumes."""
+    from adbench.metrics.histogram import SubjectHistograms
+    from adbench.metrics.spatial import froc_thresholds
+    from adbench.metrics.thresholds import choose_thresholds
+
+    val = SubjectHistograms()
+    for seed in (100, 101):
+        volume = counted_volume(side, seed)
+        val.update(str(seed), volume.scores, volume.lesion[volume.brain])
+    return [choose_thresholds(val)[0]["val"], *froc_thresholds(val)]
+
+
+def _timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    clock = time.process_time()
+    found = work()
+    return 1e3 * (time.process_time() - clock) / COUNTED, found
+
+
+def side_counting(side: int) -> dict[str, float]:
+    """CPU ms a slice of everything that a run counts in a volume, by part; and two sums of what was counted."""
+    from adbench.metrics import lesion
+    from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
+    from adbench.metrics.lesion import checked_volume
+    from adbench.metrics.spatial import SpatialAccumulator
+
+    val, *froc = counting_thresholds(side)
+    test, spatial = SubjectHistograms([val, *froc], most=MANY_BINS), SpatialAccumulator({"val": val}, froc)
+    spatial.row("warm-up", counted_volume(side, 99))
+    parts: dict[str, list[float]] = {}
+    for seed in range(VOLUMES):
+        made = counted_volume(side, seed)
+        given = (made.maps, made.lesion, made.brain, None, made.recon, made.image, made.spacing)
+        spent, volume = _timed(partial(checked_volume, str(seed), *given))
+        parts.setdefault("checks", []).append(spent)
+        parts.setdefault("slices", []).append(_timed(partial(lesion.slice_scores, volume))[0])
+        spent, (_, found) = _timed(partial(lesion.detect, volume, [val, *froc]))
+        parts.setdefault("lesions", []).append(spent)
+        spent, (_, similarity) = _timed(partial(lesion.reconstruction, volume))
+        parts.setdefault("reconstruction", []).append(spent)
+    labels, before = volume.lesion[volume.brain], []
+    while not len(test.partition.seen):  # until scores are joined
+        before.append(_timed(partial(test.update, str(len(test)), volume.scores, labels))[0])
+    parts["voxels"] = [_timed(partial(test.update, str(len(test)), volume.scores, labels))[0] for _ in range(VOLUMES)]
+    return {
+        "thresholds": 1 + len(froc),
+        "before": sum(before) * COUNTED / 1e3,
+        **{name: float(np.median(spent)) for name, spent in parts.items()},
+        "components": sum(one.found + one.false for one in found),
+        "ssim": similarity,
+    }
+
+
+def side_counting_peer(side: int) -> dict[str, float]:
+    """CPU ms a slice of SciPy's labels at one threshold after the other and of five filtered images, of the last volume."""
+    from scipy.ndimage import gaussian_filter, label
+
+    thresholds, volume = counting_thresholds(side), counted_volume(side, VOLUMES - 1)
+
+    def labels() -> int:
+        return sum(label((volume.maps >= one) & volume.brain, np.ones((3, 3, 3)))[1] for one in thresholds)
+
+    def similarity() -> float:
+        smooth, healthy, total = partial(gaussian_filter, sigma=1.5, radius=5), volume.brain & ~volume.lesion, 0.0
+        for first, second, inside in zip(volume.recon, volume.image, healthy, strict=True):
+            x, y = first.astype(np.float64), second.astype(np.float64)
+            a, b = smooth(x), smooth(y)
+            above = (2 * a * b + 1e-4) * (2 * (smooth(x * y) - a * b) + 9e-4)
+            below = (a**2 + b**2 + 1e-4) * (smooth(x * x) - a**2 + smooth(y * y) - b**2 + 9e-4)
+            total += float((above / below)[inside].sum())
+        return total / int(healthy.sum())
+
+    (lesions, components), (reconstruction, ssim) = _timed(labels), _timed(similarity)
+    return {"lesions": lesions, "reconstruction": reconstruction, "components": components, "ssim": ssim}
+
+
+def report_counting() -> str:
+    """What is counted in a volume, ms a slice, beside the literal way; as Markdown."""
+    sizes = (128, 256)
+    own, peer = ({side: measure(name, side) for side in sizes} for name in ("counting", "counting peer"))
+    names = {
+        "checks": "checks, scores of the brain",
+        "voxels": "voxels by score",
+        "slices": "slice scores",
+        "lesions": f"lesions and components at {own[256]['thresholds']:g} thresholds",
+        "reconstruction": "SSIM and error of a reconstruction",
+    }
+    rows = [[text, *(f"{found[side][name]:.2f}" if name in found[side] else "" for side in sizes for found in (own, peer))] for name, text in names.items()]  # fmt: skip
+    total = ["all", *(value for side in sizes for value in (f"{sum(own[side][name] for name in names):.2f}", ""))]
+    return "\n".join(
+        [
+            "| CPU ms a slice | 128 x 128 | literal | 256 x 256 | literal |",
+            "|---|---|---|---|---|",
+            *("| " + " | ".join(row) + " |" for row in [*rows, total]),
+            "",
+            "The voxels of the first volumes, while every score has a bin of its own, take "
+            + " and ".join(f"{own[side]['before']:.1f} s" for side in sizes)
+            + " once a run.",
+            "Components at all thresholds together, here and by SciPy: "
+            + ", ".join(f"{own[side]['components']} and {peer[side]['components']}" for side in sizes)
+            + "; SSIM differs by "
+            + ", ".join(f"{abs(own[side]['ssim'] - peer[side]['ssim']):.0e}" for side in sizes)
+            + ".",
+        ]
+    )
+
+
 SIDES = {
+    "counting": side_counting,
+    "counting peer": side_counting_peer,
     **{f"scale {name}": partial(side_scale, name=name) for name in SCALES},
     "optional": side_optional,
     "sklearn": side_sklearn,
@@ -339,6 +469,7 @@ def main() -> None:
     global SUBJECTS
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scale", type=float, default=1.0, help="share of the full size (1.0: 100 M voxels)")
+    parser.add_argument("--only", choices=["counting"], help="that table alone")
     parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--size", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--subjects", type=int, default=SUBJECTS, help=argparse.SUPPRESS)
@@ -347,7 +478,7 @@ def main() -> None:
     if given.side:
         print(json.dumps({**SIDES[given.side](given.size), "peak": _peak()}))
     else:
-        print(report(given.scale))
+        print(report_counting() if given.only else report(given.scale))
 
 
 if __name__ == "__main__":

@@ -169,13 +169,20 @@ def grouped(keys: np.ndarray, positive: np.ndarray, negative: np.ndarray) -> Bin
         keys, positive, negative = keys[order], positive[order], negative[order]
         if (keys[1:] > keys[:-1]).all():
             return keys, positive, negative
-    first = np.flatnonzero(np.append(True, keys[1:] != keys[:-1]))
-    return keys[first], np.add.reduceat(positive, first), np.add.reduceat(negative, first)
+    last = np.flatnonzero(np.append(keys[1:] != keys[:-1], True))
+    return keys[last], _sums(positive, last), _sums(negative, last)
+
+
+def _sums(counts: np.ndarray, last: np.ndarray) -> np.ndarray:
+    """Sums of runs of ``counts``, each up to one of ``last``; with short runs several times faster than ``reduceat``."""
+    sums: np.ndarray = np.cumsum(counts)[last]
+    sums[1:] -= sums[:-1].copy()
+    return sums
 
 
 def added(parts: list[Bins], partition: Partition) -> Bins:
     """The sum of several counts, each with distinct ascending keys that begin bins of ``partition``."""
-    if len(parts) < 3:
+    if len(parts) < 3 or not len(partition.cells):
         return grouped(*(np.concatenate([part[i] for part in parts]) for i in range(3)))
     lesion, background = np.zeros((2, len(partition.edges) + 1), np.int64)  # the last: of single scores, not used
     rest = []

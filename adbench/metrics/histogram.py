@@ -21,7 +21,7 @@ from adbench.utils.files import replacing
 _PENDING_BINS = 1 << 18  # partial counts are folded together when they reach this many bins
 MOST_BINS = 1 << 16  # of all subjects together, before scores are joined
 _MORE_BINS = 1 << 15  # single scores in cells that were empty then, before they are joined too
-MANY_BINS = 1 << 22  # the same where maps take longer to make than to count: about 100 MB
+MANY_BINS = 1 << 22  # the same in a run, for thresholds of single scores: about 100 MB, and 2 s a split
 _FIRST_PIECE = 1 << 16  # voxels that are counted at a time while every score has a bin of its own
 FORMAT = 2  # of the arrays in a file
 _KINDS = {  # array -> kinds of its type
@@ -368,7 +368,10 @@ class SubjectHistograms(Mapping[str, ScoreHistogram]):
 
 def _loose(keys: np.ndarray, partition: Partition) -> int:
     """How many of the bins may still be joined: single scores that do not begin a cell."""
-    inner = keys[(keys & ((1 << _keys.CELL_SHIFT) - 1)) != 0]
+    begins = (keys & ((1 << _keys.CELL_SHIFT) - 1)) == 0
+    if not len(partition.cells):
+        return len(keys) - int(np.count_nonzero(begins))
+    inner = keys[~begins]
     if not len(inner):
         return 0
     return len(inner) - int(np.count_nonzero(partition.kinds(inner >> _keys.CELL_SHIFT)))

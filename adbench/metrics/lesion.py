@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 
 from adbench.errors import UserError
+from adbench.metrics.component_tree import Level, Peaks, find_peaks, levels, span, spread
 from adbench.metrics.counting import as_bool
 from adbench.metrics.score_bins import as_array, predict
+from adbench.metrics.similarity import ssim_map
 
 COVERED, INSIDE = 10, 30  # a match covers at least this % of the lesion, and has at least this % of itself inside it
 JOINED = 1.5  # neighbouring slices are joined up to this multiple of their volume's median distance
@@ -39,6 +43,31 @@ class Volume:
     recon: np.ndarray | None = None
     image: np.ndarray | None = None
     spacing: tuple[float, float, float] | None = None
+
+    @cached_property
+    def scores(self) -> np.ndarray:
+        """(n,) scores of the brain's voxels, slice by slice in scan order; not to be written to."""
+        return np.asarray(self.maps[self.brain])
+
+    @cached_property
+    def shown(self) -> np.ndarray:
+        """(s,) which slices have brain."""
+        return np.flatnonzero(self.brain.any(axis=(1, 2)))
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """(s,) where the :attr:`scores` of each slice with brain end."""
+        return np.cumsum(np.count_nonzero(self.brain[self.shown], axis=(1, 2)))
+
+    @cached_property
+    def highest(self) -> np.ndarray:
+        """(s,) the highest score of each slice with brain, in the type of the map."""
+        return np.asarray(np.maximum.reduceat(self.scores, np.append(0, self.ends[:-1])))
+
+    @cached_property
+    def ill(self) -> np.ndarray:
+        """(s,) whether each slice with brain has a lesion voxel."""
+        return np.asarray(self.lesion[self.shown].any(axis=(1, 2)))
 
     def components(self, mask: np.ndarray) -> tuple[np.ndarray, int]:
         """Connected components of an (S, H, W) bool ``mask`` of this volume, as every lesion metric counts them.
@@ -90,19 +119,20 @@ def checked_volume(
         raise UserError(f"Case {subject!r} has {len(stack)} maps but its slice indices are {indices.tolist()}.")
     if not masks[0].any():
         raise UserError(f"Case {subject!r} has no brain voxel: its brain mask is empty. Correct the mask.")
-    wrong = int(np.count_nonzero(~np.isfinite(stack[masks[0]])))
+    order = np.argsort(indices)
+    if (order != np.arange(len(order))).any():
+        stack, masks, indices = stack[order], (masks[0][order], masks[1][order]), indices[order]
+        arrays = {name: array[order] for name, array in arrays.items()}
+    volume = Volume(
+        stack, masks[1] & masks[0], masks[0], indices, arrays.get("reconstruction"), arrays.get("image"), spacing
+    )
+    wrong = len(volume.scores) - int(np.count_nonzero(np.isfinite(volume.scores)))
     if wrong:
         raise UserError(
             f"Scores of {where} hold {wrong} NaN or infinite value{'s' if wrong > 1 else ''} inside the brain: "
             "repair the map; nothing is replaced silently."
         )
-    order = np.argsort(indices)
-    if (order != np.arange(len(order))).any():
-        stack, masks, indices = stack[order], (masks[0][order], masks[1][order]), indices[order]
-        arrays = {name: array[order] for name, array in arrays.items()}
-    return Volume(
-        stack, masks[1] & masks[0], masks[0], indices, arrays.get("reconstruction"), arrays.get("image"), spacing
-    )
+    return volume
 
 
 def breaks(slices: np.ndarray) -> np.ndarray:
@@ -132,12 +162,13 @@ def components(mask: np.ndarray, cuts: np.ndarray | None = None) -> tuple[np.nda
     """
     import cc3d
 
-    if cuts is None or not len(cuts):
-        labels, count = cc3d.connected_components(mask, connectivity=26, return_N=True)
-        return labels, int(count)
-    # An empty plane in each cut keeps apart what lies on its two sides.
-    labels, count = cc3d.connected_components(np.insert(mask, cuts, False, axis=0), connectivity=26, return_N=True)
-    return np.delete(labels, cuts + np.arange(len(cuts)), axis=0), int(count)
+    labels = np.zeros(mask.shape, np.uint32)
+    if not mask.any():
+        return labels, 0
+    box, planes, padded = spread(mask, np.zeros(0, np.int64) if cuts is None else cuts)
+    found, count = cc3d.connected_components(padded, connectivity=26, return_N=True)
+    labels[box] = found[planes, 1:-1, 1:-1]
+    return labels, int(count)
 
 
 @dataclass
@@ -208,52 +239,81 @@ def detect(volume: Volume, thresholds: Sequence[float]) -> tuple[list[int], list
     Returns:
         Voxels of each lesion, in scan order, and one :class:`Detection` a threshold.
     """
-    cuts = breaks(volume.slices)
-    sizes, own = np.zeros(0, np.int64), np.zeros(0, np.int64)
-    if volume.lesion.any():
-        labels, count = components(volume.lesion, cuts)
-        own = labels[volume.lesion].astype(np.int64) - 1  # in the order of np.flatnonzero(volume.lesion)
-        sizes = np.bincount(own, minlength=count)
+    sizes, own = _lesions(volume)
     nothing = Detection([0.0] * len(sizes), 0)
     if not len(thresholds):
         return sizes.tolist(), []
-    inside = predict(volume.maps, min(thresholds)) & volume.brain
-    if not inside.any():
+    steps, which = np.unique(np.asarray(thresholds, np.float64), return_inverse=True)
+    inside = predict(volume.maps, steps[0]) & volume.brain
+    voxels = np.flatnonzero(inside)
+    if not len(voxels):
         return sizes.tolist(), [nothing] * len(thresholds)
-    box = tuple(slice(int(places.min()), int(places.max()) + 1) for places in np.nonzero(inside))
-    cuts = cuts[(cuts > box[0].start) & (cuts < box[0].stop)] - box[0].start
-    cropped = np.zeros(volume.lesion.shape, bool)
-    cropped[box] = True
-    own = own[cropped[volume.lesion]]
-    lesion, brain, maps = np.flatnonzero(volume.lesion[box]), volume.brain[box], volume.maps[box]
-    found = []
-    for threshold in thresholds:
-        predicted = predict(maps, threshold) & brain
-        labels, count = components(predicted, cuts)
-        found.append(_match(sizes, own, labels.ravel()[lesion].astype(np.int64), labels, predicted, count))
-    return sizes.tolist(), found
+    scores = volume.maps.reshape(-1)[voxels]
+    level = np.zeros(len(scores), np.min_scalar_type(len(steps)))
+    for step in steps:
+        level += predict(scores, step)
+    peaks = find_peaks(inside, level, len(steps), breaks(volume.slices))
+    ill = np.flatnonzero(volume.lesion.reshape(-1)[voxels])
+    matching = _Matching(sizes, own[inside[volume.lesion]], ill, peaks)
+    found = [matching.at(level) for level in levels(peaks)]
+    return sizes.tolist(), [found[len(steps) - 1 - place] for place in which]
 
 
-def _match(
-    sizes: np.ndarray, own: np.ndarray, other: np.ndarray, labels: np.ndarray, predicted: np.ndarray, count: int
-) -> Detection:
-    """Match lesions with components; ``own`` and ``other``: lesion and component (0: none) of each lesion voxel."""
-    ious = np.zeros(len(sizes))
-    touching = other > 0
-    if not touching.any():
-        return Detection(ious.tolist(), count)
-    pairs, shared = np.unique(own[touching] * (count + 1) + other[touching], return_counts=True)
-    mine, theirs = pairs // (count + 1), pairs % (count + 1)
-    volumes = np.bincount(labels[predicted], minlength=count + 1)
-    union = sizes[mine] + volumes[theirs] - shared
-    taken: set[int] = set()
-    for pair in np.argsort(-shared / union, kind="stable").tolist():
-        lesion, component = int(mine[pair]), int(theirs[pair])
-        enough = 100 * shared[pair] >= max(COVERED * sizes[lesion], INSIDE * volumes[component])
-        if enough and not ious[lesion] and component not in taken:
-            ious[lesion] = shared[pair] / union[pair]
-            taken.add(component)
-    return Detection(ious.tolist(), count - len(taken))
+def _lesions(volume: Volume) -> tuple[np.ndarray, np.ndarray]:
+    """Voxels of each lesion, in scan order, and the lesion of each lesion voxel, from 0, in scan order too."""
+    if not volume.lesion.any():
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    labels, count = volume.components(volume.lesion)
+    own = labels[volume.lesion].astype(np.int64) - 1
+    return np.bincount(own, minlength=count), own
+
+
+class _Matching:
+    """Lesions and predicted components, matched at one level after the other.
+
+    Args:
+        sizes: voxels of each lesion.
+        own: (m,) lesion of each voxel that is both in a lesion and predicted at the lowest threshold.
+        voxels: (m,) which of the predicted voxels these are, in scan order.
+        peaks: of the predicted voxels.
+    """
+
+    def __init__(self, sizes: np.ndarray, own: np.ndarray, voxels: np.ndarray, peaks: Peaks) -> None:
+        self._sizes = sizes
+        ill = np.zeros(len(peaks.order), bool)
+        ill[voxels] = True
+        lesion_of = np.zeros(len(peaks.order), np.int64)
+        lesion_of[voxels] = own
+        self._ranks = np.flatnonzero(ill[peaks.order])  # in the order in which levels bring them
+        pairs = lesion_of[peaks.order[self._ranks]] * len(peaks.order) + peaks.peak[self._ranks]
+        distinct, self._pair = np.unique(pairs, return_inverse=True)
+        self._lesion, self._peak = np.divmod(distinct, len(peaks.order))
+        self._shared = np.zeros(len(distinct), np.int64)
+
+    def at(self, level: Level) -> Detection:
+        """Lesions against the components of a level, which follows on the one that was asked for before."""
+        low, high = np.searchsorted(self._ranks, [level.voxels.start, level.voxels.stop])
+        self._shared += np.bincount(self._pair[low:high], minlength=len(self._shared))
+        ious = np.zeros(len(self._sizes))
+        touching = np.flatnonzero(self._shared)
+        if not len(touching):
+            return Detection(ious.tolist(), level.count)
+        # Components are told by their first voxel, so that they are in scan order.
+        component = level.component[self._peak[touching]]
+        keys = self._lesion[touching] << 32 | level.first[component]
+        _, place, group = np.unique(keys, return_index=True, return_inverse=True)
+        mine, theirs = self._lesion[touching][place], component[place]
+        shared = np.bincount(group, self._shared[touching]).astype(np.int64)
+        volumes = level.size[theirs]
+        union = self._sizes[mine] + volumes - shared
+        taken: set[int] = set()
+        for pair in np.argsort(-shared / union, kind="stable").tolist():
+            lesion, other = int(mine[pair]), int(theirs[pair])
+            enough = 100 * shared[pair] >= max(COVERED * self._sizes[lesion], INSIDE * volumes[pair])
+            if enough and not ious[lesion] and other not in taken:
+                ious[lesion] = shared[pair] / union[pair]
+                taken.add(other)
+        return Detection(ious.tolist(), level.count - len(taken))
 
 
 def slice_scores(volume: Volume) -> tuple[list[bool], list[float], list[float]]:
@@ -262,18 +322,12 @@ def slice_scores(volume: Volume) -> tuple[list[bool], list[float], list[float]]:
     The (lower) median is a score of the slice itself, so that an increasing function of the map changes no order of
     slices; a mean would.
     """
-    found: tuple[list[bool], list[float], list[float]] = ([], [], [])
-    for scores, lesion, brain in zip(volume.maps, volume.lesion, volume.brain, strict=True):
-        if not brain.any():
-            continue
-        own = scores[brain]
-        count = max(1, round(len(own) / 100))
-        middle = len(own) - count + (count - 1) // 2
-        own = np.partition(own, [middle, len(own) - 1])
-        found[0].append(bool(lesion.any()))
-        found[1].append(float(own[-1]))
-        found[2].append(float(own[middle]))
-    return found
+    top = []
+    for start, end in pairwise([0, *volume.ends.tolist()]):
+        count = max(1, round((end - start) / 100))
+        middle = end - start - count + (count - 1) // 2
+        top.append(float(np.partition(volume.scores[start:end], middle)[middle]))
+    return volume.ill.tolist(), [float(score) for score in volume.highest], top
 
 
 def free_maxima(maps: np.ndarray, lesion: np.ndarray, brain: np.ndarray) -> list[float]:
@@ -290,8 +344,7 @@ def free_maxima(maps: np.ndarray, lesion: np.ndarray, brain: np.ndarray) -> list
 
 def alarms(volume: Volume, threshold: float) -> int:
     """Lesion-free slices with at least one predicted brain voxel."""
-    predicted = (predict(volume.maps, threshold) & volume.brain).any(axis=(1, 2))
-    return int(np.count_nonzero(predicted & ~volume.lesion.any(axis=(1, 2))))
+    return int(np.count_nonzero(predict(volume.highest, threshold) & ~volume.ill))
 
 
 def reconstruction(volume: Volume) -> tuple[float | None, float | None]:
@@ -303,24 +356,11 @@ def reconstruction(volume: Volume) -> tuple[float | None, float | None]:
     healthy = volume.brain & ~volume.lesion
     if volume.recon is None or volume.image is None or not healthy.any():
         return None, None
-    absolute = np.abs(volume.recon[healthy].astype(np.float64) - volume.image[healthy])
-    total = 0.0
+    error = similarity = 0.0
     for recon, image, inside in zip(volume.recon, volume.image, healthy, strict=True):
         if inside.any():
-            total += float(ssim_map(recon, image)[inside].sum())
-    return float(absolute.mean()), total / int(healthy.sum())
-
-
-def ssim_map(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(H, W) float64 structural similarity of two images in [0, 1]; edges are mirrored."""
-    from scipy.ndimage import gaussian_filter
-
-    def smooth(image: np.ndarray) -> np.ndarray:
-        return np.asarray(gaussian_filter(image, 1.5, radius=5))
-
-    x, y = first.astype(np.float64), second.astype(np.float64)
-    mean_x, mean_y = smooth(x), smooth(y)
-    var_x, var_y = smooth(x * x) - mean_x**2, smooth(y * y) - mean_y**2
-    covariance = smooth(x * y) - mean_x * mean_y
-    luminance = (2 * mean_x * mean_y + 0.01**2) / (mean_x**2 + mean_y**2 + 0.01**2)
-    return np.asarray(luminance * (2 * covariance + 0.03**2) / (var_x + var_y + 0.03**2))
+            error += float(np.abs(recon[inside].astype(np.float64) - image[inside]).sum())
+            box = span(inside, 1), span(inside, 0)
+            similarity += float(ssim_map(recon, image, *box)[inside[box]].sum())
+    count = int(np.count_nonzero(healthy))
+    return error / count, similarity / count

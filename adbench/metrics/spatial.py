@@ -15,7 +15,7 @@ from adbench.metrics import bootstrap, lesion
 from adbench.metrics.base import Metric, Subject, check_names, measured, spec_of
 from adbench.metrics.curves import Curve
 from adbench.metrics.histogram import ScoreHistogram, SubjectHistograms
-from adbench.metrics.lesion import VolumeRow, checked_volume
+from adbench.metrics.lesion import Volume, VolumeRow, checked_volume
 from adbench.metrics.spec import FROC_RATES, MAP_METRICS, SPECS, MetricSpec
 from adbench.utils.files import write_json
 
@@ -113,28 +113,53 @@ class SpatialAccumulator:
         Raises:
             UserError: the volume was added before, or see :func:`adbench.metrics.lesion.checked_volume`.
         """
-        if volume in self._rows:
-            raise UserError(f"Volume {volume!r} was added before: give all of its slices at once.")
+        self._refuse_known(volume)
         checked = checked_volume(volume, maps, lesion_mask, brain, slices, recon, image, spacing)
-        row = VolumeRow(volume, subject or volume, {name: group for name, group in groups.items() if group is not None})
-        row.slice_lesion, row.slice_max, row.slice_top = lesion.slice_scores(checked)
+        self.keep(self.row(volume, checked, subject, **groups), checked)
+
+    def row(self, name: str, volume: Volume, subject: str = "", /, **groups: str | None) -> VolumeRow:
+        """Everything that is counted in a volume but what plug-in metrics measure; several threads may call this at once.
+
+        Args:
+            name: its id.
+            volume: from :func:`adbench.metrics.lesion.checked_volume`.
+            subject: as for :meth:`add_volume`.
+            **groups: as for :meth:`add_volume`.
+        """
+        row = VolumeRow(
+            name, subject or name, {grouping: group for grouping, group in groups.items() if group is not None}
+        )
+        row.slice_lesion, row.slice_max, row.slice_top = lesion.slice_scores(volume)
         thresholds = [self.thresholds[rule] for rule in self.rules]
-        row.lesion_sizes, detections = lesion.detect(checked, [*thresholds, *self.froc])
+        row.lesion_sizes, detections = lesion.detect(volume, [*thresholds, *self.froc])
         row.found = [one.found for one in detections]
         row.false_components = [one.false for one in detections]
         if "val" in self.thresholds:
             row.lesion_ious = detections[0].ious
-        row.alarms = {rule: lesion.alarms(checked, self.thresholds[rule]) for rule in self.rules}
-        row.recon_l1, row.recon_ssim = lesion.reconstruction(checked)
+        row.alarms = {rule: lesion.alarms(volume, self.thresholds[rule]) for rule in self.rules}
+        row.recon_l1, row.recon_ssim = lesion.reconstruction(volume)
+        return row
+
+    def keep(self, row: VolumeRow, volume: Volume) -> None:
+        """Let plug-in metrics measure the volume that ``row`` was counted in, and keep the row.
+
+        Raises:
+            UserError: the volume was added before, or a metric returns what none may.
+        """
+        self._refuse_known(row.volume)
         if self.metrics:
             histogram = ScoreHistogram()
-            histogram.update(checked.maps[checked.brain], checked.lesion[checked.brain], volume)
-            given = Subject(volume, histogram, self.thresholds, checked)
+            histogram.update(volume.scores, volume.lesion[volume.brain], row.volume)
+            given = Subject(row.volume, histogram, self.thresholds, volume)
             for metric in self.metrics:
                 found = measured(metric, given)
                 if found is not None:
                     row.measures[metric.name] = found
-        self._rows[volume] = row
+        self._rows[row.volume] = row
+
+    def _refuse_known(self, volume: str) -> None:
+        if volume in self._rows:
+            raise UserError(f"Volume {volume!r} was added before: give all of its slices at once.")
 
     def merge(self, other: SpatialAccumulator) -> None:
         """Take over the volumes of ``other``, which was made with the same thresholds.

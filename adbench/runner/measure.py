@@ -5,8 +5,11 @@ What this module imports, the metrics among it, counts into the key of every run
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,12 +21,14 @@ from adbench.methods.base import Method
 from adbench.metrics.base import Metric, spec_of
 from adbench.metrics.evaluate import Evaluation, compact, evaluate
 from adbench.metrics.histogram import MANY_BINS, SubjectHistograms
-from adbench.metrics.lesion import free_maxima
+from adbench.metrics.lesion import Volume, VolumeRow, checked_volume, free_maxima
 from adbench.metrics.spatial import SpatialAccumulator, froc_thresholds
 from adbench.metrics.thresholds import SLICES, choose_thresholds, slice_thresholds
 from adbench.runner.fit import seed_everything
 from adbench.runner.inference import Clock, ScoredVolume, score_volumes
 from adbench.utils import seeds
+
+MOST_COUNTING = 4  # threads; each holds a volume, and these count as fast as a GPU gives maps
 
 
 @dataclass
@@ -63,6 +68,69 @@ class _MapFile:
         self._maps.flush()
 
 
+class _Beside:
+    """Counts volumes in threads, beside the scoring, and keeps their rows in the order in which the volumes came.
+
+    A row depends on its volume alone, so the number of threads changes nothing. No more volumes wait than there are threads,
+    and plug-in metrics, which may keep a state, measure in the thread of the caller.
+
+    Args:
+        spatial: keeps the rows.
+        threads: 0 counts at once.
+    """
+
+    def __init__(self, spatial: SpatialAccumulator, threads: int) -> None:
+        self._spatial, self._threads = spatial, threads
+        self._pool = ThreadPoolExecutor(threads, "adbench-count") if threads else None
+        self._waiting: deque[tuple[Volume, Future[VolumeRow]]] = deque()
+
+    def __enter__(self) -> _Beside:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool:
+            self._pool.shutdown(cancel_futures=True)
+
+    def add(self, volume: Volume, count: Callable[[], VolumeRow]) -> None:
+        """Have a volume counted; waits for the earliest one where as many wait as may."""
+        if self._pool is None:
+            self._spatial.keep(count(), volume)
+            return
+        self._waiting.append((volume, self._pool.submit(count)))
+        while self._waiting and (len(self._waiting) > self._threads or self._waiting[0][1].done()):
+            self._keep_first()
+
+    def finish(self) -> None:
+        """Wait for all of them."""
+        while self._waiting:
+            self._keep_first()
+
+    def _keep_first(self) -> None:
+        volume, row = self._waiting.popleft()
+        self._spatial.keep(row.result(), volume)
+
+
+def counting_threads(device: str) -> int:
+    """How many threads count beside a scoring on ``device``: those of the run; none where one core does both."""
+    import torch
+
+    own = torch.get_num_threads()
+    return 0 if own == 1 and not device.startswith("cuda") else min(own, MOST_COUNTING)
+
+
+def _volume(scored: ScoredVolume, data: LabelledSet, *, pictured: bool) -> Volume:
+    return checked_volume(
+        scored.volume,
+        scored.maps,
+        data.lesions(scored.positions),
+        data.counted(scored.positions),
+        data.slice_numbers[scored.positions],
+        scored.reconstructions,
+        data.images(scored.positions).astype(np.float32) if pictured else None,
+        data.spacing_at(int(scored.positions[0])),
+    )
+
+
 def measure(
     method: Method,
     threshold_data: LabelledSet,
@@ -80,7 +148,7 @@ def measure(
         threshold_data: labelled validation slices; may be empty.
         test_data: labelled test slices.
         ctx: surroundings, the seed among them.
-        clock: learns what took how long.
+        clock: learns what took how long; of the counting ("measure") what the scoring waited for.
         metrics: optional and plug-in metrics that are measured too.
         keep_in: files for all maps of test and of validation, (N, H, W) in the order of the set; None keeps none.
         show: is called with every test volume.
@@ -107,25 +175,20 @@ def measure(
         free=free,
     )
     test = SubjectHistograms([*spatial.thresholds.values(), *spatial.froc], most=MANY_BINS)
-    for scored in score_volumes(method, test_data, ctx, "score test", clock=clock, planned=planned):
-        if keep:
-            keep.write(scored)
-        brain, lesion = test_data.counted(scored.positions), test_data.lesions(scored.positions)
+    with _Beside(spatial, counting_threads(ctx.device)) as rows:
+        for scored in score_volumes(method, test_data, ctx, "score test", clock=clock, planned=planned):
+            if keep:
+                keep.write(scored)
+            with clock.phase("measure"):
+                volume = _volume(
+                    scored, test_data, pictured=bool(spatial.metrics) or scored.reconstructions is not None
+                )
+                test.update(scored.volume, volume.scores, volume.lesion[volume.brain])
+                groups = test_data.groups_at(int(scored.positions[0]))
+                rows.add(volume, partial(spatial.row, scored.volume, volume, scored.subject, **groups))
+            show(scored)
         with clock.phase("measure"):
-            test.update(scored.volume, scored.maps[brain], lesion[brain])
-            spatial.add_volume(
-                scored.volume,
-                scored.maps,
-                lesion & brain,
-                brain,
-                test_data.slice_numbers[scored.positions],
-                subject=scored.subject,
-                recon=scored.reconstructions,
-                image=test_data.images(scored.positions).astype(np.float32),
-                spacing=test_data.spacing_at(int(scored.positions[0])),
-                **test_data.groups_at(int(scored.positions[0])),
-            )
-        show(scored)
+            rows.finish()
     for file in (keep, keep_val):
         if file:
             file.close()

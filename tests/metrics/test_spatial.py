@@ -11,10 +11,11 @@ import sklearn.metrics as sk
 import torch
 
 from adbench.errors import UserError
-from adbench.metrics import bootstrap, lesion
+from adbench.metrics import bootstrap, component_tree, lesion
 from adbench.metrics.base import Metric
 from adbench.metrics.evaluate import choose_thresholds, evaluate, lesion_size_groups
 from adbench.metrics.histogram import SubjectHistograms
+from adbench.metrics.similarity import ssim_map
 from adbench.metrics.spatial import SpatialAccumulator, froc_curve, froc_thresholds, sample_spatial
 from adbench.metrics.spec import MAP_METRICS
 
@@ -285,6 +286,147 @@ def test_reconstruction_counts_healthy_tissue_only():
     assert other.rows[0].recon_ssim < spatial.rows[0].recon_ssim <= 1
 
 
+def rough(shape, rng):
+    return rng.random(shape)
+
+
+def waves(shape, rng):
+    return scipy.ndimage.gaussian_filter(rng.normal(size=shape), 1.2)
+
+
+def terraces(shape, rng):
+    return np.round(waves(shape, rng) * 12) / 12
+
+
+def flat(shape, rng):
+    return np.full(shape, 0.5)
+
+
+def whole_numbers(shape, rng):
+    return rng.integers(-3, 3, shape)
+
+
+def mostly_nothing(shape, rng):
+    return np.where(rng.random(shape) < 0.7, 0, rng.random(shape))
+
+
+def at_each_threshold(given, thresholds):
+    """What :func:`lesion.detect` finds, by SciPy's labels at one threshold after the other."""
+    for threshold in thresholds:
+        predicted = (given.maps.astype(np.float64) >= threshold) & given.brain
+        yield matched(given.lesion, predicted, given.slices.tolist())
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64, np.int16])
+@pytest.mark.parametrize("kind", [rough, waves, terraces, flat, whole_numbers, mostly_nothing])
+def test_all_thresholds_at_once_are_each_alone(kind, dtype, monkeypatch):
+    monkeypatch.setattr(component_tree, "_BLOCK", 64)
+    monkeypatch.setattr(component_tree, "_MOST_EDGES", 100)
+    seen = set()
+    for seed in range(24):
+        rng = np.random.default_rng([seed, np.dtype(dtype).itemsize])
+        shape = tuple(rng.integers([1, 1, 1], [8, 11, 12]))
+        maps = kind(shape, rng)
+        maps = (maps * (5 if dtype == np.int16 else 1)).astype(dtype)
+        mask = (rng.random(shape) < 0.1, waves(shape, rng) > 0.2, np.zeros(shape, bool), np.ones(shape, bool))[seed % 4]
+        brain = rng.random(shape) < (0.7, 2.0)[seed % 2]
+        slices = np.cumsum(rng.choice([1, 1, 1, 4], shape[0]))
+        given = lesion.Volume(maps, mask & brain, brain, slices)
+        own = maps[brain] if brain.any() else maps.ravel()
+        # Out of order, some twice, some between two scores, and some that all or none of the scores reach.
+        some = rng.choice(own.astype(np.float64), rng.integers(0, 12))
+        thresholds = rng.permutation([*some, *some[:2], *(some[:3] + 1e-9), float(own.min()), float(own.max()) + 1])
+        thresholds = thresholds[: len(thresholds) if seed % 3 else 0].tolist()
+        sizes, found = lesion.detect(given, thresholds)
+        assert sum(sizes) == given.lesion.sum()
+        assert len(found) == len(thresholds)
+        for one, (ious, false) in zip(found, at_each_threshold(given, thresholds), strict=True):
+            assert (one.ious, one.false) == (ious, false), (seed, shape)
+            seen |= {("found", one.found > 0), ("false", one.false > 0)}
+    assert len(seen) == 4
+
+
+def test_many_thresholds_and_nested_lesions_of_equal_overlap():
+    """More levels than a byte counts, on a staircase; and two components that fit a lesion equally well."""
+    stairs = np.arange(600, dtype=np.float32).reshape(1, 20, 30)
+    full = np.ones(stairs.shape, bool)
+    mask = np.zeros(stairs.shape, bool)
+    mask[0, 10:, :] = True
+    thresholds = np.arange(600).tolist()
+    _, found = lesion.detect(lesion.Volume(stairs, mask, full, np.arange(1)), thresholds)
+    assert [one.false for one in found[300:571]] == [0] * 271, "30 voxels are a tenth of the lesion"
+    assert found[300].ious == [1.0]
+    assert [one.ious for one in found[571:]] == [[0.0]] * 29
+
+    scores = np.zeros((1, 3, 11), np.float32)
+    scores[0, 1, [1, 2, 8, 9]] = 3
+    ill = np.zeros(scores.shape, bool)
+    ill[0, 1] = True
+    every = lesion.Volume(scores, ill, np.ones(scores.shape, bool), np.arange(1))
+    assert [(one.ious, one.false) for one in lesion.detect(every, [3, 1])[1]] == [([2 / 11], 1)] * 2
+
+
+def test_components_of_a_single_line():
+    for axis in range(3):
+        mask = np.moveaxis(np.array([[[1, 0, 1, 1, 0, 1]]], bool), 2, axis)
+        labels, count = lesion.components(mask)
+        assert (labels.ravel().tolist(), count) == ([1, 0, 2, 2, 0, 3], 3)
+    assert lesion.components(np.zeros((2, 3, 4), bool))[1] == 0
+
+
+def literal_ssim(first, second):
+    """The formula of Wang et al. with five images filtered by SciPy."""
+
+    def smooth(image):
+        return scipy.ndimage.gaussian_filter(image, 1.5, radius=5, mode="reflect")
+
+    x, y = first.astype(np.float64), second.astype(np.float64)
+    mean_x, mean_y = smooth(x), smooth(y)
+    spread = smooth(x * x) - mean_x**2 + smooth(y * y) - mean_y**2
+    shared = smooth(x * y) - mean_x * mean_y
+    above = (2 * mean_x * mean_y + 1e-4) * (2 * shared + 9e-4)
+    return above / ((mean_x**2 + mean_y**2 + 1e-4) * (spread + 9e-4))
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 40), (11, 4), (64, 16), (65, 17), (150, 131)])
+def test_ssim_equals_five_filtered_images(shape):
+    rng = np.random.default_rng(shape)
+    for _ in range(4):
+        first = rng.random(shape).astype(np.float32)
+        second = np.clip(first + rng.normal(0, 0.2, shape), 0, 1).astype(np.float16)
+        expected = literal_ssim(first, second)
+        np.testing.assert_allclose(ssim_map(first, second), expected, rtol=0, atol=1e-12)
+        (top, bottom), (left, right) = (np.sort(rng.choice(size + 1, 2, replace=False)) for size in shape)
+        part = slice(top, bottom), slice(left, right)
+        np.testing.assert_allclose(ssim_map(first, second, *part), expected[part], rtol=0, atol=1e-12)
+
+
+def test_ssim_beside_pixels_that_are_not_finite():
+    rng = np.random.default_rng(2)
+    first, second = (rng.random((40, 50)).astype(np.float32) for _ in range(2))
+    first[20, 8], second[2, 44] = np.nan, np.inf
+    with np.errstate(invalid="ignore"):
+        expected = literal_ssim(first, second)
+    found = ssim_map(first, second)
+    assert 0 < np.isnan(found).sum() < found.size
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_reconstruction_is_the_mean_over_healthy_brain():
+    rng = np.random.default_rng(5)
+    image, recon = (rng.random((4, 70, 33)).astype(np.float32) for _ in range(2))
+    brain, mask = rng.random(image.shape) < 0.5, np.zeros(image.shape, bool)
+    brain[2], mask[1, 20:40], mask[3] = False, True, True
+    brain[:, :7] = brain[:, :, 25:] = False
+    spatial = SpatialAccumulator({})
+    spatial.add_volume("a", image, mask, brain, recon=recon, image=image)
+    healthy = brain & ~mask
+    expected = np.concatenate([literal_ssim(a, b)[inside] for a, b, inside in zip(recon, image, healthy, strict=True)])
+    assert spatial.rows[0].recon_ssim == pytest.approx(expected.mean(), rel=0, abs=1e-12)
+    distance = np.abs(recon[healthy].astype(np.float64) - image[healthy])
+    assert spatial.rows[0].recon_l1 == pytest.approx(distance.mean(), rel=0, abs=1e-14)
+
+
 def test_ssim_equals_monai_away_from_the_edge():
     from monai.metrics.regression import compute_ssim_and_cs
 
@@ -294,8 +436,8 @@ def test_ssim_equals_monai_away_from_the_edge():
     theirs, _ = compute_ssim_and_cs(
         *tensors, spatial_dims=2, kernel_size=(11, 11), kernel_sigma=(1.5, 1.5), data_range=1
     )
-    np.testing.assert_allclose(lesion.ssim_map(first, second)[5:-5, 5:-5], theirs[0, 0].numpy(), atol=1e-5)
-    np.testing.assert_allclose(lesion.ssim_map(first, first), 1, atol=1e-12)
+    np.testing.assert_allclose(ssim_map(first, second)[5:-5, 5:-5], theirs[0, 0].numpy(), atol=1e-5)
+    np.testing.assert_allclose(ssim_map(first, first), 1, atol=1e-12)
 
 
 def test_replicates_equal_repeating_the_drawn_subjects():

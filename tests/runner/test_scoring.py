@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +19,12 @@ from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError
 from adbench.methods.base import FitReport, Method
 from adbench.methods.common import image_ops
+from adbench.metrics.base import Metric, Subject
 from adbench.params import ParamSet
 from adbench.runner import inference
-from adbench.runner.inference import median_filtered, score_volumes, smoothed
+from adbench.runner import measure as measuring
+from adbench.runner.inference import Clock, median_filtered, score_volumes, smoothed
+from adbench.runner.measure import Counts, counting_threads, measure
 
 EMPTY = {("a", 0), ("b", 1), ("b", 2), ("c", 0), ("c", 1), ("c", 2)}
 
@@ -202,3 +208,169 @@ def test_batches_come_in_order_however_many_are_begun_and_shrink_where_memory_en
     assert positions == list(range(len(data)))
     assert max(tried) > 2 >= tried[-1]
     assert begun[0] > 2 or not ahead  # the next batch was begun before the first one was waited for
+
+
+class Waves(Counting):
+    """Maps of several peaks that are other ones in each slice, and a reconstruction a little off."""
+
+    name = "waves"
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        height, width = batch.image.shape[-2:]
+        rows, columns = torch.arange(height)[:, None], torch.arange(width)[None]
+        turn = torch.tensor(
+            [float(number + ord(name[0])) for number, name in zip(batch.slices, batch.subjects, strict=True)]
+        )
+        turn = turn[:, None, None]
+        maps = torch.sin(rows * 0.9 + turn) * torch.cos(columns * 0.7 - turn)
+        maps[:, 6:10, 6:10] += turn % 3  # the lesion, less or more of it
+        return maps[:, None]
+
+    def reconstruct(self, batch: SliceBatch) -> torch.Tensor | None:
+        return batch.image + 0.1 * Waves.score(self, batch)
+
+
+class InTurn(Metric):
+    """Keeps a state, and notes who asks."""
+
+    name = "in_turn"
+    needs_maps = True
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, int]] = []
+
+    def measure(self, subject: Subject) -> tuple[float, float] | None:
+        self.asked.append((subject.subject, threading.get_ident()))
+        assert subject.volume is not None
+        assert subject.volume.image is not None
+        subject.volume.maps[:] = 0  # what it does to the map reaches no number
+        return float(len(self.asked)), 1.0
+
+
+class Failing(Metric):
+    """Returns what none may."""
+
+    name = "failing"
+    needs_maps = True
+
+    def measure(self, subject: Subject) -> Any:
+        return "nothing"
+
+
+@pytest.fixture
+def counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """``measure`` of eight volumes with so many counting threads, none of which is there afterwards."""
+
+    class Eight(Volumes):
+        info = DatasetInfo(
+            "eight", "1", ("FLAIR",), "CC0", "generated", "nothing", protocol="phantom", needs_root=False
+        )
+
+        def discover(self, modality: str) -> list[Case]:
+            return [Case(name, "test") for name in "bdefghij"]
+
+    monkeypatch.setattr(inference, "usual_batch", lambda device: 4)  # a volume
+    data = prepare(Eight(ParamSet(), None), "FLAIR", tmp_path).labelled("test")
+
+    def run(threads: int, metrics: tuple[Metric, ...] = (), method: type[Method] = Waves) -> tuple[Counts, Clock]:
+        monkeypatch.setattr(measuring, "counting_threads", lambda device: threads)
+        clock = Clock()
+        return measure(method(ParamSet(), Context()), data, data, Context(), clock, metrics), clock
+
+    yield run
+    assert not [one.name for one in threading.enumerate() if one.name.startswith("adbench-count")]
+
+
+def test_volumes_that_are_counted_beside_the_scoring_count_the_same(counted: Any) -> None:
+    alone, _ = counted(0)
+    rows = [asdict(row) for row in alone.spatial.rows]
+    assert [row["volume"] for row in rows] == list("bdefghij")
+    assert len({str(row["found"]) for row in rows}) > 1
+    assert all(0 < row["recon_ssim"] < 1 for row in rows)
+    for threads in (1, 4):
+        beside, clock = counted(threads)
+        assert [asdict(row) for row in beside.spatial.rows] == rows
+        assert list(beside.spatial._rows) == list(alone.spatial._rows), "kept in the order in which they came"
+        assert beside.test == alone.test
+        assert clock.seconds["measure"] > 0
+
+
+def test_plugin_metrics_measure_in_order_and_in_one_thread(counted: Any) -> None:
+    plain = [asdict(row) for row in counted(0)[0].spatial.rows]
+    for threads in (0, 4):
+        metric = InTurn()
+        counts, _ = counted(threads, (metric,))
+        assert metric.asked == [(name, threading.get_ident()) for name in "bdefghij"]
+        rows = [asdict(row) for row in counts.spatial.rows]
+        assert [row.pop("measures") for row in rows] == [{"in_turn": (float(k), 1.0)} for k in range(1, 9)]
+        assert rows == [{name: value for name, value in row.items() if name != "measures"} for row in plain]
+
+
+class NotFinite(Waves):
+    """Breaks at the third test volume."""
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        return super().score(batch) / float(self.calls != 11)
+
+
+class Interrupted(Waves):
+    """Is interrupted there."""
+
+    def score(self, batch: SliceBatch) -> torch.Tensor:
+        self.calls = getattr(self, "calls", 0) + 1
+        if self.calls == 11:
+            raise KeyboardInterrupt
+        return super().score(batch)
+
+
+@pytest.mark.parametrize("threads", [0, 1, 4])
+def test_errors_and_interrupts_reach_the_caller_and_end_the_threads(counted: Any, threads: int) -> None:
+    with pytest.raises(UserError, match="Metric 'failing' measured 'nothing' on subject 'b'"):
+        counted(threads, (Failing(),))
+    with pytest.raises(UserError, match=r"Scores of case 'e' hold \d+ NaN or infinite values"):
+        counted(threads, (), NotFinite)
+    with pytest.raises(KeyboardInterrupt):
+        counted(threads, (), Interrupted)
+
+
+def test_few_volumes_wait_to_be_counted() -> None:
+    """A volume is counted only when it is told to; meanwhile no more are taken than there are threads."""
+    go, kept, given = threading.Event(), list[int](), list[int]()
+
+    class Rows:
+        def keep(self, row: int, volume: int) -> None:
+            kept.append(row)
+
+    def one(number: int) -> int:
+        assert go.wait(30)
+        return number
+
+    with measuring._Beside(Rows(), 2) as rows:  # type: ignore[arg-type]
+
+        def give() -> None:
+            for number in range(6):
+                given.append(number)
+                rows.add(number, lambda number=number: one(number))  # type: ignore[arg-type, misc]
+
+        giver = threading.Thread(target=give)
+        giver.start()
+        giver.join(0.3)
+        assert given == [0, 1, 2], "the third waits for the first"
+        go.set()
+        giver.join(30)
+        rows.finish()
+    assert kept == list(range(6))
+
+
+def test_as_many_threads_count_as_the_run_has() -> None:
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        assert (counting_threads("cpu"), counting_threads("cuda:0")) == (0, 1)
+        torch.set_num_threads(3)
+        assert (counting_threads("cpu"), counting_threads("cuda")) == (3, 3)
+        torch.set_num_threads(32)
+        assert counting_threads("cuda") == measuring.MOST_COUNTING
+    finally:
+        torch.set_num_threads(before)
