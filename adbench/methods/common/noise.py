@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 GRIDS = 10  # of pyramid noise, at most
-AT_ONCE = 4  # slices
+AT_ONCE = 4  # slices whose fields a CPU computes together: they stay in its cache
 TABLE = 256  # cells after which the lattice of gradients repeats; power of two
 SIMPLEX_STD = 0.539  # standard deviation of one octave as scaled here, measured over 800 fields of 128 x 128
 
@@ -162,10 +162,10 @@ def simplex(
         order, angle, offset = (part.to(device) for part in _tables(count, shape.octaves, generator))
     rows = torch.arange(size[0], device=device, dtype=torch.float32)
     columns = torch.arange(size[1], device=device, dtype=torch.float32)
-    parts = []
-    # A CPU computes few slices at once, whose fields stay in its cache.
-    for part in torch.arange(len(order)).split(AT_ONCE if rows.is_cpu else len(order)):
-        out = torch.zeros((len(part), *size), device=device)
+    parts, most = [], AT_ONCE if rows.is_cpu else max(1, len(order))
+    for start in range(0, max(1, len(order)), most):
+        part = slice(start, start + most)
+        out = torch.zeros((len(order[part]), *size), device=device)
         for octave in range(shape.octaves):
             scale = 2.0**octave / shape.wavelength
             y = (rows * scale)[:, None] + offset[part, octave, :1, None]
