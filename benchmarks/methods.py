@@ -38,7 +38,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from speed import VARIANTS, Bench, Clock, Row
+from speed import Bench, Clock, Row
+from variants import CPU_VARIANTS, VARIANTS
 
 from adbench.config import registry, run_config
 from adbench.errors import UserError, unknown
@@ -53,10 +54,20 @@ NOT_INSTALLED: dict[str, dict[str, Any]] = {
     "reflect": {"ae_perceptual_weight": 0},
 }
 WEIGHT = {"madad": 4.0}  # of a method's share of the time; 1 for the others
+ALL = "all"  # variants of the device
 PAUSE = 3.0  # shares after which a method gives way
 LIBRARIES = ("diffusers", "monai.networks.nets.diffusion_model_unet", "torch.utils.flop_counter")
 SHOWN = ("method", "preset", "what", "slices/s", "steps/s", "TFLOP/s", "% of peak", "peak GiB", "correlation", "AUPRC difference")  # fmt: skip
-BESIDE = ("minutes", "first step, s", "difference / spread", "AUPRC", "note", "error")
+BESIDE = (
+    "CPU ms a slice",
+    "times the usual",
+    "minutes",
+    "first step, s",
+    "difference / spread",
+    "AUPRC",
+    "note",
+    "error",
+)
 
 
 @dataclass(frozen=True)
@@ -89,12 +100,15 @@ def planned(args: argparse.Namespace) -> list[Work]:
     args.device = run_config.resolve_device(args.device)
     cuda = args.device.startswith("cuda")
     compute.precision(args.device), compute.compile_mode(args.device)
-    args.vary = [name for name in args.vary.split(";") if name]
+    there, elsewhere = (tuple(VARIANTS), CPU_VARIANTS) if cuda else (CPU_VARIANTS, tuple(VARIANTS))
+    args.vary = list(there) if args.vary == ALL else [name for name in args.vary.split(";") if name]
     for name in args.vary:
-        if name not in VARIANTS:
-            raise unknown("variant", name, VARIANTS)
-    if args.vary and not cuda:
-        raise UserError("--vary compares means that a GPU alone has: leave it out, or choose --device cuda.")
+        if name in elsewhere:
+            raise UserError(
+                f"--vary {name!r} is no means of {args.device}: leave it out, or take some of {'; '.join(there)}."
+            )
+        if name not in there:
+            raise unknown("variant", name, there)
     if min(args.minutes, args.seconds) <= 0 or args.threads < 0:
         raise UserError("--minutes and --seconds must be above 0, and --threads not below it.")
     if args.json and not args.json.absolute().parent.is_dir():
@@ -223,9 +237,9 @@ def parsed(words: list[str] | None = None) -> tuple[argparse.ArgumentParser, arg
     parser.add_argument(
         "--vary",
         nargs="?",
-        const=";".join(VARIANTS),
+        const=ALL,
         default="",
-        help="on a GPU: also each means by itself, or those named, with ; between",
+        help="also each means by itself that the device may have, or those named, with ; between",
     )
     parser.add_argument("--json", type=Path, help="rows so far, written after each")
     parser.add_argument("--profile", type=Path, help="folder for tables of the ten largest kernels")

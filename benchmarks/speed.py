@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import os
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import numpy as np
+from variants import CALLS, CPU_VARIANTS, EXACT, NEVER, PLAIN, TRAINED_ONLY, VARIANTS, variant
 
 from adbench.config import registry
 from adbench.context import Context
@@ -23,33 +23,16 @@ from adbench.datasets.base import Case, Dataset, DatasetInfo, Stack
 from adbench.datasets.slices import SliceBatch
 from adbench.datasets.store.prepare import prepare
 from adbench.datasets.synthetic_lesions import SyntheticLesionParams, insert
-from adbench.errors import unknown
 from adbench.params import ParamSet, param
 from adbench.utils import compute
 
 SLICES = 128
 BATCH = {"cpu": 32, "cuda": 128}  # slices that are scored at a time, as a run does
 JUDGED = 32  # slices of which an AUPRC is computed
-NEVER = 10**9  # a step that does not come
 # Quick to make; every second slice has one.
 LESIONS = SyntheticLesionParams(kinds=("bright", "dark"), share=0.5)
-UNCOMPILED = {compute.COMPILE: "off"}
-EXACT = "not compiled, float32"
-PLAIN = "not compiled, launched one by one"
-CALLS = ("not compiled", "launched one by one", PLAIN)  # of the variants, those that scoring has too
 WARM = 2  # batches in which networks are compiled and recorded
-VARIANTS: dict[str, dict[str, str]] = {  # and what is set in the environment
-    "not compiled": UNCOMPILED,
-    PLAIN: UNCOMPILED,
-    "not compiled, deterministic": UNCOMPILED,
-    EXACT: UNCOMPILED | {compute.PRECISION: "float32"},
-    "not compiled, TF32": UNCOMPILED | {compute.PRECISION: "tf32"},
-    "launched one by one": {},
-    "cuDNN's choice by trial": {},
-    "deterministic": {},
-    "batch drawn in the step": {},
-    "not compiled, channels first": UNCOMPILED,
-}
+TURNS = 5  # of variants on a CPU, at least
 Row = dict[str, Any]
 
 
@@ -80,6 +63,7 @@ class Clock:
 
     def __init__(self, device: str, seconds: float) -> None:
         self.device, self.seconds, self.cuda = device, seconds, device.startswith("cuda")
+        self.spent = 0.0
 
     def now(self) -> float:
         import torch
@@ -97,18 +81,19 @@ class Clock:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
     def rate(self, call: Callable[[], object], warm: int = 3) -> float:
-        """Calls a second, after some that do not count."""
+        """Calls a second, after some that do not count; :attr:`spent` is then the CPU time of one in seconds, all threads."""
         import torch
 
         if self.cuda:
             torch.cuda.reset_peak_memory_stats(self.device)
         for _ in range(warm):
             call()
-        start, calls = self.now(), 0
+        start, calls, before = self.now(), 0, time.process_time()
         while calls == 0 or self.now() - start < self.seconds:
             for _ in range(1 if calls < 8 else 8):  # looking at the clock waits for the GPU
                 call()
                 calls += 1
+        self.spent = (time.process_time() - before) / calls
         return calls / (self.now() - start)
 
     def matrix_peak(self) -> float:
@@ -133,38 +118,6 @@ def operations(call: Callable[[], object]) -> int:
     with FlopCounterMode(display=False) as counter:
         call()
     return counter.get_total_flops()
-
-
-@contextmanager
-def variant(name: str) -> Iterator[None]:
-    """Within the block one means is switched on or off; "" changes nothing."""
-    import torch
-
-    from adbench.methods.common import forward
-    from adbench.methods.training import run, step
-
-    if name and name not in VARIANTS:
-        raise unknown("variant", name, VARIANTS)
-    with ExitStack() as stack:
-
-        def put(owner: Any, attribute: str, value: Any) -> None:
-            stack.enter_context(mock.patch.object(owner, attribute, value))
-
-        stack.enter_context(mock.patch.dict(os.environ, VARIANTS.get(name, {})))
-        if name.endswith("launched one by one"):
-            put(run, "LAUNCHED", NEVER)
-            put(forward, "LAUNCHED", NEVER)
-        if name == "batch drawn in the step":
-            put(run, "Batches", lambda stage, seed, device: step.Batches(stage, seed, device, ahead=False))
-        if name.endswith("channels first"):
-            put(run, "memory_layout", lambda device: torch.contiguous_format)
-        if name.endswith("by trial"):
-            stack.callback(setattr, torch.backends.cudnn, "benchmark", torch.backends.cudnn.benchmark)
-            torch.backends.cudnn.benchmark = True
-        if name.endswith("deterministic"):
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            stack.callback(torch.use_deterministic_algorithms, False)
-        yield
 
 
 def with_lesions(batch: SliceBatch) -> tuple[SliceBatch, np.ndarray]:
@@ -327,7 +280,8 @@ class Bench:
             calls = self.clock.rate(call, warm)
         except torch.OutOfMemoryError:
             return {"error": "out of memory"}
-        return {"slices/s": calls * slices, "TFLOP/s": calls * flop / 1e12, "peak GiB": self.clock.peak_gib()}
+        row = {"slices/s": calls * slices, "TFLOP/s": calls * flop / 1e12, "peak GiB": self.clock.peak_gib()}
+        return row if self.clock.cuda else row | {"CPU ms a slice": 1000 * self.clock.spent / slices}
 
     def train(self, stage: Any) -> None:
         """Steps of one stage, before its discriminator joins and after; its module is trained by all but the naive path."""
@@ -342,6 +296,8 @@ class Bench:
             flop = counted(stage, self.ctx)
             for variant_name in ("", *variants):
                 self.steps(stage, f"train {stage.name}{what}", variant_name, flop, count)
+            if names := [name for name in CPU_VARIANTS if name in self.args.vary]:
+                self.steps_in_turn(stage, f"train {stage.name}{what}", names)
             if not self.args.fast:
                 row = self.figures(naive_step(stage, naive, self.ctx), stage.plan.batch, flop)
                 self.tell({"what": f"train {stage.name}{what}, naive", **per_step(row, stage.plan.batch)})
@@ -377,6 +333,57 @@ class Bench:
             self.trained.append(row)
         self.tell(row)
 
+    def steps_in_turn(self, stage: Any, what: str, names: list[str]) -> None:
+        """Steps of one stage under each variant of a CPU, each with a module of its own."""
+        from adbench.methods import training
+
+        calls: dict[str, tuple[Callable[[], object], float]] = {}
+        runs = []
+        with training.forked():
+            for name in ("", *names):
+                self.tell({"clock": False})
+                start = time.perf_counter()
+                with variant(name):
+                    runs.append(
+                        run := training.Run(replace(stage, module=copy.deepcopy(stage.module).train()), self.ctx)
+                    )
+                    run.take_step()
+                self.tell({"clock": True})
+                calls[name] = run.take_step, time.perf_counter() - start
+            self.in_turn(what, calls, stage.plan.batch)
+        for run in runs:
+            run.batches.close()
+
+    def scores_in_turn(self, methods: dict[str, Any], batch: SliceBatch) -> None:
+        """Scoring of one batch by the method as it is loaded under each variant of a CPU."""
+        calls: dict[str, tuple[Callable[[], object], float]] = {}
+        for name, method in methods.items():
+            start = time.perf_counter()
+            with variant(name):
+                method.score_and_reconstruct(batch)
+            calls[name] = partial(method.score_and_reconstruct, batch), time.perf_counter() - start
+        self.in_turn("score", calls, len(batch))
+
+    def in_turn(self, what: str, calls: dict[str, tuple[Callable[[], object], float]], slices: int) -> None:
+        """A row for each variant in ``calls``, which hold a call and the seconds of the first one.
+
+        The variants take turns, call by call, so that whatever else the machine does reaches all alike. Rows show the median
+        of the CPU time, all threads, and the median of how many times it is that of "" in the same turn.
+        """
+        spent: dict[str, list[float]] = {name: [] for name in calls}
+        start = time.perf_counter()
+        while len(spent[""]) < TURNS or time.perf_counter() - start < self.clock.seconds * len(calls):
+            for name, (call, _) in calls.items():
+                with variant(name):
+                    before = time.process_time()
+                    call()
+                    spent[name].append(time.process_time() - before)
+        for name, (_, first) in calls.items():
+            if name:
+                times = float(np.median(np.array(spent[name]) / np.array(spent[""])))
+                row = {"CPU ms a slice": 1000 * float(np.median(spent[name])) / slices, "times the usual": times}
+                self.tell({"what": f"{what}, {name}", **row, "first step, s": first})
+
     def score(self, trained: Any) -> None:
         """The method saved and loaded as a run does; how far its maps are from those in float32; then slice by slice."""
         import torch
@@ -384,6 +391,11 @@ class Bench:
         with tempfile.TemporaryDirectory() as folder:
             trained.save(Path(folder))
             method = self.cls.load(Path(folder), self.ctx)
+            varied = {}
+            for name in CPU_VARIANTS:
+                if name in self.args.vary and name not in TRAINED_ONLY:
+                    with variant(name):
+                        varied[name] = self.cls.load(Path(folder), self.ctx)
         batch, lesions = with_lesions(self.data.batch(slice(0, BATCH["cuda" if self.clock.cuda else "cpu"])))
         batch, params = batch.to(self.ctx.device), method.params
         settings = {"score": params}
@@ -393,6 +405,8 @@ class Bench:
             for what, method.params in settings.items():
                 self.batches(method, batch, lesions, what)
             method.params = params
+            if varied:
+                self.scores_in_turn({"": method, **varied}, batch)
             if not self.args.fast:
                 self.one_by_one(method, batch)
 
@@ -417,9 +431,8 @@ class Bench:
 
         device, fast = self.ctx.device, None
         with variant(PLAIN), compute.applied(device):
-            vars(method)["_forward"] = Forward(
-                device, self.ctx.logger, portions=False
-            )  # of no copies that fill a portion
+            # Of no copies that fill a portion.
+            vars(method)["_forward"] = Forward(device, self.ctx.logger, portions=False)
             flop = operations(whole)
         for name in ("", *(name for name in CALLS if name in self.args.vary)):
             with variant(name), compute.applied(device):

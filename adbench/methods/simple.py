@@ -49,7 +49,7 @@ class HistEq(_Untrained):
     def score(self, batch: SliceBatch) -> torch.Tensor:
         import torch
 
-        from adbench.methods.common.image_ops import gaussian_blur
+        from adbench.methods.common.image_ops import ascending, gaussian_blur
 
         polarity = self.params.polarity
         if polarity == "auto":
@@ -59,7 +59,7 @@ class HistEq(_Untrained):
         for image, brain, out in zip(batch.image, batch.brain, ranks, strict=True):
             values = sign * image[brain]
             if len(values):
-                out[brain] = torch.searchsorted(values.sort().values, values, right=True) / len(values)
+                out[brain] = torch.searchsorted(ascending(values[None])[0], values, right=True) / len(values)
         return gaussian_blur(ranks, self.params.sigma)
 
     @classmethod

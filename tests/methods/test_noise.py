@@ -51,6 +51,24 @@ def test_simplex_equals_numpy_point_by_point() -> None:
         assert float(field[row, column]) == pytest.approx(expected, abs=2e-3)  # float32 at coordinates up to 256
 
 
+@pytest.mark.parametrize("wavelength", [0.04, 0.5, 30.0])
+def test_lattice_of_any_width_equals_numpy(wavelength: float) -> None:
+    """Finer than the pixels, where gradients repeat within the image, to coarser than the image."""
+    shape = noise.Simplex(octaves=1, wavelength=wavelength)
+    field = noise.simplex(6, (7, 12), [generator(seed) for seed in range(6)], shape, unit=False)
+    for number in (0, 5):
+        draws = generator(number)
+        order = torch.rand((1, 256), generator=draws, dtype=torch.float64).argsort(dim=1)[0].numpy()
+        angle = (torch.rand((1, 256), generator=draws) * 2 * math.pi)[0].numpy()
+        offset = torch.rand((1, 1, 2), generator=draws) * 256
+        for row, column in [(0, 0), (3, 7), (6, 11), (6, 2)]:
+            # The same float32 coordinates: they are up to 500, and the field changes much from cell to cell.
+            scale = torch.tensor(1.0 / wavelength)
+            x, y = (float(k * scale + offset[0, 0, axis]) for k, axis in ((column, 1), (row, 0)))
+            expected = numpy_simplex(x, y, order, angle)
+            assert float(field[number, 0, row, column]) == pytest.approx(expected, abs=5e-3)
+
+
 def test_simplex_statistics() -> None:
     one = noise.simplex(60, (64, 64), generator(), noise.Simplex(octaves=1, wavelength=8.0), unit=False)
     assert float(one.abs().max()) <= 1.0
@@ -84,6 +102,8 @@ def test_a_slice_has_its_own_noise_in_any_batch(kind: str) -> None:
     pair = draw(2, (16, 16), [generator(11), generator(12)])
     alone = draw(1, (16, 16), [generator(12)])
     assert torch.equal(pair[1:], alone)
+    many = draw(9, (16, 16), [generator(4 + seed) for seed in range(9)])
+    assert torch.equal(many[8:], alone)
     assert not torch.equal(pair[:1], alone)
 
 

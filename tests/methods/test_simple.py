@@ -133,6 +133,20 @@ def test_blur_equals_scipy() -> None:
     assert image_ops.gaussian_blur(image, 0) is image
 
 
+@pytest.mark.parametrize("count", [1, 3, 32])
+@pytest.mark.parametrize(("size", "sigma"), [((40, 33), 1.5), ((20, 64), 5.0), ((9, 9), 4.0)])
+def test_blur_has_the_same_bits_with_images_as_channels(count: int, size: tuple[int, int], sigma: float) -> None:
+    image = torch.rand((count, 2, *size), generator=torch.Generator().manual_seed(count)) - 0.3
+    kernel = image_ops.gaussian_kernel(sigma)
+    flat, radius = image.reshape(-1, 1, *size), len(kernel) // 2
+    flat = torch.nn.functional.conv2d(flat, kernel.view(1, 1, -1, 1), padding=(radius, 0))
+    flat = torch.nn.functional.conv2d(flat, kernel.view(1, 1, 1, -1), padding=(0, radius))
+    found = image_ops.gaussian_blur(image, sigma)
+    assert torch.equal(found, flat.view_as(image))
+    expected = gaussian_filter(image.double().numpy(), (0, 0, sigma, sigma), mode="constant")
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+
+
 def test_augmentation_keeps_range_background_and_seed() -> None:
     batch = make_set(20).batch(slice(None))
     results = [image_ops.augment(batch.image, batch.brain, torch.Generator().manual_seed(s)) for s in (0, 0, 1)]

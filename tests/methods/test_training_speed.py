@@ -34,6 +34,7 @@ def _script(name: str) -> Any:
     return module
 
 
+variants = _script("variants")
 speed = _script("speed")
 methods = _script("methods")
 
@@ -57,7 +58,7 @@ def rows_of(
     """All rows of a miniature of a method."""
     monkeypatch.setattr(speed, "SLICES", 8)
     _, args = methods.parsed(["--seconds", "0.01", *words])
-    args.vary = []
+    args.vary = [name for name in args.vary.split(";") if name]
     told: list[dict[str, Any]] = []
     cls = methods.registry.load("methods", name)
     sets = {**cls.smoke, **methods.NOT_INSTALLED.get(name, {}), **sets}
@@ -89,6 +90,39 @@ def test_maps_in_bf16_are_compared_with_those_in_float32(
 def test_float32_is_not_compared_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [row["what"] for row in rows_of(tmp_path, monkeypatch, "dae", "--fast")]
     assert rows == ["train denoiser", "whole training, at these rates", "score"]
+
+
+def test_means_of_a_cpu_are_compared_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = [name for name in variants.CPU_VARIANTS if name != "compiled"]  # it takes a minute
+    rows = {row["what"]: row for row in rows_of(tmp_path, monkeypatch, "dae", "--fast", "--vary", ";".join(names))}
+    trained = [f"train denoiser, {name}" for name in names]
+    scored = [f"score, {name}" for name in names if "optimiser" not in name]
+    whole = "whole training, at these rates"
+    assert list(rows) == ["train denoiser", *trained, whole, "score", *scored]
+    for name in (*trained, *scored):
+        assert rows[name]["CPU ms a slice"] > 0
+        assert 0.01 < rows[name]["times the usual"] < 100
+    # Nothing stays on.
+    assert preprocess.memory_layout(torch.device("cpu")) is torch.contiguous_format
+    assert compute.precision("cpu") == "float32"
+    assert torch.optim.Adam.__module__.startswith("torch.optim")
+
+
+@pytest.mark.parametrize("name", ["fused optimiser", "foreach optimiser", "channels last", "bf16", "compiled"])
+def test_a_means_of_a_cpu_reaches_the_training(name: str) -> None:
+    plan = training.Plan(9, 2, 1e-3, optimizer="adam")
+    stage = training.Stage("toy", nn.Conv2d(4, 4, 3), 8, lambda i, g: {}, lambda m, b, s: m(b["x"]).mean(), plan)
+    with speed.variant(name):
+        run = training.Run(stage, Context())
+        layout = stage.module.weight.is_contiguous(memory_format=torch.channels_last)
+        found = {
+            "fused optimiser": run.optimizer.defaults["fused"] is True,
+            "foreach optimiser": run.optimizer.defaults["foreach"] is True,
+            "channels last": layout,
+            "bf16": compute.precision("cpu") == "bf16",
+            "compiled": run.compile == "default",
+        }
+    assert [means for means, on in found.items() if on] == [name]
 
 
 def test_naive_scoring_is_float32_as_torch_is_set(
@@ -171,8 +205,9 @@ def test_a_discriminator_has_a_row_of_its_own(tmp_path: Path, monkeypatch: pytes
         (["--method", "dae,vae", "--preset", "huge"], "Unknown preset of dae, vae 'huge'"),
         (["--method", "dae", "--set", "stepz=3"], "Unknown parameter of method dae 'stepz'"),
         (["--method", "dae", "--set", "vae.steps=3"], "Unknown method of --set 'vae'"),
-        (["--vary", "tf23"], "Unknown variant 'tf23'"),
-        (["--vary"], "that a GPU alone has"),
+        (["--device", "cpu", "--vary", "tf23"], "Unknown variant 'tf23'"),
+        (["--vary", "channel last"], "Did you mean 'channels last'"),
+        (["--vary", "launched one by one"], "is no means of cpu"),
         (["--device", "gpu"], "not one of auto, cpu, cuda"),
         (["--minutes", "0"], "above 0"),
         (["--json", "nowhere/rows.json"], "no folder nowhere"),
