@@ -3,11 +3,12 @@
     python benchmarks/memory.py --method madad --preset paper
     python benchmarks/memory.py --method dae,thor,ddpm --preset base,paper --gib 8,24
 
-What is fixed: weights, gradients, the two moments of Adam and averaged weights, in float32. What grows with the samples that are
-computed at once: the tensors that a forward pass in bf16 keeps for the backward pass. Both together are what a step launched
-kernel by kernel holds; compiled it keeps less. The allocator, algorithms of cuDNN and slices on the GPU take one or two GiB
-more. A step that does not fit a card is split by itself into 2, 4, 8, ... micro-batches; the last columns say how many a card of
-so many GiB needs. The perceptual term of an autoencoder is left out, as its weights are not installed with adbench.
+What is fixed: weights, gradients, the two moments of Adam and averaged weights in float32, and weights in bf16. What grows with
+the samples that are computed at once: the tensors that a forward pass keeps for the backward pass, in bf16 or float32 as autocast
+has it. Both together are what a step launched kernel by kernel holds; compiled it keeps less. The allocator, algorithms of cuDNN
+and slices on the GPU take one or two GiB more. A step that does not fit a card is split by itself into 2, 4, 8, ... micro-batches; the
+last columns say how many a card of so many GiB needs. The perceptual term of an autoencoder is left out, as its weights are not
+installed with adbench; of `reflect` the stage after its teacher, which takes as much as the one before.
 """
 
 from __future__ import annotations
@@ -20,64 +21,91 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
+import torch.nn.functional as F
 from speed import WaveParams, Waves
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from adbench.config import registry
 from adbench.context import Context
 from adbench.datasets.store.prepare import prepare
 from adbench.errors import UserError, unknown
+from adbench.methods import training
 
 LEARN = ("madad", "reflect", "ae", "vae", "dae", "restore", "ddpm", "pddpm", "andi", "thor", "itermask")
-QUICK = {"ae_perceptual_weight": 0, "augment": False}  # no step asks for more with augmented copies
+AUTOENCODER = {"ae_perceptual_weight": 0, "augment": False}  # no step asks for more with augmented copies
+QUICK: dict[str, dict[str, Any]] = {"madad": AUTOENCODER, "reflect": {**AUTOENCODER, "reflow_steps": 0}}
 SLICES = 2  # that are drawn from
-SAMPLES = 2  # that are counted
+HALF = (F.conv2d, F.conv_transpose2d, F.linear, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm)
+HALF += (F.scaled_dot_product_attention, torch.Tensor.matmul)
+FULL = (F.group_norm, torch.group_norm, F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, torch.Tensor.softmax)
+FULL += (F.mse_loss, F.l1_loss, torch.exp)
 GIB = 2**30
 RESERVE = 1.5  # GiB for what is not counted
 
 
-def kept(call: Callable[[], Any], weights: set[int]) -> int:
-    """Bytes that the forward pass of ``call`` keeps for the backward pass, without those of the storages ``weights``."""
-    import torch
+class Autocast(TorchFunctionMode):
+    """The formats in which autocast on a GPU computes, for tensors of the meta device, which it does not know."""
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._cast: dict[int, torch.Tensor] = {}  # of weights, once
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = torch.bfloat16 if call in HALF else torch.float32 if call in FULL else None
+
+        def cast(value: Any) -> Any:
+            if not isinstance(value, torch.Tensor) or not value.is_floating_point() or value.dtype == kind:
+                return value
+            if isinstance(value, torch.nn.Parameter):
+                return self._cast.setdefault(id(value), value.to(kind))
+            return value.to(kind)
+
+        return (
+            call(*args, **(kwargs or {}))
+            if kind is None
+            else call(*tree_map(cast, args), **tree_map(cast, kwargs or {}))
+        )
+
+
+def kept(call: Callable[[], object], modules: list[torch.nn.Module]) -> int:
+    """Bytes that a forward pass keeps for the backward pass, without the weights of ``modules``."""
     storages: dict[int, torch.UntypedStorage] = {}
+    weights = {weight.untyped_storage()._cdata for module in modules for weight in module.parameters()}
 
     def keep(tensor: torch.Tensor) -> torch.Tensor:
         storage = tensor.untyped_storage()
         storages[storage._cdata] = storage
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), Autocast():
         result = call()
     del result
     return sum(storage.nbytes() for place, storage in storages.items() if place not in weights)
 
 
-def step(stage: Any) -> dict[str, float]:
+def step(stage: training.Stage) -> dict[str, float]:
     """GiB that are fixed and GiB a sample of a step of ``stage``, with its discriminator if it has one."""
-    import torch
-
-    from adbench.methods import training
-
-    indices = training.batch_indices(0, stage.name, 0, SAMPLES, stage.samples)
-    drawn = stage.draw(indices, training.generator(0))
-    batch = {
-        key: value.to("meta", torch.bfloat16 if value.is_floating_point() else None) for key, value in drawn.items()
-    }
-    module = copy.deepcopy(stage.module).to("meta", torch.bfloat16).train().requires_grad_()
-    numbers = sum(weight.numel() for weight in module.parameters())
+    indices = training.batch_indices(0, stage.name, 0, 2, stage.samples)
+    drawn = {key: value.to("meta") for key, value in stage.draw(indices, training.generator(0)).items()}
+    module, rival = copy.deepcopy(stage.module).to("meta").train().requires_grad_(), stage.opponent
+    modules, at, numbers = [module], 0, sum(weight.numel() for weight in module.parameters())
     fixed = numbers * 4 * (4 + bool(stage.plan.ema))
-    at = 0
-    rival = stage.opponent
     if rival is not None:
-        rival.module.to("meta", torch.bfloat16).train().requires_grad_()
+        modules.append(rival.module.to("meta").train().requires_grad_())
         fixed += sum(weight.numel() for weight in rival.module.parameters()) * 4 * 4
         at = rival.start
-    weights = {weight.untyped_storage()._cdata for weight in module.parameters()}
-    grows = kept(lambda: stage.loss(module, batch, at), weights)
+
+    def bytes_of(samples: int) -> int:
+        batch = {key: value[:samples] for key, value in drawn.items()}
+        found = kept(lambda: stage.loss(module, batch, at), modules)
+        return found if rival is None else max(found, kept(lambda: rival.loss(module, rival.module, batch), modules))
+
+    one, two = bytes_of(1), bytes_of(2)
     if rival is not None:
-        grows = max(grows, kept(lambda: rival.loss(module, rival.module, batch), weights))
-        rival.module.to_empty(device="cpu").float()
-    return {"numbers": numbers, "fixed": fixed / GIB, "sample": grows / SAMPLES / GIB}
+        rival.module.to_empty(device="cpu")
+    return {"numbers": numbers, "fixed": (fixed + 2 * one - two) / GIB, "sample": (two - one) / GIB}
 
 
 def micro_batches(found: dict[str, float], batch: int, card: float) -> str:
@@ -92,10 +120,8 @@ def micro_batches(found: dict[str, float], batch: int, card: float) -> str:
 
 def rows(name: str, preset: str, cards: list[float]) -> list[str]:
     """A line of the table for each stage of a method with a preset."""
-    from adbench.methods import training
-
     cls = registry.load("methods", name)
-    params = cls.resolve(preset, QUICK if name in ("madad", "reflect") else {})
+    params = cls.resolve(preset, QUICK.get(name, {}))
     lines: list[str] = []
 
     def instead(stage: Any, ctx: Context) -> Any:

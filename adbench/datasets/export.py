@@ -68,17 +68,19 @@ def placed(
     slices: Sequence[int],
     array: np.ndarray,
     space: str,
+    linear: bool | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """(X, Y, Z) and the (4, 4) affine to mm of an (S, H, W) array of ascending slices of a case; masks become uint8.
 
-    On the original grid floats are interpolated linearly and everything else by the nearest voxel.
+    On the original grid floats are interpolated linearly and everything else by the nearest voxel, unless ``linear`` says.
 
     Raises:
         UserError: no such case; slices that come from no volume, so that there is no original grid to go back to.
     """
     if space == "original":
         geometry = store.geometry(case_id)
-        volume = original_volume(geometry, slices, array, linear=array.dtype.kind == "f")
+        linear = array.dtype.kind == "f" if linear is None else linear
+        volume = original_volume(geometry, slices, array, linear=linear)
         affine = np.asarray(geometry.original_affine)
     else:
         stored = store.case(case_id).geometry
@@ -95,6 +97,7 @@ def export_stack(
     *,
     space: Space = "prepared",
     name: str = "map",
+    linear: bool | None = None,
 ) -> Path:
     """Write one case's array as ``{case}_{name}_space-{space}.nii.gz``.
 
@@ -105,6 +108,7 @@ def export_stack(
         folder: to write to.
         space: grid of the result.
         name: what the array is.
+        linear: how to interpolate on the original grid; None: floats linearly, everything else by nearest neighbour.
 
     Returns:
         The file's path.
@@ -120,7 +124,7 @@ def export_stack(
     if space not in SPACES:
         raise UserError(f"There is no space {space!r} to export to. Known: {', '.join(SPACES)}.")
     path = Path(folder) / f"{_safe(case_id)}_{_safe(name)}_space-{space}.nii.gz"
-    nifti.write(path, *placed(store, case_id, case.slices, array, space))
+    nifti.write(path, *placed(store, case_id, case.slices, array, space, linear))
     return path
 
 

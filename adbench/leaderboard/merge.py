@@ -20,8 +20,6 @@ from adbench.results.rundir import safe
 from adbench.utils.files import write_text
 from adbench.utils.plain_files import check_no_link
 
-SHOWN = 5  # issues in an error
-
 
 def submit(run: Path, out: Path, submitted: Submitted) -> Path:
     """Pack the run in a folder into one file for a pull request, in the folder ``out`` or of that name (``*.json``).
@@ -191,13 +189,13 @@ def _has_more_metrics(new: Record, old: Record, path: Path, other: Path) -> bool
     return bool(mine)
 
 
-def _refuse(issues: Sequence[RecordIssue], count: int) -> None:
+def _refuse(issues: Sequence[RecordIssue], count: int, shown: int = 5) -> None:
     """Raise an error that names the first issues, if there are any in ``count`` results."""
     if not issues:
         return
-    lines = [f"{issue.file}: {issue.sentence}" for issue in issues[:SHOWN]]
-    if len(issues) > SHOWN:
-        lines.append(f"and {len(issues) - SHOWN} more")
+    lines = [f"{issue.file}: {issue.sentence}" for issue in issues[:shown]]
+    if len(issues) > shown:
+        lines.append(f"and {len(issues) - shown} more")
     wrong, what = len({issue.file for issue in issues}), "do not verify"
     if all(issue.unchecked for issue in issues):
         what = "could not be checked whole"

@@ -25,11 +25,11 @@ def value_text(number: Estimate | Number | None, digits: int = 3) -> str:
     return f"{'≈' if number.spread > WIDE else ''}{number.value:.{digits}f}"
 
 
-def interval_text(number: Estimate | Number | None, between: str = "–") -> str:
+def interval_text(number: Estimate | Number | None, between: str = "–", digits: int = 3) -> str:
     """The ends of the interval: "0.399–0.741"; empty without one."""
     if number is None or number.low is None or number.high is None:
         return ""
-    return f"{number.low:.3f}{between}{number.high:.3f}"
+    return f"{number.low:.{digits}f}{between}{number.high:.{digits}f}"
 
 
 def number_text(

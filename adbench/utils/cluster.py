@@ -100,7 +100,9 @@ def check(address: str | None) -> str:
 
 
 @contextmanager
-def connect(address: str | None = None, *, cpus: float | None = None, gpus: float | None = None) -> Iterator[Cluster]:
+def connect(
+    address: str | None = None, *, cpus: float | None = None, gpus: float | None = None, **options: Any
+) -> Iterator[Cluster]:
     """Ray for the time of a ``with``: the cluster at ``address`` or ``RAY_ADDRESS``, else one on this machine.
 
     A local Ray listens on loopback only, has no dashboard, sends no usage statistics, and leaves Ray's token authentication
@@ -111,6 +113,7 @@ def connect(address: str | None = None, *, cpus: float | None = None, gpus: floa
             of one's own whatever ``RAY_ADDRESS`` says.
         cpus: cores that a local Ray may use; None: all that this process may use.
         gpus: GPUs that a local Ray may use; None: all.
+        **options: more arguments of ``ray.init``.
 
     Raises:
         UserError: nothing answers at the address, it refuses (another version of Ray, another token), memory is short, or
@@ -126,7 +129,7 @@ def connect(address: str | None = None, *, cpus: float | None = None, gpus: floa
     if ray.is_initialized():
         yield Cluster(ray.get_runtime_context().gcs_address, local=False)
         return
-    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    arguments: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, **options}
     if local:
         if ray._private.ray_constants.ENABLE_RAY_CLUSTER:
             raise UserError(

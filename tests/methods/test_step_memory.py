@@ -33,7 +33,7 @@ def memory() -> Any:
 
 
 def test_what_a_step_keeps_is_what_its_backward_pass_reads(memory: Any) -> None:
-    """Input and activation of two layers, once each, and the sign of the error; not the weights."""
+    """Input and activation of two layers in bf16, what is clipped and the error in the formats they have, and weights in bf16."""
 
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -57,8 +57,10 @@ def test_what_a_step_keeps_is_what_its_backward_pass_reads(memory: Any) -> None:
     found = memory.step(stage)
     numbers = 12 * 20 + 20 + 20 * 6 + 6
     assert found["numbers"] == numbers
-    assert found["fixed"] * 2**30 == numbers * 4 * 5
-    assert found["sample"] * 2**30 == 2 * (12 + 20 + 6)  # of two bytes: x, relu, and the error that is squared
+    assert found["fixed"] * 2**30 == numbers * 4 * 5 + 2 * 20 * 6  # the second layer's weights lead to the first
+    assert (
+        found["sample"] * 2**30 == 2 * (12 + 20) + 4 * 6
+    )  # x and what relu gives, and in float32 the error that is squared
     assert all(weight.device.type == "cpu" for weight in stage.module.parameters())
 
 
