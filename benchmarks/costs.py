@@ -1,9 +1,10 @@
-"""GPU memory that a training step asks for, counted on the meta device: no GPU takes part, and nothing is computed but draws.
+"""What a training asks of a GPU, counted on the meta device: no GPU takes part, and nothing is computed but draws and latents.
 
-    python benchmarks/memory.py --method madad --preset paper
-    python benchmarks/memory.py --method dae,thor,ddpm --preset base,paper --gib 8,24
+    python benchmarks/costs.py --method madad --preset paper
+    python benchmarks/costs.py --method dae,thor,ddpm --preset base,paper --gib 8,24
 
-What is fixed: weights, gradients, the two moments of Adam and averaged weights in float32, and weights in bf16. What grows with
+Operations are those of a step's forward and backward pass (a multiplication and an addition are two), of a sample and of all
+steps; a GPU does 20 to 45 % of its matrix peak. Memory, what is fixed: weights, gradients, the two moments of Adam and averaged weights in float32, and weights in bf16. What grows with
 the samples that are computed at once: the tensors that a forward pass keeps for the backward pass, in bf16 or float32 as autocast
 has it. Both together are what a step launched kernel by kernel holds; compiled it keeps less. The allocator, algorithms of cuDNN
 and slices on the GPU take one or two GiB more. A step that does not fit a card is split by itself into 2, 4, 8, ... micro-batches; the
@@ -26,6 +27,7 @@ import torch.nn.functional as F
 from speed import WaveParams, Waves
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
+from torch.utils.flop_counter import FlopCounterMode
 
 from adbench.config import registry
 from adbench.context import Context
@@ -86,7 +88,7 @@ def kept(call: Callable[[], object], modules: list[torch.nn.Module]) -> int:
 
 
 def step(stage: training.Stage) -> dict[str, float]:
-    """GiB that are fixed and GiB a sample of a step of ``stage``, with its discriminator if it has one."""
+    """Operations a sample, GiB that are fixed and GiB a sample of a step of ``stage``, with its discriminator if it has one."""
     indices = training.batch_indices(0, stage.name, 0, 2, stage.samples)
     drawn = {key: value.to("meta") for key, value in stage.draw(indices, training.generator(0)).items()}
     module, rival = copy.deepcopy(stage.module).to("meta").train().requires_grad_(), stage.opponent
@@ -103,9 +105,18 @@ def step(stage: training.Stage) -> dict[str, float]:
         return found if rival is None else max(found, kept(lambda: rival.loss(module, rival.module, batch), modules))
 
     one, two = bytes_of(1), bytes_of(2)
+    with FlopCounterMode(display=False) as counter:
+        stage.loss(module, drawn, at).backward()
+        if rival is not None:
+            rival.loss(module, rival.module, drawn).backward()
     if rival is not None:
         rival.module.to_empty(device="cpu")
-    return {"numbers": numbers, "fixed": (fixed + 2 * one - two) / GIB, "sample": (two - one) / GIB}
+    return {
+        "operations": counter.get_total_flops() / 2,
+        "numbers": numbers,
+        "fixed": (fixed + 2 * one - two) / GIB,
+        "sample": (two - one) / GIB,
+    }
 
 
 def micro_batches(found: dict[str, float], batch: int, card: float) -> str:
@@ -126,7 +137,13 @@ def rows(name: str, preset: str, cards: list[float]) -> list[str]:
 
     def instead(stage: Any, ctx: Context) -> Any:
         found, batch = step(stage), stage.plan.batch
-        cells = [name, preset, stage.name, f"{found['numbers'] / 1e6:.1f}", f"{batch}", f"{found['fixed']:.2f}"]
+        every = (
+            f"{found['operations'] * batch * stage.plan.steps / 1e15:.3g}"
+            if stage.plan.seconds is None
+            else "by the clock"
+        )
+        cells = [name, preset, stage.name, f"{found['numbers'] / 1e6:.1f}", f"{stage.plan.steps} x {batch}"]
+        cells += [f"{found['operations'] / 1e9:.3g}", every, f"{found['fixed']:.2f}"]
         cells += [f"{1024 * found['sample']:.1f}", f"{found['fixed'] + found['sample'] * batch:.2f}"]
         lines.append("| " + " | ".join([*cells, *(micro_batches(found, batch, card) for card in cards)]) + " |")
         print(lines[-1], flush=True)
@@ -156,7 +173,8 @@ def main() -> int:
                 registry.load("methods", name).resolve(preset, {})
     except (UserError, ValueError) as error:
         parser.exit(2, f"{error}\n")
-    heads = ["method", "preset", "stage", "M weights", "batch", "fixed, GiB", "MiB a sample", "step, GiB"]
+    heads = ["method", "preset", "stage", "M weights", "steps", "GFLOP a sample", "PFLOP in all"]
+    heads += ["fixed, GiB", "MiB a sample", "step, GiB"]
     heads += [f"micro-batches, {card:g} GiB" for card in cards]
     print("| " + " | ".join(heads) + " |\n|---|---|---|" + "--:|" * (len(heads) - 3))
     for name in names:
