@@ -9,7 +9,8 @@ the samples that are computed at once: the tensors that a forward pass keeps for
 has it. Both together are what a step launched kernel by kernel holds; compiled it keeps less. The allocator, algorithms of cuDNN
 and slices on the GPU take one or two GiB more. A step that does not fit a card is split by itself into 2, 4, 8, ... micro-batches; the
 last columns say how many a card of so many GiB needs. The perceptual term of an autoencoder is left out, as its weights are not
-installed with adbench; of `reflect` the stage after its teacher, which takes as much as the one before.
+installed with adbench; of `reflect` the stage after its teacher, which takes as much as the one before. Attention is counted as a
+CPU computes it, with matrices that a kernel of a GPU does not keep.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ AUTOENCODER = {"ae_perceptual_weight": 0, "augment": False}  # no step asks for 
 QUICK: dict[str, dict[str, Any]] = {"madad": AUTOENCODER, "reflect": {**AUTOENCODER, "reflow_steps": 0}}
 SLICES = 2  # that are drawn from
 HALF = (F.conv2d, F.conv_transpose2d, F.linear, torch.conv2d, torch.matmul, torch.bmm, torch.baddbmm, torch.addmm)
-HALF += (F.scaled_dot_product_attention, torch.Tensor.matmul)
+HALF += (F.scaled_dot_product_attention, torch.Tensor.matmul, torch.einsum)
 FULL = (F.group_norm, torch.group_norm, F.layer_norm, torch.layer_norm, F.softmax, torch.softmax, torch.Tensor.softmax)
 FULL += (F.mse_loss, F.l1_loss, torch.exp)
 GIB = 2**30
