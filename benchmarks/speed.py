@@ -413,6 +413,7 @@ class Bench:
     def batches(self, method: Any, batch: SliceBatch, lesions: np.ndarray, what: str) -> None:
         """Whole batches, under each variant that scoring has."""
 
+        from adbench.methods.base import OWN, forwards
         from adbench.methods.common.forward import Forward
 
         def whole() -> Any:
@@ -420,10 +421,10 @@ class Bench:
 
         def ready() -> None:
             """As after the first batch of a scoring that is long enough to compile: nothing is recorded or compiled again."""
-            vars(method).pop("_forward", None)
+            vars(method).pop(OWN, None)
             self.tell({"clock": False})
             whole()
-            for forward in method.forwards():
+            for forward in forwards(method):
                 forward.expect(1, NEVER)
             for _ in range(WARM):
                 whole()
@@ -432,7 +433,7 @@ class Bench:
         device, fast = self.ctx.device, None
         with variant(PLAIN), compute.applied(device):
             # Of no copies that fill a portion.
-            vars(method)["_forward"] = Forward(device, self.ctx.logger, portions=False)
+            vars(method)[OWN] = Forward(device, self.ctx.logger, portions=False)
             flop = operations(whole)
         for name in ("", *(name for name in CALLS if name in self.args.vary)):
             with variant(name), compute.applied(device):

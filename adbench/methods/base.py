@@ -13,7 +13,6 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "method.json"
 SCORING = "scoring.json"
+OWN = "_adbench_forward"  # of a method; a name that no plug-in has
 
 
 @dataclass
@@ -108,7 +108,7 @@ class Method(ABC):
     trained_by: ClassVar[str] = ""
     members: Sequence[tuple[Method, FitReport]] = ()
     sized_by_data: ClassVar[bool] = False
-    _loaded = False
+    _adbench_loaded = False
 
     def __init__(self, params: ParamSet, ctx: Context) -> None:
         self.params = params
@@ -152,30 +152,7 @@ class Method(ABC):
         Returns:
             The tensors that it gives (one, a tuple, a list, or an output of diffusers), as float32.
         """
-        return self._forward(network, *inputs, call=call)
-
-    @cached_property
-    def _forward(self) -> Forward:
-        from adbench.methods.common.forward import Forward
-
-        return Forward(self.ctx.device, self.ctx.logger, portions=self._loaded and self.ctx.device.startswith("cuda"))
-
-    def forwards(self) -> list[Forward]:
-        """What calls the networks of this method and of its members; empty where :meth:`infer` was not called."""
-        parts = (self, *(method for method, _ in self.members))
-        return [part._forward for part in parts if "_forward" in vars(part)]
-
-    def scored(self) -> list[dict[str, Any]]:
-        """How networks were called in scoring, an entry for each way.
-
-        "device"; the "precision" of networks; "compile", the mode of ``torch.compile`` or "off"; "networks", "launched" kernel
-        by kernel or "recorded" (a CUDA graph).
-        """
-        ways: list[dict[str, Any]] = []
-        for forward in self.forwards():
-            if (way := forward.computed()) not in ways:
-                ways.append(way)
-        return ways
+        return forward_of(self)(network, *inputs, call=call)
 
     def state(self) -> dict[str, torch.Tensor]:
         """The tensors that :meth:`load_state` needs; empty for a method with nothing to learn."""
@@ -261,7 +238,7 @@ class Method(ABC):
             raise UserError(
                 f"The weights in {folder} do not fit {cls.name} with its stored parameters: {error}"
             ) from None
-        method._loaded = True
+        method._adbench_loaded = True
         return method
 
     @classmethod
@@ -310,3 +287,30 @@ class Method(ABC):
         if preset not in cls.presets:
             raise unknown(f"preset of {cls.name}", preset, cls.presets)
         return build(cls.Params, f"method {cls.name}", {**cls.presets[preset], **overrides})
+
+
+def forward_of(method: Method) -> Forward:
+    """What calls the networks of ``method``, made once."""
+    from adbench.methods.common.forward import Forward
+
+    own = vars(method)
+    if OWN not in own:
+        on_gpu = method.ctx.device.startswith("cuda")
+        own[OWN] = Forward(method.ctx.device, method.ctx.logger, portions=on_gpu and method._adbench_loaded)
+    found: Forward = own[OWN]
+    return found
+
+
+def forwards(method: Method) -> list[Forward]:
+    """What has called networks of ``method`` and of its members; empty where :meth:`Method.infer` was not called."""
+    parts = (method, *(member for member, _ in method.members))
+    return [vars(part)[OWN] for part in parts if OWN in vars(part)]
+
+
+def ways(method: Method) -> list[dict[str, Any]]:
+    """How ``method`` and its members have called networks, an entry for each way: see :meth:`adbench.methods.common.forward.Forward.computed`."""
+    found: list[dict[str, Any]] = []
+    for forward in forwards(method):
+        if (way := forward.computed()) not in found:
+            found.append(way)
+    return found

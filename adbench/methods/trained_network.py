@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
-from adbench.methods.base import FitReport, Method, Resources
+from adbench.methods.base import FitReport, Method, Resources, forward_of
 from adbench.methods.common.params import NetworkParams
 from adbench.params import ParamSet
 
@@ -69,8 +69,8 @@ class TrainedNetwork(Method):
         """Maps and, if it makes any, pseudo-healthy images of one pass, both (B, 1, H, W)."""
 
     def apply(self, *inputs: torch.Tensor) -> torch.Tensor:
-        """What the network says of ``inputs``: its first output of :meth:`infer`."""
-        return self.infer(self._network, *inputs)[0]
+        """What the network says of ``inputs``: its first output, as :meth:`infer` gives it."""
+        return forward_of(self)(self._network, *inputs)[0]
 
     def score(self, batch: SliceBatch) -> torch.Tensor:
         return self.score_and_reconstruct(batch)[0]

@@ -109,10 +109,9 @@ class Record(_Part):
     subjects: list[dict[str, Any]]  # one row a test subject
     notes: list[str]  # remarks of the evaluation
     fit: dict[str, Any]  # steps, best checkpoint, loss curves, how each stage was computed
-    scored: list[dict[str, Any]] = []  # how networks were called in scoring, see Method.scored
     timing: dict[str, float]  # seconds by phase (measure: those that scoring waited for the counting); score_per_slice
     memory: dict[str, float]  # peak in GiB: host, gpu
-    provenance: dict[str, Any]  # versions, platform, device, git revision
+    provenance: dict[str, Any]  # versions, platform, device, git revision, how networks were called in scoring
     files: dict[str, str]  # files beside the record -> SHA-256
     tuned_from: TunedFrom | None = None  # the search that chose method.params, if one did
     weights: Weights | None = None  # whose they are, when they were fitted elsewhere

@@ -16,7 +16,7 @@ import numpy as np
 from adbench.context import Context
 from adbench.datasets.slices import LabelledSet, SliceBatch
 from adbench.errors import UserError
-from adbench.methods.base import Method
+from adbench.methods.base import Method, forwards
 from adbench.metrics.score_bins import as_float
 from adbench.utils import compute
 
@@ -157,12 +157,12 @@ def _batches(
             # Not before the error is gone: its traceback holds the tensors of the attempt.
             if scored is None:
                 size = max(1, size // 2)
-                for forward in method.forwards():
+                for forward in forwards(method):
                     forward.forget()
                 torch.cuda.empty_cache()
                 continue
             if 2 * scored.computed >= len(positions):
-                for forward in method.forwards():
+                for forward in forwards(method):
                     forward.expect(len(positions), planned)
             begun.append((positions, scored))
             start += len(positions)

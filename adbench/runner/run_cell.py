@@ -18,7 +18,7 @@ from adbench.context import Context, Progress
 from adbench.datasets.slices import LabelledSet, SliceSet
 from adbench.datasets.store.slice_store import SliceStore
 from adbench.errors import UserError, text_of
-from adbench.methods.base import Method
+from adbench.methods.base import Method, ways
 from adbench.metrics.evaluate import Estimate, Evaluation
 from adbench.results import known, provenance, rundir, status
 from adbench.results.format import several
@@ -136,7 +136,7 @@ def _make(plan: Plan, ctx: Context, save_maps: bool, watch: Callable[[Method, fl
             ctx.progress.update(phase, 0, 0)
             samples.save(new / rundir.SAMPLES)
             rundir.write_counts(new, counts.test, counts.threshold, counts.spatial)
-            record = _record(plan, fit, method.scored(), evaluation, clock, new)
+            record = _record(plan, fit, ways(method), evaluation, clock, new)
         rundir.commit(record, plan.run_folder)
     except BaseException as error:
         rundir.abandon(plan.run_folder)
@@ -208,14 +208,13 @@ def _record(
         + _unknown_scale(data, cell)
         + evaluation.notes,
         fit={name: fit[name] for name in ("steps", "best", "curves", "computed") if name in fit},
-        scored=scored,
         timing={
             "fit": fit["seconds"],
             "score_per_slice": clock.seconds["score"] / len(data.test),
             **clock.seconds,
         },
         memory={"score_host": peak_memory("cpu")["host"], **{f"fit_{k}": v for k, v in fit["memory"].items()}},
-        provenance=provenance.collect(cell.device, plan.fit_folder),
+        provenance={**provenance.collect(cell.device, plan.fit_folder), "scored": scored},
         files={path.name: digest_file(path) for path in sorted(folder.iterdir()) if path.name in rundir.RECORDED},
         tuned_from=cell.origin,
         weights=cell.fit.weights if cell.fit else None,

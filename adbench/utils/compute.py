@@ -67,9 +67,9 @@ def applied(device: str) -> Iterator[None]:
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
-def to_device(tensor: torch.Tensor, device: str) -> torch.Tensor:
+def to_device(tensor: torch.Tensor, device: str | torch.device) -> torch.Tensor:
     """``tensor`` on ``device``; from the host to a GPU through page-locked memory, so that nothing waits for the copy."""
-    if device.startswith("cuda") and tensor.device.type == "cpu":
+    if str(device).startswith("cuda") and tensor.device.type == "cpu":
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adbench.config import registry
 from adbench.context import Context
+from adbench.methods import base
 from adbench.methods.common import forward, preprocess
 from adbench.methods.common.forward import PORTION, Forward
 from adbench.utils import compute
@@ -272,13 +273,13 @@ def test_maps_of_portions_are_those_of_plain_calls(what: str, tmp_path: Path) ->
     batch = make_set(PORTION + 3, seed=2, name="t").batch(slice(0, PORTION + 3))
     found = []
     for portions in (False, True):
-        vars(method)["_forward"] = Forward("cpu", LOG, portions=portions)
+        vars(method)[base.OWN] = Forward("cpu", LOG, portions=portions)
         with torch.inference_mode():
             found.append(method.score_and_reconstruct(batch)[0])
-    assert method._forward._calls
+    assert base.forward_of(method)._calls
     spread = float(found[0].std())
     torch.testing.assert_close(found[1], found[0], atol=1e-3 * spread, rtol=0)
-    assert method.scored() == [{"device": "cpu", "precision": "float32", "compile": "off", "networks": "launched"}]
+    assert base.ways(method) == [{"device": "cpu", "precision": "float32", "compile": "off", "networks": "launched"}]
 
 
 def test_only_a_loaded_fit_is_called_in_portions(tmp_path: Path) -> None:
@@ -289,5 +290,28 @@ def test_only_a_loaded_fit_is_called_in_portions(tmp_path: Path) -> None:
     loaded = cls.load(tmp_path, Context())
     for one in (method, loaded):
         one.ctx.device = "cuda"
-    assert not method._forward._portions  # its weights may learn on
-    assert loaded._forward._portions
+    assert not base.forward_of(method)._portions  # its weights may learn on
+    assert base.forward_of(loaded)._portions
+
+
+def test_hooks_of_a_network_are_called(network: Network) -> None:
+    network.register_forward_hook(lambda module, given, out: tuple(part * 0 for part in out))
+    for portions in (False, True):
+        assert not Forward("cpu", LOG, portions=portions)(network, *inputs(PORTION + 1))[0].any()
+
+
+def test_a_method_may_have_names_of_its_own() -> None:
+    """Of a plug-in none is taken that it would have chosen before there was anything of this."""
+    cls: Any = registry.load("methods", "ae")
+
+    class Own(cls):  # type: ignore[misc]
+        def _forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.apply(x)  # type: ignore[no-any-return]
+
+        scored = _loaded = forwards = infer = None
+
+    method = Own(cls.resolve("tiny", cls.smoke), Context())
+    method._network = method.build().eval()
+    with torch.inference_mode():
+        assert method._forward(torch.zeros(2, 1, 64, 64)).shape == (2, 1, 64, 64)
+    assert base.ways(method) == [{"device": "cpu", "precision": "float32", "compile": "off", "networks": "launched"}]

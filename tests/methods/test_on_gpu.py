@@ -14,7 +14,7 @@ from test_forward import METHODS
 
 from adbench.config import registry
 from adbench.context import Context, Progress
-from adbench.methods.base import Method
+from adbench.methods.base import OWN, Method, forwards, ways
 from adbench.methods.common.forward import PORTION, Forward
 from adbench.utils import compute
 
@@ -49,14 +49,14 @@ def test_recorded_and_compiled_networks_say_what_they_say_when_they_are_called(
     method.fit(make_set(12), None)
     method.save(tmp_path)
     plainly = type(method).load(tmp_path, Context(device=DEVICE))
-    vars(plainly)["_forward"] = Forward(DEVICE, LOG, portions=False)
+    vars(plainly)[OWN] = Forward(DEVICE, LOG, portions=False)
     expected = maps_of(plainly, DEVICE)
     fast = type(method).load(tmp_path, Context(device=DEVICE))
     found = [maps_of(fast, DEVICE)]
-    for forward in fast.forwards():
+    for forward in forwards(fast):
         forward.expect(1, 10**15)
     found += [maps_of(fast, DEVICE) for _ in range(3)]
-    (way,) = fast.scored()
+    (way,) = ways(fast)
     assert way == {"device": "cuda", "precision": "float32", "compile": mode, "networks": "recorded"}
     for maps in found:
         torch.testing.assert_close(maps, expected, atol=2e-3 * float(expected.std()), rtol=0)

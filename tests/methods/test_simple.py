@@ -18,6 +18,7 @@ from adbench.errors import UserError
 from adbench.methods.ae import AE
 from adbench.methods.common import image_ops
 from adbench.methods.simple import Constant, HistEq, ZScore
+from adbench.utils.compute import to_device
 
 AE_SMALL = {"image_size": 32, "channels": (8, 16), "latent": 8, "steps": 10, "batch": 4}
 
@@ -184,3 +185,15 @@ def test_quantiles_of_a_batch_are_numpys_and_torchs_to_the_last_bit() -> None:
     figures = image_ops.standardise(image, brain)[1]
     assert figures[4].tolist() == [0.0, 1.0]
     assert figures[3].tolist() == [float(image[3, 0, 4, 4]), pytest.approx(0.01)]
+
+
+def test_operations_take_what_plug_ins_give() -> None:
+    """Images without channels, tensors with gradients, and a device that is no string."""
+    image = torch.rand((3, 9, 8), generator=torch.Generator().manual_seed(1), requires_grad=True)
+    for shape in ((3, 9, 8), (9, 8)):
+        flat = image.detach().reshape(-1, 9, 8)[: shape[0] if len(shape) == 3 else 1].reshape(shape)
+        expected = image_ops.gaussian_blur(flat.reshape(-1, 1, 9, 8), 1.0).reshape(shape)
+        torch.testing.assert_close(image_ops.gaussian_blur(flat, 1.0), expected)
+    image_ops.brain_quantiles(image[:, None], torch.ones(3, 1, 9, 8, dtype=torch.bool), (0.5,)).sum().backward()
+    assert image.grad is not None
+    assert to_device(image.detach(), torch.device("cpu")).device.type == "cpu"

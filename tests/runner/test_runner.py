@@ -187,7 +187,9 @@ def test_an_interrupted_training_is_continued_by_a_run_that_scores_otherwise(sli
     assert "sigma" not in stage["identity"]["params"]
     made = run_cell.run_cell(planned(2.0))
     assert made.fit["steps"] == 6
-    assert made.scored == [{"device": "cpu", "precision": "float32", "compile": "off", "networks": "launched"}]
+    assert made.provenance["scored"] == [
+        {"device": "cpu", "precision": "float32", "compile": "off", "networks": "launched"}
+    ]
 
 
 def test_record_round_trips_and_strangers_records_are_checked(slices: Path, tmp_path: Path) -> None:

@@ -50,13 +50,14 @@ class Forward:
 
     def __call__(self, network: nn.Module, *inputs: torch.Tensor, call: str = "forward") -> Tensors:
         """What ``network`` gives for ``inputs``; see :meth:`adbench.methods.base.Method.infer`."""
+        function = network if call == "forward" else getattr(network, call)
         if not self._portions:
-            return _launch(getattr(network, call), inputs, self._device)
+            return _launch(function, inputs, self._device)
         format = compute.precision(str(self._device))
         which = (network, call, format, *(one.shape[1:] for one in inputs))
         if which not in self._calls:
             what = f"{type(network).__name__}.{call}"
-            self._calls[which] = _Call(what, getattr(network, call), self._device, self._logger)
+            self._calls[which] = _Call(what, function, self._device, self._logger)
         # Not in inference mode: a recording writes to its inputs again, and what is compiled for tensors of that mode is
         # compiled again for others.
         with torch.inference_mode(False), torch.no_grad():

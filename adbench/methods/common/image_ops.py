@@ -46,7 +46,7 @@ def gaussian_blur(image: torch.Tensor, sigma: float) -> torch.Tensor:
     radius = len(kernel) // 2
     # A CPU is faster with images as channels, to the same bits where the kernel is not much larger than they are.
     as_channels = image.is_cpu and radius < min(image.shape[-2:])
-    count = max(1, image.shape[0] * image.shape[1]) if as_channels else 1
+    count = max(1, math.prod(image.shape[:-2])) if as_channels else 1
     flat = image.reshape(-1, count, *image.shape[-2:])
     flat = F.conv2d(flat, kernel.view(1, 1, -1, 1).expand(count, 1, -1, 1), padding=(radius, 0), groups=count)
     flat = F.conv2d(flat, kernel.view(1, 1, 1, -1).expand(count, 1, 1, -1), padding=(0, radius), groups=count)
@@ -63,7 +63,7 @@ CENTRE, SPREAD = 0.4, 0.15  # where the median and one interquartile range of a 
 
 def ascending(values: torch.Tensor) -> torch.Tensor:
     """``values`` (B, n) sorted along each row; on a CPU by numpy, whose sort is several times as fast."""
-    if values.is_cpu:
+    if values.is_cpu and not values.requires_grad:
         return torch.from_numpy(np.sort(values.numpy(), axis=1))
     return values.sort(dim=1).values
 

@@ -41,7 +41,9 @@ class Schedule:
 
     def noised(self, clean: torch.Tensor, noise: torch.Tensor, t: int | torch.Tensor) -> torch.Tensor:
         """``sqrt(bar_t) x_0 + sqrt(1 - bar_t) eps`` with one step for all slices, or one step per slice (B,)."""
-        bar = torch.as_tensor(self.bar[t] if isinstance(t, torch.Tensor) else self.at(t)).to(clean.dtype)
+        bar = (self.bar[t] if isinstance(t, torch.Tensor) else torch.tensor(self.at(t), dtype=torch.float64)).to(
+            clean.dtype
+        )
         shares = bar.sqrt(), (1 - bar).sqrt()
         if not isinstance(t, torch.Tensor):  # numbers reach a GPU with the call, tensors by a copy that waits
             return float(shares[0]) * clean + float(shares[1]) * noise
