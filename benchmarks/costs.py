@@ -4,7 +4,7 @@
     python benchmarks/costs.py --method dae,thor,ddpm --preset base,paper --gib 8,24
 
 Operations are those of a step's forward and backward pass (a multiplication and an addition are two), of a sample and of all
-steps; a GPU does 20 to 45 % of its matrix peak. Memory, what is fixed: weights, gradients, the two moments of Adam and averaged weights in float32, and weights in bf16. What grows with
+steps, which of a stage with a discriminator has fewer before it joins; a GPU does 20 to 45 % of its matrix peak. Memory, what is fixed: weights, gradients, the two moments of Adam and averaged weights in float32, and weights in bf16. What grows with
 the samples that are computed at once: the tensors that a forward pass keeps for the backward pass, in bf16 or float32 as autocast
 has it. Both together are what a step launched kernel by kernel holds; compiled it keeps less. The allocator, algorithms of cuDNN
 and slices on the GPU take one or two GiB more. A step that does not fit a card is split by itself into 2, 4, 8, ... micro-batches; the
@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import math
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -106,14 +107,21 @@ def step(stage: training.Stage) -> dict[str, float]:
         return found if rival is None else max(found, kept(lambda: rival.loss(module, rival.module, batch), modules))
 
     one, two = bytes_of(1), bytes_of(2)
-    with FlopCounterMode(display=False) as counter:
-        stage.loss(module, drawn, at).backward()
-        if rival is not None:
-            rival.loss(module, rival.module, drawn).backward()
+
+    def operations_at(number: int) -> float:
+        with FlopCounterMode(display=False) as counter:
+            stage.loss(module, drawn, number).backward()
+            if rival is not None and number >= at:
+                rival.loss(module, rival.module, drawn).backward()
+        return counter.get_total_flops() / 2
+
+    alone, together = operations_at(0), operations_at(at)
     if rival is not None:
         rival.module.to_empty(device="cpu")
+    joins = min(at, stage.plan.steps)
     return {
-        "operations": counter.get_total_flops() / 2,
+        "operations": together,
+        "in all": stage.plan.batch * (alone * joins + together * (stage.plan.steps - joins)),
         "numbers": numbers,
         "fixed": (fixed + 2 * one - two) / GIB,
         "sample": (two - one) / GIB,
@@ -138,11 +146,7 @@ def rows(name: str, preset: str, cards: list[float]) -> list[str]:
 
     def instead(stage: Any, ctx: Context) -> Any:
         found, batch = step(stage), stage.plan.batch
-        every = (
-            f"{found['operations'] * batch * stage.plan.steps / 1e15:.3g}"
-            if stage.plan.seconds is None
-            else "by the clock"
-        )
+        every = f"{found['in all'] / 1e15:.3g}" if stage.plan.seconds is None else "by the clock"
         cells = [name, preset, stage.name, f"{found['numbers'] / 1e6:.1f}", f"{stage.plan.steps} x {batch}"]
         cells += [f"{found['operations'] / 1e9:.3g}", every, f"{found['fixed']:.2f}"]
         cells += [f"{1024 * found['sample']:.1f}", f"{found['fixed'] + found['sample'] * batch:.2f}"]
@@ -166,7 +170,9 @@ def main() -> int:
     args = parser.parse_args()
     try:
         names, presets = args.method.split(","), args.preset.split(",")
-        cards = [float(part) for part in args.gib.split(",")]
+        cards = [float(part) for part in args.gib.split(",") if part]
+        if not cards or not all(0 < card < math.inf for card in cards):
+            raise UserError(f"--gib {args.gib}: give the GiB of cards, each above 0, e.g. 8,24.")
         for name in names:
             if name not in LEARN:
                 raise unknown("method with a network", name, LEARN)

@@ -29,6 +29,7 @@ BEGIN = time.monotonic()  # before the imports, which take most of a short budge
 import argparse
 import importlib
 import json
+import math
 import multiprocessing
 import signal
 import tempfile
@@ -109,8 +110,17 @@ def planned(args: argparse.Namespace) -> list[Work]:
             )
         if name not in there:
             raise unknown("variant", name, there)
-    if min(args.minutes, args.seconds) <= 0 or args.threads < 0:
+    if not (0 < args.minutes < math.inf and 0 < args.seconds < math.inf) or args.threads < 0:
         raise UserError("--minutes and --seconds must be above 0, and --threads not below it.")
+    if args.json and args.json.is_dir():
+        raise UserError(f"--json {args.json} is a folder: name a file in it.")
+    if args.profile:
+        try:
+            args.profile.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(
+                f"--profile {args.profile}: {error.strerror}. Choose a folder that can be written to."
+            ) from None
     if args.json and not args.json.absolute().parent.is_dir():
         raise UserError(f"--json {args.json}: there is no folder {args.json.parent}; create it first.")
     names = [n for n in (args.method or ",".join(LEARN if cuda else registry.BUILTIN["methods"])).split(",") if n]
@@ -199,7 +209,7 @@ def all_rows(args: argparse.Namespace, work: list[Work], end: float, target: Any
         which = {"method": one.name, "preset": one.preset}
         left = end - time.monotonic()
         if left <= 0:
-            yield {**which, "what": "", "error": "no time left"}
+            yield {**which, "what": "not measured", "error": "no time left"}
             continue
         worker, ahead = ahead or Worker(args, one, target), None
         if args.device.startswith("cuda") and number + 1 < len(work):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -475,6 +476,8 @@ def main() -> None:
     parser.add_argument("--subjects", type=int, default=SUBJECTS, help=argparse.SUPPRESS)
     given = parser.parse_args()
     SUBJECTS = given.subjects
+    if not 1e-4 <= given.scale < math.inf:
+        parser.error(f"--scale {given.scale:g} is not a share of at least 0.0001")
     if given.side:
         print(json.dumps({**SIDES[given.side](given.size), "peak": _peak()}))
     else:

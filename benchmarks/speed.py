@@ -113,9 +113,17 @@ class Clock:
 
 
 def operations(call: Callable[[], object]) -> int:
-    from torch.utils.flop_counter import FlopCounterMode
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop, sdpa_flop
 
-    with FlopCounterMode(display=False) as counter:
+    aten = torch.ops.aten  # attention on a CPU, which torch does not count
+    of_cpu: dict[Any, Any] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: partial(sdpa_flop),
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: partial(sdpa_backward_flop),
+    }
+    for formula in of_cpu.values():
+        formula._get_raw = True  # it takes tensors
+    with FlopCounterMode(display=False, custom_mapping=of_cpu) as counter:
         call()
     return counter.get_total_flops()
 

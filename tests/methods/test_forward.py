@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from adbench.config import registry
 from adbench.context import Context
+from adbench.errors import UserError
 from adbench.methods import base
 from adbench.methods.common import forward, preprocess
 from adbench.methods.common.forward import PORTION, Forward
@@ -315,3 +316,54 @@ def test_a_method_may_have_names_of_its_own() -> None:
     with torch.inference_mode():
         assert method._forward(torch.zeros(2, 1, 64, 64)).shape == (2, 1, 64, 64)
     assert base.ways(method) == [{"device": "cpu", "precision": "float32", "compile": "off", "networks": "launched"}]
+
+
+def test_what_has_no_entry_a_sample_is_called_as_it_is(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs that belong to all samples together, and inputs that are one for all: the same as from a plain call."""
+    monkeypatch.setattr(forward, "Recording", Replayed)
+    Replayed.made = []
+    x = inputs(2 * PORTION + 3)[0]
+    odd: dict[str, Any] = {
+        "codebook": lambda x: (x, torch.arange(4.0)[:, None]),
+        "start": lambda x: x[:1] * 2,
+        "mean": lambda x: (x, x.mean()),
+    }
+    plain, portions = Forward("cpu", LOG, portions=False), Forward("cpu", LOG, portions=True)
+    for name, function in odd.items():
+        setattr(network, name, function)
+        for _ in range(4):
+            torch.testing.assert_close(portions(network, x, call=name), plain(network, x, call=name))
+    one = torch.tensor([3.0])
+    torch.testing.assert_close(portions(network, x, one), plain(network, x, one))
+    torch.testing.assert_close(portions(network, x, one[0]), plain(network, x, one[0]))
+
+
+def test_inputs_of_another_type_are_not_rounded(network: Network, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forward, "Recording", Typed)
+    x, t = inputs(PORTION)
+    portions = Forward("cpu", LOG, portions=True)
+    for _ in range(4):
+        portions(network, x, t.long())
+    torch.testing.assert_close(portions(network, x, t + 0.5), Forward("cpu", LOG, portions=False)(network, x, t + 0.5))
+
+
+class Typed:
+    """A recording's inputs keep the types they were recorded with."""
+
+    def __init__(self, call: Any, inputs: dict[str, torch.Tensor]) -> None:
+        self._call, self._inputs = call, {name: value.clone() for name, value in inputs.items()}
+
+    def __call__(self, inputs: dict[str, torch.Tensor]) -> Any:
+        for name, value in inputs.items():
+            self._inputs[name].copy_(value)
+        return self._call(self._inputs)
+
+
+@pytest.mark.parametrize("portions", [False, True])
+@pytest.mark.parametrize("given", [None, {"sample": torch.ones(1), "loss": None}, [(torch.ones(1),)]])
+def test_a_network_that_gives_no_tensors_is_told_so(network: Network, portions: bool, given: Any) -> None:
+    network.odd = lambda x: given  # type: ignore[assignment]
+    with pytest.raises(
+        UserError, match=r"gives (NoneType|tuple) where a network that a method scores with gives tensors"
+    ):
+        Forward("cpu", LOG, portions=portions)(network, inputs(3)[0], call="odd")

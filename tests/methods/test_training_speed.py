@@ -288,3 +288,14 @@ def test_the_last_figures_of_a_row_stand_apart() -> None:
     assert "train; first step, s 5.2; error late |" in text
     assert "| 0.63 |" in text
     assert text.count("|") == len(methods.SHOWN) + 1
+
+
+def test_attention_is_counted_on_a_cpu() -> None:
+    """Two products of 16 x 16 cells with 8 channels and 2 heads forward, and five of them backward."""
+    q, k, v = (torch.randn(1, 2, 16, 8, requires_grad=True) for _ in range(3))
+
+    def call() -> None:
+        torch.nn.functional.scaled_dot_product_attention(q, k, v).sum().backward()
+
+    product = 2 * 2 * 16 * 16 * 8
+    assert speed.operations(call) == (2 + 5) * product

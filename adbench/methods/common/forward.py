@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
+from adbench.errors import UserError
 from adbench.methods.common.preprocess import autocast
 from adbench.methods.common.recording import Recording
 from adbench.utils import compute
@@ -51,10 +52,10 @@ class Forward:
     def __call__(self, network: nn.Module, *inputs: torch.Tensor, call: str = "forward") -> Tensors:
         """What ``network`` gives for ``inputs``; see :meth:`adbench.methods.base.Method.infer`."""
         function = network if call == "forward" else getattr(network, call)
-        if not self._portions:
+        if not self._portions or not _by_sample(inputs):
             return _launch(function, inputs, self._device)
         format = compute.precision(str(self._device))
-        which = (network, call, format, *(one.shape[1:] for one in inputs))
+        which = (network, call, format, *((one.shape[1:], one.dtype) for one in inputs))
         if which not in self._calls:
             what = f"{type(network).__name__}.{call}"
             self._calls[which] = _Call(what, function, self._device, self._logger)
@@ -69,7 +70,7 @@ class Forward:
             return
         self._decided = True
         calls = self._calls.values()
-        if sum(call.operations * call.samples for call in calls) / done * (total - done) < COMPILES_FROM:
+        if sum((call.operations or 0.0) * call.samples for call in calls) / done * (total - done) < COMPILES_FROM:
             return
         if (mode := compute.compile_mode(str(self._device))) != "off":
             for call in calls:
@@ -78,7 +79,7 @@ class Forward:
     def forget(self) -> None:
         """Give back the memory of what is recorded; it is recorded again when it is called again."""
         for call in self._calls.values():
-            call.recording, call.launched = None, 0
+            call.recording, call.launched, call.samples = None, 0, 0
 
     def computed(self) -> dict[str, Any]:
         """How networks were called: "device", "precision", "compile" (the mode, or "off"), "networks" ("recorded", "launched")."""
@@ -98,7 +99,7 @@ class _Call:
     Attributes:
         recording: of a portion.
         launched: portions that were not replayed, since the function is what it is.
-        operations: of one sample.
+        operations: of one sample; None: not counted yet.
         samples: that have been computed.
         mode: of ``torch.compile``, or "off".
     """
@@ -106,9 +107,10 @@ class _Call:
     def __init__(self, what: str, function: Callable[..., Any], device: torch.device, logger: logging.Logger) -> None:
         self._what, self._plain, self._function = what, function, function
         self._device, self._logger = device, logger
-        self._records = True
+        self._records = self._in_portions = True
         self.recording: Recording | None = None
-        self.launched, self.samples, self.operations, self.mode = 0, 0, 0.0, "off"
+        self.operations: float | None = None
+        self.launched, self.samples, self.mode = 0, 0, "off"
 
     def compile(self, mode: str) -> None:
         """Compile the function for portions to come."""
@@ -118,7 +120,7 @@ class _Call:
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Tensors:
         count = len(inputs[0])
         self.samples += count
-        if not self.operations:
+        if self.operations is None:
             counted = _Operations()
             with counted:
                 found = _launch(self._plain, [one[:1] for one in inputs], self._device)
@@ -126,13 +128,16 @@ class _Call:
             if counted.waits:
                 self._records = False
                 self._warn("is launched kernel by kernel, which is slower", f"it waits in {min(counted.waits)}")
+            self._in_portions = _by_sample((inputs[0][:1], *found))
             if count == 1:
                 return found
-        if count < PORTION:
-            return _launch(self._plain, inputs, self._device)
-        portions = zip(*(torch.split(one, PORTION) for one in inputs), strict=True)
-        each = [self._portion(portion) for portion in portions]
-        return tuple(torch.cat(parts)[:count] for parts in zip(*each, strict=True))
+        if count >= PORTION and self._in_portions:
+            portions = zip(*(torch.split(one, PORTION) for one in inputs), strict=True)
+            each = [self._portion(portion) for portion in portions]
+            self._in_portions = all(_by_sample((inputs[0][:PORTION], *found)) for found in each)
+            if self._in_portions:
+                return tuple(torch.cat(parts)[:count] for parts in zip(*each, strict=True))
+        return _launch(self._plain, inputs, self._device)
 
     def _portion(self, inputs: Sequence[torch.Tensor]) -> Tensors:
         missing = PORTION - len(inputs[0])
@@ -200,5 +205,17 @@ def _launch(function: Callable[..., Any], inputs: Sequence[torch.Tensor], device
         found = function(*inputs)
     if isinstance(found, dict):  # of diffusers
         found = tuple(found.values())
-    parts = (found,) if isinstance(found, torch.Tensor) else found
+    parts = found if isinstance(found, (tuple, list)) else (found,)
+    for part in parts:
+        if not isinstance(part, torch.Tensor):
+            name = getattr(function, "__qualname__", type(function).__name__)
+            raise UserError(
+                f"{name} gives {type(part).__name__} where a network that a method scores with gives tensors: have it give "
+                "a tensor, or several, or call it without infer and apply."
+            )
     return tuple(part.float() for part in parts)
+
+
+def _by_sample(tensors: Sequence[torch.Tensor]) -> bool:
+    """Whether all of ``tensors`` have as many entries along a first axis; what does not is called as it is."""
+    return len({one.shape[0] if one.ndim else -1 for one in tensors} - {-1}) == 1 and all(one.ndim for one in tensors)
