@@ -151,6 +151,9 @@ class Method(ABC):
 
         Returns:
             The tensors that it gives (one, a tuple, a list, or an output of diffusers), as float32.
+
+        Raises:
+            UserError: it gives something else.
         """
         return forward_of(self)(network, *inputs, call=call)
 
@@ -308,7 +311,10 @@ def forwards(method: Method) -> list[Forward]:
 
 
 def ways(method: Method) -> list[dict[str, Any]]:
-    """How ``method`` and its members have called networks, an entry for each way: see :meth:`adbench.methods.common.forward.Forward.computed`."""
+    """How ``method`` and its members have called networks, an entry for each way.
+
+    See :meth:`adbench.methods.common.forward.Forward.computed`.
+    """
     found: list[dict[str, Any]] = []
     for forward in forwards(method):
         if (way := forward.computed()) not in found:

@@ -262,7 +262,7 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("what", METHODS)
+@pytest.mark.parametrize("what", sorted(METHODS.keys() - {"ddpm", "andi", "pddpm"}))  # as thor calls its network
 def test_maps_of_portions_are_those_of_plain_calls(what: str, tmp_path: Path) -> None:
     """Every method's networks, with more slices than a portion holds, from a loaded fit."""
     name, values = METHODS[what]

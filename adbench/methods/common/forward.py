@@ -218,4 +218,4 @@ def _launch(function: Callable[..., Any], inputs: Sequence[torch.Tensor], device
 
 def _by_sample(tensors: Sequence[torch.Tensor]) -> bool:
     """Whether all of ``tensors`` have as many entries along a first axis; what does not is called as it is."""
-    return len({one.shape[0] if one.ndim else -1 for one in tensors} - {-1}) == 1 and all(one.ndim for one in tensors)
+    return all(one.ndim for one in tensors) and len({len(one) for one in tensors}) == 1
