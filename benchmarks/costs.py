@@ -26,10 +26,9 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from speed import WaveParams, Waves
+from speed import WaveParams, Waves, operations
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
-from torch.utils.flop_counter import FlopCounterMode
 
 from adbench.config import registry
 from adbench.context import Context
@@ -109,11 +108,12 @@ def step(stage: training.Stage) -> dict[str, float]:
     one, two = bytes_of(1), bytes_of(2)
 
     def operations_at(number: int) -> float:
-        with FlopCounterMode(display=False) as counter:
+        def both() -> None:
             stage.loss(module, drawn, number).backward()
             if rival is not None and number >= at:
                 rival.loss(module, rival.module, drawn).backward()
-        return counter.get_total_flops() / 2
+
+        return operations(both) / 2
 
     alone, together = operations_at(0), operations_at(at)
     if rival is not None:

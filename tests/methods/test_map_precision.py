@@ -16,10 +16,10 @@ from adbench.context import Context
 from adbench.methods import training
 from adbench.methods.base import Method
 from adbench.methods.common import preprocess
+from adbench.methods.common.forward import WAITS
 from adbench.methods.training.step import Average
 
 PRODUCTS = ("conv", "linear", "matmul", "mm", "addmm", "bmm", "baddbmm", "scaled_dot_product")  # as one or in parts
-WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "is_nonzero")
 # Every learned method, and the choices that compute otherwise.
 LEARNED: dict[str, tuple[str, dict[str, Any]]] = {
     **{

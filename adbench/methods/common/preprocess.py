@@ -15,7 +15,7 @@ from torch import nn
 
 from adbench.errors import UserError
 from adbench.methods.common import image_ops
-from adbench.utils.compute import precision
+from adbench.utils.compute import precision, to_device
 
 if TYPE_CHECKING:
     from adbench.datasets.slices import SliceBatch, SliceSet
@@ -113,15 +113,15 @@ class SliceLoader:
         return len(self.data)
 
     def _read(self, indices: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Slices and masks as they are stored; in page-locked memory when they are bound for a GPU."""
+        """Slices and masks as they are stored."""
         positions = indices.numpy()
         image = torch.from_numpy(np.ascontiguousarray(self.data.images(positions)))[:, None]
         brain = torch.from_numpy(np.ascontiguousarray(self.data.brains(positions)))[:, None]
-        return (image.pin_memory(), brain.pin_memory()) if self.device.type == "cuda" else (image, brain)
+        return image, brain
 
     def _prepared(self, image: torch.Tensor, brain: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Slices and masks on the device and on the network's grid."""
-        image, brain = (part.to(self.device, non_blocking=True) for part in (image, brain))
+        image, brain = (to_device(part, self.device) for part in (image, brain))
         image, brain = image_ops.resize(image.float(), self.size), image_ops.resize_mask(brain, self.size)
         if self.standardise:
             image, _ = image_ops.standardise(image, brain)
